@@ -1,0 +1,40 @@
+# `make demo` and `make test` work from a fresh clone; both begin by making the environment in .venv.
+PYTHON ?= python3
+CHECKED := pipeline grounding cli tests
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# DVC's own caches stay inside the clone: they are pickled, so they are not shared with other users of the machine.
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site-cache
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: demo test environment lint types contracts tests clean
+
+demo: .venv/.installed
+	.venv/bin/dvc repro
+
+test: lint types contracts tests
+
+lint: .venv/.installed
+	.venv/bin/ruff check $(CHECKED)
+	.venv/bin/ruff format --check $(CHECKED)
+
+types: .venv/.installed
+	.venv/bin/mypy
+
+contracts: .venv/.installed
+	.venv/bin/lint-imports
+
+tests: .venv/.installed
+	.venv/bin/python -m pytest -m "not soak"
+
+environment: .venv/.installed
+
+# uv installs in a minute what pip takes several for; constraints.txt pins every version.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt uv
+	.venv/bin/uv pip install --python .venv/bin/python --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,180 @@
+"""What every command shares: common options, a log file, signals, and errors turned into exit codes.
+
+    app = new_app()
+
+    @app.command()
+    @guarded
+    def prepare(..., config: ConfigFile = None, assignments: Assignments = None, debug: Debug = False) -> None:
+        log_to(run / "log.txt")
+        ...
+
+    def main() -> None:
+        app()
+
+Exit codes: 0 done; 1 unexpected error, or more inputs failed than allowed (`raise typer.Exit(1)`); 2 wrong usage
+or input; 130 and 143 stopped by SIGINT or SIGTERM, can be run again. Nothing heavy is imported here: `--help` must
+stay quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from pipeline.errors import InputError, StvgError
+
+P = ParamSpec("P")
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="YAML with one section per command (`params.yaml` is one).")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of this command's section; may be repeated.", show_default=False),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+OURS = ("cli", "grounding", "pipeline")
+log = logging.getLogger("cli")
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that every `finally` on the way out runs."""
+
+
+def new_app() -> typer.Typer:
+    """A typer app whose errors are ours to print."""
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=False)
+
+
+def guarded(body: Callable[P, None]) -> Callable[P, None]:
+    """Run a command's body: known errors become one line and an exit code, others go to the log file."""
+
+    @functools.wraps(body)
+    def command(*args: P.args, **kwargs: P.kwargs) -> None:
+        began = time.monotonic()
+        code = 1
+        with _signals(), _logging():
+            try:
+                body(*args, **kwargs)
+                code = 0
+            except typer.Exit as leave:
+                code = leave.exit_code
+            except BaseException as error:
+                code = _explain(error, debug=bool(kwargs.get("debug")))
+            finally:
+                log.info("exit code %d after %.1f s", code, time.monotonic() - began)
+        if code:
+            raise typer.Exit(code)
+
+    return command
+
+
+def _explain(error: BaseException, debug: bool) -> int:
+    """Say what went wrong on stderr and in the log; returns the exit code."""
+    trace = "".join(traceback.format_exception(error))
+    if debug:
+        sys.stderr.write(trace)
+    if isinstance(error, StvgError):
+        return _fail(str(error), error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return _fail("stopped; run the same command again to go on", 130, word="interrupted")
+    if isinstance(error, Terminated):
+        return _fail("stopped; run the same command again to go on", 143, word="terminated")
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    log.error("unexpected\n%s", trace)
+    files = [handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, _LogFile)]
+    where = f"the traceback is in {files[-1]}" if files else "run again with --debug to see the traceback"
+    return _fail(f"unexpected {type(error).__name__}: {error} ({where})", 1)
+
+
+def _fail(message: str, code: int, word: str = "error") -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    log.error("%s: %s", word, message)
+    Console(stderr=True, soft_wrap=True).print(Text.assemble((f"{word}: ", "bold red"), message))
+    return code
+
+
+def say(message: str) -> None:
+    """A line for the user on stdout, and in the log file."""
+    log.info("%s", message)
+    typer.echo(message)
+
+
+def warn(message: str) -> None:
+    """A warning on stderr, and in the log file."""
+    from rich.console import Console
+    from rich.text import Text
+
+    log.warning("%s", message)
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("warning: ", "bold yellow"), message))
+
+
+class _LogFile(logging.FileHandler):
+    """The log file of the running command."""
+
+
+def log_to(path: Path) -> None:
+    """From here on write plain lines to `path` too (appended; folders are made). A second call adds a second file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the log file {path} cannot be written: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    log.info("%s in %s", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), Path.cwd())
+
+
+@contextmanager
+def _logging() -> Iterator[None]:
+    """Our loggers at INFO while a command runs; its log files are closed after it."""
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    root = logging.getLogger()
+    quiet = logging.NullHandler()
+    root.addHandler(quiet)
+    try:
+        yield
+    finally:
+        root.removeHandler(quiet)
+        for handler in [handler for handler in root.handlers if isinstance(handler, _LogFile)]:
+            root.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM raises `Terminated` once in this process; a second one kills, and forked children keep the default."""
+    owner = os.getpid()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != owner:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise Terminated
+
+    try:
+        before: Any = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""Blocks the models share: attention, positions, feed-forward parts, proposal map."""

@@ -1,0 +1,63 @@
+"""Bringing the two streams' space and time together (supplement B.1): maps into the motion square, frames to clips."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def resize_matrix(target: int, valid: Tensor, padded: int, low: Tensor, high: Tensor) -> Tensor:
+    """Bilinear resizing along one axis as a matrix `[B, target, padded]`, zeros outside the picture.
+
+    The picture's `valid` `[B]` cells lie in `[low, high)` `[B]` of the square (shares of its side); the square, with
+    zeros around the picture, is resized to `target` cells as torch's bilinear `interpolate` does without
+    antialiasing. Columns at and beyond `valid` (batch padding) are zero.
+    """
+    device = low.device
+    side = valid / (high - low)
+    source = (torch.arange(target, device=device) + 0.5) / target * side[:, None] - 0.5
+    source = torch.minimum(source.clamp(min=0), side[:, None] - 1) - (low * side)[:, None]
+    cells = torch.arange(padded, device=device)
+    weight = (1 - (source[..., None] - cells).abs()).clamp(min=0)
+    return weight * (cells < valid[:, None])[:, None, :]
+
+
+def into_square(maps: Tensor, valid: Tensor, square: Tensor, rows: int, columns: int) -> Tensor:
+    """Place maps `[B, T, H, W]` into their padded squares and resize to `[B, T, rows, columns]`.
+
+    `valid` `[B, 2]` holds the (rows, columns) of each map that are not batch padding, `square` `[B, 4]` where the
+    picture lies in its square (xyxy shares).
+    """
+    vertical = resize_matrix(rows, valid[:, 0], maps.shape[2], square[:, 1], square[:, 3])
+    horizontal = resize_matrix(columns, valid[:, 1], maps.shape[3], square[:, 0], square[:, 2])
+    return torch.einsum("brh,bthw,bcw->btrc", vertical, maps.float(), horizontal)
+
+
+def square_cells(square: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Where the cells of a map over the square lie in the picture: far corners `[B, rows, columns, 2]` as shares of the
+    picture, and whether a cell's centre lies in the picture `[B, rows, columns]`."""
+    y = torch.arange(rows, device=square.device)[:, None].expand(rows, columns)
+    x = torch.arange(columns, device=square.device)[None, :].expand(rows, columns)
+    extent = square[:, 2:] - square[:, :2]
+
+    def in_picture(shift: float) -> Tensor:
+        share = torch.stack([(x + shift) / columns, (y + shift) / rows], -1)
+        return (share - square[:, None, None, :2]) / extent[:, None, None]
+
+    centre = in_picture(0.5)
+    return in_picture(1.0), ((centre > 0) & (centre < 1)).all(-1)
+
+
+def clip_index(frame_tau: Tensor, clips: int) -> Tensor:
+    """The clip ⌊clips·τ⌋ each frame belongs to; `[B, T_s]` → `[B, T_s]`."""
+    return (frame_tau * clips).long().clamp(0, clips - 1)
+
+
+def frames_to_clips(frame_tau: Tensor, clips: int) -> Tensor:
+    """The averaging matrix `[B, clips, T_s]`: the mean of a clip's frames, or its nearest frame where it has none."""
+    own = clip_index(frame_tau, clips)[:, None, :] == torch.arange(clips, device=frame_tau.device)[:, None]
+    middle = (torch.arange(clips, device=frame_tau.device) + 0.5) / clips
+    nearest = (frame_tau[:, None, :] - middle[:, None]).abs().argmin(-1, keepdim=True)
+    alone = torch.zeros_like(own).scatter_(-1, nearest, True)
+    chosen = torch.where(own.any(-1, keepdim=True), own, alone).float()
+    return chosen / chosen.sum(-1, keepdim=True)

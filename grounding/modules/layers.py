@@ -1,0 +1,32 @@
+"""Feed-forward parts: the transformer's FFN and DETR's MLP, each post-norm where they are residual."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class FeedForward(nn.Module):
+    """`LN(x + W₂·dropout(relu(W₁x)))`, the post-norm FFN of a transformer layer; `[…, d]` → `[…, d]`."""
+
+    def __init__(self, d: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(d, inner), nn.Linear(inner, d)
+        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.dropout(functional.relu(self.linear1(x)))
+        return self.norm(x + self.dropout(self.linear2(inner)))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them; `[…, widths[0]]` → `[…, widths[-1]]`."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = functional.relu(layer(x))
+        return self.layers[-1](x)

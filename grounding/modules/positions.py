@@ -1,0 +1,40 @@
+"""Fixed sine positions (Attention is All You Need; DETR for two dimensions). They fit any length and map size."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TEMPERATURE = 10000.0
+TIME_STEPS = 100.0
+"""A whole segment is as long as this many steps of the classic sine positions."""
+
+
+def sine(position: Tensor, d: int) -> Tensor:
+    """`[…]` → `[…, d]`: sin and cos, alternating, of the position at d/2 wavelengths."""
+    wave = TEMPERATURE ** (-2 * torch.div(torch.arange(d, device=position.device), 2, rounding_mode="floor") / d)
+    phase = position[..., None].float() * wave
+    return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], -1).flatten(-2)
+
+
+def sine_time(tau: Tensor, d: int) -> Tensor:
+    """Places in a segment `[…]` in [0, 1) → `[…, d]`."""
+    return sine(tau * TIME_STEPS, d)
+
+
+def sine_2d(xy: Tensor, d: int) -> Tensor:
+    """Far corners of cells `[…, 2]` as shares of the picture's width and height → `[…, d]`, first y, then x.
+
+    This is DETR's normalised convention: the cell in row r of H has y = (r + 1)/H, times 2π.
+    """
+    x, y = (2 * math.pi * xy).unbind(-1)
+    return torch.cat([sine(y, d // 2), sine(x, d // 2)], -1)
+
+
+def cell_corners(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
+    """Far corners of a map's cells as shares of the map, `[rows, columns, 2]` in (x, y)."""
+    y = (torch.arange(rows, device=device) + 1) / rows
+    x = (torch.arange(columns, device=device) + 1) / columns
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)

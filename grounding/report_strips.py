@@ -1,0 +1,110 @@
+"""Picture strips: a few frames of one query with the true tube in green and the predicted one dashed in yellow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from grounding.metrics import Score, boxes_at, truth_boxes
+from pipeline.records import Prediction, Query, Span, Tracks
+
+FramesOf = Callable[[str, Sequence[int]], Sequence[np.ndarray]]
+"""`(a query's path, frame numbers)` → RGB pictures uint8 `[H, W, 3]`, one per number."""
+
+TRUE, PREDICTED, EDGE = (46, 204, 113), (255, 214, 10), (0, 0, 0)
+FRAMES, THUMB_HEIGHT, GAP = 8, 132, 3
+DASH = 7
+QUALITY = 82
+
+
+def choose(scores: Sequence[Score], predictions: dict[str, Prediction], count: int) -> list[str]:
+    """Ids of queries worth a picture, best first: spread evenly over the range of vIoU, a quarter the worst failures.
+
+    Of the failures the ones the model was surest about come first. Where no truth has boxes tIoU stands in.
+    """
+    value = {one.id: one.tIoU if one.vIoU is None else one.vIoU for one in scores}
+    if not value or count <= 0:
+        return []
+    sure = {name: predictions[name].score if name in predictions else 0.0 for name in value}
+    worst = sorted(value, key=lambda name: (round(value[name], 2), -sure[name]))[: count // 4]
+    ranked = sorted((name for name in value if name not in set(worst)), key=lambda name: -value[name])
+    levels = np.array([value[name] for name in ranked])
+    chosen: list[str] = []
+    for wanted in np.linspace(levels[0], levels[-1], min(count - len(worst), len(ranked))) if ranked else ():
+        free = [i for i in range(len(ranked)) if ranked[i] not in chosen]
+        chosen.append(ranked[min(free, key=lambda i: abs(levels[i] - wanted))])
+    return sorted([*chosen, *worst], key=lambda name: -value[name])
+
+
+def strip_frames(query: Query, prediction: Prediction | None) -> list[int]:
+    """Frames evenly over both spans and a little around them, inside the segment; ascending, each once."""
+    spans = [span for span in (query.truth and query.truth.span, prediction and prediction.span) if span]
+    first = min((span[0] for span in spans), default=query.segment[0])
+    last = max((span[1] for span in spans), default=query.segment[1])
+    margin = max(1, round(0.12 * (last - first)))
+    begin, end = max(query.segment[0], first - margin), min(query.segment[1], last + margin)
+    return np.unique(np.linspace(begin, end - 1, FRAMES).round().astype(int)).tolist()
+
+
+def draw_strip(
+    query: Query, tracks: Tracks, prediction: Prediction | None, numbers: Sequence[int], frames: Sequence[np.ndarray]
+) -> Image.Image:
+    """The frames side by side, each with the boxes that hold there: truth inside the true span, prediction inside its own."""
+    true_frames, true_boxes = truth_boxes(query, tracks)
+    known = dict(zip(true_frames.tolist(), true_boxes, strict=True))
+    thumbs = []
+    for number, frame in zip(numbers, frames, strict=True):
+        thumb = _thumb(frame)
+        scale = (thumb.width / query.size[0], thumb.height / query.size[1])
+        if number in known:
+            _outline(thumb, known[number], scale, TRUE, dashed=False)
+        if prediction and prediction.boxes and _holds(prediction.span, number):
+            _outline(thumb, boxes_at(prediction, np.array([number]))[0], scale, PREDICTED, dashed=True)
+        thumbs.append(thumb)
+    width = sum(thumb.width for thumb in thumbs) + GAP * (len(thumbs) - 1)
+    strip = Image.new("RGB", (width, THUMB_HEIGHT), (255, 255, 255))
+    left = 0
+    for thumb in thumbs:
+        strip.paste(thumb, (left, 0))
+        left += thumb.width + GAP
+    return strip
+
+
+def save_strip(strip: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    strip.save(path, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
+
+
+def _holds(span: Span, frame: int) -> bool:
+    return span[0] <= frame < span[1]
+
+
+def _thumb(frame: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(frame, np.uint8))
+    width = max(1, round(picture.width * THUMB_HEIGHT / picture.height))
+    return picture.resize((width, THUMB_HEIGHT), Image.Resampling.BILINEAR)
+
+
+def _outline(thumb: Image.Image, box: np.ndarray, scale: tuple[float, float], colour: tuple[int, int, int], dashed: bool) -> None:
+    """A coloured frame with a dark edge, so that it shows on any ground; `box` is xyxy in pixels of the video."""
+    x1, y1, x2, y2 = (float(box[0] * scale[0]), float(box[1] * scale[1]), float(box[2] * scale[0]), float(box[3] * scale[1]))
+    x1, x2 = (min(max(x, 0.0), thumb.width - 1.0) for x in (x1, x2))
+    y1, y2 = (min(max(y, 0.0), thumb.height - 1.0) for y in (y1, y2))
+    if x2 < x1 or y2 < y1:
+        return
+    pen = ImageDraw.Draw(thumb)
+    for edge in ((x1, y1, x2, y1), (x2, y1, x2, y2), (x2, y2, x1, y2), (x1, y2, x1, y1)):
+        for piece in _dashes(edge) if dashed else [edge]:
+            pen.line(piece, fill=EDGE, width=5)
+            pen.line(piece, fill=colour, width=3)
+
+
+def _dashes(edge: tuple[float, float, float, float]) -> list[tuple[float, float, float, float]]:
+    """The drawn parts of a dashed line `(x1, y1, x2, y2)`: half of it, in pieces of about `DASH` pixels, both ends drawn."""
+    x1, y1, x2, y2 = edge
+    pieces = 2 * max(1, round(float(np.hypot(x2 - x1, y2 - y1)) / (2 * DASH))) + 1
+    places = [(i / pieces, (i + 1) / pieces) for i in range(0, pieces, 2)]
+    return [(x1 + a * (x2 - x1), y1 + a * (y2 - y1), x1 + b * (x2 - x1), y1 + b * (y2 - y1)) for a, b in places]

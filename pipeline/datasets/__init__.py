@@ -1,0 +1,19 @@
+"""The data sets by name: each has a parser from its files to queries, boxes and a report of what was wrong."""
+
+from __future__ import annotations
+
+from pipeline.datasets import jsonl, vidstg
+from pipeline.datasets.parsed import Defects, Parsed, Parser, Progress, quiet
+from pipeline.errors import InputError
+
+PARSERS: dict[str, Parser] = {"shapes": vidstg.parse, "vidstg": vidstg.parse, "jsonl": jsonl.parse}
+
+__all__ = ["PARSERS", "Defects", "Parsed", "Parser", "Progress", "parser_of", "quiet"]
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of a data set by its name; an InputError lists the names there are."""
+    try:
+        return PARSERS[name]
+    except KeyError:
+        raise InputError(f"unknown data set {name!r}; the data sets are {', '.join(PARSERS)}") from None

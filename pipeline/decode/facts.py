@@ -1,0 +1,185 @@
+"""What a video is, found by walking through its packets: size, frame times, whether it is whole.
+
+Pictures are not decoded, but for the first one (which alone carries the rotation) and in files whose packets do
+not say which pictures will come out (`VideoFacts.recounted`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.decode.container import MAX_PIXELS, best_stream, decoded, error_text, open_container, rotation_of, ticks_to_seconds
+from pipeline.decode.damage import refuse_truncated
+from pipeline.errors import VideoError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+
+@dataclass(frozen=True, eq=False)
+class VideoFacts:
+    """Facts of one video. Frame n is shown from `seconds[n]` on.
+
+    `size` is `(width, height)` as shown, after rotation; `seconds` `[n]` float64, ascending, in the container's own
+    time (the first need not be 0); `fps` is the mean over them; `duration` reaches from the first frame's time to
+    the last one's end; `rotation` is degrees counter-clockwise; `doubt` says why decord must not read this file
+    ("" if it may); `recounted`: the frames were found by decoding them all.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    fps: float
+    seconds: np.ndarray = field(repr=False)
+    duration: float
+    has_edit_list: bool
+    codec: str
+    rotation: int = 0
+    doubt: str = ""
+    recounted: bool = False
+
+    @property
+    def frame_count(self) -> int:
+        return len(self.seconds)
+
+
+@dataclass
+class _Packets:
+    """The best stream's packets `[n]` in storage order, and how far all streams reach (in seconds)."""
+
+    pts: list[int | None] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    keys: list[bool] = field(default_factory=list)
+    discards: list[bool] = field(default_factory=list)
+    rotation: int | None = None
+    reach: float = 0.0
+    error: str = ""
+
+    @property
+    def edited(self) -> bool:
+        """An edit list is at work: packets that are decoded but not shown, or times before 0."""
+        return any(self.discards) or any(ticks is not None and ticks < 0 for ticks in self.pts)
+
+
+def probe(path: str | Path, max_pixels: int = MAX_PIXELS) -> VideoFacts:
+    """The facts of a video; a VideoError (`missing`, `empty`, `unreadable`, `truncated`, `damaged`, `too-large`) if it cannot be used."""
+    path = Path(path)
+    with open_container(path) as container:
+        stream = best_stream(container, path, max_pixels)
+        codec = stream.codec_context.codec.canonical_name
+        packets = _walk(container, stream)
+        doubt = _doubt_of_count(packets, codec, container.format.name)
+        seconds, length = _recount(path, max_pixels) if doubt else _shown(packets, stream.time_base)  # type: ignore[arg-type]
+        fps = _rate(seconds, stream)
+        length = length or 1 / fps
+        _refuse_broken(path, container, stream, packets, seconds, length)
+        several = "several video streams" if len(container.streams.video) > 1 else ""
+        width, height = stream.codec_context.width, stream.codec_context.height
+        rotation = packets.rotation or 0
+        return VideoFacts(
+            path=path,
+            size=(height, width) if rotation % 180 else (width, height),
+            fps=fps,
+            seconds=seconds,
+            duration=float(seconds[-1] - seconds[0]) + length,
+            has_edit_list=packets.edited,
+            codec=codec,
+            rotation=rotation,
+            doubt="edit list" if packets.edited else doubt or several,
+            recounted=bool(doubt),
+        )
+
+
+def _walk(container: InputContainer, stream: VideoStream) -> _Packets:
+    """Read every packet once, decoding only until the first picture has come out."""
+    import av
+
+    found = _Packets()
+    try:
+        for packet in container.demux():
+            if packet.size and packet.pts is not None:
+                found.reach = max(found.reach, ticks_to_seconds(packet.pts + (packet.duration or 0), packet.time_base))
+            if packet.stream_index != stream.index:
+                continue
+            if found.rotation is None:
+                found.rotation = _first_rotation(packet)
+            if packet.size:
+                found.pts.append(packet.pts)
+                found.lengths.append(packet.duration or 0)
+                found.keys.append(packet.is_keyframe)
+                found.discards.append(packet.is_discard)
+    except (av.FFmpegError, OSError) as error:
+        found.error = error_text(error)
+    return found
+
+
+def _first_rotation(packet: Any) -> int | None:
+    """The rotation of the first picture that comes out on a packet; None where none does (a damaged packet gives none)."""
+    import av
+
+    try:
+        return next((rotation_of(frame) for frame in packet.decode()), None)
+    except (av.FFmpegError, OSError, ValueError):
+        return None
+
+
+def _doubt_of_count(packets: _Packets, codec: str, container_format: str) -> str:
+    """Why packets and pictures may not be one to one ("" where they are, or where there are none)."""
+    known = [ticks for ticks in packets.pts if ticks is not None]
+    if len(known) < len(packets.pts):
+        return "packets without timestamps"
+    if not known:
+        return ""
+    if len(set(known)) < len(known):
+        return "repeated timestamps"
+    if not packets.keys[0]:
+        return "does not begin with a key frame"
+    if min(known) < known[0]:
+        return "begins with pictures of a missing group"
+    return "may hold packets without a picture" if codec == "vp8" or container_format == "avi" else ""
+
+
+def _shown(packets: _Packets, base: Fraction) -> tuple[np.ndarray, float]:
+    """Ascending times `[n]` of the packets that are shown, and the last one's length in seconds (0 if unknown)."""
+    rows = zip(packets.pts, packets.lengths, packets.discards, strict=True)
+    shown = sorted((ticks, length) for ticks, length, gone in rows if not gone and ticks is not None)
+    ticks = np.array([row[0] for row in shown], np.int64)
+    return ticks_to_seconds(ticks, base), ticks_to_seconds(shown[-1][1], base) if shown else 0.0
+
+
+def _recount(path: Path, max_pixels: int) -> tuple[np.ndarray, float]:
+    """Times `[n]` of the pictures that really come out, by decoding them all; one without a time follows its neighbour."""
+    times: list[float] = []
+    with open_container(path) as container:
+        stream = best_stream(container, path, max_pixels)
+        step = 1 / float(stream.average_rate or 25)
+        for frame in decoded(container, stream, path):
+            after = times[-1] + step if times else 0.0
+            times.append(after if frame.pts is None else ticks_to_seconds(frame.pts, frame.time_base))
+    return np.maximum.accumulate(np.array(times, np.float64)), step
+
+
+def _rate(seconds: np.ndarray, stream: VideoStream) -> float:
+    """Mean frames per second over the video; the container's word where there is nothing to measure."""
+    if len(seconds) > 1 and seconds[-1] > seconds[0]:
+        return float((len(seconds) - 1) / (seconds[-1] - seconds[0]))
+    return float(stream.average_rate or stream.guessed_rate or 1)
+
+
+def _refuse_broken(
+    path: Path, container: InputContainer, stream: VideoStream, packets: _Packets, seconds: np.ndarray, length: float
+) -> None:
+    """VideoError for a file without a picture, cut short, or whose packets cannot all be read."""
+    end = float(seconds[-1]) + length if len(seconds) else 0.0
+    refuse_truncated(path, container, stream, end, packets.reach)
+    if packets.error:
+        raise VideoError("open", "damaged", f"{path}: its packets cannot all be read ({packets.error}); copy or convert it again")
+    if not packets.pts:
+        raise VideoError("open", "unreadable", f"{path} has a video stream without a picture; replace it")
+    if packets.rotation is None or not len(seconds):
+        raise VideoError("decode", "damaged", f"{path}: no picture of it can be decoded; copy, download or convert it again")

@@ -1,0 +1,187 @@
+"""Streaming a video's pictures by frame number, in increasing order, in bounded memory.
+
+decord reads first, in sequence, never by seeking. PyAV reads where decord is known to be wrong or not to manage:
+edit lists, several video streams, packets that are not pictures, files it cannot open or counts otherwise, and
+videos whose pictures, all decoded ahead (decord's ring has no bound), would not fit `READ_AHEAD_BYTES`. Where
+decord fails in the middle PyAV goes on from there, so damage is judged by one decoder alone. Both give the same
+pixels. Damage that FFmpeg conceals (a picture patched from its neighbours) is not noticed by either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.decode.container import MAX_PIXELS, best_stream, decoded, open_container, ticks_to_seconds
+from pipeline.decode.facts import VideoFacts
+from pipeline.errors import VideoError
+
+READ_AHEAD_BYTES = 1 << 30
+Picture = tuple[int, np.ndarray]
+
+
+class _DecordFailed(Exception):
+    """decord cannot go on; the reason is the message."""
+
+
+class FrameReader:
+    """Iterator of `(frame number, rgb uint8 [h, w, 3])`; `decoder` and `reason` say who reads and why."""
+
+    def __init__(self, facts: VideoFacts, wanted: np.ndarray, decoder: Literal["auto", "decord", "pyav"]) -> None:
+        self.facts = facts
+        self.wanted = wanted
+        self.decoder = "decord"
+        self.reason = "first choice"
+        reason = "asked for" if decoder == "pyav" else "" if decoder == "decord" else _reason_for_pyav(facts)
+        self._video: Any = None
+        if not reason:
+            try:
+                self._video = _open_decord(facts)
+            except _DecordFailed as failure:
+                reason = str(failure)
+        if reason:
+            self.decoder, self.reason = "pyav", reason
+        self._pictures = self._read()
+
+    def __iter__(self) -> Iterator[Picture]:
+        return self
+
+    def __next__(self) -> Picture:
+        return next(self._pictures)
+
+    def __enter__(self) -> FrameReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading and give back the decoder's memory."""
+        self._pictures.close()
+        self._video = None
+
+    def _read(self) -> Any:
+        done = 0
+        if self._video is not None:
+            try:
+                for picture in _decord_pictures(self._video, self.facts, self.wanted):
+                    yield picture
+                    done += 1
+                return
+            except _DecordFailed as failure:
+                self.decoder, self.reason, self._video = "pyav", str(failure), None
+        yield from _pyav_pictures(self.facts, self.wanted[done:])
+
+
+def open_frames(
+    path: Any, facts: VideoFacts, wanted: Iterable[int], decoder: Literal["auto", "decord", "pyav"] = "auto"
+) -> FrameReader:
+    """A context manager and iterator of the `wanted` (ascending) frames of the video that `facts` are about."""
+    numbers = np.asarray(wanted if isinstance(wanted, np.ndarray) else list(wanted), np.int64)
+    if len(numbers) and (numbers[0] < 0 or numbers[-1] >= facts.frame_count or (np.diff(numbers) <= 0).any()):
+        raise ValueError(f"wanted frames of {path} must ascend within [0, {facts.frame_count}), each once")
+    return FrameReader(facts, numbers, decoder)
+
+
+def _reason_for_pyav(facts: VideoFacts) -> str:
+    """Why decord is not even asked ("" if it is)."""
+    if facts.doubt:
+        return facts.doubt
+    ahead = facts.frame_count * facts.size[0] * facts.size[1] * 3
+    return f"decord may decode {ahead >> 20} MiB ahead" if ahead > READ_AHEAD_BYTES else ""
+
+
+def _open_decord(facts: VideoFacts) -> Any:
+    """decord's reader, if it sees the same video as the probe did."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        video = decord.VideoReader(str(facts.path), ctx=decord.cpu(0), num_threads=1)
+    except (decord.DECORDError, RuntimeError, OSError):
+        raise _DecordFailed("decord cannot open it") from None
+    if len(video) != facts.frame_count:
+        raise _DecordFailed(f"decord counts {len(video)} frames, the packets {facts.frame_count}")
+    return video
+
+
+def _decord_pictures(video: Any, facts: VideoFacts, wanted: np.ndarray) -> Iterator[Picture]:
+    import decord
+
+    keys = np.asarray(video.get_key_indices(), np.int64)
+    shape = (facts.size[1], facts.size[0], 3)
+    place = 0
+    for number in wanted.tolist():
+        try:
+            _advance(video, keys, place, number)
+            picture = video.next().asnumpy()
+        except (decord.DECORDError, RuntimeError, StopIteration):
+            raise _DecordFailed(f"decord fails before frame {number}") from None
+        if picture.shape != shape:
+            raise _DecordFailed(f"decord shows {picture.shape[1]}x{picture.shape[0]} at frame {number}")
+        place = number + 1
+        yield number, picture
+
+
+def _advance(video: Any, keys: np.ndarray, place: int, number: int) -> None:
+    """Move from frame `place` to `number` without a seek: decord seeks in a skip that reaches a key frame, so those are read."""
+    while place < number:
+        later = keys[keys > place]
+        stop = min(number, int(later[0]) - 1) if len(later) else number
+        if stop > place:
+            video.skip_frames(stop - place)
+            place = stop
+        else:
+            video.next()
+            place += 1
+
+
+def _pyav_pictures(facts: VideoFacts, wanted: np.ndarray) -> Iterator[Picture]:
+    """The wanted pictures by timestamp (by count where the facts themselves were counted)."""
+    if not len(wanted):
+        return
+    targets = iter(wanted.tolist())
+    target = next(targets)
+    with open_container(facts.path) as container:
+        stream = best_stream(container, facts.path, max(MAX_PIXELS, facts.size[0] * facts.size[1]))
+        with closing(decoded(container, stream, facts.path)) as frames:
+            for frame, number in _numbered(frames, facts):
+                if number > target:
+                    break
+                if number == target:
+                    yield number, _upright(frame, facts)
+                    target = next(targets, -1)
+                    if target < 0:
+                        return
+    raise _no_picture(facts, target)
+
+
+def _numbered(frames: Iterable[Any], facts: VideoFacts) -> Iterator[tuple[Any, int]]:
+    """Each picture with its frame number; pictures the packets did not announce are passed over."""
+    for count, frame in enumerate(frames):
+        if facts.recounted:
+            yield frame, count
+        elif frame.pts is not None:
+            time = ticks_to_seconds(frame.pts, frame.time_base)
+            number = int(np.searchsorted(facts.seconds, time))
+            if number < facts.frame_count and facts.seconds[number] == time:
+                yield frame, number
+
+
+def _upright(frame: Any, facts: VideoFacts) -> np.ndarray:
+    """RGB `[h, w, 3]` of the size and the rotation the facts state."""
+    width, height = facts.size if facts.rotation % 180 == 0 else facts.size[::-1]
+    picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return np.ascontiguousarray(np.rot90(picture, facts.rotation // 90)) if facts.rotation else picture
+
+
+def _no_picture(facts: VideoFacts, number: int) -> VideoError:
+    detail = (
+        f"{facts.path}: frame {number} of {facts.frame_count} (at {facts.seconds[number]:.2f} s) has a packet but no picture;"
+        " copy, download or convert it again"
+    )
+    return VideoError("decode", "damaged", detail)

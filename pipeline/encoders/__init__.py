@@ -1,0 +1,1 @@
+"""Frozen backbones that fill the store: ResNet (appearance), SlowFast (motion), RoBERTa (text)."""

@@ -1,0 +1,57 @@
+"""Appearance: ResNet C5 maps of single frames (torchvision).
+
+`full` is ResNet-101 with frozen batch norm, 2048 channels at stride 32. `tiny` is the same class, a sixteenth as
+wide: one or two basic blocks per stage, no stem pooling, 128 channels at stride 16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's channel means and deviations for RGB in [0, 1]."""
+
+
+class TinyResNet(ResNet):
+    """ResNet with a quarter of the planes and no stem pooling: 64 stem channels, then 16, 32, 64, 128."""
+
+    def __init__(self) -> None:
+        super().__init__(BasicBlock, [1, 1, 1, 2])
+        self.maxpool = nn.Identity()
+
+    def _make_layer(self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:  # type: ignore[override]
+        return super()._make_layer(block, planes // 4, blocks, stride, dilate)  # type: ignore[arg-type]
+
+
+class AppearanceEncoder(nn.Module):
+    """RGB frames to C5 maps. `channels` is C, `stride` the pixels per cell."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: str = "full") -> None:
+        super().__init__()
+        if size == "full":
+            self.body: ResNet = ResNet(Bottleneck, [3, 4, 23, 3], norm_layer=FrozenBatchNorm2d)
+            self.channels, self.stride = 2048, 32
+        else:
+            self.body = TinyResNet()
+            self.channels, self.stride = 128, 16
+        self.body.avgpool, self.body.fc = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """RGB in 0..255 `[n, 3, h, w]` → C5 maps `[n, ⌈h/stride⌉, ⌈w/stride⌉, C]`."""
+        body = self.body
+        x = ((pictures / 255 - self.mean) / self.std).to(self.dtype, memory_format=torch.channels_last)
+        x = body.maxpool(body.relu(body.bn1(body.conv1(x))))
+        x = body.layer4(body.layer3(body.layer2(body.layer1(x))))
+        return x.permute(0, 2, 3, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.body.conv1.weight.dtype

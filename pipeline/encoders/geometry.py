@@ -1,0 +1,42 @@
+"""How pictures are resized for the backbones, and where a picture lies in the motion stream's square."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def appearance_size(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """`(width, height)` after scaling by min(short/shorter side, 1.8·short/longer side), aspect kept (supplement B.1)."""
+    scale = min(short / min(size), 1.8 * short / max(size))
+    width, height = (max(1, round(side * scale)) for side in size)
+    return width, height
+
+
+def picture_in_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Where a `(width, height)` picture lies in its centred padded square: xyxy as shares of the square's side."""
+    side = max(size)
+    left, top = (side - size[0]) / 2 / side, (side - size[1]) / 2 / side
+    return left, top, 1 - left, 1 - top
+
+
+def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """RGB `[n, 3, h, w]` of any type to float32 `[n, 3, height, width]`, bilinear with antialiasing; `size` is (width, height)."""
+    pictures = pictures.float()
+    if tuple(pictures.shape[-2:]) == (size[1], size[0]):
+        return pictures
+    return functional.interpolate(pictures, (size[1], size[0]), mode="bilinear", antialias=True, align_corners=False)
+
+
+def pad_to_square(pictures: Tensor) -> Tensor:
+    """Zeros around `[n, 3, h, w]` so that the picture sits in the centre of a square (supplement B.1)."""
+    height, width = pictures.shape[-2:]
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    return functional.pad(pictures, (left, side - width - left, top, side - height - top))
+
+
+def as_channels_first(frame: "torch.Tensor | object") -> Tensor:
+    """RGB uint8 `[h, w, 3]` (NumPy) to a `[3, h, w]` tensor that shares no memory with a decoder's buffer."""
+    return torch.from_numpy(frame.copy()).permute(2, 0, 1)  # type: ignore[attr-defined]

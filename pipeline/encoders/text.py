@@ -1,0 +1,80 @@
+"""Text: RoBERTa token states (transformers).
+
+`full` is RoBERTa-base (768 channels), `tiny` the same class with 2 layers of 64 channels. Both take tokens from
+the byte-level BPE that is shipped here: any string encodes, but it is a small vocabulary made from the sentences
+of `shapes`, right for `tiny` and for random weights only. Real RoBERTa weights bring their own tokenizer.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TOKENIZER = Path(__file__).parent / "tiny" / "tokenizer.json"
+BOS, PAD, EOS = 0, 1, 2
+"""RoBERTa's ids of `<s>`, `<pad>` and `</s>`."""
+MAX_TOKENS = 256
+
+
+class TextEncoder(nn.Module):
+    """Token ids to token states. `channels` is C."""
+
+    def __init__(self, size: str = "full") -> None:
+        super().__init__()
+        from transformers import RobertaConfig, RobertaModel
+
+        shared: dict[str, Any] = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": PAD, "layer_norm_eps": 1e-5}
+        if size == "full":
+            config = RobertaConfig(vocab_size=50265, **shared)
+        else:
+            config = RobertaConfig(
+                vocab_size=vocabulary_size(), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, **shared
+            )
+        self.channels = config.hidden_size
+        self.roberta = RobertaModel(config, add_pooling_layer=False)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Ids `[n, L]` and mask `[n, L]` (True at tokens) → states `[n, L, C]`."""
+        return self.roberta(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> Any:
+    """The shipped byte-level BPE."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(TOKENIZER))
+
+
+def vocabulary_size() -> int:
+    return tokenizer().get_vocab_size()
+
+
+def tokenise(texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Sentences to padded ids `[n, L]` and mask `[n, L]`, each as `<s> … </s>`, cut at `MAX_TOKENS`."""
+    ids = [[BOS, *tokenizer().encode(text).ids[: MAX_TOKENS - 2], EOS] for text in texts]
+    length = max(len(row) for row in ids)
+    tokens = torch.full((len(ids), length), PAD)
+    for row, own in enumerate(ids):
+        tokens[row, : len(own)] = torch.tensor(own)
+    return tokens, tokens != PAD
+
+
+def train_tokenizer(sentences: list[str], path: Path, vocabulary: int = 600) -> None:
+    """Make the shipped tokenizer: RoBERTa's five special tokens, all 256 bytes, and merges learned from `sentences`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # type: ignore[assignment]
+    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(sorted(sentences), trainer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.save(str(path))

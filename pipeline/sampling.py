@@ -1,0 +1,119 @@
+"""Which frames and clips are taken, and where they lie in time. Pure arithmetic: no video is opened here.
+
+τ ∈ [0, 1) is a place in a segment `[begin, end)`; clip k of n covers [k/n, (k+1)/n).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def grid_frames(seconds: np.ndarray, fps: float) -> np.ndarray:
+    """Frame numbers nearest to the times 0, 1/fps, 2/fps, … after the first frame; ascending, each once.
+
+    `seconds` `[n]` are the frames' own presentation times, so a variable rate is read right.
+    """
+    if len(seconds) == 0:
+        return np.zeros(0, np.int64)
+    count = math.floor((seconds[-1] - seconds[0]) * fps + 1e-6) + 1
+    return np.unique(nearest_frames(seconds, seconds[0] + np.arange(count) / fps))
+
+
+def nearest_frames(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """For each wanted time the number of the frame nearest to it (the earlier one of two equally near)."""
+    seconds = np.asarray(seconds, np.float64)
+    wanted = np.asarray(wanted, np.float64)
+    right = np.clip(np.searchsorted(seconds, wanted), 1, max(len(seconds) - 1, 1))
+    left = right - 1
+    if len(seconds) == 1:
+        return np.zeros(wanted.shape, np.int64)
+    return np.where(seconds[right] - wanted < wanted - seconds[left] - 1e-9, right, left)
+
+
+def clip_centres(seconds: np.ndarray, every: float) -> np.ndarray:
+    """Centres in seconds of clips laid `every` seconds from the first frame's time to the last frame's.
+
+    Clip k stands for `[k·every, (k+1)·every)` after the first frame; its centre is the middle of that.
+    """
+    length = float(seconds[-1] - seconds[0]) if len(seconds) else 0.0
+    count = max(1, math.ceil(length / every - 1e-6))
+    return seconds[0] + (np.arange(count) + 0.5) * every
+
+
+def clip_frames(seconds: np.ndarray, centre: float, span: float, count: int) -> np.ndarray:
+    """The `count` frames of one clip: nearest to times evenly spread over `span` seconds around `centre`.
+
+    Times before the first or after the last frame clamp to that frame. Frame i of the clip stands for the
+    i-th of `count` equal parts of the span, at its middle.
+    """
+    times = centre + ((np.arange(count) + 0.5) / count - 0.5) * span
+    return nearest_frames(seconds, times)
+
+
+def bin_centres(available: int, count: int) -> np.ndarray:
+    """Indices of `count` samples at the centres of equal parts of `available` items (`[count]`, repeats if short)."""
+    return np.minimum(((np.arange(count) + 0.5) * available / count).astype(np.int64), available - 1)
+
+
+def passes(available: int, count: int) -> list[np.ndarray]:
+    """Test-time passes (methods: **Test**): P = ⌈n/count⌉ index lists that together see every one of n items.
+
+    Pass p takes ⌊(k + (p + .5)/P)·n/count⌋ for k in 0..count−1; what rounding missed goes into the places of
+    items another pass has seen already. Items seen twice are averaged by the caller.
+    """
+    total = max(1, math.ceil(available / count))
+    places = np.arange(count)
+    taken = [np.minimum(((places + (p + 0.5) / total) * available / count).astype(np.int64), available - 1) for p in range(total)]
+    missed = np.setdiff1d(np.arange(available), np.concatenate(taken))
+    if len(missed):
+        extra = [np.sort(np.resize(part, count)) for part in np.array_split(missed, math.ceil(len(missed) / count))]
+        taken.extend(extra)
+    return taken
+
+
+def pool_bins(available: int, count: int) -> list[tuple[int, int]]:
+    """2D-TAN's rule for bringing `available` clips to `count`: bin k is `[begin, end)`, the nearest one when short."""
+    edges = np.round(np.arange(count + 1) * available / count).astype(np.int64)
+    begins = np.minimum(edges[:-1], available - 1)
+    return [(int(b), int(max(b + 1, e))) for b, e in zip(begins, edges[1:], strict=True)]
+
+
+def place_of(frames: np.ndarray, segment: tuple[int, int]) -> np.ndarray:
+    """τ of frames in a segment: the middle of frame f is at (f + ½ − begin) / (end − begin)."""
+    begin, end = segment
+    return (np.asarray(frames, np.float64) + 0.5 - begin) / (end - begin)
+
+
+def clip_of(tau: np.ndarray, clips: int) -> np.ndarray:
+    """The clip ⌊clips·τ⌋ a place belongs to."""
+    return np.clip((np.asarray(tau) * clips).astype(np.int64), 0, clips - 1)
+
+
+def inside_frames(frames: np.ndarray, span: tuple[int, int]) -> np.ndarray:
+    """Labels `[n]` of frames in `[begin, end)`; where none is, the one nearest the span's middle."""
+    frames = np.asarray(frames)
+    inside = (frames >= span[0]) & (frames < span[1])
+    if not inside.any():
+        inside[np.argmin(np.abs(frames + 0.5 - (span[0] + span[1]) / 2))] = True
+    return inside
+
+
+def inside_clips(span_tau: tuple[float, float], clips: int) -> np.ndarray:
+    """Labels `[clips]` of clips covered at least half by the span (in τ); where none is, the one nearest its middle."""
+    edges = np.arange(clips + 1) / clips
+    covered = np.clip(np.minimum(edges[1:], span_tau[1]) - np.maximum(edges[:-1], span_tau[0]), 0, None) * clips
+    inside = covered >= 0.5 - 1e-9
+    if not inside.any():
+        inside[np.argmin(np.abs((edges[1:] + edges[:-1]) / 2 - sum(span_tau) / 2))] = True
+    return inside
+
+
+def span_frames(begin_tau: float, end_tau: float, segment: tuple[int, int]) -> tuple[int, int]:
+    """A span in τ as frames `[begin, end)` of the video: rounded, inside the segment, at least one frame long."""
+    first, last = segment
+    length = last - first
+    begin = first + min(max(round(begin_tau * length), 0), length - 1)
+    end = first + min(max(round(end_tau * length), 0), length)
+    return begin, max(end, begin + 1)

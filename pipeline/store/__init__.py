@@ -1,0 +1,34 @@
+"""The feature store: sharded products on disk, written once by `stvg-extract`, read at random by training.
+
+Importing it stays light: zarr and h5py are imported by the methods that need them.
+"""
+
+from pipeline.store.layout import Entry as Entry
+from pipeline.store.layout import Kind as Kind
+from pipeline.store.lock import StoreLock as StoreLock
+from pipeline.store.manifest import Manifest as Manifest
+from pipeline.store.manifest import Product as Product
+from pipeline.store.manifest import ShardInfo as ShardInfo
+from pipeline.store.plan import Shard as Shard
+from pipeline.store.plan import plan_shards as plan_shards
+from pipeline.store.reader import ProductReader as ProductReader
+from pipeline.store.reader import Store as Store
+from pipeline.store.shard import write_shard as write_shard
+from pipeline.store.verify import Problem as Problem
+from pipeline.store.writer import StoreWriter as StoreWriter
+
+__all__ = [
+    "Entry",
+    "Kind",
+    "Manifest",
+    "Problem",
+    "Product",
+    "ProductReader",
+    "Shard",
+    "ShardInfo",
+    "Store",
+    "StoreLock",
+    "StoreWriter",
+    "plan_shards",
+    "write_shard",
+]

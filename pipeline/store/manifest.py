@@ -1,0 +1,75 @@
+"""`manifest.json`: which products a store holds, how each was made, and the digest of every shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from pipeline.errors import StoreError
+from pipeline.records import FORMAT, Record, first_problem, write_json
+from pipeline.store.layout import Kind
+
+NAME = "manifest.json"
+
+
+class ShardInfo(Record):
+    """One published shard: the videos that have an entry in it, and a sha256 over its files in sorted name order."""
+
+    videos: tuple[str, ...]
+    entries: int
+    bytes: int
+    digest: str
+
+
+class Product(Record):
+    """One product: file format, the settings that determine its values, and its shards by name."""
+
+    kind: Kind
+    provenance: dict[str, Any]
+    shards: dict[str, ShardInfo]
+
+    @property
+    def videos(self) -> set[str]:
+        return {video for shard in self.shards.values() for video in shard.videos}
+
+
+class Manifest(Record):
+    """The store's table of contents. `root` is where the videos were; it may change, `dataset` may not."""
+
+    format: Literal[1] = 1
+    dataset: str
+    root: str
+    products: dict[str, Product] = Field(default_factory=dict)
+
+
+def load_manifest(store: Path) -> Manifest:
+    """Read and check `<store>/manifest.json`; every fault is a StoreError that says what to do."""
+    path = Path(store) / NAME
+    try:
+        document = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{store} is not a feature store (it has no {NAME}): run stvg-extract --store {store} first") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}): restore it, or extract into another --store") from None
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != FORMAT:
+        raise StoreError(f"{path}: format {found!r} is unknown; this version reads {FORMAT}: extract into another --store")
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        raise StoreError(f"{path}: {first_problem(error)}: restore it, or extract into another --store") from None
+
+
+def save_manifest(store: Path, manifest: Manifest) -> None:
+    """Write it atomically, keys in sorted order below the top: the same contents give the same bytes."""
+    document = manifest.model_dump(mode="json")
+    products = document.pop("products")
+    write_json(Path(store) / NAME, {**document, "products": json.loads(json.dumps(products, sort_keys=True))})
+
+
+def manifest_digest(store: Path) -> str:
+    return hashlib.sha256((Path(store) / NAME).read_bytes()).hexdigest()

@@ -1,0 +1,192 @@
+"""The reader side: a store's products by name, a product's entries by key, an entry's rows in any order."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import StoreError
+from pipeline.store.layout import DamageError, Place, ShardSource, Table, shard_path
+from pipeline.store.manifest import Product, load_manifest, manifest_digest
+from pipeline.store.shard import open_source, read_table
+from pipeline.store.verify import Problem, verify_product
+
+OPEN_SHARDS = 64  # per product and process; the one used longest ago is closed first
+
+
+class Store:
+    """A finished (or growing) store, read-only. Reading its manifest is all that opening does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.manifest = load_manifest(self.path)
+        self.manifest_digest = manifest_digest(self.path)
+        self.index_path = self.path / "index.jsonl"
+        self.tracks_path = self.path / "tracks.npz"
+
+    @property
+    def products(self) -> dict[str, Product]:
+        return self.manifest.products
+
+    def open(self, product: str) -> ProductReader:
+        if product not in self.products:
+            present = ", ".join(sorted(self.products)) or "none"
+            raise StoreError(f"store {self.path} has no product {product!r} (it has {present}): run stvg-extract to add it")
+        return ProductReader(self.path, product, self.products[product])
+
+    def verify(self) -> list[Problem]:
+        """Compare every digest and every chunk's checksum; the problems found, none if the store is intact."""
+        return [problem for name, product in sorted(self.products.items()) for problem in verify_product(self.path, name, product)]
+
+
+class ProductReader:
+    """The entries of one product. It may be pickled, shared by threads, and used in a forked child.
+
+    Tables are read on first use; files are opened when a row of theirs is asked for, by each process for itself.
+    """
+
+    def __init__(self, store: Path, name: str, product: Product) -> None:
+        self.store = Path(store)
+        self.name = name
+        self.product = product
+        self._tables: dict[str, Table] = {}
+        self._damaged: dict[str, DamageError] = {}
+        self._places: dict[str, tuple[str, Place]] | None = None
+        self._columns: dict[tuple[str, str], np.ndarray] = {}
+        self._close()
+
+    def keys(self) -> list[str]:
+        """All keys, in the order of shards and of writing."""
+        return list(self._all())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._all()
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """`[n, *shape]` of an entry's rows."""
+        shard, place = self._find(key)
+        return (place.end - place.begin, *self._tables[shard].arrays[place.array].shape[1:])
+
+    def facts(self, key: str) -> dict[str, Any]:
+        return dict(self._find(key)[1].facts)
+
+    def columns(self, key: str) -> dict[str, np.ndarray]:
+        """The entry's columns, each 1-D; they are the caller's own."""
+        shard, place = self._find(key)
+        with self._damage_of(shard, key):
+            return {name: self._column(shard, name)[begin:end].copy() for name, (begin, end) in place.columns.items()}
+
+    def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
+        """Rows `[len(indices), *shape]` in the asked order, repeats allowed; all rows without `indices`."""
+        shard, place = self._find(key)
+        count = place.end - place.begin
+        wanted = np.arange(count) if indices is None else np.asarray(indices, np.int64).reshape(-1)
+        for outside in wanted[(wanted < 0) | (wanted >= count)][:1]:
+            raise IndexError(f"product {self.name!r}, key {key!r}: row {outside} does not lie in [0, {count})")
+        spec = self._tables[shard].arrays[place.array]
+        out = np.empty((len(wanted), *spec.shape[1:]), spec.dtype)
+        rows, first, which = np.unique(wanted, return_index=True, return_inverse=True)
+        with self._damage_of(shard, key):
+            self._source(shard).read(place.array, place.begin + rows, first, out)
+        repeats = np.flatnonzero(first[which] != np.arange(len(wanted)))
+        out[repeats] = out[first[which[repeats]]]
+        return out
+
+    def __getstate__(self) -> tuple[Path, str, Product]:
+        return self.store, self.name, self.product
+
+    def __setstate__(self, state: tuple[Path, str, Product]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def _close(self) -> None:
+        """Start without open files, as a process must: neither files nor locks cross a fork; tables may."""
+        self._process = os.getpid()
+        self._mutex = threading.RLock()
+        self._sources: OrderedDict[str, ShardSource] = OrderedDict()
+
+    def _index(self) -> dict[str, tuple[str, Place]]:
+        """Shard and place of every key in a readable table; unreadable ones are noted in `_damaged`."""
+        if self._process != os.getpid():
+            self._close()
+        with self._mutex:
+            if self._places is None:
+                places: dict[str, tuple[str, Place]] = {}
+                for shard in sorted(self.product.shards):
+                    try:
+                        self._tables[shard] = read_table(self._path(shard), self.product.kind)
+                    except DamageError as damage:
+                        self._damaged[shard] = damage
+                        continue
+                    except OSError as error:
+                        raise self._unreadable(shard, error) from None
+                    for place in self._tables[shard].entries:
+                        places.setdefault(place.key, (shard, place))
+                self._places = places
+            return self._places
+
+    def _all(self) -> dict[str, tuple[str, Place]]:
+        places = self._index()
+        for shard, damage in self._damaged.items():
+            raise self._error(shard, damage)
+        return places
+
+    def _find(self, key: str) -> tuple[str, Place]:
+        places = self._index()
+        if key in places:
+            return places[key]
+        for shard in sorted(self._damaged, key=lambda shard: key not in self.product.shards[shard].videos):
+            raise self._error(shard, self._damaged[shard], key)
+        raise StoreError(f"store {self.store}: product {self.name!r} has no entry {key!r} (of {len(places)}): run stvg-extract to add it")
+
+    def _source(self, shard: str) -> ShardSource:
+        """The shard's open files."""
+        with self._mutex:
+            if shard not in self._sources:
+                self._sources[shard] = open_source(self._path(shard), self.product.kind, self._tables[shard])
+                if len(self._sources) > OPEN_SHARDS:
+                    self._sources.popitem(last=False)
+            self._sources.move_to_end(shard)
+            return self._sources[shard]
+
+    def _column(self, shard: str, name: str) -> np.ndarray:
+        """A column of a whole shard, read once: columns are small, and entries share a chunk."""
+        if (shard, name) not in self._columns:
+            self._columns[shard, name] = self._source(shard).column(name)
+        return self._columns[shard, name]
+
+    def _path(self, shard: str) -> Path:
+        return shard_path(self.store, self.name, shard, self.product.kind)
+
+    @contextmanager
+    def _damage_of(self, shard: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except DamageError as damage:
+            raise self._error(shard, damage, key) from None
+        except OSError as error:
+            raise self._unreadable(shard, error) from None
+
+    def _unreadable(self, shard: str, error: OSError) -> StoreError:
+        """The machine refuses (permissions, too many open files, …); nothing is known about the bytes."""
+        return StoreError(
+            f"product {self.name!r}: {self._path(shard)} cannot be read ({error.strerror or error}): nothing in it was judged"
+        )
+
+    def _error(self, shard: str, damage: DamageError, key: str | None = None) -> StoreError:
+        """Names product, shard file, and the key (or, where the whole shard is hit, its videos)."""
+        videos = self.product.shards[shard].videos
+        whom = f"key {key!r}" if key is not None else f"videos {', '.join(videos[:5])}{', …' if len(videos) > 5 else ''}"
+        return StoreError(
+            f"store {self.store}: product {self.name!r}, shard {self._path(shard).name}, {whom}: {damage}. "
+            "Delete this shard and run stvg-extract again to have it made anew"
+        )

@@ -1,0 +1,159 @@
+"""The writer side: holds the store's lock, owns its manifest, and decides what is already there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline.errors import StoreError
+from pipeline.records import Failure, read_jsonl, replacing, write_jsonl
+from pipeline.store.layout import SUFFIX, Kind, shard_path
+from pipeline.store.lock import StoreLock
+from pipeline.store.manifest import NAME, Manifest, Product, ShardInfo, load_manifest, save_manifest
+from pipeline.store.shard import remove, shard_info
+
+
+class StoreWriter:
+    """Context: the one process that may change a store. Opening it removes what dead runs left half written.
+
+    Shards themselves are written by `write_shard`, in any process; this one puts them into the manifest.
+    """
+
+    def __init__(self, path: Path, dataset: str, root: str) -> None:
+        self.path = Path(path)
+        self._lock = StoreLock(self.path)
+        self._manifest = Manifest(dataset=dataset, root=root)
+
+    def __enter__(self) -> StoreWriter:
+        self._lock.__enter__()
+        try:
+            self._open()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._lock.__exit__(kind, value, trace)
+
+    def open_product(self, name: str, kind: Kind, provenance: Mapping[str, Any]) -> None:
+        """Begin a product, or go on with one that was made by the same settings; otherwise a StoreError says what differs.
+
+        Shards deleted from disk are forgotten, so deleting a shard or a product's folder is how to have it made anew.
+        """
+        asked: dict[str, Any] = json.loads(json.dumps(provenance, sort_keys=True))
+        folder = self.path / name
+        known = self._manifest.products.get(name)
+        if known is not None and not folder.is_dir():
+            known = None
+        if known is None:
+            if folder.is_dir() and any(folder.iterdir()):
+                raise StoreError(f"{folder} holds shards that {NAME} does not know: delete the folder, or extract into another --store")
+            self._record(name, Product(kind=kind, provenance=asked, shards={}))
+            folder.mkdir(exist_ok=True)
+            return
+        differences = list(_differences({"kind": known.kind, **known.provenance}, {"kind": kind, **asked}))
+        if differences:
+            raise StoreError(
+                f"store {self.path}: product {name!r} was made with other settings: {'; '.join(differences)}. "
+                f"Extract into another --store, or delete {folder} to have the product made anew"
+            )
+        shards = {shard: info for shard, info in known.shards.items() if shard_path(self.path, name, shard, kind).exists()}
+        if shards != known.shards:
+            self._record(name, known.model_copy(update={"shards": shards}))
+
+    def done(self, product: str) -> set[str]:
+        """The videos that have an entry in a published shard."""
+        return self._product(product).videos
+
+    def publish(self, product: str, shard_name: str, info: ShardInfo) -> None:
+        """Put a shard into the manifest; one without entries is not written, so there is nothing to put."""
+        if info.entries == 0:
+            return
+        known = self._product(product)
+        self._record(product, known.model_copy(update={"shards": {**known.shards, shard_name: info}}))
+
+    def adopt(self, product: str, shard_name: str) -> ShardInfo | None:
+        """Publish a complete shard that a killed run left on disk; None where there is none, so it must be made."""
+        known = self._product(product)
+        if shard_name in known.shards:
+            return known.shards[shard_name]
+        path = shard_path(self.path, product, shard_name, known.kind)
+        if not path.exists():
+            return None
+        info = shard_info(path, product, known.kind)
+        self.publish(product, shard_name, info)
+        return info
+
+    def remove_unlisted(self, product: str) -> list[str]:
+        """Delete shards on disk that the manifest does not list (left by a killed run with another plan): their names.
+
+        To be called after the plan's shards have been adopted and while no worker writes.
+        """
+        known = self._product(product)
+        listed = {f"{name}{SUFFIX[known.kind]}" for name in known.shards}
+        unlisted = sorted(path for path in (self.path / product).iterdir() if path.name not in listed)
+        for path in unlisted:
+            remove(path)
+        return [path.name for path in unlisted]
+
+    def set_index(self, index_path: Path, tracks_path: Path) -> None:
+        """Copy the query index and its boxes into the store."""
+        for source, name in ((index_path, "index.jsonl"), (tracks_path, "tracks.npz")):
+            if not Path(source).is_file():
+                raise StoreError(f"{source} does not exist: run stvg-prepare first")
+            with replacing(self.path / name) as aside:
+                shutil.copyfile(source, aside)
+
+    def write_failures(self, failures: Iterable[Failure]) -> None:
+        """Replace the ledger: current failures only, one per video, in the videos' order."""
+        by_video = {failure.video: failure for failure in failures}
+        write_jsonl(self.path / "failures.jsonl", [by_video[video] for video in sorted(by_video)])
+
+    def read_failures(self) -> list[Failure]:
+        path = self.path / "failures.jsonl"
+        return list(read_jsonl(path, Failure)) if path.exists() else []
+
+    def _open(self) -> None:
+        """Under the lock: clear leftovers, then read the manifest or write the first one."""
+        for leftover in [*self.path.glob(".*.part"), *self.path.glob("*/.*.part")]:
+            remove(leftover)
+        if not (self.path / NAME).exists():
+            save_manifest(self.path, self._manifest)
+            return
+        found = load_manifest(self.path)
+        if found.dataset != self._manifest.dataset:
+            raise StoreError(
+                f"store {self.path} holds dataset {found.dataset!r}, not {self._manifest.dataset!r}: extract into another --store"
+            )
+        self._manifest = found.model_copy(update={"root": self._manifest.root})
+        if self._manifest != found:
+            save_manifest(self.path, self._manifest)
+
+    def _product(self, name: str) -> Product:
+        try:
+            return self._manifest.products[name]
+        except KeyError:
+            raise ValueError(f"product {name!r} has not been opened") from None
+
+    def _record(self, name: str, product: Product) -> None:
+        self._manifest = self._manifest.model_copy(update={"products": {**self._manifest.products, name: product}})
+        save_manifest(self.path, self._manifest)
+
+
+def _differences(stored: Any, asked: Any, field: str = "") -> Iterator[str]:
+    """One phrase per field that differs, nested ones by their dotted name."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for name in sorted({*stored, *asked}):
+            yield from _differences(stored.get(name), asked.get(name), f"{field}.{name}" if field else name)
+    elif stored != asked:
+        yield f"{field} is {_short(stored)} in the store, {_short(asked)} was asked for"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,171 @@
+"""Damage is never returned as data: it is an error that names product, shard and key."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.store import Entry, Kind, Store
+
+Maker = Callable[..., Path]
+SHARD = r"product 'appearance', shard 00000-0123abcd\.(zarr|h5)"
+
+
+def flip(path: Path, position: int, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        (value,) = file.read(1)
+        file.seek(position)
+        file.write(bytes([value ^ (1 << bit)]))
+
+
+def shard_of(path: Path) -> Path:
+    return next((path / "appearance").iterdir())
+
+
+def row_file(path: Path) -> Path:
+    """The file with the rows of `wide` and `wide too`."""
+    shard = shard_of(path)
+    return shard if shard.is_file() else shard / "rows_float16_2x3x4" / "c/0/0/0/0"
+
+
+def test_every_flipped_bit_in_rows_is_noticed_and_named(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+    path = make_store(kind, sample)
+    file = row_file(path)
+    content = file.read_bytes()
+    random = np.random.default_rng(3)
+    for _ in range(36):
+        entry = sample[random.choice([0, 2])]
+        row = int(random.choice([number for number in range(len(entry.rows)) if number != 1]))
+        begin = content.index(entry.rows[row].tobytes())
+        position = begin + int(random.integers(entry.rows[row].nbytes + 4))
+        bit = int(random.integers(8))
+        flip(file, position, bit)
+        reader = Store(path).open("appearance")
+        with pytest.raises(StoreError, match=f"{SHARD}, key '{entry.key}': .*Delete this shard and run stvg-extract again"):
+            reader.read(entry.key, np.array([0, row, 5]))
+        other = sample[2] if entry is sample[0] else sample[0]
+        np.testing.assert_array_equal(reader.read(other.key), other.rows)
+        flip(file, position, bit)
+    assert Store(path).verify() == []
+
+
+def test_a_flipped_bit_anywhere_is_an_error_or_harmless(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+    path = make_store(kind, sample)
+    files = sorted(file for file in (path / "appearance").rglob("*") if file.is_file())
+    random = np.random.default_rng(4)
+    for number in range(60):
+        file = files[number % len(files)]
+        position, bit = int(random.integers(file.stat().st_size)), int(random.integers(8))
+        flip(file, position, bit)
+        store = Store(path)
+        reader = store.open("appearance")
+        try:
+            read = [(reader.read(entry.key), reader.columns(entry.key), reader.facts(entry.key)) for entry in sample]
+        except StoreError:
+            read = []
+        for entry, (rows, columns, facts) in zip(sample, read, strict=False):
+            np.testing.assert_array_equal(rows, entry.rows)
+            assert all(np.array_equal(columns[name], values) for name, values in entry.columns.items())
+            assert facts == entry.facts
+        assert store.verify()
+        flip(file, position, bit)
+    assert Store(path).verify() == []
+
+
+def test_verify_names_the_entries_hit(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+    path = make_store(kind, sample)
+    file = row_file(path)
+    for entry in (sample[0], sample[2]):
+        flip(file, file.read_bytes().index(entry.rows[4].tobytes()), 0)
+    problems = Store(path).verify()
+    assert [(problem.product, problem.key, problem.videos) for problem in problems] == [
+        ("appearance", "wide", ("wide",)),
+        ("appearance", "wide too", ("wide too",)),
+    ]
+    assert str(problems[0]).startswith(f"product 'appearance', shard {shard_of(path).name}, key 'wide' of video 'wide': row")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_cut_file_is_noticed_and_named(kind: Kind, sample: list[Entry], make_store: Maker, share: float) -> None:
+    path = make_store(kind, sample)
+    file = row_file(path)
+    with file.open("r+b") as opened:
+        opened.truncate(int(file.stat().st_size * share))
+    with pytest.raises(StoreError, match=f"{SHARD}, key 'wide too': "):
+        Store(path).open("appearance").read("wide too")
+    assert "wide" in {video for problem in Store(path).verify() for video in problem.videos}
+
+
+def test_a_missing_shard_is_named_with_its_videos(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+    path = make_store(kind, sample)
+    shard = shard_of(path)
+    shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
+    reader = Store(path).open("appearance")
+    with pytest.raises(StoreError, match=f"{SHARD}, key 'tall': "):
+        reader.read("tall")
+    with pytest.raises(StoreError, match=f"{SHARD}, videos none/../ü, tall, wide, wide too: "):
+        reader.keys()
+    (problem,) = Store(path).verify()
+    assert (problem.key, problem.videos) == (None, ("none/../ü", "tall", "wide", "wide too"))
+
+
+def test_a_missing_chunk_is_not_read_as_zeros(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+    path = make_store(kind, sample)
+    if kind == "zarr":
+        import zarr
+
+        group = zarr.open_group(shard_of(path), mode="r+")
+        group["rows_float16_2x3x4"][3] = 0  # zarr-python drops a chunk of zeros by default
+        message = "row 3 is missing"
+    else:
+        with h5py.File(shard_of(path), "r+") as file:
+            file["rows_float16_2x3x4"].resize(48, axis=0)
+            file["rows_float16_2x3x4"].resize(49, axis=0)
+        message = "48 of 49 rows are there"
+    with pytest.raises(StoreError, match=f"{SHARD}, key 'wide.*': .*{message}"):
+        Store(path).open("appearance").read("wide" if kind == "zarr" else "wide too")
+
+
+def test_other_bytes_with_right_checksums_are_found_by_the_digest(sample: list[Entry], make_store: Maker) -> None:
+    path = make_store("zarr", sample)
+    file = shard_of(path) / "rows_float16_2x3x4" / "zarr.json"
+    file.write_text(file.read_text() + "\n")
+    (problem,) = Store(path).verify()
+    assert problem.detail == "its bytes are not those of the manifest, though every row matches its checksum"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"is not a feature store \(it has no manifest\.json\): run stvg-extract --store"),
+        ("{", r"manifest\.json cannot be read .*: restore it, or extract into another --store"),
+        ("[]", "format None is unknown; this version reads 1"),
+        ('{"format": 9}', r"manifest\.json: format 9 is unknown; this version reads 1: extract into another --store"),
+        ('{"format": 1, "root": "."}', r"manifest\.json: dataset: Field required"),
+    ],
+)
+def test_a_bad_manifest_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(StoreError, match=message):
+        Store(tmp_path)
+
+
+def test_an_unknown_product_and_an_unknown_table_format(sample: list[Entry], make_store: Maker) -> None:
+    path = make_store("zarr", sample)
+    with pytest.raises(StoreError, match=r"has no product 'motion' \(it has appearance\): run stvg-extract to add it"):
+        Store(path).open("motion")
+    file = shard_of(path) / "zarr.json"
+    document = json.loads(file.read_text())
+    document["attributes"]["format"] = 2
+    file.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match="its table has format 2, which is unknown; this version reads 1"):
+        Store(path).open("appearance").keys()

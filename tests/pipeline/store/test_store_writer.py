@@ -1,0 +1,173 @@
+"""The writer resumes, adopts, refuses what does not fit, and leaves the same store whatever the way there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.records import Failure
+from pipeline.store import Entry, Kind, Store, StoreWriter, plan_shards, write_shard
+
+Maker = Callable[..., Path]
+SIZES = {f"v{i}": 10 for i in range(5)}
+
+
+def entries_of(videos: tuple[str, ...]) -> Iterator[Entry]:
+    for video in videos:
+        rows = np.random.default_rng(int(video[1:])).standard_normal((4, 2, 3)).astype(np.float16)
+        yield Entry(video, video, rows, {"frame": np.arange(4)})
+
+
+def extract(path: Path, kind: Kind, stop_after: int = 99, publish: bool = True) -> None:
+    """What a run does: adopt, else write and publish; `stop_after` shards it is gone, perhaps before publishing."""
+    with StoreWriter(path, "shapes", "data") as writer:
+        writer.open_product("motion", kind, {"fps": 5})
+        for number, shard in enumerate(plan_shards(SIZES, 20)):
+            if number == stop_after:
+                return
+            if writer.adopt("motion", shard.name) is None:
+                info = write_shard(path, "motion", shard.name, kind, entries_of(shard.videos), shard.videos)
+                if publish:
+                    writer.publish("motion", shard.name, info)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != "lock")
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("publish", [True, False])
+def test_a_run_that_was_stopped_ends_in_the_same_store(kind: Kind, tmp_path: Path, publish: bool) -> None:
+    extract(tmp_path / "once", kind)
+    extract(tmp_path / "twice", kind, stop_after=2, publish=publish)
+    assert len(Store(tmp_path / "twice").products["motion"].videos) == (4 if publish else 0)
+    extract(tmp_path / "twice", kind)
+    assert contents(tmp_path / "once") == contents(tmp_path / "twice")
+    assert Store(tmp_path / "twice").products["motion"].videos == set(SIZES)
+    assert Store(tmp_path / "once").manifest_digest == Store(tmp_path / "twice").manifest_digest
+
+
+def test_the_first_to_write_a_shard_wins(kind: Kind, tmp_path: Path) -> None:
+    def untouched() -> Iterator[Entry]:
+        raise AssertionError("the entries of a shard that is there were asked for")
+        yield
+
+    first = write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"])
+    before = contents(tmp_path)
+    assert write_shard(tmp_path, "motion", "s", kind, untouched(), ["v1"]) == first
+    assert contents(tmp_path) == before
+
+
+def test_a_writer_that_was_overtaken_keeps_the_first_shard(kind: Kind, tmp_path: Path) -> None:
+    def overtaken() -> Iterator[Entry]:
+        yield from entries_of(("v1",))
+        write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"])
+
+    info = write_shard(tmp_path, "motion", "s", kind, overtaken(), ["v1"])
+    assert info == write_shard(tmp_path / "other", "motion", "s", kind, entries_of(("v1",)), ["v1"])
+    assert len(list((tmp_path / "motion").iterdir())) == 1
+
+
+def test_a_shard_without_entries_is_not_written(kind: Kind, tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, "shapes", "data") as writer:
+        writer.open_product("motion", kind, {})
+        info = write_shard(tmp_path, "motion", "s", kind, [], ["v1"])
+        writer.publish("motion", "s", info)
+        assert (info.entries, info.videos, info.bytes) == (0, (), 0)
+        assert writer.done("motion") == set()
+        info = write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1", "v2"])
+        writer.publish("motion", "s", info)
+        assert (info.entries, info.videos) == (1, ("v1",))
+        assert writer.done("motion") == {"v1"}
+
+
+def test_a_failed_write_leaves_nothing_and_the_next_writer_clears_up(kind: Kind, tmp_path: Path) -> None:
+    def broken() -> Iterator[Entry]:
+        yield from entries_of(("v1",))
+        raise OSError("disk full")
+
+    extract(tmp_path, kind)
+    with pytest.raises(OSError, match="disk full"):
+        write_shard(tmp_path, "motion", "s", kind, broken(), ["v1"])
+    before = contents(tmp_path)
+    (tmp_path / "motion" / ".s.zarr.1.part" / "c").mkdir(parents=True)
+    (tmp_path / ".manifest.json.1.part").write_text("{")
+    extract(tmp_path, kind)
+    assert contents(tmp_path) == before
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_shards_of_another_plan_are_removed(kind: Kind, tmp_path: Path) -> None:
+    extract(tmp_path, kind)
+    write_shard(tmp_path, "motion", "00000-other", kind, entries_of(("v1",)), ["v1"])
+    with StoreWriter(tmp_path, "shapes", "data") as writer:
+        writer.open_product("motion", kind, {"fps": 5})
+        assert [name.split(".")[0] for name in writer.remove_unlisted("motion")] == ["00000-other"]
+    assert Store(tmp_path).verify() == []
+
+
+def test_another_provenance_is_refused_with_its_fields(kind: Kind, make_store: Maker, sample: list[Entry]) -> None:
+    path = make_store(kind, sample)
+    with StoreWriter(path, "shapes", "data") as writer:
+        message = r"product 'appearance' was made with other settings: weights.digest is \"aa\" in the store, \"bb\" was asked for\. .*delete .*appearance"
+        with pytest.raises(StoreError, match=message):
+            writer.open_product("appearance", kind, {"weights": {"digest": "bb"}, "fps": 5})
+        with pytest.raises(StoreError, match=r"fps is 5 in the store, null was asked for; size is null in the store, \[1, 2\] was"):
+            writer.open_product("appearance", kind, {"weights": {"digest": "aa"}, "size": (1, 2)})
+        other: Kind = "zarr" if kind == "hdf5" else "hdf5"
+        with pytest.raises(StoreError, match=f'kind is "{kind}" in the store, "{other}" was asked for'):
+            writer.open_product("appearance", other, {"weights": {"digest": "aa"}, "fps": 5})
+        with pytest.raises(ValueError, match="product 'text' has not been opened"):
+            writer.done("text")
+
+
+def test_what_was_deleted_is_forgotten(kind: Kind, tmp_path: Path) -> None:
+    extract(tmp_path, kind)
+    before = contents(tmp_path)
+    shard = sorted((tmp_path / "motion").iterdir())[1]
+    os.rename(shard, tmp_path / "gone")
+    extract(tmp_path, kind)
+    os.rename(tmp_path / "motion", tmp_path / "gone too")
+    with StoreWriter(tmp_path, "shapes", "data") as writer:
+        writer.open_product("motion", kind, {"fps": 7})
+        assert writer.done("motion") == set()
+    os.rmdir(tmp_path / "motion")
+    extract(tmp_path, kind)
+    assert {name: data for name, data in contents(tmp_path).items() if not name.startswith("gone")} == before
+
+
+def test_shards_that_no_manifest_knows_are_refused(kind: Kind, tmp_path: Path) -> None:
+    extract(tmp_path, kind)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"motion holds shards that manifest\.json does not know: delete the folder"):
+        extract(tmp_path, kind)
+
+
+def test_another_dataset_is_refused_and_the_lock_freed(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, "shapes", "data"):
+        pass
+    with pytest.raises(StoreError, match="holds dataset 'shapes', not 'vidstg'"):
+        StoreWriter(tmp_path, "vidstg", "data").__enter__()
+    with StoreWriter(tmp_path, "shapes", "moved"):
+        assert Store(tmp_path).manifest.root == "moved"
+
+
+def test_index_and_failures(tmp_path: Path) -> None:
+    index, tracks = tmp_path / "a.jsonl", tmp_path / "b.npz"
+    index.write_text("1\n")
+    with StoreWriter(tmp_path / "store", "shapes", "data") as writer:
+        with pytest.raises(StoreError, match=r"b\.npz does not exist: run stvg-prepare first"):
+            writer.set_index(index, tracks)
+        tracks.write_bytes(b"2")
+        writer.set_index(index, tracks)
+        assert writer.read_failures() == []
+        failures = [Failure(video=v, path=v, stage="open", reason="missing", detail="", attempts=n) for n, v in enumerate("bab")]
+        writer.write_failures(failures)
+        assert writer.read_failures() == [failures[1], failures[2]]
+    store = Store(tmp_path / "store")
+    assert (store.index_path.read_text(), store.tracks_path.read_bytes()) == ("1\n", b"2")
