@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.datasets.parsed import Parsed, Progress, name_repeats, quiet
+from pipeline.datasets.parsed import Parsed, Progress, Text, name_repeats, quiet
 from pipeline.datasets.videos import probe_videos
 from pipeline.datasets.vidor import clip_boxes
 from pipeline.decode import VideoFacts
@@ -38,13 +38,13 @@ class _Tube(_Strict):
 
 
 class _Line(_Strict):
-    video: str = Field(min_length=1)
-    text: str
-    id: str | None = Field(default=None, min_length=1)
+    video: Text = Field(min_length=1)
+    text: Text
+    id: Text | None = Field(default=None, min_length=1)
     segment: Span | None = None
     tube: _Tube | None = None
     split: str = Field(default="test", pattern=r"^[A-Za-z0-9_-]+$")
-    tags: tuple[str, ...] = ()
+    tags: tuple[Text, ...] = ()
 
 
 def parse(path: Path, progress: Progress = quiet) -> Parsed:
@@ -120,7 +120,7 @@ def _query(name: str, line: _Line, facts: VideoFacts, parsed: Parsed) -> Query |
     span = _tube_span(name, line.tube, segment, parsed) if line.tube else None
     if line.tube and span is None:
         return None
-    track = _add_track(f"{video}/{name}", line.tube, facts.size, parsed) if line.tube else None
+    track = _add_track(f"{video}/{name}", line.tube, span, facts.size, parsed) if line.tube and span else None
     return Query(
         id=name,
         video=video,
@@ -149,14 +149,14 @@ def _tube_span(name: str, tube: _Tube, segment: Span, parsed: Parsed) -> Span | 
     return span
 
 
-def _add_track(key: str, tube: _Tube, size: tuple[int, int], parsed: Parsed) -> str | None:
-    """Store the tube's boxes, clipped to the picture; None where none is left."""
+def _add_track(key: str, tube: _Tube, span: Span, size: tuple[int, int], parsed: Parsed) -> str | None:
+    """Store the tube's boxes, clipped to the picture; None where none is left in the span."""
     rows = [(tube.begin + place, box) for place, box in enumerate(tube.boxes) if box is not None]
     frames = np.array([frame for frame, _ in rows], np.int32)
     boxes = np.array([box for _, box in rows], np.float64).reshape(-1, 4)
     frames, boxes = clip_boxes(key, frames, boxes, size, parsed.defects)
-    if not len(frames):
-        parsed.defects.add("no box in the span", key, "no frame of the tube has a box; kept without boxes")
+    if not ((frames >= span[0]) & (frames < span[1])).any():
+        parsed.defects.add("no box in the span", key, f"no frame of [{span[0]}, {span[1]}) has a box; kept without boxes")
         return None
     parsed.tracks.add(key, frames, boxes)
     return key

@@ -6,13 +6,26 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from pipeline.decode import VideoFacts
 from pipeline.errors import InputError, VideoError
 from pipeline.records import Query, Tracks
 
+
+def _encodable(text: str) -> str:
+    """The text, if it can be written as UTF-8 (JSON's \\ud800 and the like cannot)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text with half a surrogate pair") from None
+    return text
+
+
 EXAMPLES = 20
+Text = Annotated[str, AfterValidator(_encodable)]
 Progress = Callable[[int, int], None]
 Facts = Mapping[str, VideoFacts | VideoError]
 

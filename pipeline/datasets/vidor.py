@@ -96,9 +96,7 @@ def _add_track(key: str, found: dict[int, list[float]], size: tuple[int, int], t
         tracks.add(key, frames, boxes)
 
 
-def clip_boxes(
-    entry: str, frames: np.ndarray, boxes: np.ndarray, size: tuple[int, int], defects: Defects
-) -> tuple[np.ndarray, np.ndarray]:
+def clip_boxes(entry: str, frames: np.ndarray, boxes: np.ndarray, size: tuple[int, int], defects: Defects) -> tuple[np.ndarray, np.ndarray]:
     """Boxes `[n, 4]` xyxy clipped to the picture `(width, height)`, without those that keep no area; each kind counted."""
     clipped = np.clip(boxes, 0, np.array([*size, *size], np.float64))
     outside = (clipped != boxes).any(1)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.datasets.parsed import Parsed, Progress, name_repeats, quiet, read_json
+from pipeline.datasets.parsed import Parsed, Progress, Text, name_repeats, quiet, read_json
 from pipeline.datasets.vidor import VidorFolder, add_tracks
 from pipeline.errors import InputError
 from pipeline.records import Query, Span, Truth, first_problem
@@ -42,7 +42,7 @@ class _Frames(_Raw):
 
 class _Object(_Raw):
     tid: int
-    category: str
+    category: Text
 
 
 class _Entry(_Raw):
@@ -59,9 +59,9 @@ class _Entry(_Raw):
 
 
 class _Sentence(_Raw):
-    description: str
+    description: Text
     target_id: int
-    tags: list[str] = []
+    tags: list[Text] = []
 
 
 def parse(root: Path, progress: Progress = quiet) -> Parsed:
@@ -198,7 +198,8 @@ def _attach_boxes(parsed: Parsed, folder: VidorFolder, progress: Progress) -> No
 
 def _with_boxes_at_hand(query: Query, parsed: Parsed, read: set[str]) -> Query:
     """The query, its truth without a track where the target has no box in the span; `read`: videos whose boxes are known."""
-    assert query.truth is not None and query.truth.track is not None
+    if query.truth is None or query.truth.track is None:
+        return query
     track, (begin, end) = query.truth.track, query.truth.span
     frames = parsed.tracks[track][0] if track in parsed.tracks else np.zeros(0)
     if ((frames >= begin) & (frames < end)).any():

@@ -27,7 +27,8 @@ def open_container(path: Path) -> InputContainer:
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise VideoError("open", "missing", f"{path} does not exist; put the video there or correct its path") from None
-        raise VideoError("open", "missing", f"{path} cannot be reached ({error_text(error)}); correct its path or its permissions") from None
+        detail = f"{path} cannot be reached ({error_text(error)}); correct its path or its permissions"
+        raise VideoError("open", "missing", detail) from None
     if not stat.S_ISREG(status.st_mode):
         raise VideoError("open", "unreadable", f"{path} is not a file; name a video file")
     if status.st_size == 0:
@@ -59,7 +60,7 @@ def best_stream(container: InputContainer, path: Path, max_pixels: int) -> Video
 
 
 def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Generator[Any, None, None]:
-    """The pictures one after another; an error while decoding becomes a VideoError `damaged`."""
+    """The pictures one after another; an error while decoding becomes a VideoError `damaged` (`truncated` if the file is cut)."""
     import av
 
     count = 0
@@ -68,8 +69,9 @@ def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Gener
             yield frame
             count += 1
     except (av.FFmpegError, OSError, ValueError) as error:
-        detail = f"{path}: decoding fails after {count} frames ({error_text(error)}); copy, download or convert it again"
-        raise VideoError("decode", "damaged", detail) from None
+        short = file_reach(path)
+        detail = f"{path}: decoding fails after {count} frames ({short or error_text(error)}); copy, download or convert it again"
+        raise VideoError("decode", "truncated" if short else "damaged", detail) from None
 
 
 def ticks_to_seconds(ticks: Any, base: Fraction) -> Any:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+DECORD_FORMATS = ("mp4", "matroska")
+
 
 @dataclass(frozen=True, eq=False)
 class VideoFacts:
@@ -50,14 +52,15 @@ class VideoFacts:
 
 @dataclass
 class _Packets:
-    """The best stream's packets `[n]` in storage order, and how far all streams reach (in seconds)."""
+    """The best stream's packets `[n]` in storage order, and how far it and all streams reach (in seconds)."""
 
     pts: list[int | None] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     keys: list[bool] = field(default_factory=list)
     discards: list[bool] = field(default_factory=list)
     rotation: int | None = None
-    reach: float = 0.0
+    video_end: float = 0.0
+    all_end: float = 0.0
     error: str = ""
 
     @property
@@ -73,12 +76,12 @@ def probe(path: str | Path, max_pixels: int = MAX_PIXELS) -> VideoFacts:
         stream = best_stream(container, path, max_pixels)
         codec = stream.codec_context.codec.canonical_name
         packets = _walk(container, stream)
+        refuse_truncated(path, container, stream, packets.video_end, packets.all_end)
         doubt = _doubt_of_count(packets, codec, container.format.name)
         seconds, length = _recount(path, max_pixels) if doubt else _shown(packets, stream.time_base)  # type: ignore[arg-type]
+        _refuse_broken(path, packets, seconds)
         fps = _rate(seconds, stream)
         length = length or 1 / fps
-        _refuse_broken(path, container, stream, packets, seconds, length)
-        several = "several video streams" if len(container.streams.video) > 1 else ""
         width, height = stream.codec_context.width, stream.codec_context.height
         rotation = packets.rotation or 0
         return VideoFacts(
@@ -90,7 +93,7 @@ def probe(path: str | Path, max_pixels: int = MAX_PIXELS) -> VideoFacts:
             has_edit_list=packets.edited,
             codec=codec,
             rotation=rotation,
-            doubt="edit list" if packets.edited else doubt or several,
+            doubt="edit list" if packets.edited else doubt or _doubt_of_container(container),
             recounted=bool(doubt),
         )
 
@@ -102,10 +105,12 @@ def _walk(container: InputContainer, stream: VideoStream) -> _Packets:
     found = _Packets()
     try:
         for packet in container.demux():
-            if packet.size and packet.pts is not None:
-                found.reach = max(found.reach, ticks_to_seconds(packet.pts + (packet.duration or 0), packet.time_base))
+            ticks = packet.dts if packet.pts is None else packet.pts
+            end = ticks_to_seconds(ticks + (packet.duration or 0), packet.time_base) if packet.size and ticks is not None else 0.0
+            found.all_end = max(found.all_end, end)
             if packet.stream_index != stream.index:
                 continue
+            found.video_end = max(found.video_end, end)
             if found.rotation is None:
                 found.rotation = _first_rotation(packet)
             if packet.size:
@@ -144,6 +149,13 @@ def _doubt_of_count(packets: _Packets, codec: str, container_format: str) -> str
     return "may hold packets without a picture" if codec == "vp8" or container_format == "avi" else ""
 
 
+def _doubt_of_container(container: InputContainer) -> str:
+    """Why decord may read other pictures than these: it was right on MP4 and Matroska, and began a group late on MPEG-TS."""
+    if not any(name in DECORD_FORMATS for name in container.format.name.split(",")):
+        return f"{container.format.name} container"
+    return "several video streams" if len(container.streams.video) > 1 else ""
+
+
 def _shown(packets: _Packets, base: Fraction) -> tuple[np.ndarray, float]:
     """Ascending times `[n]` of the packets that are shown, and the last one's length in seconds (0 if unknown)."""
     rows = zip(packets.pts, packets.lengths, packets.discards, strict=True)
@@ -171,12 +183,8 @@ def _rate(seconds: np.ndarray, stream: VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or 1)
 
 
-def _refuse_broken(
-    path: Path, container: InputContainer, stream: VideoStream, packets: _Packets, seconds: np.ndarray, length: float
-) -> None:
-    """VideoError for a file without a picture, cut short, or whose packets cannot all be read."""
-    end = float(seconds[-1]) + length if len(seconds) else 0.0
-    refuse_truncated(path, container, stream, end, packets.reach)
+def _refuse_broken(path: Path, packets: _Packets, seconds: np.ndarray) -> None:
+    """VideoError for a file without a picture, or whose packets cannot all be read."""
     if packets.error:
         raise VideoError("open", "damaged", f"{path}: its packets cannot all be read ({packets.error}); copy or convert it again")
     if not packets.pts:

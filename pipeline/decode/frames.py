@@ -1,16 +1,19 @@
 """Streaming a video's pictures by frame number, in increasing order, in bounded memory.
 
 decord reads first, in sequence, never by seeking. PyAV reads where decord is known to be wrong or not to manage:
-edit lists, several video streams, packets that are not pictures, files it cannot open or counts otherwise, and
-videos whose pictures, all decoded ahead (decord's ring has no bound), would not fit `READ_AHEAD_BYTES`. Where
-decord fails in the middle PyAV goes on from there, so damage is judged by one decoder alone. Both give the same
-pixels. Damage that FFmpeg conceals (a picture patched from its neighbours) is not noticed by either.
+edit lists, several video streams, packets that are not pictures, containers other than MP4 and Matroska (it begins
+MPEG-TS files a group late), files it cannot open, counts otherwise or unpacks wrongly, and videos whose pictures,
+all decoded ahead (decord's ring has no bound), would not fit `READ_AHEAD_BYTES`. Where decord fails in the middle
+PyAV goes on from there, so damage is judged by one decoder alone. Both give the same pixels. Damage that FFmpeg
+conceals (a picture patched from its neighbours) is not noticed by either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -24,7 +27,7 @@ READ_AHEAD_BYTES = 1 << 30
 Picture = tuple[int, np.ndarray]
 
 
-class _DecordFailed(Exception):
+class _DecordError(Exception):
     """decord cannot go on; the reason is the message."""
 
 
@@ -41,7 +44,7 @@ class FrameReader:
         if not reason:
             try:
                 self._video = _open_decord(facts)
-            except _DecordFailed as failure:
+            except _DecordError as failure:
                 reason = str(failure)
         if reason:
             self.decoder, self.reason = "pyav", reason
@@ -72,19 +75,19 @@ class FrameReader:
                     yield picture
                     done += 1
                 return
-            except _DecordFailed as failure:
+            except _DecordError as failure:
                 self.decoder, self.reason, self._video = "pyav", str(failure), None
         yield from _pyav_pictures(self.facts, self.wanted[done:])
 
 
 def open_frames(
-    path: Any, facts: VideoFacts, wanted: Iterable[int], decoder: Literal["auto", "decord", "pyav"] = "auto"
+    path: str | Path, facts: VideoFacts, wanted: Iterable[int], decoder: Literal["auto", "decord", "pyav"] = "auto"
 ) -> FrameReader:
     """A context manager and iterator of the `wanted` (ascending) frames of the video that `facts` are about."""
     numbers = np.asarray(wanted if isinstance(wanted, np.ndarray) else list(wanted), np.int64)
     if len(numbers) and (numbers[0] < 0 or numbers[-1] >= facts.frame_count or (np.diff(numbers) <= 0).any()):
         raise ValueError(f"wanted frames of {path} must ascend within [0, {facts.frame_count}), each once")
-    return FrameReader(facts, numbers, decoder)
+    return FrameReader(replace(facts, path=Path(path)), numbers, decoder)
 
 
 def _reason_for_pyav(facts: VideoFacts) -> str:
@@ -103,9 +106,9 @@ def _open_decord(facts: VideoFacts) -> Any:
     try:
         video = decord.VideoReader(str(facts.path), ctx=decord.cpu(0), num_threads=1)
     except (decord.DECORDError, RuntimeError, OSError):
-        raise _DecordFailed("decord cannot open it") from None
+        raise _DecordError("decord cannot open it") from None
     if len(video) != facts.frame_count:
-        raise _DecordFailed(f"decord counts {len(video)} frames, the packets {facts.frame_count}")
+        raise _DecordError(f"decord counts {len(video)} frames, the packets {facts.frame_count}")
     return video
 
 
@@ -120,9 +123,9 @@ def _decord_pictures(video: Any, facts: VideoFacts, wanted: np.ndarray) -> Itera
             _advance(video, keys, place, number)
             picture = video.next().asnumpy()
         except (decord.DECORDError, RuntimeError, StopIteration):
-            raise _DecordFailed(f"decord fails before frame {number}") from None
+            raise _DecordError(f"decord fails before frame {number}") from None
         if picture.shape != shape:
-            raise _DecordFailed(f"decord shows {picture.shape[1]}x{picture.shape[0]} at frame {number}")
+            raise _DecordError(f"decord gives an array of shape {picture.shape} at frame {number}")
         place = number + 1
         yield number, picture
 

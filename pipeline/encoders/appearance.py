@@ -41,6 +41,7 @@ class AppearanceEncoder(nn.Module):
             self.body = TinyResNet()
             self.channels, self.stride = 128, 16
         self.body.avgpool, self.body.fc = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+        self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 

@@ -37,6 +37,3 @@ def pad_to_square(pictures: Tensor) -> Tensor:
     return functional.pad(pictures, (left, side - width - left, top, side - height - top))
 
 
-def as_channels_first(frame: "torch.Tensor | object") -> Tensor:
-    """RGB uint8 `[h, w, 3]` (NumPy) to a `[3, h, w]` tensor that shares no memory with a decoder's buffer."""
-    return torch.from_numpy(frame.copy()).permute(2, 0, 1)  # type: ignore[attr-defined]

@@ -70,6 +70,24 @@ class StoreWriter:
         """The videos that have an entry in a published shard."""
         return self._product(product).videos
 
+    def has_shard(self, product: str, shard_name: str) -> bool:
+        """Whether a shard of that name is in the manifest."""
+        return shard_name in self._product(product).shards
+
+    def drop_product(self, name: str) -> None:
+        """Delete a product with all its shards, whatever it was made of."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
+        products = {other: product for other, product in self._manifest.products.items() if other != name}
+        self._manifest = self._manifest.model_copy(update={"products": products})
+        save_manifest(self.path, self._manifest)
+
+    def drop_shards(self, product: str, shard_names: Iterable[str]) -> None:
+        """Delete shards of a product; the manifest forgets them first."""
+        known, gone = self._product(product), set(shard_names)
+        self._record(product, known.model_copy(update={"shards": {n: i for n, i in known.shards.items() if n not in gone}}))
+        for name in sorted(gone):
+            remove(shard_path(self.path, product, name, known.kind))
+
     def publish(self, product: str, shard_name: str, info: ShardInfo) -> None:
         """Put a shard into the manifest; one without entries is not written, so there is nothing to put."""
         if info.entries == 0:

@@ -34,7 +34,7 @@ def write_video(path: Path, count: int = 40, *, milliseconds: Sequence[int] | No
     import av
 
     codec = options.pop("codec", "libx264")
-    settings = {"bf": "2", "g": "12", "sc_threshold": "0"} if codec == "libx264" else options.pop("settings", {})
+    settings = options.pop("settings", {"bf": "2", "g": "12", "sc_threshold": "0"} if codec == "libx264" else {})
     with av.open(str(path), "w", options=options.pop("container", {})) as container:
         stream = container.add_stream(codec, rate=25, options=settings)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"

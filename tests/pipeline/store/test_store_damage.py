@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -169,3 +171,16 @@ def test_an_unknown_product_and_an_unknown_table_format(sample: list[Entry], mak
     file.write_text(json.dumps(document))
     with pytest.raises(StoreError, match="its table has format 2, which is unknown; this version reads 1"):
         Store(path).open("appearance").keys()
+
+
+def test_what_the_machine_refuses_is_not_called_damage(
+    kind: Kind, sample: list[Entry], make_store: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    reader = Store(make_store(kind, sample)).open("appearance")
+    reader.keys()
+    monkeypatch.setattr(*((os, "open") if kind == "zarr" else (h5py, "File")), refuse)
+    with pytest.raises(StoreError, match=r"product 'appearance': .*0123abcd.* cannot be read \(Too many open files\): nothing in it was"):
+        reader.read("wide")

@@ -13,7 +13,14 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store import StoreLock, StoreWriter
 
-HOLD = "import sys, time; from pathlib import Path; from pipeline.store import StoreLock\nwith StoreLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.store import StoreLock
+with StoreLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture

@@ -114,7 +114,8 @@ def test_shards_of_another_plan_are_removed(kind: Kind, tmp_path: Path) -> None:
 def test_another_provenance_is_refused_with_its_fields(kind: Kind, make_store: Maker, sample: list[Entry]) -> None:
     path = make_store(kind, sample)
     with StoreWriter(path, "shapes", "data") as writer:
-        message = r"product 'appearance' was made with other settings: weights.digest is \"aa\" in the store, \"bb\" was asked for\. .*delete .*appearance"
+        settings = r'weights\.digest is "aa" in the store, "bb" was asked for'
+        message = rf"product 'appearance' was made with other settings: {settings}\. Extract .* delete .*appearance to have"
         with pytest.raises(StoreError, match=message):
             writer.open_product("appearance", kind, {"weights": {"digest": "bb"}, "fps": 5})
         with pytest.raises(StoreError, match=r"fps is 5 in the store, null was asked for; size is null in the store, \[1, 2\] was"):

@@ -1,0 +1,81 @@
+"""`stvg-extract`: videos and sentences of an index → a store of features; resumable, parallel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.progress import progress
+
+app = new_app()
+
+
+@app.command()
+@guarded
+def extract(
+    dataset: Annotated[str | None, typer.Option("--dataset", metavar="NAME", help="shapes, vidstg or jsonl.")] = None,
+    root: Annotated[Path | None, typer.Option("--root", metavar="PATH", help="The data set's folder; for jsonl the file.")] = None,
+    index: Annotated[Path | None, typer.Option("--index", metavar="FILE", help="The index that stvg-prepare wrote.")] = None,
+    store: Annotated[Path, typer.Option("--store", metavar="DIR", help="The store to fill.")] = Path("store"),
+    backbones: Annotated[str | None, typer.Option("--backbones", help="full or tiny.")] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option("--weights", help="tiny, random:SEED, or one per product: appearance=random:0 (may be repeated).")
+    ] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Of visual products: zarr or hdf5.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=0, help="Processes; 0 works in this one.")] = None,
+    scheduler: Annotated[str | None, typer.Option("--scheduler", metavar="ADDRESS", help="An existing Dask scheduler.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Only check the store: 0 intact, 1 damaged.")] = False,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    debug: Debug = False,
+) -> None:
+    """Decode every video once and write its features; what is there already is kept."""
+    if verify:
+        return _verify(store)
+    from cli.settings import dataset_config
+    from pipeline.config import merge, parse_assignments, read_section, validate
+    from pipeline.run import ExtractConfig, run
+
+    source = dataset_config(config, dataset, root, index)
+    named = {"backbones": backbones, "weights": _weights(weights), "format": format_, "workers": workers, "scheduler": scheduler}
+    given = {key: value for key, value in named.items() if value is not None}
+    values = merge(merge(read_section(config, "extract"), parse_assignments(assignments or [])), given)
+    settings = validate(ExtractConfig, values, "section 'extract'")
+    log_to(store / "log.txt")
+    with progress("extracting", unit="videos") as advance:
+        report = run(source.index_path, source.folder, source.name, store, settings, advance)
+    for failure in report.failures:
+        warn(f"{failure.video}: {failure.detail}")
+    say(f"{store}: {report.videos - len(report.failures)} of {report.videos} videos, {report.made} shards made, {len(report.failures)} failed")
+    raise typer.Exit(report.exit_code(settings.allow_failed))
+
+
+def _weights(given: list[str] | None) -> Any:
+    """`["random:0"]` → one source for all; `["appearance=random:0", …]` → one per product."""
+    from pipeline.errors import InputError
+
+    if not given:
+        return None
+    pairs = [text.partition("=") for text in ",".join(given).split(",")]
+    if len(pairs) == 1 and not pairs[0][1]:
+        return pairs[0][0]
+    if not all(equals for _, equals, _ in pairs):
+        raise InputError(f"--weights {','.join(given)!r} mixes one source for all with sources per product")
+    return {product: source for product, _, source in pairs}
+
+
+def _verify(path: Path) -> None:
+    from pipeline.store import Store
+
+    problems = Store(path).verify()
+    for problem in problems:
+        warn(str(problem))
+    say(f"{path}: {'intact' if not problems else f'{len(problems)} problems'}")
+    raise typer.Exit(1 if problems else 0)
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,257 @@
+"""Training: one visible loop over cached features. A run stopped anywhere goes on exactly as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from grounding.checkpoint import CONFIG, code_digest, read_provenance
+from grounding.curves import Curves
+from grounding.data import FeatureSet, batches, collate, join_targets, to_device
+from grounding.losses import LossConfig, csdvl_loss
+from grounding.metrics import score, summarise
+from grounding.models.csdvl import Csdvl, CsdvlConfig
+from grounding.predict import predict
+from pipeline import config as configuration
+from pipeline.config import Config
+from pipeline.errors import InputError, StvgError
+from pipeline.records import write_json
+from pipeline.store import Store
+
+Progress = Callable[[int, int], None]
+MAY_CHANGE = {"max_steps", "log_every", "checkpoint_every", "device"}
+"""What a resumed run may set anew."""
+log = logging.getLogger(__name__)
+
+
+class TrainConfig(Config):
+    """Section `train`. Defaults are CSDVL's (supplement B.1)."""
+
+    model: CsdvlConfig = CsdvlConfig()
+    loss: LossConfig = LossConfig()
+    seed: int = 0
+    device: str = "auto"
+    batch: int = 8
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.1
+    ema: float = 0.999
+    schedule: Literal["constant", "one-cycle"] = "constant"
+    """`one-cycle`: 5 % linear warm-up, then cosine to 0 over `schedule_steps`."""
+    epochs: int = 10
+    max_steps: int | None = None
+    """Steps to train; by default `epochs` passes over the train split."""
+    schedule_steps: int | None = None
+    """Steps the schedule runs over; by default `max_steps`."""
+    validate_every: int | None = None
+    """Steps between validations on the EMA weights; by default once an epoch."""
+    checkpoint_every: int = 100
+    log_every: int = 20
+
+
+class NonFiniteLossError(StvgError):
+    """The loss is not a number: training stops and names the batch."""
+
+    exit_code = 1
+
+
+@dataclass
+class State:
+    """All that training changes. Saved and loaded whole, so that a resumed run is the uninterrupted one."""
+
+    model: Csdvl
+    ema: AveragedModel
+    optimiser: torch.optim.AdamW
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    step: int = 0
+    best: float = -1.0
+
+    def save(self, folder: Path) -> None:
+        """Write EMA weights (`model.safetensors`) and everything else (`state.pt`); the folder is replaced as a whole."""
+        aside = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file({key: value.contiguous() for key, value in self.ema.module.state_dict().items()}, aside / "model.safetensors")
+        whole = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        torch.save(whole, aside / "state.pt")
+        for path in aside.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def load(self, folder: Path) -> None:
+        """Take up a saved state; one that was being replaced when the run was killed is found beside it."""
+        if not folder.exists():
+            folder = folder.with_name(f".{folder.name}.old")
+        whole = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        self.model.load_state_dict(whole["model"])
+        self.ema.load_state_dict(whole["ema"])
+        self.optimiser.load_state_dict(whole["optimiser"])
+        self.schedule.load_state_dict(whole["schedule"])
+        self.step, self.best = whole["step"], whole["best"]
+        torch.set_rng_state(whole["rng"])
+        if whole["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(whole["cuda_rng"])
+
+
+def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lambda done, total: None) -> None:
+    """Train on a store's `train` split into `run`, which `open_run` made ready. Validates on `val` if it is there."""
+    c = config
+    torch.manual_seed(c.seed)
+    random.seed(c.seed)
+    np.random.seed(c.seed)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if c.device == "auto" else c.device)
+    features = FeatureSet(store, "train", c.model.frames, c.model.clips)
+    queries = [query for query in features.queries if query.truth is not None]
+    if not queries:
+        raise InputError(f"store {store}: no query of split 'train' has a truth to learn from")
+    held = _held_out(store, c)
+    per_epoch = max(1, len(queries) // min(c.batch, len(queries)))
+    last = c.max_steps or c.epochs * per_epoch
+    every = c.validate_every or per_epoch
+    model = Csdvl(features.dims, c.model).to(device)
+    state = _state(model, c, c.schedule_steps or last)
+    if (run / "checkpoints").exists():
+        state.load(run / "checkpoints" / "last")
+        log.info("resumed %s at step %d of %d", run, state.step, last)
+    curves = Curves(run / "curves", state.step)
+    progress(state.step, last)
+    for numbers in batches(len(queries), c.batch, c.seed, state.step):
+        if state.step >= last:
+            break
+        samples = [features.sample(queries[number]) for number in numbers]
+        inputs = to_device(collate(samples), device)
+        targets = to_device(join_targets([features.truth(sample) for sample in samples]), device)
+        state.model.train()
+        out = state.model(inputs)
+        parts = csdvl_loss(out.boxes, out.proposals, out.frame_scores, out.clip_scores, targets, c.loss)
+        if not torch.isfinite(parts["loss"]):
+            ids = ", ".join(sample.query.id for sample in samples)
+            raise NonFiniteLossError(f"the loss is {float(parts['loss'])} at step {state.step}, in the batch of {ids}: lower lr or look at them")
+        state.optimiser.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), c.clip_norm)
+        state.optimiser.step()
+        state.schedule.step()
+        state.ema.update_parameters(state.model)
+        state.step += 1
+        if state.step % c.log_every == 0 or state.step == last:
+            values = {f"train/{name}": float(value) for name, value in parts.items()}
+            curves.write(state.step, {**values, "train/lr": state.schedule.get_last_lr()[0], "train/gradient_norm": float(norm)})
+        if held is not None and (state.step % every == 0 or state.step == last):
+            metrics = summarise(score(held.queries, held.tracks, predict(state.ema.module, held, held.queries)))
+            curves.write(state.step, {f"val/{name}": value for name, value in metrics.items()})
+            log.info("step %d: val %s", state.step, json.dumps(metrics))
+            if metrics.get("m_vIoU", metrics["m_tIoU"]) > state.best:
+                state.best = metrics.get("m_vIoU", metrics["m_tIoU"])
+                state.save(run / "checkpoints" / "best")
+        if state.step % c.checkpoint_every == 0 or state.step == last:
+            state.save(run / "checkpoints" / "last")
+        progress(state.step, last)
+    curves.close()
+    write_json(run / "provenance.json", read_provenance(run) | {"finished": last})
+
+
+def _state(model: Csdvl, c: TrainConfig, schedule_steps: int) -> State:
+    """Model, its moving average, AdamW (no decay on norms and biases is not asked for by the paper) and the schedule."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay)
+
+    def factor(step: int) -> float:
+        if c.schedule == "constant":
+            return 1.0
+        warm = max(1, round(0.05 * schedule_steps))
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, schedule_steps - warm))))
+
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(c.ema), use_buffers=True)
+    return State(model, ema, optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor))
+
+
+def _held_out(store: Path, c: TrainConfig) -> FeatureSet | None:
+    """The `val` split, where the store has one with truths."""
+    try:
+        held = FeatureSet(store, "val", c.model.frames, c.model.clips)
+    except StvgError:
+        return None
+    held.queries = [query for query in held.queries if query.truth is not None]
+    return held if held.queries else None
+
+
+def open_run(store: Path, run: Path, config: TrainConfig, resume: bool = False) -> None:
+    """Make the run directory ready: empty, or holding the checkpoint to go on from.
+
+    A run of the same configuration, store and code that was stopped is taken up again (being exact, that is the same as
+    starting over, only sooner). With `resume` anything but `MAY_CHANGE` that differs is an error; without it the old
+    run is moved aside.
+    """
+    c, opened, dims = config, Store(store), FeatureSet(store, "train", 1, 1).dims
+    now = {
+        "format": 1,
+        "model": "csdvl",
+        "dims": list(dims),
+        "store": opened.manifest_digest,
+        "dataset": opened.manifest.dataset,
+        "products": {name: opened.products[name].provenance for name in ("appearance", "motion", "text")},
+        "code": code_digest(),
+        "torch": torch.__version__,
+    }
+    settings = c.model_dump(mode="json")
+    known = run / "provenance.json"
+    there = known.is_file() and any((run / "checkpoints" / name).exists() for name in ("last", ".last.old"))
+    if there:
+        old, old_config = json.loads(known.read_text()), configuration.read_section(run / CONFIG, "train")
+        differs = sorted(key for key in settings if key not in MAY_CHANGE and settings[key] != old_config.get(key))
+        differs += sorted(key for key in ("store", "dims", "model") if now[key] != old.get(key))
+        if resume and differs:
+            raise InputError(f"{run} cannot be resumed: {', '.join(differs)} differ from what it was started with; name another --run")
+        same = not differs and (resume or (old.get("code") == now["code"] and "finished" not in old))
+        if not same:
+            _move_aside(run)
+            there = False
+    elif resume:
+        raise InputError(f"{run} holds no checkpoint to resume: leave out --resume to start a run there")
+    run.mkdir(parents=True, exist_ok=True)
+    if not there:
+        for leftover in ("curves", "checkpoints"):
+            shutil.rmtree(run / leftover, ignore_errors=True)
+    configuration.save(run / CONFIG, "train", c)
+    write_json(known, now)
+
+
+def _move_aside(run: Path) -> None:
+    """Rename a run that is about to be replaced; nothing is lost."""
+    number = 1
+    while (aside := run.with_name(f"{run.name}.old-{number}")).exists():
+        number += 1
+    run.rename(aside)
+    log.info("the run that was in %s is now in %s", run, aside)
+

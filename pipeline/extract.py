@@ -1,0 +1,226 @@
+"""One video → its features. One decode pass feeds all visual products; frames stream, forwards are batched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Config
+from pipeline.decode import VideoFacts, open_frames, probe
+from pipeline.encoders.geometry import appearance_size, pad_to_square, picture_in_square, resize
+from pipeline.encoders.text import tokenise
+from pipeline.sampling import clip_centres, clip_frames, grid_frames, nearest_frames
+from pipeline.store import Entry
+
+VISUAL = ("appearance", "motion", "frames")
+PAGE = 4096
+"""Bytes per row of the `frames` product: every JPEG begins on a new row, so all videos share one array shape."""
+DIGEST_BYTES = 1 << 20
+
+
+class SamplingConfig(Config):
+    """Which moments of a video are looked at, and how large. Part of every visual product's provenance."""
+
+    fps: float = 5.0
+    """Appearance maps and JPEG frames: one at each 1/fps seconds, the nearest frame."""
+    short: int = 320
+    """N_short: the shorter side in pixels (the longer at most 1.8 times this)."""
+    clip_every: float = 0.4
+    """Seconds from one motion clip to the next."""
+    clip_span: float = 64 / 30
+    """Seconds a motion clip spans."""
+    jpeg_quality: int = 90
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one video gave: product → (rows, columns), and the facts kept with every entry of it."""
+
+    products: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]
+    facts: dict[str, Any]
+
+    def entry(self, product: str, video: str) -> Entry:
+        rows, columns = self.products[product]
+        return Entry(video, video, rows, columns, self.facts)
+
+
+def extract_video(
+    path: Path, sampling: SamplingConfig, encoders: Mapping[str, nn.Module], batch: int = 16, facts: VideoFacts | None = None
+) -> Features:
+    """Features of every visual product in `encoders` (`frames` maps to no network: any module will do).
+
+    Rows: appearance `[n, H, W, C]` and motion `[m, h, w, C]` float16, frames `[pages, 4096]` uint8. Columns `frame` and
+    `second` say which frame a row shows, or (motion) the middle of its clip. Raises VideoError.
+    """
+    facts = facts or probe(path)
+    grid = grid_frames(facts.seconds, sampling.fps)
+    makers: dict[str, _Maker] = {}
+    if "appearance" in encoders:
+        makers["appearance"] = _AppearanceMaker(encoders["appearance"], appearance_size(facts.size, sampling.short), grid, batch)
+    if "frames" in encoders:
+        makers["frames"] = _JpegMaker(appearance_size(facts.size, sampling.short), grid, sampling.jpeg_quality)
+    if "motion" in encoders:
+        makers["motion"] = _MotionMaker(encoders["motion"], facts, sampling, max(1, batch // 4))
+    wanted = np.unique(np.concatenate([maker.wanted for maker in makers.values()]))
+    with torch.inference_mode(), open_frames(path, facts, wanted) as frames:
+        for number, rgb in frames:
+            picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
+            for maker in makers.values():
+                maker.take(number, picture)
+        products = {name: maker.finish() for name, maker in makers.items()}
+        seen_by = {"decoder": frames.decoder, "why": frames.reason}
+    for _, columns in products.values():
+        columns["second"] = facts.seconds[columns["frame"]]
+    about = {"size": list(facts.size), "fps": facts.fps, "frame_count": facts.frame_count, "digest": file_digest(path), **seen_by}
+    return Features(products, about)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a video's size, first and last MiB: notices another file under the same name without reading terabytes."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(DIGEST_BYTES))
+        file.seek(max(DIGEST_BYTES, size - DIGEST_BYTES))
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+class _Maker:
+    """Takes frames in increasing order, gives a product's rows and columns. `wanted` are the frames it needs."""
+
+    wanted: np.ndarray
+
+    def take(self, number: int, picture: Tensor) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        raise NotImplementedError
+
+
+class _AppearanceMaker(_Maker):
+    def __init__(self, encoder: nn.Module, size: tuple[int, int], grid: np.ndarray, batch: int) -> None:
+        self.encoder, self.size, self.wanted, self.batch = encoder, size, grid, batch
+        self._needed = set(grid.tolist())
+        self._waiting: list[Tensor] = []
+        self._maps: list[np.ndarray] = []
+
+    def take(self, number: int, picture: Tensor) -> None:
+        if number in self._needed:
+            self._waiting.append(resize(picture[None], self.size)[0])
+            if len(self._waiting) == self.batch:
+                self._encode()
+
+    def _encode(self) -> None:
+        if self._waiting:
+            device = next(self.encoder.parameters()).device
+            self._maps.append(self.encoder(torch.stack(self._waiting).to(device)).half().cpu().numpy())
+            self._waiting.clear()
+
+    def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        self._encode()
+        return np.concatenate(self._maps), {"frame": self.wanted}
+
+
+class _JpegMaker(_Maker):
+    def __init__(self, size: tuple[int, int], grid: np.ndarray, quality: int) -> None:
+        self.size, self.wanted, self.quality = size, grid, quality
+        self._needed = set(grid.tolist())
+        self._pages: list[np.ndarray] = []
+        self._numbers: list[int] = []
+        self._used: list[int] = []
+
+    def take(self, number: int, picture: Tensor) -> None:
+        if number not in self._needed:
+            return
+        from torchvision.io import encode_jpeg
+
+        pixels = resize(picture[None], self.size)[0].round().clamp(0, 255).byte()
+        data = encode_jpeg(pixels, self.quality).numpy()
+        for start in range(0, len(data), PAGE):
+            page = np.zeros(PAGE, np.uint8)
+            part = data[start : start + PAGE]
+            page[: len(part)] = part
+            self._pages.append(page)
+            self._numbers.append(number)
+            self._used.append(len(part))
+
+    def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return np.stack(self._pages), {"frame": np.array(self._numbers, np.int64), "bytes": np.array(self._used, np.int64)}
+
+
+class _MotionMaker(_Maker):
+    """Keeps only the frames that clips still to come need."""
+
+    def __init__(self, encoder: nn.Module, facts: VideoFacts, sampling: SamplingConfig, batch: int) -> None:
+        self.encoder, self.batch = encoder, batch
+        centres = clip_centres(facts.seconds, sampling.clip_every)
+        self._clips = [clip_frames(facts.seconds, centre, sampling.clip_span, encoder.frames) for centre in centres]  # type: ignore[arg-type]
+        self._middles = nearest_frames(facts.seconds, centres)
+        self.wanted = np.unique(np.concatenate(self._clips))
+        self._needed = set(self.wanted.tolist())
+        self._pictures: dict[int, Tensor] = {}
+        self._next = 0
+        self._waiting: list[Tensor] = []
+        self._maps: list[np.ndarray] = []
+
+    def take(self, number: int, picture: Tensor) -> None:
+        if number not in self._needed:
+            return
+        side: int = self.encoder.side  # type: ignore[assignment]
+        self._pictures[number] = resize(pad_to_square(picture[None]), (side, side))[0]
+        while self._next < len(self._clips) and self._clips[self._next][-1] <= number:
+            self._waiting.append(torch.stack([self._pictures[frame] for frame in self._clips[self._next].tolist()], 1))
+            self._next += 1
+            if len(self._waiting) == self.batch:
+                self._encode()
+        if self._next < len(self._clips):
+            first = self._clips[self._next][0]
+            self._pictures = {frame: kept for frame, kept in self._pictures.items() if frame >= first}
+
+    def _encode(self) -> None:
+        if self._waiting:
+            device = next(self.encoder.parameters()).device
+            self._maps.append(self.encoder(torch.stack(self._waiting).to(device)).half().cpu().numpy())
+            self._waiting.clear()
+
+    def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        self._encode()
+        return np.concatenate(self._maps), {"frame": self._middles}
+
+
+def encode_texts(texts: list[str], encoder: nn.Module, batch: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Token states `[L, C]` float16 and token ids `[L]` of each sentence, in order."""
+    device = next(encoder.parameters()).device
+    for start in range(0, len(texts), batch):
+        tokens, mask = tokenise(texts[start : start + batch])
+        with torch.inference_mode():
+            states = encoder(tokens.to(device), mask.to(device)).half().cpu()
+        for row, ids, kept in zip(states, tokens, mask, strict=True):
+            yield row[kept].numpy(), ids[kept].numpy()
+
+
+def jpeg_frames(rows: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterator[tuple[int, Tensor]]:
+    """Decode an entry of the `frames` product: `(frame number, RGB uint8 [3, h, w])` in order."""
+    from torchvision.io import decode_jpeg
+
+    for number in np.unique(columns["frame"]).tolist():
+        pages = np.flatnonzero(columns["frame"] == number)
+        data = np.concatenate([rows[page, : columns["bytes"][page]] for page in pages])
+        yield number, decode_jpeg(torch.from_numpy(data))
+
+
+def square_of(facts: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Where an entry's picture lies in the motion square: xyxy shares of its side."""
+    width, height = facts["size"]
+    return picture_in_square((width, height))
+
+
+Backbones = Literal["full", "tiny"]

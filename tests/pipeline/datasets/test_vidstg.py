@@ -1,0 +1,214 @@
+"""VidSTG's conventions, each pinned on a tree written by hand, and the real validation file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.datasets.parsed import Parsed
+from pipeline.datasets.vidstg import parse
+from pipeline.errors import InputError
+
+REPOSITORY = Path(__file__).parents[3]
+ANNOTATIONS = Path(os.environ.get("STVG_ANNOTATIONS") or REPOSITORY.parent / "shared" / "annotations")
+BOX = (1, 2, 30, 40)
+
+
+def kinds(parsed: Parsed) -> dict[str, tuple[int, int]]:
+    """Each kind of defect: (count, left out)."""
+    return {row["kind"]: (row["count"], row["excluded"]) for row in parsed.defects.to_list()}
+
+
+def named(parsed: Parsed, kind: str) -> list[str]:
+    return [item["entry"] for row in parsed.defects.to_list() if row["kind"] == kind for item in row["entries"]]
+
+
+def test_each_caption_and_question_is_a_query(tree: Any, entry: Any, vidor: Any) -> None:
+    vidor("101", {4: [(0, *BOX), (3, 5, 5, 9, 9)]})
+    caption, question = parse(tree(val=[entry(vid="x", captions=[], questions=[]), entry()])).queries
+    assert (caption.id, question.id) == ("val-00001-c0", "val-00001-q0")
+    assert (caption.form, question.form) == ("declarative", "interrogative")
+    assert (caption.object, question.object) == ("dog", "ball")
+    assert caption.text == "a dog chases a ball."
+    assert (caption.video, caption.path, caption.split) == ("101", "video/0007/101.mp4", "val")
+    assert (caption.fps, caption.frame_count, caption.size) == (10, 20, (100, 50))
+    assert caption.truth is not None
+    assert question.truth is not None
+    assert (caption.truth.track, question.truth.track) == ("101/0", "101/3")
+
+
+def test_a_span_ends_before_its_end_and_a_segment_with_it(tree: Any, entry: Any) -> None:
+    """`temporal_gt.end_fid` is exclusive, `used_segment.end_fid` inclusive: [4, 14) lies in [2, 13 + 1)."""
+    query = parse(tree(test=[entry()])).queries[0]
+    assert query.segment == (2, 14)
+    assert query.truth is not None
+    assert query.truth.span == (4, 14)
+
+
+def test_a_segment_is_clipped_to_the_video(tree: Any, entry: Any) -> None:
+    parsed = parse(tree(test=[entry(used_segment={"begin_fid": 0, "end_fid": 20})]))
+    assert parsed.queries[0].segment == (0, 20)
+    assert not parsed.defects.excluded
+
+
+def test_a_span_that_leaves_its_segment_is_clipped_and_counted(tree: Any, entry: Any) -> None:
+    parsed = parse(tree(test=[entry(temporal_gt={"begin_fid": 1, "end_fid": 16})]))
+    assert parsed.queries[0].truth is not None
+    assert parsed.queries[0].truth.span == (2, 14)
+    assert kinds(parsed)["span leaves its segment"] == (1, 0)
+
+
+def test_boxes_come_from_either_half_of_vidor(tree: Any, entry: Any, vidor: Any) -> None:
+    vidor("101", {3: [(0, *BOX)], 4: [(0, 2, 2, 30, 40), (9, 0, 0, 1, 1)], 6: [(0, *BOX), (0, 9, 9, 10, 10)]}, "validation", "1000")
+    parsed = parse(tree(test=[entry(questions=[])]))
+    frames, boxes = parsed.tracks["101/0"]
+    assert frames.tolist() == [3, 4, 6]
+    assert boxes.tolist() == [list(BOX), [2, 2, 30, 40], list(BOX)]
+    assert boxes.dtype == np.float32
+    assert list(parsed.tracks.keys()) == ["101/0"]
+    assert parsed.queries[0].path == "video/1000/101.mp4"
+    assert not kinds(parsed)
+
+
+def test_without_vidor_spans_remain(tree: Any, entry: Any) -> None:
+    parsed = parse(tree(test=[entry()]))
+    assert [query.truth.track for query in parsed.queries if query.truth] == [None, None]
+    assert parsed.queries[0].path == "video/101.mp4"
+    assert kinds(parsed) == {"no VidOR annotations": (1, 0)}
+
+
+def test_a_video_is_found_where_it_lies(tree: Any, entry: Any, tmp_path: Path) -> None:
+    (tmp_path / "video" / "0042").mkdir(parents=True)
+    (tmp_path / "video" / "0042" / "101.mp4").touch()
+    assert parse(tree(test=[entry()])).queries[0].path == "video/0042/101.mp4"
+
+
+def test_boxes_are_clipped_to_the_picture(tree: Any, entry: Any, vidor: Any) -> None:
+    vidor("101", {4: [(0, -5, 2, 30, 60)], 5: [(0, 120, 2, 130, 40)], 6: [(0, 20, 20, 20, 30)], 7: [(0, *BOX)]})
+    parsed = parse(tree(test=[entry(questions=[])]))
+    frames, boxes = parsed.tracks["101/0"]
+    assert frames.tolist() == [4, 7]
+    assert boxes.tolist() == [[0, 2, 30, 50], list(BOX)]
+    assert kinds(parsed) == {"box outside picture": (2, 0), "box without area": (2, 0)}
+
+
+def test_a_target_without_a_box_in_the_span_keeps_its_span(tree: Any, entry: Any, vidor: Any) -> None:
+    vidor("101", {3: [(0, *BOX)], 14: [(0, *BOX)]})
+    parsed = parse(tree(test=[entry()]))
+    assert [query.truth.track for query in parsed.queries if query.truth] == [None, None]
+    assert named(parsed, "no box in the span") == ["test-00000-c0", "test-00000-q0"]
+
+
+def test_vidor_files_that_are_broken_or_absent_are_named(tree: Any, entry: Any, vidor: Any, tmp_path: Path) -> None:
+    vidor("101", {4: [(0, *BOX)]})
+    good = tmp_path / "annotation" / "training" / "0007" / "101.json"
+    (good.parent / "102.json").write_text('{"trajectories": [')
+    (good.parent / "103.json").write_text("[1, 2]")
+    (good.parent / "105.json").write_text('{"trajectories": [7, [{"tid": 0}], [{"tid": 0, "bbox": {"xmin": NaN}}], [null]]}')
+    parsed = parse(tree(test=[entry(vid=vid) for vid in ("101", "102", "103", "104", "105")]))
+    assert len(parsed.queries) == 10
+    assert named(parsed, "unreadable box file") == ["102", "103"]
+    assert named(parsed, "no box file") == ["104"]
+    assert kinds(parsed)["malformed box"] == (4, 0)
+
+
+def test_tags_are_carried(tree: Any, entry: Any) -> None:
+    caption = {"description": "a dog", "target_id": 0, "tags": ["look-alike"]}
+    assert parse(tree(test=[entry(captions=[caption], questions=[])])).queries[0].tags == ("look-alike",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"vid": 101}, "malformed entry"),
+        ({"fps": 0}, "malformed entry"),
+        ({"fps": float("nan")}, "malformed entry"),
+        ({"frame_count": "20"}, "malformed entry"),
+        ({"temporal_gt": None}, "malformed entry"),
+        ({"used_segment": {"begin_fid": 0}}, "malformed entry"),
+        ({"subject/objects": {}}, "malformed entry"),
+        ({"captions": "a dog"}, "malformed entry"),
+        ({"vid": "../../etc/passwd"}, "video id is not a plain name"),
+        ({"vid": ".."}, "video id is not a plain name"),
+        ({"vid": "a\n"}, "video id is not a plain name"),
+        ({"vid": ""}, "video id is not a plain name"),
+        ({"captions": [], "questions": []}, "entry without sentences"),
+        ({"used_segment": {"begin_fid": 9, "end_fid": 8}}, "empty segment"),
+        ({"used_segment": {"begin_fid": 20, "end_fid": 30}}, "empty segment"),
+        ({"temporal_gt": {"begin_fid": 6, "end_fid": 6}}, "empty span"),
+        ({"temporal_gt": {"begin_fid": 14, "end_fid": 16}}, "span outside its segment"),
+    ],
+)
+def test_a_broken_entry_is_left_out_by_name(tree: Any, entry: Any, changes: dict[str, Any], kind: str) -> None:
+    parsed = parse(tree(test=[entry(), entry(**changes), entry(vid="102")]))
+    assert [query.id[:10] for query in parsed.queries] == ["test-00000", "test-00000", "test-00002", "test-00002"]
+    assert named(parsed, kind) == ["test-00001"]
+    assert parsed.defects.excluded == 1
+
+
+@pytest.mark.parametrize(
+    ("sentence", "kind"),
+    [
+        ("a dog", "malformed sentence"),
+        ({"description": None, "target_id": 0}, "malformed sentence"),
+        ({"description": "\ud800", "target_id": 0}, "malformed sentence"),
+        ({"description": "a dog", "target_id": "0"}, "malformed sentence"),
+        ({"description": " \n", "target_id": 0}, "empty sentence"),
+        ({"description": "a dog", "target_id": 8}, "target is not among the objects"),
+    ],
+)
+def test_a_broken_sentence_is_left_out_by_name(tree: Any, entry: Any, sentence: Any, kind: str) -> None:
+    parsed = parse(tree(test=[entry(captions=[sentence])]))
+    assert [query.id for query in parsed.queries] == ["test-00000-q0"]
+    assert named(parsed, kind) == ["test-00000-c0"]
+
+
+@pytest.mark.parametrize("entries", [[None], [[]], ["x"], [7]])
+def test_an_entry_of_any_type_is_a_defect(tree: Any, entries: list[Any]) -> None:
+    parsed = parse(tree(test=entries))
+    assert not parsed.queries
+    assert named(parsed, "malformed entry") == ["test-00000"]
+
+
+def test_repeated_sentences_are_reported_and_kept(tree: Any, entry: Any) -> None:
+    parsed = parse(tree(test=[entry(), entry(), entry(vid="102")]))
+    assert len(parsed.queries) == 6
+    assert named(parsed, "repeated sentence") == ["test-00000-c0", "test-00000-q0"]
+
+
+def test_a_file_that_is_not_json_is_named_with_the_place(tree: Any, tmp_path: Path) -> None:
+    path = tree(test=[]) / "annotations" / "val_annotations.json"
+    path.write_text('[\n {"vid": }\n]')
+    with pytest.raises(InputError, match=r"val_annotations.json, line 2, column 10: not JSON"):
+        parse(tmp_path)
+    path.write_bytes(b"[\xff]")
+    with pytest.raises(InputError, match=r"val_annotations.json, byte 1: not UTF-8"):
+        parse(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"val_annotations.json"):
+        parse(tmp_path)
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"val_annotations.json must hold a list of entries, not dict"):
+        parse(tmp_path)
+
+
+def test_a_folder_without_annotations_says_what_to_put_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no VidSTG annotations. Put there\n  annotations/\{train,val,test\}_annotations.json"):
+        parse(tmp_path)
+
+
+@pytest.mark.skipif(not ANNOTATIONS.is_dir(), reason=f"no real annotations: {ANNOTATIONS} is absent (set STVG_ANNOTATIONS)")
+def test_the_real_validation_file(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "val_annotations.json").symlink_to(ANNOTATIONS / "val_annotations.json")
+    parsed = parse(tmp_path)
+    assert len(parsed.queries) == 8956
+    assert len({query.video for query in parsed.queries}) == 602
+    assert sum(query.form == "declarative" for query in parsed.queries) == 3996
+    assert kinds(parsed) == {"repeated sentence": (1151, 0), "no VidOR annotations": (602, 0)}
+    ends = {query.id[:9]: query.segment[1] == query.truth.span[1] for query in parsed.queries if query.truth}
+    assert sum(ends.values()) >= 744
