@@ -49,7 +49,9 @@ def extract(
         report = run(source.index_path, source.folder, source.name, store, settings, advance)
     for failure in report.failures:
         warn(f"{failure.video}: {failure.detail}")
-    say(f"{store}: {report.videos - len(report.failures)} of {report.videos} videos, {report.made} shards made, {len(report.failures)} failed")
+    say(
+        f"{store}: {report.videos - len(report.failures)} of {report.videos} videos, {report.made} shards made, {len(report.failures)} failed"
+    )
     raise typer.Exit(report.exit_code(settings.allow_failed))
 
 

@@ -5,10 +5,11 @@ A sample reads only the rows it needs: `frames` appearance maps, the clips of it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +24,13 @@ from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Tracks, read_jsonl
 from pipeline.store import Store
 
+RECENT_BYTES = 512 << 20
+"""Features kept in memory: many sentences ask about the same video, and a small store fits whole."""
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One query, not yet padded. Arrays are float32 unless said otherwise."""
+    """One query, not yet padded. Features are as stored (float16)."""
 
     query: Query
     numbers: np.ndarray
@@ -43,23 +47,45 @@ class Sample:
     """`[L, C]`."""
 
 
-class FeatureSet:
-    """The queries of one split of a store, as samples of `frames` frames and `clips` clips.
+class Product(Protocol):
+    """What a set of features asks of a product: a store's `ProductReader`, or features just made."""
 
-    Queries whose video or words are not in the store are left out and named in `missing`.
+    def __contains__(self, key: object) -> bool: ...
+    def shape(self, key: str) -> tuple[int, ...]: ...
+    def facts(self, key: str) -> dict[str, Any]: ...
+    def columns(self, key: str) -> dict[str, np.ndarray]: ...
+    def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray: ...
+
+
+class FeatureSet:
+    """Queries and their features, as samples of `frames` frames (T_s) and `clips` clips (T_d).
+
+    Queries whose video or words are not among the features are left out and named in `missing`.
     """
 
-    def __init__(self, store: Path, split: str, frames: int, clips: int) -> None:
-        opened = Store(store)
-        self.frames, self.clips = frames, clips
-        self.appearance, self.motion, self.text = (opened.open(name) for name in ("appearance", "motion", "text"))
-        queries = [query for query in read_jsonl(opened.index_path, Query) if query.split == split]
-        there = [q for q in queries if q.video in self.appearance and q.video in self.motion and q.id in self.text]
-        self.queries, self.missing = there, sorted({q.id for q in queries} - {q.id for q in there})
-        if not there:
-            raise StoreError(f"store {store} has no features for any query of split {split!r}: run stvg-extract, or look into failures.jsonl")
-        boxed = any(query.truth is not None and query.truth.track is not None for query in there)
-        self.tracks = Tracks.load(opened.tracks_path) if boxed else Tracks()
+    def __init__(
+        self, queries: Sequence[Query], tracks: Tracks, appearance: Product, motion: Product, text: Product, frames: int, clips: int
+    ) -> None:
+        self.appearance, self.motion, self.text = appearance, motion, text
+        self.tracks, self.frames, self.clips = tracks, frames, clips
+        self.queries = [q for q in queries if q.video in appearance and q.video in motion and q.id in text]
+        self.missing = sorted({q.id for q in queries} - {q.id for q in self.queries})
+        self._recent = _Recent(RECENT_BYTES)
+
+    @classmethod
+    def of_store(cls, path: Path, split: str, frames: int, clips: int) -> FeatureSet:
+        """The queries of one split of a store; a StoreError where it has features for none of them."""
+        store = Store(path)
+        queries = [query for query in read_jsonl(store.index_path, Query) if query.split == split]
+        boxed = any(query.truth is not None and query.truth.track is not None for query in queries)
+        tracks = Tracks.load(store.tracks_path) if boxed else Tracks()
+        appearance, motion, text = (store.open(name) for name in ("appearance", "motion", "text"))
+        features = cls(queries, tracks, appearance, motion, text, frames, clips)
+        if not features.queries:
+            raise StoreError(
+                f"store {path} has no features for any query of split {split!r}: run stvg-extract, or look into failures.jsonl"
+            )
+        return features
 
     @property
     def dims(self) -> tuple[int, int, int]:
@@ -78,11 +104,11 @@ class FeatureSet:
         return Sample(
             query=query,
             numbers=numbers,
-            appearance=self.appearance.read(query.video, chosen).astype(np.float32),
+            appearance=self._maps(query.video, chosen),
             tau=np.clip(sampling.place_of(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32),
             motion=self._motion(query),
             square=np.array(picture_in_square(tuple(self.motion.facts(query.video)["size"])), np.float32),
-            text=self.text.read(query.id).astype(np.float32),
+            text=self.text.read(query.id),
         )
 
     def passes(self, query: Query) -> list[Sample]:
@@ -99,7 +125,7 @@ class FeatureSet:
         """Only what differs from pass to pass: the frames."""
         numbers = self.appearance.columns(query.video)["frame"][rows]
         tau = np.clip(sampling.place_of(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32)
-        return {"numbers": numbers, "appearance": self.appearance.read(query.video, rows).astype(np.float32), "tau": tau}
+        return {"numbers": numbers, "appearance": self._maps(query.video, rows), "tau": tau}
 
     def rows_of(self, query: Query, stored: np.ndarray) -> np.ndarray:
         """Rows of a query's stored frames inside its segment; the nearest one where the grid skips a short segment."""
@@ -107,11 +133,20 @@ class FeatureSet:
         inside = np.flatnonzero((stored >= begin) & (stored < end))
         return inside if len(inside) else np.array([np.abs(stored - (begin + end) / 2).argmin()])
 
+    def _maps(self, video: str, rows: np.ndarray) -> np.ndarray:
+        """Appearance maps of stored rows, `[len(rows), H, W, C]` as stored."""
+        return self._recent.get(("appearance", video, rows.tobytes()), lambda: self.appearance.read(video, rows))
+
     def _motion(self, query: Query) -> np.ndarray:
-        """The segment's clips brought to T_d by 2D-TAN's rule, `[T_d, h, w, C]`."""
-        own = self.rows_of(query, self.motion.columns(query.video)["frame"])
-        clips = self.motion.read(query.video, own).astype(np.float32)
-        return np.stack([clips[begin:end].mean(0) for begin, end in sampling.pool_bins(len(own), self.clips)])
+        """The segment's clips brought to T_d by 2D-TAN's rule, `[T_d, h, w, C]` as stored."""
+
+        def read() -> np.ndarray:
+            own = self.rows_of(query, self.motion.columns(query.video)["frame"])
+            clips = self.motion.read(query.video, own)
+            bins = sampling.pool_bins(len(own), self.clips)
+            return np.stack([clips[begin:end].mean(0, dtype=np.float32).astype(clips.dtype) for begin, end in bins])
+
+        return self._recent.get(("motion", query.video, query.segment), read)
 
     def truth(self, sample: Sample) -> Targets:
         """What is true of a sample, as a batch of one."""
@@ -121,19 +156,45 @@ class FeatureSet:
         begin, end = query.truth.span
         first, last = query.segment
         span = ((begin - first) / (last - first), (end - first) / (last - first))
-        inside = sampling.inside_frames(sample.numbers, query.truth.span)
-        boxes, boxed = np.zeros((len(sample.numbers), 4)), np.zeros(len(sample.numbers), bool)
-        if query.truth.track is not None:
-            frames, track = self.tracks[query.truth.track]
-            boxes = xyxy_to_cxcywh(interpolate(frames, track, sample.numbers), query.size)
-            boxed = (sample.numbers >= begin) & (sample.numbers < end) & np.isin(sample.numbers, frames)
+        middles = first + (np.arange(self.clips) + 0.5) / self.clips * (last - first)
+        boxes, boxed = self._boxes(query, sample.numbers)
+        clip_boxes, clip_boxed = self._boxes(query, middles.astype(np.int64))
         return Targets(
-            boxes=torch.from_numpy(boxes).float()[None],
-            boxed=torch.from_numpy(boxed)[None],
+            boxes=boxes,
+            boxed=boxed,
             span=torch.tensor([span]),
-            frames=torch.from_numpy(inside).float()[None],
+            frames=torch.from_numpy(sampling.inside_frames(sample.numbers, query.truth.span)).float()[None],
             clips=torch.from_numpy(sampling.inside_clips(span, self.clips)).float()[None],
+            clip_boxes=clip_boxes,
+            clip_boxed=clip_boxed,
         )
+
+    def _boxes(self, query: Query, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """True boxes at frames, `[1, n, 4]` cxcywh, and where there is one inside the span, `[1, n]`."""
+        if query.truth is None or query.truth.track is None:
+            return torch.zeros(1, len(numbers), 4), torch.zeros(1, len(numbers), dtype=torch.bool)
+        begin, end = query.truth.span
+        frames, track = self.tracks[query.truth.track]
+        boxes = xyxy_to_cxcywh(interpolate(frames, track, numbers), query.size)
+        boxed = (numbers >= begin) & (numbers < end) & np.isin(numbers, frames)
+        return torch.from_numpy(boxes).float()[None], torch.from_numpy(boxed)[None]
+
+
+class _Recent:
+    """Arrays read before, the ones used longest ago forgotten first once they take more than `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.held = limit, 0
+        self._arrays: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+
+    def get(self, key: Hashable, read: Callable[[], np.ndarray]) -> np.ndarray:
+        if key not in self._arrays:
+            self._arrays[key] = read()
+            self.held += self._arrays[key].nbytes
+            while self.held > self.limit and len(self._arrays) > 1:
+                self.held -= self._arrays.popitem(last=False)[1].nbytes
+        self._arrays.move_to_end(key)
+        return self._arrays[key]
 
 
 def collate(samples: Sequence[Sample]) -> Inputs:
@@ -145,7 +206,7 @@ def collate(samples: Sequence[Sample]) -> Inputs:
         appearance=_padded([sample.appearance for sample in samples]),
         map_size=size,
         frame_tau=torch.from_numpy(np.stack([sample.tau for sample in samples])),
-        motion=torch.from_numpy(np.stack([sample.motion for sample in samples])),
+        motion=torch.from_numpy(np.stack([sample.motion for sample in samples])).float(),
         square=torch.from_numpy(np.stack([sample.square for sample in samples])),
         text=_padded([sample.text for sample in samples]),
         text_mask=mask,
@@ -158,12 +219,12 @@ def join_targets(targets: Sequence[Targets]) -> Targets:
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> Tensor:
-    """Stack arrays of one rank, zero-padded to the largest along every axis."""
+    """Stack arrays of one rank as float32, zero-padded to the largest along every axis."""
     shape = np.max([array.shape for array in arrays], 0)
     result = np.zeros((len(arrays), *shape), arrays[0].dtype)
     for place, array in zip(result, arrays, strict=True):
         place[tuple(slice(side) for side in array.shape)] = array
-    return torch.from_numpy(result)
+    return torch.from_numpy(result).float()
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import generalized_box_iou_loss
 
+from grounding.models.csdvl import Outputs
 from grounding.modules.proposals import iou_map, valid_cells
 from pipeline.config import Config
 
@@ -22,6 +23,8 @@ class LossConfig(Config):
     attentive: float = 1.0
     attentive_frame: float = 0.5
     attentive_clip: float = 1.0
+    carriers: float = 0.0
+    """Of the cells that carry the box, and of those a clip is heard from (ours; for `box_head` and `clip_pool` attention)."""
     every_layer: bool = True
     """Box losses after every layer, as in DETR (ours)."""
 
@@ -29,13 +32,16 @@ class LossConfig(Config):
 @dataclass
 class Targets:
     """What is true of B queries: boxes `[B, T_s, 4]` cxcywh, where there is one `[B, T_s]` (inside the span only),
-    span `[B, 2]` in τ, labels of frames `[B, T_s]` and clips `[B, T_d]` inside the span (float 0/1)."""
+    span `[B, 2]` in τ, labels of frames `[B, T_s]` and clips `[B, T_d]` inside the span (float 0/1), and boxes at the
+    middles of clips, `[B, T_d, 4]` and `[B, T_d]`."""
 
     boxes: Tensor
     boxed: Tensor
     span: Tensor
     frames: Tensor
     clips: Tensor
+    clip_boxes: Tensor
+    clip_boxed: Tensor
 
 
 def box_losses(boxes: Tensor, targets: Targets, count: float | None = None) -> tuple[Tensor, Tensor]:
@@ -49,6 +55,21 @@ def box_losses(boxes: Tensor, targets: Targets, count: float | None = None) -> t
     l1 = (boxes[where] - truth).abs().sum()
     giou = generalized_box_iou_loss(corners(boxes[where]), corners(truth), reduction="sum")
     return l1 / total, giou / total
+
+
+def carrier_loss(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor) -> Tensor:
+    """−log of the attention that lies on cells of the true box, summed over layers and boxed samples, over their number.
+
+    `carriers` `[layers, B, T, cells]`, cell centres `[B, cells, 2]` in [0, 1], boxes `[B, T, 4]`, boxed `[B, T]`. Where no
+    centre lies in the box, the cell nearest to its centre counts.
+    """
+    centre, size = boxes[:, :, None].split(2, -1)
+    apart = (centres[:, None] - centre).abs()
+    own = (apart < size / 2).all(-1)
+    nearest = torch.zeros_like(own).scatter_(-1, apart.pow(2).sum(-1).argmin(-1, keepdim=True), True)
+    own = torch.where(own.any(-1, keepdim=True), own, nearest)
+    mass = (carriers * own).sum(-1).clamp(min=1e-6)
+    return -(mass.log() * boxed).sum() / boxed.sum().clamp(min=1)
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -69,16 +90,21 @@ def attentive_loss(logits: Tensor, inside: Tensor) -> Tensor:
     return -((inside * logits.log_softmax(-1)).sum(-1) / inside.sum(-1).clamp(min=1)).mean()
 
 
-def csdvl_loss(boxes: Tensor, proposals: Tensor, frame_scores: Tensor, clip_scores: Tensor, targets: Targets, weights: LossConfig) -> dict[str, Tensor]:
-    """All parts and their weighted sum `loss`. `boxes` `[layers, B, T_s, 4]`."""
-    l1, giou = box_losses(boxes if weights.every_layer else boxes[-1:], targets)
+def csdvl_loss(out: Outputs, targets: Targets, weights: LossConfig) -> dict[str, Tensor]:
+    """All parts and their weighted sum `loss`."""
+    layers = slice(None) if weights.every_layer else slice(-1, None)
+    l1, giou = box_losses(out.boxes[layers], targets)
     parts = {
         "l1": l1,
         "giou": giou,
-        "proposals": proposal_loss(proposals, targets.span),
-        "frames": attentive_loss(frame_scores, targets.frames),
-        "clips": attentive_loss(clip_scores, targets.clips),
+        "proposals": proposal_loss(out.proposals, targets.span),
+        "frames": attentive_loss(out.frame_scores, targets.frames),
+        "clips": attentive_loss(out.clip_scores, targets.clips),
     }
     spatial = weights.l1 * l1 + weights.giou * giou
+    if weights.carriers:
+        parts["carriers"] = carrier_loss(out.carriers[layers].flatten(3), out.cell_centres, targets.boxes, targets.boxed)
+        parts["heard"] = carrier_loss(out.heard[None], out.heard_centres, targets.clip_boxes, targets.clip_boxed)
+        spatial = spatial + weights.carriers * (parts["carriers"] + parts["heard"])
     attentive = weights.attentive_frame * parts["frames"] + weights.attentive_clip * parts["clips"]
     return {"loss": spatial + weights.proposals * parts["proposals"] + weights.attentive * attentive, **parts}

@@ -66,5 +66,5 @@ def _tube(query: Query, passes: Sequence[Sample], outputs: Outputs, start: int) 
     np.add.at(mean, place, boxes)
     mean /= np.bincount(place)[:, None]
     corners = np.clip(cxcywh_to_xyxy(mean, query.size), 0, [*query.size, *query.size])
-    rows = [(int(frame), *map(float, box)) for frame, box in zip(frames, corners.round(2), strict=True)]
+    rows = [(int(frame), x1, y1, x2, y2) for frame, (x1, y1, x2, y2) in zip(frames, corners.round(2).tolist(), strict=True)]
     return Prediction(id=query.id, span=span, score=round(float(scores.flatten()[best]), 6), boxes=rows)

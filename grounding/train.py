@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
     random.seed(c.seed)
     np.random.seed(c.seed)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if c.device == "auto" else c.device)
-    features = FeatureSet(store, "train", c.model.frames, c.model.clips)
+    features = FeatureSet.of_store(store, "train", c.model.frames, c.model.clips)
     queries = [query for query in features.queries if query.truth is not None]
     if not queries:
         raise InputError(f"store {store}: no query of split 'train' has a truth to learn from")
@@ -152,10 +152,12 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
         targets = to_device(join_targets([features.truth(sample) for sample in samples]), device)
         state.model.train()
         out = state.model(inputs)
-        parts = csdvl_loss(out.boxes, out.proposals, out.frame_scores, out.clip_scores, targets, c.loss)
+        parts = csdvl_loss(out, targets, c.loss)
         if not torch.isfinite(parts["loss"]):
             ids = ", ".join(sample.query.id for sample in samples)
-            raise NonFiniteLossError(f"the loss is {float(parts['loss'])} at step {state.step}, in the batch of {ids}: lower lr or look at them")
+            raise NonFiniteLossError(
+                f"the loss is {float(parts['loss'])} at step {state.step}, in the batch of {ids}: lower lr or look at them"
+            )
         state.optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), c.clip_norm)
@@ -164,8 +166,8 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
         state.ema.update_parameters(state.model)
         state.step += 1
         if state.step % c.log_every == 0 or state.step == last:
-            values = {f"train/{name}": float(value) for name, value in parts.items()}
-            curves.write(state.step, {**values, "train/lr": state.schedule.get_last_lr()[0], "train/gradient_norm": float(norm)})
+            values = {f"train/{name}": value.item() for name, value in parts.items()}
+            curves.write(state.step, {**values, "train/lr": state.schedule.get_last_lr()[0], "train/gradient_norm": norm.item()})
         if held is not None and (state.step % every == 0 or state.step == last):
             metrics = summarise(score(held.queries, held.tracks, predict(state.ema.module, held, held.queries)))
             curves.write(state.step, {f"val/{name}": value for name, value in metrics.items()})
@@ -199,7 +201,7 @@ def _state(model: Csdvl, c: TrainConfig, schedule_steps: int) -> State:
 def _held_out(store: Path, c: TrainConfig) -> FeatureSet | None:
     """The `val` split, where the store has one with truths."""
     try:
-        held = FeatureSet(store, "val", c.model.frames, c.model.clips)
+        held = FeatureSet.of_store(store, "val", c.model.frames, c.model.clips)
     except StvgError:
         return None
     held.queries = [query for query in held.queries if query.truth is not None]
@@ -213,7 +215,7 @@ def open_run(store: Path, run: Path, config: TrainConfig, resume: bool = False) 
     starting over, only sooner). With `resume` anything but `MAY_CHANGE` that differs is an error; without it the old
     run is moved aside.
     """
-    c, opened, dims = config, Store(store), FeatureSet(store, "train", 1, 1).dims
+    c, opened, dims = config, Store(store), FeatureSet.of_store(store, "train", 1, 1).dims
     now = {
         "format": 1,
         "model": "csdvl",
@@ -254,4 +256,3 @@ def _move_aside(run: Path) -> None:
         number += 1
     run.rename(aside)
     log.info("the run that was in %s is now in %s", run, aside)
-

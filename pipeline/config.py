@@ -99,7 +99,9 @@ def _known(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
     return sorted(kind.model_fields)
 
 
-def load(kind: type[ConfigT], section: str, file: Path | None, assignments: Sequence[str], preset: Mapping[str, Any] | None = None) -> ConfigT:
+def load(
+    kind: type[ConfigT], section: str, file: Path | None, assignments: Sequence[str], preset: Mapping[str, Any] | None = None
+) -> ConfigT:
     """preset < the file's section < `--set`, validated."""
     values = merge(merge(preset or {}, read_section(file, section)), parse_assignments(assignments))
     return validate(kind, values, f"section {section!r}")

@@ -89,7 +89,9 @@ def cell_owner(boxes: np.ndarray, rows: int, columns: int, size: tuple[float, fl
     return owner
 
 
-def _train_appearance(encoder: nn.Module, train: list[Film], held: list[Film], steps: int, seed: int, progress: Progress) -> dict[str, float]:
+def _train_appearance(
+    encoder: nn.Module, train: list[Film], held: list[Film], steps: int, seed: int, progress: Progress
+) -> dict[str, float]:
     head = nn.Conv2d(128, len(COLOURS) + len(SHAPES) + 1 + 4, 1)
     rng = np.random.default_rng([seed, 10])
 

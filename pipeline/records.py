@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pipeline.errors import InputError
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 Span = tuple[int, int]
 
 

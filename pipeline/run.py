@@ -77,7 +77,9 @@ class RunReport:
         return int(len(self.failures) > limit)
 
 
-def run(index: Path, folder: Path, dataset: str, store: Path, config: ExtractConfig, progress: Progress = lambda done, total: None) -> RunReport:
+def run(
+    index: Path, folder: Path, dataset: str, store: Path, config: ExtractConfig, progress: Progress = lambda done, total: None
+) -> RunReport:
     """Fill `store` with every product of every video in `index`; video paths are relative to `folder`."""
     queries = list(read_jsonl(index, Query))
     if not queries:
@@ -179,27 +181,23 @@ def _jobs(
     paths: Mapping[str, Path],
     sentences: Mapping[str, list[tuple[str, str]]],
 ) -> list[Job]:
-    """The shards still to be made: the plan's, and one plan more for videos that the plan's shards lack."""
-    visual = [product for product in config.products if product in VISUAL]
+    """The shards still to be made: those of the plan, then shards for videos that failed when theirs was made."""
     jobs: list[Job] = []
-    for group in ([*visual], [p for p in config.products if p == "text"]):
+    for group in ([p for p in config.products if p in VISUAL], [p for p in config.products if p == "text"]):
         if not group:
             continue
         sizes = {query.video: _estimate(query, group[0], config, len(sentences[query.video])) for query in queries}
-        for plan in (plan_shards(sizes, config.shard_mb << 20), None):
-            if plan is None:
-                published = {p: {v for shard in planned for v in shard.videos if writer.has_shard(p, shard.name)} for p in group}
-                failed = {v for p in group for v in published[p] - writer.done(p)}
-                plan = plan_shards({video: sizes[video] for video in failed}, config.shard_mb << 20) if failed else []
-            planned = plan
-            for shard in plan:
-                missing = [p for p in group if writer.adopt(p, shard.name) is None]
-                missing = [p for p in missing if set(shard.videos) - writer.done(p)]
-                wanted = [v for v in shard.videos if any(v not in writer.done(p) for p in missing)]
-                if missing:
-                    kinds = {p: kind_of(p, config) for p in missing}
-                    said = {v: sentences[v] for v in wanted} if group[0] == "text" else {}
-                    jobs.append(Job(store, Shard(shard.name, tuple(wanted)), kinds, {v: paths[v] for v in wanted}, said, config))
+        plan = plan_shards(sizes, config.shard_mb << 20)
+        adopted = {shard.name: {p for p in group if writer.adopt(p, shard.name) is not None} for shard in plan}
+        again = {v for shard in plan for p in adopted[shard.name] for v in set(shard.videos) - writer.done(p)}
+        retry = plan_shards({video: sizes[video] for video in again}, config.shard_mb << 20) if again else []
+        adopted |= {shard.name: {p for p in group if writer.adopt(p, shard.name) is not None} for shard in retry}
+        for shard in (*plan, *retry):
+            kinds = {p: kind_of(p, config) for p in group if p not in adopted[shard.name]}
+            wanted = tuple(v for v in shard.videos if any(v not in writer.done(p) for p in kinds))
+            if wanted:
+                said = {v: sentences[v] for v in wanted} if group == ["text"] else {}
+                jobs.append(Job(store, Shard(shard.name, wanted), kinds, {v: paths[v] for v in wanted}, said, config))
         for product in group:
             writer.remove_unlisted(product)
     return jobs
@@ -216,7 +214,9 @@ def _estimate(query: Query, product: str, config: ExtractConfig, sentences: int)
     return int(2 * seconds * (config.sampling.fps * cells * channels + motion / config.sampling.clip_every)) + 1
 
 
-def _work(jobs: Sequence[Job], config: ExtractConfig, progress: Progress) -> Iterator[tuple[Job, tuple[dict[str, ShardInfo], list[Failure]]]]:
+def _work(
+    jobs: Sequence[Job], config: ExtractConfig, progress: Progress
+) -> Iterator[tuple[Job, tuple[dict[str, ShardInfo], list[Failure]]]]:
     """Run the jobs, here or by Dask, and yield each with its result as it ends."""
     total = sum(len(job.shard.videos) for job in jobs)
     seen = 0
@@ -260,7 +260,10 @@ def _client(config: ExtractConfig) -> Iterator[Any]:
     memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **memory}
     dask.config.set({"distributed.logging.distributed": "error", "distributed.nanny.pre-spawn-environ": environment})
-    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
+        Client(cluster) as client,
+    ):
         yield client
 
 
@@ -284,8 +287,8 @@ def make_shard(job: Job, tick: Callable[[], None]) -> tuple[dict[str, ShardInfo]
             for product, made in entries.items():
                 made.append(features.entry(product, video))
         except VideoError as error:
-            about = {"stage": error.stage, "reason": error.reason, "detail": error.detail}
-            failures.append(Failure(video=video, path=str(job.paths[video]), **about))
+            path = str(job.paths[video])
+            failures.append(Failure(video=video, path=path, stage=error.stage, reason=error.reason, detail=error.detail))
         tick()
     infos = {p: write_shard(job.store, p, job.shard.name, kind, entries[p], job.shard.videos) for p, kind in job.products.items()}
     return infos, failures
@@ -311,4 +314,3 @@ def _encoder(product: str, config: ExtractConfig) -> nn.Module:
 @lru_cache(maxsize=8)
 def _backbone(product: str, size: str, weights: str) -> Backbone:
     return load_backbone(product, size, weights)
-

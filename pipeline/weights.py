@@ -47,7 +47,9 @@ def load_backbone(product: str, size: str, weights: str) -> Backbone:
             torch.manual_seed(int(weights[7:]))
             encoder = build_encoder(product, size)
     else:
-        raise InputError(f"weights {weights!r} for {product}: allowed are 'tiny' (with --backbones tiny) and 'random:SEED' (for example random:0)")
+        raise InputError(
+            f"weights {weights!r} for {product}: allowed are 'tiny' (with --backbones tiny) and 'random:SEED' (for example random:0)"
+        )
     encoder.requires_grad_(False).eval()
     return Backbone(encoder, weights, weights_digest(encoder, product))
 

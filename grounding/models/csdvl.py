@@ -15,12 +15,14 @@ Where the paper leaves things open:
 - Fixed sine positions everywhere. A motion cell's position is where it lies in the *picture*, so that both streams
   speak of the same place, and the dynamic → static attention reads values that carry it: a query can learn where.
 - `box_head=mlp` is the paper's. From scratch it learns next to nothing in minutes; `attention` does.
+- `clip_pool=mean` is the paper's spatial mean of F. An object covers a few of the cells, so the mean buries what it
+  does, and from scratch the time loss does not move for hundreds of steps; `attention` learns which cells to hear.
 - sum / fc_sum / concat_fc (Table 5) have no layer norm of their own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -57,6 +59,7 @@ class CsdvlConfig(Config):
     text_pools_space: bool = True
     mask_padding: bool = True
     box_head: Literal["mlp", "attention"] = "mlp"
+    clip_pool: Literal["mean", "attention"] = "mean"
     map_channels: int = 512
     map_kernel: int = 5
     map_layers: int = 8
@@ -96,6 +99,15 @@ class Outputs:
     """Logits `[B, T_d]`."""
     guides: Tensor
     """A of eq. (2) on the frames' own cells, after every layer, `[layers, B, T_s, H, W]`."""
+    carriers: Tensor
+    """Which cells carry the box (`box_head=attention`), after every layer, `[layers, B, T_s, H, W]`; sums to 1 over cells.
+    With `box_head=mlp` uniform."""
+    cell_centres: Tensor
+    """`[B, H·W, 2]` (x, y) of the cells in [0, 1]."""
+    heard: Tensor
+    """How each clip's cells are weighed into its feature F_d, `[B, T_d, S]`; sums to 1 over cells."""
+    heard_centres: Tensor
+    """`[B, S, 2]` (x, y) of the motion cells as shares of the picture."""
 
 
 class Csdvl(nn.Module):
@@ -118,32 +130,36 @@ class Csdvl(nn.Module):
             self.box_head = MLPBoxHead(c.d) if c.box_head == "mlp" else AttentionBoxHead(c.d)
             self.frame_head = nn.Linear(c.d, 1)
         self.dynamic = nn.ModuleList(DynamicLayer(c.d, c.heads, c.ffn, c.dropout, c.text_pools_space) for _ in range(c.layers))
+        self.listen = nn.Linear(c.d, 1) if c.clip_pool == "attention" else None
         self.proposal_head = ProposalHead(c.d, c.map_channels, c.map_kernel, c.map_layers)
         self.clip_head = MLP(c.d, c.d, c.d, 1)
 
     def forward(self, inputs: Inputs) -> Outputs:
         text, text_mask = self.project_text(inputs.text), inputs.text_mask
         place = Places.of(inputs, self.object_query.shape[0] if self.streams == "both" else text.shape[-1], self.mask_padding)
-        clips = self.project_motion(inputs.motion)
+        clips = self.project_motion(inputs.motion.flatten(2, 3)[:, :, place.kept])
         if not self.dynamic_space:
-            clips, place = place.mean(clips)[:, :, None, None], place.without_space()
-        words, boxes, guides = text, [], []
+            clips, place = place.mean(clips)[:, :, None], place.without_space()
+        words, boxes, carried, guides = text, [], [], []
         if self.streams == "both":
             memory = self.encode(inputs, text, place)
             queries = torch.zeros_like(memory.states[:, :1])
         for index, layer in enumerate(self.dynamic):
             clips, words = layer(clips, words, text_mask, place)
             if self.streams == "both":
-                queries, guide = self.decoder[index](queries, self.object_query, memory, self.alpha)  # type: ignore[operator]
+                queries, guide = self.decoder[index](queries, self.object_query, memory, self.alpha)
                 guide = memory.visual(guide[:, 0])
                 guides.append(guide)
                 gain = inputs.map_size.prod(-1)[:, None, None, None] if self.gain == "cells" else 1.0
                 weight = (guide.detach() if self.detach_guide else guide) * gain
                 own = queries[:, 0].unflatten(0, inputs.frame_tau.shape)
-                clips, own = self.collaboration[index](clips, own, weight, place)  # type: ignore[operator]
+                clips, own = self.collaboration[index](clips, own, weight, place)
                 queries = own.flatten(0, 1)[:, None]
-                boxes.append(self.box_head(self.decoder_norm(queries[:, 0]), *memory.cells).unflatten(0, inputs.frame_tau.shape))
-        pooled = place.mean(clips)
+                box, carriers = self.box_head(self.decoder_norm(queries[:, 0]), *memory.cells)
+                boxes.append(box.unflatten(0, inputs.frame_tau.shape))
+                carried.append(memory.visual(carriers))
+        heard = place.heard(self.listen(clips)[..., 0] if self.listen else None, clips.shape[1])
+        pooled = torch.einsum("btsd,bts->btd", clips, heard.to(clips.dtype))
         frame_scores = self.frame_head(self.decoder_norm(own))[..., 0] if boxes else torch.zeros_like(inputs.frame_tau)
         whole_picture = torch.tensor([0.5, 0.5, 1.0, 1.0], device=text.device).expand(1, *inputs.frame_tau.shape, 4)
         return Outputs(
@@ -152,6 +168,10 @@ class Csdvl(nn.Module):
             frame_scores=frame_scores,
             clip_scores=self.clip_head(pooled)[..., 0],
             guides=torch.stack(guides) if guides else torch.zeros(0),
+            carriers=torch.stack(carried) if carried else torch.zeros(0),
+            cell_centres=place.cell_centres,
+            heard=heard,
+            heard_centres=place.space_centres,
         )
 
     def encode(self, inputs: Inputs, text: Tensor, place: Places) -> Memory:
@@ -161,7 +181,13 @@ class Csdvl(nn.Module):
         states = torch.cat([visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         positions = torch.cat([place.cell_positions, torch.zeros_like(text)], 1)
         mask = torch.cat([place.cell_mask, inputs.text_mask], 1)
-        memory = Memory(states, positions.repeat_interleave(frames, 0), mask.repeat_interleave(frames, 0), place.cell_centres, (batch, frames, rows, columns))
+        memory = Memory(
+            states,
+            positions.repeat_interleave(frames, 0),
+            mask.repeat_interleave(frames, 0),
+            place.cell_centres,
+            (batch, frames, rows, columns),
+        )
         for layer in self.encoder:
             memory.states = layer(memory.states, memory.positions, memory.mask)
         return memory
@@ -200,10 +226,14 @@ class Places:
     """`[B, H·W]`, False at batch padding."""
     cell_centres: Tensor
     """`[B, H·W, 2]` as shares of the picture."""
+    kept: Tensor
+    """`[S]`: the motion cells (of h·w) that are picture in any query of the batch; the others are left out."""
     space: Tensor
-    """Motion cells, `[B, h·w, d]`."""
+    """Kept motion cells, `[B, S, d]`."""
     space_mask: Tensor
-    """`[B, h·w]`, False at padding of the square."""
+    """`[B, S]`, False at padding of the square."""
+    space_centres: Tensor
+    """`[B, S, 2]` as shares of the picture."""
     time: Tensor
     """Clips, `[1, T_d, d]`."""
     frame_time: Tensor
@@ -223,15 +253,20 @@ class Places:
         device = inputs.motion.device
         index = cell_corners(rows, columns, device) * torch.tensor([columns, rows], device=device)
         size = inputs.map_size.flip(-1)[:, None, None, :].float()
-        corners, inside = square_cells(inputs.square, height, width)
+        corners, centres, inside = (part.flatten(1, 2) for part in square_cells(inputs.square, height, width))
+        if not mask_padding:
+            inside = torch.ones_like(inside)
+        kept = inside.any(0).nonzero()[:, 0]
         valid = (index[None] <= size).all(-1).flatten(1)
         middle = (torch.arange(clips, device=device) + 0.5) / clips
         return cls(
             cell_positions=sine_2d(index[None] / size, d).flatten(1, 2),
             cell_mask=valid,
             cell_centres=((index[None] - 0.5) / size).flatten(1, 2),
-            space=sine_2d(corners, d).flatten(1, 2),
-            space_mask=(inside if mask_padding else torch.ones_like(inside)).flatten(1),
+            kept=kept,
+            space=sine_2d(corners[:, kept], d),
+            space_mask=inside[:, kept],
+            space_centres=centres[:, kept],
             time=sine_time(middle, d)[None],
             frame_time=sine_time(inputs.frame_tau, d),
             clip_of_frame=clip_index(inputs.frame_tau, clips),
@@ -243,21 +278,28 @@ class Places:
 
     def without_space(self) -> Places:
         """The same places for motion maps of a single cell (ablation "w/o spatial", Table 4)."""
-        return Places(**{**vars(self), "space": torch.zeros_like(self.space[:, :1]), "space_mask": torch.ones_like(self.space_mask[:, :1]), "motion_shape": (1, 1)})
+        middle = torch.full_like(self.space_centres[:, :1], 0.5)
+        mask = torch.ones_like(self.space_mask[:, :1])
+        return replace(self, space=torch.zeros_like(self.space[:, :1]), space_mask=mask, space_centres=middle, motion_shape=(1, 1))
 
     def mean(self, clips: Tensor) -> Tensor:
-        """Spatial mean over cells that are picture, `[B, T_d, h, w, d]` → `[B, T_d, d]`."""
-        weight = self.space_mask.float() / self.space_mask.sum(-1, keepdim=True)
-        return torch.einsum("btsd,bs->btd", clips.flatten(2, 3), weight.to(clips.dtype))
+        """Spatial mean over cells that are picture, `[B, T_d, S, d]` → `[B, T_d, d]`."""
+        return torch.einsum("btsd,bts->btd", clips, self.heard(None, clips.shape[1]).to(clips.dtype))
+
+    def heard(self, logits: Tensor | None, clips: int) -> Tensor:
+        """Weights over the cells of each clip, `[B, T_d, S]`: the softmax of logits `[B, T_d, S]`, or uniform without."""
+        if logits is None:
+            return (self.space_mask / self.space_mask.sum(-1, keepdim=True))[:, None].expand(-1, clips, -1)
+        return logits.masked_fill(~self.space_mask[:, None], float("-inf")).softmax(-1)
 
     def guide(self, weights: Tensor) -> Tensor:
-        """A on the motion maps: placed, resized, averaged over each clip's frames; `[B, T_s, H, W]` → `[B, T_d, h, w, 1]`."""
+        """A on the motion cells: placed, resized, averaged over each clip's frames; `[B, T_s, H, W]` → `[B, T_d, S, 1]`."""
         rows, columns = self.motion_shape
         if (rows, columns) == (1, 1):
-            placed = weights.sum((2, 3), keepdim=True)
+            placed = weights.sum((2, 3))[..., None]
         else:
-            placed = into_square(weights, self.map_size, self.square, rows, columns)
-        return torch.einsum("bkt,bthw->bkhw", self.frames_of_clip, placed)[..., None]
+            placed = into_square(weights, self.map_size, self.square, rows, columns).flatten(2)[..., self.kept]
+        return torch.einsum("bkt,bts->bks", self.frames_of_clip, placed)[..., None]
 
     def clips_at_frames(self, clips: Tensor) -> Tensor:
         """Each frame's clip, `[B, T_d, …]` → `[B, T_s, …]` (temporal replication)."""
@@ -310,12 +352,10 @@ class DynamicLayer(nn.Module):
         self.clips_ffn, self.words_ffn = FeedForward(d, ffn, dropout), FeedForward(d, ffn, dropout)
 
     def forward(self, clips: Tensor, words: Tensor, text_mask: Tensor, place: Places) -> tuple[Tensor, Tensor]:
-        """Clips `[B, T_d, h, w, d]` and words `[B, L, d]` → the same shapes."""
-        batch, count, height, width, d = clips.shape
-        cells = height * width
-        x = clips.reshape(batch, count, cells, d)
+        """Clips `[B, T_d, S, d]` and words `[B, L, d]` → the same shapes."""
+        batch, count, cells, d = clips.shape
         # divided attention: the same cell over time, then the cells of one clip
-        over_time = x.transpose(1, 2).reshape(batch * cells, count, d)
+        over_time = clips.transpose(1, 2).reshape(batch * cells, count, d)
         over_time = self._step("time", over_time, over_time, over_time, place.time)
         x = over_time.reshape(batch, cells, count, d).transpose(1, 2).reshape(batch * count, cells, d)
         space, space_mask = place.space.repeat_interleave(count, 0), place.space_mask.repeat_interleave(count, 0)
@@ -363,7 +403,7 @@ class Collaborate(nn.Module):
                 self.mix, self.norm_mix = Attention(d, heads, dropout), nn.LayerNorm(d)
 
     def forward(self, clips: Tensor, queries: Tensor, weights: Tensor, place: Places) -> tuple[Tensor, Tensor]:
-        """F `[B, T_d, h, w, d]`, O `[B, T_s, d]`, A `[B, T_s, H, W]` → new F and O."""
+        """F `[B, T_d, S, d]`, O `[B, T_s, d]`, A `[B, T_s, H, W]` → new F and O."""
         told = self._dynamic_to_static(clips, queries, place) if self.to_static else queries
         if self.to_dynamic:
             clips = self.norm_guided(clips + place.guide(weights) * self.guided(clips))
@@ -371,7 +411,7 @@ class Collaborate(nn.Module):
 
     def _dynamic_to_static(self, clips: Tensor, queries: Tensor, place: Places) -> Tensor:
         batch, frames, d = queries.shape
-        seen = place.clips_at_frames((clips.flatten(2, 3) + place.space[:, None])).flatten(0, 1)
+        seen = place.clips_at_frames(clips + place.space[:, None]).flatten(0, 1)
         mask = place.space_mask.repeat_interleave(frames, 0)
         asked = self.ask(queries.reshape(batch * frames, 1, d), seen, seen, mask).reshape(batch, frames, d)
         queries = self.norm_ask(queries + self.dropout(asked))
@@ -392,8 +432,8 @@ class SymmetricCollaboration(nn.Module):
             self.into_dynamic, self.into_static = nn.Linear(width, d), nn.Linear(width, d)
 
     def forward(self, clips: Tensor, queries: Tensor, weights: Tensor, place: Places) -> tuple[Tensor, Tensor]:
-        """F `[B, T_d, h, w, d]`, O `[B, T_s, d]` → new F and O; A is not used."""
-        spread = torch.einsum("bkt,btd->bkd", place.frames_of_clip, queries)[:, :, None, None].expand_as(clips)
+        """F `[B, T_d, S, d]`, O `[B, T_s, d]` → new F and O; A is not used."""
+        spread = torch.einsum("bkt,btd->bkd", place.frames_of_clip, queries)[:, :, None].expand_as(clips)
         pooled = place.clips_at_frames(place.mean(clips))
         if self.kind == "sum":
             return clips + spread, queries + pooled

@@ -21,10 +21,10 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """`[n, Q, d]`, `[n, K, d]`, `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count."""
-        parts = [self._project(x, i) for i, x in enumerate((query, key, value))]
+        q, k, v = self._project(query, 0), self._project(key, 1), self._project(value, 2)
         mask = None if key_mask is None else key_mask[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(*parts, attn_mask=mask, dropout_p=dropout)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, key: Tensor, key_mask: Tensor | None = None, scale: float = 1.0) -> Tensor:

@@ -15,9 +15,9 @@ class MLPBoxHead(nn.Module):
         super().__init__()
         self.mlp = MLP(d, d, d, 4)
 
-    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Tensor:
-        """Queries `[n, d]` → boxes `[n, 4]`; the other arguments are the attention head's."""
-        return self.mlp(queries).sigmoid()
+    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries `[n, d]` → boxes `[n, 4]`, and uniform weights over the cells; the other arguments are the attention head's."""
+        return self.mlp(queries).sigmoid(), mask / mask.sum(-1, keepdim=True)
 
 
 class AttentionBoxHead(nn.Module):
@@ -29,11 +29,12 @@ class AttentionBoxHead(nn.Module):
         self.query, self.key = nn.Linear(d, d), nn.Linear(d, d)
         self.mlp = MLP(d, d, 4)
 
-    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
         """Queries `[n, d]`, visual memory `[n, HW, d]`, its sine positions and mask `[n, HW]`, cell centres
-        `[n, HW, 2]` in [0, 1] → boxes `[n, 4]` cxcywh: the mean of the cells' boxes under the attention."""
+        `[n, HW, 2]` in [0, 1] → boxes `[n, 4]` cxcywh: the mean of the cells' boxes under the attention, and that
+        attention `[n, HW]`."""
         logits = torch.einsum("nd,nsd->ns", self.query(queries), self.key(memory + positions)) / queries.shape[-1] ** 0.5
         weight = logits.masked_fill(~mask, float("-inf")).softmax(-1)
         offset, size = self.mlp(memory).split(2, -1)
         cells = torch.cat([centres + 0.5 * offset.tanh(), size.sigmoid()], -1)
-        return torch.einsum("ns,nsc->nc", weight, cells)
+        return torch.einsum("ns,nsc->nc", weight, cells), weight

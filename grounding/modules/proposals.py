@@ -42,7 +42,7 @@ class ProposalHead(nn.Module):
 
     def __init__(self, d: int, channels: int, kernel: int, layers: int) -> None:
         super().__init__()
-        self.widen = nn.Linear(d, channels)
+        self.kernel, self.widen = kernel, nn.Linear(d, channels)
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, kernel, padding=kernel // 2) for _ in range(layers))
         self.score = nn.Conv2d(channels, 1, 1)
         for conv in self.convs:
@@ -52,8 +52,8 @@ class ProposalHead(nn.Module):
         """`[B, T, d]` → logits `[B, T, T]`; cells with i > j hold no meaning."""
         x = proposal_map(self.widen(clips)).permute(0, 3, 1, 2)
         valid = valid_cells(clips.shape[1], clips.device).to(x.dtype)[None, None]
+        window = torch.ones(1, 1, self.kernel, self.kernel, dtype=x.dtype, device=x.device)
+        beneath = functional.conv2d(valid, window, padding=self.kernel // 2)
         for conv in self.convs:
-            kernel = conv.kernel_size[0]  # type: ignore[index]
-            beneath = functional.conv2d(valid, torch.ones(1, 1, kernel, kernel, dtype=x.dtype, device=x.device), padding=kernel // 2)
-            x = functional.relu(conv(x) * (valid * kernel**2 / beneath.clamp(min=1)))
+            x = functional.relu(conv(x) * (valid * self.kernel**2 / beneath.clamp(min=1)))
         return self.score(x)[:, 0]

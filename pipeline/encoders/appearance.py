@@ -22,8 +22,8 @@ class TinyResNet(ResNet):
         super().__init__(BasicBlock, [1, 1, 1, 2])
         self.maxpool = nn.Identity()
 
-    def _make_layer(self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:  # type: ignore[override]
-        return super()._make_layer(block, planes // 4, blocks, stride, dilate)  # type: ignore[arg-type]
+    def _make_layer(self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
+        return super()._make_layer(block, planes // 4, blocks, stride, dilate)
 
 
 class AppearanceEncoder(nn.Module):
@@ -40,8 +40,8 @@ class AppearanceEncoder(nn.Module):
         else:
             self.body = TinyResNet()
             self.channels, self.stride = 128, 16
-        self.body.avgpool, self.body.fc = nn.Identity(), nn.Identity()  # type: ignore[assignment]
-        self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.body.avgpool, self.body.fc = nn.Identity(), nn.Identity()
+        self.body.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,5 +34,3 @@ def pad_to_square(pictures: Tensor) -> Tensor:
     side = max(height, width)
     left, top = (side - width) // 2, (side - height) // 2
     return functional.pad(pictures, (left, side - width - left, top, side - height - top))
-
-

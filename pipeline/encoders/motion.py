@@ -56,4 +56,4 @@ def _slowfast(size: str, kind: str) -> list[nn.Module]:
     if kind == "ava":
         dilated = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 2, 2))
         options |= {"stage_conv_b_dilations": (dilated, dilated), "stage_spatial_strides": ((1, 2, 2, 1), (1, 2, 2, 1))}
-    return list(create_slowfast(**options).blocks)[:5]  # type: ignore[arg-type]
+    return list(create_slowfast(**options).blocks)[:5]

@@ -81,10 +81,10 @@ def _make_video(job: tuple[Path, ShapesConfig, str, int]) -> tuple[str, list[dic
     with replacing(path) as aside:
         write_video(aside, render.frames(scene), scene.fps)
     write_json(root / "annotation" / VIDOR_PART[split] / group / f"{vid}.json", trajectories(scene, vid, f"{group}/{vid}.mp4"))
-    return split, annotations(scene, vid, config.sentences_per_video)
+    return split, entries_of(scene, vid, config.sentences_per_video)
 
 
-def annotations(scene: Scene, vid: str, sentences: int) -> list[dict[str, Any]]:
+def entries_of(scene: Scene, vid: str, sentences: int) -> list[dict[str, Any]]:
     """VidSTG's annotation entries of one scene: one per sentence, its tags in an extra field."""
     rng = np.random.default_rng([scene.seed, 2])
     things = [{"tid": tid, "category": thing.shape} for tid, thing in enumerate(scene.things)]

@@ -49,7 +49,9 @@ def background(size: tuple[int, int], seed: int) -> np.ndarray:
     top = blobs[r][:, c] * (1 - fc) + blobs[r][:, c + 1] * fc
     bottom = blobs[r + 1][:, c] * (1 - fc) + blobs[r + 1][:, c + 1] * fc
     smooth = top * (1 - fr) + bottom * fr
-    slant = np.linspace(-1, 1, width)[None, :, None] * rng.uniform(-14, 14) + np.linspace(-1, 1, height)[:, None, None] * rng.uniform(-14, 14)
+    slant = np.linspace(-1, 1, width)[None, :, None] * rng.uniform(-14, 14) + np.linspace(-1, 1, height)[:, None, None] * rng.uniform(
+        -14, 14
+    )
     grain = rng.normal(0, 5, (height, width, 1))
     tint = rng.uniform(70, 130, 3)
     return (tint + (smooth - 0.5) * rng.uniform(25, 60) + slant + grain).astype(np.float32)

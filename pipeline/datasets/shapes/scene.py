@@ -67,7 +67,7 @@ class Scene:
 def make_scene(seed: int, size: tuple[int, int] = (160, 96), fps: int = 10, seconds: tuple[float, float] = (5.0, 7.0)) -> Scene:
     """A scene as a pure function of its seed and settings."""
     rng = np.random.default_rng(seed)
-    frame_count = int(round(rng.uniform(*seconds) * fps))
+    frame_count = round(rng.uniform(*seconds) * fps)
     looks = _choose_looks(rng, count=int(rng.choice([3, 4], p=[0.3, 0.7])))
     things: list[Thing] = []
     for events, (colour, shape) in zip(_choose_events(rng, looks, frame_count, fps), looks, strict=True):

@@ -43,7 +43,7 @@ class Sentence:
 def write_sentences(scene: Scene, count: int, rng: np.random.Generator) -> list[Sentence]:
     """Up to `count` different sentences about a scene, their tags drawn by `SHARES` from what the scene offers."""
     candidates = _candidates(scene, rng)
-    rng.shuffle(candidates)  # type: ignore[arg-type]
+    rng.shuffle(candidates)
     chosen: list[Sentence] = []
     asked: set[tuple[int, str, str]] = set()
     while candidates and len(chosen) < count:
