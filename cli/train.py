@@ -19,7 +19,9 @@ def train(
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled.")] = Path("store"),
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="The run directory to write.")] = Path("runs/csdvl"),
     model: Annotated[str, typer.Option("--model", help="csdvl.")] = "csdvl",
-    preset: Annotated[str, typer.Option("--preset", help="shapes, vidstg, hcstvg-v1 or hcstvg-v2.")] = "shapes",
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="shapes, vidstg, hcstvg-v1 or hcstvg-v2; by default the one of the store's data set.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the stopped run in DIR; an error if there is none.")] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
@@ -29,12 +31,17 @@ def train(
     from grounding.presets import preset as preset_of
     from grounding.train import TrainConfig, open_run
     from grounding.train import train as train_model
-    from pipeline.config import load
+    from pipeline.config import merge, parse_assignments, read_section, validate
     from pipeline.errors import InputError
+    from pipeline.store import Store
 
     if model != "csdvl":
         raise InputError(f"--model {model!r} is not known; csdvl is")
-    settings = load(TrainConfig, "train", config, assignments or [], preset_of(preset))
+    section = read_section(config, "train")
+    written = section.pop("preset", None)
+    named = preset or written or Store(features).manifest.dataset
+    values = merge(merge(preset_of(named), section), parse_assignments(assignments or []))
+    settings = validate(TrainConfig, values, "section 'train'")
     open_run(features, run, settings, resume)
     log_to(run / "log.txt")
     with progress("training", unit="steps") as advance:

@@ -167,7 +167,7 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
         state.step += 1
         if state.step % c.log_every == 0 or state.step == last:
             values = {f"train/{name}": value.item() for name, value in parts.items()}
-            curves.write(state.step, {**values, "train/lr": state.schedule.get_last_lr()[0], "train/gradient_norm": norm.item()})
+            curves.write(state.step, {**values, "train/lr": float(state.schedule.get_last_lr()[0]), "train/gradient_norm": norm.item()})
         if held is not None and (state.step % every == 0 or state.step == last):
             metrics = summarise(score(held.queries, held.tracks, predict(state.ema.module, held, held.queries)))
             curves.write(state.step, {f"val/{name}": value for name, value in metrics.items()})

@@ -1,7 +1,7 @@
 """Configuration at the door: one YAML file with sections; each command validates its own and refuses unknown keys.
 
 Order: preset < file < `--set key=value`. A validated config is unpacked into plain keyword arguments by the
-command and saved with what it made; it never enters a model or a store.
+command and saved with what it made. Only a model takes one whole: its config is its list of parameters.
 """
 
 from __future__ import annotations

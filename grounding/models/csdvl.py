@@ -136,7 +136,7 @@ class Csdvl(nn.Module):
 
     def forward(self, inputs: Inputs) -> Outputs:
         text, text_mask = self.project_text(inputs.text), inputs.text_mask
-        place = Places.of(inputs, self.object_query.shape[0] if self.streams == "both" else text.shape[-1], self.mask_padding)
+        place = Places.of(inputs, text.shape[-1], self.mask_padding)
         clips = self.project_motion(inputs.motion.flatten(2, 3)[:, :, place.kept])
         if not self.dynamic_space:
             clips, place = place.mean(clips)[:, :, None], place.without_space()

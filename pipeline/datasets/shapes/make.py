@@ -30,7 +30,7 @@ class ShapesConfig(Config):
 
     seed: int = 0
     train_videos: int = 320
-    val_videos: int = 24
+    val_videos: int = 12
     test_videos: int = 60
     sentences_per_video: int = 8
     width: int = 160
