@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
 from cli.progress import progress
+
+if TYPE_CHECKING:
+    from pipeline.run import Survey
 
 app = new_app()
 
@@ -27,6 +30,7 @@ def extract(
     format_: Annotated[str | None, typer.Option("--format", help="Of visual products: zarr or hdf5.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=0, help="Processes; 0 works in this one.")] = None,
     scheduler: Annotated[str | None, typer.Option("--scheduler", metavar="ADDRESS", help="An existing Dask scheduler.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made and how large it would be; write nothing.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Only check the store: 0 intact, 1 damaged.")] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
@@ -37,21 +41,23 @@ def extract(
         return _verify(store)
     from cli.settings import dataset_config
     from pipeline.config import merge, parse_assignments, read_section, validate
-    from pipeline.run import ExtractConfig, run
+    from pipeline.jobs import ExtractConfig
+    from pipeline.run import run, survey
 
     source = dataset_config(config, dataset, root, index)
     named = {"backbones": backbones, "weights": _weights(weights), "format": format_, "workers": workers, "scheduler": scheduler}
     given = {key: value for key, value in named.items() if value is not None}
     values = merge(merge(read_section(config, "extract"), parse_assignments(assignments or [])), given)
     settings = validate(ExtractConfig, values, "section 'extract'")
+    if dry_run:
+        return _tell(store, survey(source.index_path, source.folder, source.name, store, settings))
     log_to(store / "log.txt")
     with progress("extracting", unit="videos") as advance:
         report = run(source.index_path, source.folder, source.name, store, settings, advance)
     for failure in report.failures:
         warn(f"{failure.video}: {failure.detail}")
-    say(
-        f"{store}: {report.videos - len(report.failures)} of {report.videos} videos, {report.made} shards made, {len(report.failures)} failed"
-    )
+    whole = report.videos - len(report.failures)
+    say(f"{store}: {whole} of {report.videos} videos, {report.made} shards made, {len(report.failures)} failed")
     raise typer.Exit(report.exit_code(settings.allow_failed))
 
 
@@ -67,6 +73,18 @@ def _weights(given: list[str] | None) -> Any:
     if not all(equals for _, equals, _ in pairs):
         raise InputError(f"--weights {','.join(given)!r} mixes one source for all with sources per product")
     return {product: source for product, _, source in pairs}
+
+
+def _tell(store: Path, found: Survey) -> None:
+    """The survey in one line, and a warning where the disk is too small."""
+    absent = f" ({found.absent} not found)" if found.absent else ""
+    size, free = (f"{count / 1e9:.3g} GB" for count in (found.bytes, found.free_bytes))
+    say(
+        f"{store}: {found.videos} videos{absent}; to make: {found.shards} shards of {found.to_make} videos, "
+        f"{found.seconds / 3600:.2g} hours, about {size}; {free} free; nothing was written"
+    )
+    if found.bytes > found.free_bytes:
+        warn(f"about {size} will not fit into the {free} that are free where {store} lies")
 
 
 def _verify(path: Path) -> None:

@@ -22,17 +22,19 @@ def report(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="The run to show; stvg-eval must have judged it.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store whose index holds the truth.")] = Path("store"),
-    root: Annotated[Path | None, typer.Option("--root", metavar="DIR", help="The data set's folder, where the videos are.")] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="DIR", help="What the index's video paths are relative to, if it has moved.")
+    ] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
 ) -> None:
     """Write a page with the metrics, the training curves, pictures of tubes and every query."""
-    from cli.settings import dataset_config
     from grounding.judge import of_split, read_index, read_metrics, read_predictions
     from grounding.metrics import read_scores
     from grounding.report import ReportConfig, write_report
     from pipeline.config import load
+    from pipeline.store import Store
 
     settings = load(ReportConfig, "report", config, assignments or [])
     metrics = read_metrics(run / "metrics.json")
@@ -40,7 +42,7 @@ def report(
     queries, tracks = read_index(features / "index.jsonl")
     answers = read_predictions(run / "predictions" / f"{settings.split}.jsonl")
     scores = read_scores(run / "scores" / f"{settings.split}.json")
-    videos = frames_under(dataset_config(config, None, root).folder)
+    videos = frames_under(root or Path(Store(features).manifest.root))
     with progress("drawing", unit="queries") as advance:
         chosen = of_split(queries, settings.split)
         page = write_report(run, out, chosen, tracks, answers, scores, metrics, videos, advance, strip_count=settings.strips)

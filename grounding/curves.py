@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 
 class Curves:
-    """Write named values per step. Opened at step s it first forgets what a killed run wrote after s."""
+    """Write named values per step. Opened at step s it first forgets what a killed run wrote after s, or half wrote."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        from dvclive import Live
-
         for path in folder.glob("plots/metrics/**/*.tsv"):
-            head, *rows = path.read_text().splitlines()
+            head, *rows = path.read_text().splitlines() or [""]
+            if not head:  # killed before its first row: DVCLive gives a header only to a file that is not there
+                path.unlink()
+                continue
             kept = [row for row in rows if int(row.split("\t")[0]) <= step]
             path.write_text("\n".join([head, *kept]) + "\n")
-        # DVCLive would rewrite dvc.yaml, save an experiment and empty its folder if it were not told otherwise.
-        self._live: Any = Live(str(folder), resume=step > 0, dvcyaml=None, save_dvc_exp=False, monitor_system=False)
+        summary = folder / "metrics.json"
+        if summary.exists() and not _is_json(summary):
+            summary.unlink()
+        self._live = _live(folder, resume=step > 0)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._live.step = step
@@ -27,3 +31,26 @@ class Curves:
 
     def close(self) -> None:
         self._live.end()
+
+
+def _live(folder: Path, resume: bool) -> Any:
+    """A DVCLive logger that leaves the repository alone.
+
+    DVCLive would rewrite dvc.yaml, save an experiment and empty its folder if it were not told otherwise. And no
+    option keeps it from `dvc init` in a git repository that is not DVC's.
+    """
+    from dvclive import Live
+
+    class Apart(Live):
+        def _init_dvc(self) -> None:
+            self._dvc_file = "dvc.yaml"
+
+    return Apart(str(folder), resume=resume, dvcyaml=None, save_dvc_exp=False, monitor_system=False)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True

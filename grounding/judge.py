@@ -1,20 +1,23 @@
-"""From predictions to a run's results: per-query scores, the flat metrics with their baselines, the files they go to."""
+"""From a run, or predictions, to results: per-query scores, the flat metrics with their baselines, the files they go to."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import Field
 
 from grounding.baselines import best_constant, random_predictions
-from grounding.metrics import MEANS, Score, score, summarise, write_scores
+from grounding.metrics import Score, score, summarise, summarise_by, write_scores
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
 from pipeline.records import Prediction, Query, Tracks, read_jsonl, write_json, write_jsonl
+from pipeline.store import Store
 
-BASELINES = ("baseline_", "random_")
 COUNTS = ("queries", "boxed_queries")
-PLAIN_KEYS = {prefix + key for prefix in ("", *BASELINES) for key in (*MEANS, *COUNTS)}
+Progress = Callable[[int, int], None]
 
 
 class EvaluateConfig(Config):
@@ -22,6 +25,51 @@ class EvaluateConfig(Config):
 
     split: str = "test"
     seed: int = 0
+    frames: int | None = Field(None, ge=1)
+    """T_s: frames the model sees at once at test time; by default as in training."""
+    batch: int = Field(16, ge=1)
+    """Passes of T_s frames that run at once."""
+    device: str = "auto"
+
+
+def predict_split(
+    run: Path, store: Path, config: EvaluateConfig, progress: Progress = lambda done, total: None
+) -> tuple[list[Prediction], list[str]]:
+    """What a run's model answers to one split of a store, and the ids of queries it cannot answer: the store has no features of them."""
+    import torch  # here: judging files, and reporting, must not wait for it
+
+    from grounding.checkpoint import load_model
+    from grounding.data import FeatureSet
+    from grounding.predict import predict
+
+    model, settings, provenance = load_model(run)
+    opened = Store(store)
+    refuse_other_products(run, provenance["products"], opened)
+    features = FeatureSet.of_store(store, config.split, config.frames or settings.frames, settings.clips)
+    if list(features.dims) != provenance["dims"]:
+        raise StoreError(f"store {store} has features of {features.dims} channels, run {run} was trained on {tuple(provenance['dims'])}")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    return predict(model.to(device), features, features.queries, config.batch, progress), features.missing
+
+
+def refuse_other_products(run: Path, products: Mapping[str, Mapping[str, Any]], store: Store) -> None:
+    """StoreError where a store's features were made otherwise than those a run was trained on; it names all that differs.
+
+    Library versions may differ: they move features by rounding only.
+    """
+    differs = []
+    for name, made_from in products.items():
+        if name not in store.products:
+            differs.append(f"{name} is absent")
+            continue
+        found = store.products[name].provenance
+        for key in sorted((made_from.keys() | found.keys()) - {"versions"}):
+            if made_from.get(key) != found.get(key):
+                differs.append(f"{name} {key} is {found.get(key)!r}, not {made_from.get(key)!r}")
+    if differs:
+        raise StoreError(
+            f"store {store.path} does not fit run {run}: {'; '.join(differs)}: name the store it was trained on, or train again"
+        )
 
 
 def read_index(path: Path) -> tuple[list[Query], Tracks]:
@@ -51,24 +99,32 @@ def baseline_metrics(train: Sequence[Query], tracks: Tracks, queries: Sequence[Q
 def judge(
     queries: Sequence[Query], tracks: Tracks, predictions: Sequence[Prediction], train: Sequence[Query] = (), seed: int = 0
 ) -> tuple[list[Score], dict[str, float]]:
-    """Scores of one split's `queries`, and its metrics: means, counts, and the baselines' means beside them."""
+    """Scores of one split's `queries`, and its metrics: means, counts, the baselines' means, and those by form and by tag."""
     scores = score(queries, tracks, predictions)
     if not scores:
         raise InputError("none of these queries has a truth to judge by: use an index whose queries carry `truth`")
-    return scores, summarise(scores) | baseline_metrics(train, tracks, queries, seed)
+    return scores, summarise(scores) | baseline_metrics(train, tracks, queries, seed) | group_metrics(scores, queries)
+
+
+def group_metrics(scores: Sequence[Score], queries: Sequence[Query]) -> dict[str, float]:
+    """The means by form, then by tag, under flat names: `declarative_m_vIoU`, `look-alike_m_vIoU`."""
+    groups = [*summarise_by(scores, queries, "form").items(), *summarise_by(scores, queries, "tag").items()]
+    return {f"{name}_{key}": value for name, summary in groups for key, value in summary.items() if key not in COUNTS}
 
 
 def write_results(run: Path, split: str, predictions: Sequence[Prediction], scores: Sequence[Score], metrics: dict[str, float]) -> None:
     """Write `predictions/<split>.jsonl`, `scores/<split>.json`, and the metrics into `metrics.json`.
 
-    The test split's keys are plain and come first; another split's keys begin with its name (`val_m_vIoU`).
+    The test split's keys are plain and come first; another split's keys begin with its name (`val_m_vIoU`). Those of a
+    split that was judged before are kept, nothing else.
     """
     write_jsonl(run / "predictions" / f"{split}.jsonl", predictions)
     write_scores(run / "scores" / f"{split}.json", scores)
     path = run / "metrics.json"
     old = read_metrics(path) if path.exists() else {}
     if split == "test":
-        merged = metrics | {key: value for key, value in old.items() if key not in PLAIN_KEYS}
+        others = tuple(f"{file.stem}_" for file in (run / "scores").glob("*.json") if file.stem != "test")
+        merged = metrics | {key: value for key, value in old.items() if key.startswith(others)}
     else:
         merged = {key: value for key, value in old.items() if not key.startswith(f"{split}_")}
         merged |= {f"{split}_{key}": value for key, value in metrics.items()}

@@ -101,8 +101,8 @@ class State:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
+        if folder.exists():  # else an earlier kill left `old` as the only whole one: it stays until the new one is in place
+            shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         aside.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
@@ -156,7 +156,7 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
         if not torch.isfinite(parts["loss"]):
             ids = ", ".join(sample.query.id for sample in samples)
             raise NonFiniteLossError(
-                f"the loss is {float(parts['loss'])} at step {state.step}, in the batch of {ids}: lower lr or look at them"
+                f"the loss is {parts['loss'].item()} at step {state.step}, in the batch of {ids}: lower lr or look at them"
             )
         state.optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()

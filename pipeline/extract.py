@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.config import Config
 from pipeline.decode import VideoFacts, open_frames, probe
 from pipeline.encoders.geometry import appearance_size, pad_to_square, picture_in_square, resize
 from pipeline.encoders.text import tokenise
+from pipeline.errors import VideoError
 from pipeline.sampling import clip_centres, clip_frames, grid_frames, nearest_frames
 from pipeline.store import Entry
 
@@ -23,28 +25,34 @@ VISUAL = ("appearance", "motion", "frames")
 PAGE = 4096
 """Bytes per row of the `frames` product: every JPEG begins on a new row, so all videos share one array shape."""
 DIGEST_BYTES = 1 << 20
+Progress = Callable[[int, int], None]
 
 
 class SamplingConfig(Config):
     """Which moments of a video are looked at, and how large. Part of every visual product's provenance."""
 
-    fps: float = 5.0
+    fps: float = Field(default=5.0, gt=0)
     """Appearance maps and JPEG frames: one at each 1/fps seconds, the nearest frame."""
-    short: int = 320
+    short: int = Field(default=320, ge=16)
     """N_short: the shorter side in pixels (the longer at most 1.8 times this)."""
-    clip_every: float = 0.4
+    clip_every: float = Field(default=0.4, gt=0)
     """Seconds from one motion clip to the next."""
-    clip_span: float = 64 / 30
+    clip_span: float = Field(default=64 / 30, gt=0)
     """Seconds a motion clip spans."""
-    jpeg_quality: int = 90
+    jpeg_quality: int = Field(default=90, ge=1, le=100)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What one video gave: product → (rows, columns), and the facts kept with every entry of it."""
+    """What one video gave: product → (rows, columns), the facts kept with every entry of it, and the frames' times.
+
+    `frame_edges` `[frame_count + 1]` are seconds after the first frame: frame n is shown from `frame_edges[n]` to
+    `frame_edges[n + 1]`, whatever the rate. They are not stored: an hour of video has 100,000 of them.
+    """
 
     products: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]
     facts: dict[str, Any]
+    frame_edges: np.ndarray = field(repr=False)
 
     def entry(self, product: str, video: str) -> Entry:
         rows, columns = self.products[product]
@@ -52,12 +60,18 @@ class Features:
 
 
 def extract_video(
-    path: Path, sampling: SamplingConfig, encoders: Mapping[str, nn.Module], batch: int = 16, facts: VideoFacts | None = None
+    path: Path,
+    sampling: SamplingConfig,
+    encoders: Mapping[str, nn.Module],
+    batch: int = 16,
+    facts: VideoFacts | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Features:
     """Features of every visual product in `encoders` (`frames` maps to no network: any module will do).
 
     Rows: appearance `[n, H, W, C]` and motion `[m, h, w, C]` float16, frames `[pages, 4096]` uint8. Columns `frame` and
-    `second` say which frame a row shows, or (motion) the middle of its clip. Raises VideoError.
+    `second` say which frame a row shows, or (motion) the middle of its clip. `progress` counts the frames that are
+    looked at. Raises VideoError.
     """
     facts = facts or probe(path)
     grid = grid_frames(facts.seconds, sampling.fps)
@@ -70,16 +84,18 @@ def extract_video(
         makers["motion"] = _MotionMaker(encoders["motion"], facts, sampling, max(1, batch // 4))
     wanted = np.unique(np.concatenate([maker.wanted for maker in makers.values()]))
     with torch.inference_mode(), open_frames(path, facts, wanted) as frames:
-        for number, rgb in frames:
+        progress(0, len(wanted))
+        for done, (number, rgb) in enumerate(frames, start=1):
             picture = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
             for maker in makers.values():
                 maker.take(number, picture)
+            progress(done, len(wanted))
         products = {name: maker.finish() for name, maker in makers.items()}
         seen_by = {"decoder": frames.decoder, "why": frames.reason}
     for _, columns in products.values():
         columns["second"] = facts.seconds[columns["frame"]]
     about = {"size": list(facts.size), "fps": facts.fps, "frame_count": facts.frame_count, "digest": file_digest(path), **seen_by}
-    return Features(products, about)
+    return Features(products, about, np.append(facts.seconds, facts.seconds[0] + facts.duration) - facts.seconds[0])
 
 
 def file_digest(path: Path) -> str:
@@ -91,6 +107,15 @@ def file_digest(path: Path) -> str:
         file.seek(max(DIGEST_BYTES, size - DIGEST_BYTES))
         digest.update(file.read())
     return digest.hexdigest()
+
+
+def _encoded(encoder: nn.Module, inputs: list[Tensor]) -> np.ndarray:
+    """Float16 maps of a batch; a VideoError where they leave float16's range, which would poison training."""
+    device = next(encoder.parameters()).device
+    maps: np.ndarray = encoder(torch.stack(inputs).to(device)).half().cpu().numpy()
+    if not np.isfinite(maps).all():
+        raise VideoError("encode", "not-finite", "its features are not finite in float16: the weights are damaged or do not belong here")
+    return maps
 
 
 class _Maker:
@@ -120,8 +145,7 @@ class _AppearanceMaker(_Maker):
 
     def _encode(self) -> None:
         if self._waiting:
-            device = next(self.encoder.parameters()).device
-            self._maps.append(self.encoder(torch.stack(self._waiting).to(device)).half().cpu().numpy())
+            self._maps.append(_encoded(self.encoder, self._waiting))
             self._waiting.clear()
 
     def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -187,8 +211,7 @@ class _MotionMaker(_Maker):
 
     def _encode(self) -> None:
         if self._waiting:
-            device = next(self.encoder.parameters()).device
-            self._maps.append(self.encoder(torch.stack(self._waiting).to(device)).half().cpu().numpy())
+            self._maps.append(_encoded(self.encoder, self._waiting))
             self._waiting.clear()
 
     def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:

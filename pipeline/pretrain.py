@@ -122,11 +122,11 @@ def _train_appearance(
         right = {
             "appearance colour": float((colour.argmax(-1) == target[..., 0])[owned].float().mean()),
             "appearance shape": float((shape.argmax(-1) == target[..., 1])[owned].float().mean()),
-            "appearance box error px": float((box - wanted)[owned].abs().mean() * 16),
+            "appearance box error px": float((box.detach() - wanted)[owned].abs().mean() * 16),
         }
         return loss, right
 
-    return _fit("appearance", encoder, head, lambda n: batch(train, n), lambda n: batch(held, n), judge, steps, 32, progress)
+    return _fit("appearance", encoder, head, lambda n: batch(train, n), lambda n: batch(held, n), judge, steps, 32, _judged(held), progress)
 
 
 def _train_motion(encoder: nn.Module, train: list[Film], held: list[Film], steps: int, seed: int, progress: Progress) -> dict[str, float]:
@@ -157,7 +157,7 @@ def _train_motion(encoder: nn.Module, train: list[Film], held: list[Film], steps
         loss = functional.cross_entropy(out, label, weight=weight)
         return loss, {"motion": float((out.argmax(1) == label)[owned].float().mean())}
 
-    return _fit("motion", encoder, head, lambda n: batch(train, n), lambda n: batch(held, n), judge, steps, 24, progress)
+    return _fit("motion", encoder, head, lambda n: batch(train, n), lambda n: batch(held, n), judge, steps, 24, _judged(held), progress)
 
 
 def _train_text(out: Path, films: list[Film], steps: int, seed: int, progress: Progress) -> dict[str, float]:
@@ -191,7 +191,7 @@ def _train_text(out: Path, films: list[Film], steps: int, seed: int, progress: P
         right = torch.stack([p.argmax(-1) == labels[:, i] for i, p in enumerate(parts)]).all(0)
         return torch.as_tensor(loss), {"text": float(right.float().mean())}
 
-    report = _fit("text", encoder, head, batch, batch, judge, steps, 64, progress)
+    report = _fit("text", encoder, head, batch, batch, judge, steps, 64, 256, progress)
     _write(encoder, out / "text.safetensors")
     return report
 
@@ -205,9 +205,10 @@ def _fit(
     judge: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, float]]],
     steps: int,
     size: int,
+    judged: int,
     progress: Progress,
 ) -> dict[str, float]:
-    """Train encoder and head for a number of steps (one-cycle AdamW), then judge them on held-out scenes."""
+    """Train encoder and head in steps of `size` samples (one-cycle AdamW), then judge them on `judged` held-out ones."""
     rate = 3e-3 if name != "text" else 1e-3
     parameters = [*encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-3)
@@ -224,9 +225,14 @@ def _fit(
         progress(f"training {name} (loss {float(loss.detach()):.3f})", step + 1, steps)
     encoder.eval()
     with torch.no_grad():
-        inputs, where, target = held(256)
+        inputs, where, target = held(judged)
         states = encoder(inputs, where) if name == "text" else encoder(inputs)
         return judge(states, where, target)[1]
+
+
+def _judged(held: list[Film]) -> int:
+    """How many samples of the held-out scenes are judged."""
+    return min(256, 32 * len(held))
 
 
 def _write(encoder: nn.Module, path: Path) -> None:

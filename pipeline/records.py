@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -147,7 +149,7 @@ class Tracks:
                 keys, offsets, frames, boxes = (file[name] for name in ("keys", "offsets", "frames", "boxes"))
         except FileNotFoundError:
             raise InputError(f"{path} does not exist: run stvg-prepare first") from None
-        except (OSError, KeyError, ValueError, EOFError) as error:
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{path} cannot be read as tracks ({error}): run stvg-prepare again") from None
         rows = zip(keys.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
         return cls({key: (frames[b:e], boxes[b:e]) for key, b, e in rows})
@@ -159,7 +161,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 def read_jsonl(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
     """Yield one validated record per line; a bad line is an InputError that names file and line."""
     try:
-        file = path.open(encoding="utf-8")
+        file = path.open("rb")  # pydantic decodes, so that bytes that are not UTF-8 are an error of their line
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     with file:

@@ -8,10 +8,11 @@ used is named in the ledger and tried again by the next run, in a shard of its o
 from __future__ import annotations
 
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,47 +21,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import Config
 from pipeline.errors import InputError, StoreError, VideoError
-from pipeline.extract import VISUAL, Backbones, SamplingConfig, encode_texts, extract_video, file_digest
-from pipeline.records import Failure, Query, read_jsonl
-from pipeline.store import Entry, Kind, Shard, ShardInfo, Store, StoreWriter, plan_shards, write_shard
+from pipeline.extract import VISUAL, encode_texts, extract_video, file_digest
+from pipeline.jobs import ExtractConfig, Job, VideoIndex, kind_of, plan_jobs, product_bytes, read_index, source_of
+from pipeline.records import Failure
+from pipeline.store import Entry, ShardInfo, Store, StoreWriter, write_shard
+from pipeline.store.layout import shard_path
 from pipeline.weights import PRODUCTS, Backbone, load_backbone
 
 Progress = Callable[[int, int], None]
+Made = tuple[dict[str, ShardInfo], list[Failure]]
 PROGRESS_TOPIC = "videos"
-
-
-class ExtractConfig(Config):
-    """Section `extract`. `weights` is one source for all backbones or one per product."""
-
-    backbones: Backbones = "full"
-    weights: str | dict[str, str] = "tiny"
-    products: tuple[str, ...] = ("appearance", "motion", "text")
-    sampling: SamplingConfig = SamplingConfig()
-    format: Kind = "zarr"
-    """Of visual products; text is always HDF5."""
-    shard_mb: int = 256
-    workers: int | None = None
-    """Processes; by default one per two cores, at least two. 0 works in this process, without Dask."""
-    scheduler: str | None = None
-    batch: int = 16
-    device: str = "auto"
-    allow_failed: float = 0
-    replace: bool = False
-    """Delete and remake products that were made with other settings, instead of refusing."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One shard to make: which products of it, of which videos (id → path), or the sentences of the videos."""
-
-    store: Path
-    shard: Shard
-    products: dict[str, Kind]
-    paths: dict[str, Path]
-    sentences: dict[str, list[tuple[str, str]]]
-    config: ExtractConfig
 
 
 @dataclass
@@ -77,52 +48,80 @@ class RunReport:
         return int(len(self.failures) > limit)
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What a run would do: `to_make` of `videos` lack something (`seconds` long in all), `absent` have no file; `bytes` is an estimate."""
+
+    videos: int
+    absent: int
+    to_make: int
+    seconds: float
+    shards: int
+    bytes: int
+    free_bytes: int
+
+
 def run(
     index: Path, folder: Path, dataset: str, store: Path, config: ExtractConfig, progress: Progress = lambda done, total: None
 ) -> RunReport:
     """Fill `store` with every product of every video in `index`; video paths are relative to `folder`."""
-    queries = list(read_jsonl(index, Query))
-    if not queries:
-        raise InputError(f"{index} holds no query: run stvg-prepare again")
-    paths = {query.video: folder / query.path for query in queries}
-    sentences: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for query in queries:
-        sentences[query.video].append((query.id, query.text))
-    report = RunReport(videos=len(paths))
+    known = read_index(index, folder)
+    provenances = _provenances(config)
     with StoreWriter(store, dataset, str(folder)) as writer:
-        for product, provenance in _provenances(config).items():
+        for product, provenance in provenances.items():
             _open(writer, product, provenance, config)
-        _drop_stale(writer, store, config, paths, sentences)
         writer.set_index(index, index.with_name("tracks.npz"))
-        jobs = _jobs(writer, store, config, queries, paths, sentences)
-        known = {failure.video: failure for failure in writer.read_failures()}
-        failures: dict[str, Failure] = {}
+        jobs = _adopt_andplan_jobs(writer, store, config, known)
+        ledger = _Ledger(writer, store, known, jobs)
+        report = RunReport(videos=len(known.paths))
         for job, (infos, failed) in _work(jobs, config, progress):
             for product, info in infos.items():
                 writer.publish(product, job.shard.name, info)
                 report.made += info.entries > 0
-            for failure in failed:
-                attempts = known[failure.video].attempts + 1 if failure.video in known else 1
-                failures[failure.video] = failure.model_copy(update={"attempts": attempts})
-            writer.write_failures(failures.values())
-        writer.write_failures(failures.values())
-    report.failures = sorted(failures.values(), key=lambda failure: failure.video)
+            ledger.note(job, failed)
+        report.failures = ledger.write()
     return report
 
 
-def kind_of(product: str, config: ExtractConfig) -> Kind:
-    """Text lies in HDF5, visual products in what `format` says."""
-    return "hdf5" if product == "text" else config.format
-
-
-def source_of(product: str, config: ExtractConfig) -> str:
-    """The weights asked for a product."""
-    return config.weights if isinstance(config.weights, str) else config.weights.get(product, "tiny")
+def survey(index: Path, folder: Path, dataset: str, store: Path, config: ExtractConfig) -> Survey:
+    """What `run` would do, without writing anything; shards that a killed run left unlisted count as not made."""
+    known = read_index(index, folder)
+    held: dict[str, dict[str, ShardInfo]] = {product: {} for product in config.products}
+    provenances = _provenances(config)
+    if (store / "manifest.json").exists():
+        opened = Store(store)
+        if opened.manifest.dataset != dataset:
+            raise StoreError(f"store {store} holds dataset {opened.manifest.dataset!r}, not {dataset!r}: extract into another --store")
+        for product in set(config.products) & set(opened.products):
+            own = opened.products[product]
+            if (own.kind, own.provenance) == (kind_of(product, config), provenances[product]):
+                stale = _stale_shards(opened, product, known)
+                there = {name for name in own.shards if shard_path(store, product, name, own.kind).exists()}
+                held[product] = {name: own.shards[name] for name in there - stale}
+            elif not config.replace:
+                raise StoreError(f"store {store}: product {product!r} was made with other settings; stvg-extract will refuse it")
+    done = {product: {video for info in shards.values() for video in info.videos} for product, shards in held.items()}
+    jobs = plan_jobs(store, config, known, lambda product, name: name in held[product], lambda product: done[product])
+    made = [(product, video) for job in jobs for product, videos in job.lacking.items() for video in videos]
+    videos = {video for _, video in made}
+    place = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
+    return Survey(
+        videos=len(known.paths),
+        absent=sum(not path.is_file() for path in known.paths.values()),
+        to_make=len(videos),
+        seconds=sum(known.queries[video].frame_count / known.queries[video].fps for video in videos),
+        shards=sum(len(job.lacking) for job in jobs),
+        bytes=sum(product_bytes(known.queries[video], product, config, len(known.sentences[video])) for product, video in made),
+        free_bytes=shutil.disk_usage(place).free,
+    )
 
 
 def _provenances(config: ExtractConfig) -> dict[str, dict[str, Any]]:
     """What each product is made of: encoder and weights, sampling, library versions."""
     result: dict[str, dict[str, Any]] = {}
+    for product in config.weights if isinstance(config.weights, dict) else ():
+        if product not in PRODUCTS:
+            raise InputError(f"weights are given for {product!r}; products with weights are {', '.join(PRODUCTS)}")
     for product in config.products:
         if product not in (*PRODUCTS, "frames"):
             raise InputError(f"unknown product {product!r}; the products are {', '.join((*PRODUCTS, 'frames'))}")
@@ -147,76 +146,81 @@ def _open(writer: StoreWriter, product: str, provenance: Mapping[str, Any], conf
         writer.open_product(product, kind_of(product, config), provenance)
 
 
-def _drop_stale(
-    writer: StoreWriter, path: Path, config: ExtractConfig, paths: Mapping[str, Path], sentences: Mapping[str, list[tuple[str, str]]]
-) -> None:
-    """Forget shards that hold a video whose file, or a sentence whose words, are no longer what was encoded."""
-    store = Store(path)
-    digests: dict[str, str] = {}
-    for product in config.products:
-        reader = store.open(product)
-        stale = set()
-        for name, info in store.products[product].shards.items():
-            for video in info.videos:
-                if product == "text":
-                    fresh = all(key in reader and reader.facts(key).get("text") == text for key, text in sentences.get(video, ()))
-                elif video in paths and paths[video].is_file():
-                    if video not in digests:
-                        digests[video] = file_digest(paths[video])
-                    fresh = reader.facts(video).get("digest") == digests[video]
-                else:
-                    fresh = True
-                if not fresh:
-                    stale.add(name)
-                    break
-        if stale:
-            writer.drop_shards(product, stale)
+def _adopt_andplan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex) -> list[Job]:
+    """The jobs left, after taking up what a killed run left on disk and forgetting what is no longer as it was encoded."""
 
-
-def _jobs(
-    writer: StoreWriter,
-    store: Path,
-    config: ExtractConfig,
-    queries: Sequence[Query],
-    paths: Mapping[str, Path],
-    sentences: Mapping[str, list[tuple[str, str]]],
-) -> list[Job]:
-    """The shards still to be made: those of the plan, then shards for videos that failed when theirs was made."""
-    jobs: list[Job] = []
-    for group in ([p for p in config.products if p in VISUAL], [p for p in config.products if p == "text"]):
-        if not group:
-            continue
-        sizes = {query.video: _estimate(query, group[0], config, len(sentences[query.video])) for query in queries}
-        plan = plan_shards(sizes, config.shard_mb << 20)
-        adopted = {shard.name: {p for p in group if writer.adopt(p, shard.name) is not None} for shard in plan}
-        again = {v for shard in plan for p in adopted[shard.name] for v in set(shard.videos) - writer.done(p)}
-        retry = plan_shards({video: sizes[video] for video in again}, config.shard_mb << 20) if again else []
-        adopted |= {shard.name: {p for p in group if writer.adopt(p, shard.name) is not None} for shard in retry}
-        for shard in (*plan, *retry):
-            kinds = {p: kind_of(p, config) for p in group if p not in adopted[shard.name]}
-            wanted = tuple(v for v in shard.videos if any(v not in writer.done(p) for p in kinds))
-            if wanted:
-                said = {v: sentences[v] for v in wanted} if group == ["text"] else {}
-                jobs.append(Job(store, Shard(shard.name, wanted), kinds, {v: paths[v] for v in wanted}, said, config))
-        for product in group:
+    def plan() -> list[Job]:
+        jobs = plan_jobs(path, config, index, lambda product, name: writer.adopt(product, name) is not None, writer.done)
+        for product in config.products:
             writer.remove_unlisted(product)
-    return jobs
+        return jobs
+
+    jobs = plan()
+    stale = {product: _stale_shards(Store(path), product, index) for product in config.products}
+    for product, names in stale.items():
+        writer.drop_shards(product, names)
+    return plan() if any(stale.values()) else jobs
 
 
-def _estimate(query: Query, product: str, config: ExtractConfig, sentences: int) -> int:
-    """Bytes a video will take, roughly: what the shard plan goes by."""
-    seconds = query.frame_count / max(query.fps, 1e-6)
-    if product == "text":
-        return sentences * 16 * 768 * 2
-    scale = min(config.sampling.short / min(query.size), 1.8 * config.sampling.short / max(query.size))
-    stride, channels, motion = (32, 2048, 16 * 16 * 2304) if config.backbones == "full" else (16, 128, 8 * 8 * 384)
-    cells = query.size[0] * query.size[1] * scale**2 / stride**2
-    return int(2 * seconds * (config.sampling.fps * cells * channels + motion / config.sampling.clip_every)) + 1
+def _stale_shards(store: Store, product: str, index: VideoIndex) -> set[str]:
+    """Shards that hold a video whose file, or a sentence whose words, are no longer what was encoded."""
+    reader = store.open(product)
+
+    def fresh(video: str) -> bool:
+        if product == "text":
+            return all(key in reader and reader.facts(key).get("text") == text for key, text in index.sentences.get(video, ()))
+        now = _digest_of(index.paths[video]) if video in index.paths else None
+        return now is None or reader.facts(video).get("digest") == now
+
+    def whole(info: ShardInfo) -> bool:  # text only: no sentence that was removed, or is now another video's
+        return product != "text" or info.entries == sum(len(index.sentences.get(video, ())) for video in info.videos)
+
+    shards = store.products[product].shards
+    return {name for name, info in shards.items() if not whole(info) or not all(fresh(video) for video in info.videos)}
 
 
-def _work(
-    jobs: Sequence[Job], config: ExtractConfig, progress: Progress
-) -> Iterator[tuple[Job, tuple[dict[str, ShardInfo], list[Failure]]]]:
+def _digest_of(path: Path) -> str | None:
+    """The digest of a video's file; None where it cannot be read now, which says nothing against its features."""
+    try:
+        return file_digest(path)
+    except OSError:
+        return None
+
+
+class _Ledger:
+    """The failures that are current at any moment of a run: found by it, or known before and not yet tried again."""
+
+    def __init__(self, writer: StoreWriter, store: Path, index: VideoIndex, jobs: Sequence[Job]) -> None:
+        self._writer = writer
+        self._known = {failure.video: failure for failure in writer.read_failures()}
+        self._found: dict[str, Failure] = {}
+        self._jobs_left: dict[str, int] = defaultdict(int)
+        for job in jobs:
+            for video in () if job.sentences else job.shard.videos:
+                self._jobs_left[video] += 1
+        made = [product.videos for name, product in Store(store).products.items() if name in VISUAL]
+        lacked = {video for video in self._known if video in index.paths and not all(video in videos for videos in made)}
+        self._untried = lacked - set(self._jobs_left)
+        self.write()
+
+    def note(self, job: Job, failed: Sequence[Failure]) -> None:
+        """A job has ended, and these videos of it have failed."""
+        for video in () if job.sentences else job.shard.videos:
+            self._jobs_left[video] -= 1
+        for failure in failed:
+            before = self._known.get(failure.video)
+            self._found[failure.video] = failure.model_copy(update={"attempts": before.attempts + 1 if before else 1})
+        self.write()
+
+    def write(self) -> list[Failure]:
+        """Replace the ledger on disk; returns it, in the videos' order."""
+        waiting = self._untried | {video for video, left in self._jobs_left.items() if left}
+        current = {video: failure for video, failure in self._known.items() if video in waiting} | self._found
+        self._writer.write_failures(current.values())
+        return [current[video] for video in sorted(current)]
+
+
+def _work(jobs: Sequence[Job], config: ExtractConfig, progress: Progress) -> Iterator[tuple[Job, Made]]:
     """Run the jobs, here or by Dask, and yield each with its result as it ends."""
     total = sum(len(job.shard.videos) for job in jobs)
     seen = 0
@@ -237,10 +241,32 @@ def _work(
         from distributed import as_completed
 
         client.subscribe_topic(PROGRESS_TOPIC, lambda event: count())
-        futures = {client.submit(_make_shard_on_worker, job, pure=False): job for job in jobs}
+        futures = {client.submit(_make_shard_on_worker, _located(job), pure=False): job for job in jobs}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            yield futures[future], _result(future, futures[future])
     progress(total, total)
+
+
+def _located(job: Job) -> Job:
+    """The job with absolute paths: workers of another scheduler run in another folder."""
+    if job.config.scheduler is None:
+        return job
+    return replace(job, store=job.store.absolute(), paths={video: path.absolute() for video, path in job.paths.items()})
+
+
+def _result(future: Any, job: Job) -> Made:
+    """What a job gave. A job whose workers died again and again, Dask's retries included, fails with all its videos."""
+    from distributed.scheduler import KilledWorker
+
+    try:
+        made: Made = future.result()
+    except KilledWorker:
+        detail = (
+            f"the worker process died each time shard {job.shard.name} ({len(job.shard.videos)} videos) was made: "
+            "killed, crashed by one of its videos, or out of memory; run again with fewer --workers or a smaller batch"
+        )
+        return {}, [Failure(video=v, path=str(job.paths[v]), stage="worker", reason="died", detail=detail) for v in job.shard.videos]
+    return made
 
 
 @contextmanager
@@ -273,24 +299,25 @@ def _make_shard_on_worker(job: Job) -> tuple[dict[str, ShardInfo], list[Failure]
     return make_shard(job, lambda: get_worker().log_event(PROGRESS_TOPIC, 1))
 
 
-def make_shard(job: Job, tick: Callable[[], None]) -> tuple[dict[str, ShardInfo], list[Failure]]:
+def make_shard(job: Job, tick: Callable[[], None]) -> Made:
     """Make one shard of each product the job lacks; a shard's features stay in memory until they are written."""
     if job.sentences:
-        info = write_shard(job.store, "text", job.shard.name, job.products["text"], _text_entries(job, tick), job.shard.videos)
-        return {"text": info}, []
-    encoders = {p: _encoder(p, job.config) for p in job.products}
-    entries: dict[str, list[Entry]] = {product: [] for product in job.products}
+        kind = kind_of("text", job.config)
+        return {"text": write_shard(job.store, "text", job.shard.name, kind, _text_entries(job, tick), job.shard.videos)}, []
+    encoders = {product: _encoder(product, job.config) for product in job.lacking}
+    entries: dict[str, list[Entry]] = {product: [] for product in job.lacking}
     failures = []
     for video in job.shard.videos:
+        wanted = {product: encoders[product] for product, videos in job.lacking.items() if video in videos}
         try:
-            features = extract_video(job.paths[video], job.config.sampling, encoders, job.config.batch)
-            for product, made in entries.items():
-                made.append(features.entry(product, video))
+            features = extract_video(job.paths[video], job.config.sampling, wanted, job.config.batch)
+            for product in wanted:
+                entries[product].append(features.entry(product, video))
         except VideoError as error:
             path = str(job.paths[video])
             failures.append(Failure(video=video, path=path, stage=error.stage, reason=error.reason, detail=error.detail))
         tick()
-    infos = {p: write_shard(job.store, p, job.shard.name, kind, entries[p], job.shard.videos) for p, kind in job.products.items()}
+    infos = {p: write_shard(job.store, p, job.shard.name, kind_of(p, job.config), made, job.shard.videos) for p, made in entries.items()}
     return infos, failures
 
 

@@ -42,7 +42,7 @@ def load_backbone(product: str, size: str, weights: str) -> Backbone:
             raise InputError("the shipped weights fit --backbones tiny only: name weights for the full backbones, for example random:0")
         encoder = build_encoder(product, size)
         load_strictly(encoder, load_file(TINY / f"{product}.safetensors"), f"shipped {product} weights")
-    elif weights.startswith("random:") and weights[7:].isdecimal():
+    elif weights.startswith("random:") and weights[7:].isdecimal() and int(weights[7:]) < 1 << 63:
         with torch.random.fork_rng():
             torch.manual_seed(int(weights[7:]))
             encoder = build_encoder(product, size)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+FRESH_SCALE = 0.2
+"""Scale at the end of each block before weights are loaded: frozen norms do not tame fresh weights, float16 would overflow."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's channel means and deviations for RGB in [0, 1]."""
 
@@ -36,6 +38,9 @@ class AppearanceEncoder(nn.Module):
         super().__init__()
         if size == "full":
             self.body: ResNet = ResNet(Bottleneck, [3, 4, 23, 3], norm_layer=FrozenBatchNorm2d)
+            for name, norm in self.body.named_modules():
+                if name.endswith("bn3"):
+                    norm.weight.fill_(FRESH_SCALE)
             self.channels, self.stride = 2048, 32
         else:
             self.body = TinyResNet()

@@ -44,10 +44,12 @@ class TextEncoder(nn.Module):
 
 @lru_cache(maxsize=1)
 def tokenizer() -> Any:
-    """The shipped byte-level BPE."""
+    """The shipped byte-level BPE. A sentence that spells a special token, such as `<pad>`, is words like any other."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(TOKENIZER))
+    made = Tokenizer.from_file(str(TOKENIZER))
+    made.encode_special_tokens = True
+    return made
 
 
 def vocabulary_size() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grounding.judge import judge, of_split, read_index, read_metrics, write_results
+from grounding.judge import group_metrics, judge, of_split, read_index, read_metrics, write_results
 from grounding.metrics import read_scores
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query, Tracks, Truth, write_jsonl
@@ -55,6 +55,31 @@ def test_results_go_to_their_files_test_first(tmp_path: Path) -> None:
     assert "baseline_m_vIoU" not in content
     assert read_scores(tmp_path / "scores" / "test.json") == scores
     assert len((tmp_path / "predictions" / "val.jsonl").read_text().splitlines()) == 2
+
+
+def test_means_by_form_and_tag_follow_the_plain_ones() -> None:
+    queries, tracks = make_index("test", 3)
+    tags, forms = (("look-alike",), ("look-alike", "same-motion"), ()), ("declarative", "interrogative", None)
+    queries = [query.model_copy(update={"tags": t, "form": f}) for query, t, f in zip(queries, tags, forms, strict=True)]
+    scores, metrics = judge(queries, tracks, answers(queries[:1]), train=queries)
+    assert list(metrics)[:5] == ["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
+    assert metrics["declarative_m_vIoU"] == 1.0
+    assert metrics["interrogative_m_vIoU"] == metrics["same-motion_m_vIoU"] == metrics["same-motion_vIoU@0.5"] == 0.0
+    assert metrics["look-alike_m_vIoU"] == metrics["look-alike_m_tIoU"] == 0.5
+    groups = group_metrics(scores, queries)
+    assert list(metrics)[-len(groups) :] == list(groups)
+    assert len(groups) == 4 * 5
+
+
+def test_a_split_judged_again_forgets_its_old_groups_and_keeps_other_splits(tmp_path: Path) -> None:
+    queries, tracks = make_index("test", 1)
+    scores, metrics = judge(queries, tracks, answers(queries))
+    write_results(tmp_path, "val", answers(queries), scores, {**metrics, "old_m_vIoU": 0.5})
+    write_results(tmp_path, "test", answers(queries), scores, {**metrics, "old_m_vIoU": 0.5})
+    for split in ("test", "val"):
+        write_results(tmp_path, split, answers(queries), scores, metrics)
+    content = read_metrics(tmp_path / "metrics.json")
+    assert list(content) == [*metrics, *(f"val_{key}" for key in metrics)]
 
 
 def test_the_index_is_read_with_the_boxes_beside_it(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""`stvg-predict`: one video and sentences about it → tubes as JSON, and the video with each tube drawn on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.progress import progress
+
+if TYPE_CHECKING:
+    from grounding.ask import Answers, Seen
+
+app = new_app()
+
+
+@app.command()
+@guarded
+def predict(
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="The video to look in.")],
+    sentences: Annotated[
+        list[str] | None, typer.Argument(metavar='"SENTENCE"…', help="What to look for; quote each sentence.", show_default=False)
+    ] = None,
+    queries: Annotated[Path | None, typer.Option("--queries", metavar="FILE", help="More sentences, one per line.")] = None,
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="The run whose model answers.")] = Path("runs/shapes"),
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the tubes here; without it a table is shown.")
+    ] = None,
+    video_out: Annotated[
+        Path | None,
+        typer.Option("--video", metavar="OUT.mp4", help="Draw the tube on the video (several sentences: OUT-1.mp4, OUT-2.mp4…)."),
+    ] = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    debug: Debug = False,
+) -> None:
+    """Say when what a sentence describes happens in a video, and where.
+
+    --config and --set: frames, batch and device of section 'evaluate'.
+    """
+    from grounding.ask import Grounder, checked_sentences
+    from grounding.judge import EvaluateConfig
+    from pipeline.config import load
+    from pipeline.records import write_json
+
+    texts = checked_sentences([*(sentences or ()), *(lines_of(queries) if queries is not None else ())])
+    drawings = drawing_paths(video_out, video, len(texts))
+    settings = load(EvaluateConfig, "evaluate", config, assignments or [])
+    grounder = Grounder(run, settings.device, settings.frames, settings.batch)
+    if os.access(run, os.W_OK):  # a run that several people ask may not be theirs to write
+        log_to(run / "log.txt")
+    if doubt := grounder.doubt(video):
+        warn(doubt)
+    with progress("looking", unit="frames") as advance:
+        seen = grounder.look(video, advance)
+    with progress("answering", unit="sentences") as advance:
+        answers = grounder.answer(seen, texts, advance)
+    if json_out is not None:
+        write_json(json_out, answers.model_dump(mode="json"))
+        say(f"wrote {json_out}")
+    else:
+        show(answers)
+    for number, drawing in enumerate(drawings):
+        draw(drawing, seen, answers, number)
+
+
+def lines_of(path: Path) -> list[str]:
+    """The sentences of a file, one per line; blank lines are passed over."""
+    from pipeline.errors import InputError
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(f"--queries {path} cannot be read ({reason}): name a text file with one sentence per line") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def drawing_paths(out: Path | None, video: Path, count: int) -> list[Path]:
+    """Where each sentence's video goes: `out` itself, or numbered from 1; the video that is asked about is never overwritten."""
+    from pipeline.errors import InputError
+
+    if out is None:
+        return []
+    if out.suffix.lower() != ".mp4":
+        raise InputError(f"--video {out} must end in .mp4: that is what is written")
+    paths = [out] if count == 1 else [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(1, count + 1)]
+    for path in paths:
+        if path.resolve() == video.resolve():
+            raise InputError(f"--video {out} would overwrite the video that is asked about: name another file")
+    return paths
+
+
+def show(answers: Answers) -> None:
+    """The answers as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("sentence", "seconds", "frames", "score", "box in the middle")
+    for answer in answers.queries:
+        begin, end = answer.span_frames
+        x1, y1, x2, y2 = (round(side) for side in answer.boxes[len(answer.boxes) // 2][1:])
+        seconds = "{:.2f}–{:.2f}".format(*answer.span_seconds)
+        table.add_row(Text(answer.text), seconds, f"[{begin}, {end})", f"{answer.score:.3f}", Text(f"({x1}, {y1})–({x2}, {y2})"))
+    Console().print(table)
+
+
+def draw(out: Path, seen: Seen, answers: Answers, number: int) -> None:
+    """The video with one answer drawn on it, its frames read once more."""
+    from grounding.draw import Tube, draw_tube
+    from pipeline.decode import open_frames, probe
+
+    answer, facts = answers.queries[number], probe(seen.video.path)
+    tube = Tube(answer.text, answer.span_frames, {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in answer.boxes})
+    with progress(f"drawing {out.name}", unit="frames") as advance, open_frames(facts.path, facts, range(facts.frame_count)) as frames:
+        draw_tube(out, (picture for _, picture in frames), seen.frame_edges, facts.size, tube, advance)
+    say(f"wrote {out}")
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,195 @@
+"""Asking a trained run about a video that is in no store.
+
+    grounder = Grounder(Path("runs/shapes"))
+    answers = grounder.ask(Path("video.mp4"), ["the red circle spins."])
+    answers.queries[0].span_seconds
+
+The video is decoded once, whatever the number of sentences, with the backbones, weights and sampling that the run's
+`provenance.json` records. Its features stay in memory: with `full` backbones about 4 MB per second of video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from grounding.checkpoint import load_model
+from grounding.data import FeatureSet
+from grounding.metrics import boxes_at
+from grounding.predict import predict
+from pipeline.config import validate
+from pipeline.errors import InputError
+from pipeline.extract import SamplingConfig, encode_texts, extract_video
+from pipeline.records import FORMAT, Prediction, Query, Record, Span, Tracks
+from pipeline.store import Entry
+from pipeline.weights import PRODUCTS, load_backbone
+
+Progress = Callable[[int, int], None]
+VISUAL = ("appearance", "motion")
+SHAPES_STAMP = "shapes.json"
+"""The file at the root of a made `shapes`."""
+
+
+class AskedVideo(Record):
+    """The video's facts: `size` is `(width, height)` in pixels as shown, `fps` the mean rate."""
+
+    path: str
+    fps: float
+    frame_count: int
+    size: tuple[int, int]
+
+
+class Answer(Record):
+    """One sentence's tube.
+
+    `span_frames` `[begin, end)`; `span_seconds` from when the first of them appears to when the last one goes, after
+    the video's first frame; `boxes` one row `(frame, x1, y1, x2, y2)` for every frame of the span, in pixels.
+    """
+
+    text: str
+    score: float
+    span_frames: Span
+    span_seconds: tuple[float, float]
+    boxes: list[tuple[int, float, float, float, float]]
+
+
+class Answers(Record):
+    """What `stvg-predict --json` writes: the video and the answers, in the order of the sentences."""
+
+    format: Literal[1] = FORMAT
+    video: AskedVideo
+    queries: list[Answer]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A video that was looked at: its facts, its features by product, and the frames' edges in seconds `[frame_count + 1]`."""
+
+    video: AskedVideo
+    features: dict[str, InMemory]
+    frame_edges: np.ndarray = field(repr=False)
+
+
+class InMemory:
+    """Entries that were just made, read as a store's product is (`grounding.data.Product`)."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = {entry.key: entry for entry in entries}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._entries[key].rows.shape
+
+    def facts(self, key: str) -> dict[str, Any]:
+        return self._entries[key].facts
+
+    def columns(self, key: str) -> dict[str, np.ndarray]:
+        return self._entries[key].columns
+
+    def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
+        """Rows `[len(indices), *shape]`; all of them without `indices`."""
+        rows = self._entries[key].rows
+        return rows if indices is None else rows[indices]
+
+
+class Grounder:
+    """A run's model and the frozen backbones its features came from, ready to be asked.
+
+    `frames` is how many frames a pass sees (T_s), by default as in training; `batch` how many passes run at once.
+    """
+
+    def __init__(self, run: Path, device: str = "auto", frames: int | None = None, batch: int = 16) -> None:
+        self.run, self.batch = Path(run), batch
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        model, config, provenance = load_model(self.run)
+        self.model = model.to(self.device)
+        self.frames, self.clips = frames or config.frames, config.clips
+        self.dataset: str = provenance["dataset"]
+        made_from = provenance["products"]
+        sampling = {key: value for name in VISUAL for key, value in made_from[name].get("sampling", {}).items()}
+        self.sampling = validate(SamplingConfig, sampling, f"{self.run / 'provenance.json'}")
+        self.encoders = {name: recorded_encoder(self.run, name, made_from[name]).to(self.device) for name in PRODUCTS}
+
+    def ask(self, video: Path, sentences: Sequence[str]) -> Answers:
+        """Where and when each sentence happens in the video. InputError for an empty sentence, VideoError for a bad video."""
+        checked_sentences(sentences)
+        return self.answer(self.look(video), sentences)
+
+    def look(self, video: Path, progress: Progress = lambda done, total: None) -> Seen:
+        """Decode a video and keep its features; `progress` counts frames. Then `answer` may be called any number of times."""
+        encoders = {name: self.encoders[name] for name in VISUAL}
+        made = extract_video(Path(video), self.sampling, encoders, progress=progress)
+        about = AskedVideo.model_validate({"path": str(video), **{key: made.facts[key] for key in ("fps", "frame_count", "size")}})
+        return Seen(about, {name: InMemory([made.entry(name, about.path)]) for name in VISUAL}, made.frame_edges)
+
+    def answer(self, seen: Seen, sentences: Sequence[str], progress: Progress = lambda done, total: None) -> Answers:
+        """Answers about a video that was looked at; `progress` counts sentences."""
+        texts = checked_sentences(sentences)
+        states = encode_texts(texts, self.encoders["text"])
+        words = InMemory([Entry(str(key), seen.video.path, rows, {"token": tokens}) for key, (rows, tokens) in enumerate(states)])
+        queries = [whole_video_query(seen.video, str(key), text) for key, text in enumerate(texts)]
+        features = FeatureSet(queries, Tracks(), **seen.features, text=words, frames=self.frames, clips=self.clips)
+        found = predict(self.model, features, queries, self.batch, progress)
+        answers = [answer_of(text, prediction, seen.frame_edges) for text, prediction in zip(texts, found, strict=True)]
+        return Answers(video=seen.video, queries=answers)
+
+    def doubt(self, video: Path) -> str:
+        """Why the run may be of no use for this video ("" if nothing speaks against it)."""
+        folders = Path(video).resolve().parents
+        if self.dataset != "shapes" or any((folder / SHAPES_STAMP).is_file() for folder in folders):
+            return ""
+        return (
+            f"{self.run} was trained on `shapes`, moving figures on plain ground: what it says about another video means little;"
+            " train a run on videos like this one"
+        )
+
+
+def checked_sentences(sentences: Sequence[str]) -> list[str]:
+    """The sentences without white space around them; none at all, or an empty one, is an InputError."""
+    texts = [text.strip() for text in sentences]
+    if not texts:
+        raise InputError('no sentence: say what to look for, for example "a dog jumps."')
+    for number, text in enumerate(texts, start=1):
+        if not text:
+            raise InputError(f"sentence {number} of {len(texts)} is empty: say what to look for, or leave it out")
+    return texts
+
+
+def recorded_encoder(run: Path, product: str, made_from: dict[str, Any]) -> nn.Module:
+    """The encoder a run's features came from; an InputError where the weights found now are others."""
+    backbone = load_backbone(product, made_from["backbone"], made_from["weights"])
+    if backbone.digest != made_from["weights_digest"]:
+        raise InputError(
+            f"{run} was trained on {product} features of weights {made_from['weights']!r} with digest"
+            f" {made_from['weights_digest'][:12]}…, but these weights are {backbone.digest[:12]}… here:"
+            " put the same weights back, or extract and train again"
+        )
+    return backbone.encoder
+
+
+def whole_video_query(video: AskedVideo, key: str, text: str) -> Query:
+    """A sentence about all of a video, as a query without truth."""
+    facts = {"fps": video.fps, "frame_count": video.frame_count, "size": video.size, "segment": (0, video.frame_count)}
+    return Query.model_validate({"id": key, "video": video.path, "path": video.path, "text": text, "split": "ask", **facts})
+
+
+def answer_of(text: str, prediction: Prediction, frame_edges: np.ndarray) -> Answer:
+    """A prediction with its boxes interpolated to every frame of the span, and the span in seconds."""
+    begin, end = prediction.span
+    frames = np.arange(begin, end)
+    boxes = boxes_at(prediction, frames).round(2).tolist()
+    return Answer(
+        text=text,
+        score=prediction.score,
+        span_frames=prediction.span,
+        span_seconds=(round(float(frame_edges[begin]), 3), round(float(frame_edges[end]), 3)),
+        boxes=[(int(frame), x1, y1, x2, y2) for frame, (x1, y1, x2, y2) in zip(frames, boxes, strict=True)],
+    )

@@ -1,0 +1,136 @@
+"""What is still to be made: the index by video, and from it one job per shard.
+
+The plan of shards is a function of the index and the settings alone, so every run plans alike.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.extract import VISUAL, Backbones, SamplingConfig
+from pipeline.records import Query, read_jsonl
+from pipeline.store import Kind, Shard, plan_shards
+
+
+class ExtractConfig(Config):
+    """Section `extract`. `weights` is one source for all backbones or one per product."""
+
+    backbones: Backbones = "full"
+    weights: str | dict[str, str] = "tiny"
+    products: tuple[str, ...] = Field(default=("appearance", "motion", "text"), min_length=1)
+    sampling: SamplingConfig = SamplingConfig()
+    format: Kind = "zarr"
+    """Of visual products; text is always HDF5."""
+    shard_mb: int = Field(default=256, ge=1)
+    workers: int | None = Field(default=None, ge=0)
+    """Processes; by default one per two cores, at least two. 0 works in this process, without Dask."""
+    scheduler: str | None = None
+    batch: int = Field(default=16, ge=1)
+    device: str = "auto"
+    allow_failed: float = Field(default=0, ge=0)
+    replace: bool = False
+    """Delete and remake products that were made with other settings, instead of refusing."""
+
+
+def kind_of(product: str, config: ExtractConfig) -> Kind:
+    """Text lies in HDF5, visual products in what `format` says."""
+    return "hdf5" if product == "text" else config.format
+
+
+def source_of(product: str, config: ExtractConfig) -> str:
+    """The weights asked for a product."""
+    return config.weights if isinstance(config.weights, str) else config.weights.get(product, "tiny")
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """The index by video: one of its queries, its file, and its sentences `(id, text)`."""
+
+    queries: dict[str, Query]
+    paths: dict[str, Path]
+    sentences: dict[str, list[tuple[str, str]]]
+
+
+def read_index(index: Path, folder: Path) -> VideoIndex:
+    queries: dict[str, Query] = {}
+    sentences: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for query in read_jsonl(index, Query):
+        queries[query.video] = query
+        sentences[query.video].append((query.id, query.text))
+    if not queries:
+        raise InputError(f"{index} holds no query: run stvg-prepare again")
+    return VideoIndex(queries, {video: folder / query.path for video, query in queries.items()}, dict(sentences))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to make: of each product the videos it lacks, where they lie (id → path), or their sentences.
+
+    `shard.videos` are the videos that any of the products lacks, in the shard's order.
+    """
+
+    store: Path
+    shard: Shard
+    lacking: dict[str, frozenset[str]]
+    paths: dict[str, Path]
+    sentences: dict[str, list[tuple[str, str]]]
+    config: ExtractConfig
+
+
+def plan_jobs(
+    store: Path, config: ExtractConfig, index: VideoIndex, there: Callable[[str, str], bool], done: Callable[[str], set[str]]
+) -> list[Job]:
+    """The shards still to be made: those of the plan, then, for videos that failed when theirs was made, overlay shards.
+
+    `there(product, shard)` says whether a shard is made, `done(product)` which videos are in made shards.
+    """
+    jobs: list[Job] = []
+    for group in ([p for p in config.products if p in VISUAL], [p for p in config.products if p == "text"]):
+        sizes = {v: _estimate(q, "text" in group, config, len(index.sentences[v])) for v, q in index.queries.items()}
+        shards: dict[str, Shard] = {}
+        lacking: dict[str, dict[str, frozenset[str]]] = defaultdict(dict)
+        for product in group:
+            planned = plan_shards(sizes, config.shard_mb << 20)
+            while planned:  # ends, because a shard that is there holds at least one of its videos
+                made = {shard.name for shard in planned if there(product, shard.name)}
+                missing = {shard.name: set(shard.videos) - done(product) for shard in planned}
+                for shard in planned:
+                    if shard.name not in made and missing[shard.name]:
+                        shards[shard.name] = shard
+                        lacking[shard.name][product] = frozenset(missing[shard.name])
+                again = {video: sizes[video] for name in made for video in missing[name]}
+                planned = plan_shards(again, config.shard_mb << 20)
+        for name, shard in shards.items():
+            wanted = tuple(video for video in shard.videos if any(video in videos for videos in lacking[name].values()))
+            said = {video: index.sentences[video] for video in wanted} if "text" in group else {}
+            jobs.append(Job(store, Shard(name, wanted), lacking[name], {v: index.paths[v] for v in wanted}, said, config))
+    return jobs
+
+
+def _estimate(query: Query, text: bool, config: ExtractConfig, sentences: int) -> int:
+    """Bytes a video will take, roughly: what the shard plan goes by. The same whichever visual products are made."""
+    products = ("text",) if text else ("appearance", "motion")
+    return sum(product_bytes(query, product, config, sentences) for product in products) + (not text)
+
+
+def product_bytes(query: Query, product: str, config: ExtractConfig, sentences: int) -> int:
+    """Bytes a video will take in one product, roughly (a JPEG: a fifth of a byte per pixel, and half a page left empty)."""
+    if product == "text":
+        return sentences * 16 * 768 * 2
+    seconds = query.frame_count / max(query.fps, 1e-6)
+    sampling = config.sampling
+    if product == "motion":
+        return int(2 * seconds / sampling.clip_every * (16 * 16 * 2304 if config.backbones == "full" else 8 * 8 * 384))
+    scale = min(sampling.short / min(query.size), 1.8 * sampling.short / max(query.size))
+    pixels = query.size[0] * query.size[1] * scale**2
+    if product == "frames":
+        return int(seconds * sampling.fps * (pixels / 5 + 2048))
+    stride, channels = (32, 2048) if config.backbones == "full" else (16, 128)
+    return int(2 * seconds * sampling.fps * pixels / stride**2 * channels)

@@ -1,0 +1,45 @@
+"""A run small enough to be made in seconds, for the tests that need a model with its data set and its store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Before torch is imported: its networks here are small, and threads that wait for a busy core cost ten times their work."""
+SAMPLING = {"fps": 5.0, "short": 96, "clip_every": 0.4, "clip_span": 0.8}
+MODEL = {"d": 16, "heads": 2, "ffn": 32, "layers": 1, "frames": 4, "clips": 8, "map_channels": 8, "map_kernel": 3, "map_layers": 1}
+
+
+class TinyRun(NamedTuple):
+    """`root` holds the data set `shapes` (three videos), `index` its queries, `store` their features; `run` took two steps on it."""
+
+    root: Path
+    index: Path
+    store: Path
+    run: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Read only: copy the run before writing into it."""
+    from grounding.train import TrainConfig, open_run, train
+    from pipeline.datasets.shapes.make import ShapesConfig, make_shapes
+    from pipeline.prepare import prepare
+    from pipeline.run import ExtractConfig
+    from pipeline.run import run as extract
+
+    place = tmp_path_factory.mktemp("tiny")
+    made = TinyRun(place / "shapes", place / "index" / "index.jsonl", place / "store", place / "runs" / "tiny")
+    counts = {"train_videos": 1, "val_videos": 1, "test_videos": 1, "sentences_per_video": 4, "seconds": (5.0, 5.0)}
+    make_shapes(made.root, ShapesConfig.model_validate(counts), workers=1)
+    prepare("shapes", made.root, made.index)
+    settings = {"backbones": "tiny", "weights": "tiny", "sampling": SAMPLING, "workers": 0, "device": "cpu"}
+    extract(made.index, made.root, "shapes", made.store, ExtractConfig.model_validate(settings))
+    config = TrainConfig.model_validate({"model": MODEL, "max_steps": 2, "batch": 2, "lr": 1e-3, "device": "cpu"})
+    open_run(made.store, made.run, config)
+    train(made.store, made.run, config)
+    return made

@@ -1,0 +1,478 @@
+"""CSDVL at tiny size: batch = singles, what each variant lets one stream hear of the other, and eq. (2) worked out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from grounding.models.csdvl import Collaboration, Csdvl, CsdvlConfig, Inputs, Outputs
+from grounding.modules.proposals import valid_cells
+from pipeline.config import validate
+from pipeline.encoders.geometry import picture_in_square
+from pipeline.errors import InputError
+
+DIMS = (6, 5, 7)
+FRAMES, CLIPS = 5, 4
+KINDS = get_args(Collaboration)
+TINY = {"d": 16, "heads": 2, "ffn": 12, "layers": 2, "frames": FRAMES, "clips": CLIPS, "map_channels": 6, "map_kernel": 3, "map_layers": 2}
+WIDE, TALL, SMALL = (4, 8), (8, 4), (3, 5)
+"""Rows and columns of appearance maps."""
+
+
+def make_model(seed: int = 0, **changes: Any) -> Csdvl:
+    """A model in eval mode whose parameters are all random (biases and norms too), so that nothing hides behind a zero."""
+    torch.manual_seed(seed)
+    model = Csdvl(DIMS, CsdvlConfig(**{**TINY, **changes}))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1 and "object_query" not in name:
+            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3)
+    return model.eval()
+
+
+def make_query(seed: int, size: tuple[int, int], words: int) -> Inputs:
+    """One query without any padding."""
+    random = torch.Generator().manual_seed(seed)
+    rows, columns = size
+    return Inputs(
+        appearance=torch.randn(1, FRAMES, rows, columns, DIMS[0], generator=random),
+        map_size=torch.tensor([size]),
+        frame_tau=torch.rand(1, FRAMES, generator=random).sort(-1).values,
+        motion=torch.randn(1, CLIPS, 4, 4, DIMS[1], generator=random),
+        square=torch.tensor([picture_in_square((columns, rows))]),
+        text=torch.randn(1, words, DIMS[2], generator=random),
+        text_mask=torch.ones(1, words, dtype=torch.bool),
+    )
+
+
+def together(queries: list[Inputs]) -> Inputs:
+    """Queries in one batch, padded with 9 rather than zeros: what masks hide must not matter."""
+
+    def padded(tensors: list[Tensor], dims: tuple[int, ...], value: float = 9.0) -> Tensor:
+        shape = [max(tensor.shape[dim] for tensor in tensors) if dim in dims else tensors[0].shape[dim] for dim in range(tensors[0].dim())]
+        whole = torch.full((len(tensors), *shape[1:]), value, dtype=tensors[0].dtype)
+        for place, tensor in zip(whole, tensors, strict=True):
+            place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
+        return whole
+
+    spread = {"appearance": (2, 3), "text": (1,), "text_mask": (1,)}
+    values = {
+        field.name: padded([getattr(query, field.name) for query in queries], spread.get(field.name, ()), 9.0 * (field.name != "text_mask"))
+        for field in fields(Inputs)
+    }
+    return Inputs(**values)
+
+
+@pytest.fixture
+def query() -> Inputs:
+    return make_query(3, WIDE, 4)
+
+
+Change = Callable[[Inputs], Inputs]
+
+
+def other_appearance(inputs: Inputs, frames: slice = slice(None)) -> Inputs:
+    appearance = inputs.appearance.clone()
+    appearance[:, frames] += torch.randn(appearance[:, frames].shape, generator=torch.Generator().manual_seed(9))
+    return replace(inputs, appearance=appearance)
+
+
+def other_motion(inputs: Inputs) -> Inputs:
+    return replace(inputs, motion=inputs.motion + torch.randn(inputs.motion.shape, generator=torch.Generator().manual_seed(8)))
+
+
+def changed(model: Csdvl, inputs: Inputs, change: Change) -> dict[str, bool]:
+    """Which outputs a change of the input changes."""
+    with torch.no_grad():
+        before, after = model(inputs), model(change(inputs))
+    return {
+        name: not torch.equal(getattr(before, name), getattr(after, name)) for name in ("boxes", "frame_scores", "proposals", "clip_scores")
+    }
+
+
+# Shapes and ranges
+
+
+@pytest.mark.parametrize("box_head", ["mlp", "attention"])
+@pytest.mark.parametrize("clip_pool", ["mean", "attention"])
+def test_outputs_have_their_shapes_and_ranges(box_head: str, clip_pool: str) -> None:
+    model = make_model(box_head=box_head, clip_pool=clip_pool)
+    out = model(together([make_query(0, WIDE, 4), make_query(1, SMALL, 2), make_query(2, WIDE, 3)]))
+    rows, columns = WIDE
+    assert out.boxes.shape == (2, 3, FRAMES, 4)
+    assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
+    assert ((out.boxes[..., :2] > -0.5) & (out.boxes[..., :2] < 1.5)).all()
+    assert out.proposals.shape == (3, CLIPS, CLIPS)
+    assert out.frame_scores.shape == (3, FRAMES)
+    assert out.clip_scores.shape == (3, CLIPS)
+    assert out.guides.shape == out.carriers.shape == (2, 3, FRAMES, rows, columns)
+    assert out.cell_centres.shape == (3, rows * columns, 2)
+    assert out.heard.shape[:2] == (3, CLIPS)
+    assert out.heard_centres.shape == (3, out.heard.shape[2], 2)
+    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(Outputs))
+    torch.testing.assert_close(out.carriers.sum((-1, -2)), torch.ones(2, 3, FRAMES))
+    torch.testing.assert_close(out.heard.sum(-1), torch.ones(3, CLIPS))
+
+
+def test_the_guide_keeps_what_the_words_take() -> None:
+    """The visual part of A is not renormalised: it sums to less than 1."""
+    total = make_model()(make_query(0, WIDE, 4)).guides.sum((-1, -2))
+    assert ((total > 0) & (total < 1)).all()
+
+
+def test_cell_centres_are_shares_of_the_picture() -> None:
+    out = make_model()(together([make_query(0, WIDE, 4), make_query(1, SMALL, 2)]))
+    centres = out.cell_centres.unflatten(1, WIDE)
+    torch.testing.assert_close(centres[0, 0, 0], torch.tensor([1 / 16, 1 / 8]))
+    torch.testing.assert_close(centres[1, 2, 4], torch.tensor([4.5 / 5, 2.5 / 3]))
+
+
+# A batch is its queries
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> None:
+    """Other map sizes, other squares, other numbers of words, padded with 9: the same outputs (tolerance 1e-5)."""
+    extras = {"box_head": "attention", "clip_pool": "attention", "guide_gain": "cells"} if ours else {}
+    model = make_model(collaboration=kind, alpha=0.7, **extras)
+    queries = [make_query(0, WIDE, 4), make_query(1, TALL, 7), make_query(2, SMALL, 1)]
+    with torch.no_grad():
+        batch = model(together(queries))
+        singles = [model(query) for query in queries]
+    for number, (query, single) in enumerate(zip(queries, singles, strict=True)):
+        rows, columns = query.map_size[0].tolist()
+        for name in ("proposals", "frame_scores", "clip_scores"):
+            torch.testing.assert_close(getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(batch.boxes[:, number], single.boxes[:, 0], atol=1e-5, rtol=1e-5)
+        for name in ("guides", "carriers"):
+            mine = getattr(batch, name)[:, number]
+            torch.testing.assert_close(mine[..., :rows, :columns], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5)
+            assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dynamic_space": False}, {"text_pools_space": False}, {"streams": "dynamic"}, {"mask_padding": False}]
+)
+def test_a_batch_gives_what_its_queries_give_alone_in_ablations(changes: dict[str, Any]) -> None:
+    model = make_model(**changes)
+    queries = [make_query(0, WIDE, 4), make_query(1, TALL, 7)]
+    with torch.no_grad():
+        batch, singles = model(together(queries)), [model(query) for query in queries]
+    for number, single in enumerate(singles):
+        torch.testing.assert_close(batch.boxes[:, number], single.boxes[:, 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(batch.proposals[number], single.proposals[0], atol=1e-5, rtol=1e-5)
+
+
+# Collaboration: who hears whom
+
+HEARS = {"none": (False, False), "s2d": (True, False), "d2s": (False, True)}
+"""Whether proposals hear the appearance, and boxes the motion; all others hear both."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dynamic_space", [True, False])
+def test_proposals_hear_the_appearance_only_from_static_to_dynamic(kind: str, dynamic_space: bool, query: Inputs) -> None:
+    model = make_model(collaboration=kind, dynamic_space=dynamic_space)
+    heard = HEARS.get(kind, (True, True))[0]
+    assert changed(model, query, other_appearance) == {"boxes": True, "frame_scores": True, "proposals": heard, "clip_scores": heard}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dynamic_space", [True, False])
+def test_boxes_hear_the_motion_only_from_dynamic_to_static(kind: str, dynamic_space: bool, query: Inputs) -> None:
+    model = make_model(collaboration=kind, dynamic_space=dynamic_space)
+    heard = HEARS.get(kind, (True, True))[1]
+    assert changed(model, query, other_motion) == {"boxes": heard, "frame_scores": heard, "proposals": True, "clip_scores": True}
+
+
+def boxes_of_frame_0_change(model: Csdvl, query: Inputs) -> bool:
+    """Whether frame 0's box hears the other frames' appearance."""
+    with torch.no_grad():
+        before, after = model(query).boxes, model(other_appearance(query, slice(1, None))).boxes
+    assert not torch.allclose(before[:, :, 1:], after[:, :, 1:])
+    return not torch.allclose(before[:, :, 0], after[:, :, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["none", "s2d"])
+def test_frames_mix_only_in_the_collaboration_block(kind: str, query: Inputs) -> None:
+    assert not boxes_of_frame_0_change(make_model(collaboration=kind), query)
+
+
+@pytest.mark.parametrize("query_mixing", [True, False])
+def test_query_mixing_mixes_frames(query_mixing: bool, query: Inputs) -> None:
+    model = make_model(collaboration="d2s", query_mixing=query_mixing)
+    assert boxes_of_frame_0_change(model, query) == query_mixing
+
+
+def test_both_directions_read_the_states_before_the_block(query: Inputs) -> None:
+    """In one layer boxes cannot hear other frames through the guided clips: those go into the next layer."""
+    loud = {"collaboration": "full", "query_mixing": False, "alpha": 4.0, "guide_gain": "cells"}
+    assert not boxes_of_frame_0_change(make_model(layers=1, **loud), query)
+    assert boxes_of_frame_0_change(make_model(layers=2, **loud), query)
+
+
+def test_a_frame_hears_only_its_own_clip_in_the_block(query: Inputs) -> None:
+    """The block alone: clip 0's features reach frames of clip 0 and, without mixing, no others."""
+    model = make_model(collaboration="d2s", query_mixing=False)
+    query = replace(query, frame_tau=torch.tensor([[0.1, 0.2, 0.4, 0.6, 0.9]]))
+    clips, queries, weights, place = block_inputs(model, query)
+    other = clips.clone()
+    other[:, 0] += 1
+    block = model.collaboration[0]
+    moved = (block(other, queries, weights, place)[1] - block(clips, queries, weights, place)[1]).abs().sum(-1)[0]
+    assert (moved > 1e-4).tolist() == [True, True, False, False, False]
+
+
+def test_the_collaboration_block_takes_in_place_as_well_as_content(query: Inputs) -> None:
+    """Queries read values that carry the cells' positions: swapping two cells' contents changes what they hear."""
+    model = make_model(collaboration="d2s", query_mixing=False)
+    clips, queries, weights, place = block_inputs(model, query)
+    swapped = clips[:, :, torch.arange(clips.shape[2]).flip(0)]
+    block = model.collaboration[0]
+    assert not torch.allclose(block(swapped, queries, weights, place)[1], block(clips, queries, weights, place)[1], atol=1e-4)
+
+
+def block_inputs(model: Csdvl, inputs: Inputs) -> tuple[Any, ...]:
+    """What the first collaboration block is given."""
+    seen: list[tuple[Any, ...]] = []
+    handle = model.collaboration[0].register_forward_pre_hook(lambda module, args: seen.append(args))
+    with torch.no_grad():
+        model(inputs)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("kind", ["sum", "fc_sum", "concat_fc"])
+def test_symmetric_blocks_by_hand(kind: str, query: Inputs) -> None:
+    model = make_model(collaboration=kind)
+    clips, queries, weights, place = block_inputs(model, query)
+    block = model.collaboration[0]
+    spread = torch.stack([queries[:, frames].mean(1) for frames in frames_by_clip(query)], 1)[:, :, None].expand_as(clips)
+    own = (query.frame_tau[0] * CLIPS).long()
+    pooled = clips.mean(2)[:, own]
+    if kind == "sum":
+        expected = clips + spread, queries + pooled
+    elif kind == "fc_sum":
+        expected = clips + block.into_dynamic(spread), queries + block.into_static(pooled)
+    else:
+        expected = block.into_dynamic(torch.cat([clips, spread], -1)), block.into_static(torch.cat([queries, pooled], -1))
+    for found, wanted in zip(block(clips, queries, weights, place), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def frames_by_clip(query: Inputs) -> list[list[int]]:
+    """The frames of each clip of a single query, or the one nearest to the clip's middle."""
+    tau = query.frame_tau[0]
+    chosen = []
+    for clip in range(CLIPS):
+        own = [frame for frame in range(FRAMES) if clip / CLIPS <= tau[frame] < (clip + 1) / CLIPS]
+        chosen.append(own or [int((tau - (clip + 0.5) / CLIPS).abs().argmin())])
+    return chosen
+
+
+# Equation (2)
+
+
+def guide_again(model: Csdvl, query: Inputs, alpha: float) -> Tensor:
+    """A of the first layer over a single query's own cells `[T_s, H, W]`, head by head from what the cross-attention is given."""
+    attention = model.decoder[0].cross_attn
+    seen: list[tuple[Any, ...]] = []
+    handle = attention.register_forward_pre_hook(lambda module, args: seen.append(args))
+    model(query)
+    handle.remove()
+    asked, keys = seen[0][0], seen[0][1]
+    wq, wk, _ = attention.in_proj_weight.chunk(3)
+    bq, bk, _ = attention.in_proj_bias.chunk(3)
+    q, k = (asked @ wq.T + bq) * alpha, keys @ wk.T + bk
+    width = q.shape[-1] // attention.heads
+    heads = [(q[..., i * width : (i + 1) * width] @ k[..., i * width : (i + 1) * width].transpose(1, 2)) for i in range(attention.heads)]
+    over_all = torch.stack([(logits / width**0.5).softmax(-1) for logits in heads]).mean(0)[:, 0]
+    rows, columns = query.map_size[0].tolist()
+    assert over_all.shape[1] == rows * columns + query.text.shape[1]
+    return over_all[:, : rows * columns].reshape(FRAMES, rows, columns)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 4.0])
+def test_the_guide_is_a_second_softmax_over_all_tokens(alpha: float, query: Inputs) -> None:
+    with torch.no_grad():
+        model = make_model(alpha=alpha)
+        torch.testing.assert_close(model(query).guides[0, 0], guide_again(model, query, alpha), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [WIDE, TALL, (6, 6)])
+@pytest.mark.parametrize("gain", ["one", "cells"])
+def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
+    """A padded to the square and resized by torch, averaged over each clip's frames, times FC(F), added, normalised."""
+    query = make_query(5, size, 4)
+    model = make_model(collaboration="s2d", alpha=2.0, guide_gain=gain)
+    rows, columns = size
+    with torch.no_grad():
+        clips, queries, weights, place = block_inputs(model, query)
+        side = max(size)
+        top, left = (side - rows) // 2, (side - columns) // 2
+        square = functional.pad(guide_again(model, query, 2.0), (left, side - columns - left, top, side - rows - top))
+        small = functional.interpolate(square[None], (4, 4), mode="bilinear", align_corners=False)[0].flatten(1)[:, place.kept]
+        averaged = torch.stack([small[frames].mean(0) for frames in frames_by_clip(query)])[None, :, :, None]
+        block = model.collaboration[0]
+        strength = rows * columns if gain == "cells" else 1
+        expected = block.norm_guided(clips + strength * averaged * block.guided(clips))
+        torch.testing.assert_close(block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_space_the_guide_is_all_that_lies_on_the_picture(query: Inputs) -> None:
+    with torch.no_grad():
+        model = make_model(collaboration="s2d", dynamic_space=False)
+        clips, queries, weights, place = block_inputs(model, query)
+        assert clips.shape[2] == 1
+        total = guide_again(model, query, 0.1).sum((1, 2))
+        averaged = torch.stack([total[frames].mean() for frames in frames_by_clip(query)])[None, :, None, None]
+        block = model.collaboration[0]
+        expected = block.norm_guided(clips + averaged * block.guided(clips))
+        torch.testing.assert_close(block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_alpha_changes_the_guide_and_not_the_decoder_s_own_attention(query: Inputs) -> None:
+    with torch.no_grad():
+        sharp, flat = (make_model(collaboration="none", alpha=alpha)(query) for alpha in (2.0, 0.1))
+        assert not torch.allclose(sharp.guides, flat.guides, atol=1e-4)
+        assert torch.equal(sharp.boxes, flat.boxes)
+        guided = [make_model(collaboration="s2d", alpha=alpha)(query).proposals for alpha in (2.0, 0.1)]
+        assert not torch.allclose(*guided, atol=1e-5)
+
+
+# Gradients
+
+
+def gradients(model: Csdvl, inputs: Inputs, names: tuple[str, ...] = ("boxes", "proposals", "frame_scores", "clip_scores")) -> set[str]:
+    """Names of the parameters that outputs give a gradient worth the name."""
+    random = torch.Generator().manual_seed(0)
+    model.zero_grad()
+    out = model(inputs)
+    parts = [torch.where(valid_cells(CLIPS), out.proposals, 0.0) if name == "proposals" else getattr(out, name) for name in names]
+    total = sum((part * torch.randn(part.shape, generator=random)).sum() for part in parts)
+    assert isinstance(total, Tensor)
+    total.backward()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.abs().max() > 1e-8}
+
+
+LAST_WORDS = ("dynamic.1.attend.to_clips", "dynamic.1.norm.to_clips", "dynamic.1.words_ffn")
+"""The words after the last dynamic layer are not looked at."""
+FLAT = {"decoder.0.self_attn.in_proj_weight", "box_head.key.bias", "listen.bias"}
+"""Zero by their nature, up to rounding: the first self-attention sees one query of content 0; a softmax sees no common bias."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ours", [False, True])
+def test_gradients_reach_every_parameter(kind: str, ours: bool) -> None:
+    model = make_model(collaboration=kind, alpha=1.0, **({"box_head": "attention", "clip_pool": "attention"} if ours else {}))
+    reached = gradients(model, together([make_query(0, WIDE, 4), make_query(1, TALL, 7)]))
+    names = {name for name, _ in model.named_parameters()}
+    assert names - reached - FLAT == {name for name in names if name.startswith(LAST_WORDS)}
+
+
+def test_gradients_flow_through_the_guide_unless_it_is_detached(query: Inputs) -> None:
+    """Proposals teach the static stream only through A; with one layer that is the encoder and the decoder's attention."""
+    for detach in (False, True):
+        model = make_model(collaboration="full", layers=1, alpha=1.0, detach_guide=detach)
+        static = {name for name in gradients(model, query, ("proposals",)) if name.startswith(("encoder", "decoder", "project_appearance"))}
+        assert bool(static) is not detach
+
+
+def test_detaching_changes_no_output(query: Inputs) -> None:
+    with torch.no_grad():
+        ours, theirs = (make_model(detach_guide=detach)(query) for detach in (False, True))
+    assert torch.equal(ours.proposals, theirs.proposals)
+    assert torch.equal(ours.boxes, theirs.boxes)
+
+
+# Ablations
+
+
+def test_the_dynamic_stream_alone_answers_with_the_whole_picture(query: Inputs) -> None:
+    model = make_model(streams="dynamic")
+    out = model(query)
+    assert out.boxes.shape == (1, 1, FRAMES, 4)
+    assert out.boxes.unique(dim=2).flatten().tolist() == [0.5, 0.5, 1.0, 1.0]
+    assert not out.frame_scores.any()
+    assert not [name for name, _ in model.named_parameters() if name.startswith(("encoder", "decoder", "collaboration", "box_head"))]
+    assert changed(model, query, other_appearance) == dict.fromkeys(("boxes", "frame_scores", "proposals", "clip_scores"), False)
+    assert changed(model, query, other_motion)["proposals"]
+
+
+def permuted_picture(inputs: Inputs) -> Inputs:
+    """The motion cells of a wide picture (rows 1 and 2 of 4) in another order, the same in every clip."""
+    motion = inputs.motion.clone()
+    motion[:, :, 1:3] = inputs.motion[:, :, 1:3].flip(2, 3)
+    return replace(inputs, motion=motion)
+
+
+def test_without_space_the_order_of_motion_cells_is_nothing(query: Inputs) -> None:
+    for space in (False, True):
+        model = make_model(dynamic_space=space, streams="dynamic")
+        with torch.no_grad():
+            before, after = model(query).proposals, model(permuted_picture(query)).proposals
+        assert torch.allclose(before, after, atol=1e-5) is not space
+
+
+def test_words_attend_to_pooled_clips_or_to_all_cells(query: Inputs) -> None:
+    for pools, keys in ((True, CLIPS), (False, CLIPS * 8)):
+        model = make_model(text_pools_space=pools)
+        seen: list[int] = []
+        model.dynamic[0].attend["to_clips"].register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[1].shape[1]))
+        model(query)
+        assert seen == [keys]
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_padding_of_the_square_is_heard_only_unmasked(mask_padding: bool, query: Inputs) -> None:
+    """The wide picture fills rows 1 and 2 of 4; rows 0 and 3 are padding."""
+    motion = query.motion.clone()
+    motion[:, :, [0, 3]] += 5
+    model = make_model(mask_padding=mask_padding, clip_pool="attention")
+    heard = changed(model, query, lambda inputs: replace(inputs, motion=motion))
+    assert set(heard.values()) == {not mask_padding}
+
+
+def test_with_attention_a_clip_is_heard_from_the_cells_it_chooses(query: Inputs) -> None:
+    model = make_model(clip_pool="attention")
+    assert model(query).heard.std(-1).min() > 1e-3
+    uniform = make_model(clip_pool="mean")(query).heard
+    torch.testing.assert_close(uniform, torch.full_like(uniform, 1 / 8))
+
+
+def test_only_the_last_word_counts_as_padding_says(query: Inputs) -> None:
+    mask = query.text_mask.clone()
+    mask[:, -1] = False
+    model = make_model()
+    with torch.no_grad():
+        short = model(replace(query, text=query.text[:, :-1], text_mask=query.text_mask[:, :-1]))
+        masked = model(replace(query, text_mask=mask))
+    torch.testing.assert_close(masked.boxes, short.boxes, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(masked.proposals, short.proposals, atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_acts_in_training_only(query: Inputs) -> None:
+    model = make_model(dropout=0.5)
+    assert torch.equal(model(query).proposals, model(query).proposals)
+    model.train()
+    assert not torch.equal(model(query).proposals, model(query).proposals)
+    assert not torch.equal(model(query).boxes, model(query).boxes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"collaboration": "half"}, r"collaboration: .*'concat_fc' \(got 'half'\)"),
+        ({"streams": "static"}, r"streams: .*'both' or 'dynamic'"),
+        ({"layer": 3}, "unknown key 'layer'; the keys are alpha, box_head, clip_pool, clips"),
+    ],
+)
+def test_a_bad_model_config_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        validate(CsdvlConfig, changes, "model")

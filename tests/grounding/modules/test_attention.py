@@ -1,0 +1,90 @@
+"""Our attention is torch.nn.MultiheadAttention with the same weights (tolerance 1e-6)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from grounding.modules.attention import Attention
+
+D, HEADS = 16, 4
+
+
+@pytest.fixture
+def pair() -> tuple[Attention, nn.MultiheadAttention]:
+    torch.manual_seed(0)
+    reference = nn.MultiheadAttention(D, HEADS, batch_first=True).eval()
+    nn.init.normal_(reference.in_proj_bias)
+    nn.init.normal_(reference.out_proj.bias)
+    ours = Attention(D, HEADS)
+    ours.load_state_dict(reference.state_dict())
+    return ours.eval(), reference
+
+
+@pytest.fixture
+def tokens() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Query `[3, 5, d]`, key and value `[3, 7, d]`, and which keys count `[3, 7]`."""
+    random = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(3, count, D, generator=random) for count in (5, 7, 7))
+    mask = torch.rand(3, 7, generator=random) > 0.4
+    mask[:, 2] = True
+    return query, key, value, mask
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_it_is_torch_s(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool) -> None:
+    (ours, reference), (query, key, value, mask) = pair, tokens
+    expected, _ = reference(query, key, value, key_padding_mask=~mask if masked else None)
+    torch.testing.assert_close(ours(query, key, value, mask if masked else None), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_its_weights_are_torch_s(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool) -> None:
+    (ours, reference), (query, key, value, mask) = pair, tokens
+    _, expected = reference(query, key, value, key_padding_mask=~mask if masked else None, need_weights=True)
+    torch.testing.assert_close(ours.weights(query, key, mask if masked else None), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 3.0])
+def test_the_scale_multiplies_the_logits_before_the_softmax(
+    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], scale: float
+) -> None:
+    (ours, _), (query, key, _, mask) = pair, tokens
+    wq, wk, _ = ours.in_proj_weight.chunk(3)
+    bq, bk, _ = ours.in_proj_bias.chunk(3)
+    q, k, width = query @ wq.T + bq, key @ wk.T + bk, D // HEADS
+    expected = torch.zeros(3, 5, 7)
+    for head in range(HEADS):
+        own = slice(head * width, (head + 1) * width)
+        logits = scale * (q[..., own] @ k[..., own].transpose(1, 2)) / width**0.5
+        logits[~mask[:, None].expand(-1, 5, -1)] = -torch.inf
+        expected += logits.softmax(-1) / HEADS
+    torch.testing.assert_close(ours.weights(query, key, mask, scale), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_masked_keys_weigh_nothing(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]) -> None:
+    (ours, _), (query, key, value, mask) = pair, tokens
+    weights = ours.weights(query, key, mask)
+    assert (weights.transpose(1, 2)[~mask] == 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 5))
+    changed = torch.where(mask[..., None], value, 1e6)
+    torch.testing.assert_close(ours(query, key, changed, mask), ours(query, key, value, mask))
+
+
+def test_dropout_acts_in_training_only(tokens: tuple[Tensor, ...]) -> None:
+    query, key, value, _ = tokens
+    ours = Attention(D, HEADS, dropout=0.5)
+    assert not torch.equal(ours(query, key, value), ours(query, key, value))
+    ours.eval()
+    assert torch.equal(ours(query, key, value), ours(query, key, value))
+
+
+def test_a_new_one_starts_as_torch_s() -> None:
+    torch.manual_seed(3)
+    ours = Attention(D, HEADS)
+    bound = (6 / (4 * D)) ** 0.5
+    assert ours.in_proj_weight.abs().max() <= bound
+    assert ours.in_proj_weight.abs().max() > 0.9 * bound
+    assert not ours.in_proj_bias.any()
+    assert not ours.out_proj.bias.any()

@@ -1,0 +1,91 @@
+"""The appearance stream is torchvision's ResNet up to C5, with batch norms that do not move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet101
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from pipeline.encoders.appearance import MEAN, STD, AppearanceEncoder
+
+SIZES = [(64, 96), (65, 33), (31, 100)]
+
+
+@pytest.fixture(scope="module")
+def full() -> AppearanceEncoder:
+    return AppearanceEncoder("full").eval()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    return torch.rand(2, 3, 65, 33, generator=torch.Generator().manual_seed(0)) * 255
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """The model in eval mode, every batch norm with scales, shifts and running statistics of its own."""
+    generator = torch.Generator().manual_seed(3)
+    for name, norm in model.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            scale = 0.3 if name.endswith("bn3") else 1.0
+            for tensor, low, high in (
+                (norm.weight, 0.8, 1.2),
+                (norm.bias, -0.2, 0.2),
+                (norm.running_mean, -0.2, 0.2),
+                (norm.running_var, 0.5, 2),
+            ):
+                assert isinstance(tensor, torch.Tensor)
+                tensor.data = torch.empty_like(tensor).uniform_(low, high, generator=generator) * (scale if tensor is norm.weight else 1)
+    return model.eval()
+
+
+def test_full_equals_torchvisions_body(full: AppearanceEncoder, pictures: torch.Tensor) -> None:
+    theirs = with_statistics(resnet101(weights=None))
+    state = {
+        key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+    }
+    full.body.load_state_dict(state)
+    normed = (pictures / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    stages = [getattr(theirs, name) for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")]
+    with torch.inference_mode():
+        wanted = nn.Sequential(*stages)(normed).permute(0, 2, 3, 1)
+        torch.testing.assert_close(full(pictures), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_every_norm_of_full_is_frozen(full: AppearanceEncoder) -> None:
+    norms = [module for module in full.modules() if "norm" in type(module).__name__.lower()]
+    assert len(norms) == 104
+    assert all(isinstance(norm, FrozenBatchNorm2d) for norm in norms)
+
+
+def test_fresh_full_weights_stay_in_float16(pictures: torch.Tensor) -> None:
+    """Frozen norms do not tame fresh weights: unscaled, 33 blocks reach 3e5."""
+    with torch.inference_mode():
+        maps = AppearanceEncoder("full").eval()(pictures)
+    assert 0.01 < maps.std() < 10
+    assert maps.abs().max() < 100
+
+
+@pytest.mark.parametrize(("size", "stride", "channels"), [("full", 32, 2048), ("tiny", 16, 128)])
+@pytest.mark.parametrize("shape", SIZES)
+def test_a_map_has_a_cell_for_every_begun_stride(
+    full: AppearanceEncoder, size: str, stride: int, channels: int, shape: tuple[int, int]
+) -> None:
+    encoder = full if size == "full" else AppearanceEncoder("tiny").eval()
+    with torch.inference_mode():
+        maps = encoder(torch.zeros(1, 3, *shape))
+    assert maps.shape == (1, -(-shape[0] // stride), -(-shape[1] // stride), channels)
+    assert (encoder.stride, encoder.channels) == (stride, channels)
+
+
+def test_pictures_are_normalised_by_imagenets_statistics() -> None:
+    assert (MEAN, STD) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize("size", ["full", "tiny"])
+def test_a_batch_equals_its_pictures_alone(full: AppearanceEncoder, pictures: torch.Tensor, size: str) -> None:
+    encoder = full if size == "full" else AppearanceEncoder("tiny").eval()
+    with torch.inference_mode():
+        alone = torch.cat([encoder(picture[None]) for picture in pictures])
+        torch.testing.assert_close(encoder(pictures), alone, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,88 @@
+"""The motion stream is pytorchvideo's SlowFast before its pooling, both pathways averaged over time."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.encoders.motion import ALPHA, MEAN, STD, MotionEncoder, slow_frames
+
+
+@pytest.fixture(scope="module")
+def ava() -> MotionEncoder:
+    return MotionEncoder("full", "ava").eval()
+
+
+def clips(encoder: MotionEncoder, side: int, count: int = 1) -> torch.Tensor:
+    return torch.rand(count, 3, encoder.frames, side, side, generator=torch.Generator().manual_seed(0)) * 255
+
+
+def test_full_equals_pytorchvideos_blocks_by_hand(ava: MotionEncoder) -> None:
+    """Side 64: the network before its head is fully convolutional. The dilations are written out from its AVA model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pytorchvideo.models.slowfast import create_slowfast
+
+        dilations = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 2, 2))
+        theirs = create_slowfast(
+            model_depth=50, stage_conv_b_dilations=(dilations, dilations), stage_spatial_strides=((1, 2, 2, 1), (1, 2, 2, 1))
+        ).eval()
+    blocks = nn.ModuleList(list(theirs.blocks)[:5])
+    blocks.load_state_dict(ava.blocks.state_dict())
+    pictures = clips(ava, 64)
+    fast = (pictures / 255 - MEAN) / STD
+    paths = [fast[:, :, [0, 4, 8, 13, 17, 22, 26, 31]], fast]
+    with torch.inference_mode():
+        for block in blocks:
+            paths = block(paths)
+        wanted = torch.cat([paths[0].mean(2), paths[1].mean(2)], 1).permute(0, 2, 3, 1)
+        torch.testing.assert_close(ava(pictures), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "stride"), [("ava", 16), ("kinetics", 32)])
+def test_map_sizes(ava: MotionEncoder, kind: str, stride: int) -> None:
+    """256 → 16x16 for AVA, 8x8 for Kinetics; run at a quarter of the side, where it is 16 times cheaper."""
+    encoder = ava if kind == "ava" else MotionEncoder("full", kind).eval()
+    assert (encoder.side // stride, encoder.frames, encoder.channels) == ({"ava": 16, "kinetics": 8}[kind], 32, 2304)
+    with torch.inference_mode():
+        assert encoder(clips(encoder, 64)).shape == (1, 64 // stride, 64 // stride, 2304)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("kind", "cells"), [("ava", 16), ("kinetics", 8)])
+def test_map_sizes_at_full_side(kind: str, cells: int) -> None:
+    encoder = MotionEncoder("full", kind).eval()
+    with torch.inference_mode():
+        assert encoder(clips(encoder, 256)).shape == (1, cells, cells, 2304)
+
+
+def test_tiny_map() -> None:
+    encoder = MotionEncoder("tiny").eval()
+    assert (encoder.side, encoder.frames, encoder.channels) == (128, 8, 384)
+    with torch.inference_mode():
+        assert encoder(clips(encoder, 128)).shape == (1, 8, 8, 384)
+
+
+def test_the_input_is_not_modified() -> None:
+    encoder = MotionEncoder("tiny").eval()
+    given = clips(encoder, 64)
+    before = given.clone()
+    with torch.inference_mode():
+        encoder(given)
+    assert torch.equal(given, before)
+
+
+def test_slow_frames_reach_from_the_first_to_the_last() -> None:
+    assert slow_frames(32).tolist() == torch.linspace(0, 31, 8).long().tolist() == [0, 4, 8, 13, 17, 22, 26, 31]
+    assert slow_frames(8).tolist() == [0, 7]
+    assert ALPHA == 4
+
+
+def test_a_batch_equals_its_clips_alone() -> None:
+    encoder = MotionEncoder("tiny").eval()
+    given = clips(encoder, 64, count=3)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(given), torch.cat([encoder(clip[None]) for clip in given]), rtol=1e-4, atol=1e-5)

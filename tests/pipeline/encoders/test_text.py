@@ -1,0 +1,81 @@
+"""The text stream is transformers' RoBERTa; the shipped tokenizer encodes whatever a person may write."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import RobertaModel
+
+from pipeline.encoders.text import BOS, EOS, MAX_TOKENS, PAD, TextEncoder, tokenise, tokenizer, vocabulary_size
+
+SENTENCES = ["the red circle moves to the left.", "what spins?", "", "ein Hund läuft – 犬が走る 🐕"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TextEncoder:
+    return TextEncoder("tiny").eval()
+
+
+def test_states_equal_transformers(tiny: TextEncoder) -> None:
+    theirs = RobertaModel(tiny.roberta.config, add_pooling_layer=False).eval()
+    theirs.load_state_dict(tiny.roberta.state_dict())
+    tokens, mask = tokenise(SENTENCES)
+    with torch.inference_mode():
+        wanted = theirs(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        torch.testing.assert_close(tiny(tokens, mask)[mask], wanted[mask])
+
+
+def test_padding_does_not_change_states(tiny: TextEncoder) -> None:
+    tokens, mask = tokenise(SENTENCES)
+    with torch.inference_mode():
+        together = tiny(tokens, mask)
+        for row, text in enumerate(SENTENCES):
+            alone = tiny(*tokenise([text]))[0]
+            torch.testing.assert_close(together[row, mask[row]], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_full_is_roberta_base() -> None:
+    with torch.device("meta"):
+        encoder = TextEncoder("full")
+    assert (encoder.channels, encoder.roberta.config.vocab_size, encoder.roberta.config.num_hidden_layers) == (768, 50265, 12)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 124_055_040
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_any_string_encodes_and_is_read_back(text: str) -> None:
+    """One leading space is the tokenizer's own; no token is padding, so the mask is one run."""
+    tokens, mask = tokenise([text])
+    assert tokens[0, 0] == BOS
+    assert mask.all()
+    if tokens.shape[1] < MAX_TOKENS:
+        assert tokens[0, -1] == EOS
+        assert tokenizer().decode(tokens[0, 1:-1].tolist()).removeprefix(" ") == text.removeprefix(" ")
+
+
+@pytest.mark.parametrize("text", ["<pad>", "a <s> b </s> c", "<mask><unk>"])
+def test_a_spelled_special_token_is_words(text: str) -> None:
+    tokens, mask = tokenise([text])
+    assert mask.all()
+    assert min(tokens[0, 1:-1].tolist()) > 4
+    assert tokenizer().decode(tokens[0, 1:-1].tolist()).strip() == text
+
+
+def test_long_texts_are_cut() -> None:
+    tokens, mask = tokenise(["ü" * 1000, "short"])
+    assert tokens.shape == (2, MAX_TOKENS)
+    assert (tokens[0, 0], tokens[0, -1]) == (BOS, EOS)
+    assert mask[0].all()
+    assert not mask[1, 20:].any()
+
+
+def test_padding_is_robertas() -> None:
+    tokens, mask = tokenise(["a", "a much longer sentence"])
+    assert (tokens[0, ~mask[0]] == PAD).all()
+    assert (BOS, PAD, EOS) == (0, 1, 2)
+
+
+def test_every_id_is_in_the_tiny_vocabulary(tiny: TextEncoder) -> None:
+    assert vocabulary_size() == tiny.roberta.config.vocab_size

@@ -1,0 +1,83 @@
+"""Weights by source: what is loaded is named, reproducible and strict."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import InputError
+from pipeline.weights import PRODUCTS, TINY, build_encoder, load_backbone, load_strictly, weights_digest
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_random_weights_are_a_function_of_the_seed(product: str) -> None:
+    first, same, other = (load_backbone(product, "tiny", source) for source in ("random:3", "random:3", "random:4"))
+    assert first.digest == same.digest != other.digest
+    for key, value in first.encoder.state_dict().items():
+        assert torch.equal(value, same.encoder.state_dict()[key])
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_random_weights_leave_the_global_generator_alone(product: str) -> None:
+    torch.manual_seed(11)
+    wanted = torch.rand(3)
+    torch.manual_seed(11)
+    load_backbone(product, "tiny", "random:5")
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_the_shipped_weights_load_and_are_frozen(product: str) -> None:
+    loaded = load_backbone(product, "tiny", "tiny")
+    assert loaded.source == "tiny"
+    assert loaded.digest == weights_digest(loaded.encoder, product)
+    assert not loaded.encoder.training
+    assert not any(parameter.requires_grad for parameter in loaded.encoder.parameters())
+    assert all(value.isfinite().all() for value in loaded.encoder.state_dict().values())
+
+
+def test_the_shipped_weights_say_how_they_were_made() -> None:
+    text = (TINY / "README.md").read_text()
+    for told in ("stvg-pretrain-tiny", "--seed 1", "--scenes 500", "Labels", "belong to no split"):
+        assert told in text
+
+
+@pytest.mark.parametrize("source", ["", "imagenet", "random:", "random:-1", "random:1.5", "random:x", f"random:{1 << 63}", "Tiny"])
+def test_an_unknown_source_is_refused(source: str) -> None:
+    with pytest.raises(InputError, match=rf"weights '{source}' for motion: allowed are 'tiny' .* and 'random:SEED'"):
+        load_backbone("motion", "tiny", source)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_the_shipped_weights_do_not_fit_full_backbones(product: str) -> None:
+    with pytest.raises(InputError, match="shipped weights fit --backbones tiny only: name weights for the full"):
+        load_backbone(product, "full", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"0.bias": None}, r"missing \['0.bias'\], unexpected \[\], other shape \[\]"),
+        ({"extra": torch.zeros(1)}, r"missing \[\], unexpected \['extra'\], other shape \[\]"),
+        ({"1.weight": torch.zeros(9)}, r"missing \[\], unexpected \[\], other shape \['1.weight'\]"),
+    ],
+)
+def test_what_does_not_fit_is_listed(change: dict[str, torch.Tensor | None], message: str) -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    state = {key: value for key, value in {**module.state_dict(), **change}.items() if value is not None}
+    with pytest.raises(InputError, match="some weights do not fit: " + message):
+        load_strictly(module, state, "some weights")
+
+
+def test_what_fits_is_loaded() -> None:
+    source, target = nn.Linear(2, 3), nn.Linear(2, 3)
+    load_strictly(target, source.state_dict(), "weights")
+    assert torch.equal(target.weight, source.weight)
+
+
+def test_the_digest_covers_names_shapes_and_values() -> None:
+    encoder = build_encoder("appearance", "tiny")
+    before = weights_digest(encoder, "appearance")
+    next(encoder.parameters()).data[0, 0, 0, 0] += 1
+    assert weights_digest(encoder, "appearance") != before
