@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 from grounding.models.csdvl import Csdvl, CsdvlConfig
 from pipeline import config as configuration
 from pipeline.errors import InputError
+from pipeline.weights import load_strictly
 
 CONFIG = "config.yaml"
 
@@ -41,6 +41,5 @@ def load_model(run: Path, which: str = "best") -> tuple[Csdvl, CsdvlConfig, dict
     if folder is None:
         raise InputError(f"{run} has no checkpoint yet: let stvg-train write one")
     model = Csdvl(tuple(about["dims"]), config)
-    state: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
-    model.load_state_dict(state)
+    load_strictly(model, load_file(folder / "model.safetensors"), f"weights in {folder}")
     return model.eval(), config, about
