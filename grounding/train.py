@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from grounding.predict import predict
 from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.errors import InputError, StvgError
-from pipeline.records import write_json
+from pipeline.records import Query, read_jsonl, write_json
 from pipeline.store import Store
 
 Progress = Callable[[int, int], None]
@@ -138,7 +138,10 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
     last = c.max_steps or c.epochs * per_epoch
     every = c.validate_every or per_epoch
     model = Csdvl(features.dims, c.model).to(device)
-    state = _state(model, c, c.schedule_steps or last)
+    about = read_provenance(run)
+    about.setdefault("schedule_steps", c.schedule_steps or last)  # a resume with other max_steps keeps the schedule
+    write_json(run / "provenance.json", about)
+    state = _state(model, c, about["schedule_steps"])
     if (run / "checkpoints").exists():
         state.load(run / "checkpoints" / "last")
         log.info("resumed %s at step %d of %d", run, state.step, last)
@@ -179,7 +182,7 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
             state.save(run / "checkpoints" / "last")
         progress(state.step, last)
     curves.close()
-    write_json(run / "provenance.json", read_provenance(run) | {"finished": last})
+    write_json(run / "provenance.json", about | {"finished": last})
 
 
 def _state(model: Csdvl, c: TrainConfig, schedule_steps: int) -> State:
@@ -199,11 +202,10 @@ def _state(model: Csdvl, c: TrainConfig, schedule_steps: int) -> State:
 
 
 def _held_out(store: Path, c: TrainConfig) -> FeatureSet | None:
-    """The `val` split, where the store has one with truths."""
-    try:
-        held = FeatureSet.of_store(store, "val", c.model.frames, c.model.clips)
-    except StvgError:
+    """The `val` split, where the index has one with truths."""
+    if not any(query.split == "val" and query.truth is not None for query in read_jsonl(Store(store).index_path, Query)):
         return None
+    held = FeatureSet.of_store(store, "val", c.model.frames, c.model.clips)
     held.queries = [query for query in held.queries if query.truth is not None]
     return held if held.queries else None
 
@@ -215,18 +217,7 @@ def open_run(store: Path, run: Path, config: TrainConfig, resume: bool = False) 
     starting over, only sooner). With `resume` anything but `MAY_CHANGE` that differs is an error; without it the old
     run is moved aside.
     """
-    c, opened, dims = config, Store(store), FeatureSet.of_store(store, "train", 1, 1).dims
-    now = {
-        "format": 1,
-        "model": "csdvl",
-        "dims": list(dims),
-        "store": opened.manifest_digest,
-        "dataset": opened.manifest.dataset,
-        "products": {name: opened.products[name].provenance for name in ("appearance", "motion", "text")},
-        "code": code_digest(),
-        "torch": torch.__version__,
-    }
-    settings = c.model_dump(mode="json")
+    now, settings = _made_from(store), config.model_dump(mode="json")
     known = run / "provenance.json"
     there = known.is_file() and any((run / "checkpoints" / name).exists() for name in ("last", ".last.old"))
     if there:
@@ -245,8 +236,25 @@ def open_run(store: Path, run: Path, config: TrainConfig, resume: bool = False) 
     if not there:
         for leftover in ("curves", "checkpoints"):
             shutil.rmtree(run / leftover, ignore_errors=True)
-    configuration.save(run / CONFIG, "train", c)
+    configuration.save(run / CONFIG, "train", config)
+    if there and "schedule_steps" in old:
+        now["schedule_steps"] = old["schedule_steps"]
     write_json(known, now)
+
+
+def _made_from(store: Path) -> dict[str, Any]:
+    """A run's provenance: the store and its products, the code."""
+    opened = Store(store)
+    return {
+        "format": 1,
+        "model": "csdvl",
+        "dims": list(FeatureSet.of_store(store, "train", 1, 1).dims),
+        "store": opened.manifest_digest,
+        "dataset": opened.manifest.dataset,
+        "products": {name: opened.products[name].provenance for name in ("appearance", "motion", "text")},
+        "code": code_digest(),
+        "torch": torch.__version__,
+    }
 
 
 def _move_aside(run: Path) -> None:

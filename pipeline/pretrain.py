@@ -232,7 +232,7 @@ def _fit(
 
 def _judged(held: list[Film]) -> int:
     """How many samples of the held-out scenes are judged."""
-    return min(256, 32 * len(held))
+    return min(256, 8 * len(held))
 
 
 def _write(encoder: nn.Module, path: Path) -> None:

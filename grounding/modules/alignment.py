@@ -35,7 +35,7 @@ def into_square(maps: Tensor, valid: Tensor, square: Tensor, rows: int, columns:
 
 def square_cells(square: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where the cells of a map over the square lie in the picture: far corners and centres `[B, rows, columns, 2]` as
-    shares of the picture, and whether a cell's centre lies in the picture `[B, rows, columns]`."""
+    shares of the picture, and whether a cell's centre lies in the picture, `[0, 1)` both ways, `[B, rows, columns]`."""
     y = torch.arange(rows, device=square.device)[:, None].expand(rows, columns)
     x = torch.arange(columns, device=square.device)[None, :].expand(rows, columns)
     extent = square[:, 2:] - square[:, :2]
@@ -45,7 +45,7 @@ def square_cells(square: Tensor, rows: int, columns: int) -> tuple[Tensor, Tenso
         return (share - square[:, None, None, :2]) / extent[:, None, None]
 
     centre = in_picture(0.5)
-    return in_picture(1.0), centre, ((centre > 0) & (centre < 1)).all(-1)
+    return in_picture(1.0), centre, ((centre > -1e-6) & (centre < 1 - 1e-6)).all(-1)
 
 
 def clip_index(frame_tau: Tensor, clips: int) -> Tensor:

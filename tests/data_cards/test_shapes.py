@@ -26,7 +26,9 @@ def made() -> dict[str, tuple[list[Scene], list[Said]]]:
     """Scenes, and (form, tags) of every sentence, by split, without drawing a frame."""
     config, result = ShapesConfig(), {}
     for split, count in (("train", config.train_videos), ("val", config.val_videos), ("test", config.test_videos)):
-        scenes = [make_scene(scene_seed(config.seed, split, i), (config.width, config.height), config.fps, config.seconds) for i in range(count)]
+        scenes = [
+            make_scene(scene_seed(config.seed, split, i), (config.width, config.height), config.fps, config.seconds) for i in range(count)
+        ]
         said = []
         for scene in scenes:
             for entry in entries_of(scene, "0", config.sentences_per_video):

@@ -139,6 +139,14 @@ def test_resumed_is_uninterrupted(store: Path, tmp_path: Path, whole: Path) -> N
     assert_same_run(run, whole)
 
 
+def test_a_longer_resume_keeps_the_schedule(store: Path, tmp_path: Path, whole: Path) -> None:
+    """Where `schedule_steps` is left to `max_steps`, it stays what the run was started with."""
+    run = run_training(store, tmp_path / "run", schedule_steps=None)
+    run_training(store, run, resume=True, schedule_steps=None, max_steps=9)
+    assert read_provenance(run)["schedule_steps"] == 6
+    assert state_of(run)["schedule"]["_last_lr"] == [0.0]
+
+
 @pytest.mark.parametrize("kill_at", [3, 4, 5])
 @pytest.mark.parametrize("resume", [True, False])
 def test_killed_is_uninterrupted(store: Path, tmp_path: Path, whole: Path, kill_at: int, resume: bool) -> None:
@@ -430,6 +438,12 @@ def test_a_run_without_a_checkpoint_is_refused(store: Path, tmp_path: Path) -> N
     open_run(store, tmp_path / "run", make_config())
     with pytest.raises(InputError, match="has no checkpoint yet: let stvg-train write one"):
         load_model(tmp_path / "run")
+
+
+def test_weights_that_do_not_fit_their_config_are_refused(finished: Path) -> None:
+    (finished / "config.yaml").write_text((finished / "config.yaml").read_text().replace("map_layers: 1", "map_layers: 2"))
+    with pytest.raises(InputError, match=r"weights in .*best.*proposal_head\.convs\.1"):
+        load_model(finished)
 
 
 def test_an_unknown_preset_is_refused() -> None:

@@ -301,9 +301,11 @@ def test_a_store_made_otherwise_is_refused_or_remade(data: Path, tmp_path: Path,
 
 
 def test_other_backbones_are_refused(data: Path, tmp_path: Path) -> None:
-    extract(data, tmp_path / "s", products=("text",))
-    with pytest.raises(StoreError, match=r"'text' was made with other settings: backbone is \"tiny\" in the store, \"full\" was asked for"):
-        extract(data, tmp_path / "s", products=("text",), backbones="full")
+    extract(data, tmp_path / "s", products=("appearance",))
+    with pytest.raises(
+        StoreError, match=r"'appearance' was made with other settings: backbone is \"tiny\" in the store, \"full\" was asked for"
+    ):
+        extract(data, tmp_path / "s", products=("appearance",), backbones="full")
 
 
 def test_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -47,12 +48,16 @@ def scene_seed(seed: int, split: str, index: int) -> int:
 
 def make_shapes(root: Path, config: ShapesConfig, workers: int, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Make the whole data set under `root`; what is already there for the same settings is kept."""
-    stamp, settings = root / "shapes.json", config.model_dump(mode="json")
-    if stamp.exists() and json.loads(stamp.read_text()) == settings:
+    stamp, begun, settings = root / "shapes.json", root / ".shapes-begun.json", config.model_dump(mode="json")
+    if _holds(stamp, settings) and not begun.exists():
         progress(1, 1)
         return
-    if root.exists() and any(root.iterdir()) and not stamp.exists():
+    if root.exists() and any(root.iterdir()) and not (stamp.exists() or begun.exists()):
         raise InputError(f"{root} holds files that are not `shapes`: name an empty folder with --root")
+    if not _holds(begun, settings):
+        for folder in ("video", "annotation", "annotations"):
+            shutil.rmtree(root / folder, ignore_errors=True)
+        write_json(begun, settings)
     stamp.unlink(missing_ok=True)
     counts = {"train": config.train_videos, "val": config.val_videos, "test": config.test_videos}
     jobs = [(root, config, split, index) for split in SPLITS for index in range(counts[split])]
@@ -65,6 +70,12 @@ def make_shapes(root: Path, config: ShapesConfig, workers: int, progress: Callab
         write_json(root / "annotations" / f"{split}_annotations.json", entries[split])
         write_json(root / "annotations" / f"{split}_files.json", [video_id(split, i) for i in range(counts[split])])
     write_json(stamp, settings)
+    begun.unlink()
+
+
+def _holds(stamp: Path, settings: dict[str, Any]) -> bool:
+    """Whether the data set there was made, or begun, with these settings."""
+    return stamp.exists() and json.loads(stamp.read_text()) == settings
 
 
 def video_id(split: str, index: int) -> str:
@@ -78,8 +89,9 @@ def _make_video(job: tuple[Path, ShapesConfig, str, int]) -> tuple[str, list[dic
     scene = make_scene(seed, (config.width, config.height), config.fps, config.seconds)
     vid, group = video_id(split, index), f"{index // 100:04d}"
     path = root / "video" / group / f"{vid}.mp4"
-    with replacing(path) as aside:
-        write_video(aside, render.frames(scene), scene.fps)
+    if not path.exists():  # where it does, an interrupted run made it whole
+        with replacing(path) as aside:
+            write_video(aside, render.frames(scene), scene.fps)
     write_json(root / "annotation" / VIDOR_PART[split] / group / f"{vid}.json", trajectories(scene, vid, f"{group}/{vid}.mp4"))
     return split, entries_of(scene, vid, config.sentences_per_video)
 
@@ -141,11 +153,15 @@ def trajectories(scene: Scene, vid: str, video_path: str) -> dict[str, Any]:
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Encode RGB frames as an h264 mp4 (yuv420p) that is the same bytes every time (one encoder thread)."""
+    """Encode RGB frames as an h264 mp4 (yuv420p) that is the same bytes every time.
+
+    One thread, and `cpu-independent`: x264's quicker routines decide otherwise from one state of the heap to the next.
+    """
     import av
 
+    options = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.pix_fmt = "yuv420p"
         for index, picture in enumerate(frames):
             if index == 0:

@@ -76,10 +76,10 @@ def test_cells_of_the_square_as_shares_of_a_portrait_picture() -> None:
     assert centres[0, 0, 1].tolist() == pytest.approx([1 / 4, 1 / 8])
 
 
-def test_a_cell_whose_centre_lies_on_the_picture_s_edge_is_padding() -> None:
-    """Of 16 rows a 16:9 picture covers 9, from 3.5 to 12.5; the centres of rows 4 to 11 lie inside, those of 3 and 12 on its edge."""
+def test_the_picture_is_half_open_so_a_16_by_9_one_fills_9_of_16_rows() -> None:
+    """It reaches from row 3.5 to 12.5: row 3's centre lies on its first edge, row 12's on its last; 7/16 = 44 % is padding."""
     _, _, inside = square_cells(torch.tensor([[0, 3.5 / 16, 1, 12.5 / 16]]), 16, 16)
-    assert inside[0].all(1).nonzero()[:, 0].tolist() == list(range(4, 12))
+    assert inside[0].all(1).nonzero()[:, 0].tolist() == list(range(3, 12))
 
 
 def test_frames_belong_to_clips_half_open() -> None:

@@ -1,0 +1,93 @@
+"""A team's own video and sentences, through every command, with the full-size backbones (weights by seed)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from cli import extract, prepare, train
+from pipeline.records import Query, Tracks, read_jsonl
+from pipeline.store import Store
+
+REPOSITORY = Path(__file__).parents[1]
+VIDEOS = Path(os.environ.get("STVG_VIDEOS") or REPOSITORY.parent / "shared" / "videos")
+SOURCE = VIDEOS / "demo.mp4"
+FRAMES = 30  # of 28 a second
+SMALL_MODEL = [f"model.{key}" for key in ("layers=1", "frames=4", "clips=4", "map_layers=1", "map_kernel=3", "d=32", "heads=2", "ffn=64")]
+pytestmark = pytest.mark.skipif(not SOURCE.is_file(), reason=f"no real videos: {SOURCE} is absent (set STVG_VIDEOS)")
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def shorten(source: Path, target: Path, count: int) -> Path:
+    """The first pictures of a video, decoded and encoded again."""
+    import av
+
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream("libx264", rate=round(stream.average_rate or 25), options={"preset": "ultrafast"})
+        copy.width, copy.height, copy.pix_fmt = stream.width, stream.height, "yuv420p"
+        for number, frame in enumerate(old.decode(stream)):
+            if number == count:
+                break
+            new.mux(copy.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")))
+        new.mux(copy.encode(None))
+    return target
+
+
+def run(app: typer.Typer, *arguments: Any) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_own_data_from_video_to_trained_run(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    shorten(SOURCE, tmp_path / "own" / "hall.mp4", FRAMES)
+    boxes = [[40 + n, 30, 140 + n, 240] for n in range(20)]
+    rows = [
+        {"video": "hall.mp4", "text": "the man walks to the left", "tube": {"begin": 5, "boxes": boxes}, "split": "train"},
+        {"video": "hall.mp4", "text": "who stands still?", "split": "train"},
+    ]
+    own = tmp_path / "own" / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["--dataset", "jsonl", "--root", own, "--index", tmp_path / "index" / "index.jsonl"]
+
+    run(prepare.app, *data)
+    queries = list(read_jsonl(tmp_path / "index" / "index.jsonl", Query))
+    assert [(query.video, query.frame_count, query.size, query.split) for query in queries] == [
+        ("hall.mp4", FRAMES, (340, 256), "train")
+    ] * 2
+    assert queries[0].truth is not None
+    assert queries[0].truth.span == (5, 25)
+    assert Tracks.load(tmp_path / "index" / "tracks.npz")["hall.mp4/1"][1].tolist() == boxes
+
+    store = tmp_path / "store"
+    run(extract.app, *data, "--store", store, "--backbones", "full", "--weights", "random:0", "--workers", 0)
+    made = Store(store)
+    assert made.verify() == []
+    shapes = {name: made.open(name).shape("hall.mp4") for name in ("appearance", "motion")}
+    assert shapes == {"appearance": (6, 10, 14, 2048), "motion": (3, 16, 16, 2304)}
+    assert made.open("text").shape("1")[1:] == (768,)
+    assert all(np.isfinite(made.open(name).read("hall.mp4")).all() for name in shapes)
+
+    settings = [f"--set={text}" for text in ("max_steps=2", "batch=1", "log_every=1", "device=cpu", *SMALL_MODEL)]
+    run(train.app, "--features", store, "--run", tmp_path / "run", "--preset", "hcstvg-v1", *settings)
+    assert (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").is_file()
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["finished"] == 2
+    # stvg-predict on the same video goes here.
