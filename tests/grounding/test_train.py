@@ -139,7 +139,7 @@ def test_resumed_is_uninterrupted(store: Path, tmp_path: Path, whole: Path) -> N
     assert_same_run(run, whole)
 
 
-def test_a_longer_resume_keeps_the_schedule(store: Path, tmp_path: Path, whole: Path) -> None:
+def test_a_longer_resume_keeps_the_schedule(store: Path, tmp_path: Path) -> None:
     """Where `schedule_steps` is left to `max_steps`, it stays what the run was started with."""
     run = run_training(store, tmp_path / "run", schedule_steps=None)
     run_training(store, run, resume=True, schedule_steps=None, max_steps=9)

@@ -1,8 +1,8 @@
 """What is in a scene and how it moves: 3–4 coloured shapes, each doing 1–3 motions in turn.
 
 A scene is built around the two ambiguities that spatio-temporal grounding has to resolve. *Twins* look the same
-and never share a motion, so only motion tells them apart. *Rivals* look different and do the same motion at
-another time, so only looks tell which time is meant.
+and never share a motion, so only motion tells them apart. *Rivals* look different and do the same motion, mostly at
+another time (a share of them overlaps: 20 tries may not find room), so only looks tell which time is meant.
 """
 
 from __future__ import annotations
