@@ -14,7 +14,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from cli import extract, prepare, train
+from cli import extract, predict, prepare, train
 from pipeline.records import Query, Tracks, read_jsonl
 from pipeline.store import Store
 
@@ -56,7 +56,7 @@ def run(app: typer.Typer, *arguments: Any) -> str:
     return done.stdout
 
 
-def test_own_data_from_video_to_trained_run(tmp_path: Path) -> None:
+def test_own_data_from_video_to_tube(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     shorten(SOURCE, tmp_path / "own" / "hall.mp4", FRAMES)
     boxes = [[40 + n, 30, 140 + n, 240] for n in range(20)]
@@ -90,4 +90,13 @@ def test_own_data_from_video_to_trained_run(tmp_path: Path) -> None:
     run(train.app, "--features", store, "--run", tmp_path / "run", "--preset", "hcstvg-v1", *settings)
     assert (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["finished"] == 2
-    # stvg-predict on the same video goes here.
+
+    video, answer = tmp_path / "own" / "hall.mp4", tmp_path / "tube.json"
+    run(predict.app, video, "the man walks to the left", "who stands still?", "--run", tmp_path / "run", "--json", answer)
+    tubes = json.loads(answer.read_text())
+    assert tubes["video"]["size"] == [340, 256]
+    assert [query["text"] for query in tubes["queries"]] == ["the man walks to the left", "who stands still?"]
+    for query in tubes["queries"]:
+        begin, end = query["span_frames"]
+        assert 0 <= begin < end <= FRAMES
+        assert [box[0] for box in query["boxes"]] == list(range(begin, end))
