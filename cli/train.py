@@ -29,7 +29,7 @@ def train(
 ) -> None:
     """Train the two streams, the collaboration block and the heads on cached features."""
     from grounding.presets import preset as preset_of
-    from grounding.train import TrainConfig, open_run
+    from grounding.train import TrainConfig, open_run, sole_writer
     from grounding.train import train as train_model
     from pipeline.config import merge, parse_assignments, read_section, validate
     from pipeline.errors import InputError
@@ -42,10 +42,11 @@ def train(
     named = preset or written or Store(features).manifest.dataset
     values = merge(merge(preset_of(named), section), parse_assignments(assignments or []))
     settings = validate(TrainConfig, values, "section 'train'")
-    open_run(features, run, settings, resume)
-    log_to(run / "log.txt")
-    with progress("training", unit="steps") as advance:
-        train_model(features, run, settings, advance)
+    with sole_writer(run):
+        open_run(features, run, settings, resume)
+        log_to(run / "log.txt")
+        with progress("training", unit="steps") as advance:
+            train_model(features, run, settings, advance)
     say(f"trained {run}")
 
 

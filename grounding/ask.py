@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from grounding.checkpoint import load_model
@@ -28,7 +27,7 @@ from pipeline.errors import InputError
 from pipeline.extract import SamplingConfig, encode_texts, extract_video
 from pipeline.records import FORMAT, Prediction, Query, Record, Span, Tracks
 from pipeline.store import Entry
-from pipeline.weights import PRODUCTS, load_backbone
+from pipeline.weights import PRODUCTS, device_of, load_backbone
 
 Progress = Callable[[int, int], None]
 VISUAL = ("appearance", "motion")
@@ -108,7 +107,7 @@ class Grounder:
 
     def __init__(self, run: Path, device: str = "auto", frames: int | None = None, batch: int = 16) -> None:
         self.run, self.batch = Path(run), batch
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = device_of(device)
         model, config, provenance = load_model(self.run)
         self.model = model.to(self.device)
         self.frames, self.clips = frames or config.frames, config.clips
@@ -165,7 +164,7 @@ def checked_sentences(sentences: Sequence[str]) -> list[str]:
 
 def recorded_encoder(run: Path, product: str, made_from: dict[str, Any]) -> nn.Module:
     """The encoder a run's features came from; an InputError where the weights found now are others."""
-    backbone = load_backbone(product, made_from["backbone"], made_from["weights"])
+    backbone = load_backbone(product, made_from["backbone"], made_from["weights"], made_from.get("slowfast", "ava"))
     if backbone.digest != made_from["weights_digest"]:
         raise InputError(
             f"{run} was trained on {product} features of weights {made_from['weights']!r} with digest"

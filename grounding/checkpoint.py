@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from grounding.models.csdvl import Csdvl, CsdvlConfig
 from pipeline import config as configuration
+from pipeline import sampling
 from pipeline.errors import InputError
 from pipeline.weights import load_strictly
 
@@ -18,9 +20,10 @@ CONFIG = "config.yaml"
 
 
 def code_digest() -> str:
-    """SHA-256 over the sources of `grounding`: a run made by other code is not taken up silently."""
+    """SHA-256 over the sources that training runs: a run made by other code is not taken up silently."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    own, shared = Path(__file__).parent, Path(sampling.__file__).parent
+    for path in (*sorted(own.rglob("*.py")), shared / "boxes.py", shared / "sampling.py"):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -29,17 +32,24 @@ def read_provenance(run: Path) -> dict[str, Any]:
     """What a run was made from."""
     try:
         return json.loads((run / "provenance.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except OSError:
         raise InputError(f"{run} is not a run directory (no provenance.json): train one with stvg-train --run {run}") from None
+    except ValueError:
+        raise InputError(f"{run / 'provenance.json'} is damaged: train the run again") from None
 
 
 def load_model(run: Path, which: str = "best") -> tuple[Csdvl, CsdvlConfig, dict[str, Any]]:
     """The EMA weights of a run's `best` checkpoint (`last` where none was validated), in eval mode, on the CPU."""
     about = read_provenance(run)
-    config = configuration.validate(CsdvlConfig, configuration.read_section(run / CONFIG, "train")["model"], f"{run / CONFIG}")
-    folder = next((run / "checkpoints" / name for name in (which, "last", ".last.old") if (run / "checkpoints" / name).exists()), None)
+    config = configuration.validate(CsdvlConfig, configuration.read_section(run / CONFIG, "train").get("model", {}), f"{run / CONFIG}")
+    names = (which, f".{which}.old", "last", ".last.old")  # `.old`: killed while the checkpoint was being replaced
+    folder = next((run / "checkpoints" / name for name in names if (run / "checkpoints" / name).exists()), None)
     if folder is None:
         raise InputError(f"{run} has no checkpoint yet: let stvg-train write one")
     model = Csdvl(tuple(about["dims"]), config)
-    load_strictly(model, load_file(folder / "model.safetensors"), f"weights in {folder}")
+    try:
+        state = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError):
+        raise InputError(f"{folder / 'model.safetensors'} is damaged: train the run again") from None
+    load_strictly(model, state, f"weights in {folder}")
     return model.eval(), config, about

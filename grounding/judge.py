@@ -36,11 +36,11 @@ def predict_split(
     run: Path, store: Path, config: EvaluateConfig, progress: Progress = lambda done, total: None
 ) -> tuple[list[Prediction], list[str]]:
     """What a run's model answers to one split of a store, and the ids of queries it cannot answer: the store has no features of them."""
-    import torch  # here: judging files, and reporting, must not wait for it
-
+    # Imported here: judging files, and reporting, must not wait for torch.
     from grounding.checkpoint import load_model
     from grounding.data import FeatureSet
     from grounding.predict import predict
+    from pipeline.weights import device_of
 
     model, settings, provenance = load_model(run)
     opened = Store(store)
@@ -48,8 +48,7 @@ def predict_split(
     features = FeatureSet.of_store(store, config.split, config.frames or settings.frames, settings.clips)
     if list(features.dims) != provenance["dims"]:
         raise StoreError(f"store {store} has features of {features.dims} channels, run {run} was trained on {tuple(provenance['dims'])}")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    return predict(model.to(device), features, features.queries, config.batch, progress), features.missing
+    return predict(model.to(device_of(config.device)), features, features.queries, config.batch, progress), features.missing
 
 
 def refuse_other_products(run: Path, products: Mapping[str, Mapping[str, Any]], store: Store) -> None:

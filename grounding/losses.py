@@ -103,8 +103,10 @@ def csdvl_loss(out: Outputs, targets: Targets, weights: LossConfig) -> dict[str,
     }
     spatial = weights.l1 * l1 + weights.giou * giou
     if weights.carriers:
-        parts["carriers"] = carrier_loss(out.carriers[layers].flatten(3), out.cell_centres, targets.boxes, targets.boxed)
         parts["heard"] = carrier_loss(out.heard[None], out.heard_centres, targets.clip_boxes, targets.clip_boxed)
-        spatial = spatial + weights.carriers * (parts["carriers"] + parts["heard"])
+        spatial = spatial + weights.carriers * parts["heard"]
+    if weights.carriers and len(out.carriers):  # the dynamic stream alone has no boxes
+        parts["carriers"] = carrier_loss(out.carriers[layers].flatten(3), out.cell_centres, targets.boxes, targets.boxed)
+        spatial = spatial + weights.carriers * parts["carriers"]
     attentive = weights.attentive_frame * parts["frames"] + weights.attentive_clip * parts["clips"]
     return {"loss": spatial + weights.proposals * parts["proposals"] + weights.attentive * attentive, **parts}

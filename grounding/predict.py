@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grounding.data import FeatureSet, Sample, collate, to_device
-from grounding.models.csdvl import Outputs
 from grounding.modules.proposals import valid_cells
 from pipeline.boxes import cxcywh_to_xyxy
 from pipeline.records import Prediction, Query
@@ -29,10 +28,12 @@ def predict(
     progress(0, len(queries))
     for group in _grouped(queries, features, batch):
         samples = [sample for _, passes in group for sample in passes]
-        outputs = model(to_device(collate(samples), device))
+        parts = [model(to_device(collate(samples[i : i + batch]), device)) for i in range(0, len(samples), batch)]
+        boxes, proposals = torch.cat([part.boxes[-1] for part in parts]), torch.cat([part.proposals for part in parts])
         start = 0
         for query, passes in group:
-            answers.append(_tube(query, passes, outputs, start))
+            own = slice(start, start + len(passes))
+            answers.append(_tube(query, passes, boxes[own], proposals[own]))
             start += len(passes)
         progress(len(answers), len(queries))
     return answers
@@ -51,19 +52,18 @@ def _grouped(queries: Iterable[Query], features: FeatureSet, batch: int) -> Iter
         yield group
 
 
-def _tube(query: Query, passes: Sequence[Sample], outputs: Outputs, start: int) -> Prediction:
-    """One query's tube from the outputs of its passes, which begin at place `start` of the batch."""
-    own = slice(start, start + len(passes))
-    scores = outputs.proposals[own].sigmoid().mean(0)
+def _tube(query: Query, passes: Sequence[Sample], boxes: Tensor, proposals: Tensor) -> Prediction:
+    """One query's tube from its P passes' boxes `[P, T_s, 4]` cxcywh and proposal logits `[P, T_d, T_d]`."""
+    scores = proposals.sigmoid().mean(0)
     scores = scores.masked_fill(~valid_cells(len(scores), scores.device), -1)
     best = int(scores.argmax())
     first, last = divmod(best, len(scores))
     span = span_frames(first / len(scores), (last + 1) / len(scores), query.segment)
     numbers = np.concatenate([sample.numbers for sample in passes])
-    boxes = outputs.boxes[-1, own].flatten(0, 1).float().cpu().numpy()
+    seen = boxes.flatten(0, 1).float().cpu().numpy()
     frames, place = np.unique(numbers, return_inverse=True)
     mean = np.zeros((len(frames), 4))
-    np.add.at(mean, place, boxes)
+    np.add.at(mean, place, seen)
     mean /= np.bincount(place)[:, None]
     corners = np.clip(cxcywh_to_xyxy(mean, query.size), 0, [*query.size, *query.size])
     rows = [(int(frame), x1, y1, x2, y2) for frame, (x1, y1, x2, y2) in zip(frames, corners.round(2).tolist(), strict=True)]

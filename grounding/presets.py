@@ -61,4 +61,4 @@ def preset(name: str) -> dict[str, Any]:
     try:
         return CSDVL[name]
     except KeyError:
-        raise InputError(f"unknown preset {name!r}; the presets are {', '.join(CSDVL)}: name one with --preset") from None
+        raise InputError(f"there is no preset {name!r}; the presets are {', '.join(CSDVL)}: name one with --preset") from None

@@ -6,22 +6,26 @@ import json
 import logging
 import math
 import os
+import pickle
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from grounding.checkpoint import CONFIG, code_digest, read_provenance
 from grounding.curves import Curves
-from grounding.data import FeatureSet, batches, collate, join_targets, to_device
+from grounding.data import FeatureSet, Sample, batches, collate, join_targets, to_device
 from grounding.losses import LossConfig, csdvl_loss
 from grounding.metrics import score, summarise
 from grounding.models.csdvl import Csdvl, CsdvlConfig
@@ -31,6 +35,7 @@ from pipeline.config import Config
 from pipeline.errors import InputError, StvgError
 from pipeline.records import Query, read_jsonl, write_json
 from pipeline.store import Store
+from pipeline.weights import device_of
 
 Progress = Callable[[int, int], None]
 MAY_CHANGE = {"max_steps", "log_every", "checkpoint_every", "device"}
@@ -43,24 +48,24 @@ class TrainConfig(Config):
 
     model: CsdvlConfig = CsdvlConfig()
     loss: LossConfig = LossConfig()
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     device: str = "auto"
-    batch: int = 8
-    lr: float = 1e-4
-    weight_decay: float = 1e-4
-    clip_norm: float = 0.1
-    ema: float = 0.999
+    batch: int = Field(default=8, ge=1)
+    lr: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    clip_norm: float = Field(default=0.1, gt=0)
+    ema: float = Field(default=0.999, ge=0, le=1)
     schedule: Literal["constant", "one-cycle"] = "constant"
     """`one-cycle`: 5 % linear warm-up, then cosine to 0 over `schedule_steps`."""
-    epochs: int = 10
-    max_steps: int | None = None
+    epochs: int = Field(default=10, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Steps to train; by default `epochs` passes over the train split."""
-    schedule_steps: int | None = None
+    schedule_steps: int | None = Field(default=None, ge=1)
     """Steps the schedule runs over; by default `max_steps`."""
-    validate_every: int | None = None
+    validate_every: int | None = Field(default=None, ge=1)
     """Steps between validations on the EMA weights; by default once an epoch."""
-    checkpoint_every: int = 100
-    log_every: int = 20
+    checkpoint_every: int = Field(default=100, ge=1)
+    log_every: int = Field(default=20, ge=1)
 
 
 class NonFiniteLossError(StvgError):
@@ -111,7 +116,10 @@ class State:
         """Take up a saved state; one that was being replaced when the run was killed is found beside it."""
         if not folder.exists():
             folder = folder.with_name(f".{folder.name}.old")
-        whole = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        try:
+            whole = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            raise InputError(f"{folder / 'state.pt'} is damaged: delete {folder.parent.parent} and train again") from None
         self.model.load_state_dict(whole["model"])
         self.ema.load_state_dict(whole["ema"])
         self.optimiser.load_state_dict(whole["optimiser"])
@@ -128,14 +136,14 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
     torch.manual_seed(c.seed)
     random.seed(c.seed)
     np.random.seed(c.seed)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if c.device == "auto" else c.device)
+    device = device_of(c.device)
     features = FeatureSet.of_store(store, "train", c.model.frames, c.model.clips)
     queries = [query for query in features.queries if query.truth is not None]
     if not queries:
         raise InputError(f"store {store}: no query of split 'train' has a truth to learn from")
     held = _held_out(store, c)
     per_epoch = max(1, len(queries) // min(c.batch, len(queries)))
-    last = c.max_steps or c.epochs * per_epoch
+    last = c.epochs * per_epoch if c.max_steps is None else c.max_steps
     every = c.validate_every or per_epoch
     model = Csdvl(features.dims, c.model).to(device)
     about = read_provenance(run)
@@ -145,6 +153,8 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
     if (run / "checkpoints").exists():
         state.load(run / "checkpoints" / "last")
         log.info("resumed %s at step %d of %d", run, state.step, last)
+        if state.step > last:
+            raise InputError(f"{run} has been trained for {state.step} steps already: max_steps must be at least that, not {last}")
     curves = Curves(run / "curves", state.step)
     progress(state.step, last)
     for numbers in batches(len(queries), c.batch, c.seed, state.step):
@@ -157,13 +167,16 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
         out = state.model(inputs)
         parts = csdvl_loss(out, targets, c.loss)
         if not torch.isfinite(parts["loss"]):
-            ids = ", ".join(sample.query.id for sample in samples)
             raise NonFiniteLossError(
-                f"the loss is {parts['loss'].item()} at step {state.step}, in the batch of {ids}: lower lr or look at them"
+                f"the loss is {parts['loss'].item()} at step {state.step}, in the batch of {ids_of(samples)}: lower lr or look at them"
             )
         state.optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), c.clip_norm)
+        if not torch.isfinite(norm):
+            raise NonFiniteLossError(
+                f"the gradient is not finite at step {state.step}, in the batch of {ids_of(samples)}: lower lr or look at them"
+            )
         state.optimiser.step()
         state.schedule.step()
         state.ema.update_parameters(state.model)
@@ -183,6 +196,26 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
         progress(state.step, last)
     curves.close()
     write_json(run / "provenance.json", about | {"finished": last})
+
+
+def ids_of(samples: Sequence[Sample]) -> str:
+    """The queries of a batch, for a message."""
+    return ", ".join(sample.query.id for sample in samples)
+
+
+@contextmanager
+def sole_writer(run: Path) -> Iterator[None]:
+    """Hold a run directory; a second training of it is refused. The lock lies beside it, since a run may be moved aside."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.parent / f".{run.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{run} is being trained by another process: wait until it ends, stop it, or name another --run") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _state(model: Csdvl, c: TrainConfig, schedule_steps: int) -> State:
@@ -221,12 +254,13 @@ def open_run(store: Path, run: Path, config: TrainConfig, resume: bool = False) 
     known = run / "provenance.json"
     there = known.is_file() and any((run / "checkpoints" / name).exists() for name in ("last", ".last.old"))
     if there:
-        old, old_config = json.loads(known.read_text()), configuration.read_section(run / CONFIG, "train")
+        old, old_config = read_provenance(run), configuration.read_section(run / CONFIG, "train")
         differs = sorted(key for key in settings if key not in MAY_CHANGE and settings[key] != old_config.get(key))
         differs += sorted(key for key in ("store", "dims", "model") if now[key] != old.get(key))
         if resume and differs:
             raise InputError(f"{run} cannot be resumed: {', '.join(differs)} differ from what it was started with; name another --run")
-        same = not differs and (resume or (old.get("code") == now["code"] and "finished" not in old))
+        anew = old.get("code") != now["code"] or "finished" in old or settings["max_steps"] != old_config.get("max_steps")
+        same = not differs and (resume or not anew)
         if not same:
             _move_aside(run)
             there = False

@@ -36,6 +36,8 @@ def read_section(path: Path | None, section: str) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"config {path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"config {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
     if content is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Config
 from pipeline.decode import VideoFacts, open_frames, probe
-from pipeline.encoders.geometry import appearance_size, pad_to_square, picture_in_square, resize
+from pipeline.encoders.geometry import appearance_size, pad_to_square, resize
 from pipeline.encoders.text import tokenise
 from pipeline.errors import VideoError
 from pipeline.sampling import clip_centres, clip_frames, grid_frames, nearest_frames
@@ -26,6 +26,9 @@ PAGE = 4096
 """Bytes per row of the `frames` product: every JPEG begins on a new row, so all videos share one array shape."""
 DIGEST_BYTES = 1 << 20
 Progress = Callable[[int, int], None]
+
+
+Backbones = Literal["full", "tiny"]
 
 
 class SamplingConfig(Config):
@@ -39,6 +42,8 @@ class SamplingConfig(Config):
     """Seconds from one motion clip to the next."""
     clip_span: float = Field(default=64 / 30, gt=0)
     """Seconds a motion clip spans."""
+    pool_motion: bool = False
+    """Keep the means of 2×2 motion cells (AVA's 16×16 becomes 8×8): a quarter of the bytes."""
     jpeg_quality: int = Field(default=90, ge=1, le=100)
 
 
@@ -118,6 +123,12 @@ def _encoded(encoder: nn.Module, inputs: list[Tensor]) -> np.ndarray:
     return maps
 
 
+def _pooled(maps: np.ndarray) -> np.ndarray:
+    """Means of 2×2 cells, `[n, h, w, C]` → `[n, h/2, w/2, C]`; an odd last row or column stands alone."""
+    cells = torch.from_numpy(maps).float().permute(0, 3, 1, 2)
+    return nn.functional.avg_pool2d(cells, 2, ceil_mode=True).permute(0, 2, 3, 1).half().numpy()
+
+
 class _Maker:
     """Takes frames in increasing order, gives a product's rows and columns. `wanted` are the frames it needs."""
 
@@ -184,7 +195,7 @@ class _MotionMaker(_Maker):
     """Keeps only the frames that clips still to come need."""
 
     def __init__(self, encoder: nn.Module, facts: VideoFacts, sampling: SamplingConfig, batch: int) -> None:
-        self.encoder, self.batch = encoder, batch
+        self.encoder, self.batch, self.pool = encoder, batch, sampling.pool_motion
         centres = clip_centres(facts.seconds, sampling.clip_every)
         self._clips = [clip_frames(facts.seconds, centre, sampling.clip_span, encoder.frames) for centre in centres]  # type: ignore[arg-type]
         self._middles = nearest_frames(facts.seconds, centres)
@@ -211,7 +222,8 @@ class _MotionMaker(_Maker):
 
     def _encode(self) -> None:
         if self._waiting:
-            self._maps.append(_encoded(self.encoder, self._waiting))
+            maps = _encoded(self.encoder, self._waiting)
+            self._maps.append(_pooled(maps) if self.pool else maps)
             self._waiting.clear()
 
     def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -238,12 +250,3 @@ def jpeg_frames(rows: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterator
         pages = np.flatnonzero(columns["frame"] == number)
         data = np.concatenate([rows[page, : columns["bytes"][page]] for page in pages])
         yield number, decode_jpeg(torch.from_numpy(data))
-
-
-def square_of(facts: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    """Where an entry's picture lies in the motion square: xyxy shares of its side."""
-    width, height = facts["size"]
-    return picture_in_square((width, height))
-
-
-Backbones = Literal["full", "tiny"]

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -25,6 +26,8 @@ class ExtractConfig(Config):
     backbones: Backbones = "full"
     weights: str | dict[str, str] = "tiny"
     products: tuple[str, ...] = Field(default=("appearance", "motion", "text"), min_length=1)
+    slowfast: Literal["ava", "kinetics"] = "ava"
+    """The motion network's build: for AVA (dilated last stage, stride 16) or for Kinetics (stride 32)."""
     sampling: SamplingConfig = SamplingConfig()
     format: Kind = "zarr"
     """Of visual products; text is always HDF5."""

@@ -20,7 +20,7 @@ from torch.nn import functional
 from pipeline.datasets.shapes import render
 from pipeline.datasets.shapes.make import scene_seed
 from pipeline.datasets.shapes.scene import COLOURS, MOTIONS, SHAPES, Scene, make_scene
-from pipeline.datasets.shapes.sentences import PHRASES, write_sentences
+from pipeline.datasets.shapes.sentences import PHRASES, Sentence, write_sentences
 from pipeline.encoders.geometry import pad_to_square, resize
 from pipeline.encoders.text import TOKENIZER, tokenise, train_tokenizer
 from pipeline.sampling import clip_frames
@@ -167,9 +167,11 @@ def _train_text(out: Path, films: list[Film], steps: int, seed: int, progress: P
     names = (COLOURS, SHAPES, MOTIONS)
     head = nn.Linear(64, sum(len(part) + 1 for part in names))
     rng = np.random.default_rng([seed, 30])
-    pool = [(s.text, films[i][0], s) for i in range(len(films)) for s in write_sentences(films[i][0], 8, rng)]
+    pool = [(s.text, film[0], s) for film in films for s in write_sentences(film[0], 8, rng)]
+    others = [make_scene(scene_seed(seed, "pretrain", len(films) + index)) for index in range(32)]
+    held = [(s.text, scene, s) for scene in others for s in write_sentences(scene, 8, rng)]
 
-    def batch(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(pool: list[tuple[str, Scene, Sentence]], count: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = [pool[i] for i in rng.choice(len(pool), count)]
         tokens, mask = tokenise([text for text, _, _ in rows])
         labels = []
@@ -191,7 +193,7 @@ def _train_text(out: Path, films: list[Film], steps: int, seed: int, progress: P
         right = torch.stack([p.argmax(-1) == labels[:, i] for i, p in enumerate(parts)]).all(0)
         return torch.as_tensor(loss), {"text": float(right.float().mean())}
 
-    report = _fit("text", encoder, head, batch, batch, judge, steps, 64, 256, progress)
+    report = _fit("text", encoder, head, lambda n: batch(pool, n), lambda n: batch(held, n), judge, steps, 64, 256, progress)
     _write(encoder, out / "text.safetensors")
     return report
 

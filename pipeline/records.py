@@ -164,6 +164,8 @@ def read_jsonl(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
         file = path.open("rb")  # pydantic decodes, so that bytes that are not UTF-8 are an error of their line
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     with file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -204,6 +206,8 @@ class replacing:  # noqa: N801 - reads as a verb: `with replacing(path) as aside
         self.aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
 
     def __enter__(self) -> Path:
+        if self.path.is_dir():
+            raise InputError(f"{self.path} is a folder: name a file to write")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return self.aside
 

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pipeline.errors import InputError, StoreError, VideoError
@@ -27,7 +26,7 @@ from pipeline.jobs import ExtractConfig, Job, VideoIndex, kind_of, plan_jobs, pr
 from pipeline.records import Failure
 from pipeline.store import Entry, ShardInfo, Store, StoreWriter, write_shard
 from pipeline.store.layout import shard_path
-from pipeline.weights import PRODUCTS, Backbone, load_backbone
+from pipeline.weights import PRODUCTS, Backbone, device_of, load_backbone
 
 Progress = Callable[[int, int], None]
 Made = tuple[dict[str, ShardInfo], list[Failure]]
@@ -71,7 +70,7 @@ def run(
         for product, provenance in provenances.items():
             _open(writer, product, provenance, config)
         writer.set_index(index, index.with_name("tracks.npz"))
-        jobs = _adopt_andplan_jobs(writer, store, config, known)
+        jobs = _adopt_and_plan_jobs(writer, store, config, known)
         ledger = _Ledger(writer, store, known, jobs)
         report = RunReport(videos=len(known.paths))
         for job, (infos, failed) in _work(jobs, config, progress):
@@ -127,10 +126,16 @@ def _provenances(config: ExtractConfig) -> dict[str, dict[str, Any]]:
             raise InputError(f"unknown product {product!r}; the products are {', '.join((*PRODUCTS, 'frames'))}")
         about: dict[str, Any] = {"versions": {name: version(name) for name in ("torch", "torchvision")}}
         if product != "frames":
-            backbone = _backbone(product, config.backbones, source_of(product, config))
+            backbone = _backbone(product, config.backbones, source_of(product, config), config.slowfast)
             about |= {"backbone": config.backbones, "weights": backbone.source, "weights_digest": backbone.digest}
+        if product == "motion":
+            about["slowfast"] = config.slowfast
         if product in VISUAL:
-            keys = {"appearance": ("fps", "short"), "frames": ("fps", "short", "jpeg_quality"), "motion": ("clip_every", "clip_span")}
+            keys = {
+                "appearance": ("fps", "short"),
+                "frames": ("fps", "short", "jpeg_quality"),
+                "motion": ("clip_every", "clip_span", "pool_motion"),
+            }
             about["sampling"] = {key: getattr(config.sampling, key) for key in keys[product]}
         result[product] = about
     return result
@@ -146,7 +151,7 @@ def _open(writer: StoreWriter, product: str, provenance: Mapping[str, Any], conf
         writer.open_product(product, kind_of(product, config), provenance)
 
 
-def _adopt_andplan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex) -> list[Job]:
+def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex) -> list[Job]:
     """The jobs left, after taking up what a killed run left on disk and forgetting what is no longer as it was encoded."""
 
     def plan() -> list[Job]:
@@ -277,7 +282,11 @@ def _client(config: ExtractConfig) -> Iterator[Any]:
 
     cores = os.cpu_count() or 1
     if config.scheduler:
-        with Client(config.scheduler) as client:
+        try:
+            client = Client(config.scheduler)
+        except (OSError, ValueError) as error:
+            raise InputError(f"no Dask scheduler answers at {config.scheduler} ({error}): start one, or leave out --scheduler") from None
+        with client:
             yield client
         return
     workers = config.workers or max(2, cores // 2)
@@ -334,10 +343,9 @@ def _encoder(product: str, config: ExtractConfig) -> nn.Module:
     """The product's encoder on its device; `frames` needs none."""
     if product == "frames":
         return nn.Identity()
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    return _backbone(product, config.backbones, source_of(product, config)).encoder.to(device)
+    return _backbone(product, config.backbones, source_of(product, config), config.slowfast).encoder.to(device_of(config.device))
 
 
 @lru_cache(maxsize=8)
-def _backbone(product: str, size: str, weights: str) -> Backbone:
-    return load_backbone(product, size, weights)
+def _backbone(product: str, size: str, weights: str, slowfast: str) -> Backbone:
+    return load_backbone(product, size, weights, slowfast)

@@ -58,10 +58,10 @@ def bin_centres(available: int, count: int) -> np.ndarray:
 
 
 def passes(available: int, count: int) -> list[np.ndarray]:
-    """Test-time passes (methods: **Test**): P = ⌈n/count⌉ index lists that together see every one of n items.
+    """Test-time passes (methods: **Test**): index lists of `count` that together see every one of n items.
 
-    Pass p takes ⌊(k + (p + .5)/P)·n/count⌋ for k in 0..count−1; what rounding missed goes into the places of
-    items another pass has seen already. Items seen twice are averaged by the caller.
+    P = ⌈n/count⌉ passes, pass p taking ⌊(k + (p + .5)/P)·n/count⌋ for k in 0..count−1; what rounding missed is seen by
+    further passes. Items seen twice are averaged by the caller.
     """
     total = max(1, math.ceil(available / count))
     places = np.arange(count)
@@ -84,11 +84,6 @@ def place_of(frames: np.ndarray, segment: tuple[int, int]) -> np.ndarray:
     """τ of frames in a segment: the middle of frame f is at (f + ½ − begin) / (end − begin)."""
     begin, end = segment
     return (np.asarray(frames, np.float64) + 0.5 - begin) / (end - begin)
-
-
-def clip_of(tau: np.ndarray, clips: int) -> np.ndarray:
-    """The clip ⌊clips·τ⌋ a place belongs to."""
-    return np.clip((np.asarray(tau) * clips).astype(np.int64), 0, clips - 1)
 
 
 def inside_frames(frames: np.ndarray, span: tuple[int, int]) -> np.ndarray:

@@ -32,20 +32,22 @@ class Backbone:
     digest: str
 
 
-def load_backbone(product: str, size: str, weights: str) -> Backbone:
+def load_backbone(product: str, size: str, weights: str, slowfast: str = "ava") -> Backbone:
     """Build the encoder of a product (`full` or `tiny`) with weights `tiny` or `random:SEED`, ready to run.
+
+    `slowfast` is the motion network's build: `ava` (stride 16) or `kinetics` (stride 32); `tiny` weights are for `ava`.
 
     Raises InputError for a source that is unknown or does not fit the size.
     """
     if weights == "tiny":
         if size != "tiny":
             raise InputError("the shipped weights fit --backbones tiny only: name weights for the full backbones, for example random:0")
-        encoder = build_encoder(product, size)
+        encoder = build_encoder(product, size, slowfast)
         load_strictly(encoder, load_file(TINY / f"{product}.safetensors"), f"shipped {product} weights")
     elif weights.startswith("random:") and weights[7:].isdecimal() and int(weights[7:]) < 1 << 63:
         with torch.random.fork_rng():
             torch.manual_seed(int(weights[7:]))
-            encoder = build_encoder(product, size)
+            encoder = build_encoder(product, size, slowfast)
     else:
         raise InputError(
             f"weights {weights!r} for {product}: allowed are 'tiny' (with --backbones tiny) and 'random:SEED' (for example random:0)"
@@ -54,12 +56,22 @@ def load_backbone(product: str, size: str, weights: str) -> Backbone:
     return Backbone(encoder, weights, weights_digest(encoder, product))
 
 
-def build_encoder(product: str, size: str) -> nn.Module:
+def device_of(name: str) -> torch.device:
+    """The device `auto` (the GPU where there is one), or the one named; an InputError where it is not there."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"device {name!r} is not here: allowed are auto, cpu, and cuda where there is a GPU") from None
+    return device
+
+
+def build_encoder(product: str, size: str, slowfast: str = "ava") -> nn.Module:
     """The encoder of a product with PyTorch's own initial weights."""
     if product == "appearance":
         return AppearanceEncoder(size)
     if product == "motion":
-        return MotionEncoder(size)
+        return MotionEncoder(size, slowfast)
     return TextEncoder(size)
 
 

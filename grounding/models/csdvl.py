@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from grounding.modules.alignment import clip_index, frames_to_clips, into_square, square_cells
@@ -42,14 +43,14 @@ Collaboration = Literal["full", "none", "s2d", "d2s", "sum", "fc_sum", "concat_f
 class CsdvlConfig(Config):
     """Everything that shapes the network; the defaults are the paper's for HC-STVG."""
 
-    d: int = 256
-    heads: int = 8
-    ffn: int = 2048
-    dropout: float = 0.1
-    layers: int = 6
-    frames: int = 48
-    clips: int = 16
-    alpha: float = 0.1
+    d: int = Field(default=256, ge=8)
+    heads: int = Field(default=8, ge=1)
+    ffn: int = Field(default=2048, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    layers: int = Field(default=6, ge=1)
+    frames: int = Field(default=48, ge=1)
+    clips: int = Field(default=16, ge=1)
+    alpha: float = Field(default=0.1, gt=0)
     guide_gain: Literal["one", "cells"] = "one"
     detach_guide: bool = False
     collaboration: Collaboration = "full"
@@ -60,9 +61,19 @@ class CsdvlConfig(Config):
     mask_padding: bool = True
     box_head: Literal["mlp", "attention"] = "mlp"
     clip_pool: Literal["mean", "attention"] = "mean"
-    map_channels: int = 512
-    map_kernel: int = 5
-    map_layers: int = 8
+    map_channels: int = Field(default=512, ge=1)
+    map_kernel: int = Field(default=5, ge=1)
+    map_layers: int = Field(default=8, ge=0)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> CsdvlConfig:
+        if self.d % 4 or self.d % self.heads:
+            raise ValueError(
+                f"d must be a multiple of 4 (two dimensions of sine positions) and of heads, not {self.d} with {self.heads} heads"
+            )
+        if self.map_kernel % 2 == 0:
+            raise ValueError(f"map_kernel must be odd, not {self.map_kernel}")
+        return self
 
 
 @dataclass
@@ -296,7 +307,7 @@ class Places:
         """A on the motion cells: placed, resized, averaged over each clip's frames; `[B, T_s, H, W]` → `[B, T_d, S, 1]`."""
         rows, columns = self.motion_shape
         if (rows, columns) == (1, 1):
-            placed = weights.sum((2, 3))[..., None]
+            placed = (weights.sum((2, 3)) / self.map_size.prod(-1, keepdim=True))[..., None]
         else:
             placed = into_square(weights, self.map_size, self.square, rows, columns).flatten(2)[..., self.kept]
         return torch.einsum("bkt,bts->bks", self.frames_of_clip, placed)[..., None]

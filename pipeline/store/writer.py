@@ -70,10 +70,6 @@ class StoreWriter:
         """The videos that have an entry in a published shard."""
         return self._product(product).videos
 
-    def has_shard(self, product: str, shard_name: str) -> bool:
-        """Whether a shard of that name is in the manifest."""
-        return shard_name in self._product(product).shards
-
     def drop_product(self, name: str) -> None:
         """Delete a product with all its shards, whatever it was made of."""
         shutil.rmtree(self.path / name, ignore_errors=True)

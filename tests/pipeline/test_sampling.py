@@ -13,7 +13,6 @@ from pipeline.sampling import (
     bin_centres,
     clip_centres,
     clip_frames,
-    clip_of,
     grid_frames,
     inside_clips,
     inside_frames,
@@ -163,10 +162,6 @@ def test_short_videos_are_stretched_evenly(available: int, count: int) -> None:
 
 def test_places_are_the_middles_of_frames() -> None:
     np.testing.assert_allclose(place_of(np.arange(10, 14), (10, 14)), [0.125, 0.375, 0.625, 0.875])
-
-
-def test_the_clip_of_a_place_is_a_half_open_part() -> None:
-    np.testing.assert_array_equal(clip_of(np.array([0.0, 0.2499, 0.25, 0.999, 1.0]), 4), [0, 0, 1, 3, 3])
 
 
 def test_inside_frames_are_half_open() -> None:
