@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from grounding.checkpoint import code_digest, load_model, read_provenance
 from grounding.curves import Curves
+from grounding.models.csdvl import Collaboration
 from grounding.presets import CSDVL, preset
-from grounding.train import NonFiniteLossError, TrainConfig, _state, open_run, train
+from grounding.train import NonFiniteLossError, TrainConfig, _state, open_run, sole_writer, train
 from pipeline.config import load, validate
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Truth
@@ -409,6 +410,89 @@ def test_a_run_of_other_code_is_moved_aside(store: Path, tmp_path: Path) -> None
     assert not (run / "checkpoints").exists()
 
 
+def test_a_stopped_run_of_other_length_is_moved_aside(store: Path, tmp_path: Path) -> None:
+    """Taken up, it would keep the schedule of the old length, and not be what starting over gives."""
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        run_training(store, run, kill_at=4, schedule_steps=None)
+    open_run(store, run, make_config(schedule_steps=None, max_steps=12))
+    assert (tmp_path / "run.old-1" / "checkpoints" / "last").exists()
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_resume_to_fewer_steps_is_refused(store: Path, finished: Path) -> None:
+    with pytest.raises(InputError, match="has been trained for 6 steps already: max_steps must be at least that, not 4"):
+        run_training(store, finished, resume=True, max_steps=4)
+
+
+def test_a_second_training_of_a_run_is_refused(tmp_path: Path) -> None:
+    with (
+        sole_writer(tmp_path / "run"),
+        pytest.raises(InputError, match="is being trained by another process: wait until it ends"),
+        sole_writer(tmp_path / "run"),
+    ):
+        pass
+    with sole_writer(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_steps": 0},
+        {"batch": 0},
+        {"validate_every": 0},
+        {"log_every": 0},
+        {"checkpoint_every": 0},
+        {"seed": -1},
+        {"ema": 2},
+        {"lr": 0},
+        {"model": {"frames": 0}},
+        {"model": {"clips": 0}},
+        {"model": {"layers": 0}},
+        {"model": {"map_kernel": 4}},
+        {"model": {"heads": 7}},
+        {"model": {"d": 10}},
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="test: "):
+        validate(TrainConfig, setting, "test")
+
+
+@pytest.mark.parametrize("changes", [{"streams": "dynamic"}, *({"collaboration": kind} for kind in get_args(Collaboration))])
+def test_every_ablation_trains_with_the_recipe_of_shapes(store: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    recipe = {"box_head": "attention", "clip_pool": "attention", "guide_gain": "cells", **changes}
+    run = run_training(store, tmp_path / "run", max_steps=1, model={**TINY["model"], **recipe}, loss={"carriers": 1.0})
+    assert load_model(run)[1].model_dump().items() >= changes.items()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("provenance.json", r"provenance\.json is damaged: train the run again"),
+        ("checkpoints/best/model.safetensors", r"model\.safetensors is damaged: train the run again"),
+    ],
+)
+def test_a_damaged_run_is_named(finished: Path, damage: str, message: str) -> None:
+    (finished / damage).write_bytes((finished / damage).read_bytes()[:40])
+    with pytest.raises(InputError, match=message):
+        load_model(finished)
+
+
+def test_a_damaged_state_cannot_be_resumed(store: Path, finished: Path) -> None:
+    (finished / "checkpoints" / "last" / "state.pt").write_bytes(b"not a state")
+    with pytest.raises(InputError, match=r"state\.pt is damaged: delete .* and train again"):
+        run_training(store, finished, resume=True, max_steps=9)
+
+
+def test_a_best_checkpoint_that_was_being_replaced_is_found(finished: Path) -> None:
+    best = finished / "checkpoints" / "best"
+    expected = load_model(finished)[0].state_dict()
+    best.rename(best.with_name(".best.old"))
+    assert_same(load_model(finished)[0].state_dict(), expected)
+
+
 @pytest.mark.parametrize("entry", ["appearance/v0", "motion/v0", "text/train-3"])
 def test_a_loss_that_is_not_a_number_names_the_batch(make_store: Maker, tmp_path: Path, entry: str) -> None:
     store = make_store(fill={entry: float("nan")})
@@ -447,7 +531,9 @@ def test_weights_that_do_not_fit_their_config_are_refused(finished: Path) -> Non
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(InputError, match="unknown preset 'shape'; the presets are hcstvg-v1, hcstvg-v2, vidstg, shapes"):
+    with pytest.raises(
+        InputError, match="there is no preset 'shape'; the presets are hcstvg-v1, hcstvg-v2, vidstg, shapes: name one with --preset"
+    ):
         preset("shape")
 
 

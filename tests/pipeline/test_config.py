@@ -159,3 +159,8 @@ def test_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, lr: float, st
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Outer().lr = 1.0  # type: ignore[misc]
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_section(tmp_path, "train")

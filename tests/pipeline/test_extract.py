@@ -21,6 +21,7 @@ from pipeline.extract import (
     PAGE,
     SamplingConfig,
     _MotionMaker,
+    _pooled,
     encode_texts,
     extract_video,
     file_digest,
@@ -221,3 +222,10 @@ def test_texts_in_batches_equal_texts_alone() -> None:
         assert np.array_equal(tokens, ids)
         assert len(states) == len(tokens)
         np.testing.assert_allclose(states, alone, rtol=2e-3, atol=2e-3)
+
+
+def test_motion_cells_can_be_stored_as_means_of_four() -> None:
+    maps = np.arange(32, dtype=np.float16).reshape(1, 4, 4, 2)
+    pooled = _pooled(maps)
+    assert pooled.shape == (1, 2, 2, 2)
+    np.testing.assert_array_equal(pooled[0, 0, 0], maps[0, :2, :2].reshape(4, 2).mean(0))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import InputError
-from pipeline.weights import PRODUCTS, TINY, build_encoder, load_backbone, load_strictly, weights_digest
+from pipeline.weights import PRODUCTS, TINY, build_encoder, device_of, load_backbone, load_strictly, weights_digest
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -81,3 +81,16 @@ def test_the_digest_covers_names_shapes_and_values() -> None:
     before = weights_digest(encoder, "appearance")
     next(encoder.parameters()).data[0, 0, 0, 0] += 1
     assert weights_digest(encoder, "appearance") != before
+
+
+def test_slowfast_can_be_built_for_kinetics() -> None:
+    clips = torch.zeros(1, 3, 8, 64, 64)
+    with torch.no_grad():
+        sides = [load_backbone("motion", "tiny", "random:0", kind).encoder(clips).shape[1:3] for kind in ("ava", "kinetics")]
+    assert sides == [(4, 4), (2, 2)]
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert device_of("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="device 'foo' is not here: allowed are auto, cpu, and cuda where there is a GPU"):
+        device_of("foo")

@@ -325,13 +325,13 @@ def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
         torch.testing.assert_close(block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_without_space_the_guide_is_all_that_lies_on_the_picture(query: Inputs) -> None:
+def test_without_space_the_guide_is_its_mean_over_the_picture(query: Inputs) -> None:
     with torch.no_grad():
         model = make_model(collaboration="s2d", dynamic_space=False)
         clips, queries, weights, place = block_inputs(model, query)
         assert clips.shape[2] == 1
-        total = guide_again(model, query, 0.1).sum((1, 2))
-        averaged = torch.stack([total[frames].mean() for frames in frames_by_clip(query)])[None, :, None, None]
+        mean = guide_again(model, query, 0.1).mean((1, 2))
+        averaged = torch.stack([mean[frames].mean() for frames in frames_by_clip(query)])[None, :, None, None]
         block = model.collaboration[0]
         expected = block.norm_guided(clips + averaged * block.guided(clips))
         torch.testing.assert_close(block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5)
