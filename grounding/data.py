@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,24 +108,13 @@ class FeatureSet:
             tau=np.clip(sampling.place_of(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32),
             motion=self._motion(query),
             square=np.array(picture_in_square(tuple(self.motion.facts(query.video)["size"])), np.float32),
-            text=self.text.read(query.id),
+            text=self._recent.get(("text", query.id), lambda: self.text.read(query.id)),
         )
 
     def passes(self, query: Query) -> list[Sample]:
         """Test-time samples that together see every stored frame of the segment."""
         own = self.rows_of(query, self.appearance.columns(query.video)["frame"])
-        first = self.sample(query, own[:1])
-        samples = []
-        for places in sampling.passes(len(own), self.frames):
-            part = self.sample_frames(query, own[places])
-            samples.append(replace(first, **part))
-        return samples
-
-    def sample_frames(self, query: Query, rows: np.ndarray) -> dict[str, Any]:
-        """Only what differs from pass to pass: the frames."""
-        numbers = self.appearance.columns(query.video)["frame"][rows]
-        tau = np.clip(sampling.place_of(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32)
-        return {"numbers": numbers, "appearance": self._maps(query.video, rows), "tau": tau}
+        return [self.sample(query, own[places]) for places in sampling.passes(len(own), self.frames)]
 
     def rows_of(self, query: Query, stored: np.ndarray) -> np.ndarray:
         """Rows of a query's stored frames inside its segment; the nearest one where the grid skips a short segment."""

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import pickle
-import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
@@ -134,8 +132,6 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
     """Train on a store's `train` split into `run`, which `open_run` made ready. Validates on `val` if it is there."""
     c = config
     torch.manual_seed(c.seed)
-    random.seed(c.seed)
-    np.random.seed(c.seed)
     device = device_of(c.device)
     features = FeatureSet.of_store(store, "train", c.model.frames, c.model.clips)
     queries = [query for query in features.queries if query.truth is not None]
@@ -188,8 +184,9 @@ def train(store: Path, run: Path, config: TrainConfig, progress: Progress = lamb
             metrics = summarise(score(held.queries, held.tracks, predict(state.ema.module, held, held.queries)))
             curves.write(state.step, {f"val/{name}": value for name, value in metrics.items()})
             log.info("step %d: val %s", state.step, json.dumps(metrics))
-            if metrics.get("m_vIoU", metrics["m_tIoU"]) > state.best:
-                state.best = metrics.get("m_vIoU", metrics["m_tIoU"])
+            reached = metrics.get("m_vIoU", metrics["m_tIoU"])
+            if reached > state.best:
+                state.best = reached
                 state.save(run / "checkpoints" / "best")
         if state.step % c.checkpoint_every == 0 or state.step == last:
             state.save(run / "checkpoints" / "last")

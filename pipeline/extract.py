@@ -114,13 +114,35 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _encoded(encoder: nn.Module, inputs: list[Tensor]) -> np.ndarray:
-    """Float16 maps of a batch; a VideoError where they leave float16's range, which would poison training."""
-    device = next(encoder.parameters()).device
-    maps: np.ndarray = encoder(torch.stack(inputs).to(device)).half().cpu().numpy()
-    if not np.isfinite(maps).all():
-        raise VideoError("encode", "not-finite", "its features are not finite in float16: the weights are damaged or do not belong here")
-    return maps
+class _Batches:
+    """Runs an encoder on inputs as they come, `size` at a time, and keeps its maps in float16."""
+
+    def __init__(self, encoder: nn.Module, size: int) -> None:
+        self.encoder, self.size = encoder, size
+        self._waiting: list[Tensor] = []
+        self._maps: list[np.ndarray] = []
+
+    def add(self, item: Tensor) -> None:
+        self._waiting.append(item)
+        if len(self._waiting) == self.size:
+            self._encode()
+
+    def maps(self) -> np.ndarray:
+        """The maps of all inputs, in order; a VideoError where they leave float16's range, which would poison training."""
+        self._encode()
+        return np.concatenate(self._maps)
+
+    def _encode(self) -> None:
+        if not self._waiting:
+            return
+        device = next(self.encoder.parameters()).device
+        maps: np.ndarray = self.encoder(torch.stack(self._waiting).to(device)).half().cpu().numpy()
+        if not np.isfinite(maps).all():
+            raise VideoError(
+                "encode", "not-finite", "its features are not finite in float16: the weights are damaged or do not belong here"
+            )
+        self._maps.append(maps)
+        self._waiting.clear()
 
 
 def _pooled(maps: np.ndarray) -> np.ndarray:
@@ -143,25 +165,16 @@ class _Maker:
 
 class _AppearanceMaker(_Maker):
     def __init__(self, encoder: nn.Module, size: tuple[int, int], grid: np.ndarray, batch: int) -> None:
-        self.encoder, self.size, self.wanted, self.batch = encoder, size, grid, batch
+        self.size, self.wanted = size, grid
         self._needed = set(grid.tolist())
-        self._waiting: list[Tensor] = []
-        self._maps: list[np.ndarray] = []
+        self._batches = _Batches(encoder, batch)
 
     def take(self, number: int, picture: Tensor) -> None:
         if number in self._needed:
-            self._waiting.append(resize(picture[None], self.size)[0])
-            if len(self._waiting) == self.batch:
-                self._encode()
-
-    def _encode(self) -> None:
-        if self._waiting:
-            self._maps.append(_encoded(self.encoder, self._waiting))
-            self._waiting.clear()
+            self._batches.add(resize(picture[None], self.size)[0])
 
     def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        self._encode()
-        return np.concatenate(self._maps), {"frame": self.wanted}
+        return self._batches.maps(), {"frame": self.wanted}
 
 
 class _JpegMaker(_Maker):
@@ -195,7 +208,7 @@ class _MotionMaker(_Maker):
     """Keeps only the frames that clips still to come need."""
 
     def __init__(self, encoder: nn.Module, facts: VideoFacts, sampling: SamplingConfig, batch: int) -> None:
-        self.encoder, self.batch, self.pool = encoder, batch, sampling.pool_motion
+        self.encoder, self.pool = encoder, sampling.pool_motion
         centres = clip_centres(facts.seconds, sampling.clip_every)
         self._clips = [clip_frames(facts.seconds, centre, sampling.clip_span, encoder.frames) for centre in centres]  # type: ignore[arg-type]
         self._middles = nearest_frames(facts.seconds, centres)
@@ -203,8 +216,7 @@ class _MotionMaker(_Maker):
         self._needed = set(self.wanted.tolist())
         self._pictures: dict[int, Tensor] = {}
         self._next = 0
-        self._waiting: list[Tensor] = []
-        self._maps: list[np.ndarray] = []
+        self._batches = _Batches(encoder, batch)
 
     def take(self, number: int, picture: Tensor) -> None:
         if number not in self._needed:
@@ -212,23 +224,15 @@ class _MotionMaker(_Maker):
         side: int = self.encoder.side  # type: ignore[assignment]
         self._pictures[number] = resize(pad_to_square(picture[None]), (side, side))[0]
         while self._next < len(self._clips) and self._clips[self._next][-1] <= number:
-            self._waiting.append(torch.stack([self._pictures[frame] for frame in self._clips[self._next].tolist()], 1))
+            self._batches.add(torch.stack([self._pictures[frame] for frame in self._clips[self._next].tolist()], 1))
             self._next += 1
-            if len(self._waiting) == self.batch:
-                self._encode()
         if self._next < len(self._clips):
             first = self._clips[self._next][0]
             self._pictures = {frame: kept for frame, kept in self._pictures.items() if frame >= first}
 
-    def _encode(self) -> None:
-        if self._waiting:
-            maps = _encoded(self.encoder, self._waiting)
-            self._maps.append(_pooled(maps) if self.pool else maps)
-            self._waiting.clear()
-
     def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        self._encode()
-        return np.concatenate(self._maps), {"frame": self._middles}
+        maps = self._batches.maps()
+        return _pooled(maps) if self.pool else maps, {"frame": self._middles}
 
 
 def encode_texts(texts: list[str], encoder: nn.Module, batch: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -71,3 +71,14 @@ def cut() -> Callable[[Path, float], Path]:
         return path
 
     return cut_file
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the extraction's workers: the number of threads may change the last bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,9 @@ from pipeline.extract import (
 from pipeline.sampling import clip_centres, clip_frames, grid_frames, nearest_frames
 from pipeline.weights import load_backbone
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLING = SamplingConfig(fps=5.0, short=32, clip_every=0.4, clip_span=0.8)
 UNEVEN = np.cumsum([0, *[20, 40, 100, 33] * 10])[:40].tolist()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
 from distributed.scheduler import KilledWorker
 from pydantic import ValidationError
 from typer.testing import CliRunner
@@ -27,6 +26,7 @@ from pipeline.records import Failure, Query, Tracks, read_jsonl, write_jsonl
 from pipeline.run import RunReport, _encoder, _result, run, survey
 from pipeline.store import Shard, Store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 VIDEOS = ("a", "b", "c", "d")
 FRAMES = 12
 BASE: dict[str, Any] = {
@@ -54,15 +54,6 @@ def write_index(folder: Path, queries: list[Query]) -> Path:
     write_jsonl(folder / "index.jsonl", queries)
     Tracks().save(folder / "tracks.npz")
     return folder / "index.jsonl"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the workers: the number of threads may change the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
