@@ -7,21 +7,30 @@ Conventions (all files): frame numbers are 0-based positions in presentation ord
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import reprlib
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import InputError
+from pipeline.json_files import RepeatedKeyError, lines_of, parse_json
 
 FORMAT: Literal[1] = 1
-Span = tuple[int, int]
+MOST_FRAMES = 10**8
+LARGEST_COORDINATE = 10**6
+FrameNumber = Annotated[int, Field(ge=0, le=MOST_FRAMES)]
+Coordinate = Annotated[float, Field(ge=-LARGEST_COORDINATE, le=LARGEST_COORDINATE)]
+"""Pixels; far outside any picture is still a coordinate."""
+Span = tuple[FrameNumber, FrameNumber]
 
 
 class Record(BaseModel):
@@ -52,7 +61,7 @@ class Query(Record):
     video: str
     path: str
     fps: float
-    frame_count: int
+    frame_count: FrameNumber
     size: tuple[int, int]
     segment: Span
     text: str
@@ -83,7 +92,13 @@ class Prediction(Record):
     id: str
     span: Span
     score: float
-    boxes: list[tuple[int, float, float, float, float]]
+    boxes: list[tuple[FrameNumber, Coordinate, Coordinate, Coordinate, Coordinate]]
+
+    @model_validator(mode="after")
+    def _span_holds(self) -> Prediction:
+        if self.span[0] > self.span[1]:
+            raise ValueError(f"span [{self.span[0]}, {self.span[1]}) ends before it begins")
+        return self
 
 
 class Failure(Record):
@@ -100,8 +115,8 @@ class Failure(Record):
 class Tracks:
     """Boxes of objects, stored once per (video, object), not per query.
 
-    A track is `(frames, boxes)`: int32 `[n]` ascending frame numbers and float32 `[n, 4]` xyxy pixels.
-    Frames where the object is absent are simply not listed.
+    A track is `(frames, boxes)`: int32 `[n]` ascending frame numbers and float `[n, 4]` xyxy pixels, in 32 bits where
+    those hold them exactly. Frames where the object is absent are simply not listed.
     """
 
     def __init__(self, tracks: dict[str, tuple[np.ndarray, np.ndarray]] | None = None) -> None:
@@ -123,7 +138,9 @@ class Tracks:
             raise InputError(f"no track {key!r} in tracks.npz: run stvg-prepare again") from None
 
     def add(self, key: str, frames: np.ndarray, boxes: np.ndarray) -> None:
-        self._tracks[key] = (np.asarray(frames, np.int32), np.asarray(boxes, np.float32).reshape(-1, 4))
+        exact = np.asarray(boxes, np.float64).reshape(-1, 4)
+        short = exact.astype(np.float32)
+        self._tracks[key] = (np.asarray(frames, np.int32), short if (short == exact).all() else exact)
 
     def save(self, path: Path) -> None:
         keys = sorted(self._tracks)
@@ -156,32 +173,44 @@ class Tracks:
 
 
 RecordT = TypeVar("RecordT", bound=Record)
+KEY = re.compile(rb'"\s*:')
+"""Found at least once for every key of an object."""
 
 
 def read_jsonl(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
     """Yield one validated record per line; a bad line is an InputError that names file and line."""
-    try:
-        file = path.open("rb")  # pydantic decodes, so that bytes that are not UTF-8 are an error of their line
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield kind.model_validate_json(line)
-            except ValidationError as error:
-                raise InputError(f"{path}, line {number}: {first_problem(error)}") from None
+    for number, line in lines_of(path):
+        try:
+            record = kind.model_validate_json(line)
+            if len(KEY.findall(line)) != _fields(record):  # pydantic takes the last of two equal keys without a word
+                parse_json(line)
+        except ValidationError as error:
+            raise InputError(f"{path}, line {number}: {first_problem(error)}") from None
+        except RepeatedKeyError as error:
+            raise InputError(f"{path}, line {number}: {error}") from None
+        yield record
+
+
+def _fields(record: Record) -> int:
+    """How many keys a record was read from, those of records in it included."""
+    values = (getattr(record, name) for name in record.model_fields_set)
+    return len(record.model_fields_set) + sum(_fields(value) for value in values if isinstance(value, Record))
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 80  # and six levels deep, whatever was sent
 
 
 def first_problem(error: ValidationError) -> str:
     """The first problem of a pydantic error as one readable line: `field: what is wrong (got …)`."""
     problem = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in problem["loc"]) or "record"
-    value = repr(problem.get("input"))
-    return f"{place}: {problem['msg']} (got {value if len(value) <= 80 else value[:77] + '...'})"
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{_cut(place) + ': ' if place else ''}{message} (got {_cut(_short.repr(problem.get('input')))})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:
@@ -199,16 +228,27 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class replacing:  # noqa: N801 - reads as a verb: `with replacing(path) as aside`
-    """Context: a path beside `path` to write to; on success it is fsynced and renamed over `path`."""
+    """Context: a path beside `path` to write to; on success it is fsynced and renamed over `path`.
+
+    An InputError says why nothing can be written there; a full disk comes through as the OSError it is.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise InputError(f"{self.path} is a folder: name a file to write")
         self.aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
 
     def __enter__(self) -> Path:
-        if self.path.is_dir():
-            raise InputError(f"{self.path} is a folder: name a file to write")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(f"{self.path} is a device or a pipe: name a file to write")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.aside.touch()
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(f"{self.path} cannot be written ({error.strerror}): name another place") from None
         return self.aside
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -75,7 +75,7 @@ def test_own_data_from_video_to_tube(tmp_path: Path) -> None:
     ] * 2
     assert queries[0].truth is not None
     assert queries[0].truth.span == (5, 25)
-    assert Tracks.load(tmp_path / "index" / "tracks.npz")["hall.mp4/1"][1].tolist() == boxes
+    assert Tracks.load(tmp_path / "index" / "tracks.npz")["1"][1].tolist() == boxes
 
     store = tmp_path / "store"
     run(extract.app, *data, "--store", store, "--backbones", "full", "--weights", "random:0", "--workers", 0)

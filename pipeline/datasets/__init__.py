@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from pipeline.datasets import jsonl, vidstg
+from pipeline.datasets import hcstvg, jsonl, vidstg
 from pipeline.datasets.parsed import Defects, Parsed, Parser, Progress, quiet
 from pipeline.errors import InputError
 
-PARSERS: dict[str, Parser] = {"shapes": vidstg.parse, "vidstg": vidstg.parse, "jsonl": jsonl.parse}
+PARSERS: dict[str, Parser] = {
+    "shapes": vidstg.parse,
+    "vidstg": vidstg.parse,
+    "hcstvg-v1": hcstvg.parse_v1,
+    "hcstvg-v2": hcstvg.parse_v2,
+    "jsonl": jsonl.parse,
+}
 
 __all__ = ["PARSERS", "Defects", "Parsed", "Parser", "Progress", "parser_of", "quiet"]
 

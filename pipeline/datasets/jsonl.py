@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.datasets.parsed import Parsed, Progress, Text, name_repeats, quiet
+from pipeline.datasets.parsed import NO_SPLIT, Parsed, Probe, Progress, name_repeats, quiet
+from pipeline.datasets.raw import MOST_FRAMES, AnyFrame, Box, Text, plain, validated
+from pipeline.datasets.tracks import add_tube
 from pipeline.datasets.videos import probe_videos
-from pipeline.datasets.vidor import clip_boxes
 from pipeline.decode import VideoFacts
 from pipeline.errors import InputError, VideoError
-from pipeline.records import Query, Span, Truth, first_problem
+from pipeline.json_files import lines_of, parse_json
+from pipeline.records import Query, Span, Truth
 
-EXPECTED = """{path} is not a file of sentences. Write one JSON object per line, such as
+EXPECTED = """{path} {problem}. Write one JSON object per line, such as
   {{"video": "clips/dog.mp4", "text": "a dog runs to the left"}}
 with "video" a path relative to that file, and name the file with --root."""
-Box = tuple[float, float, float, float]
+NO_SENTENCES = "is not a file of sentences"
 
 
 class _Strict(BaseModel):
@@ -33,71 +35,84 @@ class _Strict(BaseModel):
 
 
 class _Tube(_Strict):
-    begin: int = Field(ge=0, strict=True)
-    boxes: list[Box | None]
+    begin: int = Field(ge=0, le=MOST_FRAMES, strict=True)
+    boxes: list[Box | None] = Field(fail_fast=True)
 
 
 class _Line(_Strict):
     video: Text = Field(min_length=1)
     text: Text
     id: Text | None = Field(default=None, min_length=1)
-    segment: Span | None = None
+    segment: tuple[AnyFrame, AnyFrame] | None = None
     tube: _Tube | None = None
     split: str = Field(default="test", pattern=r"^[A-Za-z0-9_-]+$")
     tags: tuple[Text, ...] = ()
 
 
-def parse(path: Path, progress: Progress = quiet) -> Parsed:
-    """All queries of the file; `progress(done, total)` counts its videos, which are probed here."""
-    path = Path(path)
+def parse(root: Path, progress: Progress = quiet, probe: Probe = probe_videos) -> Parsed:
+    """All queries of the file `root`; `progress(done, total)` counts its videos, which are probed here."""
+    path = Path(root)
     parsed = Parsed(path.parent)
     lines = _lines(path, parsed)
-    parsed.facts = probe_videos(path.parent, (os.path.normpath(line.video) for line in lines.values()), progress)
+    videos = {name: _place(line.video, path.parent) for name, line in lines.items()}
+    parsed.facts = probe(path.parent, videos.values(), progress)
     for name, line in lines.items():
-        found = parsed.facts[os.path.normpath(line.video)]
+        parsed.defects.split = line.split
+        found = parsed.facts[videos[name]]
         if isinstance(found, VideoError):
             parsed.defects.add(f"video {found.reason}", name, found.detail, excluded=True)
             continue
-        query = _query(name, line, found, parsed)
+        query = _query(name, videos[name], line, found, parsed)
         if query is not None:
             parsed.queries.append(query)
+    parsed.defects.split = NO_SPLIT
     name_repeats(parsed)
     return parsed
 
 
+def _place(video: str, folder: Path) -> str:
+    """One name for one video: relative to the folder where the path leads into it, else as it is written."""
+    here = os.path.abspath(folder)
+    place = os.path.normpath(os.path.join(here, video))
+    return os.path.relpath(place, here) if place.startswith(os.path.join(here, "")) else os.path.normpath(video)
+
+
 def _lines(path: Path, parsed: Parsed) -> dict[str, _Line]:
-    """The valid lines by id; a broken one is a defect, a file without any JSON an InputError."""
-    try:
-        rows = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(EXPECTED.format(path=path)) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, byte {error.start}: not UTF-8 text. " + EXPECTED.format(path=path)) from None
+    """The valid lines by id; a broken one is a defect, a file without any object an InputError."""
+    if not path.is_file():
+        raise InputError(EXPECTED.format(path=path, problem=NO_SENTENCES if path.exists() else "does not exist"))
     found: dict[str, _Line] = {}
     objects, first_error = 0, ""
-    for number, row in enumerate(rows, start=1):
-        if not row.strip():
-            continue
+    for number, row in lines_of(path):
         try:
-            content = json.loads(row)
-        except (json.JSONDecodeError, RecursionError) as error:
-            first_error = first_error or f"{path}, line {number}: not JSON ({error})"
-            parsed.defects.add("not JSON", f"line {number}", str(error), excluded=True)
+            content = parse_json(row)
+        except (ValueError, RecursionError) as error:
+            first_error = first_error or f"{path}, line {number}: not JSON ({_why(error)})"
+            parsed.defects.add("not JSON", f"line {number}", _why(error), excluded=True)
             continue
         objects += isinstance(content, dict)
         _keep(number, content, found, parsed)
+        parsed.defects.split = NO_SPLIT
     if not objects:
-        raise InputError((first_error or f"{path} holds no sentence") + ". " + EXPECTED.format(path=path))
+        raise InputError((first_error or f"{path} holds no sentence") + ". " + EXPECTED.format(path=path, problem=NO_SENTENCES))
     return found
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    """Why a line is no JSON."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start + 1} is not UTF-8 text"
+    return "nested too deeply" if isinstance(error, RecursionError) else plain(str(error))
 
 
 def _keep(number: int, content: Any, found: dict[str, _Line], parsed: Parsed) -> None:
     """Validate one line's object and file it under its id."""
-    try:
-        line = _Line.model_validate(content)
-    except ValidationError as error:
-        parsed.defects.add("malformed line", f"line {number}", first_problem(error), excluded=True)
+    line = validated(_Line, content, "line", f"line {number}", parsed.defects)
+    if line is None:
         return
+    parsed.defects.split = line.split
     name = line.id or str(number)
     if name in found:
         parsed.defects.add("repeated id", f"line {number}", f"id {name!r} stands on an earlier line too", excluded=True)
@@ -107,9 +122,9 @@ def _keep(number: int, content: Any, found: dict[str, _Line], parsed: Parsed) ->
         found[name] = line
 
 
-def _query(name: str, line: _Line, facts: VideoFacts, parsed: Parsed) -> Query | None:
+def _query(name: str, video: str, line: _Line, facts: VideoFacts, parsed: Parsed) -> Query | None:
     """The query of one line; its spans are clipped to the video, empty ones are defects."""
-    video, count = os.path.normpath(line.video), facts.frame_count
+    count = facts.frame_count
     stated = line.segment or (0, count)
     segment = (max(stated[0], 0), min(stated[1], count))
     if segment[0] >= segment[1]:
@@ -120,7 +135,7 @@ def _query(name: str, line: _Line, facts: VideoFacts, parsed: Parsed) -> Query |
     span = _tube_span(name, line.tube, segment, parsed) if line.tube else None
     if line.tube and span is None:
         return None
-    track = _add_track(f"{video}/{name}", line.tube, span, facts.size, parsed) if line.tube and span else None
+    track = _add_boxes(name, line.tube, span, facts.size, parsed) if line.tube and span else None
     return Query(
         id=name,
         video=video,
@@ -149,14 +164,9 @@ def _tube_span(name: str, tube: _Tube, segment: Span, parsed: Parsed) -> Span | 
     return span
 
 
-def _add_track(key: str, tube: _Tube, span: Span, size: tuple[int, int], parsed: Parsed) -> str | None:
-    """Store the tube's boxes, clipped to the picture; None where none is left in the span."""
+def _add_boxes(name: str, tube: _Tube, span: Span, size: tuple[int, int], parsed: Parsed) -> str | None:
+    """Store the tube's boxes; the key of their track, None where none is left in the span."""
     rows = [(tube.begin + place, box) for place, box in enumerate(tube.boxes) if box is not None]
     frames = np.array([frame for frame, _ in rows], np.int32)
     boxes = np.array([box for _, box in rows], np.float64).reshape(-1, 4)
-    frames, boxes = clip_boxes(key, frames, boxes, size, parsed.defects)
-    if not ((frames >= span[0]) & (frames < span[1])).any():
-        parsed.defects.add("no box in the span", key, f"no frame of [{span[0]}, {span[1]}) has a box; kept without boxes")
-        return None
-    parsed.tracks.add(key, frames, boxes)
-    return key
+    return add_tube(name, frames, boxes, span, size, parsed)

@@ -12,36 +12,31 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.parsed import Defects, read_json
+from pipeline.datasets.folders import VideoFiles, files_under
+from pipeline.datasets.parsed import Defects
+from pipeline.datasets.tracks import clip_boxes
 from pipeline.errors import InputError
-from pipeline.records import Tracks
+from pipeline.json_files import read_json
+from pipeline.records import LARGEST_COORDINATE, Tracks
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VidorFolder:
-    """Where each video and each file of boxes lies under a root; either may be absent."""
+    """Where each video and each file of boxes lies under a root; either may be absent. `boxes`: paths by the video's id."""
 
     def __init__(self, root: Path) -> None:
-        self.boxes: dict[str, Path] = {}
-        for part in ("training", "validation"):
-            self.boxes |= _listed(root / "annotation" / part, ".json")
-        self._videos = {name: path.relative_to(root).as_posix() for name, path in _listed(root / "video", ".mp4").items()}
+        places = [root / "annotation" / part for part in ("training", "validation")]  # the first file in the last of them counts
+        self.boxes = {path.stem: place / path for place in places for path in reversed(files_under(place, (".json",)))}
+        self._files = VideoFiles(root, "video")
+        self._paths: dict[str, str] = {}
 
-    def video_path(self, video: str) -> str:
-        """The video's path relative to the root: where it lies, else where it should."""
-        if video in self._videos:
-            return self._videos[video]
-        group = f"{self.boxes[video].parent.name}/" if video in self.boxes else ""
-        return f"video/{group}{video}.mp4"
-
-
-def _listed(folder: Path, suffix: str) -> dict[str, Path]:
-    """`<folder>/<group>/<name><suffix>` and `<folder>/<name><suffix>`, by name."""
-    if not folder.is_dir():
-        return {}
-    groups = sorted(path for path in folder.iterdir() if path.is_dir())
-    return {path.stem: path for place in (folder, *groups) for path in sorted(place.iterdir()) if path.suffix == suffix}
+    def video_path(self, video: str, defects: Defects) -> str:
+        """The video's path relative to the root: where it lies, else where it should; an odd place is noted once."""
+        if video not in self._paths:
+            group = f"{self.boxes[video].parent.name}/" if video in self.boxes else ""
+            self._paths[video] = self._files.path_of(f"{video}.mp4", f"video/{group}{video}.mp4", defects)
+        return self._paths[video]
 
 
 def add_tracks(path: Path, video: str, targets: Iterable[int], size: tuple[int, int], tracks: Tracks, defects: Defects) -> bool:
@@ -59,12 +54,7 @@ def add_tracks(path: Path, video: str, targets: Iterable[int], size: tuple[int, 
     except (InputError, TypeError, KeyError) as error:
         defects.add("unreadable box file", video, f"{path}: {error}; its queries keep their spans, without boxes")
         return False
-    malformed = 0
-    for number, boxes in enumerate(frames):
-        if not isinstance(boxes, list):
-            malformed += 1
-            continue
-        malformed += sum(not _take(box, rows, number) for box in boxes)
+    malformed = _take(frames, rows)
     if malformed:
         defects.add("malformed box", video, f"{path}: {malformed} boxes are not as VidOR writes them; left out", count=malformed)
     for tid, found in rows.items():
@@ -73,20 +63,32 @@ def add_tracks(path: Path, video: str, targets: Iterable[int], size: tuple[int, 
     return True
 
 
-def _take(box: Any, rows: dict[int, dict[int, list[float]]], frame: int) -> bool:
-    """Keep the box if its object is wanted (the first one of a frame counts); False for one that is malformed."""
-    try:
-        tid = box["tid"]
-        if isinstance(tid, bool) or not isinstance(tid, int):
-            return False
-        if tid in rows:
-            sides = [float(box["bbox"][side]) for side in SIDES]
-            if not np.isfinite(sides).all():
-                return False
-            rows[tid].setdefault(frame, sides)
-    except (TypeError, KeyError, ValueError):
-        return False
-    return True
+def _take(frames: list[Any], rows: dict[int, dict[int, list[float]]]) -> int:
+    """Fill `rows[tid][frame]` with the sides of the wanted objects' boxes (the first of a frame counts); the number of malformed ones."""
+    malformed = 0
+    for number, boxes in enumerate(frames):
+        if not isinstance(boxes, list):
+            malformed += 1
+            continue
+        for box in boxes:
+            try:
+                tid = box["tid"]
+                if type(tid) is not int:
+                    malformed += 1
+                elif tid in rows and number not in rows[tid]:
+                    rows[tid][number] = _sides(box["bbox"])
+            except (TypeError, KeyError, ValueError, OverflowError):
+                malformed += 1
+    return malformed
+
+
+def _sides(bbox: Any) -> list[float]:
+    """A box as xyxy; a TypeError, KeyError, ValueError or OverflowError where it is none."""
+    sides = [float(bbox[side]) for side in SIDES]
+    for side in sides:
+        if not -LARGEST_COORDINATE <= side <= LARGEST_COORDINATE:  # which NaN is not
+            raise ValueError(f"{side} is no place in a picture")
+    return sides
 
 
 def _add_track(key: str, found: dict[int, list[float]], size: tuple[int, int], tracks: Tracks, defects: Defects) -> None:
@@ -94,18 +96,3 @@ def _add_track(key: str, found: dict[int, list[float]], size: tuple[int, int], t
     frames, boxes = clip_boxes(key, frames, boxes, size, defects)
     if len(frames):
         tracks.add(key, frames, boxes)
-
-
-def clip_boxes(entry: str, frames: np.ndarray, boxes: np.ndarray, size: tuple[int, int], defects: Defects) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes `[n, 4]` xyxy clipped to the picture `(width, height)`, without those that keep no area; each kind counted."""
-    clipped = np.clip(boxes, 0, np.array([*size, *size], np.float64))
-    outside = (clipped != boxes).any(1)
-    flat = (clipped[:, 2:] <= clipped[:, :2]).any(1)
-    if outside.any():
-        first = int(frames[outside.argmax()])
-        detail = f"{int(outside.sum())} boxes, the first at frame {first}, clipped to {size[0]}x{size[1]}"
-        defects.add("box outside picture", entry, detail, count=int(outside.sum()))
-    if flat.any():
-        first = int(frames[flat.argmax()])
-        defects.add("box without area", entry, f"{int(flat.sum())} boxes, the first at frame {first}, dropped", count=int(flat.sum()))
-    return frames[~flat], clipped[~flat]

@@ -7,135 +7,132 @@ from VidOR where it is at hand, else truths are spans alone. Each caption and ea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from pipeline.datasets.parsed import Parsed, Progress, Text, name_repeats, quiet, read_json
+from pipeline.datasets.folders import problem_of
+from pipeline.datasets.parsed import NO_SPLIT, Parsed, Probe, Progress, name_repeats, quiet, refuse_empty
+from pipeline.datasets.raw import PLAIN_NAME, AnyFrame, FrameCount, ObjectId, Rate, Raw, Side, Text, validated
+from pipeline.datasets.videos import probe_videos
 from pipeline.datasets.vidor import VidorFolder, add_tracks
 from pipeline.errors import InputError
-from pipeline.records import Query, Span, Truth, first_problem
+from pipeline.json_files import read_json
+from pipeline.records import Query, Span, Truth
 
 SPLITS = ("train", "val", "test")
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-EXPECTED = """{root} holds no VidSTG annotations. Put there
+FORMS: tuple[Literal["declarative", "interrogative"], ...] = ("declarative", "interrogative")
+EXPECTED = """{root} {problem}. Put there
   annotations/{{train,val,test}}_annotations.json    VidSTG's sentences (any of the three)
   annotation/{{training,validation}}/<group>/*.json   VidOR's boxes
   video/<group>/*.mp4                               VidOR's videos
 or name another folder with --root."""
 
 
-class _Raw(BaseModel):
-    """Base of VidSTG's own objects: exact types, unknown fields passed over."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-
-
-class _Frames(_Raw):
-    begin_fid: int
-    end_fid: int
+class _Frames(Raw):
+    begin_fid: AnyFrame
+    end_fid: AnyFrame
 
 
-class _Object(_Raw):
-    tid: int
+class _Object(Raw):
+    tid: ObjectId
     category: Text
 
 
-class _Entry(_Raw):
+class _Entry(Raw):
     vid: str
-    fps: float = Field(gt=0)
-    frame_count: int = Field(gt=0)
-    width: int = Field(gt=0)
-    height: int = Field(gt=0)
+    fps: Rate
+    frame_count: FrameCount
+    width: Side
+    height: Side
     used_segment: _Frames
     temporal_gt: _Frames
-    objects: list[_Object] = Field(alias="subject/objects")
-    captions: list[Any] = []
-    questions: list[Any] = []
+    objects: list[_Object] = Field(alias="subject/objects", fail_fast=True)
+    captions: list[Any] = Field(default_factory=list)
+    questions: list[Any] = Field(default_factory=list)
+
+    @property
+    def queries(self) -> int:
+        return len(self.captions) + len(self.questions)
 
 
-class _Sentence(_Raw):
+class _Sentence(Raw):
     description: Text
-    target_id: int
-    tags: list[Text] = []
+    target_id: ObjectId
+    tags: list[Text] = Field(default_factory=list, fail_fast=True)
 
 
-def parse(root: Path, progress: Progress = quiet) -> Parsed:
-    """All queries of the splits found under `root`; `progress(done, total)` counts VidOR's files."""
+@dataclass(frozen=True)
+class _Asked:
+    """An entry that holds: when its event happens, the sentences about it as `{query id: (sentence, category, form)}`, and the
+    fields that their queries share."""
+
+    span: Span
+    sentences: dict[str, tuple[_Sentence, str, Literal["declarative", "interrogative"]]]
+    shared: dict[str, Any]
+
+
+def parse(root: Path, progress: Progress = quiet, probe: Probe = probe_videos) -> Parsed:
+    """All queries of the splits found under `root`; `progress(done, total)` counts VidOR's files. No video is asked (`probe`)."""
     root = Path(root)
     files = {split: root / "annotations" / f"{split}_annotations.json" for split in SPLITS}
     files = {split: path for split, path in files.items() if path.is_file()}
     if not files:
-        raise InputError(EXPECTED.format(root=root))
+        raise InputError(EXPECTED.format(root=root, problem=problem_of(root, "holds no VidSTG annotations")))
     parsed, folder = Parsed(root), VidorFolder(root)
-    for split, path in files.items():
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise InputError(f"{path} must hold a list of entries, not {type(entries).__name__}; download it again")
-        for number, raw in enumerate(entries):
-            parsed.queries.extend(_queries(f"{split}-{number:05d}", raw, split, folder, parsed))
-    _attach_boxes(parsed, folder, progress)
+    entries = [entry for split, path in files.items() for entry in _read(split, path, folder, parsed)]
+    refuse_empty(entries, parsed, files.values())
+    parsed.defects.split = NO_SPLIT
+    read = _read_boxes(entries, folder, parsed, progress)
+    parsed.queries = [query for entry in entries for query in _queries(entry, parsed, read)]
     name_repeats(parsed)
     return parsed
 
 
-def _queries(name: str, raw: Any, split: str, folder: VidorFolder, parsed: Parsed) -> Iterator[Query]:
-    """The queries of one entry; whatever is wrong with it becomes a defect."""
-    entry = _entry(name, raw, parsed)
-    if entry is None:
-        return
-    spans = _spans(name, entry, parsed)
-    if spans is None:
-        return
-    segment, span = spans
-    categories = {item.tid: item.category for item in entry.objects}
-    common: dict[str, Any] = {
-        "video": entry.vid,
-        "path": folder.video_path(entry.vid),
-        "fps": entry.fps,
-        "frame_count": entry.frame_count,
-        "size": (entry.width, entry.height),
-        "segment": segment,
-        "split": split,
-    }
-    forms: tuple[tuple[str, Literal["declarative", "interrogative"], list[Any]], ...] = (
-        ("c", "declarative", entry.captions),
-        ("q", "interrogative", entry.questions),
-    )
-    for letter, form, sentences in forms:
-        for place, item in enumerate(sentences):
-            sentence = _sentence(f"{name}-{letter}{place}", item, categories, parsed)
-            if sentence is not None:
-                truth = Truth(span=span, track=f"{entry.vid}/{sentence.target_id}")
-                yield Query(
-                    id=f"{name}-{letter}{place}",
-                    text=sentence.description.strip(),
-                    form=form,
-                    object=categories[sentence.target_id],
-                    truth=truth,
-                    tags=tuple(sentence.tags),
-                    **common,
-                )
+def _read(split: str, path: Path, folder: VidorFolder, parsed: Parsed) -> Iterator[_Asked]:
+    """The entries of one file that hold; whatever is wrong with one becomes a defect."""
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise InputError(f"{path} must hold a list of entries, not {type(entries).__name__}; download it again")
+    parsed.defects.split = split
+    for number, raw in enumerate(entries):
+        name = f"{split}-{number:05d}"
+        entry = _entry(name, raw, parsed)
+        spans = entry and _spans(name, entry, parsed)
+        if entry and spans:
+            shared = {
+                "video": entry.vid,
+                "path": folder.video_path(entry.vid, parsed.defects),
+                "fps": entry.fps,
+                "frame_count": entry.frame_count,
+                "size": (entry.width, entry.height),
+                "segment": spans[0],
+                "split": split,
+            }
+            yield _Asked(spans[1], dict(_sentences(name, entry, parsed)), shared)
 
 
 def _entry(name: str, raw: Any, parsed: Parsed) -> _Entry | None:
     """The validated entry, or a defect and None."""
-    try:
-        entry = _Entry.model_validate(raw)
-    except ValidationError as error:
-        parsed.defects.add("malformed entry", name, first_problem(error), excluded=True)
+    entry = validated(_Entry, raw, "entry", name, parsed.defects, _queries_in(raw))
+    if entry is None:
         return None
-    if not PLAIN_NAME.fullmatch(entry.vid):
-        parsed.defects.add("video id is not a plain name", name, repr(entry.vid), excluded=True)
-        return None
-    if not entry.captions and not entry.questions:
+    if not entry.queries:
         parsed.defects.add("entry without sentences", name, f"video {entry.vid}", excluded=True)
         return None
+    if not PLAIN_NAME.fullmatch(entry.vid):
+        parsed.defects.add("video id is not a plain name", name, repr(entry.vid), excluded=True, count=entry.queries)
+        return None
     return entry
+
+
+def _queries_in(raw: Any) -> int:
+    """How many queries a malformed entry would have been; 1 where it cannot be told."""
+    lists = [raw.get(key) for key in ("captions", "questions")] if isinstance(raw, dict) else []
+    return sum(len(found) for found in lists if isinstance(found, list)) or 1
 
 
 def _spans(name: str, entry: _Entry, parsed: Parsed) -> tuple[Span, Span] | None:
@@ -144,46 +141,52 @@ def _spans(name: str, entry: _Entry, parsed: Parsed) -> tuple[Span, Span] | None
     begin, end = max(used.begin_fid, 0), min(used.end_fid + 1, entry.frame_count)
     if begin >= end:
         detail = f"segment {used.begin_fid}..{used.end_fid} in a video of {entry.frame_count} frames"
-        parsed.defects.add("empty segment", name, detail, excluded=True)
+        parsed.defects.add("empty segment", name, detail, excluded=True, count=entry.queries)
         return None
     first, last = max(truth.begin_fid, begin), min(truth.end_fid, end)
     stated = f"span [{truth.begin_fid}, {truth.end_fid})"
     if truth.begin_fid >= truth.end_fid:
-        parsed.defects.add("empty span", name, stated, excluded=True)
+        parsed.defects.add("empty span", name, stated, excluded=True, count=entry.queries)
         return None
     if first >= last:
-        parsed.defects.add("span outside its segment", name, f"{stated}, segment [{begin}, {end})", excluded=True)
+        detail = f"{stated}, segment [{begin}, {end})"
+        parsed.defects.add("span outside its segment", name, detail, excluded=True, count=entry.queries)
         return None
     if (first, last) != (truth.begin_fid, truth.end_fid):
         parsed.defects.add("span leaves its segment", name, f"{stated}, clipped to [{first}, {last})")
     return (begin, end), (first, last)
 
 
-def _sentence(name: str, item: Any, categories: dict[int, str], parsed: Parsed) -> _Sentence | None:
-    """The validated caption or question, or a defect and None."""
-    try:
-        sentence = _Sentence.model_validate(item)
-    except ValidationError as error:
-        parsed.defects.add("malformed sentence", name, first_problem(error), excluded=True)
-        return None
-    if not sentence.description.strip():
-        parsed.defects.add("empty sentence", name, repr(sentence.description), excluded=True)
-        return None
-    if sentence.target_id not in categories:
-        detail = f"target {sentence.target_id}, objects {sorted(categories)}"
-        parsed.defects.add("target is not among the objects", name, detail, excluded=True)
-        return None
-    return sentence
+def _sentences(name: str, entry: _Entry, parsed: Parsed) -> Iterator[tuple[str, tuple[_Sentence, str, Any]]]:
+    """The sound captions and questions of an entry, as `(query id, (sentence, its object's category, form))`."""
+    categories = {item.tid: item.category for item in entry.objects}
+    for letter, form, items in zip("cq", FORMS, (entry.captions, entry.questions), strict=True):
+        for place, item in enumerate(items):
+            query_id = f"{name}-{letter}{place}"
+            sentence = validated(_Sentence, item, "sentence", query_id, parsed.defects)
+            if sentence is None:
+                continue
+            if not sentence.description.strip():
+                parsed.defects.add("empty sentence", query_id, repr(sentence.description), excluded=True)
+            elif sentence.target_id not in categories:
+                detail = f"target {sentence.target_id}, objects {sorted(categories)}"
+                parsed.defects.add("target is not among the objects", query_id, detail, excluded=True)
+            else:
+                yield query_id, (sentence, categories[sentence.target_id], form)
 
 
-def _attach_boxes(parsed: Parsed, folder: VidorFolder, progress: Progress) -> None:
-    """Read the wanted tracks from VidOR, video by video; queries without boxes in their span keep the span alone."""
+def _read_boxes(entries: list[_Asked], folder: VidorFolder, parsed: Parsed, progress: Progress) -> set[str]:
+    """Read the wanted tracks from VidOR, video by video; the videos whose boxes are known."""
     wanted: dict[str, set[int]] = {}
-    for query in parsed.queries:
-        if query.truth and query.truth.track:
-            wanted.setdefault(query.video, set()).add(int(query.truth.track.rpartition("/")[2]))
+    sizes: dict[str, tuple[int, int]] = {}
+    for entry in entries:
+        video, size = entry.shared["video"], entry.shared["size"]
+        wanted.setdefault(video, set()).update(sentence.target_id for sentence, _, _ in entry.sentences.values())
+        if sizes.setdefault(video, size) != size:
+            parsed.defects.add(
+                "picture sizes disagree", video, f"{size} in one entry, {sizes[video]} in another; boxes are clipped to that"
+            )
     read: set[str] = set()
-    sizes = {query.video: query.size for query in parsed.queries}
     for done, (video, targets) in enumerate(wanted.items(), start=1):
         if video in folder.boxes:
             if add_tracks(folder.boxes[video], video, sorted(targets), sizes[video], parsed.tracks, parsed.defects):
@@ -193,17 +196,28 @@ def _attach_boxes(parsed: Parsed, folder: VidorFolder, progress: Progress) -> No
         progress(done, len(wanted))
     if not folder.boxes:
         parsed.defects.add("no VidOR annotations", str(parsed.folder), "no annotation/*/*/*.json: spans without boxes", count=len(wanted))
-    parsed.queries = [_with_boxes_at_hand(query, parsed, read) for query in parsed.queries]
+    return read
 
 
-def _with_boxes_at_hand(query: Query, parsed: Parsed, read: set[str]) -> Query:
-    """The query, its truth without a track where the target has no box in the span; `read`: videos whose boxes are known."""
-    if query.truth is None or query.truth.track is None:
-        return query
-    track, (begin, end) = query.truth.track, query.truth.span
-    frames = parsed.tracks[track][0] if track in parsed.tracks else np.zeros(0)
-    if ((frames >= begin) & (frames < end)).any():
-        return query
-    if query.video in read:
-        parsed.defects.add("no box in the span", query.id, f"object {track} has no box in [{begin}, {end}); kept without boxes")
-    return query.model_copy(update={"truth": Truth(span=query.truth.span)})
+def _queries(entry: _Asked, parsed: Parsed, read: set[str]) -> Iterator[Query]:
+    """The queries of one entry; the truth is a span alone where the target has no box in it. `read`: videos whose boxes are known."""
+    video, (begin, end) = entry.shared["video"], entry.span
+    truths: dict[int, Truth] = {}
+    for query_id, (sentence, category, form) in entry.sentences.items():
+        target = sentence.target_id
+        if target not in truths:
+            truths[target] = _truth(f"{video}/{target}", entry.span, parsed)
+        truth = truths[target]
+        if truth.track is None and video in read:
+            detail = f"object {video}/{target} has no box in [{begin}, {end}); kept without boxes"
+            parsed.defects.add("no box in the span", query_id, detail)
+        text = sentence.description.strip()
+        yield Query(id=query_id, text=text, form=form, object=category, truth=truth, tags=tuple(sentence.tags), **entry.shared)
+
+
+def _truth(track: str, span: Span, parsed: Parsed) -> Truth:
+    """The span, with the track where that has a box in it."""
+    if track not in parsed.tracks:
+        return Truth(span=span)
+    frames = parsed.tracks[track][0]
+    return Truth(span=span, track=track if ((frames >= span[0]) & (frames < span[1])).any() else None)

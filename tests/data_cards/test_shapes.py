@@ -1,5 +1,6 @@
 """Every number in the card of `shapes` is what the default settings make."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.datasets.shapes.make import ShapesConfig, entries_of, scene_seed
+from pipeline.cards import compare, load_card
+from pipeline.datasets import parser_of, quiet
+from pipeline.datasets.shapes.make import ShapesConfig, entries_of, scene_seed, video_id
 from pipeline.datasets.shapes.scene import COLOURS, MOTIONS, SHAPES, Scene, make_scene
 from pipeline.datasets.shapes.sentences import LOOK_ALIKE, SAME_MOTION
 
@@ -70,3 +73,17 @@ def test_shares_of_all_sentences(card: dict[str, Any], made: dict[str, tuple[lis
     total = sum(counts.values())
     kinds = {"look-alike only": {LOOK_ALIKE}, "same-motion only": {SAME_MOTION}, "both": {LOOK_ALIKE, SAME_MOTION}, "neither": set()}
     assert card["shares"] == {name: round(100 * counts[frozenset(kind)] / total, 1) for name, kind in kinds.items()}
+
+
+def test_the_verifier_finds_the_same(made: dict[str, tuple[list[Scene], list[Said]]], tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    for split, (scenes, _) in made.items():
+        entries = [
+            entry
+            for index, scene in enumerate(scenes)
+            for entry in entries_of(scene, video_id(split, index), ShapesConfig().sentences_per_video)
+        ]
+        (tmp_path / "annotations" / f"{split}_annotations.json").write_text(json.dumps(entries))
+    rows = compare(load_card("shapes"), parser_of("shapes")(tmp_path, quiet))
+    assert {row.verdict for row in rows} == {"ok"}
+    assert len(rows) == 3 * 4 + 4 + 4 + 3

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.datasets import PARSERS, Defects
 from pipeline.errors import InputError
-from pipeline.prepare import PrepareReport, prepare
+from pipeline.prepare import PrepareReport, Totals, check_index_path, prepare
 from pipeline.records import Query, Tracks, read_jsonl
 
 FRAMES = 30
@@ -74,7 +75,10 @@ def test_a_sound_data_set(root: Any, tmp_path: Path) -> None:
         "dataset": "vidstg",
         "queries": 2,
         "videos": 2,
+        "checked_videos": 2,
+        "edit_lists": 0,
         "splits": {"test": 2},
+        "totals": {"test": {"queries": 2, "videos": 2, "left_out": {}, "without_video": 0, "without_boxes": 0}},
         "left_out": 0,
         "without_video": 0,
         "without_boxes": 0,
@@ -106,6 +110,9 @@ def test_everything_that_can_be_wrong_is_named_and_the_rest_goes_on(root: Any, c
     assert list(Tracks.load(tmp_path / "tracks.npz").keys()) == ["good/1"]
     assert json.loads((tmp_path / "defects.json").read_text())["defects"] == report.defects
     assert (report.left_out, report.failures) == (5, 5)
+    kinds = ("empty span", "video empty", "video missing", "video truncated", "video unreadable")
+    assert report.totals == {"test": Totals(1, 1, dict.fromkeys(kinds, 1), 0, 0)}
+    assert (report.checked, report.edit_lists) == (4, 0)
     assert [report.exit_code(allowed) for allowed in (0, 4, 5, 0.5, 0.9)] == [1, 1, 0, 1, 0]
 
 
@@ -137,6 +144,8 @@ def test_without_any_video_the_index_is_made_from_the_annotations(root: Any, tmp
     assert len(list(read_jsonl(tmp_path / "index.jsonl", Query))) == 2
     assert outcome(report) == {"no VidOR annotations": [str(tmp_path)], "no videos": [str(tmp_path)]}
     assert (report.left_out, report.without_video, report.without_boxes) == (0, 2, 2)
+    assert report.totals == {"test": Totals(2, 2, {}, 2, 2)}
+    assert report.checked == 0
     assert (report.failures, report.exit_code(), report.exit_code(2)) == (2, 1, 0)
 
 
@@ -146,6 +155,8 @@ def test_own_sentences(tmp_path: Path, make_video: Any) -> None:
     report = prepare("jsonl", tmp_path / "data.jsonl", tmp_path / "out" / "index.jsonl")
     assert outcome(report) == {"video missing": ["2"]}
     assert (report.queries, report.without_boxes, report.exit_code()) == (1, 0, 1)
+    assert report.totals == {"test": Totals(1, 1, {"video missing": 1}, 0, 0)}
+    assert report.splits == {"test": 1}
     assert [query.id for query in read_jsonl(tmp_path / "out" / "index.jsonl", Query)] == ["1"]
 
 
@@ -164,10 +175,131 @@ def test_an_edit_list_is_counted(tmp_path: Path, make_video: Any) -> None:
     report = prepare("jsonl", tmp_path / "data.jsonl", tmp_path / "index.jsonl")
     assert outcome(report) == {"edit list": ["edited.mp4"]}
     assert (report.queries, report.exit_code()) == (1, 0)
+    assert (report.checked, report.edit_lists) == (1, 1)
 
 
-def test_an_empty_folder_says_what_to_put_there(tmp_path: Path) -> None:
-    for name in ("vidstg", "shapes"):
-        with pytest.raises(InputError, match=r"holds no VidSTG annotations\. Put there"):
-            prepare(name, tmp_path, tmp_path / "index.jsonl")
+def test_empty_and_repeated_sentences_and_broken_boxes_are_named(root: Any, tmp_path: Path) -> None:
+    empty = entry("a", captions=[{"description": " ", "target_id": 1}])
+    folder = root([entry("a"), entry("a"), empty], ["a"], box=(9, 2, 9, 40))
+    report = prepare("vidstg", folder, tmp_path / "index.jsonl")
+    assert outcome(report) == {
+        "box without area": ["a/1"],
+        "no box in the span": ["test-00000-c0", "test-00001-c0"],
+        "empty sentence": ["test-00002-c0"],
+        "repeated sentence": ["test-00000-c0"],
+    }
+    assert report.totals == {"test": Totals(2, 1, {"empty sentence": 1}, 0, 2)}
+
+
+def test_totals_know_the_split_of_each_entry_left_out(root: Any, tmp_path: Path) -> None:
+    folder = root([entry("a"), entry("gone")], ["a"])
+    broken = [entry("a", fps=0), entry("a"), entry("gone")]
+    (folder / "annotations" / "val_annotations.json").write_text(json.dumps(broken))
+    (folder / "annotations" / "train_annotations.json").write_text(json.dumps([entry("a", fps=0)]))
+    report = prepare("vidstg", folder, tmp_path / "index.jsonl")
+    assert report.totals == {
+        "test": Totals(1, 1, {"video missing": 1}, 0, 0),
+        "train": Totals(0, 0, {"malformed entry": 1}, 0, 0),
+        "val": Totals(1, 1, {"malformed entry": 1, "video missing": 1}, 0, 0),
+    }
+    assert (report.left_out, report.splits) == (4, {"test": 1, "val": 1})
+    assert json.loads((tmp_path / "defects.json").read_text())["totals"]["train"]["left_out"] == {"malformed entry": 1}
+
+
+def test_what_is_left_out_is_counted_in_queries(root: Any, tmp_path: Path) -> None:
+    """An entry of three sentences that is left out fails three times, as its sentences would one by one."""
+    asked = {"questions": [{"description": "who?", "target_id": 1}, {"description": "what?", "target_id": 1}]}
+    entries = [entry("a"), entry("a", temporal_gt={"begin_fid": 9, "end_fid": 9}, **asked), entry("a", fps=0, **asked)]
+    report = prepare("vidstg", root(entries, ["a"]), tmp_path / "index.jsonl")
+    assert report.totals == {"test": Totals(1, 1, {"empty span": 3, "malformed entry": 3}, 0, 0)}
+    assert outcome(report) == {"empty span": ["test-00001"], "malformed entry": ["test-00002"]}
+    assert (report.queries, report.left_out, report.failures) == (1, 6, 6)
+    assert [report.exit_code(allowed) for allowed in (5, 6, 0.85, 0.86)] == [1, 0, 1, 0]
+    summary = json.loads((tmp_path / "defects.json").read_text())
+    assert (summary["left_out"], summary["totals"]["test"]["left_out"]) == (6, {"empty span": 3, "malformed entry": 3})
+    assert [(row["excluded"], row["entries"][0]["count"]) for row in summary["defects"]] == [(3, 3), (3, 3)]
+
+
+def test_only_the_first_of_the_kept_are_named_and_all_that_are_left_out() -> None:
+    defects = Defects()
+    for number in range(30):
+        defects.add("kind", f"kept {number}", "")
+        defects.add("kind", f"lost {number}", "", excluded=True, count=2)
+    (row,) = defects.to_list()
+    assert (row["count"], row["excluded"], defects.excluded) == (90, 60, 60)
+    assert [item["entry"] for item in row["entries"] if item["outcome"] == "kept"] == [f"kept {number}" for number in range(20)]
+    assert [item["entry"] for item in row["entries"] if item["outcome"] == "left out"] == [f"lost {number}" for number in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "place", "content"),
+    [
+        ("vidstg", "annotations/test_annotations.json", "[]"),
+        ("hcstvg-v1", "train.json", "{}"),
+        ("hcstvg-v2", "trainv2.json", "{}"),
+        ("jsonl", "", "\n"),
+    ],
+)
+def test_where_no_entry_is_nothing_is_written(dataset: str, place: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / "root" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"not one entry in|holds no sentence"):
+        prepare(dataset, tmp_path / "root", tmp_path / "out" / "index.jsonl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_goes_over_an_index_alone(tmp_path: Path) -> None:
+    root = tmp_path / "root.jsonl"
+    root.write_text('{"video": "a.mp4", "text": "a dog"}\n')
+    (tmp_path / "link.jsonl").symlink_to(root)
+    (tmp_path / "folder.jsonl").mkdir()
+    sound = tmp_path / "sound.jsonl"
+    for content in ("", '{"format": 1, "id": "1"}\n', '{"format": 7}\n'):
+        sound.write_text(content)
+        check_index_path(sound, root)
+    check_index_path(tmp_path / "nowhere" / "index.jsonl", tmp_path / "absent")
+    for name in ("index.json", "defects.json", "tracks.npz", "index.log", "index", "index.jsonl.log"):
+        with pytest.raises(InputError, match=rf"the index \S+/{name} must be called <name>\.jsonl"):
+            check_index_path(tmp_path / name, root)
+    for name in ("root", "link"):
+        with pytest.raises(InputError, match=rf"the index \S+/{name}\.jsonl is the data set's own file; name another"):
+            check_index_path(tmp_path / f"{name}.jsonl", root)
+    with pytest.raises(InputError, match=r"the index \S+/folder\.jsonl is a folder or a device"):
+        check_index_path(tmp_path / "folder.jsonl", root)
+    for content in (root.read_text(), "video,text\n", "[" * 100_000, '["format"]', "\n7"):
+        sound.write_text(content)
+        with pytest.raises(InputError, match=r"sound\.jsonl exists and is no index, so it is not written over; name another"):
+            prepare("jsonl", root, sound)
+        assert sound.read_text() == content
+
+
+def test_totals_know_the_split_of_what_hcstvg_leaves_out(tmp_path: Path) -> None:
+    sound = {"bbox": [[1, 2, 3, 4]], "st_frame": 1, "img_num": 200, "caption": "a man", "width": 64, "height": 48}
+    (tmp_path / "train.json").write_text(json.dumps({"a.mp4": sound, "b.mp4": {**sound, "caption": " "}}))
+    (tmp_path / "test.json").write_text(json.dumps({"c.mp4": sound, "d.mp4": {**sound, "img_num": -1}, "a.mp4": sound}))
+    report = prepare("hcstvg-v1", tmp_path, tmp_path / "index.jsonl")
+    left_out = {split: totals.left_out for split, totals in report.totals.items()}
+    assert left_out == {"train": {"empty sentence": 1}, "test": {"malformed entry": 1, "repeated id": 1}}
+
+
+EXPECTED = {
+    "shapes": r"holds no VidSTG annotations\. Put there\n  annotations/\{train,val,test\}_annotations\.json",
+    "vidstg": r"holds no VidSTG annotations\. Put there\n  annotations/\{train,val,test\}_annotations\.json",
+    "hcstvg-v1": r"holds no HC-STVG v1 annotations\. Put there\n  train\.json, test\.json\n",
+    "hcstvg-v2": r"holds no HC-STVG v2 annotations\. Put there\n  trainv2\.json, valv2\.json, testv2\.json\n",
+    "jsonl": r"is not a file of sentences\. Write one JSON object per line",
+}
+
+
+def test_every_data_set_is_asked_for_below() -> None:
+    assert set(EXPECTED) == set(PARSERS)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_an_empty_folder_says_what_to_put_there(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=EXPECTED[name]) as raised:
+        prepare(name, tmp_path, tmp_path / "index.jsonl")
+    assert str(raised.value).startswith(str(tmp_path))
+    assert 3 <= len(str(raised.value).splitlines()) <= 8
     assert not list(tmp_path.iterdir())

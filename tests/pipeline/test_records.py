@@ -71,8 +71,21 @@ def test_empty_lines_are_skipped(tmp_path: Path) -> None:
         (line(colour="red").encode(), r"colour: Extra inputs are not permitted \(got 'red'\)"),
         (b'{"format": 1, "id": "q"}', "video: Field required"),
         (line(fps="fast").encode(), r"fps: .*valid number.*\(got 'fast'\)"),
-        (b"{", "record: Invalid JSON"),
-        (b'{"id": "\xff"}', "record: Invalid JSON: invalid unicode"),
+        (b"{", "Invalid JSON"),
+        (b'{"id": "\xff"}', "Invalid JSON: invalid unicode"),
+        (b"[" * 100_000, "Invalid JSON: recursion limit exceeded"),
+        (line(fps=1).replace('"fps": 1', '"fps": 1e999').encode(), "fps: Input should be a finite number"),
+        (line(fps=1).replace('"fps": 1', '"fps": NaN').encode(), "fps: Input should be a finite number"),
+        (
+            line(frame_count=1).replace('"frame_count": 1', '"frame_count": ' + "9" * 5000).encode(),
+            "Invalid JSON: number out of range",
+        ),
+        (line().replace('"id": "q"', '"id": "q", "id": "r"').encode(), "the key 'id' stands twice in one object"),
+        (
+            line(truth={"span": [10, 20], "track": "a"}).replace('"track"', '"span": [11, 12], "track"').encode(),
+            "the key 'span' stands twice",
+        ),
+        (line(**{"x" * 1000: 1}).encode(), r"x{77}\.\.\.: Extra inputs are not permitted"),
         (line(segment=[5, 5]).encode(), r"segment \[5, 5\) does not lie in \[0, 100\)"),
         (line(segment=[5, 101]).encode(), r"segment \[5, 101\) does not lie in \[0, 100\)"),
         (line(truth={"span": [5, 20]}).encode(), r"truth span \[5, 20\) does not lie in the segment \[10, 90\)"),
@@ -90,6 +103,18 @@ def test_what_is_wrong_is_said_in_one_short_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"text: .*\(got .{77}\.\.\.\)$") as found:
         list(read_jsonl(tmp_path / "index.jsonl", Query))
     assert "\n" not in str(found.value)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "index.jsonl").write_bytes(b"\xef\xbb\xbf" + line().encode())
+    assert [query.id for query in read_jsonl(tmp_path / "index.jsonl", Query)] == ["q"]
+
+
+def test_a_huge_line_is_refused_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.json_files.MAX_LINE", 1000)
+    (tmp_path / "index.jsonl").write_text(f"{line()}\n{line(text='x' * 1000)}")
+    with pytest.raises(InputError, match=r"index\.jsonl, line 2 is longer than 1000 bytes"):
+        list(read_jsonl(tmp_path / "index.jsonl", Query))
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

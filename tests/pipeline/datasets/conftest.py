@@ -61,3 +61,36 @@ def vidor(tmp_path: Path) -> Callable[..., None]:
 
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+@pytest.fixture
+def clip() -> Callable[..., dict[str, Any]]:
+    """A sound entry of HC-STVG v1 (its 480 frames at 24 fps, 100x50 pixels); keyword arguments replace its fields."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "bbox": [[1, 2, 30, 40], [2, 2, 30, 40], [3, 2, 30, 40]],
+            "st_time": 6.5019,
+            "ed_time": 6.62,
+            "img_num": 480,
+            "caption": "The man opens the bag.",
+            "width": 100,
+            "height": 50,
+            "st_frame": 157,
+        }
+        return fields | changes
+
+    return make
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Callable[..., Path]:
+    """Write one of HC-STVG's files: `clips("annos/trainv2.json", {name: entry})`."""
+
+    def write(place: str, entries: Any) -> Path:
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(entries))
+        return tmp_path
+
+    return write

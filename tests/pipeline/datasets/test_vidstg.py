@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,47 @@ def test_a_span_ends_before_its_end_and_a_segment_with_it(tree: Any, entry: Any)
     assert query.truth.span == (4, 14)
 
 
+def test_the_first_frame_belongs_to_segment_and_span(tree: Any, entry: Any) -> None:
+    """Both `begin_fid` are inclusive."""
+    query = parse(tree(test=[entry(used_segment={"begin_fid": 4, "end_fid": 13})])).queries[0]
+    assert query.truth is not None
+    assert (query.segment[0], query.truth.span[0]) == (4, 4)
+
+
+def test_a_truth_may_end_with_its_segment(tree: Any, entry: Any) -> None:
+    """`temporal_gt.end_fid` = `used_segment.end_fid` + 1: the last frame of both is the same, and nothing is clipped."""
+    parsed = parse(tree(test=[entry(used_segment={"begin_fid": 2, "end_fid": 13}, temporal_gt={"begin_fid": 4, "end_fid": 14})]))
+    query = parsed.queries[0]
+    assert query.truth is not None
+    assert query.segment[1] == query.truth.span[1] == 14
+    assert "span leaves its segment" not in kinds(parsed)
+
+
+@pytest.mark.parametrize("fps", [10, 29.97, 60])
+def test_any_rate_is_kept(tree: Any, entry: Any, fps: float) -> None:
+    query = parse(tree(test=[entry(fps=fps)])).queries[0]
+    assert (query.fps, query.frame_count, query.segment) == (fps, 20, (2, 14))
+
+
+def test_boxes_of_a_tall_picture_are_clipped_to_it(tree: Any, entry: Any, vidor: Any) -> None:
+    vidor("101", {4: [(0, 10, 20, 70, 90)]})
+    parsed = parse(tree(test=[entry(width=50, height=100)]))
+    assert parsed.queries[0].size == (50, 100)
+    assert parsed.tracks["101/0"][1].tolist() == [[10, 20, 50, 90]]
+
+
+def test_entries_that_disagree_on_the_picture_are_reported(tree: Any, entry: Any) -> None:
+    parsed = parse(tree(val=[entry(), entry(width=50)]))
+    assert [query.size for query in parsed.queries] == [(100, 50)] * 2 + [(50, 50)] * 2
+    assert named(parsed, "picture sizes disagree") == ["101"]
+
+
+def test_one_video_in_two_splits_is_reported_and_kept(tree: Any, entry: Any) -> None:
+    parsed = parse(tree(train=[entry()], test=[entry()]))
+    assert len(parsed.queries) == 4
+    assert named(parsed, "video in several splits") == ["video/101.mp4"]
+
+
 def test_a_segment_is_clipped_to_the_video(tree: Any, entry: Any) -> None:
     parsed = parse(tree(test=[entry(used_segment={"begin_fid": 0, "end_fid": 20})]))
     assert parsed.queries[0].segment == (0, 20)
@@ -87,6 +129,23 @@ def test_a_video_is_found_where_it_lies(tree: Any, entry: Any, tmp_path: Path) -
     assert parse(tree(test=[entry()])).queries[0].path == "video/0042/101.mp4"
 
 
+@pytest.mark.parametrize(("file", "noted"), [("0042/101.MP4", []), ("0042/101.mkv", ["101.mp4"]), ("0042/101.WEBM", ["101.mp4"])])
+def test_a_video_is_found_whatever_its_extension(tree: Any, entry: Any, tmp_path: Path, file: str, noted: list[str]) -> None:
+    (tmp_path / "video" / "0042").mkdir(parents=True)
+    (tmp_path / "video" / file).touch()
+    parsed = parse(tree(test=[entry(), entry()]))
+    assert {query.path for query in parsed.queries} == {f"video/{file}"}
+    assert named(parsed, "video with another extension") == noted
+    assert not parsed.defects.excluded
+
+
+def test_boxes_are_found_in_files_of_upper_case(tree: Any, entry: Any, vidor: Any, tmp_path: Path) -> None:
+    vidor("101", {4: [(0, *BOX)]})
+    path = tmp_path / "annotation" / "training" / "0007" / "101.json"
+    path.rename(path.with_suffix(".JSON"))
+    assert list(parse(tree(test=[entry()])).tracks.keys()) == ["101/0"]
+
+
 def test_boxes_are_clipped_to_the_picture(tree: Any, entry: Any, vidor: Any) -> None:
     vidor("101", {4: [(0, -5, 2, 30, 60)], 5: [(0, 120, 2, 130, 40)], 6: [(0, 20, 20, 20, 30)], 7: [(0, *BOX)]})
     parsed = parse(tree(test=[entry(questions=[])]))
@@ -116,6 +175,24 @@ def test_vidor_files_that_are_broken_or_absent_are_named(tree: Any, entry: Any, 
     assert kinds(parsed)["malformed box"] == (4, 0)
 
 
+@pytest.mark.parametrize("side", ["NaN", "1e999", "1000001", "-1000001", "1" + "0" * 400, '"left"', "null", "[1]"])
+def test_a_box_with_a_side_that_is_no_place_is_left_out(tree: Any, entry: Any, vidor: Any, tmp_path: Path, side: str) -> None:
+    vidor("101", {4: [(0, 987654, *BOX[1:])], 5: [(0, *BOX)]})
+    path = tmp_path / "annotation" / "training" / "0007" / "101.json"
+    path.write_text(path.read_text().replace("987654", side))
+    parsed = parse(tree(test=[entry(questions=[])]))
+    assert parsed.tracks["101/0"][0].tolist() == [5]
+    assert kinds(parsed) == {"malformed box": (1, 0)}
+
+
+def test_the_kind_of_an_object_id_is_exact(tree: Any, entry: Any, vidor: Any, tmp_path: Path) -> None:
+    """1 is neither true nor 1.0."""
+    vidor("101", {4: [(0, *BOX)], 5: [(False, *BOX)], 6: [(0.0, *BOX)]})
+    parsed = parse(tree(test=[entry(questions=[])]))
+    assert parsed.tracks["101/0"][0].tolist() == [4]
+    assert kinds(parsed) == {"malformed box": (2, 0)}
+
+
 def test_tags_are_carried(tree: Any, entry: Any) -> None:
     caption = {"description": "a dog", "target_id": 0, "tags": ["look-alike"]}
     assert parse(tree(test=[entry(captions=[caption], questions=[])])).queries[0].tags == ("look-alike",)
@@ -127,6 +204,15 @@ def test_tags_are_carried(tree: Any, entry: Any) -> None:
         ({"vid": 101}, "malformed entry"),
         ({"fps": 0}, "malformed entry"),
         ({"fps": float("nan")}, "malformed entry"),
+        ({"fps": 1001}, "malformed entry"),
+        ({"fps": 1e-300}, "malformed entry"),
+        ({"frame_count": 10**30}, "malformed entry"),
+        ({"height": 2**16 + 1}, "malformed entry"),
+        ({"temporal_gt": {"begin_fid": 4, "end_fid": 10**9}}, "malformed entry"),
+        ({"subject/objects": [{"tid": 2**63, "category": "dog"}]}, "malformed entry"),
+        ({"subject/objects": [{"tid": 0, "category": "a\0"}]}, "malformed entry"),
+        ({"vid": "a\0"}, "video id is not a plain name"),
+        ({"vid": "/etc/passwd"}, "video id is not a plain name"),
         ({"frame_count": "20"}, "malformed entry"),
         ({"temporal_gt": None}, "malformed entry"),
         ({"used_segment": {"begin_fid": 0}}, "malformed entry"),
@@ -147,7 +233,32 @@ def test_a_broken_entry_is_left_out_by_name(tree: Any, entry: Any, changes: dict
     parsed = parse(tree(test=[entry(), entry(**changes), entry(vid="102")]))
     assert [query.id[:10] for query in parsed.queries] == ["test-00000", "test-00000", "test-00002", "test-00002"]
     assert named(parsed, kind) == ["test-00001"]
-    assert parsed.defects.excluded == 1
+    sentences = (changes.get(key, [{}]) for key in ("captions", "questions"))
+    lost = sum(len(found) for found in sentences if isinstance(found, list)) or 1
+    assert kinds(parsed)[kind] == (lost, lost)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"fps": 0}, "malformed entry"),
+        ({"vid": ".."}, "video id is not a plain name"),
+        ({"used_segment": {"begin_fid": 9, "end_fid": 8}}, "empty segment"),
+        ({"temporal_gt": {"begin_fid": 6, "end_fid": 6}}, "empty span"),
+        ({"temporal_gt": {"begin_fid": 14, "end_fid": 16}}, "span outside its segment"),
+    ],
+)
+def test_an_entry_left_out_counts_as_all_its_queries(tree: Any, entry: Any, changes: dict[str, Any], kind: str) -> None:
+    question = {"description": "what?", "target_id": 3}
+    parsed = parse(tree(test=[entry(), entry(questions=[question, question], **changes), entry(captions=7)]))
+    assert kinds(parsed)[kind] == ((4, 4) if kind == "malformed entry" else (3, 3))
+    assert named(parsed, kind)[0] == "test-00001"
+    assert parsed.defects.excluded == 4  # of an entry whose captions are no list, the one question
+
+
+@pytest.mark.parametrize("raw", [7, {}, {"captions": 7, "questions": "what?"}])
+def test_an_entry_whose_queries_cannot_be_counted_is_one(tree: Any, entry: Any, raw: Any) -> None:
+    assert kinds(parse(tree(test=[entry(), raw])))["malformed entry"] == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +312,40 @@ def test_a_folder_without_annotations_says_what_to_put_there(tmp_path: Path) -> 
         parse(tmp_path)
 
 
+def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file is a file, and the data set's folder is wanted\. Put there\n  annotations/"):
+        parse(tmp_path / "file")
+    with pytest.raises(InputError, match=r"nowhere does not exist\. Put there\n  annotations/"):
+        parse(tmp_path / "nowhere")
+
+
+def test_files_without_an_entry_are_refused(tree: Any, entry: Any) -> None:
+    with pytest.raises(InputError, match=r"not one entry in \S+train_annotations\.json, \S+test_annotations\.json; download"):
+        parse(tree(train=[], test=[]))
+    assert len(parse(tree(train=[], test=[entry()])).queries) == 2
+    assert kinds(parse(tree(train=[], test=[7]))) == {"malformed entry": (1, 1), "no VidOR annotations": (0, 0)}
+
+
 @pytest.mark.skipif(not ANNOTATIONS.is_dir(), reason=f"no real annotations: {ANNOTATIONS} is absent (set STVG_ANNOTATIONS)")
 def test_the_real_validation_file(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "val_annotations.json").symlink_to(ANNOTATIONS / "val_annotations.json")
     parsed = parse(tmp_path)
-    assert len(parsed.queries) == 8956
+    raw = {f"val-{number:05d}": entry for number, entry in enumerate(json.loads((ANNOTATIONS / "val_annotations.json").read_text()))}
+    assert len(parsed.queries) == len({query.id for query in parsed.queries}) == 8956
     assert len({query.video for query in parsed.queries}) == 602
     assert sum(query.form == "declarative" for query in parsed.queries) == 3996
     assert kinds(parsed) == {"repeated sentence": (1151, 0), "no VidOR annotations": (602, 0)}
-    ends = {query.id[:9]: query.segment[1] == query.truth.span[1] for query in parsed.queries if query.truth}
-    assert sum(ends.values()) >= 744
+    assert len({query.id[:9] for query in parsed.queries if query.fps == 10}) == 23
+    to_the_end = set()
+    for query in parsed.queries:
+        used, truth = raw[query.id[:9]]["used_segment"], raw[query.id[:9]]["temporal_gt"]
+        assert query.truth is not None
+        assert query.truth.span == (truth["begin_fid"], truth["end_fid"])
+        assert query.segment[0] <= query.truth.span[0] < query.truth.span[1] <= query.segment[1]
+        assert query.segment == (used["begin_fid"], min(used["end_fid"] + 1, query.frame_count))
+        if truth["end_fid"] == used["end_fid"] + 1:
+            to_the_end.add(query.id[:9])
+            assert query.truth.span[1] == query.segment[1]
+    assert len(to_the_end) == 744
