@@ -1,6 +1,6 @@
 # `make demo` and `make test` work from a fresh clone; both begin by making the environment in .venv.
 PYTHON ?= python3
-CHECKED := pipeline grounding cli tests
+CHECKED := pipeline grounding cli tests benchmarks
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # DVC's own caches stay inside the clone: they are pickled, so they are not shared with other users of the machine.

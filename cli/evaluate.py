@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log, log_to, new_app, warn
+from cli.app import Assignments, ConfigFile, Debug, guarded, log, log_to, new_app, say, warn
 from cli.progress import progress
 
 if TYPE_CHECKING:
+    from grounding.exam import Exam
     from grounding.judge import EvaluateConfig
-    from grounding.metrics import Score
-    from pipeline.records import Prediction, Query
+    from pipeline.records import Prediction
 
 app = new_app()
 
@@ -30,94 +31,110 @@ def evaluate(
         "store"
     ),
     truth: Annotated[
-        Path | None, typer.Option("--truth", metavar="FILE", help="An index to judge by, with `tracks.npz` beside it.")
+        Path | None,
+        typer.Option(
+            "--truth", metavar="FILE", help="What to judge by: an index with `tracks.npz` beside it, or the HC-STVG challenge's .json."
+        ),
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", metavar="FILE", help="Predictions, one JSON object per line.")
+        Path | None, typer.Option("--predictions", metavar="FILE", help="Tubes, one JSON object per line, or the challenge's .json.")
     ] = None,
-    protocol: Annotated[str, typer.Option("--protocol", help="How tubes are judged: every-frame.")] = "every-frame",
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="How tubes are judged: every-frame, official, tubedetr or stcat.")
+    ] = "every-frame",
+    compare: Annotated[
+        Path | None, typer.Option("--compare", metavar="DIR|FILE", help="Another run that stvg-eval judged, or its predictions.")
+    ] = None,
+    challenge: Annotated[Path | None, typer.Option("--challenge", metavar="OUT", help="Write the tubes as the challenge's .json.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the metrics here too.")] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
 ) -> None:
-    """Judge predicted tubes: m_vIoU, m_tIoU, m_sIoU, vIoU@R, and two baselines beside them."""
+    """Judge predicted tubes: m_vIoU, m_tIoU, m_sIoU, vIoU@R with intervals, beside two baselines and published results.
+
+    A run's own files are always judged by every-frame.
+    """
+    from cli.evaluate_tables import show_differences, show_metrics, show_published
+    from grounding.challenge import write_challenge
     from grounding.checkpoint import read_provenance
-    from grounding.judge import EvaluateConfig, judge, of_split, read_index, read_predictions, write_results
+    from grounding.exam import read_exam, read_tubes
+    from grounding.intervals import differ
+    from grounding.judge import EvaluateConfig, judge, score_exam, unanswered, write_results
+    from grounding.protocols import refuse_unknown
+    from grounding.tubes import Tubes
     from pipeline.config import load
     from pipeline.errors import InputError
     from pipeline.records import write_json
 
-    if protocol != "every-frame":
-        raise InputError(f"--protocol {protocol!r} is not known; every-frame is")
+    refuse_unknown(protocol)
     if (run is None) == (predictions is None):
         raise InputError("name either a run (--run DIR) or a file of predictions (--predictions FILE --truth FILE)")
     settings = load(EvaluateConfig, "evaluate", config, assignments or [])
     if run is not None:
         read_provenance(run)  # before the log file, which would make the folder
         log_to(run / "log.txt")
-    queries, tracks = read_index(truth or features / "index.jsonl")
-    judged = of_split(queries, settings.split)
-    answers = read_predictions(predictions) if predictions is not None else answers_of(run or Path(), features, settings, judged)
-    train = [query for query in queries if query.split == "train"]
-    scores, metrics = judge(judged, tracks, answers, train, settings.seed)
+    refuse_overwriting([truth, predictions, compare], [json_out, challenge])
+    if predictions is not None and truth is None and not (features / "index.jsonl").exists():
+        raise InputError("name what to judge by: --truth FILE, an index (tracks.npz beside it) or the challenge's .json")
+    exam = read_exam(truth or features / "index.jsonl", settings.split, settings.first_frame)
+    refuse_unknown(protocol, exam.truths)
     if run is not None:
-        write_results(run, settings.split, answers, scores, metrics)
+        answers = answers_of(run, features, settings, exam)
+        tubes = Tubes.of_predictions(answers)
+        write_results(run, settings.split, answers, *judge(exam, tubes, seed=settings.seed))
+    else:
+        tubes = read_tubes(predictions or Path(), settings.first_frame)
+    if predictions is not None and (missing := unanswered(exam, tubes)):
+        warn(
+            f"{len(missing)} of {len(exam.truths.tubes)} queries have no prediction, for example {missing[0]!r}: they score 0, "
+            "but protocol stcat leaves them out of its means"
+        )
+    scores, metrics = judge(exam, tubes, protocol, settings.seed)
+    differences = {}
+    if compare is not None:
+        other = compare / "predictions" / f"{settings.split}.jsonl" if compare.is_dir() else compare
+        if not other.exists():
+            raise InputError(f"{other} does not exist: --compare needs a run that stvg-eval has judged, or a file of predictions")
+        others = score_exam(exam, read_tubes(other, settings.first_frame), protocol)
+        differences = differ(scores, others, exam.videos, settings.seed)
+    if challenge is not None:
+        write_challenge(challenge, tubes, settings.first_frame)
+        say(f"wrote {len(tubes)} tubes to {challenge}")
     if json_out is not None:
-        write_json(json_out, metrics)
-    log.info("metrics %s", json.dumps(metrics))
-    show(metrics, scores, judged, f"{run or predictions}, split {settings.split}")
+        found = {f"{name}_difference": asdict(one) for name, one in differences.items()}
+        write_json(json_out, {**metrics, **found, "protocol": protocol})
+    log.info("protocol %s, metrics %s", protocol, json.dumps(metrics))
+    title = f"{run or predictions}, split {settings.split}" if exam.queries else str(predictions)
+    show_metrics(f"{title}, protocol {protocol}", metrics, scores, exam.queries)
+    if differences:
+        show_differences(f"compared with {compare}", differences)
+    show_published(exam, tubes, protocol, settings.split, scores)
 
 
-def answers_of(run: Path, store: Path, settings: EvaluateConfig, queries: Sequence[Query]) -> list[Prediction]:
+def refuse_overwriting(inputs: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:
+    """InputError where a file to write is one of those to read."""
+    from pipeline.errors import InputError
+
+    read = {path.resolve() for path in inputs if path is not None}
+    for path in outputs:
+        if path is not None and path.resolve() in read:
+            raise InputError(f"{path} is read, and would be written over: name another file to write")
+
+
+def answers_of(run: Path, store: Path, settings: EvaluateConfig, exam: Exam) -> list[Prediction]:
     """What the run's model answers; queries that the store has no features of score 0, and their videos are named."""
     from grounding.judge import predict_split
 
     with progress("answering", unit="queries") as advance:
         answers, missing = predict_split(run, store, settings, advance)
     if missing:
-        videos = sorted({query.video for query in queries if query.id in set(missing)})
+        videos = sorted({query.video for query in exam.queries if query.id in set(missing)})
         named = ", ".join(videos[:20]) + (f" and {len(videos) - 20} more" if len(videos) > 20 else "")
-        count = f"{len(missing)} of {len(queries)} queries score 0"
+        count = f"{len(missing)} of {len(exam.queries)} queries score 0"
         warn(f"{count}: store {store} has no features of video {named}; {store / 'failures.jsonl'} says why")
         log.warning("queries without features: %s", ", ".join(missing))
     return answers
-
-
-def show(metrics: Mapping[str, float], scores: Sequence[Score], queries: Sequence[Query], title: str) -> None:
-    """Two tables on stdout: this run beside the baselines, and by form and by tag."""
-    from rich.console import Console
-
-    from grounding.metrics import summarise_by
-
-    console = Console()
-    systems = {"this": {**metrics}}
-    for name, prefix in (("best constant", "baseline_"), ("random", "random_")):
-        own = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
-        if own:
-            systems[name] = own
-    console.print(table_of(title, systems))
-    groups = {**summarise_by(scores, queries, "form"), **summarise_by(scores, queries, "tag")}
-    if groups:
-        console.print(table_of("by form and by tag", groups))
-
-
-def table_of(title: str, rows: Mapping[str, Mapping[str, float]]) -> Any:
-    """A table of means, one row per name; a mean that is not known is a dash."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from grounding.metrics import MEANS
-
-    columns = ("queries", *MEANS)
-    table = Table(title=Text(title), title_justify="left")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, values in rows.items():
-        cells = [values.get(column) for column in columns]
-        table.add_row(Text(name), *("–" if cell is None else str(cell) if isinstance(cell, int) else f"{cell:.4f}" for cell in cells))
-    return table
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write a page with the metrics, the training curves, pictures of tubes and every query."""
-    from grounding.judge import of_split, read_index, read_metrics, read_predictions
+    from grounding.exam import of_split, read_index
+    from grounding.judge import read_metrics, read_predictions
     from grounding.metrics import read_scores
     from grounding.report import ReportConfig, write_report
     from pipeline.config import load

@@ -20,8 +20,8 @@ from torch import nn
 
 from grounding.checkpoint import load_model
 from grounding.data import FeatureSet
-from grounding.metrics import boxes_at
 from grounding.predict import predict
+from grounding.tubes import boxes_of
 from pipeline.config import validate
 from pipeline.errors import InputError
 from pipeline.extract import SamplingConfig, encode_texts, extract_video
@@ -184,7 +184,7 @@ def answer_of(text: str, prediction: Prediction, frame_edges: np.ndarray) -> Ans
     """A prediction with its boxes interpolated to every frame of the span, and the span in seconds."""
     begin, end = prediction.span
     frames = np.arange(begin, end)
-    boxes = boxes_at(prediction, frames).round(2).tolist()
+    boxes = boxes_of(prediction, frames).round(2).tolist()
     return Answer(
         text=text,
         score=prediction.score,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grounding.metrics import temporal_iou, truth_boxes
+from grounding.protocols import temporal_iou
+from grounding.tubes import truth_boxes
 from pipeline.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query, Tracks

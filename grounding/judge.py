@@ -10,10 +10,15 @@ from typing import Any
 from pydantic import Field
 
 from grounding.baselines import best_constant, random_predictions
-from grounding.metrics import Score, score, summarise, summarise_by, write_scores
+from grounding.challenge import FIRST_FRAME
+from grounding.exam import Exam
+from grounding.intervals import confidence
+from grounding.metrics import Score, refuse_strangers, scores_of, summarise, summarise_by, write_scores
+from grounding.protocols import judge_tubes
+from grounding.tubes import Tubes
 from pipeline.config import Config
 from pipeline.errors import InputError, StoreError
-from pipeline.records import Prediction, Query, Tracks, read_jsonl, write_json, write_jsonl
+from pipeline.records import Prediction, Query, read_jsonl, write_json, write_jsonl
 from pipeline.store import Store
 
 COUNTS = ("queries", "boxed_queries")
@@ -21,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 
 class EvaluateConfig(Config):
-    """Section `evaluate`: which split is judged; `seed` is the random baseline's."""
+    """Section `evaluate`: which split is judged; `seed` is that of the random baseline and of the intervals."""
 
     split: str = "test"
     seed: int = 0
@@ -30,6 +35,8 @@ class EvaluateConfig(Config):
     batch: int = Field(16, ge=1)
     """Passes of T_s frames that run at once."""
     device: str = "auto"
+    first_frame: int = Field(FIRST_FRAME, ge=0, le=1)
+    """The number of a video's first frame in the challenge's files."""
 
 
 def predict_split(
@@ -71,38 +78,43 @@ def refuse_other_products(run: Path, products: Mapping[str, Mapping[str, Any]], 
         )
 
 
-def read_index(path: Path) -> tuple[list[Query], Tracks]:
-    """An index and the boxes beside it (`tracks.npz`, which only an index with boxes needs)."""
-    queries = list(read_jsonl(path, Query))
-    boxed = any(query.truth is not None and query.truth.track is not None for query in queries)
-    return queries, Tracks.load(path.with_name("tracks.npz")) if boxed else Tracks()
+def judge(exam: Exam, predictions: Tubes, protocol: str = "every-frame", seed: int = 0) -> tuple[list[Score], dict[str, float]]:
+    """Scores, and the metrics: means, counts (`unanswered`: queries without a prediction), 95 % intervals, the baselines'
+    means, and those by form and by tag."""
+    scores = score_exam(exam, predictions, protocol)
+    metrics = summarise(scores) | {"unanswered": len(unanswered(exam, predictions))} | confidence(scores, exam.videos, seed)
+    return scores, metrics | baseline_metrics(exam, protocol, seed) | group_metrics(scores, exam.queries)
 
 
-def of_split(queries: Sequence[Query], split: str) -> list[Query]:
-    """The queries of one split; a split that is not there is refused with those that are."""
-    found = [query for query in queries if query.split == split]
-    if not found:
-        raise InputError(f"no query is of split {split!r}; the index has {', '.join(sorted({query.split for query in queries})) or 'none'}")
-    return found
+def unanswered(exam: Exam, predictions: Tubes) -> list[str]:
+    """The queries with a truth but without a prediction."""
+    there = set(predictions.ids)
+    return [name for name in exam.truths.tubes.ids if name not in there]
 
 
-def baseline_metrics(train: Sequence[Query], tracks: Tracks, queries: Sequence[Query], seed: int = 0) -> dict[str, float]:
-    """`baseline_*` (the best constant chosen on `train`) and `random_*`, judged on `queries`; {} without any truth in train."""
-    answers = {"random_": random_predictions(queries, seed)}
-    if any(query.truth is not None for query in train):
-        answers = {"baseline_": best_constant(train, tracks, queries), **answers}
-    summaries = {prefix: summarise(score(queries, tracks, answer)) for prefix, answer in answers.items()}
-    return {prefix + key: value for prefix, summary in summaries.items() for key, value in summary.items() if key not in COUNTS}
-
-
-def judge(
-    queries: Sequence[Query], tracks: Tracks, predictions: Sequence[Prediction], train: Sequence[Query] = (), seed: int = 0
-) -> tuple[list[Score], dict[str, float]]:
-    """Scores of one split's `queries`, and its metrics: means, counts, the baselines' means, and those by form and by tag."""
-    scores = score(queries, tracks, predictions)
-    if not scores:
+def score_exam(exam: Exam, predictions: Tubes, protocol: str = "every-frame") -> list[Score]:
+    """Each query's scores by one protocol."""
+    refuse_strangers(predictions, exam.ids)
+    if not len(exam.truths.tubes):
         raise InputError("none of these queries has a truth to judge by: use an index whose queries carry `truth`")
-    return scores, summarise(scores) | baseline_metrics(train, tracks, queries, seed) | group_metrics(scores, queries)
+    scores = scores_of(judge_tubes(exam.truths, predictions, protocol))
+    if not scores:
+        raise InputError(f"none of the {len(exam.truths.tubes)} queries has a prediction, and protocol {protocol} leaves such queries out")
+    return scores
+
+
+def baseline_metrics(exam: Exam, protocol: str = "every-frame", seed: int = 0) -> dict[str, float]:
+    """`baseline_*` (the best constant chosen on train; absent without any truth there) and `random_*`, judged alike."""
+    if not exam.queries:
+        return {}
+    answers = {"random_": random_predictions(exam.queries, seed)}
+    if any(query.truth is not None for query in exam.train):
+        answers = {"baseline_": best_constant(exam.train, exam.tracks, exam.queries), **answers}
+    found: dict[str, float] = {}
+    for prefix, answer in answers.items():
+        summary = summarise(scores_of(judge_tubes(exam.truths, Tubes.of_predictions(answer), protocol)))
+        found |= {prefix + key: value for key, value in summary.items() if key not in COUNTS}
+    return found
 
 
 def group_metrics(scores: Sequence[Score], queries: Sequence[Query]) -> dict[str, float]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from grounding.metrics import Score, boxes_at, truth_boxes
+from grounding.metrics import Score
+from grounding.tubes import boxes_of, truth_boxes
 from pipeline.records import Prediction, Query, Span, Tracks
 
 FramesOf = Callable[[str, Sequence[int]], Sequence[np.ndarray]]
@@ -62,7 +63,7 @@ def draw_strip(
         if number in known:
             _outline(thumb, known[number], scale, TRUE, dashed=False)
         if prediction and prediction.boxes and _holds(prediction.span, number):
-            _outline(thumb, boxes_at(prediction, np.array([number]))[0], scale, PREDICTED, dashed=True)
+            _outline(thumb, boxes_of(prediction, np.array([number]))[0], scale, PREDICTED, dashed=True)
         thumbs.append(thumb)
     width = sum(thumb.width for thumb in thumbs) + GAP * (len(thumbs) - 1)
     strip = Image.new("RGB", (width, THUMB_HEIGHT), (255, 255, 255))

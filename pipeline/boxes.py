@@ -8,9 +8,9 @@ import numpy as np
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of xyxy boxes row by row: `[..., 4]` × `[..., 4]` → `[...]`; 0 where the union is 0."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    low = np.maximum(a[..., :2], b[..., :2])
-    high = np.minimum(a[..., 2:], b[..., 2:])
-    intersection = np.clip(high - low, 0, None).prod(-1)
+    width = np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0])
+    height = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1])
+    intersection = np.maximum(width, 0) * np.maximum(height, 0)
     union = area(a) + area(b) - intersection
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
@@ -18,7 +18,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def area(boxes: np.ndarray) -> np.ndarray:
     """Area of xyxy boxes `[..., 4]` → `[...]`; 0 for a box turned inside out."""
     boxes = np.asarray(boxes, np.float64)
-    return np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(-1)
+    return np.maximum(boxes[..., 2] - boxes[..., 0], 0) * np.maximum(boxes[..., 3] - boxes[..., 1], 0)
 
 
 def xyxy_to_cxcywh(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

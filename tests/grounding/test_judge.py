@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grounding.judge import group_metrics, judge, of_split, read_index, read_metrics, write_results
-from grounding.metrics import read_scores
+from grounding.exam import exam_of, of_split, read_index
+from grounding.judge import group_metrics, judge, read_metrics, write_results
+from grounding.metrics import Score, read_scores
+from grounding.tubes import Tubes
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query, Tracks, Truth, write_jsonl
 
@@ -29,9 +31,17 @@ def answers(queries: list[Query]) -> list[Prediction]:
     return [Prediction(id=query.id, span=(30, 60), score=1.0, boxes=[(30, 10, 10, 50, 50)]) for query in queries]
 
 
+def judged(
+    queries: list[Query], tracks: Tracks, predictions: list[Prediction], train: bool = False
+) -> tuple[list[Score], dict[str, float]]:
+    """`train`: the same queries are the train split too."""
+    more = [query.model_copy(update={"split": "train"}) for query in queries] if train else []
+    return judge(exam_of([*queries, *more], tracks, "test"), Tubes.of_predictions(predictions))
+
+
 def test_metrics_have_both_baselines_beside_them() -> None:
     queries, tracks = make_index("test", 3)
-    scores, metrics = judge(queries, tracks, answers(queries), train=queries)
+    scores, metrics = judged(queries, tracks, answers(queries), train=True)
     assert len(scores) == 3
     assert list(metrics)[:5] == ["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
     assert metrics["m_vIoU"] == metrics["vIoU@0.5"] == 1.0
@@ -40,12 +50,12 @@ def test_metrics_have_both_baselines_beside_them() -> None:
 
 def test_without_a_train_split_there_is_no_constant() -> None:
     queries, tracks = make_index("test", 2)
-    assert not [key for key in judge(queries, tracks, answers(queries))[1] if key.startswith("baseline_")]
+    assert not [key for key in judged(queries, tracks, answers(queries))[1] if key.startswith("baseline_")]
 
 
 def test_results_go_to_their_files_test_first(tmp_path: Path) -> None:
     queries, tracks = make_index("test", 2)
-    scores, metrics = judge(queries, tracks, answers(queries))
+    scores, metrics = judged(queries, tracks, answers(queries))
     write_results(tmp_path, "val", answers(queries), scores, {"m_vIoU": 0.5})
     write_results(tmp_path, "test", answers(queries), scores, {**metrics, "baseline_m_vIoU": 0.2})
     write_results(tmp_path, "test", answers(queries), scores, metrics)
@@ -61,7 +71,7 @@ def test_means_by_form_and_tag_follow_the_plain_ones() -> None:
     queries, tracks = make_index("test", 3)
     tags, forms = (("look-alike",), ("look-alike", "same-motion"), ()), ("declarative", "interrogative", None)
     queries = [query.model_copy(update={"tags": t, "form": f}) for query, t, f in zip(queries, tags, forms, strict=True)]
-    scores, metrics = judge(queries, tracks, answers(queries[:1]), train=queries)
+    scores, metrics = judged(queries, tracks, answers(queries[:1]), train=True)
     assert list(metrics)[:5] == ["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
     assert metrics["declarative_m_vIoU"] == 1.0
     assert metrics["interrogative_m_vIoU"] == metrics["same-motion_m_vIoU"] == metrics["same-motion_vIoU@0.5"] == 0.0
@@ -73,7 +83,7 @@ def test_means_by_form_and_tag_follow_the_plain_ones() -> None:
 
 def test_a_split_judged_again_forgets_its_old_groups_and_keeps_other_splits(tmp_path: Path) -> None:
     queries, tracks = make_index("test", 1)
-    scores, metrics = judge(queries, tracks, answers(queries))
+    scores, metrics = judged(queries, tracks, answers(queries))
     write_results(tmp_path, "val", answers(queries), scores, {**metrics, "old_m_vIoU": 0.5})
     write_results(tmp_path, "test", answers(queries), scores, {**metrics, "old_m_vIoU": 0.5})
     for split in ("test", "val"):
@@ -102,7 +112,7 @@ def test_what_cannot_be_judged_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no query is of split 'val'; the index has test"):
         of_split(queries, "val")
     with pytest.raises(InputError, match="none of these queries has a truth"):
-        judge([query.model_copy(update={"truth": None}) for query in queries], tracks, [])
+        judged([query.model_copy(update={"truth": None}) for query in queries], tracks, [])
     with pytest.raises(InputError, match=r"metrics\.json does not exist: run stvg-eval"):
         read_metrics(tmp_path / "metrics.json")
     (tmp_path / "metrics.json").write_text("[")

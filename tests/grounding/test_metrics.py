@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grounding.metrics import Score, boxes_at, read_scores, score, summarise, summarise_by, temporal_iou, write_scores
+from grounding.metrics import MEANS, Score, by_id, read_scores, refuse_strangers, score, scores_of, summarise, summarise_by, write_scores
+from grounding.protocols import Judged, temporal_iou
+from grounding.tubes import Tubes, boxes_of
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query, Tracks, Truth
 
@@ -92,7 +94,7 @@ def test_boxes_are_interpolated_between_samples_and_held_outside() -> None:
     prediction = predict((0, 20), [(20, 10, 10, 30, 30), (10, 0, 0, 20, 20)])
     wanted = np.array([0, 10, 15, 20, 99])
     expected = [[0, 0, 20, 20], [0, 0, 20, 20], [5, 5, 25, 25], [10, 10, 30, 30], [10, 10, 30, 30]]
-    np.testing.assert_array_equal(boxes_at(prediction, wanted), expected)
+    np.testing.assert_array_equal(boxes_of(prediction, wanted), expected)
 
 
 def test_thresholds_are_strict() -> None:
@@ -128,6 +130,40 @@ def test_unknown_and_repeated_predictions_are_refused() -> None:
         score([make_query()], make_tracks(range(300)), [predict((0, 1), [], name="other")])
     with pytest.raises(InputError, match="'q' has two predictions"):
         score([make_query()], make_tracks(range(300)), [predict((0, 1), []), predict((0, 2), [])])
+
+
+def test_predictions_by_id() -> None:
+    first, second = predict((0, 1), [], name="a"), predict((0, 2), [], name="b")
+    assert by_id([first, second]) == {"a": first, "b": second}
+    with pytest.raises(InputError, match="query 'a' has two predictions; keep one"):
+        by_id([first, second, first])
+
+
+def test_strangers_are_refused_and_named() -> None:
+    tubes = Tubes.of_predictions([predict((0, 1), [], name=name) for name in "cab"])
+    refuse_strangers(tubes, "abcd")
+    with pytest.raises(InputError, match=r"2 predictions name no query of these, for example 'b': is this the right index and split\?"):
+        refuse_strangers(tubes, "ad")
+
+
+def test_what_was_judged_becomes_records() -> None:
+    """NaN, a truth without boxes, is None; the numbers stay to the last bit."""
+    nan, third = float("nan"), 1 / 3
+    judged = Judged(("a", "b"), vIoU=np.array([third, nan]), tIoU=np.array([0.5, 1.0]), sIoU=np.array([1.0, nan]))
+    assert scores_of(judged) == [Score(id="a", vIoU=third, tIoU=0.5, sIoU=1.0), Score(id="b", vIoU=None, tIoU=1.0, sIoU=None)]
+
+
+def test_the_means_have_one_order() -> None:
+    summary = summarise([Score(id="a", vIoU=0.4, tIoU=0.5, sIoU=0.6), Score(id="b", vIoU=None, tIoU=0.0, sIoU=None)])
+    assert list(summary) == [*MEANS, "queries", "boxed_queries"]
+    assert list(summary.values()) == [0.4, 0.25, 0.6, 1.0, 0.0, 2, 1]
+
+
+def test_a_protocol_may_leave_queries_out() -> None:
+    queries, tracks = [make_query(name="a"), make_query(name="b")], make_tracks(range(100, 160))
+    predictions = [predict((100, 159), [(100, *BOX)], name="b")]
+    assert [one.id for one in score(queries, tracks, predictions)] == ["a", "b"]
+    assert score(queries, tracks, predictions, "stcat") == [Score(id="b", vIoU=1.0, tIoU=1.0, sIoU=1.0)]
 
 
 def test_scores_survive_the_file(tmp_path: Path) -> None:
@@ -178,7 +214,7 @@ def test_the_truth_itself_scores_one(span, data) -> None:
 @given(frame_sets, st.data())
 def test_interpolation_is_exact_at_samples(frames, data) -> None:
     rows = [(frame, *data.draw(boxes)) for frame in frames]
-    np.testing.assert_array_equal(boxes_at(predict((0, 300), rows), np.array(frames)), np.array(rows)[:, 1:])
+    np.testing.assert_array_equal(boxes_of(predict((0, 300), rows), np.array(frames)), np.array(rows)[:, 1:])
 
 
 @given(spans, frame_sets, spans, boxes)
