@@ -3,6 +3,8 @@
 Importing it stays light: zarr and h5py are imported by the methods that need them.
 """
 
+from pipeline.store.builder import ShardBuilder as ShardBuilder
+from pipeline.store.builder import write_shard as write_shard
 from pipeline.store.layout import Entry as Entry
 from pipeline.store.layout import Kind as Kind
 from pipeline.store.lock import StoreLock as StoreLock
@@ -11,13 +13,14 @@ from pipeline.store.manifest import Product as Product
 from pipeline.store.manifest import ShardInfo as ShardInfo
 from pipeline.store.plan import Shard as Shard
 from pipeline.store.plan import plan_shards as plan_shards
+from pipeline.store.reader import Contents as Contents
 from pipeline.store.reader import ProductReader as ProductReader
 from pipeline.store.reader import Store as Store
-from pipeline.store.shard import write_shard as write_shard
 from pipeline.store.verify import Problem as Problem
 from pipeline.store.writer import StoreWriter as StoreWriter
 
 __all__ = [
+    "Contents",
     "Entry",
     "Kind",
     "Manifest",
@@ -25,6 +28,7 @@ __all__ = [
     "Product",
     "ProductReader",
     "Shard",
+    "ShardBuilder",
     "ShardInfo",
     "Store",
     "StoreLock",

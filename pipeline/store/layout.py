@@ -22,6 +22,8 @@ from pipeline.records import FORMAT, Record, first_problem
 
 Kind = Literal["zarr", "hdf5"]
 ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
+BASIS = "basis.safetensors"
+"""Beside a product's shards, where its rows were projected: the projection, which new videos need too."""
 SUFFIX: dict[Kind, str] = {"zarr": ".zarr", "hdf5": ".h5"}
 
 
@@ -86,9 +88,16 @@ class Table(Record):
 
 
 class ShardSink(Protocol):
-    """Writes the arrays of one new shard, front to back."""
+    """Writes the arrays of one new shard, front to back. An entry's rows all go into one array."""
 
-    def append(self, array: str, rows: np.ndarray) -> None: ...
+    def append(self, array: str, rows: np.ndarray) -> None:
+        """More rows `[n, *shape]` of the open entry."""
+
+    def keep(self) -> None:
+        """The open entry is whole; called after `append`, if only of no rows."""
+
+    def rewind(self) -> None:
+        """Take back what was appended since `keep`, so that no byte tells of it."""
 
     def finish(self, table: Table, columns: Mapping[str, np.ndarray]) -> None: ...
 

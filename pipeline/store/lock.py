@@ -1,4 +1,7 @@
-"""One writer per store: a lock the kernel frees when its owner dies, and beside it who the owner is."""
+"""One writer per store: a lock the kernel frees when its owner dies, and beside it who the owner is.
+
+The kernel's lock alone decides, on a network file system across hosts; a dead owner's `lock.json` means nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import StoreError
 from pipeline.records import write_json
+from pipeline.store.disk import noticing_full_disk
 
 
 class StoreLock:
@@ -35,7 +39,8 @@ class StoreLock:
         except Timeout:
             raise StoreError(f"store {self.store} is in use by {self._describe_owner()}: wait until it ends, or stop it") from None
         try:
-            write_json(self._owner, _this_process())
+            with noticing_full_disk(self.store):
+                write_json(self._owner, _this_process())
         except BaseException:
             self._lock.release()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ class ShardInfo(Record):
 
     videos: tuple[str, ...]
     entries: int
+    rows: int
     bytes: int
     digest: str
 
@@ -38,11 +40,15 @@ class Product(Record):
 
 
 class Manifest(Record):
-    """The store's table of contents. `root` is where the videos were; it may change, `dataset` may not."""
+    """The store's table of contents. `root` is where the videos were; it may change, `dataset` may not.
+
+    `files` are the sha256 of `index.jsonl` and `tracks.npz`; none in a store that has not got them yet.
+    """
 
     format: Literal[1] = 1
     dataset: str
     root: str
+    files: dict[str, str]
     products: dict[str, Product] = Field(default_factory=dict)
 
 
@@ -73,3 +79,28 @@ def save_manifest(store: Path, manifest: Manifest) -> None:
 
 def manifest_digest(store: Path) -> str:
     return hashlib.sha256((Path(store) / NAME).read_bytes()).hexdigest()
+
+
+def differing_files(store: Path, digests: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Files below `store` that are not as their sha256 says, by name, each with what is wrong."""
+    for name, digest in sorted(digests.items()):
+        try:
+            found = files_digest([Path(store) / name])
+        except FileNotFoundError:
+            yield name, "it is missing"
+        except OSError as error:
+            yield name, f"it cannot be read ({error.strerror})"
+        else:
+            if found != digest:
+                yield name, "its bytes are not those of the manifest"
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """sha256 over the bytes of files, one after the other."""
+    digest = hashlib.sha256()
+    block = bytearray(1 << 20)
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(block):
+                digest.update(memoryview(block)[:count])
+    return digest.hexdigest()

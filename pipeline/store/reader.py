@@ -7,22 +7,25 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import StoreError
+from pipeline.store.int8 import SCALE, restore
 from pipeline.store.layout import DamageError, Place, ShardSource, Table, shard_path
-from pipeline.store.manifest import Product, load_manifest, manifest_digest
+from pipeline.store.manifest import Product, differing_files, load_manifest, manifest_digest
+from pipeline.store.memory import Recycler
 from pipeline.store.shard import open_source, read_table
-from pipeline.store.verify import Problem, verify_product
+from pipeline.store.verify import Problem, verify_files, verify_product
 
 OPEN_SHARDS = 64  # per product and process; the one used longest ago is closed first
 
 
 class Store:
-    """A finished (or growing) store, read-only. Reading its manifest is all that opening does."""
+    """A finished (or growing) store, read-only. Opening reads its manifest and compares the index and the tracks with it."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -30,6 +33,9 @@ class Store:
         self.manifest_digest = manifest_digest(self.path)
         self.index_path = self.path / "index.jsonl"
         self.tracks_path = self.path / "tracks.npz"
+        present = {name: digest for name, digest in self.manifest.files.items() if (self.path / name).exists()}
+        for name, detail in differing_files(self.path, present):  # a missing one is an error to those who ask for it
+            raise StoreError(f"store {self.path}: {name}: {detail}: run stvg-extract again, which copies it anew")
 
     @property
     def products(self) -> dict[str, Product]:
@@ -43,7 +49,41 @@ class Store:
 
     def verify(self) -> list[Problem]:
         """Compare every digest and every chunk's checksum; the problems found, none if the store is intact."""
-        return [problem for name, product in sorted(self.products.items()) for problem in verify_product(self.path, name, product)]
+        shards = (problem for name, product in sorted(self.products.items()) for problem in verify_product(self.path, name, product))
+        return [*verify_files(self.path, self.manifest), *shards]
+
+    def summary(self) -> list[Contents]:
+        """Counts and sizes by product, from the manifest alone."""
+        return [Contents.of(name, product) for name, product in sorted(self.products.items())]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a store holds of one product; `bytes` are those on disk, indices and checksums included."""
+
+    product: str
+    shards: int
+    videos: int
+    entries: int
+    rows: int
+    bytes: int
+
+    @classmethod
+    def of(cls, name: str, product: Product) -> Contents:
+        infos = product.shards.values()
+        entries, rows, size = (sum(getattr(info, field) for info in infos) for field in ("entries", "rows", "bytes"))
+        return cls(name, len(infos), len(product.videos), entries, rows, size)
+
+    @property
+    def bytes_per_row(self) -> float:
+        """Bytes of a frame, clip or token; 0 where there is none."""
+        return self.bytes / self.rows if self.rows else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.product}: {self.videos} videos, {self.entries} entries, {self.rows} rows in {self.shards} shards, "
+            f"{self.bytes / 1e6:,.1f} MB, {self.bytes_per_row:,.0f} bytes per row"
+        )
 
 
 class ProductReader:
@@ -87,20 +127,26 @@ class ProductReader:
             return {name: self._column(shard, name)[begin:end].copy() for name, (begin, end) in place.columns.items()}
 
     def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
-        """Rows `[len(indices), *shape]` in the asked order, repeats allowed; all rows without `indices`."""
+        """Rows `[len(indices), *shape]` in the asked order, repeats allowed; all rows without `indices`.
+
+        Rows stored in eight bits with a scale come as float16.
+        """
         shard, place = self._find(key)
         count = place.end - place.begin
         wanted = np.arange(count) if indices is None else np.asarray(indices, np.int64).reshape(-1)
         for outside in wanted[(wanted < 0) | (wanted >= count)][:1]:
             raise IndexError(f"product {self.name!r}, key {key!r}: row {outside} does not lie in [0, {count})")
         spec = self._tables[shard].arrays[place.array]
-        out = np.empty((len(wanted), *spec.shape[1:]), spec.dtype)
+        out = self._memory.empty((len(wanted), *spec.shape[1:]), np.dtype(spec.dtype))
         rows, first, which = np.unique(wanted, return_index=True, return_inverse=True)
         with self._damage_of(shard, key):
             self._source(shard).read(place.array, place.begin + rows, first, out)
+            begin, end = place.columns.get(SCALE, (0, 0))
+            scales = self._column(shard, SCALE)[begin:end] if spec.dtype == "int8" and end - begin == count else None
         repeats = np.flatnonzero(first[which] != np.arange(len(wanted)))
-        out[repeats] = out[first[which[repeats]]]
-        return out
+        if len(repeats):
+            out[repeats] = out[first[which[repeats]]]
+        return out if scales is None else restore(out, scales[wanted])
 
     def __getstate__(self) -> tuple[Path, str, Product]:
         return self.store, self.name, self.product
@@ -112,6 +158,7 @@ class ProductReader:
         """Start without open files, as a process must: neither files nor locks cross a fork; tables may."""
         self._process = os.getpid()
         self._mutex = threading.RLock()
+        self._memory = Recycler()
         self._sources: OrderedDict[str, ShardSource] = OrderedDict()
 
     def _index(self) -> dict[str, tuple[str, Place]]:

@@ -8,26 +8,42 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.store.layout import DamageError, Place, ShardSource, Table, shard_path
-from pipeline.store.manifest import Product, ShardInfo
-from pipeline.store.shard import files_digest, open_source, read_table, shard_files
+from pipeline.store.layout import BASIS, DamageError, Place, ShardSource, Table, shard_path
+from pipeline.store.manifest import Manifest, Product, ShardInfo, differing_files, files_digest
+from pipeline.store.shard import open_source, read_table, shard_files
 
 BLOCK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a store: the shard's file, and the key it hits, or None where it hits all `videos`."""
+    """One thing wrong with a store: the shard's file, and the key it hits, or None where it hits all `videos`.
 
-    product: str
+    Where a file of the whole store or product is hit, `shard` is its name and `videos` is empty; the store's own have
+    no product.
+    """
+
+    product: str | None
     shard: str
     key: str | None
     videos: tuple[str, ...]
     detail: str
 
     def __str__(self) -> str:
+        if not self.videos:
+            return f"{self.product + '/' if self.product else ''}{self.shard}: {self.detail}"
         whom = f"key {self.key!r} of video {self.videos[0]!r}" if self.key is not None else f"videos {', '.join(self.videos)}"
         return f"product {self.product!r}, shard {self.shard}, {whom}: {self.detail}"
+
+
+def verify_files(store: Path, manifest: Manifest) -> Iterator[Problem]:
+    """The files that are not shards: the index, the tracks, and the projections of reduced products."""
+    for name, detail in differing_files(store, manifest.files):
+        yield Problem(None, name, None, (), f"{detail}: run stvg-extract again")
+    for product, about in sorted(manifest.products.items()):
+        digest = (about.provenance.get("reduction") or {}).get("basis_digest")
+        for name, detail in differing_files(store / product, {BASIS: digest} if digest else {}):
+            yield Problem(product, name, None, (), f"{detail}: restore it, or extract into another --store")
 
 
 def verify_product(store: Path, name: str, product: Product) -> Iterator[Problem]:
@@ -82,7 +98,8 @@ def _column_faults(source: ShardSource, table: Table) -> dict[str, str]:
 
 def _differences(path: Path, table: Table, info: ShardInfo) -> Iterator[str]:
     """What the manifest says and the shard does not bear out, though all its rows can be read."""
-    if (len(table.entries), {place.video for place in table.entries}) != (info.entries, set(info.videos)):
+    rows = sum(place.end - place.begin for place in table.entries)
+    if (len(table.entries), rows, {place.video for place in table.entries}) != (info.entries, info.rows, set(info.videos)):
         yield "its entries are not those of the manifest"
     elif files_digest(shard_files(path)) != info.digest:
         yield "its bytes are not those of the manifest, though every row matches its checksum"

@@ -11,9 +11,10 @@ from typing import Any
 
 from pipeline.errors import StoreError
 from pipeline.records import Failure, read_jsonl, replacing, write_jsonl
-from pipeline.store.layout import SUFFIX, Kind, shard_path
+from pipeline.store.disk import noticing_full_disk
+from pipeline.store.layout import BASIS, SUFFIX, Kind, shard_path
 from pipeline.store.lock import StoreLock
-from pipeline.store.manifest import NAME, Manifest, Product, ShardInfo, load_manifest, save_manifest
+from pipeline.store.manifest import NAME, Manifest, Product, ShardInfo, files_digest, load_manifest, save_manifest
 from pipeline.store.shard import remove, shard_info
 
 
@@ -26,7 +27,7 @@ class StoreWriter:
     def __init__(self, path: Path, dataset: str, root: str) -> None:
         self.path = Path(path)
         self._lock = StoreLock(self.path)
-        self._manifest = Manifest(dataset=dataset, root=root)
+        self._manifest = Manifest(dataset=dataset, root=root, files={})
 
     def __enter__(self) -> StoreWriter:
         self._lock.__enter__()
@@ -40,10 +41,11 @@ class StoreWriter:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.__exit__(kind, value, trace)
 
-    def open_product(self, name: str, kind: Kind, provenance: Mapping[str, Any]) -> None:
+    def open_product(self, name: str, kind: Kind, provenance: Mapping[str, Any], basis: bytes | None = None) -> None:
         """Begin a product, or go on with one that was made by the same settings; otherwise a StoreError says what differs.
 
         Shards deleted from disk are forgotten, so deleting a shard or a product's folder is how to have it made anew.
+        `basis` is the projection its rows go through, whose digest the provenance holds; it is kept beside the shards.
         """
         asked: dict[str, Any] = json.loads(json.dumps(provenance, sort_keys=True))
         folder = self.path / name
@@ -51,10 +53,10 @@ class StoreWriter:
         if known is not None and not folder.is_dir():
             known = None
         if known is None:
-            if folder.is_dir() and any(folder.iterdir()):
+            if folder.is_dir() and any(path.name != BASIS for path in folder.iterdir()):
                 raise StoreError(f"{folder} holds shards that {NAME} does not know: delete the folder, or extract into another --store")
+            self._write_basis(folder, basis)
             self._record(name, Product(kind=kind, provenance=asked, shards={}))
-            folder.mkdir(exist_ok=True)
             return
         differences = list(_differences({"kind": known.kind, **known.provenance}, {"kind": kind, **asked}))
         if differences:
@@ -62,9 +64,20 @@ class StoreWriter:
                 f"store {self.path}: product {name!r} was made with other settings: {'; '.join(differences)}. "
                 f"Extract into another --store, or delete {folder} to have the product made anew"
             )
+        self._write_basis(folder, basis)
         shards = {shard: info for shard, info in known.shards.items() if shard_path(self.path, name, shard, kind).exists()}
         if shards != known.shards:
             self._record(name, known.model_copy(update={"shards": shards}))
+
+    def clear_leftovers(self) -> None:
+        """Delete what processes that were killed left half written; to be called while no worker writes."""
+        for leftover in [*self.path.glob(".*.part"), *self.path.glob("*/.*.part")]:
+            remove(leftover)
+
+    def provenance(self, product: str) -> dict[str, Any]:
+        """What a product of this store was made of; {} if it has none."""
+        known = self._manifest.products.get(product)
+        return dict(known.provenance) if known is not None and (self.path / product).is_dir() else {}
 
     def done(self, product: str) -> set[str]:
         """The videos that have an entry in a published shard."""
@@ -74,8 +87,7 @@ class StoreWriter:
         """Delete a product with all its shards, whatever it was made of."""
         shutil.rmtree(self.path / name, ignore_errors=True)
         products = {other: product for other, product in self._manifest.products.items() if other != name}
-        self._manifest = self._manifest.model_copy(update={"products": products})
-        save_manifest(self.path, self._manifest)
+        self._save(self._manifest.model_copy(update={"products": products}))
 
     def drop_shards(self, product: str, shard_names: Iterable[str]) -> None:
         """Delete shards of a product; the manifest forgets them first."""
@@ -104,29 +116,34 @@ class StoreWriter:
         return info
 
     def remove_unlisted(self, product: str) -> list[str]:
-        """Delete shards on disk that the manifest does not list (left by a killed run with another plan): their names.
+        """Delete what lies among the shards and the manifest does not list (left by a killed run with another plan): their names.
 
         To be called after the plan's shards have been adopted and while no worker writes.
         """
         known = self._product(product)
-        listed = {f"{name}{SUFFIX[known.kind]}" for name in known.shards}
+        listed = {BASIS, *(f"{name}{SUFFIX[known.kind]}" for name in known.shards)}
         unlisted = sorted(path for path in (self.path / product).iterdir() if path.name not in listed)
         for path in unlisted:
             remove(path)
         return [path.name for path in unlisted]
 
     def set_index(self, index_path: Path, tracks_path: Path) -> None:
-        """Copy the query index and its boxes into the store."""
+        """Copy the query index and its boxes into the store; the manifest gets their digests."""
+        digests = {}
         for source, name in ((index_path, "index.jsonl"), (tracks_path, "tracks.npz")):
             if not Path(source).is_file():
                 raise StoreError(f"{source} does not exist: run stvg-prepare first")
-            with replacing(self.path / name) as aside:
+            with noticing_full_disk(self.path), replacing(self.path / name) as aside:
                 shutil.copyfile(source, aside)
+            digests[name] = files_digest([self.path / name])
+        if digests != self._manifest.files:
+            self._save(self._manifest.model_copy(update={"files": digests}))
 
     def write_failures(self, failures: Iterable[Failure]) -> None:
         """Replace the ledger: current failures only, one per video, in the videos' order."""
         by_video = {failure.video: failure for failure in failures}
-        write_jsonl(self.path / "failures.jsonl", [by_video[video] for video in sorted(by_video)])
+        with noticing_full_disk(self.path):
+            write_jsonl(self.path / "failures.jsonl", [by_video[video] for video in sorted(by_video)])
 
     def read_failures(self) -> list[Failure]:
         path = self.path / "failures.jsonl"
@@ -134,19 +151,17 @@ class StoreWriter:
 
     def _open(self) -> None:
         """Under the lock: clear leftovers, then read the manifest or write the first one."""
-        for leftover in [*self.path.glob(".*.part"), *self.path.glob("*/.*.part")]:
-            remove(leftover)
+        self.clear_leftovers()
         if not (self.path / NAME).exists():
-            save_manifest(self.path, self._manifest)
-            return
+            return self._save(self._manifest)
         found = load_manifest(self.path)
         if found.dataset != self._manifest.dataset:
             raise StoreError(
                 f"store {self.path} holds dataset {found.dataset!r}, not {self._manifest.dataset!r}: extract into another --store"
             )
-        self._manifest = found.model_copy(update={"root": self._manifest.root})
-        if self._manifest != found:
-            save_manifest(self.path, self._manifest)
+        given, self._manifest = self._manifest, found
+        if given.root != found.root:
+            self._save(found.model_copy(update={"root": given.root}))
 
     def _product(self, name: str) -> Product:
         try:
@@ -154,9 +169,22 @@ class StoreWriter:
         except KeyError:
             raise ValueError(f"product {name!r} has not been opened") from None
 
+    def _write_basis(self, folder: Path, basis: bytes | None) -> None:
+        """Make the product's folder, with its projection; written before the manifest tells of it, and only if it differs."""
+        with noticing_full_disk(self.path):
+            folder.mkdir(exist_ok=True)
+            path = folder / BASIS
+            if basis is not None and not (path.exists() and path.read_bytes() == basis):
+                with replacing(path) as aside:
+                    aside.write_bytes(basis)
+
     def _record(self, name: str, product: Product) -> None:
-        self._manifest = self._manifest.model_copy(update={"products": {**self._manifest.products, name: product}})
-        save_manifest(self.path, self._manifest)
+        self._save(self._manifest.model_copy(update={"products": {**self._manifest.products, name: product}}))
+
+    def _save(self, manifest: Manifest) -> None:
+        with noticing_full_disk(self.path):
+            save_manifest(self.path, manifest)
+        self._manifest = manifest
 
 
 def _differences(stored: Any, asked: Any, field: str = "") -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.records import Failure
-from pipeline.store import Entry, Kind, Store, StoreWriter, plan_shards, write_shard
+from pipeline.store import Contents, Entry, Kind, Store, StoreWriter, plan_shards, write_shard
 
 Maker = Callable[..., Path]
 SIZES = {f"v{i}": 10 for i in range(5)}
@@ -172,3 +173,51 @@ def test_index_and_failures(tmp_path: Path) -> None:
         assert writer.read_failures() == [failures[1], failures[2]]
     store = Store(tmp_path / "store")
     assert (store.index_path.read_text(), store.tracks_path.read_bytes()) == ("1\n", b"2")
+    assert store.manifest.files == {"index.jsonl": hashlib.sha256(b"1\n").hexdigest(), "tracks.npz": hashlib.sha256(b"2").hexdigest()}
+
+
+@pytest.mark.parametrize("name", ["index.jsonl", "tracks.npz"])
+def test_an_index_or_tracks_that_are_not_the_manifests_are_noticed(tmp_path: Path, name: str) -> None:
+    def fill() -> None:
+        with StoreWriter(tmp_path / "store", "shapes", "data") as writer:
+            writer.set_index(tmp_path / "index.jsonl", tmp_path / "tracks.npz")
+
+    (tmp_path / "index.jsonl").write_text("1\n")
+    (tmp_path / "tracks.npz").write_bytes(b"2")
+    fill()
+    store = Store(tmp_path / "store")
+    assert store.verify() == []
+    file = tmp_path / "store" / name
+    content = file.read_bytes()
+    for other, message in ((content + b"x", "its bytes are not those of the manifest"), (None, "it is missing")):
+        file.unlink()
+        if other is not None:
+            file.write_bytes(other)
+        assert [str(problem) for problem in store.verify()] == [f"{name}: {message}: run stvg-extract again"]
+        if other is None:
+            Store(tmp_path / "store")  # whoever needs the file will say so: without truth, nobody needs tracks
+            continue
+        with pytest.raises(StoreError, match=rf"{name}: {message}: run stvg-extract again, which copies it anew"):
+            Store(tmp_path / "store")
+    fill()
+    assert Store(tmp_path / "store").verify() == []
+
+
+def test_a_summary_counts_what_is_there(kind: Kind, tmp_path: Path) -> None:
+    extract(tmp_path, kind)
+    with StoreWriter(tmp_path, "shapes", "data") as writer:
+        writer.open_product("empty", kind, {})
+    empty, motion = Store(tmp_path).summary()
+    size = sum(file.stat().st_size for file in (tmp_path / "motion").rglob("*") if file.is_file())
+    assert motion == Contents("motion", shards=3, videos=5, entries=5, rows=20, bytes=size)
+    assert motion.bytes_per_row == size / 20
+    assert str(motion).startswith("motion: 5 videos, 5 entries, 20 rows in 3 shards, 0.0 MB, ")
+    assert (empty, empty.bytes_per_row) == (Contents("empty", 0, 0, 0, 0, 0), 0)
+
+
+def test_a_manifest_that_counts_other_rows_is_noticed(kind: Kind, tmp_path: Path) -> None:
+    extract(tmp_path, kind)
+    text = (tmp_path / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('"rows": 8', '"rows": 9', 1))
+    (problem,) = Store(tmp_path).verify()
+    assert problem.detail == "its entries are not those of the manifest"

@@ -1,0 +1,28 @@
+"""A full disk is the user's to mend, so it is told in words, wherever the store writes."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import StoreError
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def noticing_full_disk(folder: Path) -> Iterator[None]:
+    """Turn "no space left" (or "quota used up") while writing into `folder` into a StoreError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+        raise StoreError(
+            f"the disk of {folder} is full ({free / 2**20:.1f} MiB were free, {error.strerror or error}): what was being written is "
+            "dropped, everything finished before it is kept. Make room and run stvg-extract again: it goes on from there"
+        ) from None
