@@ -1,12 +1,22 @@
-"""Where the backbones' weights come from, and the strict report of what was loaded.
+"""Where the backbones' weights come from.
 
-`tiny` are the small weights shipped with the project (see `stvg-pretrain-tiny`); `random:SEED` draws them.
+| source | for | is |
+| --- | --- | --- |
+| `tiny` | tiny backbones | the small weights shipped with the project (see `stvg-pretrain-tiny`) |
+| `random:SEED` | all | drawn from the seed |
+| `torchvision` | appearance, swin | torchvision's own, from torch hub's cache: ResNet101 IMAGENET1K_V1, Swin3D_T KINETICS400_V1 |
+| `torchvision:FILE` | appearance, swin | a state dict of torchvision's resnet101 or swin3d_t |
+| `ava:FILE`, `kinetics:FILE` | motion | SlowFast R50 8x8 of pytorchvideo's model zoo; the network is built as the source's |
+| `mdetr:FILE` | appearance | the ResNet-101 of MDETR's checkpoint |
+| `mdetr:FILE+hf:DIR` | text | its RoBERTa, with the tokenizer of a Hugging Face folder |
+| `hf:DIR` | text | a Hugging Face RoBERTa folder, which says what the network is |
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +24,37 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from pipeline.checkpoints import LAYOUTS, LoadReport, load_strictly, read_state
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.motion import MotionEncoder
-from pipeline.encoders.text import TOKENIZER, TextEncoder
+from pipeline.encoders.roberta_folder import read_shape, read_tokenizer, weights_file
+from pipeline.encoders.swin import SwinEncoder
+from pipeline.encoders.text import TextEncoder
 from pipeline.errors import InputError
+from pipeline.torch_hub import cached_file
 
 TINY = Path(__file__).parent / "encoders" / "tiny"
 PRODUCTS = ("appearance", "motion", "text")
+"""What CSDVL reads."""
+ENCODED = (*PRODUCTS, "swin")
+"""Every product that a network makes."""
+SOURCES = {
+    "appearance": ("torchvision", "torchvision:FILE", "mdetr:FILE"),
+    "motion": ("ava:FILE", "kinetics:FILE"),
+    "text": ("hf:DIR", "mdetr:FILE+hf:DIR"),
+    "swin": ("torchvision", "torchvision:FILE"),
+}
+"""What a product's weights may be read from, beside `tiny` and `random:SEED`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed source: its `kind` (the word before the colon), the file or folder it names, the tokenizer's folder, the seed."""
+
+    kind: str
+    path: Path | None = None
+    tokenizer: Path | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,30 +64,72 @@ class Backbone:
     encoder: nn.Module
     source: str
     digest: str
+    report: LoadReport
 
 
-def load_backbone(product: str, size: str, weights: str, slowfast: str = "ava") -> Backbone:
-    """Build the encoder of a product (`full` or `tiny`) with weights `tiny` or `random:SEED`, ready to run.
+def load_backbone(product: str, size: str, weights: str, slowfast: str | None = None) -> Backbone:
+    """Build the encoder of a product (`full` or `tiny`) with weights from a source, ready to run, with the report of what was loaded.
 
-    `slowfast` is the motion network's build: `ava` (stride 16) or `kinetics` (stride 32); `tiny` weights are for `ava`.
+    `slowfast` is the motion network's build, `ava` (stride 16) or `kinetics` (stride 32): by default the source's own,
+    and `ava` for sources that have none. `hf:DIR` decides its network's size itself.
 
-    Raises InputError for a source that is unknown or does not fit the size.
+    Raises InputError for a source that is unknown, does not fit the size or the build, cannot be read, or does not
+    hold exactly the network's parameters and the leftovers that its format is known for.
     """
-    if weights == "tiny":
-        if size != "tiny":
-            raise InputError("the shipped weights fit --backbones tiny only: name weights for the full backbones, for example random:0")
-        encoder = build_encoder(product, size, slowfast)
-        load_strictly(encoder, load_file(TINY / f"{product}.safetensors"), f"shipped {product} weights")
-    elif weights.startswith("random:") and weights[7:].isdecimal() and int(weights[7:]) < 1 << 63:
-        with torch.random.fork_rng():
-            torch.manual_seed(int(weights[7:]))
-            encoder = build_encoder(product, size, slowfast)
-    else:
-        raise InputError(
-            f"weights {weights!r} for {product}: allowed are 'tiny' (with --backbones tiny) and 'random:SEED' (for example random:0)"
-        )
+    source = parse_source(product, weights)
+    build = slowfast_build(source, slowfast) if product == "motion" else "ava"
+    _check_size(product, size, source)
+    with torch.random.fork_rng():
+        torch.manual_seed(source.seed)
+        encoder = _text_encoder(size, source) if product == "text" else build_encoder(product, size, build)
+    report = _fill(encoder, product, source, f"{product} weights {weights} (--backbones {size})")
     encoder.requires_grad_(False).eval()
-    return Backbone(encoder, weights, weights_digest(encoder, product))
+    return Backbone(encoder, weights, weights_digest(encoder, product), report)
+
+
+def _check_size(product: str, size: str, source: Source) -> None:
+    if size == "tiny" and product == "swin":
+        raise InputError("there is no tiny swin: leave the product out, or use --backbones full with weights for it, such as swin=random:0")
+    if size != "tiny" and source.kind == "tiny":
+        raise InputError("the shipped weights fit --backbones tiny only: name weights for the full backbones, for example random:0")
+    if size == "tiny" and source.kind == "torchvision" and source.path is None:
+        raise InputError("torchvision's own weights are for --backbones full; the tiny backbones have weights 'tiny' and 'random:SEED'")
+
+
+def parse_source(product: str, weights: str) -> Source:
+    """`"mdetr:FILE+hf:DIR"` → its parts; the InputError for another form names what `product` allows."""
+    kind, _, rest = weights.partition(":")
+    if weights == "tiny" or (weights == "torchvision" and weights in SOURCES[product]):
+        return Source(weights)
+    if kind == "random" and rest.isascii() and rest.isdecimal() and len(rest) < 20 and int(rest) < 1 << 63:
+        return Source(kind, seed=int(rest))
+    forms = {form.partition(":")[0]: form for form in SOURCES[product] if ":" in form}
+    if kind in forms:
+        file, tokenizer = rest, None
+        if "+hf:" in forms[kind]:
+            file, _, tokenizer = rest.rpartition("+hf:")
+        if file and tokenizer != "":
+            return Source(kind, Path(os.path.expanduser(file)), Path(os.path.expanduser(tokenizer)) if tokenizer else None)
+    shipped = [] if product == "swin" else ["'tiny' (with --backbones tiny)"]
+    named = ", ".join([*shipped, *(f"'{form}'" for form in SOURCES[product])])
+    raise InputError(f"weights {weights!r} for {product}: allowed are {named} and 'random:SEED' (for example random:0)")
+
+
+def located(weights: str) -> str:
+    """The source with absolute paths, for a process that runs in another folder."""
+    kind, colon, rest = weights.partition(":")
+    if not colon or kind == "random":
+        return weights
+    paths = [os.path.abspath(os.path.expanduser(path)) for path in rest.split("+hf:")]
+    return f"{kind}:{'+hf:'.join(paths)}"
+
+
+def slowfast_build(source: Source, asked: str | None = None) -> str:
+    """How the motion network is built: as the weights were trained, or as asked where they do not say."""
+    own = source.kind if source.kind in ("ava", "kinetics") else "ava" if source.kind == "tiny" else None
+    if own is not None and asked not in (None, own):
+        raise InputError(f"weights of kind {source.kind!r} are for SlowFast built for {own!r}, not {asked!r}: set slowfast to {own}")
+    return own or asked or "ava"
 
 
 def device_of(name: str) -> torch.device:
@@ -72,25 +148,41 @@ def build_encoder(product: str, size: str, slowfast: str = "ava") -> nn.Module:
         return AppearanceEncoder(size)
     if product == "motion":
         return MotionEncoder(size, slowfast)
-    return TextEncoder(size)
+    return SwinEncoder() if product == "swin" else TextEncoder(size)
 
 
-def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
-    """Load every parameter; missing, unexpected and misshapen ones are an error that lists them."""
-    own = module.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    if missing or unexpected or misshapen:
-        raise InputError(f"{what} do not fit: missing {missing[:5]}, unexpected {unexpected[:5]}, other shape {misshapen[:5]}")
-    module.load_state_dict(state)
+def _text_encoder(size: str, source: Source) -> TextEncoder:
+    """RoBERTa of the size, or as its folder describes it, with the tokenizer that belongs to the weights."""
+    folder = source.path if source.kind == "hf" else source.tokenizer
+    if folder is None:
+        return TextEncoder(size)
+    try:
+        encoder = TextEncoder(size, read_shape(folder) if source.kind == "hf" else None)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder / 'config.json'} describes a network that cannot be built: {error}") from None
+    config = encoder.roberta.config
+    exactly = source.kind == "mdetr"
+    encoder.tokenizer = read_tokenizer(folder).fitted(config.vocab_size, config.pad_token_id, config.max_position_embeddings, exactly)
+    return encoder
+
+
+def _fill(encoder: nn.Module, product: str, source: Source, what: str) -> LoadReport:
+    """Load the source's parameters into the encoder; `random` ones are there already."""
+    if source.kind == "random":
+        return LoadReport(f"{what}, drawn from the seed", len(encoder.state_dict()), ())
+    if source.kind == "tiny":
+        return load_strictly(encoder, load_file(TINY / f"{product}.safetensors"), f"shipped {product} weights")
+    path = source.path or cached_file(product)
+    state = read_state(source.kind, weights_file(path) if source.kind == "hf" else path)
+    return load_strictly(encoder, state, what, LAYOUTS[product, source.kind])
 
 
 def weights_digest(encoder: nn.Module, product: str) -> str:
-    """SHA-256 over names, shapes and values of the state (and the tokenizer, for text)."""
+    """SHA-256 over names, shapes and values of the state (and, for text, the tokenizer and a folder's settings)."""
     digest = hashlib.sha256()
     for key, value in sorted(encoder.state_dict().items()):
         digest.update(json.dumps([key, str(value.dtype), list(value.shape)]).encode())
         digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
-    if product == "text":
-        digest.update(TOKENIZER.read_bytes())
+    if isinstance(encoder, TextEncoder):
+        digest.update(encoder.fingerprint())
     return digest.hexdigest()

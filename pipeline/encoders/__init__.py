@@ -1,1 +1,1 @@
-"""Frozen backbones that fill the store: ResNet (appearance), SlowFast (motion), RoBERTa (text)."""
+"""Frozen backbones that fill the store: ResNet (appearance), SlowFast and Video Swin (motion), RoBERTa (text)."""

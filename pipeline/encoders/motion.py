@@ -17,10 +17,11 @@ ALPHA = 4
 
 
 class MotionEncoder(nn.Module):
-    """Clips of RGB frames to space maps. `channels` is C, `frames` the frames of a clip, `side` the square's pixels."""
+    """Clips of RGB frames to space maps. `channels` is C, `frames` the frames of a clip, `side` the square's pixels, `kind` the build."""
 
     def __init__(self, size: str = "full", kind: str = "ava") -> None:
         super().__init__()
+        self.kind = kind
         self.blocks = nn.ModuleList(_slowfast(size, kind))
         self.channels = 2304 if size == "full" else 384
         self.frames, self.side = (32, 256) if size == "full" else (8, 128)

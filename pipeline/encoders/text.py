@@ -2,11 +2,13 @@
 
 `full` is RoBERTa-base (768 channels), `tiny` the same class with 2 layers of 64 channels. Both take tokens from
 the byte-level BPE that is shipped here: any string encodes, but it is a small vocabulary made from the sentences
-of `shapes`, right for `tiny` and for random weights only. Real RoBERTa weights bring their own tokenizer.
+of `shapes`, right for `tiny` and for random weights only. Real RoBERTa weights bring their own tokenizer: so an
+encoder is asked to tokenise (`encoder.tokenise(texts)`), and each knows how.
 """
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,32 +16,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoders.roberta_folder import MAX_TOKENS, FolderTokenizer, RobertaShape
+
 TOKENIZER = Path(__file__).parent / "tiny" / "tokenizer.json"
 BOS, PAD, EOS = 0, 1, 2
 """RoBERTa's ids of `<s>`, `<pad>` and `</s>`."""
-MAX_TOKENS = 256
 
 
 class TextEncoder(nn.Module):
-    """Token ids to token states. `channels` is C."""
+    """Token ids to token states. `channels` is C.
 
-    def __init__(self, size: str = "full") -> None:
+    `shape` describes another RoBERTa than the `size`'s; a `tokenizer` that is set replaces the shipped one.
+    """
+
+    tokenizer: FolderTokenizer | None = None
+
+    def __init__(self, size: str = "full", shape: RobertaShape | None = None) -> None:
         super().__init__()
         from transformers import RobertaConfig, RobertaModel
 
-        shared: dict[str, Any] = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": PAD, "layer_norm_eps": 1e-5}
-        if size == "full":
-            config = RobertaConfig(vocab_size=50265, **shared)
-        else:
-            config = RobertaConfig(
-                vocab_size=vocabulary_size(), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, **shared
-            )
-        self.channels = config.hidden_size
+        self.shape = shape
+        config = RobertaConfig(**(_sizes(size) if shape is None else shape.model_dump()))
+        self.channels: int = config.hidden_size
         self.roberta = RobertaModel(config, add_pooling_layer=False)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Ids `[n, L]` and mask `[n, L]` (True at tokens) → states `[n, L, C]`."""
         return self.roberta(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+
+    def tokenise(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Sentences to what `forward` takes, by the tokenizer that belongs to the weights."""
+        return tokenise(texts) if self.tokenizer is None else self.tokenizer(texts)
+
+    def fingerprint(self) -> bytes:
+        """What decides the outputs beside the parameters: the tokenizer, and the settings that a folder brought."""
+        content = TOKENIZER.read_bytes() if self.tokenizer is None else self.tokenizer.fingerprint
+        return content if self.shape is None else content + json.dumps(self.shape.model_dump(), sort_keys=True).encode()
+
+
+def _sizes(size: str) -> dict[str, Any]:
+    """RoBERTa-base, or the small network of the same class."""
+    shared = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": PAD, "layer_norm_eps": 1e-5}
+    if size == "full":
+        return {"vocab_size": 50265, **shared}
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    return {"vocab_size": vocabulary_size(), **small, **shared}
 
 
 @lru_cache(maxsize=1)

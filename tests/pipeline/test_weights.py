@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from pipeline.checkpoints import LAYOUTS
 from pipeline.errors import InputError
-from pipeline.weights import PRODUCTS, TINY, build_encoder, device_of, load_backbone, load_strictly, weights_digest
+from pipeline.weights import (
+    ENCODED,
+    PRODUCTS,
+    SOURCES,
+    TINY,
+    Source,
+    build_encoder,
+    device_of,
+    load_backbone,
+    load_strictly,
+    parse_source,
+    slowfast_build,
+    weights_digest,
+)
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -31,6 +47,7 @@ def test_random_weights_leave_the_global_generator_alone(product: str) -> None:
 def test_the_shipped_weights_load_and_are_frozen(product: str) -> None:
     loaded = load_backbone(product, "tiny", "tiny")
     assert loaded.source == "tiny"
+    assert len(loaded.report.loaded) == loaded.report.wanted == len(loaded.encoder.state_dict())
     assert loaded.digest == weights_digest(loaded.encoder, product)
     assert not loaded.encoder.training
     assert not any(parameter.requires_grad for parameter in loaded.encoder.parameters())
@@ -43,13 +60,107 @@ def test_the_shipped_weights_say_how_they_were_made() -> None:
         assert told in text
 
 
-@pytest.mark.parametrize("source", ["", "imagenet", "random:", "random:-1", "random:1.5", "random:x", f"random:{1 << 63}", "Tiny"])
+UNKNOWN = [
+    "",
+    "imagenet",
+    "random:",
+    "random:-1",
+    "random:1.5",
+    "random:x",
+    f"random:{1 << 63}",
+    "random:" + 5000 * "1",
+    "random:٣",
+    "Tiny",
+]
+
+
+@pytest.mark.parametrize("source", [*UNKNOWN, "torchvision", "torchvision:x", "mdetr:x", "hf:x", "ava", "ava:", "kinetics", "kinetics:"])
 def test_an_unknown_source_is_refused(source: str) -> None:
-    with pytest.raises(InputError, match=rf"weights '{source}' for motion: allowed are 'tiny' .* and 'random:SEED'"):
+    message = rf"weights '{source}' for motion: allowed are 'tiny' .*, 'ava:FILE', 'kinetics:FILE' and 'random:SEED'"
+    with pytest.raises(InputError, match=message):
         load_backbone("motion", "tiny", source)
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("source", ["mdetr:x", "mdetr:x+hf:", "mdetr:+hf:y", "hf:", "torchvision", "ava:x"])
+def test_an_unknown_source_of_text_is_refused(source: str) -> None:
+    with pytest.raises(InputError, match=r"for text: allowed are 'tiny' .*, 'hf:DIR', 'mdetr:FILE\+hf:DIR' and 'random:SEED'"):
+        load_backbone("text", "full", source)
+
+
+def test_no_shipped_weights_are_offered_for_swin() -> None:
+    with pytest.raises(InputError, match="for swin: allowed are 'torchvision', 'torchvision:FILE' and 'random:SEED'"):
+        load_backbone("swin", "full", "ava:x")
+
+
+@pytest.mark.parametrize(
+    ("product", "text", "source"),
+    [
+        ("appearance", "torchvision", Source("torchvision")),
+        ("appearance", "torchvision:a:b.pth", Source("torchvision", Path("a:b.pth"))),
+        ("swin", "torchvision:~/c.pth", Source("torchvision", Path.home() / "c.pth")),
+        ("appearance", "mdetr:d+hf:e", Source("mdetr", Path("d+hf:e"))),
+        ("text", "mdetr:d+hf:~/e", Source("mdetr", Path("d"), Path.home() / "e")),
+        ("text", "mdetr:d+hf:e+hf:f", Source("mdetr", Path("d+hf:e"), Path("f"))),
+        ("text", "hf:/g", Source("hf", Path("/g"))),
+        ("motion", "kinetics:h", Source("kinetics", Path("h"))),
+        ("swin", "random:7", Source("random", seed=7)),
+    ],
+)
+def test_sources_are_parsed(product: str, text: str, source: Source) -> None:
+    assert parse_source(product, text) == source
+
+
+def test_every_source_from_a_file_has_a_layout() -> None:
+    forms = {(product, form.partition(":")[0]) for product, allowed in SOURCES.items() for form in allowed}
+    assert forms == set(LAYOUTS)
+    assert set(SOURCES) == set(ENCODED)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "build"),
+    [
+        ("ava:x", None, "ava"),
+        ("kinetics:x", None, "kinetics"),
+        ("kinetics:x", "kinetics", "kinetics"),
+        ("tiny", None, "ava"),
+        ("random:0", None, "ava"),
+        ("random:0", "kinetics", "kinetics"),
+    ],
+)
+def test_slowfast_is_built_as_the_source_was(source: str, asked: str | None, build: str) -> None:
+    assert slowfast_build(parse_source("motion", source), asked) == build
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "own"), [("ava:x", "kinetics", "ava"), ("kinetics:x", "ava", "kinetics"), ("tiny", "kinetics", "ava")]
+)
+def test_slowfast_of_one_kind_with_weights_of_the_other_is_refused(source: str, asked: str, own: str) -> None:
+    kind = source.partition(":")[0]
+    with pytest.raises(
+        InputError, match=f"weights of kind '{kind}' are for SlowFast built for '{own}', not '{asked}': set slowfast to {own}"
+    ):
+        load_backbone("motion", "tiny", source, asked)
+
+
+@pytest.mark.parametrize("source", ["tiny", "random:0", "torchvision"])
+def test_there_is_no_tiny_swin(source: str) -> None:
+    with pytest.raises(InputError, match="there is no tiny swin: leave the product out, or use --backbones full"):
+        load_backbone("swin", "tiny", source)
+
+
+def test_swin_is_drawn_by_its_seed() -> None:
+    first, other = (load_backbone("swin", "full", source) for source in ("random:3", "random:4"))
+    assert first.digest != other.digest
+    assert first.report.loaded == ()
+    assert "swin weights random:3 (--backbones full), drawn from the seed: loaded 0 of" in str(first.report)
+
+
+def test_torchvisions_own_weights_are_full_size() -> None:
+    with pytest.raises(InputError, match="torchvision's own weights are for --backbones full; the tiny backbones have"):
+        load_backbone("appearance", "tiny", "torchvision")
+
+
+@pytest.mark.parametrize("product", ENCODED)
 def test_the_shipped_weights_do_not_fit_full_backbones(product: str) -> None:
     with pytest.raises(InputError, match="shipped weights fit --backbones tiny only: name weights for the full"):
         load_backbone(product, "full", "tiny")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaModel
 
-from pipeline.encoders.text import BOS, EOS, MAX_TOKENS, PAD, TextEncoder, tokenise, tokenizer, vocabulary_size
+from pipeline.encoders.text import BOS, EOS, MAX_TOKENS, PAD, TOKENIZER, TextEncoder, tokenise, tokenizer, vocabulary_size
 
 SENTENCES = ["the red circle moves to the left.", "what spins?", "", "ein Hund läuft – 犬が走る 🐕"]
 
@@ -25,6 +25,11 @@ def test_states_equal_transformers(tiny: TextEncoder) -> None:
     with torch.inference_mode():
         wanted = theirs(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         torch.testing.assert_close(tiny(tokens, mask)[mask], wanted[mask])
+
+
+def test_an_encoder_without_its_own_tokenizer_takes_the_shipped_one(tiny: TextEncoder) -> None:
+    assert all(torch.equal(ours, shipped) for ours, shipped in zip(tiny.tokenise(SENTENCES), tokenise(SENTENCES), strict=True))
+    assert tiny.fingerprint() == TOKENIZER.read_bytes()
 
 
 def test_padding_does_not_change_states(tiny: TextEncoder) -> None:
