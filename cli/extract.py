@@ -19,13 +19,19 @@ app = new_app()
 @app.command()
 @guarded
 def extract(
-    dataset: Annotated[str | None, typer.Option("--dataset", metavar="NAME", help="shapes, vidstg or jsonl.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", metavar="NAME", help="shapes, vidstg, hcstvg-v1, hcstvg-v2 or jsonl.")] = None,
     root: Annotated[Path | None, typer.Option("--root", metavar="PATH", help="The data set's folder; for jsonl the file.")] = None,
     index: Annotated[Path | None, typer.Option("--index", metavar="FILE", help="The index that stvg-prepare wrote.")] = None,
     store: Annotated[Path, typer.Option("--store", metavar="DIR", help="The store to fill.")] = Path("store"),
     backbones: Annotated[str | None, typer.Option("--backbones", help="full or tiny.")] = None,
     weights: Annotated[
-        list[str] | None, typer.Option("--weights", help="tiny, random:SEED, or one per product: appearance=random:0 (may be repeated).")
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            metavar="SOURCE",
+            help="tiny, random:SEED, or one per product (may be repeated): appearance=torchvision|mdetr:FILE, "
+            "motion=ava:FILE|kinetics:FILE, text=hf:DIR|mdetr:FILE+hf:DIR, swin=torchvision.",
+        ),
     ] = None,
     format_: Annotated[str | None, typer.Option("--format", help="Of visual products: zarr or hdf5.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=0, help="Processes; 0 works in this one.")] = None,
@@ -53,11 +59,12 @@ def extract(
         return _tell(store, survey(source.index_path, source.folder, source.name, store, settings))
     log_to(store / "log.txt")
     with progress("extracting", unit="videos") as advance:
-        report = run(source.index_path, source.folder, source.name, store, settings, advance)
+        report = run(source.index_path, source.folder, source.name, store, settings, advance, say)
     for failure in report.failures:
         warn(f"{failure.video}: {failure.detail}")
     whole = report.videos - len(report.failures)
     say(f"{store}: {whole} of {report.videos} videos, {report.made} shards made, {len(report.failures)} failed")
+    _summarise(store)
     raise typer.Exit(report.exit_code(settings.allow_failed))
 
 
@@ -93,8 +100,17 @@ def _verify(path: Path) -> None:
     problems = Store(path).verify()
     for problem in problems:
         warn(str(problem))
+    _summarise(path)
     say(f"{path}: {'intact' if not problems else f'{len(problems)} problems'}")
     raise typer.Exit(1 if problems else 0)
+
+
+def _summarise(path: Path) -> None:
+    """What the store holds, a line per product."""
+    from pipeline.store import Store
+
+    for contents in Store(path).summary():
+        say(f"  {contents}")
 
 
 def main() -> None:

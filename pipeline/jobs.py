@@ -26,8 +26,10 @@ class ExtractConfig(Config):
     backbones: Backbones = "full"
     weights: str | dict[str, str] = "tiny"
     products: tuple[str, ...] = Field(default=("appearance", "motion", "text"), min_length=1)
-    slowfast: Literal["ava", "kinetics"] = "ava"
-    """The motion network's build: for AVA (dilated last stage, stride 16) or for Kinetics (stride 32)."""
+    slowfast: Literal["ava", "kinetics"] | None = None
+    """The motion network's build: for AVA (dilated last stage, stride 16) or for Kinetics (stride 32); by default its weights'."""
+    reduce: dict[str, str] = Field(default_factory=dict)
+    """Smaller maps, by product: `pca:256`, `mdetr:FILE` (appearance), `int8`, or one of the first two with `+int8`."""
     sampling: SamplingConfig = SamplingConfig()
     format: Kind = "zarr"
     """Of visual products; text is always HDF5."""

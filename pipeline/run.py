@@ -7,30 +7,34 @@ used is named in the ledger and tried again by the next run, in a shard of its o
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from pipeline.errors import InputError, StoreError, VideoError
-from pipeline.extract import VISUAL, encode_texts, extract_video, file_digest
-from pipeline.jobs import ExtractConfig, Job, VideoIndex, kind_of, plan_jobs, product_bytes, read_index, source_of
+from pipeline.cluster import work
+from pipeline.errors import InputError, StoreError
+from pipeline.extract import VISUAL, file_digest
+from pipeline.fitting import reduction_to_open
+from pipeline.jobs import ExtractConfig, Job, VideoIndex, kind_of, plan_jobs, product_bytes, read_index
 from pipeline.records import Failure
-from pipeline.store import Entry, ShardInfo, Store, StoreWriter, write_shard
+from pipeline.shards import Made, backbone_of
+from pipeline.store import ShardInfo, Store, StoreWriter
 from pipeline.store.layout import shard_path
-from pipeline.weights import PRODUCTS, Backbone, device_of, load_backbone
+from pipeline.weights import ENCODED
 
 Progress = Callable[[int, int], None]
-Made = tuple[dict[str, ShardInfo], list[Failure]]
-PROGRESS_TOPIC = "videos"
+Say = Callable[[str], None]
+SAMPLED_BY = {
+    "appearance": ("fps", "short"),
+    "swin": ("fps", "short"),
+    "frames": ("fps", "short", "jpeg_quality"),
+    "motion": ("clip_every", "clip_span", "pool_motion"),
+}
+"""The keys of `SamplingConfig` that determine a product."""
 
 
 @dataclass
@@ -61,14 +65,26 @@ class Survey:
 
 
 def run(
-    index: Path, folder: Path, dataset: str, store: Path, config: ExtractConfig, progress: Progress = lambda done, total: None
+    index: Path,
+    folder: Path,
+    dataset: str,
+    store: Path,
+    config: ExtractConfig,
+    progress: Progress = lambda done, total: None,
+    say: Say = lambda line: None,
 ) -> RunReport:
-    """Fill `store` with every product of every video in `index`; video paths are relative to `folder`."""
+    """Fill `store` with every product of every video in `index`; video paths are relative to `folder`.
+
+    `progress` counts videos; `say` is told what was loaded of each backbone's weights.
+    """
     known = read_index(index, folder)
-    provenances = _provenances(config)
+    refuse_unknown_products(config)
+    for product in config.products:
+        if product != "frames":
+            say(str(backbone_of(product, config).report))
     with StoreWriter(store, dataset, str(folder)) as writer:
-        for product, provenance in provenances.items():
-            _open(writer, product, provenance, config)
+        for product in config.products:
+            _open(writer, product, store, config, known, say)
         writer.set_index(index, index.with_name("tracks.npz"))
         jobs = _adopt_and_plan_jobs(writer, store, config, known)
         ledger = _Ledger(writer, store, known, jobs)
@@ -78,6 +94,7 @@ def run(
                 writer.publish(product, job.shard.name, info)
                 report.made += info.entries > 0
             ledger.note(job, failed)
+        writer.clear_leftovers()
         report.failures = ledger.write()
     return report
 
@@ -85,15 +102,16 @@ def run(
 def survey(index: Path, folder: Path, dataset: str, store: Path, config: ExtractConfig) -> Survey:
     """What `run` would do, without writing anything; shards that a killed run left unlisted count as not made."""
     known = read_index(index, folder)
+    refuse_unknown_products(config)
     held: dict[str, dict[str, ShardInfo]] = {product: {} for product in config.products}
-    provenances = _provenances(config)
     if (store / "manifest.json").exists():
         opened = Store(store)
         if opened.manifest.dataset != dataset:
             raise StoreError(f"store {store} holds dataset {opened.manifest.dataset!r}, not {dataset!r}: extract into another --store")
         for product in set(config.products) & set(opened.products):
             own = opened.products[product]
-            if (own.kind, own.provenance) == (kind_of(product, config), provenances[product]):
+            made_from = {key: value for key, value in own.provenance.items() if key != "reduction"}
+            if (own.kind, made_from) == (kind_of(product, config), provenance_of(product, config, made_from)):
                 stale = _stale_shards(opened, product, known)
                 there = {name for name in own.shards if shard_path(store, product, name, own.kind).exists()}
                 held[product] = {name: own.shards[name] for name in there - stale}
@@ -115,40 +133,52 @@ def survey(index: Path, folder: Path, dataset: str, store: Path, config: Extract
     )
 
 
-def _provenances(config: ExtractConfig) -> dict[str, dict[str, Any]]:
-    """What each product is made of: encoder and weights, sampling, library versions."""
-    result: dict[str, dict[str, Any]] = {}
+def refuse_unknown_products(config: ExtractConfig) -> None:
+    """InputError for weights or products that do not exist."""
     for product in config.weights if isinstance(config.weights, dict) else ():
-        if product not in PRODUCTS:
-            raise InputError(f"weights are given for {product!r}; products with weights are {', '.join(PRODUCTS)}")
+        if product not in ENCODED:
+            raise InputError(f"weights are given for {product!r}; products with weights are {', '.join(ENCODED)}")
     for product in config.products:
-        if product not in (*PRODUCTS, "frames"):
-            raise InputError(f"unknown product {product!r}; the products are {', '.join((*PRODUCTS, 'frames'))}")
-        about: dict[str, Any] = {"versions": {name: version(name) for name in ("torch", "torchvision")}}
-        if product != "frames":
-            backbone = _backbone(product, config.backbones, source_of(product, config), config.slowfast)
-            about |= {"backbone": config.backbones, "weights": backbone.source, "weights_digest": backbone.digest}
+        if product not in (*ENCODED, "frames"):
+            raise InputError(f"unknown product {product!r}; the products are {', '.join((*ENCODED, 'frames'))}")
+
+
+def provenance_of(product: str, config: ExtractConfig, held: Mapping[str, Any]) -> dict[str, Any]:
+    """What a product is made of: encoder and weights, sampling, library versions; all but its reduction.
+
+    `held` is what the store says of it: weights that lie elsewhere now, or under another name, are still the same.
+    """
+    libraries = ("torch", "torchvision", *(("decord", "av") if product in VISUAL else ("transformers",)))
+    about: dict[str, Any] = {"versions": {name: version(name) for name in libraries}}
+    if product != "frames":
+        backbone = backbone_of(product, config)
+        same = held.get("weights_digest") == backbone.digest and "weights" in held
+        source = held["weights"] if same else backbone.source
+        about |= {"backbone": config.backbones, "weights": source, "weights_digest": backbone.digest}
         if product == "motion":
-            about["slowfast"] = config.slowfast
-        if product in VISUAL:
-            keys = {
-                "appearance": ("fps", "short"),
-                "frames": ("fps", "short", "jpeg_quality"),
-                "motion": ("clip_every", "clip_span", "pool_motion"),
-            }
-            about["sampling"] = {key: getattr(config.sampling, key) for key in keys[product]}
-        result[product] = about
-    return result
+            about["slowfast"] = backbone.encoder.kind
+    if product in VISUAL:
+        about["sampling"] = {key: getattr(config.sampling, key) for key in SAMPLED_BY[product]}
+    return about
 
 
-def _open(writer: StoreWriter, product: str, provenance: Mapping[str, Any], config: ExtractConfig) -> None:
+def _open(writer: StoreWriter, product: str, store: Path, config: ExtractConfig, index: VideoIndex, say: Say) -> None:
+    """Begin the product, or go on with it; with `replace`, one that was made otherwise is deleted first."""
+    held = writer.provenance(product)
+    provenance = provenance_of(product, config, held)
+    if config.replace and {key: value for key, value in held.items() if key != "reduction"} != provenance:
+        writer.drop_product(product)
+    reduction = reduction_to_open(product, config, index, store, say)
+    if reduction is not None:
+        provenance["reduction"] = reduction.provenance
+    basis = reduction.basis.content if reduction and reduction.basis else None
     try:
-        writer.open_product(product, kind_of(product, config), provenance)
+        writer.open_product(product, kind_of(product, config), provenance, basis)
     except StoreError:
         if not config.replace:
             raise
         writer.drop_product(product)
-        writer.open_product(product, kind_of(product, config), provenance)
+        writer.open_product(product, kind_of(product, config), provenance, basis)
 
 
 def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex) -> list[Job]:
@@ -226,126 +256,16 @@ class _Ledger:
 
 
 def _work(jobs: Sequence[Job], config: ExtractConfig, progress: Progress) -> Iterator[tuple[Job, Made]]:
-    """Run the jobs, here or by Dask, and yield each with its result as it ends."""
+    """Run the jobs and yield each with its result as it ends; `progress` counts videos."""
     total = sum(len(job.shard.videos) for job in jobs)
     seen = 0
 
-    def count(videos: int = 1) -> None:
+    def count() -> None:
         nonlocal seen
-        seen += videos
+        seen += 1
         progress(min(seen, total), total)
 
     progress(0, total)
-    if not jobs:
-        return
-    if config.workers == 0:
-        for job in jobs:
-            yield job, make_shard(job, count)
-        return
-    with _client(config) as client:
-        from distributed import as_completed
-
-        client.subscribe_topic(PROGRESS_TOPIC, lambda event: count())
-        futures = {client.submit(_make_shard_on_worker, _located(job), pure=False): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], _result(future, futures[future])
-    progress(total, total)
-
-
-def _located(job: Job) -> Job:
-    """The job with absolute paths: workers of another scheduler run in another folder."""
-    if job.config.scheduler is None:
-        return job
-    return replace(job, store=job.store.absolute(), paths={video: path.absolute() for video, path in job.paths.items()})
-
-
-def _result(future: Any, job: Job) -> Made:
-    """What a job gave. A job whose workers died again and again, Dask's retries included, fails with all its videos."""
-    from distributed.scheduler import KilledWorker
-
-    try:
-        made: Made = future.result()
-    except KilledWorker:
-        detail = (
-            f"the worker process died each time shard {job.shard.name} ({len(job.shard.videos)} videos) was made: "
-            "killed, crashed by one of its videos, or out of memory; run again with fewer --workers or a smaller batch"
-        )
-        return {}, [Failure(video=v, path=str(job.paths[v]), stage="worker", reason="died", detail=detail) for v in job.shard.videos]
-    return made
-
-
-@contextmanager
-def _client(config: ExtractConfig) -> Iterator[Any]:
-    """A client of the named scheduler, or of a cluster of processes on this machine."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    cores = os.cpu_count() or 1
-    if config.scheduler:
-        try:
-            client = Client(config.scheduler)
-        except (OSError, ValueError) as error:
-            raise InputError(f"no Dask scheduler answers at {config.scheduler} ({error}): start one, or leave out --scheduler") from None
-        with client:
-            yield client
-        return
-    workers = config.workers or max(2, cores // 2)
-    threads = max(1, cores // workers)
-    # Dask's own default trims the heap after every free, which costs a third of the time where tensors come and go.
-    memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
-    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **memory}
-    dask.config.set({"distributed.logging.distributed": "error", "distributed.nanny.pre-spawn-environ": environment})
-    with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
-
-
-def _make_shard_on_worker(job: Job) -> tuple[dict[str, ShardInfo], list[Failure]]:
-    from distributed import get_worker
-
-    return make_shard(job, lambda: get_worker().log_event(PROGRESS_TOPIC, 1))
-
-
-def make_shard(job: Job, tick: Callable[[], None]) -> Made:
-    """Make one shard of each product the job lacks; a shard's features stay in memory until they are written."""
-    if job.sentences:
-        kind = kind_of("text", job.config)
-        return {"text": write_shard(job.store, "text", job.shard.name, kind, _text_entries(job, tick), job.shard.videos)}, []
-    encoders = {product: _encoder(product, job.config) for product in job.lacking}
-    entries: dict[str, list[Entry]] = {product: [] for product in job.lacking}
-    failures = []
-    for video in job.shard.videos:
-        wanted = {product: encoders[product] for product, videos in job.lacking.items() if video in videos}
-        try:
-            features = extract_video(job.paths[video], job.config.sampling, wanted, job.config.batch)
-            for product in wanted:
-                entries[product].append(features.entry(product, video))
-        except VideoError as error:
-            path = str(job.paths[video])
-            failures.append(Failure(video=video, path=path, stage=error.stage, reason=error.reason, detail=error.detail))
-        tick()
-    infos = {p: write_shard(job.store, p, job.shard.name, kind_of(p, job.config), made, job.shard.videos) for p, made in entries.items()}
-    return infos, failures
-
-
-def _text_entries(job: Job, tick: Callable[[], None]) -> Iterator[Entry]:
-    encoder = _encoder("text", job.config)
-    for video in job.shard.videos:
-        ids, texts = zip(*job.sentences[video], strict=True)
-        for key, text, (states, tokens) in zip(ids, texts, encode_texts(list(texts), encoder), strict=True):
-            yield Entry(key, video, states, {"token": tokens}, {"text": text})
-        tick()
-
-
-def _encoder(product: str, config: ExtractConfig) -> nn.Module:
-    """The product's encoder on its device; `frames` needs none."""
-    if product == "frames":
-        return nn.Identity()
-    return _backbone(product, config.backbones, source_of(product, config), config.slowfast).encoder.to(device_of(config.device))
-
-
-@lru_cache(maxsize=8)
-def _backbone(product: str, size: str, weights: str, slowfast: str) -> Backbone:
-    return load_backbone(product, size, weights, slowfast)
+    if jobs:
+        yield from work(jobs, config, count)
+        progress(total, total)

@@ -2,11 +2,13 @@
 
 A frame's number is its place in presentation order after edit lists, in the best video stream (the one FFmpeg's
 `av_find_best_stream` names); pictures have the container's rotation applied and are not stretched for non-square
-pixels. `probe` finds the facts, `open_frames` streams the pictures. Neither decoder is imported before it is used.
+pixels. `probe` finds the facts, `open_frames` streams the pictures; `DecodeChild` does both in a process that may hang or
+crash. Neither decoder is imported before it is used.
 """
 
+from pipeline.decode.child import DecodeChild, FrameStream
 from pipeline.decode.container import MAX_PIXELS
 from pipeline.decode.facts import VideoFacts, probe
 from pipeline.decode.frames import FrameReader, open_frames
 
-__all__ = ["MAX_PIXELS", "FrameReader", "VideoFacts", "open_frames", "probe"]
+__all__ = ["MAX_PIXELS", "DecodeChild", "FrameReader", "FrameStream", "VideoFacts", "open_frames", "probe"]

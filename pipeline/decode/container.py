@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MAX_PIXELS = 4096 * 4096
+Alive = Callable[[], None]
+"""Called now and then while a decoder works without giving anything."""
+
+
+def unheard() -> None:
+    """For callers whom nobody waits for."""
 
 
 def open_container(path: Path) -> InputContainer:
@@ -34,7 +41,7 @@ def open_container(path: Path) -> InputContainer:
     if status.st_size == 0:
         raise VideoError("open", "empty", f"{path} has zero bytes; copy or download it again")
     try:
-        return av.open(str(path))
+        return av.open(str(path), options={"max_pixels": str(2 * MAX_PIXELS)})  # opening decodes a picture where the header says little
     except (av.FFmpegError, OSError, ValueError) as error:
         short = file_reach(path)
         if short:
@@ -59,15 +66,23 @@ def best_stream(container: InputContainer, path: Path, max_pixels: int) -> Video
     return stream  # type: ignore[return-value]
 
 
-def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Generator[Any, None, None]:
+def demuxed(container: InputContainer, *streams: VideoStream) -> Iterator[Any]:
+    """The packets of these streams (default: of all), those that flush the decoders last."""
+    with suppress(IndexError):  # PyAV may raise it behind the last packet, where the file holds streams its header did not announce
+        yield from container.demux(*streams)
+
+
+def decoded(container: InputContainer, stream: VideoStream, path: Path, alive: Alive) -> Generator[Any, None, None]:
     """The pictures one after another; an error while decoding becomes a VideoError `damaged` (`truncated` if the file is cut)."""
     import av
 
     count = 0
     try:
-        for frame in container.decode(stream):
-            yield frame
-            count += 1
+        for packet in demuxed(container, stream):
+            alive()
+            for frame in packet.decode():
+                yield frame
+                count += 1
     except (av.FFmpegError, OSError, ValueError) as error:
         short = file_reach(path)
         detail = f"{path}: decoding fails after {count} frames ({short or error_text(error)}); copy, download or convert it again"

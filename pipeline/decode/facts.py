@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.decode.container import MAX_PIXELS, best_stream, decoded, error_text, open_container, rotation_of, ticks_to_seconds
+from pipeline.decode.container import (
+    MAX_PIXELS,
+    Alive,
+    best_stream,
+    decoded,
+    demuxed,
+    error_text,
+    open_container,
+    rotation_of,
+    ticks_to_seconds,
+    unheard,
+)
 from pipeline.decode.damage import refuse_truncated
 from pipeline.errors import VideoError
 
@@ -69,16 +80,16 @@ class _Packets:
         return any(self.discards) or any(ticks is not None and ticks < 0 for ticks in self.pts)
 
 
-def probe(path: str | Path, max_pixels: int = MAX_PIXELS) -> VideoFacts:
+def probe(path: str | Path, max_pixels: int = MAX_PIXELS, alive: Alive = unheard) -> VideoFacts:
     """The facts of a video; a VideoError (`missing`, `empty`, `unreadable`, `truncated`, `damaged`, `too-large`) if it cannot be used."""
     path = Path(path)
     with open_container(path) as container:
         stream = best_stream(container, path, max_pixels)
         codec = stream.codec_context.codec.canonical_name
-        packets = _walk(container, stream)
+        packets = _walk(container, stream, alive)
         refuse_truncated(path, container, stream, packets.video_end, packets.all_end)
         doubt = _doubt_of_count(packets, codec, container.format.name)
-        seconds, length = _recount(path, max_pixels) if doubt else _shown(packets, stream.time_base)  # type: ignore[arg-type]
+        seconds, length = _recount(path, max_pixels, alive) if doubt else _shown(packets, stream.time_base)  # type: ignore[arg-type]
         _refuse_broken(path, packets, seconds)
         fps = _rate(seconds, stream)
         length = length or 1 / fps
@@ -98,13 +109,14 @@ def probe(path: str | Path, max_pixels: int = MAX_PIXELS) -> VideoFacts:
         )
 
 
-def _walk(container: InputContainer, stream: VideoStream) -> _Packets:
+def _walk(container: InputContainer, stream: VideoStream, alive: Alive) -> _Packets:
     """Read every packet once, decoding only until the first picture has come out."""
     import av
 
     found = _Packets()
     try:
-        for packet in container.demux():
+        for packet in demuxed(container):
+            alive()
             ticks = packet.dts if packet.pts is None else packet.pts
             end = ticks_to_seconds(ticks + (packet.duration or 0), packet.time_base) if packet.size and ticks is not None else 0.0
             found.all_end = max(found.all_end, end)
@@ -164,13 +176,13 @@ def _shown(packets: _Packets, base: Fraction) -> tuple[np.ndarray, float]:
     return ticks_to_seconds(ticks, base), ticks_to_seconds(shown[-1][1], base) if shown else 0.0
 
 
-def _recount(path: Path, max_pixels: int) -> tuple[np.ndarray, float]:
+def _recount(path: Path, max_pixels: int, alive: Alive) -> tuple[np.ndarray, float]:
     """Times `[n]` of the pictures that really come out, by decoding them all; one without a time follows its neighbour."""
     times: list[float] = []
     with open_container(path) as container:
         stream = best_stream(container, path, max_pixels)
         step = 1 / float(stream.average_rate or 25)
-        for frame in decoded(container, stream, path):
+        for frame in decoded(container, stream, path, alive):
             after = times[-1] + step if times else 0.0
             times.append(after if frame.pts is None else ticks_to_seconds(frame.pts, frame.time_base))
     return np.maximum.accumulate(np.array(times, np.float64)), step

@@ -4,7 +4,8 @@ decord reads first, in sequence, never by seeking. PyAV reads where decord is kn
 edit lists, several video streams, packets that are not pictures, containers other than MP4 and Matroska (it begins
 MPEG-TS files a group late), files it cannot open, counts otherwise or unpacks wrongly, and videos whose pictures,
 all decoded ahead (decord's ring has no bound), would not fit `READ_AHEAD_BYTES`. Where decord fails in the middle
-PyAV goes on from there, so damage is judged by one decoder alone. Both give the same pixels. Damage that FFmpeg
+PyAV goes on from there, so damage is judged by one decoder alone. Both give the same pixels (at odd sizes they interpolate colour
+differently). Damage that FFmpeg
 conceals (a picture patched from its neighbours) is not noticed by either.
 """
 
@@ -19,11 +20,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.decode.container import MAX_PIXELS, best_stream, decoded, open_container, ticks_to_seconds
+from pipeline.decode.container import MAX_PIXELS, Alive, best_stream, decoded, error_text, open_container, ticks_to_seconds, unheard
 from pipeline.decode.facts import VideoFacts
 from pipeline.errors import VideoError
 
 READ_AHEAD_BYTES = 1 << 30
+SKIP = 256
+"""Frames decord passes over in one call, at most."""
+CPU = (1, 0)
+"""DLPack's name of the first CPU."""
+Decoder = Literal["auto", "decord", "pyav"]
 Picture = tuple[int, np.ndarray]
 
 
@@ -34,9 +40,10 @@ class _DecordError(Exception):
 class FrameReader:
     """Iterator of `(frame number, rgb uint8 [h, w, 3])`; `decoder` and `reason` say who reads and why."""
 
-    def __init__(self, facts: VideoFacts, wanted: np.ndarray, decoder: Literal["auto", "decord", "pyav"]) -> None:
+    def __init__(self, facts: VideoFacts, wanted: np.ndarray, decoder: Decoder, alive: Alive) -> None:
         self.facts = facts
         self.wanted = wanted
+        self._alive = alive
         self.decoder = "decord"
         self.reason = "first choice"
         reason = "asked for" if decoder == "pyav" else "" if decoder == "decord" else _reason_for_pyav(facts)
@@ -54,7 +61,13 @@ class FrameReader:
         return self
 
     def __next__(self) -> Picture:
-        return next(self._pictures)
+        number, picture = next(self._pictures)
+        return number, np.array(picture, order="C")
+
+    def borrowed(self) -> Iterator[Picture]:
+        """The same pictures without a copy: in the decoder's own memory, to be read before the next one is asked for."""
+        pictures: Iterator[Picture] = self._pictures
+        return pictures
 
     def __enter__(self) -> FrameReader:
         return self
@@ -71,23 +84,28 @@ class FrameReader:
         done = 0
         if self._video is not None:
             try:
-                for picture in _decord_pictures(self._video, self.facts, self.wanted):
+                for picture in _decord_pictures(self._video, self.facts, self.wanted, self._alive):
                     yield picture
                     done += 1
                 return
             except _DecordError as failure:
                 self.decoder, self.reason, self._video = "pyav", str(failure), None
-        yield from _pyav_pictures(self.facts, self.wanted[done:])
+        yield from _pyav_pictures(self.facts, self.wanted[done:], self._alive)
 
 
 def open_frames(
-    path: str | Path, facts: VideoFacts, wanted: Iterable[int], decoder: Literal["auto", "decord", "pyav"] = "auto"
+    path: str | Path, facts: VideoFacts, wanted: Iterable[int], decoder: Decoder = "auto", alive: Alive = unheard
 ) -> FrameReader:
     """A context manager and iterator of the `wanted` (ascending) frames of the video that `facts` are about."""
+    return FrameReader(replace(facts, path=Path(path)), ascending(path, facts, wanted), decoder, alive)
+
+
+def ascending(path: str | Path, facts: VideoFacts, wanted: Iterable[int]) -> np.ndarray:
+    """The wanted frame numbers `[n]` int64; ValueError unless they ascend within the video."""
     numbers = np.asarray(wanted if isinstance(wanted, np.ndarray) else list(wanted), np.int64)
     if len(numbers) and (numbers[0] < 0 or numbers[-1] >= facts.frame_count or (np.diff(numbers) <= 0).any()):
         raise ValueError(f"wanted frames of {path} must ascend within [0, {facts.frame_count}), each once")
-    return FrameReader(replace(facts, path=Path(path)), numbers, decoder)
+    return numbers
 
 
 def _reason_for_pyav(facts: VideoFacts) -> str:
@@ -112,7 +130,7 @@ def _open_decord(facts: VideoFacts) -> Any:
     return video
 
 
-def _decord_pictures(video: Any, facts: VideoFacts, wanted: np.ndarray) -> Iterator[Picture]:
+def _decord_pictures(video: Any, facts: VideoFacts, wanted: np.ndarray, alive: Alive) -> Iterator[Picture]:
     import decord
 
     keys = np.asarray(video.get_key_indices(), np.int64)
@@ -120,8 +138,8 @@ def _decord_pictures(video: Any, facts: VideoFacts, wanted: np.ndarray) -> Itera
     place = 0
     for number in wanted.tolist():
         try:
-            _advance(video, keys, place, number)
-            picture = video.next().asnumpy()
+            _advance(video, keys, place, number, alive)
+            picture = np.from_dlpack(_Exported(video.next()))
         except (decord.DECORDError, RuntimeError, StopIteration):
             raise _DecordError(f"decord fails before frame {number}") from None
         if picture.shape != shape:
@@ -130,11 +148,25 @@ def _decord_pictures(video: Any, facts: VideoFacts, wanted: np.ndarray) -> Itera
         yield number, picture
 
 
-def _advance(video: Any, keys: np.ndarray, place: int, number: int) -> None:
+class _Exported:
+    """decord's array in the form NumPy takes arrays over, without a copy."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.to_dlpack()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CPU
+
+
+def _advance(video: Any, keys: np.ndarray, place: int, number: int, alive: Alive) -> None:
     """Move from frame `place` to `number` without a seek: decord seeks in a skip that reaches a key frame, so those are read."""
     while place < number:
+        alive()
         later = keys[keys > place]
-        stop = min(number, int(later[0]) - 1) if len(later) else number
+        stop = min(number, place + SKIP, int(later[0]) - 1 if len(later) else number)
         if stop > place:
             video.skip_frames(stop - place)
             place = stop
@@ -143,7 +175,7 @@ def _advance(video: Any, keys: np.ndarray, place: int, number: int) -> None:
             place += 1
 
 
-def _pyav_pictures(facts: VideoFacts, wanted: np.ndarray) -> Iterator[Picture]:
+def _pyav_pictures(facts: VideoFacts, wanted: np.ndarray, alive: Alive) -> Iterator[Picture]:
     """The wanted pictures by timestamp (by count where the facts themselves were counted)."""
     if not len(wanted):
         return
@@ -151,7 +183,7 @@ def _pyav_pictures(facts: VideoFacts, wanted: np.ndarray) -> Iterator[Picture]:
     target = next(targets)
     with open_container(facts.path) as container:
         stream = best_stream(container, facts.path, max(MAX_PIXELS, facts.size[0] * facts.size[1]))
-        with closing(decoded(container, stream, facts.path)) as frames:
+        with closing(decoded(container, stream, facts.path, alive)) as frames:
             for frame, number in _numbered(frames, facts):
                 if number > target:
                     break
@@ -177,9 +209,16 @@ def _numbered(frames: Iterable[Any], facts: VideoFacts) -> Iterator[tuple[Any, i
 
 def _upright(frame: Any, facts: VideoFacts) -> np.ndarray:
     """RGB `[h, w, 3]` of the size and the rotation the facts state."""
+    import av
+
     width, height = facts.size if facts.rotation % 180 == 0 else facts.size[::-1]
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return np.ascontiguousarray(np.rot90(picture, facts.rotation // 90)) if facts.rotation else picture
+    try:
+        plane = frame.reformat(width, height, "rgb24").planes[0]
+    except (av.FFmpegError, OSError, ValueError) as error:
+        detail = f"{facts.path}: a picture cannot be turned into RGB ({error_text(error)}); convert it again"
+        raise VideoError("decode", "damaged", detail) from None
+    picture: np.ndarray = np.ndarray((height, width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
+    return np.rot90(picture, facts.rotation // 90)
 
 
 def _no_picture(facts: VideoFacts, number: int) -> VideoError:

@@ -7,16 +7,19 @@ import re
 import subprocess
 import sys
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 from pipeline.decode import frames as frames_module
 from pipeline.decode import open_frames, probe
+from pipeline.decode.container import demuxed
 from pipeline.errors import VideoError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -243,6 +246,26 @@ def test_a_packet_without_a_picture_is_named(tmp_path: Path, make_video: Any) ->
         open_frames(path, replace(facts, seconds=seconds), [5], "pyav") as reader,
     ):
         next(reader)
+
+
+def test_a_picture_that_is_no_rgb_is_named(tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import av
+
+    path = make_video(tmp_path / "plain.avi")
+    refuse = MagicMock(side_effect=av.error.OSError(95, "Operation not supported"))
+    monkeypatch.setattr(frames_module, "decoded", lambda *given: (MagicMock(pts=0, reformat=refuse) for _ in range(1)))
+    with pytest.raises(VideoError, match=r"damaged \(decode\): .*plain.avi: a picture cannot be turned into RGB \(Operation not supp"):
+        next(open_frames(path, probe(path), [0]))
+
+
+def test_streams_the_header_does_not_announce_do_no_harm() -> None:
+    """PyAV raises IndexError for them when it flushes, after the last packet."""
+
+    def demux(stream: str) -> Iterator[str]:
+        yield f"a packet of {stream}"
+        raise IndexError
+
+    assert list(demuxed(SimpleNamespace(demux=demux), "video")) == ["a packet of video"]  # type: ignore[arg-type]
 
 
 def test_files_that_are_no_video(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,13 @@ from pipeline.encoders.geometry import appearance_size, pad_to_square, resize
 from pipeline.errors import VideoError
 from pipeline.extract import (
     DIGEST_BYTES,
-    PAGE,
     SamplingConfig,
-    _MotionMaker,
-    _pooled,
     encode_texts,
     extract_video,
     file_digest,
     jpeg_frames,
 )
+from pipeline.makers import PAGE, MotionMaker, pooled
 from pipeline.sampling import clip_centres, clip_frames, grid_frames, nearest_frames
 from pipeline.weights import load_backbone
 
@@ -151,10 +148,9 @@ def replace_sampling(**changes: float) -> SamplingConfig:
 
 
 @pytest.mark.parametrize("span", [0.2, 0.8, 64 / 30])
-def test_the_motion_maker_keeps_a_clip_and_a_stride(make_video: Any, tmp_path: Path, span: float) -> None:
-    facts = probe(make_video(tmp_path / "v.mp4", 10))
-    facts = replace(facts, seconds=np.arange(2000) / 25)
-    maker = _MotionMaker(Means(), facts, replace_sampling(clip_span=span), batch=1000)
+def test_the_motion_maker_keeps_a_clip_and_a_stride(span: float) -> None:
+    seconds = np.arange(2000) / 25
+    maker = MotionMaker(Means(), seconds, clip_centres(seconds, SAMPLING.clip_every), span, pool=False, batch=1000)
     most = 0
     for number in range(2000):
         maker.take(number, torch.zeros(3, 2, 2, dtype=torch.uint8))
@@ -218,6 +214,6 @@ def test_texts_in_batches_equal_texts_alone() -> None:
 
 def test_motion_cells_can_be_stored_as_means_of_four() -> None:
     maps = np.arange(32, dtype=np.float16).reshape(1, 4, 4, 2)
-    pooled = _pooled(maps)
-    assert pooled.shape == (1, 2, 2, 2)
-    np.testing.assert_array_equal(pooled[0, 0, 0], maps[0, :2, :2].reshape(4, 2).mean(0))
+    means = pooled(maps)
+    assert means.shape == (1, 2, 2, 2)
+    np.testing.assert_array_equal(means[0, 0, 0], maps[0, :2, :2].reshape(4, 2).mean(0))

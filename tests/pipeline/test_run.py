@@ -19,11 +19,13 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from cli.extract import app
+from pipeline.cluster import _result
 from pipeline.errors import InputError, StoreError
 from pipeline.extract import extract_video
 from pipeline.jobs import ExtractConfig, Job
 from pipeline.records import Failure, Query, Tracks, read_jsonl, write_jsonl
-from pipeline.run import RunReport, _encoder, _result, run, survey
+from pipeline.run import RunReport, run, survey
+from pipeline.shards import encoder_of
 from pipeline.store import Shard, Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,7 +141,7 @@ def test_every_product_holds_every_video(data: Path, tmp_path: Path) -> None:
     assert store.index_path.read_bytes() == (data / "index.jsonl").read_bytes()
     assert ledger(tmp_path / "s") == {}
     config = settings()
-    encoders = {product: _encoder(product, config) for product in ("appearance", "motion", "frames")}
+    encoders = {product: encoder_of(product, config) for product in ("appearance", "motion", "frames")}
     wanted = extract_video(data / "c.mp4", config.sampling, encoders)
     for product, (rows, columns) in wanted.products.items():
         reader = store.open(product)
@@ -354,7 +356,7 @@ def test_allowed_failures_are_a_count_or_a_share(failed: int, allowed: float, co
 
 
 def test_unknown_products_and_weights_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown product 'sound'; the products are appearance, motion, text, frames"):
+    with pytest.raises(InputError, match="unknown product 'sound'; the products are appearance, motion, text, swin, frames"):
         extract(data, tmp_path / "s", products=("sound",))
     with pytest.raises(InputError, match="weights are given for 'apperance'; products with weights are appearance, motion, text"):
         extract(data, tmp_path / "s", weights={"apperance": "random:0"})

@@ -1,0 +1,136 @@
+"""Making one shard of each product a job lacks: the work of one task, in one process.
+
+Videos are decoded in a child process that can be killed, while this one encodes; features go to disk as they come. A
+video that fails leaves no trace in the shard and takes no other video with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.decode.child import DecodeChild
+from pipeline.errors import VideoError
+from pipeline.extract import Decoder, FeatureStream, encode_texts
+from pipeline.jobs import ExtractConfig, Job, kind_of, source_of
+from pipeline.records import Failure
+from pipeline.reduce import Basis, Reduction, parse_reduction, stored_basis
+from pipeline.store import ShardBuilder, ShardInfo
+from pipeline.store.layout import shard_path
+from pipeline.store.shard import shard_info
+from pipeline.weights import Backbone, device_of, load_backbone
+
+Made = tuple[dict[str, ShardInfo], list[Failure]]
+Tick = Callable[[], None]
+
+
+def make_shard(job: Job, tick: Tick) -> Made:
+    """Make the job's shards and name the videos that failed; a shard that another run has made meanwhile is kept."""
+    infos: dict[str, ShardInfo] = {}
+    failures: list[Failure] = []
+    with ExitStack() as stack:
+        builders: dict[str, ShardBuilder] = {}
+        for product in job.lacking:
+            path, kind = shard_path(job.store, product, job.shard.name, kind_of(product, job.config)), kind_of(product, job.config)
+            if path.exists():
+                infos[product] = shard_info(path, product, kind)
+            else:
+                builder = ShardBuilder(job.store, product, job.shard.name, kind, job.shard.videos)
+                builders[product] = stack.enter_context(builder)
+        for video in job.shard.videos:
+            wanted = {product: builder for product, builder in builders.items() if video in job.lacking[product]}
+            try:
+                if wanted:
+                    _add_sentences(job, video, wanted["text"]) if job.sentences else _add_video(job, video, wanted)
+            except VideoError as error:
+                failures.append(
+                    Failure(video=video, path=str(job.paths[video]), stage=error.stage, reason=error.reason, detail=error.detail)
+                )
+            tick()
+        infos |= {product: builder.finish() for product, builder in builders.items()}
+    return infos, failures
+
+
+def _add_video(job: Job, video: str, builders: Mapping[str, ShardBuilder]) -> None:
+    """Stream one video's features into the shards; a VideoError leaves them as they were."""
+    encoders = {product: encoder_of(product, job.config) for product in builders}
+    reductions = {product: reduction_of(product, job.config, job.store) for product in builders}
+    scales: dict[str, list[dict[str, np.ndarray]]] = defaultdict(list)
+    for builder in builders.values():
+        builder.begin(video, video)
+    try:
+        stream = FeatureStream(job.paths[video], job.config.sampling, encoders, job.config.batch, child())
+        for product, rows in stream:
+            reduction = reductions[product]
+            smaller, columns = reduction.apply(rows) if reduction else (rows, {})
+            builders[product].append(smaller)
+            scales[product].append(columns)
+    except VideoError:
+        for builder in builders.values():
+            builder.abandon()
+        raise
+    except torch.OutOfMemoryError:
+        for builder in builders.values():
+            builder.abandon()
+        detail = f"{job.paths[video]}: its pictures do not fit into the GPU's memory {job.config.batch} at a time; set a smaller batch"
+        raise VideoError("encode", "out-of-memory", detail) from None
+    for product, builder in builders.items():
+        more = {name: np.concatenate([part[name] for part in scales[product]]) for name in scales[product][0]}
+        builder.end(stream.columns[product] | more, stream.facts)
+
+
+def _add_sentences(job: Job, video: str, builder: ShardBuilder) -> None:
+    """Encode the sentences about one video."""
+    ids, texts = zip(*job.sentences[video], strict=True)
+    for key, text, (states, tokens) in zip(ids, texts, encode_texts(list(texts), encoder_of("text", job.config)), strict=True):
+        builder.begin(key, video)
+        builder.append(states)
+        builder.end({"token": tokens}, {"text": text})
+
+
+@lru_cache(maxsize=1)
+def child() -> Decoder:
+    """This process' decoder child, made when it is first needed; it ends with the process."""
+    made = DecodeChild()
+    atexit.register(made.close)
+    return made
+
+
+def encoder_of(product: str, config: ExtractConfig) -> nn.Module:
+    """The product's encoder on its device, in half precision on a GPU; `frames` needs none."""
+    if product == "frames":
+        return nn.Identity()
+    encoder = backbone_of(product, config).encoder
+    device = device_of(config.device)
+    return encoder.to(device, torch.float16) if device.type == "cuda" else encoder.to(device)
+
+
+def backbone_of(product: str, config: ExtractConfig) -> Backbone:
+    return _backbone(product, config.backbones, source_of(product, config), config.slowfast)
+
+
+@lru_cache(maxsize=8)
+def _backbone(product: str, size: str, weights: str, slowfast: str | None) -> Backbone:
+    return load_backbone(product, size, weights, slowfast)
+
+
+def reduction_of(product: str, config: ExtractConfig, store: Path) -> Reduction | None:
+    """What the product's maps go through before they are stored; the basis lies in the store."""
+    asked = config.reduce.get(product)
+    if asked is None:
+        return None
+    parsed = parse_reduction(asked)
+    return Reduction(_stored_basis(store, product) if parsed.source else None, parsed.int8)
+
+
+@lru_cache(maxsize=8)
+def _stored_basis(store: Path, product: str) -> Basis | None:
+    return stored_basis(store, product)
