@@ -61,23 +61,25 @@ LAYOUTS: dict[tuple[str, str], Layout] = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every name: `loaded` of `wanted` and, in the file, `missing`, `unexpected`, documented `leftovers`."""
+    """What became of every name: `loaded` of `wanted` and, in the file, documented `leftovers`.
+
+    Nothing is ever missing or unexpected in one: that is an error.
+    """
 
     what: str
     wanted: int
     loaded: tuple[str, ...]
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
     leftovers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.what}: loaded {len(self.loaded)} of {self.wanted}",
-            f"  missing {len(self.missing)}: {some(self.missing)}",
-            f"  unexpected {len(self.unexpected)}: {some(self.unexpected)}",
-            f"  left over, as documented {len(self.leftovers)}: {some(self.leftovers)}",
-        ]
-        return "\n".join(lines)
+        if not self.loaded:
+            return f"{self.what}: {self.wanted} parameters"
+        line = f"{self.what}: loaded {len(self.loaded)} of {self.wanted}, none missing, none unexpected"
+        return line + (f"; {len(self.leftovers)} left over, as documented: {some(self.leftovers)}" if self.leftovers else "")
+
+    def every_key(self) -> str:
+        """All names, for the log."""
+        return f"{self.what}: loaded {', '.join(self.loaded) or 'none'}; left over {', '.join(self.leftovers) or 'none'}"
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str, layout: Layout | None = None) -> LoadReport:

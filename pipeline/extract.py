@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.decode import VideoFacts, open_frames, probe
 from pipeline.encoders.geometry import appearance_size
-from pipeline.makers import AppearanceMaker, JpegMaker, Maker, MotionMaker, SwinMaker
+from pipeline.makers import AppearanceMaker, JpegMaker, Maker, MotionMaker, SwinMaker, half_on_gpu
 from pipeline.sampling import clip_centres, grid_frames
 from pipeline.store import Entry
 
@@ -173,7 +173,7 @@ def encode_texts(texts: list[str], encoder: nn.Module, batch: int = 64) -> Itera
     device = next(encoder.parameters()).device
     for start in range(0, len(texts), batch):
         tokens, mask = encoder.tokenise(texts[start : start + batch])  # type: ignore[operator]
-        with torch.inference_mode():
+        with torch.inference_mode(), half_on_gpu(device):
             states = encoder(tokens.to(device), mask.to(device)).half().cpu()
         for row, ids, kept in zip(states, tokens, mask, strict=True):
             yield row[kept].numpy(), ids[kept].numpy()

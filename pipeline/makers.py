@@ -46,6 +46,11 @@ class Maker(ABC):
         """After `finish`: what is known about each row; `frame` is the frame it shows."""
 
 
+def half_on_gpu(device: torch.device) -> torch.autocast:
+    """Context in which networks compute in float16 on a GPU; on a CPU it changes nothing."""
+    return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
+
+
 class _Batches:
     """Runs an encoder on inputs as they come, `size` at a time, and gives its maps in float16."""
 
@@ -62,7 +67,8 @@ class _Batches:
         if not self._waiting:
             return []
         device = next(self.encoder.parameters()).device
-        maps: np.ndarray = self.encoder(torch.stack(self._waiting).to(device, non_blocking=True)).half().cpu().numpy()
+        with half_on_gpu(device):
+            maps: np.ndarray = self.encoder(torch.stack(self._waiting).to(device, non_blocking=True)).half().cpu().numpy()
         self._waiting.clear()
         if not np.isfinite(maps).all():
             raise VideoError(

@@ -7,6 +7,7 @@ used is named in the ledger and tried again by the next run, in a shard of its o
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from pipeline.weights import ENCODED
 
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
+log = logging.getLogger("pipeline")
 SAMPLED_BY = {
     "appearance": ("fps", "short"),
     "swin": ("fps", "short"),
@@ -81,7 +83,9 @@ def run(
     refuse_unknown_products(config)
     for product in config.products:
         if product != "frames":
-            say(str(backbone_of(product, config).report))
+            loaded = backbone_of(product, config).report
+            say(str(loaded))
+            log.info("%s", loaded.every_key())
     with StoreWriter(store, dataset, str(folder)) as writer:
         for product in config.products:
             _open(writer, product, store, config, known, say)

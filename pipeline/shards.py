@@ -105,12 +105,10 @@ def child() -> Decoder:
 
 
 def encoder_of(product: str, config: ExtractConfig) -> nn.Module:
-    """The product's encoder on its device, in half precision on a GPU; `frames` needs none."""
+    """The product's encoder on its device; `frames` needs none."""
     if product == "frames":
         return nn.Identity()
-    encoder = backbone_of(product, config).encoder
-    device = device_of(config.device)
-    return encoder.to(device, torch.float16) if device.type == "cuda" else encoder.to(device)
+    return backbone_of(product, config).encoder.to(device_of(config.device))
 
 
 def backbone_of(product: str, config: ExtractConfig) -> Backbone:
