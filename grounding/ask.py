@@ -4,14 +4,14 @@
     answers = grounder.ask(Path("video.mp4"), ["the red circle spins."])
     answers.queries[0].span_seconds
 
-The video is decoded once, whatever the number of sentences, with the backbones, weights and sampling that the run's
-`provenance.json` records. Its features stay in memory: with `full` backbones about 4 MB per second of video.
+The video is decoded once, whatever the number of sentences, with the backbones, weights, sampling and reductions that
+the run's `provenance.json` records. Its features stay in memory: with `full` backbones about 4 MB per second of video.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from torch import nn
 from grounding.checkpoint import load_model
 from grounding.data import FeatureSet
 from grounding.predict import predict
+from grounding.projections import as_stored, recorded_reduction
 from grounding.tubes import boxes_of
 from pipeline.config import validate
 from pipeline.errors import InputError
@@ -116,6 +117,7 @@ class Grounder:
         sampling = {key: value for name in VISUAL for key, value in made_from[name].get("sampling", {}).items()}
         self.sampling = validate(SamplingConfig, sampling, f"{self.run / 'provenance.json'}")
         self.encoders = {name: recorded_encoder(self.run, name, made_from[name]).to(self.device) for name in PRODUCTS}
+        self.reductions = {name: recorded_reduction(self.run, name, made_from[name]) for name in VISUAL}
 
     def ask(self, video: Path, sentences: Sequence[str]) -> Answers:
         """Where and when each sentence happens in the video. InputError for an empty sentence, VideoError for a bad video."""
@@ -127,7 +129,10 @@ class Grounder:
         encoders = {name: self.encoders[name] for name in VISUAL}
         made = extract_video(Path(video), self.sampling, encoders, progress=progress)
         about = AskedVideo.model_validate({"path": str(video), **{key: made.facts[key] for key in ("fps", "frame_count", "size")}})
-        return Seen(about, {name: InMemory([made.entry(name, about.path)]) for name in VISUAL}, made.frame_edges)
+        entries = [made.entry(name, about.path) for name in VISUAL]
+        rows = [as_stored(entry.rows, self.reductions[name]) for name, entry in zip(VISUAL, entries, strict=True)]
+        stored = [InMemory([replace(entry, rows=own)]) for entry, own in zip(entries, rows, strict=True)]
+        return Seen(about, dict(zip(VISUAL, stored, strict=True)), made.frame_edges)
 
     def answer(self, seen: Seen, sentences: Sequence[str], progress: Progress = lambda done, total: None) -> Answers:
         """Answers about a video that was looked at; `progress` counts sentences."""
@@ -164,7 +169,7 @@ def checked_sentences(sentences: Sequence[str]) -> list[str]:
 
 def recorded_encoder(run: Path, product: str, made_from: dict[str, Any]) -> nn.Module:
     """The encoder a run's features came from; an InputError where the weights found now are others."""
-    backbone = load_backbone(product, made_from["backbone"], made_from["weights"], made_from.get("slowfast", "ava"))
+    backbone = load_backbone(product, made_from["backbone"], made_from["weights"], made_from.get("slowfast"))
     if backbone.digest != made_from["weights_digest"]:
         raise InputError(
             f"{run} was trained on {product} features of weights {made_from['weights']!r} with digest"

@@ -28,6 +28,7 @@ from grounding.losses import LossConfig, csdvl_loss
 from grounding.metrics import score, summarise
 from grounding.models.csdvl import Csdvl, CsdvlConfig
 from grounding.predict import predict
+from grounding.projections import FOLDER, keep_projections, projections_of
 from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.errors import InputError, StvgError
@@ -248,6 +249,7 @@ def open_run(store: Path, run: Path, config: TrainConfig, resume: bool = False) 
     run is moved aside.
     """
     now, settings = _made_from(store), config.model_dump(mode="json")
+    projections = projections_of(store, now["products"])
     known = run / "provenance.json"
     there = known.is_file() and any((run / "checkpoints" / name).exists() for name in ("last", ".last.old"))
     if there:
@@ -265,9 +267,10 @@ def open_run(store: Path, run: Path, config: TrainConfig, resume: bool = False) 
         raise InputError(f"{run} holds no checkpoint to resume: leave out --resume to start a run there")
     run.mkdir(parents=True, exist_ok=True)
     if not there:
-        for leftover in ("curves", "checkpoints"):
+        for leftover in ("curves", "checkpoints", FOLDER):
             shutil.rmtree(run / leftover, ignore_errors=True)
     configuration.save(run / CONFIG, "train", config)
+    keep_projections(run, projections)
     if there and "schedule_steps" in old:
         now["schedule_steps"] = old["schedule_steps"]
     write_json(known, now)

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.decode import VideoFacts, open_frames, probe
 from pipeline.encoders.geometry import appearance_size
-from pipeline.makers import AppearanceMaker, JpegMaker, Maker, MotionMaker, SwinMaker, half_on_gpu
+from pipeline.makers import AppearanceMaker, JpegMaker, Maker, MotionMaker, SwinMaker, on_device
 from pipeline.sampling import clip_centres, grid_frames
 from pipeline.store import Entry
 
@@ -173,7 +174,7 @@ def encode_texts(texts: list[str], encoder: nn.Module, batch: int = 64) -> Itera
     device = next(encoder.parameters()).device
     for start in range(0, len(texts), batch):
         tokens, mask = encoder.tokenise(texts[start : start + batch])  # type: ignore[operator]
-        with torch.inference_mode(), half_on_gpu(device):
+        with torch.inference_mode(), on_device(device):
             states = encoder(tokens.to(device), mask.to(device)).half().cpu()
         for row, ids, kept in zip(states, tokens, mask, strict=True):
             yield row[kept].numpy(), ids[kept].numpy()
@@ -181,9 +182,9 @@ def encode_texts(texts: list[str], encoder: nn.Module, batch: int = 64) -> Itera
 
 def jpeg_frames(rows: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterator[tuple[int, Tensor]]:
     """Decode an entry of the `frames` product: `(frame number, RGB uint8 [3, h, w])` in order."""
-    from torchvision.io import decode_jpeg
+    from PIL import Image
 
     for number in np.unique(columns["frame"]).tolist():
         pages = np.flatnonzero(columns["frame"] == number)
-        data = np.concatenate([rows[page, : columns["bytes"][page]] for page in pages])
-        yield number, decode_jpeg(torch.from_numpy(data))
+        data = b"".join(rows[page, : columns["bytes"][page]].tobytes() for page in pages)
+        yield number, torch.from_numpy(np.array(Image.open(BytesIO(data)))).permute(2, 0, 1).contiguous()

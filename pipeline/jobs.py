@@ -137,5 +137,5 @@ def product_bytes(query: Query, product: str, config: ExtractConfig, sentences: 
     pixels = query.size[0] * query.size[1] * scale**2
     if product == "frames":
         return int(seconds * sampling.fps * (pixels / 5 + 2048))
-    stride, channels = (32, 2048) if config.backbones == "full" else (16, 128)
+    stride, channels = (32, 768 if product == "swin" else 2048) if config.backbones == "full" else (16, 128)
     return int(2 * seconds * sampling.fps * pixels / stride**2 * channels)

@@ -6,6 +6,9 @@ A maker holds what its next batch or clip needs and no more, whatever the length
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -46,9 +49,15 @@ class Maker(ABC):
         """After `finish`: what is known about each row; `frame` is the frame it shows."""
 
 
-def half_on_gpu(device: torch.device) -> torch.autocast:
-    """Context in which networks compute in float16 on a GPU; on a CPU it changes nothing."""
-    return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
+@contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Networks compute in float16 on a GPU, as they are on a CPU; memory that does not suffice is a VideoError."""
+    try:
+        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+            yield
+    except torch.OutOfMemoryError:
+        detail = f"it does not fit into the memory of {device}: set a smaller batch, or `short`, or fewer --workers"
+        raise VideoError("encode", "out-of-memory", detail) from None
 
 
 class _Batches:
@@ -67,9 +76,10 @@ class _Batches:
         if not self._waiting:
             return []
         device = next(self.encoder.parameters()).device
-        with half_on_gpu(device):
-            maps: np.ndarray = self.encoder(torch.stack(self._waiting).to(device, non_blocking=True)).half().cpu().numpy()
+        inputs = torch.stack(self._waiting)
         self._waiting.clear()
+        with on_device(device):
+            maps: np.ndarray = self.encoder(inputs.to(device, non_blocking=True)).half().cpu().numpy()
         if not np.isfinite(maps).all():
             raise VideoError(
                 "encode", "not-finite", "its features are not finite in float16: the weights are damaged or do not belong here"
@@ -129,10 +139,8 @@ class JpegMaker(Maker):
         self._used: list[int] = []
 
     def _add(self, number: int, picture: Tensor) -> Rows:
-        from torchvision.io import encode_jpeg
-
         pixels = resize(picture[None], self.size)[0].round().clamp(0, 255).byte()
-        data = encode_jpeg(pixels, self.quality).numpy()
+        data = np.frombuffer(encode_jpeg(pixels, self.quality), np.uint8)
         pages = np.zeros((-(-len(data) // PAGE), PAGE), np.uint8)
         pages.reshape(-1)[: len(data)] = data
         self._numbers += [number] * len(pages)
@@ -144,6 +152,15 @@ class JpegMaker(Maker):
 
     def columns(self) -> dict[str, np.ndarray]:
         return {"frame": np.array(self._numbers, np.int64), "bytes": np.array(self._used, np.int64)}
+
+
+def encode_jpeg(picture: Tensor, quality: int) -> bytes:
+    """RGB uint8 `[3, h, w]` as a JPEG whose colours have half the resolution (4:2:0)."""
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return buffer.getvalue()
 
 
 class MotionMaker(Maker):

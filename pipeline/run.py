@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.cluster import work
 from pipeline.errors import InputError, StoreError
 from pipeline.extract import VISUAL, file_digest
-from pipeline.fitting import reduction_to_open
+from pipeline.fitting import outline_of, reduction_to_open, refuse_unknown_reductions
 from pipeline.jobs import ExtractConfig, Job, VideoIndex, kind_of, plan_jobs, product_bytes, read_index
 from pipeline.records import Failure
 from pipeline.shards import Made, backbone_of
@@ -130,7 +130,7 @@ def survey(index: Path, folder: Path, dataset: str, store: Path, config: Extract
         videos=len(known.paths),
         absent=sum(not path.is_file() for path in known.paths.values()),
         to_make=len(videos),
-        seconds=sum(known.queries[video].frame_count / known.queries[video].fps for video in videos),
+        seconds=sum(known.queries[video].frame_count / max(known.queries[video].fps, 1e-6) for video in videos),
         shards=sum(len(job.lacking) for job in jobs),
         bytes=sum(product_bytes(known.queries[video], product, config, len(known.sentences[video])) for product, video in made),
         free_bytes=shutil.disk_usage(place).free,
@@ -138,7 +138,8 @@ def survey(index: Path, folder: Path, dataset: str, store: Path, config: Extract
 
 
 def refuse_unknown_products(config: ExtractConfig) -> None:
-    """InputError for weights or products that do not exist."""
+    """InputError for weights, reductions or products that do not exist."""
+    refuse_unknown_reductions(config)
     for product in config.weights if isinstance(config.weights, dict) else ():
         if product not in ENCODED:
             raise InputError(f"weights are given for {product!r}; products with weights are {', '.join(ENCODED)}")
@@ -152,7 +153,9 @@ def provenance_of(product: str, config: ExtractConfig, held: Mapping[str, Any]) 
 
     `held` is what the store says of it: weights that lie elsewhere now, or under another name, are still the same.
     """
-    libraries = ("torch", "torchvision", *(("decord", "av") if product in VISUAL else ("transformers",)))
+    libraries = ["torch", "torchvision", *(("decord", "av") if product in VISUAL else ("transformers",))]
+    if product == "frames":
+        libraries.append("pillow")
     about: dict[str, Any] = {"versions": {name: version(name) for name in libraries}}
     if product != "frames":
         backbone = backbone_of(product, config)
@@ -167,22 +170,25 @@ def provenance_of(product: str, config: ExtractConfig, held: Mapping[str, Any]) 
 
 
 def _open(writer: StoreWriter, product: str, store: Path, config: ExtractConfig, index: VideoIndex, say: Say) -> None:
-    """Begin the product, or go on with it; with `replace`, one that was made otherwise is deleted first."""
-    held = writer.provenance(product)
-    provenance = provenance_of(product, config, held)
-    if config.replace and {key: value for key, value in held.items() if key != "reduction"} != provenance:
-        writer.drop_product(product)
-    reduction = reduction_to_open(product, config, index, store, say)
+    """Begin the product, or go on with it; with `replace`, one that was made otherwise is deleted once it can be remade."""
+    kind, held = kind_of(product, config), writer.provenance(product)
+    provenance, outline = provenance_of(product, config, held), outline_of(product, config)
+    known = {key: value for key, value in held.items() if key != "reduction"}
+    reduced = {key: value for key, value in (held.get("reduction") or {}).items() if key != "basis_digest"}
+    otherwise = bool(held) and (known, reduced) != (provenance, outline)
+    if otherwise and not config.replace:  # refused before a new basis is fitted in vain
+        writer.open_product(product, kind, {**provenance, **({"reduction": outline} if outline else {})})
+    reduction = reduction_to_open(product, config, index, store, say, anew=otherwise)
     if reduction is not None:
         provenance["reduction"] = reduction.provenance
     basis = reduction.basis.content if reduction and reduction.basis else None
     try:
-        writer.open_product(product, kind_of(product, config), provenance, basis)
+        writer.open_product(product, kind, provenance, basis)
     except StoreError:
         if not config.replace:
             raise
         writer.drop_product(product)
-        writer.open_product(product, kind_of(product, config), provenance, basis)
+        writer.open_product(product, kind, provenance, basis)
 
 
 def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex) -> list[Job]:

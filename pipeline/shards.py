@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from pipeline.decode.child import DecodeChild
@@ -22,7 +21,7 @@ from pipeline.errors import VideoError
 from pipeline.extract import Decoder, FeatureStream, encode_texts
 from pipeline.jobs import ExtractConfig, Job, kind_of, source_of
 from pipeline.records import Failure
-from pipeline.reduce import Basis, Reduction, parse_reduction, stored_basis
+from pipeline.reduce import Reduction, parse_reduction, stored_basis
 from pipeline.store import ShardBuilder, ShardInfo
 from pipeline.store.layout import shard_path
 from pipeline.store.shard import shard_info
@@ -45,11 +44,12 @@ def make_shard(job: Job, tick: Tick) -> Made:
             else:
                 builder = ShardBuilder(job.store, product, job.shard.name, kind, job.shard.videos)
                 builders[product] = stack.enter_context(builder)
+        reductions = {product: reduction_of(product, job.config, job.store) for product in builders}
         for video in job.shard.videos:
             wanted = {product: builder for product, builder in builders.items() if video in job.lacking[product]}
             try:
                 if wanted:
-                    _add_sentences(job, video, wanted["text"]) if job.sentences else _add_video(job, video, wanted)
+                    _add_sentences(job, video, wanted["text"]) if job.sentences else _add_video(job, video, wanted, reductions)
             except VideoError as error:
                 failures.append(
                     Failure(video=video, path=str(job.paths[video]), stage=error.stage, reason=error.reason, detail=error.detail)
@@ -59,10 +59,9 @@ def make_shard(job: Job, tick: Tick) -> Made:
     return infos, failures
 
 
-def _add_video(job: Job, video: str, builders: Mapping[str, ShardBuilder]) -> None:
+def _add_video(job: Job, video: str, builders: Mapping[str, ShardBuilder], reductions: Mapping[str, Reduction | None]) -> None:
     """Stream one video's features into the shards; a VideoError leaves them as they were."""
     encoders = {product: encoder_of(product, job.config) for product in builders}
-    reductions = {product: reduction_of(product, job.config, job.store) for product in builders}
     scales: dict[str, list[dict[str, np.ndarray]]] = defaultdict(list)
     for builder in builders.values():
         builder.begin(video, video)
@@ -77,11 +76,6 @@ def _add_video(job: Job, video: str, builders: Mapping[str, ShardBuilder]) -> No
         for builder in builders.values():
             builder.abandon()
         raise
-    except torch.OutOfMemoryError:
-        for builder in builders.values():
-            builder.abandon()
-        detail = f"{job.paths[video]}: its pictures do not fit into the GPU's memory {job.config.batch} at a time; set a smaller batch"
-        raise VideoError("encode", "out-of-memory", detail) from None
     for product, builder in builders.items():
         more = {name: np.concatenate([part[name] for part in scales[product]]) for name in scales[product][0]}
         builder.end(stream.columns[product] | more, stream.facts)
@@ -126,9 +120,4 @@ def reduction_of(product: str, config: ExtractConfig, store: Path) -> Reduction 
     if asked is None:
         return None
     parsed = parse_reduction(asked)
-    return Reduction(_stored_basis(store, product) if parsed.source else None, parsed.int8)
-
-
-@lru_cache(maxsize=8)
-def _stored_basis(store: Path, product: str) -> Basis | None:
-    return stored_basis(store, product)
+    return Reduction(stored_basis(store, product) if parsed.source else None, parsed.int8)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from grounding.ask import Answers, Grounder, answer_of, checked_sentences
+from grounding.ask import Answers, Grounder, answer_of, checked_sentences, recorded_encoder
 from grounding.data import FeatureSet
 from grounding.predict import predict
-from pipeline.errors import InputError, VideoError
+from grounding.train import TrainConfig, open_run, train
+from pipeline.config import load
+from pipeline.errors import InputError, StoreError, VideoError
+from pipeline.extract import encode_texts
 from pipeline.records import Prediction, Query, read_jsonl
+from pipeline.run import ExtractConfig
+from pipeline.run import run as extract
+from pipeline.store import Store
+from pipeline.weights import load_backbone
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +129,121 @@ def test_a_run_without_a_checkpoint_is_refused(tiny_run: Any, tmp_path: Path) ->
         Grounder(run)
     with pytest.raises(InputError, match="is not a run directory"):
         Grounder(tmp_path)
+
+
+# Runs on reduced stores
+
+
+@pytest.fixture(scope="module")
+def reduced(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """A store with this reduction of both visual products, and a run that took a step on it: not to be changed."""
+
+    @cache
+    def make(asked: str) -> tuple[Path, Path]:
+        place = tmp_path_factory.mktemp("reduced")
+        settings = {"backbones": "tiny", "weights": "tiny", "workers": 0, "device": "cpu", "sampling": sampling_of(tiny_run.store)}
+        config = ExtractConfig.model_validate(settings | {"reduce": {"appearance": asked, "motion": asked}})
+        extract(tiny_run.index, tiny_run.root, "shapes", place / "store", config)
+        training = load(TrainConfig, "train", tiny_run.run / "config.yaml", ["max_steps=1"])
+        open_run(place / "store", place / "run", training)
+        train(place / "store", place / "run", training)
+        return place / "store", place / "run"
+
+    return make
+
+
+def sampling_of(store: Path) -> dict[str, Any]:
+    products = Store(store).products
+    return {key: value for name in ("appearance", "motion") for key, value in products[name].provenance["sampling"].items()}
+
+
+@pytest.mark.parametrize(("asked", "channels"), [("int8", (128, 384)), ("pca:6", (6, 6)), ("pca:6+int8", (6, 6))])
+def test_a_run_on_reduced_features_reduces_what_it_is_asked_about(
+    tiny_run: Any, reduced: Any, queries: list[Query], asked: str, channels: tuple[int, int]
+) -> None:
+    """Bit for bit what the store's reader gives, though the store is no longer there."""
+    store, run = reduced(asked)
+    seen = Grounder(run, device="cpu").look(tiny_run.root / queries[0].path)
+    for name, width in zip(("appearance", "motion"), channels, strict=True):
+        own, other = seen.features[name], Store(store).open(name)
+        assert own.shape(seen.video.path) == other.shape(queries[0].video)
+        assert own.shape(seen.video.path)[-1] == width
+        assert own.read(seen.video.path).dtype == np.float16
+        np.testing.assert_array_equal(own.read(seen.video.path), other.read(queries[0].video))
+        np.testing.assert_array_equal(own.columns(seen.video.path)["frame"], other.columns(queries[0].video)["frame"])
+
+
+def test_its_answer_is_that_of_its_store(tiny_run: Any, reduced: Any, queries: list[Query]) -> None:
+    store, run = reduced("pca:6+int8")
+    grounder = Grounder(run, device="cpu")
+    features = FeatureSet.of_store(store, "test", grounder.frames, grounder.clips)
+    asked = grounder.ask(tiny_run.root / queries[0].path, [query.text for query in queries])
+    for own, other in zip(asked.queries, predict(grounder.model, features, features.queries), strict=True):
+        assert own.span_frames == other.span
+        assert own.score == pytest.approx(other.score, abs=1e-5)
+
+
+def test_a_run_keeps_the_projections_of_its_store(tiny_run: Any, reduced: Any) -> None:
+    store, run = reduced("pca:6")
+    kept = {path.stem: path.read_bytes() for path in (run / "basis").iterdir()}
+    assert kept == {name: (store / name / "basis.safetensors").read_bytes() for name in ("appearance", "motion")}
+    assert not (reduced("int8")[1] / "basis").exists()
+    assert not (tiny_run.run / "basis").exists()
+
+
+@pytest.mark.parametrize(("content", "problem"), [(None, "does not exist"), (b"other", "is not the one the run was trained with")])
+def test_a_run_without_its_projection_is_refused(reduced: Any, tmp_path: Path, content: bytes | None, problem: str) -> None:
+    run = shutil.copytree(reduced("pca:6")[1], tmp_path / "run")
+    (run / "basis" / "motion.safetensors").unlink()
+    if content is not None:
+        (run / "basis" / "motion.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=rf"motion.safetensors {problem}: put motion/basis.safetensors of its store there, or train again"):
+        Grounder(run)
+
+
+@pytest.mark.parametrize(("content", "problem"), [(None, "does not exist"), (b"other", "is not the one its shards were made with")])
+def test_no_run_is_opened_on_a_store_that_lost_its_projection(reduced: Any, tmp_path: Path, content: bytes | None, problem: str) -> None:
+    """And nothing of the run that was there is touched."""
+    store, run = (shutil.copytree(path, tmp_path / path.name) for path in reduced("pca:6"))
+    (store / "appearance" / "basis.safetensors").unlink()
+    if content is not None:
+        (store / "appearance" / "basis.safetensors").write_bytes(content)
+    with pytest.raises(StoreError, match=rf"basis.safetensors {problem}: restore it, or extract into another --store"):
+        open_run(store, run, load(TrainConfig, "train", run / "config.yaml", ["lr=1.0"]))
+    assert (run / "checkpoints" / "last").exists()
+
+
+def test_a_run_on_other_features_forgets_old_projections(tiny_run: Any, reduced: Any, tmp_path: Path) -> None:
+    """A run directory without a checkpoint (it was killed at once) is used again."""
+    run = shutil.copytree(reduced("pca:6")[1], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    open_run(tiny_run.store, run, load(TrainConfig, "train", run / "config.yaml", []))
+    assert not (run / "basis").exists()
+
+
+# The recorded backbones
+
+
+@pytest.mark.parametrize(("recorded", "kind"), [({"slowfast": "kinetics"}, "kinetics"), ({"slowfast": "ava"}, "ava"), ({}, "ava")])
+def test_motion_is_built_as_recorded(tmp_path: Path, recorded: dict[str, str], kind: str) -> None:
+    digest = load_backbone("motion", "tiny", "random:0", kind).digest
+    about = {"backbone": "tiny", "weights": "random:0", "weights_digest": digest, **recorded}
+    assert recorded_encoder(tmp_path, "motion", about).kind == kind
+
+
+def test_sentences_are_tokenised_as_recorded(tmp_path: Path) -> None:
+    """By the tokenizer of the folder that the weights came from, not by the shipped one."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaConfig, RobertaModel
+
+    folder = tmp_path / "roberta"
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    RobertaModel(RobertaConfig(vocab_size=270, max_position_embeddings=66, **small), add_pooling_layer=False).save_pretrained(folder)
+    made = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    made.train_from_iterator(["hum hum hum hum"], vocab_size=270, min_frequency=1, special_tokens=special, show_progress=False)
+    made.save_model(str(folder))
+    digest = load_backbone("text", "full", f"hf:{folder}").digest
+    about = {"backbone": "full", "weights": f"hf:{folder}", "weights_digest": digest}
+    ((states, tokens),) = encode_texts(["hum the zoo"], recorded_encoder(tmp_path, "text", about))
+    assert tokens.tolist() == [0, *made.encode("hum the zoo").ids, 2]
+    assert states.shape == (len(tokens), 16)
