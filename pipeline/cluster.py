@@ -80,28 +80,28 @@ def _client(config: ExtractConfig, on_gpu: bool) -> Iterator[Any]:
         with client:
             yield client
         return
-    workers, threads = _processes(config, on_gpu)
     # Dask's own default trims the heap after every free, which costs a third of the time where tensors come and go.
     memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
-    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **memory}
+    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DASK_LOGGING__DISTRIBUTED": "error", **memory}
     dask.config.set({"distributed.logging.distributed": "error", "distributed.nanny.pre-spawn-environ": environment})
     resources = GPU if on_gpu else {}
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0, resources=resources) as cluster,
+        LocalCluster(
+            n_workers=_processes(config, on_gpu), threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0, resources=resources
+        ) as cluster,
         Client(cluster) as client,
     ):
         yield client
 
 
-def _processes(config: ExtractConfig, on_gpu: bool) -> tuple[int, int]:
-    """How many workers, and how many threads each computes with."""
+def _processes(config: ExtractConfig, on_gpu: bool) -> int:
+    """How many workers: by default one per core, which each computes on, or a few per GPU."""
     cores = os.cpu_count() or 1
     if on_gpu:
         import torch
 
-        return config.workers or max(1, min(cores // 2, WORKERS_PER_GPU * torch.cuda.device_count())), 1
-    workers = config.workers or max(2, cores // 2)
-    return workers, max(1, cores // workers)
+        return config.workers or max(1, min(cores // 2, WORKERS_PER_GPU * torch.cuda.device_count()))
+    return config.workers or cores
 
 
 def _make_shard_on_worker(job: Job) -> Made:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.decode import VideoFacts, open_frames, probe
 from pipeline.encoders.geometry import appearance_size
+from pipeline.errors import VideoError
 from pipeline.makers import AppearanceMaker, JpegMaker, Maker, MotionMaker, SwinMaker, on_device
 from pipeline.sampling import clip_centres, grid_frames
 from pipeline.store import Entry
@@ -87,6 +88,7 @@ class FeatureStream:
     ) -> None:
         self.path, self.decoder, self.progress = path, decoder, progress
         self.video = decoder.probe(path)
+        self._digest = _digest(path)
         self.makers = {product: _maker(product, encoder, self.video, sampling, batch) for product, encoder in encoders.items()}
         self.columns: dict[str, dict[str, np.ndarray]] = {}
         self.facts: dict[str, Any] = {}
@@ -110,7 +112,10 @@ class FeatureStream:
             columns = maker.columns()
             self.columns[product] = columns | {"second": self.video.seconds[columns["frame"]]}
         about = {"size": list(self.video.size), "fps": self.video.fps, "frame_count": self.video.frame_count}
-        self.facts = about | {"digest": file_digest(self.path), **seen_by}
+        if _digest(self.path) != self._digest:
+            detail = f"{self.path} has become another file while it was read; run again when it is whole"
+            raise VideoError("decode", "changed", detail)
+        self.facts = about | {"digest": self._digest, **seen_by}
 
 
 def _maker(product: str, encoder: nn.Module, video: VideoFacts, sampling: SamplingConfig, batch: int) -> Maker:
@@ -156,6 +161,15 @@ def extract_video(
     products = {product: (np.concatenate(parts), stream.columns[product]) for product, parts in blocks.items()}
     video = stream.video
     return Features(products, stream.facts, np.append(video.seconds, video.seconds[0] + video.duration) - video.seconds[0])
+
+
+def _digest(path: Path) -> str:
+    """`file_digest`, or the VideoError that the file cannot be read."""
+    try:
+        return file_digest(path)
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        raise VideoError("open", reason, f"{path} cannot be read any more ({error.strerror}); put it back and run again") from None
 
 
 def file_digest(path: Path) -> str:

@@ -35,7 +35,7 @@ class ExtractConfig(Config):
     """Of visual products; text is always HDF5."""
     shard_mb: int = Field(default=256, ge=1)
     workers: int | None = Field(default=None, ge=0)
-    """Processes; by default one per two cores, at least two. 0 works in this process, without Dask."""
+    """Processes, of one thread each; by default one per core. 0 works in this process, without Dask."""
     scheduler: str | None = None
     batch: int = Field(default=16, ge=1)
     device: str = "auto"

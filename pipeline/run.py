@@ -90,7 +90,7 @@ def run(
         for product in config.products:
             _open(writer, product, store, config, known, say)
         writer.set_index(index, index.with_name("tracks.npz"))
-        jobs = _adopt_and_plan_jobs(writer, store, config, known)
+        jobs = _adopt_and_plan_jobs(writer, store, config, known, say)
         ledger = _Ledger(writer, store, known, jobs)
         report = RunReport(videos=len(known.paths))
         for job, (infos, failed) in _work(jobs, config, progress):
@@ -191,7 +191,7 @@ def _open(writer: StoreWriter, product: str, store: Path, config: ExtractConfig,
         writer.open_product(product, kind, provenance, basis)
 
 
-def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex) -> list[Job]:
+def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: Say) -> list[Job]:
     """The jobs left, after taking up what a killed run left on disk and forgetting what is no longer as it was encoded."""
 
     def plan() -> list[Job]:
@@ -203,12 +203,17 @@ def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig,
     jobs = plan()
     stale = {product: _stale_shards(Store(path), product, index) for product in config.products}
     for product, names in stale.items():
+        if names:
+            say(f"{product}: {len(names)} shards are made anew, because a video or a sentence in them has changed")
         writer.drop_shards(product, names)
     return plan() if any(stale.values()) else jobs
 
 
 def _stale_shards(store: Store, product: str, index: VideoIndex) -> set[str]:
-    """Shards that hold a video whose file, or a sentence whose words, are no longer what was encoded."""
+    """Shards that hold a video whose file, or a sentence whose words, are no longer what was encoded.
+
+    Of those that hold other videos too, only ones whose videos are all at hand: they are deleted and made anew.
+    """
     reader = store.open(product)
 
     def fresh(video: str) -> bool:
@@ -221,7 +226,10 @@ def _stale_shards(store: Store, product: str, index: VideoIndex) -> set[str]:
         return product != "text" or info.entries == sum(len(index.sentences.get(video, ())) for video in info.videos)
 
     shards = store.products[product].shards
-    return {name for name, info in shards.items() if not whole(info) or not all(fresh(video) for video in info.videos)}
+    stale = {name for name, info in shards.items() if not whole(info) or not all(fresh(video) for video in info.videos)}
+    if product == "text":
+        return stale
+    return {name for name in stale if all(video in index.paths and index.paths[video].is_file() for video in shards[name].videos)}
 
 
 def _digest_of(path: Path) -> str | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import atexit
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from pipeline.decode.child import DecodeChild
@@ -36,6 +37,7 @@ def make_shard(job: Job, tick: Tick) -> Made:
     infos: dict[str, ShardInfo] = {}
     failures: list[Failure] = []
     with ExitStack() as stack:
+        stack.enter_context(_one_thread())
         builders: dict[str, ShardBuilder] = {}
         for product in job.lacking:
             path, kind = shard_path(job.store, product, job.shard.name, kind_of(product, job.config)), kind_of(product, job.config)
@@ -57,6 +59,17 @@ def make_shard(job: Job, tick: Tick) -> Made:
             tick()
         infos |= {product: builder.finish() for product, builder in builders.items()}
     return infos, failures
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums depend on how many threads share them: with one, features are the same however the work is spread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _add_video(job: Job, video: str, builders: Mapping[str, ShardBuilder], reductions: Mapping[str, Reduction | None]) -> None:

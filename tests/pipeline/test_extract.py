@@ -16,6 +16,7 @@ from pipeline.encoders.geometry import appearance_size, pad_to_square, resize
 from pipeline.errors import VideoError
 from pipeline.extract import (
     DIGEST_BYTES,
+    FeatureStream,
     SamplingConfig,
     encode_texts,
     extract_video,
@@ -217,3 +218,16 @@ def test_motion_cells_can_be_stored_as_means_of_four() -> None:
     means = pooled(maps)
     assert means.shape == (1, 2, 2, 2)
     np.testing.assert_array_equal(means[0, 0, 0], maps[0, :2, :2].reshape(4, 2).mean(0))
+
+
+@pytest.mark.parametrize(("change", "reason"), [("replaced", "changed"), ("deleted", "missing")])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    change: str, reason: str, make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]
+) -> None:
+    path, other = make_video(tmp_path / "v.mp4", 40), make_video(tmp_path / "w.mp4", 20)
+    blocks = iter(FeatureStream(path, SAMPLING, encoders, batch=1))
+    next(blocks)
+    other.replace(path) if change == "replaced" else path.unlink()
+    with pytest.raises(VideoError, match=r"v\.mp4") as raised:
+        list(blocks)
+    assert raised.value.reason == reason

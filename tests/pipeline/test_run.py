@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from distributed.scheduler import KilledWorker
 from pydantic import ValidationError
 from typer.testing import CliRunner
@@ -321,6 +322,28 @@ def test_a_vanished_video_keeps_its_features(data: Path, tmp_path: Path) -> None
     (data / "a.mp4").unlink()
     report = extract(data, tmp_path / "s")
     assert (report.made, report.failures) == (0, [])
+
+
+def test_a_changed_video_costs_no_other_that_is_gone(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
+    """All four share a shard: deleting it would lose what cannot be made again."""
+    extract(data, tmp_path / "s", shard_mb=64)
+    before = files(tmp_path / "s")
+    (data / "a.mp4").write_bytes(originals["c"])
+    (data / "b.mp4").unlink()
+    assert extract(data, tmp_path / "s", shard_mb=64).made == 0
+    assert files(tmp_path / "s") == before
+
+
+def test_threads_do_not_change_a_bit(data: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            extract(data, tmp_path / str(threads))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
 
 
 @pytest.mark.parametrize(
