@@ -6,6 +6,7 @@ not say which pictures will come out (`VideoFacts.recounted`).
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 DECORD_FORMATS = ("mp4", "matroska")
+NO_TIME = -(1 << 63)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,21 +65,30 @@ class VideoFacts:
 
 @dataclass
 class _Packets:
-    """The best stream's packets `[n]` in storage order, and how far it and all streams reach (in seconds)."""
+    """The best stream's packets `[n]` in storage order, and how far it and all streams reach (in seconds).
 
-    pts: list[int | None] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    keys: list[bool] = field(default_factory=list)
-    discards: list[bool] = field(default_factory=list)
+    Arrays, not lists: an hour of video has 100,000 packets.
+    """
+
+    times: array[int] = field(default_factory=lambda: array("q"))
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    keys: bytearray = field(default_factory=bytearray)
+    discards: bytearray = field(default_factory=bytearray)
     rotation: int | None = None
     video_end: float = 0.0
     all_end: float = 0.0
     error: str = ""
 
     @property
+    def known(self) -> np.ndarray:
+        """The times there are, in ticks."""
+        ticks = np.array(self.times, np.int64)
+        return ticks[ticks != NO_TIME]
+
+    @property
     def edited(self) -> bool:
         """An edit list is at work: packets that are decoded but not shown, or times before 0."""
-        return any(self.discards) or any(ticks is not None and ticks < 0 for ticks in self.pts)
+        return any(self.discards) or bool((self.known < 0).any())
 
 
 def probe(path: str | Path, max_pixels: int = MAX_PIXELS, alive: Alive = unheard) -> VideoFacts:
@@ -126,7 +137,7 @@ def _walk(container: InputContainer, stream: VideoStream, alive: Alive) -> _Pack
             if found.rotation is None:
                 found.rotation = _first_rotation(packet)
             if packet.size:
-                found.pts.append(packet.pts)
+                found.times.append(NO_TIME if packet.pts is None else packet.pts)
                 found.lengths.append(packet.duration or 0)
                 found.keys.append(packet.is_keyframe)
                 found.discards.append(packet.is_discard)
@@ -147,16 +158,16 @@ def _first_rotation(packet: Any) -> int | None:
 
 def _doubt_of_count(packets: _Packets, codec: str, container_format: str) -> str:
     """Why packets and pictures may not be one to one ("" where they are, or where there are none)."""
-    known = [ticks for ticks in packets.pts if ticks is not None]
-    if len(known) < len(packets.pts):
+    known = packets.known
+    if len(known) < len(packets.times):
         return "packets without timestamps"
-    if not known:
+    if not len(known):
         return ""
-    if len(set(known)) < len(known):
+    if len(np.unique(known)) < len(known):
         return "repeated timestamps"
     if not packets.keys[0]:
         return "does not begin with a key frame"
-    if min(known) < known[0]:
+    if known.min() < known[0]:
         return "begins with pictures of a missing group"
     return "may hold packets without a picture" if codec == "vp8" or container_format == "avi" else ""
 
@@ -170,15 +181,15 @@ def _doubt_of_container(container: InputContainer) -> str:
 
 def _shown(packets: _Packets, base: Fraction) -> tuple[np.ndarray, float]:
     """Ascending times `[n]` of the packets that are shown, and the last one's length in seconds (0 if unknown)."""
-    rows = zip(packets.pts, packets.lengths, packets.discards, strict=True)
-    shown = sorted((ticks, length) for ticks, length, gone in rows if not gone and ticks is not None)
-    ticks = np.array([row[0] for row in shown], np.int64)
-    return ticks_to_seconds(ticks, base), ticks_to_seconds(shown[-1][1], base) if shown else 0.0
+    shown = np.array(packets.discards, np.uint8) == 0
+    ticks, lengths = packets.known[shown], np.array(packets.lengths, np.int64)[shown]
+    order = np.argsort(ticks)
+    return ticks_to_seconds(ticks[order], base), ticks_to_seconds(int(lengths[order[-1]]), base) if len(order) else 0.0
 
 
 def _recount(path: Path, max_pixels: int, alive: Alive) -> tuple[np.ndarray, float]:
     """Times `[n]` of the pictures that really come out, by decoding them all; one without a time follows its neighbour."""
-    times: list[float] = []
+    times: array[float] = array("d")
     with open_container(path) as container:
         stream = best_stream(container, path, max_pixels)
         step = 1 / float(stream.average_rate or 25)
@@ -199,7 +210,7 @@ def _refuse_broken(path: Path, packets: _Packets, seconds: np.ndarray) -> None:
     """VideoError for a file without a picture, or whose packets cannot all be read."""
     if packets.error:
         raise VideoError("open", "damaged", f"{path}: its packets cannot all be read ({packets.error}); copy or convert it again")
-    if not packets.pts:
+    if not packets.times:
         raise VideoError("open", "unreadable", f"{path} has a video stream without a picture; replace it")
     if packets.rotation is None or not len(seconds):
         raise VideoError("decode", "damaged", f"{path}: no picture of it can be decoded; copy, download or convert it again")

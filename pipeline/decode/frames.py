@@ -213,7 +213,7 @@ def _upright(frame: Any, facts: VideoFacts) -> np.ndarray:
 
     width, height = facts.size if facts.rotation % 180 == 0 else facts.size[::-1]
     try:
-        plane = frame.reformat(width, height, "rgb24").planes[0]
+        plane = frame.reformat(width, height, "rgb24", threads=1).planes[0]
     except (av.FFmpegError, OSError, ValueError) as error:
         detail = f"{facts.path}: a picture cannot be turned into RGB ({error_text(error)}); convert it again"
         raise VideoError("decode", "damaged", detail) from None

@@ -2,10 +2,11 @@
 
 It dies with its parent at any moment, also while it is stopped or hangs in a decoder: its standard input is a pipe that
 the parent holds and never writes to, and the kernel is told to send SIGKILL when that pipe is closed. (PR_SET_PDEATHSIG
-would kill it as soon as the parent's *thread* that started it ends.)
+would kill it as soon as the parent's *thread* that started it ends; a fork of the parent holds the pipe as well.)
 
 decord decodes ahead without bound while nobody takes its pictures, so a process whose ring is full stops itself
-(SIGSTOP, with all of decord's threads); its parent wakes it when it gives room back.
+(SIGSTOP, with all of decord's threads); its parent wakes it when it gives room back. `benchmarks/results/decode.md` says
+what that saves.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from pipeline.errors import VideoError
 
 LIFELINE = 0
 ALIVE_SECONDS = 1.0
+TELL_SECONDS = 0.004
+"""Pictures are announced together if they come faster: waking the parent for each costs as much as decoding a small one."""
 
 
 def main() -> None:
@@ -93,17 +96,25 @@ class _Alive:
 
 
 def _stream(wire: Wire, memory: mmap, alive: _Alive, path: Path, facts: VideoFacts, wanted: np.ndarray) -> None:
-    """Write the wanted pictures into the ring one after another, each announced by its number, until the last or "close"."""
+    """Write the wanted pictures into the ring one after another and announce their numbers, until the last or "close"."""
     slots = ring_pictures(memory, facts.size)
     room = _Room(wire, len(slots))
     with open_frames(path, facts, wanted, alive=alive) as reader:
         wire.send("opened", reader.decoder, reader.reason)
-        for place, (number, picture) in enumerate(reader.borrowed()):
-            if not room.take():
-                break
-            slots[place % len(slots)] = picture
-            wire.send("picture", number, reader.decoder, reader.reason)
-        wire.send("end", reader.decoder, reader.reason)
+        ready: list[int] = []
+        told = 0.0
+        try:
+            for place, (number, picture) in enumerate(reader.borrowed()):
+                if not room.take():
+                    break
+                slots[place % len(slots)] = picture
+                ready.append(number)
+                if not room.free or time.monotonic() - told > TELL_SECONDS:
+                    wire.send("pictures", ready, reader.decoder, reader.reason)
+                    ready, told = [], time.monotonic()
+        finally:
+            wire.send("pictures", ready, reader.decoder, reader.reason)
+        wire.send("end")
 
 
 class _Room:
@@ -111,7 +122,7 @@ class _Room:
 
     def __init__(self, wire: Wire, slots: int) -> None:
         self._wire = wire
-        self._free = slots
+        self.free = slots
 
     def take(self) -> bool:
         """Use one slot, stopping this process until there is one; False where the parent closes the stream instead."""
@@ -121,11 +132,11 @@ class _Room:
                     kind, *given = self._wire.receive(0)
                     if kind == "close":
                         return False
-                    self._free += given[0]
+                    self.free += given[0]
             except TimeoutError:
                 pass
-            if self._free:
-                self._free -= 1
+            if self.free:
+                self.free -= 1
                 return True
             os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 BITS, BLOCK = 8, 16
@@ -29,8 +34,10 @@ def number_in(picture: np.ndarray) -> int:
     return int(sum(1 << bit for bit in range(BITS) if inner[bit] > 128))
 
 
-def write_video(path: Path, count: int = 40, *, milliseconds: Sequence[int] | None = None, rotation: int = 0, **options: Any) -> Path:
-    """A video of painted pictures: h264 with B-frames, a key frame every 12; 25 fps, or shown at the given `milliseconds`."""
+def write_video(
+    path: Path, count: int = 40, *, milliseconds: Sequence[int] | None = None, rotation: int = 0, first: int = 0, **options: Any
+) -> Path:
+    """Pictures painted `first` and on: h264 with B-frames, a key frame every 12; 25 fps, or shown at the given `milliseconds`."""
     import av
 
     codec = options.pop("codec", "libx264")
@@ -44,7 +51,7 @@ def write_video(path: Path, count: int = 40, *, milliseconds: Sequence[int] | No
         base = Fraction(1, 25) if milliseconds is None else Fraction(1, 1000)
         stream.time_base = stream.codec_context.time_base = base
         for number in range(count):
-            frame = av.VideoFrame.from_ndarray(painted(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(painted(first + number), format="rgb24")
             frame.pts = number if milliseconds is None else milliseconds[number]
             frame.time_base = base
             container.mux(stream.encode(frame))
@@ -82,3 +89,122 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+MARK = "STVG_TEST_RUN"
+COMMAND = """
+import os, sys
+os.setsid()
+os.environ.update({mark!r})
+said = os.open({said!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(said, 1), os.dup2(said, 2)
+sys.argv = ["stvg-extract", *{arguments!r}]
+from cli.extract import main
+main()
+"""
+LOADED = ("cli.extract", "cli.settings", "pipeline.run", "transformers.models.roberta.modeling_roberta", "pytorchvideo.models.slowfast")
+SETTINGS: dict[str, Any] = {
+    "backbones": "tiny",
+    "weights": "random:0",
+    "products": ["appearance", "motion", "text"],
+    "sampling": {"short": 32, "clip_span": 0.4, "clip_every": 0.2},
+    "shard_mb": 1,
+    "workers": 0,
+    "device": "cpu",
+}
+"""Of runs on small videos; as `small_data` says its videos are longer than they are, two of them fill a shard."""
+
+
+class Extraction:
+    """`stvg-extract` into one store, by processes of their own: they may be killed.
+
+    They are forked from a server that has imported what takes seconds, and carry a mark that all their descendants inherit.
+    """
+
+    def __init__(self, data: Path, store: Path, **settings: Any) -> None:
+        self.data, self.store, self.settings = data, store, SETTINGS | settings
+        self.said = store.with_name(f"{store.name}.said")
+        self._mark = uuid.uuid4().hex
+
+    def start(self, **settings: Any) -> Any:
+        """A `multiprocessing` process that runs the command."""
+        import multiprocessing
+
+        config = self.store.with_name(f"{uuid.uuid4().hex}.json")
+        config.write_text(json.dumps({"extract": self.settings | settings}))
+        paths = {"root": self.data / "own.jsonl", "index": self.data / "index.jsonl", "store": self.store, "config": config}
+        arguments = ["--dataset", "jsonl", *(str(text) for name, path in paths.items() for text in (f"--{name}", path))]
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(list(LOADED))
+        program = COMMAND.format(mark={MARK: self._mark}, said=str(self.said), arguments=arguments)
+        process = server.Process(target=exec, args=(program,))  # type: ignore[attr-defined]
+        process.start()
+        return process
+
+    def run(self, **settings: Any) -> int:
+        """The exit code of a run that nobody disturbs."""
+        process = self.start(**settings)
+        process.join()
+        return int(process.exitcode)
+
+    def descendants(self) -> list[psutil.Process]:
+        """The processes that live and descend from any run."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def decoders(self) -> list[psutil.Process]:
+        """Those of them that decode."""
+        return [process for process in self.descendants() if "pipeline.decode.serve" in process.cmdline()]
+
+    def files(self) -> dict[str, str]:
+        """Digests of all that the store holds, lock and log aside."""
+        paths = [path for path in sorted(self.store.rglob("*")) if path.is_file() and path.name not in ("lock", "lock.json", "log.txt")]
+        return {path.relative_to(self.store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+    def finished(self) -> dict[Path, tuple[int, int]]:
+        """The files of every shard that is in its place, each with its inode and the time it was written."""
+        shards = [path for path in self.store.glob("*/[!.]*") if path.suffix in (".zarr", ".h5")]
+        files = [file for shard in shards for file in (shard, *shard.rglob("*")) if file.is_file()]
+        return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eight videos of 30 frames (`v0.mp4` …) and an index of one sentence about each. Read only."""
+    from pipeline.records import Query, Tracks, write_jsonl
+
+    folder = tmp_path_factory.mktemp("small")
+    common = {"fps": 25, "frame_count": 50, "size": (WIDTH, HEIGHT), "segment": (0, 30), "split": "test"}
+    names = [f"v{number}" for number in range(8)]
+    for number, name in enumerate(names):
+        write_video(folder / f"{name}.mp4", 30, first=20 * number)
+    write_jsonl(folder / "index.jsonl", [Query(id=f"{n}-0", video=n, path=f"{n}.mp4", text=f"what is in {n}?", **common) for n in names])
+    Tracks().save(folder / "tracks.npz")
+    return folder
+
+
+@pytest.fixture
+def extraction(tmp_path: Path, small_data: Path) -> Iterator[Callable[..., Extraction]]:
+    """Extractions of `small_data`, or of another folder, into stores of the test's own; nothing of them outlives the test."""
+    made: list[Extraction] = []
+
+    def extraction_into(name: str, data: Path = small_data, **settings: Any) -> Extraction:
+        made.append(Extraction(data, tmp_path / name, **settings))
+        return made[-1]
+
+    yield extraction_into
+    for one in made:
+        for process in one.descendants():
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def whole(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Extraction:
+    """The extraction of `small_data` that nobody disturbed, in one process. Read only."""
+    one = Extraction(small_data, tmp_path_factory.mktemp("whole") / "store")
+    assert one.run() == 0, one.said.read_text()
+    return one

@@ -155,6 +155,20 @@ def test_rotation_is_applied(tmp_path: Path, make_video: Any, numbers: Numbers, 
         assert numbers(path, decoder=decoder, turned=rotation // 90) == same(range(40))
 
 
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_pictures_are_the_callers_own_or_borrowed(tmp_path: Path, make_video: Any, rotation: int, decoder: Any) -> None:
+    path = make_video(tmp_path / "plain.mp4", rotation=rotation)
+    facts = probe(path)
+    with open_frames(path, facts, range(40), decoder) as reader:
+        own = [picture for _, picture in reader]
+    assert all(picture.flags.owndata and picture.flags.c_contiguous and picture.flags.writeable for picture in own)
+    with open_frames(path, facts, range(40), decoder) as reader:
+        for (number, picture), kept in zip(reader.borrowed(), own, strict=True):
+            assert not picture.flags.owndata
+            assert np.array_equal(picture, kept), number
+
+
 def test_pyav_goes_on_where_decord_fails(tmp_path: Path, make_video: Any, numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_video(tmp_path / "plain.mp4")
     opened = frames_module._open_decord
