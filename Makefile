@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site-cache
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test environment lint types contracts tests clean
+.PHONY: demo test environment lint types contracts tests soak clean
 
 demo: .venv/.installed
 	.venv/bin/dvc repro
@@ -26,6 +26,10 @@ contracts: .venv/.installed
 
 tests: .venv/.installed
 	.venv/bin/python -m pytest -m "not soak"
+
+# The long ones: kills, mutants, hours of video.
+soak: .venv/.installed
+	.venv/bin/python -m pytest -m soak
 
 environment: .venv/.installed
 

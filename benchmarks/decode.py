@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -38,13 +39,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path, nargs="*", help="default: made ones")
     videos = parser.parse_args().videos
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as place:
         made = [make(Path(place) / name, *what) for name, what in MADE.items()] if not videos else []
         with DecodeChild() as child:
             rows = [row for path in videos or made for row in measure(path, child)]
         slow = make(Path(place) / "slow.mp4", *SLOW)
         memory = [f"| {name} | {peak} MiB |" for name, peak in peaks(slow).items()]
-    text = result(rows, memory, videos)
+    text = result(rows, memory, videos, load)
     RESULT.write_text(text, encoding="utf-8")
     print(text)
 
@@ -152,7 +154,7 @@ def peak_mib(process: str) -> int:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
 
 
-def result(rows: list[str], memory: list[str], videos: list[Path]) -> str:
+def result(rows: list[str], memory: list[str], videos: list[Path], load: float) -> str:
     (width, height), count = SLOW
     return f"""# Decoding
 
@@ -174,7 +176,7 @@ pictures) for a consumer that pauses {PAUSE_SECONDS * 1000:.0f} ms after each; t
 | --- | --- |
 {chr(10).join(memory)}
 
-**Where.** {where("numpy", "av", "decord")}. {time.strftime("%Y-%m-%d")}.
+**Where.** {where("numpy", "av", "decord")}. Load by other work before: {load:.1f}. {time.strftime("%Y-%m-%d")}.
 
 **Command**
 

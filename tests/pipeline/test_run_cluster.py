@@ -1,0 +1,108 @@
+"""The same bytes from one process, from workers on this machine and from a Dask cluster that loses some of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+Extractions = Callable[..., Any]
+PATIENCE = 60
+QUICK = ("appearance",)
+"""What takes workers the least to import."""
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@dataclass
+class Cluster:
+    """`dask scheduler` and two `dask worker`, all in another folder than the test."""
+
+    address: str
+    workers: list[subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    folder, said = tmp_path / "elsewhere", tmp_path / "cluster.txt"
+    folder.mkdir()
+    with ExitStack() as stack:
+
+        def begin(what: str, *arguments: str) -> subprocess.Popen[bytes]:
+            with said.open("ab") as log:
+                command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments]
+                process = stack.enter_context(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log))
+            stack.callback(process.kill)
+            return process
+
+        begin("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", "file.json")
+        until((folder / "file.json").exists)
+        address = json.loads((folder / "file.json").read_text())["address"]
+        quiet = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0")
+        yield Cluster(address, [begin("worker", address, *quiet) for _ in range(2)])
+
+
+def decoders(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(worker.pid).children()
+
+
+def test_a_cluster_that_loses_a_worker(extraction: Extractions, cluster: Cluster) -> None:
+    here = extraction("here", products=QUICK)
+    assert here.run() == 0
+    one = extraction("s", products=QUICK, workers=None, scheduler=cluster.address)
+    process = one.start()
+    until(lambda: (decoders(cluster.workers[0]) and one.finished()) or not process.is_alive())
+    orphans = decoders(cluster.workers[0])
+    assert process.is_alive(), one.said.read_text()
+    cluster.workers[0].kill()
+    process.join(PATIENCE)
+    assert process.exitcode == 0, one.said.read_text()
+    assert psutil.wait_procs(orphans, timeout=10)[1] == []
+    assert one.files() == here.files()
+
+
+@pytest.mark.soak
+def test_a_cluster_whose_client_is_killed(extraction: Extractions, whole: Any, cluster: Cluster) -> None:
+    """Its workers outlive the client and may still be writing when the next one comes."""
+    random = np.random.default_rng(0)
+    for number in range(10):
+        one = extraction(f"s{number}", workers=None, scheduler=cluster.address)
+        finished: dict[Path, tuple[int, int]] = {}
+        for moment in random.uniform(0, 1, 3):
+            process = one.start()
+            until(lambda: list(one.store.glob("*/.*.part")) or not process.is_alive())  # noqa: B023
+            process.join(float(moment))
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            assert process.exitcode in (0, -signal.SIGKILL), one.said.read_text()
+            assert finished.items() <= one.finished().items()
+            finished = one.finished()
+        assert one.run() == 0, one.said.read_text()
+        time.sleep(1)
+        assert one.files() == whole.files()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_give_the_same_bytes(extraction: Extractions, whole: Any, workers: int) -> None:
+    one = extraction("s", workers=workers)
+    assert one.run() == 0, one.said.read_text()
+    assert one.files() == whole.files()
