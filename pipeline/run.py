@@ -93,11 +93,15 @@ def run(
         jobs = _adopt_and_plan_jobs(writer, store, config, known, say)
         ledger = _Ledger(writer, store, known, jobs)
         report = RunReport(videos=len(known.paths))
-        for job, (infos, failed) in _work(jobs, config, progress):
-            for product, info in infos.items():
-                writer.publish(product, job.shard.name, info)
-                report.made += info.entries > 0
-            ledger.note(job, failed)
+        try:
+            for job, (infos, failed) in _work(jobs, config, progress):
+                for product, info in infos.items():
+                    writer.publish(product, job.shard.name, info)
+                    report.made += info.entries > 0
+                ledger.note(job, failed)
+        finally:
+            if config.scheduler is None:  # the workers of another scheduler may still be busy with a last shard
+                writer.clear_leftovers()
         writer.clear_leftovers()
         report.failures = ledger.write()
     return report

@@ -35,6 +35,8 @@ NUDGE_SECONDS = 0.02
 CLOSE_SECONDS = 5.0
 """A stream closed early may take this long to end; then the process is replaced."""
 DEATH_SECONDS = 5.0
+STARTS = 3
+"""Attempts to start the process before that counts as an error of the installation."""
 
 
 class DecodeChild:
@@ -104,14 +106,24 @@ class DecodeChild:
         if self._process.poll() is not None:
             self.close()
             self._start()
-        if not self._ready:
-            try:
-                self._ready = self._receive(self.probe_limit)[0] == "ready"
-            except (EOFError, ConnectionError, TimeoutError):
-                self.close()
-                command = " ".join([sys.executable, *COMMAND])
-                raise RuntimeError(f"the decoder's process does not start; what `{command}` prints says why") from None
+        for _ in range(STARTS):  # what kills it while it starts is not the video
+            if self._ready or self._comes_up():
+                break
+            self.close()
+            self._start()
+        else:
+            self.close()
+            command = " ".join([sys.executable, *COMMAND])
+            raise RuntimeError(f"the decoder's process does not start; what `{command}` prints says why")
         self._tell(kind, os.getcwd(), path, *values)
+
+    def _comes_up(self) -> bool:
+        """Wait until the process is ready; False where it dies instead."""
+        try:
+            self._ready = self._receive(self.probe_limit)[0] == "ready"
+        except (EOFError, ConnectionError, TimeoutError):
+            return False
+        return self._ready
 
     def _tell(self, kind: str, *values: Any) -> None:
         """Send a message and wake the process; where that fails the wait for an answer will say so."""

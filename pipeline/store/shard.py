@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import time
 from pathlib import Path
 
 from pipeline.errors import StoreError
 from pipeline.store.layout import DamageError, Kind, ShardSink, ShardSource, Table
 from pipeline.store.manifest import ShardInfo, files_digest
+
+REMOVALS = 8
+"""Attempts to remove a folder that others still write into."""
 
 
 def shard_info(path: Path, product: str, kind: Kind) -> ShardInfo:
@@ -65,10 +70,18 @@ def shard_files(path: Path) -> list[Path]:
 
 def remove(path: Path) -> None:
     """Remove a shard or what is left of one, file or folder."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    for attempt in range(1, REMOVALS + 1):
+        try:
+            return shutil.rmtree(path)
+        except OSError as error:  # zarr's own threads may still be at work when a signal interrupts a write
+            if not path.exists():
+                return
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempt == REMOVALS:
+                raise
+            time.sleep(0.05 * attempt)
 
 
 def sync_tree(path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
@@ -76,28 +73,6 @@ def test_a_cluster_that_loses_a_worker(extraction: Extractions, cluster: Cluster
     assert process.exitcode == 0, one.said.read_text()
     assert psutil.wait_procs(orphans, timeout=10)[1] == []
     assert one.files() == here.files()
-
-
-@pytest.mark.soak
-def test_a_cluster_whose_client_is_killed(extraction: Extractions, whole: Any, cluster: Cluster) -> None:
-    """Its workers outlive the client and may still be writing when the next one comes."""
-    random = np.random.default_rng(0)
-    for number in range(10):
-        one = extraction(f"s{number}", workers=None, scheduler=cluster.address)
-        finished: dict[Path, tuple[int, int]] = {}
-        for moment in random.uniform(0, 1, 3):
-            process = one.start()
-            until(lambda: list(one.store.glob("*/.*.part")) or not process.is_alive())  # noqa: B023
-            process.join(float(moment))
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            assert process.exitcode in (0, -signal.SIGKILL), one.said.read_text()
-            assert finished.items() <= one.finished().items()
-            finished = one.finished()
-        assert one.run() == 0, one.said.read_text()
-        time.sleep(1)
-        assert one.files() == whole.files()
 
 
 @pytest.mark.soak
