@@ -21,7 +21,7 @@ from numcodecs import Zstd
 
 from benchmarks.machine import where
 from pipeline.reduce import Reduction, fit_pca
-from pipeline.store import Entry, Kind, ProductReader, Store, StoreWriter, write_shard
+from pipeline.store import Entry, Kind, ProductReader, Store, StoreWriter, made_from, write_shard
 
 SHAPE = (10, 18, 2048)
 """A C5 map of a 320 × 576 picture."""
@@ -74,7 +74,8 @@ def measure_reading(place: Path) -> list[str]:
 def fill(store: Path, kind: Kind, videos: dict[str, np.ndarray]) -> None:
     with StoreWriter(store, "benchmark", ".") as writer:
         writer.open_product("appearance", kind, {})
-        info = write_shard(store, "appearance", "s", kind, (Entry(video, video, rows) for video, rows in videos.items()), [*videos])
+        entries = (Entry(video, video, rows) for video, rows in videos.items())
+        info = write_shard(store, "appearance", "s", kind, entries, [*videos], made_from(kind, {}))
         writer.publish("appearance", "s", info)
 
 
@@ -159,9 +160,11 @@ def measure_options(place: Path, videos: list[Path], frames: int) -> list[str]:
     for name, reduction in options.items():
         store = place / name.replace(":", "-")
         with StoreWriter(store, "benchmark", ".") as writer:
-            writer.open_product("appearance", "zarr", {"reduction": reduction.provenance}, reduction.basis and reduction.basis.content)
+            provenance = {"reduction": reduction.provenance}
+            writer.open_product("appearance", "zarr", provenance, reduction.basis and reduction.basis.content)
             entries = [Entry(video, video, *reduction.apply(features)) for video, features in maps.items()]
-            writer.publish("appearance", "s", write_shard(store, "appearance", "s", "zarr", entries, [*maps]))
+            made = made_from("zarr", provenance)
+            writer.publish("appearance", "s", write_shard(store, "appearance", "s", "zarr", entries, [*maps], made))
         assert Store(store).verify() == []
         reader = Store(store).open("appearance")
         error = relative_error(maps, {video: reader.read(video).astype(np.float32) for video in maps}, reduction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,12 @@ from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, sa
 from cli.progress import progress
 
 if TYPE_CHECKING:
-    from pipeline.run import Survey
+    from pipeline.records import Failure
+    from pipeline.survey import Survey
 
 app = new_app()
+SHOWN = 20
+"""Failures that are printed; all are in the ledger."""
 
 
 @app.command()
@@ -48,7 +52,8 @@ def extract(
     from cli.settings import dataset_config
     from pipeline.config import merge, parse_assignments, read_section, validate
     from pipeline.jobs import ExtractConfig
-    from pipeline.run import run, survey
+    from pipeline.run import run
+    from pipeline.survey import survey
 
     source = dataset_config(config, dataset, root, index)
     named = {"backbones": backbones, "weights": _weights(weights), "format": format_, "workers": workers, "scheduler": scheduler}
@@ -56,12 +61,11 @@ def extract(
     values = merge(merge(read_section(config, "extract"), parse_assignments(assignments or [])), given)
     settings = validate(ExtractConfig, values, "section 'extract'")
     if dry_run:
-        return _tell(store, survey(source.index_path, source.folder, source.name, store, settings))
-    log_to(store / "log.txt")
+        return _tell(store, survey(source.index_path, source.folder, source.name, store, settings, say))
     with progress("extracting", unit="videos") as advance:
-        report = run(source.index_path, source.folder, source.name, store, settings, advance, say)
-    for failure in report.failures:
-        warn(f"{failure.video}: {failure.detail}")
+        begun = partial(log_to, store / "log.txt")
+        report = run(source.index_path, source.folder, source.name, store, settings, advance, say, begun)
+    _warn_of(report.failures, store)
     whole = report.videos - len(report.failures)
     say(f"{store}: {whole} of {report.videos} videos, {report.made} shards made, {len(report.failures)} failed")
     _summarise(store)
@@ -80,6 +84,15 @@ def _weights(given: list[str] | None) -> Any:
     if not all(equals for _, equals, _ in pairs):
         raise InputError(f"--weights {','.join(given)!r} mixes one source for all with sources per product")
     return {product: source for product, _, source in pairs}
+
+
+def _warn_of(failures: list[Failure], store: Path) -> None:
+    """A line for each of the first failures: its video, which its path may name, and the first line of what is known."""
+    for failure in failures[:SHOWN]:
+        what = (failure.detail.splitlines() or [failure.reason])[0]
+        warn(what if failure.path in what else f"{failure.video}: {what}")
+    if len(failures) > SHOWN:
+        warn(f"and {len(failures) - SHOWN} more videos failed: {store / 'failures.jsonl'} lists all")
 
 
 def _tell(store: Path, found: Survey) -> None:

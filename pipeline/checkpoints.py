@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -156,11 +157,12 @@ def read_pickle(path: Path, *allowed: Callable[..., Any]) -> Any:
             with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(allowed)):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        named = found[1] if found else _named_in(path)
         if named is None:
             raise InputError(f"{path} is not a file of weights, or is damaged: it cannot be unpickled") from None
         raise InputError(
-            f"{path} holds more than weights: it names {named[1]}, and loading that could run code, so it was not loaded;"
+            f"{path} holds more than weights: it names {named}, and loading that could run code, so it was not loaded;"
             " save its state dict alone"
         ) from None
     except OSError as error:
@@ -168,6 +170,21 @@ def read_pickle(path: Path, *allowed: Callable[..., Any]) -> Any:
     except Exception as error:  # a damaged pickle or zip can raise anything
         raise InputError(f"{path} is not a file of weights, or is damaged ({type(error).__name__})") from None
     raise InputError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
+
+
+def _named_in(path: Path) -> str | None:
+    """The first class or function that a plain pickle names, read without running it: torch refuses newer ones unread."""
+    words: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for code, value, _ in pickletools.genops(file):
+                if code.name in ("GLOBAL", "STACK_GLOBAL"):
+                    return str(value).replace(" ", ".") if code.name == "GLOBAL" else ".".join(words[-2:])
+                if isinstance(value, str):
+                    words.append(value)
+    except Exception:  # a damaged pickle can raise anything
+        return None
+    return None
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -6,39 +6,62 @@ Only the store remembers what is done: a task may run twice, and the first one t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, VideoError
 from pipeline.jobs import ExtractConfig, Job
+from pipeline.provenance import refuse_unlike_worker, runs_on_gpu
 from pipeline.records import Failure
-from pipeline.shards import Made, make_shard
-from pipeline.weights import device_of, located
+from pipeline.shards import Made, Tick, make_shard, shards_there
+from pipeline.weights import located
 
-PROGRESS_TOPIC = "videos"
 GPU = {"GPU": 1}
-"""What a worker offers, and a task that runs networks on a GPU asks for: `dask worker … --resources GPU=1`."""
+"""What a task that runs networks on a GPU asks of the workers of another scheduler: `dask worker … --resources GPU=1`."""
 WORKERS_PER_GPU = 3
 """Processes that share one GPU, so that one encodes while another waits for its decoder."""
 
 
-def work(jobs: Sequence[Job], config: ExtractConfig, count: Callable[[], None]) -> Iterator[tuple[Job, Made]]:
-    """Run the jobs and yield each with its result as it ends; `count` is called after every video."""
+def work(jobs: Sequence[Job], config: ExtractConfig, count: Tick) -> Iterator[tuple[Job, Made]]:
+    """Run the jobs and yield each with its result as it ends; `count` is called after every video.
+
+    A job whose workers died again and again, Dask's retries included, is taken apart: each of its videos becomes a job
+    of its own, and fails if its workers die too.
+    """
     if config.workers == 0:
         for job in jobs:
             yield job, make_shard(job, count)
         return
-    on_gpu = config.device.startswith("cuda") or (config.scheduler is None and device_of(config.device).type == "cuda")
-    with _client(config, on_gpu) as client:
+    topic = f"stvg-extract-{uuid4().hex}"  # of this run alone: others may use the same scheduler
+    with _client(config) as client:
         from distributed import as_completed
 
-        client.subscribe_topic(PROGRESS_TOPIC, lambda event: count())
-        needs = GPU if on_gpu else None
-        futures = {client.submit(_make_shard_on_worker, _located(job), pure=False, resources=needs): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], _result(future, futures[future])
+        client.subscribe_topic(topic, lambda event: count(*event[1]))
+        needs = GPU if config.scheduler and runs_on_gpu(config) else None
+
+        def submit(jobs: Sequence[Job]) -> dict[Any, Job]:
+            return {client.submit(_make_shard_on_worker, _located(job), topic, pure=False, resources=needs): job for job in jobs}
+
+        left = submit(jobs)
+        ended = as_completed(left)
+        for future in ended:
+            job = left.pop(future)
+            made = _result(future)
+            if made is not None:
+                yield job, made
+                continue
+            there = shards_there(job)
+            made_part, alone = job.taken_apart(there)
+            if alone and len(job.shard.videos) == 1:
+                yield job, (there, [_died(job)])
+                continue
+            yield made_part, (there, [])
+            again = submit(alone)
+            left |= again
+            ended.update(again)
 
 
 def _located(job: Job) -> Job:
@@ -51,23 +74,29 @@ def _located(job: Job) -> Job:
     return replace(job, store=job.store.absolute(), paths={video: path.absolute() for video, path in job.paths.items()}, config=config)
 
 
-def _result(future: Any, job: Job) -> Made:
-    """What a job gave. A job whose workers died again and again, Dask's retries included, fails with all its videos."""
+def _result(future: Any) -> Made | None:
+    """What a job gave; None where its workers died."""
     from distributed.scheduler import KilledWorker
 
     try:
         made: Made = future.result()
     except KilledWorker:
-        detail = (
-            f"the worker process died each time shard {job.shard.name} ({len(job.shard.videos)} videos) was made: "
-            "killed, or out of memory; run again with fewer --workers or a smaller batch"
-        )
-        return {}, [Failure(video=v, path=str(job.paths[v]), stage="worker", reason="died", detail=detail) for v in job.shard.videos]
+        return None
     return made
 
 
+def _died(job: Job) -> Failure:
+    (video,) = job.shard.videos
+    what = "its sentences were" if job.of_text else "this video was"
+    detail = (
+        f"{job.paths[video]}: the worker process died each time {what} encoded: killed, or out of memory; "
+        "run again with fewer --workers or a smaller batch"
+    )
+    return job.failure(video, VideoError("worker", "died", detail))
+
+
 @contextmanager
-def _client(config: ExtractConfig, on_gpu: bool) -> Iterator[Any]:
+def _client(config: ExtractConfig) -> Iterator[Any]:
     """A client of the named scheduler, or of a cluster of processes on this machine."""
     import dask
     from distributed import Client, LocalCluster
@@ -80,34 +109,36 @@ def _client(config: ExtractConfig, on_gpu: bool) -> Iterator[Any]:
         with client:
             yield client
         return
-    # Dask's own default trims the heap after every free, which costs a third of the time where tensors come and go.
-    memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
+    # A worker keeps the memory of tensors that are gone: to get it anew, page by page, costs a third of the time. Tasks run
+    # in a thread, whose own arena would never keep large blocks: there is but one arena.
+    memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
     environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DASK_LOGGING__DISTRIBUTED": "error", **memory}
     dask.config.set({"distributed.logging.distributed": "error", "distributed.nanny.pre-spawn-environ": environment})
-    resources = GPU if on_gpu else {}
+    # A shard that waits on a worker counts among those that killed it: let them wait at the scheduler.
+    dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
     with (
-        LocalCluster(
-            n_workers=_processes(config, on_gpu), threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0, resources=resources
-        ) as cluster,
+        LocalCluster(n_workers=_processes(config), threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster,
         Client(cluster) as client,
     ):
         yield client
 
 
-def _processes(config: ExtractConfig, on_gpu: bool) -> int:
+def _processes(config: ExtractConfig) -> int:
     """How many workers: by default one per core, which each computes on, or a few per GPU."""
     cores = os.cpu_count() or 1
-    if on_gpu:
+    if runs_on_gpu(config):
         import torch
 
         return config.workers or max(1, min(cores // 2, WORKERS_PER_GPU * torch.cuda.device_count()))
     return config.workers or cores
 
 
-def _make_shard_on_worker(job: Job) -> Made:
+def _make_shard_on_worker(job: Job, topic: str) -> Made:
     from distributed import get_worker
 
-    return make_shard(_on_own_gpu(job, get_worker().name), lambda: get_worker().log_event(PROGRESS_TOPIC, 1))
+    if job.config.scheduler is not None:
+        refuse_unlike_worker(job)
+    return make_shard(_on_own_gpu(job, get_worker().name), lambda video, text: get_worker().log_event(topic, (video, text)))
 
 
 def _on_own_gpu(job: Job, worker: object) -> Job:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,14 +21,6 @@ SECONDS, MAPS = 2.0, 64
 """From one frame, or clip, that is looked at to the next, at least; at most how many are in a video, however long it is."""
 REDUCIBLE = ("appearance", "motion", "swin")
 Say = Callable[[str], None]
-
-
-def outline_of(product: str, config: ExtractConfig) -> dict[str, Any]:
-    """What a product's provenance says of the reduction asked for, but for the digest of its basis; {} without one."""
-    if product not in config.reduce:
-        return {}
-    asked = parse_reduction(config.reduce[product])
-    return {**({"basis": asked.origin} if asked.source else {}), "int8": asked.int8}
 
 
 def reduction_to_open(

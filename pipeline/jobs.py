@@ -6,18 +6,18 @@ The plan of shards is a function of the index and the settings alone, so every r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, VideoError
 from pipeline.extract import VISUAL, Backbones, SamplingConfig
-from pipeline.records import Query, read_jsonl
-from pipeline.store import Kind, Shard, plan_shards
+from pipeline.records import Failure, Query, read_jsonl
+from pipeline.store import Kind, Shard, ShardInfo, plan_shards
 
 
 class ExtractConfig(Config):
@@ -50,8 +50,12 @@ def kind_of(product: str, config: ExtractConfig) -> Kind:
 
 
 def source_of(product: str, config: ExtractConfig) -> str:
-    """The weights asked for a product."""
-    return config.weights if isinstance(config.weights, str) else config.weights.get(product, "tiny")
+    """The weights asked for a product; tiny backbones have shipped ones, for full ones they must be named."""
+    if isinstance(config.weights, str):
+        return config.weights
+    if product not in config.weights and config.backbones != "tiny":
+        raise InputError(f"no weights are named for {product}: add --weights {product}=…, for example {product}=random:0")
+    return config.weights.get(product, "tiny")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ class VideoIndex:
 
 
 def read_index(index: Path, folder: Path) -> VideoIndex:
+    """The queries of an index by video; InputError where it holds none, or its tracks are not beside it."""
+    if not index.with_name("tracks.npz").is_file():
+        raise InputError(f"{index.with_name('tracks.npz')} does not exist: run stvg-prepare first")
     queries: dict[str, Query] = {}
     sentences: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for query in read_jsonl(index, Query):
@@ -78,7 +85,8 @@ def read_index(index: Path, folder: Path) -> VideoIndex:
 class Job:
     """One shard to make: of each product the videos it lacks, where they lie (id → path), or their sentences.
 
-    `shard.videos` are the videos that any of the products lacks, in the shard's order.
+    `shard.videos` are the videos that any of the products lacks, in the shard's order. `provenance` is what the store
+    says of each product.
     """
 
     store: Path
@@ -87,12 +95,38 @@ class Job:
     paths: dict[str, Path]
     sentences: dict[str, list[tuple[str, str]]]
     config: ExtractConfig
+    provenance: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def of_text(self) -> bool:
+        return bool(self.sentences)
+
+    def taken_apart(self, made: Mapping[str, ShardInfo]) -> tuple[Job, list[Job]]:
+        """The job as far as its shards are `made`, and for each video that they lack a job, with a shard, of its own."""
+        left = {product: videos - set(made[product].videos if product in made else ()) for product, videos in self.lacking.items()}
+        again = [video for video in self.shard.videos if any(video in videos for videos in left.values())]
+        done = tuple(video for video in self.shard.videos if video not in again)
+        return replace(self, shard=Shard(self.shard.name, done)), [self._alone(video, left) for video in again]
+
+    def failure(self, video: str, error: VideoError) -> Failure:
+        """The ledger's line about a video of this job."""
+        return Failure(video=video, path=str(self.paths[video]), stage=error.stage, reason=error.reason, detail=error.detail)
+
+    def _alone(self, video: str, left: Mapping[str, frozenset[str]]) -> Job:
+        lacking = {product: frozenset({video}) for product, videos in left.items() if video in videos}
+        said = {video: self.sentences[video]} if self.of_text else {}
+        return replace(self, shard=plan_shards({video: 1}, 1)[0], lacking=lacking, paths={video: self.paths[video]}, sentences=said)
 
 
 def plan_jobs(
-    store: Path, config: ExtractConfig, index: VideoIndex, there: Callable[[str, str], bool], done: Callable[[str], set[str]]
+    store: Path,
+    config: ExtractConfig,
+    index: VideoIndex,
+    there: Callable[[str, str], bool],
+    done: Callable[[str], set[str]],
+    provenance: Mapping[str, Mapping[str, Any]],
 ) -> list[Job]:
-    """The shards still to be made: those of the plan, then, for videos that failed when theirs was made, overlay shards.
+    """The shards still to be made: those of the plan, then, for videos that shards of it lack, overlay shards.
 
     `there(product, shard)` says whether a shard is made, `done(product)` which videos are in made shards.
     """
@@ -105,7 +139,8 @@ def plan_jobs(
             planned = plan_shards(sizes, config.shard_mb << 20)
             while planned:  # ends, because a shard that is there holds at least one of its videos
                 made = {shard.name for shard in planned if there(product, shard.name)}
-                missing = {shard.name: set(shard.videos) - done(product) for shard in planned}
+                had = done(product)
+                missing = {shard.name: set(shard.videos) - had for shard in planned}
                 for shard in planned:
                     if shard.name not in made and missing[shard.name]:
                         shards[shard.name] = shard
@@ -115,7 +150,8 @@ def plan_jobs(
         for name, shard in shards.items():
             wanted = tuple(video for video in shard.videos if any(video in videos for videos in lacking[name].values()))
             said = {video: index.sentences[video] for video in wanted} if "text" in group else {}
-            jobs.append(Job(store, Shard(name, wanted), lacking[name], {v: index.paths[v] for v in wanted}, said, config))
+            paths = {video: index.paths[video] for video in wanted}
+            jobs.append(Job(store, Shard(name, wanted), lacking[name], paths, said, config, provenance))
     return jobs
 
 
@@ -126,16 +162,22 @@ def _estimate(query: Query, text: bool, config: ExtractConfig, sentences: int) -
 
 
 def product_bytes(query: Query, product: str, config: ExtractConfig, sentences: int) -> int:
-    """Bytes a video will take in one product, roughly (a JPEG: a fifth of a byte per pixel, and half a page left empty)."""
+    """Bytes of a video's whole maps in one product, roughly (a JPEG: a fifth of a byte per pixel, and half a page left empty)."""
     if product == "text":
         return sentences * 16 * 768 * 2
     seconds = query.frame_count / max(query.fps, 1e-6)
     sampling = config.sampling
     if product == "motion":
-        return int(2 * seconds / sampling.clip_every * (16 * 16 * 2304 if config.backbones == "full" else 8 * 8 * 384))
+        return int(2 * seconds / sampling.clip_every * (16 * 16 if config.backbones == "full" else 8 * 8) * channels_of(product, config))
     scale = min(sampling.short / min(query.size), 1.8 * sampling.short / max(query.size))
     pixels = query.size[0] * query.size[1] * scale**2
     if product == "frames":
         return int(seconds * sampling.fps * (pixels / 5 + 2048))
-    stride, channels = (32, 768 if product == "swin" else 2048) if config.backbones == "full" else (16, 128)
-    return int(2 * seconds * sampling.fps * pixels / stride**2 * channels)
+    stride = 32 if config.backbones == "full" else 16
+    return int(2 * seconds * sampling.fps * pixels / stride**2 * channels_of(product, config))
+
+
+def channels_of(product: str, config: ExtractConfig) -> int:
+    """How many numbers each cell of a product's maps has."""
+    full, tiny = {"appearance": (2048, 128), "motion": (2304, 384), "swin": (768, 768)}[product]
+    return full if config.backbones == "full" else tiny

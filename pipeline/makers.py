@@ -139,7 +139,7 @@ class JpegMaker(Maker):
         self._used: list[int] = []
 
     def _add(self, number: int, picture: Tensor) -> Rows:
-        pixels = resize(picture[None], self.size)[0].round().clamp(0, 255).byte()
+        pixels = resize(picture[None], self.size)[0]
         data = np.frombuffer(encode_jpeg(pixels, self.quality), np.uint8)
         pages = np.zeros((-(-len(data) // PAGE), PAGE), np.uint8)
         pages.reshape(-1)[: len(data)] = data

@@ -8,35 +8,27 @@ used is named in the ledger and tried again by the next run, in a shard of its o
 from __future__ import annotations
 
 import logging
-import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pipeline.cluster import work
-from pipeline.errors import InputError, StoreError
-from pipeline.extract import VISUAL, file_digest
-from pipeline.fitting import outline_of, reduction_to_open, refuse_unknown_reductions
-from pipeline.jobs import ExtractConfig, Job, VideoIndex, kind_of, plan_jobs, product_bytes, read_index
+from pipeline.errors import InputError
+from pipeline.extract import VISUAL
+from pipeline.fitting import reduction_to_open, refuse_unknown_reductions
+from pipeline.jobs import ExtractConfig, Job, VideoIndex, kind_of, plan_jobs, read_index
+from pipeline.provenance import asked_of
 from pipeline.records import Failure
+from pipeline.seen import SeenFiles
 from pipeline.shards import Made, backbone_of
-from pipeline.store import ShardInfo, Store, StoreWriter
-from pipeline.store.layout import shard_path
-from pipeline.weights import ENCODED
+from pipeline.stale import stale_texts, stale_videos
+from pipeline.store import OtherProductError, Store, StoreWriter
+from pipeline.weights import ENCODED, device_of
 
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
 log = logging.getLogger("pipeline")
-SAMPLED_BY = {
-    "appearance": ("fps", "short"),
-    "swin": ("fps", "short"),
-    "frames": ("fps", "short", "jpeg_quality"),
-    "motion": ("clip_every", "clip_span", "pool_motion"),
-}
-"""The keys of `SamplingConfig` that determine a product."""
 
 
 @dataclass
@@ -53,19 +45,6 @@ class RunReport:
         return int(len(self.failures) > limit)
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a run would do: `to_make` of `videos` lack something (`seconds` long in all), `absent` have no file; `bytes` is an estimate."""
-
-    videos: int
-    absent: int
-    to_make: int
-    seconds: float
-    shards: int
-    bytes: int
-    free_bytes: int
-
-
 def run(
     index: Path,
     folder: Path,
@@ -74,18 +53,20 @@ def run(
     config: ExtractConfig,
     progress: Progress = lambda done, total: None,
     say: Say = lambda line: None,
+    begun: Callable[[], None] = lambda: None,
 ) -> RunReport:
     """Fill `store` with every product of every video in `index`; video paths are relative to `folder`.
 
-    `progress` counts videos; `say` is told what was loaded of each backbone's weights.
+    `begun` is called once index, settings and weights are found good, before anything is written. `progress` counts
+    videos; `say` is told what was loaded of each backbone's weights, and what is made anew.
     """
     known = read_index(index, folder)
-    refuse_unknown_products(config)
-    for product in config.products:
-        if product != "frames":
-            loaded = backbone_of(product, config).report
-            say(str(loaded))
-            log.info("%s", loaded.every_key())
+    refuse_impossible(config)
+    loaded = [backbone_of(product, config).report for product in config.products if product != "frames"]
+    begun()
+    for backbone in loaded:
+        say(str(backbone))
+        log.info("%s", backbone.every_key())
     with StoreWriter(store, dataset, str(folder)) as writer:
         for product in config.products:
             _open(writer, product, store, config, known, say)
@@ -107,42 +88,8 @@ def run(
     return report
 
 
-def survey(index: Path, folder: Path, dataset: str, store: Path, config: ExtractConfig) -> Survey:
-    """What `run` would do, without writing anything; shards that a killed run left unlisted count as not made."""
-    known = read_index(index, folder)
-    refuse_unknown_products(config)
-    held: dict[str, dict[str, ShardInfo]] = {product: {} for product in config.products}
-    if (store / "manifest.json").exists():
-        opened = Store(store)
-        if opened.manifest.dataset != dataset:
-            raise StoreError(f"store {store} holds dataset {opened.manifest.dataset!r}, not {dataset!r}: extract into another --store")
-        for product in set(config.products) & set(opened.products):
-            own = opened.products[product]
-            made_from = {key: value for key, value in own.provenance.items() if key != "reduction"}
-            if (own.kind, made_from) == (kind_of(product, config), provenance_of(product, config, made_from)):
-                stale = _stale_shards(opened, product, known)
-                there = {name for name in own.shards if shard_path(store, product, name, own.kind).exists()}
-                held[product] = {name: own.shards[name] for name in there - stale}
-            elif not config.replace:
-                raise StoreError(f"store {store}: product {product!r} was made with other settings; stvg-extract will refuse it")
-    done = {product: {video for info in shards.values() for video in info.videos} for product, shards in held.items()}
-    jobs = plan_jobs(store, config, known, lambda product, name: name in held[product], lambda product: done[product])
-    made = [(product, video) for job in jobs for product, videos in job.lacking.items() for video in videos]
-    videos = {video for _, video in made}
-    place = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
-    return Survey(
-        videos=len(known.paths),
-        absent=sum(not path.is_file() for path in known.paths.values()),
-        to_make=len(videos),
-        seconds=sum(known.queries[video].frame_count / max(known.queries[video].fps, 1e-6) for video in videos),
-        shards=sum(len(job.lacking) for job in jobs),
-        bytes=sum(product_bytes(known.queries[video], product, config, len(known.sentences[video])) for product, video in made),
-        free_bytes=shutil.disk_usage(place).free,
-    )
-
-
-def refuse_unknown_products(config: ExtractConfig) -> None:
-    """InputError for weights, reductions or products that do not exist."""
+def refuse_impossible(config: ExtractConfig) -> None:
+    """InputError for weights, reductions or products that do not exist, and for a device that is not there or not said."""
     refuse_unknown_reductions(config)
     for product in config.weights if isinstance(config.weights, dict) else ():
         if product not in ENCODED:
@@ -150,45 +97,29 @@ def refuse_unknown_products(config: ExtractConfig) -> None:
     for product in config.products:
         if product not in (*ENCODED, "frames"):
             raise InputError(f"unknown product {product!r}; the products are {', '.join((*ENCODED, 'frames'))}")
-
-
-def provenance_of(product: str, config: ExtractConfig, held: Mapping[str, Any]) -> dict[str, Any]:
-    """What a product is made of: encoder and weights, sampling, library versions; all but its reduction.
-
-    `held` is what the store says of it: weights that lie elsewhere now, or under another name, are still the same.
-    """
-    libraries = ["torch", "torchvision", *(("decord", "av") if product in VISUAL else ("transformers",))]
-    if product == "frames":
-        libraries.append("pillow")
-    about: dict[str, Any] = {"versions": {name: version(name) for name in libraries}}
-    if product != "frames":
-        backbone = backbone_of(product, config)
-        same = held.get("weights_digest") == backbone.digest and "weights" in held
-        source = held["weights"] if same else backbone.source
-        about |= {"backbone": config.backbones, "weights": source, "weights_digest": backbone.digest}
-        if product == "motion":
-            about["slowfast"] = backbone.encoder.kind
-    if product in VISUAL:
-        about["sampling"] = {key: getattr(config.sampling, key) for key in SAMPLED_BY[product]}
-    return about
+    if config.scheduler is None:
+        device_of(config.device)
+    elif config.device == "auto":
+        raise InputError(
+            "with --scheduler each worker would choose a device of its own, and features of CPU and GPU differ: "
+            "add --set device=cpu or --set device=cuda"
+        )
 
 
 def _open(writer: StoreWriter, product: str, store: Path, config: ExtractConfig, index: VideoIndex, say: Say) -> None:
     """Begin the product, or go on with it; with `replace`, one that was made otherwise is deleted once it can be remade."""
     kind, held = kind_of(product, config), writer.provenance(product)
-    provenance, outline = provenance_of(product, config, held), outline_of(product, config)
-    known = {key: value for key, value in held.items() if key != "reduction"}
-    reduced = {key: value for key, value in (held.get("reduction") or {}).items() if key != "basis_digest"}
-    otherwise = bool(held) and (known, reduced) != (provenance, outline)
+    provenance = asked_of(product, config, held)
+    otherwise = bool(held) and held != provenance
     if otherwise and not config.replace:  # refused before a new basis is fitted in vain
-        writer.open_product(product, kind, {**provenance, **({"reduction": outline} if outline else {})})
+        writer.open_product(product, kind, provenance)
     reduction = reduction_to_open(product, config, index, store, say, anew=otherwise)
     if reduction is not None:
         provenance["reduction"] = reduction.provenance
     basis = reduction.basis.content if reduction and reduction.basis else None
     try:
         writer.open_product(product, kind, provenance, basis)
-    except StoreError:
+    except OtherProductError:
         if not config.replace:
             raise
         writer.drop_product(product)
@@ -197,51 +128,38 @@ def _open(writer: StoreWriter, product: str, store: Path, config: ExtractConfig,
 
 def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: Say) -> list[Job]:
     """The jobs left, after taking up what a killed run left on disk and forgetting what is no longer as it was encoded."""
+    provenance = {product: writer.provenance(product) for product in config.products}
 
     def plan() -> list[Job]:
-        jobs = plan_jobs(path, config, index, lambda product, name: writer.adopt(product, name) is not None, writer.done)
+        jobs = plan_jobs(path, config, index, lambda product, name: writer.adopt(product, name) is not None, writer.done, provenance)
         for product in config.products:
             writer.remove_unlisted(product)
         return jobs
 
     jobs = plan()
-    stale = {product: _stale_shards(Store(path), product, index) for product in config.products}
-    for product, names in stale.items():
-        if names:
-            say(f"{product}: {len(names)} shards are made anew, because a video or a sentence in them has changed")
-        writer.drop_shards(product, names)
-    return plan() if any(stale.values()) else jobs
+    return plan() if _drop_stale(writer, path, config, index, say) else jobs
 
 
-def _stale_shards(store: Store, product: str, index: VideoIndex) -> set[str]:
-    """Shards that hold a video whose file, or a sentence whose words, are no longer what was encoded.
-
-    Of those that hold other videos too, only ones whose videos are all at hand: they are deleted and made anew.
-    """
-    reader = store.open(product)
-
-    def fresh(video: str) -> bool:
+def _drop_stale(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: Say) -> bool:
+    """Forget what has changed since it was encoded, and nothing beside it; whether there was any."""
+    writer.flush()
+    store, seen, found = Store(path), SeenFiles(path), False
+    for product in config.products:
+        reader = store.open(product)
         if product == "text":
-            return all(key in reader and reader.facts(key).get("text") == text for key, text in index.sentences.get(video, ()))
-        now = _digest_of(index.paths[video]) if video in index.paths else None
-        return now is None or reader.facts(video).get("digest") == now
-
-    def whole(info: ShardInfo) -> bool:  # text only: no sentence that was removed, or is now another video's
-        return product != "text" or info.entries == sum(len(index.sentences.get(video, ())) for video in info.videos)
-
-    shards = store.products[product].shards
-    stale = {name for name, info in shards.items() if not whole(info) or not all(fresh(video) for video in info.videos)}
-    if product == "text":
-        return stale
-    return {name for name in stale if all(video in index.paths and index.paths[video].is_file() for video in shards[name].videos)}
-
-
-def _digest_of(path: Path) -> str | None:
-    """The digest of a video's file; None where it cannot be read now, which says nothing against its features."""
-    try:
-        return file_digest(path)
-    except OSError:
-        return None
+            names = stale_texts(reader, index)
+            sentences = sum(len(index.sentences.get(video, ())) for name in names for video in reader.product.shards[name].videos)
+            what = f"{sentences} sentences in {len(names)} shards" if names else ""
+            writer.drop_shards(product, names)
+        else:
+            videos = stale_videos(reader, index, seen, say)
+            what = f"{len(videos)} videos" if videos else ""
+            writer.drop_entries(product, videos)
+        if what:
+            say(f"{product}: {what} are made anew: what they were made of has changed")
+            found = True
+    seen.save()
+    return found
 
 
 class _Ledger:
@@ -253,7 +171,7 @@ class _Ledger:
         self._found: dict[str, Failure] = {}
         self._jobs_left: dict[str, int] = defaultdict(int)
         for job in jobs:
-            for video in () if job.sentences else job.shard.videos:
+            for video in () if job.of_text else job.shard.videos:
                 self._jobs_left[video] += 1
         made = [product.videos for name, product in Store(store).products.items() if name in VISUAL]
         lacked = {video for video in self._known if video in index.paths and not all(video in videos for videos in made)}
@@ -262,7 +180,7 @@ class _Ledger:
 
     def note(self, job: Job, failed: Sequence[Failure]) -> None:
         """A job has ended, and these videos of it have failed."""
-        for video in () if job.sentences else job.shard.videos:
+        for video in () if job.of_text else job.shard.videos:
             self._jobs_left[video] -= 1
         for failure in failed:
             before = self._known.get(failure.video)
@@ -278,14 +196,18 @@ class _Ledger:
 
 
 def _work(jobs: Sequence[Job], config: ExtractConfig, progress: Progress) -> Iterator[tuple[Job, Made]]:
-    """Run the jobs and yield each with its result as it ends; `progress` counts videos."""
-    total = sum(len(job.shard.videos) for job in jobs)
-    seen = 0
+    """Run the jobs and yield each with its result as it ends; `progress` counts videos, each once.
 
-    def count() -> None:
-        nonlocal seen
-        seen += 1
-        progress(min(seen, total), total)
+    Sentences take no time beside videos: they are counted only where no video is decoded.
+    """
+    of_text = all(job.of_text for job in jobs)
+    total = len({video for job in jobs if job.of_text == of_text for video in job.shard.videos})
+    seen: set[str] = set()
+
+    def count(video: str, text: bool) -> None:
+        if text == of_text:
+            seen.add(video)
+            progress(len(seen), total)
 
     progress(0, total)
     if jobs:

@@ -23,42 +23,49 @@ from pipeline.extract import Decoder, FeatureStream, encode_texts
 from pipeline.jobs import ExtractConfig, Job, kind_of, source_of
 from pipeline.records import Failure
 from pipeline.reduce import Reduction, parse_reduction, stored_basis
-from pipeline.store import ShardBuilder, ShardInfo
+from pipeline.store import ShardBuilder, ShardInfo, is_made_from, made_from, shard_info
 from pipeline.store.layout import shard_path
-from pipeline.store.shard import shard_info
 from pipeline.weights import Backbone, device_of, load_backbone
 
 Made = tuple[dict[str, ShardInfo], list[Failure]]
-Tick = Callable[[], None]
+Tick = Callable[[str, bool], None]
+"""Called after each video with its id, and with whether its sentences were encoded."""
 
 
 def make_shard(job: Job, tick: Tick) -> Made:
-    """Make the job's shards and name the videos that failed; a shard that another run has made meanwhile is kept."""
-    infos: dict[str, ShardInfo] = {}
+    """Make the job's shards and name the videos that failed; one that another run has made of the same meanwhile is kept."""
+    infos = shards_there(job)
     failures: list[Failure] = []
     with ExitStack() as stack:
         stack.enter_context(_one_thread())
         builders: dict[str, ShardBuilder] = {}
-        for product in job.lacking:
-            path, kind = shard_path(job.store, product, job.shard.name, kind_of(product, job.config)), kind_of(product, job.config)
-            if path.exists():
-                infos[product] = shard_info(path, product, kind)
-            else:
-                builder = ShardBuilder(job.store, product, job.shard.name, kind, job.shard.videos)
-                builders[product] = stack.enter_context(builder)
+        for product in (product for product in job.lacking if product not in infos):
+            kind = kind_of(product, job.config)
+            origin = made_from(kind, job.provenance[product])
+            builder = ShardBuilder(job.store, product, job.shard.name, kind, job.shard.videos, origin)
+            builders[product] = stack.enter_context(builder)
         reductions = {product: reduction_of(product, job.config, job.store) for product in builders}
         for video in job.shard.videos:
             wanted = {product: builder for product, builder in builders.items() if video in job.lacking[product]}
             try:
                 if wanted:
-                    _add_sentences(job, video, wanted["text"]) if job.sentences else _add_video(job, video, wanted, reductions)
+                    _add_sentences(job, video, wanted["text"]) if job.of_text else _add_video(job, video, wanted, reductions)
             except VideoError as error:
-                failures.append(
-                    Failure(video=video, path=str(job.paths[video]), stage=error.stage, reason=error.reason, detail=error.detail)
-                )
-            tick()
+                failures.append(job.failure(video, error))
+            tick(video, job.of_text)
         infos |= {product: builder.finish() for product, builder in builders.items()}
     return infos, failures
+
+
+def shards_there(job: Job) -> dict[str, ShardInfo]:
+    """The shards of a job that lie in the store, made of the same, whoever made them."""
+    infos = {}
+    for product in job.lacking:
+        kind = kind_of(product, job.config)
+        path = shard_path(job.store, product, job.shard.name, kind)
+        if is_made_from(path, kind, made_from(kind, job.provenance[product])):
+            infos[product] = shard_info(path, product, kind)
+    return infos
 
 
 @contextmanager
@@ -95,9 +102,10 @@ def _add_video(job: Job, video: str, builders: Mapping[str, ShardBuilder], reduc
 
 
 def _add_sentences(job: Job, video: str, builder: ShardBuilder) -> None:
-    """Encode the sentences about one video."""
+    """Encode the sentences about one video, all before the first is written: a VideoError leaves the shard as it was."""
     ids, texts = zip(*job.sentences[video], strict=True)
-    for key, text, (states, tokens) in zip(ids, texts, encode_texts(list(texts), encoder_of("text", job.config)), strict=True):
+    encoded = list(encode_texts(list(texts), encoder_of("text", job.config)))
+    for key, text, (states, tokens) in zip(ids, texts, encoded, strict=True):
         builder.begin(key, video)
         builder.append(states)
         builder.end({"token": tokens}, {"text": text})

@@ -21,8 +21,10 @@ def picture_in_square(size: tuple[int, int]) -> tuple[float, float, float, float
 
 
 def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """RGB `[n, 3, h, w]` of any type to float32 `[n, 3, height, width]`, bilinear with antialiasing; `size` is (width, height)."""
-    pictures = pictures.float()
+    """RGB `[n, 3, h, w]` to `[n, 3, height, width]` of the same type, bilinear with antialiasing; `size` is (width, height).
+
+    Bytes come out rounded, as Pillow rounds them for the networks whose weights are used here, and several times faster.
+    """
     if tuple(pictures.shape[-2:]) == (size[1], size[0]):
         return pictures
     return functional.interpolate(pictures, (size[1], size[0]), mode="bilinear", antialias=True, align_corners=False)

@@ -11,12 +11,16 @@ from pipeline.store.lock import StoreLock as StoreLock
 from pipeline.store.manifest import Manifest as Manifest
 from pipeline.store.manifest import Product as Product
 from pipeline.store.manifest import ShardInfo as ShardInfo
+from pipeline.store.manifest import made_from as made_from
 from pipeline.store.plan import Shard as Shard
 from pipeline.store.plan import plan_shards as plan_shards
 from pipeline.store.reader import Contents as Contents
 from pipeline.store.reader import ProductReader as ProductReader
 from pipeline.store.reader import Store as Store
+from pipeline.store.shard import is_made_from as is_made_from
+from pipeline.store.shard import shard_info as shard_info
 from pipeline.store.verify import Problem as Problem
+from pipeline.store.writer import OtherProductError as OtherProductError
 from pipeline.store.writer import StoreWriter as StoreWriter
 
 __all__ = [
@@ -24,6 +28,7 @@ __all__ = [
     "Entry",
     "Kind",
     "Manifest",
+    "OtherProductError",
     "Problem",
     "Product",
     "ProductReader",
@@ -33,6 +38,9 @@ __all__ = [
     "Store",
     "StoreLock",
     "StoreWriter",
+    "is_made_from",
+    "made_from",
     "plan_shards",
+    "shard_info",
     "write_shard",
 ]

@@ -21,21 +21,23 @@ import numpy as np
 from pipeline.store.disk import noticing_full_disk
 from pipeline.store.layout import ArraySpec, Entry, Kind, Place, ShardSink, Table, array_name, shard_path
 from pipeline.store.manifest import ShardInfo
-from pipeline.store.shard import open_sink, remove, shard_info, sync, sync_tree
+from pipeline.store.shard import discard, is_made_from, open_sink, remove, shard_info, sync, sync_tree
 
 NUMBERS = "buif"  # NumPy's kinds: bool, unsigned, int, float
 
 
-def write_shard(folder: Path, product: str, name: str, kind: Kind, entries: Iterable[Entry], videos: Sequence[str]) -> ShardInfo:
+def write_shard(
+    folder: Path, product: str, name: str, kind: Kind, entries: Iterable[Entry], videos: Sequence[str], made_from: str
+) -> ShardInfo:
     """Write whole entries as `<folder>/<product>/<name>.zarr` (or `.h5`), `folder` being the store's.
 
-    Where the shard is there already (another run of the task was first) it is kept, `entries` is not touched.
-    Otherwise as `ShardBuilder`.
+    Where the shard, made from the same, is there already (another run of the task was first) it is kept, `entries` is
+    not touched. Otherwise as `ShardBuilder`.
     """
     target = shard_path(folder, product, name, kind)
-    if target.exists():
+    if is_made_from(target, kind, made_from):
         return shard_info(target, product, kind)
-    with ShardBuilder(folder, product, name, kind, videos) as shard:
+    with ShardBuilder(folder, product, name, kind, videos, made_from) as shard:
         for entry in entries:
             shard.begin(entry.key, entry.video)
             shard.append(entry.rows)
@@ -56,9 +58,9 @@ class _Open:
 
 
 class ShardBuilder:
-    """Context that streams one shard to disk; every entry's video is one of `videos`.
+    """Context that streams one shard to disk; every entry's video is one of `videos`, `made_from` the product's digest.
 
-        with ShardBuilder(store, "appearance", "00000-0123abcd", "zarr", videos) as shard:
+        with ShardBuilder(store, "appearance", "00000-0123abcd", "zarr", videos, made_from) as shard:
             shard.begin(video, video)
             shard.append(maps)                        # any number of times
             shard.end({"frame": numbers}, facts)      # or shard.abandon()
@@ -67,8 +69,8 @@ class ShardBuilder:
     Leaving without `finish` discards everything. A full disk is a StoreError, an entry out of place a ValueError.
     """
 
-    def __init__(self, folder: Path, product: str, name: str, kind: Kind, videos: Sequence[str]) -> None:
-        self._product, self._kind = product, kind
+    def __init__(self, folder: Path, product: str, name: str, kind: Kind, videos: Sequence[str], made_from: str) -> None:
+        self._product, self._kind, self._made_from = product, kind, made_from
         self._target = shard_path(folder, product, name, kind)
         self._aside = self._target.with_name(f".{self._target.name}.{uuid4().hex}.part")
         self._videos = frozenset(videos)
@@ -144,7 +146,7 @@ class ShardBuilder:
         self._open = None
 
     def finish(self) -> ShardInfo:
-        """Write the table and put the shard in its place; where another one is there already, that one is kept.
+        """Write the table and put the shard in its place; one that is there already is kept if it was made from the same.
 
         Without any entry nothing is written and the info is empty: a later retry of the same videos needs the name.
         """
@@ -158,17 +160,24 @@ class ShardBuilder:
         with self._writing():
             columns = {name: np.concatenate(parts) for name, parts in sorted(self._columns.items())}
             specs = {name: ArraySpec(dtype=values.dtype.name, shape=values.shape) for name, values in columns.items()}
-            table = Table(arrays=dict(sorted(self._arrays.items())), columns=specs, entries=tuple(self._places.values()))
-            self._sink.finish(table, columns)
+            arrays, entries = dict(sorted(self._arrays.items())), tuple(self._places.values())
+            self._sink.finish(Table(made_from=self._made_from, arrays=arrays, columns=specs, entries=entries), columns)
             sync_tree(self._aside)
-            try:
-                os.rename(self._aside, self._target)
-            except OSError:
-                if not self._target.exists():
-                    raise
-            sync(self._target.parent)
+            self._put()
         self._discard()
         return shard_info(self._target, self._product, self._kind)
+
+    def _put(self) -> None:
+        """Rename what lies aside to the target; one of other settings, or damaged, makes way and leaves nothing torn."""
+        while not is_made_from(self._target, self._kind, self._made_from):
+            discard(self._target)
+            try:
+                os.rename(self._aside, self._target)
+                break
+            except OSError:  # another was quicker: look at that one
+                if not self._target.exists():
+                    raise
+        sync(self._target.parent)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""A full disk is the user's to mend, so it is told in words, wherever the store writes."""
+"""A full disk, or a file where the store should be, is the user's to mend, so it is told in words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from pathlib import Path
 from pipeline.errors import StoreError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def refuse_file(store: Path) -> None:
+    """StoreError where the store's path, or a folder above it, is a file."""
+    for path in (store, *store.parents):
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"store {store} cannot be: {path} is a file, not a folder. Name another --store")
 
 
 @contextmanager

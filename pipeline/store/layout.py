@@ -79,9 +79,13 @@ class ArraySpec(Record):
 
 
 class Table(Record):
-    """The contents of one shard: its row arrays, its columns (1-D) and its entries in the order they were written."""
+    """The contents of one shard: its row arrays, its columns (1-D) and its entries in the order they were written.
+
+    `made_from` is the digest of the settings it was made with: its name tells of the videos alone.
+    """
 
     format: Literal[1] = 1
+    made_from: str
     arrays: dict[str, ArraySpec]
     columns: dict[str, ArraySpec]
     entries: tuple[Place, ...]

@@ -1,6 +1,6 @@
-"""One writer per store: a lock the kernel frees when its owner dies, and beside it who the owner is.
+"""One writer per store or run: a lock the kernel frees when its owner dies, and beside it who the owner is.
 
-The kernel's lock alone decides, on a network file system across hosts; a dead owner's `lock.json` means nothing.
+The kernel's lock alone decides, on a network file system across hosts; what a dead owner left beside it means nothing.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from filelock import FileLock, Timeout
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, StvgError
 from pipeline.records import write_json
-from pipeline.store.disk import noticing_full_disk
+from pipeline.store.disk import noticing_full_disk, refuse_file
 
 
-class StoreLock:
-    """Context that holds `<store>/lock`; a second owner is refused at once with a StoreError that names the first.
+class OwnedLock:
+    """Context that holds the lock file `path`; a second owner is refused at once with an `error` that names `what` and the first.
 
-    The owner's pid, host, command and start stand in `<store>/lock.json` while the lock is held.
+    The owner's pid, host, command and start stand in `<path>.json` while the lock is held.
     """
 
-    def __init__(self, store: Path) -> None:
-        self.store = Path(store)
-        self._owner = self.store / "lock.json"
-        self._lock = FileLock(self.store / "lock", thread_local=False)
+    def __init__(self, path: Path, what: str, error: type[StvgError]) -> None:
+        self._path, self._what, self._error = path, what, error
+        self._owner = path.with_name(f"{path.name}.json")
+        self._lock = FileLock(path, thread_local=False)
 
-    def __enter__(self) -> StoreLock:
-        self.store.mkdir(parents=True, exist_ok=True)
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise StoreError(f"store {self.store} is in use by {self._describe_owner()}: wait until it ends, or stop it") from None
+            raise self._error(f"{self._what} is in use by {self._describe_owner()}: wait until it ends, or stop it") from None
         try:
-            with noticing_full_disk(self.store):
-                write_json(self._owner, _this_process())
+            write_json(self._owner, _this_process())
         except BaseException:
             self._lock.release()
             raise
@@ -56,6 +56,19 @@ class StoreLock:
             return f"pid {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process that has not yet written its name"
+
+
+class StoreLock(OwnedLock):
+    """A store's: `<store>/lock`, with `<store>/lock.json`; refused with a StoreError."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = Path(store)
+        super().__init__(self.store / "lock", f"store {self.store}", StoreError)
+
+    def __enter__(self) -> Self:
+        refuse_file(self.store)
+        with noticing_full_disk(self.store):
+            return super().__enter__()
 
 
 def _this_process() -> dict[str, str | int]:

@@ -12,19 +12,31 @@ from pydantic import Field, ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.records import FORMAT, Record, first_problem, write_json
+from pipeline.store.disk import refuse_file
 from pipeline.store.layout import Kind
 
 NAME = "manifest.json"
 
 
 class ShardInfo(Record):
-    """One published shard: the videos that have an entry in it, and a sha256 over its files in sorted name order."""
+    """One published shard: the videos that have an entry in it, and a sha256 over its files in sorted name order.
+
+    `dropped` are the keys of entries that lie in the shard and no longer count, because their source has changed:
+    `videos`, `entries` and `rows` are without them, `bytes` and `digest` are those of the files.
+    """
 
     videos: tuple[str, ...]
     entries: int
     rows: int
     bytes: int
     digest: str
+    dropped: tuple[str, ...] = ()
+
+
+def made_from(kind: Kind, provenance: Mapping[str, Any]) -> str:
+    """What a product's shards say they were made of: sha256 of its file format and provenance as canonical JSON."""
+    canonical = json.dumps({"kind": kind, "provenance": provenance}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class Product(Record):
@@ -37,6 +49,11 @@ class Product(Record):
     @property
     def videos(self) -> set[str]:
         return {video for shard in self.shards.values() for video in shard.videos}
+
+    @property
+    def digest(self) -> str:
+        """`made_from` of its shards."""
+        return made_from(self.kind, self.provenance)
 
 
 class Manifest(Record):
@@ -55,9 +72,10 @@ class Manifest(Record):
 def load_manifest(store: Path) -> Manifest:
     """Read and check `<store>/manifest.json`; every fault is a StoreError that says what to do."""
     path = Path(store) / NAME
+    refuse_file(Path(store))
     try:
         document = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise StoreError(f"{store} is not a feature store (it has no {NAME}): run stvg-extract --store {store} first") from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({error}): restore it, or extract into another --store") from None

@@ -18,8 +18,8 @@ from pipeline.store.int8 import SCALE, restore
 from pipeline.store.layout import DamageError, Place, ShardSource, Table, shard_path
 from pipeline.store.manifest import Product, differing_files, load_manifest, manifest_digest
 from pipeline.store.memory import Recycler
-from pipeline.store.shard import open_source, read_table
-from pipeline.store.verify import Problem, verify_files, verify_product
+from pipeline.store.shard import counting, open_source, read_table, unreadable
+from pipeline.store.verify import OTHER_SETTINGS, Problem, verify_files, verify_product
 
 OPEN_SHARDS = 64  # per product and process; the one used longest ago is closed first
 
@@ -162,21 +162,25 @@ class ProductReader:
         self._sources: OrderedDict[str, ShardSource] = OrderedDict()
 
     def _index(self) -> dict[str, tuple[str, Place]]:
-        """Shard and place of every key in a readable table; unreadable ones are noted in `_damaged`."""
+        """Shard and place of every key that counts in a readable table; unreadable ones are noted in `_damaged`."""
         if self._process != os.getpid():
             self._close()
         with self._mutex:
             if self._places is None:
                 places: dict[str, tuple[str, Place]] = {}
+                made_from = self.product.digest
                 for shard in sorted(self.product.shards):
                     try:
-                        self._tables[shard] = read_table(self._path(shard), self.product.kind)
+                        table = read_table(self._path(shard), self.product.kind)
+                        if table.made_from != made_from:
+                            raise DamageError(OTHER_SETTINGS)
                     except DamageError as damage:
                         self._damaged[shard] = damage
                         continue
                     except OSError as error:
                         raise self._unreadable(shard, error) from None
-                    for place in self._tables[shard].entries:
+                    self._tables[shard] = table
+                    for place in counting(table, self.product.shards[shard].dropped):
                         places.setdefault(place.key, (shard, place))
                 self._places = places
             return self._places
@@ -224,10 +228,7 @@ class ProductReader:
             raise self._unreadable(shard, error) from None
 
     def _unreadable(self, shard: str, error: OSError) -> StoreError:
-        """The machine refuses (permissions, too many open files, …); nothing is known about the bytes."""
-        return StoreError(
-            f"product {self.name!r}: {self._path(shard)} cannot be read ({error.strerror or error}): nothing in it was judged"
-        )
+        return StoreError(f"product {self.name!r}: {unreadable(self._path(shard), error)}: nothing in it was judged")
 
     def _error(self, shard: str, damage: DamageError, key: str | None = None) -> StoreError:
         """Names product, shard file, and the key (or, where the whole shard is hit, its videos)."""

@@ -6,10 +6,13 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from pipeline.errors import StoreError
-from pipeline.store.layout import DamageError, Kind, ShardSink, ShardSource, Table
+from pipeline.store.layout import DamageError, Kind, Place, ShardSink, ShardSource, Table
 from pipeline.store.manifest import ShardInfo, files_digest
 
 REMOVALS = 8
@@ -17,18 +20,50 @@ REMOVALS = 8
 
 
 def shard_info(path: Path, product: str, kind: Kind) -> ShardInfo:
-    """What the manifest says about a complete shard: from its table and its bytes."""
-    try:
-        table = read_table(path, kind)
-    except DamageError as error:
-        raise StoreError(
-            f"{path}: product {product!r}, shard {path.name} is damaged: {error}. Delete it and run stvg-extract again"
-        ) from None
+    """What the manifest says about a complete shard: from its table and its bytes; a StoreError if its table is damaged."""
     files = shard_files(path)
-    videos = tuple(sorted({place.video for place in table.entries}))
+    videos, entries, rows = counts(sound_table(path, product, kind).entries)
     size = sum(file.stat().st_size for file in files)
-    rows = sum(place.end - place.begin for place in table.entries)
-    return ShardInfo(videos=videos, entries=len(table.entries), rows=rows, bytes=size, digest=files_digest(files))
+    return ShardInfo(videos=videos, entries=entries, rows=rows, bytes=size, digest=files_digest(files))
+
+
+def is_made_from(path: Path, kind: Kind, made_from: str) -> bool:
+    """Whether a shard is there whose table says so; not if it is absent, damaged, or made with other settings."""
+    if not path.exists():
+        return False
+    try:
+        return read_table(path, kind).made_from == made_from
+    except DamageError:
+        return False
+
+
+def sound_table(path: Path, product: str, kind: Kind) -> Table:
+    """The table of a shard of `product`; a StoreError if it is damaged, or cannot be read."""
+    try:
+        return read_table(path, kind)
+    except DamageError as damage:
+        raise StoreError(
+            f"{path}: product {product!r}, shard {path.name} is damaged: {damage}. Delete it and run stvg-extract again"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"product {product!r}: {unreadable(path, error)}: nothing in it was judged") from None
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """What the machine refused (permissions, too many open files, …); nothing is known about the bytes."""
+    return f"{error.filename or path} cannot be read ({os.strerror(error.errno) if error.errno else error})"
+
+
+def counting(table: Table, dropped: Collection[str]) -> list[Place]:
+    """The entries without the dropped ones."""
+    gone = set(dropped)
+    return [place for place in table.entries if place.key not in gone]
+
+
+def counts(places: Iterable[Place]) -> tuple[tuple[str, ...], int, int]:
+    """Videos (sorted), entries and rows."""
+    lengths = [(place.video, place.end - place.begin) for place in places]
+    return tuple(sorted({video for video, _ in lengths})), len(lengths), sum(length for _, length in lengths)
 
 
 def open_sink(path: Path, kind: Kind) -> ShardSink:
@@ -66,6 +101,14 @@ def shard_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     return sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
+
+
+def discard(path: Path) -> None:
+    """Remove a shard or a folder of them: it is set aside first, so that a kill leaves it whole or absent, never torn."""
+    aside = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)
+        remove(aside)
 
 
 def remove(path: Path) -> None:

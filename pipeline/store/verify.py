@@ -10,9 +10,10 @@ import numpy as np
 
 from pipeline.store.layout import BASIS, DamageError, Place, ShardSource, Table, shard_path
 from pipeline.store.manifest import Manifest, Product, ShardInfo, differing_files, files_digest
-from pipeline.store.shard import open_source, read_table, shard_files
+from pipeline.store.shard import counting, counts, open_source, read_table, shard_files, unreadable
 
 BLOCK_BYTES = 32 << 20
+OTHER_SETTINGS = "it was made with other settings than the manifest says"
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,30 @@ def verify_product(store: Path, name: str, product: Product) -> Iterator[Problem
     for shard, info in sorted(product.shards.items()):
         path = shard_path(store, name, shard, product.kind)
         try:
-            table = read_table(path, product.kind)
-            source = open_source(path, product.kind, table)
+            for place, detail in _problems(path, product, info, owners):
+                videos = info.videos if place is None else (place.video,)
+                yield Problem(name, path.name, place.key if place else None, videos, detail)
         except DamageError as damage:
             yield Problem(name, path.name, None, info.videos, str(damage))
-            continue
-        found = list(_damaged_entries(source, table))
-        for place, detail in found:
-            yield Problem(name, path.name, place.key, (place.video,), detail)
-        if not found:
-            yield from (Problem(name, path.name, None, info.videos, detail) for detail in _differences(path, table, info))
-        for place in table.entries:
-            if place.key in owners:
-                yield Problem(name, path.name, place.key, (place.video,), f"it is also in shard {owners[place.key]}")
-            owners[place.key] = path.name
+        except OSError as error:
+            yield Problem(name, path.name, None, info.videos, f"{unreadable(path, error)}: the rest of it was not judged")
+
+
+def _problems(path: Path, product: Product, info: ShardInfo, owners: dict[str, str]) -> Iterator[tuple[Place | None, str]]:
+    """What is wrong with a shard, each with the entry it hits or None; `owners` are the shards of the keys seen until now."""
+    table = read_table(path, product.kind)
+    if table.made_from != product.digest:
+        raise DamageError(OTHER_SETTINGS)
+    found = False
+    for place, detail in _damaged_entries(open_source(path, product.kind, table), table):
+        found = True
+        yield place, detail
+    if not found:
+        yield from ((None, detail) for detail in _differences(path, table, info))
+    for place in counting(table, info.dropped):
+        if place.key in owners:
+            yield place, f"it is also in shard {owners[place.key]}"
+        owners[place.key] = path.name
 
 
 def _damaged_entries(source: ShardSource, table: Table) -> Iterator[tuple[Place, str]]:
@@ -98,8 +109,8 @@ def _column_faults(source: ShardSource, table: Table) -> dict[str, str]:
 
 def _differences(path: Path, table: Table, info: ShardInfo) -> Iterator[str]:
     """What the manifest says and the shard does not bear out, though all its rows can be read."""
-    rows = sum(place.end - place.begin for place in table.entries)
-    if (len(table.entries), rows, {place.video for place in table.entries}) != (info.entries, info.rows, set(info.videos)):
+    unknown = set(info.dropped) - {place.key for place in table.entries}
+    if unknown or counts(counting(table, info.dropped)) != (tuple(sorted(info.videos)), info.entries, info.rows):
         yield "its entries are not those of the manifest"
     elif files_digest(shard_files(path)) != info.digest:
         yield "its bytes are not those of the manifest, though every row matches its checksum"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,19 +16,32 @@ from pipeline.store.disk import noticing_full_disk
 from pipeline.store.layout import BASIS, SUFFIX, Kind, shard_path
 from pipeline.store.lock import StoreLock
 from pipeline.store.manifest import NAME, Manifest, Product, ShardInfo, files_digest, load_manifest, save_manifest
-from pipeline.store.shard import remove, shard_info
+from pipeline.store.resume import look_at_shards, refuse_damaged
+from pipeline.store.shard import counting, counts, discard, remove, shard_info, sound_table
+
+SAVE_EVERY = 2.0
+"""Seconds between two writes of a growing manifest: it grows with the shards, so one write per shard would cost their square."""
+
+
+class OtherProductError(StoreError):
+    """What lies there was made with other settings, or nobody knows with which."""
 
 
 class StoreWriter:
     """Context: the one process that may change a store. Opening it removes what dead runs left half written.
 
-    Shards themselves are written by `write_shard`, in any process; this one puts them into the manifest.
+    Shards themselves are written by `write_shard`, in any process; this one puts them into the manifest. What was
+    published is in memory at once, on disk some seconds later (`flush`), on leaving, and before anything is deleted. A
+    shard that a killed run had not listed yet lies on disk whole, and the next run adopts it: nothing is lost.
     """
 
     def __init__(self, path: Path, dataset: str, root: str) -> None:
         self.path = Path(path)
         self._lock = StoreLock(self.path)
         self._manifest = Manifest(dataset=dataset, root=root, files={})
+        self._saved = 0.0
+        self._unsaved = False
+        self._unchecked: set[str] = set()
 
     def __enter__(self) -> StoreWriter:
         self._lock.__enter__()
@@ -39,10 +53,21 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._lock.__exit__(kind, value, trace)
+        try:
+            self.flush()
+        except (OSError, StoreError):
+            if value is None:  # else that tells what went wrong, and the next run adopts what is not listed
+                raise
+        finally:
+            self._lock.__exit__(kind, value, trace)
+
+    def flush(self) -> None:
+        """Bring the manifest on disk up to date, for whoever opens the store while it grows."""
+        if self._unsaved:
+            self._save(self._manifest)
 
     def open_product(self, name: str, kind: Kind, provenance: Mapping[str, Any], basis: bytes | None = None) -> None:
-        """Begin a product, or go on with one that was made by the same settings; otherwise a StoreError says what differs.
+        """Begin a product, or go on with one that was made by the same settings; otherwise an OtherProductError says what differs.
 
         Shards deleted from disk are forgotten, so deleting a shard or a product's folder is how to have it made anew.
         `basis` is the projection its rows go through, whose digest the provenance holds; it is kept beside the shards.
@@ -54,17 +79,20 @@ class StoreWriter:
             known = None
         if known is None:
             if folder.is_dir() and any(path.name != BASIS for path in folder.iterdir()):
-                raise StoreError(f"{folder} holds shards that {NAME} does not know: delete the folder, or extract into another --store")
+                raise OtherProductError(
+                    f"{folder} holds shards that {NAME} does not know: delete the folder, or extract into another --store"
+                )
             self._write_basis(folder, basis)
             self._record(name, Product(kind=kind, provenance=asked, shards={}))
             return
-        differences = list(_differences({"kind": known.kind, **known.provenance}, {"kind": kind, **asked}))
-        if differences:
-            raise StoreError(
-                f"store {self.path}: product {name!r} was made with other settings: {'; '.join(differences)}. "
+        found = list(differences({"kind": known.kind, **known.provenance}, {"kind": kind, **asked}))
+        if found:
+            raise OtherProductError(
+                f"store {self.path}: product {name!r} was made with other settings: {'; '.join(found)}. "
                 f"Extract into another --store, or delete {folder} to have the product made anew"
             )
         self._write_basis(folder, basis)
+        self._unchecked.add(name)
         shards = {shard: info for shard, info in known.shards.items() if shard_path(self.path, name, shard, kind).exists()}
         if shards != known.shards:
             self._record(name, known.model_copy(update={"shards": shards}))
@@ -73,6 +101,11 @@ class StoreWriter:
         """Delete what processes that were killed left half written; to be called while no worker writes."""
         for leftover in [*self.path.glob(".*.part"), *self.path.glob("*/.*.part")]:
             remove(leftover)
+
+    @property
+    def products(self) -> dict[str, Product]:
+        """What the store holds at this moment, by product."""
+        return self._manifest.products
 
     def provenance(self, product: str) -> dict[str, Any]:
         """What a product of this store was made of; {} if it has none."""
@@ -85,31 +118,68 @@ class StoreWriter:
 
     def drop_product(self, name: str) -> None:
         """Delete a product with all its shards, whatever it was made of."""
-        shutil.rmtree(self.path / name, ignore_errors=True)
+        self.flush()
+        self._unchecked.discard(name)
+        discard(self.path / name)
         products = {other: product for other, product in self._manifest.products.items() if other != name}
         self._save(self._manifest.model_copy(update={"products": products}))
 
     def drop_shards(self, product: str, shard_names: Iterable[str]) -> None:
-        """Delete shards of a product; the manifest forgets them first."""
+        """Delete shards of a product, then forget them: one that is on disk and not listed would be adopted again."""
         known, gone = self._product(product), set(shard_names)
-        self._record(product, known.model_copy(update={"shards": {n: i for n, i in known.shards.items() if n not in gone}}))
+        if not gone:
+            return
+        self.flush()
         for name in sorted(gone):
-            remove(shard_path(self.path, product, name, known.kind))
+            discard(shard_path(self.path, product, name, known.kind))
+        self._record(product, known.model_copy(update={"shards": {n: i for n, i in known.shards.items() if n not in gone}}))
+
+    def drop_entries(self, product: str, keys: Iterable[str]) -> None:
+        """Let entries of published shards no longer count, though they lie there; a shard without any other is deleted."""
+        known, gone = self._product(product), set(keys)
+        left: dict[str, ShardInfo] = {}
+        for name, info in known.shards.items() if gone else ():
+            table = sound_table(shard_path(self.path, product, name, known.kind), product, known.kind)
+            hit = gone & {place.key for place in counting(table, info.dropped)}
+            if hit:
+                dropped = tuple(sorted({*info.dropped, *hit}))
+                videos, entries, rows = counts(counting(table, dropped))
+                left[name] = info.model_copy(update={"videos": videos, "entries": entries, "rows": rows, "dropped": dropped})
+        self.drop_shards(product, [name for name, info in left.items() if not info.entries])
+        left = {name: info for name, info in left.items() if info.entries}
+        if left:
+            known = self._product(product)
+            self._record(product, known.model_copy(update={"shards": {**known.shards, **left}}))
 
     def publish(self, product: str, shard_name: str, info: ShardInfo) -> None:
-        """Put a shard into the manifest; one without entries is not written, so there is nothing to put."""
-        if info.entries == 0:
-            return
+        """Put a shard into the manifest; one without entries is not written, so there is nothing to put.
+
+        Of one that is listed with the same bytes, what was dropped stays dropped.
+        """
         known = self._product(product)
-        self._record(product, known.model_copy(update={"shards": {**known.shards, shard_name: info}}))
+        listed = known.shards.get(shard_name)
+        if info.entries == 0 or (listed is not None and listed.digest == info.digest):
+            return
+        self._manifest = self._with(product, known.model_copy(update={"shards": {**known.shards, shard_name: info}}))
+        self._unsaved = True
+        if time.monotonic() - self._saved >= SAVE_EVERY:
+            self.flush()
 
     def adopt(self, product: str, shard_name: str) -> ShardInfo | None:
-        """Publish a complete shard that a killed run left on disk; None where there is none, so it must be made."""
+        """Publish a complete shard that a killed run left on disk; None where there is none, so it must be made.
+
+        One that was made with other settings (by a worker of a dead run) is deleted. The first call looks at all shards
+        of the products opened, and names those that are damaged in one StoreError.
+        """
+        self._look_at_opened()
         known = self._product(product)
         if shard_name in known.shards:
             return known.shards[shard_name]
         path = shard_path(self.path, product, shard_name, known.kind)
         if not path.exists():
+            return None
+        if sound_table(path, product, known.kind).made_from != known.digest:
+            discard(path)
             return None
         info = shard_info(path, product, known.kind)
         self.publish(product, shard_name, info)
@@ -120,11 +190,12 @@ class StoreWriter:
 
         To be called after the plan's shards have been adopted and while no worker writes.
         """
+        self.flush()
         known = self._product(product)
         listed = {BASIS, *(f"{name}{SUFFIX[known.kind]}" for name in known.shards)}
         unlisted = sorted(path for path in (self.path / product).iterdir() if path.name not in listed)
         for path in unlisted:
-            remove(path)
+            discard(path)
         return [path.name for path in unlisted]
 
     def set_index(self, index_path: Path, tracks_path: Path) -> None:
@@ -169,6 +240,16 @@ class StoreWriter:
         except KeyError:
             raise ValueError(f"product {name!r} has not been opened") from None
 
+    def _look_at_opened(self) -> None:
+        """Once: delete shards that were made with other settings, refuse damaged ones."""
+        damaged = []
+        for product in sorted(self._unchecked):
+            found = look_at_shards(self.path, product, self._product(product))
+            self.drop_shards(product, found.others)
+            damaged += found.damaged
+        refuse_damaged(self.path, damaged)
+        self._unchecked.clear()
+
     def _write_basis(self, folder: Path, basis: bytes | None) -> None:
         """Make the product's folder, with its projection; written before the manifest tells of it, and only if it differs."""
         with noticing_full_disk(self.path):
@@ -179,19 +260,23 @@ class StoreWriter:
                     aside.write_bytes(basis)
 
     def _record(self, name: str, product: Product) -> None:
-        self._save(self._manifest.model_copy(update={"products": {**self._manifest.products, name: product}}))
+        self._save(self._with(name, product))
+
+    def _with(self, name: str, product: Product) -> Manifest:
+        return self._manifest.model_copy(update={"products": {**self._manifest.products, name: product}})
 
     def _save(self, manifest: Manifest) -> None:
         with noticing_full_disk(self.path):
             save_manifest(self.path, manifest)
         self._manifest = manifest
+        self._saved, self._unsaved = time.monotonic(), False
 
 
-def _differences(stored: Any, asked: Any, field: str = "") -> Iterator[str]:
+def differences(stored: Any, asked: Any, field: str = "") -> Iterator[str]:
     """One phrase per field that differs, nested ones by their dotted name."""
     if isinstance(stored, dict) and isinstance(asked, dict):
         for name in sorted({*stored, *asked}):
-            yield from _differences(stored.get(name), asked.get(name), f"{field}.{name}" if field else name)
+            yield from differences(stored.get(name), asked.get(name), f"{field}.{name}" if field else name)
     elif stored != asked:
         yield f"{field} is {_short(stored)} in the store, {_short(asked)} was asked for"
 

@@ -46,7 +46,7 @@ class Means(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        return clips.mean((1, 3, 4))[:, None, None, :]
+        return clips.float().mean((1, 3, 4))[:, None, None, :]
 
 
 def pictures_of(path: Path) -> dict[int, torch.Tensor]:
@@ -132,7 +132,7 @@ def test_clips_at_the_edges_clamp(make_video: Any, tmp_path: Path) -> None:
     """A clip longer than the video begins and ends with repeats of its first and last frame."""
     path = make_video(tmp_path / "v.mp4", 10)
     rows, columns = extract_video(path, replace_sampling(clip_span=2.0), {"motion": Means()}).products["motion"]
-    brightness = {number: float(resize(pad_to_square(picture), (16, 16)).mean()) for number, picture in pictures_of(path).items()}
+    brightness = {number: float(resize(pad_to_square(picture), (16, 16)).float().mean()) for number, picture in pictures_of(path).items()}
     chosen = [0, 0, 0, 2, 8, 9, 9, 9]
     assert columns["frame"].tolist() == [5]
     assert rows[0, 0, 0] == pytest.approx([brightness[number] for number in chosen], rel=1e-2)

@@ -43,7 +43,7 @@ class Means(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         self.given.append(len(pictures))
-        return pictures.mean((1, 2, 3))[:, None, None, None]
+        return pictures.float().mean((1, 2, 3))[:, None, None, None]
 
 
 class ClipMeans(Means):
@@ -53,7 +53,7 @@ class ClipMeans(Means):
 
     def forward(self, pictures: Tensor) -> Tensor:
         self.given.append(len(pictures))
-        return pictures.mean((1, 3, 4))[:, None, None, :]
+        return pictures.float().mean((1, 3, 4))[:, None, None, :]
 
 
 class WindowMeans(Means):
@@ -63,7 +63,7 @@ class WindowMeans(Means):
 
     def forward(self, pictures: Tensor) -> Tensor:
         self.given.append(pictures.shape[2])
-        means = pictures.mean((1, 3, 4))
+        means = pictures.float().mean((1, 3, 4))
         maps = torch.stack([means, torch.full_like(means, pictures.shape[2])], -1)
         return maps[:, :, None, None].expand(-1, -1, 2, 3, -1)
 

@@ -22,7 +22,7 @@ from pipeline.reduce import (
     sample_videos,
     stored_basis,
 )
-from pipeline.store import Kind, ShardBuilder, Store, StoreWriter
+from pipeline.store import Kind, ShardBuilder, Store, StoreWriter, made_from
 
 MAPS = np.random.default_rng(0).standard_normal((7, 3, 4, 16)).astype(np.float16) * np.array([1, 20, 300, 0.01] * 4, np.float16)
 
@@ -81,8 +81,9 @@ def test_the_reader_gives_float16_in_any_order(tmp_path: Path, kind: Kind) -> No
 def write_and_read(store: Path, kind: Kind, rows: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
     """Store the rows in two blocks, and read them."""
     with StoreWriter(store, "shapes", "data") as writer:
-        writer.open_product("appearance", kind, {"reduction": Reduction(None, int8=True).provenance})
-        with ShardBuilder(store, "appearance", "s", kind, ["a"]) as shard:
+        provenance = {"reduction": Reduction(None, int8=True).provenance}
+        writer.open_product("appearance", kind, provenance)
+        with ShardBuilder(store, "appearance", "s", kind, ["a"], made_from(kind, provenance)) as shard:
             for key, count in (("a", len(rows)), ("b", 0)):
                 shard.begin(key, "a")
                 shard.append(rows[: count // 2])

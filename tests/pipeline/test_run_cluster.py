@@ -15,6 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.jobs import ExtractConfig
+from pipeline.records import Failure, read_jsonl
+from pipeline.run import run
+from pipeline.store import Store
+
 Extractions = Callable[..., Any]
 PATIENCE = 60
 QUICK = ("appearance",)
@@ -73,6 +78,41 @@ def test_a_cluster_that_loses_a_worker(extraction: Extractions, cluster: Cluster
     assert process.exitcode == 0, one.said.read_text()
     assert psutil.wait_procs(orphans, timeout=10)[1] == []
     assert one.files() == here.files()
+
+
+DEADLY = """
+import os, signal
+from pipeline import extract, shards
+class Deadly(extract.FeatureStream):
+    def __init__(self, path, *rest):
+        if path.stem == "v2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().__init__(path, *rest)
+shards.FeatureStream = Deadly
+"""
+"""Run by each worker as it starts."""
+
+
+def test_a_video_that_kills_its_workers_costs_no_other(extraction: Extractions, tmp_path: Path, small_data: Path) -> None:
+    """`v3` shares its shard; shards that were made, or waited, on a worker that died may be made again."""
+    import dask
+    import distributed  # noqa: F401 - its defaults are there before they are changed
+
+    one, harm = extraction("s", products=QUICK, workers=1), tmp_path / "harm.py"
+    harm.write_text(DEADLY)
+    config = ExtractConfig.model_validate(one.settings)
+    seen: list[tuple[int, int]] = []
+    with dask.config.set({"distributed.worker.preload": [str(harm)], "distributed.scheduler.allowed-failures": 0}):
+        report = run(small_data / "index.jsonl", small_data, "jsonl", one.store, config, lambda done, total: seen.append((done, total)))
+    (failure,) = report.failures
+    assert (failure.video, failure.stage, failure.reason) == ("v2", "worker", "died")
+    assert f"{small_data}/v2.mp4: the worker process died each time this video was encoded" in failure.detail
+    assert list(read_jsonl(one.store / "failures.jsonl", Failure)) == report.failures
+    held = [video for info in Store(one.store).products["appearance"].shards.values() for video in info.videos]
+    assert sorted(held) == [f"v{number}" for number in (0, 1, 3, 4, 5, 6, 7)]
+    assert seen[-1] == (8, 8)
+    assert run(small_data / "index.jsonl", small_data, "jsonl", one.store, config.model_copy(update={"workers": 0})).failures == []
+    assert sorted(Store(one.store).open("appearance").keys()) == [f"v{number}" for number in range(8)]
 
 
 @pytest.mark.soak

@@ -42,6 +42,7 @@ class Encoder(nn.Module):
         self.product, self.trouble = product, trouble
 
     def forward(self, pictures: Tensor) -> Tensor:
+        pictures = pictures.float()
         factor = self.trouble(float(pictures.mean((1, -2, -1)).max()))
         maps = pictures.mean(1)[..., ::4, ::4, None] * factor
         return maps.mean(1) if self.product == "motion" else maps
@@ -52,13 +53,14 @@ class Work:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
-        self.ticks = 0
+        self.ticks: list[tuple[str, bool]] = []
 
     def job(self, store: Path, videos: tuple[str, ...] = VIDEOS, **changes: Any) -> Job:
         base = {"products": PRODUCTS, "sampling": {"short": 32, "clip_span": 0.2}, "batch": 2, "device": "cpu", "weights": "random:0"}
         lacking = {product: frozenset(videos) for product in PRODUCTS}
         paths = {video: self.folder / f"{video}.mp4" for video in videos}
-        return Job(store, Shard(NAME, videos), lacking, paths, {}, ExtractConfig.model_validate(base | changes))
+        provenance = {product: {"settings": dict(changes)} for product in PRODUCTS}
+        return Job(store, Shard(NAME, videos), lacking, paths, {}, ExtractConfig.model_validate(base | changes), provenance)
 
     def make(self, job: Job, trouble: Callable[[str, float], float] = lambda product, bright: 1) -> Any:
         """`trouble` gets a product and a brightness, and may raise; else what it gives multiplies the maps."""
@@ -67,10 +69,7 @@ class Work:
             return Backbone(Encoder(product, lambda bright: trouble(product, bright)), "random:0", "", LoadReport(product, 0, ()))
 
         self.monkeypatch.setattr(shards, "_backbone", backbone)
-        return make_shard(job, self.tick)
-
-    def tick(self) -> None:
-        self.ticks += 1
+        return make_shard(job, lambda video, text: self.ticks.append((video, text)))
 
 
 @pytest.fixture
@@ -120,7 +119,7 @@ def test_a_video_that_fails_midway_leaves_no_trace(work: Work, tmp_path: Path, o
     """Of none of the products, whichever of them failed; and the videos after it are as they are without it."""
     infos, failed = work.make(work.job(tmp_path / "s", format=kind), make_trouble(of))
     assert [(failure.video, failure.stage, failure.reason) for failure in failed] == [("b", "encode", reason)]
-    assert work.ticks == 3
+    assert work.ticks == [("a", False), ("b", False), ("c", False)]
     work.make(work.job(tmp_path / "without", ("a", "c"), format=kind))
     assert files(tmp_path / "s") == files(tmp_path / "without")
     assert {product: info.videos for product, info in infos.items()} == dict.fromkeys(PRODUCTS, ("a", "c"))
@@ -212,6 +211,16 @@ def test_a_reduction_that_fails_closes_the_video(work: Work, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("kind", ["zarr", "hdf5"])
+def test_a_shard_of_other_settings_is_replaced(work: Work, tmp_path: Path, kind: Any) -> None:
+    """A worker of a dead run, with other settings, put it there under the same name."""
+    work.make(work.job(tmp_path / "s", format=kind, batch=3))
+    infos, _ = work.make(work.job(tmp_path / "s", format=kind), lambda product, bright: 0.5)
+    wanted, _ = work.make(work.job(tmp_path / "fresh", format=kind), lambda product, bright: 0.5)
+    assert infos == wanted
+    assert files(tmp_path / "s") == files(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("kind", ["zarr", "hdf5"])
 def test_a_shard_that_is_there_is_kept(work: Work, tmp_path: Path, kind: Any) -> None:
     """Another run of the task was first: nothing is looked at again; what is lacking is made."""
     first, _ = work.make(work.job(tmp_path / "s", format=kind))
@@ -248,7 +257,7 @@ def test_products_may_lack_different_videos(work: Work, tmp_path: Path) -> None:
         "frames": (),
     }
     assert not shard_path(tmp_path / "s", "frames", NAME, "zarr").exists()
-    assert work.ticks == 3
+    assert len(work.ticks) == 3
 
 
 def test_a_shard_without_any_good_video_is_not_written(work: Work, tmp_path: Path) -> None:
@@ -274,12 +283,17 @@ def test_other_errors_end_the_task_and_leave_nothing(work: Work, tmp_path: Path,
     assert (failed, {info.videos for info in infos.values()}) == ([], {VIDEOS})
 
 
-def test_sentences_stand_in_the_order_of_the_index(tmp_path: Path) -> None:
+SAID = {"b": [("1", "who sits?"), ("0", "a dog")], "a": [("2", "a dog")]}
+
+
+def text_job(tmp_path: Path) -> Job:
     config = ExtractConfig.model_validate({"backbones": "tiny", "weights": "tiny", "device": "cpu"})
-    said = {"b": [("1", "who sits?"), ("0", "a dog")], "a": [("2", "a dog")]}
-    paths = {video: tmp_path / f"{video}.mp4" for video in said}
-    job = Job(tmp_path / "s", Shard(NAME, ("b", "a")), {"text": frozenset(said)}, paths, said, config)
-    infos, failed = make_shard(job, lambda: None)
+    paths = {video: tmp_path / f"{video}.mp4" for video in SAID}
+    return Job(tmp_path / "s", Shard(NAME, ("b", "a")), {"text": frozenset(SAID)}, paths, SAID, config, {"text": {}})
+
+
+def test_sentences_stand_in_the_order_of_the_index(tmp_path: Path) -> None:
+    infos, failed = make_shard(text_job(tmp_path), lambda video, text: None)
     assert (failed, infos["text"].entries, infos["text"].videos) == ([], 3, ("a", "b"))
     table = read_table(shard_path(tmp_path / "s", "text", NAME, "hdf5"), "hdf5")
     assert [(place.key, place.video, place.facts["text"]) for place in table.entries] == [
@@ -287,3 +301,40 @@ def test_sentences_stand_in_the_order_of_the_index(tmp_path: Path) -> None:
         ("0", "b", "a dog"),
         ("2", "a", "a dog"),
     ]
+
+
+def test_a_video_whose_sentences_fail_leaves_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(texts: list[str], *rest: Any) -> Any:
+        yield from shards_encode_texts(texts[:1], *rest)
+        if "who sits?" in texts:
+            raise VideoError("encode", "out-of-memory", "it does not fit")
+        yield from shards_encode_texts(texts[1:], *rest)
+
+    shards_encode_texts = shards.encode_texts
+    monkeypatch.setattr(shards, "encode_texts", encode)
+    infos, failed = make_shard(text_job(tmp_path), lambda video, text: None)
+    assert [(failure.video, failure.reason, failure.path) for failure in failed] == [("b", "out-of-memory", str(tmp_path / "b.mp4"))]
+    assert (infos["text"].videos, infos["text"].entries) == (("a",), 1)
+
+
+def test_a_job_is_taken_apart_into_its_videos(work: Work, tmp_path: Path) -> None:
+    job = work.job(tmp_path / "s")
+    job.lacking.update({"motion": frozenset("c"), "swin": frozenset(), "frames": frozenset("ab")})
+    made, parts = job.taken_apart({})
+    assert made.shard == Shard(NAME, ())
+    assert [part.shard.videos for part in parts] == [("a",), ("b",), ("c",)]
+    assert [sorted(part.lacking) for part in parts] == [["appearance", "frames"], ["appearance", "frames"], ["appearance", "motion"]]
+    assert all(videos == frozenset(part.shard.videos) for part in parts for videos in part.lacking.values())
+    assert len({job.shard.name, *(part.shard.name for part in parts)}) == 4
+    assert [part.sentences for part in text_job(tmp_path).taken_apart({})[1]] == [{"b": SAID["b"]}, {"a": SAID["a"]}]
+    assert not any(part.sentences for part in parts)
+    infos, _ = work.make(work.job(tmp_path / "s", ("a", "b")))
+    made, parts = job.taken_apart({product: infos[product] for product in ("appearance", "motion")})
+    assert made.shard == Shard(NAME, ())
+    assert [part.lacking for part in parts] == [
+        {"frames": frozenset("a")},
+        {"frames": frozenset("b")},
+        {"appearance": frozenset("c"), "motion": frozenset("c")},
+    ]
+    made, parts = work.job(tmp_path / "s").taken_apart(infos)
+    assert (made.shard.videos, [part.shard.videos for part in parts]) == (("a", "b"), [("c",)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,18 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert device_of("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match="device 'foo' is not here: allowed are auto, cpu, and cuda where there is a GPU"):
         device_of("foo")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_plain_pickle_that_holds_code_is_refused_as_that(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "old.pth"
+    path.write_bytes(pickle.dumps({"model": {}, "args": Path("x")}, protocol=protocol))
+    with pytest.raises(InputError, match=r"old.pth holds more than weights: it names pathlib\.\w+, and loading that could run code"):
+        load_backbone("appearance", "tiny", f"torchvision:{path}")
+
+
+def test_a_damaged_pickle_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "cut.pth"
+    path.write_bytes(pickle.dumps({"a": 1}, protocol=4)[:-3])
+    with pytest.raises(InputError, match=r"cut.pth is not a file of weights, or is damaged"):
+        load_backbone("appearance", "tiny", f"torchvision:{path}")

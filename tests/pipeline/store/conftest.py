@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.store import Entry, Kind, StoreWriter, write_shard
+from pipeline.store import Entry, Kind, StoreWriter, made_from, write_shard
 
 SHARD = "00000-0123abcd"
 PROVENANCE = {"weights": {"digest": "aa"}, "fps": 5}
@@ -47,7 +47,8 @@ def make_store(tmp_path: Path) -> Maker:
         path = tmp_path / name
         with StoreWriter(path, "shapes", "data") as writer:
             writer.open_product("appearance", kind, PROVENANCE)
-            info = write_shard(path, "appearance", SHARD, kind, entries, [entry.video for entry in entries])
+            videos = [entry.video for entry in entries]
+            info = write_shard(path, "appearance", SHARD, kind, entries, videos, made_from(kind, PROVENANCE))
             writer.publish("appearance", SHARD, info)
         return path
 

@@ -22,9 +22,10 @@ from pipeline.errors import StoreError
 from pipeline.store import Entry, Kind, ShardBuilder, Store, StoreWriter, write_shard
 
 LIBRARIES = ("3.1.6", "2.0.0")  # zarr's and HDF5's, which wrote the shards of DIGESTS
+MADE = "of this"
 DIGESTS = {
-    "zarr": "3b4b807121be8f14ea2479eaa77db6f4925f9bf6580b0f134b277f13476d40d2",
-    "hdf5": "e8baa5ed44cb55cbc61a4cd3cdef648bacb7bc0bfeb4f28241a74696eaa3d3cd",
+    "zarr": "054c51b2b4fc85bf84a398dd386580b7b80466a80ac894adb8c805b7dd3938f0",
+    "hdf5": "e745e98ff0f1142157a05afd26949e2e0a74cec6a1c34f1f017abae5d6aee1f6",
 }
 
 
@@ -47,13 +48,13 @@ def stream(shard: ShardBuilder, entry: Entry, blocks: int) -> None:
 def test_a_shard_keeps_its_bytes(kind: Kind, tmp_path: Path, sample: list[Entry]) -> None:
     if (zarr.__version__, h5py.version.hdf5_version) != LIBRARIES:
         pytest.skip(f"the digests are those of zarr {LIBRARIES[0]} and HDF5 {LIBRARIES[1]}")
-    assert write_shard(tmp_path, "appearance", "s", kind, sample, videos_of(sample)).digest == DIGESTS[kind]
+    assert write_shard(tmp_path, "appearance", "s", kind, sample, videos_of(sample), MADE).digest == DIGESTS[kind]
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 50])
 def test_blocks_make_the_shard_that_whole_entries_make(kind: Kind, tmp_path: Path, sample: list[Entry], blocks: int) -> None:
-    info = write_shard(tmp_path / "whole", "p", "s", kind, sample, videos_of(sample))
-    with ShardBuilder(tmp_path / "blocks", "p", "s", kind, videos_of(sample)) as shard:
+    info = write_shard(tmp_path / "whole", "p", "s", kind, sample, videos_of(sample), MADE)
+    with ShardBuilder(tmp_path / "blocks", "p", "s", kind, videos_of(sample), MADE) as shard:
         for entry in sample:
             stream(shard, entry, blocks)
         assert shard.finish() == info
@@ -68,8 +69,8 @@ def test_an_abandoned_entry_never_was(
 ) -> None:
     """Whichever array it went to, one that was new among them, and wherever it came."""
     monkeypatch.setattr("pipeline.store.hdf5_shard.WAITING_BYTES", waiting)
-    info = write_shard(tmp_path / "without", "p", "s", kind, sample, videos_of(sample))
-    with ShardBuilder(tmp_path / "with", "p", "s", kind, videos_of(sample)) as shard:
+    info = write_shard(tmp_path / "without", "p", "s", kind, sample, videos_of(sample), MADE)
+    with ShardBuilder(tmp_path / "with", "p", "s", kind, videos_of(sample), MADE) as shard:
         for number in range(len(sample) + 1):
             if number == place:
                 shard.begin("gone", sample[0].video)
@@ -85,17 +86,17 @@ def test_an_abandoned_entry_never_was(
 
 
 def test_an_entry_may_come_again_after_it_was_abandoned(kind: Kind, tmp_path: Path, sample: list[Entry]) -> None:
-    with ShardBuilder(tmp_path, "p", "s", kind, videos_of(sample)) as shard:
+    with ShardBuilder(tmp_path, "p", "s", kind, videos_of(sample), MADE) as shard:
         shard.begin("wide", "wide")
         shard.append(sample[1].rows)
         shard.abandon()
         stream(shard, sample[0], 3)
         info = shard.finish()
-    assert info == write_shard(tmp_path / "other", "p", "s", kind, sample[:1], ["wide"])
+    assert info == write_shard(tmp_path / "other", "p", "s", kind, sample[:1], ["wide"], MADE)
 
 
 def test_nothing_but_abandoned_entries_is_no_shard(kind: Kind, tmp_path: Path) -> None:
-    with ShardBuilder(tmp_path, "p", "s", kind, ["v"]) as shard:
+    with ShardBuilder(tmp_path, "p", "s", kind, ["v"], MADE) as shard:
         shard.begin("v", "v")
         shard.append(np.ones((3, 2), np.float16))
         shard.abandon()
@@ -104,7 +105,7 @@ def test_nothing_but_abandoned_entries_is_no_shard(kind: Kind, tmp_path: Path) -
 
 
 def test_leaving_without_finish_discards_everything(kind: Kind, tmp_path: Path, sample: list[Entry]) -> None:
-    with ShardBuilder(tmp_path, "p", "s", kind, videos_of(sample)) as shard:
+    with ShardBuilder(tmp_path, "p", "s", kind, videos_of(sample), MADE) as shard:
         stream(shard, sample[0], 2)
         shard.begin("tall", "tall")
         shard.append(sample[1].rows)
@@ -114,7 +115,7 @@ def test_leaving_without_finish_discards_everything(kind: Kind, tmp_path: Path, 
 def test_several_shards_are_built_at_once(tmp_path: Path, sample: list[Entry]) -> None:
     places = [("appearance", "zarr"), ("motion", "zarr"), ("text", "hdf5"), ("frames", "hdf5")]
     with ExitStack() as stack:
-        shards = [stack.enter_context(ShardBuilder(tmp_path, product, "s", kind, videos_of(sample))) for product, kind in places]  # type: ignore[arg-type]
+        shards = [stack.enter_context(ShardBuilder(tmp_path, product, "s", kind, videos_of(sample), MADE)) for product, kind in places]  # type: ignore[arg-type]
         for entry in sample:
             for shard in shards:
                 shard.begin(entry.key, entry.video)
@@ -125,7 +126,7 @@ def test_several_shards_are_built_at_once(tmp_path: Path, sample: list[Entry]) -
                 shard.end(entry.columns, entry.facts)
         infos = [shard.finish() for shard in shards]
     for (product, kind), info in zip(places, infos, strict=True):
-        assert info == write_shard(tmp_path / "alone", product, "s", kind, sample, videos_of(sample))  # type: ignore[arg-type]
+        assert info == write_shard(tmp_path / "alone", product, "s", kind, sample, videos_of(sample), MADE)  # type: ignore[arg-type]
 
 
 def test_memory_stays_bounded(kind: Kind, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_memory_stays_bounded(kind: Kind, tmp_path: Path) -> None:
     block = np.random.default_rng(0).integers(0, 1000, (10, 500_000)).astype(np.float16)
     tracemalloc.start()
     try:
-        with ShardBuilder(tmp_path, "p", "s", kind, ["v"]) as shard:
+        with ShardBuilder(tmp_path, "p", "s", kind, ["v"], MADE) as shard:
             shard.begin("v", "v")
             for _ in range(20):
                 shard.append(block)
@@ -160,7 +161,7 @@ def test_memory_stays_bounded(kind: Kind, tmp_path: Path) -> None:
     ],
 )
 def test_steps_out_of_order_are_refused(kind: Kind, tmp_path: Path, steps: str, message: str) -> None:
-    with ShardBuilder(tmp_path, "p", "s", kind, ["v"]) as shard:
+    with ShardBuilder(tmp_path, "p", "s", kind, ["v"], MADE) as shard:
         actions: dict[str, Callable[[], object]] = {
             "begin": lambda: shard.begin("v", "v"),
             "append": lambda: shard.append(np.zeros((1, 2), np.float16)),
@@ -188,9 +189,9 @@ def test_a_full_disk_leaves_what_was_finished(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    write_shard(tmp_path, "p", "before", kind, sample, videos_of(sample))
+    write_shard(tmp_path, "p", "before", kind, sample, videos_of(sample), MADE)
     before = contents(tmp_path)
-    with ShardBuilder(tmp_path, "p", "s", kind, videos_of(sample)) as shard:
+    with ShardBuilder(tmp_path, "p", "s", kind, videos_of(sample), MADE) as shard:
         stream(shard, sample[0], 2)
         monkeypatch.setattr(os, takes_room if broken == "rows" else broken, full)
         with pytest.raises(StoreError, match=FULL):
@@ -207,16 +208,16 @@ import subprocess, sys
 from pathlib import Path
 import numpy as np
 from pipeline.errors import StoreError
-from pipeline.store import Entry, ShardBuilder, Store, StoreWriter, write_shard
+from pipeline.store import Entry, ShardBuilder, Store, StoreWriter, made_from, write_shard
 disk, kind, width = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]).returncode:
     sys.exit(77)
 rows = np.random.default_rng(0).integers(0, 99, (500_000 // width, width)).astype(np.float16)
 with StoreWriter(disk / "store", "shapes", "data") as writer:
     writer.open_product("p", kind, {})
-    writer.publish("p", "one", write_shard(disk / "store", "p", "one", kind, [Entry("a", "a", rows)], ["a"]))
+    writer.publish("p", "one", write_shard(disk / "store", "p", "one", kind, [Entry("a", "a", rows)], ["a"], made_from(kind, {})))
     try:
-        with ShardBuilder(disk / "store", "p", "two", kind, ["b"]) as shard:
+        with ShardBuilder(disk / "store", "p", "two", kind, ["b"], made_from(kind, {})) as shard:
             for number in range(20):
                 shard.begin(f"b{number}", "b")
                 shard.append(rows)
@@ -226,7 +227,7 @@ with StoreWriter(disk / "store", "shapes", "data") as writer:
     except StoreError as error:
         print(error)
     assert [path.stem for path in (disk / "store" / "p").iterdir()] == ["one"]
-    writer.publish("p", "three", write_shard(disk / "store", "p", "three", kind, [Entry("c", "c", rows)], ["c"]))
+    writer.publish("p", "three", write_shard(disk / "store", "p", "three", kind, [Entry("c", "c", rows)], ["c"], made_from(kind, {})))
 assert Store(disk / "store").verify() == []
 assert set(Store(disk / "store").products["p"].shards) == {"one", "three"}
 """

@@ -139,7 +139,7 @@ def test_a_reader_survives_pickling_and_forking(kind: Kind, sample: list[Entry],
 )
 def test_an_entry_out_of_place_is_refused(kind: Kind, tmp_path: Path, entry: Entry, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        write_shard(tmp_path, "text", "00000-0123abcd", kind, [entry], ["a"])
+        write_shard(tmp_path, "text", "00000-0123abcd", kind, [entry], ["a"], "of this")
     assert list((tmp_path / "text").iterdir()) == []
 
 
@@ -147,9 +147,9 @@ def test_entries_that_clash_are_refused(kind: Kind, tmp_path: Path) -> None:
     one = Entry("a", "a", np.zeros((1, 2)), {"frame": np.zeros(1, np.int64)})
     other = Entry("b", "a", np.zeros((1, 2)), {"frame": np.zeros(1, np.int32)})
     with pytest.raises(ValueError, match="entry 'a' comes twice"):
-        write_shard(tmp_path, "text", "00000-0123abcd", kind, [one, one], ["a"])
+        write_shard(tmp_path, "text", "00000-0123abcd", kind, [one, one], ["a"], "of this")
     with pytest.raises(ValueError, match="entry 'b': column 'frame' is int32, but int64 in the entries before"):
-        write_shard(tmp_path, "text", "00000-0123abcd", kind, [one, other], ["a"])
+        write_shard(tmp_path, "text", "00000-0123abcd", kind, [one, other], ["a"], "of this")
 
 
 def test_importing_the_store_stays_light() -> None:

@@ -9,13 +9,16 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import Entry, Kind, Store
+from pipeline.store import Entry, Kind, Store, StoreWriter, write_shard
+from pipeline.store.layout import Table
+from pipeline.store.shard import read_table
 
 Maker = Callable[..., Path]
 SHARD = r"product 'appearance', shard 00000-0123abcd\.(zarr|h5)"
@@ -30,7 +33,7 @@ def flip(path: Path, position: int, bit: int) -> None:
 
 
 def shard_of(path: Path) -> Path:
-    return next((path / "appearance").iterdir())
+    return min((path / "appearance").iterdir())
 
 
 def row_file(path: Path) -> Path:
@@ -209,3 +212,63 @@ def test_what_the_machine_refuses_is_not_called_damage(
     monkeypatch.setattr(*((os, "open") if kind == "zarr" else (h5py, "File")), refuse)
     with pytest.raises(StoreError, match=r"product 'appearance': .*0123abcd.* cannot be read \(Too many open files\): nothing in it was"):
         reader.read("wide")
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.EACCES, "Permission denied"), (errno.EMFILE, "Too many open files")])
+def test_verify_names_what_the_machine_refuses_and_goes_on(
+    kind: Kind, sample: list[Entry], make_store: Maker, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    """Whether the table is refused or the rows; another shard's damage is found all the same."""
+    path = make_store(kind, sample)
+    second = [Entry("late", "late", sample[0].rows)]
+    with StoreWriter(path, "shapes", "data") as writer:
+        made = writer.products["appearance"].digest
+        writer.publish("appearance", "00001-0123abcd", write_shard(path, "appearance", "00001-0123abcd", kind, second, ["late"], made))
+    content = next(file for file in path.rglob("00001-0123abcd*/rows_*/c/0/0/0/0" if kind == "zarr" else "00001-0123abcd.h5"))
+    flip(content, content.read_bytes().index(second[0].rows[4].tobytes()), 0)
+    late = ("late", ("late",), "row 4 does not match its checksum")
+    true = os.open
+
+    def refuse(name: Any, *more: Any, **named: Any) -> Any:
+        if "00000-0123abcd" in str(name) and not str(name).endswith("zarr.json"):
+            raise OSError(number, said)
+        return true(name, *more, **named)
+
+    def refuse_table(name: Any, kind: Kind) -> Table:
+        if "00000-0123abcd" in str(name):
+            raise OSError(number, said, str(name))
+        return read_table(name, kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        problems = Store(path).verify()
+    hit = ("none/../ü", "tall", "wide", "wide too")
+    assert [(problem.key, problem.videos) for problem in problems] == [(None, hit), late[:2]]
+    assert re.search(rf"00000-0123abcd\.(zarr|h5) cannot be read \({said}\): the rest of it was not judged", problems[0].detail)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.store.verify.read_table", refuse_table)
+        problems = Store(path).verify()
+    assert [(problem.key, problem.videos, problem.detail) for problem in problems] == [
+        (None, hit, f"{shard_of(path)} cannot be read ({said}): the rest of it was not judged"),
+        late,
+    ]
+
+
+def test_a_manifest_that_drops_what_is_not_there_is_noticed(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+    path = make_store(kind, sample)
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text.replace('"dropped": []', '"dropped": ["long"]'))
+    (problem,) = Store(path).verify()
+    assert problem.detail == "its entries are not those of the manifest"
+
+
+@pytest.mark.parametrize("below", ["", "store"])
+def test_a_file_is_no_store(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / below
+    message = rf"store {path} cannot be: {tmp_path}/file is a file, not a folder\. Name another --store"
+    with pytest.raises(StoreError, match=message):
+        Store(path)
+    with pytest.raises(StoreError, match=message):
+        StoreWriter(path, "shapes", "data").__enter__()
+    assert (tmp_path / "file").read_text() == ""

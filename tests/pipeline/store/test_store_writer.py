@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
 from pipeline.records import Failure
-from pipeline.store import Contents, Entry, Kind, Store, StoreWriter, plan_shards, write_shard
+from pipeline.store import Contents, Entry, Kind, Manifest, Store, StoreWriter, made_from, plan_shards, write_shard
+from pipeline.store.manifest import save_manifest
 
 Maker = Callable[..., Path]
 SIZES = {f"v{i}": 10 for i in range(5)}
+FPS = {"fps": 5}
+MADE = {kind: made_from(kind, FPS) for kind in get_args(Kind)}
 
 
 def entries_of(videos: tuple[str, ...]) -> Iterator[Entry]:
@@ -27,12 +34,12 @@ def entries_of(videos: tuple[str, ...]) -> Iterator[Entry]:
 def extract(path: Path, kind: Kind, stop_after: int = 99, publish: bool = True) -> None:
     """What a run does: adopt, else write and publish; `stop_after` shards it is gone, perhaps before publishing."""
     with StoreWriter(path, "shapes", "data") as writer:
-        writer.open_product("motion", kind, {"fps": 5})
+        writer.open_product("motion", kind, FPS)
         for number, shard in enumerate(plan_shards(SIZES, 20)):
             if number == stop_after:
                 return
             if writer.adopt("motion", shard.name) is None:
-                info = write_shard(path, "motion", shard.name, kind, entries_of(shard.videos), shard.videos)
+                info = write_shard(path, "motion", shard.name, kind, entries_of(shard.videos), shard.videos, MADE[kind])
                 if publish:
                     writer.publish("motion", shard.name, info)
 
@@ -53,35 +60,177 @@ def test_a_run_that_was_stopped_ends_in_the_same_store(kind: Kind, tmp_path: Pat
     assert Store(tmp_path / "once").manifest_digest == Store(tmp_path / "twice").manifest_digest
 
 
+def test_the_manifest_is_written_every_few_seconds_and_before_anything_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, written = 100.0, 0
+
+    def save(store: Path, manifest: Manifest) -> None:
+        nonlocal written
+        written += 1
+        save_manifest(store, manifest)
+
+    def on_disk() -> set[str]:
+        return set(Store(tmp_path).products["motion"].shards)
+
+    monkeypatch.setattr("pipeline.store.writer.save_manifest", save)
+    monkeypatch.setattr("pipeline.store.writer.time.monotonic", lambda: now)
+    names = [f"s{number:02d}" for number in range(10)]
+    infos = {name: write_shard(tmp_path, "motion", name, "zarr", [], [], MADE["zarr"]) for name in names}
+    infos = {name: info.model_copy(update={"entries": 1, "digest": name}) for name, info in infos.items()}
+    with StoreWriter(tmp_path, "shapes", "data") as writer:
+        writer.open_product("motion", "zarr", FPS)
+        begin = written
+        for name in names[:5]:
+            now += 0.5
+            writer.publish("motion", name, infos[name])
+        assert (written - begin, on_disk()) == (1, set(names[:4]))
+        assert set(writer.products["motion"].shards) == set(names[:5])
+        writer.flush()
+        writer.flush()
+        assert (written - begin, on_disk()) == (2, set(names[:5]))
+        writer.publish("motion", names[5], infos[names[5]])
+        writer.drop_shards("motion", [])
+        assert on_disk() == set(names[:5])
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.store.writer.discard", _kill)
+            with pytest.raises(KeyboardInterrupt):
+                writer.drop_shards("motion", [names[0]])
+        assert on_disk() == set(names[:6])
+        writer.publish("motion", names[6], infos[names[6]])
+        writer.remove_unlisted("motion")
+        assert on_disk() == set(names[:7])
+        writer.publish("motion", names[7], infos[names[7]])
+        assert on_disk() == set(names[:7])
+    assert on_disk() == set(names[:8])
+
+
+def _kill(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_was_published_is_on_disk_after_an_exception(kind: Kind, tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the disk is full: then the exception is what is told, the lock is free, and the next run adopts."""
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def publish_and(then: Callable[[], None]) -> None:
+        with StoreWriter(tmp_path, "shapes", "data") as writer:
+            writer.open_product("motion", kind, FPS)
+            writer.publish("motion", "s", write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind]))
+            then()
+
+    def fail() -> None:
+        if full:
+            monkeypatch.setattr("pipeline.store.writer.save_manifest", no_room)
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        publish_and(fail)
+    assert set(Store(tmp_path).products["motion"].shards) == (set() if full else {"s"})
+    monkeypatch.undo()
+    with StoreWriter(tmp_path, "shapes", "data") as writer:
+        writer.open_product("motion", kind, FPS)
+        assert writer.adopt("motion", "s") is not None
+    assert Store(tmp_path).products["motion"].videos == {"v1"}
+
+
+def test_a_disk_that_is_full_at_the_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = StoreWriter(tmp_path, "shapes", "data").__enter__()
+    writer.open_product("motion", "zarr", FPS)
+    writer.publish("motion", "s", write_shard(tmp_path, "motion", "s", "zarr", entries_of(("v1",)), ["v1"], MADE["zarr"]))
+    monkeypatch.setattr("pipeline.store.writer.save_manifest", no_room)
+    with pytest.raises(StoreError, match=r"the disk of .* is full"):
+        writer.__exit__(None, None, None)
+    monkeypatch.undo()
+    with StoreWriter(tmp_path, "shapes", "data"):
+        pass
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from tests.pipeline.store import test_store_writer as test
+real = test.StoreWriter.publish
+def publish(writer, product, name, info):
+    real(writer, product, name, info)
+    if len(writer.products[product].shards) == 2:
+        os._exit(9)
+test.StoreWriter.publish = publish
+test.extract(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_what_was_published_before_a_kill_is_adopted(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three shards are published and not yet listed: only the third is made."""
+    extract(tmp_path / "once", kind)
+    root = Path(__file__).parents[3]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "twice"), kind], cwd=root)
+    assert killed.returncode == 9
+    assert Store(tmp_path / "twice").products["motion"].shards == {}
+    made, really = [], write_shard
+
+    def noted(*given: Any) -> Any:
+        made.append(given[2])
+        return really(*given)
+
+    monkeypatch.setattr(sys.modules[__name__], "write_shard", noted)
+    extract(tmp_path / "twice", kind)
+    monkeypatch.undo()
+    assert made == [plan_shards(SIZES, 20)[2].name]
+    (tmp_path / "twice" / "lock.json").unlink(missing_ok=True)
+    assert contents(tmp_path / "once") == contents(tmp_path / "twice")
+
+
+def test_a_dropped_product_is_gone_at_once_or_not_at_all(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(tmp_path, kind)
+    before = contents(tmp_path)
+    with StoreWriter(tmp_path, "shapes", "data") as writer, monkeypatch.context() as patch:
+        patch.setattr("pipeline.store.shard.remove", _kill)
+        with pytest.raises(KeyboardInterrupt):
+            writer.drop_product("motion")
+    assert not (tmp_path / "motion").exists()
+    with StoreWriter(tmp_path, "shapes", "data") as writer:
+        writer.open_product("motion", kind, {"fps": 7})
+        assert writer.done("motion") == set()
+        writer.drop_product("motion")
+        assert writer.products == {}
+    extract(tmp_path, kind)
+    assert contents(tmp_path) == before
+
+
 def test_the_first_to_write_a_shard_wins(kind: Kind, tmp_path: Path) -> None:
     def untouched() -> Iterator[Entry]:
         raise AssertionError("the entries of a shard that is there were asked for")
         yield
 
-    first = write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"])
+    first = write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind])
     before = contents(tmp_path)
-    assert write_shard(tmp_path, "motion", "s", kind, untouched(), ["v1"]) == first
+    assert write_shard(tmp_path, "motion", "s", kind, untouched(), ["v1"], MADE[kind]) == first
     assert contents(tmp_path) == before
 
 
 def test_a_writer_that_was_overtaken_keeps_the_first_shard(kind: Kind, tmp_path: Path) -> None:
     def overtaken() -> Iterator[Entry]:
         yield from entries_of(("v1",))
-        write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"])
+        write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind])
 
-    info = write_shard(tmp_path, "motion", "s", kind, overtaken(), ["v1"])
-    assert info == write_shard(tmp_path / "other", "motion", "s", kind, entries_of(("v1",)), ["v1"])
+    info = write_shard(tmp_path, "motion", "s", kind, overtaken(), ["v1"], MADE[kind])
+    assert info == write_shard(tmp_path / "other", "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind])
     assert len(list((tmp_path / "motion").iterdir())) == 1
 
 
 def test_a_shard_without_entries_is_not_written(kind: Kind, tmp_path: Path) -> None:
     with StoreWriter(tmp_path, "shapes", "data") as writer:
-        writer.open_product("motion", kind, {})
-        info = write_shard(tmp_path, "motion", "s", kind, [], ["v1"])
+        writer.open_product("motion", kind, FPS)
+        info = write_shard(tmp_path, "motion", "s", kind, [], ["v1"], MADE[kind])
         writer.publish("motion", "s", info)
         assert (info.entries, info.videos, info.bytes) == (0, (), 0)
         assert writer.done("motion") == set()
-        info = write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1", "v2"])
+        info = write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1", "v2"], MADE[kind])
         writer.publish("motion", "s", info)
         assert (info.entries, info.videos) == (1, ("v1",))
         assert writer.done("motion") == {"v1"}
@@ -94,7 +243,7 @@ def test_a_failed_write_leaves_nothing_and_the_next_writer_clears_up(kind: Kind,
 
     extract(tmp_path, kind)
     with pytest.raises(OSError, match="disk full"):
-        write_shard(tmp_path, "motion", "s", kind, broken(), ["v1"])
+        write_shard(tmp_path, "motion", "s", kind, broken(), ["v1"], MADE[kind])
     before = contents(tmp_path)
     (tmp_path / "motion" / ".s.zarr.1.part" / "c").mkdir(parents=True)
     (tmp_path / ".manifest.json.1.part").write_text("{")
@@ -105,9 +254,9 @@ def test_a_failed_write_leaves_nothing_and_the_next_writer_clears_up(kind: Kind,
 
 def test_shards_of_another_plan_are_removed(kind: Kind, tmp_path: Path) -> None:
     extract(tmp_path, kind)
-    write_shard(tmp_path, "motion", "00000-other", kind, entries_of(("v1",)), ["v1"])
+    write_shard(tmp_path, "motion", "00000-other", kind, entries_of(("v1",)), ["v1"], MADE[kind])
     with StoreWriter(tmp_path, "shapes", "data") as writer:
-        writer.open_product("motion", kind, {"fps": 5})
+        writer.open_product("motion", kind, FPS)
         assert [name.split(".")[0] for name in writer.remove_unlisted("motion")] == ["00000-other"]
     assert Store(tmp_path).verify() == []
 
@@ -165,6 +314,8 @@ def test_index_and_failures(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", "shapes", "data") as writer:
         with pytest.raises(StoreError, match=r"b\.npz does not exist: run stvg-prepare first"):
             writer.set_index(index, tracks)
+        with pytest.raises(StoreError, match=rf"{tmp_path}/none\.jsonl does not exist: run stvg-prepare first"):
+            writer.set_index(tmp_path / "none.jsonl", tracks)
         tracks.write_bytes(b"2")
         writer.set_index(index, tracks)
         assert writer.read_failures() == []

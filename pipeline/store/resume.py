@@ -1,0 +1,44 @@
+"""What a writer must know of the shards it finds, before it goes on with a product: which are of other settings, which damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import StoreError
+from pipeline.store.layout import SUFFIX, DamageError
+from pipeline.store.manifest import Product
+from pipeline.store.shard import read_table, unreadable
+
+
+@dataclass
+class Found:
+    """Shards on disk, listed or not: the names of those made with other settings, and what is wrong with damaged ones."""
+
+    others: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def look_at_shards(store: Path, name: str, product: Product) -> Found:
+    """Read the table of every shard of a product; a StoreError where the machine refuses."""
+    found, made_from = Found(), product.digest
+    for path in sorted((store / name).glob(f"[!.]*{SUFFIX[product.kind]}")):
+        try:
+            if read_table(path, product.kind).made_from != made_from:
+                found.others.append(path.stem)
+        except DamageError as damage:
+            found.damaged.append(f"{path}: {damage}")
+        except OSError as error:
+            raise StoreError(f"product {name!r}: {unreadable(path, error)}: nothing in it was judged") from None
+    return found
+
+
+def refuse_damaged(store: Path, damaged: Iterable[str]) -> None:
+    """One StoreError for all of them."""
+    lines = list(damaged)
+    if lines:
+        raise StoreError(
+            f"store {store}: {len(lines)} damaged shard{'s' * (len(lines) > 1)}. Delete what is named here and run stvg-extract "
+            "again to have it made anew:\n" + "\n".join(lines)
+        )
