@@ -28,6 +28,8 @@ import numpy as np
 from benchmarks.machine import where
 
 CORES = os.cpu_count() or 1
+TURNS = 2
+"""The run and the usual way take turns; the shorter time of each counts."""
 RESULT = Path(__file__).parent / "results" / "extract.md"
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -59,12 +61,15 @@ def measure(case: Case) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as place:
         paths = make_videos(Path(place) / "videos", case)
         index = write_index(Path(place), paths, case)
-        with processor_time() as spent:
-            wall = timed(lambda: extract(index, Path(place) / "store", case))
+        walls, busies, usuals = [], [], []
+        for turn in range(TURNS):
+            with processor_time() as spent:
+                walls.append(timed(lambda turn=turn: extract(index, Path(place) / f"store-{turn}", case)))  # type: ignore[misc]
+            busies.append(spent[0] / CORES)
+            usuals.append(timed(lambda turn=turn: spread(usual_way, paths, case, str(Path(place) / f"npy-{turn}"))))  # type: ignore[misc]
         decode, networks = (timed(lambda w=work: spread(w, paths, case)) for work in (decode_alone, networks_alone))  # type: ignore[misc]
-        usual = timed(lambda: spread(usual_way, paths, case, str(Path(place) / "npy")))
-        compare(Path(place) / "store", Path(place) / "npy", paths)
-    busy = spent[0] / CORES
+        compare(Path(place) / "store-0", Path(place) / "npy-0", paths)
+    wall, busy, usual = min(walls), min(busies), min(usuals)
     floor = max(decode, networks, busy)
     yield (
         f"| {case.backbones} | {case.videos} × {case.seconds} s, {case.size[0]}x{case.size[1]} | {wall / floor:.2f} "
@@ -253,7 +258,7 @@ def result(rows: list[str]) -> str:
 Appearance and motion of made videos, {CORES} workers of one thread, each with a decoder in a child process; random
 weights. The floor is the longest of decoding alone and the networks alone (on as many processes), and all processor time
 spread over {CORES} cores. The usual way decodes once per product and writes one `.npy` per video and product, on as many
-processes. Both gave the same features, to the bit.
+processes; the two took turns, {TURNS} each, and the shorter time counts. Both gave the same features, to the bit.
 
 | backbones | videos | run ÷ floor | decoding alone ÷ run | networks alone ÷ run | processor time ÷ cores ÷ run | usual way ÷ run |
 | --- | --- | --- | --- | --- | --- | --- |

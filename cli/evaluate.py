@@ -15,7 +15,9 @@ from cli.progress import progress
 
 if TYPE_CHECKING:
     from grounding.exam import Exam
+    from grounding.intervals import Difference
     from grounding.judge import EvaluateConfig
+    from grounding.metrics import Score
     from pipeline.records import Prediction
 
 app = new_app()
@@ -25,7 +27,12 @@ app = new_app()
 @guarded
 def evaluate(
     run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="A run directory: its model answers, its results are written there.")
+        list[Path] | None,
+        typer.Option(
+            "--run",
+            metavar="DIR",
+            help="A run: its model answers, and results are written there. Given again, an ensemble: results are only shown; see --save.",
+        ),
     ] = None,
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store with the run's features and the truth.")] = Path(
         "store"
@@ -45,6 +52,9 @@ def evaluate(
     compare: Annotated[
         Path | None, typer.Option("--compare", metavar="DIR|FILE", help="Another run that stvg-eval judged, or its predictions.")
     ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="OUT", help="Write what runs answer here too: --predictions and --compare read it.")
+    ] = None,
     challenge: Annotated[Path | None, typer.Option("--challenge", metavar="OUT", help="Write the tubes as the challenge's .json.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the metrics here too.")] = None,
     config: ConfigFile = None,
@@ -59,30 +69,37 @@ def evaluate(
     from grounding.challenge import write_challenge
     from grounding.checkpoint import read_provenance
     from grounding.exam import read_exam, read_tubes
-    from grounding.intervals import differ
-    from grounding.judge import EvaluateConfig, judge, score_exam, unanswered, write_results
+    from grounding.judge import EvaluateConfig, judge, unanswered, write_results
     from grounding.protocols import refuse_unknown
     from grounding.tubes import Tubes
     from pipeline.config import load
     from pipeline.errors import InputError
-    from pipeline.records import write_json
+    from pipeline.records import write_json, write_jsonl
 
     refuse_unknown(protocol)
-    if (run is None) == (predictions is None):
+    runs = run or []
+    if bool(runs) == (predictions is not None):
         raise InputError("name either a run (--run DIR) or a file of predictions (--predictions FILE --truth FILE)")
+    if save is not None and not runs:
+        raise InputError(f"--save {save} writes what runs answer: name a run (--run DIR), or leave it out")
     settings = load(EvaluateConfig, "evaluate", config, assignments or [])
-    if run is not None:
-        read_provenance(run)  # before the log file, which would make the folder
-        log_to(run / "log.txt")
-    refuse_overwriting([truth, predictions, compare], [json_out, challenge])
+    for one in runs:
+        read_provenance(one)  # before the log file, which would make the folder
+    if len(runs) == 1:
+        log_to(runs[0] / "log.txt")
+    refuse_overwriting([truth, predictions, compare], [json_out, challenge, save])
     if predictions is not None and truth is None and not (features / "index.jsonl").exists():
         raise InputError("name what to judge by: --truth FILE, an index (tracks.npz beside it) or the challenge's .json")
     exam = read_exam(truth or features / "index.jsonl", settings.split, settings.first_frame)
     refuse_unknown(protocol, exam.truths)
-    if run is not None:
-        answers = answers_of(run, features, settings, exam)
+    if runs:
+        answers = answers_of(runs, features, settings, exam)
         tubes = Tubes.of_predictions(answers)
-        write_results(run, settings.split, answers, *judge(exam, tubes, seed=settings.seed))
+        if len(runs) == 1:
+            write_results(runs[0], settings.split, answers, *judge(exam, tubes, seed=settings.seed))
+        if save is not None:
+            write_jsonl(save, answers)
+            say(f"wrote {len(answers)} tubes to {save}")
     else:
         tubes = read_tubes(predictions or Path(), settings.first_frame)
     if predictions is not None and (missing := unanswered(exam, tubes)):
@@ -91,13 +108,7 @@ def evaluate(
             "but protocol stcat leaves them out of its means"
         )
     scores, metrics = judge(exam, tubes, protocol, settings.seed)
-    differences = {}
-    if compare is not None:
-        other = compare / "predictions" / f"{settings.split}.jsonl" if compare.is_dir() else compare
-        if not other.exists():
-            raise InputError(f"{other} does not exist: --compare needs a run that stvg-eval has judged, or a file of predictions")
-        others = score_exam(exam, read_tubes(other, settings.first_frame), protocol)
-        differences = differ(scores, others, exam.videos, settings.seed)
+    differences = {} if compare is None else differences_from(compare, exam, scores, protocol, settings)
     if challenge is not None:
         write_challenge(challenge, tubes, settings.first_frame)
         say(f"wrote {len(tubes)} tubes to {challenge}")
@@ -105,11 +116,24 @@ def evaluate(
         found = {f"{name}_difference": asdict(one) for name, one in differences.items()}
         write_json(json_out, {**metrics, **found, "protocol": protocol})
     log.info("protocol %s, metrics %s", protocol, json.dumps(metrics))
-    title = f"{run or predictions}, split {settings.split}" if exam.queries else str(predictions)
+    title = f"{', '.join(map(str, runs)) or predictions}, split {settings.split}" if exam.queries else str(predictions)
     show_metrics(f"{title}, protocol {protocol}", metrics, scores, exam.queries)
     if differences:
         show_differences(f"compared with {compare}", differences)
     show_published(exam, tubes, protocol, settings.split, scores)
+
+
+def differences_from(compare: Path, exam: Exam, scores: Sequence[Score], protocol: str, settings: EvaluateConfig) -> dict[str, Difference]:
+    """These scores against those of another run that was judged, or of its predictions."""
+    from grounding.exam import read_tubes
+    from grounding.intervals import differ
+    from grounding.judge import score_exam
+    from pipeline.errors import InputError
+
+    other = compare / "predictions" / f"{settings.split}.jsonl" if compare.is_dir() else compare
+    if not other.exists():
+        raise InputError(f"{other} does not exist: --compare needs a run that stvg-eval has judged, or a file of predictions")
+    return differ(scores, score_exam(exam, read_tubes(other, settings.first_frame), protocol), exam.videos, settings.seed)
 
 
 def refuse_overwriting(inputs: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:
@@ -122,12 +146,12 @@ def refuse_overwriting(inputs: Sequence[Path | None], outputs: Sequence[Path | N
             raise InputError(f"{path} is read, and would be written over: name another file to write")
 
 
-def answers_of(run: Path, store: Path, settings: EvaluateConfig, exam: Exam) -> list[Prediction]:
-    """What the run's model answers; queries that the store has no features of score 0, and their videos are named."""
+def answers_of(runs: Sequence[Path], store: Path, settings: EvaluateConfig, exam: Exam) -> list[Prediction]:
+    """What the runs' models answer; queries that the store has no features of score 0, and their videos are named."""
     from grounding.judge import predict_split
 
     with progress("answering", unit="queries") as advance:
-        answers, missing = predict_split(run, store, settings, advance)
+        answers, missing = predict_split(runs, store, settings, advance)
     if missing:
         videos = sorted({query.video for query in exam.queries if query.id in set(missing)})
         named = ", ".join(videos[:20]) + (f" and {len(videos) - 20} more" if len(videos) > 20 else "")

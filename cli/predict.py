@@ -25,7 +25,10 @@ def predict(
         list[str] | None, typer.Argument(metavar='"SENTENCE"…', help="What to look for; quote each sentence.", show_default=False)
     ] = None,
     queries: Annotated[Path | None, typer.Option("--queries", metavar="FILE", help="More sentences, one per line.")] = None,
-    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="The run whose model answers.")] = Path("runs/shapes"),
+    run: Annotated[
+        list[Path] | None,
+        typer.Option("--run", metavar="DIR", help="The run whose model answers, by default runs/shapes; given again, an ensemble."),
+    ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write the tubes here; without it a table is shown.")
     ] = None,
@@ -39,7 +42,7 @@ def predict(
 ) -> None:
     """Say when what a sentence describes happens in a video, and where.
 
-    --config and --set: frames, batch and device of section 'evaluate'.
+    --config and --set: frames, batch, device, refine and between of section 'evaluate'.
     """
     from grounding.ask import Grounder, checked_sentences
     from grounding.judge import EvaluateConfig
@@ -49,9 +52,10 @@ def predict(
     texts = checked_sentences([*(sentences or ()), *(lines_of(queries) if queries is not None else ())])
     drawings = drawing_paths(video_out, video, len(texts))
     settings = load(EvaluateConfig, "evaluate", config, assignments or [])
-    grounder = Grounder(run, settings.device, settings.frames, settings.batch)
-    if os.access(run, os.W_OK):  # a run that several people ask may not be theirs to write
-        log_to(run / "log.txt")
+    runs = run or [Path("runs/shapes")]
+    grounder = Grounder(*runs, **settings.model_dump(include={"device", "frames", "batch", "refine", "between"}))
+    if os.access(runs[0], os.W_OK):  # a run that several people ask may not be theirs to write
+        log_to(runs[0] / "log.txt")
     if doubt := grounder.doubt(video):
         warn(doubt)
     with progress("looking", unit="frames") as advance:

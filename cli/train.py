@@ -1,7 +1,11 @@
-"""`stvg-train`: a store → a run directory with weights, metrics, curves; resumable."""
+"""`stvg-train`: a store → a run directory with weights, metrics, curves; resumable.
+
+On several GPUs: `torchrun --nproc-per-node N --no-python -- stvg-train …`; without the `--` torchrun takes our `--run` for its own.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -18,37 +22,45 @@ app = new_app()
 def train(
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled.")] = Path("store"),
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="The run directory to write.")] = Path("runs/csdvl"),
-    model: Annotated[str, typer.Option("--model", help="csdvl.")] = "csdvl",
+    model: Annotated[str | None, typer.Option("--model", help="csdvl or stvgformer.", show_default="csdvl")] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="shapes, vidstg, hcstvg-v1 or hcstvg-v2; by default the one of the store's data set.")
+        str | None,
+        typer.Option("--preset", help="shapes, shapes-large, vidstg, hcstvg-v1 or hcstvg-v2; by default the one of the store's data set."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the stopped run in DIR; an error if there is none.")] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
 ) -> None:
-    """Train the two streams, the collaboration block and the heads on cached features."""
-    from grounding.presets import preset as preset_of
-    from grounding.train import TrainConfig, open_run, sole_writer
+    """Train the two streams, the collaboration block and the heads on cached features. Ctrl-C saves first; the same command goes on."""
+    from grounding.processes import joined
+    from grounding.systems import preset as preset_of
+    from grounding.systems import system_of
+    from grounding.train import open_run, sole_writer
     from grounding.train import train as train_model
     from pipeline.config import merge, parse_assignments, read_section, validate
-    from pipeline.errors import InputError
     from pipeline.store import Store
 
-    if model != "csdvl":
-        raise InputError(f"--model {model!r} is not known; csdvl is")
-    section = read_section(config, "train")
-    written = section.pop("preset", None)
-    named = preset or written or Store(features).manifest.dataset
-    values = merge(merge(preset_of(named), section), parse_assignments(assignments or []))
-    settings = validate(TrainConfig, values, "section 'train'")
-    with sole_writer(run):
-        open_run(features, run, settings, resume)
-        log_to(run / "log.txt")
-        with progress("training", unit="steps") as advance:
+    given = merge(read_section(config, "train"), parse_assignments(assignments or []))
+    written = given.pop("preset", None)
+    system = model or given.get("system", "csdvl")
+    values = merge(preset_of(preset or written or Store(features).manifest.dataset, system), given) | {"system": system}
+    settings = validate(system_of(system).config, values, "section 'train'")
+    with joined() as processes, sole_writer(run):
+        moved = open_run(features, run, settings, resume)
+        if processes.first:
+            log_to(run / "log.txt")
+        if moved is not None:
+            say(f"the run that was in {run} is now in {moved}; delete it when it is not needed")
+        with progress("training", unit="steps") if processes.first else nullcontext(lambda done, total: None) as advance:
             train_model(features, run, settings, advance)
-    say(f"trained {run}")
+        if processes.first:
+            say(f"trained {run}")
 
 
 def main() -> None:
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Asking a trained run about a video that is in no store.
+"""Asking a trained run, or several together, about a video that is in no store.
 
     grounder = Grounder(Path("runs/shapes"))
     answers = grounder.ask(Path("video.mp4"), ["the red circle spins."])
@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from grounding.checkpoint import load_model
 from grounding.data import FeatureSet
+from grounding.ensemble import Ensemble
 from grounding.predict import predict
 from grounding.projections import as_stored, recorded_reduction
 from grounding.tubes import boxes_of
@@ -101,23 +101,31 @@ class InMemory:
 
 
 class Grounder:
-    """A run's model and the frozen backbones its features came from, ready to be asked.
+    """Models of one run, or of several that answer together, and the frozen backbones their features came from, ready to be asked.
 
-    `frames` is how many frames a pass sees (T_s), by default as in training; `batch` how many passes run at once.
+    `frames` is how many frames a pass sees (T_s), by default as in training; `batch` how many passes run at once; `refine` and
+    `between` are as in `predict`.
     """
 
-    def __init__(self, run: Path, device: str = "auto", frames: int | None = None, batch: int = 16) -> None:
-        self.run, self.batch = Path(run), batch
+    def __init__(
+        self,
+        *runs: Path,
+        device: str = "auto",
+        frames: int | None = None,
+        batch: int = 16,
+        refine: bool = False,
+        between: bool = True,
+    ) -> None:
         self.device = device_of(device)
-        model, config, provenance = load_model(self.run)
-        self.model = model.to(self.device)
-        self.frames, self.clips = frames or config.frames, config.clips
+        self.batch, self.refine, self.between = batch, refine, between
+        self.ensemble = Ensemble.of_runs(runs, self.device, frames)
+        run, provenance = self.ensemble.runs[0], self.ensemble.about
         self.dataset: str = provenance["dataset"]
         made_from = provenance["products"]
         sampling = {key: value for name in VISUAL for key, value in made_from[name].get("sampling", {}).items()}
-        self.sampling = validate(SamplingConfig, sampling, f"{self.run / 'provenance.json'}")
-        self.encoders = {name: recorded_encoder(self.run, name, made_from[name]).to(self.device) for name in PRODUCTS}
-        self.reductions = {name: recorded_reduction(self.run, name, made_from[name]) for name in VISUAL}
+        self.sampling = validate(SamplingConfig, sampling, f"{run / 'provenance.json'}")
+        self.encoders = {name: recorded_encoder(run, name, made_from[name]).to(self.device) for name in PRODUCTS}
+        self.reductions = {name: recorded_reduction(run, name, made_from[name]) for name in VISUAL}
 
     def ask(self, video: Path, sentences: Sequence[str]) -> Answers:
         """Where and when each sentence happens in the video. InputError for an empty sentence, VideoError for a bad video."""
@@ -140,8 +148,9 @@ class Grounder:
         states = encode_texts(texts, self.encoders["text"])
         words = InMemory([Entry(str(key), seen.video.path, rows, {"token": tokens}) for key, (rows, tokens) in enumerate(states)])
         queries = [whole_video_query(seen.video, str(key), text) for key, text in enumerate(texts)]
-        features = FeatureSet(queries, Tracks(), **seen.features, text=words, frames=self.frames, clips=self.clips)
-        found = predict(self.model, features, queries, self.batch, progress)
+        frames, clips = self.ensemble.frames, self.ensemble.clips
+        features = FeatureSet(queries, Tracks(), **seen.features, text=words, frames=frames, clips=clips)
+        found = predict(self.ensemble.models, features, queries, self.batch, progress, self.refine, self.between)
         answers = [answer_of(text, prediction, seen.frame_edges) for text, prediction in zip(texts, found, strict=True)]
         return Answers(video=seen.video, queries=answers)
 
@@ -151,8 +160,8 @@ class Grounder:
         if self.dataset != "shapes" or any((folder / SHAPES_STAMP).is_file() for folder in folders):
             return ""
         return (
-            f"{self.run} was trained on `shapes`, moving figures on plain ground: what it says about another video means little;"
-            " train a run on videos like this one"
+            f"{self.ensemble.runs[0]} was trained on `shapes`, moving figures on plain ground: what it says about another video"
+            " means little; train a run on videos like this one"
         )
 
 

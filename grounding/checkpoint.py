@@ -9,8 +9,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
-from grounding.models.csdvl import Csdvl, CsdvlConfig
+from grounding.systems import system_of
 from pipeline import config as configuration
 from pipeline import sampling
 from pipeline.errors import InputError
@@ -38,15 +39,17 @@ def read_provenance(run: Path) -> dict[str, Any]:
         raise InputError(f"{run / 'provenance.json'} is damaged: train the run again") from None
 
 
-def load_model(run: Path, which: str = "best") -> tuple[Csdvl, CsdvlConfig, dict[str, Any]]:
-    """The EMA weights of a run's `best` checkpoint (`last` where none was validated), in eval mode, on the CPU."""
+def load_model(run: Path, which: str = "best") -> tuple[nn.Module, Any, dict[str, Any]]:
+    """The EMA weights of a run's `best` checkpoint (`last` where none was validated), in eval mode, on the CPU; with the
+    network's config and the run's provenance."""
     about = read_provenance(run)
-    config = configuration.validate(CsdvlConfig, configuration.read_section(run / CONFIG, "train").get("model", {}), f"{run / CONFIG}")
+    system = system_of(about["model"])
+    config = configuration.load(system.config, "train", run / CONFIG, []).model
     names = (which, f".{which}.old", "last", ".last.old")  # `.old`: killed while the checkpoint was being replaced
     folder = next((run / "checkpoints" / name for name in names if (run / "checkpoints" / name).exists()), None)
     if folder is None:
         raise InputError(f"{run} has no checkpoint yet: let stvg-train write one")
-    model = Csdvl(tuple(about["dims"]), config)
+    model = system.build(tuple(about["dims"]), config)
     try:
         state = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError):

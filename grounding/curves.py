@@ -8,15 +8,17 @@ from typing import Any
 
 
 class Curves:
-    """Write named values per step. Opened at step s it first forgets what a killed run wrote after s, or half wrote."""
+    """Write named values per step. Opened at step s it first forgets what a killed run wrote after s, or half wrote; of
+    `val/…` what it wrote after step `judged` (by default s)."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, judged: int | None = None) -> None:
         for path in folder.glob("plots/metrics/**/*.tsv"):
             head, *rows = path.read_text().splitlines() or [""]
             if not head:  # killed before its first row: DVCLive gives a header only to a file that is not there
                 path.unlink()
                 continue
-            kept = [row for row in rows if int(row.split("\t")[0]) <= step]
+            until = judged if judged is not None and path.parent.name == "val" else step
+            kept = [row for row in rows if int(row.split("\t")[0]) <= until]
             path.write_text("\n".join([head, *kept]) + "\n")
         summary = folder / "metrics.json"
         if summary.exists() and not _is_json(summary):

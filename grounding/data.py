@@ -5,8 +5,11 @@ A sample reads only the rows it needs: `frames` appearance maps, the clips of it
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +27,7 @@ from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Tracks, read_jsonl
 from pipeline.store import Store
 
-RECENT_BYTES = 512 << 20
+RECENT_BYTES = 2 << 30
 """Features kept in memory: many sentences ask about the same video, and a small store fits whole."""
 
 
@@ -60,7 +63,7 @@ class Product(Protocol):
 class FeatureSet:
     """Queries and their features, as samples of `frames` frames (T_s) and `clips` clips (T_d).
 
-    Queries whose video or words are not among the features are left out and named in `missing`.
+    Queries whose video or words are not among the features are left out and named in `missing`. Threads may share it.
     """
 
     def __init__(
@@ -94,6 +97,16 @@ class FeatureSet:
         readers = ((self.appearance, query.video), (self.motion, query.video), (self.text, query.id))
         widths = [reader.shape(key)[-1] for reader, key in readers]
         return widths[0], widths[1], widths[2]
+
+    def map_size(self, query: Query) -> tuple[int, int]:
+        """Rows and columns of a query's appearance maps."""
+        _, rows, columns, _ = self.appearance.shape(query.video)
+        return rows, columns
+
+    def bytes_of(self, query: Query) -> int:
+        """Bytes that a query's appearance and motion take in memory."""
+        maps, clips = (reader.shape(query.video)[1:] for reader in (self.appearance, self.motion))
+        return 2 * (self.frames * math.prod(maps) + self.clips * math.prod(clips))
 
     def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
         """One query's features; `rows` choose among its stored frames (training's bin centres by default)."""
@@ -132,8 +145,7 @@ class FeatureSet:
         def read() -> np.ndarray:
             own = self.rows_of(query, self.motion.columns(query.video)["frame"])
             clips = self.motion.read(query.video, own)
-            bins = sampling.pool_bins(len(own), self.clips)
-            return np.stack([clips[begin:end].mean(0, dtype=np.float32).astype(clips.dtype) for begin, end in bins])
+            return _means(clips, sampling.pool_bins(len(own), self.clips))
 
         return self._recent.get(("motion", query.video, query.segment), read)
 
@@ -146,16 +158,16 @@ class FeatureSet:
         first, last = query.segment
         span = ((begin - first) / (last - first), (end - first) / (last - first))
         middles = first + (np.arange(self.clips) + 0.5) / self.clips * (last - first)
-        boxes, boxed = self._boxes(query, sample.numbers)
-        clip_boxes, clip_boxed = self._boxes(query, middles.astype(np.int64))
+        boxes, boxed = self._boxes(query, np.concatenate([sample.numbers, middles.astype(np.int64)]))
+        frames = len(sample.numbers)
         return Targets(
-            boxes=boxes,
-            boxed=boxed,
+            boxes=boxes[:, :frames],
+            boxed=boxed[:, :frames],
             span=torch.tensor([span]),
             frames=torch.from_numpy(sampling.inside_frames(sample.numbers, query.truth.span)).float()[None],
             clips=torch.from_numpy(sampling.inside_clips(span, self.clips)).float()[None],
-            clip_boxes=clip_boxes,
-            clip_boxed=clip_boxed,
+            clip_boxes=boxes[:, frames:],
+            clip_boxed=boxed[:, frames:],
         )
 
     def _boxes(self, query: Query, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -170,35 +182,58 @@ class FeatureSet:
 
 
 class _Recent:
-    """Arrays read before, the ones used longest ago forgotten first once they take more than `limit` bytes."""
+    """Arrays read before, the ones used longest ago forgotten first once they take more than `limit` bytes.
+
+    Threads may share it: what one is reading, others wait for.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.held = limit, 0
         self._arrays: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+        self._coming: dict[Hashable, Future[np.ndarray]] = {}
+        self._mutex = threading.Lock()
 
     def get(self, key: Hashable, read: Callable[[], np.ndarray]) -> np.ndarray:
-        if key not in self._arrays:
-            self._arrays[key] = read()
-            self.held += self._arrays[key].nbytes
-            while self.held > self.limit and len(self._arrays) > 1:
-                self.held -= self._arrays.popitem(last=False)[1].nbytes
-        self._arrays.move_to_end(key)
-        return self._arrays[key]
+        with self._mutex:
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+                return self._arrays[key]
+            if (coming := self._coming.get(key)) is None:
+                own = self._coming[key] = Future()
+        if coming is not None:
+            return coming.result()
+        try:
+            own.set_result(read())
+        except BaseException as error:
+            own.set_exception(error)
+        with self._mutex:
+            del self._coming[key]
+            if own.exception() is None:
+                self._keep(key, own.result())
+        return own.result()
+
+    def _keep(self, key: Hashable, array: np.ndarray) -> None:
+        self._arrays[key] = array
+        self.held += array.nbytes
+        while self.held > self.limit and len(self._arrays) > 1:
+            self.held -= self._arrays.popitem(last=False)[1].nbytes
 
 
-def collate(samples: Sequence[Sample]) -> Inputs:
-    """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real."""
+def collate(samples: Sequence[Sample], pin: bool = False) -> Inputs:
+    """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real.
+
+    Features stay in float16; with `pin` they lie in pinned memory, which a GPU fetches beside other work.
+    """
     size = torch.tensor([sample.appearance.shape[1:3] for sample in samples])
-    length = max(len(sample.text) for sample in samples)
-    mask = torch.tensor([[i < len(sample.text) for i in range(length)] for sample in samples])
+    lengths = torch.tensor([len(sample.text) for sample in samples])
     return Inputs(
-        appearance=_padded([sample.appearance for sample in samples]),
+        appearance=_padded([sample.appearance for sample in samples], pin),
         map_size=size,
         frame_tau=torch.from_numpy(np.stack([sample.tau for sample in samples])),
-        motion=torch.from_numpy(np.stack([sample.motion for sample in samples])).float(),
+        motion=_padded([sample.motion for sample in samples], pin),
         square=torch.from_numpy(np.stack([sample.square for sample in samples])),
-        text=_padded([sample.text for sample in samples]),
-        text_mask=mask,
+        text=_padded([sample.text for sample in samples], pin),
+        text_mask=torch.arange(int(lengths.max())) < lengths[:, None],
     )
 
 
@@ -207,29 +242,29 @@ def join_targets(targets: Sequence[Targets]) -> Targets:
     return Targets(*(torch.cat([getattr(target, field.name) for target in targets]) for field in fields(Targets)))
 
 
-def _padded(arrays: Sequence[np.ndarray]) -> Tensor:
-    """Stack arrays of one rank as float32, zero-padded to the largest along every axis."""
+def _padded(arrays: Sequence[np.ndarray], pin: bool) -> Tensor:
+    """Stack arrays of one rank and type, zero-padded to the largest along every axis.
+
+    NumPy does the work: it copies on the calling thread, where torch would wake threads that the network is using.
+    """
     shape = np.max([array.shape for array in arrays], 0)
-    result = np.zeros((len(arrays), *shape), arrays[0].dtype)
-    for place, array in zip(result, arrays, strict=True):
+    kind = torch.from_numpy(arrays[0][:0]).dtype
+    result = torch.empty((len(arrays), *shape), dtype=kind, pin_memory=pin)
+    for place, array in zip(result.numpy(), arrays, strict=True):
+        if array.shape != place.shape:
+            place[...] = 0
         place[tuple(slice(side) for side in array.shape)] = array
-    return torch.from_numpy(result).float()
+    return result
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of queries in an epoch: a function of seed and epoch, so that a resumed run sees what it would have."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def batches(count: int, size: int, seed: int, start: int) -> Iterator[np.ndarray]:
-    """Endless batches of query numbers from batch `start` on; an epoch's incomplete last batch is dropped."""
-    size = min(size, count)
-    per_epoch = count // size
-    step = start
-    while True:
-        epoch, place = divmod(step, per_epoch)
-        yield epoch_order(count, seed, epoch)[place * size : (place + 1) * size]
-        step += 1
+def _means(rows: np.ndarray, bins: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The mean of the rows `[begin, end)` of each bin, `[n, …]` → `[bins, …]`, in float32 (torch does it faster than NumPy)."""
+    result = rows[[begin for begin, _ in bins]]
+    given, means = torch.from_numpy(rows), torch.from_numpy(result)
+    for place, (begin, end) in enumerate(bins):
+        if end - begin > 1:
+            means[place] = given[begin:end].mean(0, dtype=torch.float32)
+    return result
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -17,7 +16,7 @@ from grounding.metrics import Score, refuse_strangers, scores_of, summarise, sum
 from grounding.protocols import judge_tubes
 from grounding.tubes import Tubes
 from pipeline.config import Config
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import InputError
 from pipeline.records import Prediction, Query, read_jsonl, write_json, write_jsonl
 from pipeline.store import Store
 
@@ -31,51 +30,34 @@ class EvaluateConfig(Config):
     split: str = "test"
     seed: int = 0
     frames: int | None = Field(None, ge=1)
-    """T_s: frames the model sees at once at test time; by default as in training."""
+    """T_s: frames a model sees at once at test time; by default as in training."""
     batch: int = Field(16, ge=1)
     """Passes of T_s frames that run at once."""
+    refine: bool = False
+    """A second look at clips and frames taken densely around the span that the first one found."""
+    between: bool = True
+    """Spans begin and end between clips, where the scores around the best proposal point; false: at clips' edges, as in the paper."""
     device: str = "auto"
     first_frame: int = Field(FIRST_FRAME, ge=0, le=1)
     """The number of a video's first frame in the challenge's files."""
 
 
 def predict_split(
-    run: Path, store: Path, config: EvaluateConfig, progress: Progress = lambda done, total: None
+    runs: Sequence[Path], store: Path, config: EvaluateConfig, progress: Progress = lambda done, total: None
 ) -> tuple[list[Prediction], list[str]]:
-    """What a run's model answers to one split of a store, and the ids of queries it cannot answer: the store has no features of them."""
+    """What the runs' models answer together to one split of a store, and the ids of queries that the store has no features of."""
     # Imported here: judging files, and reporting, must not wait for torch.
-    from grounding.checkpoint import load_model
     from grounding.data import FeatureSet
+    from grounding.ensemble import Ensemble
     from grounding.predict import predict
     from pipeline.weights import device_of
 
-    model, settings, provenance = load_model(run)
-    opened = Store(store)
-    refuse_other_products(run, provenance["products"], opened)
-    features = FeatureSet.of_store(store, config.split, config.frames or settings.frames, settings.clips)
-    if list(features.dims) != provenance["dims"]:
-        raise StoreError(f"store {store} has features of {features.dims} channels, run {run} was trained on {tuple(provenance['dims'])}")
-    return predict(model.to(device_of(config.device)), features, features.queries, config.batch, progress), features.missing
-
-
-def refuse_other_products(run: Path, products: Mapping[str, Mapping[str, Any]], store: Store) -> None:
-    """StoreError where a store's features were made otherwise than those a run was trained on; it names all that differs.
-
-    Library versions may differ: they move features by rounding only.
-    """
-    differs = []
-    for name, made_from in products.items():
-        if name not in store.products:
-            differs.append(f"{name} is absent")
-            continue
-        found = store.products[name].provenance
-        for key in sorted((made_from.keys() | found.keys()) - {"versions"}):
-            if made_from.get(key) != found.get(key):
-                differs.append(f"{name} {key} is {found.get(key)!r}, not {made_from.get(key)!r}")
-    if differs:
-        raise StoreError(
-            f"store {store.path} does not fit run {run}: {'; '.join(differs)}: name the store it was trained on, or train again"
-        )
+    ensemble, opened = Ensemble.of_runs(runs, device_of(config.device), config.frames), Store(store)
+    ensemble.refuse_products(opened)
+    features = FeatureSet.of_store(store, config.split, ensemble.frames, ensemble.clips)
+    ensemble.refuse_dims(opened, features.dims)
+    answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
+    return answers, features.missing
 
 
 def judge(exam: Exam, predictions: Tubes, protocol: str = "every-frame", seed: int = 0) -> tuple[list[Score], dict[str, float]]:

@@ -1,8 +1,13 @@
-"""CSDVL's losses (eq. (4), (5); supplement B.2)."""
+"""CSDVL's losses (eq. (4), (5); supplement B.2).
+
+A batch may be cut into parts, over processes and over time: a part's loss is its share of the whole batch's, so that the
+parts' losses, and their gradients, add up to it. That takes the whole batch's `Totals`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +30,8 @@ class LossConfig(Config):
     attentive_clip: float = 1.0
     carriers: float = 0.0
     """Of the cells that carry the box, and of those a clip is heard from (ours; for `box_head` and `clip_pool` attention)."""
+    cells: float = 0.0
+    """Of the boxes that the cells on the object propose, each for itself (ours): sharper boxes from scratch."""
     every_layer: bool = True
     """Box losses after every layer, as in DETR (ours)."""
 
@@ -44,32 +51,62 @@ class Targets:
     clip_boxed: Tensor
 
 
-def box_losses(boxes: Tensor, targets: Targets, count: float | None = None) -> tuple[Tensor, Tensor]:
-    """L1 and GIoU of boxes `[layers, B, T_s, 4]` cxcywh, summed over layers and boxed samples, over their number.
+class Totals(NamedTuple):
+    """How many queries, boxed samples and boxed clips a whole batch has; numbers as 0-dim float tensors."""
 
-    `count` is that number in the whole batch where this is a part of it (at least 1).
-    """
+    queries: Tensor
+    boxed: Tensor
+    clip_boxed: Tensor
+
+    @classmethod
+    def of(cls, targets: Targets) -> Totals:
+        """Those of targets that are the whole batch; those of parts add up."""
+        queries = torch.tensor(float(len(targets.span)), device=targets.span.device)
+        return cls(queries, targets.boxed.sum().float(), targets.clip_boxed.sum().float())
+
+
+def box_losses(boxes: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and GIoU of boxes `[layers, B, T_s, 4]` cxcywh, summed over layers and boxed samples, over `total` (at least 1)."""
     where = targets.boxed.expand(boxes.shape[:-1])
     truth = targets.boxes.expand_as(boxes)[where]
-    total = max(float(targets.boxed.sum()) if count is None else count, 1.0)
     l1 = (boxes[where] - truth).abs().sum()
     giou = generalized_box_iou_loss(corners(boxes[where]), corners(truth), reduction="sum")
-    return l1 / total, giou / total
+    return l1 / total.clamp(min=1), giou / total.clamp(min=1)
 
 
-def carrier_loss(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor) -> Tensor:
-    """−log of the attention that lies on cells of the true box, summed over layers and boxed samples, over their number.
+def cell_losses(proposed: Tensor, centres: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and GIoU of the boxes `[layers, B, T_s, cells, 4]` that the object's own cells propose, each cell for itself.
 
-    `carriers` `[layers, B, T, cells]`, cell centres `[B, cells, 2]` in [0, 1], boxes `[B, T, 4]`, boxed `[B, T]`. Where no
-    centre lies in the box, the cell nearest to its centre counts.
+    The mean over a sample's own cells, summed over layers and boxed samples, over `total` (at least 1).
+    """
+    own = own_cells(targets.boxes, centres) & targets.boxed[..., None]
+    weight = (own / own.sum(-1, keepdim=True).clamp(min=1)).expand(proposed.shape[:-1])
+    where = own.expand(proposed.shape[:-1])
+    boxes, truth = proposed[where], targets.boxes[:, :, None].expand_as(proposed)[where]
+    l1 = (boxes - truth).abs().sum(-1)
+    giou = generalized_box_iou_loss(corners(boxes), corners(truth))
+    return (l1 * weight[where]).sum() / total.clamp(min=1), (giou * weight[where]).sum() / total.clamp(min=1)
+
+
+def carrier_loss(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor, total: Tensor) -> Tensor:
+    """−log of the attention that lies on the object's own cells, summed over layers and boxed samples, over `total` (at least 1).
+
+    `carriers` `[layers, B, T, cells]`, cell centres `[B, cells, 2]` in [0, 1], boxes `[B, T, 4]`, boxed `[B, T]`.
+    """
+    mass = (carriers * own_cells(boxes, centres)).sum(-1).clamp(min=1e-6)
+    return -(mass.log() * boxed).sum() / total.clamp(min=1)
+
+
+def own_cells(boxes: Tensor, centres: Tensor) -> Tensor:
+    """Which cells are a box's own, `[B, T, cells]`: those whose centre lies in it; where none does, the nearest one.
+
+    Boxes `[B, T, 4]` cxcywh, cell centres `[B, cells, 2]`, both in [0, 1].
     """
     centre, size = boxes[:, :, None].split(2, -1)
     apart = (centres[:, None] - centre).abs()
     own = (apart < size / 2).all(-1)
     nearest = torch.zeros_like(own).scatter_(-1, apart.pow(2).sum(-1).argmin(-1, keepdim=True), True)
-    own = torch.where(own.any(-1, keepdim=True), own, nearest)
-    mass = (carriers * own).sum(-1).clamp(min=1e-6)
-    return -(mass.log() * boxed).sum() / boxed.sum().clamp(min=1)
+    return torch.where(own.any(-1, keepdim=True), own, nearest)
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -90,23 +127,29 @@ def attentive_loss(logits: Tensor, inside: Tensor) -> Tensor:
     return -((inside * logits.log_softmax(-1)).sum(-1) / inside.sum(-1).clamp(min=1)).mean()
 
 
-def csdvl_loss(out: Outputs, targets: Targets, weights: LossConfig) -> dict[str, Tensor]:
-    """All parts and their weighted sum `loss`."""
+def csdvl_loss(out: Outputs, targets: Targets, weights: LossConfig, totals: Totals) -> dict[str, Tensor]:
+    """All parts and their weighted sum `loss`, each this batch's share where `totals` are those of a larger one."""
     layers = slice(None) if weights.every_layer else slice(-1, None)
-    l1, giou = box_losses(out.boxes[layers], targets)
+    share = len(targets.span) / totals.queries
+    l1, giou = box_losses(out.boxes[layers], targets, totals.boxed)
     parts = {
         "l1": l1,
         "giou": giou,
-        "proposals": proposal_loss(out.proposals, targets.span),
-        "frames": attentive_loss(out.frame_scores, targets.frames),
-        "clips": attentive_loss(out.clip_scores, targets.clips),
+        "proposals": share * proposal_loss(out.proposals, targets.span),
+        "frames": share * attentive_loss(out.frame_scores, targets.frames),
+        "clips": share * attentive_loss(out.clip_scores, targets.clips),
     }
     spatial = weights.l1 * l1 + weights.giou * giou
     if weights.carriers:
-        parts["heard"] = carrier_loss(out.heard[None], out.heard_centres, targets.clip_boxes, targets.clip_boxed)
-        spatial = spatial + weights.carriers * parts["heard"]
+        heard = carrier_loss(out.heard[None], out.heard_centres, targets.clip_boxes, targets.clip_boxed, totals.clip_boxed)
+        parts["heard"], spatial = heard, spatial + weights.carriers * heard
     if weights.carriers and len(out.carriers):  # the dynamic stream alone has no boxes
-        parts["carriers"] = carrier_loss(out.carriers[layers].flatten(3), out.cell_centres, targets.boxes, targets.boxed)
+        cells = out.carriers[layers].flatten(3)
+        parts["carriers"] = carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, totals.boxed)
         spatial = spatial + weights.carriers * parts["carriers"]
+    if weights.cells and len(out.cell_boxes):
+        cell_l1, cell_giou = cell_losses(out.cell_boxes[layers], out.cell_centres, targets, totals.boxed)
+        parts |= {"cells_l1": cell_l1, "cells_giou": cell_giou}
+        spatial = spatial + weights.cells * (weights.l1 * cell_l1 + weights.giou * cell_giou)
     attentive = weights.attentive_frame * parts["frames"] + weights.attentive_clip * parts["clips"]
     return {"loss": spatial + weights.proposals * parts["proposals"] + weights.attentive * attentive, **parts}

@@ -1,4 +1,7 @@
-"""A model and a store → tubes. Every stored frame of the segment is seen; maps and boxes seen twice are averaged."""
+"""Models and a store → tubes. Every stored frame of the segment is seen; what is seen twice, or by several models, is averaged.
+
+An ensemble's models see the same frames and clips: their boxes are averaged, and the probabilities of their score maps.
+"""
 
 from __future__ import annotations
 
@@ -6,65 +9,85 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from grounding.data import FeatureSet, Sample, collate, to_device
-from grounding.modules.proposals import valid_cells
+from grounding.data import FeatureSet, collate, to_device
+from grounding.looks import Look
+from grounding.refine import found_span, second_look
 from pipeline.boxes import cxcywh_to_xyxy
 from pipeline.records import Prediction, Query
-from pipeline.sampling import span_frames
 
 Progress = Callable[[int, int], None]
 
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, features: FeatureSet, queries: Sequence[Query], batch: int = 16, progress: Progress = lambda done, total: None
+    models: nn.Module | Sequence[nn.Module],
+    features: FeatureSet,
+    queries: Sequence[Query],
+    batch: int = 16,
+    progress: Progress = lambda done, total: None,
+    refine: bool = False,
+    between: bool = True,
 ) -> list[Prediction]:
-    """The tube of each query, in order. `batch` is how many passes run at once; the model is put into eval mode."""
-    device = next(model.parameters()).device
-    model.eval()
+    """The tube of each query, in order. `batch` is how many passes run at once; the models are put into eval mode.
+
+    With `refine` a second, denser look is taken around the first answer, where the features are dense enough for one;
+    with `between` spans begin and end between clips, where the scores around the best proposal point (`looks.highest`).
+    """
+    ensemble = [models] if isinstance(models, nn.Module) else list(models)
+    for model in ensemble:
+        model.eval()
     answers: list[Prediction] = []
     progress(0, len(queries))
     for group in _grouped(queries, features, batch):
-        samples = [sample for _, passes in group for sample in passes]
-        parts = [model(to_device(collate(samples[i : i + batch]), device)) for i in range(0, len(samples), batch)]
-        boxes, proposals = torch.cat([part.boxes[-1] for part in parts]), torch.cat([part.proposals for part in parts])
-        start = 0
-        for query, passes in group:
-            own = slice(start, start + len(passes))
-            answers.append(_tube(query, passes, boxes[own], proposals[own]))
-            start += len(passes)
+        see(ensemble, features, group, batch)
+        closer = [second_look(features, first, between) if refine else None for first in group]
+        see(ensemble, features, [look for look in closer if look is not None], batch)
+        answers += [tube(first, second, between) for first, second in zip(group, closer, strict=True)]
         progress(len(answers), len(queries))
     return answers
 
 
-def _grouped(queries: Iterable[Query], features: FeatureSet, batch: int) -> Iterable[list[tuple[Query, list[Sample]]]]:
-    """Queries with their passes, gathered until a batch is full; a query's passes stay together."""
-    group: list[tuple[Query, list[Sample]]] = []
+def _grouped(queries: Iterable[Query], features: FeatureSet, batch: int) -> Iterable[list[Look]]:
+    """The queries' first looks, gathered until their passes fill a batch."""
+    group: list[Look] = []
     for query in queries:
-        passes = features.passes(query)
-        if group and sum(len(known) for _, known in group) + len(passes) > batch:
+        look = Look(query, features)
+        if group and sum(len(known.passes) for known in group) + len(look.passes) > batch:
             yield group
             group = []
-        group.append((query, passes))
+        group.append(look)
     if group:
         yield group
 
 
-def _tube(query: Query, passes: Sequence[Sample], boxes: Tensor, proposals: Tensor) -> Prediction:
-    """One query's tube from its P passes' boxes `[P, T_s, 4]` cxcywh and proposal logits `[P, T_d, T_d]`."""
-    scores = proposals.sigmoid().mean(0)
-    scores = scores.masked_fill(~valid_cells(len(scores), scores.device), -1)
-    best = int(scores.argmax())
-    first, last = divmod(best, len(scores))
-    span = span_frames(first / len(scores), (last + 1) / len(scores), query.segment)
-    numbers = np.concatenate([sample.numbers for sample in passes])
-    seen = boxes.flatten(0, 1).float().cpu().numpy()
-    frames, place = np.unique(numbers, return_inverse=True)
-    mean = np.zeros((len(frames), 4))
-    np.add.at(mean, place, seen)
-    mean /= np.bincount(place)[:, None]
-    corners = np.clip(cxcywh_to_xyxy(mean, query.size), 0, [*query.size, *query.size])
+def see(models: Sequence[nn.Module], features: FeatureSet, looks: Sequence[Look], batch: int) -> None:
+    """Run the passes of these looks, `batch` at a time: no more features than those are held, however long a segment is."""
+    passes = [(look, rows) for look in looks for rows in look.passes]
+    for start in range(0, len(passes), batch):
+        _see_batch(models, features, passes[start : start + batch])
+
+
+def _see_batch(models: Sequence[nn.Module], features: FeatureSet, passes: Sequence[tuple[Look, np.ndarray]]) -> None:
+    samples = [features.sample(look.query, rows) for look, rows in passes]
+    inputs = to_device(collate(samples), next(models[0].parameters()).device)
+    for model in models:
+        out = model(inputs)
+        boxes, scores = out.boxes[-1].double().cpu().numpy(), out.proposals.double().sigmoid().cpu().numpy()
+        for place, (look, _) in enumerate(passes):
+            look.add(samples[place].numbers, boxes[place], scores[place])
+
+
+def tube(first: Look, second: Look | None, between: bool) -> Prediction:
+    """A query's tube from what was seen of its segment and, closer, of a part of it."""
+    query = first.query
+    span, score = found_span(first, second, between)
+    looks = [first] if second is None else [first, second]
+    frames, place = np.unique(np.concatenate([look.frames for look in looks]), return_inverse=True)
+    boxes, seen = np.zeros((len(frames), 4)), np.zeros(len(frames))
+    np.add.at(boxes, place, np.concatenate([look.boxes for look in looks]))
+    np.add.at(seen, place, np.concatenate([look.seen for look in looks]))
+    corners = np.clip(cxcywh_to_xyxy(boxes / seen[:, None], query.size), 0, [*query.size, *query.size])
     rows = [(int(frame), x1, y1, x2, y2) for frame, (x1, y1, x2, y2) in zip(frames, corners.round(2).tolist(), strict=True)]
-    return Prediction(id=query.id, span=span, score=round(float(scores.flatten()[best]), 6), boxes=rows)
+    return Prediction(id=query.id, span=span, score=round(score, 6), boxes=rows)

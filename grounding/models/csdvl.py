@@ -34,6 +34,7 @@ from grounding.modules.attention import Attention
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
 from grounding.modules.layers import MLP, FeedForward
 from grounding.modules.positions import cell_corners, sine_2d, sine_time
+from grounding.modules.precision import as_computed
 from grounding.modules.proposals import ProposalHead
 from pipeline.config import Config
 
@@ -113,6 +114,8 @@ class Outputs:
     carriers: Tensor
     """Which cells carry the box (`box_head=attention`), after every layer, `[layers, B, T_s, H, W]`; sums to 1 over cells.
     With `box_head=mlp` uniform."""
+    cell_boxes: Tensor
+    """The box each cell proposes, after every layer, `[layers, B, T_s, H·W, 4]` cxcywh; with `box_head=mlp` the one box."""
     cell_centres: Tensor
     """`[B, H·W, 2]` (x, y) of the cells in [0, 1]."""
     heard: Tensor
@@ -146,12 +149,12 @@ class Csdvl(nn.Module):
         self.clip_head = MLP(c.d, c.d, c.d, 1)
 
     def forward(self, inputs: Inputs) -> Outputs:
-        text, text_mask = self.project_text(inputs.text), inputs.text_mask
+        text, text_mask = self.project_text(as_computed(inputs.text)), inputs.text_mask
         place = Places.of(inputs, text.shape[-1], self.mask_padding)
-        clips = self.project_motion(inputs.motion.flatten(2, 3)[:, :, place.kept])
+        clips = self.project_motion(as_computed(inputs.motion.flatten(2, 3)[:, :, place.kept]))
         if not self.dynamic_space:
             clips, place = place.mean(clips)[:, :, None], place.without_space()
-        words, boxes, carried, guides = text, [], [], []
+        words, boxes, carried, cell_boxes, guides = text, [], [], [], []
         if self.streams == "both":
             memory = self.encode(inputs, text, place)
             queries = torch.zeros_like(memory.states[:, :1])
@@ -166,9 +169,11 @@ class Csdvl(nn.Module):
                 own = queries[:, 0].unflatten(0, inputs.frame_tau.shape)
                 clips, own = self.collaboration[index](clips, own, weight, place)
                 queries = own.flatten(0, 1)[:, None]
-                box, carriers = self.box_head(self.decoder_norm(queries[:, 0]), *memory.cells)
+                with torch.autocast(queries.device.type, enabled=False):  # bfloat16 would round boxes to 1/256 of the picture
+                    box, carriers, proposed = self.box_head(self.decoder_norm(queries[:, 0].float()), *memory.cells)
                 boxes.append(box.unflatten(0, inputs.frame_tau.shape))
                 carried.append(memory.visual(carriers))
+                cell_boxes.append(proposed.unflatten(0, inputs.frame_tau.shape))
         heard = place.heard(self.listen(clips)[..., 0] if self.listen else None, clips.shape[1])
         pooled = torch.einsum("btsd,bts->btd", clips, heard.to(clips.dtype))
         frame_scores = self.frame_head(self.decoder_norm(own))[..., 0] if boxes else torch.zeros_like(inputs.frame_tau)
@@ -180,6 +185,7 @@ class Csdvl(nn.Module):
             clip_scores=self.clip_head(pooled)[..., 0],
             guides=torch.stack(guides) if guides else torch.zeros(0),
             carriers=torch.stack(carried) if carried else torch.zeros(0),
+            cell_boxes=torch.stack(cell_boxes) if boxes else torch.zeros(0),
             cell_centres=place.cell_centres,
             heard=heard,
             heard_centres=place.space_centres,
@@ -188,7 +194,7 @@ class Csdvl(nn.Module):
     def encode(self, inputs: Inputs, text: Tensor, place: Places) -> Memory:
         """Cross-modal encoder: per frame `[H·W visual ; L text]` tokens (sec. 3.1)."""
         batch, frames, rows, columns = inputs.appearance.shape[:4]
-        visual = self.project_appearance(inputs.appearance).flatten(2, 3)
+        visual = self.project_appearance(as_computed(inputs.appearance)).flatten(2, 3)
         states = torch.cat([visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         positions = torch.cat([place.cell_positions, torch.zeros_like(text)], 1)
         mask = torch.cat([place.cell_mask, inputs.text_mask], 1)
@@ -224,7 +230,7 @@ class Memory:
         """States, positions, mask and centres of the visual tokens: what a box head attends to."""
         count = self.shape[2] * self.shape[3]
         centres = self.centres.repeat_interleave(self.shape[1], 0)
-        return self.states[:, :count], self.positions[:, :count], self.mask[:, :count], centres
+        return self.states[:, :count].float(), self.positions[:, :count], self.mask[:, :count], centres
 
 
 @dataclass

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from grounding.modules.layers import MLP
 
+Boxes = tuple[Tensor, Tensor, Tensor]
+"""Boxes `[n, 4]` cxcywh, the weights of the cells that carry them `[n, HW]`, and each cell's own box `[n, HW, 4]`."""
+
 
 class MLPBoxHead(nn.Module):
     """The paper's head (sec. 3.4): a 3-layer MLP on the query, sigmoid, cxcywh. It leans on MDETR's weights."""
@@ -15,9 +18,10 @@ class MLPBoxHead(nn.Module):
         super().__init__()
         self.mlp = MLP(d, d, d, 4)
 
-    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries `[n, d]` → boxes `[n, 4]`, and uniform weights over the cells; the other arguments are the attention head's."""
-        return self.mlp(queries).sigmoid(), mask / mask.sum(-1, keepdim=True)
+    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Boxes:
+        """Queries `[n, d]`; the other arguments are the attention head's. Weights are uniform, each cell has the one box."""
+        box = self.mlp(queries).sigmoid()
+        return box, mask / mask.sum(-1, keepdim=True), box[:, None].expand(-1, mask.shape[-1], -1)
 
 
 class AttentionBoxHead(nn.Module):
@@ -29,12 +33,11 @@ class AttentionBoxHead(nn.Module):
         self.query, self.key = nn.Linear(d, d), nn.Linear(d, d)
         self.mlp = MLP(d, d, 4)
 
-    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Boxes:
         """Queries `[n, d]`, visual memory `[n, HW, d]`, its sine positions and mask `[n, HW]`, cell centres
-        `[n, HW, 2]` in [0, 1] → boxes `[n, 4]` cxcywh: the mean of the cells' boxes under the attention, and that
-        attention `[n, HW]`."""
+        `[n, HW, 2]` in [0, 1]. The box is the mean of the cells' boxes under the attention."""
         logits = torch.einsum("nd,nsd->ns", self.query(queries), self.key(memory + positions)) / queries.shape[-1] ** 0.5
         weight = logits.masked_fill(~mask, float("-inf")).softmax(-1)
         offset, size = self.mlp(memory).split(2, -1)
         cells = torch.cat([centres + 0.5 * offset.tanh(), size.sigmoid()], -1)
-        return torch.einsum("ns,nsc->nc", weight, cells), weight
+        return torch.einsum("ns,nsc->nc", weight, cells), weight, cells

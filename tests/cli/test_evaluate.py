@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 import cli.evaluate
 import cli.report
 import grounding.intervals
+import grounding.refine
 from pipeline.records import Prediction, Query, Tracks, Truth, read_jsonl, write_jsonl
 from pipeline.store import StoreWriter
 
@@ -89,6 +90,53 @@ def test_another_split_and_more_frames(place: Path) -> None:
     assert many != few
 
 
+def test_a_second_look_and_spans_at_clips_edges_are_options(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight clips of 50 frames; thirteen are stored, so that a second look can be taken, here at all but the last frame."""
+    monkeypatch.setattr(grounding.refine, "window_around", lambda span, segment, least: (segment[0], segment[1] - 1))
+    spans, scores = {}, set()
+    for setting in ("refine=false", "refine=true", "between=false"):
+        assert evaluate(place, "--set", setting).exit_code == 0
+        answers = list(read_jsonl(place / "run" / "predictions" / "test.jsonl", Prediction))
+        spans[setting] = {edge for answer in answers for edge in answer.span}
+        scores.add(tuple(answer.score for answer in answers))
+    assert len(scores) == 2  # the second look's; where the span lies between clips changes no score
+    assert spans["between=false"] <= {round(k / 8 * 50) for k in range(9)}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_several_runs_answer_together_and_are_left_alone(place: Path) -> None:
+    """Two of the same are the one. What they answer is written where it is asked for, and can be judged again."""
+    shutil.copytree(place / "run", place / "twin")
+    before = contents(place / "run"), contents(place / "twin")
+    written = ("--save", place / "tubes.jsonl", "--json", place / "out.json")
+    result = evaluate(place, "--run", place / "twin", *written)
+    assert result.exit_code == 0, result.stderr
+    assert (contents(place / "run"), contents(place / "twin")) == before
+    together, tubes = json.loads((place / "out.json").read_text()), (place / "tubes.jsonl").read_bytes()
+    assert evaluate(place, *written).exit_code == 0
+    assert json.loads((place / "out.json").read_text()) == together
+    assert (place / "tubes.jsonl").read_bytes() == tubes == (place / "run" / "predictions" / "test.jsonl").read_bytes()
+    again = ("--predictions", place / "tubes.jsonl", "--features", place / "store", "--compare", place / "run")
+    assert call(cli.evaluate, *again, "--json", place / "again.json").exit_code == 0
+    found = json.loads((place / "again.json").read_text())
+    assert found["m_tIoU"] == together["m_tIoU"]
+    assert found["m_tIoU_difference"]["mean"] == 0
+
+
+def test_runs_that_do_not_fit_together_are_refused(place: Path) -> None:
+    shutil.copytree(place / "run", place / "twin")
+    about = json.loads((place / "twin" / "provenance.json").read_text())
+    about["products"]["motion"]["weights"] = "random:1"
+    (place / "twin" / "provenance.json").write_text(json.dumps(about))
+    result = evaluate(place, "--run", place / "twin")
+    assert result.exit_code == 2
+    assert "motion weights is 'random:1', not 'tiny'" in result.stderr
+    assert "the runs of an ensemble must fit one store" in result.stderr
+
+
 def test_queries_without_features_score_0_and_are_named(place: Path) -> None:
     queries = list(read_jsonl(place / "store" / "index.jsonl", Query))
     lost = next(query for query in queries if query.split == "test").model_copy(update={"id": "lost", "video": "broken"})
@@ -141,7 +189,9 @@ def test_a_store_of_other_widths_is_refused(place: Path, monkeypatch: pytest.Mon
 
 
 def test_other_library_versions_are_no_obstacle(place: Path) -> None:
-    set_provenance(place / "store", "motion", versions={"torch": "9.9.9"})
+    about = json.loads((place / "run" / "provenance.json").read_text())
+    about["products"]["motion"]["versions"] = {"torch": "9.9.9"}
+    (place / "run" / "provenance.json").write_text(json.dumps(about))
     assert evaluate(place).exit_code == 0
 
 
@@ -168,7 +218,12 @@ def test_files_are_judged_without_a_run(files: Path) -> None:
         (["--run", "r", "--protocol", "best"], "'best' is not known; the protocols are every-frame, official, tubedetr, stcat"),
         (["--run", "r"], "r is not a run directory (no provenance.json)"),
         (["--predictions", "nothing.jsonl", "--truth", "none.jsonl"], "none.jsonl does not exist"),
-        (["--predictions", "p", "--set", "speed=1"], "unknown key 'speed'; the keys are batch, device, first_frame, frames, seed, split"),
+        (["--predictions", "p", "--save", "out"], "--save out writes what runs answer: name a run (--run DIR), or leave it out"),
+        (["--run", "r", "--run", "s"], "r is not a run directory (no provenance.json)"),
+        (
+            ["--predictions", "p", "--set", "speed=1"],
+            "unknown key 'speed'; the keys are batch, between, device, first_frame, frames, refine, seed, split",
+        ),
         (["--predictions", "p", "--set", "frames=0"], "frames: Input should be greater than or equal to 1 (got 0)"),
         (["--predictions", "p", "--set", "first_frame=2"], "first_frame: Input should be less than or equal to 1 (got 2)"),
         (["--predictions", "p", "--config", "none.yaml"], "config none.yaml does not exist"),

@@ -52,6 +52,14 @@ def test_tubes_are_written_and_drawn(run: Path, video: Path, tmp_path: Path) -> 
     assert "exit code 0" in (run / "log.txt").read_text()
 
 
+def test_several_runs_answer_together(run: Path, tiny_run: Any, video: Path, tmp_path: Path) -> None:
+    """Two of the same say what one says; the log lies with the first."""
+    twice = call(video, *SENTENCES, "--run", run, "--run", tiny_run.run, "--json", tmp_path / "two.json")
+    assert twice.exit_code == 0, twice.stderr
+    assert call(video, *SENTENCES, "--run", tiny_run.run, "--json", tmp_path / "one.json").exit_code == 0
+    assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
+
+
 def test_a_table_is_shown_without_json(run: Path, video: Path, tmp_path: Path) -> None:
     queries = tmp_path / "queries.txt"
     queries.write_text("what falls?\n\n  what [b]spins[/b]?  \n", encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.records import Query, Tracks, Truth, write_jsonl
-from pipeline.store import Entry, Kind, StoreWriter, write_shard
+from pipeline.store import Entry, Kind, StoreWriter, made_from, write_shard
 
 FPS, FRAME_COUNT = 25.0, 100
 SIZES = {"v0": (64, 36), "v1": (64, 36), "v2": (36, 64)}
@@ -89,8 +89,9 @@ def build_store(
             for entry in kept:
                 entry.rows[...] = (fill or {}).get(f"{product}/{entry.key}", entry.rows)
             kind: Kind = "hdf5" if product == "text" else "zarr"
-            writer.open_product(product, kind, {"made": "by a test"})
-            info = write_shard(path, product, "00000-0123abcd", kind, kept, list(SIZES))
+            made: dict[str, Any] = {"made": "by a test"}
+            writer.open_product(product, kind, made)
+            info = write_shard(path, product, "00000-0123abcd", kind, kept, list(SIZES), made_from(kind, made))
             writer.publish(product, "00000-0123abcd", info)
     return path
 

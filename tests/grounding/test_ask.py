@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import grounding.predict
 from grounding.ask import Answers, Grounder, answer_of, checked_sentences, recorded_encoder
 from grounding.data import FeatureSet
+from grounding.looks import Look
 from grounding.predict import predict
 from grounding.train import TrainConfig, open_run, train
 from pipeline.config import load
@@ -37,8 +39,8 @@ def queries(tiny_run: Any) -> list[Query]:
 
 
 def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
-    features = FeatureSet.of_store(tiny_run.store, "test", grounder.frames, grounder.clips)
-    stored = predict(grounder.model, features, features.queries)
+    features = FeatureSet.of_store(tiny_run.store, "test", grounder.ensemble.frames, grounder.ensemble.clips)
+    stored = predict(grounder.ensemble.models, features, features.queries)
     asked = grounder.ask(tiny_run.root / queries[0].path, [query.text for query in queries])
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
     expected = [answer_of(query.text, prediction, edges) for query, prediction in zip(queries, stored, strict=True)]
@@ -93,8 +95,26 @@ def test_seconds_are_those_of_the_frames_and_boxes_interpolate() -> None:
 
 def test_more_frames_may_be_seen_at_once(tiny_run: Any, queries: list[Query]) -> None:
     grounder = Grounder(tiny_run.run, device="cpu", frames=12, batch=1)
-    assert grounder.frames == 12
+    assert grounder.ensemble.frames == 12
     assert grounder.ask(tiny_run.root / queries[0].path, ["what falls?"]).queries[0].boxes
+
+
+def test_several_runs_answer_together(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
+    """Two of the same are the one; spans between clips are an option."""
+    video, sentences = tiny_run.root / queries[0].path, ["what falls?", "the red circle spins."]
+    once = grounder.ask(video, sentences)
+    assert Grounder(tiny_run.run, tiny_run.run, device="cpu").ask(video, sentences) == once
+    literal = Grounder(tiny_run.run, device="cpu", between=False).ask(video, sentences)
+    clips = grounder.ensemble.clips
+    edges = {round(k / clips * queries[0].frame_count) for k in range(clips + 1)}
+    assert {edge for answer in literal.queries for edge in answer.span_frames} <= edges
+
+
+def test_a_second_look_may_be_asked_for(tiny_run: Any, queries: list[Query], monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Look] = []
+    monkeypatch.setattr(grounding.predict, "second_look", lambda features, first, between: looked.append(first))
+    Grounder(tiny_run.run, device="cpu", refine=True).ask(tiny_run.root / queries[0].path, ["what falls?", "what spins?"])
+    assert len(looked) == 2
 
 
 def test_other_videos_than_shapes_are_doubted(tiny_run: Any, grounder: Grounder, queries: list[Query], tmp_path: Path) -> None:
@@ -176,9 +196,9 @@ def test_a_run_on_reduced_features_reduces_what_it_is_asked_about(
 def test_its_answer_is_that_of_its_store(tiny_run: Any, reduced: Any, queries: list[Query]) -> None:
     store, run = reduced("pca:6+int8")
     grounder = Grounder(run, device="cpu")
-    features = FeatureSet.of_store(store, "test", grounder.frames, grounder.clips)
+    features = FeatureSet.of_store(store, "test", grounder.ensemble.frames, grounder.ensemble.clips)
     asked = grounder.ask(tiny_run.root / queries[0].path, [query.text for query in queries])
-    for own, other in zip(asked.queries, predict(grounder.model, features, features.queries), strict=True):
+    for own, other in zip(asked.queries, predict(grounder.ensemble.models, features, features.queries), strict=True):
         assert own.span_frames == other.span
         assert own.score == pytest.approx(other.score, abs=1e-5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grounding.data import FeatureSet
+from grounding.data import FeatureSet, Sample
 from grounding.models.csdvl import Csdvl, CsdvlConfig, Inputs, Outputs
 from grounding.predict import predict
 from pipeline.records import Query
@@ -34,7 +35,7 @@ class Known(nn.Module):
         boxes = torch.stack([tau, torch.full_like(tau, 0.5), torch.full_like(tau, 0.5), torch.full_like(tau, 0.25)], -1)
         nothing = torch.zeros(0)
         older = torch.full_like(boxes, 0.9)
-        return Outputs(torch.stack([older, boxes]), self.logits(inputs), nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+        return Outputs(torch.stack([older, boxes]), self.logits(inputs), *[nothing] * 8)
 
 
 def flat(inputs: Inputs) -> Tensor:
@@ -101,6 +102,30 @@ def test_boxes_and_maps_seen_twice_are_averaged(features: FeatureSet) -> None:
     assert answer.score == pytest.approx(float(numbers.sigmoid().mean()), abs=1e-6)
 
 
+class Saying(Known):
+    """The same box in all frames, `[4]` cxcywh."""
+
+    def __init__(self, logits: Callable[[Inputs], Tensor], box: Tensor) -> None:
+        super().__init__(logits)
+        self.box = box
+
+    def forward(self, inputs: Inputs) -> Outputs:
+        out = super().forward(inputs)
+        return replace(out, boxes=self.box.expand_as(out.boxes))
+
+
+def test_an_ensembles_boxes_and_probabilities_are_averaged(features: FeatureSet) -> None:
+    """Cell (1, 2) has σ(2) and σ(0), cell (2, 3) σ(0) and σ(3): the second one is higher in the mean."""
+    models = [
+        Saying(spike(1, 2, 2.0), torch.tensor([0.25, 0.5, 0.25, 0.25])),
+        Saying(spike(2, 3, 3.0), torch.tensor([0.5, 0.5, 0.25, 0.75])),
+    ]
+    (answer,) = predict(models, features, features.queries[:1])
+    assert answer.span == (40, 80)
+    assert answer.score == pytest.approx((1 / (1 + np.exp(-3)) + 0.5) / 2, abs=1e-6)
+    assert {row[1:] for row in answer.boxes} == {(16.0, 9.0, 32.0, 27.0)}
+
+
 @pytest.fixture
 def model() -> Csdvl:
     torch.manual_seed(0)
@@ -109,8 +134,8 @@ def model() -> Csdvl:
 
 
 def test_predictions_lie_in_segment_and_picture(make_store: Maker, query_of: QueryMaker, model: Csdvl) -> None:
-    segments = [(0, 100), (20, 61), (3, 98), (29, 60), (30, 60)]
-    store = make_store([query_of(number, "train", segment=segment) for number, segment in enumerate(segments)])
+    segments = [(0, 100), (20, 61), (3, 98), (29, 60), (30, 60), (30, 31)]
+    store = make_store([query_of(number, "train", segment=segment, truth=None) for number, segment in enumerate(segments)])
     features = FeatureSet.of_store(store, "train", FRAMES, CLIPS)
     for query, answer in zip(features.queries, predict(model, features, features.queries), strict=True):
         begin, end = query.segment
@@ -123,11 +148,19 @@ def test_predictions_lie_in_segment_and_picture(make_store: Maker, query_of: Que
         assert 0 <= answer.score <= 1
 
 
+@pytest.mark.parametrize("refine", [False, True])
+def test_one_model_and_several_of_the_same_answer_alike(features: FeatureSet, model: Csdvl, refine: bool) -> None:
+    alone = predict(model, features, features.queries, refine=refine)
+    assert predict([model], features, features.queries, refine=refine) == alone
+    assert predict([model, model], features, features.queries, refine=refine) == alone
+
+
+@pytest.mark.parametrize("refine", [False, True])
 @pytest.mark.parametrize("batch", [1, 4, 5, 100])
-def test_answers_do_not_depend_on_the_batch(features: FeatureSet, model: Csdvl, batch: int) -> None:
+def test_answers_do_not_depend_on_the_batch(features: FeatureSet, model: Csdvl, batch: int, refine: bool) -> None:
     """Boxes are rounded to hundredths of a pixel; passes of several queries, wide and tall, share a batch."""
-    expected = [predict(model, features, [query])[0] for query in features.queries]
-    found = predict(model, features, features.queries, batch=batch)
+    expected = [predict(model, features, [query], refine=refine)[0] for query in features.queries]
+    found = predict(model, features, features.queries, batch=batch, refine=refine)
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.id, ours.span) == (theirs.id, theirs.span)
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.011)
@@ -139,6 +172,40 @@ def test_passes_share_batches_and_stay_together(features: FeatureSet) -> None:
     each = len(features.passes(features.queries[0]))
     predict(known, features, features.queries[:3], batch=2 * each)
     assert known.calls == 2
+
+
+def test_a_frame_between_stored_ones_gets_the_nearest_box(make_store: Maker, query_of: QueryMaker) -> None:
+    features = FeatureSet.of_store(make_store([query_of(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS)
+    for refine in (False, True):
+        (answer,) = predict(Known(flat), features, features.queries, refine=refine)
+        assert (answer.span[0], [row[0] for row in answer.boxes]) == (31, [30])
+
+
+@pytest.mark.parametrize("frames", [1, 7, 20, 96])
+def test_every_frame_is_seen_whatever_the_number_at_once(store: Path, model: Csdvl, frames: int) -> None:
+    features = FeatureSet.of_store(store, "train", frames, CLIPS)
+    (answer,) = predict(model, features, features.queries[:1])
+    assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_no_more_samples_are_held_than_run_at_once(store: Path, refine: bool) -> None:
+    """One frame at once makes twenty passes of one query; samples of passes before are gone when the next ones run."""
+    held: list[weakref.ref[Sample]] = []
+    most = 0
+
+    class Counted(FeatureSet):
+        def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
+            nonlocal most
+            made = super().sample(query, rows)
+            held.append(weakref.ref(made))
+            most = max(most, sum(one() is not None for one in held))
+            return made
+
+    features = Counted.of_store(store, "train", 1, CLIPS)
+    predict(Known(flat), features, features.queries[:2], batch=4, refine=refine)
+    assert len(held) >= 40
+    assert most == 4
 
 
 def test_progress_counts_queries(features: FeatureSet, model: Csdvl) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from grounding.checkpoint import code_digest, load_model, read_provenance
 from grounding.curves import Curves
 from grounding.models.csdvl import Collaboration
-from grounding.presets import CSDVL, preset
-from grounding.train import NonFiniteLossError, TrainConfig, _state, open_run, sole_writer, train
+from grounding.state import State
+from grounding.train import NonFiniteLossError, TrainConfig, open_run, sole_writer, train
 from pipeline.config import load, validate
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Truth
@@ -202,7 +202,7 @@ def test_a_checkpoint_killed_between_its_two_renames_is_found(store: Path, tmp_p
 
 def test_there_is_a_whole_checkpoint_at_every_moment(store: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before each rename and removal while a checkpoint is replaced, one can be loaded; so too after an earlier kill."""
-    state = _state(load_model(whole)[0], make_config(), 6)
+    state = State.start(load_model(whole)[0], make_config(), 6)
     folder = tmp_path / "checkpoints" / "last"
     state.save(folder)
     found: list[str] = []
@@ -428,7 +428,7 @@ def test_a_resume_to_fewer_steps_is_refused(store: Path, finished: Path) -> None
 def test_a_second_training_of_a_run_is_refused(tmp_path: Path) -> None:
     with (
         sole_writer(tmp_path / "run"),
-        pytest.raises(InputError, match="is being trained by another process: wait until it ends"),
+        pytest.raises(InputError, match=rf"run .*run is in use by pid {os.getpid()} on .* since .*: wait until it ends, or stop it"),
         sole_writer(tmp_path / "run"),
     ):
         pass
@@ -463,7 +463,7 @@ def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
 @pytest.mark.parametrize("changes", [{"streams": "dynamic"}, *({"collaboration": kind} for kind in get_args(Collaboration))])
 def test_every_ablation_trains_with_the_recipe_of_shapes(store: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     recipe = {"box_head": "attention", "clip_pool": "attention", "guide_gain": "cells", **changes}
-    run = run_training(store, tmp_path / "run", max_steps=1, model={**TINY["model"], **recipe}, loss={"carriers": 1.0})
+    run = run_training(store, tmp_path / "run", max_steps=1, model={**TINY["model"], **recipe}, loss={"carriers": 1.0, "cells": 1.0})
     assert load_model(run)[1].model_dump().items() >= changes.items()
 
 
@@ -528,26 +528,3 @@ def test_weights_that_do_not_fit_their_config_are_refused(finished: Path) -> Non
     (finished / "config.yaml").write_text((finished / "config.yaml").read_text().replace("map_layers: 1", "map_layers: 2"))
     with pytest.raises(InputError, match=r"weights in .*best.*proposal_head\.convs\.1"):
         load_model(finished)
-
-
-def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(
-        InputError, match="there is no preset 'shape'; the presets are hcstvg-v1, hcstvg-v2, vidstg, shapes: name one with --preset"
-    ):
-        preset("shape")
-
-
-@pytest.mark.parametrize("name", sorted(CSDVL))
-def test_every_preset_is_a_valid_config(name: str) -> None:
-    config = validate(TrainConfig, preset(name), name)
-    assert config.model.d % config.model.heads == 0
-
-
-def test_presets_hold_the_paper_s_numbers() -> None:
-    v1, vidstg = (validate(TrainConfig, preset(name), name) for name in ("hcstvg-v1", "vidstg"))
-    assert (v1.model.frames, v1.model.clips, v1.model.alpha, v1.ema, v1.epochs) == (48, 16, 0.1, 0.999, 10)
-    assert (vidstg.model.frames, vidstg.model.clips, vidstg.model.alpha, vidstg.ema) == (64, 64, 1.0, 0.99997)
-    assert (v1.lr, v1.weight_decay, v1.clip_norm, v1.batch) == (1e-4, 1e-4, 0.1, 8)
-    assert (v1.model.d, v1.model.heads, v1.model.ffn, v1.model.layers, v1.model.dropout) == (256, 8, 2048, 6, 0.1)
-    loss = v1.loss
-    assert (loss.l1, loss.giou, loss.proposals, loss.attentive, loss.attentive_frame, loss.attentive_clip) == (5, 2, 5, 1, 0.5, 1)

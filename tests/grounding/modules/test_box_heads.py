@@ -25,8 +25,10 @@ def cells() -> Cells:
 @pytest.mark.parametrize("head", [MLPBoxHead, AttentionBoxHead])
 def test_boxes_and_weights_have_their_shapes(head: type[MLPBoxHead] | type[AttentionBoxHead], cells: Cells) -> None:
     torch.manual_seed(0)
-    boxes, weights = head(D)(torch.randn(3, D), *cells)
+    boxes, weights, proposed = head(D)(torch.randn(3, D), *cells)
     assert boxes.shape == (3, 4)
+    assert proposed.shape == (3, CELLS, 4)
+    torch.testing.assert_close(torch.einsum("ns,nsc->nc", weights, proposed), boxes)
     assert weights.shape == (3, CELLS)
     torch.testing.assert_close(weights.sum(-1), torch.ones(3))
     assert (weights[~cells[2]] == 0).all()
@@ -35,7 +37,7 @@ def test_boxes_and_weights_have_their_shapes(head: type[MLPBoxHead] | type[Atten
 
 def test_the_paper_s_head_looks_at_the_query_only(cells: Cells) -> None:
     head, queries = MLPBoxHead(D), torch.randn(3, D)
-    boxes, weights = head(queries, *cells)
+    boxes, weights, _ = head(queries, *cells)
     torch.testing.assert_close(boxes, head.mlp(queries).sigmoid())
     torch.testing.assert_close(weights[1], torch.tensor([0.25] * 4 + [0.0] * 2))
 
@@ -56,7 +58,8 @@ def test_attention_on_one_cell_gives_that_cell_s_box(cells: Cells, cell: int) ->
     head = AttentionBoxHead(D)
     query, positions = one_hot(head, cell)
     memory, _, mask, centres = (part[:1] for part in cells)
-    boxes, weights = head(query, memory, positions, mask, centres)
+    boxes, weights, proposed = head(query, memory, positions, mask, centres)
+    torch.testing.assert_close(proposed[0, cell], boxes[0])
     offset, size = head.mlp(memory[0, cell]).split(2)
     torch.testing.assert_close(weights[0], torch.eye(CELLS)[cell])
     torch.testing.assert_close(boxes[0], torch.cat([centres[0, cell] + 0.5 * offset.tanh(), size.sigmoid()]))

@@ -1,0 +1,103 @@
+"""`stvg-sweep`: every variant of a table trained and judged over seeds → one table with intervals and pictures; resumable."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.progress import Lines
+
+if TYPE_CHECKING:
+    from grounding.sweep import Place
+
+app = new_app()
+
+
+@app.command()
+@guarded
+def sweep(
+    features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled.")] = Path("store"),
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The folder of all runs and of the table.", show_default="sweeps/TABLE")
+    ] = None,
+    table: Annotated[str, typer.Option("--table", metavar="NAME", help="Which table of variants: csdvl.")] = "csdvl",
+    seeds: Annotated[int, typer.Option("--seeds", help="How many seeds each variant is trained with, from `seed` on.")] = 3,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="The preset that variants change; by default the one of the store's data set.")
+    ] = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    debug: Debug = False,
+) -> None:
+    """Run an ablation table. Stopped at any moment, the same command goes on; what is finished is not made again.
+
+    --set keys are of section `train`; how runs are judged is section `evaluate` of --config.
+    """
+    from cli.sweep_tables import show_claims, show_section
+    from grounding.judge import EvaluateConfig
+    from grounding.sweep import plan, run_sweep
+    from grounding.sweep_files import write_table
+    from grounding.sweep_markdown import warnings
+    from grounding.sweep_plan import table_named
+    from grounding.sweep_table import make_table
+    from grounding.systems import preset as preset_of
+    from pipeline.config import load, merge, parse_assignments, read_section
+    from pipeline.store import Store
+
+    chosen = table_named(table)
+    given = merge(read_section(config, "train"), parse_assignments(assignments or []))
+    written = given.pop("preset", None)
+    recipe = preset_of(preset or written or Store(features).manifest.dataset, chosen.system)
+    values = merge(recipe, given | {"system": chosen.system})
+    folder = out or Path("sweeps") / table
+    planned = plan(chosen, features, folder, values, load(EvaluateConfig, "evaluate", config, []), seeds)
+    log_to(folder / "log.txt")
+    with sweep_progress() as watch:
+        results = run_sweep(planned, watch)
+    found = make_table(planned, results)
+    for warning in warnings(found):
+        warn(warning.strip("*"))
+    for path in write_table(found, folder):
+        say(f"wrote {path}")
+    for part in found["sections"]:
+        show_section(found, part)
+    show_claims(found)
+
+
+@contextmanager
+def sweep_progress() -> Iterator[Callable[[Place], None]]:
+    """Two bars on a terminal, runs and steps over all of them; plain lines in the log, and on stderr elsewhere."""
+    terminal = sys.stderr.isatty()
+    lines = Lines("sweep", "steps", None if terminal else sys.stderr)
+
+    def in_lines(place: Place) -> None:
+        lines.what = f"{place.what} (run {min(place.run + 1, place.runs)} of {place.runs})"
+        if place.steps:
+            lines(place.step, place.steps)
+
+    if not terminal:
+        yield in_lines
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=120) as bars:
+        runs, steps = bars.add_task("runs", total=None), bars.add_task("steps", total=None)
+
+        def watch(place: Place) -> None:
+            bars.update(runs, completed=place.run, total=place.runs, description=place.what)
+            bars.update(steps, completed=place.step, total=place.steps or None)
+            in_lines(place)
+
+        yield watch
+
+
+def main() -> None:
+    app()

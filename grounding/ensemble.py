@@ -1,0 +1,81 @@
+"""The models of one run, or of several that answer together: made for the same features, with proposals on the same clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from grounding.checkpoint import load_model
+from pipeline.errors import InputError, StoreError
+from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models in eval mode; `frames` (T_s) and `clips` (T_d) are what they see at once; `about` is the first run's provenance."""
+
+    runs: tuple[Path, ...]
+    models: tuple[nn.Module, ...]
+    frames: int
+    clips: int
+    about: dict[str, Any]
+
+    @classmethod
+    def of_runs(cls, runs: Sequence[Path], device: torch.device, frames: int | None = None) -> Ensemble:
+        """The best checkpoints of these runs; `frames` by default as in training. InputError where they do not fit together."""
+        models, configs, known = zip(*(load_model(run) for run in runs), strict=True)
+        for run, config, about in zip(runs, configs, known, strict=True):
+            _refuse_misfit(runs[0], known[0], run, about)
+            if config.clips != configs[0].clips:
+                seen = f"{runs[0]} sees {configs[0].clips} clips and {run} {config.clips}"
+                raise InputError(f"{seen}: score maps are averaged cell by cell, so the runs of an ensemble need the same number")
+            if frames is None and config.frames != configs[0].frames:
+                seen = f"{runs[0]} was trained with {configs[0].frames} frames and {run} with {config.frames}"
+                raise InputError(f"{seen}: say how many all are to see at once, with --set frames=N")
+        placed = tuple(model.to(device) for model in models)
+        return cls(tuple(runs), placed, frames or configs[0].frames, configs[0].clips, known[0])
+
+    def refuse_products(self, store: Store) -> None:
+        """StoreError where a store's features were made otherwise than those the runs were trained on; it names all that differs."""
+        found = {name: product.provenance for name, product in store.products.items()}
+        if differs := differences(self.about["products"], found):
+            raise StoreError(
+                f"store {store.path} does not fit run {self.runs[0]}: {'; '.join(differs)}: "
+                "name the store it was trained on, or train again"
+            )
+
+    def refuse_dims(self, store: Store, dims: Sequence[int]) -> None:
+        """StoreError where a store's features have other channels than those the runs were trained on."""
+        own = self.about["dims"]
+        if list(dims) != own:
+            raise StoreError(f"store {store.path} has features of {tuple(dims)} channels, run {self.runs[0]} was trained on {tuple(own)}")
+
+
+def _refuse_misfit(first: Path, expected: Mapping[str, Any], run: Path, about: Mapping[str, Any]) -> None:
+    """InputError where two runs were trained on features made otherwise."""
+    differs = differences(expected["products"], about["products"])
+    if about["dims"] != expected["dims"]:
+        differs.append(f"features have {tuple(about['dims'])} channels, not {tuple(expected['dims'])}")
+    if differs:
+        raise InputError(f"run {run} does not fit run {first}: {'; '.join(differs)}: the runs of an ensemble must fit one store")
+
+
+def differences(expected: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How the features of `found` were made otherwise than those expected: one line for each key of a product's provenance.
+
+    Products that are not expected may be there. Library versions may differ: they move features by rounding only.
+    """
+    differs = []
+    for name, made_from in expected.items():
+        if name not in found:
+            differs.append(f"{name} is absent")
+            continue
+        for key in sorted((made_from.keys() | found[name].keys()) - {"versions"}):
+            if made_from.get(key) != found[name].get(key):
+                differs.append(f"{name} {key} is {found[name].get(key)!r}, not {made_from.get(key)!r}")
+    return differs

@@ -1,0 +1,197 @@
+"""Batches for training: in an order that is a function of data and seed alone, and made ahead of their use.
+
+Each epoch takes the queries in a random order, with two things brought together as far as that goes: queries that need
+the same features (same video and segment), so that one read serves them, and maps of one size, so that a batch pads little.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from grounding.data import RECENT_BYTES, FeatureSet, collate, join_targets, to_device
+from grounding.losses import Targets
+from grounding.models.csdvl import Inputs
+from pipeline.errors import InputError
+from pipeline.records import Query
+
+CPU = torch.device("cpu")
+READERS = 4
+"""Threads that make batches for a GPU; a CPU has the network to run meanwhile and gets one."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process' part of a step, on the device."""
+
+    inputs: Inputs
+    targets: Targets
+    ids: list[str]
+
+
+def steps_per_epoch(count: int, batch: int) -> int:
+    """Whole batches in `count` queries; all of them are one batch where there are fewer. The rest sits out this epoch."""
+    return count // min(batch, count)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of `count` queries, a function of seed and epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class Plan:
+    """The queries of every global batch: a pure function of queries, the shapes of their features, `batch` and `seed`.
+
+    `sources` `[n]` numbers what each query reads (equal where one read serves both), `weights` `[n]` says how many bytes that
+    takes, `sizes` `[n, 2]` are the maps' rows and columns. Where all sources together fit into `memory` bytes and all maps
+    are of one size, an epoch is `epoch_order` cut into batches.
+    """
+
+    def __init__(
+        self, sources: np.ndarray, weights: np.ndarray, sizes: np.ndarray, batch: int, seed: int, memory: int = RECENT_BYTES
+    ) -> None:
+        self.size, self.seed = min(batch, len(sources)), seed
+        self.steps = steps_per_epoch(len(sources), batch)
+        _, self._first, self._source = np.unique(sources, return_index=True, return_inverse=True)
+        self._weight = np.asarray(weights, np.float64)[self._first]
+        self._reach = max(memory, 2 * self.size * self._weight.mean())
+        self._bucket = np.unique(sizes, axis=0, return_inverse=True)[1].reshape(-1)
+
+    @classmethod
+    def of(cls, features: FeatureSet, queries: Sequence[Query], batch: int, seed: int) -> Plan:
+        """The plan of queries of a set of features."""
+        known: dict[tuple[str, tuple[int, int]], int] = {}
+        sources = [known.setdefault((query.video, query.segment), len(known)) for query in queries]
+        sizes = [features.map_size(query) for query in queries]
+        return cls(np.array(sources), np.array([features.bytes_of(query) for query in queries]), np.array(sizes), batch, seed)
+
+    def batches(self, start: int) -> Iterator[np.ndarray]:
+        """The numbers `[size]` of the queries of batch `start` and of all after it, endlessly."""
+        epoch, place = divmod(start, self.steps)
+        while True:
+            yield from self.epoch(epoch)[place:]
+            epoch, place = epoch + 1, 0
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Its batches, `[steps, size]` numbers of queries, each at most once."""
+        order = self._windowed(epoch_order(len(self._source), self.seed, epoch))
+        return self._bucketed(order[: self.steps * self.size], np.random.default_rng([self.seed, epoch, 1]))
+
+    def _windowed(self, order: np.ndarray) -> np.ndarray:
+        """The order, of sources that fit into memory together first, then of the next such window of sources, …"""
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        turns = np.argsort(place[self._first])  # a source's turn is that of one of its queries: no matter how many it has
+        window = np.empty_like(turns)
+        window[turns] = (np.cumsum(self._weight[turns]) - self._weight[turns]) // self._reach
+        return np.lexsort((place, window[self._source]))
+
+    def _bucketed(self, order: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Cut into batches of maps of one size, in the order in which they fill up; what is left over is mixed, at random places."""
+        filling: defaultdict[int, list[int]] = defaultdict(list)
+        full: list[list[int]] = []
+        for number, bucket in zip(order.tolist(), self._bucket[order].tolist(), strict=True):
+            filling[bucket].append(number)
+            if len(filling[bucket]) == self.size:
+                full.append(filling.pop(bucket))
+        left = [number for bucket in sorted(filling) for number in filling[bucket]]
+        for begin in range(0, len(left), self.size):
+            full.insert(int(random.integers(len(full) + 1)), left[begin : begin + self.size])
+        return np.array(full)
+
+
+class Loader:
+    """This process' parts of every global batch from step `start` on, one list of `accumulate` batches per step, endlessly.
+
+    Process `rank` of `world` gets equal parts of each batch; all parts together are the same for any `world` and `accumulate`.
+    Batches are made by threads that live inside the `with` block, in exact order and a few ahead; what goes wrong
+    there is raised here. An InputError where `batch` cannot be cut into equal parts.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSet,
+        queries: Sequence[Query],
+        batch: int,
+        seed: int,
+        start: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        device: torch.device = CPU,
+    ) -> None:
+        self.features, self.queries, self.start = features, queries, start
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+        self._plan = Plan.of(features, queries, batch, seed)
+        self._on_gpu = device.type == "cuda"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if self._on_gpu and device.index is None else device
+        self._readers = READERS if self._on_gpu else 1
+        if self._plan.size % (world * accumulate):
+            raise InputError(
+                f"a batch of {self._plan.size} queries cannot be cut into {world} processes × {accumulate} accumulated parts: "
+                "choose a batch that is a multiple of both (and not larger than the train split)"
+            )
+
+    def __enter__(self) -> Loader:
+        prepare = partial(torch.cuda.set_device, self.device) if self._on_gpu else None
+        self._makers, self._sender = ThreadPoolExecutor(self._readers, "loader", prepare), ThreadPoolExecutor(1, "loader-sends", prepare)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for threads in (self._makers, self._sender):
+            threads.shutdown(cancel_futures=True)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        made = _ahead(self._makers, self._readers, self._make, self._plan.batches(self.start))
+        if not self._on_gpu:
+            for step in made:
+                yield step.result()
+            return
+        for sent in _ahead(self._sender, 1, self._send, made):
+            parts, arrived = sent.result()
+            _take_over(parts, arrived, torch.cuda.current_stream(self.device))
+            yield parts
+
+    def _make(self, numbers: np.ndarray) -> list[Batch]:
+        """This process' parts of one global batch, in the machine's memory."""
+        own = numbers.reshape(self.world, self.accumulate, -1)[self.rank]
+        return [self._part([self.queries[number] for number in part]) for part in own]
+
+    def _part(self, queries: Sequence[Query]) -> Batch:
+        samples = [self.features.sample(query) for query in queries]
+        targets = join_targets([self.features.truth(sample) for sample in samples])
+        return Batch(collate(samples, pin=self._on_gpu), targets, [query.id for query in queries])
+
+    def _send(self, made: Future[list[Batch]]) -> tuple[list[Batch], torch.cuda.Event]:
+        """Start to copy parts to the GPU beside its work; the event tells when they are there."""
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):
+            parts = [Batch(to_device(part.inputs, self.device), to_device(part.targets, self.device), part.ids) for part in made.result()]
+            return parts, stream.record_event()
+
+
+def _ahead(threads: ThreadPoolExecutor, count: int, work: Callable[[Item], Result], items: Iterator[Item]) -> Iterator[Future[Result]]:
+    """The work on each item, in order, with that on the `count` next ones under way."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(threads.submit(work, item))
+        if len(waiting) > count:
+            yield waiting.popleft()
+
+
+def _take_over(parts: list[Batch], arrived: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
+    """Let the stream that computes go on once the parts have come to the GPU, on a stream of their own."""
+    stream.wait_event(arrived)
+    for part in parts:
+        for held in (part.inputs, part.targets):
+            for field in fields(held):
+                getattr(held, field.name).record_stream(stream)

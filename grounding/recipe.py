@@ -1,0 +1,62 @@
+"""Section `train`: how a system is trained. What every system has in common is `Recipe`; each adds its network and losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from grounding.losses import LossConfig
+from grounding.models.csdvl import CsdvlConfig
+from pipeline.config import Config
+
+Schedule = Literal["constant", "one-cycle"]
+
+
+class Recipe(Config):
+    """The numbers of training; defaults are CSDVL's (supplement B.1)."""
+
+    system: str
+    model: Any
+    loss: Any
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    initialise: Path | None = None
+    """MDETR's checkpoint, for the static stream; by default it starts from scratch."""
+    batch: int = Field(default=8, ge=1)
+    """Queries per step, over all processes and accumulated parts."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that each process cuts its queries of a step into, one after the other: less memory, the same step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; weights, losses and box heads stay float32."""
+    recompute: bool = False
+    """Compute the layers' activations again in the backward pass instead of keeping them: less memory, more time."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    lr: float = Field(default=1e-4, gt=0)
+    lr_image: float = Field(default=1e-5, gt=0)
+    lr_text: float = Field(default=1e-5, gt=0)
+    """Rates of the transformers and heads, and of image and text encoders where these train."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    clip_norm: float = Field(default=0.1, gt=0)
+    ema: float = Field(default=0.999, ge=0, le=1)
+    schedule: Schedule = "constant"
+    """`one-cycle`: 5 % linear warm-up, then cosine to 0 over `schedule_steps`. It is `lr`'s; the encoders have their own."""
+    epochs: int = Field(default=10, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Steps to train; by default `epochs` passes over the train split."""
+    schedule_steps: int | None = Field(default=None, ge=1)
+    """Steps the schedules run over; by default `max_steps`."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Steps between validations on the EMA weights; by default once an epoch."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    log_every: int = Field(default=20, ge=1)
+
+
+class TrainConfig(Recipe):
+    """The recipe of CSDVL and of STVGFormer, which is the same network."""
+
+    system: Literal["csdvl", "stvgformer"] = "csdvl"
+    model: CsdvlConfig = CsdvlConfig()
+    loss: LossConfig = LossConfig()

@@ -1,0 +1,133 @@
+"""A sweep's table as text: `table.md`, and the cells that the terminal shows too. In percent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from grounding.metrics import MEANS
+from grounding.sweep_table import ALL, is_sure
+
+NONE = "–"
+INTERVALS = (
+    "Means over the seeds' runs with their 95 % intervals, which account for another draw of the videos and for other seeds (how: "
+    "`grounding/sweep_table.py`); differences are paired, query by query and seed by seed, and **bold** where the interval excludes 0. "
+    "An ensemble is one answer: its own interval is over videos alone. Intervals are not corrected for their number."
+)
+PAPER = "The paper's figures are of other data, features and training: the order of the rows is what compares, not the height."
+
+
+def markdown(table: Mapping[str, Any], pictures: Iterable[str]) -> str:
+    """The whole of `table.md`; `pictures` are the names of files beside it."""
+    count = table["groups"][ALL]
+    steps = " or ".join(f"{step:,}" for step in table["steps"])
+    about = (
+        f"Data set {table['dataset']}, split {table['split']}: {count['queries']:,} queries about {count['videos']:,} videos. "
+        f"{len(table['seeds'])} seeds ({', '.join(map(str, table['seeds']))}), {steps} steps each. Protocol {table['protocol']}."
+    )
+    parts = [f"# {table['title']}", about, *warnings(table), INTERVALS]
+    parts += ["\n".join(f"![{name}]({name})" for name in pictures)]
+    parts += ["## What the paper says, and what is seen", claims_text(table)]
+    for section in table["sections"]:
+        parts += [f"## {section['title']}", _means(table, section), _differences(table, section, ALL, MEANS), *_published(table, section)]
+    for group in [name for name in table["groups"] if name != ALL]:
+        parts += [f"## Only {group} ({table['groups'][group]['queries']:,} queries)"]
+        for section in table["sections"]:
+            parts += [f"### {section['title']}", _means(table, section, group), _differences(table, section, group, MEANS[:3])]
+    return "\n\n".join(parts) + "\n"
+
+
+def warnings(table: Mapping[str, Any]) -> list[str]:
+    """What makes the rows of a table less comparable."""
+    found = []
+    if len(table["steps"]) > 1:
+        found.append(f"**The runs differ in their steps ({', '.join(map(str, table['steps']))}).**")
+    if len(table["codes"]) > 1:
+        found.append(
+            f"**The runs were trained by {len(table['codes'])} versions of the code: train in a new folder to compare them strictly.**"
+        )
+    return found
+
+
+def label(table: Mapping[str, Any], name: str) -> str:
+    """A variant's name and what the paper calls it."""
+    shows = table["variants"][name]["shows"]
+    return name if shows.replace(" ", "_") == name else f"{name}: {shows}"
+
+
+def mean_text(one: Mapping[str, Any] | None, gap: str = " ") -> str:
+    """`62.0 [58.1, 65.9]`."""
+    return _text(one, gap, "")
+
+
+def difference_text(one: Mapping[str, Any] | None, gap: str = " ") -> str:
+    """`-3.1 [-5.0, -1.2]`."""
+    return _text(one, gap, "+")
+
+
+def _text(one: Mapping[str, Any] | None, gap: str, sign: str) -> str:
+    if one is None:
+        return NONE
+    mean, low, high = (None if one[key] is None else f"{round(100 * one[key], 1) + 0.0:{sign}.1f}" for key in ("mean", "low", "high"))
+    return f"{mean}" if low is None else f"{mean}{gap}[{low}, {high}]"
+
+
+def published_text(section: Mapping[str, Any], row: Mapping[str, Any], metric: str) -> str:
+    """The paper's figure and its difference to the paper's reference: `36.4 (-2.3)`."""
+    value = row["published"].get(metric)
+    if value is None:
+        return NONE
+    against = next((other["published"].get(metric) for other in section["rows"] if other["variant"] == section["reference"]), None)
+    return f"{value:.1f}" + ("" if against is None or row["variant"] == section["reference"] else f" ({value - against:+.1f})")
+
+
+def claim_text(claim: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """A claim's cells: what is said, by whom, the difference here, and whether it is seen."""
+    said = f"{claim['more']} > {claim['less']} by {claim['metric']}"
+    here = NONE if claim["difference"] is None else difference_text({**claim, "mean": claim["difference"]})
+    return said, claim["source"], here, claim["seen"]
+
+
+def claims_text(table: Mapping[str, Any]) -> str:
+    """All claims; `yes` and `no` where the interval excludes 0."""
+    return grid(["claim", "source", "difference here", "seen"], [claim_text(claim) for claim in table["claims"]])
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; what could end a cell is escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _means(table: Mapping[str, Any], section: Mapping[str, Any], group: str = ALL) -> str:
+    rows = []
+    for row in section["rows"]:
+        found = table["variants"][row["variant"]]["groups"][group]
+        first = next(iter(found), None)
+        seeds = ", ".join(f"{100 * one:.1f}" for one in found[first]["seeds"]) if first else NONE
+        rows.append([label(table, row["variant"]), *(mean_text(found.get(metric)) for metric in MEANS), f"{first}: {seeds}"])
+    return grid(["", *MEANS, "seed by seed"], rows)
+
+
+def _differences(table: Mapping[str, Any], section: Mapping[str, Any], group: str, metrics: Sequence[str]) -> str:
+    rows = []
+    for row in section["rows"]:
+        if "differences" in row:
+            found = [row["differences"][group].get(metric) for metric in metrics]
+            rows.append(
+                [label(table, row["variant"]), *(f"**{difference_text(one)}**" if is_sure(one) else difference_text(one) for one in found)]
+            )
+    return grid([f"minus {section['reference']}", *metrics], rows)
+
+
+def _published(table: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
+    """What the paper prints, with differences to its own reference."""
+    source = section["published"]
+    if source is None:
+        return []
+    rows = [
+        [label(table, row["variant"]), *(published_text(section, row, metric) for metric in MEANS)]
+        for row in section["rows"]
+        if row["published"]
+    ]
+    return [f"{source['method']} on {source['dataset']}, {source['split']} (published). {PAPER}", grid(["published", *MEANS], rows)]

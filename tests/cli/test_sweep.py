@@ -1,0 +1,146 @@
+"""`stvg-sweep`: a whole table by one command, stopped and gone on with; what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+import cli.evaluate
+import cli.sweep
+import grounding.intervals
+import grounding.sweep_plan
+from grounding.sweep import Place
+from grounding.sweep_plan import SweepTable
+
+TABLE = {
+    "title": "a table",
+    "system": "csdvl",
+    "variants": {
+        "full": {"shows": "all of it"},
+        "none": {"shows": "less", "changes": {"model": {"collaboration": "none"}}},
+        "more_frames": {"shows": "more frames", "of": "full", "times": 2},
+    },
+    "sections": [{"title": "part", "reference": "full", "rows": ["full", "none", "more_frames"]}],
+    "claims": [{"more": "full", "less": "none", "metric": "m_vIoU", "source": "a paper"}],
+}
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small table, and few videos and draws will do for intervals."""
+    monkeypatch.setattr(grounding.intervals, "FEWEST", 1)
+    monkeypatch.setattr(grounding.intervals, "RESAMPLES", 400)
+    shipped = grounding.sweep_plan.load_tables()
+    monkeypatch.setattr(grounding.sweep_plan, "load_tables", lambda path: {**shipped, "small": SweepTable.model_validate(TABLE)})
+
+
+@pytest.fixture
+def arguments(tiny_run: Any, tmp_path: Path) -> list[str]:
+    recipe = yaml.safe_load((tiny_run.run / "config.yaml").read_text())["train"]
+    config = {"train": {"model": recipe["model"], "batch": 2, "max_steps": 3, "validate_every": 3, "device": "cpu", "schedule": "constant"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(config | {"evaluate": {"device": "cpu"}}))
+    return [
+        *("--features", str(tiny_run.store), "--out", str(tmp_path / "out"), "--table", "small"),
+        *("--seeds", "2", "--preset", "shapes", "--config", str(tmp_path / "params.yaml"), "--set", "checkpoint_every=1"),
+    ]
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.sweep.app, arguments)
+
+
+def test_a_table_is_made_and_made_again_from_what_is_there(arguments: list[str], tmp_path: Path, tiny_run: Any) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.stderr
+    out = tmp_path / "out"
+    assert f"wrote {out / 'table.md'}" in result.stdout
+    assert "full, seed 0 (run 1 of 6): 0/12 steps" in result.stderr
+    assert "none, seed 1 (run 4 of 6): 12/12 steps" in result.stderr
+    assert "full > none by m_vIoU" in result.stdout
+    table = json.loads((out / "table.json").read_text())
+    assert (table["steps"], table["seeds"]) == ([3], [0, 1])
+    log = (out / "log.txt").read_text()
+    assert log.count("training ") == 4
+    assert log.count("judging ") == 6
+    weights = out / "none" / "seed-1" / "checkpoints" / "last" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert call(*arguments).exit_code == 0
+    assert weights.stat().st_mtime_ns == before
+    assert json.loads((out / "table.json").read_text()) == table
+    # a run of the sweep is an ordinary one
+    shutil.copytree(out / "none" / "seed-1", tmp_path / "run")
+    judged = CliRunner().invoke(
+        cli.evaluate.app, ["--run", str(tmp_path / "run"), "--features", str(tiny_run.store), "--set", "device=cpu"]
+    )
+    assert judged.exit_code == 0, judged.stderr
+    assert (tmp_path / "run" / "scores" / "test.json").read_text() == (out / "none" / "seed-1" / "scores" / "test.json").read_text()
+
+
+def test_stopped_by_sigterm_it_goes_on(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tmp_path / "whole"
+    assert call(*arguments, "--out", str(whole)).exit_code == 0
+    steps: list[int] = []
+
+    @contextmanager
+    def stop_at(step: int) -> Iterator[Any]:
+        def watch(place: Place) -> None:
+            steps.append(place.step)
+            if place.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        yield watch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.sweep, "sweep_progress", lambda: stop_at(5))
+        stopped = call(*arguments)
+    assert stopped.exit_code == 143
+    assert "run the same command again" in stopped.stderr
+    assert not (tmp_path / "out" / "table.json").exists()
+    steps.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.sweep, "sweep_progress", lambda: stop_at(-1))
+        assert call(*arguments).exit_code == 0
+    assert min(step for step in steps if step) >= 4, "the first run, of three steps, and one or two of the second are done"
+    ours, other = (json.loads((folder / "table.json").read_text()) for folder in (tmp_path / "out", whole))
+    assert ours == other
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--table", "other"], "there is no table 'other'; the tables are csdvl, small: name one with --table"),
+        (["--seeds", "1"], "--seeds 1: a table over seeds needs at least 2"),
+        (["--preset", "other"], "there is no preset 'other'"),
+        (["--set", "nothing=1"], "unknown key 'nothing'"),
+    ],
+)
+def test_what_cannot_work_is_said(arguments: list[str], more: list[str], message: str) -> None:
+    result = call(*arguments, *more)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_terminal_shows_runs_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with cli.sweep.sweep_progress() as watch:
+        watch(Place("full, seed 0", 0, 3))
+        watch(Place("none, seed 1", 2, 3, 25, 30))
+    last = terminal.getvalue().replace("\r", "\n")
+    assert "none, seed 1" in last
+    assert "2/3" in last
+    assert "25/30" in last

@@ -1,0 +1,100 @@
+"""`stvg-train`: what it is asked for reaches the run, and a stopped command can be run again."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner, Result
+
+from cli.train import app
+from grounding.checkpoint import load_model, read_provenance
+
+MODEL = {"d": 16, "heads": 2, "ffn": 32, "layers": 1, "frames": 4, "clips": 8, "map_channels": 8, "map_kernel": 3, "map_layers": 1}
+SETTINGS = {"model": MODEL, "max_steps": 2, "batch": 2, "device": "cpu"}
+
+
+def words(store: Path, run: Path, *more: str, **changes: Any) -> list[str]:
+    """The command's arguments; its config lies beside the run."""
+    config = run.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump({"train": {**SETTINGS, **changes}}))
+    return ["--features", str(store), "--run", str(run), "--config", str(config), *more]
+
+
+def call(*arguments: Any, **changes: Any) -> Result:
+    return CliRunner().invoke(app, words(*arguments, **changes))
+
+
+def saved(run: Path) -> dict[str, Any]:
+    return yaml.safe_load((run / "config.yaml").read_text())["train"]
+
+
+def test_the_preset_is_the_data_set_s_under_the_file_under_set(tiny_run: Any, tmp_path: Path) -> None:
+    result = call(tiny_run.store, tmp_path / "run", "--set", "seed=3", "--set", "max_steps=1", lr=0.5)
+    assert (result.exit_code, result.stdout) == (0, f"trained {tmp_path / 'run'}\n"), result.stderr
+    config = saved(tmp_path / "run")
+    assert (config["seed"], config["max_steps"], config["lr"], config["schedule"]) == (3, 1, 0.5, "one-cycle")
+
+
+def test_another_system_is_named_in_the_run(tiny_run: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert call(tiny_run.store, run, "--model", "stvgformer", "--preset", "hcstvg-v2").exit_code == 0
+    assert (read_provenance(run)["model"], saved(run)["system"]) == ("stvgformer", "stvgformer")
+    assert load_model(run)[1].d == 16
+
+
+def test_a_run_that_is_replaced_is_moved_aside_and_named(tiny_run: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.run, run)
+    result = call(tiny_run.store, run)
+    assert f"the run that was in {run} is now in {run}.old-1; delete it when it is not needed" in result.stdout
+    assert read_provenance(tmp_path / "run.old-1") == read_provenance(tiny_run.run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "detr"), "there is no system 'detr'; the systems are csdvl, stvgformer: name one with --model"),
+        (("--preset", "x"), "there is no preset 'x' of csdvl; its presets are"),
+        (("--set", "speed=1"), "section 'train': unknown key 'speed'; the keys are"),
+        (("--set", "precision=float16"), "section 'train': precision: Input should be 'float32' or 'bfloat16'"),
+        (("--resume",), "holds no checkpoint to resume"),
+    ],
+)
+def test_what_is_refused(tiny_run: Any, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = call(tiny_run.store, tmp_path / "run", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_command_saves_and_goes_on(tiny_run: Any, tmp_path: Path, number: int, code: int) -> None:
+    """A second training of the run is refused meanwhile; afterwards the same command takes up the step that was saved."""
+    run = tmp_path / "run"
+    arguments = words(tiny_run.store, run, max_steps=10**6, checkpoint_every=10**6, validate_every=10**6, log_every=1)
+    process = subprocess.Popen([sys.executable, "-m", "cli.train", *arguments], stderr=subprocess.PIPE, text=True)
+    drawn = run / "curves" / "plots" / "metrics" / "train" / "loss.tsv"
+    deadline = time.monotonic() + 120
+    while not drawn.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    refused = CliRunner().invoke(app, arguments)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "stopped; run the same command again to go on" in errors
+    assert refused.exit_code == 2
+    assert f"run {run} is in use by pid {process.pid} on" in " ".join(refused.stderr.split())
+    step = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)["step"]
+    rows = drawn.read_text().splitlines()[1:]
+    assert [int(row.split("\t")[0]) for row in rows] == list(range(1, step + 1))
+    again = CliRunner().invoke(app, [*arguments, "--resume", "--set", f"max_steps={step + 1}", "--set", "schedule_steps=null"])
+    assert again.exit_code == 0, again.stderr
+    assert read_provenance(run)["finished"] == step + 1

@@ -1,0 +1,66 @@
+"""Runs that answer together must fit together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from grounding.ensemble import Ensemble, differences
+from pipeline.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def other(tiny_run: Any, tmp_path: Path) -> Path:
+    """A copy of the run that may be changed."""
+    return shutil.copytree(tiny_run.run, tmp_path / "other")
+
+
+def set_model(run: Path, **values: int) -> None:
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["train"]["model"] |= values
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_an_ensemble_sees_what_its_runs_were_trained_with(tiny_run: Any, other: Path) -> None:
+    ensemble = Ensemble.of_runs([tiny_run.run, other], CPU)
+    assert (len(ensemble.models), ensemble.frames, ensemble.clips) == (2, 4, 8)
+    assert not any(model.training for model in ensemble.models)
+    assert Ensemble.of_runs([tiny_run.run], CPU, frames=96).frames == 96
+
+
+def test_runs_with_other_clips_are_refused(tiny_run: Any, other: Path) -> None:
+    set_model(other, clips=5)
+    with pytest.raises(InputError, match=r"sees 8 clips and .*other 5: score maps are averaged cell by cell"):
+        Ensemble.of_runs([tiny_run.run, other], CPU, frames=4)
+
+
+def test_runs_with_other_frames_need_a_number_for_all(tiny_run: Any, other: Path) -> None:
+    set_model(other, frames=6)
+    with pytest.raises(InputError, match=r"was trained with 4 frames and .*other with 6: say how many .* with --set frames=N"):
+        Ensemble.of_runs([tiny_run.run, other], CPU)
+    assert Ensemble.of_runs([tiny_run.run, other], CPU, frames=6).frames == 6
+
+
+def test_runs_of_other_features_are_refused(tiny_run: Any, other: Path) -> None:
+    about = json.loads((other / "provenance.json").read_text())
+    about["products"]["motion"] |= {"weights": "random:1", "versions": {"torch": "0"}}
+    del about["products"]["text"]
+    (other / "provenance.json").write_text(json.dumps(about))
+    expected = r"other does not fit run .*: motion weights is 'random:1', not 'tiny'; text is absent: the runs .* must fit one store"
+    with pytest.raises(InputError, match=expected):
+        Ensemble.of_runs([tiny_run.run, other], CPU)
+
+
+def test_what_differs_is_named_and_versions_may() -> None:
+    expected = {"motion": {"weights": "a", "versions": {"torch": "1"}}, "text": {"weights": "t"}}
+    assert differences(expected, {**expected, "frames": {}, "motion": {"weights": "a"}}) == []
+    found = {"motion": {"weights": "b", "int8": True}}
+    assert differences(expected, found) == ["motion int8 is True, not None", "motion weights is 'b', not 'a'", "text is absent"]

@@ -1,0 +1,79 @@
+"""Presets hold the papers' numbers, all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from grounding.recipe import Recipe
+from grounding.systems import SYSTEMS, preset, system_of
+from pipeline.config import validate
+from pipeline.errors import InputError
+
+COMMON = {
+    "batch": 8, "lr": 1e-4, "lr_image": 1e-5, "lr_text": 1e-5, "weight_decay": 1e-4, "clip_norm": 0.1, "schedule": "constant",
+    "model.d": 256, "model.heads": 8, "model.ffn": 2048, "model.layers": 6, "model.dropout": 0.1,
+    "model.map_channels": 512, "model.collaboration": "full", "model.streams": "both", "model.box_head": "mlp",
+    "model.clip_pool": "mean", "model.guide_gain": "one", "model.mask_padding": True, "model.detach_guide": False,
+    "loss.l1": 5, "loss.giou": 2, "loss.proposals": 5, "loss.attentive": 1, "loss.attentive_frame": 0.5, "loss.attentive_clip": 1,
+    "loss.carriers": 0, "loss.every_layer": True,
+}  # fmt: skip
+SHORT = {"model.frames": 48, "model.clips": 16, "model.alpha": 0.1, "model.map_kernel": 5, "model.map_layers": 8, "ema": 0.999}
+LONG = {"model.frames": 64, "model.clips": 64, "model.alpha": 1.0, "model.map_kernel": 9, "model.map_layers": 4, "ema": 0.99997}
+PAPERS = {
+    "hcstvg-v1": {**COMMON, **SHORT, "epochs": 10},
+    "hcstvg-v2": {**COMMON, **SHORT, "epochs": 4},
+    "vidstg": {**COMMON, **LONG, "epochs": 10},
+}
+"""Supplement B.1 and B.2; 2D-TAN for the maps. STVGFormer's λ (5, 2, .5, 5, 1) are the same, multiplied out."""
+
+
+def config_of(name: str, system: str = "csdvl") -> Recipe:
+    return validate(system_of(system).config, preset(name, system), name)
+
+
+def value(config: Recipe, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+@pytest.mark.parametrize("system", ["csdvl", "stvgformer"])
+@pytest.mark.parametrize("name", PAPERS)
+def test_presets_hold_the_papers_numbers(system: str, name: str) -> None:
+    config = config_of(name, system)
+    assert {key: value(config, key) for key in PAPERS[name]} == PAPERS[name]
+    assert config.system == system
+    assert config.max_steps is None
+
+
+@pytest.mark.parametrize(("system", "name"), [(system, name) for system, row in SYSTEMS.items() for name in row.presets])
+def test_every_preset_is_a_valid_config_of_its_system(system: str, name: str) -> None:
+    config = config_of(name, system)
+    assert isinstance(config, SYSTEMS[system].config)
+    assert config.model.d % config.model.heads == 0
+
+
+def test_stvgformer_is_csdvl_s_network() -> None:
+    for name in PAPERS:
+        ours, theirs = (config_of(name, system).model_dump() for system in ("csdvl", "stvgformer"))
+        assert {**ours, "system": "stvgformer"} == theirs
+
+
+def test_shapes_large_is_of_the_papers_size() -> None:
+    config = config_of("shapes-large")
+    model = config.model
+    assert (model.d, model.heads, model.layers, model.frames, model.clips) == (256, 8, 6, 48, 16)
+    assert config.precision == "bfloat16"
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    names = "hcstvg-v1, hcstvg-v2, vidstg, shapes, shapes-large"
+    with pytest.raises(InputError, match=f"there is no preset 'shape' of csdvl; its presets are {names}: name one with --preset"):
+        preset("shape")
+
+
+def test_an_unknown_system_is_refused() -> None:
+    with pytest.raises(InputError, match="there is no system 'detr'; the systems are csdvl, stvgformer: name one with --model"):
+        preset("shapes", "detr")

@@ -1,0 +1,156 @@
+"""The second look, with a model that knows the truth and says every proposal's IoU with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from grounding.ask import InMemory
+from grounding.data import FeatureSet
+from grounding.models.csdvl import Inputs, Outputs
+from grounding.modules.proposals import iou_map
+from grounding.predict import predict
+from grounding.refine import interpolated, window_around
+from pipeline.records import Prediction, Query, Tracks
+from pipeline.store import Entry
+
+FRAME_COUNT, EVERY, FRAMES, CLIPS = 320, 5, 8, 8
+SEGMENT = (100, 260)
+
+
+@dataclass(eq=False)
+class Knowing(nn.Module):
+    """Reads from the motion features when it is looking, since they hold the middles of their clips; boxes are at τ."""
+
+    truth: tuple[float, float]
+    windows: list[tuple[float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: Inputs) -> Outputs:
+        middles = inputs.motion[:, :, 0, 0, 0].float()
+        half = (middles[:, 1] - middles[:, 0]) / 2
+        begin, end = middles[:, 0] - half, middles[:, -1] + half
+        self.windows += zip(begin.tolist(), end.tolist(), strict=True)
+        span = (torch.tensor([self.truth]) - begin[:, None]) / (end - begin)[:, None]
+        tau, nothing = inputs.frame_tau, torch.zeros(0)
+        boxes = torch.stack([tau, *(torch.full_like(tau, side) for side in (0.5, 0.0, 0.25))], -1)
+        logits: Tensor = iou_map(span, CLIPS).clamp(1e-7, 1 - 1e-7).logit()
+        return Outputs(boxes[None], logits, *[nothing] * 8)
+
+
+def features_of(clip_frames: int, segment: tuple[int, int] = SEGMENT) -> FeatureSet:
+    """One query about a video with an appearance map every five frames and a clip every `clip_frames`."""
+    facts = {"fps": 25.0, "frame_count": FRAME_COUNT, "size": (100, 100)}
+    query = Query.model_validate({"id": "q", "video": "v", "path": "v.mp4", "segment": segment, "text": "x", "split": "test", **facts})
+    frames, clips = np.arange(0, FRAME_COUNT, EVERY), np.arange(0, FRAME_COUNT, clip_frames)
+    motion = (clips + clip_frames / 2).astype(np.float16)[:, None, None, None]
+    made = [
+        Entry("v", "v", np.zeros((len(frames), 2, 2, 1), np.float16), {"frame": frames}, {"size": [100, 100]}),
+        Entry("v", "v", motion, {"frame": clips + clip_frames // 2}, {"size": [100, 100]}),
+        Entry("q", "v", np.zeros((2, 1), np.float16), {}),
+    ]
+    return FeatureSet([query], Tracks(), *(InMemory([entry]) for entry in made), frames=FRAMES, clips=CLIPS)
+
+
+def ask(model: nn.Module, features: FeatureSet, refine: bool = True, between: bool = False) -> Prediction:
+    (answer,) = predict(model, features, features.queries, refine=refine, between=between)
+    return answer
+
+
+def test_the_second_look_finds_the_boundary_on_the_finer_grid() -> None:
+    """Clips of 20 frames hold [140, 180) best; the window [120, 200) has clips of 10, and the truth is on their edges."""
+    model, features = Knowing((150, 180)), features_of(5)
+    assert ask(model, features, refine=False).span == (140, 180)
+    model.windows.clear()
+    answer = ask(model, features)
+    assert answer.span == (150, 180)
+    assert sorted(set(model.windows)) == [(100, 260), (120, 200)]
+    assert answer.score == pytest.approx((1 + (30 / 40 + 20 / 30) / 2) / 2, abs=1e-5)
+
+
+def test_a_truth_between_fine_clips_is_found_to_half_a_clip() -> None:
+    for begin in range(145, 156):
+        found = ask(Knowing((begin, begin + 32)), features_of(5), between=True)
+        assert abs(found.span[0] - begin) <= 5
+        assert abs(found.span[1] - begin - 32) <= 5
+
+
+def test_boxes_of_both_looks_are_averaged() -> None:
+    """Each stored frame is seen once by each look: at τ of the segment, and in the window at τ of the window."""
+    answer = ask(Knowing((150, 180)), features_of(5))
+    assert [row[0] for row in answer.boxes] == list(range(*SEGMENT, EVERY))
+    for frame, x1, *_ in answer.boxes:
+        seen = [(frame + 0.5 - 100) / 160] + ([(frame + 0.5 - 120) / 80] if 120 <= frame < 200 else [])
+        assert x1 == pytest.approx(100 * np.mean(seen), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("clip_frames", "truth"),
+    [
+        (20, (150, 180)),  # as many clips are stored as the model sees
+        (40, (150, 180)),  # fewer
+        (5, (100, 260)),  # the span is the whole segment
+        (5, (120, 250)),  # with its margins it is
+    ],
+)
+def test_where_nothing_new_can_be_seen_there_is_no_second_look(clip_frames: int, truth: tuple[int, int]) -> None:
+    model, features = Knowing(truth), features_of(clip_frames)
+    once = ask(model, features, refine=False)
+    calls = len(model.windows)
+    assert ask(model, features) == once
+    assert len(model.windows) == 2 * calls
+
+
+def test_the_window_holds_as_many_clips_as_the_model_sees() -> None:
+    """The best is one clip of 20 frames; 16 clips of 10 are stored, so that eight of them are 80 frames."""
+    model = Knowing((160, 180))
+    ask(model, features_of(10))
+    assert sorted(set(model.windows)) == [(100, 260), (130, 210)]
+
+
+@pytest.mark.parametrize(
+    ("span", "least", "window"),
+    [
+        ((40, 60), 1, (30, 70)),
+        ((5, 25), 1, (0, 35)),
+        ((80, 100), 1, (70, 100)),
+        ((49, 50), 20, (40, 60)),
+        ((0, 2), 30, (0, 30)),
+        ((97, 100), 30, (70, 100)),
+        ((10, 90), 1, (0, 100)),
+        ((50, 51), 100, (0, 100)),
+    ],
+)
+def test_windows_have_margins_and_stay_in_the_segment(span: tuple[int, int], least: int, window: tuple[int, int]) -> None:
+    assert window_around(span, (0, 100), least) == window
+    moved = window_around((span[0] + 7, span[1] + 7), (7, 107), least)
+    assert moved == (window[0] + 7, window[1] + 7)
+
+
+@pytest.fixture
+def scores() -> np.ndarray:
+    return np.where(np.triu(np.ones((4, 4), dtype=bool)), np.random.default_rng(0).random((4, 4)), -1.0)
+
+
+def test_a_map_read_at_its_own_cells_is_itself(scores: np.ndarray) -> None:
+    edges = np.arange(5) / 4
+    np.testing.assert_allclose(interpolated(scores, edges[:-1], edges[1:]), scores, atol=1e-12)
+
+
+def test_between_cells_scores_are_linear_and_only_proposals_count(scores: np.ndarray) -> None:
+    def at(begin: float, end: float) -> float:
+        return float(interpolated(scores, np.array([begin / 4]), np.array([end / 4]))[0, 0])
+
+    assert at(0.5, 3) == pytest.approx((scores[0, 2] + scores[1, 2]) / 2)
+    assert at(1, 3.25) == pytest.approx(0.75 * scores[1, 2] + 0.25 * scores[1, 3])
+    assert at(0.5, 1.5) == pytest.approx((scores[0, 0] + scores[0, 1] + scores[1, 1]) / 3)
+    assert at(0.2, 0.7) == pytest.approx(scores[0, 0])
+    assert at(3.2, 3.9) == pytest.approx(scores[3, 3])
+    assert at(2, 2) == at(3, 1) == -1
