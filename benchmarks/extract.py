@@ -45,7 +45,7 @@ class Case:
     short: int
 
 
-CASES = (Case("tiny", 160, 8, (320, 240), 96), Case("full", 12, 2, (320, 240), 320))
+CASES = (Case("tiny", 120, 8, (320, 240), 96), Case("full", 10, 2, (320, 240), 320))
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ WORKERS_PER_GPU = 3
 def work(jobs: Sequence[Job], config: ExtractConfig, count: Tick) -> Iterator[tuple[Job, Made]]:
     """Run the jobs and yield each with its result as it ends; `count` is called after every video.
 
-    A job whose workers died again and again, Dask's retries included, is taken apart: each of its videos becomes a job
-    of its own, and fails if its workers die too.
+    A job whose workers died again and again, Dask's retries included, is taken apart: in the end each of its videos runs
+    alone, and fails if its workers die then too.
     """
     if config.workers == 0:
         for job in jobs:
@@ -42,26 +42,22 @@ def work(jobs: Sequence[Job], config: ExtractConfig, count: Tick) -> Iterator[tu
         client.subscribe_topic(topic, lambda event: count(*event[1]))
         needs = GPU if config.scheduler and runs_on_gpu(config) else None
 
-        def submit(jobs: Sequence[Job]) -> dict[Any, Job]:
-            return {client.submit(_make_shard_on_worker, _located(job), topic, pure=False, resources=needs): job for job in jobs}
+        def submit(job: Job) -> Any:
+            return client.submit(_make_shard_on_worker, _located(job), topic, pure=False, resources=needs)
 
-        left = submit(jobs)
-        ended = as_completed(left)
-        for future in ended:
-            job = left.pop(future)
+        left, suspects = {submit(job): job for job in jobs}, list[Job]()
+        for future in as_completed(left):
+            job = left[future]
             made = _result(future)
-            if made is not None:
-                yield job, made
-                continue
-            there = shards_there(job)
-            made_part, alone = job.taken_apart(there)
-            if alone and len(job.shard.videos) == 1:
-                yield job, (there, [_died(job)])
-                continue
-            yield made_part, (there, [])
-            again = submit(alone)
-            left |= again
-            ended.update(again)
+            if made is None:
+                there = shards_there(job)
+                job, alone = job.taken_apart(there)
+                made = there, []
+                suspects += alone
+            yield job, made
+        for job in suspects:  # one at a time: Dask blames all tasks that a dead worker had
+            made = _result(submit(job))
+            yield job, made if made is not None else (shards_there(job), [_died(job)])
 
 
 def _located(job: Job) -> Job:

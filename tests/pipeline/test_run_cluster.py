@@ -104,6 +104,7 @@ def test_a_video_that_kills_its_workers_costs_no_other(extraction: Extractions, 
     seen: list[tuple[int, int]] = []
     with dask.config.set({"distributed.worker.preload": [str(harm)], "distributed.scheduler.allowed-failures": 0}):
         report = run(small_data / "index.jsonl", small_data, "jsonl", one.store, config, lambda done, total: seen.append((done, total)))
+    assert len(report.failures) == 1, report.failures
     (failure,) = report.failures
     assert (failure.video, failure.stage, failure.reason) == ("v2", "worker", "died")
     assert f"{small_data}/v2.mp4: the worker process died each time this video was encoded" in failure.detail
