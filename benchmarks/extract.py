@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import where
+from pipeline.cluster import MEMORY
 
 CORES = os.cpu_count() or 1
 TURNS = 2
@@ -66,8 +67,8 @@ def measure(case: Case) -> Iterator[str]:
             with processor_time() as spent:
                 walls.append(timed(lambda turn=turn: extract(index, Path(place) / f"store-{turn}", case)))  # type: ignore[misc]
             busies.append(spent[0] / CORES)
-            usuals.append(timed(lambda turn=turn: spread(usual_way, paths, case, str(Path(place) / f"npy-{turn}"))))  # type: ignore[misc]
-        decode, networks = (timed(lambda w=work: spread(w, paths, case)) for work in (decode_alone, networks_alone))  # type: ignore[misc]
+            usuals.append(timed(lambda turn=turn: spread(usual_way, paths, case, {}, str(Path(place) / f"npy-{turn}"))))  # type: ignore[misc]
+        decode, networks = (timed(lambda w=work: spread(w, paths, case, MEMORY)) for work in (decode_alone, networks_alone))  # type: ignore[misc]
         compare(Path(place) / "store-0", Path(place) / "npy-0", paths)
     wall, busy, usual = min(walls), min(busies), min(usuals)
     floor = max(decode, networks, busy)
@@ -131,8 +132,11 @@ def extract(index: Path, store: Path, case: Case) -> None:
     assert not report.failures, report.failures
 
 
-def spread(work: Callable[..., None], paths: list[Path], case: Case, *more: str) -> None:
-    """The work on as many processes as the run has workers."""
+def spread(work: Callable[..., None], paths: list[Path], case: Case, memory: dict[str, str], *more: str) -> None:
+    """The work on as many processes as the run has workers; `memory` are their settings of the allocator, which Dask leaves behind."""
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        del os.environ[name]
+    os.environ.update(memory)
     with ProcessPoolExecutor(CORES, mp_context=get_context("spawn")) as pool:
         for done in [pool.submit(work, paths[number::CORES], case, *more) for number in range(CORES)]:
             done.result()

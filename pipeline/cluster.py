@@ -21,6 +21,9 @@ from pipeline.weights import located
 
 GPU = {"GPU": 1}
 """What a task that runs networks on a GPU asks of the workers of another scheduler: `dask worker … --resources GPU=1`."""
+MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
+"""A worker keeps the memory of tensors that are gone: to get it anew, page by page, costs a third of the time. Tasks run in
+a thread, whose own arena would never keep large blocks: there is but one arena."""
 WORKERS_PER_GPU = 3
 """Processes that share one GPU, so that one encodes while another waits for its decoder."""
 
@@ -105,10 +108,7 @@ def _client(config: ExtractConfig) -> Iterator[Any]:
         with client:
             yield client
         return
-    # A worker keeps the memory of tensors that are gone: to get it anew, page by page, costs a third of the time. Tasks run
-    # in a thread, whose own arena would never keep large blocks: there is but one arena.
-    memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
-    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DASK_LOGGING__DISTRIBUTED": "error", **memory}
+    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DASK_LOGGING__DISTRIBUTED": "error", **MEMORY}
     dask.config.set({"distributed.logging.distributed": "error", "distributed.nanny.pre-spawn-environ": environment})
     # A shard that waits on a worker counts among those that killed it: let them wait at the scheduler.
     dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
