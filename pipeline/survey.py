@@ -76,7 +76,7 @@ def _held(store: Path, dataset: str, config: ExtractConfig, index: VideoIndex, s
     opened, seen = Store(store), SeenFiles(store)
     if opened.manifest.dataset != dataset:
         raise StoreError(f"store {store} holds dataset {opened.manifest.dataset!r}, not {dataset!r}: extract into another --store")
-    for product in set(config.products) & set(opened.products):
+    for product in (name for name in config.products if name in opened.products):
         own = opened.products[product]
         asked = {"kind": kind_of(product, config), **asked_of(product, config, own.provenance)}
         otherwise = list(differences({"kind": own.kind, **own.provenance}, asked))
