@@ -50,7 +50,7 @@ def work(jobs: Sequence[Job], config: ExtractConfig, count: Tick) -> Iterator[tu
 
         left, suspects = {submit(job): job for job in jobs}, list[Job]()
         for future in as_completed(left):
-            job = left[future]
+            job = left.pop(future)  # Dask computes a result again that is still wanted when the worker that holds it dies
             made = _result(future)
             if made is None:
                 there = shards_there(job)
@@ -112,6 +112,8 @@ def _client(config: ExtractConfig) -> Iterator[Any]:
     dask.config.set({"distributed.logging.distributed": "error", "distributed.nanny.pre-spawn-environ": environment})
     # A shard that waits on a worker counts among those that killed it: let them wait at the scheduler.
     dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
+    # The cluster gives a worker up that is away this long after a death, though it be away for another death: never.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})
     with (
         LocalCluster(n_workers=_processes(config), threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster,
         Client(cluster) as client,

@@ -93,7 +93,6 @@ shards.FeatureStream = Deadly
 """Run by each worker as it starts."""
 
 
-@pytest.mark.soak
 def test_a_video_that_kills_its_workers_costs_no_other(extraction: Extractions, tmp_path: Path, small_data: Path) -> None:
     """`v3` shares its shard; shards that were made, or waited, on a worker that died may be made again."""
     import dask
