@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Before torch is imported: its networks here are small, and threads that wait for a busy core cost ten times their work."""
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""A shell ignores Ctrl-C for what it starts in the background; tests send it, to themselves and to what they start."""
 SAMPLING = {"fps": 5.0, "short": 96, "clip_every": 0.4, "clip_span": 0.8}
 MODEL = {"d": 16, "heads": 2, "ffn": 32, "layers": 1, "frames": 4, "clips": 8, "map_channels": 8, "map_kernel": 3, "map_layers": 1}
 
