@@ -28,10 +28,14 @@ MAY_CHANGE = {"max_steps", "log_every", "checkpoint_every", "device"}
 log = logging.getLogger(__name__)
 
 
+class RunInUseError(InputError):
+    """Another process holds a run directory."""
+
+
 def sole_writer(run: Path) -> AbstractContextManager[object]:
-    """Hold a run directory: an InputError names the process that already trains it. The lock lies beside it, since a run
+    """Hold a run directory: a RunInUseError names the process that already trains it. The lock lies beside it, since a run
     may be moved aside."""
-    return OwnedLock(run.parent / f".{run.name}.lock", f"run {run}", InputError) if Processes().first else nullcontext()
+    return OwnedLock(run.parent / f".{run.name}.lock", f"run {run}", RunInUseError) if Processes().first else nullcontext()
 
 
 def open_run(store: Path, run: Path, config: Recipe, resume: bool = False) -> Path | None:

@@ -1,4 +1,5 @@
-"""A sweep: every variant of a table, trained over several seeds and judged. Stopped anywhere, it goes on where it was.
+"""A sweep: every variant of a table, trained over several seeds and judged. Stopped anywhere, it goes on where it was; started
+several times, on one machine or on several that share a folder, the processes divide the work among them.
 
 Each trained variant and seed is an ordinary run directory, `<out>/<variant>/seed-<n>`; what is derived without training
 has predictions, scores and metrics alone. Beside them `judged.json` says what they were made from: results that are
@@ -10,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from grounding.exam import Exam, read_exam
 from grounding.judge import EvaluateConfig, judge, predict_split, write_results
 from grounding.metrics import Score, read_scores
 from grounding.recipe import Recipe
-from grounding.runs import MAY_CHANGE, open_run, sole_writer
+from grounding.runs import MAY_CHANGE, RunInUseError, open_run, sole_writer
 from grounding.sweep_plan import SweepTable, Variant
 from grounding.systems import system_of
 from grounding.train import train
@@ -33,6 +36,8 @@ from pipeline.store import Store
 
 JUDGED = "judged.json"
 FEWEST_SEEDS = 2
+OTHERS_SECONDS = 2.0
+"""Between two looks at what other processes are making."""
 log = logging.getLogger(__name__)
 
 
@@ -110,29 +115,33 @@ def _asked(name: str, variant: Variant, config: Recipe, evaluate: EvaluateConfig
 
 
 def run_sweep(sweep: Sweep, watch: Watch = lambda place: None) -> Results:
-    """Make what is missing, and read the scores of all."""
+    """Make what is missing, and read the scores of all. Several processes may work at one sweep: each takes what no other has."""
     runs = list(sweep.runs())
     trained = len(sweep.table.trained) * len(sweep.seeds)
-    found: Results = {name: [] for name in sweep.table.variants}
+    made: dict[tuple[str, int | None], list[Score]] = {}
     place = Place("", 0, len(runs))
-    for number, (name, seed) in enumerate(runs):
-        folder = sweep.folder(name, seed)
-        place = replace(place, what=f"{name}, {'all seeds' if seed is None else f'seed {seed}'}", run=number)
+
+    def at(step: int, steps: int) -> None:
+        nonlocal place
+        place = replace(place, step=len(made) * steps + step, steps=trained * steps)
         watch(place)
 
-        def at(step: int, steps: int, number: int = number) -> None:
-            nonlocal place
-            place = replace(place, step=number * steps + step, steps=trained * steps)
-            watch(place)
-
-        with sole_writer(folder):
-            if seed is not None and sweep.table.variants[name].of is None:
-                _train(sweep, name, seed, at)
-            else:
-                _derive(sweep, name, seed)
-        found[name].append(read_scores(_scores_file(sweep, folder)))
+    for part in (runs[:trained], runs[trained:]):  # what is derived asks all that is trained
+        while left := [one for one in part if one not in made]:
+            before = len(made)
+            for name, seed in left:
+                place = replace(place, what=f"{name}, {'all seeds' if seed is None else f'seed {seed}'}", run=len(made))
+                watch(place)
+                with suppress(RunInUseError), sole_writer(sweep.folder(name, seed)):
+                    if seed is not None and sweep.table.variants[name].of is None:
+                        _train(sweep, name, seed, at)
+                    else:
+                        _derive(sweep, name, seed)
+                    made[name, seed] = read_scores(_scores_file(sweep, sweep.folder(name, seed)))
+            if len(made) == before:
+                time.sleep(OTHERS_SECONDS)
     watch(replace(place, what="all made", run=len(runs)))
-    return found
+    return {name: [made[name, seed] for seed in sweep.seeds_of(name)] for name in sweep.table.variants}
 
 
 def _train(sweep: Sweep, name: str, seed: int, at: Callable[[int, int], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import grounding.sweep
 from grounding.judge import EvaluateConfig, predict_split
 from grounding.metrics import read_scores
+from grounding.runs import sole_writer
 from grounding.sweep import Place, Results, Sweep, plan, run_sweep
 from grounding.sweep_plan import SweepTable, load_tables, table_named
 from grounding.systems import preset, system_of
@@ -73,6 +75,27 @@ def steps_taken(sweep: Sweep) -> tuple[list[int], Results]:
     results = run_sweep(sweep, places.append)
     assert places[-1].run == places[-1].runs == len(list(sweep.runs()))
     return [place.step for place in places], results
+
+
+def test_what_another_process_makes_is_left_to_it_and_waited_for(judged_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run is held by another until the last has been looked at."""
+    monkeypatch.setattr(grounding.sweep, "OTHERS_SECONDS", 0.0)
+    sweep, order = sweep_of(judged_store), list[str]()
+    with ExitStack() as other:
+        other.enter_context(sole_writer(sweep.folder("full", 0)))
+
+        def watch(place: Place) -> None:
+            if order[-1:] != [place.what]:
+                order.append(place.what)
+            if place.what == "none, seed 1":
+                other.close()
+
+        results = run_sweep(sweep, watch)
+    assert order[:5] == ["full, seed 0", "none, seed 0", "full, seed 1", "none, seed 1", "full, seed 0"]
+    assert results == {
+        name: [read_scores(sweep.folder(name, seed) / "scores" / "test.json") for seed in sweep.seeds_of(name)] for name in results
+    }
+    assert [len(results[name]) for name in TABLE["variants"]] == [2, 2, 2, 1]
 
 
 def test_every_run_is_made_in_order_and_judged(judged_store: Path) -> None:
