@@ -124,11 +124,6 @@ class FeatureSet:
             text=self._recent.get(("text", query.id), lambda: self.text.read(query.id)),
         )
 
-    def passes(self, query: Query) -> list[Sample]:
-        """Test-time samples that together see every stored frame of the segment."""
-        own = self.rows_of(query, self.appearance.columns(query.video)["frame"])
-        return [self.sample(query, own[places]) for places in sampling.passes(len(own), self.frames)]
-
     def rows_of(self, query: Query, stored: np.ndarray) -> np.ndarray:
         """Rows of a query's stored frames inside its segment; the nearest one where the grid skips a short segment."""
         begin, end = query.segment
@@ -245,7 +240,8 @@ def join_targets(targets: Sequence[Targets]) -> Targets:
 def _padded(arrays: Sequence[np.ndarray], pin: bool) -> Tensor:
     """Stack arrays of one rank and type, zero-padded to the largest along every axis.
 
-    NumPy does the work: it copies on the calling thread, where torch would wake threads that the network is using.
+    NumPy does the work, on the calling thread: a loader's thread where torch has once computed has a team of threads of its
+    own, and with more threads than cores OpenMP lets all of them sleep at every wait, the network's too.
     """
     shape = np.max([array.shape for array in arrays], 0)
     kind = torch.from_numpy(arrays[0][:0]).dtype
@@ -258,12 +254,14 @@ def _padded(arrays: Sequence[np.ndarray], pin: bool) -> Tensor:
 
 
 def _means(rows: np.ndarray, bins: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The mean of the rows `[begin, end)` of each bin, `[n, …]` → `[bins, …]`, in float32 (torch does it faster than NumPy)."""
+    """The mean of the rows `[begin, end)` of each bin, `[n, …]` → `[bins, …]`, taken in float32.
+
+    By NumPy, for the reason that `_padded` states.
+    """
     result = rows[[begin for begin, _ in bins]]
-    given, means = torch.from_numpy(rows), torch.from_numpy(result)
     for place, (begin, end) in enumerate(bins):
         if end - begin > 1:
-            means[place] = given[begin:end].mean(0, dtype=torch.float32)
+            result[place] = np.add.reduce(rows[begin:end], 0, dtype=np.float32) / (end - begin)
     return result
 
 

@@ -31,7 +31,7 @@ class LossConfig(Config):
     carriers: float = 0.0
     """Of the cells that carry the box, and of those a clip is heard from (ours; for `box_head` and `clip_pool` attention)."""
     cells: float = 0.0
-    """Of the boxes that the cells on the object propose, each for itself (ours): sharper boxes from scratch."""
+    """Of the boxes that the cells on the object propose, each for itself (ours; for `box_head` attention): sharper boxes."""
     every_layer: bool = True
     """Box losses after every layer, as in DETR (ours)."""
 
@@ -68,24 +68,24 @@ class Totals(NamedTuple):
 def box_losses(boxes: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:
     """L1 and GIoU of boxes `[layers, B, T_s, 4]` cxcywh, summed over layers and boxed samples, over `total` (at least 1)."""
     where = targets.boxed.expand(boxes.shape[:-1])
-    truth = targets.boxes.expand_as(boxes)[where]
-    l1 = (boxes[where] - truth).abs().sum()
-    giou = generalized_box_iou_loss(corners(boxes[where]), corners(truth), reduction="sum")
-    return l1 / total.clamp(min=1), giou / total.clamp(min=1)
+    l1, giou = _apart(boxes[where], targets.boxes.expand_as(boxes)[where])
+    return l1.sum() / total.clamp(min=1), giou.sum() / total.clamp(min=1)
 
 
 def cell_losses(proposed: Tensor, centres: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 and GIoU of the boxes `[layers, B, T_s, cells, 4]` that the object's own cells propose, each cell for itself.
+    """L1 and GIoU of the boxes `[B, T_s, cells, 4]` that the object's own cells propose, each cell for itself.
 
-    The mean over a sample's own cells, summed over layers and boxed samples, over `total` (at least 1).
+    The mean over a sample's own cells, summed over boxed samples, over `total` (at least 1).
     """
     own = own_cells(targets.boxes, centres) & targets.boxed[..., None]
-    weight = (own / own.sum(-1, keepdim=True).clamp(min=1)).expand(proposed.shape[:-1])
-    where = own.expand(proposed.shape[:-1])
-    boxes, truth = proposed[where], targets.boxes[:, :, None].expand_as(proposed)[where]
-    l1 = (boxes - truth).abs().sum(-1)
-    giou = generalized_box_iou_loss(corners(boxes), corners(truth))
-    return (l1 * weight[where]).sum() / total.clamp(min=1), (giou * weight[where]).sum() / total.clamp(min=1)
+    share = (own / own.sum(-1, keepdim=True).clamp(min=1))[own]
+    l1, giou = _apart(proposed[own], targets.boxes[:, :, None].expand_as(proposed)[own])
+    return (l1 * share).sum() / total.clamp(min=1), (giou * share).sum() / total.clamp(min=1)
+
+
+def _apart(boxes: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and GIoU loss of each of n boxes, `[n, 4]` cxcywh."""
+    return (boxes - truth).abs().sum(-1), generalized_box_iou_loss(corners(boxes), corners(truth))
 
 
 def carrier_loss(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor, total: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def csdvl_loss(out: Outputs, targets: Targets, weights: LossConfig, totals: Tota
         parts["carriers"] = carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, totals.boxed)
         spatial = spatial + weights.carriers * parts["carriers"]
     if weights.cells and len(out.cell_boxes):
-        cell_l1, cell_giou = cell_losses(out.cell_boxes[layers], out.cell_centres, targets, totals.boxed)
+        cell_l1, cell_giou = cell_losses(out.cell_boxes, out.cell_centres, targets, totals.boxed)
         parts |= {"cells_l1": cell_l1, "cells_giou": cell_giou}
         spatial = spatial + weights.cells * (weights.l1 * cell_l1 + weights.giou * cell_giou)
     attentive = weights.attentive_frame * parts["frames"] + weights.attentive_clip * parts["clips"]

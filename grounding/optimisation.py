@@ -26,7 +26,7 @@ def optimiser_of(model: nn.Module, recipe: Recipe, steps: int) -> tuple[AdamW, L
         if parameter.requires_grad:
             groups[next((prefix for prefix in encoders if name.startswith(prefix)), "")].append(parameter)
     used = [prefix for prefix in rates if groups[prefix]]
-    optimiser = AdamW([{"params": groups[prefix], "lr": rates[prefix][0]} for prefix in used], weight_decay=recipe.weight_decay)
+    optimiser = AdamW([{"params": groups[prefix], "lr": rates[prefix][0]} for prefix in used], weight_decay=recipe.weight_decay, fused=True)
     return optimiser, LambdaLR(optimiser, [rates[prefix][1] for prefix in used])
 
 

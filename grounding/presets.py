@@ -36,7 +36,7 @@ _SHAPES: Presets = {
             "map_kernel": 5,
             "map_layers": 3,
         },
-        "loss": {"carriers": 1.0, "cells": 1.0},
+        "loss": {"carriers": 1.0, "cells": 2.0},
         "batch": 8,
         "lr": 1e-3,
         "schedule": "one-cycle",
@@ -48,7 +48,7 @@ _SHAPES: Presets = {
     # The papers' size, for a GPU.
     "shapes-large": {
         "model": {**_SCRATCH, "d": 256, "heads": 8, "ffn": 1024, "layers": 6, "frames": 48, "clips": 16, "map_channels": 256},
-        "loss": {"carriers": 1.0, "cells": 1.0},
+        "loss": {"carriers": 1.0, "cells": 6.0},
         "batch": 16,
         "precision": "bfloat16",
         "lr": 2e-4,

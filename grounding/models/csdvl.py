@@ -23,6 +23,7 @@ Where the paper leaves things open:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -115,7 +116,7 @@ class Outputs:
     """Which cells carry the box (`box_head=attention`), after every layer, `[layers, B, T_s, H, W]`; sums to 1 over cells.
     With `box_head=mlp` uniform."""
     cell_boxes: Tensor
-    """The box each cell proposes, after every layer, `[layers, B, T_s, H·W, 4]` cxcywh; with `box_head=mlp` the one box."""
+    """The box each cell proposes (`box_head=attention`), `[B, T_s, H·W, 4]` cxcywh; empty with `box_head=mlp`."""
     cell_centres: Tensor
     """`[B, H·W, 2]` (x, y) of the cells in [0, 1]."""
     heard: Tensor
@@ -154,10 +155,12 @@ class Csdvl(nn.Module):
         clips = self.project_motion(as_computed(inputs.motion.flatten(2, 3)[:, :, place.kept]))
         if not self.dynamic_space:
             clips, place = place.mean(clips)[:, :, None], place.without_space()
-        words, boxes, carried, cell_boxes, guides = text, [], [], [], []
+        words, boxes, carried, guides = text, [], [], []
         if self.streams == "both":
             memory = self.encode(inputs, text, place)
             queries = torch.zeros_like(memory.states[:, :1])
+            with torch.autocast(text.device.type, enabled=False):
+                cells = self.box_head.look(*memory.cells)
         for index, layer in enumerate(self.dynamic):
             clips, words = layer(clips, words, text_mask, place)
             if self.streams == "both":
@@ -170,10 +173,9 @@ class Csdvl(nn.Module):
                 clips, own = self.collaboration[index](clips, own, weight, place)
                 queries = own.flatten(0, 1)[:, None]
                 with torch.autocast(queries.device.type, enabled=False):  # bfloat16 would round boxes to 1/256 of the picture
-                    box, carriers, proposed = self.box_head(self.decoder_norm(queries[:, 0].float()), *memory.cells)
+                    box, carriers = self.box_head(self.decoder_norm(queries[:, 0].float()), cells)
                 boxes.append(box.unflatten(0, inputs.frame_tau.shape))
                 carried.append(memory.visual(carriers))
-                cell_boxes.append(proposed.unflatten(0, inputs.frame_tau.shape))
         heard = place.heard(self.listen(clips)[..., 0] if self.listen else None, clips.shape[1])
         pooled = torch.einsum("btsd,bts->btd", clips, heard.to(clips.dtype))
         frame_scores = self.frame_head(self.decoder_norm(own))[..., 0] if boxes else torch.zeros_like(inputs.frame_tau)
@@ -185,7 +187,7 @@ class Csdvl(nn.Module):
             clip_scores=self.clip_head(pooled)[..., 0],
             guides=torch.stack(guides) if guides else torch.zeros(0),
             carriers=torch.stack(carried) if carried else torch.zeros(0),
-            cell_boxes=torch.stack(cell_boxes) if boxes else torch.zeros(0),
+            cell_boxes=cells.boxes.unflatten(0, inputs.frame_tau.shape) if boxes and len(cells.boxes) else torch.zeros(0),
             cell_centres=place.cell_centres,
             heard=heard,
             heard_centres=place.space_centres,
@@ -224,6 +226,11 @@ class Memory:
         """The visual part of weights over tokens, `[B·T_s, H·W + L]` → `[B, T_s, H, W]`."""
         _, _, rows, columns = self.shape
         return weights[:, : rows * columns].reshape(self.shape)
+
+    @cached_property
+    def placed(self) -> Tensor:
+        """The states with their positions: what a decoder layer's attention compares with. Only once they are final."""
+        return self.states + self.positions
 
     @property
     def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -350,9 +357,9 @@ class StaticDecoderLayer(nn.Module):
         """Queries `[B·T_s, 1, d]`, their learned position `[d]` → queries and A over all tokens `[B·T_s, 1, H·W + L]`."""
         placed = queries + position
         queries = self.norm_self(queries + self.dropout(self.self_attn(placed, placed, queries)))
-        placed, keys = queries + position, memory.states + memory.positions
-        guide = self.cross_attn.weights(placed, keys, memory.mask, scale=alpha)
-        queries = self.norm_cross(queries + self.dropout(self.cross_attn(placed, keys, memory.states, memory.mask)))
+        placed, keys = queries + position, memory.placed
+        seen, guide = self.cross_attn.with_weights(placed, keys, memory.states, memory.mask, scale=alpha)
+        queries = self.norm_cross(queries + self.dropout(seen))
         return self.feed_forward(queries), guide
 
 

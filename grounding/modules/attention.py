@@ -21,21 +21,36 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """`[n, Q, d]`, `[n, K, d]`, `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count."""
-        q, k, v = self._project(query, 0), self._project(key, 1), self._project(value, 2)
+        return self._mix(*self._queries_and_keys(query, key), value, key_mask)
+
+    def with_weights(
+        self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and attention weights `[n, Q, K]`, mean over heads, of the projected query multiplied by `scale`."""
+        q, k = self._queries_and_keys(query, key)
+        logits = q * scale @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if key_mask is not None:
+            logits = logits.masked_fill(~key_mask[:, None, None, :], float("-inf"))
+        return self._mix(q, k, value, key_mask), logits.softmax(-1).mean(1)
+
+    def _mix(self, q: Tensor, k: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         mask = None if key_mask is None else key_mask[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
+        (v,) = self._project(value, 2, 3)
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def weights(self, query: Tensor, key: Tensor, key_mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        """Attention weights `[n, Q, K]`, mean over heads, with the projected query multiplied by `scale`."""
-        q, k = self._project(query, 0) * scale, self._project(key, 1)
-        logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        if key_mask is not None:
-            logits = logits.masked_fill(~key_mask[:, None, None, :], float("-inf"))
-        return logits.softmax(-1).mean(1)
+    def _queries_and_keys(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Both projected, by one product where they are the same."""
+        if query is key:
+            q, k = self._project(query, 0, 2)
+        else:
+            (q,), (k,) = self._project(query, 0, 1), self._project(key, 1, 2)
+        return q, k
 
-    def _project(self, x: Tensor, part: int) -> Tensor:
-        """Linear projection number `part` (query, key, value) split into heads: `[n, S, d]` → `[n, heads, S, d/heads]`."""
-        weight, bias = self.in_proj_weight.chunk(3)[part], self.in_proj_bias.chunk(3)[part]
-        return functional.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _project(self, x: Tensor, first: int, end: int) -> tuple[Tensor, ...]:
+        """Linear projections `first` to `end` (of query, key, value), each split into heads: `[n, S, d]` → `[n, heads, S, d/heads]`."""
+        d = x.shape[-1]
+        rows = slice(first * d, end * d)
+        projected = functional.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return projected.unflatten(-1, (end - first, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()

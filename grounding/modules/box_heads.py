@@ -1,14 +1,23 @@
-"""Two ways from an object query to a box."""
+"""Two ways from an object query to a box. What a head takes from the memory is the same for all layers: it is made once."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from grounding.modules.layers import MLP
 
-Boxes = tuple[Tensor, Tensor, Tensor]
-"""Boxes `[n, 4]` cxcywh, the weights of the cells that carry them `[n, HW]`, and each cell's own box `[n, HW, 4]`."""
+
+@dataclass(frozen=True)
+class Cells:
+    """What n frames' cells offer: which of them count `[n, HW]`; with the attention head also keys `[n, HW, d]` and the box
+    each proposes, `[n, HW, 4]` cxcywh."""
+
+    mask: Tensor
+    keys: Tensor
+    boxes: Tensor
 
 
 class MLPBoxHead(nn.Module):
@@ -18,10 +27,13 @@ class MLPBoxHead(nn.Module):
         super().__init__()
         self.mlp = MLP(d, d, d, 4)
 
-    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Boxes:
-        """Queries `[n, d]`; the other arguments are the attention head's. Weights are uniform, each cell has the one box."""
-        box = self.mlp(queries).sigmoid()
-        return box, mask / mask.sum(-1, keepdim=True), box[:, None].expand(-1, mask.shape[-1], -1)
+    def look(self, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Cells:
+        """Nothing is taken from the cells: keys and boxes are empty."""
+        return Cells(mask, memory.new_zeros(0), memory.new_zeros(0))
+
+    def forward(self, queries: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+        """Queries `[n, d]` → boxes `[n, 4]` cxcywh, and uniform weights `[n, HW]`."""
+        return self.mlp(queries).sigmoid(), cells.mask / cells.mask.sum(-1, keepdim=True)
 
 
 class AttentionBoxHead(nn.Module):
@@ -33,11 +45,13 @@ class AttentionBoxHead(nn.Module):
         self.query, self.key = nn.Linear(d, d), nn.Linear(d, d)
         self.mlp = MLP(d, d, 4)
 
-    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Boxes:
-        """Queries `[n, d]`, visual memory `[n, HW, d]`, its sine positions and mask `[n, HW]`, cell centres
-        `[n, HW, 2]` in [0, 1]. The box is the mean of the cells' boxes under the attention."""
-        logits = torch.einsum("nd,nsd->ns", self.query(queries), self.key(memory + positions)) / queries.shape[-1] ** 0.5
-        weight = logits.masked_fill(~mask, float("-inf")).softmax(-1)
+    def look(self, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Cells:
+        """Visual memory and its sine positions `[n, HW, d]`, mask `[n, HW]`, cell centres `[n, HW, 2]` in [0, 1]."""
         offset, size = self.mlp(memory).split(2, -1)
-        cells = torch.cat([centres + 0.5 * offset.tanh(), size.sigmoid()], -1)
-        return torch.einsum("ns,nsc->nc", weight, cells), weight, cells
+        return Cells(mask, self.key(memory + positions), torch.cat([centres + 0.5 * offset.tanh(), size.sigmoid()], -1))
+
+    def forward(self, queries: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+        """Queries `[n, d]` → boxes `[n, 4]` cxcywh, the mean of the cells' boxes under the attention `[n, HW]`, which comes too."""
+        logits = torch.einsum("nd,nsd->ns", self.query(queries), cells.keys) / queries.shape[-1] ** 0.5
+        weight = logits.masked_fill(~cells.mask, float("-inf")).softmax(-1)
+        return torch.einsum("ns,nsc->nc", weight, cells.boxes), weight

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from grounding.data import FeatureSet, Product, _Recent, collate, join_targets, to_device
+from grounding.looks import Look
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Tracks, Truth
 from pipeline.sampling import bin_centres, pool_bins
@@ -108,7 +109,7 @@ def test_a_sample_knows_where_its_picture_lies_in_the_square(features: FeatureSe
 def test_passes_see_every_stored_frame_of_the_segment(make_store: Maker, query_of: QueryMaker) -> None:
     query = query_of(0, "train", segment=(3, 98))
     features = FeatureSet.of_store(make_store([query]), "train", 6, CLIPS)
-    passes = features.passes(query)
+    passes = [features.sample(query, rows) for rows in Look(query, features).passes]
     assert {len(sample.numbers) for sample in passes} == {6}
     assert set(np.concatenate([sample.numbers for sample in passes]).tolist()) == set(range(5, 98, 5))
     for sample in passes:

@@ -60,7 +60,7 @@ def make_outputs(layers: int, count: int, cells: int = 4) -> Outputs:
         clip_scores=torch.randn(count, CLIPS, generator=random),
         guides=maps,
         carriers=maps / maps.sum((-1, -2), keepdim=True),
-        cell_boxes=random_boxes(layers, count, FRAMES, cells, seed=4),
+        cell_boxes=random_boxes(count, FRAMES, cells, seed=4),
         cell_centres=torch.rand(count, cells, 2, generator=random),
         heard=heard / heard.sum(-1, keepdim=True),
         heard_centres=torch.rand(count, cells, 2, generator=random),
@@ -134,7 +134,7 @@ def test_without_boxes_box_losses_are_zero_and_finite() -> None:
 
 def part_of(value: Outputs | Targets, own: slice) -> Any:
     """Some queries of a batch: the second axis where layers come first."""
-    per_layer = {"boxes", "guides", "carriers", "cell_boxes"} if isinstance(value, Outputs) else set()
+    per_layer = {"boxes", "guides", "carriers"} if isinstance(value, Outputs) else set()
     cut = {field.name: getattr(value, field.name) for field in fields(value)}
     return replace(value, **{name: held[:, own] if name in per_layer else held[own] for name, held in cut.items()})
 
@@ -215,19 +215,19 @@ def test_own_cells_are_those_whose_centre_lies_in_the_box() -> None:
 
 
 def test_the_cell_losses_by_hand() -> None:
-    """Both own cells' L1 are averaged (.1 and .3), the other cells do not count; two layers, one boxed sample: 2 · .2."""
+    """Both own cells' L1 are averaged (.1 and .3), the other cells do not count; one boxed sample: .2."""
     truth = torch.tensor([0.5, 0.3, 0.8, 0.4])
     targets = replace(make_targets([[1, 0, 0, 0]]), boxes=truth.expand(1, FRAMES, 4))
     cells = torch.stack([truth + torch.tensor([0.1, 0, 0, 0]), truth - torch.tensor([0, 0, 0.3, 0]), truth * 0 + 9, truth * 0 + 9])
-    l1, giou = cell_losses(cells.expand(2, 1, FRAMES, 4, 4), CENTRES, targets, torch.tensor(1.0))
-    assert l1.item() == pytest.approx(2 * 0.2, rel=1e-5)
-    expected = sum(1 - generalized_box_iou(corners(cell[None]), corners(truth[None])).item() for cell in cells[:2])
+    l1, giou = cell_losses(cells.expand(1, FRAMES, 4, 4), CENTRES, targets, torch.tensor(1.0))
+    assert l1.item() == pytest.approx(0.2, rel=1e-5)
+    expected = sum(1 - generalized_box_iou(corners(cell[None]), corners(truth[None])).item() for cell in cells[:2]) / 2
     assert giou.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_cells_that_propose_the_pooled_box_lose_what_it_loses() -> None:
-    out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    same = replace(out, cell_boxes=out.boxes[:, :, :, None].expand(-1, -1, -1, 4, -1))
+    out, targets = make_outputs(1, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
+    same = replace(out, cell_boxes=out.boxes[0, :, :, None].expand(-1, -1, 4, -1))
     parts = whole_loss(same, targets, LossConfig(cells=2.0))
     torch.testing.assert_close(parts["cells_l1"], parts["l1"])
     torch.testing.assert_close(parts["cells_giou"], parts["giou"])

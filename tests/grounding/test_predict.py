@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grounding.data import FeatureSet, Sample
+from grounding.looks import Look
 from grounding.models.csdvl import Csdvl, CsdvlConfig, Inputs, Outputs
 from grounding.predict import predict
 from pipeline.records import Query
@@ -78,7 +79,7 @@ def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(features: 
 def test_boxes_and_maps_seen_twice_are_averaged(features: FeatureSet) -> None:
     """The passes of one query answer with their number in the batch: probabilities and boxes are their mean."""
     query = features.queries[0]
-    passes = features.passes(query)
+    passes = Look(query, features).passes
 
     class Numbered(Known):
         def forward(self, inputs: Inputs) -> Outputs:
@@ -92,8 +93,8 @@ def test_boxes_and_maps_seen_twice_are_averaged(features: FeatureSet) -> None:
 
     (answer,) = predict(Numbered(flat), features, [query])
     seen: dict[int, list[float]] = {}
-    for number, sample in enumerate(passes):
-        for frame in sample.numbers.tolist():
+    for number, rows in enumerate(passes):
+        for frame in features.sample(query, rows).numbers.tolist():
             seen.setdefault(frame, []).append(number / 10)
     assert max(len(values) for values in seen.values()) > 1
     for frame, x1, _, _, _ in answer.boxes:
@@ -169,7 +170,7 @@ def test_answers_do_not_depend_on_the_batch(features: FeatureSet, model: Csdvl, 
 def test_passes_share_batches_and_stay_together(features: FeatureSet) -> None:
     """Twenty frames by six are four passes a query (or more): three queries fit two batches of eight."""
     known = Known(flat)
-    each = len(features.passes(features.queries[0]))
+    each = len(Look(features.queries[0], features).passes)
     predict(known, features, features.queries[:3], batch=2 * each)
     assert known.calls == 2
 

@@ -19,7 +19,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"model": {**SMALL, **MAP}},
     "from scratch": {
         "model": {**SMALL, **MAP, "alpha": 1.0, "guide_gain": "cells", "box_head": "attention", "clip_pool": "attention"},
-        "loss": {"carriers": 1.0, "cells": 1.0},
+        "loss": {"carriers": 1.0, "cells": 2.0},
         "schedule": "one-cycle",
         "clip_norm": 1.0,
     },

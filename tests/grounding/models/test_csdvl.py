@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, get_args
+from unittest import mock
 
 import pytest
 import torch
@@ -282,11 +283,9 @@ def frames_by_clip(query: Inputs) -> list[list[int]]:
 def guide_again(model: Csdvl, query: Inputs, alpha: float) -> Tensor:
     """A of the first layer over a single query's own cells `[T_s, H, W]`, head by head from what the cross-attention is given."""
     attention = model.decoder[0].cross_attn
-    seen: list[tuple[Any, ...]] = []
-    handle = attention.register_forward_pre_hook(lambda module, args: seen.append(args))
-    model(query)
-    handle.remove()
-    asked, keys = seen[0][0], seen[0][1]
+    with mock.patch.object(attention, "with_weights", wraps=attention.with_weights) as called:
+        model(query)
+    asked, keys = called.call_args.args[:2]
     wq, wk, _ = attention.in_proj_weight.chunk(3)
     bq, bk, _ = attention.in_proj_bias.chunk(3)
     q, k = (asked @ wq.T + bq) * alpha, keys @ wk.T + bk

@@ -39,18 +39,23 @@ def test_it_is_torch_s(pair: tuple[Attention, nn.MultiheadAttention], tokens: tu
     torch.testing.assert_close(ours(query, key, value, mask if masked else None), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_a_query_that_is_the_key_is_projected_with_it(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]) -> None:
+    (ours, _), (_, key, value, mask) = pair, tokens
+    torch.testing.assert_close(ours(key, key, value, mask), ours(key.clone(), key, value, mask), atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_its_weights_are_torch_s(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool) -> None:
     (ours, reference), (query, key, value, mask) = pair, tokens
     _, expected = reference(query, key, value, key_padding_mask=~mask if masked else None, need_weights=True)
-    torch.testing.assert_close(ours.weights(query, key, mask if masked else None), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours.with_weights(query, key, value, mask if masked else None)[1], expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 3.0])
 def test_the_scale_multiplies_the_logits_before_the_softmax(
     pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], scale: float
 ) -> None:
-    (ours, _), (query, key, _, mask) = pair, tokens
+    (ours, _), (query, key, value, mask) = pair, tokens
     wq, wk, _ = ours.in_proj_weight.chunk(3)
     bq, bk, _ = ours.in_proj_bias.chunk(3)
     q, k, width = query @ wq.T + bq, key @ wk.T + bk, D // HEADS
@@ -60,12 +65,14 @@ def test_the_scale_multiplies_the_logits_before_the_softmax(
         logits = scale * (q[..., own] @ k[..., own].transpose(1, 2)) / width**0.5
         logits[~mask[:, None].expand(-1, 5, -1)] = -torch.inf
         expected += logits.softmax(-1) / HEADS
-    torch.testing.assert_close(ours.weights(query, key, mask, scale), expected, atol=1e-6, rtol=1e-5)
+    out, weights = ours.with_weights(query, key, value, mask, scale)
+    torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(out, ours(query, key, value, mask))
 
 
 def test_masked_keys_weigh_nothing(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]) -> None:
     (ours, _), (query, key, value, mask) = pair, tokens
-    weights = ours.weights(query, key, mask)
+    _, weights = ours.with_weights(query, key, value, mask)
     assert (weights.transpose(1, 2)[~mask] == 0).all()
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 5))
     changed = torch.where(mask[..., None], value, 1e6)

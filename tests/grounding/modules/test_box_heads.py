@@ -25,10 +25,13 @@ def cells() -> Cells:
 @pytest.mark.parametrize("head", [MLPBoxHead, AttentionBoxHead])
 def test_boxes_and_weights_have_their_shapes(head: type[MLPBoxHead] | type[AttentionBoxHead], cells: Cells) -> None:
     torch.manual_seed(0)
-    boxes, weights, proposed = head(D)(torch.randn(3, D), *cells)
+    own = head(D)
+    seen = own.look(*cells)
+    boxes, weights = own(torch.randn(3, D), seen)
     assert boxes.shape == (3, 4)
-    assert proposed.shape == (3, CELLS, 4)
-    torch.testing.assert_close(torch.einsum("ns,nsc->nc", weights, proposed), boxes)
+    assert seen.boxes.shape == ((3, CELLS, 4) if head is AttentionBoxHead else (0,))
+    if head is AttentionBoxHead:
+        torch.testing.assert_close(torch.einsum("ns,nsc->nc", weights, seen.boxes), boxes)
     assert weights.shape == (3, CELLS)
     torch.testing.assert_close(weights.sum(-1), torch.ones(3))
     assert (weights[~cells[2]] == 0).all()
@@ -37,7 +40,7 @@ def test_boxes_and_weights_have_their_shapes(head: type[MLPBoxHead] | type[Atten
 
 def test_the_paper_s_head_looks_at_the_query_only(cells: Cells) -> None:
     head, queries = MLPBoxHead(D), torch.randn(3, D)
-    boxes, weights, _ = head(queries, *cells)
+    boxes, weights = head(queries, head.look(*cells))
     torch.testing.assert_close(boxes, head.mlp(queries).sigmoid())
     torch.testing.assert_close(weights[1], torch.tensor([0.25] * 4 + [0.0] * 2))
 
@@ -58,8 +61,9 @@ def test_attention_on_one_cell_gives_that_cell_s_box(cells: Cells, cell: int) ->
     head = AttentionBoxHead(D)
     query, positions = one_hot(head, cell)
     memory, _, mask, centres = (part[:1] for part in cells)
-    boxes, weights, proposed = head(query, memory, positions, mask, centres)
-    torch.testing.assert_close(proposed[0, cell], boxes[0])
+    seen = head.look(memory, positions, mask, centres)
+    boxes, weights = head(query, seen)
+    torch.testing.assert_close(seen.boxes[0, cell], boxes[0])
     offset, size = head.mlp(memory[0, cell]).split(2)
     torch.testing.assert_close(weights[0], torch.eye(CELLS)[cell])
     torch.testing.assert_close(boxes[0], torch.cat([centres[0, cell] + 0.5 * offset.tanh(), size.sigmoid()]))
@@ -73,8 +77,8 @@ def test_attention_on_two_cells_gives_the_mean_of_their_boxes(cells: Cells) -> N
     memory, _, mask, centres = (part[:1] for part in cells)
     memory = memory.clone()
     memory[0, 4, 0] = memory[0, 0, 0]
-    box = head(query, memory, positions, mask, centres)[0]
-    alone = [head(query, memory, one_hot(head, cell)[1], mask, centres)[0] for cell in (0, 4)]
+    box = head(query, head.look(memory, positions, mask, centres))[0]
+    alone = [head(query, head.look(memory, one_hot(head, cell)[1], mask, centres))[0] for cell in (0, 4)]
     torch.testing.assert_close(box, (alone[0] + alone[1]) / 2)
 
 
@@ -83,4 +87,4 @@ def test_masked_cells_change_no_box(cells: Cells) -> None:
     head, queries = AttentionBoxHead(D), torch.randn(3, D)
     memory, positions, mask, centres = cells
     changed = torch.where(mask[..., None], memory, 50.0)
-    torch.testing.assert_close(head(queries, changed, positions, mask, centres)[0], head(queries, *cells)[0])
+    torch.testing.assert_close(head(queries, head.look(changed, positions, mask, centres))[0], head(queries, head.look(*cells))[0])
