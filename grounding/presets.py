@@ -42,8 +42,8 @@ _SHAPES: Presets = {
         "schedule": "one-cycle",
         "clip_norm": 1.0,
         "ema": 0.99,
-        "max_steps": 1200,
-        "validate_every": 600,
+        "max_steps": 1500,
+        "validate_every": 750,
     },
     # The papers' size, for a GPU.
     "shapes-large": {
