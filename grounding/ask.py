@@ -20,8 +20,10 @@ from torch import nn
 
 from grounding.data import FeatureSet
 from grounding.ensemble import Ensemble
+from grounding.models.end_to_end import EndToEnd
 from grounding.predict import predict
 from grounding.projections import as_stored, recorded_reduction
+from grounding.systems import network_of
 from grounding.tubes import boxes_of
 from pipeline.config import validate
 from pipeline.errors import InputError
@@ -122,10 +124,13 @@ class Grounder:
         run, provenance = self.ensemble.runs[0], self.ensemble.about
         self.dataset: str = provenance["dataset"]
         made_from = provenance["products"]
-        sampling = {key: value for name in VISUAL for key, value in made_from[name].get("sampling", {}).items()}
+        sampling = {key: value for about in made_from.values() for key, value in about.get("sampling", {}).items()}
         self.sampling = validate(SamplingConfig, sampling, f"{run / 'provenance.json'}")
-        self.encoders = {name: recorded_encoder(run, name, made_from[name]).to(self.device) for name in PRODUCTS}
-        self.reductions = {name: recorded_reduction(run, name, made_from[name]) for name in VISUAL}
+        trained = trained_encoders(self.ensemble)
+        found = {name: trained.get(name) or recorded_encoder(run, name, made_from[name]) for name in PRODUCTS}
+        self.encoders = {name: encoder.to(self.device) for name, encoder in found.items()}
+        self.networks = [network_of(model) for model in self.ensemble.models]
+        self.reductions = {name: recorded_reduction(run, name, made_from.get(name, {})) for name in VISUAL}
 
     def ask(self, video: Path, sentences: Sequence[str]) -> Answers:
         """Where and when each sentence happens in the video. InputError for an empty sentence, VideoError for a bad video."""
@@ -150,7 +155,7 @@ class Grounder:
         queries = [whole_video_query(seen.video, str(key), text) for key, text in enumerate(texts)]
         frames, clips = self.ensemble.frames, self.ensemble.clips
         features = FeatureSet(queries, Tracks(), **seen.features, text=words, frames=frames, clips=clips)
-        found = predict(self.ensemble.models, features, queries, self.batch, progress, self.refine, self.between)
+        found = predict(self.networks, features, queries, self.batch, progress, self.refine, self.between)
         answers = [answer_of(text, prediction, seen.frame_edges) for text, prediction in zip(texts, found, strict=True)]
         return Answers(video=seen.video, queries=answers)
 
@@ -174,6 +179,19 @@ def checked_sentences(sentences: Sequence[str]) -> list[str]:
         if not text:
             raise InputError(f"sentence {number} of {len(texts)} is empty: say what to look for, or leave it out")
     return texts
+
+
+def trained_encoders(ensemble: Ensemble) -> dict[str, nn.Module]:
+    """The encoders that were trained with the network, by product; an InputError where several runs have each their own."""
+    first = ensemble.models[0]
+    if not isinstance(first, EndToEnd):
+        return {}
+    if len(ensemble.models) > 1:
+        raise InputError(
+            f"{', '.join(map(str, ensemble.runs))}: each of these runs has encoders of its own, and a video is encoded once: name one run "
+            "(stvg-eval lets several answer about a store)"
+        )
+    return {"appearance": first.image, "text": first.text_encoder}
 
 
 def recorded_encoder(run: Path, product: str, made_from: dict[str, Any]) -> nn.Module:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from grounding.systems import system_of
+from grounding.systems import built, system_of
 from pipeline import config as configuration
 from pipeline import sampling
 from pipeline.errors import InputError
@@ -44,15 +44,15 @@ def load_model(run: Path, which: str = "best") -> tuple[nn.Module, Any, dict[str
     network's config and the run's provenance."""
     about = read_provenance(run)
     system = system_of(about["model"])
-    config = configuration.load(system.config, "train", run / CONFIG, []).model
+    config = configuration.load(system.config, "train", run / CONFIG, [])
     names = (which, f".{which}.old", "last", ".last.old")  # `.old`: killed while the checkpoint was being replaced
     folder = next((run / "checkpoints" / name for name in names if (run / "checkpoints" / name).exists()), None)
     if folder is None:
         raise InputError(f"{run} has no checkpoint yet: let stvg-train write one")
-    model = system.build(tuple(about["dims"]), config)
+    model = built(config, tuple(about["dims"]))
     try:
         state = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError):
         raise InputError(f"{folder / 'model.safetensors'} is damaged: train the run again") from None
     load_strictly(model, state, f"weights in {folder}")
-    return model.eval(), config, about
+    return model.eval(), config.model, about

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from grounding.losses import Targets
 from grounding.models.csdvl import Inputs
+from grounding.raw import Pictures, Tokenise, Tokens
 from pipeline import sampling
 from pipeline.boxes import interpolate, xyxy_to_cxcywh
 from pipeline.encoders.geometry import picture_in_square
@@ -33,7 +34,7 @@ RECENT_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Sample:
-    """One query, not yet padded. Features are as stored (float16)."""
+    """One query, not yet padded. Features are as stored (float16); for encoders that train, pictures (uint8) and ids (int64)."""
 
     query: Query
     numbers: np.ndarray
@@ -76,14 +77,18 @@ class FeatureSet:
         self._recent = _Recent(RECENT_BYTES)
 
     @classmethod
-    def of_store(cls, path: Path, split: str, frames: int, clips: int) -> FeatureSet:
-        """The queries of one split of a store; a StoreError where it has features for none of them."""
+    def of_store(cls, path: Path, split: str, frames: int, clips: int, tokenise: Tokenise | None = None) -> FeatureSet:
+        """The queries of one split of a store; a StoreError where it has features for none of them.
+
+        With `tokenise` pictures and tokens stand in the place of maps and token states, for encoders that train.
+        """
         store = Store(path)
         queries = [query for query in read_jsonl(store.index_path, Query) if query.split == split]
         boxed = any(query.truth is not None and query.truth.track is not None for query in queries)
         tracks = Tracks.load(store.tracks_path) if boxed else Tracks()
-        appearance, motion, text = (store.open(name) for name in ("appearance", "motion", "text"))
-        features = cls(queries, tracks, appearance, motion, text, frames, clips)
+        appearance: Product = Pictures(store.open("frames")) if tokenise else store.open("appearance")
+        text: Product = Tokens(queries, tokenise) if tokenise else store.open("text")
+        features = cls(queries, tracks, appearance, store.open("motion"), text, frames, clips)
         if not features.queries:
             raise StoreError(
                 f"store {path} has no features for any query of split {split!r}: run stvg-extract, or look into failures.jsonl"

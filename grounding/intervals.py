@@ -52,8 +52,8 @@ def confidence(scores: Sequence[Score], videos: Mapping[str, str], seed: int = 0
     """
     if few(videos[one.id] for one in scores):
         return {}
-    table = _table(scores)
-    drawn = _drawn_means(table, [videos[one.id] for one in scores], seed)
+    table = stacked(scores)
+    drawn = drawn_means(table, [videos[one.id] for one in scores], seed)
     found: dict[str, float] = {}
     for name, column, means in zip(MEANS, table.T, drawn.T, strict=True):
         if not np.isnan(column).all():
@@ -67,8 +67,8 @@ def differ(ours: Sequence[Score], other: Sequence[Score], videos: Mapping[str, s
     unshared = theirs.keys() ^ {one.id for one in ours}
     if unshared:
         raise InputError(f"the two runs do not score the same queries: {len(unshared)} are in one only, for example {min(unshared)!r}")
-    first, second = _table(ours), _table([theirs[one.id] for one in ours])
-    drawn = _drawn_means(first - second, [videos[one.id] for one in ours], seed)
+    first, second = stacked(ours), stacked([theirs[one.id] for one in ours])
+    drawn = drawn_means(first - second, [videos[one.id] for one in ours], seed)
     found: dict[str, Difference] = {}
     unsure = few(videos[one.id] for one in ours)
     for name, a, b, means in zip(MEANS, first.T, second.T, drawn.T, strict=True):
@@ -92,7 +92,7 @@ def differ(ours: Sequence[Score], other: Sequence[Score], videos: Mapping[str, s
     return found
 
 
-def _table(scores: Sequence[Score]) -> np.ndarray:
+def stacked(scores: Sequence[Score]) -> np.ndarray:
     """`[queries, means]` in the order of MEANS; NaN where a query has no such score."""
     rows = [(one.vIoU, one.tIoU, one.sIoU) for one in scores]
     values = np.array(rows, np.float64).reshape(-1, 3)
@@ -100,7 +100,7 @@ def _table(scores: Sequence[Score]) -> np.ndarray:
     return np.column_stack([values, *above])
 
 
-def _drawn_means(table: np.ndarray, videos: Sequence[str], seed: int) -> np.ndarray:
+def drawn_means(table: np.ndarray, videos: Sequence[str], seed: int) -> np.ndarray:
     """The table's column means over videos drawn with replacement: `[RESAMPLES, means]`; NaN where nothing known was drawn."""
     _, cluster = np.unique(np.array(videos, dtype=np.str_), return_inverse=True)
     count = int(cluster.max()) + 1 if len(cluster) else 0

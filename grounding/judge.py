@@ -50,11 +50,12 @@ def predict_split(
     from grounding.data import FeatureSet
     from grounding.ensemble import Ensemble
     from grounding.predict import predict
+    from grounding.systems import tokenise_of
     from pipeline.weights import device_of
 
     ensemble, opened = Ensemble.of_runs(runs, device_of(config.device), config.frames), Store(store)
     ensemble.refuse_products(opened)
-    features = FeatureSet.of_store(store, config.split, ensemble.frames, ensemble.clips)
+    features = FeatureSet.of_store(store, config.split, ensemble.frames, ensemble.clips, tokenise_of(ensemble.models[0]))
     ensemble.refuse_dims(opened, features.dims)
     answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
     return answers, features.missing

@@ -10,8 +10,17 @@ from pydantic import Field
 from grounding.losses import LossConfig
 from grounding.models.csdvl import CsdvlConfig
 from pipeline.config import Config
+from pipeline.extract import Backbones
 
 Schedule = Literal["constant", "one-cycle"]
+
+
+class EncodersConfig(Config):
+    """Encoders that train, and where their weights begin; sources are those of `weights` in section `extract`."""
+
+    backbones: Backbones = "full"
+    image: str = "torchvision"
+    text: str
 
 
 class Recipe(Config):
@@ -24,6 +33,9 @@ class Recipe(Config):
     device: str = "auto"
     initialise: Path | None = None
     """MDETR's checkpoint, for the static stream; by default it starts from scratch."""
+    encoders: EncodersConfig | None = None
+    """Image and text encoders that train with the network, on the store's `frames` and the sentences; by default their
+    features are read from the store."""
     batch: int = Field(default=8, ge=1)
     """Queries per step, over all processes and accumulated parts."""
     accumulate: int = Field(default=1, ge=1)
@@ -37,7 +49,7 @@ class Recipe(Config):
     lr: float = Field(default=1e-4, gt=0)
     lr_image: float = Field(default=1e-5, gt=0)
     lr_text: float = Field(default=1e-5, gt=0)
-    """Rates of the transformers and heads, and of image and text encoders where these train."""
+    """Rates of the transformers and heads, and of the `encoders`, where these train."""
     weight_decay: float = Field(default=1e-4, ge=0)
     clip_norm: float = Field(default=0.1, gt=0)
     ema: float = Field(default=0.999, ge=0, le=1)

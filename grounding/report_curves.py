@@ -99,7 +99,7 @@ def make_curve(name: str, steps: np.ndarray, values: np.ndarray) -> Curve:
         last=f"{values[-1]:.4g}",
         best={0: f"{values.min():.4g}", 2: f"{values.max():.4g}"}.get(_rank(name), ""),
         raw=_points(place(thin_steps, thin_values)),
-        smooth=_points(place(thin_steps, _thin(_smooth(values)))) if noisy else "",
+        smooth=_points(place(thin_steps, _thin(smoothed(values)))) if noisy else "",
         dots=[(x, y, f"step {step:g}: {value:.4g}") for (x, y), step, value in zip(points, steps, values, strict=False)],
         x_ticks=[Tick(place(np.array([x]), np.array([y_low]))[0][0], f"{x:g}") for x in x_values],
         y_ticks=[Tick(place(np.array([x_low]), np.array([y]))[0][1], f"{y:.4g}") for y in y_values],
@@ -124,7 +124,7 @@ def _thin(values: np.ndarray) -> np.ndarray:
     return np.array([part.mean() for part in np.array_split(values, AT_MOST)])
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smoothed(values: np.ndarray) -> np.ndarray:
     """A centred moving mean over a twentieth of the curve; shorter at the ends."""
     reach = max(1, len(values) // 40)
     sums = np.concatenate([[0.0], np.cumsum(values)])

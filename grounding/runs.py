@@ -17,6 +17,7 @@ from grounding.processes import Processes
 from grounding.projections import FOLDER, keep_projections, projections_of
 from grounding.recipe import Recipe
 from grounding.state import State
+from grounding.systems import first_encoders
 from pipeline import config as configuration
 from pipeline.errors import InputError
 from pipeline.records import write_json
@@ -52,14 +53,14 @@ def open_run(store: Path, run: Path, config: Recipe, resume: bool = False) -> Pa
 
 
 def _open(store: Path, run: Path, config: Recipe, resume: bool) -> Path | None:
-    now, settings = _made_from(store, config.system), config.model_dump(mode="json")
+    now, settings = _made_from(store, config), config.model_dump(mode="json")
     projections = projections_of(store, now["products"])
     known, moved = run / "provenance.json", None
     there = known.is_file() and any((run / "checkpoints" / name).exists() for name in ("last", ".last.old"))
     if there:
         old, old_config = read_provenance(run), configuration.read_section(run / CONFIG, "train")
-        differs = sorted(key for key in settings if key not in MAY_CHANGE and settings[key] != old_config.get(key))
-        differs += sorted(key for key in ("store", "dims") if now[key] != old.get(key))
+        unlike = {key for key in settings if key not in MAY_CHANGE and settings[key] != old_config.get(key)}
+        differs = sorted(unlike | {key for key in ("store", "dims", "encoders") if now[key] != old.get(key)})
         if resume and differs:
             raise InputError(f"{run} cannot be resumed: {', '.join(differs)} differ from what it was started with; name another --run")
         anew = old.get("code") != now["code"] or "finished" in old or settings["max_steps"] != old_config.get("max_steps")
@@ -79,16 +80,20 @@ def _open(store: Path, run: Path, config: Recipe, resume: bool) -> Path | None:
     return moved
 
 
-def _made_from(store: Path, system: str) -> dict[str, Any]:
-    """A run's provenance: the store and its products, the code."""
+def _made_from(store: Path, config: Recipe) -> dict[str, Any]:
+    """A run's provenance: the store and the products it reads, the weights that encoders which train begin with, the code."""
     opened = Store(store)
+    image, text = first_encoders(config.encoders) if config.encoders else (None, None)
+    read = ("frames", "motion") if text else ("appearance", "motion", "text")
+    features = FeatureSet.of_store(store, "train", 1, 1, text.encoder.tokenise if text else None)  # type: ignore[arg-type]
     return {
         "format": 1,
-        "model": system,
-        "dims": list(FeatureSet.of_store(store, "train", 1, 1).dims),
+        "model": config.system,
+        "dims": list(features.dims),
+        "encoders": {"image": image.digest, "text": text.digest} if image and text else None,
         "store": opened.manifest_digest,
         "dataset": opened.manifest.dataset,
-        "products": {name: opened.products[name].provenance for name in ("appearance", "motion", "text")},
+        "products": {name: opened.products[name].provenance for name in read},
         "code": code_digest(),
         "torch": torch.__version__,
     }

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from grounding.metrics import MEANS
-from grounding.report_curves import _smooth, read_table
+from grounding.report_curves import read_table, smoothed
 from grounding.sweep_table import ALL, is_sure
 from pipeline.records import replacing
 
@@ -136,7 +136,7 @@ def _band(axes: Axes, runs: Sequence[tuple[np.ndarray, np.ndarray]], variant: st
         steps = np.intersect1d(steps, other)
     values = np.stack([value[np.searchsorted(own, steps)] for own, value in runs])
     if curve.startswith("train/"):
-        values = np.stack([_smooth(value) for value in values])
+        values = np.stack([smoothed(value) for value in values])
     colour = COLOURS[number % len(COLOURS)]
     marker = "o" if len(steps) < 12 else ""
     axes.plot(

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from grounding.checkpoint import read_provenance
-from grounding.intervals import PERCENTILES, _drawn_means, _table, few
+from grounding.intervals import PERCENTILES, drawn_means, few, stacked
 from grounding.metrics import MEANS, Score
 from grounding.sweep import Results, Sweep
 from grounding.sweep_plan import Claim, Section
@@ -84,7 +84,7 @@ def estimates(stack: np.ndarray, videos: Sequence[str] | np.ndarray, least: floa
     """
     own = _means(stack)
     spread = own.std(0, ddof=1) if len(own) > 1 else np.zeros(own.shape[1])
-    drawn = _drawn_means(stack.mean(0), list(videos), seed=0)
+    drawn = drawn_means(stack.mean(0), list(videos), seed=0)
     if len(own) > 1:
         error = np.random.default_rng(1).standard_t(len(own) - 1, (len(drawn), 1))
         drawn = drawn + error * spread / np.sqrt(len(own))
@@ -116,7 +116,7 @@ def _stack(runs: Sequence[Sequence[Score]], order: Sequence[Score]) -> np.ndarra
     tables = []
     for scores in runs:
         by_id = {one.id: one for one in scores}
-        tables.append(_table([by_id[one.id] for one in order]))
+        tables.append(stacked([by_id[one.id] for one in order]))
     return np.stack(tables)
 
 
@@ -151,7 +151,5 @@ def _section(section: Section, differences: Callable[[str, str], dict[str, dict[
 def _claim(claim: Claim, found: Mapping[str, Estimate]) -> dict[str, Any]:
     """Whether what a paper says is seen: yes or no where the difference's interval excludes 0, else unclear."""
     one = found.get(claim.metric, {"mean": None, "low": None, "high": None})
-    seen = "unclear"
-    if one["low"] is not None:
-        seen = "yes" if one["low"] > 0 else "no" if one["high"] < 0 else "unclear"
+    seen = "unclear" if not is_sure(one) else "yes" if one["low"] > 0 else "no"
     return {**claim.model_dump(), "difference": one["mean"], "low": one["low"], "high": one["high"], "seen": seen}

@@ -12,10 +12,15 @@ from torch import Tensor, nn
 from grounding.losses import Targets, Totals, csdvl_loss
 from grounding.mdetr import initialise_from_mdetr
 from grounding.models.csdvl import Csdvl
+from grounding.models.end_to_end import EndToEnd
 from grounding.presets import CSDVL, STVGFORMER
-from grounding.recipe import Recipe, TrainConfig
+from grounding.raw import Tokenise
+from grounding.recipe import EncodersConfig, Recipe, TrainConfig
+from pipeline.encoders.appearance import AppearanceEncoder
+from pipeline.encoders.text import TextEncoder
 from pipeline.errors import InputError
 from pipeline.reduce import Basis
+from pipeline.weights import Backbone, load_backbone
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,32 @@ class System:
     initialise: Callable[[Any, Path, Basis | None], object]
     """Loads published weights into what it has of them; the basis is that of a reduced store's appearance maps. Gives a report."""
     presets: dict[str, dict[str, Any]]
+
+
+def built(config: Recipe, dims: tuple[int, int, int]) -> nn.Module:
+    """A recipe's network, with the encoders that train before it, or without. `dims` are the channels of what it reads."""
+    system = system_of(config.system)
+    if config.encoders is None:
+        return system.build(dims, config.model)
+    image, text = (backbone.encoder for backbone in first_encoders(config.encoders))
+    assert isinstance(image, AppearanceEncoder)
+    assert isinstance(text, TextEncoder)
+    return EndToEnd(system.build((image.channels, dims[1], text.channels), config.model), image, text)
+
+
+def first_encoders(config: EncodersConfig) -> tuple[Backbone, Backbone]:
+    """The image and the text encoder that training begins with."""
+    return load_backbone("appearance", config.backbones, config.image), load_backbone("text", config.backbones, config.text)
+
+
+def tokenise_of(model: nn.Module) -> Tokenise | None:
+    """How a model that reads pictures and tokens wants sentences; None for one that reads cached features."""
+    return model.text_encoder.tokenise if isinstance(model, EndToEnd) else None
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """The network of a system without encoders before it."""
+    return model.network if isinstance(model, EndToEnd) else model
 
 
 SYSTEMS = {

@@ -18,10 +18,12 @@ from grounding.data import FeatureSet
 from grounding.loader import Batch, Loader, steps_per_epoch
 from grounding.losses import Totals
 from grounding.metrics import score, summarise
+from grounding.models.end_to_end import EndToEnd
 from grounding.modules.recompute import recompute_layers
 from grounding.predict import predict
 from grounding.processes import Processes
 from grounding.projections import recorded_reduction
+from grounding.raw import Tokenise
 from grounding.recipe import Recipe
 from grounding.recipe import TrainConfig as TrainConfig
 from grounding.runs import RunWriter
@@ -29,7 +31,7 @@ from grounding.runs import open_run as open_run
 from grounding.runs import sole_writer as sole_writer
 from grounding.state import State
 from grounding.stopping import Stop
-from grounding.systems import system_of
+from grounding.systems import built, network_of, system_of, tokenise_of
 from pipeline.errors import InputError, StvgError
 from pipeline.records import Query, read_jsonl
 from pipeline.store import Store
@@ -55,14 +57,15 @@ def train(store: Path, run: Path, config: Recipe, progress: Progress = lambda do
     c, together = config, Processes()
     torch.manual_seed(c.seed)
     device = together.device(c.device)
-    features, held = _split(store, "train", c), _split(store, "val", c)
+    about = read_provenance(run)
+    model = built(c, tuple(about["dims"]))
+    features, held = (_split(store, split, c, tokenise_of(model)) for split in ("train", "val"))
     if features is None:
         raise InputError(f"store {store}: no query of split 'train' has a truth to learn from")
     per_epoch = steps_per_epoch(len(features.queries), c.batch)
     last, every = c.max_steps or c.epochs * per_epoch, c.validate_every or per_epoch
-    about = read_provenance(run)
     about.setdefault("schedule_steps", c.schedule_steps or last)  # a resume with other max_steps keeps the schedule
-    state = _started(run, c, features.dims, about, device)
+    state = _started(run, c, model, about, device)
     network: Network = torch.compile(state.model) if c.compile else state.model
     if state.step > last:
         raise InputError(f"{run} has been trained for {state.step} steps already: max_steps must be at least that, not {last}")
@@ -152,26 +155,26 @@ def _in_float32(out: Any) -> Any:
     return replace(out, **{name: value.float() for name, value in values.items() if value.is_floating_point()})
 
 
-def _started(run: Path, c: Recipe, dims: tuple[int, int, int], about: dict[str, Any], device: torch.device) -> State:
+def _started(run: Path, c: Recipe, model: nn.Module, about: dict[str, Any], device: torch.device) -> State:
     """The state of the run's last checkpoint; before there is one, that of first weights, from scratch or from `initialise`."""
-    system, checkpoints = system_of(c.system), run / "checkpoints"
-    model = system.build(dims, c.model)
+    checkpoints = run / "checkpoints"
     if c.initialise is not None and not checkpoints.exists():
-        reduction = recorded_reduction(run, "appearance", about["products"]["appearance"])
-        log.info("%s", system.initialise(model, c.initialise, None if reduction is None else reduction.basis))
+        reduction = recorded_reduction(run, "appearance", about["products"].get("appearance", {}))
+        basis = None if reduction is None else reduction.basis
+        log.info("%s", system_of(c.system).initialise(network_of(model), c.initialise, basis))
     state = State.start(model.to(device), c, about["schedule_steps"])
     if checkpoints.exists():
         state.load(checkpoints / "last")
         log.info("resumed %s at step %d", run, state.step)
     if c.recompute:
-        recompute_layers(model)
+        model.recompute() if isinstance(model, EndToEnd) else recompute_layers(model)
     return state
 
 
-def _split(store: Path, split: str, c: Recipe) -> FeatureSet | None:
+def _split(store: Path, split: str, c: Recipe, tokenise: Tokenise | None) -> FeatureSet | None:
     """The queries of a split that have a truth, with their features; None where there are none."""
     if not any(query.split == split and query.truth is not None for query in read_jsonl(Store(store).index_path, Query)):
         return None
-    features = FeatureSet.of_store(store, split, c.model.frames, c.model.clips)
+    features = FeatureSet.of_store(store, split, c.model.frames, c.model.clips, tokenise)
     features.queries = [query for query in features.queries if query.truth is not None]
     return features if features.queries else None

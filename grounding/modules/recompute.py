@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute_layers(model: nn.Module) -> None:
-    """From now on the layers of a model (the modules of its own ModuleLists) keep only what goes in, and compute the rest
+def recompute_layers(model: nn.Module, stacks: type[nn.ModuleList | nn.Sequential] = nn.ModuleList) -> None:
+    """From now on the layers of a model (the modules of its own `stacks`) keep only what goes in, and compute the rest
     again in the backward pass, dropout included. Names of parameters and gradients stay the same."""
     for layers in model.children():
-        if isinstance(layers, nn.ModuleList):
+        if isinstance(layers, stacks):
             for layer in layers:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

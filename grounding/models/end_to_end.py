@@ -1,0 +1,64 @@
+"""A network with the image and text encoders before it, all of which train: the papers' own setting. Motion stays cached."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from grounding.models.csdvl import Inputs, Outputs
+from grounding.modules.recompute import recompute_layers
+from pipeline.encoders.appearance import AppearanceEncoder
+from pipeline.encoders.text import TextEncoder
+
+LEARNING = ("layer2", "layer3", "layer4")
+"""The stages of a ResNet that train, as in DETR and MDETR: its stem, its first stage and all batch norms stay as they are."""
+
+
+class EndToEnd(nn.Module):
+    """Pictures, clips and sentences to what `network` answers. Pictures are seen at their own size, whatever the batch's largest."""
+
+    def __init__(self, network: nn.Module, image: AppearanceEncoder, text_encoder: TextEncoder) -> None:
+        super().__init__()
+        self.network, self.image, self.text_encoder = network, image, text_encoder
+        text_encoder.requires_grad_(True)
+        image.requires_grad_(False)
+        for stage in LEARNING:
+            for module in image.body.get_submodule(stage).modules():
+                if isinstance(module, nn.Conv2d):
+                    module.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> EndToEnd:
+        """Train or evaluate; the image encoder's norms keep their statistics either way."""
+        super().train(mode)
+        self.image.eval()
+        return self
+
+    def forward(self, inputs: Inputs) -> Outputs:
+        """`inputs` with pictures for maps, RGB uint8 `[B, T_s, h, w, 3]` (`map_size` in pixels), and ids `[B, L, 1]` for states."""
+        maps, sizes = self.maps(inputs.appearance, inputs.map_size)
+        states = self.text_encoder(inputs.text[..., 0], inputs.text_mask)
+        return self.network(replace(inputs, appearance=maps, map_size=sizes, text=states))
+
+    def maps(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """C5 maps `[B, T_s, H, W, C]`, zero-padded to the largest, and their rows and columns `[B, 2]`."""
+        places, seen = [], []
+        for height, width in sizes.unique(dim=0).tolist():
+            own = (sizes == torch.tensor([height, width], device=sizes.device)).all(1).nonzero()[:, 0]
+            alike = pictures[own, :, :height, :width]
+            places.append(own)
+            seen.append(self.image(alike.flatten(0, 1).permute(0, 3, 1, 2)).unflatten(0, alike.shape[:2]))
+        rows, columns = (max(maps.shape[axis] for maps in seen) for axis in (2, 3))
+        padded = seen[0].new_zeros(len(sizes), seen[0].shape[1], rows, columns, seen[0].shape[-1])
+        cells = torch.zeros_like(sizes)
+        for own, maps in zip(places, seen, strict=True):
+            padded[own, :, : maps.shape[2], : maps.shape[3]] = maps
+            cells[own] = torch.tensor(maps.shape[2:4], device=sizes.device)
+        return padded, cells
+
+    def recompute(self) -> None:
+        """Gradient checkpointing of all three (`recompute_layers`)."""
+        recompute_layers(self.network)
+        recompute_layers(self.text_encoder.roberta.encoder)
+        recompute_layers(self.image.body, nn.Sequential)
