@@ -24,8 +24,9 @@ types: .venv/.installed
 contracts: .venv/.installed
 	.venv/bin/lint-imports
 
+# Two at a time: most of them start processes and wait.
 tests: .venv/.installed
-	.venv/bin/python -m pytest -m "not soak"
+	.venv/bin/python -m pytest -m "not soak" --numprocesses 2 --dist worksteal
 
 # The long ones: kills, mutants, hours of video.
 soak: .venv/.installed

@@ -25,6 +25,10 @@ def report(
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="What the index's video paths are relative to, if it has moved.")
     ] = None,
+    sweep: Annotated[
+        Path | None,
+        typer.Option("--sweep", metavar="DIR", help="A finished stvg-sweep, whose table and curves are shown too."),
+    ] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
@@ -46,7 +50,7 @@ def report(
     videos = frames_under(root or Path(Store(features).manifest.root))
     with progress("drawing", unit="queries") as advance:
         chosen = of_split(queries, settings.split)
-        page = write_report(run, out, chosen, tracks, answers, scores, metrics, videos, advance, strip_count=settings.strips)
+        page = write_report(run, out, chosen, tracks, answers, scores, metrics, videos, advance, strip_count=settings.strips, sweep=sweep)
     say(f"wrote {page}")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
 from cli.progress import progress
 
 app = new_app()
@@ -53,7 +53,7 @@ def train(
         if moved is not None:
             say(f"the run that was in {run} is now in {moved}; delete it when it is not needed")
         with progress("training", unit="steps") if processes.first else nullcontext(lambda done, total: None) as advance:
-            train_model(features, run, settings, advance)
+            train_model(features, run, settings, advance, warn)
         if processes.first:
             say(f"trained {run}")
 

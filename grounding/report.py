@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from grounding.metrics import MEANS, Score, by_id, summarise, summarise_by
 from grounding.report_curves import HEIGHT, LEFT, RIGHT, TOP, WIDTH, is_main, read_curves
 from grounding.report_strips import FramesOf, choose, draw_strip, save_strip, strip_frames
+from grounding.report_sweep import take_over
 from pipeline.config import Config
 from pipeline.errors import StvgError
 from pipeline.records import Prediction, Query, Span, Tracks, replacing
@@ -91,13 +92,16 @@ def write_report(
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     strip_count: int = 36,
+    sweep: Path | None = None,
 ) -> Path:
     """Write `out/index.html` and `out/strips/*.jpg`; returns the page.
 
     `queries` are those of the judged split; `metrics` is the run's flat `metrics.json` (keys as `m_vIoU`, with
-    `baseline_` or `random_` before them for the baselines); `strips` gives the frames of a query's path.
+    `baseline_` or `random_` before them for the baselines); `strips` gives the frames of a query's path; `sweep` is the
+    folder of a finished sweep, whose pictures are shown too.
     """
     rows = make_rows(queries, predictions, scores)
+    ablations = None if sweep is None else take_over(sweep, out)
     shutil.rmtree(out / "strips", ignore_errors=True)
     chosen = choose(scores, by_id(predictions), strip_count)
     rows_by_id = {row.query.id: row for row in rows}
@@ -106,7 +110,7 @@ def write_report(
         progress(done, len(pictured))
         _picture(row, tracks, strips, out, f"{done:03d}.jpg")
     progress(len(pictured), len(pictured))
-    page = _environment().get_template("report.html").render(**_context(run, rows, pictured, queries, scores, metrics))
+    page = _environment().get_template("report.html").render(**_context(run, rows, pictured, queries, scores, metrics), ablations=ablations)
     with replacing(out / "index.html") as aside:
         aside.write_text(page, encoding="utf-8")
     return out / "index.html"

@@ -74,8 +74,8 @@ def _open(store: Path, run: Path, config: Recipe, resume: bool) -> Path | None:
             shutil.rmtree(run / leftover, ignore_errors=True)
     configuration.save(run / CONFIG, "train", config)
     keep_projections(run, projections)
-    if there and "schedule_steps" in old:
-        now["schedule_steps"] = old["schedule_steps"]
+    if there:
+        now |= {key: old[key] for key in ("schedule_steps", "initialised") if key in old}
     write_json(known, now)
     return moved
 

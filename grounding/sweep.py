@@ -126,6 +126,9 @@ def run_sweep(sweep: Sweep, watch: Watch = lambda place: None) -> Results:
         place = replace(place, step=len(made) * steps + step, steps=trained * steps)
         watch(place)
 
+    def judging() -> None:
+        watch(replace(place, what=f"judging {place.what}"))
+
     for part in (runs[:trained], runs[trained:]):  # what is derived asks all that is trained
         while left := [one for one in part if one not in made]:
             before = len(made)
@@ -134,9 +137,9 @@ def run_sweep(sweep: Sweep, watch: Watch = lambda place: None) -> Results:
                 watch(place)
                 with suppress(RunInUseError), sole_writer(sweep.folder(name, seed)):
                     if seed is not None and sweep.table.variants[name].of is None:
-                        _train(sweep, name, seed, at)
+                        _train(sweep, name, seed, at, judging)
                     else:
-                        _derive(sweep, name, seed)
+                        _derive(sweep, name, seed, judging)
                     made[name, seed] = read_scores(_scores_file(sweep, sweep.folder(name, seed)))
             if len(made) == before:
                 time.sleep(OTHERS_SECONDS)
@@ -144,7 +147,7 @@ def run_sweep(sweep: Sweep, watch: Watch = lambda place: None) -> Results:
     return {name: [made[name, seed] for seed in sweep.seeds_of(name)] for name in sweep.table.variants}
 
 
-def _train(sweep: Sweep, name: str, seed: int, at: Callable[[int, int], None]) -> None:
+def _train(sweep: Sweep, name: str, seed: int, at: Callable[[int, int], None], judging: Callable[[], None]) -> None:
     """Train a run to its end and judge it, unless that has been done."""
     run, config = sweep.folder(name, seed), sweep.config(name, seed)
     made = {
@@ -157,6 +160,7 @@ def _train(sweep: Sweep, name: str, seed: int, at: Callable[[int, int], None]) -
     log.info("training %s", run)
     _open(sweep, run, config)
     train(sweep.store, run, config, at)
+    judging()
     _judge(sweep, [run], run, sweep.evaluate[name], made)
 
 
@@ -171,7 +175,7 @@ def _open(sweep: Sweep, run: Path, config: Recipe) -> None:
         raise InputError(f"{error}; for a sweep with other settings name another --out than {sweep.out}") from None
 
 
-def _derive(sweep: Sweep, name: str, seed: int | None) -> None:
+def _derive(sweep: Sweep, name: str, seed: int | None, judging: Callable[[], None]) -> None:
     """Let trained runs answer in another way, and judge that, unless it has been done."""
     variant = sweep.table.variants[name]
     assert variant.of is not None
@@ -183,6 +187,7 @@ def _derive(sweep: Sweep, name: str, seed: int | None) -> None:
     }
     folder = sweep.folder(name, seed)
     if not _is_judged(sweep, folder, made):
+        judging()
         _judge(sweep, sources, folder, sweep.evaluate[name], made)
 
 

@@ -19,13 +19,7 @@ PAPER = "The paper's figures are of other data, features and training: the order
 
 def markdown(table: Mapping[str, Any], pictures: Iterable[str]) -> str:
     """The whole of `table.md`; `pictures` are the names of files beside it."""
-    count = table["groups"][ALL]
-    steps = " or ".join(f"{step:,}" for step in table["steps"])
-    about = (
-        f"Data set {table['dataset']}, split {table['split']}: {count['queries']:,} queries about {count['videos']:,} videos. "
-        f"{len(table['seeds'])} seeds ({', '.join(map(str, table['seeds']))}), {steps} steps each. Protocol {table['protocol']}."
-    )
-    parts = [f"# {table['title']}", about, *warnings(table), INTERVALS]
+    parts = [f"# {table['title']}", about(table), *warnings(table), INTERVALS]
     parts += ["\n".join(f"![{name}]({name})" for name in pictures)]
     parts += ["## What the paper says, and what is seen", claims_text(table)]
     for section in table["sections"]:
@@ -35,6 +29,15 @@ def markdown(table: Mapping[str, Any], pictures: Iterable[str]) -> str:
         for section in table["sections"]:
             parts += [f"### {section['title']}", _means(table, section, group), _differences(table, section, group, MEANS[:3])]
     return "\n\n".join(parts) + "\n"
+
+
+def about(table: Mapping[str, Any]) -> str:
+    """What a table stands on."""
+    count, steps = table["groups"][ALL], " or ".join(f"{step:,}" for step in table["steps"])
+    return (
+        f"Data set {table['dataset']}, split {table['split']}: {count['queries']:,} queries about {count['videos']:,} videos. "
+        f"{len(table['seeds'])} seeds ({', '.join(map(str, table['seeds']))}), {steps} steps each. Protocol {table['protocol']}."
+    )
 
 
 def warnings(table: Mapping[str, Any]) -> list[str]:

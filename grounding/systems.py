@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from grounding.losses import Targets, Totals, csdvl_loss
 from grounding.mdetr import initialise_from_mdetr
-from grounding.models.csdvl import Csdvl
+from grounding.models.csdvl import Csdvl, CsdvlConfig
 from grounding.models.end_to_end import EndToEnd
 from grounding.presets import CSDVL, STVGFORMER
 from grounding.raw import Tokenise
@@ -35,6 +35,8 @@ class System:
     initialise: Callable[[Any, Path, Basis | None], object]
     """Loads published weights into what it has of them; the basis is that of a reduced store's appearance maps. Gives a report."""
     presets: dict[str, dict[str, Any]]
+    measure: Callable[[Any], str]
+    """From `config.model` to the mean that chooses the best checkpoint."""
 
 
 def built(config: Recipe, dims: tuple[int, int, int]) -> nn.Module:
@@ -63,9 +65,14 @@ def network_of(model: nn.Module) -> nn.Module:
     return model.network if isinstance(model, EndToEnd) else model
 
 
+def _csdvl_measure(model: CsdvlConfig) -> str:
+    """The dynamic stream alone finds no boxes."""
+    return "m_tIoU" if model.streams == "dynamic" else "m_vIoU"
+
+
 SYSTEMS = {
-    "csdvl": System(TrainConfig, Csdvl, csdvl_loss, initialise_from_mdetr, CSDVL),
-    "stvgformer": System(TrainConfig, Csdvl, csdvl_loss, initialise_from_mdetr, STVGFORMER),
+    "csdvl": System(TrainConfig, Csdvl, csdvl_loss, initialise_from_mdetr, CSDVL, _csdvl_measure),
+    "stvgformer": System(TrainConfig, Csdvl, csdvl_loss, initialise_from_mdetr, STVGFORMER, _csdvl_measure),
 }
 
 

@@ -35,6 +35,7 @@ from grounding.systems import built, network_of, system_of, tokenise_of
 from pipeline.errors import InputError, StvgError
 from pipeline.records import Query, read_jsonl
 from pipeline.store import Store
+from pipeline.store.manifest import files_digest
 
 Progress = Callable[[int, int], None]
 Network = Callable[[Any], Any]
@@ -48,7 +49,13 @@ class NonFiniteLossError(StvgError):
     exit_code = 1
 
 
-def train(store: Path, run: Path, config: Recipe, progress: Progress = lambda done, total: None) -> None:
+def train(
+    store: Path,
+    run: Path,
+    config: Recipe,
+    progress: Progress = lambda done, total: None,
+    warn: Callable[[str], None] = log.warning,
+) -> None:
     """Train on a store's `train` split into `run`, which `open_run` made ready. Validates on `val` if it is there.
 
     With several processes (`processes.joined`) all of them call this, and together they do what one would do. SIGTERM and
@@ -65,13 +72,13 @@ def train(store: Path, run: Path, config: Recipe, progress: Progress = lambda do
     per_epoch = steps_per_epoch(len(features.queries), c.batch)
     last, every = c.max_steps or c.epochs * per_epoch, c.validate_every or per_epoch
     about.setdefault("schedule_steps", c.schedule_steps or last)  # a resume with other max_steps keeps the schedule
-    state = _started(run, c, model, about, device)
+    state = _started(run, c, model, about, device, warn if together.first else log.warning)
     network: Network = torch.compile(state.model) if c.compile else state.model
     if state.step > last:
         raise InputError(f"{run} has been trained for {state.step} steps already: max_steps must be at least that, not {last}")
     together.wait()  # until all have read what the first may replace
     written = RunWriter(run, about, state)
-    queries = features.queries
+    queries, measure = features.queries, system_of(c.system).measure(c.model)
     loader = Loader(features, queries, c.batch, c.seed, state.step, together.rank, together.world, c.accumulate, device)
     with Stop(several=together.world > 1) as stop, loader:
         progress(state.step, last)
@@ -82,7 +89,7 @@ def train(store: Path, run: Path, config: Recipe, progress: Progress = lambda do
                     metrics = validate(state.ema.module, held, together)
                 written.draw(state.step, "val", metrics)
                 log.info("step %d: val %s", state.step, json.dumps(metrics))
-                state.judged, reached = state.step, metrics.get("m_vIoU", metrics["m_tIoU"])
+                state.judged, reached = state.step, metrics.get(measure, metrics["m_tIoU"])  # a split without boxes has no m_vIoU
                 if reached > state.best:
                     state.best = reached
                     written.save(state, "best")
@@ -155,13 +162,17 @@ def _in_float32(out: Any) -> Any:
     return replace(out, **{name: value.float() for name, value in values.items() if value.is_floating_point()})
 
 
-def _started(run: Path, c: Recipe, model: nn.Module, about: dict[str, Any], device: torch.device) -> State:
+def _started(run: Path, c: Recipe, model: nn.Module, about: dict[str, Any], device: torch.device, warn: Callable[[str], None]) -> State:
     """The state of the run's last checkpoint; before there is one, that of first weights, from scratch or from `initialise`."""
     checkpoints = run / "checkpoints"
     if c.initialise is not None and not checkpoints.exists():
         reduction = recorded_reduction(run, "appearance", about["products"].get("appearance", {}))
         basis = None if reduction is None else reduction.basis
         log.info("%s", system_of(c.system).initialise(network_of(model), c.initialise, basis))
+        about["initialised"] = files_digest([c.initialise])
+        for what, weights in _weights_read(c, about).items():
+            if not weights.startswith("mdetr:"):
+                warn(f"MDETR's static stream reads {what} features of MDETR's own encoder, and this run's come from {weights!r}")
     state = State.start(model.to(device), c, about["schedule_steps"])
     if checkpoints.exists():
         state.load(checkpoints / "last")
@@ -169,6 +180,13 @@ def _started(run: Path, c: Recipe, model: nn.Module, about: dict[str, Any], devi
     if c.recompute:
         model.recompute() if isinstance(model, EndToEnd) else recompute_layers(model)
     return state
+
+
+def _weights_read(c: Recipe, about: dict[str, Any]) -> dict[str, str]:
+    """Where the weights of the image and the text encoder come from."""
+    if c.encoders is not None:
+        return {"appearance": c.encoders.image, "text": c.encoders.text}
+    return {name: about["products"][name].get("weights", "an unknown source") for name in ("appearance", "text")}
 
 
 def _split(store: Path, split: str, c: Recipe, tokenise: Tokenise | None) -> FeatureSet | None:

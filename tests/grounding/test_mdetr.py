@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grounding.checkpoint import read_provenance
 from grounding.mdetr import initialise_from_mdetr, static_stream
 from grounding.models.csdvl import Csdvl, CsdvlConfig, Inputs, Places
+from grounding.train import TrainConfig, open_run, train
 from pipeline.checkpoints import LoadReport
 from pipeline.errors import InputError
 from pipeline.reduce import Basis, fit_pca, mdetr_basis
@@ -316,3 +319,27 @@ def test_features_of_another_backbone(load: Load) -> None:
     basis = Basis(np.zeros(6, np.float32), np.ones((32, 6), np.float32), np.zeros(32, np.float32), "pca:32")
     with pytest.raises(InputError, match=message):
         load(SMALL.model((32, *SMALL.dims[1:])), SMALL.state(), basis)
+
+
+def test_a_run_that_starts_from_it_says_so(load: Load, store: Path, tmp_path: Path) -> None:
+    """Two warnings, for the store's features come from no MDETR; the file's digest, which a resumed run keeps without the file."""
+    random, state = torch.Generator().manual_seed(3), SMALL.state()
+    state["input_proj.weight"] = torch.randn(32, 6, 1, 1, generator=random)
+    state["transformer.resizer.fc.weight"] = torch.randn(32, 7, generator=random)
+    file, said = tmp_path / "mdetr.pth", list[str]()
+    load(SMALL.model((6, 5, 7)), state)
+    small = {"d": 32, "ffn": 256, "heads": HEADS, "layers": 2, "frames": 4, "clips": 4, "map_channels": 4, "map_kernel": 3, "map_layers": 1}
+    values = {"model": small, "initialise": file, "batch": 4, "max_steps": 1, "schedule_steps": 2, "device": "cpu"}
+    config = TrainConfig.model_validate(values)
+    open_run(store, tmp_path / "run", config)
+    train(store, tmp_path / "run", config, warn=said.append)
+    assert [line.split()[4] for line in said] == ["appearance", "text"]
+    assert all("of MDETR's own encoder, and this run's come from 'an unknown source'" in line for line in said)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert read_provenance(tmp_path / "run")["initialised"] == digest
+    file.unlink()
+    longer = config.model_copy(update={"max_steps": 2})
+    open_run(store, tmp_path / "run", longer, resume=True)
+    train(store, tmp_path / "run", longer, warn=said.append)
+    assert len(said) == 2
+    assert read_provenance(tmp_path / "run")["initialised"] == digest

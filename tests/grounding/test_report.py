@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from grounding.metrics import Score, score, summarise
 from grounding.report import bar, histogram, systems, write_report
 from grounding.report_curves import make_curve, read_curves, read_table
 from grounding.report_strips import choose, draw_strip, strip_frames
-from pipeline.errors import VideoError
+from pipeline.errors import InputError, VideoError
 from pipeline.records import Prediction, Query, Tracks, Truth
 
 EVIL = "<script>alert(\"x\")</script> & 'quotes'"
@@ -220,3 +221,34 @@ def test_the_histogram_counts_every_boxed_query() -> None:
     bins = histogram(scores)
     assert sum(count for _, count, _ in bins) == 3
     assert (bins[0], bins[-1]) == (("0.00–0.05", 1, 100.0), ("0.95–1.00", 1, 100.0))
+
+
+def test_a_sweep_is_shown_with_its_pictures(run: Path, tmp_path: Path) -> None:
+    queries, tracks = make_queries(3)
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    for name in ("table", "curves", "table-odd"):
+        (sweep / f"{name}.png").write_bytes(name.encode())
+    claim = {"more": "full", "less": EVIL, "metric": "m_vIoU", "source": "a paper", "seen": "yes"}
+    claim |= {"difference": 0.1, "low": 0.05, "high": 0.15}
+    table = {"title": EVIL, "dataset": "shapes", "split": "test", "protocol": "every-frame", "seeds": [0, 1], "steps": [3, 4]}
+    table |= {"codes": ["a"], "groups": {"all": {"queries": 480, "videos": 60}}, "claims": [claim]}
+    (sweep / "table.json").write_text(json.dumps(table))
+    page = write(run, tmp_path / "out", queries, tracks, [], sweep=sweep)
+    assert page.text.count(EVIL) >= 2
+    assert "480 queries about 60 videos. 2 seeds (0, 1), 3 or 4 steps each" in page.text
+    assert "The runs differ in their steps (3, 4)." in page.text
+    assert "+10.0 [+5.0, +15.0]" in page.text
+    assert [source for source in page.sources if "sweep" in source] == ["sweep/table.png", "sweep/curves.png", "sweep/table-odd.png"]
+    assert (tmp_path / "out" / "sweep" / "table-odd.png").read_bytes() == b"table-odd"
+    assert page.tags.count("script") == 1
+    assert not any("sweep" in source for source in write(run, tmp_path / "out", queries, tracks, []).sources)
+
+
+def test_a_sweep_that_is_not_finished(run: Path, tmp_path: Path) -> None:
+    queries, tracks = make_queries(3)
+    with pytest.raises(InputError, match=r"sweep holds no table\.json: let stvg-sweep --out .* finish first"):
+        write(run, tmp_path / "out", queries, tracks, [], sweep=tmp_path / "sweep")
+    (tmp_path / "table.json").write_text("{")
+    with pytest.raises(InputError, match=r"table\.json is damaged"):
+        write(run, tmp_path / "out", queries, tracks, [], sweep=tmp_path)

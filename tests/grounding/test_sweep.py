@@ -85,7 +85,7 @@ def test_what_another_process_makes_is_left_to_it_and_waited_for(judged_store: P
         other.enter_context(sole_writer(sweep.folder("full", 0)))
 
         def watch(place: Place) -> None:
-            if order[-1:] != [place.what]:
+            if place.what not in order[-1:] and not place.what.startswith("judging"):
                 order.append(place.what)
             if place.what == "none, seed 1":
                 other.close()

@@ -176,11 +176,12 @@ def test_first_weights_are_loaded_once(store: Path, tmp_path: Path, monkeypatch:
         return "a report"
 
     monkeypatch.setitem(SYSTEMS, "csdvl", replace(SYSTEMS["csdvl"], initialise=initialise))
-    run = train_run(store, tmp_path / "run", initialise="mdetr.pth", max_steps=1, lr=1e-9)
-    assert asked == [(Path("mdetr.pth"), None)]
+    (file := tmp_path / "mdetr.pth").write_bytes(b"weights")
+    run = train_run(store, tmp_path / "run", initialise=file, max_steps=1, lr=1e-9)
+    assert asked == [(file, None)]
     for kind, name in (("model", "object_query"), ("ema", "module.object_query")):
         torch.testing.assert_close(state_of(run)[kind][name], torch.full((8,), 3.0))
-    config = validate(TrainConfig, {**RECIPE, "initialise": "mdetr.pth", "max_steps": 2, "lr": 1e-9}, "test")
+    config = validate(TrainConfig, {**RECIPE, "initialise": file, "max_steps": 2, "lr": 1e-9}, "test")
     open_run(store, run, config, resume=True)
     train(store, run, config)
     assert len(asked) == 1

@@ -156,9 +156,16 @@ class Extraction:
                     found.append(process)
         return found
 
+    def running(self, what: str) -> list[psutil.Process]:
+        """Those of them whose command names it."""
+        found = []
+        for process in self.descendants():
+            with suppress(psutil.Error):  # it may have ended since
+                found += [process] if what in " ".join(process.cmdline()) else []
+        return found
+
     def decoders(self) -> list[psutil.Process]:
-        """Those of them that decode."""
-        return [process for process in self.descendants() if "pipeline.decode.serve" in process.cmdline()]
+        return self.running("pipeline.decode.serve")
 
     def files(self) -> dict[str, str]:
         """Digests of all that the store holds, lock and log aside."""

@@ -40,7 +40,7 @@ def until(true: Callable[[], object], process: Any) -> None:
 def nothing_left(one: Any) -> None:
     """All that a dead run began must be dead too, or die now."""
     left = psutil.wait_procs(one.descendants(), timeout=10)[1]
-    assert left == [], f"left behind: {[process.cmdline() for process in left]}"
+    assert left == [], f"left behind: {left}"
 
 
 def kill(process: Any) -> bool:
@@ -70,7 +70,7 @@ def leftovers(one: Any) -> list[Path]:
 
 def workers(one: Any) -> list[psutil.Process]:
     """The Dask workers of a run."""
-    return [process for process in one.descendants() if "spawn_main" in " ".join(process.cmdline())]
+    return list(one.running("spawn_main"))
 
 
 @pytest.fixture(scope="module")
