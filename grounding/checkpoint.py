@@ -20,11 +20,13 @@ from pipeline.weights import load_strictly
 CONFIG = "config.yaml"
 
 
-def code_digest() -> str:
-    """SHA-256 over the sources that training runs: a run made by other code is not taken up silently."""
+def code_digest(encoders: bool = False) -> str:
+    """SHA-256 over the sources that training runs, those of the encoders too where they train: a run made by other code is
+    not taken up silently."""
     digest = hashlib.sha256()
     own, shared = Path(__file__).parent, Path(sampling.__file__).parent
-    for path in (*sorted(own.rglob("*.py")), shared / "boxes.py", shared / "sampling.py"):
+    more = [*sorted((shared / "encoders").rglob("*.py")), shared / "extract.py"] if encoders else []
+    for path in (*sorted(own.rglob("*.py")), shared / "boxes.py", shared / "sampling.py", *more):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -49,7 +51,7 @@ def load_model(run: Path, which: str = "best") -> tuple[nn.Module, Any, dict[str
     folder = next((run / "checkpoints" / name for name in names if (run / "checkpoints" / name).exists()), None)
     if folder is None:
         raise InputError(f"{run} has no checkpoint yet: let stvg-train write one")
-    model = built(config, tuple(about["dims"]))
+    model = built(config, about)
     try:
         state = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError):

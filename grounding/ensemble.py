@@ -59,6 +59,9 @@ class Ensemble:
 def _refuse_misfit(first: Path, expected: Mapping[str, Any], run: Path, about: Mapping[str, Any]) -> None:
     """InputError where two runs were trained on features made otherwise."""
     differs = differences(expected["products"], about["products"])
+    own, theirs = ((known.get("encoders") or {}).get("text") for known in (about, expected))
+    if own != theirs:
+        differs.append("their text encoders, and so their tokenizers, are of other weights")
     if about["dims"] != expected["dims"]:
         differs.append(f"features have {tuple(about['dims'])} channels, not {tuple(expected['dims'])}")
     if differs:

@@ -90,7 +90,8 @@ class Processes:
         flat = [(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten() for parameter in own]
         summed = self.sum(torch.cat(flat)).split([parameter.numel() for parameter in own])
         for parameter, gradient, known in zip(own, summed, there.tolist(), strict=True):
-            parameter.grad = gradient.view_as(parameter) if known else None
+            # In the parameter's own memory layout (convolutions have channels last): a fused optimiser walks both side by side.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient.view_as(parameter)) if known else None
 
     def _together(self, act: Callable[[], object]) -> None:
         try:

@@ -45,17 +45,15 @@ class Pictures:
         pages = np.flatnonzero(np.isin(columns["frame"], wanted))
         rows = self._frames.read(key, pages)
         found = dict(jpeg_frames(rows, {name: values[pages] for name, values in columns.items()}))
-        return np.stack([found[number].permute(1, 2, 0).numpy() for number in wanted.tolist()])
+        return np.stack([found[number] for number in wanted.tolist()])
 
 
 class Tokens:
     """The queries' sentences as a product of token ids, `[L, 1]` int64 under each query's id."""
 
     def __init__(self, queries: Sequence[Query], tokenise: Tokenise) -> None:
-        self._rows: dict[str, np.ndarray] = {}
-        for query in queries:
-            ids, mask = tokenise([query.text])
-            self._rows[query.id] = ids[0, mask[0], None].numpy()
+        ids, masks = tokenise([query.text for query in queries])
+        self._rows = {query.id: own[mask, None].numpy() for query, own, mask in zip(queries, ids, masks, strict=True)}
 
     def __contains__(self, key: object) -> bool:
         return key in self._rows

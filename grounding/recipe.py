@@ -39,7 +39,8 @@ class Recipe(Config):
     batch: int = Field(default=8, ge=1)
     """Queries per step, over all processes and accumulated parts."""
     accumulate: int = Field(default=1, ge=1)
-    """Parts that each process cuts its queries of a step into, one after the other: less memory, the same step."""
+    """Parts that each process cuts its queries of a step into, one after the other: less memory, the same step (with dropout
+    where processes × parts stay the same: each part draws its own)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; weights, losses and box heads stay float32."""
     recompute: bool = False

@@ -19,7 +19,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from grounding.metrics import MEANS, Score, by_id, summarise, summarise_by
 from grounding.report_curves import HEIGHT, LEFT, RIGHT, TOP, WIDTH, is_main, read_curves
 from grounding.report_strips import FramesOf, choose, draw_strip, save_strip, strip_frames
-from grounding.report_sweep import take_over
 from pipeline.config import Config
 from pipeline.errors import StvgError
 from pipeline.records import Prediction, Query, Span, Tracks, replacing
@@ -101,7 +100,11 @@ def write_report(
     folder of a finished sweep, whose pictures are shown too.
     """
     rows = make_rows(queries, predictions, scores)
-    ablations = None if sweep is None else take_over(sweep, out)
+    ablations = None
+    if sweep is not None:
+        from grounding.report_sweep import take_over  # imports torch
+
+        ablations = take_over(sweep, out)
     shutil.rmtree(out / "strips", ignore_errors=True)
     chosen = choose(scores, by_id(predictions), strip_count)
     rows_by_id = {row.query.id: row for row in rows}

@@ -33,8 +33,11 @@ def take_over(sweep: Path, out: Path) -> Ablations:
         raise InputError(f"{sweep} holds no table.json: let stvg-sweep --out {sweep} finish first") from None
     except ValueError as error:
         raise InputError(f"{sweep / 'table.json'} is damaged ({error}): run stvg-sweep --out {sweep} again") from None
-    shutil.rmtree(out / FOLDER, ignore_errors=True)
-    (out / FOLDER).mkdir(parents=True)
+    if (out / FOLDER).resolve() == sweep.resolve():
+        raise InputError(f"--sweep {sweep} is where the report puts its pictures: name another --out")
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    for old in (out / FOLDER).glob("*.png"):
+        old.unlink()
     groups = sorted(path.stem.removeprefix("table-") for path in sweep.glob("table-*.png"))
     titles = {"table": "All queries", "curves": "Learning curves"} | {f"table-{name}": f"Only {name}" for name in groups}
     there = [name for name in titles if (sweep / f"{name}.png").is_file()]

@@ -59,7 +59,7 @@ def _open(store: Path, run: Path, config: Recipe, resume: bool) -> Path | None:
     there = known.is_file() and any((run / "checkpoints" / name).exists() for name in ("last", ".last.old"))
     if there:
         old, old_config = read_provenance(run), configuration.read_section(run / CONFIG, "train")
-        unlike = {key for key in settings if key not in MAY_CHANGE and settings[key] != old_config.get(key)}
+        unlike = {key for key in settings if key not in {*MAY_CHANGE, "encoders"} and settings[key] != old_config.get(key)}
         differs = sorted(unlike | {key for key in ("store", "dims", "encoders") if now[key] != old.get(key)})
         if resume and differs:
             raise InputError(f"{run} cannot be resumed: {', '.join(differs)} differ from what it was started with; name another --run")
@@ -94,7 +94,7 @@ def _made_from(store: Path, config: Recipe) -> dict[str, Any]:
         "store": opened.manifest_digest,
         "dataset": opened.manifest.dataset,
         "products": {name: opened.products[name].provenance for name in read},
-        "code": code_digest(),
+        "code": code_digest(config.encoders is not None),
         "torch": torch.__version__,
     }
 

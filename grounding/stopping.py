@@ -17,7 +17,7 @@ class Stop:
     handled it before.
 
     A second one is handed on at once, unless the process is one of `several`: torchrun repeats what the terminal has
-    already sent to all of them. Outside the main thread signals are left alone.
+    already sent to all of them. Signals that are ignored stay so; outside the main thread all are left alone.
     """
 
     def __init__(self, several: bool = False) -> None:
@@ -27,7 +27,8 @@ class Stop:
 
     def __enter__(self) -> Stop:
         try:
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         except ValueError:  # not the main thread
             self._before = {}
         return self

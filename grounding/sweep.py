@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from grounding.checkpoint import CONFIG, read_provenance
+from grounding.checkpoint import CONFIG, code_digest, read_provenance
 from grounding.exam import Exam, read_exam
 from grounding.judge import EvaluateConfig, judge, predict_split, write_results
 from grounding.metrics import Score, read_scores
@@ -133,15 +133,16 @@ def run_sweep(sweep: Sweep, watch: Watch = lambda place: None) -> Results:
         while left := [one for one in part if one not in made]:
             before = len(made)
             for name, seed in left:
-                place = replace(place, what=f"{name}, {'all seeds' if seed is None else f'seed {seed}'}", run=len(made))
-                watch(place)
                 with suppress(RunInUseError), sole_writer(sweep.folder(name, seed)):
+                    place = replace(place, what=f"{name}, {'all seeds' if seed is None else f'seed {seed}'}", run=len(made))
+                    watch(place)
                     if seed is not None and sweep.table.variants[name].of is None:
                         _train(sweep, name, seed, at, judging)
                     else:
                         _derive(sweep, name, seed, judging)
                     made[name, seed] = read_scores(_scores_file(sweep, sweep.folder(name, seed)))
             if len(made) == before:
+                watch(replace(place, what=f"waiting for other processes to make {', '.join(name for name, _ in left)}", run=len(made)))
                 time.sleep(OTHERS_SECONDS)
     watch(replace(place, what="all made", run=len(runs)))
     return {name: [made[name, seed] for seed in sweep.seeds_of(name)] for name in sweep.table.variants}
@@ -154,12 +155,15 @@ def _train(sweep: Sweep, name: str, seed: int, at: Callable[[int, int], None], j
         "store": sweep.made_from,
         "train": {key: value for key, value in config.model_dump(mode="json").items() if key not in _free()},
         "evaluate": _answering(sweep.evaluate[name]),
+        "code": code_digest(),
     }
     if _is_finished(run) and _is_judged(sweep, run, made):
         return
     log.info("training %s", run)
     _open(sweep, run, config)
     train(sweep.store, run, config, at)
+    if not _is_finished(run):
+        raise InputError(f"{run} was stopped before its last step: run the same command again")
     judging()
     _judge(sweep, [run], run, sweep.evaluate[name], made)
 
@@ -184,6 +188,7 @@ def _derive(sweep: Sweep, name: str, seed: int | None, judging: Callable[[], Non
         "store": sweep.made_from,
         "of": [_read_judged(source)["made"]["train"] | {"code": read_provenance(source)["code"]} for source in sources],
         "evaluate": _answering(sweep.evaluate[name]),
+        "code": code_digest(),
     }
     folder = sweep.folder(name, seed)
     if not _is_judged(sweep, folder, made):

@@ -21,11 +21,12 @@ Mean = Literal["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
 class Variant(Record):
     """A line of a table: trained anew with `changes`, or (`of`) answers of another variant's runs, without training.
 
-    `changes` are of sections `model` and `loss` only: every variant has the same data, steps and schedule.
+    `changes` are of sections `model` and `loss` only, and of `initialise` for a variant without what it would load: every variant
+    has the same data, steps and schedule.
     """
 
     shows: str
-    changes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    changes: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     of: str | None = None
     together: bool = False
     """All seeds' runs answer as one ensemble."""
@@ -38,7 +39,7 @@ class Variant(Record):
     def _is_one_kind(self) -> Variant:
         if self.of is None and (self.together or self.evaluate or self.times > 1):
             raise ValueError("together, evaluate and times need `of`, the variant whose runs answer")
-        if self.changes.keys() - {"model", "loss"}:
+        if self.changes.keys() - {"model", "loss", "initialise"} or self.changes.get("initialise"):
             raise ValueError(f"changes are of model and loss, not of {', '.join(sorted(self.changes))}: all variants train alike")
         if self.of is not None and self.changes:
             raise ValueError("a variant is trained with `changes` or derived with `of`, not both")

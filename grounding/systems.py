@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,22 @@ class System:
     """From `config.model` to the mean that chooses the best checkpoint."""
 
 
-def built(config: Recipe, dims: tuple[int, int, int]) -> nn.Module:
-    """A recipe's network, with the encoders that train before it, or without. `dims` are the channels of what it reads."""
-    system = system_of(config.system)
+def built(config: Recipe, about: Mapping[str, Any]) -> nn.Module:
+    """A run's network, with the encoders that train before it, or without; `about` is the run's provenance.
+
+    An InputError where the encoders' first weights, or the tokenizer that came with them, are not those the run began with.
+    """
+    system, dims = system_of(config.system), tuple(about["dims"])
     if config.encoders is None:
         return system.build(dims, config.model)
-    image, text = (backbone.encoder for backbone in first_encoders(config.encoders))
+    first = first_encoders(config.encoders)
+    for backbone, digest in zip(first, about["encoders"].values(), strict=True):
+        if backbone.digest != digest:
+            raise InputError(
+                f"the run's encoder began with weights {backbone.source!r} of digest {digest[:12]}…, but these are {backbone.digest[:12]}…"
+                " here: put the same weights, and tokenizer, back"
+            )
+    image, text = (backbone.encoder for backbone in first)
     assert isinstance(image, AppearanceEncoder)
     assert isinstance(text, TextEncoder)
     return EndToEnd(system.build((image.channels, dims[1], text.channels), config.model), image, text)

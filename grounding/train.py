@@ -1,9 +1,10 @@
-"""Training: one visible loop over cached features. A run stopped anywhere goes on exactly as if it had not been."""
+"""Training: one visible loop. A run stopped anywhere goes on exactly as if it had not been."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def train(
     torch.manual_seed(c.seed)
     device = together.device(c.device)
     about = read_provenance(run)
-    model = built(c, tuple(about["dims"]))
+    model = built(c, about)
     features, held = (_split(store, split, c, tokenise_of(model)) for split in ("train", "val"))
     if features is None:
         raise InputError(f"store {store}: no query of split 'train' has a truth to learn from")
@@ -86,7 +87,7 @@ def train(
         while True:
             if held is not None and state.judged < state.step and (state.step % every == 0 or state.step == last):
                 with stop.at_once():  # the step is saved, and who resumes here validates first
-                    metrics = validate(state.ema.module, held, together)
+                    metrics = validate(state.ema.module, held, c, together)
                 written.draw(state.step, "val", metrics)
                 log.info("step %d: val %s", state.step, json.dumps(metrics))
                 state.judged, reached = state.step, metrics.get(measure, metrics["m_tIoU"])  # a split without boxes has no m_vIoU
@@ -141,9 +142,11 @@ def learn(network: Network, state: State, parts: Sequence[Batch], c: Recipe, tog
     return {name: value.item() for name, value in values.items()}, norm.item()
 
 
-def validate(model: nn.Module, held: FeatureSet, together: Processes) -> dict[str, float]:
-    """Metrics on the held-out queries, which the processes share among them."""
-    answers = together.gather(predict(model, held, held.queries[together.rank :: together.world]))
+def validate(model: nn.Module, held: FeatureSet, c: Recipe, together: Processes) -> dict[str, float]:
+    """Metrics on the held-out queries, which the processes share among them; no more at once, and as precise, as in training."""
+    own, passes = held.queries[together.rank :: together.world], math.ceil(c.batch / (together.world * c.accumulate))
+    with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=c.precision == "bfloat16"):
+        answers = together.gather(predict(model, held, own, passes))
     return summarise(score(held.queries, held.tracks, [answer for part in answers for answer in part]))
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.config import Config
 from pipeline.decode import VideoFacts, open_frames, probe
@@ -194,11 +194,11 @@ def encode_texts(texts: list[str], encoder: nn.Module, batch: int = 64) -> Itera
             yield row[kept].numpy(), ids[kept].numpy()
 
 
-def jpeg_frames(rows: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterator[tuple[int, Tensor]]:
-    """Decode an entry of the `frames` product: `(frame number, RGB uint8 [3, h, w])` in order."""
+def jpeg_frames(rows: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode an entry of the `frames` product: `(frame number, RGB uint8 [h, w, 3])` in order."""
     from PIL import Image
 
     for number in np.unique(columns["frame"]).tolist():
         pages = np.flatnonzero(columns["frame"] == number)
         data = b"".join(rows[page, : columns["bytes"][page]].tobytes() for page in pages)
-        yield number, torch.from_numpy(np.array(Image.open(BytesIO(data)))).permute(2, 0, 1).contiguous()
+        yield number, np.array(Image.open(BytesIO(data)))

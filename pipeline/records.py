@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from uuid import uuid4
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -237,7 +238,7 @@ class replacing:  # noqa: N801 - reads as a verb: `with replacing(path) as aside
         self.path = Path(path)
         if self.path.is_dir():
             raise InputError(f"{self.path} is a folder: name a file to write")
-        self.aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self.aside = self.path.with_name(f".{self.path.name}.{uuid4().hex[:12]}.part")  # hosts that share a folder share process ids
 
     def __enter__(self) -> Path:
         if self.path.exists() and not self.path.is_file():

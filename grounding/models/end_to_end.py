@@ -16,6 +16,10 @@ LEARNING = ("layer2", "layer3", "layer4")
 """The stages of a ResNet that train, as in DETR and MDETR: its stem, its first stage and all batch norms stay as they are."""
 
 
+TOGETHER = 32
+"""Pictures that are encoded at once: what a pass without gradients holds does not grow with the batch."""
+
+
 class EndToEnd(nn.Module):
     """Pictures, clips and sentences to what `network` answers. Pictures are seen at their own size, whatever the batch's largest."""
 
@@ -48,7 +52,8 @@ class EndToEnd(nn.Module):
             own = (sizes == torch.tensor([height, width], device=sizes.device)).all(1).nonzero()[:, 0]
             alike = pictures[own, :, :height, :width]
             places.append(own)
-            seen.append(self.image(alike.flatten(0, 1).permute(0, 3, 1, 2)).unflatten(0, alike.shape[:2]))
+            parts = alike.flatten(0, 1).permute(0, 3, 1, 2).split(TOGETHER)
+            seen.append(torch.cat([self.image(part) for part in parts]).unflatten(0, alike.shape[:2]))
         rows, columns = (max(maps.shape[axis] for maps in seen) for axis in (2, 3))
         padded = seen[0].new_zeros(len(sizes), seen[0].shape[1], rows, columns, seen[0].shape[-1])
         cells = torch.zeros_like(sizes)

@@ -67,7 +67,7 @@ def made(product: str, folder: Path) -> np.ndarray:
     stream = FeatureStream(folder / "v", SAMPLING, {product: encoder}, batch=3, decoder=Moving())
     rows = np.concatenate([block for _, block in stream])
     if product == "frames":
-        return np.stack([frame.numpy() for _, frame in jpeg_frames(rows, stream.columns[product])])
+        return np.stack([frame.transpose(2, 0, 1) for _, frame in jpeg_frames(rows, stream.columns[product])])
     return rows
 
 
