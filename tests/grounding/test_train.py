@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from grounding import train as training
 from grounding.checkpoint import code_digest, load_model, read_provenance
 from grounding.curves import Curves
 from grounding.models.csdvl import Collaboration
@@ -319,6 +320,17 @@ def test_the_moving_average_follows_the_weights(store: Path, tmp_path: Path) -> 
     for name, value in second["model"].items():
         expected = 0.9 * first["model"][name] + 0.1 * value
         torch.testing.assert_close(second["ema"][f"module.{name}"], expected, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("streams", "best"), [("both", 3), ("dynamic", 6)])
+def test_the_best_is_chosen_by_what_the_streams_can_do(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streams: str, best: int
+) -> None:
+    """Boxes get worse and times better; the dynamic stream alone has no boxes."""
+    seen = iter([{"m_vIoU": 0.9, "m_tIoU": 0.1}, {"m_vIoU": 0.1, "m_tIoU": 0.9}])
+    monkeypatch.setattr(training, "validate", lambda *_: next(seen))
+    run = run_training(store, tmp_path / "run", model={**TINY["model"], "streams": streams})
+    assert torch.load(run / "checkpoints" / "best" / "state.pt", weights_only=True)["step"] == best
 
 
 def test_without_a_val_split_there_is_no_best(make_store: Maker, query_of: QueryMaker, tmp_path: Path) -> None:
