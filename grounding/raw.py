@@ -52,7 +52,7 @@ class Tokens:
     """The queries' sentences as a product of token ids, `[L, 1]` int64 under each query's id."""
 
     def __init__(self, queries: Sequence[Query], tokenise: Tokenise) -> None:
-        ids, masks = tokenise([query.text for query in queries])
+        ids, masks = tokenise([query.text for query in queries]) if queries else ((), ())
         self._rows = {query.id: own[mask, None].numpy() for query, own, mask in zip(queries, ids, masks, strict=True)}
 
     def __contains__(self, key: object) -> bool:

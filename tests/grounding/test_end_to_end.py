@@ -303,6 +303,11 @@ def test_a_store_without_pictures_is_refused(tiny_run: Any, tmp_path: Path) -> N
         open_run(tiny_run.store, tmp_path / "run", recipe())
 
 
+def test_a_split_that_is_not_there(store: Path, run: Path) -> None:
+    with pytest.raises(StoreError, match="has no features for any query of split 'nothing'"):
+        predict_split([run], store, EvaluateConfig(device="cpu", split="nothing"))
+
+
 def test_other_first_weights_are_another_run(store: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     other = recipe(encoders={"backbones": "tiny", "image": "random:1", "text": "tiny"})
