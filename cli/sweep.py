@@ -46,15 +46,12 @@ def sweep(
     from grounding.sweep_markdown import warnings
     from grounding.sweep_plan import table_named
     from grounding.sweep_table import make_table
-    from grounding.systems import preset as preset_of
+    from grounding.systems import over_preset
     from pipeline.config import load, merge, parse_assignments, read_section
-    from pipeline.store import Store
 
     chosen = table_named(table)
     given = merge(read_section(config, "train"), parse_assignments(assignments or []))
-    written = given.pop("preset", None)
-    recipe = preset_of(preset or written or Store(features).manifest.dataset, chosen.system)
-    values = merge(recipe, given | {"system": chosen.system})
+    values = over_preset(given, preset, chosen.system, features)
     folder = out or Path("sweeps") / table
     planned = plan(chosen, features, folder, values, load(EvaluateConfig, "evaluate", config, []), seeds)
     log_to(folder / "log.txt")

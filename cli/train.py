@@ -34,18 +34,14 @@ def train(
 ) -> None:
     """Train the two streams, the collaboration block and the heads on cached features. Ctrl-C saves first; the same command goes on."""
     from grounding.processes import joined
-    from grounding.systems import preset as preset_of
-    from grounding.systems import system_of
+    from grounding.systems import over_preset, system_of
     from grounding.train import open_run, sole_writer
     from grounding.train import train as train_model
     from pipeline.config import merge, parse_assignments, read_section, validate
-    from pipeline.store import Store
 
     given = merge(read_section(config, "train"), parse_assignments(assignments or []))
-    written = given.pop("preset", None)
     system = model or given.get("system", "csdvl")
-    values = merge(preset_of(preset or written or Store(features).manifest.dataset, system), given) | {"system": system}
-    settings = validate(system_of(system).config, values, "section 'train'")
+    settings = validate(system_of(system).config, over_preset(given, preset, system, features), "section 'train'")
     with joined() as processes, sole_writer(run):
         moved = open_run(features, run, settings, resume)
         if processes.first:

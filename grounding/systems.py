@@ -16,10 +16,12 @@ from grounding.models.end_to_end import EndToEnd
 from grounding.presets import CSDVL, STVGFORMER
 from grounding.raw import Tokenise
 from grounding.recipe import EncodersConfig, Recipe, TrainConfig
+from pipeline.config import merge
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
 from pipeline.errors import InputError
 from pipeline.reduce import Basis
+from pipeline.store import Store
 from pipeline.weights import Backbone, load_backbone
 
 
@@ -92,6 +94,13 @@ def system_of(name: str) -> System:
         return SYSTEMS[name]
     except KeyError:
         raise InputError(f"there is no system {name!r}; the systems are {', '.join(SYSTEMS)}: name one with --model") from None
+
+
+def over_preset(given: Mapping[str, Any], named: str | None, system: str, store: Path) -> dict[str, Any]:
+    """Section `train` with a preset under it: the one `named`, else the section's own `preset`, else that of the store's data set."""
+    values = dict(given)
+    written = values.pop("preset", None)
+    return merge(preset(named or written or Store(store).manifest.dataset, system), values | {"system": system})
 
 
 def preset(name: str, system: str = "csdvl") -> dict[str, Any]:

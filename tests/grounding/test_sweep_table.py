@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import grounding.intervals
@@ -27,15 +28,7 @@ from pipeline.records import Query
 
 Maker = Callable[..., Path]
 QueryMaker = Callable[..., Query]
-TINY: dict[str, Any] = {
-    "model": {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "frames": 4, "clips": 4, "map_channels": 4, "map_kernel": 3, "map_layers": 1},
-    "device": "cpu",
-    "batch": 3,
-    "lr": 1e-2,
-    "max_steps": 4,
-    "validate_every": 2,
-    "log_every": 1,
-}
+TINY: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("sweep_recipe.yaml").read_text(encoding="utf-8")) | {"validate_every": 2}
 SOURCE = {
     "dataset": "hcstvg-v2",
     "split": "val",
