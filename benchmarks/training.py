@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import where
+from cli.app import keep_memory
 from grounding.data import FeatureSet, collate, join_targets, to_device
 from grounding.loader import Batch, Loader
 from grounding.processes import Processes
@@ -74,6 +75,7 @@ def cases() -> Iterator[Case]:
 
 
 def main() -> None:
+    keep_memory()  # as `stvg-train` does; GOMP_SPINCOUNT is set by the import
     rows = [measure(case) for case in cases()]
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(result(rows), encoding="utf-8")

@@ -18,6 +18,7 @@ stay quick.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import os
@@ -50,6 +51,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 # runs on the machine; ones that never spin lose a third on a quiet one. It must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 OURS = ("cli", "grounding", "pipeline")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+KEPT, LARGE = 512 << 20, 32 << 20  # bytes; glibc takes no more for LARGE
 log = logging.getLogger("cli")
 
 
@@ -69,6 +72,7 @@ def guarded(body: Callable[P, None]) -> Callable[P, None]:
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
         began = time.monotonic()
         code = 1
+        keep_memory()
         with _signals(), _logging():
             try:
                 body(*args, **kwargs)
@@ -83,6 +87,15 @@ def guarded(body: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(code)
 
     return command
+
+
+def keep_memory() -> None:
+    """Let glibc keep what is freed, up to `KEPT` bytes, for all threads together: the buffers of a step, or of a batch of frames, are
+    else given back to the system and fetched again, page by page, by the next one. Nothing where there is another C library."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for setting, value in ((M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, KEPT), (M_MMAP_THRESHOLD, LARGE)):
+            mallopt(setting, value)
 
 
 def _explain(error: BaseException, debug: bool) -> int:
