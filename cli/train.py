@@ -21,18 +21,22 @@ app = new_app()
 @guarded
 def train(
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled.")] = Path("store"),
-    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="The run directory to write.")] = Path("runs/csdvl"),
-    model: Annotated[str | None, typer.Option("--model", help="csdvl or stvgformer.", show_default="csdvl")] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="The run directory to write.", show_default="runs/MODEL")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="csdvl, stvgformer or cgstvg.", show_default="csdvl")] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="shapes, shapes-large, vidstg, hcstvg-v1 or hcstvg-v2; by default the one of the store's data set."),
+        typer.Option(
+            "--preset",
+            help="shapes, vidstg, hcstvg-v1 or hcstvg-v2 (csdvl also shapes-large; cgstvg also vidstg-code, …: the released code's"
+            " choices); by default the one of the store's data set.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the stopped run in DIR; an error if there is none.")] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
 ) -> None:
-    """Train the two streams, the collaboration block and the heads on cached features. Ctrl-C saves first; the same command goes on."""
+    """Train a system's transformers and heads on cached features. Ctrl-C saves first; the same command goes on."""
     from grounding.processes import joined
     from grounding.systems import over_preset, system_of
     from grounding.train import open_run, sole_writer
@@ -41,6 +45,7 @@ def train(
 
     given = merge(read_section(config, "train"), parse_assignments(assignments or []))
     system = model or given.get("system", "csdvl")
+    run = run or Path("runs") / system
     settings = validate(system_of(system).config, over_preset(given, preset, system, features), "section 'train'")
     with joined() as processes, sole_writer(run):
         moved = open_run(features, run, settings, resume)

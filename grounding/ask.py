@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from grounding.data import FeatureSet
+from grounding.data import SQUARED, FeatureSet
 from grounding.ensemble import Ensemble
 from grounding.models.end_to_end import EndToEnd
 from grounding.predict import predict
@@ -30,10 +30,11 @@ from pipeline.errors import InputError
 from pipeline.extract import SamplingConfig, encode_texts, extract_video
 from pipeline.records import FORMAT, Prediction, Query, Record, Span, Tracks
 from pipeline.store import Entry
-from pipeline.weights import PRODUCTS, device_of, load_backbone
+from pipeline.weights import device_of, load_backbone
 
 Progress = Callable[[int, int], None]
-VISUAL = ("appearance", "motion")
+ROLES = ("appearance", "motion")
+"""What a network is given of a video; the motion's product is the network's choice."""
 SHAPES_STAMP = "shapes.json"
 """The file at the root of a made `shapes`."""
 
@@ -71,7 +72,7 @@ class Answers(Record):
 
 @dataclass(frozen=True)
 class Seen:
-    """A video that was looked at: its facts, its features by product, and the frames' edges in seconds `[frame_count + 1]`."""
+    """A video that was looked at: its facts, its features by role, and the frames' edges in seconds `[frame_count + 1]`."""
 
     video: AskedVideo
     features: dict[str, InMemory]
@@ -127,10 +128,11 @@ class Grounder:
         sampling = {key: value for about in made_from.values() for key, value in about.get("sampling", {}).items()}
         self.sampling = validate(SamplingConfig, sampling, f"{run / 'provenance.json'}")
         trained = trained_encoders(self.ensemble)
-        found = {name: trained.get(name) or recorded_encoder(run, name, made_from[name]) for name in PRODUCTS}
+        self.visual = ("appearance", self.ensemble.motion)
+        found = {name: trained.get(name) or recorded_encoder(run, name, made_from[name]) for name in (*self.visual, "text")}
         self.encoders = {name: encoder.to(self.device) for name, encoder in found.items()}
         self.networks = [network_of(model) for model in self.ensemble.models]
-        self.reductions = {name: recorded_reduction(run, name, made_from.get(name, {})) for name in VISUAL}
+        self.reductions = {name: recorded_reduction(run, name, made_from.get(name, {})) for name in self.visual}
 
     def ask(self, video: Path, sentences: Sequence[str]) -> Answers:
         """Where and when each sentence happens in the video. InputError for an empty sentence, VideoError for a bad video."""
@@ -139,13 +141,13 @@ class Grounder:
 
     def look(self, video: Path, progress: Progress = lambda done, total: None) -> Seen:
         """Decode a video and keep its features; `progress` counts frames. Then `answer` may be called any number of times."""
-        encoders = {name: self.encoders[name] for name in VISUAL}
+        encoders = {name: self.encoders[name] for name in self.visual}
         made = extract_video(Path(video), self.sampling, encoders, progress=progress)
         about = AskedVideo.model_validate({"path": str(video), **{key: made.facts[key] for key in ("fps", "frame_count", "size")}})
-        entries = [made.entry(name, about.path) for name in VISUAL]
-        rows = [as_stored(entry.rows, self.reductions[name]) for name, entry in zip(VISUAL, entries, strict=True)]
+        entries = [made.entry(name, about.path) for name in self.visual]
+        rows = [as_stored(entry.rows, self.reductions[name]) for name, entry in zip(self.visual, entries, strict=True)]
         stored = [InMemory([replace(entry, rows=own)]) for entry, own in zip(entries, rows, strict=True)]
-        return Seen(about, dict(zip(VISUAL, stored, strict=True)), made.frame_edges)
+        return Seen(about, dict(zip(ROLES, stored, strict=True)), made.frame_edges)
 
     def answer(self, seen: Seen, sentences: Sequence[str], progress: Progress = lambda done, total: None) -> Answers:
         """Answers about a video that was looked at; `progress` counts sentences."""
@@ -154,7 +156,9 @@ class Grounder:
         words = InMemory([Entry(str(key), seen.video.path, rows, {"token": tokens}) for key, (rows, tokens) in enumerate(states)])
         queries = [whole_video_query(seen.video, str(key), text) for key, text in enumerate(texts)]
         frames, clips = self.ensemble.frames, self.ensemble.clips
-        features = FeatureSet(queries, Tracks(), **seen.features, text=words, frames=frames, clips=clips)
+        features = FeatureSet(
+            queries, Tracks(), **seen.features, text=words, frames=frames, clips=clips, squared=self.ensemble.motion in SQUARED
+        )
         found = predict(self.networks, features, queries, self.batch, progress, self.refine, self.between)
         answers = [answer_of(text, prediction, seen.frame_edges) for text, prediction in zip(texts, found, strict=True)]
         return Answers(video=seen.video, queries=answers)

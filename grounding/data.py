@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grounding.losses import Targets
-from grounding.models.csdvl import Inputs
+from grounding.inputs import Inputs
+from grounding.losses.targets import Targets
 from grounding.raw import Pictures, Tokenise, Tokens
 from pipeline import sampling
 from pipeline.boxes import interpolate, xyxy_to_cxcywh
@@ -28,6 +28,9 @@ from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Tracks, read_jsonl
 from pipeline.store import Store
 
+SQUARED = ("motion",)
+"""Motion products whose maps are of the padded square."""
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 RECENT_BYTES = 2 << 30
 """Features kept in memory: many sentences ask about the same video, and a small store fits whole."""
 
@@ -44,9 +47,9 @@ class Sample:
     tau: np.ndarray
     """`[T_s]` the frames' places in the segment."""
     motion: np.ndarray
-    """`[T_d, h, w, C]`."""
+    """`[T_d, h, w, C]`, of clips, or of the frames that were taken."""
     square: np.ndarray
-    """`[4]` where the picture lies in the motion square."""
+    """`[4]` where the picture lies in the motion maps."""
     text: np.ndarray
     """`[L, C]`."""
 
@@ -62,25 +65,38 @@ class Product(Protocol):
 
 
 class FeatureSet:
-    """Queries and their features, as samples of `frames` frames (T_s) and `clips` clips (T_d).
+    """Queries and their features, as samples of `frames` frames (T_s) and `clips` clips (T_d); with None for `clips` the motion is
+    that at each frame (T_d = T_s).
 
-    Queries whose video or words are not among the features are left out and named in `missing`. Threads may share it.
+    `squared`: motion maps are of the padded square, as SlowFast's; else of the picture, as Video Swin's. Queries whose video or
+    words are not among the features are left out and named in `missing`. Threads may share it.
     """
 
     def __init__(
-        self, queries: Sequence[Query], tracks: Tracks, appearance: Product, motion: Product, text: Product, frames: int, clips: int
+        self,
+        queries: Sequence[Query],
+        tracks: Tracks,
+        appearance: Product,
+        motion: Product,
+        text: Product,
+        frames: int,
+        clips: int | None,
+        squared: bool = True,
     ) -> None:
         self.appearance, self.motion, self.text = appearance, motion, text
-        self.tracks, self.frames, self.clips = tracks, frames, clips
+        self.tracks, self.frames, self.clips, self.squared = tracks, frames, clips, squared
         self.queries = [q for q in queries if q.video in appearance and q.video in motion and q.id in text]
         self.missing = sorted({q.id for q in queries} - {q.id for q in self.queries})
         self._recent = _Recent(RECENT_BYTES)
 
     @classmethod
-    def of_store(cls, path: Path, split: str, frames: int, clips: int, tokenise: Tokenise | None = None) -> FeatureSet:
+    def of_store(
+        cls, path: Path, split: str, frames: int, clips: int | None, tokenise: Tokenise | None = None, motion: str = "motion"
+    ) -> FeatureSet:
         """The queries of one split of a store; a StoreError where it has features for none of them.
 
-        With `tokenise` pictures and tokens stand in the place of maps and token states, for encoders that train.
+        With `tokenise` pictures and tokens stand in the place of maps and token states, for encoders that train. `motion` is the
+        product that motion maps come from.
         """
         store = Store(path)
         queries = [query for query in read_jsonl(store.index_path, Query) if query.split == split]
@@ -88,7 +104,7 @@ class FeatureSet:
         tracks = Tracks.load(store.tracks_path) if boxed else Tracks()
         appearance: Product = Pictures(store.open("frames")) if tokenise else store.open("appearance")
         text: Product = Tokens(queries, tokenise) if tokenise else store.open("text")
-        features = cls(queries, tracks, appearance, store.open("motion"), text, frames, clips)
+        features = cls(queries, tracks, appearance, store.open(motion), text, frames, clips, motion in SQUARED)
         if not features.queries:
             raise StoreError(
                 f"store {path} has no features for any query of split {split!r}: run stvg-extract, or look into failures.jsonl"
@@ -111,7 +127,7 @@ class FeatureSet:
     def bytes_of(self, query: Query) -> int:
         """Bytes that a query's appearance and motion take in memory."""
         maps, clips = (reader.shape(query.video)[1:] for reader in (self.appearance, self.motion))
-        return 2 * (self.frames * math.prod(maps) + self.clips * math.prod(clips))
+        return 2 * (self.frames * math.prod(maps) + (self.clips or self.frames) * math.prod(clips))
 
     def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
         """One query's features; `rows` choose among its stored frames (training's bin centres by default)."""
@@ -124,8 +140,8 @@ class FeatureSet:
             numbers=numbers,
             appearance=self._maps(query.video, chosen),
             tau=np.clip(sampling.place_of(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32),
-            motion=self._motion(query),
-            square=np.array(picture_in_square(tuple(self.motion.facts(query.video)["size"])), np.float32),
+            motion=self._clips(query, self.clips) if self.clips is not None else self._motion_at(query, numbers),
+            square=np.array(picture_in_square(tuple(self.motion.facts(query.video)["size"])) if self.squared else WHOLE, np.float32),
             text=self._recent.get(("text", query.id), lambda: self.text.read(query.id)),
         )
 
@@ -139,15 +155,21 @@ class FeatureSet:
         """Appearance maps of stored rows, `[len(rows), H, W, C]` as stored."""
         return self._recent.get(("appearance", video, rows.tobytes()), lambda: self.appearance.read(video, rows))
 
-    def _motion(self, query: Query) -> np.ndarray:
+    def _clips(self, query: Query, clips: int) -> np.ndarray:
         """The segment's clips brought to T_d by 2D-TAN's rule, `[T_d, h, w, C]` as stored."""
 
         def read() -> np.ndarray:
             own = self.rows_of(query, self.motion.columns(query.video)["frame"])
-            clips = self.motion.read(query.video, own)
-            return _means(clips, sampling.pool_bins(len(own), self.clips))
+            return _means(self.motion.read(query.video, own), sampling.pool_bins(len(own), clips))
 
         return self._recent.get(("motion", query.video, query.segment), read)
+
+    def _motion_at(self, query: Query, numbers: np.ndarray) -> np.ndarray:
+        """The motion of the segment at frames `[T_s]`, `[T_s, h, w, C]` as stored: of the row nearest to each."""
+        stored = self.motion.columns(query.video)["frame"]
+        own = self.rows_of(query, stored)
+        rows = own[sampling.nearest_frames(stored[own], numbers)]
+        return self._recent.get(("motion", query.video, rows.tobytes()), lambda: self.motion.read(query.video, rows))
 
     def truth(self, sample: Sample) -> Targets:
         """What is true of a sample, as a batch of one."""
@@ -157,15 +179,20 @@ class FeatureSet:
         begin, end = query.truth.span
         first, last = query.segment
         span = ((begin - first) / (last - first), (end - first) / (last - first))
-        middles = first + (np.arange(self.clips) + 0.5) / self.clips * (last - first)
-        boxes, boxed = self._boxes(query, np.concatenate([sample.numbers, middles.astype(np.int64)]))
+        inside = sampling.inside_frames(sample.numbers, query.truth.span)
+        if self.clips is None:
+            middles, inside_clips = sample.numbers, inside
+        else:
+            middles = (first + (np.arange(self.clips) + 0.5) / self.clips * (last - first)).astype(np.int64)
+            inside_clips = sampling.inside_clips(span, self.clips)
+        boxes, boxed = self._boxes(query, np.concatenate([sample.numbers, middles]))
         frames = len(sample.numbers)
         return Targets(
             boxes=boxes[:, :frames],
             boxed=boxed[:, :frames],
             span=torch.tensor([span]),
-            frames=torch.from_numpy(sampling.inside_frames(sample.numbers, query.truth.span)).float()[None],
-            clips=torch.from_numpy(sampling.inside_clips(span, self.clips)).float()[None],
+            frames=torch.from_numpy(inside).float()[None],
+            clips=torch.from_numpy(inside_clips).float()[None],
             clip_boxes=boxes[:, frames:],
             clip_boxed=boxed[:, frames:],
         )
@@ -225,13 +252,16 @@ def collate(samples: Sequence[Sample], pin: bool = False) -> Inputs:
     Features stay in float16; with `pin` they lie in pinned memory, which a GPU fetches beside other work.
     """
     size = torch.tensor([sample.appearance.shape[1:3] for sample in samples])
+    motion = _padded([sample.motion for sample in samples], pin)
+    rows, columns = motion.shape[2:4]
+    filled = np.array([[own.shape[2] / columns, own.shape[1] / rows] * 2 for own in (sample.motion for sample in samples)], np.float32)
     lengths = torch.tensor([len(sample.text) for sample in samples])
     return Inputs(
         appearance=_padded([sample.appearance for sample in samples], pin),
         map_size=size,
         frame_tau=torch.from_numpy(np.stack([sample.tau for sample in samples])),
-        motion=_padded([sample.motion for sample in samples], pin),
-        square=torch.from_numpy(np.stack([sample.square for sample in samples])),
+        motion=motion,
+        square=torch.from_numpy(np.stack([sample.square for sample in samples]) * filled),
         text=_padded([sample.text for sample in samples], pin),
         text_mask=torch.arange(int(lengths.max())) < lengths[:, None],
     )

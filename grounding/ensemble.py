@@ -17,12 +17,14 @@ from pipeline.store import Store
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Models in eval mode; `frames` (T_s) and `clips` (T_d) are what they see at once; `about` is the first run's provenance."""
+    """Models in eval mode; `frames` (T_s) and `clips` (T_d; None: the motion at each frame) are what they see at once, `motion` the
+    product that motion comes from; `about` is the first run's provenance."""
 
     runs: tuple[Path, ...]
     models: tuple[nn.Module, ...]
     frames: int
-    clips: int
+    clips: int | None
+    motion: str
     about: dict[str, Any]
 
     @classmethod
@@ -32,13 +34,13 @@ class Ensemble:
         for run, config, about in zip(runs, configs, known, strict=True):
             _refuse_misfit(runs[0], known[0], run, about)
             if config.clips != configs[0].clips:
-                seen = f"{runs[0]} sees {configs[0].clips} clips and {run} {config.clips}"
-                raise InputError(f"{seen}: score maps are averaged cell by cell, so the runs of an ensemble need the same number")
+                seen = f"{runs[0]} scores {_scored(configs[0].clips)} and {run} {_scored(config.clips)}"
+                raise InputError(f"{seen}: scores are averaged one by one, so the runs of an ensemble must score the same")
             if frames is None and config.frames != configs[0].frames:
                 seen = f"{runs[0]} was trained with {configs[0].frames} frames and {run} with {config.frames}"
                 raise InputError(f"{seen}: say how many all are to see at once, with --set frames=N")
         placed = tuple(model.to(device) for model in models)
-        return cls(tuple(runs), placed, frames or configs[0].frames, configs[0].clips, known[0])
+        return cls(tuple(runs), placed, frames or configs[0].frames, configs[0].clips, configs[0].motion, known[0])
 
     def refuse_products(self, store: Store) -> None:
         """StoreError where a store's features were made otherwise than those the runs were trained on; it names all that differs."""
@@ -54,6 +56,10 @@ class Ensemble:
         own = self.about["dims"]
         if list(dims) != own:
             raise StoreError(f"store {store.path} has features of {tuple(dims)} channels, run {self.runs[0]} was trained on {tuple(own)}")
+
+
+def _scored(clips: int | None) -> str:
+    return "frames" if clips is None else f"the proposals of {clips} clips"
 
 
 def _refuse_misfit(first: Path, expected: Mapping[str, Any], run: Path, about: Mapping[str, Any]) -> None:

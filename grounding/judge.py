@@ -55,7 +55,8 @@ def predict_split(
 
     ensemble, opened = Ensemble.of_runs(runs, device_of(config.device), config.frames), Store(store)
     ensemble.refuse_products(opened)
-    features = FeatureSet.of_store(store, config.split, ensemble.frames, ensemble.clips, tokenise_of(ensemble.models[0]))
+    tokenise = tokenise_of(ensemble.models[0])
+    features = FeatureSet.of_store(store, config.split, ensemble.frames, ensemble.clips, tokenise, ensemble.motion)
     ensemble.refuse_dims(opened, features.dims)
     answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
     return answers, features.missing

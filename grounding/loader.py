@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from grounding.data import RECENT_BYTES, FeatureSet, collate, join_targets, to_device
-from grounding.losses import Targets
-from grounding.models.csdvl import Inputs
+from grounding.inputs import Inputs
+from grounding.losses.targets import Targets
 from pipeline.errors import InputError
 from pipeline.records import Query
 

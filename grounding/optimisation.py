@@ -1,4 +1,4 @@
-"""AdamW in groups of parameters, each with its own rate and schedule."""
+"""AdamW or Adam in groups of parameters, each with its own rate and schedule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from grounding.recipe import Recipe
@@ -16,7 +16,7 @@ Factor = Callable[[int], float]
 """From the number of steps taken to what the rate is multiplied by."""
 
 
-def optimiser_of(model: nn.Module, recipe: Recipe, steps: int) -> tuple[AdamW, LambdaLR]:
+def optimiser_of(model: nn.Module, recipe: Recipe, steps: int) -> tuple[Adam, LambdaLR]:
     """The optimiser and its schedules over `steps`; heads and transformers are the first group (norms and biases decay too:
     the paper asks for no exception), encoders that train follow."""
     encoders = {"image.": (recipe.lr_image, constant), "text_encoder.": (recipe.lr_text, warm_then_linear(steps))}
@@ -26,7 +26,8 @@ def optimiser_of(model: nn.Module, recipe: Recipe, steps: int) -> tuple[AdamW, L
         if parameter.requires_grad:
             groups[next((prefix for prefix in encoders if name.startswith(prefix)), "")].append(parameter)
     used = [prefix for prefix in rates if groups[prefix]]
-    optimiser = AdamW([{"params": groups[prefix], "lr": rates[prefix][0]} for prefix in used], weight_decay=recipe.weight_decay, fused=True)
+    kind = AdamW if recipe.optimiser == "adamw" else Adam
+    optimiser = kind([{"params": groups[prefix], "lr": rates[prefix][0]} for prefix in used], weight_decay=recipe.weight_decay, fused=True)
     return optimiser, LambdaLR(optimiser, [rates[prefix][1] for prefix in used])
 
 

@@ -1,6 +1,6 @@
 """Models and a store → tubes. Every stored frame of the segment is seen; what is seen twice, or by several models, is averaged.
 
-An ensemble's models see the same frames and clips: their boxes are averaged, and the probabilities of their score maps.
+An ensemble's models see the same frames and clips: their boxes are averaged, and the probabilities of when the event happens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def predict(
     """The tube of each query, in order. `batch` is how many passes run at once; the models are put into eval mode.
 
     With `refine` a second, denser look is taken around the first answer, where the features are dense enough for one;
-    with `between` spans begin and end between clips, where the scores around the best proposal point (`looks.highest`).
+    with `between` spans begin and end between clips or frames, where the scores around the best place point (`SpanScores.best`).
     """
     ensemble = [models] if isinstance(models, nn.Module) else list(models)
     for model in ensemble:
@@ -74,9 +74,9 @@ def _see_batch(models: Sequence[nn.Module], features: FeatureSet, passes: Sequen
     inputs = to_device(collate(samples), next(models[0].parameters()).device)
     for model in models:
         out = model(inputs)
-        boxes, scores = out.boxes[-1].double().cpu().numpy(), out.proposals.double().sigmoid().cpu().numpy()
+        boxes, answers = out.boxes[-1].double().cpu().numpy(), out.when()
         for place, (look, _) in enumerate(passes):
-            look.add(samples[place].numbers, boxes[place], scores[place])
+            look.add(samples[place].numbers, boxes[place], answers[place])
 
 
 def tube(first: Look, second: Look | None, between: bool) -> Prediction:

@@ -6,6 +6,7 @@ The papers train the image and text encoders and start from MDETR. Here both are
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 Presets = dict[str, dict[str, Any]]
@@ -74,3 +75,68 @@ _LAMBDA: dict[str, Any] = {"l1": 5.0, "giou": 2.0, "attentive_frame": 0.5, "prop
 
 STVGFORMER: Presets = {name: {**values, "loss": {**_LAMBDA, **values.get("loss", {})}} for name, values in CSDVL.items()}
 """It differs at test: 96 frames a pass (`stvg-eval --set frames=96`) and five runs of other seeds (`--run` five times)."""
+
+# CG-STVG, sec. 4: λ and sizes are the defaults. The paper states no epochs: these are the released code's.
+_CG: dict[str, Any] = {"optimiser": "adam", "lr": 3e-4, "lr_image": 2e-5, "lr_text": 2e-5, "weight_decay": 1e-4, "clip_norm": 0.1}
+_CG_PAPER: Presets = {
+    "hcstvg-v1": {"batch": 16, "epochs": 90},
+    "hcstvg-v2": {"batch": 32, "epochs": 90},
+    "vidstg": {"batch": 64, "epochs": 10},
+}
+
+
+def _released(confidence: float, truth: float, both: float, giou: float, kl: float) -> dict[str, Any]:
+    """The choices of the released code. Its θ_t is of the logit of s^t, its θ_s of the sum of the two spatial confidences."""
+    theta_t = 1 / (1 + math.exp(-confidence))
+    return {
+        "model": {"query_positions": "boxes", "region": "mean", "theta_t": theta_t, "theta_s": both / 2, "truth_iou": truth},
+        "loss": {
+            "l1": 5.0,
+            "smooth": False,
+            "iou": giou,
+            "generalised": True,
+            "first": kl,
+            "last": kl,
+            "inside": 2.0,
+            "background": 0.3,
+        },
+    }
+
+
+_CG_CODE: Presets = {
+    "hcstvg-v1": _released(0.5, 0.8, 0.8, giou=4.0, kl=10.0),
+    "hcstvg-v2": _released(0.5, 0.7, 0.8, giou=4.0, kl=10.0),
+    "vidstg": _released(-0.5, 0.5, 0.5, giou=3.0, kl=1.0),
+}
+_CG_SHAPES: Presets = {
+    "shapes": {
+        "model": {
+            "d": 64,
+            "heads": 4,
+            "ffn": 128,
+            "dropout": 0.0,
+            "layers": 1,
+            "stages": 2,
+            "frames": 16,
+            "motion": "motion",
+            "box_head": "attention",
+        },
+        "loss": {"carriers": 1.0, "cells": 2.0, "sigma": 1.0},
+        "optimiser": "adamw",
+        "batch": 8,
+        "lr": 1e-3,
+        "schedule": "one-cycle",
+        "clip_norm": 1.0,
+        "ema": 0.99,
+        "max_steps": 1500,
+        "validate_every": 750,
+    },
+}
+
+CGSTVG: Presets = {
+    **{name: {**_CG, **values} for name, values in _CG_PAPER.items()},
+    **{f"{name}-code": {**_CG, **_CG_PAPER[name], **values} for name, values in _CG_CODE.items()},
+    **_CG_SHAPES,
+}
+"""`-code`: the choices of the released code, which differ from the paper's. Augmentation (random resize and crop) is not among
+them: features are cached."""

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from grounding.losses import LossConfig
+from grounding.losses.cgstvg import CgstvgLossConfig
+from grounding.losses.csdvl import LossConfig
+from grounding.models.cgstvg import CgstvgConfig
 from grounding.models.csdvl import CsdvlConfig
 from pipeline.config import Config
 from pipeline.extract import Backbones
@@ -51,6 +53,7 @@ class Recipe(Config):
     lr_image: float = Field(default=1e-5, gt=0)
     lr_text: float = Field(default=1e-5, gt=0)
     """Rates of the transformers and heads, and of the `encoders`, where these train."""
+    optimiser: Literal["adamw", "adam"] = "adamw"
     weight_decay: float = Field(default=1e-4, ge=0)
     clip_norm: float = Field(default=0.1, gt=0)
     ema: float = Field(default=0.999, ge=0, le=1)
@@ -73,3 +76,16 @@ class TrainConfig(Recipe):
     system: Literal["csdvl", "stvgformer"] = "csdvl"
     model: CsdvlConfig = CsdvlConfig()
     loss: LossConfig = LossConfig()
+
+
+class CgstvgTrainConfig(Recipe):
+    """The recipe of CG-STVG (sec. 4, Implementation)."""
+
+    system: Literal["cgstvg"] = "cgstvg"
+    model: CgstvgConfig = CgstvgConfig()
+    loss: CgstvgLossConfig = CgstvgLossConfig()
+    lr: float = Field(default=3e-4, gt=0)
+    lr_image: float = Field(default=2e-5, gt=0)
+    lr_text: float = Field(default=2e-5, gt=0)
+    optimiser: Literal["adamw", "adam"] = "adam"
+    batch: int = Field(default=16, ge=1)

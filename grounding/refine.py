@@ -1,20 +1,18 @@
 """Boundary refinement: a second look, at clips and frames taken densely around the span that the first look found (ours).
 
-A model sees T_d clips of a segment, however many are stored, and its proposals begin and end between those. The second look
-shows it a window of the segment as if that were all: the span it found and a margin on either side. Proposals then lie on
-a finer grid; each is scored by the mean of what both looks say, the first look's map being interpolated between its cells.
-A window holds at least T_d stored clips, since a finer grid would only repeat them: where a segment has no more than
-that, or the span takes up nearly all of it, there is no second look.
+A model sees a certain number of a segment's clips and frames, however many are stored, and places spans no finer than those
+lie. The second look shows it a window of the segment as if that were all: the span it found and a margin on either side.
+Spans then lie on a finer grid, and are judged by what both looks say of the window (`SpanScores.closer`). A window holds at
+least as many stored clips as the model sees, or frames where motion is taken at each frame, since a finer grid would only
+repeat them: where a segment has no more than that, or the span takes up nearly all of it, there is no second look.
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from grounding.data import FeatureSet
-from grounding.looks import Look, highest
+from grounding.looks import Look
 from pipeline import sampling
 from pipeline.records import Span
 
@@ -25,8 +23,9 @@ MARGIN = 0.5
 def second_look(features: FeatureSet, first: Look, between: bool) -> Look | None:
     """A look, not yet taken, at the window around what the first look found; None where it could show nothing new."""
     query = first.query
-    stored = len(features.rows_of(query, features.motion.columns(query.video)["frame"]))
-    least = math.ceil((query.segment[1] - query.segment[0]) * min(1.0, features.clips / stored))
+    seen, product = (features.frames, features.appearance) if features.clips is None else (features.clips, features.motion)
+    stored = len(features.rows_of(query, product.columns(query.video)["frame"]))
+    least = math.ceil((query.segment[1] - query.segment[0]) * min(1.0, seen / stored))
     window = window_around(found_span(first, None, between)[0], query.segment, least)
     return None if window == query.segment else Look(query.model_copy(update={"segment": window}), features)
 
@@ -43,36 +42,12 @@ def window_around(span: Span, segment: Span, least: int) -> Span:
 
 
 def found_span(first: Look, second: Look | None, between: bool) -> tuple[Span, float]:
-    """The frames `[begin, end)` of the best proposal after one look or two, and its score."""
-    segment = first.query.segment
-    if second is None:
-        begin, end, score = highest(first.scores, between)
-        return sampling.span_frames(begin, end, segment), score
-    opens, closes = ((edge - segment[0]) / (segment[1] - segment[0]) for edge in second.query.segment)
-    edges = np.linspace(opens, closes, len(second.scores) + 1)
-    both = (second.scores + interpolated(first.scores, edges[:-1], edges[1:])) / 2
-    begin, end, score = highest(np.where(second.scores < 0, -1.0, both), between)
-    return sampling.span_frames(opens + begin * (closes - opens), opens + end * (closes - opens), segment), score
-
-
-def interpolated(scores: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """A map's scores `[T, T]` for proposals that begin and end anywhere (τ) → `[begins, ends]`; −1 where begin ≥ end.
-
-    Linear in both, between the cells that are proposals; beyond the outermost ones theirs are held.
-    """
-    last = len(scores) - 1
-    row, row_share = _neighbours(begins * len(scores), last)
-    column, column_share = _neighbours(ends * len(scores) - 1, last)
-    cells = row[:, None, :, None], column[None, :, None, :]
-    weights = row_share[:, None, :, None] * column_share[None, :, None, :] * (cells[0] <= cells[1])
-    total = weights.sum((2, 3))
-    known = (total > 0) & (begins[:, None] < ends[None])
-    return np.divide((weights * scores[cells]).sum((2, 3)), total, out=np.full(total.shape, -1.0), where=known)
-
-
-def _neighbours(places: np.ndarray, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two cells around each place `[n, 2]`, and their shares `[n, 2]`."""
-    places = np.clip(places, 0, last)
-    lower = places.astype(np.int64)
-    share = places - lower
-    return np.stack([lower, np.minimum(lower + 1, last)], 1), np.stack([1 - share, share], 1)
+    """The frames `[begin, end)` of the best span after one look or two, and its score."""
+    assert first.when is not None
+    scores = first.when
+    if second is not None:
+        assert second.when is not None
+        scores = scores.closer(second.when)
+    begin, end, score = scores.best(between)
+    opens, closes = first.query.segment
+    return sampling.span_frames((begin - opens) / (closes - opens), (end - opens) / (closes - opens), (opens, closes)), score

@@ -84,8 +84,9 @@ def _made_from(store: Path, config: Recipe) -> dict[str, Any]:
     """A run's provenance: the store and the products it reads, the weights that encoders which train begin with, the code."""
     opened = Store(store)
     image, text = first_encoders(config.encoders) if config.encoders else (None, None)
-    read = ("frames", "motion") if text else ("appearance", "motion", "text")
-    features = FeatureSet.of_store(store, "train", 1, 1, text.encoder.tokenise if text else None)  # type: ignore[arg-type]
+    motion = config.model.motion
+    read = ("frames", motion) if text else ("appearance", motion, "text")
+    features = FeatureSet.of_store(store, "train", 1, 1, text.encoder.tokenise if text else None, motion)  # type: ignore[arg-type]
     return {
         "format": 1,
         "model": config.system,

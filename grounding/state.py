@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -26,7 +26,7 @@ class State:
 
     model: nn.Module
     ema: AveragedModel
-    optimiser: AdamW
+    optimiser: Adam
     schedule: LambdaLR
     step: int = 0
     judged: int = 0

@@ -9,13 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from grounding.losses import Targets, Totals, csdvl_loss
+from grounding.losses.cgstvg import cgstvg_loss
+from grounding.losses.csdvl import csdvl_loss
+from grounding.losses.targets import Targets, Totals
 from grounding.mdetr import initialise_from_mdetr
+from grounding.models.cgstvg import Cgstvg
 from grounding.models.csdvl import Csdvl, CsdvlConfig
 from grounding.models.end_to_end import EndToEnd
-from grounding.presets import CSDVL, STVGFORMER
+from grounding.presets import CGSTVG, CSDVL, STVGFORMER
 from grounding.raw import Tokenise
-from grounding.recipe import EncodersConfig, Recipe, TrainConfig
+from grounding.recipe import CgstvgTrainConfig, EncodersConfig, Recipe, TrainConfig
 from pipeline.config import merge
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
@@ -39,6 +42,8 @@ class System:
     presets: dict[str, dict[str, Any]]
     measure: Callable[[Any], str]
     """From `config.model` to the mean that chooses the best checkpoint."""
+    taught: Callable[[Any], bool]
+    """Whether, by `config.model`, the network looks at the truth in training."""
 
 
 def built(config: Recipe, about: Mapping[str, Any]) -> nn.Module:
@@ -82,9 +87,19 @@ def _csdvl_measure(model: CsdvlConfig) -> str:
     return "m_tIoU" if model.streams == "dynamic" else "m_vIoU"
 
 
+def _no_mdetr(model: Cgstvg, path: Path, basis: Basis | None) -> object:
+    raise InputError(
+        f"initialise {path}: of MDETR CG-STVG takes the image and the text encoder alone: extract with weights mdetr:FILE, initialise=null"
+    )
+
+
 SYSTEMS = {
-    "csdvl": System(TrainConfig, Csdvl, csdvl_loss, initialise_from_mdetr, CSDVL, _csdvl_measure),
-    "stvgformer": System(TrainConfig, Csdvl, csdvl_loss, initialise_from_mdetr, STVGFORMER, _csdvl_measure),
+    name: System(TrainConfig, Csdvl, csdvl_loss, initialise_from_mdetr, presets, _csdvl_measure, lambda model: False)
+    for name, presets in (("csdvl", CSDVL), ("stvgformer", STVGFORMER))
+} | {
+    "cgstvg": System(
+        CgstvgTrainConfig, Cgstvg, cgstvg_loss, _no_mdetr, CGSTVG, lambda model: "m_vIoU", lambda model: model.truth_iou is not None
+    )
 }
 
 

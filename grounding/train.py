@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from grounding.checkpoint import read_provenance
 from grounding.data import FeatureSet
 from grounding.loader import Batch, Loader, steps_per_epoch
-from grounding.losses import Totals
+from grounding.losses.targets import Totals
 from grounding.metrics import score, summarise
 from grounding.models.end_to_end import EndToEnd
 from grounding.modules.recompute import recompute_layers
@@ -39,8 +39,8 @@ from pipeline.store import Store
 from pipeline.store.manifest import files_digest
 
 Progress = Callable[[int, int], None]
-Network = Callable[[Any], Any]
-"""From `Inputs` to outputs: the model, or the model compiled."""
+Network = Callable[..., Any]
+"""From `Inputs` (and, where the system is taught, `Targets`) to outputs: the model, or the model compiled."""
 log = logging.getLogger(__name__)
 
 
@@ -117,7 +117,7 @@ def learn(network: Network, state: State, parts: Sequence[Batch], c: Recipe, tog
     Every part's loss is its share of the whole batch's: losses and gradients add up over parts and processes. Random
     numbers (dropout) are a function of seed, step and the part's place in the batch alone.
     """
-    loss_of = system_of(c.system).loss
+    system = system_of(c.system)
     totals = Totals(*together.sum(torch.stack([torch.stack(Totals.of(part.targets)) for part in parts]).sum(0)))
     found: list[dict[str, Tensor]] = []
     state.model.train()
@@ -125,8 +125,8 @@ def learn(network: Network, state: State, parts: Sequence[Batch], c: Recipe, tog
     for place, part in enumerate(parts, start=together.rank * len(parts)):
         torch.manual_seed(int(np.random.SeedSequence([c.seed, state.step, place]).generate_state(1)[0]))
         with torch.autocast(part.targets.span.device.type, torch.bfloat16, enabled=c.precision == "bfloat16"):
-            out = network(part.inputs)
-        losses = loss_of(_in_float32(out), part.targets, c.loss, totals)
+            out = network(part.inputs, part.targets) if system.taught(c.model) else network(part.inputs)
+        losses = system.loss(_in_float32(out), part.targets, c.loss, totals)
         losses["loss"].backward()
         found.append({name: value.detach() for name, value in losses.items()})
     together.sum_gradients(state.model.parameters())
@@ -196,6 +196,6 @@ def _split(store: Path, split: str, c: Recipe, tokenise: Tokenise | None) -> Fea
     """The queries of a split that have a truth, with their features; None where there are none."""
     if not any(query.split == split and query.truth is not None for query in read_jsonl(Store(store).index_path, Query)):
         return None
-    features = FeatureSet.of_store(store, split, c.model.frames, c.model.clips, tokenise)
+    features = FeatureSet.of_store(store, split, c.model.frames, c.model.clips, tokenise, c.model.motion)
     features.queries = [query for query in features.queries if query.truth is not None]
     return features if features.queries else None

@@ -8,6 +8,7 @@ import yaml
 
 from cli.settings import DatasetConfig, PrepareConfig
 from grounding.judge import EvaluateConfig
+from grounding.recipe import CgstvgTrainConfig
 from grounding.report import ReportConfig
 from grounding.train import TrainConfig
 from pipeline.config import SECTIONS, Config
@@ -39,6 +40,13 @@ def test_keys_and_defaults_are_the_codes(section: str) -> None:
     if section == "prepare":
         defaults["workers"] = None  # the machine's cores
     assert documented(section) == defaults
+
+
+def test_cg_stvg_s_own_defaults_are_the_codes() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    written = yaml.safe_load(re.search(r"### CG-STVG.*?```yaml\n(.*?)```", text, re.DOTALL)[1])
+    ours, csdvl = (kind().model_dump(mode="json") for kind in (CgstvgTrainConfig, TrainConfig))
+    assert written == {key: value for key, value in ours.items() if csdvl[key] != value}
 
 
 def test_params_file_holds_known_keys() -> None:

@@ -24,19 +24,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from grounding.inputs import Inputs
 from grounding.modules.alignment import clip_index, frames_to_clips, into_square, square_cells
 from grounding.modules.attention import Attention
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
-from grounding.modules.layers import MLP, FeedForward
-from grounding.modules.positions import cell_corners, sine_2d, sine_time
+from grounding.modules.layers import MLP, EncoderLayer, FeedForward
+from grounding.modules.positions import map_cells, sine_2d, sine_time
 from grounding.modules.precision import as_computed
 from grounding.modules.proposals import ProposalHead
+from grounding.spans import Proposals
 from pipeline.config import Config
 
 Collaboration = Literal["full", "none", "s2d", "d2s", "sum", "fc_sum", "concat_fc"]
@@ -44,6 +46,9 @@ Collaboration = Literal["full", "none", "s2d", "d2s", "sum", "fc_sum", "concat_f
 
 class CsdvlConfig(Config):
     """Everything that shapes the network; the defaults are the paper's for HC-STVG."""
+
+    motion: ClassVar[str] = "motion"
+    """The product that motion maps come from."""
 
     d: int = Field(default=256, ge=8)
     heads: int = Field(default=8, ge=1)
@@ -79,26 +84,6 @@ class CsdvlConfig(Config):
 
 
 @dataclass
-class Inputs:
-    """A batch of B queries. Masks are True at what counts."""
-
-    appearance: Tensor
-    """C5 maps `[B, T_s, H, W, C_a]`, zero-padded to the batch's largest map."""
-    map_size: Tensor
-    """`[B, 2]` rows and columns of each map that are not padding."""
-    frame_tau: Tensor
-    """`[B, T_s]` each frame's place in its segment."""
-    motion: Tensor
-    """`[B, T_d, h, w, C_m]` over the padded square."""
-    square: Tensor
-    """`[B, 4]` where the picture lies in the square, xyxy shares."""
-    text: Tensor
-    """Token states `[B, L, C_t]`."""
-    text_mask: Tensor
-    """`[B, L]`."""
-
-
-@dataclass
 class Outputs:
     """What the network answers."""
 
@@ -124,6 +109,10 @@ class Outputs:
     heard_centres: Tensor
     """`[B, S, 2]` (x, y) of the motion cells as shares of the picture."""
 
+    def when(self) -> list[Proposals]:
+        """What it says of when, query by query."""
+        return [Proposals(map) for map in self.proposals.detach().double().sigmoid().cpu().numpy()]
+
 
 class Csdvl(nn.Module):
     """The whole network. `dims` are the channels of the stored (appearance, motion, text) features."""
@@ -137,7 +126,7 @@ class Csdvl(nn.Module):
         self.project_motion = nn.Linear(dims[1], c.d)
         self.project_text = nn.Sequential(nn.Linear(dims[2], c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout))
         if c.streams == "both":
-            self.encoder = nn.ModuleList(StaticEncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers))
+            self.encoder = nn.ModuleList(EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers))
             self.decoder = nn.ModuleList(StaticDecoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers))
             self.collaboration = nn.ModuleList(collaboration_block(c) for _ in range(c.layers))
             self.object_query = nn.Parameter(torch.randn(c.d))
@@ -275,18 +264,16 @@ class Places:
         rows, columns = inputs.appearance.shape[2:4]
         clips, height, width = inputs.motion.shape[1:4]
         device = inputs.motion.device
-        index = cell_corners(rows, columns, device) * torch.tensor([columns, rows], device=device)
-        size = inputs.map_size.flip(-1)[:, None, None, :].float()
+        positions, mask, middles = map_cells(inputs.map_size, rows, columns, d)
         corners, centres, inside = (part.flatten(1, 2) for part in square_cells(inputs.square, height, width))
         if not mask_padding:
             inside = torch.ones_like(inside)
         kept = inside.any(0).nonzero()[:, 0]
-        valid = (index[None] <= size).all(-1).flatten(1)
         middle = (torch.arange(clips, device=device) + 0.5) / clips
         return cls(
-            cell_positions=sine_2d(index[None] / size, d).flatten(1, 2),
-            cell_mask=valid,
-            cell_centres=((index[None] - 0.5) / size).flatten(1, 2),
+            cell_positions=positions,
+            cell_mask=mask,
+            cell_centres=middles,
             kept=kept,
             space=sine_2d(corners[:, kept], d),
             space_mask=inside[:, kept],
@@ -328,20 +315,6 @@ class Places:
     def clips_at_frames(self, clips: Tensor) -> Tensor:
         """Each frame's clip, `[B, T_d, …]` → `[B, T_s, …]` (temporal replication)."""
         return clips[torch.arange(len(clips), device=clips.device)[:, None], self.clip_of_frame]
-
-
-class StaticEncoderLayer(nn.Module):
-    """DETR's encoder layer, post-norm: self-attention over a frame's visual and text tokens, FFN."""
-
-    def __init__(self, d: int, heads: int, ffn: int, dropout: float) -> None:
-        super().__init__()
-        self.self_attn, self.norm, self.dropout = Attention(d, heads, dropout), nn.LayerNorm(d), nn.Dropout(dropout)
-        self.feed_forward = FeedForward(d, ffn, dropout)
-
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Tokens, positions `[n, S, d]`, mask `[n, S]` → `[n, S, d]`."""
-        placed = x + positions
-        return self.feed_forward(self.norm(x + self.dropout(self.self_attn(placed, placed, x, mask))))
 
 
 class StaticDecoderLayer(nn.Module):

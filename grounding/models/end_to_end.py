@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from grounding.models.csdvl import Inputs, Outputs
+from grounding.inputs import Inputs
+from grounding.losses.targets import Targets
 from grounding.modules.recompute import recompute_layers
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
@@ -39,11 +41,12 @@ class EndToEnd(nn.Module):
         self.image.eval()
         return self
 
-    def forward(self, inputs: Inputs) -> Outputs:
-        """`inputs` with pictures for maps, RGB uint8 `[B, T_s, h, w, 3]` (`map_size` in pixels), and ids `[B, L, 1]` for states."""
+    def forward(self, inputs: Inputs, *truth: Targets) -> Any:
+        """`inputs` with pictures for maps, RGB uint8 `[B, T_s, h, w, 3]` (`map_size` in pixels), and ids `[B, L, 1]` for states;
+        a network that is taught gets the `truth`."""
         maps, sizes = self.maps(inputs.appearance, inputs.map_size)
         states = self.text_encoder(inputs.text[..., 0], inputs.text_mask)
-        return self.network(replace(inputs, appearance=maps, map_size=sizes, text=states))
+        return self.network(replace(inputs, appearance=maps, map_size=sizes, text=states), *truth)
 
     def maps(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """C5 maps `[B, T_s, H, W, C]`, zero-padded to the largest, and their rows and columns `[B, 2]`."""

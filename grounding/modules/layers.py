@@ -1,4 +1,4 @@
-"""Feed-forward parts: the transformer's FFN and DETR's MLP, each post-norm where they are residual."""
+"""Layers that systems share, each post-norm where it is residual: the transformer's FFN, DETR's MLP and encoder layer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from grounding.modules.attention import Attention
 
 
 class FeedForward(nn.Module):
@@ -32,3 +34,17 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = functional.relu(layer(x))
         return self.layers[-1](x)
+
+
+class EncoderLayer(nn.Module):
+    """DETR's encoder layer, post-norm: self-attention over a frame's visual and text tokens, FFN."""
+
+    def __init__(self, d: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn, self.norm, self.dropout = Attention(d, heads, dropout), nn.LayerNorm(d), nn.Dropout(dropout)
+        self.feed_forward = FeedForward(d, ffn, dropout)
+
+    def forward(self, x: Tensor, positions: Tensor | None, mask: Tensor) -> Tensor:
+        """Tokens `[n, S, d]`, positions alike (added to queries and keys) or None, mask `[n, S]` → `[n, S, d]`."""
+        placed = x if positions is None else x + positions
+        return self.feed_forward(self.norm(x + self.dropout(self.self_attn(placed, placed, x, mask))))

@@ -33,8 +33,23 @@ def sine_2d(xy: Tensor, d: int) -> Tensor:
     return torch.cat([sine(y, d // 2), sine(x, d // 2)], -1)
 
 
+def sine_box(boxes: Tensor, d: int) -> Tensor:
+    """Boxes `[…, 4]` in [0, 1] → `[…, 2d]`: each of the four numbers at d/4 wavelengths, as DETR places cells."""
+    return sine(2 * math.pi * boxes, d // 2).flatten(-2)
+
+
 def cell_corners(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
     """Far corners of a map's cells as shares of the map, `[rows, columns, 2]` in (x, y)."""
     y = (torch.arange(rows, device=device) + 1) / rows
     x = (torch.arange(columns, device=device) + 1) / columns
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+
+
+def map_cells(size: Tensor, rows: int, columns: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The cells of maps of which `size` `[B, 2]` (rows, columns) is no padding: sine positions `[B, rows·columns, d]`, which
+    are not padding `[B, rows·columns]`, and their centres `[B, rows·columns, 2]` (x, y) as shares of the picture."""
+    corner = cell_corners(rows, columns, size.device) * torch.tensor([columns, rows], device=size.device)
+    whole = size.flip(-1)[:, None, None, :].float()
+    parts = sine_2d(corner / whole, d), (corner <= whole).all(-1), (corner - 0.5) / whole
+    positions, mask, centres = (part.flatten(1, 2) for part in parts)
+    return positions, mask, centres

@@ -19,7 +19,7 @@ SIZES = {"v0": (64, 36), "v1": (64, 36), "v2": (36, 64)}
 """Width and height: a wide picture has maps of 4×7 cells, a tall one of 7×4."""
 GRID, CLIP = 5, 10
 """Frames between stored appearance maps, and between motion clips."""
-CHANNELS = {"appearance": 6, "motion": 5, "text": 7}
+CHANNELS = {"appearance": 6, "motion": 5, "swin": 3, "text": 7}
 StoreMaker = Callable[..., Path]
 
 
@@ -50,9 +50,9 @@ def make_tracks() -> Tracks:
 
 
 def _visual(product: str, video: str, random: np.random.Generator) -> Entry:
-    frames = np.arange(0, FRAME_COUNT, GRID) if product == "appearance" else np.arange(CLIP // 2, FRAME_COUNT, CLIP)
+    frames = np.arange(CLIP // 2, FRAME_COUNT, CLIP) if product == "motion" else np.arange(0, FRAME_COUNT, GRID)
     wide = SIZES[video][0] > SIZES[video][1]
-    shape = ((4, 7) if wide else (7, 4)) if product == "appearance" else (4, 4)
+    shape = (4, 4) if product == "motion" else (4, 7) if wide else (7, 4)
     rows = random.standard_normal((len(frames), *shape, CHANNELS[product])).astype(np.float16)
     facts = {"size": list(SIZES[video]), "fps": FPS, "frame_count": FRAME_COUNT}
     return Entry(video, video, rows, {"frame": frames, "second": frames / FPS}, facts)
@@ -70,17 +70,18 @@ def build_store(
     name: str = "store",
     without: tuple[str, ...] = (),
     fill: dict[str, float] | None = None,
+    visual: tuple[str, ...] = ("appearance", "motion"),
 ) -> Path:
     """Write a store about `queries` (by default eight of split train, three of val) into `folder` and give its path.
 
-    `without` leaves out entries by key, `fill` puts one number into all rows of an entry.
+    `without` leaves out entries by key, `fill` puts one number into all rows of an entry, `visual` may also hold `swin`.
     """
     path, random = folder / name, np.random.default_rng(5)
     known = queries or [make_query(n, "train") for n in range(8)] + [make_query(n, "val") for n in range(3)]
     (folder / "index").mkdir(exist_ok=True)
     write_jsonl(folder / "index" / "index.jsonl", known)
     make_tracks().save(folder / "index" / "tracks.npz")
-    entries = {product: [_visual(product, video, random) for video in SIZES] for product in ("appearance", "motion")}
+    entries = {product: [_visual(product, video, random) for video in SIZES] for product in visual}
     entries["text"] = [_words(query, random) for query in known]
     with StoreWriter(path, "shapes", "data") as writer:
         writer.set_index(folder / "index" / "index.jsonl", folder / "index" / "tracks.npz")

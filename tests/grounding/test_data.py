@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -93,6 +94,90 @@ def test_motion_is_the_mean_of_equal_bins(store: Path, clips: int) -> None:
     np.testing.assert_array_equal(features.sample(features.queries[0]).motion, expected)
 
 
+@pytest.fixture
+def framewise(store: Path) -> FeatureSet:
+    """Motion at each of the frames, of clips stored at frames 5, 15 … 95."""
+    return FeatureSet.of_store(store, "train", FRAMES, None)
+
+
+def test_without_clips_each_frame_has_the_motion_nearest_to_it(framewise: FeatureSet) -> None:
+    """Frames 10, 35, 60, 85: the earlier one of clips 5 and 15, clip 35, the earlier one of 55 and 65, clip 85."""
+    sample = framewise.sample(framewise.queries[0])
+    np.testing.assert_array_equal(sample.motion, framewise.motion.read("v0", np.array([0, 3, 5, 8])))
+
+
+def test_motion_sparser_than_the_frames_is_repeated(store: Path) -> None:
+    """Frames 0, 5 … 95, each second one between two clips."""
+    features = FeatureSet.of_store(store, "train", 20, None)
+    expected = features.motion.read("v0", np.array([0, 0, 0, *np.arange(1, 9).repeat(2), 9]))
+    assert len(expected) == 20
+    np.testing.assert_array_equal(features.sample(features.queries[0]).motion, expected)
+
+
+def test_motion_denser_than_the_frames_is_that_of_the_frames(store: Path, query_of: QueryMaker, tracks: Tracks) -> None:
+    """Motion of every frame, each row full of its frame's number."""
+
+    class EveryFrame:
+        def __contains__(self, key: object) -> bool:
+            return True
+
+        def shape(self, key: str) -> tuple[int, ...]:
+            return (100, 2, 3, 1)
+
+        def facts(self, key: str) -> dict[str, Any]:
+            return {"size": [64, 36]}
+
+        def columns(self, key: str) -> dict[str, np.ndarray]:
+            return {"frame": np.arange(100)}
+
+        def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
+            return np.ones((1, 2, 3, 1), np.float16) * np.arange(100)[indices].reshape(-1, 1, 1, 1)
+
+    opened = Store(store)
+    query = query_of(0, "train", segment=(20, 60))
+    features = FeatureSet([query], tracks, opened.open("appearance"), EveryFrame(), opened.open("text"), FRAMES, None)
+    sample = features.sample(query)
+    assert sample.motion.shape == (FRAMES, 2, 3, 1)
+    assert sample.motion[:, 0, 0, 0].tolist() == sample.numbers.tolist() == [25, 35, 45, 55]
+
+
+def test_motion_at_frames_stays_in_the_segment(make_store: Maker, query_of: QueryMaker) -> None:
+    """Segment [20, 60): frames 20, 25 … 55; frame 20 takes the clip at 25, for that at 15, as near, is outside."""
+    features = FeatureSet.of_store(make_store([query_of(0, "train", segment=(20, 60))]), "train", 8, None)
+    expected = features.motion.read("v0", np.array([2, 2, 2, 3, 3, 4, 4, 5]))
+    np.testing.assert_array_equal(features.sample(features.queries[0]).motion, expected)
+
+
+def test_motion_of_the_same_rows_is_that_of_the_same_frames(store: Path) -> None:
+    """Whatever the product: with that of appearance both are the same, and its maps are of the whole picture."""
+    features = FeatureSet.of_store(store, "train", FRAMES, None, motion="appearance")
+    for query in features.queries[:3]:
+        sample = features.sample(query, np.array([3, 3, 0, 19]))
+        np.testing.assert_array_equal(sample.motion, sample.appearance)
+        assert sample.square.tolist() == [0, 0, 1, 1]
+
+
+def test_motion_that_is_not_of_the_square_is_of_the_whole_picture(store: Path, tracks: Tracks, features: FeatureSet) -> None:
+    products = features.appearance, features.motion, features.text
+    for squared, expected in ((True, [14 / 64, 0, 50 / 64, 1]), (False, [0, 0, 1, 1])):
+        own = FeatureSet(features.queries, tracks, *products, FRAMES, None, squared=squared)
+        assert own.sample(own.queries[2]).square.tolist() == expected
+
+
+def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(framewise: FeatureSet) -> None:
+    targets = framewise.truth(framewise.sample(framewise.queries[0]))
+    assert targets.frames.tolist() == targets.clips.tolist() == [[0, 1, 0, 0]]
+    assert targets.boxed.tolist() == targets.clip_boxed.tolist() == [[False, True, False, False]]
+    torch.testing.assert_close(targets.clip_boxes, targets.boxes)
+
+
+def test_what_a_query_takes_in_memory_without_clips(framewise: FeatureSet) -> None:
+    """Of float16, four maps of 4×7 cells and 6 channels, and of 4×4 cells and 5 channels."""
+    query = framewise.queries[0]
+    sample = framewise.sample(query)
+    assert framewise.bytes_of(query) == sample.appearance.nbytes + sample.motion.nbytes == 2 * 4 * (28 * 6 + 16 * 5)
+
+
 def test_what_a_query_takes_in_memory(features: FeatureSet) -> None:
     for query in features.queries[:3]:
         sample = features.sample(query)
@@ -168,6 +253,26 @@ def test_a_batch_is_padded_and_says_what_is_real(features: FeatureSet) -> None:
         assert inputs.text_mask[number].tolist() == [place < words for place in range(inputs.text.shape[1])]
         np.testing.assert_array_equal(inputs.text[number, :words].numpy(), sample.text)
         assert not inputs.text[number, words:].any()
+
+
+def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(features: FeatureSet) -> None:
+    """Whole pictures on 3×5 and 6×4 cells, in a batch on 6×5: half of the rows, and four fifths of the columns."""
+    sample = features.sample(features.queries[0])
+    maps = [np.ones((CLIPS, *shape, 5), np.float16) for shape in ((3, 5), (6, 4))]
+    inputs = collate([replace(sample, motion=motion, square=np.array([0, 0, 1, 1], np.float32)) for motion in maps])
+    assert inputs.motion.shape == (2, CLIPS, 6, 5, 5)
+    torch.testing.assert_close(inputs.square, torch.tensor([[0, 0, 1, 1 / 2], [0, 0, 4 / 5, 1]]))
+    for motion, (_, _, right, bottom) in zip(inputs.motion, inputs.square.tolist(), strict=True):
+        assert motion[:, : round(6 * bottom), : round(5 * right)].eq(1).all()
+        assert motion.sum() == motion[:, : round(6 * bottom), : round(5 * right)].numel()
+
+
+def test_so_it_is_in_padded_squares(features: FeatureSet) -> None:
+    """A tall picture in the middle of 4×4 cells that lie in a corner of 8×8."""
+    sample = features.sample(features.queries[2])
+    larger = replace(sample, motion=np.ones((CLIPS, 8, 8, 5), np.float16))
+    squares = collate([sample, larger]).square
+    torch.testing.assert_close(squares, torch.tensor([[7 / 64, 0, 25 / 64, 1 / 2], [14 / 64, 0, 50 / 64, 1]]))
 
 
 def test_features_stay_in_half_precision(features: FeatureSet) -> None:

@@ -17,8 +17,8 @@ import grounding.models.end_to_end
 from grounding.ask import Grounder
 from grounding.checkpoint import load_model, read_provenance
 from grounding.data import FeatureSet, collate
+from grounding.inputs import Inputs
 from grounding.judge import EvaluateConfig, predict_split
-from grounding.models.csdvl import Inputs
 from grounding.models.end_to_end import LEARNING, EndToEnd
 from grounding.optimisation import optimiser_of
 from grounding.processes import Processes

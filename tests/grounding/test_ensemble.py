@@ -38,7 +38,7 @@ def test_an_ensemble_sees_what_its_runs_were_trained_with(tiny_run: Any, other: 
 
 def test_runs_with_other_clips_are_refused(tiny_run: Any, other: Path) -> None:
     set_model(other, clips=5)
-    with pytest.raises(InputError, match=r"sees 8 clips and .*other 5: score maps are averaged cell by cell"):
+    with pytest.raises(InputError, match=r"scores the proposals of 8 clips and .*other the proposals of 5 clips: scores are averaged"):
         Ensemble.of_runs([tiny_run.run, other], CPU, frames=4)
 
 

@@ -11,19 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from grounding.losses import (
-    LossConfig,
-    Targets,
-    Totals,
-    attentive_loss,
-    box_losses,
-    carrier_loss,
-    cell_losses,
-    corners,
-    csdvl_loss,
-    own_cells,
-    proposal_loss,
-)
+from grounding.losses.boxes import box_losses, carrier_loss, cell_losses, corners, own_cells
+from grounding.losses.csdvl import LossConfig, attentive_loss, csdvl_loss, proposal_loss
+from grounding.losses.targets import Targets, Totals
 from grounding.models.csdvl import Outputs
 
 FRAMES, CLIPS = 4, 3

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grounding.checkpoint import read_provenance
+from grounding.inputs import Inputs
 from grounding.mdetr import initialise_from_mdetr, static_stream
-from grounding.models.csdvl import Csdvl, CsdvlConfig, Inputs, Places
+from grounding.models.csdvl import Csdvl, CsdvlConfig, Places
 from grounding.train import TrainConfig, open_run, train
 from pipeline.checkpoints import LoadReport
 from pipeline.errors import InputError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from grounding.optimisation import optimiser_of
@@ -40,6 +41,19 @@ def test_a_network_on_cached_features_is_one_group() -> None:
     optimiser, schedule = optimiser_of(nn.Linear(2, 2), recipe(), 100)
     assert len(optimiser.param_groups) == 1
     assert schedule.get_last_lr() == [1.0]
+
+
+@pytest.mark.parametrize(("name", "kind", "after"), [("adam", torch.optim.Adam, 0.9), ("adamw", torch.optim.AdamW, 0.95)])
+def test_adam_takes_the_decay_for_a_gradient_and_adamw_lessens_the_weight_by_it(name: str, kind: type, after: float) -> None:
+    """A weight 1 without a gradient of its own, decay ½, rate .1: Adam's first step is the rate whatever the gradient's size, here
+    that of the decay; AdamW takes .1·½ of the weight."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    optimiser, _ = optimiser_of(model, recipe(lr=0.1, weight_decay=0.5, optimiser=name), 100)
+    assert type(optimiser) is kind
+    model.weight.grad = torch.zeros(1, 1)
+    optimiser.step()
+    assert model.weight.item() == pytest.approx(after, rel=1e-5)
 
 
 def rates(steps: int, **changes: Any) -> list[list[float]]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from grounding.data import FeatureSet, Sample
+from grounding.inputs import Inputs
 from grounding.looks import Look
-from grounding.models.csdvl import Csdvl, CsdvlConfig, Inputs, Outputs
+from grounding.models.csdvl import Csdvl, CsdvlConfig, Outputs
 from grounding.predict import predict
 from pipeline.records import Query
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -29,6 +30,32 @@ PAPERS = {
 """Supplement B.1 and B.2; 2D-TAN for the maps. STVGFormer's λ (5, 2, .5, 5, 1) are the same, multiplied out."""
 
 
+CG_COMMON = {
+    "lr": 3e-4, "lr_image": 2e-5, "lr_text": 2e-5, "weight_decay": 1e-4, "optimiser": "adam", "schedule": "constant",
+    "model.d": 256, "model.heads": 8, "model.layers": 6, "model.stages": 6, "model.frames": 64, "model.motion": "swin",
+    "model.context": True, "model.refinement": "both", "model.context_in_time": False, "model.box_head": "mlp",
+    "loss.carriers": 0, "loss.cells": 0, "loss.quality": 1, "loss.sigma": 2,
+}  # fmt: skip
+CG_PAPER = {
+    "model.theta_t": 0.7, "model.theta_s": 0.8, "model.truth_iou": None, "model.query_positions": "learned", "model.region": "roi_align",
+    "loss.first": 10, "loss.last": 10, "loss.inside": 1, "loss.background": 1, "loss.l1": 5, "loss.iou": 3, "loss.smooth": True,
+    "loss.generalised": False,
+}  # fmt: skip
+CG_CODE = {
+    "model.query_positions": "boxes", "model.region": "mean", "loss.inside": 2, "loss.background": 0.3, "loss.l1": 5,
+    "loss.smooth": False, "loss.generalised": True,
+}  # fmt: skip
+CG_PAPERS = {
+    "hcstvg-v1": {**CG_COMMON, **CG_PAPER, "batch": 16, "epochs": 90},
+    "hcstvg-v2": {**CG_COMMON, **CG_PAPER, "batch": 32, "epochs": 90},
+    "vidstg": {**CG_COMMON, **CG_PAPER, "batch": 64, "epochs": 10},
+    "hcstvg-v1-code": {**CG_COMMON, **CG_CODE, "batch": 16, "model.truth_iou": 0.8, "model.theta_s": 0.4, "loss.iou": 4, "loss.first": 10},
+    "hcstvg-v2-code": {**CG_COMMON, **CG_CODE, "batch": 32, "model.truth_iou": 0.7, "model.theta_s": 0.4, "loss.iou": 4, "loss.last": 10},
+    "vidstg-code": {**CG_COMMON, **CG_CODE, "batch": 64, "model.truth_iou": 0.5, "model.theta_s": 0.25, "loss.iou": 3, "loss.first": 1},
+}
+"""CG-STVG, sec. 4, and its released code."""
+
+
 def config_of(name: str, system: str = "csdvl") -> Recipe:
     return validate(system_of(system).config, preset(name, system), name)
 
@@ -46,6 +73,18 @@ def test_presets_hold_the_papers_numbers(system: str, name: str) -> None:
     assert {key: value(config, key) for key in PAPERS[name]} == PAPERS[name]
     assert config.system == system
     assert config.max_steps is None
+
+
+@pytest.mark.parametrize("name", CG_PAPERS)
+def test_cg_stvg_s_presets_hold_its_paper_s_and_its_code_s_numbers(name: str) -> None:
+    config = config_of(name, "cgstvg")
+    assert {key: value(config, key) for key in CG_PAPERS[name]} == CG_PAPERS[name]
+
+
+@pytest.mark.parametrize(("name", "logit"), [("hcstvg-v1-code", 0.5), ("hcstvg-v2-code", 0.5), ("vidstg-code", -0.5)])
+def test_the_released_code_s_temporal_threshold_is_of_the_logit(name: str, logit: float) -> None:
+    theta = config_of(name, "cgstvg").model.theta_t
+    assert math.log(theta / (1 - theta)) == pytest.approx(logit)
 
 
 @pytest.mark.parametrize(("system", "name"), [(system, name) for system, row in SYSTEMS.items() for name in row.presets])
@@ -75,5 +114,5 @@ def test_an_unknown_preset_is_refused() -> None:
 
 
 def test_an_unknown_system_is_refused() -> None:
-    with pytest.raises(InputError, match="there is no system 'detr'; the systems are csdvl, stvgformer: name one with --model"):
+    with pytest.raises(InputError, match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg: name one with --model"):
         preset("shapes", "detr")

@@ -1,4 +1,4 @@
-"""The second look, with a model that knows the truth and says every proposal's IoU with it."""
+"""The second look, with models that know the truth: one says every proposal's IoU with it, one its first and last frames."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from grounding.ask import InMemory
 from grounding.data import FeatureSet
-from grounding.models.csdvl import Inputs, Outputs
+from grounding.inputs import Inputs
+from grounding.models.csdvl import Outputs
 from grounding.modules.proposals import iou_map
 from grounding.predict import predict
-from grounding.refine import interpolated, window_around
+from grounding.refine import window_around
+from grounding.spans import Boundaries, interval_edges
 from pipeline.records import Prediction, Query, Tracks
 from pipeline.store import Entry
 
@@ -45,18 +47,52 @@ class Knowing(nn.Module):
         return Outputs(boxes[None], logits, *[nothing] * 8)
 
 
-def features_of(clip_frames: int, segment: tuple[int, int] = SEGMENT) -> FeatureSet:
+@dataclass
+class Said:
+    """What a model of first and last frames answers."""
+
+    boxes: Tensor
+    first: np.ndarray
+    last: np.ndarray
+
+    def when(self) -> list[Boundaries]:
+        return [Boundaries(*both) for both in zip(self.first, self.last, strict=True)]
+
+
+class KnowingFrames(Knowing):
+    """Reads from the appearance maps, which hold their frames' numbers, when it is looking.
+
+    It says Gaussians as wide as its frames are apart, and begins and ends a share `late` of that too late.
+    """
+
+    late = 0.3
+
+    def forward(self, inputs: Inputs) -> Said:
+        numbers, tau = inputs.appearance[:, :, 0, 0, 0].double().numpy(), inputs.frame_tau.double().numpy()
+        length = ((numbers[:, -1] - numbers[:, 0]) / (tau[:, -1] - tau[:, 0])).round()
+        starts = (numbers[:, 0] + 0.5 - tau[:, 0] * length).round()
+        segments = list(zip(starts.tolist(), (starts + length).tolist(), strict=True))
+        self.windows += segments
+        edges = np.stack([interval_edges(own, segment) for own, segment in zip(numbers, segments, strict=True)])
+        apart = length[:, None] / FRAMES
+        sides = ((edges[:, :-1], self.truth[0]), (edges[:, 1:], self.truth[1]))
+        first, last = (np.exp(-(((at - side) / apart - self.late) ** 2) / 2) for at, side in sides)
+        boxes = torch.full((1, *numbers.shape, 4), 0.5)
+        return Said(boxes, first / first.sum(1, keepdims=True), last / last.sum(1, keepdims=True))
+
+
+def features_of(clip_frames: int, segment: tuple[int, int] = SEGMENT, clips: int | None = CLIPS) -> FeatureSet:
     """One query about a video with an appearance map every five frames and a clip every `clip_frames`."""
     facts = {"fps": 25.0, "frame_count": FRAME_COUNT, "size": (100, 100)}
     query = Query.model_validate({"id": "q", "video": "v", "path": "v.mp4", "segment": segment, "text": "x", "split": "test", **facts})
-    frames, clips = np.arange(0, FRAME_COUNT, EVERY), np.arange(0, FRAME_COUNT, clip_frames)
-    motion = (clips + clip_frames / 2).astype(np.float16)[:, None, None, None]
+    frames, starts = np.arange(0, FRAME_COUNT, EVERY), np.arange(0, FRAME_COUNT, clip_frames)
+    motion = (starts + clip_frames / 2).astype(np.float16)[:, None, None, None]
     made = [
-        Entry("v", "v", np.zeros((len(frames), 2, 2, 1), np.float16), {"frame": frames}, {"size": [100, 100]}),
-        Entry("v", "v", motion, {"frame": clips + clip_frames // 2}, {"size": [100, 100]}),
+        Entry("v", "v", frames.astype(np.float16)[:, None, None, None], {"frame": frames}, {"size": [100, 100]}),
+        Entry("v", "v", motion, {"frame": starts + clip_frames // 2}, {"size": [100, 100]}),
         Entry("q", "v", np.zeros((2, 1), np.float16), {}),
     ]
-    return FeatureSet([query], Tracks(), *(InMemory([entry]) for entry in made), frames=FRAMES, clips=CLIPS)
+    return FeatureSet([query], Tracks(), *(InMemory([entry]) for entry in made), frames=FRAMES, clips=clips)
 
 
 def ask(model: nn.Module, features: FeatureSet, refine: bool = True, between: bool = False) -> Prediction:
@@ -134,23 +170,41 @@ def test_windows_have_margins_and_stay_in_the_segment(span: tuple[int, int], lea
     assert moved == (window[0] + 7, window[1] + 7)
 
 
-@pytest.fixture
-def scores() -> np.ndarray:
-    return np.where(np.triu(np.ones((4, 4), dtype=bool)), np.random.default_rng(0).random((4, 4)), -1.0)
+@pytest.mark.parametrize("truth", [(150, 180), (143, 178), (161, 199)])
+def test_first_and_last_frames_are_found_closer_by_the_second_look(truth: tuple[int, int]) -> None:
+    """Eight of 32 frames are 20 frames apart, so the answer 6 frames late; in the window they are closer, and less late.
+
+    There are only as many clips as the model sees: where it takes motion at its frames, they do not matter.
+    """
+    model, features = KnowingFrames(truth), features_of(20, clips=None)
+    once = ask(model, features, refine=False, between=True)
+    assert set(model.windows) == {SEGMENT}
+    assert np.subtract(once.span, truth) == pytest.approx([6, 6], abs=1.5)
+    model.windows.clear()
+    answer = ask(model, features, between=True)
+    assert set(model.windows) == {SEGMENT, window_around(once.span, SEGMENT, 40)}
+    apart = (model.windows[-1][1] - model.windows[-1][0]) / FRAMES
+    late = np.subtract(answer.span, truth)
+    assert (late < 6 - 1.5).all()
+    assert (late > 0.3 * apart - 1.5).all()
+    assert 0 < answer.score < 1
+    assert [row[0] for row in answer.boxes] == list(range(*SEGMENT, EVERY))
 
 
-def test_a_map_read_at_its_own_cells_is_itself(scores: np.ndarray) -> None:
-    edges = np.arange(5) / 4
-    np.testing.assert_allclose(interpolated(scores, edges[:-1], edges[1:]), scores, atol=1e-12)
+def test_where_all_frames_are_seen_at_once_there_is_no_second_look_at_them() -> None:
+    """Eight frames are stored, and sixteen clips."""
+    model, features = KnowingFrames((150, 170)), features_of(5, segment=(140, 180), clips=None)
+    once = ask(model, features, refine=False, between=True)
+    assert ask(model, features, between=True) == once
+    assert set(model.windows) == {(140, 180)}
 
 
-def test_between_cells_scores_are_linear_and_only_proposals_count(scores: np.ndarray) -> None:
-    def at(begin: float, end: float) -> float:
-        return float(interpolated(scores, np.array([begin / 4]), np.array([end / 4]))[0, 0])
-
-    assert at(0.5, 3) == pytest.approx((scores[0, 2] + scores[1, 2]) / 2)
-    assert at(1, 3.25) == pytest.approx(0.75 * scores[1, 2] + 0.25 * scores[1, 3])
-    assert at(0.5, 1.5) == pytest.approx((scores[0, 0] + scores[0, 1] + scores[1, 1]) / 3)
-    assert at(0.2, 0.7) == pytest.approx(scores[0, 0])
-    assert at(3.2, 3.9) == pytest.approx(scores[3, 3])
-    assert at(2, 2) == at(3, 1) == -1
+def test_models_of_first_and_last_frames_answer_together() -> None:
+    """One begins and ends early, one late, and both together in between; two that are alike answer as one."""
+    early, late = KnowingFrames((140, 170)), KnowingFrames((152, 182))
+    features = features_of(20, clips=None)
+    alone = [ask(model, features, between=True) for model in (early, late)]
+    (both,) = predict([early, late], features, features.queries, refine=True)
+    assert alone[0].span[0] < both.span[0] < alone[1].span[0]
+    assert alone[0].span[1] < both.span[1] < alone[1].span[1]
+    assert predict([late, late], features, features.queries, refine=True) == alone[1:]

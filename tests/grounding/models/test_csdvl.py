@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grounding.models.csdvl import Collaboration, Csdvl, CsdvlConfig, Inputs, Outputs
+from grounding.inputs import Inputs
+from grounding.models.csdvl import Collaboration, Csdvl, CsdvlConfig, Outputs
 from grounding.modules.proposals import valid_cells
 from pipeline.config import validate
 from pipeline.encoders.geometry import picture_in_square

@@ -1,4 +1,4 @@
-"""Maps into the motion square against torch's own padding and resizing; frames to clips by hand."""
+"""Maps into the motion square, and back, against torch's own padding and resizing; frames to clips by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grounding.modules.alignment import clip_index, frames_to_clips, into_square, square_cells
+from grounding.modules.alignment import clip_index, frames_to_clips, from_square, into_square, square_cells, take_matrix
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -59,6 +59,92 @@ def test_a_picture_that_fills_no_whole_cells_is_placed_between_them() -> None:
     torch.testing.assert_close(found[[3, 12]], 0.5 * torch.arange(16.0).expand(2, 16), **TOLERANCE)
     assert not found[:3].any()
     assert not found[13:].any()
+
+
+def ramps_over_the_square(height: int, width: int, side: int) -> Tensor:
+    """Motion maps `[1, 1, side, side, 2]` over the padded square of a `[height, width]` map: each cell in the picture holds the
+    column and the row of that map where its centre lies; those outside hold 1e3."""
+    left, top, right, bottom = square_of(height, width)
+    cell = (torch.arange(side) + 0.5) / side
+    column, row = (cell - left) / (right - left) * width - 0.5, (cell - top) / (bottom - top) * height - 0.5
+    outside = ((cell < left) | (cell > right)) | ((cell < top) | (cell > bottom))[:, None]
+    ramps = torch.stack(torch.meshgrid(column, row, indexing="xy"), -1)
+    return ramps.masked_fill(outside[..., None], 1e3)[None, None]
+
+
+def held(count: int, first: float, last: float) -> Tensor:
+    """0, 1, 2 …, not under `first` nor over `last`."""
+    return torch.arange(float(count)).clamp(first, last)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side", "first", "last"),
+    [
+        (4, 8, 8, (0, 0), (7, 3)),  # motion cells are the map's own
+        (8, 4, 8, (0, 0), (3, 7)),
+        (2, 4, 8, (0, 0), (3, 1)),  # twice as fine
+        (4, 4, 8, (0, 0), (3, 3)),
+        (8, 16, 8, (0.5, 0.5), (14.5, 6.5)),  # half as fine: nothing is known beyond the outermost centres
+        (9, 16, 8, (0.5, 1), (14.5, 7)),  # rows 1.75 to 6.25 of 8: those from 2 to 5 are taken, centred at 1, 3, 5, 7
+    ],
+)
+def test_a_ramp_over_the_square_comes_back_as_the_picture_s(
+    height: int, width: int, side: int, first: tuple[float, float], last: tuple[float, float]
+) -> None:
+    maps = ramps_over_the_square(height, width, side)
+    found = from_square(maps, torch.tensor([square_of(height, width)]), torch.tensor([[height, width]]), height, width)[0, 0]
+    torch.testing.assert_close(found[..., 0], held(width, first[0], last[0]).expand(height, -1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[..., 1], held(height, first[1], last[1])[:, None].expand(-1, width), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 15), (10, 18), (18, 10), (5, 5)])
+@pytest.mark.parametrize(("rows", "columns"), [(4, 7), (7, 7), (12, 3)])
+def test_taking_from_a_map_of_the_whole_picture_is_torch_s_resizing(height: int, width: int, rows: int, columns: int) -> None:
+    maps = torch.rand(1, 2, rows, columns, 3, generator=torch.Generator().manual_seed(0))
+    found = from_square(maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[height, width]]), height, width)
+    expected = functional.interpolate(maps[0].permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found[0].permute(0, 3, 1, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 7), (5, 10), (9, 16)])
+def test_a_map_of_the_whole_picture_with_the_same_cells_stays(rows: int, columns: int) -> None:
+    maps = torch.rand(1, 2, rows, columns, 3, generator=torch.Generator().manual_seed(0))
+    found = from_square(maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[rows, columns]]), rows, columns)
+    torch.testing.assert_close(found, maps, atol=1e-5, rtol=0)
+
+
+def test_taken_from_one_batch_each_map_is_its_own_and_its_padding_zero() -> None:
+    """Maps of the whole picture, 3×5 and 6×4 cells in one batch, brought to maps of 4×8 and 6×3."""
+    random = torch.Generator().manual_seed(0)
+    own = [torch.rand(1, 2, *shape, 3, generator=random) for shape in ((3, 5), (6, 4))]
+    padded = torch.full((2, 2, 6, 5, 3), 1e3)
+    padded[0, :, :3], padded[1, :, :, :4] = own[0][0], own[1][0]
+    squares, sizes = torch.tensor([[0, 0, 1, 3 / 6], [0, 0, 4 / 5, 1]]), torch.tensor([[4, 8], [6, 3]])
+    found = from_square(padded, squares, sizes, 6, 8)
+    for got, maps, (height, width) in zip(found, own, sizes.tolist(), strict=True):
+        alone = from_square(maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[height, width]]), height, width)[0]
+        torch.testing.assert_close(got[:, :height, :width], alone, atol=1e-4, rtol=0)
+        assert not got[:, height:].any()
+        assert not got[:, :, width:].any()
+
+
+def test_what_is_taken_along_one_axis_by_hand() -> None:
+    """Of four cells with centres at 1/8, 3/8 … the halves: to two, to three cells (at 1/12, 3/12, 5/12), and none of padding."""
+    low, high = torch.tensor([0.0, 0.5, 0.0]), torch.tensor([0.5, 1.0, 0.5])
+    matrix = take_matrix(4, torch.tensor([2, 2, 3]), 4, low, high)
+    none = [0.0] * 4
+    expected = [
+        [[1, 0, 0, 0], [0, 1, 0, 0], none, none],
+        [[0, 0, 1, 0], [0, 0, 0, 1], none, none],
+        [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 1, 0, 0], none],
+    ]
+    torch.testing.assert_close(matrix, torch.tensor(expected), **TOLERANCE)
+
+
+def test_a_part_between_two_centres_takes_the_nearest_cell() -> None:
+    """Of two cells, centred at .25 and .75, the parts [.3, .4) and [.6, .7)."""
+    matrix = take_matrix(2, torch.tensor([2, 1]), 2, torch.tensor([0.3, 0.6]), torch.tensor([0.4, 0.7]))
+    assert matrix.tolist() == [[[1, 0], [1, 0]], [[0, 1], [0, 0]]]
 
 
 def test_cells_of_the_square_as_shares_of_a_landscape_picture() -> None:

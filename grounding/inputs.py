@@ -1,0 +1,27 @@
+"""What every network is given: a batch of queries with their features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Inputs:
+    """A batch of B queries. Masks are True at what counts."""
+
+    appearance: Tensor
+    """C5 maps `[B, T_s, H, W, C_a]`, zero-padded to the batch's largest map."""
+    map_size: Tensor
+    """`[B, 2]` rows and columns of each map that are not padding."""
+    frame_tau: Tensor
+    """`[B, T_s]` each frame's place in its segment."""
+    motion: Tensor
+    """`[B, T_d, h, w, C_m]`, maps of clips, or of the frames (T_d = T_s); zero-padded as the C5 maps are."""
+    square: Tensor
+    """`[B, 4]` where the picture lies in the motion maps, xyxy shares of their sides: SlowFast sees it in a padded square."""
+    text: Tensor
+    """Token states `[B, L, C_t]`."""
+    text_mask: Tensor
+    """`[B, L]`."""

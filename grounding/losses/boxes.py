@@ -1,0 +1,41 @@
+"""Losses of boxes, and of what carries them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+from grounding.losses.targets import Targets
+from grounding.modules.regions import corners, own_cells
+
+
+def box_losses(boxes: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and GIoU of boxes `[layers, B, T_s, 4]` cxcywh, summed over layers and boxed samples, over `total` (at least 1)."""
+    where = targets.boxed.expand(boxes.shape[:-1])
+    l1, giou = _apart(boxes[where], targets.boxes.expand_as(boxes)[where])
+    return l1.sum() / total.clamp(min=1), giou.sum() / total.clamp(min=1)
+
+
+def cell_losses(proposed: Tensor, centres: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and GIoU of the boxes `[B, T_s, cells, 4]` that the object's own cells propose, each cell for itself.
+
+    The mean over a sample's own cells, summed over boxed samples, over `total` (at least 1).
+    """
+    own = own_cells(targets.boxes, centres) & targets.boxed[..., None]
+    share = (own / own.sum(-1, keepdim=True).clamp(min=1))[own]
+    l1, giou = _apart(proposed[own], targets.boxes[:, :, None].expand_as(proposed)[own])
+    return (l1 * share).sum() / total.clamp(min=1), (giou * share).sum() / total.clamp(min=1)
+
+
+def _apart(boxes: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and GIoU loss of each of n boxes, `[n, 4]` cxcywh."""
+    return (boxes - truth).abs().sum(-1), generalized_box_iou_loss(corners(boxes), corners(truth))
+
+
+def carrier_loss(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor, total: Tensor) -> Tensor:
+    """−log of the attention that lies on the object's own cells, summed over layers and boxed samples, over `total` (at least 1).
+
+    `carriers` `[layers, B, T, cells]`, cell centres `[B, cells, 2]` in [0, 1], boxes `[B, T, 4]`, boxed `[B, T]`.
+    """
+    mass = (carriers * own_cells(boxes, centres)).sum(-1).clamp(min=1e-6)
+    return -(mass.log() * boxed).sum() / total.clamp(min=1)

@@ -1,0 +1,42 @@
+"""What is true of a batch.
+
+A batch may be cut into parts, over processes and over time: a part's loss is its share of the whole batch's, so that the
+parts' losses, and their gradients, add up to it. That takes the whole batch's `Totals`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Targets:
+    """What is true of B queries: boxes `[B, T_s, 4]` cxcywh, where there is one `[B, T_s]` (inside the span only),
+    span `[B, 2]` in τ, labels of frames `[B, T_s]` and clips `[B, T_d]` inside the span (float 0/1), and boxes at the
+    middles of clips, `[B, T_d, 4]` and `[B, T_d]`."""
+
+    boxes: Tensor
+    boxed: Tensor
+    span: Tensor
+    frames: Tensor
+    clips: Tensor
+    clip_boxes: Tensor
+    clip_boxed: Tensor
+
+
+class Totals(NamedTuple):
+    """How many queries, boxed samples and boxed clips a whole batch has; numbers as 0-dim float tensors."""
+
+    queries: Tensor
+    boxed: Tensor
+    clip_boxed: Tensor
+
+    @classmethod
+    def of(cls, targets: Targets) -> Totals:
+        """Those of targets that are the whole batch; those of parts add up."""
+        queries = torch.tensor(float(len(targets.span)), device=targets.span.device)
+        return cls(queries, targets.boxed.sum().float(), targets.clip_boxed.sum().float())

@@ -1,0 +1,470 @@
+"""CG-STVG at tiny size: batch = singles, what the context tells and what a stage does without it, where gradients go."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou
+
+from grounding.inputs import Inputs
+from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
+from grounding.losses.targets import Targets, Totals
+from grounding.models.cgstvg import Cgstvg, CgstvgConfig, Context, InstanceContext, Looking, Outputs
+from grounding.modules.regions import roi_tokens
+from pipeline.config import validate
+from pipeline.encoders.geometry import picture_in_square
+from pipeline.errors import InputError
+
+DIMS = (6, 5, 7)
+FRAMES, STAGES = 4, 3
+TINY = {"d": 16, "heads": 2, "ffn": 12, "layers": 1, "stages": STAGES, "frames": FRAMES, "theta_t": 0.3, "theta_s": 0.25}
+WIDE, TALL, SMALL = (4, 8), (8, 4), (3, 5)
+"""Rows and columns of appearance maps."""
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+def make_model(seed: int = 1, **changes: Any) -> Cgstvg:
+    """A model in eval mode whose parameters are all random (biases and norms too), so that nothing hides behind a zero; its
+    weights are large enough for frames to differ."""
+    torch.manual_seed(seed)
+    model = Cgstvg(DIMS, CgstvgConfig(**{**TINY, **changes}))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3)
+        elif name not in ("where", "when"):
+            parameter.data *= 2
+    return model.eval()
+
+
+def make_query(seed: int, size: tuple[int, int], words: int, swin: bool = False, frames: int = FRAMES) -> Inputs:
+    """One query without any padding: motion over the padded square, as SlowFast's, or a little coarser than the map, as Swin's."""
+    random = torch.Generator().manual_seed(seed)
+    rows, columns = size
+    motion = (rows - 1, columns - 1) if swin else (6, 6)
+    return Inputs(
+        appearance=torch.randn(1, frames, rows, columns, DIMS[0], generator=random),
+        map_size=torch.tensor([size]),
+        frame_tau=torch.rand(1, frames, generator=random).sort(-1).values,
+        motion=torch.randn(1, frames, *motion, DIMS[1], generator=random),
+        square=torch.tensor([WHOLE if swin else picture_in_square((columns, rows))]),
+        text=torch.randn(1, words, DIMS[2], generator=random),
+        text_mask=torch.ones(1, words, dtype=torch.bool),
+    )
+
+
+def together(queries: list[Inputs]) -> Inputs:
+    """Queries in one batch, padded with 9 rather than zeros: what masks hide must not matter."""
+
+    def padded(tensors: list[Tensor]) -> Tensor:
+        shape = torch.tensor([tensor.shape for tensor in tensors]).amax(0).tolist()
+        whole = torch.full((len(tensors), *shape[1:]), 0 if tensors[0].dtype == torch.bool else 9, dtype=tensors[0].dtype)
+        for place, tensor in zip(whole, tensors, strict=True):
+            place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
+        return whole
+
+    batch = Inputs(**{field.name: padded([getattr(query, field.name) for query in queries]) for field in fields(Inputs)})
+    filled = [torch.tensor(query.motion.shape[2:4]).flip(0).repeat(2) for query in queries]
+    rows, columns = batch.motion.shape[2:4]
+    return replace(batch, square=batch.square * torch.stack(filled) / torch.tensor([columns, rows] * 2))
+
+
+def three(swin: bool = False, frames: int = FRAMES) -> list[Inputs]:
+    """Queries with maps and sentences of different sizes."""
+    return [make_query(seed, size, words, swin, frames) for seed, size, words in ((0, WIDE, 4), (1, TALL, 7), (2, SMALL, 1))]
+
+
+def make_targets(count: int, boxes: Tensor | None = None, boxed: Tensor | None = None) -> Targets:
+    """Boxes of all frames, or those given, and a span about the segment's middle."""
+    random = torch.Generator().manual_seed(4)
+    some = torch.rand(count, FRAMES, 4, generator=random) * 0.3 + 0.35 if boxes is None else boxes
+    where = torch.ones(count, FRAMES, dtype=torch.bool) if boxed is None else boxed
+    inside = torch.tensor([0.0, 1.0, 1.0, 0.0]).expand(count, FRAMES)
+    return Targets(some, where, torch.tensor([[0.2, 0.7]]).expand(count, 2), inside, inside, some, where)
+
+
+def of_query(out: Outputs, number: int) -> dict[str, Tensor]:
+    """What stages answer of one query."""
+    return {name: getattr(out, name)[:, number] for name in ("boxes", "first", "last", "inside", "quality", "kept", "heard", "carriers")}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+
+
+# Shapes and ranges
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize("box_head", ["mlp", "attention"])
+@pytest.mark.parametrize("swin", [False, True])
+def test_outputs_have_their_shapes_and_ranges(stages: int, box_head: str, swin: bool) -> None:
+    model = make_model(stages=stages, box_head=box_head)
+    out = model(together(three(swin)))
+    cells = 8 * 8
+    assert out.boxes.shape == (stages, 3, FRAMES, 4)
+    assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
+    assert out.first.shape == out.last.shape == out.inside.shape == out.quality.shape == out.kept.shape == (stages, 3, FRAMES)
+    assert ((out.quality > 0) & (out.quality < 1)).all()
+    assert out.kept.dtype == torch.bool
+    assert out.frame_tau.shape == (3, FRAMES)
+    assert out.cell_centres.shape == (3, cells, 2)
+    assert out.carriers.shape == out.heard.shape == (stages, 3, FRAMES, cells)
+    assert out.cell_boxes.shape == ((3, FRAMES, cells, 4) if box_head == "attention" else (0,))
+    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(Outputs))
+    torch.testing.assert_close(out.carriers.sum(-1), torch.ones(stages, 3, FRAMES))
+    assert ((out.heard.sum(-1) > 0) & (out.heard.sum(-1) < 1)).all()  # the words take the rest
+
+
+def test_without_context_nothing_is_said_of_it() -> None:
+    model = make_model(context=False)
+    out = model(together(three()))
+    assert out.boxes.shape == (STAGES, 3, FRAMES, 4)
+    assert out.quality.numel() == out.kept.numel() == 0
+    assert not [name for name, _ in model.named_parameters() if "context" in name or "instance" in name]
+
+
+def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
+    out = make_model()(together(three()))
+    answers = out.when()
+    assert len(answers) == 3
+    for number, answer in enumerate(answers):
+        np.testing.assert_allclose(answer.first, out.first[-1, number].detach().softmax(-1), rtol=1e-5)
+        np.testing.assert_allclose(answer.last, out.last[-1, number].detach().softmax(-1), rtol=1e-5)
+        assert (answer.first.sum(), answer.last.sum()) == pytest.approx((1, 1))
+
+
+# A batch is its queries
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"context": False},
+        {"context_in_time": True, "refinement": "none"},
+        {"query_positions": "boxes", "refinement": "none"},
+        {"region": "mean", "refinement": "none"},
+        {"box_head": "attention", "refinement": "none"},
+        {"box_head": "attention", "region": "mean", "query_positions": "boxes", "refinement": "sum", "theta_one": 0.3},
+    ],
+)
+@pytest.mark.parametrize("swin", [False, True])
+def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str, Any]) -> None:
+    """Other map sizes, squares and numbers of words, padded with 9: the same outputs (tolerance 1e-5)."""
+    model, queries = make_model(**changes), three(swin)
+    with torch.no_grad():
+        batch, singles = model(together(queries)), [model(query) for query in queries]
+    for number, (query, single) in enumerate(zip(queries, singles, strict=True)):
+        rows, columns = query.map_size[0].tolist()
+        for name in ("boxes", "first", "last", "inside") + (("quality", "kept") if model.config.context else ()):
+            torch.testing.assert_close(getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5)
+        for name in ("carriers", "heard"):
+            mine = getattr(batch, name)[:, number].unflatten(-1, (8, 8))
+            assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
+            alone = getattr(single, name)[:, 0].unflatten(-1, (rows, columns))
+            torch.testing.assert_close(mine[..., :rows, :columns], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_in_that_batch_some_context_is_kept_and_some_dropped() -> None:
+    with torch.no_grad():
+        kept = make_model()(together(three())).kept[:-1]
+    assert kept.any()
+    assert not kept.all()
+
+
+# Frames
+
+
+@pytest.mark.parametrize("query_positions", ["learned", "boxes"])
+@pytest.mark.parametrize("swin", [False, True])
+def test_other_numbers_of_frames_than_in_training_work(query_positions: str, swin: bool) -> None:
+    model, queries = make_model(query_positions=query_positions), three(swin, frames=7)
+    with torch.no_grad():
+        batch, singles = model(together(queries)), [model(query) for query in queries]
+    assert batch.boxes.shape == (STAGES, 3, 7, 4)
+    assert [answer.first.shape for answer in batch.when()] == [(7,)] * 3
+    for number, single in enumerate(singles):
+        for name in ("boxes", "first", "last"):
+            torch.testing.assert_close(getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> None:
+    """Each of four positions stands for a quarter of the segment: seven frames take those of their quarters."""
+    model, tau = make_model(), torch.tensor([[0.1, 0.2, 0.3, 0.45, 0.5, 0.8, 0.9]])
+    query = replace(make_query(0, WIDE, 4, frames=7), frame_tau=tau)
+    seen: list[Tensor] = []
+    handle = model.spatial[0].register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    with torch.no_grad():
+        model(query)
+    handle.remove()
+    torch.testing.assert_close(seen[0][0], model.where.detach()[torch.tensor([0, 0, 1, 1, 2, 3, 3])])
+
+
+@pytest.mark.parametrize("refinement", ["none", "both"])
+def test_frames_taken_twice_give_what_they_give_once(refinement: str) -> None:
+    """Every average over frames, the context's too, stays as it is."""
+    model, query = make_model(refinement=refinement, context_in_time=True), make_query(0, WIDE, 4)
+    twice = replace(query, **{name: getattr(query, name).repeat_interleave(2, 1) for name in ("appearance", "motion", "frame_tau")})
+    with torch.no_grad():
+        once, doubled = model(query), model(twice)
+    for name in ("boxes", "first", "last", "quality"):
+        torch.testing.assert_close(getattr(doubled, name)[:, :, ::2], getattr(once, name), atol=1e-5, rtol=1e-5)
+
+
+# ICG
+
+
+def test_the_context_is_what_lies_in_the_boxes_appearance_and_motion_apart() -> None:
+    model, query = make_model(), make_query(0, WIDE, 4)
+    boxes, logits = torch.rand(1, FRAMES, 4) * 0.5 + 0.2, torch.zeros(1, FRAMES)
+    with torch.no_grad():
+        memory = model.encode(query)
+        context = model.instance(memory, boxes, logits, None)
+        count = WIDE[0] * WIDE[1]
+        parts = (memory.states[:, :count], memory.states[:, count : 2 * count])
+        maps = [part.transpose(1, 2).unflatten(-1, WIDE) for part in parts]
+        appearance, motion = (roi_tokens(one, boxes[0], torch.tensor([WIDE]).expand(FRAMES, 2)) for one in maps)
+        tokens = model.instance.join(torch.cat([appearance, motion], -1))
+        quality = (model.instance.appearance_quality(appearance).sigmoid() + model.instance.motion_quality(motion).sigmoid())[:, 0] / 2
+    torch.testing.assert_close(context.tokens[0], tokens, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(context.quality[0], quality, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("in_time", [False, True])
+def test_what_the_context_says_of_when_only_the_temporal_blocks_can_hear(in_time: bool) -> None:
+    """Boxes hear it in any case, but for those of the first stage."""
+    model, queries = make_model(context_in_time=in_time, refinement="none"), together(three())
+    with torch.no_grad():
+        all_kept = model(queries)
+        with mock.patch.object(model.instance, "kept", side_effect=lambda temporal, spatial: torch.zeros_like(temporal, dtype=torch.bool)):
+            none_kept = model(queries)
+    for name, heard in (("boxes", True), ("first", in_time), ("last", in_time), ("inside", in_time)):
+        before, after = getattr(all_kept, name), getattr(none_kept, name)
+        torch.testing.assert_close(before[0], after[0])
+        assert [not torch.allclose(one, other, atol=1e-5) for one, other in zip(before[1:], after[1:], strict=True)] == [heard] * 2
+
+
+# ICR
+
+
+@pytest.mark.parametrize(
+    ("refinement", "kept"),
+    [
+        ("none", [1, 1, 1, 1, 1]),
+        ("temporal", [1, 0, 1, 0, 0]),
+        ("spatial", [1, 1, 0, 0, 1]),
+        ("both", [1, 0, 0, 0, 0]),
+        ("sum", [1, 1, 1, 0, 1]),  # halves of the sums: .625 .75 .625 .25 .625
+        ("product", [0, 1, 0, 0, 1]),  # roots of the products: .612 .707 .5 .25 .625
+    ],
+)
+def test_icr_drops_what_is_under_its_threshold(refinement: str, kept: list[int]) -> None:
+    """θ_t .75, θ_s .5, for one level .625; what equals a threshold is kept."""
+    icr = InstanceContext(
+        CgstvgConfig.model_validate({"d": 16, "refinement": refinement, "theta_t": 0.75, "theta_s": 0.5, "theta_one": 0.625})
+    )
+    temporal, spatial = torch.tensor([[0.75, 0.5, 1.0, 0.25, 0.625]]), torch.tensor([[0.5, 1.0, 0.25, 0.25, 0.625]])
+    assert icr.kept(temporal, spatial).int().tolist() == [kept]
+
+
+def test_the_paper_s_thresholds_are_the_default() -> None:
+    icr = InstanceContext(CgstvgConfig(d=16))
+    temporal, spatial = torch.tensor([[0.7, 0.69, 0.7, 1.0]]), torch.tensor([[0.8, 1.0, 0.79, 1.0]])
+    assert icr.kept(temporal, spatial).tolist() == [[True, False, False, True]]
+
+
+@pytest.mark.parametrize("refinement", ["temporal", "spatial", "both", "sum", "product"])
+def test_a_stage_s_confidences_refine_its_context(refinement: str) -> None:
+    """s^t is the logit's sigmoid."""
+    model = make_model(refinement=refinement, theta_one=0.3)
+    with torch.no_grad():
+        out = model(together(three()))
+        assert torch.equal(out.kept, model.instance.kept(out.inside.sigmoid(), out.quality))
+    assert 0 < int(out.kept.sum()) < out.kept.numel()
+
+
+@pytest.mark.parametrize("kept", [[True, False, True, False], [False, False, False, True]])
+def test_every_query_looks_at_kept_frames_alone_and_at_no_others(kept: list[bool]) -> None:
+    """Another token of one frame changes what all frames' queries take from the context, or that of none."""
+    model = make_model()
+    attention = model.spatial[1].context
+    assert isinstance(attention, Looking)
+    tokens, queries, positions = torch.randn(3, 1, FRAMES, 16, generator=torch.Generator().manual_seed(6))
+    which = torch.tensor([kept])
+    with torch.no_grad():
+        memory = model.encode(make_query(0, WIDE, 4))
+        before = attention.at_context(queries, positions, memory, Context(tokens, which, torch.zeros(1, FRAMES)))
+        for frame in range(FRAMES):
+            other = tokens.clone()
+            other[:, frame] += 1
+            after = attention.at_context(queries, positions, memory, Context(other, which, torch.zeros(1, FRAMES)))
+            assert ((after - before).abs().amax(-1) > 1e-4).tolist() == [[kept[frame]] * FRAMES]
+
+
+# Nothing kept
+
+SECOND_HAS_NONE = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.bool)
+ALL_SOME = SECOND_HAS_NONE | torch.tensor([[0], [1], [0]], dtype=torch.bool)
+LATER = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
+
+
+def run(model: Cgstvg, kept: list[Tensor], without: int | None = None) -> Outputs:
+    """The three queries, with `kept` `[B, T]` after each stage; stage `without` has no attention to the context."""
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(model.instance, "kept", side_effect=kept))
+        if without is not None:
+            for blocks in (model.spatial, model.temporal):
+                stack.enter_context(mock.patch.object(blocks[without], "context", None))
+        return model(together(three()))
+
+
+@pytest.mark.parametrize("in_time", [False, True])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_query_with_nothing_kept_does_without_context_and_the_others_do_not_notice(in_time: bool, stage: int) -> None:
+    model = make_model(context_in_time=in_time)
+    found, without = [LATER] * STAGES, [LATER] * STAGES
+    found[stage - 1], without[stage - 1] = SECOND_HAS_NONE, ALL_SOME
+    with torch.no_grad():
+        out, ablated, usual = run(model, found), run(model, found, stage), run(model, without)
+    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(Outputs))
+    assert_same(of_query(out, 1), of_query(ablated, 1))
+    assert not torch.allclose(out.boxes[stage, 1], usual.boxes[stage, 1], atol=1e-4)
+    for number in (0, 2):
+        assert_same(of_query(out, number), of_query(usual, number))
+        assert not torch.allclose(out.boxes[stage, number], ablated.boxes[stage, number], atol=1e-4)
+
+
+@pytest.mark.parametrize("in_time", [False, True])
+def test_with_nothing_kept_gradients_are_those_of_a_stage_without_context(in_time: bool) -> None:
+    kept = [SECOND_HAS_NONE, LATER, LATER]
+    found = []
+    for without in (None, 1):
+        model = make_model(context_in_time=in_time)
+        parameters = dict(model.named_parameters())
+        out = of_query(run(model, kept, without), 1)
+        torch.cat([out[name].square().flatten() for name in ("boxes", "first", "last", "inside", "quality")]).sum().backward()
+        found.append({name: torch.zeros(()) if parameter.grad is None else parameter.grad for name, parameter in parameters.items()})
+    ours, ablated = found
+    for name, gradient in ours.items():
+        assert torch.isfinite(gradient).all(), name
+        if ".1.context." in name:
+            assert not gradient.any(), name
+        else:
+            torch.testing.assert_close(gradient, ablated[name].expand_as(gradient), atol=1e-4, rtol=1e-4)
+    assert ours["spatial.2.context.attention.in_proj_weight"].any()
+
+
+def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
+    model = make_model()
+    nothing = [torch.zeros(3, FRAMES, dtype=torch.bool)] * STAGES
+    out, targets = run(model, nothing), make_targets(3)
+    loss = cgstvg_loss(out, targets, CgstvgLossConfig(), Totals.of(targets))["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(parameter.grad is None or torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+# Gradients
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"context_in_time": True},
+        {"query_positions": "boxes"},
+        {"region": "mean"},
+        {"box_head": "attention"},
+        {"context": False},
+    ],
+)
+def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any]) -> None:
+    """In the first stage queries have no content: attention among them has nothing to weigh, and nothing to choose between.
+    And a softmax never sees what all of its logits share: the last bias of first and last, that of the box head's keys."""
+    model, targets = make_model(dropout=0.0, refinement="none", **changes).train(), make_targets(3)
+    out = model(together(three()), targets)
+    cgstvg_loss(out, targets, CgstvgLossConfig(), Totals.of(targets))["loss"].backward()
+    norms = {name: 0.0 if parameter.grad is None else float(parameter.grad.abs().max()) for name, parameter in model.named_parameters()}
+    without = {f"{block}.0.frames.attention.in_proj_weight" for block in ("spatial", "temporal")} | {"boundary_head.layers.1.bias"}
+    if changes.get("box_head") == "attention":
+        without.add("box_head.key.bias")
+    assert {name for name, norm in norms.items() if norm < 1e-5} == without
+
+
+def test_what_is_kept_and_where_the_boxes_are_passes_no_gradient() -> None:
+    """The context after the first stage tells the second of the memory, never of the first one's boxes or its s^t."""
+    model = make_model(query_positions="boxes", refinement="both")
+    query = together(three())
+    memory = model.encode(query)
+    boxes, inside = torch.full((3, FRAMES, 4), 0.5, requires_grad=True), torch.zeros(3, FRAMES, requires_grad=True)
+    context = model.instance(memory, boxes, inside, None)
+    (context.tokens.sum() + context.quality.sum()).backward()
+    assert boxes.grad is None
+    assert inside.grad is None
+    assert model.project_motion.weight.grad is not None
+
+
+# Truth
+
+
+def close(out: Outputs, targets: Targets, least: float) -> Tensor:
+    """Which boxes of each stage have that GIoU with a true one, `[K, B, T]`, by torchvision."""
+    truth = box_convert(targets.boxes, "cxcywh", "xyxy").flatten(0, 1)
+    stages = [generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy").flatten(0, 1), truth).diagonal() for boxes in out.boxes]
+    return (torch.stack(stages).unflatten(1, targets.boxed.shape) >= least) & targets.boxed
+
+
+@pytest.mark.parametrize("least", [-0.3, 0.0, 0.7])
+def test_in_training_the_context_can_be_that_of_boxes_near_the_truth(least: float) -> None:
+    """True boxes are those of the first stage in frame 0, near them in frame 1, in a corner in frame 2; frame 3 is not boxed.
+    What ICR says does not count."""
+    model, queries = make_model(dropout=0.0, truth_iou=least, theta_t=1.0).train(), together(three())
+    with torch.no_grad():
+        truth = model(queries, make_targets(3)).boxes[0].clone()
+        truth[:, 1] += 0.02
+        truth[:, 2] = 0.02
+        targets = make_targets(3, truth, torch.tensor([[True, True, True, False]]).expand(3, FRAMES))
+        out = model(queries, targets)
+    assert torch.equal(out.kept, close(out, targets, least))
+    assert 0 < int(out.kept.sum()) < STAGES * int(targets.boxed.sum())
+
+
+def test_in_training_without_it_the_truth_is_not_looked_at() -> None:
+    model, queries = make_model(dropout=0.0).train(), together(three())
+    with torch.no_grad():
+        told, untold = model(queries, make_targets(3)), model(queries)
+    for number in range(3):
+        assert_same(of_query(told, number), of_query(untold, number))
+
+
+@pytest.mark.parametrize("least", [-1.0, 0.5])
+def test_predictions_need_no_truth(least: float) -> None:
+    """Told the truth or not, they are the same, and those of the confidences."""
+    model, queries = make_model(truth_iou=least), together(three())
+    with torch.no_grad():
+        told, untold = model(queries, make_targets(3)), model(queries)
+    for field in fields(Outputs):
+        assert torch.equal(getattr(told, field.name), getattr(untold, field.name))
+    assert torch.equal(untold.kept, (untold.inside.sigmoid() >= 0.3) & (untold.quality >= 0.25))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d": 20, "heads": 8}, "d must be a multiple of 4 .* and of heads, not 20 with 8 heads"),
+        ({"d": 18, "heads": 2}, "d must be a multiple of 4 .*, not 18 with 2 heads"),
+        ({"refinement": "either"}, r"refinement: .*'product' \(got 'either'\)"),
+        ({"clips": 4}, "unknown key 'clips'; the keys are box_head, context"),
+    ],
+)
+def test_a_bad_model_config_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        validate(CgstvgConfig, changes, "model")
