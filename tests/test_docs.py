@@ -10,6 +10,7 @@ from cli.settings import DatasetConfig, PrepareConfig
 from grounding.judge import EvaluateConfig
 from grounding.recipe import CgstvgTrainConfig
 from grounding.report import ReportConfig
+from grounding.systems import preset
 from grounding.train import TrainConfig
 from pipeline.config import SECTIONS, Config
 from pipeline.run import ExtractConfig
@@ -49,8 +50,16 @@ def test_cg_stvg_s_own_defaults_are_the_codes() -> None:
     assert written == {key: value for key, value in ours.items() if csdvl[key] != value}
 
 
-def test_params_file_holds_known_keys() -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+@pytest.mark.parametrize("file", ["params.yaml", "benchmarks/shapes-large.yaml"])
+def test_params_files_hold_known_keys(file: str) -> None:
+    params = yaml.safe_load((ROOT / file).read_text())
     params["train"].pop("preset")
     for section, values in params.items():
         KINDS[section].model_validate(values)
+
+
+def test_the_larger_shapes_store_as_many_frames_as_its_preset_s_passes_take() -> None:
+    params = yaml.safe_load((ROOT / "benchmarks" / "shapes-large.yaml").read_text())
+    shapes = PrepareConfig.model_validate(params["prepare"]).shapes
+    stored = shapes.seconds[0] * min(shapes.fps, params["extract"]["sampling"]["fps"])
+    assert stored >= preset(params["train"]["preset"])["model"]["frames"]
