@@ -74,19 +74,20 @@ def _box_parts(out: Outputs, targets: Targets, w: CgstvgLossConfig, total: Tenso
     ours, theirs = corners(boxes), corners(truth)
     plain = iou(ours, theirs)
     overlap = generalized_box_iou_loss(ours, theirs) if w.generalised else 1 - plain
-    sure = out.quality[where] if len(out.quality) else plain.detach()
-    quality = functional.binary_cross_entropy(sure.clamp(1e-6, 1 - 1e-6), plain.detach(), reduction="sum")
+    sure = out.quality[where].clamp(1e-6, 1 - 1e-6) if len(out.quality) else None
+    quality = plain.new_zeros(()) if sure is None else functional.binary_cross_entropy(sure, plain.detach(), reduction="sum")
     return apart.sum() / total, overlap.sum() / total, quality / total
 
 
 def gaussians(span: Tensor, frame_tau: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     """Targets `[B, T]` of the first and of the last frame: Gaussians over the samples, of `sigma` samples, that sum to 1.
 
-    Of T samples at τ `[B, T]` each stands for 1/T of the segment; the event's first one is half of that after its begin, its last
-    one half before its end. `span` `[B, 2]` in τ.
+    Each of a segment's n frames among the T samples at τ `[B, T]` (fewer where it stores fewer) stands for 1/n of it; the event's
+    first one is half of that after its begin, its last one half before its end. `span` `[B, 2]` in τ.
     """
     count = frame_tau.shape[-1]
-    middles = span * count + torch.tensor([0.5, -0.5], device=span.device)
+    distinct = 1 + (frame_tau.diff(dim=-1) > 0).sum(-1, keepdim=True)
+    middles = count * (span + torch.tensor([0.5, -0.5], device=span.device) / distinct)
     apart = (frame_tau[:, None] * count - middles[..., None]) / sigma
     first, last = (-(apart**2) / 2).softmax(-1).unbind(1)
     return first, last
