@@ -126,10 +126,9 @@ class BoundaryScores(SpanScores[Boundaries]):
     def add(self, answer: Boundaries, numbers: np.ndarray) -> None:
         """Where the pass repeats frames, each gets what it would if all were repeated as often: that varies by one."""
         frames, place, times = np.unique(numbers, return_inverse=True, return_counts=True)
-        times = times * len(frames) / len(numbers)
-        edges = interval_edges(frames, self.segment)
-        self.first += np.interp(self.edges[:-1], edges[:-1], np.bincount(place, answer.first) / times)
-        self.last += np.interp(self.edges[1:], edges[1:], np.bincount(place, answer.last) / times)
+        edges, more = interval_edges(frames, self.segment), times * len(frames) / len(numbers)
+        self.first += np.interp(self.edges[:-1], edges[:-1], np.bincount(place, answer.first) / more)
+        self.last += np.interp(self.edges[1:], edges[1:], np.bincount(place, answer.last) / more)
         self.answers += 1
 
     def best(self, between: bool) -> tuple[float, float, float]:

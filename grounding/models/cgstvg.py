@@ -147,7 +147,7 @@ class Cgstvg(nn.Module):
         context: Context | None = None
         with torch.autocast(where.device.type, enabled=False):
             cells = self.box_head.look(*memory.cells)
-        found = []
+        found: list[Stage] = []
         for spatial_block, temporal_block in zip(self.spatial, self.temporal, strict=True):
             placed = where if self.place_of_box is None else where + self.place_of_box(sine_box(boxes.detach(), self.config.d))
             spatial = spatial_block(spatial, placed, memory, context)
@@ -160,21 +160,18 @@ class Cgstvg(nn.Module):
             boxes = box.unflatten(0, (batch, frames))
             if self.config.context:
                 context = self.instance(memory, boxes, inside, truth if self.training else None)
-            found.append((boxes, first, last, inside, context, carriers, heard))
-        stacked = [[stage[part] for stage in found] for part in range(7)]
-        contexts = [context for context in stacked[4] if context is not None]
+            found.append(Stage(boxes, first, last, inside, carriers.unflatten(0, (batch, frames)), heard, context))
+        contexts = [stage.context for stage in found if stage.context is not None]
+        stacked = {name: torch.stack([getattr(stage, name) for stage in found]) for name in ("boxes", "first", "last", "inside")}
         return Outputs(
-            boxes=torch.stack(stacked[0]),
-            first=torch.stack(stacked[1]),
-            last=torch.stack(stacked[2]),
-            inside=torch.stack(stacked[3]),
+            **stacked,
             quality=torch.stack([context.quality for context in contexts]) if contexts else torch.zeros(0),
             kept=torch.stack([context.kept for context in contexts]) if contexts else torch.zeros(0, dtype=torch.bool),
             frame_tau=inputs.frame_tau,
-            carriers=torch.stack(stacked[5]).unflatten(1, (batch, frames)),
+            carriers=torch.stack([stage.carriers for stage in found]),
             cell_boxes=cells.boxes.unflatten(0, (batch, frames)) if len(cells.boxes) else torch.zeros(0),
             cell_centres=memory.centres,
-            heard=torch.stack(stacked[6]),
+            heard=torch.stack([stage.heard for stage in found]),
         )
 
     def encode(self, inputs: Inputs) -> Memory:
@@ -191,6 +188,19 @@ class Cgstvg(nn.Module):
             states = layer(states, None, tokens)
         size = inputs.map_size.repeat_interleave(frames, 0)
         return Memory(states, tokens, positions, centres, size, inputs.frame_tau, (rows, columns))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a decoding stage finds; names and shapes as in `Outputs`, without the stages."""
+
+    boxes: Tensor
+    first: Tensor
+    last: Tensor
+    inside: Tensor
+    carriers: Tensor
+    heard: Tensor
+    context: Context | None
 
 
 @dataclass
