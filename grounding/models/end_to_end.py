@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from grounding.inputs import Inputs
 from grounding.losses.targets import Targets
 from grounding.modules.recompute import recompute_layers
+from grounding.modules.tuning import tune
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
-
-LEARNING = ("layer2", "layer3", "layer4")
-"""The stages of a ResNet that train, as in DETR and MDETR: its stem, its first stage and all batch norms stay as they are."""
-
 
 TOGETHER = 32
 """Pictures that are encoded at once: what a pass without gradients holds does not grow with the batch."""
@@ -29,11 +26,7 @@ class EndToEnd(nn.Module):
         super().__init__()
         self.network, self.image, self.text_encoder = network, image, text_encoder
         text_encoder.requires_grad_(True)
-        image.requires_grad_(False)
-        for stage in LEARNING:
-            for module in image.body.get_submodule(stage).modules():
-                if isinstance(module, nn.Conv2d):
-                    module.requires_grad_(True)
+        tune(image, True)
 
     def train(self, mode: bool = True) -> EndToEnd:
         """Train or evaluate; the image encoder's norms keep their statistics either way."""

@@ -64,9 +64,7 @@ class Looking(nn.Module):
         placed = queries if positions is None else queries + positions
         return self.norm(queries + self.dropout(self.attention(placed, placed, queries)))
 
-    def at_own_frame(
-        self, queries: Tensor, positions: Tensor | None, keys: Tensor, values: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def at_own_frame(self, queries: Tensor, positions: Tensor | None, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Each query `[B, T, d]` at its own frame's tokens: keys and values `[B·T, S, d]`, mask `[B·T, S]`. Gives the attention
         weights too, `[B, T, S]`."""
         batch, frames, d = queries.shape
