@@ -65,7 +65,7 @@ class PairedAttention(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.query_what, self.query_where = nn.Linear(d, d), nn.Linear(d, d)
-        self.key_what, self.key_where = nn.Linear(d, d), nn.Linear(d, d)
+        self.key_what, self.key_where = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)  # softmax would not see a bias
         self.value, self.out = nn.Linear(d, d), nn.Linear(d, d)
 
     def forward(self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], value: Tensor, key_mask: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Connection = Literal["sum", "concat", "hadamard"]
+ALONE = (None, None, None, None)
+"""What a trunk without a 2-D network beside it meets after its stages."""
 GROUPS = 8
 """Of channels, that a norm is over. Batch norms would make a query's features depend on the others of its batch."""
 
@@ -86,11 +88,11 @@ class SpaceTimeTrunk(nn.Module):
         self.stages = nn.ModuleList(
             nn.Sequential(BasicBlock(before, after, stride), BasicBlock(after, after, 1)) for before, after, stride in sizes
         )
-        self.joints = nn.ModuleList(Joint(own, theirs, connection) for own, theirs in zip(self.widths, channels or [None] * 4, strict=True))
+        self.joints = nn.ModuleList(Joint(own, theirs, connection) for own, theirs in zip(self.widths, channels or ALONE, strict=True))
 
     def forward(self, video: Tensor, still: Sequence[Tensor] | None) -> Tensor:
         """Normalised RGB `[3, T, h, w]` and x_1 … x_4, each `[T, C_l, h_l, w_l]` → y_4 `[T, H, W, C]`."""
         y = self.stem(video[None])
-        for stage, joint, x in zip(self.stages, self.joints, still or [None] * 4, strict=True):
+        for stage, joint, x in zip(self.stages, self.joints, still or ALONE, strict=True):
             y = joint(stage(y), x)
         return y[0].permute(1, 2, 3, 0)

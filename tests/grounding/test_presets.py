@@ -114,5 +114,7 @@ def test_an_unknown_preset_is_refused() -> None:
 
 
 def test_an_unknown_system_is_refused() -> None:
-    with pytest.raises(InputError, match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg: name one with --model"):
+    with pytest.raises(
+        InputError, match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, costa: name one with --model"
+    ):
         preset("shapes", "detr")
