@@ -4,7 +4,7 @@
 
 Every system's preset for HC-STVG v1, with full-size features: C5 maps of 2048 channels at its N_short, SlowFast's clips or Video
 Swin's frames. The systems take turns, and each one's memory is measured in a process of its own. On a CPU a batch is one
-query, on a GPU the preset's, in bfloat16.
+query, on a GPU 8, in bfloat16.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class Step:
 
     def __init__(self, name: str, device: torch.device) -> None:
         own = preset(PRESET, name)
-        precise = {"batch": 1} if device.type == "cpu" else {"precision": "bfloat16"}
+        precise = {"batch": 1} if device.type == "cpu" else {"batch": 8, "precision": "bfloat16"}
         self.config: Recipe = system_of(name).config.model_validate({**own, **precise})
-        self.batch = self.config.batch if device.type == "cpu" else min(self.config.batch, 8)
+        self.batch = self.config.batch
         model = self.config.model
         torch.manual_seed(SEED)
         dims = (CHANNELS["appearance"], CHANNELS[model.motion], CHANNELS["text"])

@@ -45,8 +45,8 @@ def train(
 
     given = merge(read_section(config, "train"), parse_assignments(assignments or []))
     system = model or given.get("system", "csdvl")
-    run = run or Path("runs") / system
     settings = validate(system_of(system).config, over_preset(given, preset, system, features), "section 'train'")
+    run = run or Path("runs") / settings.system
     with joined() as processes, sole_writer(run):
         moved = open_run(features, run, settings, resume)
         if processes.first:

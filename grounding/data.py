@@ -1,6 +1,6 @@
 """From the store to batches: one sample per query, padded and masked into the model's inputs and targets.
 
-A sample reads only the rows it needs: `frames` appearance maps, the clips of its segment, its words.
+A sample reads only the rows it needs: `frames` appearance maps, the clips of its segment or the motion at those frames, its words.
 """
 
 from __future__ import annotations

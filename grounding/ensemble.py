@@ -1,4 +1,4 @@
-"""The models of one run, or of several that answer together: made for the same features, with proposals on the same clips."""
+"""The models of one run, or of several that answer together: made for the same features, saying alike when an event happens."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Training configurations: the papers' numbers per data set, and recipes for `shapes`. What is not here is a default.
 
 The papers train the image and text encoders and start from MDETR. Here both are cached and frozen by default, and
-`initialise` names MDETR's file; without them, results of the papers' presets are not comparable with the published ones.
+`initialise` names MDETR's file (for CSDVL); without them, results of the papers' presets are not comparable with the published ones.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ _LAMBDA: dict[str, Any] = {"l1": 5.0, "giou": 2.0, "attentive_frame": 0.5, "prop
 STVGFORMER: Presets = {name: {**values, "loss": {**_LAMBDA, **values.get("loss", {})}} for name, values in CSDVL.items()}
 """It differs at test: 96 frames a pass (`stvg-eval --set frames=96`) and five runs of other seeds (`--run` five times)."""
 
-# CG-STVG, sec. 4: λ and sizes are the defaults. The paper states no epochs: these are the released code's.
+# CG-STVG, sec. 4: λ and sizes are the defaults. The paper states no epochs: these are the released code's. It states no clipping, no moving
+# average and no schedule either: those are CSDVL's.
 _CG: dict[str, Any] = {"optimiser": "adam", "lr": 3e-4, "lr_image": 2e-5, "lr_text": 2e-5, "weight_decay": 1e-4, "clip_norm": 0.1}
 _CG_PAPER: Presets = {
     "hcstvg-v1": {"batch": 16, "epochs": 90},
@@ -141,7 +142,7 @@ CGSTVG: Presets = {
 """`-code`: the choices of the released code, which differ from the paper's. Augmentation (random resize and crop) is not among
 them: features are cached."""
 
-# CoSTA: the paper states T alone of all numbers, and no λ; STCAT's stand in. Defaults are those for HC-STVG.
+# CoSTA: of all numbers the paper states β alone; STCAT's stand in. Defaults are those for HC-STVG.
 _COSTA: dict[str, Any] = {"lr": 1e-4, "lr_text": 5e-5, "weight_decay": 1e-4, "clip_norm": 0.1}
 
 COSTA: Presets = {

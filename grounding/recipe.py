@@ -39,7 +39,7 @@ class Recipe(Config):
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
     initialise: Path | None = None
-    """MDETR's checkpoint, for the static stream; by default it starts from scratch."""
+    """MDETR's checkpoint, for CSDVL's static stream; by default it starts from scratch."""
     encoders: EncodersConfig | None = None
     """Image and text encoders that train with the network, on the store's `frames` and the sentences; by default their
     features are read from the store."""

@@ -124,11 +124,11 @@ class BoundaryScores(SpanScores[Boundaries]):
         return self.last / self.answers
 
     def add(self, answer: Boundaries, numbers: np.ndarray) -> None:
-        """The probabilities of a frame that the pass repeats are summed."""
-        frames, place = np.unique(numbers, return_inverse=True)
-        edges = interval_edges(frames, self.segment)
-        self.first += np.interp(self.edges[:-1], edges[:-1], np.bincount(place, answer.first))
-        self.last += np.interp(self.edges[1:], edges[1:], np.bincount(place, answer.last))
+        """Where the pass repeats frames, each gets what it would if all were repeated as often: that varies by one."""
+        frames, place, times = np.unique(numbers, return_inverse=True, return_counts=True)
+        edges, more = interval_edges(frames, self.segment), times * len(frames) / len(numbers)
+        self.first += np.interp(self.edges[:-1], edges[:-1], np.bincount(place, answer.first) / more)
+        self.last += np.interp(self.edges[1:], edges[1:], np.bincount(place, answer.last) / more)
         self.answers += 1
 
     def best(self, between: bool) -> tuple[float, float, float]:

@@ -67,6 +67,6 @@ def _box_parts(out: Outputs, targets: Targets, w: CgstvgLossConfig, total: Tenso
     ours, theirs = corners(boxes), corners(truth)
     plain = iou(ours, theirs)
     overlap = generalized_box_iou_loss(ours, theirs) if w.generalised else 1 - plain
-    sure = out.quality[where] if len(out.quality) else plain.detach()
-    quality = functional.binary_cross_entropy(sure.clamp(1e-6, 1 - 1e-6), plain.detach(), reduction="sum")
+    sure = out.quality[where].clamp(1e-6, 1 - 1e-6) if len(out.quality) else None
+    quality = plain.new_zeros(()) if sure is None else functional.binary_cross_entropy(sure, plain.detach(), reduction="sum")
     return apart.sum() / total, overlap.sum() / total, quality / total

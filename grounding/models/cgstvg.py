@@ -9,9 +9,12 @@ Where the paper leaves things open:
   from the appearance part of the memory (C^a) and one from its motion part (C^m).
 - A query looks at the tokens of its own frame (memory), and at the context of all kept frames, which carries time positions.
 - With nothing left to look at (ICR dropped every frame) a stage does without context, as the first one does.
-- Motion has one map per frame, on the cells of the appearance map: Video Swin's, or that of the SlowFast clip nearest to it.
-- `query_positions=learned` is the paper's: zero content and learned positions, for each place in the segment. `boxes` is the
-  released code's: positions that come from the last stage's box.
+- Motion has one map per frame, on the cells of the appearance map: Video Swin's (in windows: `pipeline/encoders/swin.py`), or that
+  of the SlowFast clip nearest to it. Sentences are not cut (the paper: at 30 tokens).
+- `query_positions=learned` is the paper's: zero content and learned positions, one for each of T_s places in the segment,
+  interpolated for frames between them. With `boxes`, as the released code, the last stage's box is added to a spatial query's
+  position; for the first stage that is the whole picture.
+- Queries go through a norm of their own before the heads, as DETR's do.
 - The released code chooses the context by the true boxes, in training (`truth_iou`) and in its tests. Ours never does to predict.
 - Heads and ICR's MLPs are one for all stages.
 - `box_head=attention` and the attention weights of the temporal blocks (`heard`) are ours, for training from scratch.
@@ -20,6 +23,7 @@ Where the paper leaves things open:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -29,11 +33,11 @@ from torchvision.ops import generalized_box_iou_loss
 
 from grounding.inputs import Inputs
 from grounding.losses.targets import Targets
-from grounding.modules.alignment import clip_index, from_square
+from grounding.modules.alignment import from_square
 from grounding.modules.boundaries import boundaries_of
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
 from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
-from grounding.modules.positions import map_cells, sine_box, sine_time
+from grounding.modules.positions import learned_at, map_cells, sine_box, sine_time
 from grounding.modules.precision import as_computed
 from grounding.modules.regions import corners, edge_filled, mean_tokens, roi_tokens
 from grounding.spans import Boundaries
@@ -60,7 +64,7 @@ class CgstvgConfig(Config):
     """The product that motion maps come from."""
     query_positions: Literal["learned", "boxes"] = "learned"
     context: bool = True
-    """Instance context (ICG)."""
+    """Instance context (ICG). With one stage nothing looks at it."""
     refinement: Refinement = "both"
     """ICR: by temporal confidence, spatial confidence, one after the other (`both`), or by their sum or product (one level)."""
     theta_t: float = Field(default=0.7, ge=0, le=1)
@@ -138,40 +142,37 @@ class Cgstvg(nn.Module):
         """`truth` is looked at only in training with `truth_iou`."""
         memory = self.encode(inputs)
         batch, frames = inputs.frame_tau.shape
-        turn = clip_index(inputs.frame_tau, self.config.frames)
-        where, when = self.where[turn], self.when[turn]
+        where, when = (learned_at(table, inputs.frame_tau) for table in (self.where, self.when))
         spatial, temporal = torch.zeros_like(where), torch.zeros_like(when)
         boxes: Tensor = torch.tensor([0.5, 0.5, 1.0, 1.0], device=where.device).expand(batch, frames, 4)
         context: Context | None = None
         with torch.autocast(where.device.type, enabled=False):
             cells = self.box_head.look(*memory.cells)
-        found = []
+        found: list[Stage] = []
         for spatial_block, temporal_block in zip(self.spatial, self.temporal, strict=True):
             placed = where if self.place_of_box is None else where + self.place_of_box(sine_box(boxes.detach(), self.config.d))
             spatial = spatial_block(spatial, placed, memory, context)
             temporal, heard = temporal_block(temporal, when, memory, context)
-            moment = self.norm_temporal(temporal)
-            inside = self.inside_head(moment)[..., 0]
             with torch.autocast(where.device.type, enabled=False):  # bfloat16 would round boxes to 1/256 of the picture
-                box, carriers = self.box_head(self.norm_spatial(spatial).flatten(0, 1).float(), cells)
+                box, carriers = self.box_head(self.norm_spatial(spatial.float()).flatten(0, 1), cells)
+                moment = self.norm_temporal(temporal.float())
+                first, last = self.boundary_head(moment).unbind(-1)
+                inside = self.inside_head(moment)[..., 0]
             boxes = box.unflatten(0, (batch, frames))
             if self.config.context:
                 context = self.instance(memory, boxes, inside, truth if self.training else None)
-            found.append((boxes, *self.boundary_head(moment).unbind(-1), inside, context, carriers, heard))
-        stacked = [[stage[part] for stage in found] for part in range(7)]
-        contexts = [context for context in stacked[4] if context is not None]
+            found.append(Stage(boxes, first, last, inside, carriers.unflatten(0, (batch, frames)), heard, context))
+        contexts = [stage.context for stage in found if stage.context is not None]
+        stacked = {name: torch.stack([getattr(stage, name) for stage in found]) for name in ("boxes", "first", "last", "inside")}
         return Outputs(
-            boxes=torch.stack(stacked[0]),
-            first=torch.stack(stacked[1]),
-            last=torch.stack(stacked[2]),
-            inside=torch.stack(stacked[3]),
+            **stacked,
             quality=torch.stack([context.quality for context in contexts]) if contexts else torch.zeros(0),
             kept=torch.stack([context.kept for context in contexts]) if contexts else torch.zeros(0, dtype=torch.bool),
             frame_tau=inputs.frame_tau,
-            carriers=torch.stack(stacked[5]).unflatten(1, (batch, frames)),
+            carriers=torch.stack([stage.carriers for stage in found]),
             cell_boxes=cells.boxes.unflatten(0, (batch, frames)) if len(cells.boxes) else torch.zeros(0),
             cell_centres=memory.centres,
-            heard=torch.stack(stacked[6]),
+            heard=torch.stack([stage.heard for stage in found]),
         )
 
     def encode(self, inputs: Inputs) -> Memory:
@@ -186,14 +187,27 @@ class Cgstvg(nn.Module):
         tokens = torch.cat([mask, mask, inputs.text_mask], 1).repeat_interleave(frames, 0)
         for layer in self.encoder:
             states = layer(states, None, tokens)
-        at = positions.repeat_interleave(frames, 0)
-        return Memory(states, tokens, at, centres, inputs.map_size.repeat_interleave(frames, 0), inputs.frame_tau, (rows, columns))
+        size = inputs.map_size.repeat_interleave(frames, 0)
+        return Memory(states, tokens, positions, centres, size, inputs.frame_tau, (rows, columns))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a decoding stage finds; names and shapes as in `Outputs`, without the stages."""
+
+    boxes: Tensor
+    first: Tensor
+    last: Tensor
+    inside: Tensor
+    carriers: Tensor
+    heard: Tensor
+    context: Context | None
 
 
 @dataclass
 class Memory:
     """X̃ of B·T frames: states `[B·T, 2·H·W + L, d]` and which of them count `[B·T, 2·H·W + L]`; of their cells the positions
-    `[B·T, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding `[B·T, 2]`; `frame_tau` `[B, T]`."""
+    `[B, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding `[B·T, 2]`; `frame_tau` `[B, T]`."""
 
     states: Tensor
     mask: Tensor
@@ -203,19 +217,35 @@ class Memory:
     frame_tau: Tensor
     shape: tuple[int, int]
 
-    def __post_init__(self) -> None:
-        count = self.shape[0] * self.shape[1]
-        self.time = sine_time(self.frame_tau, self.states.shape[-1])
-        self.frame_centres = self.centres.repeat_interleave(self.frame_tau.shape[1], 0)
-        self.visual = self.states[:, : 2 * count].unflatten(1, (2, count))
-        # Appearance and motion as maps, `[B·T, 2·d, H, W]` float32: every stage cuts out of both by one call.
-        self.maps = edge_filled(self.visual.transpose(2, 3).float().flatten(1, 2).unflatten(-1, self.shape), self.size)
+    @property
+    def count(self) -> int:
+        """Cells of a map."""
+        return self.shape[0] * self.shape[1]
+
+    @cached_property
+    def time(self) -> Tensor:
+        """Sine positions of the frames, `[B, T, d]`."""
+        return sine_time(self.frame_tau, self.states.shape[-1])
+
+    @property
+    def visual(self) -> Tensor:
+        """Appearance and motion cells, `[B·T, 2, H·W, d]`."""
+        return self.states[:, : 2 * self.count].unflatten(1, (2, self.count))
+
+    @cached_property
+    def frame_centres(self) -> Tensor:
+        """`[B·T, H·W, 2]`."""
+        return self.centres.repeat_interleave(self.frame_tau.shape[1], 0)
+
+    @cached_property
+    def maps(self) -> Tensor:
+        """Appearance and motion as maps, `[B·T, 2·d, H, W]` float32: every stage cuts out of both by one call."""
+        return edge_filled(self.visual.transpose(2, 3).float().flatten(1, 2).unflatten(-1, self.shape), self.size)
 
     @property
     def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States, positions, mask and centres of the appearance tokens: what a box head attends to."""
-        count = self.positions.shape[1]
-        return self.visual[:, 0].float(), self.positions, self.mask[:, :count], self.frame_centres
+        return self.visual[:, 0].float(), self.positions, self.mask[:, : self.count], self.centres
 
 
 @dataclass
@@ -314,5 +344,5 @@ class TemporalBlock(nn.Module):
         if self.context is not None and context is not None:
             queries = self.context.at_context(queries, positions, memory, context)
         queries, weights = self.memory.at_own_frame(queries, positions, memory.states, memory.states, memory.mask)
-        count = memory.positions.shape[1]
+        count = memory.count
         return self.feed_forward(queries), weights[..., :count] + weights[..., count : 2 * count]

@@ -227,8 +227,7 @@ class Memory:
     def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States, positions, mask and centres of the visual tokens: what a box head attends to."""
         count = self.shape[2] * self.shape[3]
-        centres = self.centres.repeat_interleave(self.shape[1], 0)
-        return self.states[:, :count].float(), self.positions[:, :count], self.mask[:, :count], centres
+        return self.states[:, :count].float(), self.positions[:, :count], self.mask[:, :count], self.centres
 
 
 @dataclass

@@ -46,7 +46,9 @@ class AttentionBoxHead(nn.Module):
         self.mlp = MLP(d, d, 4)
 
     def look(self, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Cells:
-        """Visual memory and its sine positions `[n, HW, d]`, mask `[n, HW]`, cell centres `[n, HW, 2]` in [0, 1]."""
+        """Visual memory `[n, HW, d]`, mask `[n, HW]`; its sine positions `[m, HW, d]` and cell centres `[m, HW, 2]` in [0, 1], of
+        the n frames or of their m queries."""
+        positions, centres = (part.repeat_interleave(len(memory) // len(part), 0) for part in (positions, centres))
         offset, size = self.mlp(memory).split(2, -1)
         return Cells(mask, self.key(memory + positions), torch.cat([centres + 0.5 * offset.tanh(), size.sigmoid()], -1))
 

@@ -45,6 +45,15 @@ def cell_corners(rows: int, columns: int, device: torch.device | None = None) ->
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
+def learned_at(table: Tensor, tau: Tensor) -> Tensor:
+    """Learned positions at places in a segment: row k of `table` `[T, d]` stands for the middle of the k-th of T equal parts, and
+    between middles they are interpolated linearly, so that no two frames share one. τ `[…]` → `[…, d]`."""
+    place = (tau * len(table) - 0.5).clamp(0, len(table) - 1)
+    lower = place.long()
+    upper = (lower + 1).clamp(max=len(table) - 1)
+    return torch.lerp(table[lower], table[upper], (place - lower)[..., None].to(table.dtype))
+
+
 def map_cells(size: Tensor, rows: int, columns: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
     """The cells of maps of which `size` `[B, 2]` (rows, columns) is no padding: sine positions `[B, rows·columns, d]`, which
     are not padding `[B, rows·columns]`, and their centres `[B, rows·columns, 2]` (x, y) as shares of the picture."""

@@ -15,6 +15,8 @@ import torch
 import yaml
 from typer.testing import CliRunner, Result
 
+import cli.evaluate
+import cli.report
 from cli.train import app
 from grounding.checkpoint import load_model, read_provenance
 
@@ -51,6 +53,21 @@ def test_another_system_is_named_in_the_run(tiny_run: Any, tmp_path: Path) -> No
     assert load_model(run)[1].d == 16
 
 
+def test_cg_stvg_is_trained_judged_and_reported_alike(tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run is named after it where no --run is given."""
+    monkeypatch.chdir(tmp_path)
+    model = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "stages": 2, "frames": 4}
+    Path("params.yaml").write_text(yaml.safe_dump({"train": {**SETTINGS, "model": model}}))
+    store, run = ("--features", str(tiny_run.store)), Path("runs/cgstvg")
+    result = CliRunner().invoke(app, [*store, "--model", "cgstvg", "--config", "params.yaml"])
+    assert (result.exit_code, result.stdout) == (0, f"trained {run}\n"), result.stderr
+    judged = CliRunner().invoke(cli.evaluate.app, [*store, "--run", str(run), "--set", "device=cpu", "--set", "refine=true"])
+    assert judged.exit_code == 0, judged.stderr
+    reported = CliRunner().invoke(cli.report.app, [*store, "--run", str(run), "--out", "report", "--set", "strips=0"])
+    assert reported.exit_code == 0, reported.stderr
+    assert "train/quality" in Path("report/index.html").read_text()
+
+
 def test_a_run_that_is_replaced_is_moved_aside_and_named(tiny_run: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_run.run, run)
@@ -62,7 +79,7 @@ def test_a_run_that_is_replaced_is_moved_aside_and_named(tiny_run: Any, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "detr"), "there is no system 'detr'; the systems are csdvl, stvgformer: name one with --model"),
+        (("--model", "detr"), "there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, costa: name one with --model"),
         (("--preset", "x"), "there is no preset 'x' of csdvl; its presets are"),
         (("--set", "speed=1"), "section 'train': unknown key 'speed'; the keys are"),
         (("--set", "precision=float16"), "section 'train': precision: Input should be 'float32' or 'bfloat16'"),

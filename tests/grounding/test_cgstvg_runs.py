@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
 
-from grounding.ask import Grounder, answer_of
+import grounding.ask
+import pipeline.shards
+from grounding.ask import Answers, Grounder, answer_of
 from grounding.ensemble import Ensemble
 from grounding.judge import EvaluateConfig, predict_split
 from grounding.models.cgstvg import Cgstvg
@@ -20,9 +24,13 @@ from grounding.recipe import CgstvgTrainConfig
 from grounding.sweep_plan import table_named
 from grounding.systems import preset, system_of
 from grounding.train import open_run, train
+from pipeline.checkpoints import LoadReport
 from pipeline.config import merge, validate
 from pipeline.errors import InputError, StoreError
-from pipeline.records import Query, read_jsonl
+from pipeline.records import Prediction, Query, read_jsonl
+from pipeline.run import ExtractConfig
+from pipeline.run import run as extract
+from pipeline.weights import Backbone, load_backbone
 
 Maker = Callable[..., Path]
 QueryMaker = Callable[..., Query]
@@ -56,6 +64,15 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def cg_run(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """On the store of `tiny_run`, whose motion is SlowFast's."""
     return trained(tiny_run.store, tmp_path_factory.mktemp("runs") / "cgstvg", batch=2)
+
+
+def assert_asked_is_stored(asked: Answers, queries: list[Query], stored: list[Prediction]) -> None:
+    """What a video was asked is what the store's features of it answer."""
+    edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
+    for own, query, prediction in zip(asked.queries, queries, stored, strict=True):
+        other = answer_of(query.text, prediction, edges)
+        assert own.span_frames == other.span_frames
+        np.testing.assert_allclose(own.boxes, other.boxes, atol=0.02)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(store: Path, tmp_path: Path) -> None:
@@ -105,13 +122,39 @@ def test_queries_without_truth_are_answered(make_store: Maker, query_of: QueryMa
 
 def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, cg_run: Path) -> None:
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
-    stored = predict_split([cg_run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
     asked = Grounder(cg_run, device="cpu").ask(tiny_run.root / queries[0].path, [query.text for query in queries])
-    edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
-    for own, query, prediction in zip(asked.queries, queries, stored, strict=True):
-        other = answer_of(query.text, prediction, edges)
-        assert own.span_frames == other.span_frames
-        np.testing.assert_allclose(own.boxes, other.boxes, atol=0.02)
+    assert_asked_is_stored(asked, queries, predict_split([cg_run], tiny_run.store, EvaluateConfig(device="cpu"))[0])
+
+
+class Means(nn.Module):
+    """Stands for Video Swin, which has no tiny build: windows of frames to maps of their 16×16 means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((3,), 0.01))
+        self.channels, self.stride, self.frames = 3, 16, 4
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return functional.avg_pool3d(frames.float(), (1, 16, 16), ceil_mode=True).permute(0, 2, 3, 4, 1) * self.scale
+
+
+def test_a_video_gives_the_tube_that_a_store_of_video_swin_s_maps_gives(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(product: str, size: str, weights: str, slowfast: str | None = None) -> Backbone:
+        if product != "swin":
+            return load_backbone(product, size, weights, slowfast)
+        return Backbone(Means().eval(), weights, "0" * 64, LoadReport("means", 1, ()))
+
+    monkeypatch.setattr(pipeline.shards, "_backbone", load)
+    monkeypatch.setattr(grounding.ask, "load_backbone", load)
+    settings = {"backbones": "tiny", "weights": "tiny", "products": ["appearance", "swin", "text"], "workers": 0, "device": "cpu"}
+    store = tmp_path / "store"
+    extract(tiny_run.index, tiny_run.root, "shapes", store, ExtractConfig.model_validate({**settings, "sampling": {"short": 96}}))
+    run = trained(store, tmp_path / "run", model={"motion": "swin"}, batch=2)
+    queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
+    asked = Grounder(run, device="cpu").ask(tiny_run.root / queries[0].path, [query.text for query in queries])
+    assert_asked_is_stored(asked, queries, predict_split([run], store, EvaluateConfig(device="cpu"))[0])
 
 
 def test_runs_answer_together(tiny_run: Any, cg_run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from grounding.losses.boxes import carrier_loss, cell_losses
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
 from grounding.losses.targets import Targets, Totals
 from grounding.models.cgstvg import Outputs
+from grounding.spans import Boundaries
+from pipeline.sampling import bin_centres, place_of
 
 FRAMES, CELLS = 4, 6
 TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
@@ -93,6 +96,22 @@ def test_an_event_of_one_sample_begins_and_ends_with_it() -> None:
     first, last = gaussians(torch.tensor([[3 / 8, 4 / 8]]), uniform_tau(8), 1.0)
     assert first.argmax() == 3
     torch.testing.assert_close(first, last)
+
+
+@pytest.mark.parametrize("stored", [5, 12, 16, 40])
+def test_a_model_that_says_its_targets_finds_the_span(stored: int) -> None:
+    """Where a segment stores fewer frames than a pass takes, and some are taken twice, too."""
+    count, span = 16, (24, 72)
+    frames = (np.arange(stored) * 120) // stored
+    numbers = frames[bin_centres(stored, count)]
+    tau = torch.from_numpy(place_of(numbers, (0, 120))).float()[None]
+    targets = gaussians(torch.tensor([span]) / 120, tau, 1.0)
+    answer = Boundaries(*(target[0].double().numpy() for target in targets))
+    scores = answer.scores((0, 120), np.unique(numbers))
+    scores.add(answer, numbers)
+    begin, end, _ = scores.best(between=True)
+    spacing = 120 / min(stored, count)
+    assert (begin, end) == (pytest.approx(span[0], abs=spacing / 4), pytest.approx(span[1], abs=spacing / 4))
 
 
 def test_the_divergence_of_equal_distributions_is_zero() -> None:

@@ -57,8 +57,9 @@ CG_PAPERS = {
 
 
 COSTA_COMMON = {
-    "lr": 1e-4, "lr_text": 5e-5, "weight_decay": 1e-4, "clip_norm": 0.1, "optimiser": "adamw", "schedule": "constant", "encoders.text": None,
-    "encoders.backbones": "full", "model.d": 256, "model.heads": 8, "model.layers": 6, "model.decoder_layers": 6, "model.frames": 64,
+    "lr": 1e-4, "lr_text": 5e-5, "weight_decay": 1e-4, "clip_norm": 0.1, "optimiser": "adamw", "schedule": "constant",
+    "encoders.text": None, "encoders.backbones": "full", "model.d": 256, "model.heads": 8, "model.layers": 6, "model.decoder_layers": 6,
+    "model.frames": 64,
     "model.backbones_used": "both", "model.connection": "sum", "model.trunk_width": 64, "model.tune_image": True,
     "model.temporal_fusion": True, "model.entangled": True, "model.beta": 0.9, "model.box_head": "mlp", "loss.l1": 5, "loss.first": 10,
     "loss.last": 10, "loss.sigma": 2, "loss.fused": 2, "loss.decoded": 2, "loss.background": 0.3, "loss.carriers": 0, "loss.cells": 0,
@@ -68,7 +69,7 @@ COSTA_PAPERS = {
     "hcstvg-v2": {**COSTA_COMMON, "loss.giou": 4, "lr_image": 2e-5, "epochs": 90},
     "vidstg": {**COSTA_COMMON, "loss.giou": 3, "lr_image": 1e-5, "epochs": 10},
 }
-"""CoSTA prints T, β and nothing else: STCAT's numbers."""
+"""CoSTA prints β and nothing else: STCAT's numbers."""
 
 
 def config_of(name: str, system: str = "csdvl") -> Recipe:

@@ -109,12 +109,13 @@ def test_one_stored_frame_is_the_whole_segment(segment: Span, frame: int, betwee
     assert scores.best(between) == (*segment, pytest.approx(1))
 
 
-def test_probabilities_of_a_repeated_frame_are_summed() -> None:
+def test_repeated_frames_count_as_if_all_were_repeated_as_often() -> None:
+    """Of five samples two frames take two each, one takes one: means, times 5/3."""
     repeated = heard((0, 30), [0, 10, 20], ([0, 0, 10, 10, 20], [0.1, 0.2, 0.3, 0.1, 0.3], [0.0, 0.1, 0.2, 0.2, 0.5]))
-    once = heard((0, 30), [0, 10, 20], ([0, 10, 20], [0.3, 0.4, 0.3], [0.1, 0.4, 0.5]))
+    once = heard((0, 30), [0, 10, 20], ([0, 10, 20], [0.25, 1 / 3, 0.5], [1 / 12, 1 / 3, 5 / 6]))
     np.testing.assert_allclose(repeated.begins, once.begins)
     np.testing.assert_allclose(repeated.ends, once.ends)
-    assert repeated.best(between=False) == (5.5, 30, pytest.approx(0.2))
+    assert repeated.best(between=False) == (15.5, 30, pytest.approx(5 / 12))
 
 
 def test_of_a_begin_that_is_likeliest_after_the_end_the_best_ordered_pair_is_found() -> None:

@@ -197,7 +197,7 @@ def test_other_numbers_of_frames_than_in_training_work(query_positions: str, swi
 
 
 def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> None:
-    """Each of four positions stands for a quarter of the segment: seven frames take those of their quarters."""
+    """Each of four positions stands for the middle of a quarter of the segment; between middles they are interpolated."""
     model, tau = make_model(), torch.tensor([[0.1, 0.2, 0.3, 0.45, 0.5, 0.8, 0.9]])
     query = replace(make_query(0, WIDE, 4, frames=7), frame_tau=tau)
     seen: list[Tensor] = []
@@ -205,7 +205,8 @@ def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> Non
     with torch.no_grad():
         model(query)
     handle.remove()
-    torch.testing.assert_close(seen[0][0], model.where.detach()[torch.tensor([0, 0, 1, 1, 2, 3, 3])])
+    shares = [[1, 0, 0, 0], [0.7, 0.3, 0, 0], [0.3, 0.7, 0, 0], [0, 0.7, 0.3, 0], [0, 0.5, 0.5, 0], [0, 0, 0.3, 0.7], [0, 0, 0, 1]]
+    torch.testing.assert_close(seen[0][0], torch.tensor(shares) @ model.where.detach())
 
 
 @pytest.mark.parametrize("refinement", ["none", "both"])

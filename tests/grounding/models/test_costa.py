@@ -395,7 +395,7 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
     without = {"temporal_decoder.boundary_head.layers.1.bias"}
     if changes.get("box_head") == "attention":
         without.add("spatial_decoder.box_head.key.bias")
-    assert {name for name, norm in norms.items() if norm < 1e-6} - {"temporal_decoder.boundary_head.layers.0.bias"} == without
+    assert {name for name, norm in norms.items() if norm < 1e-5} - {"temporal_decoder.boundary_head.layers.0.bias"} == without
     learning = {name.split(".")[2] for name in should if name.startswith("image.")}
     assert learning == (set() if changes.get("backbones_used") == "3d" else set(LEARNING))
 
