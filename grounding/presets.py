@@ -158,7 +158,7 @@ COSTA: Presets = {
             "layers": 2,
             "decoder_layers": 2,
             "frames": 8,
-            "trunk_width": 16,
+            "trunk_width": 8,
             "tune_image": False,
             "box_head": "attention",
         },

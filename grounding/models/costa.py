@@ -34,6 +34,7 @@ from grounding.modules.attention import PairedAttention
 from grounding.modules.boundaries import boundaries_of, likeliest_frames
 from grounding.modules.box_heads import AttentionBoxHead, Cells
 from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
+from grounding.modules.own_size import at_own_size
 from grounding.modules.positions import map_cells, sine_box, sine_time
 from grounding.modules.precision import as_computed
 from grounding.modules.recompute import recompute_layers
@@ -43,6 +44,9 @@ from grounding.spans import Boundaries
 from pipeline.config import Config
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
+
+TOGETHER = 1 << 22
+"""Pixels of videos that are encoded at once: what a pass without gradients holds does not grow with the batch."""
 
 
 class CostaConfig(Config):
@@ -196,25 +200,27 @@ class Costa(nn.Module):
     def maps(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Spatio-temporal maps `[B, T, H, W, C]`, zero-padded to the largest, and their rows and columns `[B, 2]`.
 
-        Each query's pictures are encoded by themselves, at their own size: nothing of its batch reaches them.
+        Pictures are encoded at their own size: nothing of a query's batch reaches them.
         """
-        seen = [self.video_map(own[:, :height, :width]) for own, (height, width) in zip(pictures, sizes.tolist(), strict=True)]
-        rows, columns = (max(maps.shape[axis] for maps in seen) for axis in (1, 2))
-        padded = [nn.functional.pad(maps, (0, 0, 0, columns - maps.shape[2], 0, rows - maps.shape[1])) for maps in seen]
-        return torch.stack(padded), torch.tensor([maps.shape[1:3] for maps in seen], device=sizes.device)
+        return at_own_size(pictures, sizes, self._encoded)
 
-    def video_map(self, pictures: Tensor) -> Tensor:
-        """RGB `[T, h, w, 3]` → y_4 `[T, H, W, C]` (of the 2-D network alone x_4)."""
-        video = self.image.normalised(pictures.permute(0, 3, 1, 2))
+    def _encoded(self, alike: Tensor) -> Tensor:
+        """Videos of one size `[n, T, h, w, 3]` → `[n, T, H, W, C]`, as many at once as have `TOGETHER` pixels, or one."""
+        count = max(1, TOGETHER // alike[0, ..., 0].numel())
+        return torch.cat([self.video_maps(part) for part in alike.split(count)])
+
+    def video_maps(self, videos: Tensor) -> Tensor:
+        """RGB `[n, T, h, w, 3]` → y_4 `[n, T, H, W, C]` (of the 2-D network alone x_4)."""
+        pictures = self.image.normalised(videos.flatten(0, 1).permute(0, 3, 1, 2))
         still: list[Tensor] = []
         if self.config.backbones_used != "3d":
-            x = self.image.stem(video)
+            x = self.image.stem(pictures)
             for stage in self.image.stages:
                 x = stage(x)
                 still.append(x)
         if self.trunk is None:
-            return still[-1].permute(0, 2, 3, 1)
-        return self.trunk(video.transpose(0, 1), still or None)
+            return still[-1].permute(0, 2, 3, 1).unflatten(0, videos.shape[:2])
+        return self.trunk(pictures.unflatten(0, videos.shape[:2]).transpose(1, 2), still or None)
 
     def span(self, first: Tensor, last: Tensor, truth: Targets | None) -> Tensor:
         """The frames `[B, T]` that are taken for the event's: by logits `[B, T]`, or with probability β, query by query, the true ones."""

@@ -58,7 +58,7 @@ class Joint(nn.Module):
         self.reduce = nn.Conv3d(2 * width, width, 1) if channels is not None and connection == "concat" else None
 
     def forward(self, moving: Tensor, still: Tensor | None) -> Tensor:
-        """φ_l `[1, C, T, h, w]` and x_l `[T, C_l, h, w]` → y_l `[1, C, T, h, w]`."""
+        """φ_l `[n, C, T, h, w]` and x_l `[n·T, C_l, h, w]` → y_l `[n, C, T, h, w]`."""
         if self.norm_time is not None:
             moving = self.norm_time(moving)
         if still is None or self.bring is None:
@@ -66,7 +66,7 @@ class Joint(nn.Module):
         brought = self.bring(still)
         if self.norm_space is not None:
             brought = self.norm_space(brought)
-        brought = brought.transpose(0, 1)[None]
+        brought = brought.unflatten(0, (len(moving), -1)).transpose(1, 2)
         if self.reduce is not None:
             return self.reduce(torch.cat([moving, brought], 1))
         return moving + brought if self.connection == "sum" else moving * brought
@@ -88,11 +88,13 @@ class SpaceTimeTrunk(nn.Module):
         self.stages = nn.ModuleList(
             nn.Sequential(BasicBlock(before, after, stride), BasicBlock(after, after, 1)) for before, after, stride in sizes
         )
+        for part in (self.stem, self.stages):
+            part.to(memory_format=torch.channels_last_3d)
         self.joints = nn.ModuleList(Joint(own, theirs, connection) for own, theirs in zip(self.widths, channels or ALONE, strict=True))
 
-    def forward(self, video: Tensor, still: Sequence[Tensor] | None) -> Tensor:
-        """Normalised RGB `[3, T, h, w]` and x_1 … x_4, each `[T, C_l, h_l, w_l]` → y_4 `[T, H, W, C]`."""
-        y = self.stem(video[None])
+    def forward(self, videos: Tensor, still: Sequence[Tensor] | None) -> Tensor:
+        """Normalised RGB `[n, 3, T, h, w]` and x_1 … x_4, each `[n·T, C_l, h_l, w_l]` → y_4 `[n, T, H, W, C]`."""
+        y = self.stem(videos.to(memory_format=torch.channels_last_3d))
         for stage, joint, x in zip(self.stages, self.joints, still or ALONE, strict=True):
             y = joint(stage(y), x)
-        return y[0].permute(1, 2, 3, 0)
+        return y.permute(0, 2, 3, 4, 1)

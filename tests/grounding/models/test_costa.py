@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import grounding.models.costa
 from grounding.inputs import Inputs
 from grounding.losses.costa import CostaLossConfig, costa_loss
 from grounding.losses.targets import Targets, Totals
@@ -103,34 +104,35 @@ def test_both_networks_have_maps_of_one_size_after_every_stage_and_all_frames(si
     met: list[tuple[torch.Size, torch.Size, torch.Size]] = []
     for joint in trunk.joints:
         joint.register_forward_hook(lambda module, given, found: met.append((given[0].shape, given[1].shape, found.shape)))
-    pictures, still = torch.rand(5, 3, *size), []
-    x = image.stem(pictures)
+    videos, still = torch.rand(2, 5, 3, *size), []
+    x = image.stem(videos.flatten(0, 1))
     for stage in image.stages:
         still.append(x := stage(x))
-    y = trunk(pictures.transpose(0, 1), still)
+    y = trunk(videos.transpose(1, 2), still)
     for (moving, seen, joined), width, channels in zip(met, (8, 16, 32, 64), image.widths, strict=True):
-        assert moving == joined == (1, width, 5, *seen[2:])
-        assert seen[:2] == (5, channels)
-    assert y.shape == (5, *still[-1].shape[2:], 64)
+        assert moving == joined == (2, width, 5, *seen[2:])
+        assert seen[:2] == (10, channels)
+    assert y.shape == (2, 5, *still[-1].shape[2:], 64)
 
 
 def test_a_stage_is_the_sum_of_both_networks_normed() -> None:
     joint = Joint(8, 3, "sum")
-    moving, still = torch.randn(1, 8, 5, 2, 3), torch.randn(5, 3, 2, 3)
+    moving, still = torch.randn(2, 8, 5, 2, 3), torch.randn(10, 3, 2, 3)
     bring, layer_norm = joint.bring, nn.functional.layer_norm
     assert bring is not None
-    expected = layer_norm(moving[0].permute(1, 2, 3, 0), [8]) + layer_norm(bring(still).permute(0, 2, 3, 1), [8])
-    torch.testing.assert_close(joint(moving, still)[0].permute(1, 2, 3, 0), expected)
+    frames = moving.transpose(1, 2).flatten(0, 1)
+    expected = sum(layer_norm(part.permute(0, 2, 3, 1), [8]) for part in (frames, bring(still)))
+    torch.testing.assert_close(joint(moving, still).permute(0, 2, 3, 4, 1).flatten(0, 1), expected)
 
 
 def test_the_hadamard_product_and_the_concatenation_are_of_plain_features() -> None:
-    moving, still = torch.randn(1, 8, 5, 2, 3), torch.randn(5, 3, 2, 3)
+    moving, still = torch.randn(2, 8, 5, 2, 3), torch.randn(10, 3, 2, 3)
     product, chain = Joint(8, 3, "hadamard"), Joint(8, 3, "concat")
     assert product.bring is not None
     assert chain.bring is not None
     assert chain.reduce is not None
-    torch.testing.assert_close(product(moving, still)[0], moving[0] * product.bring(still).transpose(0, 1))
-    both = torch.cat([moving, chain.bring(still).transpose(0, 1)[None]], 1)
+    torch.testing.assert_close(product(moving, still), moving * product.bring(still).unflatten(0, (2, 5)).transpose(1, 2))
+    both = torch.cat([moving, chain.bring(still).unflatten(0, (2, 5)).transpose(1, 2)], 1)
     torch.testing.assert_close(chain(moving, still), chain.reduce(both))
 
 
@@ -153,6 +155,15 @@ def test_the_2_d_network_alone_gives_its_c5_maps() -> None:
         expected = model.image(query.appearance[0].permute(0, 3, 1, 2))
     torch.testing.assert_close(maps[0], expected)
     assert size.tolist() == [list(expected.shape[1:3])]
+
+
+def test_videos_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pictures = make_model(), torch.cat([make_query(seed, WIDE, 4).appearance for seed in range(3)])
+    sizes = torch.tensor([WIDE] * 3)
+    with torch.no_grad():
+        whole = model.maps(pictures, sizes)[0]
+        monkeypatch.setattr(grounding.models.costa, "TOGETHER", 1)
+        torch.testing.assert_close(model.maps(pictures, sizes)[0], whole, atol=1e-4, rtol=1e-4)
 
 
 # Shapes, and a batch is its queries
