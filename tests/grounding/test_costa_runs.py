@@ -77,11 +77,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def pictured(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of `tiny_run`, with pictures beside the features."""
+    """A store of `tiny_run`'s videos and sentences with all that CoSTA reads: pictures and token states."""
     place = tmp_path_factory.mktemp("frames") / "store"
-    shutil.copytree(tiny_run.store, place)
     sampling = {"fps": 5.0, "short": 48}
-    settings = {"backbones": "tiny", "products": ["frames"], "sampling": sampling, "workers": 0, "device": "cpu"}
+    settings = {"backbones": "tiny", "products": ["frames", "text"], "sampling": sampling, "workers": 0, "device": "cpu"}
     extract(tiny_run.index, tiny_run.root, "shapes", place, ExtractConfig.model_validate(settings))
     return place
 
@@ -240,13 +239,13 @@ def test_runs_answer_together_about_a_store_and_about_a_video(
 # Refused
 
 
-def test_it_does_not_answer_together_with_others(pictured: Path, tiny_run: Any, costa_run: Path, whole_run: Path, tmp_path: Path) -> None:
+def test_it_does_not_answer_together_with_others(tiny_run: Any, costa_run: Path, whole_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the runs of an ensemble must"):
         Ensemble.of_runs([tiny_run.run, costa_run], CPU)
     other = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "stages": 1, "frames": 3, "motion": "motion"}
     config = CgstvgTrainConfig.model_validate({**RECIPE, "model": other})
-    open_run(pictured, tmp_path / "cgstvg", config)
-    train(pictured, tmp_path / "cgstvg", config)
+    open_run(tiny_run.store, tmp_path / "cgstvg", config)
+    train(tiny_run.store, tmp_path / "cgstvg", config)
     with pytest.raises(InputError, match=r"does not fit run .*appearance is absent; motion is absent"):
         Ensemble.of_runs([tmp_path / "cgstvg", costa_run], CPU)
     with pytest.raises(InputError, match=r"does not fit run .*frames is absent"):
