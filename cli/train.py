@@ -22,7 +22,7 @@ app = new_app()
 def train(
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled.")] = Path("store"),
     run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="The run directory to write.", show_default="runs/MODEL")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="csdvl, stvgformer or cgstvg.", show_default="csdvl")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="csdvl, stvgformer, cgstvg or costa.", show_default="csdvl")] = None,
     preset: Annotated[
         str | None,
         typer.Option(

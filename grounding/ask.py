@@ -18,12 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from grounding.data import SQUARED, FeatureSet
+from grounding.data import SQUARED, FeatureSet, Product
 from grounding.ensemble import Ensemble
 from grounding.models.end_to_end import EndToEnd
 from grounding.predict import predict
 from grounding.projections import as_stored, recorded_reduction
-from grounding.systems import network_of
+from grounding.raw import Pictures, Tokens
+from grounding.systems import network_of, tokenise_of
 from grounding.tubes import boxes_of
 from pipeline.config import validate
 from pipeline.errors import InputError
@@ -33,8 +34,6 @@ from pipeline.store import Entry
 from pipeline.weights import device_of, load_backbone
 
 Progress = Callable[[int, int], None]
-ROLES = ("appearance", "motion")
-"""What a network is given of a video; the motion's product is the network's choice."""
 SHAPES_STAMP = "shapes.json"
 """The file at the root of a made `shapes`."""
 
@@ -50,7 +49,7 @@ class AskedVideo(Record):
 
 class Answer(Record):
     """One sentence's tube. `score` compares answers of one system at one number of frames: CSDVL's is the probability of its best
-    proposal, CG-STVG's that of its first frame times that of its last one, which a wide target keeps far below 1.
+    proposal, CG-STVG's and CoSTA's that of its first frame times that of its last one, which a wide target keeps far below 1.
 
     `span_frames` `[begin, end)`; `span_seconds` from when the first of them appears to when the last one goes, after
     the video's first frame; `boxes` one row `(frame, x1, y1, x2, y2)` for every frame of the span, in pixels.
@@ -76,7 +75,7 @@ class Seen:
     """A video that was looked at: its facts, its features by role, and the frames' edges in seconds `[frame_count + 1]`."""
 
     video: AskedVideo
-    features: dict[str, InMemory]
+    features: dict[str, Product]
     frame_edges: np.ndarray = field(repr=False)
 
 
@@ -129,8 +128,10 @@ class Grounder:
         sampling = {key: value for about in made_from.values() for key, value in about.get("sampling", {}).items()}
         self.sampling = validate(SamplingConfig, sampling, f"{run / 'provenance.json'}")
         trained = trained_encoders(self.ensemble)
-        self.visual = ("appearance", self.ensemble.motion)
-        found = {name: trained.get(name) or recorded_encoder(run, name, made_from[name]) for name in (*self.visual, "text")}
+        self.visual = tuple(self.ensemble.roles.values())
+        self.tokenise = tokenise_of(self.ensemble.models[0]) if self.ensemble.pictures else None
+        needed = self.visual if self.tokenise else (*self.visual, "text")
+        found = {name: trained.get(name) or recorded_encoder(run, name, made_from[name]) for name in needed}
         self.encoders = {name: encoder.to(self.device) for name, encoder in found.items()}
         self.networks = [network_of(model) for model in self.ensemble.models]
         self.reductions = {name: recorded_reduction(run, name, made_from.get(name, {})) for name in self.visual}
@@ -147,22 +148,27 @@ class Grounder:
         about = AskedVideo.model_validate({"path": str(video), **{key: made.facts[key] for key in ("fps", "frame_count", "size")}})
         entries = [made.entry(name, about.path) for name in self.visual]
         rows = [as_stored(entry.rows, self.reductions[name]) for name, entry in zip(self.visual, entries, strict=True)]
-        stored = [InMemory([replace(entry, rows=own)]) for entry, own in zip(entries, rows, strict=True)]
-        return Seen(about, dict(zip(ROLES, stored, strict=True)), made.frame_edges)
+        stored: list[Product] = [InMemory([replace(entry, rows=own)]) for entry, own in zip(entries, rows, strict=True)]
+        if self.ensemble.pictures:
+            stored[0] = Pictures(stored[0], self.sampling.short)
+        return Seen(about, dict(zip(self.ensemble.roles, stored, strict=True)), made.frame_edges)
 
     def answer(self, seen: Seen, sentences: Sequence[str], progress: Progress = lambda done, total: None) -> Answers:
         """Answers about a video that was looked at; `progress` counts sentences."""
         texts = checked_sentences(sentences)
-        states = encode_texts(texts, self.encoders["text"])
-        words = InMemory([Entry(str(key), seen.video.path, rows, {"token": tokens}) for key, (rows, tokens) in enumerate(states)])
         queries = [whole_video_query(seen.video, str(key), text) for key, text in enumerate(texts)]
-        frames, clips = self.ensemble.frames, self.ensemble.clips
-        features = FeatureSet(
-            queries, Tracks(), **seen.features, text=words, frames=frames, clips=clips, squared=self.ensemble.motion in SQUARED
-        )
+        words: Product = Tokens(queries, self.tokenise) if self.tokenise else self._states(seen.video, texts)
+        frames, clips, squared = self.ensemble.frames, self.ensemble.clips, self.ensemble.motion in SQUARED
+        appearance, motion = seen.features["appearance"], seen.features.get("motion")
+        features = FeatureSet(queries, Tracks(), appearance, motion, words, frames, clips, squared)
         found = predict(self.networks, features, queries, self.batch, progress, self.refine, self.between)
         answers = [answer_of(text, prediction, seen.frame_edges) for text, prediction in zip(texts, found, strict=True)]
         return Answers(video=seen.video, queries=answers)
+
+    def _states(self, video: AskedVideo, texts: Sequence[str]) -> InMemory:
+        """Token states of sentences, by their number."""
+        states = encode_texts(list(texts), self.encoders["text"])
+        return InMemory([Entry(str(key), video.path, rows, {"token": tokens}) for key, (rows, tokens) in enumerate(states)])
 
     def doubt(self, video: Path) -> str:
         """Why the run may be of no use for this video ("" if nothing speaks against it)."""
@@ -187,7 +193,8 @@ def checked_sentences(sentences: Sequence[str]) -> list[str]:
 
 
 def trained_encoders(ensemble: Ensemble) -> dict[str, nn.Module]:
-    """The encoders that were trained with the network, by product; an InputError where several runs have each their own."""
+    """The encoders that were trained before the network, by product; an InputError where several runs have each their own. A
+    network that is given pictures keeps its own to itself."""
     first = ensemble.models[0]
     if not isinstance(first, EndToEnd):
         return {}
@@ -200,7 +207,9 @@ def trained_encoders(ensemble: Ensemble) -> dict[str, nn.Module]:
 
 
 def recorded_encoder(run: Path, product: str, made_from: dict[str, Any]) -> nn.Module:
-    """The encoder a run's features came from; an InputError where the weights found now are others."""
+    """The encoder a run's features came from; an InputError where the weights found now are others. Pictures need none."""
+    if product == "frames":
+        return nn.Identity()
     backbone = load_backbone(product, made_from["backbone"], made_from["weights"], made_from.get("slowfast"))
     if backbone.digest != made_from["weights_digest"]:
         raise InputError(

@@ -31,6 +31,8 @@ from pipeline.store import Store
 SQUARED = ("motion",)
 """Motion products whose maps are of the padded square."""
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+NO_MOTION = np.zeros((0, 1, 1, 0), np.float16)
+"""`[T_d, h, w, C]` of a network that reads no motion."""
 RECENT_BYTES = 2 << 30
 """Features kept in memory: many sentences ask about the same video, and a small store fits whole."""
 
@@ -47,7 +49,7 @@ class Sample:
     tau: np.ndarray
     """`[T_s]` the frames' places in the segment."""
     motion: np.ndarray
-    """`[T_d, h, w, C]`, of clips, or of the frames that were taken."""
+    """`[T_d, h, w, C]`, of clips, or of the frames that were taken; for a network that reads none `[0, 1, 1, 0]`."""
     square: np.ndarray
     """`[4]` where the picture lies in the motion maps."""
     text: np.ndarray
@@ -66,7 +68,7 @@ class Product(Protocol):
 
 class FeatureSet:
     """Queries and their features, as samples of `frames` frames (T_s) and `clips` clips (T_d); with None for `clips` the motion is
-    that at each frame (T_d = T_s).
+    that at each frame (T_d = T_s). With None for `motion` there is none, and T_d = 0.
 
     `squared`: motion maps are of the padded square, as SlowFast's; else of the picture, as Video Swin's. Queries whose video or
     words are not among the features are left out and named in `missing`. Threads may share it.
@@ -77,7 +79,7 @@ class FeatureSet:
         queries: Sequence[Query],
         tracks: Tracks,
         appearance: Product,
-        motion: Product,
+        motion: Product | None,
         text: Product,
         frames: int,
         clips: int | None,
@@ -85,26 +87,35 @@ class FeatureSet:
     ) -> None:
         self.appearance, self.motion, self.text = appearance, motion, text
         self.tracks, self.frames, self.clips, self.squared = tracks, frames, clips, squared
-        self.queries = [q for q in queries if q.video in appearance and q.video in motion and q.id in text]
+        seen = [product for product in (appearance, motion) if product is not None]
+        self.queries = [q for q in queries if all(q.video in product for product in seen) and q.id in text]
         self.missing = sorted({q.id for q in queries} - {q.id for q in self.queries})
         self._recent = _Recent(RECENT_BYTES)
 
     @classmethod
     def of_store(
-        cls, path: Path, split: str, frames: int, clips: int | None, tokenise: Tokenise | None = None, motion: str = "motion"
+        cls,
+        path: Path,
+        split: str,
+        frames: int,
+        clips: int | None,
+        tokenise: Tokenise | None = None,
+        motion: str | None = "motion",
+        pictures: bool = False,
     ) -> FeatureSet:
         """The queries of one split of a store; a StoreError where it has features for none of them.
 
-        With `tokenise` pictures and tokens stand in the place of maps and token states, for encoders that train. `motion` is the
-        product that motion maps come from.
+        With `pictures` these stand in the place of appearance maps; with `tokenise` so do they, and tokens in that of token states.
+        `motion` is the product that motion maps come from, None for a network that reads none.
         """
         store = Store(path)
         queries = [query for query in read_jsonl(store.index_path, Query) if query.split == split]
         boxed = any(query.truth is not None and query.truth.track is not None for query in queries)
         tracks = Tracks.load(store.tracks_path) if boxed else Tracks()
-        appearance: Product = Pictures(store.open("frames")) if tokenise else store.open("appearance")
+        appearance: Product = Pictures.of_store(store.open("frames")) if pictures or tokenise else store.open("appearance")
         text: Product = Tokens(queries, tokenise) if tokenise else store.open("text")
-        features = cls(queries, tracks, appearance, store.open(motion), text, frames, clips, motion in SQUARED)
+        moving = store.open(motion) if motion else None
+        features = cls(queries, tracks, appearance, moving, text, frames, clips, motion in SQUARED)
         if not features.queries:
             raise StoreError(
                 f"store {path} has no features for any query of split {split!r}: run stvg-extract, or look into failures.jsonl"
@@ -113,10 +124,10 @@ class FeatureSet:
 
     @property
     def dims(self) -> tuple[int, int, int]:
-        """Channels of (appearance, motion, text)."""
+        """Channels of (appearance, motion, text); 0 without motion."""
         query = self.queries[0]
         readers = ((self.appearance, query.video), (self.motion, query.video), (self.text, query.id))
-        widths = [reader.shape(key)[-1] for reader, key in readers]
+        widths = [0 if reader is None else reader.shape(key)[-1] for reader, key in readers]
         return widths[0], widths[1], widths[2]
 
     def map_size(self, query: Query) -> tuple[int, int]:
@@ -126,8 +137,9 @@ class FeatureSet:
 
     def bytes_of(self, query: Query) -> int:
         """Bytes that a query's appearance and motion take in memory."""
-        maps, clips = (reader.shape(query.video)[1:] for reader in (self.appearance, self.motion))
-        return 2 * (self.frames * math.prod(maps) + (self.clips or self.frames) * math.prod(clips))
+        maps = self.frames * math.prod(self.appearance.shape(query.video)[1:])
+        clips = 0 if self.motion is None else (self.clips or self.frames) * math.prod(self.motion.shape(query.video)[1:])
+        return 2 * (maps + clips)
 
     def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
         """One query's features; `rows` choose among its stored frames (training's bin centres by default)."""
@@ -140,8 +152,8 @@ class FeatureSet:
             numbers=numbers,
             appearance=self._maps(query.video, chosen),
             tau=np.clip(sampling.place_of(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32),
-            motion=self._clips(query, self.clips) if self.clips is not None else self._motion_at(query, numbers),
-            square=np.array(picture_in_square(tuple(self.motion.facts(query.video)["size"])) if self.squared else WHOLE, np.float32),
+            motion=self._motion(query, numbers),
+            square=np.array(picture_in_square(tuple(self.appearance.facts(query.video)["size"])) if self.squared else WHOLE, np.float32),
             text=self._recent.get(("text", query.id), lambda: self.text.read(query.id)),
         )
 
@@ -155,21 +167,29 @@ class FeatureSet:
         """Appearance maps of stored rows, `[len(rows), H, W, C]` as stored."""
         return self._recent.get(("appearance", video, rows.tobytes()), lambda: self.appearance.read(video, rows))
 
-    def _clips(self, query: Query, clips: int) -> np.ndarray:
+    def _motion(self, query: Query, numbers: np.ndarray) -> np.ndarray:
+        """The motion of a query's segment, of clips or at frames `[T_s]`, as stored."""
+        if self.motion is None:
+            return NO_MOTION
+        if self.clips is None:
+            return self._motion_at(self.motion, query, numbers)
+        return self._clips(self.motion, query, self.clips)
+
+    def _clips(self, motion: Product, query: Query, clips: int) -> np.ndarray:
         """The segment's clips brought to T_d by 2D-TAN's rule, `[T_d, h, w, C]` as stored."""
 
         def read() -> np.ndarray:
-            own = self.rows_of(query, self.motion.columns(query.video)["frame"])
-            return _means(self.motion.read(query.video, own), sampling.pool_bins(len(own), clips))
+            own = self.rows_of(query, motion.columns(query.video)["frame"])
+            return _means(motion.read(query.video, own), sampling.pool_bins(len(own), clips))
 
         return self._recent.get(("motion", query.video, query.segment), read)
 
-    def _motion_at(self, query: Query, numbers: np.ndarray) -> np.ndarray:
+    def _motion_at(self, motion: Product, query: Query, numbers: np.ndarray) -> np.ndarray:
         """The motion of the segment at frames `[T_s]`, `[T_s, h, w, C]` as stored: of the row nearest to each."""
-        stored = self.motion.columns(query.video)["frame"]
+        stored = motion.columns(query.video)["frame"]
         own = self.rows_of(query, stored)
         rows = own[sampling.nearest_frames(stored[own], numbers)]
-        return self._recent.get(("motion", query.video, rows.tobytes()), lambda: self.motion.read(query.video, rows))
+        return self._recent.get(("motion", query.video, rows.tobytes()), lambda: motion.read(query.video, rows))
 
     def truth(self, sample: Sample) -> Targets:
         """What is true of a sample, as a batch of one."""

@@ -17,14 +17,16 @@ from pipeline.store import Store
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Models in eval mode; `frames` (T_s) and `clips` (T_d; None: the motion at each frame) are what they see at once, `motion` the
-    product that motion comes from; `about` is the first run's provenance."""
+    """Models in eval mode; `frames` (T_s) and `clips` (T_d; None: they answer by frames) are what they see at once, `motion` the
+    product that motion comes from (None: they read none), `pictures` whether they are given these in the place of maps; `about` is
+    the first run's provenance."""
 
     runs: tuple[Path, ...]
     models: tuple[nn.Module, ...]
     frames: int
     clips: int | None
-    motion: str
+    motion: str | None
+    pictures: bool
     about: dict[str, Any]
 
     @classmethod
@@ -40,7 +42,13 @@ class Ensemble:
                 seen = f"{runs[0]} was trained with {configs[0].frames} frames and {run} with {config.frames}"
                 raise InputError(f"{seen}: say how many all are to see at once, with --set frames=N")
         placed = tuple(model.to(device) for model in models)
-        return cls(tuple(runs), placed, frames or configs[0].frames, configs[0].clips, configs[0].motion, known[0])
+        c = configs[0]
+        return cls(tuple(runs), placed, frames or c.frames, c.clips, c.motion, c.pictures, known[0])
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """What the networks are given of a video, and the product that it comes from."""
+        return {"appearance": "frames" if self.pictures else "appearance"} | ({"motion": self.motion} if self.motion else {})
 
     def refuse_products(self, store: Store) -> None:
         """StoreError where a store's features were made otherwise than those the runs were trained on; it names all that differs."""

@@ -56,7 +56,7 @@ def predict_split(
     ensemble, opened = Ensemble.of_runs(runs, device_of(config.device), config.frames), Store(store)
     ensemble.refuse_products(opened)
     tokenise = tokenise_of(ensemble.models[0])
-    features = FeatureSet.of_store(store, config.split, ensemble.frames, ensemble.clips, tokenise, ensemble.motion)
+    features = FeatureSet.of_store(store, config.split, ensemble.frames, ensemble.clips, tokenise, ensemble.motion, ensemble.pictures)
     ensemble.refuse_dims(opened, features.dims)
     answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
     return answers, features.missing

@@ -1,9 +1,10 @@
-"""What encoders that train are given: pictures and tokens, where networks on cached features are given maps and token states."""
+"""What networks with encoders of their own are given: pictures and tokens, where networks on cached features are given maps and
+token states."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -13,16 +14,24 @@ from pipeline.extract import jpeg_frames
 from pipeline.records import Query
 from pipeline.store import ProductReader
 
+if TYPE_CHECKING:
+    from grounding.data import Product
+
 Tokenise = Callable[[list[str]], tuple[Tensor, Tensor]]
 """Sentences → ids `[n, L]` and mask `[n, L]`."""
 
 
 class Pictures:
-    """The product `frames` as a product of pictures (`grounding.data.Product`): one row per stored frame, RGB uint8 `[h, w, 3]`."""
+    """The product `frames` as a product of pictures (`grounding.data.Product`): one row per stored frame, RGB uint8 `[h, w, 3]`,
+    of which `short` is the shorter side."""
 
-    def __init__(self, frames: ProductReader) -> None:
-        self._frames = frames
-        self._short = int(frames.product.provenance["sampling"]["short"])
+    def __init__(self, frames: Product, short: int) -> None:
+        self._frames, self._short = frames, short
+
+    @classmethod
+    def of_store(cls, frames: ProductReader) -> Pictures:
+        """Those of a store's product."""
+        return cls(frames, int(frames.product.provenance["sampling"]["short"]))
 
     def __contains__(self, key: object) -> bool:
         return key in self._frames

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from grounding.losses.cgstvg import CgstvgLossConfig
+from grounding.losses.costa import CostaLossConfig
 from grounding.losses.csdvl import LossConfig
 from grounding.models.cgstvg import CgstvgConfig
+from grounding.models.costa import CostaConfig
 from grounding.models.csdvl import CsdvlConfig
 from pipeline.config import Config
 from pipeline.extract import Backbones
@@ -18,11 +20,14 @@ Schedule = Literal["constant", "one-cycle"]
 
 
 class EncodersConfig(Config):
-    """Encoders that train, and where their weights begin; sources are those of `weights` in section `extract`."""
+    """Encoders that train, and where their weights begin; sources are those of `weights` in section `extract`.
+
+    `text` may be None where the network reads pictures in any case: then token states are read from the store.
+    """
 
     backbones: Backbones = "full"
     image: str = "torchvision"
-    text: str
+    text: str | None = None
 
 
 class Recipe(Config):
@@ -69,6 +74,14 @@ class Recipe(Config):
     checkpoint_every: int = Field(default=100, ge=1)
     log_every: int = Field(default=20, ge=1)
 
+    @model_validator(mode="after")
+    def _encoders_fit(self) -> Recipe:
+        if self.encoders is None and self.model.pictures:
+            raise ValueError(f"encoders: {self.system} reads pictures: name its image encoder's weights, {{backbones: …, image: …}}")
+        if self.encoders is not None and self.encoders.text is None and not self.model.pictures:
+            raise ValueError(f"encoders.text: name the weights of {self.system}'s text encoder: both train, or, with encoders=null, none")
+        return self
+
 
 class TrainConfig(Recipe):
     """The recipe of CSDVL and of STVGFormer, which is the same network."""
@@ -89,3 +102,16 @@ class CgstvgTrainConfig(Recipe):
     lr_text: float = Field(default=2e-5, gt=0)
     optimiser: Literal["adamw", "adam"] = "adam"
     batch: int = Field(default=16, ge=1)
+
+
+class CostaTrainConfig(Recipe):
+    """The recipe of CoSTA: the paper states none, these are STCAT's numbers."""
+
+    system: Literal["costa"] = "costa"
+    model: CostaConfig = CostaConfig()
+    loss: CostaLossConfig = CostaLossConfig()
+    encoders: EncodersConfig | None = EncodersConfig()
+    """Its image encoder is a part of it; with `text: null` token states are read from the store."""
+    lr_image: float = Field(default=2e-5, gt=0)
+    lr_text: float = Field(default=5e-5, gt=0)
+    epochs: int = Field(default=90, ge=1)

@@ -23,7 +23,9 @@ MARGIN = 0.5
 def second_look(features: FeatureSet, first: Look, between: bool) -> Look | None:
     """A look, not yet taken, at the window around what the first look found; None where it could show nothing new."""
     query = first.query
-    seen, product = (features.frames, features.appearance) if features.clips is None else (features.clips, features.motion)
+    seen, product = features.frames, features.appearance
+    if features.clips is not None and features.motion is not None:
+        seen, product = features.clips, features.motion
     stored = len(features.rows_of(query, product.columns(query.video)["frame"]))
     least = math.ceil((query.segment[1] - query.segment[0]) * min(1.0, seen / stored))
     window = window_around(found_span(first, None, between)[0], query.segment, least)

@@ -84,14 +84,15 @@ def _made_from(store: Path, config: Recipe) -> dict[str, Any]:
     """A run's provenance: the store and the products it reads, the weights that encoders which train begin with, the code."""
     opened = Store(store)
     image, text = first_encoders(config.encoders) if config.encoders else (None, None)
-    motion = config.model.motion
-    read = ("frames", motion) if text else ("appearance", motion, "text")
-    features = FeatureSet.of_store(store, "train", 1, 1, text.encoder.tokenise if text else None, motion)  # type: ignore[arg-type]
+    motion, pictures = config.model.motion, config.model.pictures or text is not None
+    read = ["frames" if pictures else "appearance", *([motion] if motion else []), *([] if text else ["text"])]
+    tokenise: Any = text.encoder.tokenise if text else None
+    features = FeatureSet.of_store(store, "train", 1, 1, tokenise, motion, pictures)
     return {
         "format": 1,
         "model": config.system,
         "dims": list(features.dims),
-        "encoders": {"image": image.digest, "text": text.digest} if image and text else None,
+        "encoders": {"image": image.digest, "text": text.digest if text else None} if image else None,
         "store": opened.manifest_digest,
         "dataset": opened.manifest.dataset,
         "products": {name: opened.products[name].provenance for name in read},

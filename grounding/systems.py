@@ -10,15 +10,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from grounding.losses.cgstvg import cgstvg_loss
+from grounding.losses.costa import costa_loss
 from grounding.losses.csdvl import csdvl_loss
 from grounding.losses.targets import Targets, Totals
 from grounding.mdetr import initialise_from_mdetr
 from grounding.models.cgstvg import Cgstvg
+from grounding.models.costa import Costa, CostaConfig
 from grounding.models.csdvl import Csdvl, CsdvlConfig
 from grounding.models.end_to_end import EndToEnd
-from grounding.presets import CGSTVG, CSDVL, STVGFORMER
+from grounding.presets import CGSTVG, COSTA, CSDVL, STVGFORMER
 from grounding.raw import Tokenise
-from grounding.recipe import CgstvgTrainConfig, EncodersConfig, Recipe, TrainConfig
+from grounding.recipe import CgstvgTrainConfig, CostaTrainConfig, EncodersConfig, Recipe, TrainConfig
 from pipeline.config import merge
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
@@ -33,8 +35,9 @@ class System:
     """One row of the table. `config` is its section `train`, with the network's and the losses' configs in it."""
 
     config: type[Recipe]
-    build: Callable[[tuple[int, int, int], Any], nn.Module]
-    """From the stored features' channels (appearance, motion, text) and `config.model`."""
+    build: Callable[..., nn.Module]
+    """From the stored features' channels (appearance, motion, text) and `config.model`; of a network that is given pictures also
+    from its image encoder, and from its text encoder, or None where token states are stored."""
     loss: Callable[[Any, Targets, Any, Totals], dict[str, Tensor]]
     """Of the network's outputs, with `config.loss`; the key `loss` is what training minimises."""
     initialise: Callable[[Any, Path, Basis | None], object]
@@ -56,25 +59,30 @@ def built(config: Recipe, about: Mapping[str, Any]) -> nn.Module:
         return system.build(dims, config.model)
     first = first_encoders(config.encoders)
     for backbone, digest in zip(first, about["encoders"].values(), strict=True):
-        if backbone.digest != digest:
+        if backbone is not None and backbone.digest != digest:
             raise InputError(
                 f"the run's encoder began with weights {backbone.source!r} of digest {digest[:12]}…, but these are {backbone.digest[:12]}…"
                 " here: put the same weights, and tokenizer, back"
             )
-    image, text = (backbone.encoder for backbone in first)
+    image, text = (None if backbone is None else backbone.encoder for backbone in first)
     assert isinstance(image, AppearanceEncoder)
-    assert isinstance(text, TextEncoder)
+    assert isinstance(text, TextEncoder | None)
+    if config.model.pictures:
+        return system.build(dims, config.model, image, text)
+    assert text is not None
     return EndToEnd(system.build((image.channels, dims[1], text.channels), config.model), image, text)
 
 
-def first_encoders(config: EncodersConfig) -> tuple[Backbone, Backbone]:
-    """The image and the text encoder that training begins with."""
-    return load_backbone("appearance", config.backbones, config.image), load_backbone("text", config.backbones, config.text)
+def first_encoders(config: EncodersConfig) -> tuple[Backbone, Backbone | None]:
+    """The image and the text encoder that training begins with; None where token states are stored."""
+    text = None if config.text is None else load_backbone("text", config.backbones, config.text)
+    return load_backbone("appearance", config.backbones, config.image), text
 
 
 def tokenise_of(model: nn.Module) -> Tokenise | None:
-    """How a model that reads pictures and tokens wants sentences; None for one that reads cached features."""
-    return model.text_encoder.tokenise if isinstance(model, EndToEnd) else None
+    """How a model that reads tokens wants sentences; None for one that reads token states."""
+    text_encoder = getattr(model, "text_encoder", None)
+    return text_encoder.tokenise if isinstance(text_encoder, TextEncoder) else None
 
 
 def network_of(model: nn.Module) -> nn.Module:
@@ -87,10 +95,17 @@ def _csdvl_measure(model: CsdvlConfig) -> str:
     return "m_tIoU" if model.streams == "dynamic" else "m_vIoU"
 
 
-def _no_mdetr(model: Cgstvg, path: Path, basis: Basis | None) -> object:
-    raise InputError(
-        f"initialise {path}: of MDETR CG-STVG takes the image and the text encoder alone: extract with weights mdetr:FILE, initialise=null"
-    )
+def _no_mdetr(name: str, way: str) -> Callable[[Any, Path, Basis | None], object]:
+    """For systems that have nothing of MDETR's transformer."""
+
+    def refuse(model: Any, path: Path, basis: Basis | None) -> object:
+        raise InputError(f"initialise {path}: of MDETR {name} takes the image and the text encoder alone: {way}, initialise=null")
+
+    return refuse
+
+
+def _costa_taught(model: CostaConfig) -> bool:
+    return model.entangled and model.beta > 0
 
 
 SYSTEMS = {
@@ -98,8 +113,23 @@ SYSTEMS = {
     for name, presets in (("csdvl", CSDVL), ("stvgformer", STVGFORMER))
 } | {
     "cgstvg": System(
-        CgstvgTrainConfig, Cgstvg, cgstvg_loss, _no_mdetr, CGSTVG, lambda model: "m_vIoU", lambda model: model.truth_iou is not None
-    )
+        CgstvgTrainConfig,
+        Cgstvg,
+        cgstvg_loss,
+        _no_mdetr("CG-STVG", "extract with weights mdetr:FILE"),
+        CGSTVG,
+        lambda model: "m_vIoU",
+        lambda model: model.truth_iou is not None,
+    ),
+    "costa": System(
+        CostaTrainConfig,
+        Costa,
+        costa_loss,
+        _no_mdetr("CoSTA", "encoders.image=mdetr:FILE"),
+        COSTA,
+        lambda model: "m_vIoU",
+        _costa_taught,
+    ),
 }
 
 

@@ -19,8 +19,7 @@ from grounding.data import FeatureSet
 from grounding.loader import Batch, Loader, steps_per_epoch
 from grounding.losses.targets import Totals
 from grounding.metrics import score, summarise
-from grounding.models.end_to_end import EndToEnd
-from grounding.modules.recompute import recompute_layers
+from grounding.modules.recompute import recompute
 from grounding.predict import predict
 from grounding.processes import Processes
 from grounding.projections import recorded_reduction
@@ -181,13 +180,13 @@ def _started(run: Path, c: Recipe, model: nn.Module, about: dict[str, Any], devi
         state.load(checkpoints / "last")
         log.info("resumed %s at step %d", run, state.step)
     if c.recompute:
-        model.recompute() if isinstance(model, EndToEnd) else recompute_layers(model)
+        recompute(model)
     return state
 
 
 def _weights_read(c: Recipe, about: dict[str, Any]) -> dict[str, str]:
     """Where the weights of the image and the text encoder come from."""
-    if c.encoders is not None:
+    if c.encoders is not None and c.encoders.text is not None:
         return {"appearance": c.encoders.image, "text": c.encoders.text}
     return {name: about["products"][name].get("weights", "an unknown source") for name in ("appearance", "text")}
 
@@ -196,6 +195,6 @@ def _split(store: Path, split: str, c: Recipe, tokenise: Tokenise | None) -> Fea
     """The queries of a split that have a truth, with their features; None where there are none."""
     if not any(query.split == split and query.truth is not None for query in read_jsonl(Store(store).index_path, Query)):
         return None
-    features = FeatureSet.of_store(store, split, c.model.frames, c.model.clips, tokenise, c.model.motion)
+    features = FeatureSet.of_store(store, split, c.model.frames, c.model.clips, tokenise, c.model.motion, c.model.pictures)
     features.queries = [query for query in features.queries if query.truth is not None]
     return features if features.queries else None

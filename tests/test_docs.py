@@ -8,7 +8,7 @@ import yaml
 
 from cli.settings import DatasetConfig, PrepareConfig
 from grounding.judge import EvaluateConfig
-from grounding.recipe import CgstvgTrainConfig
+from grounding.recipe import CgstvgTrainConfig, CostaTrainConfig, Recipe
 from grounding.report import ReportConfig
 from grounding.systems import preset
 from grounding.train import TrainConfig
@@ -43,10 +43,11 @@ def test_keys_and_defaults_are_the_codes(section: str) -> None:
     assert documented(section) == defaults
 
 
-def test_cg_stvg_s_own_defaults_are_the_codes() -> None:
+@pytest.mark.parametrize(("name", "kind"), [("CG-STVG", CgstvgTrainConfig), ("CoSTA", CostaTrainConfig)])
+def test_a_system_s_own_defaults_are_the_codes(name: str, kind: type[Recipe]) -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
-    written = yaml.safe_load(re.search(r"### CG-STVG.*?```yaml\n(.*?)```", text, re.DOTALL)[1])
-    ours, csdvl = (kind().model_dump(mode="json") for kind in (CgstvgTrainConfig, TrainConfig))
+    written = yaml.safe_load(re.search(rf"### {name}.*?```yaml\n(.*?)```", text, re.DOTALL)[1])
+    ours, csdvl = (one().model_dump(mode="json") for one in (kind, TrainConfig))
     assert written == {key: value for key, value in ours.items() if csdvl[key] != value}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
@@ -25,6 +27,41 @@ def cell_losses(proposed: Tensor, centres: Tensor, targets: Targets, total: Tens
     share = (own / own.sum(-1, keepdim=True).clamp(min=1))[own]
     l1, giou = _apart(proposed[own], targets.boxes[:, :, None].expand_as(proposed)[own])
     return (l1 * share).sum() / total.clamp(min=1), (giou * share).sum() / total.clamp(min=1)
+
+
+class OfCells(Protocol):
+    """What a network says of the cells: which carry the box and which the temporal queries look at, `[layers, B, T_s, cells]`, the
+    box that each proposes, `[B, T_s, cells, 4]` (empty without), and their centres `[B, cells, 2]`."""
+
+    carriers: Tensor
+    heard: Tensor
+    cell_boxes: Tensor
+    cell_centres: Tensor
+
+
+class CellWeights(Protocol):
+    """The weights of carriers and cells, and of L1; 0 for what is not wanted."""
+
+    @property
+    def carriers(self) -> float: ...
+    @property
+    def cells(self) -> float: ...
+    @property
+    def l1(self) -> float: ...
+
+
+def scratch_losses(out: OfCells, targets: Targets, w: CellWeights, overlap: float, total: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What training from scratch adds (ours): the parts, and their weighted sum; `overlap` is the weight of GIoU beside `w.l1`."""
+    parts, weighted = dict[str, Tensor](), total.new_zeros(())
+    if w.carriers:
+        parts["carriers"], parts["heard"] = (
+            carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, total) for cells in (out.carriers, out.heard)
+        )
+        weighted = weighted + w.carriers * (parts["carriers"] + parts["heard"])
+    if w.cells and len(out.cell_boxes):
+        parts["cells_l1"], parts["cells_giou"] = cell_losses(out.cell_boxes, out.cell_centres, targets, total)
+        weighted = weighted + w.cells * (w.l1 * parts["cells_l1"] + overlap * parts["cells_giou"])
+    return parts, weighted
 
 
 def _apart(boxes: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

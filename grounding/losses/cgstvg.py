@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import generalized_box_iou_loss
 
-from grounding.losses.boxes import carrier_loss, cell_losses
+from grounding.losses.boundaries import divergence, gaussians, inside_loss
+from grounding.losses.boxes import scratch_losses
 from grounding.losses.targets import Targets, Totals
 from grounding.models.cgstvg import Outputs
 from grounding.modules.regions import corners, iou
@@ -54,16 +54,9 @@ def cgstvg_loss(out: Outputs, targets: Targets, weights: CgstvgLossConfig, total
     loss = w.l1 * l1 + w.iou * overlap + w.first * parts["first"] + w.last * parts["last"] + w.inside * parts["inside"]
     if len(out.quality):
         parts["quality"], loss = quality, loss + w.quality * quality
-    if w.carriers:
-        parts["carriers"], parts["heard"] = (
-            carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, totals.boxed) for cells in (out.carriers, out.heard)
-        )
-        loss = loss + w.carriers * (parts["carriers"] + parts["heard"])
-    if w.cells and len(out.cell_boxes):
-        cell_l1, cell_giou = cell_losses(out.cell_boxes, out.cell_centres, targets, totals.boxed)
-        parts |= {"cells_l1": cell_l1, "cells_giou": cell_giou}
-        loss = loss + w.cells * (w.l1 * cell_l1 + w.iou * cell_giou)
-    return {"loss": loss, **parts}
+    cell_parts, from_cells = scratch_losses(out, targets, w, w.iou, totals.boxed)
+    parts |= cell_parts
+    return {"loss": loss + from_cells, **parts}
 
 
 def _box_parts(out: Outputs, targets: Targets, w: CgstvgLossConfig, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,30 +70,3 @@ def _box_parts(out: Outputs, targets: Targets, w: CgstvgLossConfig, total: Tenso
     sure = out.quality[where].clamp(1e-6, 1 - 1e-6) if len(out.quality) else None
     quality = plain.new_zeros(()) if sure is None else functional.binary_cross_entropy(sure, plain.detach(), reduction="sum")
     return apart.sum() / total, overlap.sum() / total, quality / total
-
-
-def gaussians(span: Tensor, frame_tau: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """Targets `[B, T]` of the first and of the last frame: Gaussians over the samples, of `sigma` samples, that sum to 1.
-
-    Each of a segment's n frames among the T samples at τ `[B, T]` (fewer where it stores fewer) stands for 1/n of it; the event's
-    first one is half of that after its begin, its last one half before its end. `span` `[B, 2]` in τ.
-    """
-    count = frame_tau.shape[-1]
-    distinct = 1 + (frame_tau.diff(dim=-1) > 0).sum(-1, keepdim=True)
-    middles = count * (span + torch.tensor([0.5, -0.5], device=span.device) / distinct)
-    apart = (frame_tau[:, None] * count - middles[..., None]) / sigma
-    first, last = (-(apart**2) / 2).softmax(-1).unbind(1)
-    return first, last
-
-
-def divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """KL(target ‖ softmax) over frames, summed over stages, mean over queries; `[K, B, T]` × `[B, T]`."""
-    entropy = torch.special.entr(target).sum(-1)
-    return (-(target * logits.log_softmax(-1)).sum(-1) - entropy).mean(1).sum()
-
-
-def inside_loss(logits: Tensor, inside: Tensor, background: float) -> Tensor:
-    """BCE of the labels `[B, T]`, frames outside weighed with `background`, summed over stages, mean over frames; logits `[K, B, T]`."""
-    weight = torch.where(inside > 0, 1.0, background)
-    loss = functional.binary_cross_entropy_with_logits(logits, inside.expand_as(logits), weight.expand_as(logits), reduction="none")
-    return loss.mean((1, 2)).sum()

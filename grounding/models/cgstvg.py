@@ -34,9 +34,9 @@ from torchvision.ops import generalized_box_iou_loss
 from grounding.inputs import Inputs
 from grounding.losses.targets import Targets
 from grounding.modules.alignment import from_square
-from grounding.modules.attention import Attention
+from grounding.modules.boundaries import boundaries_of
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
-from grounding.modules.layers import MLP, EncoderLayer, FeedForward
+from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
 from grounding.modules.positions import learned_at, map_cells, sine_box, sine_time
 from grounding.modules.precision import as_computed
 from grounding.modules.regions import corners, edge_filled, mean_tokens, roi_tokens
@@ -51,6 +51,8 @@ class CgstvgConfig(Config):
 
     clips: ClassVar[None] = None
     """It has no clips: motion is taken at each frame."""
+    pictures: ClassVar[bool] = False
+    """It is given maps."""
     d: int = Field(default=256, ge=8)
     heads: int = Field(default=8, ge=1)
     ffn: int = Field(default=2048, ge=1)
@@ -113,8 +115,7 @@ class Outputs:
 
     def when(self) -> list[Boundaries]:
         """What it says of when, query by query."""
-        first, last = (logits[-1].detach().double().softmax(-1).cpu().numpy() for logits in (self.first, self.last))
-        return [Boundaries(*both) for both in zip(first, last, strict=True)]
+        return boundaries_of(self.first[-1], self.last[-1])
 
 
 class Cgstvg(nn.Module):
@@ -301,18 +302,8 @@ def _close_to(truth: Targets, boxes: Tensor, least: float) -> Tensor:
     return truth.boxed & (1 - generalized_box_iou_loss(ours, theirs) >= least).unflatten(0, boxes.shape[:2])
 
 
-class Looking(nn.Module):
-    """A post-norm attention of queries, `LN(x + Attention(x, …))`."""
-
-    def __init__(self, config: CgstvgConfig) -> None:
-        super().__init__()
-        self.attention = Attention(config.d, config.heads, config.dropout)
-        self.norm, self.dropout = nn.LayerNorm(config.d), nn.Dropout(config.dropout)
-
-    def at_frames(self, queries: Tensor, positions: Tensor) -> Tensor:
-        """The queries of all frames at each other, `[B, T, d]`."""
-        placed = queries + positions
-        return self.norm(queries + self.dropout(self.attention(placed, placed, queries)))
+class LookingAtContext(Looking):
+    """The same, at the context."""
 
     def at_context(self, queries: Tensor, positions: Tensor, memory: Memory, context: Context) -> Tensor:
         """At the kept context of all frames; where none is kept the queries stay as they are."""
@@ -321,28 +312,21 @@ class Looking(nn.Module):
         seen = self.attention(queries + positions + memory.time, keys, context.tokens, context.kept | ~some)
         return torch.where(some[..., None], self.norm(queries + self.dropout(seen)), queries)
 
-    def at_memory(self, queries: Tensor, positions: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Each query at its own frame's tokens; gives the attention weights too, `[B, T, 2·H·W + L]`."""
-        batch, frames, d = queries.shape
-        asking = (queries + positions).reshape(batch * frames, 1, d)
-        seen, weights = self.attention.with_weights(asking, memory.states, memory.states, memory.mask)
-        return self.norm(queries + self.dropout(seen.reshape(batch, frames, d))), weights.reshape(batch, frames, -1)
-
 
 class SpatialBlock(nn.Module):
     """`Q ← CA(CA(SA(Q), C), X̃)` (sec. 3.2); without context `CA(SA(Q), X̃)`."""
 
     def __init__(self, config: CgstvgConfig, sees_context: bool) -> None:
         super().__init__()
-        self.frames, self.memory = Looking(config), Looking(config)
-        self.context = Looking(config) if sees_context else None
+        self.frames, self.memory = (Looking(config.d, config.heads, config.dropout) for _ in range(2))
+        self.context = LookingAtContext(config.d, config.heads, config.dropout) if sees_context else None
 
     def forward(self, queries: Tensor, positions: Tensor, memory: Memory, context: Context | None) -> Tensor:
         """`[B, T, d]` → `[B, T, d]`."""
         queries = self.frames.at_frames(queries, positions)
         if self.context is not None and context is not None:
             queries = self.context.at_context(queries, positions, memory, context)
-        return self.memory.at_memory(queries, positions, memory)[0]
+        return self.memory.at_own_frame(queries, positions, memory.states, memory.states, memory.mask)[0]
 
 
 class TemporalBlock(nn.Module):
@@ -350,8 +334,8 @@ class TemporalBlock(nn.Module):
 
     def __init__(self, config: CgstvgConfig, sees_context: bool) -> None:
         super().__init__()
-        self.frames, self.memory = Looking(config), Looking(config)
-        self.context = Looking(config) if sees_context else None
+        self.frames, self.memory = (Looking(config.d, config.heads, config.dropout) for _ in range(2))
+        self.context = LookingAtContext(config.d, config.heads, config.dropout) if sees_context else None
         self.feed_forward = FeedForward(config.d, config.ffn, config.dropout)
 
     def forward(self, queries: Tensor, positions: Tensor, memory: Memory, context: Context | None) -> tuple[Tensor, Tensor]:
@@ -359,6 +343,6 @@ class TemporalBlock(nn.Module):
         queries = self.frames.at_frames(queries, positions)
         if self.context is not None and context is not None:
             queries = self.context.at_context(queries, positions, memory, context)
-        queries, weights = self.memory.at_memory(queries, positions, memory)
+        queries, weights = self.memory.at_own_frame(queries, positions, memory.states, memory.states, memory.mask)
         count = memory.count
         return self.feed_forward(queries), weights[..., :count] + weights[..., count : 2 * count]

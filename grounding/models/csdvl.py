@@ -49,6 +49,8 @@ class CsdvlConfig(Config):
 
     motion: ClassVar[str] = "motion"
     """The product that motion maps come from."""
+    pictures: ClassVar[bool] = False
+    """It is given maps."""
 
     d: int = Field(default=256, ge=8)
     heads: int = Field(default=8, ge=1)

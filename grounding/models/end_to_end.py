@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from grounding.inputs import Inputs
 from grounding.losses.targets import Targets
+from grounding.modules.own_size import at_own_size
 from grounding.modules.recompute import recompute_layers
+from grounding.modules.tuning import tune
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
-
-LEARNING = ("layer2", "layer3", "layer4")
-"""The stages of a ResNet that train, as in DETR and MDETR: its stem, its first stage and all batch norms stay as they are."""
-
 
 TOGETHER = 32
 """Pictures that are encoded at once: what a pass without gradients holds does not grow with the batch."""
@@ -29,11 +27,7 @@ class EndToEnd(nn.Module):
         super().__init__()
         self.network, self.image, self.text_encoder = network, image, text_encoder
         text_encoder.requires_grad_(True)
-        image.requires_grad_(False)
-        for stage in LEARNING:
-            for module in image.body.get_submodule(stage).modules():
-                if isinstance(module, nn.Conv2d):
-                    module.requires_grad_(True)
+        tune(image, True)
 
     def train(self, mode: bool = True) -> EndToEnd:
         """Train or evaluate; the image encoder's norms keep their statistics either way."""
@@ -50,20 +44,12 @@ class EndToEnd(nn.Module):
 
     def maps(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """C5 maps `[B, T_s, H, W, C]`, zero-padded to the largest, and their rows and columns `[B, 2]`."""
-        places, seen = [], []
-        for height, width in sizes.unique(dim=0).tolist():
-            own = (sizes == torch.tensor([height, width], device=sizes.device)).all(1).nonzero()[:, 0]
-            alike = pictures[own, :, :height, :width]
-            places.append(own)
-            parts = alike.flatten(0, 1).permute(0, 3, 1, 2).split(TOGETHER)
-            seen.append(torch.cat([self.image(part) for part in parts]).unflatten(0, alike.shape[:2]))
-        rows, columns = (max(maps.shape[axis] for maps in seen) for axis in (2, 3))
-        padded = seen[0].new_zeros(len(sizes), seen[0].shape[1], rows, columns, seen[0].shape[-1])
-        cells = torch.zeros_like(sizes)
-        for own, maps in zip(places, seen, strict=True):
-            padded[own, :, : maps.shape[2], : maps.shape[3]] = maps
-            cells[own] = torch.tensor(maps.shape[2:4], device=sizes.device)
-        return padded, cells
+        return at_own_size(pictures, sizes, self._encoded)
+
+    def _encoded(self, alike: Tensor) -> Tensor:
+        """Pictures of one size `[n, T_s, h, w, 3]` → `[n, T_s, H, W, C]`."""
+        parts = alike.flatten(0, 1).permute(0, 3, 1, 2).split(TOGETHER)
+        return torch.cat([self.image(part) for part in parts]).unflatten(0, alike.shape[:2])
 
     def recompute(self) -> None:
         """Gradient checkpointing of all three (`recompute_layers`)."""

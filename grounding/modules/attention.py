@@ -1,4 +1,5 @@
-"""Multi-head attention with torch.nn.MultiheadAttention's parameters, and its weights at another temperature."""
+"""Multi-head attention: with torch.nn.MultiheadAttention's parameters, and its weights at another temperature; and one whose
+queries and keys are pairs."""
 
 from __future__ import annotations
 
@@ -54,3 +55,28 @@ class Attention(nn.Module):
         rows = slice(first * d, end * d)
         projected = functional.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
         return projected.unflatten(-1, (end - first, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+
+class PairedAttention(nn.Module):
+    """Attention of queries and keys that are each two vectors put together, what and where, in every head (Conditional DETR): what
+    is compared with what, where with where, and both count alike."""
+
+    def __init__(self, d: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query_what, self.query_where = nn.Linear(d, d), nn.Linear(d, d)
+        self.key_what, self.key_where = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)  # softmax would not see a bias
+        self.value, self.out = nn.Linear(d, d), nn.Linear(d, d)
+
+    def forward(self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], value: Tensor, key_mask: Tensor) -> Tensor:
+        """Pairs of `[n, Q, d]` and of `[n, K, d]`, values `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count."""
+        q = torch.cat([self._split(self.query_what(query[0])), self._split(self.query_where(query[1]))], -1)
+        k = torch.cat([self._split(self.key_what(key[0])), self._split(self.key_where(key[1]))], -1)
+        dropout = self.dropout if self.training else 0.0
+        v = self._split(self.value(value))
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=key_mask[:, None, None], dropout_p=dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """`[n, S, d]` → `[n, heads, S, d/heads]`."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -1,4 +1,5 @@
-"""Layers that systems share, each post-norm where it is residual: the transformer's FFN, DETR's MLP and encoder layer."""
+"""Layers that systems share, each post-norm where it is residual: the transformer's FFN, DETR's MLP and encoder layer, and
+the attentions of a decoder with one query per frame."""
 
 from __future__ import annotations
 
@@ -44,7 +45,29 @@ class EncoderLayer(nn.Module):
         self.self_attn, self.norm, self.dropout = Attention(d, heads, dropout), nn.LayerNorm(d), nn.Dropout(dropout)
         self.feed_forward = FeedForward(d, ffn, dropout)
 
-    def forward(self, x: Tensor, positions: Tensor | None, mask: Tensor) -> Tensor:
-        """Tokens `[n, S, d]`, positions alike (added to queries and keys) or None, mask `[n, S]` → `[n, S, d]`."""
+    def forward(self, x: Tensor, positions: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Tokens `[n, S, d]`, positions alike (added to queries and keys) or None, mask `[n, S]` or None → `[n, S, d]`."""
         placed = x if positions is None else x + positions
         return self.feed_forward(self.norm(x + self.dropout(self.self_attn(placed, placed, x, mask))))
+
+
+class Looking(nn.Module):
+    """A post-norm attention of one query per frame, `LN(x + Attention(x, …))`."""
+
+    def __init__(self, d: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(d, heads, dropout)
+        self.norm, self.dropout = nn.LayerNorm(d), nn.Dropout(dropout)
+
+    def at_frames(self, queries: Tensor, positions: Tensor | None) -> Tensor:
+        """The queries of all frames at each other, `[B, T, d]`, with positions alike or None."""
+        placed = queries if positions is None else queries + positions
+        return self.norm(queries + self.dropout(self.attention(placed, placed, queries)))
+
+    def at_own_frame(self, queries: Tensor, positions: Tensor | None, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Each query `[B, T, d]` at its own frame's tokens: keys and values `[B·T, S, d]`, mask `[B·T, S]`. Gives the attention
+        weights too, `[B, T, S]`."""
+        batch, frames, d = queries.shape
+        asking = (queries if positions is None else queries + positions).reshape(batch * frames, 1, d)
+        seen, weights = self.attention.with_weights(asking, keys, values, mask)
+        return self.norm(queries + self.dropout(seen.reshape(batch, frames, d))), weights.reshape(batch, frames, -1)

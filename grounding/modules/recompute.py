@@ -8,6 +8,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
+def recompute(model: nn.Module) -> None:
+    """`recompute_layers`, or what a model with encoders of its own does in its place."""
+    getattr(model, "recompute", partial(recompute_layers, model))()
+
+
 def recompute_layers(model: nn.Module, stacks: type[nn.ModuleList | nn.Sequential] = nn.ModuleList) -> None:
     """From now on the layers of a model (the modules of its own `stacks`) keep only what goes in, and compute the rest
     again in the backward pass, dropout included. Names of parameters and gradients stay the same."""

@@ -29,7 +29,8 @@ class TinyResNet(ResNet):
 
 
 class AppearanceEncoder(nn.Module):
-    """RGB frames to C5 maps. `channels` is C, `stride` the pixels per cell."""
+    """RGB frames to C5 maps. `channels` is C, `stride` the pixels per cell; `widths` are the channels after each of the four stages,
+    of which the last three halve the map, and `pooled` says whether the stem ends in a pooling that does."""
 
     mean: Tensor
     std: Tensor
@@ -41,10 +42,11 @@ class AppearanceEncoder(nn.Module):
             for name, norm in self.body.named_modules():
                 if name.endswith("bn3"):
                     norm.weight.fill_(FRESH_SCALE)
-            self.channels, self.stride = 2048, 32
+            self.widths, self.stride, self.pooled = (256, 512, 1024, 2048), 32, True
         else:
             self.body = TinyResNet()
-            self.channels, self.stride = 128, 16
+            self.widths, self.stride, self.pooled = (16, 32, 64, 128), 16, False
+        self.channels = self.widths[-1]
         self.body.avgpool, self.body.fc = nn.Identity(), nn.Identity()
         self.body.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
@@ -52,11 +54,24 @@ class AppearanceEncoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """RGB in 0..255 `[n, 3, h, w]` → C5 maps `[n, ⌈h/stride⌉, ⌈w/stride⌉, C]`."""
-        body = self.body
-        x = ((pictures / 255 - self.mean) / self.std).to(self.dtype, memory_format=torch.channels_last)
-        x = body.maxpool(body.relu(body.bn1(body.conv1(x))))
-        x = body.layer4(body.layer3(body.layer2(body.layer1(x))))
+        x = self.stem(self.normalised(pictures))
+        for stage in self.stages:
+            x = stage(x)
         return x.permute(0, 2, 3, 1)
+
+    def normalised(self, pictures: Tensor) -> Tensor:
+        """RGB in 0..255 `[n, 3, h, w]` in ImageNet's means and deviations, of the network's type."""
+        return ((pictures / 255 - self.mean) / self.std).to(self.dtype)
+
+    def stem(self, pictures: Tensor) -> Tensor:
+        """Normalised pictures `[n, 3, h, w]` → what the first stage takes."""
+        body = self.body
+        return body.maxpool(body.relu(body.bn1(body.conv1(pictures.to(memory_format=torch.channels_last)))))
+
+    @property
+    def stages(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+        """From `[n, C, h, w]` to `[n, C, h, w]`, in order."""
+        return self.body.layer1, self.body.layer2, self.body.layer3, self.body.layer4
 
     @property
     def dtype(self) -> torch.dtype:

@@ -79,7 +79,7 @@ def test_a_run_that_is_replaced_is_moved_aside_and_named(tiny_run: Any, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "detr"), "there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg: name one with --model"),
+        (("--model", "detr"), "there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, costa: name one with --model"),
         (("--preset", "x"), "there is no preset 'x' of csdvl; its presets are"),
         (("--set", "speed=1"), "section 'train': unknown key 'speed'; the keys are"),
         (("--set", "precision=float16"), "section 'train': precision: Input should be 'float32' or 'bfloat16'"),

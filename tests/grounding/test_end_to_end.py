@@ -19,7 +19,8 @@ from grounding.checkpoint import load_model, read_provenance
 from grounding.data import FeatureSet, collate
 from grounding.inputs import Inputs
 from grounding.judge import EvaluateConfig, predict_split
-from grounding.models.end_to_end import LEARNING, EndToEnd
+from grounding.models.end_to_end import EndToEnd
+from grounding.modules.tuning import LEARNING
 from grounding.optimisation import optimiser_of
 from grounding.processes import Processes
 from grounding.raw import Pictures, Tokens
@@ -101,7 +102,7 @@ def raw_inputs(store: Path, model: nn.Module, count: int = 3) -> Inputs:
 
 def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
     """The image encoder gives the stored maps, as far as a JPEG of quality 100 lets it."""
-    pictures, maps = Pictures(Store(store).open("frames")), Store(store).open("appearance")
+    pictures, maps = Pictures.of_store(Store(store).open("frames")), Store(store).open("appearance")
     encoder = first_encoders(recipe().encoders)[0].encoder  # type: ignore[arg-type]
     for video in maps.keys():  # noqa: SIM118 - it is no mapping
         assert video in pictures

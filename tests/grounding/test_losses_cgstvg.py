@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from grounding.losses.boundaries import divergence, gaussians, inside_loss
 from grounding.losses.boxes import carrier_loss, cell_losses
-from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss, divergence, gaussians, inside_loss
+from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
 from grounding.losses.targets import Targets, Totals
 from grounding.models.cgstvg import Outputs
 from grounding.spans import Boundaries

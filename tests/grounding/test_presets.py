@@ -56,6 +56,22 @@ CG_PAPERS = {
 """CG-STVG, sec. 4, and its released code."""
 
 
+COSTA_COMMON = {
+    "lr": 1e-4, "lr_text": 5e-5, "weight_decay": 1e-4, "clip_norm": 0.1, "optimiser": "adamw", "schedule": "constant",
+    "encoders.text": None, "encoders.backbones": "full", "model.d": 256, "model.heads": 8, "model.layers": 6, "model.decoder_layers": 6,
+    "model.frames": 64,
+    "model.backbones_used": "both", "model.connection": "sum", "model.trunk_width": 64, "model.tune_image": True,
+    "model.temporal_fusion": True, "model.entangled": True, "model.beta": 0.9, "model.box_head": "mlp", "loss.l1": 5, "loss.first": 10,
+    "loss.last": 10, "loss.sigma": 2, "loss.fused": 2, "loss.decoded": 2, "loss.background": 0.3, "loss.carriers": 0, "loss.cells": 0,
+}  # fmt: skip
+COSTA_PAPERS = {
+    "hcstvg-v1": {**COSTA_COMMON, "loss.giou": 4, "lr_image": 2e-5, "epochs": 90},
+    "hcstvg-v2": {**COSTA_COMMON, "loss.giou": 4, "lr_image": 2e-5, "epochs": 90},
+    "vidstg": {**COSTA_COMMON, "loss.giou": 3, "lr_image": 1e-5, "epochs": 10},
+}
+"""CoSTA prints β and nothing else: STCAT's numbers."""
+
+
 def config_of(name: str, system: str = "csdvl") -> Recipe:
     return validate(system_of(system).config, preset(name, system), name)
 
@@ -79,6 +95,12 @@ def test_presets_hold_the_papers_numbers(system: str, name: str) -> None:
 def test_cg_stvg_s_presets_hold_its_paper_s_and_its_code_s_numbers(name: str) -> None:
     config = config_of(name, "cgstvg")
     assert {key: value(config, key) for key in CG_PAPERS[name]} == CG_PAPERS[name]
+
+
+@pytest.mark.parametrize("name", COSTA_PAPERS)
+def test_costa_s_presets_hold_its_paper_s_and_stcat_s_numbers(name: str) -> None:
+    config = config_of(name, "costa")
+    assert {key: value(config, key) for key in COSTA_PAPERS[name]} == COSTA_PAPERS[name]
 
 
 @pytest.mark.parametrize(("name", "logit"), [("hcstvg-v1-code", 0.5), ("hcstvg-v2-code", 0.5), ("vidstg-code", -0.5)])
@@ -114,5 +136,7 @@ def test_an_unknown_preset_is_refused() -> None:
 
 
 def test_an_unknown_system_is_refused() -> None:
-    with pytest.raises(InputError, match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg: name one with --model"):
+    with pytest.raises(
+        InputError, match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, costa: name one with --model"
+    ):
         preset("shapes", "detr")

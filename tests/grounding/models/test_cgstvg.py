@@ -16,7 +16,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 from grounding.inputs import Inputs
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
 from grounding.losses.targets import Targets, Totals
-from grounding.models.cgstvg import Cgstvg, CgstvgConfig, Context, InstanceContext, Looking, Outputs
+from grounding.models.cgstvg import Cgstvg, CgstvgConfig, Context, InstanceContext, LookingAtContext, Outputs
 from grounding.modules.regions import roi_tokens
 from pipeline.config import validate
 from pipeline.encoders.geometry import picture_in_square
@@ -297,7 +297,7 @@ def test_every_query_looks_at_kept_frames_alone_and_at_no_others(kept: list[bool
     """Another token of one frame changes what all frames' queries take from the context, or that of none."""
     model = make_model()
     attention = model.spatial[1].context
-    assert isinstance(attention, Looking)
+    assert isinstance(attention, LookingAtContext)
     tokens, queries, positions = torch.randn(3, 1, FRAMES, 16, generator=torch.Generator().manual_seed(6))
     which = torch.tensor([kept])
     with torch.no_grad():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grounding.modules.attention import Attention
+from grounding.modules.attention import Attention, PairedAttention
 
 D, HEADS = 16, 4
 
@@ -95,3 +95,19 @@ def test_a_new_one_starts_as_torch_s() -> None:
     assert ours.in_proj_weight.abs().max() > 0.9 * bound
     assert not ours.in_proj_bias.any()
     assert not ours.out_proj.bias.any()
+
+
+def test_pairs_are_compared_part_by_part(tokens: tuple[Tensor, ...]) -> None:
+    """In every head the logits are those of what with what and of where with where, together; keys that do not count have no weight."""
+    torch.manual_seed(2)
+    (query, key, value, mask), paired = tokens, PairedAttention(D, HEADS)
+    here, there = torch.randn_like(query), torch.randn_like(key)
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (HEADS, D // HEADS)).transpose(1, 2)
+
+    logits = heads(paired.query_what(query)) @ heads(paired.key_what(key)).mT
+    logits = (logits + heads(paired.query_where(here)) @ heads(paired.key_where(there)).mT) / (2 * D // HEADS) ** 0.5
+    weights = logits.masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
+    expected = paired.out((weights @ heads(paired.value(value))).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(paired((query, here), (key, there), value, mask), expected, atol=1e-6, rtol=1e-5)

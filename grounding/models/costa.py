@@ -1,0 +1,359 @@
+"""CoSTA: End-to-End Comprehensive Space-Time Entanglement for Spatio-Temporal Video Grounding (AAAI 2024).
+
+A space-time collaborative encoder lets a 3-D network run beside a 2-D one, over the frames themselves, and joins them after
+every stage. Layers of spatial and temporal attention fuse each frame's cells, the words and a [CLS] token. A temporal decoder
+says when the event happens; its span goes into the entangled query of a spatial decoder, which moves a box in every frame.
+
+Where the paper leaves things open:
+- The 3-D network is not named. With R3D-18's stages, ResNet-101, RoBERTa and six layers of each transformer this network has
+  237.5 M parameters; the paper states 235.0 M: so R3D-18 it is, by inference. A pooling after its stem brings it to ResNet's map
+  sizes. It starts from fresh weights, with norms over groups of channels; `y_1` is joined as the others are (the stem feeds φ_1).
+- Only the sum is said to be of normed features: concatenation and Hadamard product are of plain ones.
+- [CLS] is one learned vector, the same for all frames. The temporal layers' queries and keys carry its place in time; the spatial
+  ones' the cells' places, and none for words and [CLS]. Memory is what is left without [CLS].
+- `t_e > t_s` holds of half-open spans: an event may begin and end with one frame.
+- The event part is the decoder's content: each layer changes it, and moves the anchors by what it has become. From layer to layer
+  anchors pass no gradient, but for the first ones, which would learn nothing else. One MLP moves them in all layers.
+- Content and place of the concatenated attention stay apart in every head, as in Conditional DETR.
+- The last queries that say whether the object is there are the temporal decoder's: the spatial decoder's have been told.
+- `box_head=attention` and the attention weights of the temporal decoder (`heard`) are ours, for training from scratch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from grounding.inputs import Inputs
+from grounding.losses.targets import Targets
+from grounding.modules.attention import PairedAttention
+from grounding.modules.boundaries import boundaries_of, likeliest_frames
+from grounding.modules.box_heads import AttentionBoxHead, Cells
+from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
+from grounding.modules.own_size import at_own_size
+from grounding.modules.positions import map_cells, sine_box, sine_time
+from grounding.modules.precision import as_computed
+from grounding.modules.recompute import recompute_layers
+from grounding.modules.space_time import GROUPS, Connection, SpaceTimeTrunk
+from grounding.modules.tuning import tune
+from grounding.spans import Boundaries
+from pipeline.config import Config
+from pipeline.encoders.appearance import AppearanceEncoder
+from pipeline.encoders.text import TextEncoder
+
+TOGETHER = 1 << 22
+"""Pixels of videos that are encoded at once: what a pass without gradients holds does not grow with the batch."""
+
+
+class CostaConfig(Config):
+    """Everything that shapes the network; the defaults are the paper's, or STCAT's where it states none."""
+
+    pictures: ClassVar[bool] = True
+    """It is given the frames themselves."""
+    motion: ClassVar[None] = None
+    """It reads no motion: it has a network for that."""
+    clips: ClassVar[None] = None
+    """It has no clips: it answers by frames."""
+    d: int = Field(default=256, ge=8)
+    heads: int = Field(default=8, ge=1)
+    ffn: int = Field(default=2048, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    layers: int = Field(default=6, ge=1)
+    """N: layers of fusion."""
+    decoder_layers: int = Field(default=6, ge=1)
+    """Of the temporal and of the spatial decoder, each."""
+    frames: int = Field(default=64, ge=1)
+    backbones_used: Literal["both", "2d", "3d"] = "both"
+    connection: Connection = "sum"
+    trunk_width: int = Field(default=64, ge=GROUPS)
+    """Channels of the 3-D network's stem and first stage; twice as many after each further stage."""
+    tune_image: bool = True
+    """The 2-D network trains, but for its stem, its first stage and its norms; false: it stays as it is."""
+    temporal_fusion: bool = True
+    """Fusion has layers over time."""
+    entangled: bool = True
+    """The spatial decoder is told the span; false: its queries begin as [CLS]."""
+    beta: float = Field(default=0.9, ge=0, le=1)
+    """How often in training that is the true span."""
+    box_head: Literal["mlp", "attention"] = "mlp"
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> CostaConfig:
+        if self.d % 8 or self.d % self.heads:
+            raise ValueError(f"d must be a multiple of 8 (a box' sine positions) and of heads, not {self.d} with {self.heads} heads")
+        if self.trunk_width % GROUPS:
+            raise ValueError(f"trunk_width must be a multiple of {GROUPS} (groups of channels), not {self.trunk_width}")
+        return self
+
+
+@dataclass
+class Outputs:
+    """What the network answers; that of the last layers is the prediction. T is T_s, the frames."""
+
+    boxes: Tensor
+    """`[layers, B, T, 4]` cxcywh in [0, 1]: the anchors after every layer of the spatial decoder."""
+    first: Tensor
+    last: Tensor
+    """Logits `[layers, B, T]` of each frame to be the event's first, and its last, after every layer of the temporal decoder."""
+    fused: Tensor
+    decoded: Tensor
+    """Logits `[B, T]` of the object's attendance, by the encoder's [CLS] and by the temporal decoder's last queries."""
+    told: Tensor
+    """`[B, T]`: the frames that the entangled queries hold for the event's."""
+    frame_tau: Tensor
+    """`[B, T]` each frame's place in its segment."""
+    carriers: Tensor
+    """Which cells carry the box, `[layers, B, T, H·W]`; sums to 1 over cells. With `box_head=mlp` uniform."""
+    cell_boxes: Tensor
+    """The box each cell proposes (`box_head=attention`), `[B, T, H·W, 4]` cxcywh; empty with `box_head=mlp`."""
+    cell_centres: Tensor
+    """`[B, H·W, 2]` (x, y) of the cells in [0, 1]."""
+    heard: Tensor
+    """How much the temporal queries look at each cell, `[layers, B, T, H·W]`."""
+
+    def when(self) -> list[Boundaries]:
+        """What it says of when, query by query."""
+        return boundaries_of(self.first[-1], self.last[-1])
+
+
+class Costa(nn.Module):
+    """The whole network, from pictures and words to tubes. `dims` are the channels of (pictures, nothing, stored token states).
+
+    With a `text_encoder` that trains too, words are token ids instead of states.
+    """
+
+    def __init__(
+        self, dims: tuple[int, int, int], config: CostaConfig, image: AppearanceEncoder, text_encoder: TextEncoder | None = None
+    ) -> None:
+        super().__init__()
+        c = self.config = config
+        self.image, self.text_encoder = image, text_encoder
+        tune(image, c.tune_image and c.backbones_used != "3d")
+        if text_encoder is not None:
+            text_encoder.requires_grad_(True)
+        beside = image.widths if c.backbones_used == "both" else None
+        self.trunk = None if c.backbones_used == "2d" else SpaceTimeTrunk(c.trunk_width, beside, image.pooled, c.connection)
+        self.project_video = nn.Linear(image.channels if self.trunk is None else self.trunk.widths[-1], c.d)
+        words = dims[2] if text_encoder is None else text_encoder.channels
+        self.project_text = nn.Sequential(nn.Linear(words, c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout))
+        self.cls = nn.Parameter(0.02 * torch.randn(c.d))
+        self.over_space = nn.ModuleList(EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers))
+        over_time = c.layers if c.temporal_fusion else 0
+        self.over_time = nn.ModuleList(EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(over_time))
+        self.attendance_head = MLP(c.d, c.d, 1)
+        self.temporal_decoder, self.spatial_decoder = TemporalDecoder(c), SpatialDecoder(c)
+        self.event = nn.Embedding(2, c.d) if c.entangled else None
+
+    def train(self, mode: bool = True) -> Costa:
+        """Train or evaluate; the 2-D network's norms keep their statistics either way."""
+        super().train(mode)
+        self.image.eval()
+        return self
+
+    def forward(self, inputs: Inputs, truth: Targets | None = None) -> Outputs:
+        """`inputs` with pictures for maps, RGB uint8 `[B, T, h, w, 3]` (`map_size` in pixels). `truth` is looked at only in training,
+        with `beta` above 0."""
+        memory, cls = self.encode(inputs)
+        first, last, decoded, heard = self.temporal_decoder(cls, memory)
+        told = self.span(first[-1], last[-1], truth if self.training else None)
+        boxes, carriers, cell_boxes = self.spatial_decoder(self.event_part(told, cls, memory.time), cls, memory)
+        return Outputs(
+            boxes=boxes,
+            first=first,
+            last=last,
+            fused=self.attendance_head(cls)[..., 0],
+            decoded=decoded,
+            told=told,
+            frame_tau=inputs.frame_tau,
+            carriers=carriers,
+            cell_boxes=cell_boxes,
+            cell_centres=memory.centres,
+            heard=heard,
+        )
+
+    def encode(self, inputs: Inputs) -> tuple[Memory, Tensor]:
+        """Space-time feature encoding: the frames' memory, and [CLS] of each `[B, T, d]`."""
+        maps, size = self.maps(inputs.appearance, inputs.map_size)
+        batch, frames, rows, columns = maps.shape[:4]
+        words = inputs.text if self.text_encoder is None else self.text_encoder(inputs.text[..., 0], inputs.text_mask)
+        text = self.project_text(as_computed(words))
+        positions, mask, centres = map_cells(size, rows, columns, text.shape[-1])
+        positions = torch.cat([positions, torch.zeros_like(text)], 1).repeat_interleave(frames, 0)
+        mask = torch.cat([mask, inputs.text_mask], 1).repeat_interleave(frames, 0)
+        time = sine_time(inputs.frame_tau, text.shape[-1])
+        visual = self.project_video(maps).flatten(2, 3)
+        states = torch.cat([visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
+        cls = self.cls.expand(batch, frames, -1)
+        counts, nowhere = torch.ones_like(mask[:, :1]), torch.zeros_like(positions[:, :1])
+        everywhere, all_count = torch.cat([positions, nowhere], 1), torch.cat([mask, counts], 1)
+        for number, layer in enumerate(self.over_space):
+            tokens = layer(torch.cat([states, cls.reshape(batch * frames, 1, -1)], 1), everywhere, all_count)
+            states, cls = tokens[:, :-1], tokens[:, -1].unflatten(0, (batch, frames))
+            if self.config.temporal_fusion:
+                cls = self.over_time[number](cls, time, None)
+        return Memory(states, positions, mask, centres, time), cls
+
+    def maps(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Spatio-temporal maps `[B, T, H, W, C]`, zero-padded to the largest, and their rows and columns `[B, 2]`.
+
+        Pictures are encoded at their own size: nothing of a query's batch reaches them.
+        """
+        return at_own_size(pictures, sizes, self._encoded)
+
+    def _encoded(self, alike: Tensor) -> Tensor:
+        """Videos of one size `[n, T, h, w, 3]` → `[n, T, H, W, C]`, as many at once as have `TOGETHER` pixels, or one."""
+        count = max(1, TOGETHER // alike[0, ..., 0].numel())
+        return torch.cat([self.video_maps(part) for part in alike.split(count)])
+
+    def video_maps(self, videos: Tensor) -> Tensor:
+        """RGB `[n, T, h, w, 3]` → y_4 `[n, T, H, W, C]` (of the 2-D network alone x_4)."""
+        pictures = self.image.normalised(videos.flatten(0, 1).permute(0, 3, 1, 2))
+        still: list[Tensor] = []
+        if self.config.backbones_used != "3d":
+            x = self.image.stem(pictures)
+            for stage in self.image.stages:
+                x = stage(x)
+                still.append(x)
+        if self.trunk is None:
+            return still[-1].permute(0, 2, 3, 1).unflatten(0, videos.shape[:2])
+        return self.trunk(pictures.unflatten(0, videos.shape[:2]).transpose(1, 2), still or None)
+
+    def span(self, first: Tensor, last: Tensor, truth: Targets | None) -> Tensor:
+        """The frames `[B, T]` that are taken for the event's: by logits `[B, T]`, or with probability β, query by query, the true ones."""
+        predicted = likeliest_frames(first.detach(), last.detach())
+        if truth is None:
+            return predicted
+        taught = torch.rand(len(predicted), 1, device=predicted.device) < self.config.beta
+        return torch.where(taught, truth.frames > 0, predicted)
+
+    def event_part(self, told: Tensor, cls: Tensor, time: Tensor) -> Tensor:
+        """Eq. (4): `Emb(a_i)`, inside the span with `PE(i)`; without entanglement [CLS]. `[B, T, d]`."""
+        return cls if self.event is None else self.event(told.long()) + told[..., None] * time
+
+    def recompute(self) -> None:
+        """Gradient checkpointing of all networks (`recompute_layers`)."""
+        recompute_layers(self)
+        for stack in (self.temporal_decoder, self.spatial_decoder, *([self.trunk] if self.trunk is not None else [])):
+            recompute_layers(stack)
+        recompute_layers(self.image.body, nn.Sequential)
+        if self.text_encoder is not None:
+            recompute_layers(self.text_encoder.roberta.encoder)
+
+
+@dataclass
+class Memory:
+    """What B·T frames offer the decoders: states and positions (0 at words) `[B·T, H·W + L, d]`, which of them count
+    `[B·T, H·W + L]`; centres of the cells `[B, H·W, 2]`, and the frames' places in time `[B, T, d]`."""
+
+    states: Tensor
+    positions: Tensor
+    mask: Tensor
+    centres: Tensor
+    time: Tensor
+
+    def __post_init__(self) -> None:
+        self.placed = self.states + self.positions
+
+    @property
+    def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """States, positions, mask and centres of the cells: what a box head attends to."""
+        count, frames = self.centres.shape[1], self.time.shape[1]
+        return self.states[:, :count].float(), self.positions[:, :count], self.mask[:, :count], self.centres.repeat_interleave(frames, 0)
+
+
+class TemporalDecoder(nn.Module):
+    """Temporal boundary prediction, from [CLS] to start and end."""
+
+    def __init__(self, config: CostaConfig) -> None:
+        super().__init__()
+        c = config
+        self.ask, self.mix = MLP(c.d, c.d, c.d), nn.Linear(c.d, c.d)
+        self.layers = nn.ModuleList(TemporalLayer(c) for _ in range(c.decoder_layers))
+        self.boundary_head, self.attendance_head = MLP(c.d, c.d, 2), MLP(c.d, c.d, 1)
+
+    def forward(self, cls: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`[B, T, d]` → logits of first and last `[layers, B, T]`, of attendance `[B, T]`, weights of cells `[layers, B, T, H·W]`."""
+        queries = self.mix(self.ask(cls) + memory.time)  # eq. (2)
+        found = []
+        for layer in self.layers:
+            queries, weights = layer(queries, memory)
+            found.append((*self.boundary_head(queries).unbind(-1), weights[..., : memory.centres.shape[1]]))
+        first, last, heard = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return first, last, self.attendance_head(queries)[..., 0], heard
+
+
+class TemporalLayer(nn.Module):
+    """Attention between frames, attention to the own frame's tokens, FFN."""
+
+    def __init__(self, config: CostaConfig) -> None:
+        super().__init__()
+        c = config
+        self.frames, self.memory = (Looking(c.d, c.heads, c.dropout) for _ in range(2))
+        self.feed_forward = FeedForward(c.d, c.ffn, c.dropout)
+
+    def forward(self, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """`[B, T, d]` → `[B, T, d]`, and the weights of the own frame's tokens `[B, T, H·W + L]`."""
+        queries = self.frames.at_frames(queries, None)
+        queries, weights = self.memory.at_own_frame(queries, None, memory.placed, memory.states, memory.mask)
+        return self.feed_forward(queries), weights
+
+
+class SpatialDecoder(nn.Module):
+    """Spatial localisation: anchors that every layer moves, by what the event part has become."""
+
+    def __init__(self, config: CostaConfig) -> None:
+        super().__init__()
+        c = config
+        self.d = c.d
+        self.first_anchor = MLP(c.d, c.d, 4)
+        self.layers = nn.ModuleList(SpatialLayer(c) for _ in range(c.decoder_layers))
+        self.move = MLP(c.d, c.d, c.d, 4) if c.box_head == "mlp" else None
+        self.box_head = AttentionBoxHead(c.d) if c.box_head == "attention" else None
+
+    def forward(self, event: Tensor, cls: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+        """Event parts and [CLS] `[B, T, d]` → boxes `[layers, B, T, 4]`, their carriers `[layers, B, T, H·W]` and what the cells
+        propose `[B, T, H·W, 4]` (empty without)."""
+        shape = event.shape[:2]
+        with torch.autocast(event.device.type, enabled=False):  # bfloat16 would round boxes to 1/256 of the picture
+            anchors = self.first_anchor(cls.float()).sigmoid()
+            cells = None if self.box_head is None else self.box_head.look(*memory.cells)
+        found = []
+        for layer in self.layers:
+            event = layer(event, sine_box(anchors, self.d // 2), memory)
+            with torch.autocast(event.device.type, enabled=False):
+                boxes, carriers = self._moved(event.float(), anchors, cells, memory)
+            found.append((boxes, carriers))
+            anchors = boxes.detach()
+        boxes, carriers = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return boxes, carriers, event.new_zeros(0) if cells is None else cells.boxes.unflatten(0, shape)
+
+    def _moved(self, event: Tensor, anchors: Tensor, cells: Cells | None, memory: Memory) -> tuple[Tensor, Tensor]:
+        """The anchors after a layer `[B, T, 4]`, and which cells carry them `[B, T, H·W]`."""
+        if self.box_head is not None and cells is not None:
+            boxes, carriers = self.box_head(event.flatten(0, 1), cells)
+            return boxes.view_as(anchors), carriers.unflatten(0, anchors.shape[:2])
+        assert self.move is not None
+        mask = memory.cells[2].unflatten(0, anchors.shape[:2])
+        return (anchors.logit(1e-5) + self.move(event)).sigmoid(), mask / mask.sum(-1, keepdim=True)
+
+
+class SpatialLayer(nn.Module):
+    """Figure 5 (b): both parts summed between frames, put together at the own frame's tokens; FFN."""
+
+    def __init__(self, config: CostaConfig) -> None:
+        super().__init__()
+        c = config
+        self.frames = Looking(c.d, c.heads, c.dropout)
+        self.memory, self.norm, self.dropout = PairedAttention(c.d, c.heads, c.dropout), nn.LayerNorm(c.d), nn.Dropout(c.dropout)
+        self.feed_forward = FeedForward(c.d, c.ffn, c.dropout)
+
+    def forward(self, event: Tensor, anchors: Tensor, memory: Memory) -> Tensor:
+        """Event parts and the anchors' positions `[B, T, d]` → event parts."""
+        event = self.frames.at_frames(event, anchors)
+        both = event.flatten(0, 1)[:, None], anchors.flatten(0, 1)[:, None]
+        seen = self.memory(both, (memory.states, memory.positions), memory.states, memory.mask)
+        return self.feed_forward(self.norm(event + self.dropout(seen.view_as(event))))

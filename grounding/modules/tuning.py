@@ -1,0 +1,19 @@
+"""What of an image encoder trains with a network."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pipeline.encoders.appearance import AppearanceEncoder
+
+LEARNING = ("layer2", "layer3", "layer4")
+"""The stages of a ResNet that train, as in DETR and MDETR: its stem, its first stage and all batch norms stay as they are."""
+
+
+def tune(image: AppearanceEncoder, learns: bool) -> None:
+    """Let the convolutions of `LEARNING` train, or nothing."""
+    image.requires_grad_(False)
+    for stage in LEARNING if learns else ():
+        for module in image.body.get_submodule(stage).modules():
+            if isinstance(module, nn.Conv2d):
+                module.requires_grad_(True)
