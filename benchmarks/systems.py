@@ -25,11 +25,11 @@ from cli.app import keep_memory
 from grounding.data import SQUARED, WHOLE
 from grounding.inputs import Inputs
 from grounding.loader import Batch
-from grounding.losses.targets import Targets
 from grounding.processes import Processes
 from grounding.recipe import Recipe
 from grounding.state import State
 from grounding.systems import preset, system_of
+from grounding.targets import Targets
 from grounding.train import learn
 from pipeline.encoders.geometry import appearance_size, picture_in_square
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from grounding.inputs import Inputs
-from grounding.losses.targets import Targets
 from grounding.raw import Pictures, Tokenise, Tokens
+from grounding.targets import Targets
 from pipeline import sampling
 from pipeline.boxes import interpolate, xyxy_to_cxcywh
 from pipeline.encoders.geometry import picture_in_square

@@ -18,7 +18,7 @@ import torch
 
 from grounding.data import RECENT_BYTES, FeatureSet, collate, join_targets, to_device
 from grounding.inputs import Inputs
-from grounding.losses.targets import Targets
+from grounding.targets import Targets
 from pipeline.errors import InputError
 from pipeline.records import Query
 

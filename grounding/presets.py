@@ -21,15 +21,24 @@ _LONG: dict[str, Any] = {"frames": 64, "clips": 64, "alpha": 1.0, "map_kernel": 
 # teach FC its scale.
 _SCRATCH: dict[str, Any] = {"alpha": 1.0, "guide_gain": "cells", "box_head": "attention", "clip_pool": "attention"}
 
+# Small: minutes on two cores.
+_SMALL: dict[str, Any] = {"d": 64, "heads": 4, "ffn": 128, "dropout": 0.0}
+_MINUTES: dict[str, Any] = {
+    "optimiser": "adamw",
+    "batch": 8,
+    "lr": 1e-3,
+    "schedule": "one-cycle",
+    "clip_norm": 1.0,
+    "ema": 0.99,
+    "max_steps": 1500,
+    "validate_every": 750,
+}
+
 _SHAPES: Presets = {
-    # Small: minutes on two cores.
     "shapes": {
         "model": {
             **_SCRATCH,
-            "d": 64,
-            "heads": 4,
-            "ffn": 128,
-            "dropout": 0.0,
+            **_SMALL,
             "layers": 2,
             "frames": 6,
             "clips": 16,
@@ -38,13 +47,7 @@ _SHAPES: Presets = {
             "map_layers": 3,
         },
         "loss": {"carriers": 1.0, "cells": 2.0},
-        "batch": 8,
-        "lr": 1e-3,
-        "schedule": "one-cycle",
-        "clip_norm": 1.0,
-        "ema": 0.99,
-        "max_steps": 1500,
-        "validate_every": 750,
+        **_MINUTES,
     },
     # The papers' size, for a GPU.
     "shapes-large": {
@@ -112,10 +115,7 @@ _CG_CODE: Presets = {
 _CG_SHAPES: Presets = {
     "shapes": {
         "model": {
-            "d": 64,
-            "heads": 4,
-            "ffn": 128,
-            "dropout": 0.0,
+            **_SMALL,
             "layers": 1,
             "stages": 2,
             "frames": 16,
@@ -123,14 +123,7 @@ _CG_SHAPES: Presets = {
             "box_head": "attention",
         },
         "loss": {"carriers": 1.0, "cells": 2.0, "sigma": 1.0},
-        "optimiser": "adamw",
-        "batch": 8,
-        "lr": 1e-3,
-        "schedule": "one-cycle",
-        "clip_norm": 1.0,
-        "ema": 0.99,
-        "max_steps": 1500,
-        "validate_every": 750,
+        **_MINUTES,
     },
 }
 
@@ -151,10 +144,7 @@ COSTA: Presets = {
     "vidstg": {**_COSTA, "loss": {"giou": 3.0}, "lr_image": 1e-5, "epochs": 10},
     "shapes": {
         "model": {
-            "d": 64,
-            "heads": 4,
-            "ffn": 128,
-            "dropout": 0.0,
+            **_SMALL,
             "layers": 2,
             "decoder_layers": 2,
             "frames": 8,
@@ -164,13 +154,7 @@ COSTA: Presets = {
         },
         "encoders": {"backbones": "tiny", "image": "tiny"},
         "loss": {"carriers": 1.0, "cells": 2.0, "sigma": 1.0},
-        "batch": 8,
-        "lr": 1e-3,
-        "schedule": "one-cycle",
-        "clip_norm": 1.0,
-        "ema": 0.99,
-        "max_steps": 1500,
-        "validate_every": 750,
+        **_MINUTES,
     },
 }
 """The image encoder trains, on the store's pictures; the text encoder does with `encoders.text` (null: token states are cached)."""

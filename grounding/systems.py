@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from grounding.losses.cgstvg import cgstvg_loss
 from grounding.losses.costa import costa_loss
 from grounding.losses.csdvl import csdvl_loss
-from grounding.losses.targets import Targets, Totals
 from grounding.mdetr import initialise_from_mdetr
 from grounding.models.cgstvg import Cgstvg
 from grounding.models.costa import Costa, CostaConfig
@@ -21,6 +20,7 @@ from grounding.models.end_to_end import EndToEnd
 from grounding.presets import CGSTVG, COSTA, CSDVL, STVGFORMER
 from grounding.raw import Tokenise
 from grounding.recipe import CgstvgTrainConfig, CostaTrainConfig, EncodersConfig, Recipe, TrainConfig
+from grounding.targets import Targets, Totals
 from pipeline.config import merge
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from grounding.checkpoint import read_provenance
 from grounding.data import FeatureSet
 from grounding.loader import Batch, Loader, steps_per_epoch
-from grounding.losses.targets import Totals
 from grounding.metrics import score, summarise
 from grounding.modules.recompute import recompute
 from grounding.predict import predict
@@ -32,6 +31,7 @@ from grounding.runs import sole_writer as sole_writer
 from grounding.state import State
 from grounding.stopping import Stop
 from grounding.systems import built, network_of, system_of, tokenise_of
+from grounding.targets import Totals
 from pipeline.errors import InputError, StvgError
 from pipeline.records import Query, read_jsonl
 from pipeline.store import Store

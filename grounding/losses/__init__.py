@@ -1,1 +1,1 @@
-"""What is true of a batch, the losses that systems share, and each system's own."""
+"""The losses that systems share, and each system's own."""

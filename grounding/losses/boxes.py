@@ -7,8 +7,9 @@ from typing import Protocol
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from grounding.losses.targets import Targets
+from grounding.modules.boundaries import FrameOutputs
 from grounding.modules.regions import corners, own_cells
+from grounding.targets import Targets
 
 
 def box_losses(boxes: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,16 +30,6 @@ def cell_losses(proposed: Tensor, centres: Tensor, targets: Targets, total: Tens
     return (l1 * share).sum() / total.clamp(min=1), (giou * share).sum() / total.clamp(min=1)
 
 
-class OfCells(Protocol):
-    """What a network says of the cells: which carry the box and which the temporal queries look at, `[layers, B, T_s, cells]`, the
-    box that each proposes, `[B, T_s, cells, 4]` (empty without), and their centres `[B, cells, 2]`."""
-
-    carriers: Tensor
-    heard: Tensor
-    cell_boxes: Tensor
-    cell_centres: Tensor
-
-
 class CellWeights(Protocol):
     """The weights of carriers and cells, and of L1; 0 for what is not wanted."""
 
@@ -50,7 +41,7 @@ class CellWeights(Protocol):
     def l1(self) -> float: ...
 
 
-def scratch_losses(out: OfCells, targets: Targets, w: CellWeights, overlap: float, total: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def scratch_losses(out: FrameOutputs, targets: Targets, w: CellWeights, overlap: float, total: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """What training from scratch adds (ours): the parts, and their weighted sum; `overlap` is the weight of GIoU beside `w.l1`."""
     parts, weighted = dict[str, Tensor](), total.new_zeros(())
     if w.carriers:
@@ -58,10 +49,18 @@ def scratch_losses(out: OfCells, targets: Targets, w: CellWeights, overlap: floa
             carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, total) for cells in (out.carriers, out.heard)
         )
         weighted = weighted + w.carriers * (parts["carriers"] + parts["heard"])
-    if w.cells and len(out.cell_boxes):
-        parts["cells_l1"], parts["cells_giou"] = cell_losses(out.cell_boxes, out.cell_centres, targets, total)
-        weighted = weighted + w.cells * (w.l1 * parts["cells_l1"] + overlap * parts["cells_giou"])
-    return parts, weighted
+    own_parts, from_cells = taught_cells(out.cell_boxes, out.cell_centres, targets, w, overlap, total)
+    return parts | own_parts, weighted + from_cells
+
+
+def taught_cells(
+    proposed: Tensor, centres: Tensor, targets: Targets, w: CellWeights, overlap: float, total: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """`cell_losses` where they are wanted and cells propose boxes: the parts, and their weighted sum; else none, and 0."""
+    if not (w.cells and len(proposed)):
+        return {}, total.new_zeros(())
+    l1, giou = cell_losses(proposed, centres, targets, total)
+    return {"cells_l1": l1, "cells_giou": giou}, w.cells * (w.l1 * l1 + overlap * giou)
 
 
 def _apart(boxes: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,9 @@ from torchvision.ops import generalized_box_iou_loss
 
 from grounding.losses.boundaries import divergence, gaussians, inside_loss
 from grounding.losses.boxes import scratch_losses
-from grounding.losses.targets import Targets, Totals
 from grounding.models.cgstvg import Outputs
 from grounding.modules.regions import corners, iou
+from grounding.targets import Targets, Totals
 from pipeline.config import Config
 
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from grounding.losses.boundaries import divergence, gaussians, inside_loss
 from grounding.losses.boxes import box_losses, scratch_losses
-from grounding.losses.targets import Targets, Totals
 from grounding.models.costa import Outputs
+from grounding.targets import Targets, Totals
 from pipeline.config import Config
 
 

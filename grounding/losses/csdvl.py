@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from grounding.losses.boxes import box_losses, carrier_loss, cell_losses
-from grounding.losses.targets import Targets, Totals
+from grounding.losses.boxes import box_losses, carrier_loss, taught_cells
 from grounding.models.csdvl import Outputs
 from grounding.modules.proposals import iou_map, valid_cells
+from grounding.targets import Targets, Totals
 from pipeline.config import Config
 
 
@@ -61,9 +61,7 @@ def csdvl_loss(out: Outputs, targets: Targets, weights: LossConfig, totals: Tota
         cells = out.carriers[layers].flatten(3)
         parts["carriers"] = carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, totals.boxed)
         spatial = spatial + weights.carriers * parts["carriers"]
-    if weights.cells and len(out.cell_boxes):
-        cell_l1, cell_giou = cell_losses(out.cell_boxes, out.cell_centres, targets, totals.boxed)
-        parts |= {"cells_l1": cell_l1, "cells_giou": cell_giou}
-        spatial = spatial + weights.cells * (weights.l1 * cell_l1 + weights.giou * cell_giou)
+    own_parts, from_cells = taught_cells(out.cell_boxes, out.cell_centres, targets, weights, weights.giou, totals.boxed)
+    parts, spatial = parts | own_parts, spatial + from_cells
     attentive = weights.attentive_frame * parts["frames"] + weights.attentive_clip * parts["clips"]
     return {"loss": spatial + weights.proposals * parts["proposals"] + weights.attentive * attentive, **parts}

@@ -27,36 +27,31 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
 from grounding.inputs import Inputs
-from grounding.losses.targets import Targets
+from grounding.models.sizes import TransformerConfig
 from grounding.modules.alignment import from_square
-from grounding.modules.boundaries import boundaries_of
+from grounding.modules.boundaries import FrameOutputs
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
 from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
 from grounding.modules.positions import learned_at, map_cells, sine_box, sine_time
 from grounding.modules.precision import as_computed
 from grounding.modules.regions import corners, edge_filled, mean_tokens, roi_tokens
-from grounding.spans import Boundaries
-from pipeline.config import Config
+from grounding.targets import Targets
 
 Refinement = Literal["none", "temporal", "spatial", "both", "sum", "product"]
 
 
-class CgstvgConfig(Config):
+class CgstvgConfig(TransformerConfig):
     """Everything that shapes the network; the defaults are the paper's."""
 
     clips: ClassVar[None] = None
     """It has no clips: motion is taken at each frame."""
     pictures: ClassVar[bool] = False
     """It is given maps."""
-    d: int = Field(default=256, ge=8)
-    heads: int = Field(default=8, ge=1)
-    ffn: int = Field(default=2048, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
     layers: int = Field(default=6, ge=0)
     stages: int = Field(default=6, ge=1)
     frames: int = Field(default=64, ge=1)
@@ -78,44 +73,17 @@ class CgstvgConfig(Config):
     """In training the context is that of the frames whose box has at least this GIoU with the true one."""
     box_head: Literal["mlp", "attention"] = "mlp"
 
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> CgstvgConfig:
-        if self.d % 4 or self.d % self.heads:
-            raise ValueError(
-                f"d must be a multiple of 4 (two dimensions of sine positions) and of heads, not {self.d} with {self.heads} heads"
-            )
-        return self
-
 
 @dataclass
-class Outputs:
-    """What the network answers, after every stage; the last stage's is the prediction. T is T_s, the frames."""
+class Outputs(FrameOutputs):
+    """What the network answers, after every stage."""
 
-    boxes: Tensor
-    """`[K, B, T, 4]` cxcywh in [0, 1]."""
-    first: Tensor
-    last: Tensor
-    """Logits `[K, B, T]` of each frame to be the event's first, and its last."""
     inside: Tensor
     """Logits `[K, B, T]` of the temporal confidence s^t."""
     quality: Tensor
     """Spatial confidence s^s in [0, 1], `[K, B, T]`; empty without context."""
     kept: Tensor
     """`[K, B, T]`: the frames whose context the next stage looks at; empty without context."""
-    frame_tau: Tensor
-    """`[B, T]` each frame's place in its segment."""
-    carriers: Tensor
-    """Which cells carry the box, `[K, B, T, H·W]`; sums to 1 over cells. With `box_head=mlp` uniform."""
-    cell_boxes: Tensor
-    """The box each cell proposes (`box_head=attention`), `[B, T, H·W, 4]` cxcywh; empty with `box_head=mlp`."""
-    cell_centres: Tensor
-    """`[B, H·W, 2]` (x, y) of the cells in [0, 1]."""
-    heard: Tensor
-    """How much the temporal queries look at each cell, its appearance and its motion, `[K, B, T, H·W]`."""
-
-    def when(self) -> list[Boundaries]:
-        """What it says of when, query by query."""
-        return boundaries_of(self.first[-1], self.last[-1])
 
 
 class Cgstvg(nn.Module):

@@ -29,9 +29,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from grounding.inputs import Inputs
-from grounding.losses.targets import Targets
+from grounding.models.sizes import TransformerConfig
 from grounding.modules.attention import PairedAttention
-from grounding.modules.boundaries import boundaries_of, likeliest_frames
+from grounding.modules.boundaries import FrameOutputs, likeliest_frames
 from grounding.modules.box_heads import AttentionBoxHead, Cells
 from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
 from grounding.modules.own_size import at_own_size
@@ -40,8 +40,7 @@ from grounding.modules.precision import as_computed
 from grounding.modules.recompute import recompute_layers
 from grounding.modules.space_time import GROUPS, Connection, SpaceTimeTrunk
 from grounding.modules.tuning import tune
-from grounding.spans import Boundaries
-from pipeline.config import Config
+from grounding.targets import Targets
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
 
@@ -49,19 +48,16 @@ TOGETHER = 1 << 22
 """Pixels of videos that are encoded at once: what a pass without gradients holds does not grow with the batch."""
 
 
-class CostaConfig(Config):
+class CostaConfig(TransformerConfig):
     """Everything that shapes the network; the defaults are the paper's, or STCAT's where it states none."""
 
+    parts: ClassVar[tuple[int, str]] = (8, "a box' sine positions")
     pictures: ClassVar[bool] = True
     """It is given the frames themselves."""
     motion: ClassVar[None] = None
     """It reads no motion: it has a network for that."""
     clips: ClassVar[None] = None
     """It has no clips: it answers by frames."""
-    d: int = Field(default=256, ge=8)
-    heads: int = Field(default=8, ge=1)
-    ffn: int = Field(default=2048, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
     layers: int = Field(default=6, ge=1)
     """N: layers of fusion."""
     decoder_layers: int = Field(default=6, ge=1)
@@ -82,42 +78,21 @@ class CostaConfig(Config):
     box_head: Literal["mlp", "attention"] = "mlp"
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> CostaConfig:
-        if self.d % 8 or self.d % self.heads:
-            raise ValueError(f"d must be a multiple of 8 (a box' sine positions) and of heads, not {self.d} with {self.heads} heads")
+    def _groups_fit(self) -> CostaConfig:
         if self.trunk_width % GROUPS:
             raise ValueError(f"trunk_width must be a multiple of {GROUPS} (groups of channels), not {self.trunk_width}")
         return self
 
 
 @dataclass
-class Outputs:
-    """What the network answers; that of the last layers is the prediction. T is T_s, the frames."""
+class Outputs(FrameOutputs):
+    """What the network answers: boxes are the anchors after every layer of the spatial decoder, the rest is the temporal decoder's."""
 
-    boxes: Tensor
-    """`[layers, B, T, 4]` cxcywh in [0, 1]: the anchors after every layer of the spatial decoder."""
-    first: Tensor
-    last: Tensor
-    """Logits `[layers, B, T]` of each frame to be the event's first, and its last, after every layer of the temporal decoder."""
     fused: Tensor
     decoded: Tensor
     """Logits `[B, T]` of the object's attendance, by the encoder's [CLS] and by the temporal decoder's last queries."""
     told: Tensor
     """`[B, T]`: the frames that the entangled queries hold for the event's."""
-    frame_tau: Tensor
-    """`[B, T]` each frame's place in its segment."""
-    carriers: Tensor
-    """Which cells carry the box, `[layers, B, T, H·W]`; sums to 1 over cells. With `box_head=mlp` uniform."""
-    cell_boxes: Tensor
-    """The box each cell proposes (`box_head=attention`), `[B, T, H·W, 4]` cxcywh; empty with `box_head=mlp`."""
-    cell_centres: Tensor
-    """`[B, H·W, 2]` (x, y) of the cells in [0, 1]."""
-    heard: Tensor
-    """How much the temporal queries look at each cell, `[layers, B, T, H·W]`."""
-
-    def when(self) -> list[Boundaries]:
-        """What it says of when, query by query."""
-        return boundaries_of(self.first[-1], self.last[-1])
 
 
 class Costa(nn.Module):

@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from grounding.inputs import Inputs
+from grounding.models.sizes import TransformerConfig
 from grounding.modules.alignment import clip_index, frames_to_clips, into_square, square_cells
 from grounding.modules.attention import Attention
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
@@ -39,12 +40,11 @@ from grounding.modules.positions import map_cells, sine_2d, sine_time
 from grounding.modules.precision import as_computed
 from grounding.modules.proposals import ProposalHead
 from grounding.spans import Proposals
-from pipeline.config import Config
 
 Collaboration = Literal["full", "none", "s2d", "d2s", "sum", "fc_sum", "concat_fc"]
 
 
-class CsdvlConfig(Config):
+class CsdvlConfig(TransformerConfig):
     """Everything that shapes the network; the defaults are the paper's for HC-STVG."""
 
     motion: ClassVar[str] = "motion"
@@ -52,10 +52,6 @@ class CsdvlConfig(Config):
     pictures: ClassVar[bool] = False
     """It is given maps."""
 
-    d: int = Field(default=256, ge=8)
-    heads: int = Field(default=8, ge=1)
-    ffn: int = Field(default=2048, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
     layers: int = Field(default=6, ge=1)
     frames: int = Field(default=48, ge=1)
     clips: int = Field(default=16, ge=1)
@@ -75,11 +71,7 @@ class CsdvlConfig(Config):
     map_layers: int = Field(default=8, ge=0)
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> CsdvlConfig:
-        if self.d % 4 or self.d % self.heads:
-            raise ValueError(
-                f"d must be a multiple of 4 (two dimensions of sine positions) and of heads, not {self.d} with {self.heads} heads"
-            )
+    def _kernel_has_a_middle(self) -> CsdvlConfig:
         if self.map_kernel % 2 == 0:
             raise ValueError(f"map_kernel must be odd, not {self.map_kernel}")
         return self

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from grounding.inputs import Inputs
-from grounding.losses.targets import Targets
 from grounding.modules.own_size import at_own_size
 from grounding.modules.recompute import recompute_layers
 from grounding.modules.tuning import tune
+from grounding.targets import Targets
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
 

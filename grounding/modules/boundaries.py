@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from grounding.spans import Boundaries
 
 
-def boundaries_of(first: Tensor, last: Tensor) -> list[Boundaries]:
-    """What logits `[B, T]` say of when, query by query."""
-    probabilities = (logits.detach().double().softmax(-1).cpu().numpy() for logits in (first, last))
-    return [Boundaries(*both) for both in zip(*probabilities, strict=True)]
+@dataclass
+class FrameOutputs:
+    """What a network that answers by frames says after each of K layers; the last layer's is the prediction. T is T_s, the frames."""
+
+    boxes: Tensor
+    """`[K, B, T, 4]` cxcywh in [0, 1]."""
+    first: Tensor
+    last: Tensor
+    """Logits `[K, B, T]` of each frame to be the event's first, and its last."""
+    frame_tau: Tensor
+    """`[B, T]` each frame's place in its segment."""
+    carriers: Tensor
+    """Which cells carry the box, `[K, B, T, H·W]`; sums to 1 over cells. With `box_head=mlp` uniform."""
+    cell_boxes: Tensor
+    """The box each cell proposes (`box_head=attention`), `[B, T, H·W, 4]` cxcywh; empty with `box_head=mlp`."""
+    cell_centres: Tensor
+    """`[B, H·W, 2]` (x, y) of the cells in [0, 1]."""
+    heard: Tensor
+    """How much the temporal queries look at each cell, with CG-STVG at its appearance and its motion, `[K, B, T, H·W]`."""
+
+    def when(self) -> list[Boundaries]:
+        """What it says of when, query by query."""
+        probabilities = (logits[-1].detach().double().softmax(-1).cpu().numpy() for logits in (self.first, self.last))
+        return [Boundaries(*both) for both in zip(*probabilities, strict=True)]
 
 
 def likeliest_frames(first: Tensor, last: Tensor) -> Tensor:

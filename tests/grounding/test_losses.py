@@ -13,8 +13,8 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from grounding.losses.boxes import box_losses, carrier_loss, cell_losses, corners, own_cells
 from grounding.losses.csdvl import LossConfig, attentive_loss, csdvl_loss, proposal_loss
-from grounding.losses.targets import Targets, Totals
 from grounding.models.csdvl import Outputs
+from grounding.targets import Targets, Totals
 
 FRAMES, CLIPS = 4, 3
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 from grounding.losses.boundaries import divergence, gaussians, inside_loss
 from grounding.losses.boxes import carrier_loss, cell_losses
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
-from grounding.losses.targets import Targets, Totals
 from grounding.models.cgstvg import Outputs
 from grounding.spans import Boundaries
+from grounding.targets import Targets, Totals
 from pipeline.sampling import bin_centres, place_of
 
 FRAMES, CELLS = 4, 6

@@ -13,8 +13,8 @@ from torch import Tensor
 from grounding.losses.boundaries import divergence, gaussians, inside_loss
 from grounding.losses.boxes import carrier_loss, cell_losses
 from grounding.losses.costa import CostaLossConfig, costa_loss
-from grounding.losses.targets import Targets, Totals
 from grounding.models.costa import Outputs
+from grounding.targets import Targets, Totals
 
 FRAMES, CELLS, LAYERS = 4, 6, 3
 TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)

@@ -15,9 +15,9 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from grounding.inputs import Inputs
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
-from grounding.losses.targets import Targets, Totals
 from grounding.models.cgstvg import Cgstvg, CgstvgConfig, Context, InstanceContext, LookingAtContext, Outputs
 from grounding.modules.regions import roi_tokens
+from grounding.targets import Targets, Totals
 from pipeline.config import validate
 from pipeline.encoders.geometry import picture_in_square
 from pipeline.errors import InputError
