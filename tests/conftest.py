@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Before torch is imported: its networks here are small, and threads that wait for a busy core cost ten times their work."""
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """A shell ignores Ctrl-C for what it starts in the background; tests send it, to themselves and to what they start."""
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
+"""No test asserts on time: an example of hypothesis that a busy machine holds up for 200 ms is no failure."""
 SAMPLING = {"fps": 5.0, "short": 96, "clip_every": 0.4, "clip_span": 0.8}
 MODEL = {"d": 16, "heads": 2, "ffn": 32, "layers": 1, "frames": 4, "clips": 8, "map_channels": 8, "map_kernel": 3, "map_layers": 1}
 

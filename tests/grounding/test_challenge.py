@@ -96,7 +96,7 @@ solid = st.tuples(st.integers(0, 10**6), st.lists(box, min_size=1, max_size=6))
 
 
 @given(st.dictionaries(names, solid, max_size=5), st.integers(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, made: dict[str, Any], first_frame: int) -> None:
     """Any ids, any begin, a box in every frame: spans, frames and boxes to the last bit."""
     path = tmp_path_factory.getbasetemp() / "round.json"

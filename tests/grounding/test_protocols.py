@@ -29,7 +29,7 @@ CLOSE = 1e-9
 BOX = (100.0, 100.0, 200.0, 200.0)
 NEAR = (100.0, 100.0, 200.0, 180.0)
 """IoU .8 with BOX."""
-quick = settings(max_examples=80, deadline=None)
+quick = settings(max_examples=80)
 
 
 # What three public evaluators answered.
@@ -319,7 +319,7 @@ def sampled_one_by_one(segment: Span, fps: float) -> list[int]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 2000), rates), min_size=1, max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sampled_frames_are_those_of_the_plain_loop(videos: list[tuple[int, int, float]]) -> None:
     segments = np.array([(begin, begin + length) for begin, length, _ in videos])
     owners, frames = sampled_frames(segments, np.array([fps for *_, fps in videos]))

@@ -17,7 +17,7 @@ from pipeline.records import Prediction, Query, Tracks, Truth
 Rows = dict[int, tuple[float, float, float, float]]
 box = st.tuples(*[st.floats(-400, 2000, allow_subnormal=False)] * 4)
 rows_of_tube = st.dictionaries(st.integers(0, 60), box, max_size=8)
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def tubes_of(tubes: list[Rows], framewise: bool = False) -> Tubes:

@@ -82,7 +82,7 @@ def forms(entry: Any, clip: Any) -> dict[str, Form]:
     }
 
 
-SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=300, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 def places_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

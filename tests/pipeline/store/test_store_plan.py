@@ -13,7 +13,7 @@ from pipeline.store import plan_shards
 SIZES = st.dictionaries(st.text(max_size=8), st.integers(0, 50), max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, st.integers(1, 60), st.randoms())
 def test_every_id_once_in_order_within_the_target(sizes: dict[str, int], target: int, random: Random) -> None:
     plan = plan_shards(sizes, target)
