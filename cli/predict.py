@@ -12,7 +12,7 @@ from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, sa
 from cli.progress import progress
 
 if TYPE_CHECKING:
-    from grounding.ask import Answers, Seen
+    from grounding.answers import Answer, Answers
 
 app = new_app()
 
@@ -36,6 +36,20 @@ def predict(
         Path | None,
         typer.Option("--video", metavar="OUT.mp4", help="Draw the tube on the video (several sentences: OUT-1.mp4, OUT-2.mp4…)."),
     ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Tubes per sentence, of different events, at most.")] = 1,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", metavar="DIR", help="Keep the video's features here: further sentences about it need not decode it again."),
+    ] = None,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            "--window",
+            min=0.1,
+            metavar="SECONDS",
+            help="A longer video is looked at in windows of this length, by default as long as what the run was trained on.",
+        ),
+    ] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
@@ -53,22 +67,26 @@ def predict(
     drawings = drawing_paths(video_out, video, len(texts))
     settings = load(EvaluateConfig, "evaluate", config, assignments or [])
     runs = run or [Path("runs/shapes")]
-    grounder = Grounder(*runs, **settings.model_dump(include={"device", "frames", "batch", "refine", "between"}))
+    grounder = Grounder(*runs, window=window, **settings.model_dump(include={"device", "frames", "batch", "refine", "between"}))
     if os.access(runs[0], os.W_OK):  # a run that several people ask may not be theirs to write
         log_to(runs[0] / "log.txt")
     if doubt := grounder.doubt(video):
         warn(doubt)
     with progress("looking", unit="frames") as advance:
-        seen = grounder.look(video, advance)
-    with progress("answering", unit="sentences") as advance:
-        answers = grounder.answer(seen, texts, advance)
+        if keep is None:
+            answers = grounder.ask(video, texts, top, advance)
+        else:
+            seen = grounder.look(video, keep, advance)
+    if keep is not None:
+        with progress("answering", unit="windows") as advance:
+            answers = grounder.answer(seen, texts, top, advance)
     if json_out is not None:
         write_json(json_out, answers.model_dump(mode="json"))
         say(f"wrote {json_out}")
     else:
         show(answers)
     for number, drawing in enumerate(drawings):
-        draw(drawing, seen, answers, number)
+        draw(drawing, video, answers.queries[number])
 
 
 def lines_of(path: Path) -> list[str]:
@@ -106,22 +124,23 @@ def show(answers: Answers) -> None:
 
     table = Table("sentence", "seconds", "frames", "score", "box in the middle")
     for answer in answers.queries:
-        begin, end = answer.span_frames
-        x1, y1, x2, y2 = (round(side) for side in answer.boxes[len(answer.boxes) // 2][1:])
-        seconds = "{:.2f}–{:.2f}".format(*answer.span_seconds)
-        table.add_row(Text(answer.text), seconds, f"[{begin}, {end})", f"{answer.score:.3f}", Text(f"({x1}, {y1})–({x2}, {y2})"))
+        for text, tube in ((answer.text, answer), *(("", other) for other in answer.others)):
+            begin, end = tube.span_frames
+            x1, y1, x2, y2 = (round(side) for side in tube.boxes[len(tube.boxes) // 2][1:])
+            seconds = "{:.2f}–{:.2f}".format(*tube.span_seconds)
+            table.add_row(Text(text), seconds, f"[{begin}, {end})", f"{tube.score:.3f}", Text(f"({x1}, {y1})–({x2}, {y2})"))
     Console().print(table)
 
 
-def draw(out: Path, seen: Seen, answers: Answers, number: int) -> None:
-    """The video with one answer drawn on it, its frames read once more."""
+def draw(out: Path, video: Path, answer: Answer) -> None:
+    """The video with an answer drawn on it, its frames read once more."""
     from grounding.draw import Tube, draw_tube
     from pipeline.decode import open_frames, probe
 
-    answer, facts = answers.queries[number], probe(seen.video.path)
+    facts = probe(video)
     tube = Tube(answer.text, answer.span_frames, {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in answer.boxes})
     with progress(f"drawing {out.name}", unit="frames") as advance, open_frames(facts.path, facts, range(facts.frame_count)) as frames:
-        draw_tube(out, (picture for _, picture in frames), seen.frame_edges, facts.size, tube, advance)
+        draw_tube(out, (picture for _, picture in frames), facts.edges, facts.size, tube, advance)
     say(f"wrote {out}")
 
 

@@ -4,110 +4,61 @@
     answers = grounder.ask(Path("video.mp4"), ["the red circle spins."])
     answers.queries[0].span_seconds
 
-The video is decoded once, whatever the number of sentences, with the backbones, weights, sampling and reductions that
-the run's `provenance.json` records. Its features stay in memory: with `full` backbones about 4 MB per second of video.
+The video is decoded once, whatever the number of sentences, with the backbones, weights, sampling and reductions that the run's
+`provenance.json` records. A video longer than what the run was trained on is asked about window by window (`grounding.windows`) while
+it is decoded: hours take no more memory than minutes. With `keep` its features stay in a folder, for sentences to come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from grounding.answers import Answers, AskedVideo, Best, answer_of
 from grounding.data import SQUARED, FeatureSet, Product
 from grounding.ensemble import Ensemble
+from grounding.kept import Kept
+from grounding.lengths import window_seconds
 from grounding.models.end_to_end import EndToEnd
 from grounding.predict import predict
-from grounding.projections import as_stored, recorded_reduction
+from grounding.projections import recorded_reduction
 from grounding.raw import Pictures, Tokens
 from grounding.systems import network_of, tokenise_of
-from grounding.tubes import boxes_of
+from grounding.windows import InMemory, Stretch, kept_stretches, streamed_stretches, windows_of
 from pipeline.config import validate
 from pipeline.errors import InputError
-from pipeline.extract import SamplingConfig, encode_texts, extract_video
-from pipeline.records import FORMAT, Prediction, Query, Record, Span, Tracks
+from pipeline.extract import FeatureStream, SamplingConfig, encode_texts
+from pipeline.records import Query, Span, Tracks
 from pipeline.store import Entry
-from pipeline.weights import device_of, load_backbone
+from pipeline.weights import device_of, load_backbone, weights_digest
 
 Progress = Callable[[int, int], None]
 SHAPES_STAMP = "shapes.json"
 """The file at the root of a made `shapes`."""
 
 
-class AskedVideo(Record):
-    """The video's facts: `size` is `(width, height)` in pixels as shown, `fps` the mean rate."""
-
-    path: str
-    fps: float
-    frame_count: int
-    size: tuple[int, int]
-
-
-class Answer(Record):
-    """One sentence's tube. `score` compares answers of one system at one number of frames: CSDVL's is the probability of its best
-    proposal, CG-STVG's and CoSTA's that of its first frame times that of its last one, which a wide target keeps far below 1.
-
-    `span_frames` `[begin, end)`; `span_seconds` from when the first of them appears to when the last one goes, after
-    the video's first frame; `boxes` one row `(frame, x1, y1, x2, y2)` for every frame of the span, in pixels.
-    """
-
-    text: str
-    score: float
-    span_frames: Span
-    span_seconds: tuple[float, float]
-    boxes: list[tuple[int, float, float, float, float]]
-
-
-class Answers(Record):
-    """What `stvg-predict --json` writes: the video and the answers, in the order of the sentences."""
-
-    format: Literal[1] = FORMAT
-    video: AskedVideo
-    queries: list[Answer]
-
-
 @dataclass(frozen=True)
 class Seen:
-    """A video that was looked at: its facts, its features by role, and the frames' edges in seconds `[frame_count + 1]`."""
+    """A video that was looked at: its facts, its features by product, under `key`, and the frames' edges in seconds `[frame_count + 1]`."""
 
     video: AskedVideo
+    key: str
     features: dict[str, Product]
     frame_edges: np.ndarray = field(repr=False)
-
-
-class InMemory:
-    """Entries that were just made, read as a store's product is (`grounding.data.Product`)."""
-
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._entries = {entry.key: entry for entry in entries}
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._entries
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._entries[key].rows.shape
-
-    def facts(self, key: str) -> dict[str, Any]:
-        return self._entries[key].facts
-
-    def columns(self, key: str) -> dict[str, np.ndarray]:
-        return self._entries[key].columns
-
-    def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
-        """Rows `[len(indices), *shape]`; all of them without `indices`."""
-        rows = self._entries[key].rows
-        return rows if indices is None else rows[indices]
 
 
 class Grounder:
     """Models of one run, or of several that answer together, and the frozen backbones their features came from, ready to be asked.
 
     `frames` is how many frames a pass sees (T_s), by default as in training; `batch` how many passes run at once; `refine` and
-    `between` are as in `predict`.
+    `between` are as in `predict`. `window` is the length in seconds of the windows that a longer video is asked about in, by default
+    that of the segments the run was trained on (`grounding.lengths`).
     """
 
     def __init__(
@@ -118,6 +69,7 @@ class Grounder:
         batch: int = 16,
         refine: bool = False,
         between: bool = True,
+        window: float | None = None,
     ) -> None:
         self.device = device_of(device)
         self.batch, self.refine, self.between = batch, refine, between
@@ -135,40 +87,81 @@ class Grounder:
         self.encoders = {name: encoder.to(self.device) for name, encoder in found.items()}
         self.networks = [network_of(model) for model in self.ensemble.models]
         self.reductions = {name: recorded_reduction(run, name, made_from.get(name, {})) for name in self.visual}
+        self.origins = {name: made_from.get(name) or self._trained_origin(name) for name in self.visual}
+        self.window = window_seconds(run, provenance, self.sampling.fps) if window is None else window
 
-    def ask(self, video: Path, sentences: Sequence[str]) -> Answers:
-        """Where and when each sentence happens in the video. InputError for an empty sentence, VideoError for a bad video."""
-        checked_sentences(sentences)
-        return self.answer(self.look(video), sentences)
+    def ask(self, video: Path, sentences: Sequence[str], top: int = 1, progress: Progress = lambda done, total: None) -> Answers:
+        """Where and when each sentence happens in the video, which is decoded once and of which nothing is kept.
 
-    def look(self, video: Path, progress: Progress = lambda done, total: None) -> Seen:
-        """Decode a video and keep its features; `progress` counts frames. Then `answer` may be called any number of times."""
-        encoders = {name: self.encoders[name] for name in self.visual}
-        made = extract_video(Path(video), self.sampling, encoders, progress=progress)
-        about = AskedVideo.model_validate({"path": str(video), **{key: made.facts[key] for key in ("fps", "frame_count", "size")}})
-        entries = [made.entry(name, about.path) for name in self.visual]
-        rows = [as_stored(entry.rows, self.reductions[name]) for name, entry in zip(self.visual, entries, strict=True)]
-        stored: list[Product] = [InMemory([replace(entry, rows=own)]) for entry, own in zip(entries, rows, strict=True)]
+        `top`: how many tubes, of different events, a sentence is given at most. `progress` counts frames. InputError for an empty
+        sentence, VideoError for a bad video.
+        """
+        texts, stream = checked_sentences(sentences), self._stream(video, progress)
+        about, edges = asked_video(video, stream.about), stream.video.edges
+        windows = windows_of(edges, self.window)
+        stretches = streamed_stretches(about.path, stream, self.reductions, windows, self._together())
+        return self._answers(about, about.path, edges, stretches, texts, top)
+
+    def look(self, video: Path, keep: Path | None = None, progress: Progress = lambda done, total: None) -> Seen:
+        """Decode a video and keep its features, so that `answer` may be called any number of times; `progress` counts frames.
+
+        They are kept in memory, or, of a long video, in the folder `keep`: where they are there already nothing is decoded.
+        """
+        if keep is None:
+            stream = self._stream(video, progress)
+            whole = next(streamed_stretches(str(video), stream, self.reductions, [(0, stream.video.frame_count)], 1))
+            return Seen(asked_video(video, stream.about), str(video), whole.features, stream.video.edges)
+        folder = Kept(keep, self.origins)
+        there = folder.find(video) or folder.add(video, self._stream(video, progress), self.reductions)
+        return Seen(asked_video(video, there.facts), there.key, {**there.products}, there.frame_edges)
+
+    def answer(self, seen: Seen, sentences: Sequence[str], top: int = 1, progress: Progress = lambda done, total: None) -> Answers:
+        """Answers about a video that was looked at; `progress` counts windows, each of which all sentences are asked about."""
+        texts, windows = checked_sentences(sentences), windows_of(seen.frame_edges, self.window)
+        stretches = kept_stretches(seen.key, seen.features, windows, self._together())
+        progress(0, len(windows))
+        return self._answers(seen.video, seen.key, seen.frame_edges, counted(stretches, len(windows), progress), texts, top)
+
+    def _trained_origin(self, product: str) -> dict[str, Any]:
+        """What tells features of an encoder that trained from others."""
+        return {"weights_digest": weights_digest(self.encoders[product], product), "sampling": self.sampling.model_dump(mode="json")}
+
+    def _stream(self, video: Path, progress: Progress) -> FeatureStream:
+        return FeatureStream(Path(video), self.sampling, {name: self.encoders[name] for name in self.visual}, progress=progress)
+
+    def _together(self) -> int:
+        """How many windows' passes fill a batch."""
+        passes = math.ceil(self.window * self.sampling.fps / self.ensemble.frames)
+        return max(1, self.batch // passes)
+
+    def _answers(
+        self, video: AskedVideo, key: str, frame_edges: np.ndarray, stretches: Iterable[Stretch], texts: Sequence[str], top: int
+    ) -> Answers:
+        """Ask every window about every sentence; `key` is the video's among the features."""
+        words = self._words(video, texts)
+        best = [Best(top) for _ in texts]
+        for stretch in stretches:
+            queries = [query_of(video, key, place, text, window) for window in stretch.windows for place, text in enumerate(texts)]
+            features = self._features(queries, stretch, words)
+            found = predict(self.networks, features, queries, self.batch, refine=self.refine, between=self.between)
+            for query, prediction in zip(queries, found, strict=True):
+                best[int(query.id)].add(prediction)
+        answers = [answer_of(text, own.chosen(), frame_edges) for text, own in zip(texts, best, strict=True)]
+        return Answers(video=video, queries=answers)
+
+    def _features(self, queries: Sequence[Query], stretch: Stretch, words: Product) -> FeatureSet:
+        appearance, *motion = (stretch.features[name] for name in self.visual)
         if self.ensemble.pictures:
-            stored[0] = Pictures(stored[0], self.sampling.short)
-        return Seen(about, dict(zip(self.ensemble.roles, stored, strict=True)), made.frame_edges)
-
-    def answer(self, seen: Seen, sentences: Sequence[str], progress: Progress = lambda done, total: None) -> Answers:
-        """Answers about a video that was looked at; `progress` counts sentences."""
-        texts = checked_sentences(sentences)
-        queries = [whole_video_query(seen.video, str(key), text) for key, text in enumerate(texts)]
-        words: Product = Tokens(queries, self.tokenise) if self.tokenise else self._states(seen.video, texts)
+            appearance = Pictures(appearance, self.sampling.short)
         frames, clips, squared = self.ensemble.frames, self.ensemble.clips, self.ensemble.motion in SQUARED
-        appearance, motion = seen.features["appearance"], seen.features.get("motion")
-        features = FeatureSet(queries, Tracks(), appearance, motion, words, frames, clips, squared)
-        found = predict(self.networks, features, queries, self.batch, progress, self.refine, self.between)
-        answers = [answer_of(text, prediction, seen.frame_edges) for text, prediction in zip(texts, found, strict=True)]
-        return Answers(video=seen.video, queries=answers)
+        return FeatureSet(queries, Tracks(), appearance, motion[0] if motion else None, words, frames, clips, squared)
 
-    def _states(self, video: AskedVideo, texts: Sequence[str]) -> InMemory:
-        """Token states of sentences, by their number."""
+    def _words(self, video: AskedVideo, texts: Sequence[str]) -> Product:
+        """What the networks read of sentences, by their number: tokens, or token states."""
+        if self.tokenise is not None:
+            return Tokens([query_of(video, video.path, place, text, (0, 1)) for place, text in enumerate(texts)], self.tokenise)
         states = encode_texts(list(texts), self.encoders["text"])
-        return InMemory([Entry(str(key), video.path, rows, {"token": tokens}) for key, (rows, tokens) in enumerate(states)])
+        return InMemory([Entry(str(place), video.path, rows, {"token": tokens}) for place, (rows, tokens) in enumerate(states)])
 
     def doubt(self, video: Path) -> str:
         """Why the run may be of no use for this video ("" if nothing speaks against it)."""
@@ -220,21 +213,20 @@ def recorded_encoder(run: Path, product: str, made_from: dict[str, Any]) -> nn.M
     return backbone.encoder
 
 
-def whole_video_query(video: AskedVideo, key: str, text: str) -> Query:
-    """A sentence about all of a video, as a query without truth."""
-    facts = {"fps": video.fps, "frame_count": video.frame_count, "size": video.size, "segment": (0, video.frame_count)}
-    return Query.model_validate({"id": key, "video": video.path, "path": video.path, "text": text, "split": "ask", **facts})
+def asked_video(video: Path, facts: Mapping[str, Any]) -> AskedVideo:
+    return AskedVideo.model_validate({"path": str(video), **{key: facts[key] for key in ("fps", "frame_count", "size")}})
 
 
-def answer_of(text: str, prediction: Prediction, frame_edges: np.ndarray) -> Answer:
-    """A prediction with its boxes interpolated to every frame of the span, and the span in seconds."""
-    begin, end = prediction.span
-    frames = np.arange(begin, end)
-    boxes = boxes_of(prediction, frames).round(2).tolist()
-    return Answer(
-        text=text,
-        score=prediction.score,
-        span_frames=prediction.span,
-        span_seconds=(round(float(frame_edges[begin]), 3), round(float(frame_edges[end]), 3)),
-        boxes=[(int(frame), x1, y1, x2, y2) for frame, (x1, y1, x2, y2) in zip(frames, boxes, strict=True)],
-    )
+def query_of(video: AskedVideo, key: str, place: int, text: str, window: Span) -> Query:
+    """A sentence, by its place among the sentences, about a window of a video, as a query without truth."""
+    facts = {"fps": video.fps, "frame_count": video.frame_count, "size": video.size, "segment": window}
+    return Query.model_validate({"id": str(place), "video": key, "path": video.path, "text": text, "split": "ask", **facts})
+
+
+def counted(stretches: Iterable[Stretch], total: int, progress: Progress) -> Iterator[Stretch]:
+    """The same stretches; `progress` hears of the windows of each one that is done with."""
+    done = 0
+    for stretch in stretches:
+        yield stretch
+        done += len(stretch.windows)
+        progress(done, total)

@@ -13,6 +13,7 @@ import torch
 from grounding.checkpoint import CONFIG, code_digest, read_provenance
 from grounding.curves import Curves
 from grounding.data import FeatureSet
+from grounding.lengths import segment_seconds
 from grounding.processes import Processes
 from grounding.projections import FOLDER, keep_projections, projections_of
 from grounding.recipe import Recipe
@@ -95,6 +96,7 @@ def _made_from(store: Path, config: Recipe) -> dict[str, Any]:
         "encoders": {"image": image.digest, "text": text.digest if text else None} if image else None,
         "store": opened.manifest_digest,
         "dataset": opened.manifest.dataset,
+        "segment_seconds": segment_seconds(features.queries),
         "products": {name: opened.products[name].provenance for name in read},
         "code": code_digest(config.encoders is not None),
         "torch": torch.__version__,

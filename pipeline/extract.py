@@ -73,7 +73,8 @@ class FeatureStream:
     `encoders` name the products (`frames` maps to no network: any module will do). Rows: appearance and swin
     `[k, H, W, C]`, motion `[k, h, w, C]` float16, frames `[k, 4096]` uint8. After the last block `columns` hold each
     product's facts by row (`frame` says which frame a row shows, or the middle of its clip, `second` when that is) and
-    `facts` those of the video. `progress` counts the frames that are looked at. Memory does not grow with the video.
+    `facts` those of the video; those in `about` are known from the start. `progress` counts the frames that are looked at.
+    Memory does not grow with the video.
     Raises VideoError.
     """
 
@@ -88,6 +89,7 @@ class FeatureStream:
     ) -> None:
         self.path, self.decoder, self.progress = path, decoder, progress
         self.video = decoder.probe(path)
+        self.about: dict[str, Any] = {"size": list(self.video.size), "fps": self.video.fps, "frame_count": self.video.frame_count}
         self._digest = _digest(path)
         self.makers = {product: _maker(product, encoder, self.video, sampling, batch) for product, encoder in encoders.items()}
         self.columns: dict[str, dict[str, np.ndarray]] = {}
@@ -111,11 +113,10 @@ class FeatureStream:
         for product, maker in self.makers.items():
             columns = maker.columns()
             self.columns[product] = columns | {"second": self.video.seconds[columns["frame"]]}
-        about = {"size": list(self.video.size), "fps": self.video.fps, "frame_count": self.video.frame_count}
         if _digest(self.path) != self._digest:
             detail = f"{self.path} has become another file while it was read; run again when it is whole"
             raise VideoError("decode", "changed", detail)
-        self.facts = about | {"digest": self._digest, **seen_by}
+        self.facts = self.about | {"digest": self._digest, **seen_by}
 
 
 def _maker(product: str, encoder: nn.Module, video: VideoFacts, sampling: SamplingConfig, batch: int) -> Maker:
@@ -133,8 +134,7 @@ def _maker(product: str, encoder: nn.Module, video: VideoFacts, sampling: Sampli
 class Features:
     """What one video gave: product → (rows, columns), the facts kept with every entry of it, and the frames' times.
 
-    `frame_edges` `[frame_count + 1]` are seconds after the first frame: frame n is shown from `frame_edges[n]` to
-    `frame_edges[n + 1]`, whatever the rate. They are not stored: an hour of video has 100,000 of them.
+    `frame_edges` are `VideoFacts.edges`. They are not stored: an hour of video has 100,000 of them.
     """
 
     products: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]
@@ -159,8 +159,7 @@ def extract_video(
     for product, rows in stream:
         blocks[product].append(rows)
     products = {product: (np.concatenate(parts), stream.columns[product]) for product, parts in blocks.items()}
-    video = stream.video
-    return Features(products, stream.facts, np.append(video.seconds, video.seconds[0] + video.duration) - video.seconds[0])
+    return Features(products, stream.facts, stream.video.edges)
 
 
 def _digest(path: Path) -> str:

@@ -45,8 +45,8 @@ class Maker(ABC):
         """The rows that were still waiting."""
 
     @abstractmethod
-    def columns(self) -> dict[str, np.ndarray]:
-        """After `finish`: what is known about each row; `frame` is the frame it shows."""
+    def columns(self, begin: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
+        """What is known about the rows `[begin, end)` that were made; `frame` is the frame a row shows. All of them after `finish`."""
 
 
 @contextmanager
@@ -101,8 +101,8 @@ class AppearanceMaker(Maker):
     def finish(self) -> Rows:
         return self._batches.flush()
 
-    def columns(self) -> dict[str, np.ndarray]:
-        return {"frame": self.wanted}
+    def columns(self, begin: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
+        return {"frame": self.wanted[begin:end]}
 
 
 class SwinMaker(Maker):
@@ -125,8 +125,8 @@ class SwinMaker(Maker):
         window, self._window = torch.stack(self._window, 1), []
         return [maps[0] for maps in self._batches.add(window)]
 
-    def columns(self) -> dict[str, np.ndarray]:
-        return {"frame": self.wanted}
+    def columns(self, begin: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
+        return {"frame": self.wanted[begin:end]}
 
 
 class JpegMaker(Maker):
@@ -150,8 +150,8 @@ class JpegMaker(Maker):
     def finish(self) -> Rows:
         return []
 
-    def columns(self) -> dict[str, np.ndarray]:
-        return {"frame": np.array(self._numbers, np.int64), "bytes": np.array(self._used, np.int64)}
+    def columns(self, begin: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
+        return {"frame": np.array(self._numbers[begin:end], np.int64), "bytes": np.array(self._used[begin:end], np.int64)}
 
 
 def encode_jpeg(picture: Tensor, quality: int) -> bytes:
@@ -195,8 +195,8 @@ class MotionMaker(Maker):
     def finish(self) -> Rows:
         return self._pooled(self._batches.flush())
 
-    def columns(self) -> dict[str, np.ndarray]:
-        return {"frame": self._middles}
+    def columns(self, begin: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
+        return {"frame": self._middles[begin:end]}
 
     def _pooled(self, blocks: Rows) -> Rows:
         return [pooled(maps) for maps in blocks] if self.pool else blocks

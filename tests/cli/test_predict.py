@@ -42,7 +42,7 @@ def test_tubes_are_written_and_drawn(run: Path, video: Path, tmp_path: Path) -> 
     assert content["video"] == {"path": str(video), "fps": 10.0, "frame_count": 50, "size": [160, 96]}
     assert [query["text"] for query in content["queries"]] == list(SENTENCES)
     for query in content["queries"]:
-        assert list(query) == ["text", "score", "span_frames", "span_seconds", "boxes"]
+        assert list(query) == ["text", "score", "span_frames", "span_seconds", "boxes", "others"]
         assert [row[0] for row in query["boxes"]] == list(range(*query["span_frames"]))
         assert all(0 <= x1 <= x2 <= 160 and 0 <= y1 <= y2 <= 96 for _, x1, y1, x2, y2 in query["boxes"])
         assert query["span_seconds"] == pytest.approx([edge / 10 for edge in query["span_frames"]])

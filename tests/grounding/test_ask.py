@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import grounding.predict
-from grounding.ask import Answers, Grounder, answer_of, checked_sentences, recorded_encoder
+from grounding.answers import Answers, answer_of
+from grounding.ask import Grounder, checked_sentences, recorded_encoder
 from grounding.data import FeatureSet
 from grounding.looks import Look
 from grounding.predict import predict
@@ -43,7 +44,7 @@ def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, grounder: Gr
     stored = predict(grounder.ensemble.models, features, features.queries)
     asked = grounder.ask(tiny_run.root / queries[0].path, [query.text for query in queries])
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
-    expected = [answer_of(query.text, prediction, edges) for query, prediction in zip(queries, stored, strict=True)]
+    expected = [answer_of(query.text, [prediction], edges) for query, prediction in zip(queries, stored, strict=True)]
     assert [answer.span_frames for answer in asked.queries] == [answer.span_frames for answer in expected]
     for own, other in zip(asked.queries, expected, strict=True):
         assert own.text == other.text
@@ -64,7 +65,7 @@ def test_the_features_are_the_stores_own(tiny_run: Any, grounder: Grounder, quer
 
 def test_a_video_is_looked_at_once_for_all_sentences(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
     counted: list[tuple[int, int]] = []
-    seen = grounder.look(tiny_run.root / queries[0].path, lambda done, total: counted.append((done, total)))
+    seen = grounder.look(tiny_run.root / queries[0].path, progress=lambda done, total: counted.append((done, total)))
     assert counted[0] == (0, counted[0][1])
     assert counted[-1] == (counted[0][1], counted[0][1])
     np.testing.assert_allclose(seen.frame_edges, np.arange(seen.video.frame_count + 1) / 10)
@@ -88,7 +89,7 @@ def test_every_frame_of_the_span_has_a_box(tiny_run: Any, grounder: Grounder, qu
 def test_seconds_are_those_of_the_frames_and_boxes_interpolate() -> None:
     edges = np.array([0, 0.1, 0.2, 1.2, 1.3, 1.4])
     rows = [(1, 0.0, 0.0, 10.0, 10.0), (3, 20.0, 0.0, 30.0, 10.0)]
-    answer = answer_of("x", Prediction(id="0", span=(2, 5), score=0.5, boxes=rows), edges)
+    answer = answer_of("x", [Prediction(id="0", span=(2, 5), score=0.5, boxes=rows)], edges)
     assert answer.span_seconds == (0.2, 1.4)
     assert answer.boxes == [(2, 10.0, 0.0, 20.0, 10.0), (3, 20.0, 0.0, 30.0, 10.0), (4, 20.0, 0.0, 30.0, 10.0)]
 

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 import grounding.ask
 import pipeline.shards
-from grounding.ask import Answers, Grounder, answer_of
+from grounding.answers import Answers, answer_of
+from grounding.ask import Grounder
 from grounding.ensemble import Ensemble
 from grounding.judge import EvaluateConfig, predict_split
 from grounding.models.cgstvg import Cgstvg
@@ -70,7 +71,7 @@ def assert_asked_is_stored(asked: Answers, queries: list[Query], stored: list[Pr
     """What a video was asked is what the store's features of it answer."""
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
     for own, query, prediction in zip(asked.queries, queries, stored, strict=True):
-        other = answer_of(query.text, prediction, edges)
+        other = answer_of(query.text, [prediction], edges)
         assert own.span_frames == other.span_frames
         np.testing.assert_allclose(own.boxes, other.boxes, atol=0.02)
 

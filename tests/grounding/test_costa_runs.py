@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grounding.ask import Grounder, answer_of
+from grounding.answers import answer_of
+from grounding.ask import Grounder
 from grounding.checkpoint import load_model, read_provenance
 from grounding.data import FeatureSet, collate
 from grounding.ensemble import Ensemble
@@ -209,7 +210,7 @@ def test_a_video_gives_the_tube_that_its_store_gives(pictured: Path, tiny_run: A
     asked = Grounder(run, device="cpu").ask(tiny_run.root / queries[0].path, [query.text for query in queries])
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
     for own, query, prediction in zip(asked.queries, queries, stored, strict=True):
-        other = answer_of(query.text, prediction, edges)
+        other = answer_of(query.text, [prediction], edges)
         assert own.span_frames == other.span_frames
         np.testing.assert_allclose(own.boxes, other.boxes, atol=0.02)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grounding.ask import InMemory
 from grounding.data import FeatureSet
 from grounding.inputs import Inputs
 from grounding.models.csdvl import Outputs
@@ -17,6 +16,7 @@ from grounding.modules.proposals import iou_map
 from grounding.predict import predict
 from grounding.refine import window_around
 from grounding.spans import Boundaries, interval_edges
+from grounding.windows import InMemory
 from pipeline.records import Prediction, Query, Tracks
 from pipeline.store import Entry
 
