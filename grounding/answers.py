@@ -56,7 +56,8 @@ class Answers(Record):
 
 
 class Best:
-    """The `count` best of any number of predictions about one sentence, each of another event; its memory does not grow with them.
+    """The `count` highest ranked of any number of predictions about one sentence, each of another event; its memory does not grow
+    with them.
 
     Windows overlap, so an event is found by several. Of those that found the same the best counts. As one prediction shares frames
     with those of `OVERLAPPING` other windows at most, the best `count · (1 + OVERLAPPING)` are enough to choose from.
@@ -67,9 +68,9 @@ class Best:
         self._kept: list[tuple[float, int, Prediction]] = []
         self._added = 0
 
-    def add(self, prediction: Prediction) -> None:
+    def add(self, rank: float, prediction: Prediction) -> None:
         self._added += 1
-        entry = (prediction.score, -self._added, prediction)  # of two equal scores the earlier one
+        entry = (rank, -self._added, prediction)  # of two equal ones the earlier
         if len(self._kept) < self.count * (1 + OVERLAPPING):
             heapq.heappush(self._kept, entry)
         else:

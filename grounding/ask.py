@@ -26,7 +26,7 @@ from grounding.ensemble import Ensemble
 from grounding.kept import Kept
 from grounding.lengths import window_seconds
 from grounding.models.end_to_end import EndToEnd
-from grounding.predict import predict
+from grounding.predict import predicted, ranked_tube
 from grounding.projections import recorded_reduction
 from grounding.raw import Pictures, Tokens
 from grounding.systems import network_of, tokenise_of
@@ -143,9 +143,9 @@ class Grounder:
         for stretch in stretches:
             queries = [query_of(video, key, place, text, window) for window in stretch.windows for place, text in enumerate(texts)]
             features = self._features(queries, stretch, words)
-            found = predict(self.networks, features, queries, self.batch, refine=self.refine, between=self.between)
-            for query, prediction in zip(queries, found, strict=True):
-                best[int(query.id)].add(prediction)
+            found = predicted(ranked_tube, self.networks, features, queries, self.batch, refine=self.refine, between=self.between)
+            for query, (rank, prediction) in zip(queries, found, strict=True):
+                best[int(query.id)].add(rank, prediction)
         answers = [answer_of(text, own.chosen(), frame_edges) for text, own in zip(texts, best, strict=True)]
         return Answers(video=video, queries=answers)
 

@@ -5,7 +5,9 @@ An ensemble's models see the same frames and clips: their boxes are averaged, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +20,9 @@ from pipeline.boxes import cxcywh_to_xyxy
 from pipeline.records import Prediction, Query
 
 Progress = Callable[[int, int], None]
+Result = TypeVar("Result")
 
 
-@torch.inference_mode()
 def predict(
     models: nn.Module | Sequence[nn.Module],
     features: FeatureSet,
@@ -30,7 +32,22 @@ def predict(
     refine: bool = False,
     between: bool = True,
 ) -> list[Prediction]:
-    """The tube of each query, in order. `batch` is how many passes run at once; the models are put into eval mode.
+    """The tube of each query, in order; arguments as of `predicted`."""
+    return predicted(tube, models, features, queries, batch, progress, refine, between)
+
+
+@torch.inference_mode()
+def predicted(
+    finish: Callable[[Look, Look | None, bool], Result],
+    models: nn.Module | Sequence[nn.Module],
+    features: FeatureSet,
+    queries: Sequence[Query],
+    batch: int = 16,
+    progress: Progress = lambda done, total: None,
+    refine: bool = False,
+    between: bool = True,
+) -> list[Result]:
+    """What `finish` makes of the looks at each query, in order. `batch` is how many passes run at once; the models are put into eval mode.
 
     With `refine` a second, denser look is taken around the first answer, where the features are dense enough for one;
     with `between` spans begin and end between clips or frames, where the scores around the best place point (`SpanScores.best`).
@@ -38,13 +55,13 @@ def predict(
     ensemble = [models] if isinstance(models, nn.Module) else list(models)
     for model in ensemble:
         model.eval()
-    answers: list[Prediction] = []
+    answers: list[Result] = []
     progress(0, len(queries))
     for group in _grouped(queries, features, batch):
         see(ensemble, features, group, batch)
         closer = [second_look(features, first, between) if refine else None for first in group]
         see(ensemble, features, [look for look in closer if look is not None], batch)
-        answers += [tube(first, second, between) for first, second in zip(group, closer, strict=True)]
+        answers += [finish(first, second, between) for first, second in zip(group, closer, strict=True)]
         progress(len(answers), len(queries))
     return answers
 
@@ -91,3 +108,10 @@ def tube(first: Look, second: Look | None, between: bool) -> Prediction:
     corners = np.clip(cxcywh_to_xyxy(boxes / seen[:, None], query.size), 0, [*query.size, *query.size])
     rows = [(int(frame), x1, y1, x2, y2) for frame, (x1, y1, x2, y2) in zip(frames, corners.round(2).tolist(), strict=True)]
     return Prediction(id=query.id, span=span, score=round(score, 6), boxes=rows)
+
+
+def ranked_tube(first: Look, second: Look | None, between: bool) -> tuple[float, Prediction]:
+    """A query's tube, and a number by which tubes of other segments compare with it (`SpanScores.level`)."""
+    assert first.when is not None
+    found = tube(first, second, between)
+    return math.log(max(found.score, 1e-6)) + first.when.level, found

@@ -31,6 +31,11 @@ class SpanScores(ABC, Generic[Kind]):
     def add(self, answer: Kind, numbers: np.ndarray) -> None:
         """One model's answer to one pass, which took the frames `numbers` `[T_s]`."""
 
+    @property
+    @abstractmethod
+    def level(self) -> float:
+        """What is added to the logarithm of a score to compare it with those of other segments: 0 where they compare as they are."""
+
     @abstractmethod
     def best(self, between: bool) -> tuple[float, float, float]:
         """The best span's begin and end in frames of the video, not rounded, and its score in [0, 1].
@@ -64,6 +69,10 @@ class ProposalScores(SpanScores[Proposals]):
     answers: int = 0
 
     @property
+    def level(self) -> float:
+        return 0.0
+
+    @property
     def mean(self) -> np.ndarray:
         """The mean probability of every proposal, `[T, T]`; −1 where i > j."""
         return np.where(np.triu(np.ones_like(self.total, dtype=bool)), self.total / self.answers, -1.0)
@@ -93,6 +102,9 @@ class Boundaries:
     """`[T_s]` in the order of the pass' frames; sums to 1."""
     last: np.ndarray
     """`[T_s]`, the same."""
+    level: float = 0.0
+    """The logarithm of what both were divided by to sum to 1: a pass is given the same probabilities whether it shows the event
+    clearly or not at all, and what they were divided by tells one from the other, as far as anything does."""
 
     def scores(self, segment: Span, frames: np.ndarray) -> BoundaryScores:
         return BoundaryScores(segment, interval_edges(frames, segment), np.zeros(len(frames)), np.zeros(len(frames)))
@@ -112,6 +124,11 @@ class BoundaryScores(SpanScores[Boundaries]):
     first: np.ndarray
     last: np.ndarray
     answers: int = 0
+    levels: float = 0.0
+
+    @property
+    def level(self) -> float:
+        return self.levels / self.answers
 
     @property
     def begins(self) -> np.ndarray:
@@ -129,6 +146,7 @@ class BoundaryScores(SpanScores[Boundaries]):
         edges, more = interval_edges(frames, self.segment), times * len(frames) / len(numbers)
         self.first += np.interp(self.edges[:-1], edges[:-1], np.bincount(place, answer.first) / more)
         self.last += np.interp(self.edges[1:], edges[1:], np.bincount(place, answer.last) / more)
+        self.levels += answer.level
         self.answers += 1
 
     def best(self, between: bool) -> tuple[float, float, float]:
@@ -150,7 +168,7 @@ class BoundaryScores(SpanScores[Boundaries]):
         """
         begins = np.interp(second.edges[:-1], self.edges[:-1], self.begins)
         ends = np.interp(second.edges[1:], self.edges[1:], self.ends)
-        return BoundaryScores(second.segment, second.edges, _both(second.begins, begins), _both(second.ends, ends), 2)
+        return BoundaryScores(second.segment, second.edges, _both(second.begins, begins), _both(second.ends, ends), 2, 2 * second.level)
 
 
 def interval_edges(frames: np.ndarray, segment: Span) -> np.ndarray:

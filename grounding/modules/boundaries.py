@@ -32,8 +32,11 @@ class FrameOutputs:
 
     def when(self) -> list[Boundaries]:
         """What it says of when, query by query."""
-        probabilities = (logits[-1].detach().double().softmax(-1).cpu().numpy() for logits in (self.first, self.last))
-        return [Boundaries(*both) for both in zip(*probabilities, strict=True)]
+        logits = [both[-1].detach().double().cpu() for both in (self.first, self.last)]
+        first, last = (own.softmax(-1).numpy() for own in logits)
+        levels = sum(own.logsumexp(-1) for own in logits)
+        assert isinstance(levels, Tensor)
+        return [Boundaries(*own) for own in zip(first, last, levels.tolist(), strict=True)]
 
 
 def likeliest_frames(first: Tensor, last: Tensor) -> Tensor:

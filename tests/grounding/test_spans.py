@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from grounding.spans import Boundaries, BoundaryScores, Proposals, highest, interpolated, interval_edges
+from grounding.modules.boundaries import FrameOutputs
+from grounding.spans import Boundaries, BoundaryScores, Proposals, ProposalScores, highest, interpolated, interval_edges
 from pipeline import sampling
 from pipeline.records import Span
 
@@ -281,3 +283,21 @@ def test_between_cells_scores_are_linear_and_only_proposals_count(scores: np.nda
     assert at(0.2, 0.7) == pytest.approx(scores[0, 0])
     assert at(3.2, 3.9) == pytest.approx(scores[3, 3])
     assert at(2, 2) == at(3, 1) == -1
+
+
+def test_what_probabilities_were_divided_by_tells_clear_events_from_faint_ones() -> None:
+    """Logits that are all higher by one give the same span and score, and a level higher by one for each boundary."""
+    first, last = torch.tensor([[[0.0, 2.0, 0.0, 0.0]]]), torch.tensor([[[0.0, 0.0, 3.0, 0.0]]])
+    nothing = torch.zeros(0)
+
+    def gathered(more: float) -> BoundaryScores:
+        out = FrameOutputs(nothing, first + more, last + more, nothing, nothing, nothing, nothing, nothing)
+        made = BoundaryScores((0, 8), np.array([0.0, 2, 4, 6, 8]), np.zeros(4), np.zeros(4))
+        for _ in range(2):
+            made.add(out.when()[0], np.array([1, 3, 5, 7]))
+        return made
+
+    faint, clear = gathered(0.0), gathered(1.0)
+    assert clear.best(True) == pytest.approx(faint.best(True))
+    assert clear.level == pytest.approx(faint.level + 2)
+    assert ProposalScores((0, 8), np.zeros((4, 4))).level == 0
