@@ -45,7 +45,6 @@ def predict(
         float | None,
         typer.Option(
             "--window",
-            min=0.1,
             metavar="SECONDS",
             help="A longer video is looked at in windows of this length, by default as long as what the run was trained on.",
         ),

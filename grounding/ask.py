@@ -88,7 +88,9 @@ class Grounder:
         self.networks = [network_of(model) for model in self.ensemble.models]
         self.reductions = {name: recorded_reduction(run, name, made_from.get(name, {})) for name in self.visual}
         self.origins = {name: made_from.get(name) or self._trained_origin(name) for name in self.visual}
-        self.window = window_seconds(run, provenance, self.sampling.fps) if window is None else window
+        if window is not None and not window > 0:
+            raise InputError(f"a window of {window} seconds: give a number above 0")
+        self.window = window or window_seconds(run, provenance, self.sampling.fps)
 
     def ask(self, video: Path, sentences: Sequence[str], top: int = 1, progress: Progress = lambda done, total: None) -> Answers:
         """Where and when each sentence happens in the video, which is decoded once and of which nothing is kept.

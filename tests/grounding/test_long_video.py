@@ -76,6 +76,12 @@ def test_older_runs_say_it_by_what_they_were_judged_on(tmp_path: Path) -> None:
     assert window_seconds(tmp_path, {}, 5.0) == 6.0
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_a_window_has_a_length(tiny_run: Any, seconds: float) -> None:
+    with pytest.raises(InputError, match=f"a window of {seconds} seconds: give a number above 0"):
+        Grounder(tiny_run.run, device="cpu", window=seconds)
+
+
 def test_a_video_of_one_window_is_answered_as_before(grounder: Grounder, tiny_run: Any, clips: list[Path]) -> None:
     """A window far longer than the video changes nothing, to the last bit."""
     wide = Grounder(tiny_run.run, device="cpu", window=1000.0)
