@@ -119,7 +119,10 @@ def test_stopped_by_sigterm_it_goes_on(arguments: list[str], tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--table", "other"], "there is no table 'other'; the tables are csdvl, cgstvg, cgstvg_thresholds, costa, small: name one with"),
+        (
+            ["--table", "other"],
+            "there is no table 'other'; the tables are csdvl, cgstvg, cgstvg_thresholds, costa, systems, small: name one with",
+        ),
         (["--seeds", "1"], "--seeds 1: a table over seeds needs at least 2"),
         (["--preset", "other"], "there is no preset 'other'"),
         (["--set", "nothing=1"], "unknown key 'nothing'"),

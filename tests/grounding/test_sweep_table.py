@@ -67,7 +67,7 @@ def sweep(make_store: Maker, query_of: QueryMaker) -> Sweep:
     queries = [query_of(n, "train") for n in range(8)] + [query_of(0, "val")]
     queries += [query_of(n, "test", tags=("odd",) * (n % 2), form="declarative") for n in range(6)]
     store = make_store(queries)
-    return plan(TABLE, store, store.parent / "sweep", TINY, EvaluateConfig(device="cpu"), 2)
+    return plan(TABLE, store, store.parent / "sweep", lambda system: TINY, EvaluateConfig(device="cpu"), 2)
 
 
 def scores_in(folder: Path, odd_only: bool = False) -> dict[str, np.ndarray]:
