@@ -13,18 +13,19 @@ from pipeline.errors import InputError
 
 def for_the_same_time(table: SweepTable, configs: Mapping[str, Recipe]) -> dict[str, Recipe]:
     """The configurations with the steps that their costs leave them; as they are where the table states no costs."""
-    return {name: _limited(table, name, config, configs[table.unit]) for name, config in configs.items()}
-
-
-def _limited(table: SweepTable, name: str, config: Recipe, unit: Recipe) -> Recipe:
-    cost = table.variants[name].cost
-    if cost is None:
-        return config
+    if not table.has_costs:
+        return dict(configs)
+    unit = configs[table.unit]
     if unit.max_steps is None or unit.schedule_steps is not None:
         raise InputError(
             f"variant {table.unit!r} gives all others their training time: its steps must be set, and its schedule run over them:"
             " --set max_steps=N --set schedule_steps=null"
         )
-    steps = max(1, round(unit.max_steps / cost.step))
     validations = math.ceil(unit.max_steps / (unit.validate_every or unit.max_steps))
+    steps = {name: max(1, round(unit.max_steps / variant.cost.step)) for name, variant in table.trained.items() if variant.cost}
+    return {name: _limited(config, steps[name], validations) for name, config in configs.items()}
+
+
+def _limited(config: Recipe, steps: int, validations: int) -> Recipe:
+    """Trained for `steps`, the last of which is validated."""
     return config.model_copy(update={"max_steps": steps, "schedule_steps": None, "validate_every": math.ceil(steps / validations)})

@@ -217,6 +217,14 @@ def test_tables_are_named() -> None:
         ({"variants": {"x": {"shows": "x", "of": "full", "changes": {"model": {}}}}}, "with `changes` or derived with `of`, not both"),
         ({"variants": {"x": {"shows": "x", "changes": {"max_steps": {}}}}}, "changes are of model and loss, not of max_steps"),
         ({"variants": {"x": {}}}, "shows"),
+        ({"system": None}, "variant 'full' needs a `system`, for the table has none"),
+        ({"variants": {"full": {"cost": {"step": 1, "memory": 1}}}}, "variant 'none' needs a `cost`: all that are trained have one"),
+        (
+            {"variants": {name: {"cost": {"step": 2, "memory": 1}} for name in ("full", "none")}},
+            "variant 'full': costs are multiples of its own, which are 1",
+        ),
+        ({"variants": {"ensemble": {"system": "costa"}}}, "derived with `of`, not both; `system` and `cost` are of training"),
+        ({"sections": []}, "sections"),
     ],
 )
 def test_a_table_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
