@@ -26,7 +26,9 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The folder of all runs and of the table.", show_default="sweeps/TABLE")
     ] = None,
-    table: Annotated[str, typer.Option("--table", metavar="NAME", help="csdvl, cgstvg, cgstvg_thresholds, costa or systems.")] = "csdvl",
+    table: Annotated[
+        str, typer.Option("--table", metavar="NAME", help="csdvl, cgstvg, cgstvg_context, cgstvg_thresholds, costa or systems.")
+    ] = "csdvl",
     seeds: Annotated[int, typer.Option("--seeds", help="How many seeds each variant is trained with, from `seed` on.")] = 3,
     preset: Annotated[
         str | None, typer.Option("--preset", help="The preset that variants change; by default the one of the store's data set.")

@@ -17,6 +17,8 @@ Where the paper leaves things open:
 - Queries go through a norm of their own before the heads, as DETR's do.
 - The released code chooses the context by the true boxes, in training (`truth_iou`) and in its tests. Ours never does to predict.
 - Heads and ICR's MLPs are one for all stages.
+- Positions are added once, at the input (sec. 3.1). `positions=everywhere` (ours) adds them to queries and keys of every encoder
+  layer, as DETR does, and to what the decoder reads: from scratch, a cell hardly finds the motion at its own place without.
 - `box_head=attention` and the attention weights of the temporal blocks (`heard`) are ours, for training from scratch.
 """
 
@@ -72,6 +74,8 @@ class CgstvgConfig(TransformerConfig):
     truth_iou: float | None = Field(default=None, ge=-1, le=1)
     """In training the context is that of the frames whose box has at least this GIoU with the true one."""
     box_head: Literal["mlp", "attention"] = "mlp"
+    positions: Literal["input", "everywhere"] = "input"
+    """Where cells are told their place."""
 
 
 @dataclass
@@ -153,10 +157,13 @@ class Cgstvg(nn.Module):
         visual = [part + positions[:, None] for part in seen]
         states = torch.cat([*visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         tokens = torch.cat([mask, mask, inputs.text_mask], 1).repeat_interleave(frames, 0)
+        again = self.config.positions == "everywhere"
+        places = torch.cat([positions, positions, torch.zeros_like(text)], 1).repeat_interleave(frames, 0) if again else None
         for layer in self.encoder:
-            states = layer(states, None, tokens)
+            states = layer(states, places, tokens)
+        placed = states if places is None else states + places
         size = inputs.map_size.repeat_interleave(frames, 0)
-        return Memory(states, tokens, positions, centres, size, inputs.frame_tau, (rows, columns))
+        return Memory(states, placed, tokens, positions, centres, size, inputs.frame_tau, (rows, columns))
 
 
 @dataclass(frozen=True)
@@ -174,10 +181,12 @@ class Stage:
 
 @dataclass
 class Memory:
-    """X̃ of B·T frames: states `[B·T, 2·H·W + L, d]` and which of them count `[B·T, 2·H·W + L]`; of their cells the positions
-    `[B, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding `[B·T, 2]`; `frame_tau` `[B, T]`."""
+    """X̃ of B·T frames: states `[B·T, 2·H·W + L, d]`, alike what queries look at (`placed`), and which of them count
+    `[B·T, 2·H·W + L]`; of their cells the positions `[B, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding
+    `[B·T, 2]`; `frame_tau` `[B, T]`."""
 
     states: Tensor
+    placed: Tensor
     mask: Tensor
     positions: Tensor
     centres: Tensor
@@ -294,7 +303,7 @@ class SpatialBlock(nn.Module):
         queries = self.frames.at_frames(queries, positions)
         if self.context is not None and context is not None:
             queries = self.context.at_context(queries, positions, memory, context)
-        return self.memory.at_own_frame(queries, positions, memory.states, memory.states, memory.mask)[0]
+        return self.memory.at_own_frame(queries, positions, memory.placed, memory.placed, memory.mask)[0]
 
 
 class TemporalBlock(nn.Module):
@@ -311,6 +320,6 @@ class TemporalBlock(nn.Module):
         queries = self.frames.at_frames(queries, positions)
         if self.context is not None and context is not None:
             queries = self.context.at_context(queries, positions, memory, context)
-        queries, weights = self.memory.at_own_frame(queries, positions, memory.states, memory.states, memory.mask)
+        queries, weights = self.memory.at_own_frame(queries, positions, memory.placed, memory.placed, memory.mask)
         count = memory.count
         return self.feed_forward(queries), weights[..., :count] + weights[..., count : 2 * count]
