@@ -168,7 +168,8 @@ def test_stopped_by_sigterm_it_goes_on(arguments: list[str], tmp_path: Path, mon
     [
         (
             ["--table", "other"],
-            "there is no table 'other'; the tables are csdvl, cgstvg, cgstvg_context, cgstvg_thresholds, costa, systems, small: name one with",
+            "there is no table 'other'; the tables are csdvl, cgstvg, cgstvg_context, cgstvg_thresholds, costa, systems, small:"
+            " name one with",
         ),
         (["--seeds", "1"], "--seeds 1: a table over seeds needs at least 2"),
         (["--preset", "other"], "there is no preset 'other'"),
