@@ -277,7 +277,8 @@ class _Recent:
 def collate(samples: Sequence[Sample], pin: bool = False) -> Inputs:
     """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real.
 
-    Features stay in float16; with `pin` they lie in pinned memory, which a GPU fetches beside other work.
+    Features stay in float16; with `pin` they lie in pinned memory, which a GPU fetches beside other work. Pictures that are not decoded
+    yet are not padded yet either: `to_device` does both.
     """
     size = torch.tensor([sample.appearance.shape[1:3] for sample in samples])
     motion = _padded([sample.motion for sample in samples], pin)
@@ -301,7 +302,7 @@ def join_targets(targets: Sequence[Targets]) -> Targets:
 
 
 def _joined(maps: Sequence[np.ndarray | Jpegs], pin: bool) -> Any:
-    """Padded; of pictures that are not decoded yet what does both once it is brought to a device (`to_device`)."""
+    """Padded; of pictures that are not decoded yet, what decodes and pads them on their device."""
     still = [own for own in maps if isinstance(own, Jpegs)]
     return JpegBatch(still) if still else _padded([own for own in maps if not isinstance(own, Jpegs)], pin)
 

@@ -144,6 +144,8 @@ class Loader:
 
     def __enter__(self) -> Loader:
         prepare = partial(torch.cuda.set_device, self.device) if self._on_gpu else None
+        if self._on_gpu:  # one for all batches: memory that one has left is the next one's
+            self._stream = torch.cuda.Stream(self.device)
         self._makers, self._sender = ThreadPoolExecutor(self._readers, "loader", prepare), ThreadPoolExecutor(1, "loader-sends", prepare)
         return self
 
@@ -176,11 +178,10 @@ class Loader:
         return Batch(collate(samples, pin=self._on_gpu), join_targets(truths), [sample.query.id for sample in samples])
 
     def _send(self, made: Future[list[Batch]]) -> tuple[list[Batch], torch.cuda.Event]:
-        """Start to copy parts to the GPU beside its work; the event tells when they are there."""
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(stream):
+        """Start to copy parts to the GPU, or to decode them there, beside its work; the event tells when they are there."""
+        with torch.cuda.stream(self._stream):
             parts = [Batch(to_device(part.inputs, self.device), to_device(part.targets, self.device), part.ids) for part in made.result()]
-            return parts, stream.record_event()
+            return parts, self._stream.record_event()
 
 
 def _ahead(threads: ThreadPoolExecutor, count: int, work: Callable[[Item], Result], items: Iterator[Item]) -> Iterator[Future[Result]]:

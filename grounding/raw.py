@@ -2,7 +2,8 @@
 token states.
 
 On a CPU pictures are decoded as they are read. For a GPU their JPEGs are kept, and decoded there, a whole batch at once: a
-thirtieth of the bytes waits in memory and crosses over. The two decoders' pixels differ by a few grey levels.
+twentieth of the bytes waits in memory and crosses over. The two decoders bring colours, stored at half the resolution, back in ways of
+their own: their pixels differ by a grey level or two on the mean, and by more where colours meet.
 """
 
 from __future__ import annotations
