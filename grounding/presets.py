@@ -136,7 +136,13 @@ CGSTVG: Presets = {
 them: features are cached."""
 
 # CoSTA: of all numbers the paper states β alone; STCAT's stand in. Defaults are those for HC-STVG.
-_COSTA: dict[str, Any] = {"lr": 1e-4, "lr_text": 5e-5, "weight_decay": 1e-4, "clip_norm": 0.1}
+_COSTA: dict[str, Any] = {
+    "lr": 1e-4,
+    "lr_text": 5e-5,
+    "weight_decay": 1e-4,
+    "clip_norm": 0.1,
+    "augment": {"flip": 0.5, "smallest": 0.79, "crop": 0.5},  # short sides of 352 to 448
+}
 
 COSTA: Presets = {
     "hcstvg-v1": {**_COSTA, "loss": {"giou": 4.0}, "lr_image": 2e-5, "epochs": 90},
