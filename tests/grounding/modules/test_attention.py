@@ -70,6 +70,23 @@ def test_the_scale_multiplies_the_logits_before_the_softmax(
     torch.testing.assert_close(out, ours(query, key, value, mask))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_query_alone_sees_what_it_sees_among_others(
+    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool
+) -> None:
+    """Values, weights at a temperature, and gradients: alone it is computed in another order."""
+    (ours, _), (query, key, value, mask) = pair, tokens
+    found = []
+    for asked in (query, query[:, :1]):
+        given = [own.clone().requires_grad_() for own in (asked, key, value)]
+        out, weights = ours.with_weights(*given, mask if masked else None, 0.3)
+        ours.zero_grad()
+        (out[:, 0].square().sum() + weights[:, 0].square().sum()).backward()
+        gradients = [given[0].grad[:, :1], given[1].grad, given[2].grad, *(one.grad.clone() for one in ours.parameters())]
+        found.append([out[:, :1], weights[:, :1], ours(asked, key, value, mask if masked else None)[:, :1], *gradients])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
 def test_masked_keys_weigh_nothing(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]) -> None:
     (ours, _), (query, key, value, mask) = pair, tokens
     _, weights = ours.with_weights(query, key, value, mask)
