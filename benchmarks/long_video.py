@@ -113,8 +113,8 @@ whole process, libraries and networks included.
 {chr(10).join(lines)}
 
 Of {len(places)} events hidden at random places of the hour, each in one clip alone, {first} are found first and {among} among
-the best {TOP} tubes (tIoU above {FOUND}). By chance one window in a thousand would be right: 0.02 and 0.2 of {len(places)}. The others' clips have
-things of the same colour, shape or motion, two of the three at most.
+the best {TOP} tubes (tIoU above {FOUND}). By chance one window in a thousand would be right: 0.02 and 0.2 of {len(places)}.
+The others' clips have things of the same colour, shape or motion, two of the three at most.
 
 {where("torch", "av")}.
 """

@@ -156,7 +156,7 @@ class Grounder:
         if self.ensemble.pictures:
             appearance = Pictures(appearance, self.sampling.short)
         frames, clips, squared = self.ensemble.frames, self.ensemble.clips, self.ensemble.motion in SQUARED
-        return FeatureSet(queries, Tracks(), appearance, motion[0] if motion else None, words, frames, clips, squared)
+        return FeatureSet(queries, Tracks(), appearance, motion[0] if motion else None, words, frames, clips, squared, self.device)
 
     def _words(self, video: AskedVideo, texts: Sequence[str]) -> Product:
         """What the networks read of sentences, by their number: tokens, or token states."""

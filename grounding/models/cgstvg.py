@@ -17,7 +17,8 @@ Where the paper leaves things open:
 - Queries go through a norm of their own before the heads, as DETR's do.
 - The released code chooses the context by the true boxes, in training (`truth_iou`) and in its tests. Ours never does to predict.
 - Heads and ICR's MLPs are one for all stages.
-- `box_head=attention` and the attention weights of the temporal blocks (`heard`) are ours, for training from scratch.
+- `word_gain=cells`, `box_head=attention` and the attention weights of the temporal blocks (`heard`) are ours, for training from
+  scratch.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from torchvision.ops import generalized_box_iou_loss
 from grounding.inputs import Inputs
 from grounding.models.sizes import TransformerConfig
 from grounding.modules.alignment import from_square
+from grounding.modules.attention import words_as_loud_as_cells
 from grounding.modules.boundaries import FrameOutputs
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
 from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
@@ -72,6 +74,8 @@ class CgstvgConfig(TransformerConfig):
     truth_iou: float | None = Field(default=None, ge=-1, le=1)
     """In training the context is that of the frames whose box has at least this GIoU with the true one."""
     box_head: Literal["mlp", "attention"] = "mlp"
+    word_gain: Literal["one", "cells"] = "one"
+    """Among a frame's tokens every word counts as one of them, or all words together begin as loud as all cells."""
 
 
 @dataclass
@@ -153,8 +157,11 @@ class Cgstvg(nn.Module):
         visual = [part + positions[:, None] for part in seen]
         states = torch.cat([*visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         tokens = torch.cat([mask, mask, inputs.text_mask], 1).repeat_interleave(frames, 0)
+        heard = tokens
+        if self.config.word_gain == "cells":
+            heard = words_as_loud_as_cells(torch.cat([mask, mask], 1), inputs.text_mask).repeat_interleave(frames, 0)
         for layer in self.encoder:
-            states = layer(states, None, tokens)
+            states = layer(states, None, heard)
         size = inputs.map_size.repeat_interleave(frames, 0)
         return Memory(states, tokens, positions, centres, size, inputs.frame_tau, (rows, columns))
 

@@ -152,7 +152,7 @@ def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
         {"context_in_time": True, "refinement": "none"},
         {"query_positions": "boxes", "refinement": "none"},
         {"region": "mean", "refinement": "none"},
-        {"box_head": "attention", "refinement": "none"},
+        {"box_head": "attention", "word_gain": "cells", "refinement": "none"},
         {"box_head": "attention", "region": "mean", "query_positions": "boxes", "refinement": "sum", "theta_one": 0.3},
     ],
 )
@@ -383,7 +383,7 @@ def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
         {"context_in_time": True},
         {"query_positions": "boxes"},
         {"region": "mean"},
-        {"box_head": "attention"},
+        {"box_head": "attention", "word_gain": "cells"},
         {"context": False},
     ],
 )
