@@ -19,7 +19,7 @@ from pipeline.records import Query, read_jsonl
 from pipeline.store import ProductReader, Store
 
 ROOT = Path(__file__).parents[2]
-HOURS, SECONDS, TOP = 20, 3600.0, 10
+HOURS, SECONDS, TOP = 20, 3600.0, 100
 pytestmark = pytest.mark.soak
 
 
@@ -55,7 +55,7 @@ class Spliced:
 def grounder() -> Grounder:
     if not (ROOT / "runs" / "shapes" / "checkpoints" / "best").is_dir():
         pytest.skip("there is no trained run: `make demo` makes runs/shapes")
-    return Grounder(ROOT / "runs" / "shapes", device="cpu")
+    return Grounder(ROOT / "runs" / "shapes", device="cpu", frames=36)
 
 
 def hours(grounder: Grounder) -> Iterator[tuple[Seen, Hidden]]:
@@ -71,15 +71,17 @@ def hours(grounder: Grounder) -> Iterator[tuple[Seen, Hidden]]:
 
 
 def test_an_event_hidden_in_an_hour_is_found_far_more_often_than_by_chance(grounder: Grounder) -> None:
-    """Found: a tube with a tIoU above .3; by chance that is one of a thousand windows, or of ten thousandths a share of `TOP`."""
-    first = among = 0
+    """Found: a tube with a tIoU above .3. Of about a thousand windows one or two show the event: by chance it is among the best hundred in
+    2 hours of 20, and in 7 with a probability of .2 %. All frames of a window are seen in one pass, which takes a third of the time."""
+    places = []
     for seen, hidden in hours(grounder):
         answer = grounder.answer(seen, [hidden.query.text], top=TOP).queries[0]
         found = [tiou(tube.span_frames, hidden.span) > 0.3 for tube in (answer, *answer.others)]
-        first, among = first + found[0], among + any(found)
-        print(f"{hidden.query.text} at {hidden.span[0] / 10:.0f} s: {found.index(True) + 1 if any(found) else '-'}")
-    print(f"found first in {first} of {HOURS} hours, among the best {TOP} in {among}")
-    assert among >= 3  # by chance in 0.2 of 20
+        places.append(found.index(True) + 1 if any(found) else None)
+        print(f"{hidden.query.text} at {hidden.span[0] / 10:.0f} s: {places[-1]}")
+    for best in (1, 10, TOP):
+        print(f"among the best {best}: in {sum(place is not None and place <= best for place in places)} of {HOURS} hours")
+    assert sum(place is not None for place in places) >= 7
 
 
 def tiou(one: tuple[int, int], other: tuple[int, int]) -> float:
