@@ -18,6 +18,7 @@ Intervals are not corrected for their number: of twenty differences that are non
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -125,6 +126,9 @@ def _stack(runs: Sequence[Sequence[Score]], order: Sequence[Score]) -> np.ndarra
 def _facts(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray) -> dict[str, Any]:
     """What the table stands on."""
     runs = [read_provenance(sweep.folder(name, seed)) for name in sweep.table.trained for seed in sweep.seeds]
+    codes = defaultdict[bool, set[str]](set)
+    for run in runs:
+        codes[bool(run.get("encoders"))].add(run["code"])  # where encoders train, their sources are part of the code
     return {
         "dataset": sweep.exam.dataset,
         "split": sweep.split,
@@ -132,7 +136,7 @@ def _facts(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray) -
         "store": sweep.made_from,
         "seeds": list(sweep.seeds),
         "steps": sorted({run["finished"] for run in runs}),
-        "codes": sorted({run["code"] for run in runs}),
+        "codes": sorted(max(codes.values(), key=len)),
         "groups": {name: {"queries": int(rows.sum()), "videos": len(set(videos[rows]))} for name, rows in groups.items()},
     }
 
