@@ -18,8 +18,9 @@ Where the paper leaves things open:
 - The released code chooses the context by the true boxes, in training (`truth_iou`) and in its tests. Ours never does to predict.
 - Heads and ICR's MLPs are one for all stages.
 - Positions are added once, at the input (sec. 3.1). `positions=everywhere` (ours) adds them to queries and keys of every encoder
-  layer, as DETR does, and to what the decoder reads: from scratch, a cell hardly finds the motion at its own place without.
-- `box_head=attention` and the attention weights of the temporal blocks (`heard`) are ours, for training from scratch.
+  layer, too, as DETR does, and to what the decoder reads: from scratch, queries hardly learn where the motion is that they find.
+- `word_gain=cells`, `box_head=attention` and the attention weights of the temporal blocks (`heard`) are ours, too, for training from
+  scratch.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torchvision.ops import generalized_box_iou_loss
 from grounding.inputs import Inputs
 from grounding.models.sizes import TransformerConfig
 from grounding.modules.alignment import from_square
+from grounding.modules.attention import words_as_loud_as_cells
 from grounding.modules.boundaries import FrameOutputs
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
 from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
@@ -76,6 +78,8 @@ class CgstvgConfig(TransformerConfig):
     box_head: Literal["mlp", "attention"] = "mlp"
     positions: Literal["input", "everywhere"] = "input"
     """Where cells are told their place."""
+    word_gain: Literal["one", "cells"] = "one"
+    """Among a frame's tokens every word counts as one of them, or all words together begin as loud as all cells."""
 
 
 @dataclass
@@ -157,10 +161,13 @@ class Cgstvg(nn.Module):
         visual = [part + positions[:, None] for part in seen]
         states = torch.cat([*visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         tokens = torch.cat([mask, mask, inputs.text_mask], 1).repeat_interleave(frames, 0)
+        heard = tokens
+        if self.config.word_gain == "cells":
+            heard = words_as_loud_as_cells(torch.cat([mask, mask], 1), inputs.text_mask).repeat_interleave(frames, 0)
         again = self.config.positions == "everywhere"
         places = torch.cat([positions, positions, torch.zeros_like(text)], 1).repeat_interleave(frames, 0) if again else None
         for layer in self.encoder:
-            states = layer(states, places, tokens)
+            states = layer(states, places, heard)
         placed = states if places is None else states + places
         size = inputs.map_size.repeat_interleave(frames, 0)
         return Memory(states, placed, tokens, positions, centres, size, inputs.frame_tau, (rows, columns))

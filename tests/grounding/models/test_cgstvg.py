@@ -153,8 +153,7 @@ def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
         {"context_in_time": True, "refinement": "none"},
         {"query_positions": "boxes", "refinement": "none"},
         {"region": "mean", "refinement": "none"},
-        {"box_head": "attention", "refinement": "none"},
-        {"positions": "everywhere", "refinement": "none"},
+        {"box_head": "attention", "word_gain": "cells", "positions": "everywhere", "refinement": "none"},
         {"box_head": "attention", "region": "mean", "query_positions": "boxes", "refinement": "sum", "theta_one": 0.3},
     ],
 )
@@ -176,7 +175,7 @@ def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str
 
 
 @pytest.mark.parametrize("positions", ["input", "everywhere"])
-def test_positions_are_told_once_or_in_every_layer_and_to_the_decoder(positions: str) -> None:
+def test_places_are_told_once_or_in_every_layer_and_to_the_decoder_too(positions: str) -> None:
     """Appearance and motion cells of one place are told the same, words nothing."""
     model, query = make_model(positions=positions, layers=3), make_query(0, WIDE, 4)
     with torch.no_grad():
@@ -401,8 +400,7 @@ def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
         {"context_in_time": True},
         {"query_positions": "boxes"},
         {"region": "mean"},
-        {"box_head": "attention"},
-        {"positions": "everywhere"},
+        {"box_head": "attention", "word_gain": "cells", "positions": "everywhere"},
         {"context": False},
     ],
 )
