@@ -129,6 +129,7 @@ def _facts(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray) -
     codes = defaultdict[bool, set[str]](set)
     for run in runs:
         codes[bool(run.get("encoders"))].add(run["code"])  # where encoders train, their sources are part of the code
+    most = max(codes.values(), key=len)
     return {
         "dataset": sweep.exam.dataset,
         "split": sweep.split,
@@ -136,7 +137,7 @@ def _facts(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray) -
         "store": sweep.made_from,
         "seeds": list(sweep.seeds),
         "steps": sorted({run["finished"] for run in runs}),
-        "codes": sorted(max(codes.values(), key=len)),
+        "codes": sorted(most),
         "groups": {name: {"queries": int(rows.sum()), "videos": len(set(videos[rows]))} for name, rows in groups.items()},
     }
 
