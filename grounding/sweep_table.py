@@ -145,10 +145,12 @@ def _facts(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray) -
 def _cost(sweep: Sweep, name: str) -> dict[str, Any]:
     """What a variant takes, where the table says it: its parameters (those of an encoder in its network among them), steps, and a
     step's time and memory as multiples of the unit's."""
-    cost = sweep.table.variants[name].cost
+    variant = sweep.table.variants[name]
+    source = variant.of if variant.of and not variant.together else name
+    cost = sweep.table.variants[source].cost
     if cost is None:
         return {}
-    model, _, about = load_model(sweep.folder(name, sweep.seeds[0]))
+    model, _, about = load_model(sweep.folder(source, sweep.seeds[0]))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"system": about["model"], "parameters": parameters, "steps": about["finished"], "cost": cost.model_dump()}
 
