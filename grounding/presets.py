@@ -112,22 +112,22 @@ _CG_CODE: Presets = {
     "hcstvg-v2": _released(0.5, 0.7, 0.8, giou=4.0, kl=10.0),
     "vidstg": _released(-0.5, 0.5, 0.5, giou=3.0, kl=1.0),
 }
-# θ as low as boxes and confidences of a training of minutes are; carriers weigh more, and boxes less, than KL: what is said of when
-# and of where means nothing until the object is found.
+# θ as low as boxes and confidences of a training of minutes are.
 _CG_SHAPES: Presets = {
     "shapes": {
         "model": {
             **_SMALL,
             "layers": 2,
             "stages": 2,
-            "frames": 12,
+            "frames": 16,
             "motion": "motion",
             "theta_t": 0.5,
             "theta_s": 0.5,
             "box_head": "attention",
+            "positions": "everywhere",
             "word_gain": "cells",
         },
-        "loss": {"carriers": 4.0, "cells": 2.0, "sigma": 1.0},
+        "loss": {"carriers": 1.0, "cells": 2.0, "sigma": 1.0},
         **_MINUTES,
         "max_steps": 1000,
         "validate_every": 500,
