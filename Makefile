@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site-cache
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test environment lint types contracts tests soak clean
+.PHONY: demo test bench environment lint types contracts tests soak clean
 
 demo: .venv/.installed
 	.venv/bin/dvc repro
@@ -31,6 +31,10 @@ tests: .venv/.installed
 # The long ones: kills, mutants, hours of video.
 soak: .venv/.installed
 	.venv/bin/python -m pytest -m soak
+
+# Every measurement, after checking that what is compared agrees: a quarter of an hour on two cores that have nothing else to do.
+bench: .venv/.installed
+	.venv/bin/python -m benchmarks
 
 environment: .venv/.installed
 

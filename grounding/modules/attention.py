@@ -1,5 +1,5 @@
 """Multi-head attention: with torch.nn.MultiheadAttention's parameters, and its weights at another temperature; and one whose
-queries and keys are pairs."""
+queries and keys are pairs. A query that is alone costs no projection of its keys."""
 
 from __future__ import annotations
 
@@ -21,21 +21,44 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """`[n, Q, d]`, `[n, K, d]`, `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count."""
+        """`[n, Q, d]`, `[n, K, d]`, `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count, or holds logits to add."""
+        if query.shape[1] == 1:
+            return self._of_one_query(_masked(self._alone(query, key), key_mask), value)
         return self._mix(*self._queries_and_keys(query, key), value, key_mask)
 
     def with_weights(
         self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None, scale: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """The same, and attention weights `[n, Q, K]`, mean over heads, of the projected query multiplied by `scale`."""
+        if query.shape[1] == 1:
+            logits = self._alone(query, key)
+            seen = self._of_one_query(_masked(logits, key_mask), value)
+            return seen, _masked(logits * scale, key_mask).softmax(-1).mean(1, keepdim=True)
         q, k = self._queries_and_keys(query, key)
         logits = q * scale @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         if key_mask is not None:
             logits = logits.masked_fill(~key_mask[:, None, None, :], float("-inf"))
         return self._mix(q, k, value, key_mask), logits.softmax(-1).mean(1)
 
+    def _alone(self, query: Tensor, key: Tensor) -> Tensor:
+        """Logits `[n, heads, K]` of the one query of each. It is taken to where the keys come from, rather than all keys to where
+        it is: `q·(W_k x + b_k)` is `(W_kᵀq)·x` and what is the same for all keys, which the softmax does not see."""
+        (q,) = self._project(query, 0, 1)
+        _, to_keys, _ = self.in_proj_weight.unflatten(0, (3, self.heads, -1))
+        asked = torch.einsum("nhe,hed->nhd", q[:, :, 0], to_keys) / q.shape[-1] ** 0.5
+        return asked @ key.transpose(1, 2)
+
+    def _of_one_query(self, logits: Tensor, value: Tensor) -> Tensor:
+        """The mix by logits `[n, heads, K]` of values `[n, K, d]`, which are projected when mixed: `[n, 1, d]`."""
+        weights = functional.dropout(logits.softmax(-1), self.dropout, self.training)
+        to_values, bias = (of.unflatten(0, (3, self.heads, -1))[2] for of in (self.in_proj_weight, self.in_proj_bias))
+        mixed = torch.einsum("nhd,hed->nhe", weights @ value, to_values) + weights.sum(-1, keepdim=True) * bias
+        return self.out_proj(mixed.flatten(1)[:, None])
+
     def _mix(self, q: Tensor, k: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         mask = None if key_mask is None else key_mask[:, None, None, :]
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
         (v,) = self._project(value, 2, 3)
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -55,6 +78,21 @@ class Attention(nn.Module):
         rows = slice(first * d, end * d)
         projected = functional.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
         return projected.unflatten(-1, (end - first, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def words_as_loud_as_cells(cells: Tensor, words: Tensor) -> Tensor:
+    """Masks of cells `[n, C]` and of words `[n, L]` as logits to add to a frame's tokens `[n, C + L]`: words get log(cells / words), so
+    that all of them begin with as much of the attention as all cells. Without, a dozen words are hardly heard among a hundred cells."""
+    gain = (cells.sum(-1, keepdim=True) / words.sum(-1, keepdim=True)).log()
+    logits = torch.cat([torch.zeros_like(cells, dtype=gain.dtype), gain.expand(words.shape)], 1)
+    return logits.masked_fill(~torch.cat([cells, words], 1), float("-inf"))
+
+
+def _masked(logits: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Logits `[n, heads, K]` with -inf at keys that do not count, or with the mask's own logits added."""
+    if key_mask is None:
+        return logits
+    return logits + key_mask[:, None] if key_mask.is_floating_point() else logits.masked_fill(~key_mask[:, None], float("-inf"))
 
 
 class PairedAttention(nn.Module):

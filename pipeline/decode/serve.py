@@ -5,8 +5,8 @@ the parent holds and never writes to, and the kernel is told to send SIGKILL whe
 would kill it as soon as the parent's *thread* that started it ends; a fork of the parent holds the pipe as well.)
 
 decord decodes ahead without bound while nobody takes its pictures, so a process whose ring is full stops itself
-(SIGSTOP, with all of decord's threads); its parent wakes it when it gives room back. `benchmarks/results/decode.md` says
-what that saves.
+(SIGSTOP, with all of decord's threads); its parent wakes it when it gives room back. The case `memory` of
+`python -m benchmarks` says what that saves.
 """
 
 from __future__ import annotations

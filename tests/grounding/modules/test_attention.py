@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grounding.modules.attention import Attention, PairedAttention
+from grounding.modules.attention import Attention, PairedAttention, words_as_loud_as_cells
 
 D, HEADS = 16, 4
 
@@ -70,6 +70,23 @@ def test_the_scale_multiplies_the_logits_before_the_softmax(
     torch.testing.assert_close(out, ours(query, key, value, mask))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_query_alone_sees_what_it_sees_among_others(
+    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool
+) -> None:
+    """Values, weights at a temperature, and gradients: alone it is computed in another order."""
+    (ours, _), (query, key, value, mask) = pair, tokens
+    found = []
+    for asked in (query, query[:, :1]):
+        given = [own.clone().requires_grad_() for own in (asked, key, value)]
+        out, weights = ours.with_weights(*given, mask if masked else None, 0.3)
+        ours.zero_grad()
+        (out[:, 0].square().sum() + weights[:, 0].square().sum()).backward()
+        gradients = [given[0].grad[:, :1], given[1].grad, given[2].grad, *(one.grad.clone() for one in ours.parameters())]
+        found.append([out[:, :1], weights[:, :1], ours(asked, key, value, mask if masked else None)[:, :1], *gradients])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
 def test_masked_keys_weigh_nothing(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]) -> None:
     (ours, _), (query, key, value, mask) = pair, tokens
     _, weights = ours.with_weights(query, key, value, mask)
@@ -111,3 +128,22 @@ def test_pairs_are_compared_part_by_part(tokens: tuple[Tensor, ...]) -> None:
     weights = logits.masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
     expected = paired.out((weights @ heads(paired.value(value))).transpose(1, 2).flatten(2))
     torch.testing.assert_close(paired((query, here), (key, there), value, mask), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_all_words_together_begin_as_loud_as_all_cells(tokens: tuple[Tensor, ...]) -> None:
+    """Where nothing is preferred yet, half of the attention is the words', however few they are; what does not count stays unheard."""
+    cells = torch.tensor([[True] * 5, [True] * 4 + [False]])
+    words = torch.tensor([[True, True], [True, False]])
+    logits = words_as_loud_as_cells(cells, words)
+    shares = logits.softmax(-1)
+    torch.testing.assert_close(shares[:, 5:].sum(-1), torch.full((2,), 0.5))
+    assert (shares[:, :5] > 0).equal(cells)
+    assert (shares[:, 5:] > 0).equal(words)
+    ours = Attention(D, HEADS)
+    with torch.no_grad():
+        ours.in_proj_weight[: 2 * D] = 0  # queries and keys that say nothing
+    _, _, value, _ = tokens
+    value = value[:2]
+    halves = (value[0, :5].mean(0) + value[0, 5:].mean(0)) / 2, (value[1, :4].mean(0) + value[1, 5]) / 2
+    plain = ours(value[:, :1], torch.stack(halves)[:, None], torch.stack(halves)[:, None])
+    torch.testing.assert_close(ours(value[:, :1], value, value, logits), plain, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,29 @@
+"""The cases of the benchmark, by name: each in a file of its own."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from benchmarks.case import Case
+
+PLACES = {
+    "start": "start:Start",
+    "decode": "decode:Decode",
+    "memory": "memory:Memory",
+    "extraction": "extraction:Extraction",
+    "store": "store:Reading",
+    "store-write": "store_write:Writing",
+    "index": "index:Index",
+    "loader": "loader:LoaderStep",
+    "systems": "systems:Systems",
+    "end-to-end": "end_to_end:EndToEndStep",
+    "prediction": "prediction:Answering",
+    "evaluation": "evaluation:Evaluation",
+}
+
+
+def case_class(name: str) -> type[Case]:
+    """The class of a case; its module is imported only now."""
+    module, _, own = PLACES[name].partition(":")
+    found: type[Case] = getattr(import_module(f"benchmarks.cases.{module}"), own)
+    return found

@@ -1,0 +1,112 @@
+"""What memory decoding and extraction take as videos grow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.case import ONE_THREAD, Case, Group, Way
+from benchmarks.made import FPS, make_video
+from benchmarks.measuring import apart, resident
+
+PAUSE_SECONDS = 0.01
+PRODUCTS = ("appearance", "motion")
+
+
+@dataclass
+class Memory(Case):
+    """Peak memory of a whole process that streams a video's features (tiny backbones), for videos of growing length, against the
+    shortest: it must not grow with the video. And of the process that decodes a 720p video for a consumer that pauses 10 ms after
+    each picture, by decoder; the child is stopped while its ring is full. Frames and rows are counted first.
+    """
+
+    packages = ("torch", "av", "decord")
+    environment = ONE_THREAD
+    seconds: tuple[int, ...] = (10, 60, 300)
+    size: tuple[int, int] = (320, 240)
+    slow: tuple[tuple[int, int], int] = ((1280, 720), 250)
+
+    def __enter__(self) -> Memory:
+        super().__enter__()
+        self.videos = {length: make_video(self.place / f"{length}.mp4", self.size, length * FPS) for length in self.seconds}
+        self.slow_video = make_video(self.place / "slow.mp4", *self.slow)
+        return self
+
+    def agree(self) -> None:
+        """The shortest one's features are those that are made whole."""
+        from pipeline.extract import SamplingConfig, extract_video
+
+        whole = extract_video(self.videos[self.seconds[0]], SamplingConfig(short=96), backbones()).products
+        for product, rows in streamed(self.videos[self.seconds[0]]).items():
+            np.testing.assert_array_equal(rows, whole[product][0])
+
+    def measure(self) -> list[Group]:
+        grows = {f"{length} s": Way(peak=apart(peak_of_streaming, path)) for length, path in self.videos.items()}
+        by = {
+            "the child that decord runs in, stopped while its ring is full": Way(peak=apart(peak_of_child, self.slow_video)),
+            **{
+                f"{decoder}, in the consumer's process": Way(peak=apart(peak_of_decoder, self.slow_video, decoder))
+                for decoder in ("pyav", "decord")
+            },
+        }
+        (width, height), frames = self.slow
+        return [Group("features of a video, streamed", grows), Group(f"{frames} frames of {width}×{height}, a slow consumer", by)]
+
+
+def backbones() -> dict[str, Any]:
+    from pipeline.weights import load_backbone
+
+    return {product: load_backbone(product, "tiny", "random:0").encoder for product in PRODUCTS}
+
+
+def stream(path: Path, take: Callable[[str, np.ndarray], None]) -> None:
+    """Hand on each block of rows as it is made, decoded in a child as extraction does."""
+    from pipeline.decode import DecodeChild
+    from pipeline.extract import FeatureStream, SamplingConfig
+
+    with DecodeChild() as child:
+        for product, rows in FeatureStream(path, SamplingConfig(short=96), backbones(), decoder=child):
+            take(product, rows)
+
+
+def streamed(path: Path) -> dict[str, np.ndarray]:
+    """All rows of each product."""
+    blocks: dict[str, list[np.ndarray]] = {product: [] for product in PRODUCTS}
+    stream(path, lambda product, rows: blocks[product].append(rows))
+    return {product: np.concatenate(rows) for product, rows in blocks.items()}
+
+
+def peak_of_streaming(path: Path) -> int:
+    stream(path, lambda product, rows: None)
+    return resident("VmHWM")
+
+
+def peak_of_decoder(path: Path, decoder: Any) -> int:
+    from pipeline.decode import open_frames, probe
+
+    facts = probe(path)
+    assert read_slowly(open_frames(path, facts, range(facts.frame_count), decoder)) == facts.frame_count
+    return resident("VmHWM")
+
+
+def peak_of_child(path: Path) -> int:
+    from pipeline.decode import DecodeChild
+
+    with DecodeChild() as child:
+        facts = child.probe(path)
+        assert read_slowly(child.frames(path, facts, range(facts.frame_count))) == facts.frame_count
+        return resident("VmHWM", child.pid or "self")
+
+
+def read_slowly(frames: Any) -> int:
+    count = 0
+    with frames:
+        for _ in frames:
+            count += 1
+            time.sleep(PAUSE_SECONDS)
+    return count

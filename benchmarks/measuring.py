@@ -1,0 +1,115 @@
+"""How a case measures: ways in turns, memory in a process of its own, operations counted, time by function."""
+
+from __future__ import annotations
+
+import cProfile
+import ctypes
+import gc
+import pstats
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from benchmarks.machine import synchronise, timed
+
+T = TypeVar("T")
+TOP = 8
+"""Entries of a profile that are kept."""
+
+
+def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1, begin: int = 0) -> dict[str, list[float]]:
+    """Seconds of each way by round. Every round another way begins, from number `begin` on; the `warm` first rounds are not counted."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(warm + rounds):
+        for name in np.roll(np.array([*ways], object), begin + turn).tolist():
+            seconds = timed(ways[name])
+            if turn >= warm:
+                found[name].append(seconds)
+    return found
+
+
+def apart(work: Callable[..., T], *given: Any) -> T:
+    """The work in a fresh process that may start others, with memory kept as in every command."""
+    from cli.app import keep_memory
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=keep_memory) as pool:
+        return pool.submit(work, *given).result()
+
+
+def peak_of(step: Callable[[], object], device: str) -> int:
+    """Bytes at the peak of a step beyond those before it. Call it `apart`, when a step of the same size has been made."""
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        synchronise()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        synchronise()
+        return torch.cuda.max_memory_allocated() - before
+    give_back()
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    step()
+    return resident("VmHWM") - before
+
+
+def give_back() -> None:
+    """Return to the system what is freed and kept (`keep_memory`), so that a step's own memory is seen whole."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def resident(field: str, process: int | str = "self") -> int:
+    """Bytes of a process' memory, from /proc: `VmRSS` now, `VmHWM` at most so far."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def operations_of(work: Callable[[], object]) -> float:
+    """Floating point operations of the matrix products, convolutions and attentions in it, backward with forward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def profile_torch(work: Callable[[], object], device: str) -> list[tuple[str, float]]:
+    """The operators that take most of the device's time, with their shares of it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with profile(activities=kinds) as found:
+        work()
+        synchronise()
+    field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    return _shares({event.key: getattr(event, field) for event in found.key_averages()})
+
+
+def profile_python(work: Callable[[], object]) -> list[tuple[str, float]]:
+    """The functions that take most of the calling thread's time, without those they call, with their shares of it."""
+    profiler = cProfile.Profile()
+    profiler.runcall(work)
+    stats: dict[tuple[str, int, str], tuple[Any, ...]] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    times: defaultdict[str, float] = defaultdict(float)
+    for place, values in stats.items():
+        times[_named(*place)] += values[2]
+    return _shares(times)
+
+
+def _named(file: str, line: int, function: str) -> str:
+    """`grounding/data.py: collate`; built-in functions as cProfile names them."""
+    return function if file == "~" else f"{'/'.join(Path(file).parts[-2:])}: {function}"
+
+
+def _shares(times: Mapping[str, float]) -> list[tuple[str, float]]:
+    whole = sum(times.values()) or 1.0
+    return sorted(((name, time / whole) for name, time in times.items() if time), key=lambda entry: -entry[1])[:TOP]

@@ -1,0 +1,115 @@
+"""One training step of a system on random features, for the cases that measure steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.case import Floor
+from benchmarks.measuring import operations_of
+from grounding.data import SQUARED, WHOLE
+from grounding.inputs import Inputs
+from grounding.loader import Batch
+from grounding.processes import Processes
+from grounding.recipe import Recipe
+from grounding.state import State
+from grounding.systems import system_of
+from grounding.targets import Targets
+from grounding.train import learn
+from pipeline.encoders.appearance import AppearanceEncoder
+from pipeline.encoders.geometry import appearance_size, picture_in_square
+from pipeline.weights import load_backbone
+
+STRIDE, SLOWFAST = 32, (16, 16)
+CHANNELS = {"appearance": 2048, "motion": 2304, "swin": 768, "text": 768}
+"""Of the full-size backbones."""
+PARAMETER_BYTES = 4 * 15
+"""Of each that learns, in float32: its weight is read four times (forward, backward, optimiser, moving average) and written, its
+gradient written and read, and read and written once more by clipping, its two moments and its moving average read and written."""
+
+
+class Step:
+    """A network with its optimiser; each call is one training step on `parts`."""
+
+    def __init__(self, config: Recipe, network: nn.Module, device: torch.device) -> None:
+        self.config, self.state, self.together = config, State.start(network.to(device), config, 10**6), Processes()
+
+    def __call__(self, parts: list[Batch]) -> None:
+        learn(self.state.model, self.state, parts, self.config, self.together)
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.state.model.parameters())
+
+    def floor(self, parts: list[Batch]) -> Floor:
+        """Of a step on these: its operations; its features read once, and what the optimiser does with each parameter that learns."""
+        learning = sum(parameter.numel() for parameter in self.state.model.parameters() if parameter.requires_grad)
+        return Floor(operations_of(lambda: self(parts)), learning * PARAMETER_BYTES + sum(feature_bytes(part) for part in parts))
+
+
+def feature_bytes(part: Batch) -> int:
+    """Bytes of a batch's appearance, motion and words."""
+    return sum(getattr(part.inputs, name).nbytes for name in ("appearance", "motion", "text"))
+
+
+def network_of_size(config: Recipe) -> nn.Module:
+    """A system's network for full-size features, from a seed; one that is given pictures has a ResNet-101 of random weights."""
+    torch.manual_seed(0)
+    model = config.model
+    if not model.pictures:
+        return system_of(config.system).build((CHANNELS["appearance"], CHANNELS[model.motion], CHANNELS["text"]), model)
+    image = load_backbone("appearance", "full", "random:0").encoder
+    assert isinstance(image, AppearanceEncoder)
+    return system_of(config.system).build((image.channels, 0, CHANNELS["text"]), model, image, None)
+
+
+def random_batch(model: Any, video: tuple[int, int], short: int, words: int, batch: int, device: torch.device) -> Batch:
+    """Random features (of a network that is given pictures: pictures) of a `video` (width, height) at N_short."""
+    width, height = appearance_size(video, short)
+    rows, columns = (height, width) if model.pictures else (-(-height // STRIDE), -(-width // STRIDE))
+    clips = model.clips or model.frames
+    tau = (torch.arange(model.frames) + 0.5) / model.frames
+    torch.manual_seed(0)
+    inputs = Inputs(
+        appearance=_seen(model, (batch, model.frames, rows, columns)),
+        map_size=torch.tensor([[rows, columns]] * batch),
+        frame_tau=tau.expand(batch, -1),
+        motion=_motion(model, (batch, clips), (rows, columns)),
+        square=torch.tensor([picture_in_square(video) if model.motion in SQUARED else WHOLE] * batch),
+        text=torch.randn(batch, words, CHANNELS["text"]).half(),
+        text_mask=torch.ones(batch, words, dtype=torch.bool),
+    )
+    return Batch(_on(inputs, device), _on(middle_half(tau, clips, batch), device), [f"q{number}" for number in range(batch)])
+
+
+def _seen(model: Any, shape: tuple[int, ...]) -> Tensor:
+    if model.pictures:
+        return torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
+    return torch.randn(*shape, CHANNELS["appearance"]).half()
+
+
+def _motion(model: Any, shape: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+    if model.motion is None:
+        return torch.zeros(shape[0], 0, 1, 1, 0).half()
+    return torch.randn(*shape, *(SLOWFAST if model.motion in SQUARED else cells), CHANNELS[model.motion]).half()
+
+
+def middle_half(tau: Tensor, clips: int, batch: int) -> Targets:
+    """Targets of an event that takes the middle half of its segment, with one box that stands still."""
+    at, box = (torch.arange(clips) + 0.5) / clips, torch.tensor([0.5, 0.5, 0.2, 0.4])
+    inside, inside_clips = (((place > 0.25) & (place < 0.75)).expand(batch, -1) for place in (tau, at))
+    return Targets(
+        boxes=box.expand(batch, len(tau), 4),
+        boxed=inside,
+        span=torch.tensor([[0.25, 0.75]] * batch),
+        frames=inside.float(),
+        clips=inside_clips.float(),
+        clip_boxes=box.expand(batch, clips, 4),
+        clip_boxed=inside_clips,
+    )
+
+
+def _on(held: Any, device: torch.device) -> Any:
+    return type(held)(**{name: value.to(device) for name, value in vars(held).items()})

@@ -1,0 +1,121 @@
+"""Every case of the benchmark runs at small sizes: what it compares agrees, and what it finds can be written down. No time is looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from benchmarks import measuring
+from benchmarks.case import Case
+from benchmarks.cases import PLACES, case_class
+from benchmarks.machine import Rates
+from benchmarks.page import page
+
+SMALL_CSDVL = {
+    "batch": 1,
+    "model": {"frames": 3, "clips": 2, "layers": 1, "map_layers": 1, "map_channels": 8, "d": 32, "heads": 2, "ffn": 32},
+}
+RATES = Rates(1e9, 1e9)
+HEAVY = ("end-to-end", "systems", "extraction", "prediction")
+"""They build networks of full size, or start Dask."""
+
+
+def small(name: str) -> Case:
+    """A case at a size of seconds."""
+    case = case_class(name)
+    if name == "extraction":
+        from benchmarks.cases.extraction import Clips
+
+        return case(clips=(Clips("tiny", 2, 1, (64, 48), 32),), rounds=1, workers=1)  # type: ignore[call-arg]
+    if name == "end-to-end":
+        from benchmarks.cases.end_to_end import Size
+
+        return case(device="cpu", size=Size(SMALL_CSDVL, 64, (64, 64), (8, 64), 3), rounds=1)  # type: ignore[call-arg]
+    if name == "systems":
+        from benchmarks.cases.systems import PAPER_SHORT, Size
+
+        size = Size(SMALL_CSDVL, dict.fromkeys(PAPER_SHORT, 64), (64, 64), 3)
+        return case(device="cpu", size=size, rounds=1)  # type: ignore[call-arg]
+    return case(**SMALL[name])
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "start": {"rounds": 1, "commands": ("report",), "imports": ("pipeline.errors",)},
+    "decode": {"rounds": 1, "videos": (("small.mp4", (64, 48), 12), ("small.avi", (64, 48), 12))},
+    "memory": {"seconds": (1, 2), "size": (64, 48), "slow": ((64, 48), 10)},
+    "store": {"shape": (2, 3, 4), "videos": 2, "frames": 6, "wanted": 3, "rounds": 2, "rounds_of_zarr": 1},
+    "store-write": {"shape": (2, 3, 4), "videos": 2, "frames": 6, "rounds": 1},
+    "index": {"videos": 12, "sentences": 60, "share_with_boxes": 4, "rounds": 1},
+    "loader": {
+        "device": "cpu",
+        "name": "shapes",
+        "given": {"batch": 2},
+        "shapes": {"appearance": (8, 2, 3, 4), "motion": (4, 2, 2, 4), "text": (3, 4)},
+        "steps": 1,
+        "rounds": 1,
+    },
+    "prediction": {
+        "device": "cpu",
+        "seconds": 2,
+        "size": (64, 48),
+        "short": 32,
+        "sentences": 2,
+        "rounds": 1,
+        "given": SMALL_CSDVL,
+        "backbones": "tiny",
+        "preset_name": "shapes",
+    },
+    "evaluation": {"queries": 24, "frames": 12, "videos": 4, "rounds": 1},
+}
+
+
+def here(work: Callable[..., Any], *given: Any) -> Any:
+    """What is measured in a process of its own is done in this one: a process takes seconds to begin."""
+    return work(*given)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.soak if name in HEAVY else ()) for name in PLACES])
+def test_a_case_agrees_and_its_findings_are_a_page(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{case_class(name).__module__}.apart", here, raising=False)
+    with small(name) as case:
+        case.agree()
+        groups = case.measure()
+    found = [record for group in groups for record in group.found(RATES)]
+    assert all(set(record) > {"of", "way"} and ("seconds" in record or "peak_bytes" in record) for record in found), found
+    about = {"compares": case.__doc__, "found": found, "rates": {"operations": 1e9, "bytes": 1e9, "precision": "float32"}}
+    about |= {"where": "here", "load_before": 0.0, "date": "today", "took_seconds": 0.0}
+    written = page(json.loads(json.dumps({name: about})))
+    assert all(f"| {name} | {record['of']} | {record['way']} |" in written for record in found)
+
+
+def test_a_floor_is_the_longer_of_computing_and_copying_shared_by_cores() -> None:
+    from benchmarks.case import Floor
+
+    assert Floor(operations=4e9, bytes=1e9).seconds(RATES) == 4
+    assert Floor(operations=1e9, bytes=4e9, cores=2).seconds(RATES) == 2
+
+
+def test_ways_take_turns_and_the_first_rounds_are_not_counted() -> None:
+    order: list[str] = []
+    found = measuring.in_turns({name: lambda name=name: order.append(name) for name in "ab"}, rounds=2)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2}
+
+
+def test_a_ratio_is_the_middle_one_of_the_rounds() -> None:
+    from benchmarks.case import Group, Way
+
+    first, second = Group("x", {"one": Way([1.0, 2.0, 1.0], peak=10), "two": Way([2.0, 2.0, 4.0], peak=30)}).found(RATES)
+    assert "ratio" not in first
+    assert second["ratio"] == [2.0, 1.0, 4.0]
+    assert second["peak_ratio"] == 3
+
+
+def test_operations_of_a_product_are_counted_forward_and_backward() -> None:
+    import torch
+
+    left, right = torch.ones(3, 4, requires_grad=True), torch.ones(4, 5, requires_grad=True)
+    assert measuring.operations_of(lambda: (left @ right).sum().backward()) == 3 * 2 * 3 * 4 * 5
