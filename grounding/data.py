@@ -314,7 +314,7 @@ def _padded(arrays: Sequence[np.ndarray], pin: bool) -> Tensor:
     own, and with more threads than cores OpenMP lets all of them sleep at every wait, the network's too.
     """
     shape = np.max([array.shape for array in arrays], 0)
-    kind = torch.from_numpy(arrays[0][:0]).dtype
+    kind = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
     result = torch.empty((len(arrays), *shape), dtype=kind, pin_memory=pin)
     for place, array in zip(result.numpy(), arrays, strict=True):
         if array.shape != place.shape:

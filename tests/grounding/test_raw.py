@@ -35,7 +35,12 @@ def features_of(store: Path) -> FeatureSet:
 
 
 @pytest.fixture
-def late(pictured: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureSet:
+def at_once(pictured: Path) -> FeatureSet:
+    return features_of(pictured)
+
+
+@pytest.fixture
+def late(pictured: Path, at_once: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> FeatureSet:
     """Pictures that wait to be decoded, as for a GPU."""
     monkeypatch.setattr(grounding.data, "decodes", lambda device: True)
     return features_of(pictured)
@@ -75,12 +80,11 @@ def test_jpegs_that_wait_are_the_pictures(pictures: Pictures) -> None:
     np.testing.assert_array_equal(JpegBatch([waiting]).to(CPU)[0].numpy(), pictures.read("v0", rows))
 
 
-def test_a_batch_that_waits_is_the_batch(pictured: Path, late: FeatureSet) -> None:
+def test_a_batch_that_waits_is_the_batch(at_once: FeatureSet, late: FeatureSet) -> None:
     """Wide and tall pictures, padded alike, and with the same sizes."""
     chosen = late.queries[:3]
     waiting = collate([late.sample(query) for query in chosen])
     assert isinstance(waiting.appearance, JpegBatch)
-    at_once = features_of(pictured)
     expected, found = collate([at_once.sample(query) for query in chosen]), to_device(waiting, CPU)
     assert isinstance(expected.appearance, torch.Tensor)
     assert torch.equal(found.appearance, expected.appearance)
@@ -105,10 +109,9 @@ def test_what_waits_is_read_once(late: FeatureSet) -> None:
     assert first is again
 
 
-def test_a_cpu_decodes_what_it_reads(pictured: Path) -> None:
+def test_a_cpu_decodes_what_it_reads(at_once: FeatureSet) -> None:
     assert not decodes(CPU)
-    features = features_of(pictured)
-    assert isinstance(features.sample(features.queries[0]).appearance, np.ndarray)
+    assert isinstance(at_once.sample(at_once.queries[0]).appearance, np.ndarray)
 
 
 def test_a_gpu_without_a_decoder_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

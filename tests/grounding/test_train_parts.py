@@ -51,11 +51,17 @@ RECIPE: dict[str, Any] = {
 """One epoch is one step: every batch holds wide and tall maps, so that parts are padded unlike the whole."""
 OWN: dict[str, dict[str, Any]] = {
     "csdvl": {},
-    "cgstvg": {"model": {**SMALL, **STEADY, "stages": 2, "motion": "motion", "refinement": "none"}},
+    "cgstvg": {
+        "model": {**SMALL, **STEADY, "stages": 2, "motion": "motion", "refinement": "none"},
+        "loss": {"carriers": 1.0, "cells": 1.0, "sigma": 1.0},
+        "lr": 1e-3,
+    },
     "costa": {
         "model": {**SMALL, **STEADY, "layers": 1, "decoder_layers": 2, "trunk_width": 8, "tune_image": True, "beta": 1.0},
+        "loss": {"carriers": 1.0, "cells": 1.0, "sigma": 1.0},
         "encoders": {"backbones": "tiny", "image": "tiny"},
-        "lr_image": 1e-3,
+        "lr": 1e-3,
+        "lr_image": 1e-4,
     },
 }
 """Where their recipes differ, in what does not turn on a number's last digits: CG-STVG's thresholds do."""
@@ -152,7 +158,7 @@ def test_recomputing_keeps_less(store: Path) -> None:
 def test_bfloat16_learns_nearly_the_same(pictured: Path, tmp_path: Path, system: str, whole: Path) -> None:
     """The first loss agrees to bfloat16's three digits, weights and moving average stay float32, and it goes on."""
     half = train_run(pictured, tmp_path / "half", system, precision="bfloat16")
-    assert {value.dtype for value in state_of(half)["model"].values()} == {torch.float32}
+    assert {value.dtype for value in state_of(half)["model"].values() if value.is_floating_point()} == {torch.float32}
     losses = [points(run / "curves" / "plots" / "metrics" / "train" / "loss.tsv")[:, 1] for run in (half, whole)]
     torch.testing.assert_close(*losses, atol=0, rtol=0.02)
     assert not torch.equal(*losses)
