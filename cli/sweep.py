@@ -26,7 +26,9 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The folder of all runs and of the table.", show_default="sweeps/TABLE")
     ] = None,
-    table: Annotated[str, typer.Option("--table", metavar="NAME", help="csdvl, cgstvg, cgstvg_thresholds or costa.")] = "csdvl",
+    table: Annotated[
+        str, typer.Option("--table", metavar="NAME", help="csdvl, cgstvg, cgstvg_context, cgstvg_thresholds, costa or systems.")
+    ] = "csdvl",
     seeds: Annotated[int, typer.Option("--seeds", help="How many seeds each variant is trained with, from `seed` on.")] = 3,
     preset: Annotated[
         str | None, typer.Option("--preset", help="The preset that variants change; by default the one of the store's data set.")
@@ -51,9 +53,8 @@ def sweep(
 
     chosen = table_named(table)
     given = merge(read_section(config, "train"), parse_assignments(assignments or []))
-    values = over_preset(given, preset, chosen.system, features)
-    folder = out or Path("sweeps") / table
-    planned = plan(chosen, features, folder, values, load(EvaluateConfig, "evaluate", config, []), seeds)
+    folder, evaluate = out or Path("sweeps") / table, load(EvaluateConfig, "evaluate", config, [])
+    planned = plan(chosen, features, folder, lambda system: over_preset(given, preset, system, features), evaluate, seeds)
     log_to(folder / "log.txt")
     with sweep_progress() as watch:
         results = run_sweep(planned, watch)
@@ -64,7 +65,8 @@ def sweep(
         say(f"wrote {path}")
     for part in found["sections"]:
         show_section(found, part)
-    show_claims(found)
+    if found["claims"]:
+        show_claims(found)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cli.evaluate_tables import console
 from grounding.metrics import MEANS
-from grounding.sweep_markdown import claim_text, difference_text, label, mean_text, published_text
+from grounding.sweep_markdown import claim_text, cost_cells, cost_head, difference_text, label, mean_text, published_text
 from grounding.sweep_table import ALL, is_sure
 
 COLOURS = {"yes": "green", "no": "red", "unclear": "yellow"}
@@ -20,12 +20,12 @@ def show_section(table: Mapping[str, Any], section: Mapping[str, Any]) -> None:
     """Per variant: its means, how it differs from the reference (bold where surely), and the paper's figures."""
     shown = Table(title=Text(f"{section['title']}, in percent, with 95 % intervals"), title_justify="left")
     shown.add_column("")
-    for metric in MEANS:
+    for metric in (*MEANS, *cost_head(table)):
         shown.add_column(metric, justify="right")
     for row in section["rows"]:
         name, found = row["variant"], table["variants"][row["variant"]]["groups"][ALL]
         head = Text.assemble((name, "bold"), label(table, name).removeprefix(name).replace(": ", "\n", 1))
-        shown.add_row(head, *(mean_text(found.get(metric), "\n") for metric in MEANS))
+        shown.add_row(head, *(mean_text(found.get(metric), "\n") for metric in MEANS), *cost_cells(table, name))
         if "differences" in row:
             differences = [row["differences"][ALL].get(metric) for metric in MEANS]
             cells = [Text(difference_text(one, "\n"), style="bold" if is_sure(one) else "dim") for one in differences]

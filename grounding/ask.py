@@ -160,7 +160,7 @@ class Grounder:
         words: Product = Tokens(queries, self.tokenise) if self.tokenise else self._states(seen.video, texts)
         frames, clips, squared = self.ensemble.frames, self.ensemble.clips, self.ensemble.motion in SQUARED
         appearance, motion = seen.features["appearance"], seen.features.get("motion")
-        features = FeatureSet(queries, Tracks(), appearance, motion, words, frames, clips, squared)
+        features = FeatureSet(queries, Tracks(), appearance, motion, words, frames, clips, squared, self.device)
         found = predict(self.networks, features, queries, self.batch, progress, self.refine, self.between)
         answers = [answer_of(text, prediction, seen.frame_edges) for text, prediction in zip(texts, found, strict=True)]
         return Answers(video=seen.video, queries=answers)

@@ -12,14 +12,14 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from grounding.inputs import Inputs
-from grounding.raw import Pictures, Tokenise, Tokens
+from grounding.raw import JpegBatch, Jpegs, Pictures, Tokenise, Tokens, decodes
 from grounding.targets import Targets
 from pipeline import sampling
 from pipeline.boxes import interpolate, xyxy_to_cxcywh
@@ -31,10 +31,14 @@ from pipeline.store import Store
 SQUARED = ("motion",)
 """Motion products whose maps are of the padded square."""
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+CPU = torch.device("cpu")
 NO_MOTION = np.zeros((0, 1, 1, 0), np.float16)
 """`[T_d, h, w, C]` of a network that reads no motion."""
 RECENT_BYTES = 2 << 30
 """Features kept in memory: many sentences ask about the same video, and a small store fits whole."""
+
+
+Held = TypeVar("Held", np.ndarray, Jpegs, np.ndarray | Jpegs)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Sample:
     query: Query
     numbers: np.ndarray
     """`[T_s]` int: the frames that were taken."""
-    appearance: np.ndarray
+    appearance: np.ndarray | Jpegs
     """`[T_s, H, W, C]`."""
     tau: np.ndarray
     """`[T_s]` the frames' places in the segment."""
@@ -70,8 +74,9 @@ class FeatureSet:
     """Queries and their features, as samples of `frames` frames (T_s) and `clips` clips (T_d); with None for `clips` the motion is
     that at each frame (T_d = T_s). With None for `motion` there is none, and T_d = 0.
 
-    `squared`: motion maps are of the padded square, as SlowFast's; else of the picture, as Video Swin's. Queries whose video or
-    words are not among the features are left out and named in `missing`. Threads may share it.
+    `squared`: motion maps are of the padded square, as SlowFast's; else of the picture, as Video Swin's. Pictures stay JPEGs where
+    `device` decodes them itself. Queries whose video or words are not among the features are left out and named in `missing`. Threads
+    may share it.
     """
 
     def __init__(
@@ -84,8 +89,10 @@ class FeatureSet:
         frames: int,
         clips: int | None,
         squared: bool = True,
+        device: torch.device = CPU,
     ) -> None:
         self.appearance, self.motion, self.text = appearance, motion, text
+        self._read_maps = appearance.jpegs if isinstance(appearance, Pictures) and decodes(device) else appearance.read
         self.tracks, self.frames, self.clips, self.squared = tracks, frames, clips, squared
         seen = [product for product in (appearance, motion) if product is not None]
         self.queries = [q for q in queries if all(q.video in product for product in seen) and q.id in text]
@@ -102,6 +109,7 @@ class FeatureSet:
         tokenise: Tokenise | None = None,
         motion: str | None = "motion",
         pictures: bool = False,
+        device: torch.device = CPU,
     ) -> FeatureSet:
         """The queries of one split of a store; a StoreError where it has features for none of them.
 
@@ -115,7 +123,7 @@ class FeatureSet:
         appearance: Product = Pictures.of_store(store.open("frames")) if pictures or tokenise else store.open("appearance")
         text: Product = Tokens(queries, tokenise) if tokenise else store.open("text")
         moving = store.open(motion) if motion else None
-        features = cls(queries, tracks, appearance, moving, text, frames, clips, motion in SQUARED)
+        features = cls(queries, tracks, appearance, moving, text, frames, clips, motion in SQUARED, device)
         if not features.queries:
             raise StoreError(
                 f"store {path} has no features for any query of split {split!r}: run stvg-extract, or look into failures.jsonl"
@@ -163,9 +171,9 @@ class FeatureSet:
         inside = np.flatnonzero((stored >= begin) & (stored < end))
         return inside if len(inside) else np.array([np.abs(stored - (begin + end) / 2).argmin()])
 
-    def _maps(self, video: str, rows: np.ndarray) -> np.ndarray:
+    def _maps(self, video: str, rows: np.ndarray) -> np.ndarray | Jpegs:
         """Appearance maps of stored rows, `[len(rows), H, W, C]` as stored."""
-        return self._recent.get(("appearance", video, rows.tobytes()), lambda: self.appearance.read(video, rows))
+        return self._recent.get(("appearance", video, rows.tobytes()), lambda: self._read_maps(video, rows))
 
     def _motion(self, query: Query, numbers: np.ndarray) -> np.ndarray:
         """The motion of a query's segment, of clips or at frames `[T_s]`, as stored."""
@@ -229,18 +237,18 @@ class FeatureSet:
 
 
 class _Recent:
-    """Arrays read before, the ones used longest ago forgotten first once they take more than `limit` bytes.
+    """Arrays (or pictures not decoded yet) read before, the ones used longest ago forgotten first once they take more than `limit` bytes.
 
     Threads may share it: what one is reading, others wait for.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.held = limit, 0
-        self._arrays: OrderedDict[Hashable, np.ndarray] = OrderedDict()
-        self._coming: dict[Hashable, Future[np.ndarray]] = {}
+        self._arrays: OrderedDict[Hashable, Any] = OrderedDict()
+        self._coming: dict[Hashable, Future[Any]] = {}
         self._mutex = threading.Lock()
 
-    def get(self, key: Hashable, read: Callable[[], np.ndarray]) -> np.ndarray:
+    def get(self, key: Hashable, read: Callable[[], Held]) -> Held:
         with self._mutex:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
@@ -259,7 +267,7 @@ class _Recent:
                 self._keep(key, own.result())
         return own.result()
 
-    def _keep(self, key: Hashable, array: np.ndarray) -> None:
+    def _keep(self, key: Hashable, array: Any) -> None:
         self._arrays[key] = array
         self.held += array.nbytes
         while self.held > self.limit and len(self._arrays) > 1:
@@ -269,7 +277,8 @@ class _Recent:
 def collate(samples: Sequence[Sample], pin: bool = False) -> Inputs:
     """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real.
 
-    Features stay in float16; with `pin` they lie in pinned memory, which a GPU fetches beside other work.
+    Features stay in float16; with `pin` they lie in pinned memory, which a GPU fetches beside other work. Pictures that are not decoded
+    yet are not padded yet either: `to_device` does both.
     """
     size = torch.tensor([sample.appearance.shape[1:3] for sample in samples])
     motion = _padded([sample.motion for sample in samples], pin)
@@ -277,7 +286,7 @@ def collate(samples: Sequence[Sample], pin: bool = False) -> Inputs:
     filled = np.array([[own.shape[2] / columns, own.shape[1] / rows] * 2 for own in (sample.motion for sample in samples)], np.float32)
     lengths = torch.tensor([len(sample.text) for sample in samples])
     return Inputs(
-        appearance=_padded([sample.appearance for sample in samples], pin),
+        appearance=_joined([sample.appearance for sample in samples], pin),
         map_size=size,
         frame_tau=torch.from_numpy(np.stack([sample.tau for sample in samples])),
         motion=motion,
@@ -290,6 +299,12 @@ def collate(samples: Sequence[Sample], pin: bool = False) -> Inputs:
 def join_targets(targets: Sequence[Targets]) -> Targets:
     """Batches of one, joined."""
     return Targets(*(torch.cat([getattr(target, field.name) for target in targets]) for field in fields(Targets)))
+
+
+def _joined(maps: Sequence[np.ndarray | Jpegs], pin: bool) -> Any:
+    """Padded; of pictures that are not decoded yet, what decodes and pads them on their device."""
+    still = [own for own in maps if isinstance(own, Jpegs)]
+    return JpegBatch(still) if still else _padded([own for own in maps if not isinstance(own, Jpegs)], pin)
 
 
 def _padded(arrays: Sequence[np.ndarray], pin: bool) -> Tensor:

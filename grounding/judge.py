@@ -53,10 +53,13 @@ def predict_split(
     from grounding.systems import tokenise_of
     from pipeline.weights import device_of
 
-    ensemble, opened = Ensemble.of_runs(runs, device_of(config.device), config.frames), Store(store)
+    device = device_of(config.device)
+    ensemble, opened = Ensemble.of_runs(runs, device, config.frames), Store(store)
     ensemble.refuse_products(opened)
     tokenise = tokenise_of(ensemble.models[0])
-    features = FeatureSet.of_store(store, config.split, ensemble.frames, ensemble.clips, tokenise, ensemble.motion, ensemble.pictures)
+    features = FeatureSet.of_store(
+        store, config.split, ensemble.frames, ensemble.clips, tokenise, ensemble.motion, ensemble.pictures, device
+    )
     ensemble.refuse_dims(opened, features.dims)
     answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
     return answers, features.missing

@@ -16,13 +16,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from grounding.data import RECENT_BYTES, FeatureSet, collate, join_targets, to_device
+from grounding.augment import Augmentation
+from grounding.data import CPU, RECENT_BYTES, FeatureSet, collate, join_targets, to_device
 from grounding.inputs import Inputs
 from grounding.targets import Targets
 from pipeline.errors import InputError
 from pipeline.records import Query
 
-CPU = torch.device("cpu")
 READERS = 4
 """Threads that make batches for a GPU; a CPU has the network to run meanwhile and gets one."""
 Item = TypeVar("Item")
@@ -114,7 +114,7 @@ class Loader:
 
     Process `rank` of `world` gets equal parts of each batch; all parts together are the same for any `world` and `accumulate`.
     Batches are made by threads that live inside the `with` block, in exact order and a few ahead; what goes wrong
-    there is raised here. An InputError where `batch` cannot be cut into equal parts.
+    there is raised here. `augment` changes what they hold. An InputError where `batch` cannot be cut into equal parts.
     """
 
     def __init__(
@@ -128,8 +128,9 @@ class Loader:
         world: int = 1,
         accumulate: int = 1,
         device: torch.device = CPU,
+        augment: Augmentation | None = None,
     ) -> None:
-        self.features, self.queries, self.start = features, queries, start
+        self.features, self.queries, self.start, self._augment = features, queries, start, augment
         self.rank, self.world, self.accumulate = rank, world, accumulate
         self._plan = Plan.of(features, queries, batch, seed)
         self._on_gpu = device.type == "cuda"
@@ -143,6 +144,8 @@ class Loader:
 
     def __enter__(self) -> Loader:
         prepare = partial(torch.cuda.set_device, self.device) if self._on_gpu else None
+        if self._on_gpu:  # one for all batches: memory that one has left is the next one's
+            self._stream = torch.cuda.Stream(self.device)
         self._makers, self._sender = ThreadPoolExecutor(self._readers, "loader", prepare), ThreadPoolExecutor(1, "loader-sends", prepare)
         return self
 
@@ -151,7 +154,7 @@ class Loader:
             threads.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        made = _ahead(self._makers, self._readers, self._make, self._plan.batches(self.start))
+        made = _ahead(self._makers, self._readers, self._make, enumerate(self._plan.batches(self.start), self.start))
         if not self._on_gpu:
             for step in made:
                 yield step.result()
@@ -161,22 +164,24 @@ class Loader:
             _take_over(parts, arrived, torch.cuda.current_stream(self.device))
             yield parts
 
-    def _make(self, numbers: np.ndarray) -> list[Batch]:
-        """This process' parts of one global batch, in the machine's memory."""
-        own = numbers.reshape(self.world, self.accumulate, -1)[self.rank]
-        return [self._part([self.queries[number] for number in part]) for part in own]
+    def _make(self, step: tuple[int, np.ndarray]) -> list[Batch]:
+        """This process' parts of a step's global batch, in the machine's memory."""
+        own = step[1].reshape(self.world, self.accumulate, -1)[self.rank]
+        return [self._part(part.tolist(), step[0] // self._plan.steps) for part in own]
 
-    def _part(self, queries: Sequence[Query]) -> Batch:
-        samples = [self.features.sample(query) for query in queries]
-        targets = join_targets([self.features.truth(sample) for sample in samples])
-        return Batch(collate(samples, pin=self._on_gpu), targets, [query.id for query in queries])
+    def _part(self, numbers: Sequence[int], epoch: int) -> Batch:
+        samples = [self.features.sample(self.queries[number]) for number in numbers]
+        truths = [self.features.truth(sample) for sample in samples]
+        if self._augment is not None:
+            for place, number in enumerate(numbers):
+                samples[place], truths[place] = self._augment(samples[place], truths[place], epoch, number)
+        return Batch(collate(samples, pin=self._on_gpu), join_targets(truths), [sample.query.id for sample in samples])
 
     def _send(self, made: Future[list[Batch]]) -> tuple[list[Batch], torch.cuda.Event]:
-        """Start to copy parts to the GPU beside its work; the event tells when they are there."""
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(stream):
+        """Start to copy parts to the GPU, or to decode them there, beside its work; the event tells when they are there."""
+        with torch.cuda.stream(self._stream):
             parts = [Batch(to_device(part.inputs, self.device), to_device(part.targets, self.device), part.ids) for part in made.result()]
-            return parts, stream.record_event()
+            return parts, self._stream.record_event()
 
 
 def _ahead(threads: ThreadPoolExecutor, count: int, work: Callable[[Item], Result], items: Iterator[Item]) -> Iterator[Future[Result]]:

@@ -112,18 +112,25 @@ _CG_CODE: Presets = {
     "hcstvg-v2": _released(0.5, 0.7, 0.8, giou=4.0, kl=10.0),
     "vidstg": _released(-0.5, 0.5, 0.5, giou=3.0, kl=1.0),
 }
+# θ as low as boxes and confidences of a training of minutes are.
 _CG_SHAPES: Presets = {
     "shapes": {
         "model": {
             **_SMALL,
-            "layers": 1,
+            "layers": 2,
             "stages": 2,
             "frames": 16,
             "motion": "motion",
+            "theta_t": 0.5,
+            "theta_s": 0.5,
             "box_head": "attention",
+            "positions": "everywhere",
+            "word_gain": "cells",
         },
         "loss": {"carriers": 1.0, "cells": 2.0, "sigma": 1.0},
         **_MINUTES,
+        "max_steps": 1000,
+        "validate_every": 500,
     },
 }
 
@@ -136,7 +143,13 @@ CGSTVG: Presets = {
 them: features are cached."""
 
 # CoSTA: of all numbers the paper states β alone; STCAT's stand in. Defaults are those for HC-STVG.
-_COSTA: dict[str, Any] = {"lr": 1e-4, "lr_text": 5e-5, "weight_decay": 1e-4, "clip_norm": 0.1}
+_COSTA: dict[str, Any] = {
+    "lr": 1e-4,
+    "lr_text": 5e-5,
+    "weight_decay": 1e-4,
+    "clip_norm": 0.1,
+    "augment": {"flip": 0.5, "smallest": 0.79, "crop": 0.5},  # short sides of 352 to 448
+}
 
 COSTA: Presets = {
     "hcstvg-v1": {**_COSTA, "loss": {"giou": 4.0}, "lr_image": 2e-5, "epochs": 90},
@@ -147,14 +160,16 @@ COSTA: Presets = {
             **_SMALL,
             "layers": 2,
             "decoder_layers": 2,
-            "frames": 8,
+            "frames": 16,
             "trunk_width": 8,
             "tune_image": False,
             "box_head": "attention",
+            "word_gain": "cells",
         },
         "encoders": {"backbones": "tiny", "image": "tiny"},
-        "loss": {"carriers": 1.0, "cells": 2.0, "sigma": 1.0},
+        "loss": {"l1": 1.0, "giou": 1.0, "first": 4.0, "last": 4.0, "carriers": 4.0, "cells": 4.0, "sigma": 1.0},
         **_MINUTES,
+        "batch": 4,
     },
 }
 """The image encoder trains, on the store's pictures; the text encoder does with `encoders.text` (null: token states are cached)."""

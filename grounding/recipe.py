@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from grounding.augment import AugmentConfig
 from grounding.losses.cgstvg import CgstvgLossConfig
 from grounding.losses.costa import CostaLossConfig
 from grounding.losses.csdvl import LossConfig
@@ -43,6 +44,8 @@ class Recipe(Config):
     encoders: EncodersConfig | None = None
     """Image and text encoders that train with the network, on the store's `frames` and the sentences; by default their
     features are read from the store."""
+    augment: AugmentConfig | None = None
+    """What pictures become in training, for networks that are given these."""
     batch: int = Field(default=8, ge=1)
     """Queries per step, over all processes and accumulated parts."""
     accumulate: int = Field(default=1, ge=1)
@@ -80,6 +83,8 @@ class Recipe(Config):
             raise ValueError(f"encoders: {self.system} reads pictures: name its image encoder's weights, {{backbones: …, image: …}}")
         if self.encoders is not None and self.encoders.text is None and not self.model.pictures:
             raise ValueError(f"encoders.text: name the weights of {self.system}'s text encoder: both train, or, with encoders=null, none")
+        if self.augment is not None and not self.model.pictures:
+            raise ValueError(f"augment: {self.system} reads cached features, which are of the pictures as they are: augment=null")
         return self
 
 

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from grounding.sweep_markdown import about, claim_text, warnings
+from grounding.sweep_markdown import about, claim_text, costs_text, means, warnings
 from pipeline.errors import InputError
 
 FOLDER = "sweep"
@@ -16,11 +16,14 @@ FOLDER = "sweep"
 
 @dataclass(frozen=True)
 class Ablations:
-    """What the page shows: `claims` are rows of (claim, source, difference here, seen); `pictures` (title, path from the page)."""
+    """What the page shows: `tables` are a head and rows, for a sweep that says what its variants cost, and `notes` of it; `claims`
+    rows of (claim, source, difference here, seen); `pictures` (title, path from the page)."""
 
     title: str
     about: str
     warnings: list[str]
+    notes: list[str]
+    tables: list[tuple[list[str], list[list[str]]]]
     claims: list[tuple[str, str, str, str]]
     pictures: list[tuple[str, str]]
 
@@ -47,6 +50,8 @@ def take_over(sweep: Path, out: Path) -> Ablations:
         title=table["title"],
         about=about(table),
         warnings=[warning.strip("*") for warning in warnings(table)],
+        notes=costs_text(table),
+        tables=[means(table, section) for section in table["sections"]] if "unit" in table else [],
         claims=[claim_text(claim) for claim in table["claims"]],
         pictures=[(titles[name], f"{FOLDER}/{name}.png") for name in there],
     )

@@ -24,6 +24,7 @@ from grounding.metrics import Score, read_scores
 from grounding.recipe import Recipe
 from grounding.runs import MAY_CHANGE, RunInUseError, open_run, sole_writer
 from grounding.sweep_plan import SweepTable, Variant
+from grounding.sweep_time import for_the_same_time
 from grounding.systems import system_of
 from grounding.train import train
 from grounding.tubes import Tubes
@@ -89,14 +90,13 @@ class Sweep:
         yield from ((name, seed) for name in self.table.derived for seed in self.seeds_of(name))
 
 
-def plan(table: SweepTable, store: Path, out: Path, values: Mapping[str, Any], evaluate: EvaluateConfig, seeds: int) -> Sweep:
-    """Check all that can be checked before hours of training. `values`: section `train`, whose `seed` is the first one."""
+def plan(
+    table: SweepTable, store: Path, out: Path, values: Callable[[str], Mapping[str, Any]], evaluate: EvaluateConfig, seeds: int
+) -> Sweep:
+    """Check all that can be checked before hours of training. `values`: a system's section `train`, whose `seed` is the first one."""
     if seeds < FEWEST_SEEDS:
         raise InputError(f"--seeds {seeds}: a table over seeds needs at least {FEWEST_SEEDS}")
-    configs = {
-        name: validate(system_of(table.system).config, merge(values, variant.changes), f"section 'train', variant {name!r}")
-        for name, variant in table.trained.items()
-    }
+    configs = for_the_same_time(table, {name: _recipe(table, name, values) for name in table.trained})
     asked = {name: _asked(name, variant, configs[variant.of or name], evaluate) for name, variant in table.variants.items()}
     exam = read_exam(store / "index.jsonl", evaluate.split)
     if not len(exam.truths.tubes):
@@ -104,6 +104,12 @@ def plan(table: SweepTable, store: Path, out: Path, values: Mapping[str, Any], e
     first = next(iter(configs.values())).seed
     numbers = range(first, first + seeds)
     return Sweep(table, store, out, configs, asked, numbers, exam, evaluate.split, Store(store).manifest_digest)
+
+
+def _recipe(table: SweepTable, name: str, values: Callable[[str], Mapping[str, Any]]) -> Recipe:
+    """How a variant is trained."""
+    system, changes = table.system_of(name), table.variants[name].changes
+    return validate(system_of(system).config, merge(values(system), changes), f"section 'train', variant {name!r}")
 
 
 def _asked(name: str, variant: Variant, config: Recipe, evaluate: EvaluateConfig) -> EvaluateConfig:
@@ -123,7 +129,9 @@ def run_sweep(sweep: Sweep, watch: Watch = lambda place: None) -> Results:
 
     def at(step: int, steps: int) -> None:
         nonlocal place
-        place = replace(place, step=len(made) * steps + step, steps=trained * steps)
+        own = {name: config.max_steps or steps for name, config in sweep.configs.items()}
+        done = sum(own[name] for name, _ in made)
+        place = replace(place, step=done + step, steps=len(sweep.seeds) * sum(own.values()))
         watch(place)
 
     def judging() -> None:

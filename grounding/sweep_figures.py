@@ -94,7 +94,8 @@ def curves_figure(table: Mapping[str, Any], out: Path) -> Figure | None:
     """
     sections = [(section["title"], _trained(table, section)) for section in table["sections"]]
     shown = [(title, names) for title, names in sections if len(names) > 1]
-    known = [name for name in CURVES if any(_runs_of(table, out, variant, name) for _, names in shown for variant in names)]
+    curves = CURVES[1:] if len({one.get("system") for one in table["variants"].values()}) > 1 else CURVES  # losses of one system compare
+    known = [name for name in curves if any(_runs_of(table, out, variant, name) for _, names in shown for variant in names)]
     if not known:
         return None
     figure = Figure(figsize=(3.7 * len(known) + 1, 2.7 * len(shown) + 0.6), layout="constrained")
@@ -103,14 +104,14 @@ def curves_figure(table: Mapping[str, Any], out: Path) -> Figure | None:
         for axes, curve in zip(line, known, strict=True):
             for number, variant in enumerate(names):
                 if not curve.startswith("val/") or curve.removeprefix("val/") in table["variants"][variant]["groups"][ALL]:
-                    _band(axes, _runs_of(table, out, variant, curve), variant, number, curve)
+                    _band(axes, _runs_of(table, out, variant, curve), variant, number, curve, _cost_of_step(table, variant))
             if not axes.lines:  # the dynamic stream alone has no boxes to judge
                 axes.set_axis_off()
                 continue
             _plain(axes)
             axes.set_title(curve, fontsize=10, color=INK)
             axes.grid(color=LINE)
-            axes.set_xlabel("step", fontsize=8, color=SOFT)
+            axes.set_xlabel(f"time, in steps of {table['unit']}" if "unit" in table else "step", fontsize=8, color=SOFT)
         line[0].legend(title=title, title_fontsize=8, fontsize=8, frameon=False, alignment="left", handlelength=3)
     figure.suptitle(
         f"{table['title']} – learning curves: mean over {len(table['seeds'])} seeds, band from lowest to highest", fontsize=11, color=INK
@@ -122,13 +123,18 @@ def _trained(table: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
     return [row["variant"] for row in section["rows"] if table["variants"][row["variant"]]["of"] is None]
 
 
+def _cost_of_step(table: Mapping[str, Any], variant: str) -> float:
+    """How long a variant's step takes, so that curves of the same time end at one place."""
+    return table["variants"][variant].get("cost", {"step": 1})["step"]
+
+
 def _runs_of(table: Mapping[str, Any], out: Path, variant: str, curve: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Steps and values `[n]` of one curve in each of a variant's runs that has it."""
     paths = [out / run / "curves" / "plots" / "metrics" / f"{curve}.tsv" for run in table["variants"][variant]["runs"]]
     return [found for path in paths if path.exists() and len((found := read_table(path))[0])]
 
 
-def _band(axes: Axes, runs: Sequence[tuple[np.ndarray, np.ndarray]], variant: str, number: int, curve: str) -> None:
+def _band(axes: Axes, runs: Sequence[tuple[np.ndarray, np.ndarray]], variant: str, number: int, curve: str, cost: float) -> None:
     if not runs:
         return
     steps = runs[0][0]
@@ -140,7 +146,7 @@ def _band(axes: Axes, runs: Sequence[tuple[np.ndarray, np.ndarray]], variant: st
     colour = COLOURS[number % len(COLOURS)]
     marker = "o" if len(steps) < 12 else ""
     axes.plot(
-        steps,
+        steps * cost,
         values.mean(0),
         color=colour,
         linestyle=DASHES[number % len(DASHES)],
@@ -149,7 +155,7 @@ def _band(axes: Axes, runs: Sequence[tuple[np.ndarray, np.ndarray]], variant: st
         linewidth=1.6,
         label=variant,
     )
-    axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(steps * cost, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
 
 
 def _plain(axes: Axes) -> None:

@@ -14,42 +14,73 @@ INTERVALS = (
     "`grounding/sweep_table.py`); differences are paired, query by query and seed by seed, and **bold** where the interval excludes 0. "
     "An ensemble is one answer: its own interval is over videos alone. Intervals are not corrected for their number."
 )
+COSTS = (
+    "All are trained for the same time: the steps of {unit}, divided by what a step takes. Parameters are those of the network, with an"
+    " encoder that is part of it; time and memory of a training step, at its peak, are multiples of {unit}'s, measured side by side."
+)
 PAPER = "The paper's figures are of other data, features and training: the order of the rows is what compares, not the height."
 
 
 def markdown(table: Mapping[str, Any], pictures: Iterable[str]) -> str:
     """The whole of `table.md`; `pictures` are the names of files beside it."""
-    parts = [f"# {table['title']}", about(table), *warnings(table), INTERVALS]
+    parts = [f"# {table['title']}", about(table), *warnings(table), INTERVALS, *costs_text(table)]
     parts += ["\n".join(f"![{name}]({name})" for name in pictures)]
-    parts += ["## What the paper says, and what is seen", claims_text(table)]
+    if table["claims"]:
+        parts += ["## What the paper says, and what is seen", claims_text(table)]
     for section in table["sections"]:
-        parts += [f"## {section['title']}", _means(table, section), _differences(table, section, ALL, MEANS), *_published(table, section)]
+        parts += [
+            f"## {section['title']}",
+            grid(*means(table, section)),
+            _differences(table, section, ALL, MEANS),
+            *_published(table, section),
+        ]
     for group in [name for name in table["groups"] if name != ALL]:
         parts += [f"## Only {group} ({table['groups'][group]['queries']:,} queries)"]
         for section in table["sections"]:
-            parts += [f"### {section['title']}", _means(table, section, group), _differences(table, section, group, MEANS[:3])]
+            parts += [f"### {section['title']}", grid(*means(table, section, group)), _differences(table, section, group, MEANS[:3])]
     return "\n\n".join(parts) + "\n"
 
 
 def about(table: Mapping[str, Any]) -> str:
     """What a table stands on."""
-    count, steps = table["groups"][ALL], " or ".join(f"{step:,}" for step in table["steps"])
+    count, steps = table["groups"][ALL], " or ".join(f"{step:,}" for step in table["steps"]) + " steps each"
+    if "unit" in table:
+        steps = f"all trained for the time of {table['variants'][table['unit']]['steps']:,} steps of {table['unit']}"
     return (
         f"Data set {table['dataset']}, split {table['split']}: {count['queries']:,} queries about {count['videos']:,} videos. "
-        f"{len(table['seeds'])} seeds ({', '.join(map(str, table['seeds']))}), {steps} steps each. Protocol {table['protocol']}."
+        f"{len(table['seeds'])} seeds ({', '.join(map(str, table['seeds']))}), {steps}. Protocol {table['protocol']}."
     )
 
 
 def warnings(table: Mapping[str, Any]) -> list[str]:
     """What makes the rows of a table less comparable."""
     found = []
-    if len(table["steps"]) > 1:
+    if len(table["steps"]) > 1 and "unit" not in table:
         found.append(f"**The runs differ in their steps ({', '.join(map(str, table['steps']))}).**")
     if len(table["codes"]) > 1:
         found.append(
             f"**The runs were trained by {len(table['codes'])} versions of the code: train in a new folder to compare them strictly.**"
         )
     return found
+
+
+def costs_text(table: Mapping[str, Any]) -> list[str]:
+    """What the costs of a table are; [] for one without."""
+    return [COSTS.format(unit=table["unit"])] if "unit" in table else []
+
+
+def cost_head(table: Mapping[str, Any]) -> list[str]:
+    """The columns of `cost_cells`."""
+    return ["parameters", "steps", f"step ÷ {table['unit']}'s", f"memory ÷ {table['unit']}'s"] if "unit" in table else []
+
+
+def cost_cells(table: Mapping[str, Any], name: str) -> list[str]:
+    """What a variant takes: `0.31 M`, `1,500`, `1.00`, `1.00`; [] where the table has no costs."""
+    variant = table["variants"][name]
+    if "cost" not in variant:
+        return [NONE] * len(cost_head(table))
+    cost = variant["cost"]
+    return [f"{variant['parameters'] / 1e6:.2f} M", f"{variant['steps']:,}", f"{cost['step']:.2f}", f"{cost['memory']:.2f}"]
 
 
 def label(table: Mapping[str, Any], name: str) -> str:
@@ -102,14 +133,16 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _means(table: Mapping[str, Any], section: Mapping[str, Any], group: str = ALL) -> str:
+def means(table: Mapping[str, Any], section: Mapping[str, Any], group: str = ALL) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a section's means, with what they cost (for all queries) and seed by seed."""
     rows = []
     for row in section["rows"]:
         found = table["variants"][row["variant"]]["groups"][group]
         first = next(iter(found), None)
         seeds = ", ".join(f"{100 * one:.1f}" for one in found[first]["seeds"]) if first else NONE
-        rows.append([label(table, row["variant"]), *(mean_text(found.get(metric)) for metric in MEANS), f"{first}: {seeds}"])
-    return grid(["", *MEANS, "seed by seed"], rows)
+        costs = cost_cells(table, row["variant"]) if group == ALL else []
+        rows.append([label(table, row["variant"]), *(mean_text(found.get(metric)) for metric in MEANS), *costs, f"{first}: {seeds}"])
+    return ["", *MEANS, *(cost_head(table) if group == ALL else []), "seed by seed"], rows
 
 
 def _differences(table: Mapping[str, Any], section: Mapping[str, Any], group: str, metrics: Sequence[str]) -> str:

@@ -18,15 +18,25 @@ FILE = Path(__file__).with_name("sweeps.yaml")
 Mean = Literal["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
 
 
+class Cost(Record):
+    """A training step's time and memory, as multiples of those of the reference of the table's first section."""
+
+    step: float = Field(gt=0)
+    memory: float = Field(gt=0)
+
+
 class Variant(Record):
     """A line of a table: trained anew with `changes`, or (`of`) answers of another variant's runs, without training.
 
     `changes` are of sections `model` and `loss` only, and of `initialise` for a variant without what it would load: every variant
-    has the same data, steps and schedule.
+    has the same data, steps and schedule. With a `cost` it has not the same steps but the same time.
     """
 
     shows: str
+    system: str | None = None
+    """By default the table's."""
     changes: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    cost: Cost | None = None
     of: str | None = None
     together: bool = False
     """All seeds' runs answer as one ensemble."""
@@ -41,8 +51,8 @@ class Variant(Record):
             raise ValueError("together, evaluate and times need `of`, the variant whose runs answer")
         if self.changes.keys() - {"model", "loss", "initialise"} or self.changes.get("initialise"):
             raise ValueError(f"changes are of model and loss, not of {', '.join(sorted(self.changes))}: all variants train alike")
-        if self.of is not None and self.changes:
-            raise ValueError("a variant is trained with `changes` or derived with `of`, not both")
+        if self.of is not None and (self.changes or self.system or self.cost):
+            raise ValueError("a variant is trained with `changes` or derived with `of`, not both; `system` and `cost` are of training")
         return self
 
 
@@ -89,10 +99,21 @@ class SweepTable(Record):
     """A named table: its variants, the sections that show them, and what is expected of them."""
 
     title: str
-    system: str
+    system: str | None = None
     variants: dict[str, Variant]
-    sections: tuple[Section, ...]
+    sections: tuple[Section, ...] = Field(min_length=1)
     claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _systems_and_costs_are_whole(self) -> SweepTable:
+        for name, variant in self.trained.items():
+            if variant.system is None and self.system is None:
+                raise ValueError(f"variant {name!r} needs a `system`, for the table has none")
+            if variant.cost is None and self.has_costs:
+                raise ValueError(f"variant {name!r} needs a `cost`: all that are trained have one, or none has")
+        if self.has_costs and self.unit in self.variants and self.variants[self.unit].cost != Cost(step=1, memory=1):
+            raise ValueError(f"variant {self.unit!r}: costs are multiples of its own, which are 1")
+        return self
 
     @model_validator(mode="after")
     def _names_are_known(self) -> SweepTable:
@@ -113,6 +134,22 @@ class SweepTable(Record):
         for claim in self.claims:
             yield from (claim.more, claim.less)
         yield from (variant.of for variant in self.variants.values() if variant.of is not None)
+
+    @property
+    def unit(self) -> str:
+        """The variant whose cost is 1, where there are costs."""
+        return self.sections[0].reference
+
+    @property
+    def has_costs(self) -> bool:
+        """Whether its variants train for the same time instead of the same steps."""
+        return any(variant.cost for variant in self.variants.values())
+
+    def system_of(self, variant: str) -> str:
+        """The system of a trained variant."""
+        system = self.variants[variant].system or self.system
+        assert system is not None
+        return system
 
     @property
     def trained(self) -> dict[str, Variant]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from grounding.checkpoint import read_provenance
+from grounding.checkpoint import load_model, read_provenance
 from grounding.intervals import PERCENTILES, drawn_means, few, stacked
 from grounding.metrics import MEANS, Score
 from grounding.sweep import Results, Sweep
@@ -54,12 +54,14 @@ def make_table(sweep: Sweep, results: Results) -> dict[str, Any]:
     return {
         "format": 1,
         "title": sweep.table.title,
+        **({"unit": sweep.table.unit} if sweep.table.has_costs else {}),
         **_facts(sweep, groups, videos),
         "variants": {
             name: {
                 "shows": variant.shows,
                 "of": variant.of,
                 "changes": variant.changes,
+                **_cost(sweep, name),
                 "runs": [sweep.folder(name, seed).relative_to(sweep.out).as_posix() for seed in sweep.seeds_of(name)],
                 "groups": judged(stacks[name], variant.only, 0.0, groups),
             }
@@ -133,6 +135,17 @@ def _facts(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray) -
         "codes": sorted({run["code"] for run in runs}),
         "groups": {name: {"queries": int(rows.sum()), "videos": len(set(videos[rows]))} for name, rows in groups.items()},
     }
+
+
+def _cost(sweep: Sweep, name: str) -> dict[str, Any]:
+    """What a variant takes, where the table says it: its parameters (those of an encoder in its network among them), steps, and a
+    step's time and memory as multiples of the unit's."""
+    cost = sweep.table.variants[name].cost
+    if cost is None:
+        return {}
+    model, _, about = load_model(sweep.folder(name, sweep.seeds[0]))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"system": about["model"], "parameters": parameters, "steps": about["finished"], "cost": cost.model_dump()}
 
 
 def _section(section: Section, differences: Callable[[str, str], dict[str, dict[str, Estimate]]]) -> dict[str, Any]:

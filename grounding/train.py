@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grounding.augment import Augmentation
 from grounding.checkpoint import read_provenance
 from grounding.data import FeatureSet
 from grounding.loader import Batch, Loader, steps_per_epoch
@@ -66,7 +67,7 @@ def train(
     device = together.device(c.device)
     about = read_provenance(run)
     model = built(c, about)
-    features, held = (_split(store, split, c, tokenise_of(model)) for split in ("train", "val"))
+    features, held = (_split(store, split, c, tokenise_of(model), device) for split in ("train", "val"))
     if features is None:
         raise InputError(f"store {store}: no query of split 'train' has a truth to learn from")
     per_epoch = steps_per_epoch(len(features.queries), c.batch)
@@ -79,7 +80,8 @@ def train(
     together.wait()  # until all have read what the first may replace
     written = RunWriter(run, about, state)
     queries, measure = features.queries, system_of(c.system).measure(c.model)
-    loader = Loader(features, queries, c.batch, c.seed, state.step, together.rank, together.world, c.accumulate, device)
+    augment = None if c.augment is None else Augmentation(c.augment, c.seed, queries, tokenise_of(model))
+    loader = Loader(features, queries, c.batch, c.seed, state.step, together.rank, together.world, c.accumulate, device, augment)
     with Stop(several=together.world > 1) as stop, loader:
         progress(state.step, last)
         batches = iter(loader)
@@ -191,10 +193,10 @@ def _weights_read(c: Recipe, about: dict[str, Any]) -> dict[str, str]:
     return {name: about["products"][name].get("weights", "an unknown source") for name in ("appearance", "text")}
 
 
-def _split(store: Path, split: str, c: Recipe, tokenise: Tokenise | None) -> FeatureSet | None:
+def _split(store: Path, split: str, c: Recipe, tokenise: Tokenise | None, device: torch.device) -> FeatureSet | None:
     """The queries of a split that have a truth, with their features; None where there are none."""
     if not any(query.split == split and query.truth is not None for query in read_jsonl(Store(store).index_path, Query)):
         return None
-    features = FeatureSet.of_store(store, split, c.model.frames, c.model.clips, tokenise, c.model.motion, c.model.pictures)
+    features = FeatureSet.of_store(store, split, c.model.frames, c.model.clips, tokenise, c.model.motion, c.model.pictures, device)
     features.queries = [query for query in features.queries if query.truth is not None]
     return features if features.queries else None

@@ -16,7 +16,7 @@ Where the paper leaves things open:
   anchors pass no gradient, but for the first ones, which would learn nothing else. One MLP moves them in all layers.
 - Content and place of the concatenated attention stay apart in every head, as in Conditional DETR.
 - The last queries that say whether the object is there are the temporal decoder's: the spatial decoder's have been told.
-- `box_head=attention` and the attention weights of the temporal decoder (`heard`) are ours, for training from scratch.
+- `word_gain=cells`, `box_head=attention` and the attention weights of the temporal decoder (`heard`) are ours, for training from scratch.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from grounding.inputs import Inputs
 from grounding.models.sizes import TransformerConfig
-from grounding.modules.attention import PairedAttention
+from grounding.modules.attention import PairedAttention, words_as_loud_as_cells
 from grounding.modules.boundaries import FrameOutputs, likeliest_frames
 from grounding.modules.box_heads import AttentionBoxHead, Cells
 from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
@@ -76,6 +77,8 @@ class CostaConfig(TransformerConfig):
     beta: float = Field(default=0.9, ge=0, le=1)
     """How often in training that is the true span."""
     box_head: Literal["mlp", "attention"] = "mlp"
+    word_gain: Literal["one", "cells"] = "one"
+    """Among a frame's tokens every word counts as one of them, or all words together begin as loud as all cells."""
 
     @model_validator(mode="after")
     def _groups_fit(self) -> CostaConfig:
@@ -158,15 +161,17 @@ class Costa(nn.Module):
         text = self.project_text(as_computed(words))
         positions, mask, centres = map_cells(size, rows, columns, text.shape[-1])
         positions = torch.cat([positions, torch.zeros_like(text)], 1).repeat_interleave(frames, 0)
-        mask = torch.cat([mask, inputs.text_mask], 1).repeat_interleave(frames, 0)
+        loud, counted = self.config.word_gain == "cells", torch.cat([mask, inputs.text_mask], 1)
+        heard = words_as_loud_as_cells(mask, inputs.text_mask) if loud else counted
+        mask = counted.repeat_interleave(frames, 0)
         time = sine_time(inputs.frame_tau, text.shape[-1])
         visual = self.project_video(maps).flatten(2, 3)
         states = torch.cat([visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         cls = self.cls.expand(batch, frames, -1)
-        counts, nowhere = torch.ones_like(mask[:, :1]), torch.zeros_like(positions[:, :1])
-        everywhere, all_count = torch.cat([positions, nowhere], 1), torch.cat([mask, counts], 1)
+        everywhere = functional.pad(positions, (0, 0, 0, 1))
+        heard = functional.pad(heard, (0, 1), value=0.0 if loud else 1.0).repeat_interleave(frames, 0)  # [CLS] is one token
         for number, layer in enumerate(self.over_space):
-            tokens = layer(torch.cat([states, cls.reshape(batch * frames, 1, -1)], 1), everywhere, all_count)
+            tokens = layer(torch.cat([states, cls.reshape(batch * frames, 1, -1)], 1), everywhere, heard)
             states, cls = tokens[:, :-1], tokens[:, -1].unflatten(0, (batch, frames))
             if self.config.temporal_fusion:
                 cls = self.over_time[number](cls, time, None)

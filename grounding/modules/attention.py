@@ -21,7 +21,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """`[n, Q, d]`, `[n, K, d]`, `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count."""
+        """`[n, Q, d]`, `[n, K, d]`, `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count, or holds logits to add."""
         if query.shape[1] == 1:
             return self._of_one_query(_masked(self._alone(query, key), key_mask), value)
         return self._mix(*self._queries_and_keys(query, key), value, key_mask)
@@ -57,6 +57,8 @@ class Attention(nn.Module):
 
     def _mix(self, q: Tensor, k: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         mask = None if key_mask is None else key_mask[:, None, None, :]
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
         (v,) = self._project(value, 2, 3)
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -78,9 +80,19 @@ class Attention(nn.Module):
         return projected.unflatten(-1, (end - first, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 
+def words_as_loud_as_cells(cells: Tensor, words: Tensor) -> Tensor:
+    """Masks of cells `[n, C]` and of words `[n, L]` as logits to add to a frame's tokens `[n, C + L]`: words get log(cells / words), so
+    that all of them begin with as much of the attention as all cells. Without, a dozen words are hardly heard among a hundred cells."""
+    gain = (cells.sum(-1, keepdim=True) / words.sum(-1, keepdim=True)).log()
+    logits = torch.cat([torch.zeros_like(cells, dtype=gain.dtype), gain.expand(words.shape)], 1)
+    return logits.masked_fill(~torch.cat([cells, words], 1), float("-inf"))
+
+
 def _masked(logits: Tensor, key_mask: Tensor | None) -> Tensor:
-    """Logits `[n, heads, K]` with -inf at keys that do not count."""
-    return logits if key_mask is None else logits.masked_fill(~key_mask[:, None], float("-inf"))
+    """Logits `[n, heads, K]` with -inf at keys that do not count, or with the mask's own logits added."""
+    if key_mask is None:
+        return logits
+    return logits + key_mask[:, None] if key_mask.is_floating_point() else logits.masked_fill(~key_mask[:, None], float("-inf"))
 
 
 class PairedAttention(nn.Module):

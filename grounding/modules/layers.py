@@ -46,7 +46,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(d, ffn, dropout)
 
     def forward(self, x: Tensor, positions: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Tokens `[n, S, d]`, positions alike (added to queries and keys) or None, mask `[n, S]` or None → `[n, S, d]`."""
+        """Tokens `[n, S, d]`, positions alike (added to queries and keys) or None, mask `[n, S]` (or logits) or None → `[n, S, d]`."""
         placed = x if positions is None else x + positions
         return self.feed_forward(self.norm(x + self.dropout(self.self_attn(placed, placed, x, mask))))
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+LONGEST = 1.8
+"""The longer side is at most this many times N_short."""
 
-def appearance_size(size: tuple[int, int], short: int) -> tuple[int, int]:
+
+def appearance_size(size: tuple[int, int], short: float) -> tuple[int, int]:
     """`(width, height)` after scaling by min(short/shorter side, 1.8·short/longer side), aspect kept (supplement B.1)."""
-    scale = min(short / min(size), 1.8 * short / max(size))
+    scale = min(short / min(size), LONGEST * short / max(size))
     width, height = (max(1, round(side * scale)) for side in size)
     return width, height
 

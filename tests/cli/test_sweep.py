@@ -17,11 +17,15 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import cli.evaluate
+import cli.report
 import cli.sweep
 import grounding.intervals
 import grounding.sweep_plan
 from grounding.sweep import Place
-from grounding.sweep_plan import SweepTable
+from grounding.sweep_figures import curves_figure
+from grounding.sweep_plan import SweepTable, table_named
+from pipeline.run import ExtractConfig
+from pipeline.run import run as extract
 
 TABLE = {
     "title": "a table",
@@ -87,6 +91,49 @@ def test_a_table_is_made_and_made_again_from_what_is_there(arguments: list[str],
     assert (tmp_path / "run" / "scores" / "test.json").read_text() == (out / "none" / "seed-1" / "scores" / "test.json").read_text()
 
 
+def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> None:
+    store, out, products = tmp_path / "store", tmp_path / "out", ["appearance", "motion", "text", "frames"]
+    settings = {"backbones": "tiny", "products": products, "sampling": {"fps": 5.0, "short": 48}, "workers": 0, "device": "cpu"}
+    extract(tiny_run.index, tiny_run.root, "shapes", store, ExtractConfig.model_validate(settings))
+    small = ["max_steps=6", "batch=2", "device=cpu", "model.d=8", "model.heads=2", "model.ffn=8", "model.frames=3"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluate": {"device": "cpu"}}))
+    more = [part for one in small for part in ("--set", one)]
+    result = call(
+        *("--table", "systems", "--features", str(store), "--out", str(out), "--seeds", "2", "--config", str(tmp_path / "params.yaml")),
+        *more,
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "differ in their steps" not in result.stderr
+    planned = table_named("systems").variants
+    steps = {name: max(1, round(6 / variant.cost.step)) for name, variant in planned.items() if variant.cost}
+    assert list(steps) == ["csdvl", "stvgformer", "cgstvg", "costa"]
+    assert f"costa, seed 1 (run 8 of 8): {2 * sum(steps.values())}/{2 * sum(steps.values())} steps" in result.stderr
+    table = json.loads((out / "table.json").read_text())
+    parameters = {}
+    for name, system in table["variants"].items():
+        run = out / name / "seed-1"
+        assert json.loads((run / "provenance.json").read_text())["finished"] == system["steps"] == steps[name]
+        assert yaml.safe_load((run / "config.yaml").read_text())["train"]["system"] == system["system"] == name
+        parameters[name] = system["parameters"]
+    assert parameters["csdvl"] == parameters["stvgformer"]
+    assert len(set(parameters.values())) == 3
+    figure = curves_figure(table, out)
+    assert figure is not None
+    assert "train/loss" not in [axes.get_title() for axes in figure.axes], "losses of different systems are not of one kind"
+    ends = {line.get_label(): line.get_xdata()[-1] for line in figure.axes[0].lines}
+    assert ends == pytest.approx({name: steps[name] * planned[name].cost.step for name in steps})
+    page = tmp_path / "page"
+    shown = CliRunner().invoke(
+        cli.report.app,
+        ["--run", str(out / "csdvl" / "seed-0"), "--features", str(store), "--sweep", str(out), "--out", str(page), "--set", "strips=0"],
+    )
+    assert shown.exit_code == 0, shown.stderr
+    text = (page / "index.html").read_text()
+    assert "<th>parameters</th><th>steps</th>" in text
+    assert f"<td>{parameters['costa'] / 1e6:.2f} M</td>" in text
+    assert "what the paper says" not in text
+
+
 def test_stopped_by_sigterm_it_goes_on(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tmp_path / "whole"
     assert call(*arguments, "--out", str(whole)).exit_code == 0
@@ -119,7 +166,11 @@ def test_stopped_by_sigterm_it_goes_on(arguments: list[str], tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--table", "other"], "there is no table 'other'; the tables are csdvl, cgstvg, cgstvg_thresholds, costa, small: name one with"),
+        (
+            ["--table", "other"],
+            "there is no table 'other'; the tables are csdvl, cgstvg, cgstvg_context, cgstvg_thresholds, costa, systems, small:"
+            " name one with",
+        ),
         (["--seeds", "1"], "--seeds 1: a table over seeds needs at least 2"),
         (["--preset", "other"], "there is no preset 'other'"),
         (["--set", "nothing=1"], "unknown key 'nothing'"),

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.boxes import interpolate
+from pipeline.makers import JpegMaker
 from pipeline.records import Query, Tracks, Truth, write_jsonl
 from pipeline.store import Entry, Kind, StoreWriter, made_from, write_shard
 
@@ -58,6 +60,21 @@ def _visual(product: str, video: str, random: np.random.Generator) -> Entry:
     return Entry(video, video, rows, {"frame": frames, "second": frames / FPS}, facts)
 
 
+def _pictures(video: str) -> Entry:
+    """What it shows is its true box, grey on black."""
+    frames, (width, height) = np.arange(0, FRAME_COUNT, GRID), SIZES[video]
+    known, boxes = make_tracks()[video]
+    maker = JpegMaker((width, height), frames, 100)
+    rows = []
+    for number, (left, top, right, bottom) in zip(frames.tolist(), interpolate(known, boxes, frames).round().astype(int), strict=True):
+        picture = torch.zeros(3, height, width, dtype=torch.uint8)
+        picture[:, top:bottom, left:right] = 200 if number in known else 0
+        rows += maker.take(number, picture)
+    columns = maker.columns()
+    facts = {"size": [width, height], "fps": FPS, "frame_count": FRAME_COUNT}
+    return Entry(video, video, np.concatenate(rows), columns | {"second": columns["frame"] / FPS}, facts)
+
+
 def _words(query: Query, random: np.random.Generator) -> Entry:
     count = 2 + len(query.id) % 3
     rows = random.standard_normal((count, CHANNELS["text"])).astype(np.float16)
@@ -74,14 +91,16 @@ def build_store(
 ) -> Path:
     """Write a store about `queries` (by default eight of split train, three of val) into `folder` and give its path.
 
-    `without` leaves out entries by key, `fill` puts one number into all rows of an entry, `visual` may also hold `swin`.
+    `without` leaves out entries by key, `fill` puts one number into all rows of an entry, `visual` may also hold `swin` and `frames`.
     """
     path, random = folder / name, np.random.default_rng(5)
     known = queries or [make_query(n, "train") for n in range(8)] + [make_query(n, "val") for n in range(3)]
     (folder / "index").mkdir(exist_ok=True)
     write_jsonl(folder / "index" / "index.jsonl", known)
     make_tracks().save(folder / "index" / "tracks.npz")
-    entries = {product: [_visual(product, video, random) for video in SIZES] for product in visual}
+    entries = {
+        product: [_pictures(video) if product == "frames" else _visual(product, video, random) for video in SIZES] for product in visual
+    }
     entries["text"] = [_words(query, random) for query in known]
     with StoreWriter(path, "shapes", "data") as writer:
         writer.set_index(folder / "index" / "index.jsonl", folder / "index" / "tracks.npz")
@@ -90,7 +109,7 @@ def build_store(
             for entry in kept:
                 entry.rows[...] = (fill or {}).get(f"{product}/{entry.key}", entry.rows)
             kind: Kind = "hdf5" if product == "text" else "zarr"
-            made: dict[str, Any] = {"made": "by a test"}
+            made: dict[str, Any] = {"made": "by a test"} | ({"sampling": {"short": min(SIZES["v0"])}} if product == "frames" else {})
             writer.open_product(product, kind, made)
             info = write_shard(path, product, "00000-0123abcd", kind, kept, list(SIZES), made_from(kind, made))
             writer.publish(product, "00000-0123abcd", info)
@@ -106,6 +125,12 @@ def make_store(tmp_path: Path) -> StoreMaker:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store as it is by default, made once: not to be changed."""
     return build_store(tmp_path_factory.mktemp("session"))
+
+
+@pytest.fixture(scope="session")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with pictures, made once: not to be changed."""
+    return build_store(tmp_path_factory.mktemp("pictured"), visual=("appearance", "motion", "frames"))
 
 
 @pytest.fixture

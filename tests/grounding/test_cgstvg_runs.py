@@ -176,7 +176,7 @@ def test_mdetr_s_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
         trained(store, tmp_path / "run", initialise=str(tmp_path / "mdetr.pth"))
 
 
-@pytest.mark.parametrize("table", ["cgstvg", "cgstvg_thresholds"])
+@pytest.mark.parametrize("table", ["cgstvg", "cgstvg_context", "cgstvg_thresholds"])
 def test_every_ablation_of_its_tables_is_a_configuration(table: str) -> None:
     built = {}
     for name, variant in table_named(table).trained.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import grounding.data
 from grounding.ask import Grounder, answer_of
 from grounding.checkpoint import load_model, read_provenance
-from grounding.data import FeatureSet, collate
+from grounding.data import FeatureSet, collate, to_device
 from grounding.ensemble import Ensemble
 from grounding.judge import EvaluateConfig, predict_split
+from grounding.loader import Loader
 from grounding.models.costa import Costa
 from grounding.optimisation import optimiser_of
 from grounding.raw import Pictures
@@ -131,8 +134,9 @@ def test_what_a_run_was_made_from(costa_run: Path, whole_run: Path) -> None:
 
 @pytest.mark.parametrize("encoders", [TINY, BOTH])
 def test_a_resumed_run_is_the_uninterrupted_one(pictured: Path, tmp_path: Path, encoders: dict[str, str]) -> None:
-    """Dropout and β draw what they would have drawn."""
-    changes: dict[str, Any] = {"encoders": encoders, "max_steps": 4, "model": {"beta": 0.5}}
+    """Dropout, β and augmentation draw what they would have drawn."""
+    augment = {"flip": 0.5, "smallest": 0.7, "crop": 0.5}
+    changes: dict[str, Any] = {"encoders": encoders, "max_steps": 4, "model": {"beta": 0.5}, "augment": augment}
     whole = trained(pictured, tmp_path / "whole", **changes)
     with pytest.raises(Killed):
         trained(pictured, tmp_path / "stopped", kill_at=3, **changes)
@@ -155,13 +159,29 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(pictured: Path
     torch.testing.assert_close(moments["recomputed"], moments["whole"], rtol=0, atol=0)
 
 
-def test_low_precision_has_nearly_the_same_loss(pictured: Path, tmp_path: Path) -> None:
-    found = []
-    for precision in ("float32", "bfloat16"):
-        run = trained(pictured, tmp_path / precision, model={"dropout": 0.0}, precision=precision, max_steps=1, log_every=1)
-        path = run / "curves" / "plots" / "metrics" / "train" / "loss.tsv"
-        found.append(float(path.read_text().split()[-1]))
-    assert found[0] == pytest.approx(found[1], rel=0.03)
+def test_augmented_training_goes_elsewhere_and_answers_the_same_pictures(pictured: Path, costa_run: Path, tmp_path: Path) -> None:
+    """Nothing is changed at validation and test."""
+    other = trained(pictured, tmp_path / "run", augment={"flip": 1.0, "smallest": 0.5})
+    assert any(not torch.equal(value, weights(costa_run)[name]) for name, value in weights(other).items())
+    shutil.copytree(costa_run, tmp_path / "same")
+    config = tmp_path / "same" / "config.yaml"
+    config.write_text(config.read_text().replace("augment: null", "augment: {flip: 1.0, smallest: 0.5}"))
+    ours, theirs = (predict_split([run], pictured, EvaluateConfig(device="cpu"))[0] for run in (tmp_path / "same", costa_run))
+    assert ours == theirs
+
+
+def test_pictures_that_wait_for_their_device_train_and_answer_the_same(
+    pictured: Path, costa_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a GPU, but on the CPU: the batch is decoded when it is sent."""
+    expected = predict_split([costa_run], pictured, EvaluateConfig(device="cpu"))[0]
+    part = Loader._part
+    monkeypatch.setattr(grounding.data, "decodes", lambda device: True)
+    monkeypatch.setattr(Loader, "_part", lambda *given: (lambda made: replace(made, inputs=to_device(made.inputs, CPU)))(part(*given)))
+    late = trained(pictured, tmp_path / "run")
+    for name, value in weights(costa_run).items():
+        assert torch.equal(weights(late)[name], value), name
+    assert predict_split([late], pictured, EvaluateConfig(device="cpu"))[0] == expected
 
 
 @pytest.mark.parametrize("tuned", [True, False])

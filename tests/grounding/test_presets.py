@@ -63,6 +63,7 @@ COSTA_COMMON = {
     "model.backbones_used": "both", "model.connection": "sum", "model.trunk_width": 64, "model.tune_image": True,
     "model.temporal_fusion": True, "model.entangled": True, "model.beta": 0.9, "model.box_head": "mlp", "loss.l1": 5, "loss.first": 10,
     "loss.last": 10, "loss.sigma": 2, "loss.fused": 2, "loss.decoded": 2, "loss.background": 0.3, "loss.carriers": 0, "loss.cells": 0,
+    "augment.flip": 0.5, "augment.smallest": 0.79, "augment.crop": 0.5,
 }  # fmt: skip
 COSTA_PAPERS = {
     "hcstvg-v1": {**COSTA_COMMON, "loss.giou": 4, "lr_image": 2e-5, "epochs": 90},

@@ -52,7 +52,7 @@ def judged_store(make_store: Maker, query_of: QueryMaker) -> Path:
 
 def sweep_of(store: Path, seeds: int = 2, changes: dict[str, Any] | None = None, **values: Any) -> Sweep:
     table = SweepTable.model_validate(merge(TABLE, changes or {}))
-    return plan(table, store, store.parent / "sweep", merge(TINY, values), EvaluateConfig(device="cpu"), seeds)
+    return plan(table, store, store.parent / "sweep", lambda system: merge(TINY, values), EvaluateConfig(device="cpu"), seeds)
 
 
 def files_of(sweep: Sweep) -> dict[str, int]:
@@ -142,7 +142,7 @@ def test_a_killed_sweep_ends_as_if_it_had_not_been(judged_store: Path, at: int) 
         run_sweep(sweep, kill)
     steps, results = steps_taken(sweep)
     assert min(step for step in steps if step) >= at - 1, "what was trained is trained again"
-    whole = plan(sweep.table, judged_store, judged_store.parent / "whole", TINY, EvaluateConfig(device="cpu"), 2)
+    whole = plan(sweep.table, judged_store, judged_store.parent / "whole", lambda system: TINY, EvaluateConfig(device="cpu"), 2)
     assert run_sweep(whole) == results
     for run in RUNS:
         ours, other = (load_file(folder / run / "checkpoints" / "last" / "model.safetensors") for folder in (sweep.out, whole.out))
@@ -217,6 +217,14 @@ def test_tables_are_named() -> None:
         ({"variants": {"x": {"shows": "x", "of": "full", "changes": {"model": {}}}}}, "with `changes` or derived with `of`, not both"),
         ({"variants": {"x": {"shows": "x", "changes": {"max_steps": {}}}}}, "changes are of model and loss, not of max_steps"),
         ({"variants": {"x": {}}}, "shows"),
+        ({"system": None}, "variant 'full' needs a `system`, for the table has none"),
+        ({"variants": {"full": {"cost": {"step": 1, "memory": 1}}}}, "variant 'none' needs a `cost`: all that are trained have one"),
+        (
+            {"variants": {name: {"cost": {"step": 2, "memory": 1}} for name in ("full", "none")}},
+            "variant 'full': costs are multiples of its own, which are 1",
+        ),
+        ({"variants": {"ensemble": {"system": "costa"}}}, "derived with `of`, not both; `system` and `cost` are of training"),
+        ({"sections": []}, "sections"),
     ],
 )
 def test_a_table_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -234,10 +242,11 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", load_tables())
 def test_shipped_tables_fit_their_system_and_the_published_results(name: str) -> None:
     table = table_named(name)
-    system = system_of(table.system)
-    for variant in table.variants.values():
+    for trained, variant in table.trained.items():
+        system = system_of(table.system_of(trained))
         for values in system.presets:
-            validate(system.config, merge(preset(values, table.system), variant.changes), "a preset")
+            validate(system.config, merge(preset(values, table.system_of(trained)), variant.changes), "a preset")
+    for variant in table.derived.values():
         validate(EvaluateConfig, variant.evaluate, "evaluate")
     for section in table.sections:
         assert section.reference in section.rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from grounding.published import load
 from grounding.sweep import Sweep, plan, run_sweep
 from grounding.sweep_figures import curves_figure, table_figure
 from grounding.sweep_files import write_table
-from grounding.sweep_markdown import claims_text, difference_text, grid, markdown, mean_text, published_text, warnings
+from grounding.sweep_markdown import claims_text, cost_cells, difference_text, grid, markdown, mean_text, published_text, warnings
 from grounding.sweep_plan import SweepTable
 from grounding.sweep_table import estimates, groups_of, make_table
 from pipeline.records import Query
@@ -67,7 +68,7 @@ def sweep(make_store: Maker, query_of: QueryMaker) -> Sweep:
     queries = [query_of(n, "train") for n in range(8)] + [query_of(0, "val")]
     queries += [query_of(n, "test", tags=("odd",) * (n % 2), form="declarative") for n in range(6)]
     store = make_store(queries)
-    return plan(TABLE, store, store.parent / "sweep", TINY, EvaluateConfig(device="cpu"), 2)
+    return plan(TABLE, store, store.parent / "sweep", lambda system: TINY, EvaluateConfig(device="cpu"), 2)
 
 
 def scores_in(folder: Path, odd_only: bool = False) -> dict[str, np.ndarray]:
@@ -245,6 +246,27 @@ def test_runs_that_were_not_trained_alike_are_named() -> None:
     steps, codes = warnings(other)
     assert "differ in their steps (600, 1200)" in steps
     assert "2 versions of the code" in codes
+
+
+def test_what_systems_cost_stands_beside_their_means() -> None:
+    table = made_up(0.1, 0.3) | {"unit": "full", "steps": [200, 1200], "claims": []}
+    table["variants"]["full"] |= {"system": "csdvl", "parameters": 314159, "steps": 1200, "cost": {"step": 1.0, "memory": 1.0}}
+    table["variants"]["none"] |= {"system": "costa", "parameters": 235_000_000, "steps": 200, "cost": {"step": 6.0, "memory": 4.25}}
+    table["variants"]["ensemble"] = {"shows": "together", "of": "full"}
+    text = markdown(table, [])
+    assert "| full | 20.0 [10.0, 30.0] | – | – | – | – | 0.31 M | 1,200 | 1.00 | 1.00 | m_vIoU: 10.0, 20.0 |" in text
+    assert "| 235.00 M | 200 | 6.00 | 4.25 |" in text
+    assert "| parameters | steps | step ÷ full's | memory ÷ full's |" in text
+    assert cost_cells(table, "ensemble") == ["–"] * 4
+    assert "2 seeds (0, 1), all trained for the time of 1,200 steps of full." in text
+    assert "differ in their steps" not in text, "it is planned so"
+    assert "What the paper says" not in text, "no paper says anything"
+
+
+def test_a_table_without_costs_reads_as_ever() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "results" / "shapes-ablations"
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    assert markdown(json.loads((folder / "table.json").read_text(encoding="utf-8")), re.findall(r"!\[(.*?)\]", text)) == text
 
 
 def test_claims_are_seen_unclear_or_contradicted(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 from grounding.inputs import Inputs
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
 from grounding.models.cgstvg import Cgstvg, CgstvgConfig, Context, InstanceContext, LookingAtContext, Outputs
+from grounding.modules.layers import EncoderLayer
 from grounding.modules.regions import roi_tokens
 from grounding.targets import Targets, Totals
 from pipeline.config import validate
@@ -152,7 +153,7 @@ def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
         {"context_in_time": True, "refinement": "none"},
         {"query_positions": "boxes", "refinement": "none"},
         {"region": "mean", "refinement": "none"},
-        {"box_head": "attention", "refinement": "none"},
+        {"box_head": "attention", "word_gain": "cells", "positions": "everywhere", "refinement": "none"},
         {"box_head": "attention", "region": "mean", "query_positions": "boxes", "refinement": "sum", "theta_one": 0.3},
     ],
 )
@@ -171,6 +172,22 @@ def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str
             assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
             alone = getattr(single, name)[:, 0].unflatten(-1, (rows, columns))
             torch.testing.assert_close(mine[..., :rows, :columns], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["input", "everywhere"])
+def test_places_are_told_once_or_in_every_layer_and_to_the_decoder_too(positions: str) -> None:
+    """Appearance and motion cells of one place are told the same, words nothing."""
+    model, query = make_model(positions=positions, layers=3), make_query(0, WIDE, 4)
+    with torch.no_grad():
+        memory = model.encode(query)
+    cells, told = memory.count, memory.placed - memory.states
+    torch.testing.assert_close(told[:, :cells], told[:, cells : 2 * cells])
+    assert bool(told.any()) == (positions == "everywhere")
+    assert not told[:, 2 * cells :].any()
+    with mock.patch.object(EncoderLayer, "forward", autospec=True, side_effect=lambda layer, x, places, mask: x) as called, torch.no_grad():
+        model.encode(query)
+    given = [call.args[2] for call in called.call_args_list]
+    assert [places is None for places in given] == [positions == "input"] * 3
 
 
 def test_in_that_batch_some_context_is_kept_and_some_dropped() -> None:
@@ -383,7 +400,7 @@ def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
         {"context_in_time": True},
         {"query_positions": "boxes"},
         {"region": "mean"},
-        {"box_head": "attention"},
+        {"box_head": "attention", "word_gain": "cells", "positions": "everywhere"},
         {"context": False},
     ],
 )

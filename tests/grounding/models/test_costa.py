@@ -205,7 +205,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "3-D only": {"backbones_used": "3d"},
     "concatenation": {"connection": "concat"},
     "Hadamard": {"connection": "hadamard"},
-    "from scratch": {"box_head": "attention"},
+    "from scratch": {"box_head": "attention", "word_gain": "cells"},
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grounding.modules.attention import Attention, PairedAttention
+from grounding.modules.attention import Attention, PairedAttention, words_as_loud_as_cells
 
 D, HEADS = 16, 4
 
@@ -128,3 +128,22 @@ def test_pairs_are_compared_part_by_part(tokens: tuple[Tensor, ...]) -> None:
     weights = logits.masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
     expected = paired.out((weights @ heads(paired.value(value))).transpose(1, 2).flatten(2))
     torch.testing.assert_close(paired((query, here), (key, there), value, mask), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_all_words_together_begin_as_loud_as_all_cells(tokens: tuple[Tensor, ...]) -> None:
+    """Where nothing is preferred yet, half of the attention is the words', however few they are; what does not count stays unheard."""
+    cells = torch.tensor([[True] * 5, [True] * 4 + [False]])
+    words = torch.tensor([[True, True], [True, False]])
+    logits = words_as_loud_as_cells(cells, words)
+    shares = logits.softmax(-1)
+    torch.testing.assert_close(shares[:, 5:].sum(-1), torch.full((2,), 0.5))
+    assert (shares[:, :5] > 0).equal(cells)
+    assert (shares[:, 5:] > 0).equal(words)
+    ours = Attention(D, HEADS)
+    with torch.no_grad():
+        ours.in_proj_weight[: 2 * D] = 0  # queries and keys that say nothing
+    _, _, value, _ = tokens
+    value = value[:2]
+    halves = (value[0, :5].mean(0) + value[0, 5:].mean(0)) / 2, (value[1, :4].mean(0) + value[1, 5]) / 2
+    plain = ours(value[:, :1], torch.stack(halves)[:, None], torch.stack(halves)[:, None])
+    torch.testing.assert_close(ours(value[:, :1], value, value, logits), plain, atol=1e-6, rtol=1e-5)
