@@ -69,6 +69,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "backbones": "tiny",
         "preset_name": "shapes",
     },
+    "pictures": {"frames": 3, "rows": 32, "columns": 48, "rounds": 1},
     "evaluation": {"queries": 24, "frames": 12, "videos": 4, "rounds": 1},
 }
 
