@@ -18,6 +18,7 @@ Intervals are not corrected for their number: of twenty differences that are non
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -125,6 +126,10 @@ def _stack(runs: Sequence[Sequence[Score]], order: Sequence[Score]) -> np.ndarra
 def _facts(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray) -> dict[str, Any]:
     """What the table stands on."""
     runs = [read_provenance(sweep.folder(name, seed)) for name in sweep.table.trained for seed in sweep.seeds]
+    codes = defaultdict[bool, set[str]](set)
+    for run in runs:
+        codes[bool(run.get("encoders"))].add(run["code"])  # where encoders train, their sources are part of the code
+    most = max(codes.values(), key=len)
     return {
         "dataset": sweep.exam.dataset,
         "split": sweep.split,
@@ -132,7 +137,7 @@ def _facts(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray) -
         "store": sweep.made_from,
         "seeds": list(sweep.seeds),
         "steps": sorted({run["finished"] for run in runs}),
-        "codes": sorted({run["code"] for run in runs}),
+        "codes": sorted(most),
         "groups": {name: {"queries": int(rows.sum()), "videos": len(set(videos[rows]))} for name, rows in groups.items()},
     }
 
@@ -140,10 +145,12 @@ def _facts(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray) -
 def _cost(sweep: Sweep, name: str) -> dict[str, Any]:
     """What a variant takes, where the table says it: its parameters (those of an encoder in its network among them), steps, and a
     step's time and memory as multiples of the unit's."""
-    cost = sweep.table.variants[name].cost
+    variant = sweep.table.variants[name]
+    source = variant.of if variant.of and not variant.together else name
+    cost = sweep.table.variants[source].cost
     if cost is None:
         return {}
-    model, _, about = load_model(sweep.folder(name, sweep.seeds[0]))
+    model, _, about = load_model(sweep.folder(source, sweep.seeds[0]))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"system": about["model"], "parameters": parameters, "steps": about["finished"], "cost": cost.model_dump()}
 

@@ -103,19 +103,21 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
         *more,
     )
     assert result.exit_code == 0, result.stderr
-    assert "differ in their steps" not in result.stderr
+    assert not any(wrong in result.stderr for wrong in ("differ in their steps", "versions of the code")), "all is as planned"
     planned = table_named("systems").variants
     steps = {name: max(1, round(6 / variant.cost.step)) for name, variant in planned.items() if variant.cost}
-    assert list(steps) == ["csdvl", "stvgformer", "cgstvg", "costa"]
-    assert f"costa, seed 1 (run 8 of 8): {2 * sum(steps.values())}/{2 * sum(steps.values())} steps" in result.stderr
+    assert list(steps) == ["csdvl", "cgstvg", "costa"]
+    assert f"costa, seed 1 (run 6 of 8): {2 * sum(steps.values())}/{2 * sum(steps.values())} steps" in result.stderr
     table = json.loads((out / "table.json").read_text())
     parameters = {}
-    for name, system in table["variants"].items():
-        run = out / name / "seed-1"
+    known = ("system", "parameters", "steps", "cost", "groups")
+    csdvl, stvgformer = (table["variants"][name] for name in ("csdvl", "stvgformer"))
+    assert all(csdvl[key] == stvgformer[key] for key in known), "they are the same runs"
+    for name in steps:
+        run, system = out / name / "seed-1", table["variants"][name]
         assert json.loads((run / "provenance.json").read_text())["finished"] == system["steps"] == steps[name]
         assert yaml.safe_load((run / "config.yaml").read_text())["train"]["system"] == system["system"] == name
         parameters[name] = system["parameters"]
-    assert parameters["csdvl"] == parameters["stvgformer"]
     assert len(set(parameters.values())) == 3
     figure = curves_figure(table, out)
     assert figure is not None
