@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,15 +55,16 @@ def feature_bytes(part: Batch) -> int:
     return sum(getattr(part.inputs, name).nbytes for name in ("appearance", "motion", "text"))
 
 
-def network_of_size(config: Recipe) -> nn.Module:
-    """A system's network for full-size features, from a seed; one that is given pictures has a ResNet-101 of random weights."""
+def network_of_size(config: Recipe, channels: Mapping[str, int] = CHANNELS) -> nn.Module:
+    """A system's network for features of these channels, from a seed; one that is given pictures has the image encoder of its recipe."""
     torch.manual_seed(0)
     model = config.model
     if not model.pictures:
-        return system_of(config.system).build((CHANNELS["appearance"], CHANNELS[model.motion], CHANNELS["text"]), model)
-    image = load_backbone("appearance", "full", "random:0").encoder
+        return system_of(config.system).build((channels["appearance"], channels[model.motion], channels["text"]), model)
+    assert config.encoders is not None
+    image = load_backbone("appearance", config.encoders.backbones, config.encoders.image).encoder
     assert isinstance(image, AppearanceEncoder)
-    return system_of(config.system).build((image.channels, 0, CHANNELS["text"]), model, image, None)
+    return system_of(config.system).build((image.channels, 0, channels["text"]), model, image, None)
 
 
 def random_batch(model: Any, video: tuple[int, int], short: int, words: int, batch: int, device: torch.device) -> Batch:

@@ -15,6 +15,7 @@ PLACES = {
     "store-write": "store_write:Writing",
     "index": "index:Index",
     "loader": "loader:LoaderStep",
+    "pictures": "pictures:PassOfPictures",
     "systems": "systems:Systems",
     "end-to-end": "end_to_end:EndToEndStep",
     "prediction": "prediction:Answering",

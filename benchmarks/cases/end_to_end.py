@@ -46,6 +46,7 @@ class Size:
     video: tuple[int, int] = (1280, 720)
     clip: tuple[int, int] = (32, 256)
     words: int = 20
+    backbones: str = "full"
 
     @classmethod
     def of(cls, device: str) -> Size:
@@ -123,8 +124,9 @@ class Fixture:
         settings = merge(preset("hcstvg-v1"), size.given)
         self.config = TrainConfig.model_validate(settings)
         self.raw = Raw.of(size, self.config)
-        self.network = network_of_size(self.config)
-        self.image, self.motion = (load_backbone(name, "full", "random:0").encoder.to(self.device) for name in ("appearance", "motion"))
+        loaded = {name: load_backbone(name, size.backbones, "random:0").encoder.to(self.device) for name in ("appearance", "motion")}
+        self.image, self.motion = loaded.values()
+        self.network = network_of_size(self.config, CHANNELS | {name: encoder.channels for name, encoder in loaded.items()})
         self.queries = make_queries([f"v{number:03}" for number in range(self.config.batch)], self.config.model.frames * EVERY, size.video)
 
     @torch.inference_mode()

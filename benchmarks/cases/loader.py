@@ -19,8 +19,6 @@ from grounding.recipe import TrainConfig
 from grounding.systems import preset, system_of
 from pipeline.records import Query
 
-WARM = 8
-"""Steps that are not timed, so that what the loader had ready before the clock is used up."""
 EVERY = {"appearance": 5, "motion": 10}
 """Frames between two stored rows."""
 TINY = {"appearance": (32, 6, 10, 128), "motion": (16, 8, 8, 384), "text": (8, 64)}
@@ -47,6 +45,8 @@ class LoaderStep(Case):
     name: str = "hcstvg-v2" if torch.cuda.is_available() else "shapes"
     given: dict[str, Any] = field(default_factory=lambda: {"batch": 8, "precision": "bfloat16"} if torch.cuda.is_available() else {})
     shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: FULL if torch.cuda.is_available() else TINY)
+    warm: int = 8
+    """Steps that are not timed, so that what the loader had ready before the clock is used up."""
     steps: int = 16
     rounds: int = 5
 
@@ -56,7 +56,7 @@ class LoaderStep(Case):
 
     def __enter__(self) -> LoaderStep:
         super().__enter__()
-        count = (WARM + self.steps) * self.config.batch
+        count = (self.warm + self.steps) * self.config.batch
         self.queries = make_queries(
             [f"v{number:03}" for number in range(count)], self.shapes["appearance"][0] * EVERY["appearance"], (160, 90)
         )
@@ -111,7 +111,7 @@ class LoaderStep(Case):
     def _warmed(self, loader: Loader) -> Callable[[], list[Batch]]:
         """What gives the loader's next batch, after those it had ready were used."""
         batches = iter(loader)
-        for _ in range(WARM):
+        for _ in range(self.warm):
             self.step(next(batches))
         return lambda: next(batches)
 

@@ -51,7 +51,7 @@ class Answering(Case):
     def __enter__(self) -> Answering:
         super().__enter__()
         config = TrainConfig.model_validate(merge(preset("hcstvg-v1"), self.given))
-        self.network = network_of_size(config).to(self.device).eval()
+        self.network = network_of_size(config).to(self.device).eval().requires_grad_(False)  # or operations could not be counted
         frames, (width, height) = self.seconds * FPS, appearance_size(self.size, self.short)
         cells = (-(-height // STRIDE), -(-width // STRIDE))
         shapes = {

@@ -33,6 +33,8 @@ class Size:
     short: dict[str, int]
     video: tuple[int, int] = (1280, 720)
     words: int = 20
+    backbones: str = "full"
+    """Of a system that is given pictures."""
 
     @classmethod
     def of(cls, device: str) -> Size:
@@ -85,7 +87,7 @@ class Systems(Case):
 
 def step_of(name: str, size: Size, device: str) -> tuple[Step, list[Batch]]:
     """A system's step with what it is made on; one that is given pictures takes its queries one after the other."""
-    config: Recipe = system_of(name).config.model_validate(merge(preset(PRESET, name), _known(name, size.given)))
+    config: Recipe = system_of(name).config.model_validate(merge(preset(PRESET, name), _known(name, size)))
     model = config.model
     parts = config.batch if model.pictures else 1
     step = Step(config, network_of_size(config), torch.device(device))
@@ -93,11 +95,11 @@ def step_of(name: str, size: Size, device: str) -> tuple[Step, list[Batch]]:
     return step, [part] * parts
 
 
-def _known(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def _known(name: str, size: Size) -> dict[str, Any]:
     """The settings without those of clips where a system answers by frames; CoSTA's words are stored, as the others' are."""
     fields = type(system_of(name).config.model_fields["model"].default).model_fields
-    own = {**given, "model": {key: value for key, value in given.get("model", {}).items() if key in fields}}
-    return own | ({"encoders": {"image": "random:0", "text": None}} if name == "costa" else {})
+    own = {**size.given, "model": {key: value for key, value in size.given.get("model", {}).items() if key in fields}}
+    return own | ({"encoders": {"backbones": size.backbones, "image": "random:0", "text": None}} if name == "costa" else {})
 
 
 def _sees(part: Batch) -> str:

@@ -19,8 +19,8 @@ SMALL_CSDVL = {
     "model": {"frames": 3, "clips": 2, "layers": 1, "map_layers": 1, "map_channels": 8, "d": 32, "heads": 2, "ffn": 32},
 }
 RATES = Rates(1e9, 1e9)
-HEAVY = ("end-to-end", "systems", "extraction", "prediction")
-"""They build networks of full size, or start Dask."""
+HEAVY = ("extraction",)
+"""It starts Dask, and processes for each of its parts."""
 
 
 def small(name: str) -> Case:
@@ -33,11 +33,11 @@ def small(name: str) -> Case:
     if name == "end-to-end":
         from benchmarks.cases.end_to_end import Size
 
-        return case(device="cpu", size=Size(SMALL_CSDVL, 64, (64, 64), (8, 64), 3), rounds=1)  # type: ignore[call-arg]
+        return case(device="cpu", size=Size(SMALL_CSDVL, 64, (64, 64), (8, 64), 3, "tiny"), rounds=1)  # type: ignore[call-arg]
     if name == "systems":
         from benchmarks.cases.systems import PAPER_SHORT, Size
 
-        size = Size(SMALL_CSDVL, dict.fromkeys(PAPER_SHORT, 64), (64, 64), 3)
+        size = Size(SMALL_CSDVL, dict.fromkeys(PAPER_SHORT, 64), (64, 64), 3, "tiny")
         return case(device="cpu", size=size, rounds=1)  # type: ignore[call-arg]
     return case(**SMALL[name])
 
@@ -54,6 +54,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "name": "shapes",
         "given": {"batch": 2},
         "shapes": {"appearance": (8, 2, 3, 4), "motion": (4, 2, 2, 4), "text": (3, 4)},
+        "warm": 1,
         "steps": 1,
         "rounds": 1,
     },
@@ -68,6 +69,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "backbones": "tiny",
         "preset_name": "shapes",
     },
+    "pictures": {"frames": 3, "rows": 32, "columns": 48, "rounds": 1},
     "evaluation": {"queries": 24, "frames": 12, "videos": 4, "rounds": 1},
 }
 
