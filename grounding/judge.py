@@ -47,17 +47,12 @@ def predict_split(
 ) -> tuple[list[Prediction], list[str]]:
     """What the runs' models answer together to one split of a store, and the ids of queries that the store has no features of."""
     # Imported here: judging files, and reporting, must not wait for torch.
-    from grounding.data import FeatureSet
     from grounding.ensemble import Ensemble
     from grounding.predict import predict
-    from grounding.systems import tokenise_of
     from pipeline.weights import device_of
 
-    ensemble, opened = Ensemble.of_runs(runs, device_of(config.device), config.frames), Store(store)
-    ensemble.refuse_products(opened)
-    tokenise = tokenise_of(ensemble.models[0])
-    features = FeatureSet.of_store(store, config.split, ensemble.frames, ensemble.clips, tokenise, ensemble.motion, ensemble.pictures)
-    ensemble.refuse_dims(opened, features.dims)
+    ensemble = Ensemble.of_runs(runs, device_of(config.device), config.frames)
+    features = ensemble.features_of(Store(store), config.split)
     answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
     return answers, features.missing
 

@@ -6,6 +6,7 @@ An ensemble's models see the same frames and clips: their boxes are averaged, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from pipeline.boxes import cxcywh_to_xyxy
 from pipeline.records import Prediction, Query
 
 Progress = Callable[[int, int], None]
+Watch = Callable[[list[np.ndarray], Any], None]
+"""`(each pass' frames [T_s], the model's outputs)` of a batch of passes."""
 
 
 @torch.inference_mode()
@@ -62,14 +65,19 @@ def _grouped(queries: Iterable[Query], features: FeatureSet, batch: int) -> Iter
         yield group
 
 
-def see(models: Sequence[nn.Module], features: FeatureSet, looks: Sequence[Look], batch: int) -> None:
-    """Run the passes of these looks, `batch` at a time: no more features than those are held, however long a segment is."""
+def see(
+    models: Sequence[nn.Module], features: FeatureSet, looks: Sequence[Look], batch: int, watch: Watch = lambda numbers, out: None
+) -> None:
+    """Run the passes of these looks, `batch` at a time: no more features than those are held, however long a segment is.
+
+    `watch` is shown all that each model answers to each batch.
+    """
     passes = [(look, rows) for look in looks for rows in look.passes]
     for start in range(0, len(passes), batch):
-        _see_batch(models, features, passes[start : start + batch])
+        _see_batch(models, features, passes[start : start + batch], watch)
 
 
-def _see_batch(models: Sequence[nn.Module], features: FeatureSet, passes: Sequence[tuple[Look, np.ndarray]]) -> None:
+def _see_batch(models: Sequence[nn.Module], features: FeatureSet, passes: Sequence[tuple[Look, np.ndarray]], watch: Watch) -> None:
     samples = [features.sample(look.query, rows) for look, rows in passes]
     inputs = to_device(collate(samples), next(models[0].parameters()).device)
     for model in models:
@@ -77,6 +85,7 @@ def _see_batch(models: Sequence[nn.Module], features: FeatureSet, passes: Sequen
         boxes, answers = out.boxes[-1].double().cpu().numpy(), out.when()
         for place, (look, _) in enumerate(passes):
             look.add(samples[place].numbers, boxes[place], answers[place])
+        watch([sample.numbers for sample in samples], out)
 
 
 def tube(first: Look, second: Look | None, between: bool) -> Prediction:
