@@ -62,6 +62,11 @@ class VideoFacts:
     def frame_count(self) -> int:
         return len(self.seconds)
 
+    @property
+    def edges(self) -> np.ndarray:
+        """`[frame_count + 1]` seconds after the first frame: frame n is shown from `edges[n]` to `edges[n + 1]`, whatever the rate."""
+        return np.append(self.seconds, self.seconds[0] + self.duration) - self.seconds[0]
+
 
 @dataclass
 class _Packets:
