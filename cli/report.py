@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
 from cli.progress import progress
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def report(
         Path | None,
         typer.Option("--sweep", metavar="DIR", help="A finished stvg-sweep, whose table and curves are shown too."),
     ] = None,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Add figures for papers, of a few telling queries: OUT/figures, PNG and PDF.")
+    ] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
@@ -53,6 +56,14 @@ def report(
     footage = footage_under(root or Path(Store(features).manifest.root))
     witnesses = witnesses_of([one.path for one in runs], features, settings)
     say(f"wrote {write_report(out, exam, runs, footage, settings, witnesses, sweep, progress)}")
+    if figures:
+        from grounding.figure_set import FOLDER, write_figures
+
+        with progress("drawing figures", unit="queries") as advance:
+            troubles = write_figures(out, exam, runs, footage, witnesses[0] if witnesses else None, advance)
+        for trouble in troubles:
+            warn(f"figures, query {trouble}")
+        say(f"wrote {out / FOLDER}")
 
 
 def witnesses_of(runs: Sequence[Path], store: Path, settings: ReportConfig) -> list[Witness]:

@@ -69,14 +69,15 @@ def tubes_figure(query: Query, tracks: Tracks, told: Sequence[Told], window: Spa
     `pictures` by frame number, RGB uint8 `[H, W, 3]`, holds `frames_in(window)`.
     """
     numbers = frames_in(window)
+    subtitle = "   ".join(f"{one.name}: {_measured(one)}" for one in told)
     spans = [("truth", query.truth and query.truth.span, TRUE)]
     spans += [(one.name, one.prediction and one.prediction.span, colour) for one, colour in zip(told, (OURS, OTHER), strict=False)]
-    page = _Page(query, _subtitle(told), pictures[numbers[0]].shape, rows=1, below=len(spans) * (BAR + 0.05) + 1.2 * LINE)
+    page = _Page(query, subtitle, pictures[numbers[0]].shape, rows=1, below=len(spans) * (BAR + 0.05) + 1.2 * LINE)
     for place, number in enumerate(numbers):
         axes = page.frame(0, place, pictures[number])
+        _outline(axes, _true(query, tracks, number), query.size, TRUE)
         for one, colour in reversed([*zip(told, (OURS, OTHER), strict=False)]):
-            _outline(axes, _predicted(one.prediction, number), query.size, colour, "--" if colour == OTHER else "-")
-        _outline(axes, _true(query, tracks, number), query.size, TRUE, "-")
+            _outline(axes, _predicted(one.prediction, number), query.size, colour)
     page.bars(spans, window, query.fps)
     return page.figure
 
@@ -97,12 +98,12 @@ def attention_figure(
     """
     numbers, layers = frames_in(window), shown_layers(len(attention.weights))
     weights = attention.normalised
-    about = f"{attention.about}   ·   boxes: green the truth, yellow {_subtitle([told])}"
-    page = _Page(query, about, pictures[numbers[0]].shape, rows=1 + len(layers), below=0.28)
+    about = f"{attention.about}   ·   boxes: green the truth, yellow {told.name} ({_measured(told)})"
+    page = _Page(query, about, pictures[numbers[0]].shape, rows=1 + len(layers), below=0.17)
     for place, number in enumerate(numbers):
         axes = page.frame(0, place, pictures[number])
-        _outline(axes, _predicted(told.prediction, number), query.size, OURS, "-")
-        _outline(axes, _true(query, tracks, number), query.size, TRUE, "-")
+        _outline(axes, _true(query, tracks, number), query.size, TRUE)
+        _outline(axes, _predicted(told.prediction, number), query.size, OURS)
         nearest = int(np.abs(seen - number).argmin())
         for row, layer in enumerate(layers, start=1):
             page.frame(row, place, heated(pictures[number], weights[layer, nearest]))
@@ -159,7 +160,7 @@ class _Page:
 
     def label(self, y: float, text: str) -> None:
         """A short text left of the frames, its middle `y` inches below the top."""
-        self.text(LABELS - 0.07, y, text if len(text) <= 12 else f"{text[:11]}…", ha="right", va="center")
+        self.text(LABELS - 0.07, y, text if len(text) <= 9 else f"{text[:8]}…", ha="right", va="center")
 
     def bars(self, spans: Sequence[tuple[str, Span | None, str]], window: Span, fps: float) -> None:
         """A bar for each span under the frames, and the time in seconds of the window's ends."""
@@ -189,9 +190,8 @@ class _Page:
         self.text(left + width + 0.05, top + 0.085, "maximum over all frames", size=6, color=SOFT)
 
 
-def _subtitle(told: Sequence[Told]) -> str:
-    scores = [f"{one.name}: vIoU {'unknown' if one.vIoU is None else f'{one.vIoU:.2f}'}" for one in told]
-    return "   ".join(scores)
+def _measured(told: Told) -> str:
+    return "vIoU unknown" if told.vIoU is None else f"vIoU {told.vIoU:.2f}"
 
 
 def _predicted(prediction: Prediction | None, number: int) -> np.ndarray | None:
@@ -206,13 +206,15 @@ def _true(query: Query, tracks: Tracks, number: int) -> np.ndarray | None:
     return next(iter(boxes[frames == number]), None)
 
 
-def _outline(axes: Axes, box: np.ndarray | None, size: tuple[int, int], colour: str, dashes: str) -> None:
-    """A coloured frame with a dark edge, so that it shows on any ground; `box` is xyxy in pixels of the video."""
+def _outline(axes: Axes, box: np.ndarray | None, size: tuple[int, int], colour: str) -> None:
+    """A coloured frame, `box` is xyxy in pixels of the video: the truth's wide with a dark edge, thinner ones drawn over it."""
     if box is None:
         return
     x1, y1, x2, y2 = (box / [*size, *size]).clip(0, 1)
-    edge = [withStroke(linewidth=1.5, foreground="black")] if dashes == "-" else []
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=0.8, linestyle=dashes, path_effects=edge))
+    width = 1.6 if colour == TRUE else 0.7
+    edge = [withStroke(linewidth=width + 0.4, foreground="black")]
+    style = {"linewidth": width, "linestyle": "--" if colour == OTHER else "-", "path_effects": edge}
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style))
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -141,7 +141,9 @@ def test_tubes_are_written_for_cvat_and_for_fiftyone(index: Path, tmp_path: Path
     assert result.exit_code == 0, result.stderr
     assert sorted(path.name for path in (tmp_path / "cvat").iterdir()) == ["labels.json", "v.xml"]
     assert sorted(path.name for path in (tmp_path / "fiftyone").iterdir()) == ["frames.json", "metadata.json", "samples.json"]
-    assert json.loads((tmp_path / "fiftyone" / "samples.json").read_text())["samples"][0]["prediction"]["detections"][0]["confidence"] == 0.5
+    assert (
+        json.loads((tmp_path / "fiftyone" / "samples.json").read_text())["samples"][0]["prediction"]["detections"][0]["confidence"] == 0.5
+    )
     assert "1 tubes have no box in their video" in result.stderr
     again = call(*files)
     assert again.exit_code == 2
