@@ -66,7 +66,7 @@ def test_a_query_has_its_tubes_and_its_attention_as_png_and_pdf(exam: Exam, tmp_
     assert len(drawn) == 2  # one of two queries: the other's video is gone
     assert files(tmp_path) == sorted([*drawn, *(name.replace("tubes", "attention") for name in drawn)])
     assert {Path(name).suffix for name in drawn} == {".png", ".pdf"}
-    assert troubles == ["test-1: v1.mp4 is not there"]
+    assert troubles == ["test-1: missing (open): v1.mp4 is not there"]
 
 
 def test_a_network_without_maps_is_named_and_its_tubes_are_drawn(exam: Exam, tmp_path: Path) -> None:
