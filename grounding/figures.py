@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
 import numpy as np
@@ -70,8 +70,8 @@ def tubes_figure(query: Query, tracks: Tracks, told: Sequence[Told], window: Spa
     """
     numbers = frames_in(window)
     subtitle = "   ".join(f"{one.name}: {_measured(one)}" for one in told)
-    spans = [("truth", query.truth and query.truth.span, TRUE)]
-    spans += [(one.name, one.prediction and one.prediction.span, colour) for one, colour in zip(told, (OURS, OTHER), strict=False)]
+    spans: list[tuple[str, Span | None, str]] = [("truth", query.truth.span if query.truth else None, TRUE)]
+    spans += [(one.name, one.prediction.span if one.prediction else None, colour) for one, colour in zip(told, (OURS, OTHER), strict=False)]
     page = _Page(query, subtitle, pictures[numbers[0]].shape, rows=1, below=len(spans) * (BAR + 0.05) + 1.2 * LINE)
     for place, number in enumerate(numbers):
         axes = page.frame(0, place, pictures[number])
@@ -141,9 +141,9 @@ class _Page:
         self.text(LABELS, LINE * len(lines) + 0.01, "\n".join(lines), size=8, style="italic")
         self.text(LABELS, self.top - 0.045, subtitle, size=6.5, color=SOFT)
 
-    def text(self, x: float, y: float, text: str, **style: object) -> None:
+    def text(self, x: float, y: float, text: str, **style: Any) -> None:
         """Text whose last line ends `y` inches below the top."""
-        whole = {"ha": "left", "va": "bottom", "color": INK, "size": 7, "parse_math": False, "linespacing": 1.15} | style
+        whole: dict[str, Any] = {"ha": "left", "va": "bottom", "color": INK, "size": 7, "parse_math": False, "linespacing": 1.15} | style
         self.figure.text(x / WIDTH, 1 - y / self.height, text, **whole)
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
@@ -213,7 +213,7 @@ def _outline(axes: Axes, box: np.ndarray | None, size: tuple[int, int], colour: 
     x1, y1, x2, y2 = (box / [*size, *size]).clip(0, 1)
     width = 1.6 if colour == TRUE else 0.7
     edge = [withStroke(linewidth=width + 0.4, foreground="black")]
-    style = {"linewidth": width, "linestyle": "--" if colour == OTHER else "-", "path_effects": edge}
+    style: dict[str, Any] = {"linewidth": width, "linestyle": "--" if colour == OTHER else "-", "path_effects": edge}
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style))
 
 
