@@ -59,7 +59,7 @@ def _summary(exam: Exam, runs: Sequence[Judged], split: str) -> dict[str, Any]:
             "videos": len(videos),
         },
         "columns": MEANS,
-        "systems": systems(run.metrics, scores) + ([(other.name, _means(other.metrics, list(other.scores.values())))] if other else []),
+        "systems": systems(runs),
         "intervals": {name: (run.metrics.get(f"{name}_low"), run.metrics.get(f"{name}_high")) for name in MEANS},
         "differences": differ(scores, list(other.scores.values()), exam.videos) if other else {},
         "groups": [(kind, table) for kind, table in groups if table],
@@ -83,11 +83,11 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def systems(metrics: Mapping[str, Any], scores: Sequence[Score]) -> list[tuple[str, dict[str, float | None]]]:
-    """The headline table: this run, then every baseline that `metrics` has."""
-    table = [("this run", _means(metrics, scores))]
+def systems(runs: Sequence[Judged]) -> list[tuple[str, dict[str, float | None]]]:
+    """The headline table: the runs, then every baseline that the first one's metrics have."""
+    table = [(run.name if len(runs) > 1 else "this run", _means(run.metrics, list(run.scores.values()))) for run in runs]
     for prefix, name in BASELINES:
-        values = {column: metrics.get(prefix + column) for column in MEANS}
+        values = {column: runs[0].metrics.get(prefix + column) for column in MEANS}
         if any(value is not None for value in values.values()):
             table.append((name, values))
     return table

@@ -78,10 +78,10 @@ def show_videos(
 def _show(video: Footage, frames: Span, out: Path, size: tuple[int, int], side: int) -> Shown:
     """Make one video, unless it is there."""
     begin, end = frames
-    made_of = repr((ENCODING, OPTIONS, video.path, video.stamp, frames, size, side))
-    file = f"{FOLDER}/{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.mp4"
     video.refuse_shorter(end - 1)
     edges = video.edges[begin : end + 1] - video.edges[begin]
+    made_of = repr((ENCODING, OPTIONS, video.path, video.stamp, frames, size, side)).encode() + edges.tobytes()
+    file = f"{FOLDER}/{hashlib.sha256(made_of).hexdigest()[:16]}.mp4"
     if not (out / file).exists():
         scale = min(1.0, side / max(size))
         write_mp4(out / file, video.pictures(range(begin, end)), edges, (even(size[0] * scale), even(size[1] * scale)), OPTIONS)

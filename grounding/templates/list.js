@@ -102,7 +102,10 @@ stvg.list = {
     if (!query) return;
     while (list.body.rows.length < list.order.length && !list.row(query)) list.more();
     list.row(query)?.setAttribute("aria-selected", "");
-    list.row(query)?.scrollIntoView({block: "nearest"});
+    const row = list.row(query), rows = document.querySelector(".rows");
+    if (row && (row.offsetTop < rows.scrollTop + 40 || row.offsetTop + row.offsetHeight > rows.scrollTop + rows.clientHeight)) {
+      rows.scrollTop = row.offsetTop - rows.clientHeight / 2;
+    }
   },
 
   row: query => stvg.list.body.querySelector(`[data-at="${query.at}"]`),

@@ -39,7 +39,7 @@ class QueryView {
       make("div", {class: "stage"}, make("div", {}, this.screen, this.controls, this.lanes), side));
     this.fillLanes();
     this.openVideo();
-    this.place.scrollIntoView({block: "nearest"});
+    window.scrollTo(0, 0);
   }
 
   openVideo() {
@@ -48,7 +48,7 @@ class QueryView {
     this.screen.style.maxWidth = `calc(62vh * ${width / height})`;
     this.player = stvg.player = new stvg.Player(this.screen, record, this.details.size, this.segment, this.tubes, frame => this.onFrame(frame));
     this.fillControls();
-    this.onFrame(this.segment[0]);
+    this.player.seek(Math.min(...this.tubes.filter(tube => tube.span).map(tube => tube.span[0]), this.segment[1] - 1));
   }
 
   fillControls() {
@@ -91,11 +91,11 @@ class QueryView {
       const lane = make("div", {class: "lane"});
       if (span) {
         const [low, high] = span.map(edge => 100 * (Math.min(Math.max(edge, begin), end) - begin) / (end - begin));
-        const bar = make("i", {class: kind, title: `frames ${span[0]} to ${span[1]}`});
+        const bar = make("i", {class: kind});
         Object.assign(bar.style, {left: `${low}%`, width: `${high - low}%`, background: colour});
         lane.append(bar);
       }
-      this.lanes.append(make("span", {title: name}, name), lane);
+      this.lanes.append(make("span", {title: name}, name), lane, make("span", {class: "edge", title: "frames"}, span ? `[${span[0]}, ${span[1]})` : kind === "truth" ? "not known" : "none"));
     }
     const canvas = name => { const made = make("canvas"); this.lanes.append(make("span", {}, name), made); return made; };
     this.seen.forEach((seen, run) => {
@@ -135,16 +135,14 @@ class QueryView {
 
   scores() {
     const {make, number} = stvg, several = stvg.runs.length > 1;
-    const rows = stvg.runs.map((name, run) => make("tr", {}, make("th", {}, stvg.swatch(`run${run}`), name), ...this.query.scores[run].map(value => make("td", {}, number(value))),
+    const rows = stvg.runs.map((name, run) => make("tr", {}, make("th", {title: name}, stvg.swatch(`run${run}`), name), ...this.query.scores[run].map(value => make("td", {}, number(value))),
       make("td", {title: "the run's own confidence"}, number(this.details.answers[run]?.score))));
     if (several) {
       const gains = this.query.scores[0].map((value, i) => value === null ? null : value - this.query.scores[1][i]);
       rows.push(make("tr", {}, make("th", {}, "difference"), ...gains.map(gain => make("td", {class: stvg.sign(gain)}, stvg.signed(gain))), make("td", {}, "")));
     }
-    const spans = this.tubes.map(({name, span, kind}) => make("tr", {class: "faint"}, make("th", {}, stvg.swatch(kind), name),
-      make("td", {colspan: 4}, span ? `frames ${span[0]} to ${span[1]}` : kind === "truth" ? "not known" : "no prediction")));
     const head = make("tr", {}, ...["", "vIoU", "tIoU", "sIoU", "score"].map(name => make("th", {}, name)));
-    return make("div", {class: "card"}, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows, ...spans)));
+    return make("div", {class: "card"}, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
   }
 
   proposalMaps() {
@@ -152,7 +150,7 @@ class QueryView {
     return this.seen.flatMap((seen, run) => {
       if (!seen?.when.map) return [];
       const canvas = make("canvas"), words = make("p"), own = [this.tubes[0], this.tubes[run + 1]].filter(tube => tube.span);
-      const tell = found => { words.textContent = found ? `frames ${found.begin} to ${found.end}: ${found.score.toFixed(3)}` : "down: when it begins; across: when it ends"; };
+      const tell = found => { words.textContent = found ? `frames [${found.begin}, ${found.end}): ${found.score.toFixed(3)}` : "down: when it begins; across: when it ends"; };
       tell(null);
       stvg.maps.proposals(canvas, seen.when.map, this.segment, own.map(({span, colour}, i) => ({span, colour, radius: 15 - 6 * i})), tell, frame => this.player?.seek(frame));
       return [make("div", {class: "card map"}, make("h3", {}, `${this.label(run)}the score of every span`), canvas, words)];

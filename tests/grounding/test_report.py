@@ -353,11 +353,12 @@ def test_every_curve_fits_its_axes(values: list[float]) -> None:
 
 
 def test_the_headline_prefers_the_metrics_file() -> None:
-    scores = [Score(id="a", vIoU=0.5, tIoU=0.5, sIoU=0.5)]
-    table = dict(systems({"m_vIoU": 0.7, "baseline_m_vIoU": 0.1}, scores))
+    run = replace(with_scores({"a": 0.5}), metrics={"m_vIoU": 0.7, "baseline_m_vIoU": 0.1})
+    table = dict(systems([run]))
     assert (table["this run"]["m_vIoU"], table["this run"]["m_tIoU"]) == (0.7, 0.5)
     assert (table["constant"]["m_vIoU"], table["constant"]["m_tIoU"]) == (0.1, None)
     assert "random" not in table
+    assert [name for name, _ in systems([run, with_scores({"a": 0.2}, name="other")])] == ["run", "other", "constant"]
 
 
 def test_the_histogram_counts_every_boxed_query() -> None:

@@ -263,7 +263,7 @@ def test_the_proposal_map_says_what_lies_under_the_pointer(opened: Opened) -> No
     box = canvas.bounding_box()
     cell = {"x": box["width"] * 6.5 / 8, "y": box["height"] * 1.5 / 8}
     canvas.hover(position=cell)
-    assert opened.page.locator(".map p").text_content() == "frames 8 to 53: 0.900"
+    assert opened.page.locator(".map p").text_content() == "frames [8, 53): 0.900"
     canvas.click(position=cell)
     opened.page.wait_for_function("stvg.player.frame === 8")
 
