@@ -56,6 +56,13 @@ def evaluate(
         Path | None, typer.Option("--save", metavar="OUT", help="Write what runs answer here too: --predictions and --compare read it.")
     ] = None,
     challenge: Annotated[Path | None, typer.Option("--challenge", metavar="OUT", help="Write the tubes as the challenge's .json.")] = None,
+    cvat: Annotated[
+        Path | None,
+        typer.Option("--cvat", metavar="DIR", help="Write tubes and truth as CVAT's tracks, a file per video, into a new folder."),
+    ] = None,
+    fiftyone: Annotated[
+        Path | None, typer.Option("--fiftyone", metavar="DIR", help="Write tubes and truth as a FiftyOne data set into a new folder.")
+    ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the metrics here too.")] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
@@ -65,6 +72,7 @@ def evaluate(
 
     A run's own files are always judged by every-frame.
     """
+    from cli.evaluate_exchange import read_answers, refuse_exchange, write_exchange
     from cli.evaluate_tables import show_differences, show_metrics, show_published
     from grounding.challenge import write_challenge
     from grounding.checkpoint import read_provenance
@@ -92,6 +100,7 @@ def evaluate(
         raise InputError("name what to judge by: --truth FILE, an index (tracks.npz beside it) or the challenge's .json")
     exam = read_exam(truth or features / "index.jsonl", settings.split, settings.first_frame)
     refuse_unknown(protocol, exam.truths)
+    refuse_exchange(exam, cvat, fiftyone)
     if runs:
         answers = answers_of(runs, features, settings, exam)
         tubes = Tubes.of_predictions(answers)
@@ -112,6 +121,7 @@ def evaluate(
     if challenge is not None:
         write_challenge(challenge, tubes, settings.first_frame)
         say(f"wrote {len(tubes)} tubes to {challenge}")
+    write_exchange(cvat, fiftyone, exam, tubes, scores, answers if runs else read_answers(predictions))
     if json_out is not None:
         found = {f"{name}_difference": asdict(one) for name, one in differences.items()}
         write_json(json_out, {**metrics, **found, "protocol": protocol})

@@ -10,11 +10,10 @@ from rich.text import Text
 
 from grounding.exam import Exam
 from grounding.intervals import Difference
-from grounding.judge import score_exam
-from grounding.metrics import MEANS, Score, summarise, summarise_by
-from grounding.published import paper_table, protocols_of, rows_for
+from grounding.judge import judged_as_published
+from grounding.metrics import MEANS, Score, summarise_by
+from grounding.published import paper_table, protocols_of
 from grounding.tubes import Tubes
-from pipeline.errors import InputError
 from pipeline.records import Query
 
 NONE = "–"
@@ -55,15 +54,9 @@ def show_published(exam: Exam, tubes: Tubes, protocol: str, split: str, known: S
     """The published results of this data set's split with this run: as judged (`known`), by every-frame, and as the rows were."""
     if exam.dataset is None or not protocols_of(exam.dataset, split):
         return
-    by_form = any(row.form is not None for row in rows_for(exam.dataset, split))
-    ours: dict[str, dict[str, dict[str, float]]] = {}
-    for name in dict.fromkeys([protocol, "every-frame", *protocols_of(exam.dataset, split)]):
-        try:
-            scores = known if name == protocol else score_exam(exam, tubes, name)
-        except InputError as error:  # a protocol may refuse predictions that are not complete
-            console().print(Text(f"not judged by {name}: {error}", style="yellow"))
-            continue
-        ours[name] = summarise_by(scores, exam.queries, "form") if by_form else {"": summarise(scores)}
+    ours, refused = judged_as_published(exam, tubes, split, {protocol: known})
+    for why in refused:
+        console().print(Text(why, style="yellow"))
     console().print(paper_table(exam.dataset, split, ours))
 
 

@@ -23,7 +23,9 @@ SHOWN = 20
 @app.command()
 @guarded
 def extract(
-    dataset: Annotated[str | None, typer.Option("--dataset", metavar="NAME", help="shapes, vidstg, hcstvg-v1, hcstvg-v2 or jsonl.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="NAME", help="shapes, vidstg, hcstvg-v1, hcstvg-v2, jsonl or cvat.")
+    ] = None,
     root: Annotated[Path | None, typer.Option("--root", metavar="PATH", help="The data set's folder; for jsonl the file.")] = None,
     index: Annotated[Path | None, typer.Option("--index", metavar="FILE", help="The index that stvg-prepare wrote.")] = None,
     store: Annotated[Path, typer.Option("--store", metavar="DIR", help="The store to fill.")] = Path("store"),

@@ -28,7 +28,9 @@ LOG_WIDTH = 120
 @app.command()
 @guarded
 def prepare(
-    dataset: Annotated[str | None, typer.Option("--dataset", metavar="NAME", help="shapes, vidstg, hcstvg-v1, hcstvg-v2 or jsonl.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="NAME", help="shapes, vidstg, hcstvg-v1, hcstvg-v2, jsonl or cvat.")
+    ] = None,
     root: Annotated[Path | None, typer.Option("--root", metavar="PATH", help="The data set's folder; for jsonl the file.")] = None,
     index: Annotated[
         Path | None, typer.Option("--index", metavar="OUT", help="The index to write, a .jsonl; tracks.npz and defects.json lie beside it.")

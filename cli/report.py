@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
 from cli.progress import progress
 
 if TYPE_CHECKING:
-    from grounding.report_strips import FramesOf
+    from grounding.evidence import Witness
+    from grounding.footage import Footage, FootageOf
+    from grounding.report import ReportConfig
 
 app = new_app()
 
@@ -21,6 +24,9 @@ app = new_app()
 def report(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="The run to show; stvg-eval must have judged it.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    compare: Annotated[
+        Path | None, typer.Option("--compare", metavar="DIR", help="Another run that stvg-eval judged, shown beside the first.")
+    ] = None,
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store whose index holds the truth.")] = Path("store"),
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="What the index's video paths are relative to, if it has moved.")
@@ -29,44 +35,67 @@ def report(
         Path | None,
         typer.Option("--sweep", metavar="DIR", help="A finished stvg-sweep, whose table and curves are shown too."),
     ] = None,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Add figures for papers, of a few telling queries: OUT/figures, PNG and PDF.")
+    ] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
 ) -> None:
-    """Write a page with the metrics, the training curves, pictures of tubes and every query."""
-    from grounding.exam import of_split, read_index
-    from grounding.judge import read_metrics, read_predictions
-    from grounding.metrics import read_scores
+    """Write a page with the metrics, the curves, and every query's video with its tubes and what the network saw."""
+    from grounding.exam import read_exam
     from grounding.report import ReportConfig, write_report
+    from grounding.report_runs import Judged, two_runs
     from pipeline.config import load
     from pipeline.store import Store
 
     settings = load(ReportConfig, "report", config, assignments or [])
-    metrics = read_metrics(run / "metrics.json")
+    runs = [Judged.of_run(run, settings.split)] if compare is None else [*two_runs(run, compare, settings.split)]
     log_to(run / "log.txt")
-    queries, tracks = read_index(features / "index.jsonl")
-    answers = read_predictions(run / "predictions" / f"{settings.split}.jsonl")
-    scores = read_scores(run / "scores" / f"{settings.split}.json")
-    videos = frames_under(root or Path(Store(features).manifest.root))
-    with progress("drawing", unit="queries") as advance:
-        chosen = of_split(queries, settings.split)
-        page = write_report(run, out, chosen, tracks, answers, scores, metrics, videos, advance, strip_count=settings.strips, sweep=sweep)
-    say(f"wrote {page}")
+    exam = read_exam(features / "index.jsonl", settings.split)
+    footage = footage_under(root or Path(Store(features).manifest.root))
+    witnesses = witnesses_of([one.path for one in runs], features, settings)
+    say(f"wrote {write_report(out, exam, runs, footage, settings, witnesses, sweep, progress)}")
+    if figures:
+        from grounding.figure_set import FOLDER, write_figures
+
+        with progress("drawing figures", unit="queries") as advance:
+            troubles = write_figures(out, exam, runs, footage, witnesses[0] if witnesses else None, advance)
+        for trouble in troubles:
+            warn(f"figures, query {trouble}")
+        say(f"wrote {out / FOLDER}")
 
 
-def frames_under(root: Path) -> FramesOf:
-    """How the report gets its pictures: frames of the videos under `root`, RGB uint8 `[H, W, 3]`."""
+def witnesses_of(runs: Sequence[Path], store: Path, settings: ReportConfig) -> list[Witness]:
+    """The runs' networks, to be asked what they see; none where that is not wanted."""
+    from grounding.evidence import Witness
+    from pipeline.errors import StvgError
+
+    if not settings.maps:
+        return []
+    try:
+        return [Witness.of_run(run, store, settings.split, settings.device) for run in runs]
+    except StvgError as error:
+        raise type(error)(f"{error}; or leave out what the networks saw, with --set maps=false") from None
+
+
+def footage_under(root: Path) -> FootageOf:
+    """How the report gets its pictures: from the videos under `root`."""
+    from grounding.footage import Footage
     from pipeline.decode import open_frames, probe
-    from pipeline.errors import VideoError
 
-    def frames_of(path: str, numbers: Any) -> list[Any]:
+    def footage_of(path: str) -> Footage:
         facts = probe(root / path)
-        if numbers[-1] >= facts.frame_count:
-            raise VideoError("decode", "changed", f"{root / path} has {facts.frame_count} frames, the index says more")
-        with open_frames(root / path, facts, numbers) as frames:
-            return [picture for _, picture in frames]
+        about = facts.path.stat()
 
-    return frames_of
+        def read(numbers: Sequence[int]) -> Iterator[Any]:
+            with open_frames(facts.path, facts, numbers) as frames:
+                for _, picture in frames:
+                    yield picture
+
+        return Footage(path, facts.edges, f"{about.st_size}-{about.st_mtime_ns}", read)
+
+    return footage_of
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from grounding.checkpoint import load_model
+from grounding.data import FeatureSet
+from grounding.systems import tokenise_of
 from pipeline.errors import InputError, StoreError
 from pipeline.store import Store
 
@@ -49,6 +51,14 @@ class Ensemble:
     def roles(self) -> dict[str, str]:
         """What the networks are given of a video, and the product that it comes from."""
         return {"appearance": "frames" if self.pictures else "appearance"} | ({"motion": self.motion} if self.motion else {})
+
+    def features_of(self, store: Store, split: str) -> FeatureSet:
+        """The features of one split of a store, as the models take them; StoreError where they were made otherwise."""
+        self.refuse_products(store)
+        tokenise, device = tokenise_of(self.models[0]), next(self.models[0].parameters()).device
+        features = FeatureSet.of_store(store.path, split, self.frames, self.clips, tokenise, self.motion, self.pictures, device)
+        self.refuse_dims(store, features.dims)
+        return features
 
     def refuse_products(self, store: Store) -> None:
         """StoreError where a store's features were made otherwise than those the runs were trained on; it names all that differs."""

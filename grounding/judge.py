@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -14,6 +14,7 @@ from grounding.exam import Exam
 from grounding.intervals import confidence
 from grounding.metrics import Score, refuse_strangers, scores_of, summarise, summarise_by, write_scores
 from grounding.protocols import judge_tubes
+from grounding.published import Ours, protocols_of, rows_for
 from grounding.tubes import Tubes
 from pipeline.config import Config
 from pipeline.errors import InputError
@@ -47,20 +48,12 @@ def predict_split(
 ) -> tuple[list[Prediction], list[str]]:
     """What the runs' models answer together to one split of a store, and the ids of queries that the store has no features of."""
     # Imported here: judging files, and reporting, must not wait for torch.
-    from grounding.data import FeatureSet
     from grounding.ensemble import Ensemble
     from grounding.predict import predict
-    from grounding.systems import tokenise_of
     from pipeline.weights import device_of
 
-    device = device_of(config.device)
-    ensemble, opened = Ensemble.of_runs(runs, device, config.frames), Store(store)
-    ensemble.refuse_products(opened)
-    tokenise = tokenise_of(ensemble.models[0])
-    features = FeatureSet.of_store(
-        store, config.split, ensemble.frames, ensemble.clips, tokenise, ensemble.motion, ensemble.pictures, device
-    )
-    ensemble.refuse_dims(opened, features.dims)
+    ensemble = Ensemble.of_runs(runs, device_of(config.device), config.frames)
+    features = ensemble.features_of(Store(store), config.split)
     answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
     return answers, features.missing
 
@@ -88,6 +81,23 @@ def score_exam(exam: Exam, predictions: Tubes, protocol: str = "every-frame") ->
     if not scores:
         raise InputError(f"none of the {len(exam.truths.tubes)} queries has a prediction, and protocol {protocol} leaves such queries out")
     return scores
+
+
+def judged_as_published(exam: Exam, tubes: Tubes, split: str, known: Mapping[str, Sequence[Score]]) -> tuple[Ours, list[str]]:
+    """Means by the protocols that stand in `known` (their scores), by every-frame, and by those of the split's published rows; by
+    form where these are. And which protocols refused the predictions, in words: one may want them complete."""
+    dataset = exam.dataset or ""
+    by_form = any(row.form is not None for row in rows_for(dataset, split))
+    ours: dict[str, dict[str, dict[str, float]]] = {}
+    refused = []
+    for name in dict.fromkeys([*known, "every-frame", *protocols_of(dataset, split)]):
+        try:
+            scores = known[name] if name in known else score_exam(exam, tubes, name)
+        except InputError as error:
+            refused.append(f"not judged by {name}: {error}")
+            continue
+        ours[name] = summarise_by(scores, exam.queries, "form") if by_form else {"": summarise(scores)}
+    return ours, refused
 
 
 def baseline_metrics(exam: Exam, protocol: str = "every-frame", seed: int = 0) -> dict[str, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from pipeline.records import Prediction, Query
 
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
+Watch = Callable[[list[np.ndarray], Any], None]
+"""`(each pass' frames [T_s], the model's outputs)` of a batch of passes."""
 
 
 def predict(
@@ -79,14 +81,19 @@ def _grouped(queries: Iterable[Query], features: FeatureSet, batch: int) -> Iter
         yield group
 
 
-def see(models: Sequence[nn.Module], features: FeatureSet, looks: Sequence[Look], batch: int) -> None:
-    """Run the passes of these looks, `batch` at a time: no more features than those are held, however long a segment is."""
+def see(
+    models: Sequence[nn.Module], features: FeatureSet, looks: Sequence[Look], batch: int, watch: Watch = lambda numbers, out: None
+) -> None:
+    """Run the passes of these looks, `batch` at a time: no more features than those are held, however long a segment is.
+
+    `watch` is shown all that each model answers to each batch.
+    """
     passes = [(look, rows) for look in looks for rows in look.passes]
     for start in range(0, len(passes), batch):
-        _see_batch(models, features, passes[start : start + batch])
+        _see_batch(models, features, passes[start : start + batch], watch)
 
 
-def _see_batch(models: Sequence[nn.Module], features: FeatureSet, passes: Sequence[tuple[Look, np.ndarray]]) -> None:
+def _see_batch(models: Sequence[nn.Module], features: FeatureSet, passes: Sequence[tuple[Look, np.ndarray]], watch: Watch) -> None:
     samples = [features.sample(look.query, rows) for look, rows in passes]
     inputs = to_device(collate(samples), next(models[0].parameters()).device)
     for model in models:
@@ -94,6 +101,7 @@ def _see_batch(models: Sequence[nn.Module], features: FeatureSet, passes: Sequen
         boxes, answers = out.boxes[-1].double().cpu().numpy(), out.when()
         for place, (look, _) in enumerate(passes):
             look.add(samples[place].numbers, boxes[place], answers[place])
+        watch([sample.numbers for sample in samples], out)
 
 
 def tube(first: Look, second: Look | None, between: bool) -> Prediction:

@@ -6,7 +6,9 @@ names its evaluation protocol where that is known. A run is therefore shown once
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from pathlib import Path
@@ -114,31 +116,60 @@ def protocols_of(dataset: str, split: str) -> tuple[str, ...]:
     return tuple(protocol for protocol in PROTOCOLS if protocol in used)
 
 
+@dataclass(frozen=True)
+class Line:
+    """A row of a paper's table as it is printed: `numbers` one per metric; `ours`: this run's."""
+
+    form: str
+    method: str
+    numbers: list[str]
+    protocol: str
+    source: str
+    ours: bool
+
+
+def table_lines(dataset: str, split: str, ours: Ours) -> list[Line]:
+    """The published rows of a split with this run's below them, one per protocol; form after form."""
+    rows = rows_for(dataset, split)
+    forms = list(dict.fromkeys([row.form or "" for row in rows] + [form for means in ours.values() for form in means]))
+    lines = []
+    for form in forms:
+        for row in rows:
+            if (row.form or "") == form:
+                mark = "" if row.note is None else "*"
+                lines.append(Line(form, row.method + mark, _numbers(row.scores), row.protocol or "not stated", row.source, False))
+        for protocol, means in ours.items():
+            if form in means:
+                percent = {metric: 100 * means[form][metric] for metric in METRICS if metric in means[form]}
+                lines.append(Line(form, "this run", _numbers(percent), protocol, "", True))
+    return lines
+
+
+def table_notes(dataset: str, split: str) -> list[str]:
+    """What is to be said below the table: how it is to be read, and the rows' notes."""
+    return [CAPTION, *(f"* {row.method}: {row.note}" for row in rows_for(dataset, split) if row.note is not None)]
+
+
 def paper_table(dataset: str, split: str, ours: Ours) -> Table:
     """The published rows of a split with this run's in bold below them, one per protocol; one section per form of sentence."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    rows = rows_for(dataset, split)
-    caption = "\n".join([CAPTION, *(f"* {row.method}: {row.note}" for row in rows if row.note is not None)])
+    caption = "\n".join(table_notes(dataset, split))
     table = Table(title=Text(f"{dataset}, {split}"), caption=Text(caption), title_justify="left", caption_justify="left")
     table.box, table.show_edge, table.padding = box.SIMPLE, False, 0  # the whole of it fits into 80 columns
     for column in ("method", *METRICS, "protocol"):
         table.add_column(column, justify="right" if column in METRICS else "left", no_wrap=True)
     table.add_column("source")
-    forms = list(dict.fromkeys([row.form or "" for row in rows] + [form for means in ours.values() for form in means]))
-    for form in forms:
-        if forms != [""]:
+    lines = table_lines(dataset, split, ours)
+    apart = any(line.form for line in lines)
+    for form, group in itertools.groupby(lines, lambda line: line.form):
+        if apart:
             table.add_row(Text(form or "all sentences", style="italic"))
-        for row in rows:
-            if (row.form or "") == form:
-                mark = "" if row.note is None else "*"
-                table.add_row(*map(Text, (row.method + mark, *_numbers(row.scores), row.protocol or "not stated", row.source)))
-        for protocol, means in ours.items():
-            if form in means:
-                percent = {metric: 100 * means[form][metric] for metric in METRICS if metric in means[form]}
-                table.add_row(*map(Text, ("this run", *_numbers(percent), protocol, "")), style="bold")
+        for line in group:
+            style = "bold" if line.ours else ""
+            table.add_row(*map(Text, (line.method, *line.numbers, line.protocol, line.source)), style=style)
         table.add_section()
     return table
 

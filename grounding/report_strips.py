@@ -1,48 +1,25 @@
-"""Picture strips: a few frames of one query with the true tube in green and the predicted one dashed in yellow."""
+"""Picture strips: a few frames of one query with the true tube in green and the predicted ones dashed, in yellow and pink."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from grounding.metrics import Score
 from grounding.tubes import boxes_of, truth_boxes
 from pipeline.records import Prediction, Query, Span, Tracks
 
-FramesOf = Callable[[str, Sequence[int]], Sequence[np.ndarray]]
-"""`(a query's path, frame numbers)` → RGB pictures uint8 `[H, W, 3]`, one per number."""
-
-TRUE, PREDICTED, EDGE = (46, 204, 113), (255, 214, 10), (0, 0, 0)
+TRUE, PREDICTED, OTHER, EDGE = (46, 204, 113), (255, 214, 10), (255, 95, 210), (0, 0, 0)
 FRAMES, THUMB_HEIGHT, GAP = 8, 132, 3
 DASH = 7
 QUALITY = 82
 
 
-def choose(scores: Sequence[Score], predictions: dict[str, Prediction], count: int) -> list[str]:
-    """Ids of queries worth a picture, best first: spread evenly over the range of vIoU, a quarter the worst failures.
-
-    Of the failures the ones the model was surest about come first. Where no truth has boxes tIoU stands in.
-    """
-    value = {one.id: one.tIoU if one.vIoU is None else one.vIoU for one in scores}
-    if not value or count <= 0:
-        return []
-    sure = {name: predictions[name].score if name in predictions else 0.0 for name in value}
-    worst = sorted(value, key=lambda name: (round(value[name], 2), -sure[name]))[: count // 4]
-    ranked = sorted((name for name in value if name not in set(worst)), key=lambda name: -value[name])
-    levels = np.array([value[name] for name in ranked])
-    chosen: list[str] = []
-    for wanted in np.linspace(levels[0], levels[-1], min(count - len(worst), len(ranked))) if ranked else ():
-        free = [i for i in range(len(ranked)) if ranked[i] not in chosen]
-        chosen.append(ranked[min(free, key=lambda i: abs(levels[i] - wanted))])
-    return sorted([*chosen, *worst], key=lambda name: -value[name])
-
-
-def strip_frames(query: Query, prediction: Prediction | None) -> list[int]:
-    """Frames evenly over both spans and a little around them, inside the segment; ascending, each once."""
-    spans = [span for span in (query.truth and query.truth.span, prediction and prediction.span) if span]
+def strip_frames(query: Query, answers: Sequence[Prediction | None]) -> list[int]:
+    """Frames evenly over all spans and a little around them, inside the segment; ascending, each once."""
+    spans = [span for span in (query.truth and query.truth.span, *(answer and answer.span for answer in answers)) if span]
     first = min((span[0] for span in spans), default=query.segment[0])
     last = max((span[1] for span in spans), default=query.segment[1])
     margin = max(1, round(0.12 * (last - first)))
@@ -51,9 +28,10 @@ def strip_frames(query: Query, prediction: Prediction | None) -> list[int]:
 
 
 def draw_strip(
-    query: Query, tracks: Tracks, prediction: Prediction | None, numbers: Sequence[int], frames: Sequence[np.ndarray]
+    query: Query, tracks: Tracks, answers: Sequence[Prediction | None], numbers: Sequence[int], frames: Iterable[np.ndarray]
 ) -> Image.Image:
-    """The frames side by side, each with the boxes that hold there: truth inside the true span, prediction inside its own."""
+    """The frames side by side, each with the boxes that hold there: truth inside the true span, the run's answer and another run's
+    inside their own."""
     true_frames, true_boxes = truth_boxes(query, tracks)
     known = dict(zip(true_frames.tolist(), true_boxes, strict=True))
     thumbs = []
@@ -62,8 +40,9 @@ def draw_strip(
         scale = (thumb.width / query.size[0], thumb.height / query.size[1])
         if number in known:
             _outline(thumb, known[number], scale, TRUE, dashed=False)
-        if prediction and prediction.boxes and _holds(prediction.span, number):
-            _outline(thumb, boxes_of(prediction, np.array([number]))[0], scale, PREDICTED, dashed=True)
+        for answer, colour in reversed(list(zip(answers, (PREDICTED, OTHER), strict=False))):
+            if answer and answer.boxes and _holds(answer.span, number):
+                _outline(thumb, boxes_of(answer, np.array([number]))[0], scale, colour, dashed=True)
         thumbs.append(thumb)
     width = sum(thumb.width for thumb in thumbs) + GAP * (len(thumbs) - 1)
     strip = Image.new("RGB", (width, THUMB_HEIGHT), (255, 255, 255))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.datasets import hcstvg, jsonl, vidstg
+from pipeline.datasets import cvat, hcstvg, jsonl, vidstg
 from pipeline.datasets.parsed import Defects, Parsed, Parser, Progress, quiet
 from pipeline.errors import InputError
 
@@ -12,6 +12,7 @@ PARSERS: dict[str, Parser] = {
     "hcstvg-v1": hcstvg.parse_v1,
     "hcstvg-v2": hcstvg.parse_v2,
     "jsonl": jsonl.parse,
+    "cvat": cvat.parse,
 }
 
 __all__ = ["PARSERS", "Defects", "Parsed", "Parser", "Progress", "parser_of", "quiet"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ class _Tube(_Strict):
     boxes: list[Box | None] = Field(fail_fast=True)
 
 
-class _Line(_Strict):
+class Line(_Strict):
+    """What one sentence states, in a line of a file or elsewhere."""
+
     video: Text = Field(min_length=1)
     text: Text
     id: Text | None = Field(default=None, min_length=1)
@@ -53,9 +56,13 @@ def parse(root: Path, progress: Progress = quiet, probe: Probe = probe_videos) -
     """All queries of the file `root`; `progress(done, total)` counts its videos, which are probed here."""
     path = Path(root)
     parsed = Parsed(path.parent)
-    lines = _lines(path, parsed)
-    videos = {name: _place(line.video, path.parent) for name, line in lines.items()}
-    parsed.facts = probe(path.parent, videos.values(), progress)
+    return of_lines(_lines(path, parsed), parsed, progress, probe)
+
+
+def of_lines(lines: Mapping[str, Line], parsed: Parsed, progress: Progress, probe: Probe) -> Parsed:
+    """`parsed` with the queries of lines by id, whose videos are paths relative to its folder."""
+    videos = {name: _place(line.video, parsed.folder) for name, line in lines.items()}
+    parsed.facts = probe(parsed.folder, videos.values(), progress)
     for name, line in lines.items():
         parsed.defects.split = line.split
         found = parsed.facts[videos[name]]
@@ -77,11 +84,11 @@ def _place(video: str, folder: Path) -> str:
     return os.path.relpath(place, here) if place.startswith(os.path.join(here, "")) else os.path.normpath(video)
 
 
-def _lines(path: Path, parsed: Parsed) -> dict[str, _Line]:
+def _lines(path: Path, parsed: Parsed) -> dict[str, Line]:
     """The valid lines by id; a broken one is a defect, a file without any object an InputError."""
     if not path.is_file():
         raise InputError(EXPECTED.format(path=path, problem=NO_SENTENCES if path.exists() else "does not exist"))
-    found: dict[str, _Line] = {}
+    found: dict[str, Line] = {}
     objects, first_error = 0, ""
     for number, row in lines_of(path):
         try:
@@ -91,7 +98,7 @@ def _lines(path: Path, parsed: Parsed) -> dict[str, _Line]:
             parsed.defects.add("not JSON", f"line {number}", _why(error), excluded=True)
             continue
         objects += isinstance(content, dict)
-        _keep(number, content, found, parsed)
+        keep(content, f"line {number}", str(number), found, parsed)
         parsed.defects.split = NO_SPLIT
     if not objects:
         raise InputError((first_error or f"{path} holds no sentence") + ". " + EXPECTED.format(path=path, problem=NO_SENTENCES))
@@ -107,22 +114,22 @@ def _why(error: ValueError | RecursionError) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else plain(str(error))
 
 
-def _keep(number: int, content: Any, found: dict[str, _Line], parsed: Parsed) -> None:
-    """Validate one line's object and file it under its id."""
-    line = validated(_Line, content, "line", f"line {number}", parsed.defects)
+def keep(content: Any, place: str, default_id: str, found: dict[str, Line], parsed: Parsed) -> None:
+    """Validate what one `place` of a file says, and file it under its id."""
+    line = validated(Line, content, "line", place, parsed.defects)
     if line is None:
         return
     parsed.defects.split = line.split
-    name = line.id or str(number)
+    name = line.id or default_id
     if name in found:
-        parsed.defects.add("repeated id", f"line {number}", f"id {name!r} stands on an earlier line too", excluded=True)
+        parsed.defects.add("repeated id", place, f"id {name!r} stands before it too", excluded=True)
     elif not line.text.strip():
-        parsed.defects.add("empty sentence", name, f"line {number}: {line.text!r}", excluded=True)
+        parsed.defects.add("empty sentence", name, f"{place}: {line.text!r}", excluded=True)
     else:
         found[name] = line
 
 
-def _query(name: str, video: str, line: _Line, facts: VideoFacts, parsed: Parsed) -> Query | None:
+def _query(name: str, video: str, line: Line, facts: VideoFacts, parsed: Parsed) -> Query | None:
     """The query of one line; its spans are clipped to the video, empty ones are defects."""
     count = facts.frame_count
     stated = line.segment or (0, count)

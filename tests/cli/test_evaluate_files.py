@@ -132,3 +132,28 @@ def test_a_name_that_says_another_kind_of_file_is_explained(name: str, content: 
     assert result.exit_code == 2
     assert message in result.stderr
     assert name in result.stderr
+
+
+def test_tubes_are_written_for_cvat_and_for_fiftyone(index: Path, tmp_path: Path) -> None:
+    said = write(tmp_path / "p.jsonl", {"id": "a", "span": [10, 30], "score": 0.5, "boxes": []})
+    files = ("--truth", index, "--predictions", said, "--cvat", tmp_path / "cvat", "--fiftyone", tmp_path / "fiftyone")
+    result = call(*files)
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "cvat").iterdir()) == ["labels.json", "v.xml"]
+    assert sorted(path.name for path in (tmp_path / "fiftyone").iterdir()) == ["frames.json", "metadata.json", "samples.json"]
+    assert (
+        json.loads((tmp_path / "fiftyone" / "samples.json").read_text())["samples"][0]["prediction"]["detections"][0]["confidence"] == 0.5
+    )
+    assert "1 tubes have no box in their video" in result.stderr
+    again = call(*files)
+    assert again.exit_code == 2
+    assert "is not empty, and corrections may lie in it" in again.stderr
+
+
+@pytest.mark.parametrize("option", ["--cvat", "--fiftyone"])
+def test_other_tools_need_an_index(option: str, tmp_path: Path) -> None:
+    truth = write(tmp_path / "truth.json", {"a": GOOD})
+    result = call("--truth", truth, "--predictions", truth, option, tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"{option} needs an index as --truth" in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.records import Query, Truth
 
 FILES = sorted(cards.FOLDER.glob("*.md"))
-STATED = {path.stem: yaml.safe_load(cards.BLOCK.search(path.read_text())[1]) for path in FILES if path.stem != "jsonl"}  # type: ignore[index]
+STATED = {path.stem: yaml.safe_load(cards.BLOCK.search(path.read_text())[1]) for path in FILES if path.stem not in ("jsonl", "cvat")}  # type: ignore[index]
 
 
 def query(name: str, span: tuple[int, int] | None, **changes: Any) -> Query:

@@ -1,0 +1,1 @@
+"""A split's tubes in the files of tools that people look and correct with."""

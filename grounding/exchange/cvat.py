@@ -1,0 +1,43 @@
+"""Tubes as CVAT's tracks: one file per video, as its tasks are, and the labels that a task needs for them.
+
+What `pipeline.datasets.cvat` reads back once people have corrected it: a track says which query it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from grounding.exchange.shown import ShownTube, ShownVideo, file_names, refuse_taken
+from pipeline.cvat import CvatTrack, cvat_labels, write_cvat
+from pipeline.records import Query, write_json
+
+
+def write_cvat_folder(out: Path, videos: Sequence[ShownVideo], progress: Callable[[int, int], None]) -> int:
+    """`out/labels.json` and `out/<video>.xml`; returns how many tubes have no box, and so no track. `progress` counts videos."""
+    refuse_taken(out)
+    write_json(out / "labels.json", cvat_labels())
+    boxless = 0
+    for number, (name, video) in enumerate(zip(file_names([video.facts.path for video in videos]), videos, strict=True)):
+        progress(number, len(videos))
+        tracks = [_track(tube) for tube in video.tubes]
+        boxless += sum(not len(track.frames) for track in tracks)
+        write_cvat(out / f"{name}.xml", Path(video.facts.path).name, video.facts.size, video.facts.frame_count, tracks)
+    progress(len(videos), len(videos))
+    return boxless
+
+
+def _track(tube: ShownTube) -> CvatTrack:
+    attributes = {
+        "sentence": tube.query.text,
+        "query": json.dumps(_line(tube.query)),
+        "score": "" if tube.confidence is None else f"{tube.confidence:.3f}",
+        "vIoU": "" if tube.score is None or tube.score.vIoU is None else f"{tube.score.vIoU:.3f}",
+    }
+    return CvatTrack(tube.kind, tube.frames, tube.boxes, tube.sampled, attributes)
+
+
+def _line(query: Query) -> dict[str, object]:
+    """What a line of the data set `jsonl` says about the query, but for the sentence and the tube."""
+    return {"id": query.id, "video": query.path, "split": query.split, "segment": query.segment, "tags": query.tags}

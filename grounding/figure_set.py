@@ -1,0 +1,68 @@
+"""Which figures a report adds for papers, and where they go: `figures/tubes-<n>` and `figures/attention-<n>`, each as PNG and PDF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from grounding.exam import Exam
+from grounding.figures import Told, attention_figure, frames_in, save_figure, tubes_figure, window_of
+from grounding.footage import FootageOf
+from grounding.report_gallery import gallery
+from grounding.report_runs import Judged
+from pipeline.errors import StvgError
+from pipeline.records import Query, Span
+
+if TYPE_CHECKING:
+    from grounding.evidence import Witness
+
+FOLDER = "figures"
+MOST = 6
+"""A query of each kind: near vIoU .8, .5 and .3, a failure and, where two runs are compared, where they differ most."""
+
+
+def write_figures(
+    out: Path,
+    exam: Exam,
+    runs: Sequence[Judged],
+    footage: FootageOf,
+    witness: Witness | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Draw a few telling queries of the first run into `out/figures`; returns what could not be drawn, and why.
+
+    `runs`: the run and, to be drawn beside it, another; `witness`: the first one's network, to be asked where it looks.
+    """
+    known = {query.id: query for query in exam.queries}
+    chosen = [known[name] for group in gallery(runs[0], runs[1] if len(runs) > 1 else None, MOST) for name in group.ids]
+    seen = {query.id for query in witness.features.queries} if witness else set()
+    troubles = []
+    for number, query in enumerate(chosen, start=1):
+        progress(number - 1, len(chosen))
+        told = [Told(run.name, run.predictions.get(query.id), run.scores[query.id].vIoU) for run in runs]
+        window = window_of(query, told)
+        try:
+            pictures = _pictures(query, footage, window)
+        except StvgError as error:
+            troubles.append(f"{query.id}: {error}")
+            continue
+        save_figure(tubes_figure(query, exam.tracks, told, window, pictures), out / FOLDER / f"tubes-{number}")
+        if witness is None or query.id not in seen:
+            continue
+        evidence = witness.asked(query)
+        if not evidence.attention:
+            troubles.append(f"{query.id}: the network of {runs[0].path} looks at frames with no map that could be drawn")
+            continue
+        attention = evidence.attention[0]
+        figure = attention_figure(query, exam.tracks, told[0], window, pictures, evidence.frames, attention)
+        save_figure(figure, out / FOLDER / f"attention-{number}")
+    progress(len(chosen), len(chosen))
+    return troubles
+
+
+def _pictures(query: Query, footage: FootageOf, window: Span) -> dict[int, np.ndarray]:
+    numbers = sorted(set(frames_in(window)))
+    return dict(zip(numbers, footage(query.path).pictures(numbers), strict=True))
