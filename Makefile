@@ -1,5 +1,6 @@
 # `make demo` and `make test` work from a fresh clone; both begin by making the environment in .venv.
 PYTHON ?= python3
+INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium
 CHECKED := pipeline grounding cli tests benchmarks
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -7,7 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site-cache
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test bench environment lint types contracts tests soak clean
+.PHONY: demo test bench environment lint types contracts tests browser soak clean
 
 demo: .venv/.installed
 	.venv/bin/dvc repro
@@ -25,8 +26,14 @@ contracts: .venv/.installed
 	.venv/bin/lint-imports
 
 # Two at a time: most of them start processes and wait.
-tests: .venv/.installed
+tests: .venv/.installed browser
 	.venv/bin/python -m pytest -m "not soak" --numprocesses 2 --dist worksteal
+
+# The report is tested in a real browser, on Debian's Chromium; where it cannot be installed those tests are skipped and say so.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(INSTALL) >/dev/null 2>&1 || { apt-get update && $(INSTALL); } >/dev/null 2>&1; fi; \
+	command -v chromium >/dev/null || echo "no Chromium here, nor could it be installed: the report is not tested in a browser"
 
 # The long ones: kills, mutants, hours of video.
 soak: .venv/.installed

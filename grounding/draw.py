@@ -1,27 +1,22 @@
-"""A video with a tube drawn on it: the box in yellow while the event lasts; beneath the picture the sentence and a time bar.
-
-Frames come one by one from the caller and go to the encoder at once, so memory does not grow with the video. Frame n
-is shown exactly as long as in the source, at a variable rate too. Sound is left out.
-"""
+"""A video with a tube drawn on it: the box in yellow while the event lasts; beneath the picture the sentence and a time bar."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.records import Span, replacing
+from grounding.mp4 import write_mp4
+from pipeline.records import Span
 
 Box = tuple[float, float, float, float]
 Progress = Callable[[int, int], None]
 YELLOW, BLACK, WHITE, GREY, DARK = (255, 221, 0), (0, 0, 0), (255, 255, 255), (96, 96, 96), (24, 24, 24)
-TIME_BASE = Fraction(1, 90_000)
 LEGIBLE_SIDE = 480
 """Videos whose longer side is shorter are enlarged by a whole number, or no sentence could be read beneath them."""
 MAX_LINES = 4
@@ -85,39 +80,17 @@ def draw_tube(
     `frames` are all of the video's, RGB uint8 `[h, w, 3]` of `size` (width, height), in order; frame n is shown from
     `frame_edges[n]` to `frame_edges[n + 1]` seconds, `[n + 1]`.
     """
-    import av
-
     canvas = Canvas.of(size, tube.text)
     strip = blank(canvas, tube.span, frame_edges)
-    ticks = ascending_ticks(frame_edges)
-    rate = Fraction(float((len(ticks) - 1) / max(frame_edges[-1] - frame_edges[0], 1e-3))).limit_denominator(1001)
-    progress(0, len(ticks) - 1)
-    with replacing(out) as aside, av.open(str(aside), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        # without B-frames packets leave in the order of showing, and every one can carry its own duration
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast", "bf": "0"})
-        stream.width, stream.height = canvas.size
-        stream.pix_fmt = "yuv420p"
-        stream.time_base = stream.codec_context.time_base = TIME_BASE
+    total = len(frame_edges) - 1
 
-        def write(packets: Iterable[Any]) -> None:
-            for packet in packets:
-                number = int(np.searchsorted(ticks, packet.pts))
-                packet.duration = int(ticks[number + 1] - ticks[number])
-                container.mux(packet)
-
+    def pictures() -> Iterator[np.ndarray]:
+        progress(0, total)
         for number, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(drawn(canvas, strip, picture, number, tube, frame_edges), format="rgb24")
-            frame.pts, frame.time_base = int(ticks[number]), TIME_BASE
-            write(stream.encode(frame))
-            progress(number + 1, len(ticks) - 1)
-        write(stream.encode(None))
+            yield drawn(canvas, strip, picture, number, tube, frame_edges)
+            progress(number + 1, total)
 
-
-def ascending_ticks(frame_edges: np.ndarray) -> np.ndarray:
-    """Edges in seconds as whole ticks from 0 on, each later than the one before: the encoder takes no two frames at one time."""
-    ticks = np.round((frame_edges - frame_edges[0]) / float(TIME_BASE)).astype(np.int64)
-    steps = np.arange(len(ticks))
-    return np.maximum.accumulate(ticks - steps) + steps
+    write_mp4(out, pictures(), frame_edges, canvas.size, {"crf": "20"})
 
 
 def drawn(canvas: Canvas, strip: Image.Image, picture: np.ndarray, number: int, tube: Tube, frame_edges: np.ndarray) -> np.ndarray:

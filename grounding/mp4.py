@@ -43,7 +43,8 @@ def write_mp4(out: Path, pictures: Iterable[np.ndarray], edges: np.ndarray, size
 
         for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = frame.reformat(width=size[0], height=size[1], format="yuv420p", interpolation="AREA")
+            if (frame.width, frame.height) != size:
+                frame = frame.reformat(width=size[0], height=size[1], interpolation="AREA")
             frame.pts, frame.time_base = int(ticks[number]), TIME_BASE
             write(stream.encode(frame))
         write(stream.encode(None))

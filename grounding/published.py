@@ -168,7 +168,7 @@ def paper_table(dataset: str, split: str, ours: Ours) -> Table:
         if apart:
             table.add_row(Text(form or "all sentences", style="italic"))
         for line in group:
-            style = "bold" if line.ours else ""
+            style = "bold" if line.ours else None
             table.add_row(*map(Text, (line.method, *line.numbers, line.protocol, line.source)), style=style)
         table.add_section()
     return table

@@ -1,4 +1,4 @@
-"""Which queries the gallery shows: some near vIoU .8, .5 and .3, the failures, and where two runs differ most."""
+"""Which queries the gallery shows: the best, some near vIoU .8, .5 and .3, the failures, and where two runs differ most."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from grounding.report_runs import Judged
 
-NEAR = (0.8, 0.5, 0.3)
+NEAR, REACH = (0.8, 0.5, 0.3), 0.1
+"""Around which values, and how far from them, queries are shown."""
 FAILED = 0.1
 """Below it a query has failed."""
 
@@ -29,22 +30,24 @@ def gallery(run: Judged, other: Judged | None, count: int) -> list[Group]:
     value, measure = run.values
     if not value or count <= 0:
         return []
-    each = max(1, count // (len(NEAR) + 1 + (2 if other else 0)))
+    each = max(1, count // (len(NEAR) + 2 + (2 if other else 0)))
     free = dict(value)
-    groups = []
+    apart = []
     if other is not None:
         gain = {name: value[name] - other.values[0].get(name, 0.0) for name in value}
-        groups = [
+        apart = [
             _taken(free, f"far better than {other.name}", "", (name for name in _by(gain, -1) if gain[name] > 0), each),
             _taken(free, f"far worse than {other.name}", "", (name for name in _by(gain, 1) if gain[name] < 0), each),
         ]
     sure = {name: -run.predictions[name].score if name in run.predictions else 0.0 for name in value}
     failed = sorted((name for name in value if value[name] < FAILED), key=lambda name: (round(value[name], 2), sure[name]))
     failures = _taken(free, "failures", f"{measure} below {FAILED}, the surest first", failed, each)
+    middle = []
     for near in NEAR:
-        close = sorted(free, key=lambda name, near=near: abs(free[name] - near))  # type: ignore[misc]
-        groups.append(_taken(free, f"near {near}", f"in {measure}", close, each))
-    return [group for group in (*groups[-3:], failures, *groups[:-3]) if group.ids]
+        away = {name: abs(value - near) for name, value in free.items() if abs(value - near) <= REACH}
+        middle.append(_taken(free, f"near {near}", f"in {measure}", _by(away, 1), each))
+    best = _taken(free, "best", f"in {measure}", _by(free, -1), each)
+    return [group for group in (best, *middle, failures, *apart) if group.ids]
 
 
 def _by(values: Mapping[str, float], sign: int) -> list[str]:

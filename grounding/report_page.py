@@ -48,7 +48,7 @@ def _summary(exam: Exam, runs: Sequence[Judged], split: str) -> dict[str, Any]:
     scores = list(run.scores.values())
     counts = summarise(scores)
     videos = {query.video for query in exam.queries if query.id in run.scores}
-    groups = [(kind, summarise_by(scores, exam.queries, kind)) for kind in ("form", "tag")]  # type: ignore[arg-type]
+    groups = [(kind, summarise_by(scores, exam.queries, kind)) for kind in ("form", "tag")]
     return {
         "runs": [one.name for one in runs],
         "split": split,

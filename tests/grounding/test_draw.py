@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from grounding.draw import MAX_LINES, Canvas, Tube, ascending_ticks, draw_tube, wrapped
+from grounding.draw import MAX_LINES, Canvas, Tube, draw_tube, wrapped
+from grounding.mp4 import ascending_ticks
 from pipeline.decode import open_frames, probe
 
 BOX = (100.0, 40.0, 300.0, 200.0)

@@ -293,21 +293,26 @@ def with_scores(values: dict[str, float], sure: dict[str, float] | None = None, 
     return Judged(Path(name), name, answers, scores, {})
 
 
-def test_the_gallery_shows_the_middle_and_the_surest_failures() -> None:
+def test_the_gallery_shows_the_best_the_middle_and_the_surest_failures() -> None:
     values = {str(i): i / 100 for i in range(101)} | {f"bad{i}": 0.0 for i in range(5)}
-    groups = {group.title: group.ids for group in gallery(with_scores(values, {"bad3": 0.99}), None, 12)}
-    assert list(groups) == ["near 0.8", "near 0.5", "near 0.3", "failures"]
+    groups = {group.title: group.ids for group in gallery(with_scores(values, {"bad3": 0.99}), None, 15)}
+    assert list(groups) == ["best", "near 0.8", "near 0.5", "near 0.3", "failures"]
+    assert groups["best"] == ["100", "99", "98"]
     assert sorted(groups["near 0.8"]) == ["79", "80", "81"]
     assert groups["failures"][0] == "bad3"
     assert len(groups["failures"]) == 3
     assert gallery(with_scores(values), None, 0) == gallery(with_scores({}), None, 12) == []
-    assert [group.ids for group in gallery(with_scores({"a": 0.5}), None, 12)] == [["a"]]
+
+
+def test_the_gallery_shows_a_query_once_and_calls_nothing_near_that_is_far() -> None:
+    groups = gallery(with_scores({"a": 0.5, "b": 0.65, "c": 1.0}), None, 100)
+    assert [(group.title, group.ids) for group in groups] == [("best", ["c", "b"]), ("near 0.5", ["a"])]
 
 
 def test_the_gallery_shows_where_two_runs_differ_most() -> None:
     ours, theirs = {"won": 0.9, "lost": 0.2, "same": 0.5}, {"won": 0.1, "lost": 0.8, "same": 0.5}
-    groups = {group.title: group.ids for group in gallery(with_scores(ours), with_scores(theirs, name="other"), 6)}
-    assert groups == {"near 0.8": ["same"], "far better than other": ["won"], "far worse than other": ["lost"]}
+    groups = {group.title: group.ids for group in gallery(with_scores(ours), with_scores(theirs, name="other"), 7)}
+    assert groups == {"near 0.5": ["same"], "far better than other": ["won"], "far worse than other": ["lost"]}
 
 
 def test_strip_frames_cover_both_spans_inside_the_segment() -> None:

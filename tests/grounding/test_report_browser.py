@@ -192,7 +192,7 @@ def drawn_box(screen: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, 
 def white_block(screen: np.ndarray) -> tuple[float, float]:
     """Where the video itself shows the block: left and right edge in pixels of the video, along a row that no box crosses."""
     row = screen[int(screen.shape[0] * 40 / SIZE[1])]
-    lit = np.nonzero((row > 215).all(-1))[0]
+    lit = np.nonzero((row[3:-3] > 215).all(-1))[0] + 3  # at its very edges the page shines through
     return lit.min() * SIZE[0] / screen.shape[1], (lit.max() + 1) * SIZE[0] / screen.shape[1]
 
 
@@ -219,11 +219,9 @@ def test_a_query_is_searched_and_its_video_plays(opened: Opened) -> None:
     assert page.locator("#detail h2").text_content() == "block number 3"
     page.click(".play")
     page.wait_for_function("stvg.player.frame > 20")
-    page.click(".play")
-    assert page.evaluate("stvg.player.video.paused")
-    frame = page.evaluate("stvg.player.frame")
-    screen = opened.seek(frame) if frame >= 44 else opened.screen()
-    assert white_block(screen)[0] == pytest.approx(block(frame)[0], abs=1.5)
+    page.evaluate("stvg.player.video.pause()")
+    page.wait_for_timeout(500)
+    assert white_block(opened.screen())[0] == pytest.approx(block(page.evaluate("stvg.player.frame"))[0], abs=1.5)
 
 
 @pytest.mark.parametrize("frame", [12, 25, 33, 43])

@@ -1,0 +1,74 @@
+"""`stvg-report` on a real tiny run: what is in the folder, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import cli.evaluate
+import cli.report
+
+
+def call(command: object, *arguments: object) -> Result:
+    return CliRunner().invoke(command.app, [str(argument) for argument in arguments])  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run, judged."""
+    folder = shutil.copytree(tiny_run.run, tmp_path_factory.mktemp("judged") / "run")
+    result = call(cli.evaluate, "--run", folder, "--features", tiny_run.store)
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def report(run: Path, tiny_run: Any, out: Path, *arguments: object) -> Result:
+    return call(cli.report, "--run", run, "--features", tiny_run.store, "--root", tiny_run.root, "--out", out, *arguments)
+
+
+def script(path: Path) -> list[Any]:
+    """What a script hands to the page."""
+    return json.loads("[" + path.read_text(encoding="utf-8").split("(", 1)[1].removesuffix(");\n") + "]")
+
+
+def test_two_runs_are_shown_with_what_their_networks_saw(run: Path, tiny_run: Any, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    result = report(run, tiny_run, tmp_path / "out", "--compare", other)
+    assert result.exit_code == 0, result.stderr
+    (data,) = script(tmp_path / "out" / "data.js")
+    assert data["runs"] == ["run", "other"]
+    assert [(tmp_path / "out" / video["file"]).is_file() for video in data["videos"]] == [True]
+    for number, query in enumerate(data["queries"]):
+        _, details = script(tmp_path / "out" / "queries" / f"{number}.js")
+        assert details["seen"][0] == details["seen"][1]
+        seen = details["seen"][0]
+        assert len(seen["when"]["map"]) == 8
+        assert (seen["frames"][0], seen["frames"][-1] < query["segment"][1]) == (0, True)
+        assert seen["maps"][0]["layers"] == 1
+        assert seen["maps"][0]["picture"].startswith("data:image/png;base64,")
+    assert "No picture" not in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_run_without_checkpoint_is_shown_without_maps(run: Path, tiny_run: Any, tmp_path: Path) -> None:
+    bare = shutil.copytree(run, tmp_path / "bare")
+    shutil.rmtree(bare / "checkpoints")
+    refused = report(bare, tiny_run, tmp_path / "out")
+    assert refused.exit_code == 2
+    assert (
+        "has no checkpoint yet: let stvg-train write one; or leave out what the networks saw, with --set maps=false"
+        in refused.stderr.replace("\n", " ")
+    )
+    assert report(bare, tiny_run, tmp_path / "out", "--set", "maps=false").exit_code == 0
+    assert script(tmp_path / "out" / "queries" / "0.js")[1]["seen"] == []
+
+
+def test_a_run_that_was_not_judged_is_refused(run: Path, tiny_run: Any, tmp_path: Path) -> None:
+    refused = report(run, tiny_run, tmp_path / "out", "--compare", tiny_run.run)
+    assert refused.exit_code == 2
+    assert "run stvg-eval first" in refused.stderr.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
