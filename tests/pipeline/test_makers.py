@@ -200,6 +200,9 @@ def test_jpegs_are_whole_and_their_colours_halved(quality: int) -> None:
     maker = JpegMaker((160, 120), GRID, quality)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings(
+            "ignore", "The image decoding and encoding capabilities of TorchVision", DeprecationWarning
+        )  # of all of them
         rows = np.concatenate(blocks_of(maker, smooth))
         found = dict(jpeg_frames(rows, maker.columns()))
     assert list(found) == GRID.tolist()

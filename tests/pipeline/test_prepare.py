@@ -289,6 +289,7 @@ EXPECTED = {
     "hcstvg-v1": r"holds no HC-STVG v1 annotations\. Put there\n  train\.json, test\.json\n",
     "hcstvg-v2": r"holds no HC-STVG v2 annotations\. Put there\n  trainv2\.json, valv2\.json, testv2\.json\n",
     "jsonl": r"is not a file of sentences\. Write one JSON object per line",
+    "cvat": r"holds no export of CVAT\. Put into one folder\n  the videos, and\n  what CVAT exports as 'CVAT for video 1\.1'",
 }
 
 
