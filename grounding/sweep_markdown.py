@@ -16,7 +16,7 @@ INTERVALS = (
 )
 COSTS = (
     "All are trained for the same time: the steps of {unit}, divided by what a step takes. Parameters are those of the network, with an"
-    " encoder that is part of it; time and memory of a training step, at its peak, are multiples of {unit}'s, measured side by side."
+    " encoder that is part of it; time and memory of a training step, at its peak, are multiples of {unit}'s, as sweeps.yaml states."
 )
 PAPER = "The paper's figures are of other data, features and training: the order of the rows is what compares, not the height."
 
