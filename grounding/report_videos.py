@@ -7,7 +7,9 @@ that still hold are kept: a report that was stopped goes on where it was.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from pipeline.errors import StvgError
 from pipeline.records import Query, Span
 
 FOLDER = "videos"
-OPTIONS = {"crf": "27", "g": "24"}
+OPTIONS = {"crf": "28", "g": "24"}
 """A key frame each second or so: any frame is found quickly."""
+TOGETHER = 4
+"""Videos made at once, where there are as many cores; each holds what its decoder reads ahead."""
 ENCODING = 1
 """To be raised when videos are made otherwise."""
 
@@ -59,15 +63,15 @@ def show_videos(
         asked.setdefault(query.path, []).append(query)
     shown = {path: Shown(trouble=f"only {most} videos are shown (report.videos)") for path in asked}
     wanted = list(asked)[:most]
-    for done, path in enumerate(wanted):
-        progress(done, len(wanted))
-        segments = [query.segment for query in asked[path]]
-        frames = min(begin for begin, _ in segments), max(end for _, end in segments)
-        try:
-            shown[path] = _show(footage(path), frames, out, asked[path][0].size, side)
-        except StvgError as error:
-            shown[path] = Shown(trouble=str(error))
-    progress(len(wanted), len(wanted))
+    progress(0, len(wanted))
+    pool = ThreadPoolExecutor(min(TOGETHER, os.cpu_count() or 1))  # decoders and encoder leave Python to others
+    try:
+        coming = {pool.submit(_shown, asked[path], footage, out, side): path for path in wanted}
+        for done, future in enumerate(as_completed(coming), 1):
+            shown[coming[future]] = future.result()
+            progress(done, len(wanted))
+    finally:
+        pool.shutdown(cancel_futures=True)
     kept = {one.file for one in shown.values()}
     for old in (out / FOLDER).glob("*.mp4"):
         if f"{FOLDER}/{old.name}" not in kept:
@@ -75,7 +79,16 @@ def show_videos(
     return shown
 
 
-def _show(video: Footage, frames: Span, out: Path, size: tuple[int, int], side: int) -> Shown:
+def _shown(queries: Sequence[Query], footage: FootageOf, out: Path, side: int) -> Shown:
+    """The video of these queries, or why there is none."""
+    frames = min(query.segment[0] for query in queries), max(query.segment[1] for query in queries)
+    try:
+        return _made(footage(queries[0].path), frames, out, queries[0].size, side)
+    except StvgError as error:
+        return Shown(trouble=str(error))
+
+
+def _made(video: Footage, frames: Span, out: Path, size: tuple[int, int], side: int) -> Shown:
     """Make one video, unless it is there."""
     begin, end = frames
     video.refuse_shorter(end - 1)

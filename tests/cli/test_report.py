@@ -7,11 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 import cli.evaluate
 import cli.report
+from grounding.report_videos import show_videos
+from pipeline.decode import open_frames, probe
+from pipeline.records import Query
 
 
 def call(command: object, *arguments: object) -> Result:
@@ -72,3 +77,34 @@ def test_a_run_that_was_not_judged_is_refused(run: Path, tiny_run: Any, tmp_path
     assert refused.exit_code == 2
     assert "run stvg-eval first" in refused.stderr.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+REAL = (
+    "editlist_cups.mp4",
+    "testsrc2_odd_height_and_width_vp9.mp4",
+    "video_90.mov",
+    "unordered.mov",
+    "test_non_zero_start.mp4",
+    "av1_video.mkv",
+)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_videos_frames_keep_their_numbers_and_times(name: str, tmp_path: Path) -> None:
+    """Whatever the container says: frame n of the report's video is the source's, shown at its time."""
+    folder = Path(__file__).parents[3] / "shared" / "videos"
+    if not (folder / name).is_file():
+        pytest.skip(f"{folder / name} is not there")
+    import av
+
+    facts = probe(folder / name)
+    values = {"id": "q", "video": name, "path": name, "fps": facts.fps, "frame_count": facts.frame_count, "size": facts.size}
+    query = Query.model_validate({**values, "segment": (0, facts.frame_count), "text": "x", "split": "test"})
+    shown = show_videos([query], cli.report.footage_under(folder), tmp_path, 480, None, lambda done, total: None)[name]
+    with av.open(str(tmp_path / shown.file)) as container:
+        made = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    np.testing.assert_allclose([time for time, _ in made], facts.edges[:-1], atol=1e-3)
+    with open_frames(facts.path, facts, range(facts.frame_count)) as frames:
+        for (number, picture), (_, ours) in zip(frames, made, strict=True):
+            seen, source = (np.asarray(Image.fromarray(one).resize((16, 9), Image.Resampling.BOX)).astype(int) for one in (ours, picture))
+            assert np.abs(seen - source).mean() < 5, number
