@@ -200,6 +200,7 @@ class EndToEndStep(Case):
 
     def measure(self) -> list[Group]:
         made = self.made
+        peaks = {way: apart(_peak, way, self.sizes, self.device, self.place / "store") for way in WAYS}  # while this process holds little
         with made.loader(self.place / "store") as loader:
             batches = iter(loader)
             raw = [made.raw_batch(part) for part in next(batches)]
@@ -209,7 +210,6 @@ class EndToEndStep(Case):
             floors = {way: step.floor(next(batches) if way == first else raw) for way, step in steps.items()}  # each has now begun
             seconds = in_turns(ways, self.rounds, warm=int(self.device == "cuda"))
             top = profile_torch(ways[first], self.device)
-        peaks = {way: apart(_peak, way, self.sizes, self.device, self.place / "store") for way in WAYS}
         found = {
             way: Way(own, floors[way], peaks[way], top if way == first else [], {"parameters": steps[way].parameters})
             for way, own in seconds.items()

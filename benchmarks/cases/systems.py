@@ -72,16 +72,16 @@ class Systems(Case):
             torch.testing.assert_close(network(alone).boxes[-1, 0], network(beside).boxes[-1, 1], rtol=1e-3, atol=1e-3)
 
     def measure(self) -> list[Group]:
+        peaks = {name: apart(_peak, name, self.sizes, self.device) for name in self.names}  # while this process holds little
         floors = {name: step.floor(parts) for name, (step, parts) in self.steps.items()}  # each has now begun
         ways = {name: partial(step, parts) for name, (step, parts) in self.steps.items()}
         seconds = in_turns(ways, self.rounds, warm=int(self.device == "cuda"))
         title = f"{PRESET}, batch {len(self.steps[self.names[0]][1][0].ids)}"
-        return [Group(title, {name: self._way(name, own, floors[name]) for name, own in seconds.items()})]
+        return [Group(title, {name: self._way(name, own, floors[name], peaks[name]) for name, own in seconds.items()})]
 
-    def _way(self, name: str, seconds: list[float], floor: Floor) -> Way:
+    def _way(self, name: str, seconds: list[float], floor: Floor, peak: int) -> Way:
         step, parts = self.steps[name]
         about = {"parameters": step.parameters, "feature_bytes": sum(map(feature_bytes, parts)), "sees": _sees(parts[0])}
-        peak = apart(_peak, name, self.sizes, self.device)
         return Way(seconds, floor, peak, profile_torch(lambda: step(parts), self.device), about)
 
 
