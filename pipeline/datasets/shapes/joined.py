@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ def joined(root: Path, queries: Sequence[Query], seed: int, seconds: float, hidd
     return Joined(tuple(clips[place] for place in order), tuple(begins[:-1]), tuple(found))
 
 
+@lru_cache(maxsize=1)
 def all_scenes(config: ShapesConfig) -> dict[str, Scene]:
     """The scene of every clip of a data set, by the clip's id."""
     counts = {"train": config.train_videos, "val": config.val_videos, "test": config.test_videos}
