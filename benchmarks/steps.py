@@ -67,35 +67,45 @@ def network_of_size(config: Recipe, channels: Mapping[str, int] = CHANNELS) -> n
     return system_of(config.system).build((image.channels, 0, channels["text"]), model, image, None)
 
 
-def random_batch(model: Any, video: tuple[int, int], short: int, words: int, batch: int, device: torch.device) -> Batch:
-    """Random features (of a network that is given pictures: pictures) of a `video` (width, height) at N_short."""
+def random_batch(
+    model: Any,
+    video: tuple[int, int],
+    short: int,
+    words: int,
+    batch: int,
+    device: torch.device,
+    channels: Mapping[str, int] = CHANNELS,
+    square: tuple[int, int] = SLOWFAST,
+) -> Batch:
+    """Random features (of a network that is given pictures: pictures) of a `video` (width, height) at N_short; `square` are the rows and
+    columns of maps of the padded square."""
     width, height = appearance_size(video, short)
     rows, columns = (height, width) if model.pictures else (-(-height // STRIDE), -(-width // STRIDE))
     clips = model.clips or model.frames
     tau = (torch.arange(model.frames) + 0.5) / model.frames
     torch.manual_seed(0)
     inputs = Inputs(
-        appearance=_seen(model, (batch, model.frames, rows, columns)),
+        appearance=_seen(model, (batch, model.frames, rows, columns), channels["appearance"]),
         map_size=torch.tensor([[rows, columns]] * batch),
         frame_tau=tau.expand(batch, -1),
-        motion=_motion(model, (batch, clips), (rows, columns)),
+        motion=_motion(model, (batch, clips), square if model.motion in SQUARED else (rows, columns), channels),
         square=torch.tensor([picture_in_square(video) if model.motion in SQUARED else WHOLE] * batch),
-        text=torch.randn(batch, words, CHANNELS["text"]).half(),
+        text=torch.randn(batch, words, channels["text"]).half(),
         text_mask=torch.ones(batch, words, dtype=torch.bool),
     )
     return Batch(_on(inputs, device), _on(middle_half(tau, clips, batch), device), [f"q{number}" for number in range(batch)])
 
 
-def _seen(model: Any, shape: tuple[int, ...]) -> Tensor:
+def _seen(model: Any, shape: tuple[int, ...], channels: int) -> Tensor:
     if model.pictures:
         return torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
-    return torch.randn(*shape, CHANNELS["appearance"]).half()
+    return torch.randn(*shape, channels).half()
 
 
-def _motion(model: Any, shape: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+def _motion(model: Any, shape: tuple[int, int], cells: tuple[int, int], channels: Mapping[str, int]) -> Tensor:
     if model.motion is None:
         return torch.zeros(shape[0], 0, 1, 1, 0).half()
-    return torch.randn(*shape, *(SLOWFAST if model.motion in SQUARED else cells), CHANNELS[model.motion]).half()
+    return torch.randn(*shape, *cells, channels[model.motion]).half()
 
 
 def middle_half(tau: Tensor, clips: int, batch: int) -> Targets:

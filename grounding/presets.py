@@ -117,20 +117,17 @@ _CG_SHAPES: Presets = {
     "shapes": {
         "model": {
             **_SMALL,
-            "layers": 2,
+            "layers": 1,
             "stages": 2,
             "frames": 16,
             "motion": "motion",
             "theta_t": 0.5,
             "theta_s": 0.5,
             "box_head": "attention",
-            "positions": "everywhere",
             "word_gain": "cells",
         },
-        "loss": {"carriers": 1.0, "cells": 2.0, "sigma": 1.0},
+        "loss": {"carriers": 4.0, "cells": 2.0, "sigma": 1.0},
         **_MINUTES,
-        "max_steps": 1000,
-        "validate_every": 500,
     },
 }
 

@@ -36,9 +36,10 @@ def small(name: str) -> Case:
         return case(device="cpu", size=Size(SMALL_CSDVL, 64, (64, 64), (8, 64), 3, "tiny"), rounds=1)  # type: ignore[call-arg]
     if name == "systems":
         from benchmarks.cases.systems import PAPER_SHORT, Size
+        from benchmarks.steps import CHANNELS, SLOWFAST
 
-        size = Size(SMALL_CSDVL, dict.fromkeys(PAPER_SHORT, 64), (64, 64), 3, "tiny")
-        return case(device="cpu", size=size, rounds=1)  # type: ignore[call-arg]
+        size = Size("hcstvg-v1", SMALL_CSDVL, dict.fromkeys(PAPER_SHORT, 64), (64, 64), 3, "tiny", CHANNELS, SLOWFAST, together=False)
+        return case(device="cpu", sizes=(size,), rounds=1)  # type: ignore[call-arg]
     return case(**SMALL[name])
 
 
