@@ -162,8 +162,12 @@ class FeatureSet:
             tau=np.clip(sampling.place_of(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32),
             motion=self._motion(query, numbers),
             square=np.array(picture_in_square(tuple(self.appearance.facts(query.video)["size"])) if self.squared else WHOLE, np.float32),
-            text=self._recent.get(("text", query.id), lambda: self.text.read(query.id)),
+            text=self.words(query),
         )
+
+    def words(self, query: Query) -> np.ndarray:
+        """Of a query's sentence, `[L, C]`."""
+        return self._recent.get(("text", query.id), lambda: self.text.read(query.id))
 
     def rows_of(self, query: Query, stored: np.ndarray) -> np.ndarray:
         """Rows of a query's stored frames inside its segment; the nearest one where the grid skips a short segment."""

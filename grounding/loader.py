@@ -16,8 +16,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from grounding.augment import Augmentation
-from grounding.data import CPU, RECENT_BYTES, FeatureSet, collate, join_targets, to_device
+from grounding.data import CPU, RECENT_BYTES, FeatureSet, Sample, collate, join_targets, to_device
 from grounding.inputs import Inputs
 from grounding.targets import Targets
 from pipeline.errors import InputError
@@ -25,6 +24,8 @@ from pipeline.records import Query
 
 READERS = 4
 """Threads that make batches for a GPU; a CPU has the network to run meanwhile and gets one."""
+Change = Callable[[Sample, Targets, int, int], tuple[Sample, Targets]]
+"""A sample and what is true of it, an epoch, and the query's place among all → the same as they are in that epoch."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -114,7 +115,8 @@ class Loader:
 
     Process `rank` of `world` gets equal parts of each batch; all parts together are the same for any `world` and `accumulate`.
     Batches are made by threads that live inside the `with` block, in exact order and a few ahead; what goes wrong
-    there is raised here. `augment` changes what they hold. An InputError where `batch` cannot be cut into equal parts.
+    there is raised here. `changes`, one after the other, change the samples of an epoch. An InputError where `batch` cannot be cut
+    into equal parts.
     """
 
     def __init__(
@@ -128,9 +130,9 @@ class Loader:
         world: int = 1,
         accumulate: int = 1,
         device: torch.device = CPU,
-        augment: Augmentation | None = None,
+        changes: Sequence[Change] = (),
     ) -> None:
-        self.features, self.queries, self.start, self._augment = features, queries, start, augment
+        self.features, self.queries, self.start, self._changes = features, queries, start, changes
         self.rank, self.world, self.accumulate = rank, world, accumulate
         self._plan = Plan.of(features, queries, batch, seed)
         self._on_gpu = device.type == "cuda"
@@ -172,9 +174,9 @@ class Loader:
     def _part(self, numbers: Sequence[int], epoch: int) -> Batch:
         samples = [self.features.sample(self.queries[number]) for number in numbers]
         truths = [self.features.truth(sample) for sample in samples]
-        if self._augment is not None:
+        for change in self._changes:
             for place, number in enumerate(numbers):
-                samples[place], truths[place] = self._augment(samples[place], truths[place], epoch, number)
+                samples[place], truths[place] = change(samples[place], truths[place], epoch, number)
         return Batch(collate(samples, pin=self._on_gpu), join_targets(truths), [sample.query.id for sample in samples])
 
     def _send(self, made: Future[list[Batch]]) -> tuple[list[Batch], torch.cuda.Event]:

@@ -46,6 +46,9 @@ class Recipe(Config):
     features are read from the store."""
     augment: AugmentConfig | None = None
     """What pictures become in training, for networks that are given these."""
+    absent: float = Field(default=0.0, ge=0, lt=1)
+    """The share of queries that are asked with another video's sentence, of which nothing is true: so that scores of different videos,
+    and of a long video's windows, can be compared."""
     batch: int = Field(default=8, ge=1)
     """Queries per step, over all processes and accumulated parts."""
     accumulate: int = Field(default=1, ge=1)

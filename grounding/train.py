@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grounding.absence import Absence
 from grounding.augment import Augmentation
 from grounding.checkpoint import read_provenance
 from grounding.data import FeatureSet
-from grounding.loader import Batch, Loader, steps_per_epoch
+from grounding.loader import Batch, Change, Loader, steps_per_epoch
 from grounding.metrics import score, summarise
 from grounding.modules.recompute import recompute
 from grounding.predict import predict
@@ -80,8 +81,9 @@ def train(
     together.wait()  # until all have read what the first may replace
     written = RunWriter(run, about, state)
     queries, measure = features.queries, system_of(c.system).measure(c.model)
-    augment = None if c.augment is None else Augmentation(c.augment, c.seed, queries, tokenise_of(model))
-    loader = Loader(features, queries, c.batch, c.seed, state.step, together.rank, together.world, c.accumulate, device, augment)
+    changes: list[Change] = [] if c.augment is None else [Augmentation(c.augment, c.seed, queries, tokenise_of(model))]
+    changes += [Absence(c.absent, c.seed, features, queries)] if c.absent else []
+    loader = Loader(features, queries, c.batch, c.seed, state.step, together.rank, together.world, c.accumulate, device, changes)
     with Stop(several=together.world > 1) as stop, loader:
         progress(state.step, last)
         batches = iter(loader)

@@ -11,13 +11,13 @@ def gaussians(span: Tensor, frame_tau: Tensor, sigma: float) -> tuple[Tensor, Te
     """Targets `[B, T]` of the first and of the last frame: Gaussians over the samples, of `sigma` samples, that sum to 1.
 
     Each of a segment's n frames among the T samples at τ `[B, T]` (fewer where it stores fewer) stands for 1/n of it; the event's
-    first one is half of that after its begin, its last one half before its end. `span` `[B, 2]` in τ.
+    first one is half of that after its begin, its last one half before its end. `span` `[B, 2]` in τ; all 0 where it has no length.
     """
     count = frame_tau.shape[-1]
     distinct = 1 + (frame_tau.diff(dim=-1) > 0).sum(-1, keepdim=True)
     middles = count * (span + torch.tensor([0.5, -0.5], device=span.device) / distinct)
     apart = (frame_tau[:, None] * count - middles[..., None]) / sigma
-    first, last = (-(apart**2) / 2).softmax(-1).unbind(1)
+    first, last = ((-(apart**2) / 2).softmax(-1) * (span[:, 0] < span[:, 1])[:, None, None]).unbind(1)
     return first, last
 
 

@@ -37,7 +37,7 @@ def features(pictured: Path) -> FeatureSet:
 
 def loader(features: FeatureSet, start: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1, **config: float) -> Loader:
     augment = Augmentation(AugmentConfig.model_validate(config or ALL), SEED, features.queries, None)
-    return Loader(features, features.queries, 4, SEED, start, rank, world, accumulate, augment=augment)
+    return Loader(features, features.queries, 4, SEED, start, rank, world, accumulate, changes=[augment])
 
 
 def taken(loader: Loader, steps: int) -> list[list[Batch]]:

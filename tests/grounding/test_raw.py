@@ -155,5 +155,5 @@ def test_a_loader_sends_what_a_gpu_decodes(pictured: Path) -> None:
 
 def batches(features: FeatureSet, device: torch.device, config: AugmentConfig) -> list[Batch]:
     augment = Augmentation(config, 0, features.queries, None)
-    with Loader(features, features.queries, 4, 0, 0, device=device, augment=augment) as loader:
+    with Loader(features, features.queries, 4, 0, 0, device=device, changes=[augment]) as loader:
         return [part for step in islice(loader, 8) for part in step]

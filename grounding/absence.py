@@ -1,0 +1,50 @@
+"""Sentences of which nothing in the video is true, for training: what is asked of many videos, or of a long one's windows, is true of few.
+
+Of a sentence that is not true a network learns only that nothing answers it. Without, scores of two windows say little about which of them
+shows the event: nothing that was learned from had a window without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from grounding.data import FeatureSet, Sample
+from grounding.targets import Targets
+from pipeline.records import Query
+
+
+class Absence:
+    """Gives this share of the samples another video's sentence: a function of seed, epoch and query, whatever the batches and processes.
+
+    That sentence was written of another video and differs from all that were written of this one; that it is true here, too, is not
+    known to be wrong, only rare.
+    """
+
+    def __init__(self, share: float, seed: int, features: FeatureSet, queries: Sequence[Query]) -> None:
+        self.share, self.seed, self.features, self.queries = share, seed, features, queries
+        self._own: dict[str, set[str]] = {}
+        for query in queries:
+            self._own.setdefault(query.video, set()).add(query.text)
+
+    def __call__(self, sample: Sample, truth: Targets, epoch: int, number: int) -> tuple[Sample, Targets]:
+        """A sample and what is true of it, as they are in an epoch; `number` is the query's place among all."""
+        random = np.random.default_rng([self.seed, epoch, 3, number])
+        if random.random() >= self.share:
+            return sample, truth
+        foreign = next((query for query in self._drawn(random) if query.text not in self._own[sample.query.video]), None)
+        if foreign is None:
+            return sample, truth
+        return replace(sample, text=self.features.words(foreign)), nothing(truth)
+
+    def _drawn(self, random: np.random.Generator) -> list[Query]:
+        """A few queries: where videos share most of their sentences none of them may do."""
+        return [self.queries[place] for place in random.integers(len(self.queries), size=16)]
+
+
+def nothing(truth: Targets) -> Targets:
+    """What is true of a video and a sentence of something else: a span without length, and no frame, clip or box in it."""
+    return replace(truth, **{name: torch.zeros_like(getattr(truth, name)) for name in ("span", "boxed", "frames", "clips", "clip_boxed")})
