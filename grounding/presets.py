@@ -112,7 +112,7 @@ _CG_CODE: Presets = {
     "hcstvg-v2": _released(0.5, 0.7, 0.8, giou=4.0, kl=10.0),
     "vidstg": _released(-0.5, 0.5, 0.5, giou=3.0, kl=1.0),
 }
-# θ as low as boxes and confidences of a training of minutes are.
+# As long as CSDVL's, in fewer steps.
 _CG_SHAPES: Presets = {
     "shapes": {
         "model": {
@@ -121,13 +121,13 @@ _CG_SHAPES: Presets = {
             "stages": 2,
             "frames": 16,
             "motion": "motion",
-            "theta_t": 0.5,
-            "theta_s": 0.5,
             "box_head": "attention",
             "word_gain": "cells",
         },
         "loss": {"carriers": 4.0, "cells": 2.0, "sigma": 1.0},
         **_MINUTES,
+        "max_steps": 1200,
+        "validate_every": 600,
     },
 }
 

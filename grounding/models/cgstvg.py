@@ -17,10 +17,9 @@ Where the paper leaves things open:
 - Queries go through a norm of their own before the heads, as DETR's do.
 - The released code chooses the context by the true boxes, in training (`truth_iou`) and in its tests. Ours never does to predict.
 - Heads and ICR's MLPs are one for all stages.
-- Positions are added once, at the input (sec. 3.1). `positions=everywhere` (ours) adds them to queries and keys of every encoder
-  layer, too, as DETR does, and to what the decoder reads: from scratch, queries hardly learn where the motion is that they find.
-- `word_gain=cells`, `box_head=attention` and the attention weights of the temporal blocks (`heard`) are ours, too, for training from
-  scratch.
+- Positions are added once, at the input (sec. 3.1).
+- `word_gain=cells`, `box_head=attention` and the attention weights of the temporal blocks on motion cells (`heard`) are ours, for
+  training from scratch. Taught to look at the object's appearance as well, temporal queries did, and learned nothing of when.
 """
 
 from __future__ import annotations
@@ -76,8 +75,6 @@ class CgstvgConfig(TransformerConfig):
     truth_iou: float | None = Field(default=None, ge=-1, le=1)
     """In training the context is that of the frames whose box has at least this GIoU with the true one."""
     box_head: Literal["mlp", "attention"] = "mlp"
-    positions: Literal["input", "everywhere"] = "input"
-    """Where cells are told their place."""
     word_gain: Literal["one", "cells"] = "one"
     """Among a frame's tokens every word counts as one of them, or all words together begin as loud as all cells."""
 
@@ -164,13 +161,10 @@ class Cgstvg(nn.Module):
         heard = tokens
         if self.config.word_gain == "cells":
             heard = words_as_loud_as_cells(torch.cat([mask, mask], 1), inputs.text_mask).repeat_interleave(frames, 0)
-        again = self.config.positions == "everywhere"
-        places = torch.cat([positions, positions, torch.zeros_like(text)], 1).repeat_interleave(frames, 0) if again else None
         for layer in self.encoder:
-            states = layer(states, places, heard)
-        placed = states if places is None else states + places
+            states = layer(states, None, heard)
         size = inputs.map_size.repeat_interleave(frames, 0)
-        return Memory(states, placed, tokens, positions, centres, size, inputs.frame_tau, (rows, columns))
+        return Memory(states, tokens, positions, centres, size, inputs.frame_tau, (rows, columns))
 
 
 @dataclass(frozen=True)
@@ -188,12 +182,10 @@ class Stage:
 
 @dataclass
 class Memory:
-    """X̃ of B·T frames: states `[B·T, 2·H·W + L, d]`, alike what queries look at (`placed`), and which of them count
-    `[B·T, 2·H·W + L]`; of their cells the positions `[B, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding
-    `[B·T, 2]`; `frame_tau` `[B, T]`."""
+    """X̃ of B·T frames: states `[B·T, 2·H·W + L, d]` and which of them count `[B·T, 2·H·W + L]`; of their cells the positions
+    `[B, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding `[B·T, 2]`; `frame_tau` `[B, T]`."""
 
     states: Tensor
-    placed: Tensor
     mask: Tensor
     positions: Tensor
     centres: Tensor
@@ -310,7 +302,7 @@ class SpatialBlock(nn.Module):
         queries = self.frames.at_frames(queries, positions)
         if self.context is not None and context is not None:
             queries = self.context.at_context(queries, positions, memory, context)
-        return self.memory.at_own_frame(queries, positions, memory.placed, memory.placed, memory.mask)[0]
+        return self.memory.at_own_frame(queries, positions, memory.states, memory.states, memory.mask)[0]
 
 
 class TemporalBlock(nn.Module):
@@ -323,10 +315,10 @@ class TemporalBlock(nn.Module):
         self.feed_forward = FeedForward(config.d, config.ffn, config.dropout)
 
     def forward(self, queries: Tensor, positions: Tensor, memory: Memory, context: Context | None) -> tuple[Tensor, Tensor]:
-        """`[B, T, d]` → `[B, T, d]`, and how much each cell was looked at, `[B, T, H·W]`."""
+        """`[B, T, d]` → `[B, T, d]`, and how much each motion cell was looked at, `[B, T, H·W]`."""
         queries = self.frames.at_frames(queries, positions)
         if self.context is not None and context is not None:
             queries = self.context.at_context(queries, positions, memory, context)
-        queries, weights = self.memory.at_own_frame(queries, positions, memory.placed, memory.placed, memory.mask)
+        queries, weights = self.memory.at_own_frame(queries, positions, memory.states, memory.states, memory.mask)
         count = memory.count
-        return self.feed_forward(queries), weights[..., :count] + weights[..., count : 2 * count]
+        return self.feed_forward(queries), weights[..., count : 2 * count]

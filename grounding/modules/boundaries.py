@@ -28,7 +28,7 @@ class FrameOutputs:
     cell_centres: Tensor
     """`[B, H·W, 2]` (x, y) of the cells in [0, 1]."""
     heard: Tensor
-    """How much the temporal queries look at each cell, with CG-STVG at its appearance and its motion, `[K, B, T, H·W]`."""
+    """How much the temporal queries look at each cell, with CG-STVG at its motion, `[K, B, T, H·W]`."""
 
     def when(self) -> list[Boundaries]:
         """What it says of when, query by query."""

@@ -16,7 +16,6 @@ from torchvision.ops import box_convert, generalized_box_iou
 from grounding.inputs import Inputs
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
 from grounding.models.cgstvg import Cgstvg, CgstvgConfig, Context, InstanceContext, LookingAtContext, Outputs
-from grounding.modules.layers import EncoderLayer
 from grounding.modules.regions import roi_tokens
 from grounding.targets import Targets, Totals
 from pipeline.config import validate
@@ -153,7 +152,7 @@ def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
         {"context_in_time": True, "refinement": "none"},
         {"query_positions": "boxes", "refinement": "none"},
         {"region": "mean", "refinement": "none"},
-        {"box_head": "attention", "word_gain": "cells", "positions": "everywhere", "refinement": "none"},
+        {"box_head": "attention", "word_gain": "cells", "refinement": "none"},
         {"box_head": "attention", "region": "mean", "query_positions": "boxes", "refinement": "sum", "theta_one": 0.3},
     ],
 )
@@ -174,20 +173,20 @@ def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str
             torch.testing.assert_close(mine[..., :rows, :columns], alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("positions", ["input", "everywhere"])
-def test_places_are_told_once_or_in_every_layer_and_to_the_decoder_too(positions: str) -> None:
-    """Appearance and motion cells of one place are told the same, words nothing."""
-    model, query = make_model(positions=positions, layers=3), make_query(0, WIDE, 4)
-    with torch.no_grad():
-        memory = model.encode(query)
-    cells, told = memory.count, memory.placed - memory.states
-    torch.testing.assert_close(told[:, :cells], told[:, cells : 2 * cells])
-    assert bool(told.any()) == (positions == "everywhere")
-    assert not told[:, 2 * cells :].any()
-    with mock.patch.object(EncoderLayer, "forward", autospec=True, side_effect=lambda layer, x, places, mask: x) as called, torch.no_grad():
-        model.encode(query)
-    given = [call.args[2] for call in called.call_args_list]
-    assert [places is None for places in given] == [positions == "input"] * 3
+def test_what_temporal_queries_hear_is_the_motion() -> None:
+    """Of the weights over appearance cells, motion cells and words, those in the middle."""
+    model, query = make_model(stages=1), make_query(0, WIDE, 4)
+    attention, found = model.temporal[0].memory.attention, []
+    weighed = attention.with_weights
+
+    def noted(*given: Any) -> Any:
+        found.append(weighed(*given))
+        return found[0]
+
+    with mock.patch.object(attention, "with_weights", noted), torch.no_grad():
+        heard = model(query).heard[0]
+    cells = heard.shape[-1]
+    torch.testing.assert_close(heard, found[0][1][:, 0, cells : 2 * cells].unflatten(0, heard.shape[:2]))
 
 
 def test_in_that_batch_some_context_is_kept_and_some_dropped() -> None:
@@ -400,7 +399,7 @@ def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
         {"context_in_time": True},
         {"query_positions": "boxes"},
         {"region": "mean"},
-        {"box_head": "attention", "word_gain": "cells", "positions": "everywhere"},
+        {"box_head": "attention", "word_gain": "cells"},
         {"context": False},
     ],
 )
