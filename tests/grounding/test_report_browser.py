@@ -224,6 +224,18 @@ def test_a_query_is_searched_and_its_video_plays(opened: Opened) -> None:
     assert white_block(opened.screen())[0] == pytest.approx(block(page.evaluate("stvg.player.frame"))[0], abs=1.5)
 
 
+def test_keys_step_after_a_button_was_pressed_and_leave_the_search_alone(opened: Opened) -> None:
+    opened.query(2)
+    page, before = opened.page, opened.page.evaluate("stvg.player.frame")
+    page.get_by_text("+1", exact=True).click()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("stvg.player.frame") == before + 2
+    page.focus("#search")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.type(" ")
+    assert (page.evaluate("stvg.player.frame"), page.evaluate("stvg.player.video.paused")) == (before + 2, True)
+
+
 @pytest.mark.parametrize("frame", [12, 25, 33, 43])
 def test_boxes_are_drawn_where_they_are_and_in_step(opened: Opened, frame: int) -> None:
     """The video shows its block, the truth lies around it, the prediction (between its samples too) six pixels lower."""
