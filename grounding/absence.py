@@ -16,12 +16,16 @@ from grounding.data import FeatureSet, Sample
 from grounding.targets import Targets
 from pipeline.records import Query
 
+MOST = 16
+"""Sentences that one is chosen from, at most."""
+
 
 class Absence:
     """Gives this share of the samples another video's sentence: a function of seed, epoch and query, whatever the batches and processes.
 
     That sentence was written of another video and differs from all that were written of this one; that it is true here, too, is not
-    known to be wrong, only rare.
+    known to be wrong, only rare. Of one to `MOST` that are drawn it is the one that shares the most words with the query's own: what
+    is alike but for a colour or a movement is what scores must tell apart, and what has nothing in common is there as well.
     """
 
     def __init__(self, share: float, seed: int, features: FeatureSet, queries: Sequence[Query]) -> None:
@@ -35,14 +39,13 @@ class Absence:
         random = np.random.default_rng([self.seed, epoch, 3, number])
         if random.random() >= self.share:
             return sample, truth
-        foreign = next((query for query in self._drawn(random) if query.text not in self._own[sample.query.video]), None)
-        if foreign is None:
+        drawn = [self.queries[place] for place in random.integers(len(self.queries), size=random.integers(1, MOST + 1))]
+        foreign = [query for query in drawn if query.text not in self._own[sample.query.video]]
+        if not foreign:  # where videos share most of their sentences
             return sample, truth
-        return replace(sample, text=self.features.words(foreign)), nothing(truth)
-
-    def _drawn(self, random: np.random.Generator) -> list[Query]:
-        """A few queries: where videos share most of their sentences none of them may do."""
-        return [self.queries[place] for place in random.integers(len(self.queries), size=16)]
+        words = set(sample.query.text.lower().split())
+        nearest = max(foreign, key=lambda query: len(words & set(query.text.lower().split())))
+        return replace(sample, text=self.features.words(nearest)), nothing(truth)
 
 
 def nothing(truth: Targets) -> Targets:

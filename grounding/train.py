@@ -133,16 +133,17 @@ def learn(network: Network, state: State, parts: Sequence[Batch], c: Recipe, tog
         losses["loss"].backward()
         found.append({name: value.detach() for name, value in losses.items()})
     together.sum_gradients(state.model.parameters())
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), c.clip_norm)
+    gradient = nn.utils.clip_grad_norm_(state.model.parameters(), c.clip_norm)
     summed = together.sum(torch.stack([torch.stack([losses[name] for losses in found]).sum() for name in found[0]]))
-    values = dict(zip(found[0], summed, strict=True))
-    if not torch.isfinite(values["loss"] + norm):
+    *sums, norm = torch.cat([summed, gradient[None]]).tolist()  # the one wait for a GPU in a step
+    values = dict(zip(found[0], sums, strict=True))
+    if not math.isfinite(values["loss"] + norm):
         _refuse(values["loss"], norm, state.step, [part.ids for part in parts], [losses["loss"] for losses in found], together)
     state.optimiser.step()
     state.schedule.step()
     state.ema.update_parameters(state.model)
     state.step += 1
-    return {name: value.item() for name, value in values.items()}, norm.item()
+    return values, norm
 
 
 def validate(model: nn.Module, held: FeatureSet, c: Recipe, together: Processes) -> dict[str, float]:
@@ -153,12 +154,12 @@ def validate(model: nn.Module, held: FeatureSet, c: Recipe, together: Processes)
     return summarise(score(held.queries, held.tracks, [answer for part in answers for answer in part]))
 
 
-def _refuse(loss: Tensor, norm: Tensor, step: int, ids: list[list[str]], losses: list[Tensor], together: Processes) -> NoReturn:
+def _refuse(loss: float, norm: float, step: int, ids: list[list[str]], losses: list[Tensor], together: Processes) -> NoReturn:
     """Stop all processes with the queries of the parts whose loss is not finite, or of all parts where only the gradient is not."""
-    finite = bool(torch.isfinite(loss))
+    finite = math.isfinite(loss)
     own = [name for part, value in zip(ids, losses, strict=True) if finite or not torch.isfinite(value) for name in part]
     names = ", ".join(name for part in together.gather(own) for name in part)
-    what = f"the gradient is {norm.item()}" if finite else f"the loss is {loss.item()}"
+    what = f"the gradient is {norm}" if finite else f"the loss is {loss}"
     raise NonFiniteLossError(f"{what} at step {step}, in the batch of {names}: lower lr or look at them")
 
 

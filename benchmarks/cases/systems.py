@@ -1,7 +1,8 @@
 """Training steps of the systems beside each other.
 
-Each system's preset for HC-STVG v1 on full-size features, or pictures for CoSTA, whose image encoder is a part of it: on a GPU at the
-papers' sizes, 8 queries in bfloat16; on a CPU with one query of few small frames. And each system's preset for `shapes`, as it is.
+Each system's preset for HC-STVG v1 on full-size features, or pictures for CoSTA, whose image encoder is a part of it: on a GPU 8 queries
+in bfloat16; on a CPU one, without CoSTA, whose step would take more memory than most machines have, and once more all of them with few
+small frames. And each system's preset for `shapes`, as it is.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ PAPER_SHORT = {"csdvl": 320, "cgstvg": 420, "costa": 320}
 
 @dataclass(frozen=True)
 class Size:
-    """What steps see: `given` is laid over each system's preset; `short` is N_short of each system."""
+    """What steps see: `given` is laid over each system's preset; `short` is N_short of each system that is measured."""
 
+    title: str
     preset: str
     given: dict[str, Any]
     short: dict[str, int]
@@ -41,18 +43,20 @@ class Size:
     """Rows and columns of SlowFast's maps."""
     together: bool = True
     """A system that is given pictures takes a step's queries at once, and not one after the other."""
+    rounds: int = 3
 
 
 def sizes_for(device: str) -> tuple[Size, ...]:
-    """Of the papers' preset for a GPU, or for a CPU 12 frames and 4 clips of 160 pixels; and what `make demo` trains on."""
+    """Of the papers, for a CPU less of them, and what `make demo` trains on."""
     full: dict[str, Any] = {"preset": "hcstvg-v1", "video": (1280, 720), "words": 20, "backbones": "full"}
     full |= {"channels": CHANNELS, "square": SLOWFAST, "together": False}
-    if device == "cuda":
-        paper = Size(given={"batch": 8, "precision": "bfloat16"}, short=PAPER_SHORT, **full)
-    else:
-        paper = Size(given={"batch": 1, "model": {"frames": 12, "clips": 4}}, short=dict.fromkeys(PAPER_SHORT, 160), **full)
     tiny = {"appearance": 128, "motion": 384, "text": 64}
-    return paper, Size("shapes", {}, dict.fromkeys(PAPER_SHORT, 192), (320, 192), 8, "tiny", tiny, (8, 8))
+    shapes = Size("shapes", "shapes", {}, dict.fromkeys(PAPER_SHORT, 192), (320, 192), 8, "tiny", tiny, (8, 8))
+    if device == "cuda":
+        return Size("hcstvg-v1", given={"batch": 8, "precision": "bfloat16"}, short=PAPER_SHORT, **full), shapes
+    paper = Size("hcstvg-v1", given={"batch": 1}, short={name: PAPER_SHORT[name] for name in ("csdvl", "cgstvg")}, rounds=1, **full)
+    few = {"batch": 1, "model": {"frames": 12, "clips": 4}}
+    return paper, Size("hcstvg-v1, small", given=few, short=dict.fromkeys(PAPER_SHORT, 160), **full), shapes
 
 
 @dataclass
@@ -65,14 +69,12 @@ class Systems(Case):
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     sizes: tuple[Size, ...] = ()
-    rounds: int = 3
-    names: tuple[str, ...] = ("csdvl", "cgstvg", "costa")
     steps: dict[tuple[str, str], tuple[Step, list[Batch]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sizes = self.sizes or sizes_for(self.device)
         self.precision = self.sizes[0].given.get("precision", "float32")
-        self.steps = {(size.preset, name): step_of(name, size, self.device) for size in self.sizes for name in self.names}
+        self.steps = {(size.title, name): step_of(name, size, self.device) for size in self.sizes for name in size.short}
 
     @torch.inference_mode()
     def agree(self) -> None:
@@ -87,12 +89,12 @@ class Systems(Case):
         return [self._group(size) for size in self.sizes]
 
     def _group(self, size: Size) -> Group:
-        peaks = {name: apart(_peak, name, size, self.device) for name in self.names}  # while this process holds little
-        steps = {name: self.steps[size.preset, name] for name in self.names}
+        peaks = {name: apart(_peak, name, size, self.device) for name in size.short}  # while this process holds little
+        steps = {name: self.steps[size.title, name] for name in size.short}
         floors = {name: step.floor(parts) for name, (step, parts) in steps.items()}  # each has now begun
         ways = {name: partial(step, parts) for name, (step, parts) in steps.items()}
-        seconds = in_turns(ways, self.rounds, warm=int(self.device == "cuda"))
-        return Group(size.preset, {name: self._way(*steps[name], own, floors[name], peaks[name]) for name, own in seconds.items()})
+        seconds = in_turns(ways, size.rounds, warm=int(self.device == "cuda"))
+        return Group(size.title, {name: self._way(*steps[name], own, floors[name], peaks[name]) for name, own in seconds.items()})
 
     def _way(self, step: Step, parts: list[Batch], seconds: list[float], floor: Floor, peak: int) -> Way:
         about = {"parameters": step.parameters, "feature_bytes": sum(map(feature_bytes, parts)), "sees": _sees(parts)}

@@ -38,8 +38,9 @@ def small(name: str) -> Case:
         from benchmarks.cases.systems import PAPER_SHORT, Size
         from benchmarks.steps import CHANNELS, SLOWFAST
 
-        size = Size("hcstvg-v1", SMALL_CSDVL, dict.fromkeys(PAPER_SHORT, 64), (64, 64), 3, "tiny", CHANNELS, SLOWFAST, together=False)
-        return case(device="cpu", sizes=(size,), rounds=1)  # type: ignore[call-arg]
+        some: Any = {"given": SMALL_CSDVL, "video": (64, 64), "words": 3, "backbones": "tiny", "channels": CHANNELS, "square": SLOWFAST}
+        size = Size("small", "hcstvg-v1", short=dict.fromkeys(PAPER_SHORT, 64), together=False, rounds=1, **some)
+        return case(device="cpu", sizes=(size,))  # type: ignore[call-arg]
     return case(**SMALL[name])
 
 
