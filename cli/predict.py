@@ -36,7 +36,7 @@ def predict(
         Path | None,
         typer.Option("--video", metavar="OUT.mp4", help="Draw the tube on the video (several sentences: OUT-1.mp4, OUT-2.mp4…)."),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Tubes per sentence, of different events, at most.")] = 1,
+    top: Annotated[int, typer.Option("--top", min=1, help="Tubes per sentence, of different events, at most; a window gives one.")] = 1,
     keep: Annotated[
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Keep the video's features here: further sentences about it need not decode it again."),

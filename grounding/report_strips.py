@@ -14,6 +14,8 @@ from pipeline.records import Prediction, Query, Span, Tracks
 TRUE, PREDICTED, OTHER, EDGE = (46, 204, 113), (255, 214, 10), (255, 95, 210), (0, 0, 0)
 FRAMES, THUMB_HEIGHT, GAP = 8, 132, 3
 DASH = 7
+AROUND = 2
+"""Pixels from a box to the middle of the line around it."""
 QUALITY = 82
 
 
@@ -69,8 +71,11 @@ def _thumb(frame: np.ndarray) -> Image.Image:
 
 
 def _outline(thumb: Image.Image, box: np.ndarray, scale: tuple[float, float], colour: tuple[int, int, int], dashed: bool) -> None:
-    """A coloured frame with a dark edge, so that it shows on any ground; `box` is xyxy in pixels of the video."""
-    x1, y1, x2, y2 = (float(box[0] * scale[0]), float(box[1] * scale[1]), float(box[2] * scale[0]), float(box[3] * scale[1]))
+    """A coloured frame with a dark edge, so that it shows on any ground; `box` is xyxy in pixels of the video.
+
+    It lies around the box: on it, it would hide the outline of a small object.
+    """
+    x1, y1, x2, y2 = (float(box[i] * scale[i % 2]) + (AROUND if i > 1 else -AROUND) for i in range(4))
     x1, x2 = (min(max(x, 0.0), thumb.width - 1.0) for x in (x1, x2))
     y1, y2 = (min(max(y, 0.0), thumb.height - 1.0) for y in (y1, y2))
     if x2 < x1 or y2 < y1:

@@ -1,20 +1,23 @@
 "use strict";
-// The list of queries: searched, filtered, sorted. Rows are made as they scroll into view.
+// The list of queries: searched, filtered, sorted. Only the rows around those in view are made: `order[first]` to `order[last - 1]`.
 stvg.list = {
-  CHUNK: 80,
+  AROUND: 60,
+  height: 50,
   sort: "vIoU",
   down: true,
 
   start() {
     const {make} = stvg, list = stvg.list;
     list.body = document.querySelector("#queries tbody");
+    list.pane = document.querySelector(".rows");
+    [list.above, list.below] = document.querySelectorAll("#queries .space td");
     list.search = document.getElementById("search");
     list.filters = {form: document.getElementById("form"), tags: document.getElementById("tag")};
     list.words = stvg.queries.map(query => [query.text, query.id, query.path, query.form, ...query.tags].join("\n").toLowerCase());
     list.columns = list.allColumns();
     const row = document.querySelector("#queries thead tr");
     for (const column of list.columns) {
-      const button = make("button", {type: "button"}, column.name);
+      const button = make("button", {type: "button", title: stvg.MEANING[column.name] ?? column.name}, column.name);
       button.addEventListener("click", () => list.sortBy(column));
       row.append(make("th", {class: column.style, "data-column": column.name}, button));
     }
@@ -26,9 +29,7 @@ stvg.list = {
       const line = event.target.closest("tr");
       if (line) location.hash = `#queries/${line.dataset.at}`;
     });
-    const rows = document.querySelector(".rows");
-    new IntersectionObserver(seen => { if (seen.some(one => one.isIntersecting)) list.more(); }, {root: rows, rootMargin: "400px"})
-      .observe(document.getElementById("more"));
+    list.pane.addEventListener("scroll", list.scrolled);
     document.addEventListener("keydown", list.step);
     list.refresh();
   },
@@ -42,13 +43,13 @@ stvg.list = {
         make("a", {href: `#queries/${query.at}`}, query.text),
         make("small", {}, query.id, ...(query.spans[0] ? [] : [" ", make("span", {class: "tag bad"}, "no prediction")]))]},
       {name: "form", style: "words extra", value: query => query.form, cell: query => [query.form]},
-      {name: "tags", style: "words extra", value: query => query.tags.join(" "),
+      {name: "tags", style: "words extra tags", value: query => query.tags.join(" "),
         cell: query => query.tags.flatMap(tag => [make("span", {class: "tag"}, tag), " "])},
-      score("vIoU", 0, ""), score("tIoU", 1, ""), score("sIoU", 2, "extra"),
+      score("vIoU", 0, ""), score("tIoU", 1, stvg.runs.length > 1 ? "extra" : "end"), score("sIoU", 2, "extra"),
     ];
     if (stvg.runs.length > 1) {
-      columns.push({name: `vIoU of ${stvg.runs[1]}`, style: "extra", value: query => stvg.value(query, 1), cell: query => [number(stvg.value(query, 1))]});
-      columns.push({name: "difference", style: "", value: stvg.gain,
+      columns.push({name: `vIoU of ${stvg.runs[1]}`, style: "extra other", value: query => stvg.value(query, 1), cell: query => [number(stvg.value(query, 1))]});
+      columns.push({name: "difference", style: "gain end", value: stvg.gain,
         cell: query => [make("span", {class: stvg.sign(stvg.gain(query))}, stvg.signed(stvg.gain(query)))]});
     }
     return columns;
@@ -84,15 +85,34 @@ stvg.list = {
       if (head.dataset.column === list.sort) head.setAttribute("aria-sort", list.down ? "descending" : "ascending");
     }
     document.getElementById("shown").textContent = `${list.order.length} of ${stvg.queries.length}`;
-    list.body.replaceChildren();
-    document.querySelector(".rows").scrollTop = 0;
-    list.more();
+    document.getElementById("none").hidden = list.order.length > 0;
+    list.pane.scrollTop = 0;
+    list.fill(0);
   },
 
-  more() {
-    const {make} = stvg, list = stvg.list, made = list.body.rows.length;
-    list.body.append(...list.order.slice(made, made + list.CHUNK).map(query =>
+  // Make the rows around a place of the order. The others leave room, as high as they would be: the bar tells where one is.
+  fill(place) {
+    const {make} = stvg, list = stvg.list;
+    list.first = Math.max(0, place - list.AROUND);
+    list.last = Math.min(list.order.length, place + 2 * list.AROUND);
+    list.body.replaceChildren(...list.order.slice(list.first, list.last).map(query =>
       make("tr", {"data-at": query.at, "aria-selected": query === list.selected}, ...list.columns.map(one => make("td", {class: one.style}, ...one.cell(query))))));
+    list.height = list.body.offsetHeight / list.body.rows.length || list.height;
+    list.above.style.height = `${list.first * list.height}px`;
+    list.below.style.height = `${(list.order.length - list.last) * list.height}px`;
+  },
+
+  // Near the end of the rows made others are, and the first row in view stays where it was.
+  scrolled() {
+    const list = stvg.list, {pane, order} = list, head = document.querySelector("#queries thead th").offsetHeight;
+    const top = pane.scrollTop + head, bottom = pane.scrollTop + pane.clientHeight;
+    const seen = [...list.body.rows].findIndex(row => row.offsetTop + row.offsetHeight > top && row.offsetTop < bottom);
+    const place = seen < 0 ? Math.min(Math.floor(pane.scrollTop / list.height), order.length - 1) : list.first + seen;
+    if (seen >= 0 && (!list.first || place - list.first > 20) && (list.last === order.length || list.last - place > list.AROUND)) return;
+    if (!pane.clientHeight || !order.length) return;
+    const under = seen < 0 ? head : list.body.rows[seen].offsetTop - pane.scrollTop;
+    list.fill(place);
+    pane.scrollTop = list.body.rows[place - list.first].offsetTop - under;
   },
 
   select(query) {
@@ -100,15 +120,15 @@ stvg.list = {
     list.selected = query;
     list.body.querySelector("[aria-selected]")?.removeAttribute("aria-selected");
     if (!query) return;
-    while (list.body.rows.length < list.order.length && !list.row(query)) list.more();
-    list.row(query)?.setAttribute("aria-selected", "");
-    const row = list.row(query), rows = document.querySelector(".rows");
-    if (row && (row.offsetTop < rows.scrollTop + 40 || row.offsetTop + row.offsetHeight > rows.scrollTop + rows.clientHeight)) {
-      rows.scrollTop = row.offsetTop - rows.clientHeight / 2;
+    const place = list.order.indexOf(query), {pane} = list;
+    if (place < 0) return;
+    if (place < list.first || place >= list.last) list.fill(place);
+    const row = list.body.rows[place - list.first];
+    row.setAttribute("aria-selected", "");
+    if (row.offsetTop < pane.scrollTop + 40 || row.offsetTop + row.offsetHeight > pane.scrollTop + pane.clientHeight) {
+      pane.scrollTop = row.offsetTop - pane.clientHeight / 2;
     }
   },
-
-  row: query => stvg.list.body.querySelector(`[data-at="${query.at}"]`),
 
   // The arrow keys go from query to query.
   step(event) {

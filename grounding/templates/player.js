@@ -11,7 +11,7 @@ class Player {
     screen.append(this.video, this.canvas);
     this.video.addEventListener("loadedmetadata", () => this.seek(this.frame));
     if ("requestVideoFrameCallback" in this.video) {
-      const step = (_, facts) => { this.show(this.frameAt(facts.mediaTime)); if (this.alive) this.video.requestVideoFrameCallback(step); };
+      const step = (_, facts) => { if (!this.video.seeking) this.show(this.frameAt(facts.mediaTime)); if (this.alive) this.video.requestVideoFrameCallback(step); };
       this.video.requestVideoFrameCallback(step);
     } else {
       for (const event of ["timeupdate", "seeked"]) this.video.addEventListener(event, () => this.show(this.frameAt(this.video.currentTime)));

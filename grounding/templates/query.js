@@ -4,8 +4,6 @@ stvg.showQuery = async query => {
   const place = document.getElementById("detail");
   stvg.player?.stop();
   stvg.player = null;
-  place.hidden = !query;
-  document.querySelector(".panes").classList.toggle("open", Boolean(query));
   if (!query) return;
   try {
     const details = await stvg.details(query.at);
@@ -141,7 +139,7 @@ class QueryView {
       const gains = this.query.scores[0].map((value, i) => value === null ? null : value - this.query.scores[1][i]);
       rows.push(make("tr", {}, make("th", {}, "difference"), ...gains.map(gain => make("td", {class: stvg.sign(gain)}, stvg.signed(gain))), make("td", {}, "")));
     }
-    const head = make("tr", {}, ...["", "vIoU", "tIoU", "sIoU", "score"].map(name => make("th", {}, name)));
+    const head = make("tr", {}, ...["", "vIoU", "tIoU", "sIoU", "score"].map(name => make("th", {title: stvg.MEANING[name]}, name)));
     return make("div", {class: "card"}, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
   }
 
@@ -150,7 +148,7 @@ class QueryView {
     return this.seen.flatMap((seen, run) => {
       if (!seen?.when.map) return [];
       const canvas = make("canvas"), words = make("p"), own = [this.tubes[0], this.tubes[run + 1]].filter(tube => tube.span);
-      const tell = found => { words.textContent = found ? `frames [${found.begin}, ${found.end}): ${found.score.toFixed(3)}` : "down: when it begins; across: when it ends"; };
+      const tell = found => { words.textContent = found ? `frames [${found.begin}, ${found.end}): ${found.score.toFixed(3)}` : `down: when it begins; across: when it ends; light: likely; rings: ${own.map(tube => tube.name).join(", ")}`; };
       tell(null);
       stvg.maps.proposals(canvas, seen.when.map, this.segment, own.map(({span, colour}, i) => ({span, colour, radius: 15 - 6 * i})), tell, frame => this.player?.seek(frame));
       return [make("div", {class: "card map"}, make("h3", {}, `${this.label(run)}the score of every span`), canvas, words)];
@@ -159,7 +157,8 @@ class QueryView {
 }
 
 document.addEventListener("keydown", event => {
-  if (!stvg.player || event.target.matches("input, select, button") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!stvg.player || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches(event.key === " " ? "input, select, button, a" : "input[type=search], select")) return;
   const act = {" ": () => stvg.player.toggle(), ArrowLeft: () => stvg.player.step(-1), ArrowRight: () => stvg.player.step(1), Escape: () => { location.hash = "#queries"; }}[event.key];
   if (!act) return;
   event.preventDefault();

@@ -3,6 +3,8 @@
 const stvg = {
   colours: {truth: "#2ecc71", runs: ["#ffd60a", "#ff5fd2"]},
   views: ["summary", "gallery", "queries", "training"],
+  MEANING: {vIoU: "overlap of the tubes: of their boxes, over the union of the spans", tIoU: "overlap of the spans",
+    sIoU: "overlap of the boxes, over the true span", score: "the run's own confidence", difference: "vIoU of the first run minus that of the other"},
   waiting: new Map(),
   known: new Map(),
 
@@ -11,6 +13,8 @@ const stvg = {
     Object.assign(stvg, data);
     stvg.queries.forEach((query, at) => { query.at = at; });
     for (const facts of document.querySelectorAll("[data-query]")) stvg.fillFacts(facts, stvg.queries[facts.dataset.query]);
+    const header = document.querySelector("header");
+    new ResizeObserver(() => document.documentElement.style.setProperty("--head", `${header.offsetHeight}px`)).observe(header);
     stvg.list.start();
     window.addEventListener("hashchange", stvg.route);
     stvg.route();
@@ -44,6 +48,8 @@ const stvg = {
       if (link.hash === `#${view}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
     }
     const query = view === "queries" && at !== undefined ? stvg.queries[at] : undefined;
+    document.getElementById("detail").hidden = !query;
+    document.querySelector(".panes").classList.toggle("open", Boolean(query));  // first: it moves the rows
     stvg.list.select(query);
     stvg.showQuery(query);
     if (view !== "queries") window.scrollTo(0, 0);

@@ -20,7 +20,7 @@ from grounding.exam import exam_of
 from grounding.footage import Footage
 from grounding.metrics import score, summarise
 from grounding.report import ReportConfig, write_report
-from grounding.report_data import write_list
+from grounding.report_data import write_list, write_script
 from grounding.report_runs import Judged
 from grounding.spans import ProposalScores
 from pipeline.records import Prediction, Query, Tracks, Truth
@@ -224,6 +224,18 @@ def test_a_query_is_searched_and_its_video_plays(opened: Opened) -> None:
     assert white_block(opened.screen())[0] == pytest.approx(block(page.evaluate("stvg.player.frame"))[0], abs=1.5)
 
 
+def test_keys_step_after_a_button_was_pressed_and_leave_the_search_alone(opened: Opened) -> None:
+    opened.query(2)
+    page, before = opened.page, opened.page.evaluate("stvg.player.frame")
+    page.get_by_text("+1", exact=True).click()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("stvg.player.frame") == before + 2
+    page.focus("#search")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.type(" ")
+    assert (page.evaluate("stvg.player.frame"), page.evaluate("stvg.player.video.paused")) == (before + 2, True)
+
+
 @pytest.mark.parametrize("frame", [12, 25, 33, 43])
 def test_boxes_are_drawn_where_they_are_and_in_step(opened: Opened, frame: int) -> None:
     """The video shows its block, the truth lies around it, the prediction (between its samples too) six pixels lower."""
@@ -309,17 +321,63 @@ def test_two_runs_stand_side_by_side(compared: Opened) -> None:
     assert compared.page.locator(".map canvas").count() == 2
 
 
-def test_thousands_of_queries_open_with_few_rows(browser: Any, reports: dict[int, Path], tmp_path: Path) -> None:
+@pytest.fixture
+def many(browser: Any, reports: dict[int, Path], tmp_path: Path) -> Iterator[Opened]:
+    """The list of 2,000 queries, held to the same; every tenth sentence is long."""
     folder = shutil.copytree(reports[1].parent, tmp_path / "many")
     row = {"path": "p", "video": 0, "form": "", "tags": [], "segment": [0, 60], "truth": None, "spans": [None], "scores": [[0.5, 0.5, 0.5]]}
-    rows = [{**row, "id": f"q{number}", "text": f"sentence {number}"} for number in range(2000)]
+    rows = [{**row, "id": f"q{number}", "text": f"sentence {number}" + " and so on" * (number % 10 == 0) * 40} for number in range(2000)]
     write_list(folder, ["first"], rows, [{"trouble": "none"}])
+    for number in (1500, 1501):
+        write_script(folder / "queries" / f"{number}.js", "take", number, {"size": SIZE, "truth": [], "answers": [None], "seen": [None]})
     for one in open_page(browser, folder / "index.html"):
         one.go("queries")
-        assert one.page.locator("#shown").text_content() == "2000 of 2000"
-        assert one.page.locator("#queries tbody tr").count() < 300
-        one.page.fill("#search", "sentence 1999")
-        assert one.page.locator("#queries tbody tr").count() == 1
-        one.page.fill("#search", "")
-        one.page.locator("#more").scroll_into_view_if_needed()
-        one.page.wait_for_function("document.querySelectorAll('#queries tbody tr').length > 150")
+        yield one
+
+
+def test_thousands_of_queries_open_with_few_rows(many: Opened) -> None:
+    page = many.page
+    assert page.locator("#shown").text_content() == "2000 of 2000"
+    assert page.locator("#queries tbody tr").count() < 300
+    page.fill("#search", "sentence 1999")
+    assert page.locator("#queries tbody tr").count() == 1
+    page.fill("#search", "zebra")
+    assert page.locator("#none").is_visible()
+    page.fill("#search", "")
+    assert page.locator("#none").is_hidden()
+
+
+def test_every_row_is_reached_by_scrolling(many: Opened) -> None:
+    """Page by page no row is left out; by one long pull of the bar the last one is reached, and the first one again."""
+    page = many.page
+    seen: list[int] = []
+    for _ in range(30):
+        seen += (rows := in_view(page))
+        page.evaluate("document.querySelector('.rows').scrollTop += 400")
+        page.wait_for_timeout(60)
+        assert rows == list(range(rows[0], rows[-1] + 1))
+    assert sorted(set(seen)) == list(range(max(seen) + 1))
+    assert max(seen) > 130
+    for pull, end in (("1e9", 1999), ("0", 0)):
+        page.evaluate(f"document.querySelector('.rows').scrollTop = {pull}")
+        page.wait_for_timeout(200)
+        assert end in in_view(page)
+        assert page.locator("#queries tbody tr").count() < 300
+
+
+def test_a_query_far_down_is_shown_in_the_list_and_left_by_the_arrows(many: Opened) -> None:
+    many.go("queries/1500")
+    many.page.wait_for_function("stvg.list.selected?.at === 1500")
+    assert 1500 in in_view(many.page)
+    many.page.keyboard.press("ArrowDown")
+    many.page.wait_for_function("stvg.list.selected?.at === 1501")
+    assert many.page.locator("tr[aria-selected]").get_attribute("data-at") == "1501"
+
+
+def in_view(page: Any) -> list[int]:
+    """Which queries' rows are in the list's pane, from its top."""
+    return page.evaluate("""() => {
+      const pane = document.querySelector(".rows").getBoundingClientRect(), head = document.querySelector("#queries th").offsetHeight;
+      const inside = row => { const at = row.getBoundingClientRect(); return at.bottom > pane.top + head && at.top < pane.bottom; };
+      return [...document.querySelectorAll("#queries tbody tr")].filter(inside).map(row => Number(row.dataset.at));
+    }""")
