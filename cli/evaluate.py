@@ -75,7 +75,6 @@ def evaluate(
     from cli.evaluate_exchange import read_answers, refuse_exchange, write_exchange
     from cli.evaluate_tables import show_differences, show_metrics, show_published
     from grounding.challenge import write_challenge
-    from grounding.checkpoint import read_provenance
     from grounding.exam import read_exam, read_tubes
     from grounding.judge import EvaluateConfig, judge, unanswered, write_results
     from grounding.protocols import refuse_unknown
@@ -91,8 +90,11 @@ def evaluate(
     if save is not None and not runs:
         raise InputError(f"--save {save} writes what runs answer: name a run (--run DIR), or leave it out")
     settings = load(EvaluateConfig, "evaluate", config, assignments or [])
-    for one in runs:
-        read_provenance(one)  # before the log file, which would make the folder
+    if runs:
+        from grounding.checkpoint import read_provenance  # takes torch, which files alone need not wait for
+
+        for one in runs:
+            read_provenance(one)  # before the log file, which would make the folder
     if len(runs) == 1:
         log_to(runs[0] / "log.txt")
     refuse_overwriting([truth, predictions, compare], [json_out, challenge, save])

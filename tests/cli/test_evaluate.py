@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,13 @@ def call(command: object, *arguments: object) -> Result:
 
 def evaluate(place: Path, *arguments: object) -> Result:
     return call(cli.evaluate, "--run", place / "run", "--features", place / "store", *arguments)
+
+
+def test_files_alone_are_judged_without_torch(files: Path) -> None:
+    given = ["--truth", str(files / "index.jsonl"), "--predictions", str(files / "predictions.jsonl"), "--json", str(files / "out.json")]
+    code = "import sys; from cli.evaluate import app; app(standalone_mode=False); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, *given], check=True, cwd=files)
+    assert json.loads((files / "out.json").read_text())["m_vIoU"] == pytest.approx(0.75)
 
 
 def test_a_run_answers_and_is_judged(place: Path) -> None:
