@@ -76,11 +76,12 @@ def random_batch(
     device: torch.device,
     channels: Mapping[str, int] = CHANNELS,
     square: tuple[int, int] = SLOWFAST,
+    stride: int = STRIDE,
 ) -> Batch:
     """Random features (of a network that is given pictures: pictures) of a `video` (width, height) at N_short; `square` are the rows and
-    columns of maps of the padded square."""
+    columns of maps of the padded square, `stride` the pixels between cells of a picture's own."""
     width, height = appearance_size(video, short)
-    rows, columns = (height, width) if model.pictures else (-(-height // STRIDE), -(-width // STRIDE))
+    rows, columns = (height, width) if model.pictures else (-(-height // stride), -(-width // stride))
     clips = model.clips or model.frames
     tau = (torch.arange(model.frames) + 0.5) / model.frames
     torch.manual_seed(0)

@@ -1,8 +1,8 @@
 """Training steps of the systems beside each other.
 
 Each system's preset for HC-STVG v1 on full-size features, or pictures for CoSTA, whose image encoder is a part of it: on a GPU 8 queries
-in bfloat16; on a CPU one, without CoSTA, whose step would take more memory than most machines have, and once more all of them with few
-small frames. And each system's preset for `shapes`, as it is.
+in bfloat16; on a CPU one without dropout, and without CoSTA, whose step would take more memory than most machines have, and once more
+all of them with few small frames. And each system's preset for `shapes`, as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.case import Case, Floor, Group, Way
 from benchmarks.measuring import apart, in_turns, peak_of, profile_torch
-from benchmarks.steps import CHANNELS, SLOWFAST, Step, feature_bytes, network_of_size, random_batch
+from benchmarks.steps import CHANNELS, SLOWFAST, STRIDE, Step, feature_bytes, network_of_size, random_batch
 from grounding.loader import Batch
 from grounding.recipe import Recipe
 from grounding.systems import preset, system_of
@@ -41,6 +41,8 @@ class Size:
     channels: Mapping[str, int]
     square: tuple[int, int]
     """Rows and columns of SlowFast's maps."""
+    stride: int
+    """Pixels between cells of the appearance maps."""
     together: bool = True
     """A system that is given pictures takes a step's queries at once, and not one after the other."""
     rounds: int = 3
@@ -49,12 +51,13 @@ class Size:
 def sizes_for(device: str) -> tuple[Size, ...]:
     """Of the papers, for a CPU less of them, and what `make demo` trains on."""
     full: dict[str, Any] = {"preset": "hcstvg-v1", "video": (1280, 720), "words": 20, "backbones": "full"}
-    full |= {"channels": CHANNELS, "square": SLOWFAST, "together": False}
+    full |= {"channels": CHANNELS, "square": SLOWFAST, "stride": STRIDE, "together": False}
     tiny = {"appearance": 128, "motion": 384, "text": 64}
-    shapes = Size("shapes", "shapes", {}, dict.fromkeys(PAPER_SHORT, 192), (320, 192), 8, "tiny", tiny, (8, 8))
+    shapes = Size("shapes", "shapes", {}, dict.fromkeys(PAPER_SHORT, 96), (160, 96), 8, "tiny", tiny, (8, 8), 16)
     if device == "cuda":
         return Size("hcstvg-v1", given={"batch": 8, "precision": "bfloat16"}, short=PAPER_SHORT, **full), shapes
-    paper = Size("hcstvg-v1", given={"batch": 1}, short={name: PAPER_SHORT[name] for name in ("csdvl", "cgstvg")}, rounds=1, **full)
+    alone = {"batch": 1, "model": {"dropout": 0.0}}  # with dropout a CPU's attention holds all its weights
+    paper = Size("hcstvg-v1, no dropout", given=alone, short={name: PAPER_SHORT[name] for name in ("csdvl", "cgstvg")}, rounds=1, **full)
     few = {"batch": 1, "model": {"frames": 12, "clips": 4}}
     return paper, Size("hcstvg-v1, small", given=few, short=dict.fromkeys(PAPER_SHORT, 160), **full), shapes
 
@@ -108,7 +111,8 @@ def step_of(name: str, size: Size, device: str) -> tuple[Step, list[Batch]]:
     parts = config.batch if model.pictures and not size.together else 1
     step = Step(config, network_of_size(config, size.channels), torch.device(device))
     queries = config.batch // parts
-    part = random_batch(model, size.video, size.short[name], size.words, queries, torch.device(device), size.channels, size.square)
+    shown = (size.words, queries, torch.device(device), size.channels, size.square, size.stride)
+    part = random_batch(model, size.video, size.short[name], *shown)
     return step, [part] * parts
 
 

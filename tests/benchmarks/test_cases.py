@@ -36,10 +36,12 @@ def small(name: str) -> Case:
         return case(device="cpu", size=Size(SMALL_CSDVL, 64, (64, 64), (8, 64), 3, "tiny"), rounds=1)  # type: ignore[call-arg]
     if name == "systems":
         from benchmarks.cases.systems import PAPER_SHORT, Size
-        from benchmarks.steps import CHANNELS, SLOWFAST
+        from benchmarks.steps import CHANNELS, SLOWFAST, STRIDE
 
-        some: Any = {"given": SMALL_CSDVL, "video": (64, 64), "words": 3, "backbones": "tiny", "channels": CHANNELS, "square": SLOWFAST}
-        size = Size("small", "hcstvg-v1", short=dict.fromkeys(PAPER_SHORT, 64), together=False, rounds=1, **some)
+        some: Any = {"given": SMALL_CSDVL, "video": (64, 64), "words": 3, "backbones": "tiny", "channels": CHANNELS}
+        size = Size(
+            "small", "hcstvg-v1", short=dict.fromkeys(PAPER_SHORT, 64), square=SLOWFAST, stride=STRIDE, together=False, rounds=1, **some
+        )
         return case(device="cpu", sizes=(size,))  # type: ignore[call-arg]
     return case(**SMALL[name])
 
