@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from pipeline.records import Query
 
 MOST = 16
 """Sentences that one is chosen from, at most."""
+TRIES = 4 * MOST
+"""Queries that are drawn to find them."""
 
 
 class Absence:
@@ -39,8 +42,9 @@ class Absence:
         random = np.random.default_rng([self.seed, epoch, 3, number])
         if random.random() >= self.share:
             return sample, truth
-        drawn = [self.queries[place] for place in random.integers(len(self.queries), size=random.integers(1, MOST + 1))]
-        foreign = [query for query in drawn if query.text not in self._own[sample.query.video]]
+        drawn = (self.queries[place] for place in random.integers(len(self.queries), size=TRIES))
+        own = self._own[sample.query.video]
+        foreign = list(islice((query for query in drawn if query.text not in own), random.integers(1, MOST + 1)))
         if not foreign:  # where videos share most of their sentences
             return sample, truth
         words = set(sample.query.text.lower().split())

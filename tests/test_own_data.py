@@ -23,7 +23,10 @@ VIDEOS = Path(os.environ.get("STVG_VIDEOS") or REPOSITORY.parent / "shared" / "v
 SOURCE = VIDEOS / "demo.mp4"
 FRAMES = 30  # of 28 a second
 SMALL_MODEL = [f"model.{key}" for key in ("layers=1", "frames=4", "clips=4", "map_layers=1", "map_kernel=3", "d=32", "heads=2", "ffn=64")]
-pytestmark = pytest.mark.skipif(not SOURCE.is_file(), reason=f"no real videos: {SOURCE} is absent (set STVG_VIDEOS)")
+pytestmark = [
+    pytest.mark.skipif(not SOURCE.is_file(), reason=f"no real videos: {SOURCE} is absent (set STVG_VIDEOS)"),
+    pytest.mark.soak,  # two minutes: the full-size backbones are made and run twice
+]
 
 
 @pytest.fixture(autouse=True)
