@@ -44,7 +44,7 @@ class Absence:
             return sample, truth
         drawn = (self.queries[place] for place in random.integers(len(self.queries), size=TRIES))
         own = self._own[sample.query.video]
-        foreign = list(islice((query for query in drawn if query.text not in own), random.integers(1, MOST + 1)))
+        foreign = list(islice((query for query in drawn if query.text not in own), int(random.integers(1, MOST + 1))))
         if not foreign:  # where videos share most of their sentences
             return sample, truth
         words = set(sample.query.text.lower().split())
