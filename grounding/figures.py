@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from grounding.tubes import boxes_of, truth_boxes
+from grounding.tubes import predicted_box, true_box
 from pipeline.records import Prediction, Query, Span, Tracks, replacing
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def tubes_figure(query: Query, tracks: Tracks, told: Sequence[Told], window: Spa
     page = _Page(query, subtitle, pictures[numbers[0]].shape, rows=1, below=len(spans) * (BAR + 0.05) + 1.2 * LINE)
     for place, number in enumerate(numbers):
         axes = page.frame(0, place, pictures[number])
-        _outline(axes, _true(query, tracks, number), query.size, TRUE)
+        _outline(axes, true_box(query, tracks, number), query.size, TRUE)
         for one, colour in reversed([*zip(told, (OURS, OTHER), strict=False)]):
-            _outline(axes, _predicted(one.prediction, number), query.size, colour)
+            _outline(axes, predicted_box(one.prediction, number), query.size, colour)
     page.bars(spans, window, query.fps)
     return page.figure
 
@@ -102,8 +102,8 @@ def attention_figure(
     page = _Page(query, about, pictures[numbers[0]].shape, rows=1 + len(layers), below=0.17)
     for place, number in enumerate(numbers):
         axes = page.frame(0, place, pictures[number])
-        _outline(axes, _true(query, tracks, number), query.size, TRUE)
-        _outline(axes, _predicted(told.prediction, number), query.size, OURS)
+        _outline(axes, true_box(query, tracks, number), query.size, TRUE)
+        _outline(axes, predicted_box(told.prediction, number), query.size, OURS)
         nearest = int(np.abs(seen - number).argmin())
         for row, layer in enumerate(layers, start=1):
             page.frame(row, place, heated(pictures[number], weights[layer, nearest]))
@@ -192,18 +192,6 @@ class _Page:
 
 def _measured(told: Told) -> str:
     return "vIoU unknown" if told.vIoU is None else f"vIoU {told.vIoU:.2f}"
-
-
-def _predicted(prediction: Prediction | None, number: int) -> np.ndarray | None:
-    """The predicted box `[4]` at a frame of the predicted span."""
-    if prediction is None or not prediction.boxes or not prediction.span[0] <= number < prediction.span[1]:
-        return None
-    return boxes_of(prediction, np.array([number]))[0]
-
-
-def _true(query: Query, tracks: Tracks, number: int) -> np.ndarray | None:
-    frames, boxes = truth_boxes(query, tracks)
-    return next(iter(boxes[frames == number]), None)
 
 
 def _outline(axes: Axes, box: np.ndarray | None, size: tuple[int, int], colour: str) -> None:

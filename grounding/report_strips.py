@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from grounding.tubes import boxes_of, truth_boxes
-from pipeline.records import Prediction, Query, Span, Tracks
+from grounding.tubes import predicted_box, true_box
+from pipeline.records import Prediction, Query, Tracks
 
 TRUE, PREDICTED, OTHER, EDGE = (46, 204, 113), (255, 214, 10), (255, 95, 210), (0, 0, 0)
 FRAMES, THUMB_HEIGHT, GAP = 8, 132, 3
@@ -34,17 +34,13 @@ def draw_strip(
 ) -> Image.Image:
     """The frames side by side, each with the boxes that hold there: truth inside the true span, the run's answer and another run's
     inside their own."""
-    true_frames, true_boxes = truth_boxes(query, tracks)
-    known = dict(zip(true_frames.tolist(), true_boxes, strict=True))
     thumbs = []
     for number, frame in zip(numbers, frames, strict=True):
         thumb = _thumb(frame)
         scale = (thumb.width / query.size[0], thumb.height / query.size[1])
-        if number in known:
-            _outline(thumb, known[number], scale, TRUE, dashed=False)
+        _outline(thumb, true_box(query, tracks, number), scale, TRUE, dashed=False)
         for answer, colour in reversed(list(zip(answers, (PREDICTED, OTHER), strict=False))):
-            if answer and answer.boxes and _holds(answer.span, number):
-                _outline(thumb, boxes_of(answer, np.array([number]))[0], scale, colour, dashed=True)
+            _outline(thumb, predicted_box(answer, number), scale, colour, dashed=True)
         thumbs.append(thumb)
     width = sum(thumb.width for thumb in thumbs) + GAP * (len(thumbs) - 1)
     strip = Image.new("RGB", (width, THUMB_HEIGHT), (255, 255, 255))
@@ -60,21 +56,19 @@ def save_strip(strip: Image.Image, path: Path) -> None:
     strip.save(path, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
 
 
-def _holds(span: Span, frame: int) -> bool:
-    return span[0] <= frame < span[1]
-
-
 def _thumb(frame: np.ndarray) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(frame, np.uint8))
     width = max(1, round(picture.width * THUMB_HEIGHT / picture.height))
     return picture.resize((width, THUMB_HEIGHT), Image.Resampling.BILINEAR)
 
 
-def _outline(thumb: Image.Image, box: np.ndarray, scale: tuple[float, float], colour: tuple[int, int, int], dashed: bool) -> None:
+def _outline(thumb: Image.Image, box: np.ndarray | None, scale: tuple[float, float], colour: tuple[int, int, int], dashed: bool) -> None:
     """A coloured frame with a dark edge, so that it shows on any ground; `box` is xyxy in pixels of the video.
 
     It lies around the box: on it, it would hide the outline of a small object.
     """
+    if box is None:
+        return
     x1, y1, x2, y2 = (float(box[i] * scale[i % 2]) + (AROUND if i > 1 else -AROUND) for i in range(4))
     x1, x2 = (min(max(x, 0.0), thumb.width - 1.0) for x in (x1, x2))
     y1, y2 = (min(max(y, 0.0), thumb.height - 1.0) for y in (y1, y2))

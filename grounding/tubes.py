@@ -147,6 +147,19 @@ def boxes_of(prediction: Prediction, frames: np.ndarray) -> np.ndarray:
     return Tubes.of_predictions([prediction]).boxes_at(np.zeros(len(frames), np.int64), np.asarray(frames))[0]
 
 
+def true_box(query: Query, tracks: Tracks, frame: int) -> np.ndarray | None:
+    """The box `[4]` that is true at a frame of the true span; None without any."""
+    frames, boxes = truth_boxes(query, tracks)
+    return next(iter(boxes[frames == frame]), None)
+
+
+def predicted_box(prediction: Prediction | None, frame: int) -> np.ndarray | None:
+    """The predicted box `[4]` at a frame of the predicted span; None without any."""
+    if prediction is None or not prediction.boxes or not prediction.span[0] <= frame < prediction.span[1]:
+        return None
+    return boxes_of(prediction, np.array([frame]))[0]
+
+
 def row_keys(owners: np.ndarray, frames: np.ndarray) -> np.ndarray:
     return owners * STRIDE + frames
 
