@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
 from benchmarks.measuring import in_turns, profile_python
-from grounding.ask import InMemory
 from grounding.raw import JpegBatch, Pictures, decodes
+from grounding.windows import InMemory
 from pipeline.makers import JpegMaker
 from pipeline.store import Entry
 

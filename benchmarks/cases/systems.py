@@ -110,9 +110,17 @@ def step_of(name: str, size: Size, device: str) -> tuple[Step, list[Batch]]:
     model = config.model
     parts = config.batch if model.pictures and not size.together else 1
     step = Step(config, network_of_size(config, size.channels), torch.device(device))
-    queries = config.batch // parts
-    shown = (size.words, queries, torch.device(device), size.channels, size.square, size.stride)
-    part = random_batch(model, size.video, size.short[name], *shown)
+    part = random_batch(
+        model,
+        size.video,
+        size.short[name],
+        size.words,
+        config.batch // parts,
+        torch.device(device),
+        size.channels,
+        size.square,
+        size.stride,
+    )
     return step, [part] * parts
 
 
