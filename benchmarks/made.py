@@ -115,3 +115,22 @@ def fill_store(store: Path, queries: Sequence[Query], entries: Mapping[str, Iter
             info = write_shard(store, name, "s", form, own, [query.video for query in queries], made_from(form, {}))
             writer.publish(name, "s", info)
     return store
+
+
+def asked_run(place: Path, query: Query, backbones: str, short: int, name: str, device: str) -> Any:
+    """A run that took one step on one video, ready to be asked."""
+    from grounding.ask import Grounder
+    from grounding.recipe import TrainConfig
+    from grounding.systems import preset
+    from grounding.train import open_run, train
+    from pipeline.jobs import ExtractConfig
+    from pipeline.run import run
+
+    index = write_index(place, [query])
+    given = {"backbones": backbones, "weights": "random:0", "workers": 0, "device": device, "sampling": {"short": short}}
+    report = run(index, place, "benchmark", place / "asked-store", ExtractConfig.model_validate(given))
+    assert not report.failures, report.failures
+    config = TrainConfig.model_validate({**preset(name), "max_steps": 1, "batch": 1, "device": device})
+    open_run(place / "asked-store", place / "run", config)
+    train(place / "asked-store", place / "run", config)
+    return Grounder(place / "run", device=device)

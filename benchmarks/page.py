@@ -36,7 +36,8 @@ def _row(name: str, record: Mapping[str, Any]) -> str:
 
 
 def _notes(name: str, case: Mapping[str, Any]) -> str:
-    tops = [f"- {record['way']}: {_top(record['where_the_time_goes'])}" for record in case["found"] if "where_the_time_goes" in record]
+    goes_to = [record for record in case["found"] if "where_the_time_goes" in record]
+    tops = [f"- {record['of']}, {record['way']}: {_top(record['where_the_time_goes'])}" for record in goes_to]
     speed = f"{case['rates']['operations'] / 1e9:,.0f} GFLOP/s ({case['rates']['precision']}) and {case['rates']['bytes'] / 1e9:.1f} GB/s"
     goes = "\n\nWhere the time goes:\n\n" + "\n".join(tops) if tops else ""
     facts = f"{case['where']}. Rates: {speed}. Load by other work before: {case['load_before']:.1f}. {case['date']}."

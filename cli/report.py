@@ -60,7 +60,7 @@ def report(
         from grounding.figure_set import FOLDER, write_figures
 
         with progress("drawing figures", unit="queries") as advance:
-            troubles = write_figures(out, exam, runs, footage, witnesses[0] if witnesses else None, advance)
+            troubles = write_figures(out, exam, runs, footage, witnesses, advance)
         for trouble in troubles:
             warn(f"figures, query {trouble}")
         say(f"wrote {out / FOLDER}")

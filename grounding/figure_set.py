@@ -1,4 +1,5 @@
-"""Which figures a report adds for papers, and where they go: `figures/tubes-<n>` and `figures/attention-<n>`, each as PNG and PDF."""
+"""Which figures a report adds for papers, and where they go: `figures/tubes-<n>`, `figures/attention-<n>` and, of the run that is compared,
+`figures/attention-<n>-compared`, each as PNG and PDF."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from grounding.evidence import Witness
 
 FOLDER = "figures"
+ENDINGS = ("", "-compared")
 MOST = 6
 """A query of each kind: near vIoU .8, .5 and .3, a failure and, where two runs are compared, where they differ most."""
 
@@ -29,16 +31,16 @@ def write_figures(
     exam: Exam,
     runs: Sequence[Judged],
     footage: FootageOf,
-    witness: Witness | None = None,
+    witnesses: Sequence[Witness] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
     """Draw a few telling queries of the first run into `out/figures`; returns what could not be drawn, and why.
 
-    `runs`: the run and, to be drawn beside it, another; `witness`: the first one's network, to be asked where it looks.
+    `runs`: the run and, to be drawn beside it, another; `witnesses`: their networks, in the same order, or none.
     """
     known = {query.id: query for query in exam.queries}
     chosen = [known[name] for group in gallery(runs[0], runs[1] if len(runs) > 1 else None, MOST) for name in group.ids]
-    seen = {query.id for query in witness.features.queries} if witness else set()
+    known_to = [{one.id for one in witness.features.queries} for witness in witnesses]
     troubles = []
     for number, query in enumerate(chosen, start=1):
         progress(number - 1, len(chosen))
@@ -50,15 +52,15 @@ def write_figures(
             troubles.append(f"{query.id}: {error}")
             continue
         save_figure(tubes_figure(query, exam.tracks, told, window, pictures), out / FOLDER / f"tubes-{number}")
-        if witness is None or query.id not in seen:
-            continue
-        evidence = witness.asked(query)
-        if not evidence.attention:
-            troubles.append(f"{query.id}: the network of {runs[0].path} looks at frames with no map that could be drawn")
-            continue
-        attention = evidence.attention[0]
-        figure = attention_figure(query, exam.tracks, told[0], window, pictures, evidence.frames, attention)
-        save_figure(figure, out / FOLDER / f"attention-{number}")
+        for run, said, witness, seen, ending in zip(runs, told, witnesses, known_to, ENDINGS, strict=False):
+            if query.id not in seen:
+                continue
+            evidence = witness.asked(query)
+            if not evidence.attention:
+                troubles.append(f"{query.id}: the network of {run.path} looks at frames with no map that could be drawn")
+                continue
+            figure = attention_figure(query, exam.tracks, said, window, pictures, evidence.frames, evidence.attention[0])
+            save_figure(figure, out / FOLDER / f"attention-{number}{ending}")
     progress(len(chosen), len(chosen))
     return troubles
 

@@ -19,6 +19,7 @@ PLACES = {
     "systems": "systems:Systems",
     "end-to-end": "end_to_end:EndToEndStep",
     "prediction": "prediction:Answering",
+    "long-video": "long_video:LongVideo",
     "evaluation": "evaluation:Evaluation",
 }
 

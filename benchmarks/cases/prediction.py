@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.made import FPS, TEXT, make_queries, make_tracks, make_video, rolled_features, write_index
+from benchmarks.made import FPS, TEXT, asked_run, make_queries, make_tracks, make_video, rolled_features
 from benchmarks.measuring import in_turns, operations_of, profile_torch
 from benchmarks.steps import CHANNELS, SLOWFAST, STRIDE, network_of_size
 from grounding.data import FeatureSet
@@ -103,20 +102,3 @@ class Answering(Case):
     def _answer(self, sentences: int) -> list[Prediction]:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return predict(self.network, self.features, self.queries[:sentences])
-
-
-def asked_run(place: Path, query: Any, backbones: str, short: int, name: str, device: str) -> Any:
-    """A run that took one step on one video, ready to be asked."""
-    from grounding.ask import Grounder
-    from grounding.train import open_run, train
-    from pipeline.jobs import ExtractConfig
-    from pipeline.run import run
-
-    index = write_index(place, [query])
-    given = {"backbones": backbones, "weights": "random:0", "workers": 0, "device": device, "sampling": {"short": short}}
-    report = run(index, place, "benchmark", place / "asked-store", ExtractConfig.model_validate(given))
-    assert not report.failures, report.failures
-    config = TrainConfig.model_validate({**preset(name), "max_steps": 1, "batch": 1, "device": device})
-    open_run(place / "asked-store", place / "run", config)
-    train(place / "asked-store", place / "run", config)
-    return Grounder(place / "run", device=device)

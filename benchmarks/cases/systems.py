@@ -46,6 +46,7 @@ class Size:
     together: bool = True
     """A system that is given pictures takes a step's queries at once, and not one after the other."""
     rounds: int = 3
+    """Of one, a CPU takes minutes for each step: there the systems are not checked again at this size."""
 
 
 def sizes_for(device: str) -> tuple[Size, ...]:
@@ -82,7 +83,8 @@ class Systems(Case):
     @torch.inference_mode()
     def agree(self) -> None:
         """Systems answer differently, so each is held against itself: a query's boxes alone and beside another are the same."""
-        for step, parts in self.steps.values():
+        checked = [size.title for size in self.sizes if size.rounds > 1] or [self.sizes[-1].title]
+        for step, parts in (own for (title, _), own in self.steps.items() if title in checked):
             inputs, network = parts[0].inputs, step.state.model.eval()
             alone = type(inputs)(**{name: value[:1] for name, value in vars(inputs).items()})
             beside = type(inputs)(**{name: torch.cat([value[:1]] * 2) for name, value in vars(inputs).items()})
@@ -92,16 +94,12 @@ class Systems(Case):
         return [self._group(size) for size in self.sizes]
 
     def _group(self, size: Size) -> Group:
-        peaks = {name: apart(_peak, name, size, self.device) for name in size.short}  # while this process holds little
+        least = {name: apart(_floor_and_peak, name, size, self.device) for name in size.short}  # while this process holds little
         steps = {name: self.steps[size.title, name] for name in size.short}
-        floors = {name: step.floor(parts) for name, (step, parts) in steps.items()}  # each has now begun
         ways = {name: partial(step, parts) for name, (step, parts) in steps.items()}
+        tops = {name: profile_torch(way, self.device) for name, way in ways.items()}  # each has now begun
         seconds = in_turns(ways, size.rounds, warm=int(self.device == "cuda"))
-        return Group(size.title, {name: self._way(*steps[name], own, floors[name], peaks[name]) for name, own in seconds.items()})
-
-    def _way(self, step: Step, parts: list[Batch], seconds: list[float], floor: Floor, peak: int) -> Way:
-        about = {"parameters": step.parameters, "feature_bytes": sum(map(feature_bytes, parts)), "sees": _sees(parts)}
-        return Way(seconds, floor, peak, profile_torch(lambda: step(parts), self.device), about)
+        return Group(size.title, {name: Way(own, *least[name], tops[name], _about(*steps[name])) for name, own in seconds.items()})
 
 
 def step_of(name: str, size: Size, device: str) -> tuple[Step, list[Batch]]:
@@ -131,13 +129,17 @@ def _known(name: str, size: Size) -> dict[str, Any]:
     return own | ({"encoders": {"backbones": size.backbones, "image": "random:0", "text": None}} if name == "costa" else {})
 
 
+def _about(step: Step, parts: list[Batch]) -> dict[str, Any]:
+    return {"parameters": step.parameters, "feature_bytes": sum(map(feature_bytes, parts)), "sees": _sees(parts)}
+
+
 def _sees(parts: list[Batch]) -> str:
     maps, motion = parts[0].inputs.appearance.shape, parts[0].inputs.motion.shape
     seen = f"{maps[1]} of {maps[2]}×{maps[3]}" + (f", {motion[1]} of {motion[2]}×{motion[3]}" if motion[1] else "")
     return f"batch {len(parts) * maps[0]}: {seen}"
 
 
-def _peak(name: str, size: Size, device: str) -> int:
+def _floor_and_peak(name: str, size: Size, device: str) -> tuple[Floor, int]:
     step, parts = step_of(name, size, device)
-    step(parts)
-    return peak_of(lambda: step(parts), device)
+    floor = step.floor(parts)  # a whole step: it has now begun
+    return floor, peak_of(lambda: step(parts), device)

@@ -73,6 +73,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "backbones": "tiny",
         "preset_name": "shapes",
     },
+    "long-video": {"minutes": (0.2, 0.3), "size": (64, 48)},
     "pictures": {"frames": 3, "rows": 32, "columns": 48, "rounds": 1},
     "evaluation": {"queries": 24, "frames": 12, "videos": 4, "rounds": 1},
 }

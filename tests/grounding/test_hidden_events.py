@@ -1,7 +1,7 @@
 """Twenty hours of distractors with an event hidden in each: how often the best tubes of the whole hour are of that event.
 
 They are made of the features that `make demo` left (`store/`), clip after clip: decoding them would take hours and give the same but at
-the cuts, where a motion clip sees both sides. `benchmarks/long_video.py` does an hour from pixels. The run that is asked is trained here,
+the cuts, where a motion clip sees both sides. The run that is asked is trained here,
 as the demo's but on a share of absent sentences, too (docs/prediction.md); `STVG_RUN` names another.
 """
 
