@@ -50,7 +50,7 @@ class ProposalHead(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """`[B, T, d]` → logits `[B, T, T]`; cells with i > j hold no meaning."""
-        x = proposal_map(self.widen(clips)).permute(0, 3, 1, 2)
+        x = proposal_map(self.widen(clips)).permute(0, 3, 1, 2).contiguous()  # as the weights are: or each step turns all of them around
         valid = valid_cells(clips.shape[1], clips.device).to(x.dtype)[None, None]
         window = torch.ones(1, 1, self.kernel, self.kernel, dtype=x.dtype, device=x.device)
         beneath = functional.conv2d(valid, window, padding=self.kernel // 2)
