@@ -22,11 +22,16 @@ TOP = 8
 """Entries of a profile that are kept."""
 
 
-def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1, begin: int = 0) -> dict[str, list[float]]:
-    """Seconds of each way by round. Every round another way begins, from number `begin` on; the `warm` first rounds are not counted."""
+def in_turns(
+    ways: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1, begin: int = 0, settle: int = 0
+) -> dict[str, list[float]]:
+    """Seconds of each way by round. Every round another way begins, from number `begin` on; the `warm` first rounds are not counted.
+    Before it is timed a way is called `settle` times, in every round: memory is then as it left it itself, and not as another did."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(warm + rounds):
         for name in np.roll(np.array([*ways], object), begin + turn).tolist():
+            for _ in range(settle):
+                ways[name]()
             seconds = timed(ways[name])
             if turn >= warm:
                 found[name].append(seconds)

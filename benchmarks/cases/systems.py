@@ -98,7 +98,7 @@ class Systems(Case):
         steps = {name: self.steps[size.title, name] for name in size.short}
         ways = {name: partial(step, parts) for name, (step, parts) in steps.items()}
         tops = {name: profile_torch(way, self.device) for name, way in ways.items()}  # each has now begun
-        seconds = in_turns(ways, size.rounds, warm=int(self.device == "cuda"))
+        seconds = in_turns(ways, size.rounds, warm=int(self.device == "cuda"), settle=int(size.rounds > 1))
         return Group(size.title, {name: Way(own, *least[name], tops[name], _about(*steps[name])) for name, own in seconds.items()})
 
 

@@ -112,6 +112,14 @@ def test_ways_take_turns_and_the_first_rounds_are_not_counted() -> None:
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2}
 
 
+def test_a_way_settles_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(measuring, "timed", lambda way: called.append("timed") or way() or 1.0)
+    found = measuring.in_turns({name: lambda name=name: called.append(name) for name in "ab"}, rounds=1, warm=0, settle=1)
+    assert called == ["a", "timed", "a", "b", "timed", "b"]
+    assert found == {"a": [1.0], "b": [1.0]}
+
+
 def test_a_ratio_is_the_middle_one_of_the_rounds() -> None:
     from benchmarks.case import Group, Way
 
