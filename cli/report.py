@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,7 +52,8 @@ def report(
 
     settings = load(ReportConfig, "report", config, assignments or [])
     runs = [Judged.of_run(run, settings.split)] if compare is None else [*two_runs(run, compare, settings.split)]
-    log_to(run / "log.txt")
+    if os.access(run, os.W_OK):  # it may be another's to write
+        log_to(run / "log.txt")
     exam = read_exam(features / "index.jsonl", settings.split)
     footage = footage_under(root or Path(Store(features).manifest.root))
     witnesses = witnesses_of([one.path for one in runs], features, settings)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from grounding.data import FeatureSet, Sample
+from grounding.sides import mirrored
 from grounding.targets import Targets
 from pipeline.records import Query
 
@@ -28,14 +29,16 @@ class Absence:
 
     That sentence was written of another video and differs from all that were written of this one; that it is true here, too, is not
     known to be wrong, only rare. Of one to `MOST` that are drawn it is the one that shares the most words with the query's own: what
-    is alike but for a colour or a movement is what scores must tell apart, and what has nothing in common is there as well.
+    is alike but for a colour or a movement is what scores must tell apart, and what has nothing in common is there as well. Where
+    pictures may be `flipped`, what was written of this one is not asked with its left and right exchanged either.
     """
 
-    def __init__(self, share: float, seed: int, features: FeatureSet, queries: Sequence[Query]) -> None:
+    def __init__(self, share: float, seed: int, features: FeatureSet, queries: Sequence[Query], flipped: bool = False) -> None:
         self.share, self.seed, self.features, self.queries = share, seed, features, queries
         self._own: dict[str, set[str]] = {}
         for query in queries:
-            self._own.setdefault(query.video, set()).add(query.text)
+            told = {query.text, (mirrored(query.text) if flipped else None) or query.text}
+            self._own.setdefault(query.video, set()).update(told)
 
     def __call__(self, sample: Sample, truth: Targets, epoch: int, number: int) -> tuple[Sample, Targets]:
         """A sample and what is true of it, as they are in an epoch; `number` is the query's place among all."""

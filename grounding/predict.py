@@ -119,7 +119,8 @@ def tube(first: Look, second: Look | None, between: bool) -> Prediction:
 
 
 def ranked_tube(first: Look, second: Look | None, between: bool) -> tuple[float, Prediction]:
-    """A query's tube, and a number by which tubes of other segments compare with it (`SpanScores.level`)."""
+    """A query's tube, and a number by which tubes of other segments compare with it (`SpanScores.level`): by what the first look says,
+    which is one of the whole segment in all of them."""
     assert first.when is not None
-    found = tube(first, second, between)
-    return math.log(max(found.score, 1e-6)) + first.when.level, found
+    *_, score = first.when.best(between)
+    return math.log(max(score, 1e-6)) + first.when.level, tube(first, second, between)

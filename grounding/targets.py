@@ -38,5 +38,5 @@ class Totals(NamedTuple):
     @classmethod
     def of(cls, targets: Targets) -> Totals:
         """Those of targets that are the whole batch; those of parts add up."""
-        queries = torch.tensor(float(len(targets.span)), device=targets.span.device)
+        queries = targets.span.new_full((), len(targets.span), dtype=torch.float32)
         return cls(queries, targets.boxed.sum().float(), targets.clip_boxed.sum().float())

@@ -82,7 +82,8 @@ def train(
     written = RunWriter(run, about, state)
     queries, measure = features.queries, system_of(c.system).measure(c.model)
     changes: list[Change] = [] if c.augment is None else [Augmentation(c.augment, c.seed, queries, tokenise_of(model))]
-    changes += [Absence(c.absent, c.seed, features, queries)] if c.absent else []
+    flipped = c.augment is not None and c.augment.flip > 0
+    changes += [Absence(c.absent, c.seed, features, queries, flipped)] if c.absent else []
     loader = Loader(features, queries, c.batch, c.seed, state.step, together.rank, together.world, c.accumulate, device, changes)
     with Stop(several=together.world > 1) as stop, loader:
         progress(state.step, last)

@@ -14,8 +14,8 @@ def gaussians(span: Tensor, frame_tau: Tensor, sigma: float) -> tuple[Tensor, Te
     first one is half of that after its begin, its last one half before its end. `span` `[B, 2]` in τ; all 0 where it has no length.
     """
     count = frame_tau.shape[-1]
-    distinct = 1 + (frame_tau.diff(dim=-1) > 0).sum(-1, keepdim=True)
-    middles = count * (span + torch.tensor([0.5, -0.5], device=span.device) / distinct)
+    distinct = 1 + (frame_tau.diff(dim=-1) > 0).sum(-1)
+    middles = count * torch.stack([span[:, 0] + 0.5 / distinct, span[:, 1] - 0.5 / distinct], -1)
     apart = (frame_tau[:, None] * count - middles[..., None]) / sigma
     first, last = ((-(apart**2) / 2).softmax(-1) * (span[:, 0] < span[:, 1])[:, None, None]).unbind(1)
     return first, last

@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import Protocol
 
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 from grounding.modules.boundaries import FrameOutputs
-from grounding.modules.regions import corners, own_cells
+from grounding.modules.regions import corners, giou, own_cells
 from grounding.targets import Targets
 
 
 def box_losses(boxes: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:
     """L1 and GIoU of boxes `[layers, B, T_s, 4]` cxcywh, summed over layers and boxed samples, over `total` (at least 1)."""
-    where = targets.boxed.expand(boxes.shape[:-1])
-    l1, giou = _apart(boxes[where], targets.boxes.expand_as(boxes)[where])
-    return l1.sum() / total.clamp(min=1), giou.sum() / total.clamp(min=1)
+    return _summed(boxes, targets.boxes, targets.boxed.to(boxes.dtype), total)
 
 
 def cell_losses(proposed: Tensor, centres: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,9 +22,7 @@ def cell_losses(proposed: Tensor, centres: Tensor, targets: Targets, total: Tens
     The mean over a sample's own cells, summed over boxed samples, over `total` (at least 1).
     """
     own = own_cells(targets.boxes, centres) & targets.boxed[..., None]
-    share = (own / own.sum(-1, keepdim=True).clamp(min=1))[own]
-    l1, giou = _apart(proposed[own], targets.boxes[:, :, None].expand_as(proposed)[own])
-    return (l1 * share).sum() / total.clamp(min=1), (giou * share).sum() / total.clamp(min=1)
+    return _summed(proposed, targets.boxes[:, :, None], own / own.sum(-1, keepdim=True).clamp(min=1), total)
 
 
 class CellWeights(Protocol):
@@ -63,9 +58,13 @@ def taught_cells(
     return {"cells_l1": l1, "cells_giou": giou}, w.cells * (w.l1 * l1 + overlap * giou)
 
 
-def _apart(boxes: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 and GIoU loss of each of n boxes, `[n, 4]` cxcywh."""
-    return (boxes - truth).abs().sum(-1), generalized_box_iou_loss(corners(boxes), corners(truth))
+def _summed(boxes: Tensor, truth: Tensor, share: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and GIoU loss of boxes `[…, 4]` cxcywh, each times its share (0 for those that no truth is known of), summed, over `total`.
+
+    All are computed: to pick some out a GPU would have to be waited for.
+    """
+    l1, overlap = (boxes - truth).abs().sum(-1), 1 - giou(corners(boxes), corners(truth))
+    return (l1 * share).sum() / total.clamp(min=1), (overlap * share).sum() / total.clamp(min=1)
 
 
 def carrier_loss(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor, total: Tensor) -> Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import generalized_box_iou_loss
 
 from grounding.losses.boundaries import divergence, gaussians, inside_loss
 from grounding.losses.boxes import scratch_losses
 from grounding.models.cgstvg import Outputs
-from grounding.modules.regions import corners, iou
+from grounding.modules.regions import corners, giou, iou
 from grounding.targets import Targets, Totals
 from pipeline.config import Config
 
@@ -61,12 +60,12 @@ def cgstvg_loss(out: Outputs, targets: Targets, weights: CgstvgLossConfig, total
 
 def _box_parts(out: Outputs, targets: Targets, w: CgstvgLossConfig, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(Smooth) L1 and 1 − (G)IoU of the boxes and BCE of their confidence, summed over stages and boxed samples, over `total`."""
-    where, total = targets.boxed.expand(out.boxes.shape[:-1]), total.clamp(min=1)
-    boxes, truth = out.boxes[where], targets.boxes.expand_as(out.boxes)[where]
-    apart = functional.smooth_l1_loss(boxes, truth, reduction="none") if w.smooth else (boxes - truth).abs()
-    ours, theirs = corners(boxes), corners(truth)
+    share, truth = targets.boxed / total.clamp(min=1), targets.boxes.expand_as(out.boxes)
+    apart = functional.smooth_l1_loss(out.boxes, truth, reduction="none") if w.smooth else (out.boxes - truth).abs()
+    ours, theirs = corners(out.boxes), corners(truth)
     plain = iou(ours, theirs)
-    overlap = generalized_box_iou_loss(ours, theirs) if w.generalised else 1 - plain
-    sure = out.quality[where].clamp(1e-6, 1 - 1e-6) if len(out.quality) else None
-    quality = plain.new_zeros(()) if sure is None else functional.binary_cross_entropy(sure, plain.detach(), reduction="sum")
-    return apart.sum() / total, overlap.sum() / total, quality / total
+    overlap, quality = 1 - (giou(ours, theirs) if w.generalised else plain), plain.new_zeros(())
+    if len(out.quality):
+        sure = out.quality.clamp(1e-6, 1 - 1e-6)
+        quality = (functional.binary_cross_entropy(sure, plain.detach().clamp(0, 1), reduction="none") * share).sum()
+    return (apart.sum(-1) * share).sum(), (overlap * share).sum(), quality

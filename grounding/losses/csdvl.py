@@ -33,7 +33,7 @@ def proposal_loss(logits: Tensor, span_tau: Tensor) -> Tensor:
     """BCE between the score map and the proposals' IoU with the truth, mean over valid cells."""
     count = logits.shape[-1]
     loss = functional.binary_cross_entropy_with_logits(logits, iou_map(span_tau, count), reduction="none")
-    return loss[:, valid_cells(count, logits.device)].mean()
+    return (loss * valid_cells(count, logits.device)).sum() / (len(logits) * count * (count + 1) / 2)
 
 
 def attentive_loss(logits: Tensor, inside: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou_loss
 
 from grounding.inputs import Inputs
 from grounding.models.sizes import TransformerConfig
@@ -42,7 +41,7 @@ from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
 from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
 from grounding.modules.positions import learned_at, map_cells, sine_box, sine_time
 from grounding.modules.precision import as_computed
-from grounding.modules.regions import corners, edge_filled, mean_tokens, roi_tokens
+from grounding.modules.regions import corners, giou, mean_weights, roi_weights, whole_pictures
 from grounding.targets import Targets
 
 Refinement = Literal["none", "temporal", "spatial", "both", "sum", "product"]
@@ -117,7 +116,7 @@ class Cgstvg(nn.Module):
         batch, frames = inputs.frame_tau.shape
         where, when = (learned_at(table, inputs.frame_tau) for table in (self.where, self.when))
         spatial, temporal = torch.zeros_like(where), torch.zeros_like(when)
-        boxes: Tensor = torch.tensor([0.5, 0.5, 1.0, 1.0], device=where.device).expand(batch, frames, 4)
+        boxes: Tensor = whole_pictures(inputs.frame_tau)
         context: Context | None = None
         with torch.autocast(where.device.type, enabled=False):
             cells = self.box_head.look(*memory.cells)
@@ -213,11 +212,6 @@ class Memory:
         """`[B·T, H·W, 2]`."""
         return self.centres.repeat_interleave(self.frame_tau.shape[1], 0)
 
-    @cached_property
-    def maps(self) -> Tensor:
-        """Appearance and motion as maps, `[B·T, 2·d, H, W]` float32: every stage cuts out of both by one call."""
-        return edge_filled(self.visual.transpose(2, 3).float().flatten(1, 2).unflatten(-1, self.shape), self.size)
-
     @property
     def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States, positions, mask and centres of the appearance tokens: what a box head attends to."""
@@ -244,19 +238,19 @@ class InstanceContext(nn.Module):
 
     def forward(self, memory: Memory, boxes: Tensor, inside: Tensor, truth: Targets | None) -> Context:
         """Boxes `[B, T, 4]`, logits of s^t `[B, T]` → the context after refinement."""
-        flat = boxes.flatten(0, 1)
+        flat, frames = boxes.flatten(0, 1), boxes.shape[:2]
         if self.config.region == "roi_align":
-            both = roi_tokens(memory.maps, flat, memory.size)
+            weights = roi_weights(flat, memory.size, memory.shape)
         else:
-            both = mean_tokens(memory.maps, flat, memory.frame_centres)
-        both = both.unflatten(0, boxes.shape[:2])
-        appearance, motion = both.chunk(2, -1)
+            weights = mean_weights(flat, memory.frame_centres)
+        weights = weights.to(memory.states.dtype)[:, None]
+        appearance, motion = ((weights @ cells)[:, 0].unflatten(0, frames) for cells in memory.visual.unbind(1))
         quality = (self.appearance_quality(appearance).float().sigmoid() + self.motion_quality(motion).float().sigmoid())[..., 0] / 2
         if truth is not None and self.config.truth_iou is not None:
             kept = _close_to(truth, boxes, self.config.truth_iou)
         else:
             kept = self.kept(inside.detach().float().sigmoid(), quality.detach())
-        return Context(self.join(both), kept, quality)
+        return Context(self.join(torch.cat([appearance, motion], -1)), kept, quality)
 
     def kept(self, temporal: Tensor, spatial: Tensor) -> Tensor:
         """Which frames pass the filters, by s^t and s^s `[B, T]`."""
@@ -274,8 +268,7 @@ class InstanceContext(nn.Module):
 
 def _close_to(truth: Targets, boxes: Tensor, least: float) -> Tensor:
     """Where boxes `[B, T, 4]` have at least this GIoU with a true one, `[B, T]`."""
-    ours, theirs = (corners(part.detach().float()).flatten(0, 1) for part in (boxes, truth.boxes))
-    return truth.boxed & (1 - generalized_box_iou_loss(ours, theirs) >= least).unflatten(0, boxes.shape[:2])
+    return truth.boxed & (giou(*(corners(part.detach().float()) for part in (boxes, truth.boxes))) >= least)
 
 
 class LookingAtContext(Looking):

@@ -39,6 +39,7 @@ from grounding.modules.layers import MLP, EncoderLayer, FeedForward
 from grounding.modules.positions import map_cells, sine_2d, sine_time
 from grounding.modules.precision import as_computed
 from grounding.modules.proposals import ProposalHead
+from grounding.modules.regions import whole_pictures
 from grounding.spans import Proposals
 
 Collaboration = Literal["full", "none", "s2d", "d2s", "sum", "fc_sum", "concat_fc"]
@@ -162,9 +163,8 @@ class Csdvl(nn.Module):
         heard = place.heard(self.listen(clips)[..., 0] if self.listen else None, clips.shape[1])
         pooled = torch.einsum("btsd,bts->btd", clips, heard.to(clips.dtype))
         frame_scores = self.frame_head(self.decoder_norm(own))[..., 0] if boxes else torch.zeros_like(inputs.frame_tau)
-        whole_picture = torch.tensor([0.5, 0.5, 1.0, 1.0], device=text.device).expand(1, *inputs.frame_tau.shape, 4)
         return Outputs(
-            boxes=torch.stack(boxes) if boxes else whole_picture,
+            boxes=torch.stack(boxes) if boxes else whole_pictures(inputs.frame_tau)[None],
             proposals=self.proposal_head(pooled),
             frame_scores=frame_scores,
             clip_scores=self.clip_head(pooled)[..., 0],

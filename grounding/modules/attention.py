@@ -96,7 +96,7 @@ def _masked(logits: Tensor, key_mask: Tensor | None) -> Tensor:
 
 
 class PairedAttention(nn.Module):
-    """Attention of queries and keys that are each two vectors put together, what and where, in every head (Conditional DETR): what
+    """Attention of one query that is, as its keys are, two vectors put together in every head, what and where (Conditional DETR): what
     is compared with what, where with where, and both count alike."""
 
     def __init__(self, d: int, heads: int, dropout: float = 0.0) -> None:
@@ -107,14 +107,18 @@ class PairedAttention(nn.Module):
         self.value, self.out = nn.Linear(d, d), nn.Linear(d, d)
 
     def forward(self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], value: Tensor, key_mask: Tensor) -> Tensor:
-        """Pairs of `[n, Q, d]` and of `[n, K, d]`, values `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count."""
-        q = torch.cat([self._split(self.query_what(query[0])), self._split(self.query_where(query[1]))], -1)
-        k = torch.cat([self._split(self.key_what(key[0])), self._split(self.key_where(key[1]))], -1)
-        dropout = self.dropout if self.training else 0.0
-        v = self._split(self.value(value))
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=key_mask[:, None, None], dropout_p=dropout)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        """Pairs of `[n, 1, d]` and of `[n, K, d]`, values `[n, K, d]` → `[n, 1, d]`. `key_mask` `[n, K]` is True at keys that count.
 
-    def _split(self, x: Tensor) -> Tensor:
-        """`[n, S, d]` → `[n, heads, S, d/heads]`."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        The query goes to where keys come from, and values are projected when mixed, as in `Attention`.
+        """
+        what = self._asked(self.query_what(query[0]), self.key_what.weight) @ key[0].transpose(1, 2)
+        where = self._asked(self.query_where(query[1]), self.key_where.weight) @ key[1].transpose(1, 2)
+        logits = (what + where) / (2 * value.shape[-1] / self.heads) ** 0.5
+        weights = functional.dropout(_masked(logits, key_mask).softmax(-1), self.dropout, self.training)
+        mixed = torch.einsum("nhd,hed->nhe", weights @ value, self.value.weight.unflatten(0, (self.heads, -1)))
+        mixed = mixed + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, (self.heads, -1))
+        return self.out(mixed.flatten(1)[:, None])
+
+    def _asked(self, query: Tensor, to_keys: Tensor) -> Tensor:
+        """`[n, 1, d]` → by head what all of a key is multiplied with, `[n, heads, d]`."""
+        return torch.einsum("nhe,hed->nhd", query[:, 0].unflatten(-1, (self.heads, -1)), to_keys.unflatten(0, (self.heads, -1)))

@@ -39,9 +39,8 @@ def sine_box(boxes: Tensor, d: int) -> Tensor:
 
 
 def cell_corners(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
-    """Far corners of a map's cells as shares of the map, `[rows, columns, 2]` in (x, y)."""
-    y = (torch.arange(rows, device=device) + 1) / rows
-    x = (torch.arange(columns, device=device) + 1) / columns
+    """Far corners of a map's cells, in cells: `[rows, columns, 2]` in (x, y)."""
+    y, x = (torch.arange(1, side + 1, device=device, dtype=torch.float32) for side in (rows, columns))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
@@ -57,7 +56,7 @@ def learned_at(table: Tensor, tau: Tensor) -> Tensor:
 def map_cells(size: Tensor, rows: int, columns: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
     """The cells of maps of which `size` `[B, 2]` (rows, columns) is no padding: sine positions `[B, rows·columns, d]`, which
     are not padding `[B, rows·columns]`, and their centres `[B, rows·columns, 2]` (x, y) as shares of the picture."""
-    corner = cell_corners(rows, columns, size.device) * torch.tensor([columns, rows], device=size.device)
+    corner = cell_corners(rows, columns, size.device)
     whole = size.flip(-1)[:, None, None, :].float()
     parts = sine_2d(corner / whole, d), (corner <= whole).all(-1), (corner - 0.5) / whole
     positions, mask, centres = (part.flatten(1, 2) for part in parts)

@@ -1,44 +1,48 @@
-"""Boxes on maps: which cells are a box's own, and what lies in it (CG-STVG, sec. 3.3)."""
+"""Boxes on maps: which cells are a box's own, and how they are weighed in what lies in it (CG-STVG, sec. 3.3)."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 BINS = 7
 """RoIAlign's output is 7×7."""
 LEAST = 1e-3
-"""Cells that a box is wide and high at least: RoIAlign takes no sample in one without area."""
+"""Cells that a box is wide and high at least."""
 
 
-def roi_tokens(maps: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
-    """RoIAlign, then the mean over its bins: maps `[n, C, H, W]`, boxes `[n, 4]` cxcywh in [0, 1] → `[n, C]`.
+def roi_weights(boxes: Tensor, size: Tensor, shape: tuple[int, int]) -> Tensor:
+    """How much of each cell of maps of `shape` (rows, columns) is in the mean over the bins of RoIAlign: boxes `[n, 4]` cxcywh in
+    [0, 1] → `[n, H·W]`, which sums to 1.
 
-    `size` `[n, 2]` are the maps' rows and columns that are not padding, which repeats the last of them (`edge_filled`): boxes are
-    shares of those. What of a box lies outside is cut off; a box of no area takes what is at its place. No gradient reaches boxes.
+    RoIAlign takes its samples on a grid, each between four cells, so a cell's weight is its row's times its column's. `size` `[n, 2]`
+    are the maps' rows and columns that are not padding: boxes are shares of those, and beyond the last of them it counts again. What
+    of a box lies outside is cut off; a box of no area takes what is at its place. No gradient reaches boxes.
     """
-    limit = size.flip(-1).repeat(1, 2).float()
-    inside = torch.minimum((corners(boxes.detach().float()) * limit).clamp(min=0), limit)
-    inside = torch.cat([inside[:, :2], torch.maximum(inside[:, 2:], inside[:, :2] + LEAST)], -1)
-    number = torch.arange(len(maps), device=maps.device, dtype=torch.float32)[:, None]
-    return roi_align(maps.float(), torch.cat([number, inside], -1), BINS, aligned=True).mean((2, 3)).to(maps.dtype)
+    limit = size.flip(-1).float()
+    low, high = (torch.minimum((corner * limit).clamp(min=0), limit) for corner in corners(boxes.detach().float()).split(2, -1))
+    columns, rows = (_side_weights(low[:, axis], high[:, axis], limit[:, axis], shape[1 - axis]) for axis in (0, 1))
+    return (rows[:, :, None] * columns[:, None]).flatten(1)
 
 
-def edge_filled(maps: Tensor, size: Tensor) -> Tensor:
-    """Maps `[n, C, H, W]` whose padding, beyond `size` `[n, 2]` rows and columns, repeats their last row and column: RoIAlign mixes
-    a box' edge with what lies half a cell beyond it."""
-    rows, columns = (
-        torch.minimum(torch.arange(side, device=maps.device), size[:, axis : axis + 1] - 1) for axis, side in enumerate(maps.shape[2:])
-    )
-    cells = (rows[:, :, None] * maps.shape[3] + columns[:, None]).flatten(1)
-    return maps.flatten(2).gather(2, cells[:, None].expand(-1, maps.shape[1], -1)).unflatten(2, maps.shape[2:])
+def _side_weights(low: Tensor, high: Tensor, size: Tensor, cells: int) -> Tensor:
+    """The weights of rows or columns `[n, cells]` in boxes from `low` to `high` `[n]`, in cells: samples are as many in every bin, and
+    no further apart than cells are."""
+    length = (high - low).clamp(min=LEAST)
+    samples = BINS * (length / BINS).ceil()
+    number = torch.arange(BINS * math.ceil(cells / BINS), device=low.device)
+    at = low[:, None] + (number + 0.5) * (length / samples)[:, None] - 0.5  # cell c has its middle at c
+    at = torch.minimum(at.clamp(min=0), size[:, None] - 1)
+    near = (1 - (at[..., None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)
+    return (near * (number < samples[:, None])[..., None]).sum(1) / samples[:, None]
 
 
-def mean_tokens(maps: Tensor, boxes: Tensor, centres: Tensor) -> Tensor:
-    """The mean of the boxes' own cells: maps `[n, C, H, W]`, boxes `[n, 4]` cxcywh, cells' centres `[n, H·W, 2]` → `[n, C]`."""
-    own = own_cells(boxes.detach()[:, None], centres)[:, 0].to(maps.dtype)
-    return torch.einsum("nct,nt->nc", maps.flatten(2), own / own.sum(-1, keepdim=True))
+def mean_weights(boxes: Tensor, centres: Tensor) -> Tensor:
+    """The boxes' own cells, all alike: boxes `[n, 4]` cxcywh, cells' centres `[n, H·W, 2]` → `[n, H·W]`, which sums to 1."""
+    own = own_cells(boxes.detach()[:, None], centres)[:, 0].float()
+    return own / own.sum(-1, keepdim=True)
 
 
 def own_cells(boxes: Tensor, centres: Tensor) -> Tensor:
@@ -60,9 +64,27 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([centre - size / 2, centre + size / 2], -1)
 
 
+def whole_pictures(frame_tau: Tensor) -> Tensor:
+    """The box of the whole picture, cxcywh, for every frame, `[B, T]` → `[B, T, 4]`."""
+    half, whole = (torch.full_like(frame_tau, side, dtype=torch.float32) for side in (0.5, 1.0))
+    return torch.stack([half, half, whole, whole], -1)
+
+
 def iou(ours: Tensor, theirs: Tensor) -> Tensor:
-    """IoU of n pairs of boxes xyxy, `[n, 4]` each → `[n]`."""
-    least, most = torch.maximum(ours[:, :2], theirs[:, :2]), torch.minimum(ours[:, 2:], theirs[:, 2:])
-    shared = (most - least).clamp(min=0).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (ours, theirs)]
-    return shared / (areas[0] + areas[1] - shared).clamp(min=1e-9)
+    """IoU of pairs of boxes xyxy, `[…, 4]` each → `[…]`."""
+    shared, union, _ = _areas(ours, theirs)
+    return shared / union.clamp(min=1e-9)
+
+
+def giou(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Generalised IoU of pairs of boxes xyxy, `[…, 4]` each → `[…]` in [−1, 1]; of two without area at one place 0."""
+    shared, union, hull = _areas(ours, theirs)
+    return shared / union.clamp(min=1e-9) - (hull - union) / hull.clamp(min=1e-9)
+
+
+def _areas(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of pairs of boxes xyxy `[…, 4]`: what they share, what they cover together, and the least box around both."""
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = ours.unbind(-1), theirs.unbind(-1)
+    shared = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0) * (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
+    return shared, union, (torch.maximum(x2, u2) - torch.minimum(x1, u1)) * (torch.maximum(y2, v2) - torch.minimum(y1, v1))

@@ -1,15 +1,16 @@
 "use strict";
 // One query: its scores, its video, spans and attention on one axis of time, and the proposal map.
 stvg.showQuery = async query => {
-  const place = document.getElementById("detail");
+  const place = document.getElementById("detail"), turn = stvg.turn = {};
   stvg.player?.stop();
   stvg.player = null;
   if (!query) return;
   try {
     const details = await stvg.details(query.at);
-    if (stvg.list.selected === query) await new QueryView(place, query, details).build();
+    for (const seen of details.seen) if (seen) seen.decoded ??= await Promise.all(seen.maps.map(stvg.maps.decoded));
+    if (stvg.turn === turn) new QueryView(place, query, details).build();  // else another was chosen meanwhile
   } catch (error) {
-    place.replaceChildren(stvg.make("p", {class: "trouble"}, String(error.message)));
+    if (stvg.turn === turn) place.replaceChildren(stvg.make("p", {class: "trouble"}, String(error.message)));
   }
 };
 
@@ -22,9 +23,8 @@ class QueryView {
       boxes: details.answers[run]?.boxes ?? [], held: true, width: 2.5, shown: true}));
   }
 
-  async build() {
+  build() {
     const {make} = stvg;
-    for (const seen of this.seen) if (seen) seen.decoded ??= await Promise.all(seen.maps.map(stvg.maps.decoded));
     const facts = make("p", {class: "facts"}), close = make("button", {class: "close", type: "button", title: "back to the list"}, "✕");
     close.addEventListener("click", () => { location.hash = "#queries"; });
     for (const word of [this.query.form, ...this.query.tags]) if (word) facts.append(make("span", {class: "tag"}, word));

@@ -59,6 +59,14 @@ def test_two_runs_are_shown_with_what_their_networks_saw(run: Path, tiny_run: An
     assert "No picture" not in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
+def test_figures_are_drawn_of_both_runs(run: Path, tiny_run: Any, tmp_path: Path) -> None:
+    result = report(run, tiny_run, tmp_path / "out", "--compare", shutil.copytree(run, tmp_path / "other"), "--figures")
+    assert result.exit_code == 0, result.stderr
+    stems = {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")}
+    assert stems == {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert {"tubes-1", "attention-1", "attention-1-compared"} <= stems
+
+
 def test_a_run_without_checkpoint_is_shown_without_maps(run: Path, tiny_run: Any, tmp_path: Path) -> None:
     bare = shutil.copytree(run, tmp_path / "bare")
     shutil.rmtree(bare / "checkpoints")

@@ -40,8 +40,10 @@ def features(make_store: StoreMaker) -> FeatureSet:
     return FeatureSet.of_store(make_store(written("train", 8)), "train", 6, 4)
 
 
-def taken(features: FeatureSet, share: float, steps: int = 40, start: int = 0, rank: int = 0, world: int = 1) -> list[Batch]:
-    changes = [Absence(share, 3, features, features.queries)]
+def taken(
+    features: FeatureSet, share: float, steps: int = 40, start: int = 0, rank: int = 0, world: int = 1, flipped: bool = False
+) -> list[Batch]:
+    changes = [Absence(share, 3, features, features.queries, flipped)]
     with Loader(features, features.queries, 8, 3, start, rank, world, changes=changes) as loader:
         return [parts[0] for parts in islice(loader, steps)]
 
@@ -96,6 +98,21 @@ def test_parts_are_as_the_whole_wherever_it_begins(features: FeatureSet) -> None
 def test_where_every_video_has_the_same_sentences_none_is_absent(make_store: StoreMaker) -> None:
     features = FeatureSet.of_store(make_store(), "train", 6, 4)  # all ask "x"
     assert all(batch.targets.span.any(-1).all() for batch in taken(features, 0.9, 4))
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_what_a_mirror_makes_true_is_absent_only_where_nothing_is_mirrored(make_store: StoreMaker, flipped: bool) -> None:
+    texts = {"v0": "a dog runs to the left.", "v1": "a dog runs to the right.", "v2": "a tree"}
+    queries = [query.model_copy(update={"text": texts[query.video]}) for query in written("train", 8)]
+    features = FeatureSet.of_store(make_store(queries), "train", 6, 4)
+    own = {query.id: query.video for query in features.queries}
+    words = {query.video: torch.from_numpy(features.words(query)) for query in features.queries}
+    asked = set()
+    for (_, name), (told, span) in words_of(taken(features, 0.9, flipped=flipped)).items():
+        if not span.any():
+            asked |= {(own[name], video) for video, text in words.items() if text.shape == told.shape and torch.equal(text, told)}
+    assert {("v0", "v2"), ("v1", "v2"), ("v2", "v0")} <= asked
+    assert (("v0", "v1") in asked, ("v1", "v0") in asked) == (not flipped, not flipped)
 
 
 def test_no_proposal_answers_what_is_absent(features: FeatureSet) -> None:

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grounding.ask import Grounder
+from grounding.ask import Grounder, Seen
 from grounding.lengths import segment_seconds, window_seconds
 from grounding.recipe import CgstvgTrainConfig, CostaTrainConfig, Recipe
 from grounding.train import open_run, train
-from grounding.windows import windows_of
+from grounding.windows import InMemory, windows_of
 from pipeline.datasets.shapes.joined import all_scenes, joined, write_joined
-from pipeline.datasets.shapes.make import ShapesConfig
+from pipeline.datasets.shapes.make import SPLITS, ShapesConfig
 from pipeline.datasets.shapes.sentences import PHRASES
 from pipeline.decode import probe
 from pipeline.errors import InputError, VideoError
 from pipeline.extract import FeatureStream
-from pipeline.records import Query, read_jsonl
+from pipeline.records import Query, Span, read_jsonl
 from pipeline.run import ExtractConfig
 from pipeline.run import run as extract
-from pipeline.store import Store
+from pipeline.store import Entry, Store
 
 SENTENCES = ["the red circle spins.", "what falls?"]
 
@@ -88,8 +88,37 @@ def test_a_video_of_one_window_is_answered_as_before(grounder: Grounder, tiny_ru
     assert grounder.ask(clips[0], SENTENCES) == wide.ask(clips[0], SENTENCES)
 
 
-def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, clips: list[Path], long_video: Path) -> None:
-    """Clips joined without overlap at the windows' edges: the second clip's own answer is that of its window, moved."""
+def alone(seen: Seen, window: Span) -> Seen:
+    """The frames of a window as a video of their own: its features, counted from its first frame."""
+    begin, end = window
+    features = {}
+    for name, product in seen.features.items():
+        frames, facts = product.columns(seen.key)["frame"], product.facts(seen.key) | {"frame_count": end - begin}
+        rows = np.flatnonzero((frames >= begin) & (frames < end))
+        entry = Entry(seen.key, seen.key, product.read(seen.key, rows), {"frame": frames[rows] - begin}, facts)
+        features[name] = InMemory([entry])
+    edges = seen.frame_edges[begin : end + 1] - seen.frame_edges[begin]
+    return Seen(seen.video.model_copy(update={"frame_count": end - begin}), seen.key, {**features}, edges)
+
+
+def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, long_video: Path) -> None:
+    """The answer about all of it is the surest of those about its windows, each alone, moved to where the window begins."""
+    seen = grounder.look(long_video)
+    windows = windows_of(seen.frame_edges, grounder.window)
+    apart = [grounder.answer(alone(seen, window), SENTENCES).queries for window in windows]
+    for place, answer in enumerate(grounder.answer(seen, SENTENCES).queries):
+        scores = [own[place].score for own in apart]
+        assert len(set(scores)) > 1
+        assert answer.score == pytest.approx(max(scores), abs=2e-6)
+        moved = [(own[place], begin) for own, (begin, _) in zip(apart, windows, strict=True) if own[place].score > max(scores) - 2e-6]
+        assert any(
+            answer.span_frames == (own.span_frames[0] + begin, own.span_frames[1] + begin)
+            and np.allclose(answer.boxes, np.add(own.boxes, [begin, 0, 0, 0, 0]), atol=0.02)
+            for own, begin in moved
+        )
+
+
+def test_the_best_tubes_of_a_long_video_are_in_order_and_whole(grounder: Grounder, long_video: Path) -> None:
     answers = grounder.ask(long_video, SENTENCES, top=7)
     for answer in answers.queries:
         tubes = [answer, *answer.others]
@@ -217,12 +246,14 @@ def test_what_is_hidden_happens_nowhere_else(tiny_run: Any, tmp_path: Path) -> N
                         "path": "v.mp4",
                         "text": text,
                         "form": "declarative",
-                        "split": "test",
+                        "split": SPLITS[int(clip[0]) - 1],
                     }
                     facts = {"fps": 10.0, "frame_count": scene.frame_count, "size": scene.size, "segment": (0, scene.frame_count)}
                     queries.append(Query.model_validate({**said, **facts, "truth": {"span": (event.begin, event.end), "track": None}}))
+    queries = [query for query in queries if query.split == "test"]
     made = joined(shapes, queries, seed=1, seconds=300.0, hidden=3)
     assert joined(shapes, queries, seed=1, seconds=300.0, hidden=3) == made
+    assert {SPLITS[int(clip[0]) - 1] for clip in made.clips} == {"test"}
     assert made.clips != joined(shapes, queries, seed=2, seconds=300.0, hidden=3).clips
     lengths = [scenes[clip].frame_count for clip in made.clips]
     assert list(made.begins) == np.cumsum([0, *lengths[:-1]]).tolist()

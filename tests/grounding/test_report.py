@@ -251,6 +251,10 @@ def test_two_runs_are_compared_with_intervals(run: Path, tmp_path: Path) -> None
     other = judged(tmp_path / "other", queries, tracks, [predict(query, 40) for query in queries])
     page = write(run, tmp_path / "out", queries, tracks, [predict(query, 20 + n) for n, query in enumerate(queries)], others=[other])
     assert "shapes minus other" in page.text
+    table = page.text[page.text.index("shapes minus other") :]
+    ours, theirs, gain, low, high = map(float, re.findall(r"[-−+]?\d+\.\d", table.replace("−", "-").replace("+", ""))[:5])
+    assert gain == pytest.approx(ours - theirs, abs=0.11)
+    assert low < gain < high
     assert "far better than other" in page.text
     data = page.script("data.js")[0]
     assert data["runs"] == ["shapes", "other"]

@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grounding.answers import Best
+from grounding.looks import Look
+from grounding.predict import ranked_tube, tube
+from grounding.spans import Boundaries
 from grounding.windows import InMemory, _Held, kept_stretches, streamed_stretches, windows_of
-from pipeline.records import Prediction
+from pipeline.records import Prediction, Query
 from pipeline.store import Entry
 
 
@@ -152,3 +155,46 @@ def test_no_more_than_are_needed_are_remembered(windows: list[tuple[int, int, in
         all_of_them.add(one.score, one)
     assert few.chosen() == all_of_them.chosen()[:count]
     assert len(few._kept) <= 5 * count
+
+
+# Which windows are the best
+
+
+def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Look:
+    """What CG-STVG or CoSTA says of a window of four frames: its event is of the middle two, with the probability `sure` at each end."""
+    query = {
+        "id": "q",
+        "video": "v",
+        "path": "v",
+        "text": "x",
+        "split": "ask",
+        "fps": 1.0,
+        "frame_count": 8,
+        "size": (8, 8),
+        "segment": segment,
+    }
+    look = Look.__new__(Look)
+    look.query, look.passes, look.frames = Query.model_validate(query), [], np.linspace(*segment, 5)[:-1].astype(int)
+    look.boxes, look.seen = np.full((4, 4), 0.5), np.ones(4, int)
+    rest = (1 - sure) / 3
+    answer = Boundaries(np.array([rest, sure, rest, rest]), np.array([rest, rest, sure, rest]), level)
+    look.when = answer.scores(segment, look.frames)
+    look.when.add(answer, look.frames)
+    return look
+
+
+def test_windows_are_compared_by_what_was_there_before_it_was_made_to_sum_to_one() -> None:
+    """A window that shows nothing may be as sure of its frames as one that shows the event; the event is louder."""
+    (faint, doubtful), (clear, answer) = (ranked_tube(look_at(*one), None, False) for one in ((0.0, 0.9), (5.0, 0.6)))
+    assert doubtful.score == pytest.approx(0.81)
+    assert answer.score == pytest.approx(0.36)
+    assert clear - faint == pytest.approx(5 + np.log(0.36 / 0.81))
+
+
+def test_a_second_look_sharpens_an_answer_and_leaves_its_place_among_the_windows() -> None:
+    """It is of a part of the window, and what it makes sum to one is another sum; some windows have none."""
+    first, closer = look_at(5.0, 0.6), look_at(50.0, 0.9, (2, 6))
+    plain, sharpened = (ranked_tube(first, second, False) for second in (None, closer))
+    assert sharpened[0] == plain[0]
+    assert sharpened[1].score != plain[1].score
+    assert sharpened[1] == tube(first, closer, False)

@@ -37,10 +37,12 @@ def joined(root: Path, queries: Sequence[Query], seed: int, seconds: float, hidd
     """Clips of together about `seconds` in random order, among them `hidden` with a declarative query's event that is in none of
     the others; these may have two of its colour, shape and motion. Clips repeat where there are too few.
 
-    `queries` are those that may be hidden, `root` the data set. Fewer are hidden where no more can be.
+    `queries` are those that may be hidden, `root` the data set; all clips are of the queries' splits. Fewer are hidden where no more
+    can be.
     """
     rng, config = np.random.default_rng([seed, 3]), ShapesConfig.model_validate(json.loads((root / "shapes.json").read_text()))
-    scenes = all_scenes(config)
+    splits = tuple(video_id(query.split, 0)[0] for query in queries)
+    scenes = {clip: scene for clip, scene in all_scenes(config).items() if clip.startswith(splits)}
     said = [query for query in queries if query.form == "declarative" and query.truth is not None]
     chosen: list[Query] = []
     for place in rng.permutation(len(said)).tolist():

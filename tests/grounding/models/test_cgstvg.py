@@ -16,7 +16,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 from grounding.inputs import Inputs
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
 from grounding.models.cgstvg import Cgstvg, CgstvgConfig, Context, InstanceContext, LookingAtContext, Outputs
-from grounding.modules.regions import roi_tokens
+from grounding.modules.regions import roi_weights
 from grounding.targets import Targets, Totals
 from pipeline.config import validate
 from pipeline.encoders.geometry import picture_in_square
@@ -247,8 +247,8 @@ def test_the_context_is_what_lies_in_the_boxes_appearance_and_motion_apart() -> 
         context = model.instance(memory, boxes, logits, None)
         count = WIDE[0] * WIDE[1]
         parts = (memory.states[:, :count], memory.states[:, count : 2 * count])
-        maps = [part.transpose(1, 2).unflatten(-1, WIDE) for part in parts]
-        appearance, motion = (roi_tokens(one, boxes[0], torch.tensor([WIDE]).expand(FRAMES, 2)) for one in maps)
+        weights = roi_weights(boxes[0], torch.tensor([WIDE]).expand(FRAMES, 2), WIDE)
+        appearance, motion = (torch.einsum("ts,tsd->td", weights, part) for part in parts)
         tokens = model.instance.join(torch.cat([appearance, motion], -1))
         quality = (model.instance.appearance_quality(appearance).sigmoid() + model.instance.motion_quality(motion).sigmoid())[:, 0] / 2
     torch.testing.assert_close(context.tokens[0], tokens, atol=1e-5, rtol=1e-5)

@@ -28,13 +28,13 @@ def detr(mask: Tensor, features: int) -> Tensor:
 def test_two_dimensions_are_detr_s() -> None:
     """Tolerance 2e-5: DETR adds 1e-6 to what it divides by."""
     expected = detr(torch.zeros(1, 5, 9, dtype=torch.bool), 16)[0]
-    torch.testing.assert_close(sine_2d(cell_corners(5, 9), 32), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(sine_2d(cell_corners(5, 9) / torch.tensor([9, 5]), 32), expected, atol=2e-5, rtol=0)
 
 
 def test_padding_moves_no_position() -> None:
     mask = torch.ones(1, 6, 9, dtype=torch.bool)
     mask[:, :4, :7] = False
-    torch.testing.assert_close(sine_2d(cell_corners(4, 7), 32), detr(mask, 16)[0, :4, :7], atol=2e-5, rtol=0)
+    torch.testing.assert_close(sine_2d(cell_corners(4, 7) / torch.tensor([7, 4]), 32), detr(mask, 16)[0, :4, :7], atol=2e-5, rtol=0)
 
 
 def test_one_dimension_is_the_classic_formula() -> None:
@@ -60,5 +60,5 @@ def test_any_shape_gains_one_dimension(shape: tuple[int, ...]) -> None:
 def test_corners_are_the_far_ones_in_x_y_order() -> None:
     corners = cell_corners(2, 4)
     assert corners.shape == (2, 4, 2)
-    assert corners[0, 0].tolist() == [0.25, 0.5]
-    assert corners[1, 3].tolist() == [1.0, 1.0]
+    assert corners[0, 0].tolist() == [1, 1]
+    assert corners[1, 3].tolist() == [4, 2]

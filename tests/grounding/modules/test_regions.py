@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou, roi_align
+from torchvision.ops import box_convert, box_iou, generalized_box_iou, roi_align
 
 from grounding.modules.positions import map_cells
-from grounding.modules.regions import corners, edge_filled, iou, mean_tokens, own_cells, roi_tokens
+from grounding.modules.regions import corners, giou, iou, mean_weights, own_cells, roi_weights
 
 ROWS, COLUMNS = 6, 10
 SIZE = torch.tensor([[ROWS, COLUMNS]])
@@ -23,6 +23,20 @@ BORDERS = [
     [0.6, 0.4, 0.9, 1.4],
 ]
 """Boxes cxcywh that touch the picture's borders, or reach beyond."""
+
+
+def roi_tokens(maps: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
+    """What is in boxes `[n, 4]`, of maps `[n, C, H, W]`: `[n, C]`."""
+    return weighed(maps, roi_weights(boxes, size, (maps.shape[2], maps.shape[3])))
+
+
+def mean_tokens(maps: Tensor, boxes: Tensor, centres: Tensor) -> Tensor:
+    return weighed(maps, mean_weights(boxes, centres))
+
+
+def weighed(maps: Tensor, weights: Tensor) -> Tensor:
+    torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)))
+    return torch.einsum("nct,nt->nc", maps.flatten(2), weights)
 
 
 def random_boxes(count: int, seed: int = 0) -> Tensor:
@@ -72,12 +86,12 @@ def test_beyond_the_last_cells_centres_a_map_is_held() -> None:
 
 
 def test_a_token_is_the_mean_of_torchvision_s_aligned_regions() -> None:
-    """In pixels of a picture with 32 to a cell, each box on its own map."""
-    maps = torch.randn(5, 3, ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
-    boxes = random_boxes(5)
+    """In pixels of a picture with 32 to a cell, each box on its own map: small ones, and such that have more than a sample to a bin."""
+    maps = torch.randn(40, 3, ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
+    boxes = torch.cat([random_boxes(32), torch.tensor([*BORDERS[:6], [0.5, 0.5, 0.95, 0.9], [0.5, 0.5, 0.001, 0.001]])])
     pixels = box_convert(boxes, "cxcywh", "xyxy") * 32 * torch.tensor([COLUMNS, ROWS, COLUMNS, ROWS])
     expected = roi_align(maps, [box[None] for box in pixels], 7, 1 / 32, aligned=True).mean((2, 3))
-    torch.testing.assert_close(roi_tokens(maps, boxes, SIZE.expand(5, -1)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(roi_tokens(maps, boxes, SIZE.expand(40, -1)), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("box", BORDERS)
@@ -85,8 +99,8 @@ def test_a_token_is_the_mean_of_torchvision_s_aligned_regions() -> None:
 def test_batch_padding_never_enters_a_region(box: list[float], rows: int, columns: int) -> None:
     maps = torch.randn(1, 3, ROWS, COLUMNS, generator=torch.Generator().manual_seed(2))
     boxes = torch.tensor([box])
-    filled = edge_filled(padded(maps, rows, columns), SIZE)
-    torch.testing.assert_close(roi_tokens(filled, boxes, SIZE), roi_tokens(maps, boxes, SIZE), atol=1e-4, rtol=1e-5)
+    token = roi_tokens(padded(maps, rows, columns), boxes, SIZE)
+    torch.testing.assert_close(token, roi_tokens(maps, boxes, SIZE), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("box", BORDERS)
@@ -102,7 +116,7 @@ def test_maps_of_one_batch_have_their_own_sizes() -> None:
     """The middle .3 of maps 10 and 5 columns wide: 3 − ½ and 1.5 − ½."""
     boxes = torch.tensor([[0.3, 0.5, 0.4, 0.5]]).expand(2, 4)
     size = torch.tensor([[6, 10], [6, 5]])
-    tokens = roi_tokens(edge_filled(ramps().expand(2, -1, -1, -1), size), boxes, size)
+    tokens = roi_tokens(ramps().expand(2, -1, -1, -1), boxes, size)
     torch.testing.assert_close(tokens[:, 0], torch.tensor([2.5, 1.0]), atol=1e-4, rtol=0)
 
 
@@ -133,13 +147,6 @@ def test_boxes_get_no_gradient_and_maps_get_it_where_the_box_lies() -> None:
         assert maps.grad[..., :5].any()
         assert not maps.grad[..., 5:].any()
         torch.testing.assert_close(maps.grad.sum((2, 3)), torch.ones(1, 3))
-
-
-def test_half_precision_maps_give_half_precision_tokens() -> None:
-    maps, boxes = ramps().bfloat16(), torch.tensor([[0.35, 0.75, 0.3, 1 / 6]])
-    for token in (roi_tokens(maps, boxes, SIZE), mean_tokens(maps, boxes, centres_of(ROWS, COLUMNS))):
-        assert token.dtype == torch.bfloat16
-        assert token.tolist() == [[3, 4]]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +186,24 @@ def test_iou_is_torchvision_s() -> None:
     found = iou(ours, theirs)
     assert 0 < int((found > 0).sum()) < 40
     torch.testing.assert_close(found, box_iou(ours, theirs).diagonal())
+
+
+def test_giou_is_torchvision_s_for_whole_layers_of_boxes() -> None:
+    ours, theirs = (corners(random_boxes(40, seed)) for seed in (0, 1))
+    expected = generalized_box_iou(ours, theirs).diagonal()
+    assert (expected < 0).any()
+    torch.testing.assert_close(giou(ours.view(2, 5, 4, 4), theirs.view(2, 5, 4, 4)), expected.view(2, 5, 4))
+
+
+def test_of_boxes_without_area_every_overlap_and_its_gradient_is_a_number() -> None:
+    point, box = torch.tensor([[0.3, 0.3, 0.3, 0.3]]), torch.tensor([[0.1, 0.1, 0.2, 0.2]])
+    for ours, theirs in ((point, point), (point, box), (box, torch.zeros(1, 4)), (torch.zeros(1, 4), torch.zeros(1, 4))):
+        for overlap in (iou, giou):
+            told = ours.clone().requires_grad_()
+            overlap(told, theirs).sum().backward()
+            assert told.grad is not None
+            assert torch.isfinite(told.grad).all()
+    assert giou(point, point).item() == 0
 
 
 def test_iou_by_hand() -> None:
