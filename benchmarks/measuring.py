@@ -89,6 +89,7 @@ def operations_of(work: Callable[[], object]) -> float:
 
 def profile_torch(work: Callable[[], object], device: str) -> list[tuple[str, float]]:
     """The operators that take most of the device's time, with their shares of it."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
@@ -96,7 +97,8 @@ def profile_torch(work: Callable[[], object], device: str) -> list[tuple[str, fl
         work()
         synchronise()
     field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    return _shares({event.key: getattr(event, field) for event in found.key_averages()})
+    operators = (event for event in found.key_averages() if event.device_type == DeviceType.CPU)  # their kernels are counted with them
+    return _shares({event.key: getattr(event, field) for event in operators})
 
 
 def profile_python(work: Callable[[], object]) -> list[tuple[str, float]]:

@@ -27,8 +27,8 @@ class AskedVideo(Record):
 
 
 class Found(Record):
-    """One sentence's tube. `score` compares answers of one system at one number of frames: CSDVL's is the probability of its best
-    proposal, CG-STVG's and CoSTA's that of its first frame times that of its last one, which a wide target keeps far below 1.
+    """One sentence's tube. `score` is CSDVL's probability of its best proposal, which compares videos too; CG-STVG's and CoSTA's is that
+    of the first frame times that of the last one, within the window: which window is best they say otherwise (`SpanScores.level`).
 
     `span_frames` `[begin, end)`; `span_seconds` from when the first of them appears to when the last one goes, after
     the video's first frame; `boxes` one row `(frame, x1, y1, x2, y2)` for every frame of the span, in pixels.

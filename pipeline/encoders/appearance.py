@@ -17,6 +17,16 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's channel means and deviations for RGB in [0, 1]."""
 
 
+class FrozenNorm(FrozenBatchNorm2d):
+    """Batch norm that is fixed, of its input's type: torchvision's makes float32 of what a convolution made in bfloat16, and all that
+    is kept for the backward pass twice as large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+
 class TinyResNet(ResNet):
     """ResNet with a quarter of the planes and no stem pooling: 64 stem channels, then 16, 32, 64, 128."""
 
@@ -38,7 +48,7 @@ class AppearanceEncoder(nn.Module):
     def __init__(self, size: str = "full") -> None:
         super().__init__()
         if size == "full":
-            self.body: ResNet = ResNet(Bottleneck, [3, 4, 23, 3], norm_layer=FrozenBatchNorm2d)
+            self.body: ResNet = ResNet(Bottleneck, [3, 4, 23, 3], norm_layer=FrozenNorm)
             for name, norm in self.body.named_modules():
                 if name.endswith("bn3"):
                     norm.weight.fill_(FRESH_SCALE)
