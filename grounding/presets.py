@@ -145,7 +145,7 @@ _COSTA: dict[str, Any] = {
     "lr_text": 5e-5,
     "weight_decay": 1e-4,
     "clip_norm": 0.1,
-    "augment": {"flip": 0.5, "smallest": 0.79, "crop": 0.5},  # short sides of 352 to 448
+    "augment": {"flip": 0.5, "smallest": 0.79, "crop": 0.5},  # short sides of 352 to 448, of pictures stored at 448
 }
 
 COSTA: Presets = {

@@ -5,9 +5,11 @@ every stage. Layers of spatial and temporal attention fuse each frame's cells, t
 says when the event happens; its span goes into the entangled query of a spatial decoder, which moves a box in every frame.
 
 Where the paper leaves things open:
-- The 3-D network is not named. With R3D-18's stages, ResNet-101, RoBERTa and six layers of each transformer this network has
-  237.5 M parameters; the paper states 235.0 M: so R3D-18 it is, by inference. A pooling after its stem brings it to ResNet's map
-  sizes. It starts from fresh weights, with norms over groups of channels; `y_1` is joined as the others are (the stem feeds φ_1).
+- The 3-D network is not named. With R3D-18's stages (33.2 M parameters), ResNet-101 (42.4), RoBERTa (124.1, where it trains: cached
+  words need none), the joints of both networks (1.4), fusion (15.8), decoders (20.3) and projections this one has 237.5 M; the paper
+  states 235.0 M: so R3D-18 it is, by inference. Of the 1 % more, 1.4 M are the joints (x_l has other widths than φ_l) and 0.8 M the
+  projections of places in the concatenated attention; the paper describes neither. A pooling after its stem brings it to ResNet's
+  map sizes. It starts from fresh weights, with norms over groups of channels; `y_1` is joined as the others are (the stem feeds φ_1).
 - Only the sum is said to be of normed features: concatenation and Hadamard product are of plain ones.
 - [CLS] is one learned vector, the same for all frames. The temporal layers' queries and keys carry its place in time; the spatial
   ones' the cells' places, and none for words and [CLS]. Memory is what is left without [CLS].

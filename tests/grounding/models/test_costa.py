@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any
@@ -513,3 +514,18 @@ def test_a_text_encoder_that_trains_reads_tokens() -> None:
 def test_a_bad_model_config_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         validate(CostaConfig, changes, "model")
+
+
+def test_at_the_papers_size_it_has_a_hundredth_more_parameters_than_the_paper_states() -> None:
+    """235.0 M; by part as the model's file says."""
+    with torch.device("meta"):
+        model = Costa((2048, 0, 768), CostaConfig(), AppearanceEncoder("full"), TextEncoder("full"))
+    count = Counter[str]()
+    for name, parameter in model.named_parameters():
+        count[
+            next((part for part in ("trunk.joints", "trunk", "image", "text_encoder", "over_", "al_decoder") if part in name), "rest")
+        ] += parameter.numel()
+    found = {part: round(number / 1e6, 1) for part, number in count.items()}
+    expected = {"trunk": 33.2, "trunk.joints": 1.4, "image": 42.4, "text_encoder": 124.1, "over_": 15.8, "al_decoder": 20.3, "rest": 0.4}
+    assert found == expected
+    assert sum(count.values()) == pytest.approx(235.0e6, rel=0.011)

@@ -42,6 +42,23 @@ def test_every_norm_of_full_is_frozen(full: AppearanceEncoder) -> None:
     assert all(isinstance(norm, FrozenBatchNorm2d) for norm in norms)
 
 
+def test_frozen_norms_are_torchvisions_and_keep_what_is_kept_for_gradients_small(full: AppearanceEncoder, pictures: torch.Tensor) -> None:
+    """In float32 to the bit; among convolutions in bfloat16 torchvision's give float32."""
+    ours = next(norm for norm in full.modules() if isinstance(norm, FrozenBatchNorm2d))
+    theirs = FrozenBatchNorm2d(len(ours.weight))
+    for name, values in theirs.state_dict().items():
+        values.copy_(torch.rand(values.shape, generator=torch.Generator().manual_seed(len(name))) + 0.5)
+    fresh = type(ours)(len(ours.weight))
+    fresh.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, len(ours.weight), 5, 4)
+    assert torch.equal(fresh(x), theirs(x))
+    half = fresh(x.bfloat16())
+    assert (half.dtype, theirs(x.bfloat16()).dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(half.float(), theirs(x), rtol=0.02, atol=0.02)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert full(pictures).dtype == torch.bfloat16
+
+
 def test_fresh_full_weights_stay_in_float16(pictures: torch.Tensor) -> None:
     """Frozen norms do not tame fresh weights: unscaled, 33 blocks reach 3e5."""
     with torch.inference_mode():
