@@ -84,7 +84,8 @@ def hours(grounder: Grounder) -> Iterator[tuple[Seen, Hidden]]:
 
 def test_an_event_hidden_in_an_hour_is_found_far_more_often_than_by_chance(grounder: Grounder) -> None:
     """Found: a tube with a tIoU above .3. Of about a thousand windows one or two show the event: by chance it is among the best ten in 0.2
-    hours of 20. A run without absent sentences reaches 4 and 14, one with them 9 and 17. All frames of a window are seen in one pass, which takes a third of the time."""
+    hours of 20. A run without absent sentences reaches 4 and 14, one with them 9 and 17. All frames of a window are seen in one pass,
+    which takes a third of the time."""
     places: list[int | None] = []
     for seen, hidden in hours(grounder):
         answer = grounder.answer(seen, [hidden.query.text], top=TOP).queries[0]
