@@ -49,7 +49,8 @@ def predicted(
     refine: bool = False,
     between: bool = True,
 ) -> list[Result]:
-    """What `finish` makes of the looks at each query, in order. `batch` is how many passes run at once; the models are put into eval mode.
+    """What `finish` makes of the looks at each query, in order. `batch` is how many passes run at once, those with maps of one size
+    together, so that little is padded, and those of one video; the models are put into eval mode.
 
     With `refine` a second, denser look is taken around the first answer, where the features are dense enough for one;
     with `between` spans begin and end between clips or frames, where the scores around the best place point (`SpanScores.best`).
@@ -57,15 +58,16 @@ def predicted(
     ensemble = [models] if isinstance(models, nn.Module) else list(models)
     for model in ensemble:
         model.eval()
+    order = sorted(range(len(queries)), key=lambda number: (features.map_size(queries[number]), queries[number].video))
     answers: list[Result] = []
     progress(0, len(queries))
-    for group in _grouped(queries, features, batch):
+    for group in _grouped([queries[number] for number in order], features, batch):
         see(ensemble, features, group, batch)
         closer = [second_look(features, first, between) if refine else None for first in group]
         see(ensemble, features, [look for look in closer if look is not None], batch)
         answers += [finish(first, second, between) for first, second in zip(group, closer, strict=True)]
         progress(len(answers), len(queries))
-    return answers
+    return [answers[place] for place in np.argsort(order)]
 
 
 def _grouped(queries: Iterable[Query], features: FeatureSet, batch: int) -> Iterable[list[Look]]:

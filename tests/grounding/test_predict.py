@@ -176,6 +176,22 @@ def test_passes_share_batches_and_stay_together(features: FeatureSet) -> None:
     assert known.calls == 2
 
 
+def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(make_store: Maker, query_of: QueryMaker) -> None:
+    """Two wide videos and a tall one in turns; two queries a batch."""
+    features = FeatureSet.of_store(make_store([query_of(number, "train") for number in range(6)]), "train", FRAMES, CLIPS)
+    sizes: list[set[tuple[int, ...]]] = []
+
+    def logits(inputs: Inputs) -> Tensor:
+        sizes.append({tuple(size) for size in inputs.map_size.tolist()})
+        return flat(inputs)
+
+    each = len(Look(features.queries[0], features).passes)
+    answers = predict(Known(logits), features, features.queries, batch=2 * each)
+    assert [answer.id for answer in answers] == [query.id for query in features.queries]
+    assert sorted(map(len, sizes)) == [1, 1, 1]
+    assert len(set.union(*sizes)) == 2
+
+
 def test_a_frame_between_stored_ones_gets_the_nearest_box(make_store: Maker, query_of: QueryMaker) -> None:
     features = FeatureSet.of_store(make_store([query_of(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS)
     for refine in (False, True):
