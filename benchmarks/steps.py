@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.case import Floor
-from benchmarks.measuring import operations_of
+from benchmarks.measuring import operations_of, peak_of
 from grounding.data import SQUARED, WHOLE
 from grounding.inputs import Inputs
 from grounding.loader import Batch
@@ -48,6 +48,12 @@ class Step:
         """Of a step on these: its operations; its features read once, and what the optimiser does with each parameter that learns."""
         learning = sum(parameter.numel() for parameter in self.state.model.parameters() if parameter.requires_grad)
         return Floor(operations_of(lambda: self(parts)), learning * PARAMETER_BYTES + sum(feature_bytes(part) for part in parts))
+
+
+def floor_and_peak(step: Step, parts: list[Batch], device: str) -> tuple[Floor, int]:
+    """Of a step that is made for the first time, in a process of its own: the peak is that of the second."""
+    floor = step.floor(parts)  # a whole step
+    return floor, peak_of(lambda: step(parts), device)
 
 
 def feature_bytes(part: Batch) -> int:

@@ -145,6 +145,12 @@ class _LogFile(logging.FileHandler):
     """The log file of the running command."""
 
 
+def log_in_run(run: Path) -> None:
+    """`log_to` the run's log; not where the run is another's, which may be read and not written."""
+    if os.access(run, os.W_OK):
+        log_to(run / "log.txt")
+
+
 def log_to(path: Path) -> None:
     """From here on write plain lines to `path` too (appended; folders are made). A second call adds a second file."""
     try:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
 from cli.progress import progress
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ def predict(
     settings = load(EvaluateConfig, "evaluate", config, assignments or [])
     runs = run or [Path("runs/shapes")]
     grounder = Grounder(*runs, window=window, **settings.model_dump(include={"device", "frames", "batch", "refine", "between"}))
-    if os.access(runs[0], os.W_OK):  # a run that several people ask may not be theirs to write
-        log_to(runs[0] / "log.txt")
+    log_in_run(runs[0])
     if doubt := grounder.doubt(video):
         warn(doubt)
     with progress("looking", unit="frames") as advance:

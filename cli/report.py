@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
 from cli.progress import progress
 
 if TYPE_CHECKING:
@@ -52,8 +51,7 @@ def report(
 
     settings = load(ReportConfig, "report", config, assignments or [])
     runs = [Judged.of_run(run, settings.split)] if compare is None else [*two_runs(run, compare, settings.split)]
-    if os.access(run, os.W_OK):  # it may be another's to write
-        log_to(run / "log.txt")
+    log_in_run(run)
     exam = read_exam(features / "index.jsonl", settings.split)
     footage = footage_under(root or Path(Store(features).manifest.root))
     witnesses = witnesses_of([one.path for one in runs], features, settings)

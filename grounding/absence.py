@@ -37,8 +37,10 @@ class Absence:
         self.share, self.seed, self.features, self.queries = share, seed, features, queries
         self._own: dict[str, set[str]] = {}
         for query in queries:
-            told = {query.text, (mirrored(query.text) if flipped else None) or query.text}
-            self._own.setdefault(query.video, set()).update(told)
+            own = self._own.setdefault(query.video, set())
+            own.add(query.text)
+            if flipped and (told := mirrored(query.text)):
+                own.add(told)
 
     def __call__(self, sample: Sample, truth: Targets, epoch: int, number: int) -> tuple[Sample, Targets]:
         """A sample and what is true of it, as they are in an epoch; `number` is the query's place among all."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from benchmarks.case import Case, Floor, Group, Way
 from benchmarks.made import fill_store, make_queries
-from benchmarks.measuring import apart, in_turns, peak_of, profile_torch
-from benchmarks.steps import CHANNELS, Step, network_of_size
+from benchmarks.measuring import apart, in_turns, profile_torch
+from benchmarks.steps import CHANNELS, Step, floor_and_peak, network_of_size
 from grounding.data import FeatureSet
 from grounding.inputs import Inputs
 from grounding.loader import Batch, Loader
@@ -224,6 +224,4 @@ def _floor_and_peak(way: str, size: Size, device: str, store: Path) -> tuple[Flo
     with made.loader(store) as loader:
         parts = next(iter(loader))
     parts = parts if WAYS[way] is None else [made.raw_batch(part) for part in parts]
-    step = made.step(way)
-    floor = step.floor(parts)  # a whole step: it has now begun
-    return floor, peak_of(lambda: step(parts), device)
+    return floor_and_peak(made.step(way), parts, device)

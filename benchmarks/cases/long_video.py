@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +49,8 @@ class LongVideo(Case):
         ways = {"streamed, one sentence": streamed, "kept": kept, "one more sentence about what is kept": kept_and_asked}
         return [Group(title, {f"{count:g} min": self._way(work, count) for count in self.minutes}) for title, work in ways.items()]
 
-    def _way(self, work: object, minutes: float) -> Way:
-        seconds, peak = apart(work, self.place / "run", self.videos[minutes], self.place / f"kept-{minutes:g}")  # type: ignore[arg-type]
+    def _way(self, work: Callable[[Path, Path, Path], tuple[float, int]], minutes: float) -> Way:
+        seconds, peak = apart(work, self.place / "run", self.videos[minutes], self.place / f"kept-{minutes:g}")
         return Way([seconds / minutes], peak=peak)
 
 

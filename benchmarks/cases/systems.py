@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.measuring import apart, in_turns, peak_of, profile_torch
-from benchmarks.steps import CHANNELS, SLOWFAST, STRIDE, Step, feature_bytes, network_of_size, random_batch
+from benchmarks.measuring import apart, in_turns, profile_torch
+from benchmarks.steps import CHANNELS, SLOWFAST, STRIDE, Step, feature_bytes, floor_and_peak, network_of_size, random_batch
 from grounding.loader import Batch
 from grounding.recipe import Recipe
 from grounding.systems import preset, system_of
@@ -145,6 +145,4 @@ def _sees(parts: list[Batch]) -> str:
 
 
 def _floor_and_peak(name: str, size: Size, device: str) -> tuple[Floor, int]:
-    step, parts = step_of(name, size, device)
-    floor = step.floor(parts)  # a whole step: it has now begun
-    return floor, peak_of(lambda: step(parts), device)
+    return floor_and_peak(*step_of(name, size, device), device)
