@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.case import Floor
 from benchmarks.measuring import operations_of, peak_of
+from grounding.collate import to_device
 from grounding.data import SQUARED, WHOLE
 from grounding.inputs import Inputs
 from grounding.loader import Batch
@@ -100,7 +101,7 @@ def random_batch(
         text=torch.randn(batch, words, channels["text"]).half(),
         text_mask=torch.ones(batch, words, dtype=torch.bool),
     )
-    return Batch(_on(inputs, device), _on(middle_half(tau, clips, batch), device), [f"q{number}" for number in range(batch)])
+    return Batch(to_device(inputs, device), to_device(middle_half(tau, clips, batch), device), [f"q{number}" for number in range(batch)])
 
 
 def _seen(model: Any, shape: tuple[int, ...], channels: int) -> Tensor:
@@ -128,7 +129,3 @@ def middle_half(tau: Tensor, clips: int, batch: int) -> Targets:
         clip_boxes=box.expand(batch, clips, 4),
         clip_boxed=inside_clips,
     )
-
-
-def _on(held: Any, device: torch.device) -> Any:
-    return type(held)(**{name: value.to(device) for name, value in vars(held).items()})

@@ -12,6 +12,7 @@ from cli.progress import progress
 
 if TYPE_CHECKING:
     from grounding.answers import Answer, Answers
+    from grounding.ask import Grounder
 
 app = new_app()
 
@@ -56,27 +57,24 @@ def predict(
 
     --config and --set: frames, batch, device, refine and between of section 'evaluate'.
     """
-    from grounding.ask import Grounder, checked_sentences
-    from grounding.judge import EvaluateConfig
-    from pipeline.config import load
-    from pipeline.records import write_json
+    from pipeline.decode.child import DecodeChild
 
-    texts = checked_sentences([*(sentences or ()), *(lines_of(queries) if queries is not None else ())])
-    drawings = drawing_paths(video_out, video, len(texts))
-    settings = load(EvaluateConfig, "evaluate", config, assignments or [])
-    runs = run or [Path("runs/shapes")]
-    grounder = Grounder(*runs, window=window, **settings.model_dump(include={"device", "frames", "batch", "refine", "between"}))
-    log_in_run(runs[0])
-    if doubt := grounder.doubt(video):
-        warn(doubt)
-    with progress("looking", unit="frames") as advance:
-        if keep is None:
-            answers = grounder.ask(video, texts, top, advance)
-        else:
-            seen = grounder.look(video, keep, advance)
-    if keep is not None:
-        with progress("answering", unit="windows") as advance:
-            answers = grounder.answer(seen, texts, top, advance)
+    with DecodeChild() as decoder:  # it starts while libraries and networks are loaded
+        from grounding.ask import Grounder, checked_sentences
+        from grounding.judge import EvaluateConfig
+        from pipeline.config import load
+        from pipeline.records import write_json
+
+        texts = checked_sentences([*(sentences or ()), *(lines_of(queries) if queries is not None else ())])
+        drawings = drawing_paths(video_out, video, len(texts))
+        settings = load(EvaluateConfig, "evaluate", config, assignments or [])
+        runs = run or [Path("runs/shapes")]
+        given = settings.model_dump(include={"device", "frames", "batch", "refine", "between"})
+        grounder = Grounder(*runs, window=window, decoder=decoder, **given)
+        log_in_run(runs[0])
+        if doubt := grounder.doubt(video):
+            warn(doubt)
+        answers = ask(grounder, video, texts, top, keep)
     if json_out is not None:
         write_json(json_out, answers.model_dump(mode="json"))
         say(f"wrote {json_out}")
@@ -84,6 +82,16 @@ def predict(
         show(answers)
     for number, drawing in enumerate(drawings):
         draw(drawing, video, answers.queries[number])
+
+
+def ask(grounder: Grounder, video: Path, texts: list[str], top: int, keep: Path | None) -> Answers:
+    """The answers, while a bar shows what is looked at, and where features are kept also what is answered."""
+    with progress("looking", unit="frames") as advance:
+        if keep is None:
+            return grounder.ask(video, texts, top, advance)
+        seen = grounder.look(video, keep, advance)
+    with progress("answering", unit="windows") as advance:
+        return grounder.answer(seen, texts, top, advance)
 
 
 def lines_of(path: Path) -> list[str]:

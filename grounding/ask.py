@@ -33,7 +33,7 @@ from grounding.systems import network_of, tokenise_of
 from grounding.windows import InMemory, Stretch, kept_stretches, streamed_stretches, windows_of
 from pipeline.config import validate
 from pipeline.errors import InputError
-from pipeline.extract import FeatureStream, SamplingConfig, encode_texts
+from pipeline.extract import HERE, Decoder, FeatureStream, SamplingConfig, encode_texts
 from pipeline.records import Query, Span, Tracks
 from pipeline.store import Entry
 from pipeline.weights import device_of, load_backbone, weights_digest
@@ -58,7 +58,7 @@ class Grounder:
 
     `frames` is how many frames a pass sees (T_s), by default as in training; `batch` how many passes run at once; `refine` and
     `between` are as in `predict`. `window` is the length in seconds of the windows that a longer video is asked about in, by default
-    that of the segments the run was trained on (`grounding.lengths`).
+    that of the segments the run was trained on (`grounding.lengths`). Videos are decoded in this process, or where `decoder` does it.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class Grounder:
         refine: bool = False,
         between: bool = True,
         window: float | None = None,
+        decoder: Decoder = HERE,
     ) -> None:
+        self.decoder = decoder
         self.device = device_of(device)
         self.batch, self.refine, self.between = batch, refine, between
         self.ensemble = Ensemble.of_runs(runs, self.device, frames)
@@ -129,7 +131,8 @@ class Grounder:
         return {"weights_digest": weights_digest(self.encoders[product], product), "sampling": self.sampling.model_dump(mode="json")}
 
     def _stream(self, video: Path, progress: Progress) -> FeatureStream:
-        return FeatureStream(Path(video), self.sampling, {name: self.encoders[name] for name in self.visual}, progress=progress)
+        encoders = {name: self.encoders[name] for name in self.visual}
+        return FeatureStream(Path(video), self.sampling, encoders, decoder=self.decoder, progress=progress)
 
     def _together(self) -> int:
         """How many windows' passes fill a batch."""
@@ -145,7 +148,8 @@ class Grounder:
         for stretch in stretches:
             queries = [query_of(video, key, place, text, window) for window in stretch.windows for place, text in enumerate(texts)]
             features = self._features(queries, stretch, words)
-            found = predicted(ranked_tube, self.networks, features, queries, self.batch, refine=self.refine, between=self.between)
+            with self.ensemble.computing():
+                found = predicted(ranked_tube, self.networks, features, queries, self.batch, refine=self.refine, between=self.between)
             for query, (rank, prediction) in zip(queries, found, strict=True):
                 best[int(query.id)].add(rank, prediction)
         answers = [answer_of(text, own.chosen(), frame_edges) for text, own in zip(texts, best, strict=True)]

@@ -43,7 +43,7 @@ def read_provenance(run: Path) -> dict[str, Any]:
 
 def load_model(run: Path, which: str = "best") -> tuple[nn.Module, Any, dict[str, Any]]:
     """The EMA weights of a run's `best` checkpoint (`last` where none was validated), in eval mode, on the CPU; with the
-    network's config and the run's provenance."""
+    run's config and provenance."""
     about = read_provenance(run)
     system = system_of(about["model"])
     config = configuration.load(system.config, "train", run / CONFIG, [])
@@ -57,4 +57,4 @@ def load_model(run: Path, which: str = "best") -> tuple[nn.Module, Any, dict[str
     except (OSError, SafetensorError):
         raise InputError(f"{folder / 'model.safetensors'} is damaged: train the run again") from None
     load_strictly(model, state, f"weights in {folder}")
-    return model.eval(), config.model, about
+    return model.eval(), config, about

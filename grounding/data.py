@@ -1,4 +1,4 @@
-"""From the store to batches: one sample per query, padded and masked into the model's inputs and targets.
+"""From the store to samples: one per query, with what it is about and what is true of it.
 
 A sample reads only the rows it needs: `frames` appearance maps, the clips of its segment or the motion at those frames, its words.
 """
@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grounding.inputs import Inputs
-from grounding.raw import JpegBatch, Jpegs, Pictures, Tokenise, Tokens, decodes
+from grounding.raw import Jpegs, Pictures, Tokenise, Tokens, decodes
 from grounding.targets import Targets
 from pipeline import sampling
 from pipeline.boxes import interpolate, xyxy_to_cxcywh
@@ -27,6 +26,7 @@ from pipeline.encoders.geometry import picture_in_square
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Tracks, read_jsonl
 from pipeline.store import Store
+from pipeline.store.memory import Allocate, Recycler, fresh
 
 SQUARED = ("motion",)
 """Motion products whose maps are of the padded square."""
@@ -75,8 +75,8 @@ class FeatureSet:
     that at each frame (T_d = T_s). With None for `motion` there is none, and T_d = 0.
 
     `squared`: motion maps are of the padded square, as SlowFast's; else of the picture, as Video Swin's. Pictures stay JPEGs where
-    `device` decodes them itself. Queries whose video or words are not among the features are left out and named in `missing`. Threads
-    may share it.
+    `device` decodes them itself; what is read for a GPU lies in pinned memory. Queries whose video or words are not among the features
+    are left out and named in `missing`. Threads may share it.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class FeatureSet:
         seen = [product for product in (appearance, motion) if product is not None]
         self.queries = [q for q in queries if all(q.video in product for product in seen) and q.id in text]
         self.missing = sorted({q.id for q in queries} - {q.id for q in self.queries})
-        self._recent = _Recent(RECENT_BYTES)
+        self._recent, self._memory = _Recent(RECENT_BYTES), Recycler(memory_for(device))
 
     @classmethod
     def of_store(
@@ -116,13 +116,13 @@ class FeatureSet:
         With `pictures` these stand in the place of appearance maps; with `tokenise` so do they, and tokens in that of token states.
         `motion` is the product that motion maps come from, None for a network that reads none.
         """
-        store = Store(path)
+        store, allocate = Store(path), memory_for(device)
         queries = [query for query in read_jsonl(store.index_path, Query) if query.split == split]
         boxed = any(query.truth is not None and query.truth.track is not None for query in queries)
         tracks = Tracks.load(store.tracks_path) if boxed else Tracks()
-        appearance: Product = Pictures.of_store(store.open("frames")) if pictures or tokenise else store.open("appearance")
+        appearance: Product = Pictures.of_store(store.open("frames")) if pictures or tokenise else store.open("appearance", allocate)
         text: Product = Tokens(queries, tokenise) if tokenise else store.open("text")
-        moving = store.open(motion) if motion else None
+        moving = store.open(motion, allocate) if motion else None
         features = cls(queries, tracks, appearance, moving, text, frames, clips, motion in SQUARED, device)
         if not features.queries:
             raise StoreError(
@@ -192,7 +192,7 @@ class FeatureSet:
 
         def read() -> np.ndarray:
             own = self.rows_of(query, motion.columns(query.video)["frame"])
-            return _means(motion.read(query.video, own), sampling.pool_bins(len(own), clips))
+            return _means(motion.read(query.video, own), sampling.pool_bins(len(own), clips), self._memory)
 
         return self._recent.get(("motion", query.video, query.segment), read)
 
@@ -278,69 +278,23 @@ class _Recent:
             self.held -= self._arrays.popitem(last=False)[1].nbytes
 
 
-def collate(samples: Sequence[Sample], pin: bool = False) -> Inputs:
-    """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real.
-
-    Features stay in float16; with `pin` they lie in pinned memory, which a GPU fetches beside other work. Pictures that are not decoded
-    yet are not padded yet either: `to_device` does both.
-    """
-    size = torch.tensor([sample.appearance.shape[1:3] for sample in samples])
-    motion = _padded([sample.motion for sample in samples], pin)
-    rows, columns = motion.shape[2:4]
-    filled = np.array([[own.shape[2] / columns, own.shape[1] / rows] * 2 for own in (sample.motion for sample in samples)], np.float32)
-    lengths = torch.tensor([len(sample.text) for sample in samples])
-    return Inputs(
-        appearance=_joined([sample.appearance for sample in samples], pin),
-        map_size=size,
-        frame_tau=torch.from_numpy(np.stack([sample.tau for sample in samples])),
-        motion=motion,
-        square=torch.from_numpy(np.stack([sample.square for sample in samples]) * filled),
-        text=_padded([sample.text for sample in samples], pin),
-        text_mask=torch.arange(int(lengths.max())) < lengths[:, None],
-    )
-
-
-def join_targets(targets: Sequence[Targets]) -> Targets:
-    """Batches of one, joined."""
-    return Targets(*(torch.cat([getattr(target, field.name) for target in targets]) for field in fields(Targets)))
-
-
-def _joined(maps: Sequence[np.ndarray | Jpegs], pin: bool) -> Any:
-    """Padded; of pictures that are not decoded yet, what decodes and pads them on their device."""
-    still = [own for own in maps if isinstance(own, Jpegs)]
-    return JpegBatch(still) if still else _padded([own for own in maps if not isinstance(own, Jpegs)], pin)
-
-
-def _padded(arrays: Sequence[np.ndarray], pin: bool) -> Tensor:
-    """Stack arrays of one rank and type, zero-padded to the largest along every axis.
-
-    NumPy does the work, on the calling thread: a loader's thread where torch has once computed has a team of threads of its
-    own, and with more threads than cores OpenMP lets all of them sleep at every wait, the network's too.
-    """
-    shape = np.max([array.shape for array in arrays], 0)
-    kind = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
-    result = torch.empty((len(arrays), *shape), dtype=kind, pin_memory=pin)
-    for place, array in zip(result.numpy(), arrays, strict=True):
-        if array.shape != place.shape:
-            place[...] = 0
-        place[tuple(slice(side) for side in array.shape)] = array
-    return result
-
-
-def _means(rows: np.ndarray, bins: Sequence[tuple[int, int]]) -> np.ndarray:
+def _means(rows: np.ndarray, bins: Sequence[tuple[int, int]], memory: Recycler) -> np.ndarray:
     """The mean of the rows `[begin, end)` of each bin, `[n, …]` → `[bins, …]`, taken in float32; the rows where each is a bin.
 
-    By NumPy, for the reason that `_padded` states.
+    By NumPy, for the reason that `grounding.collate.padded` states.
     """
     if list(bins) == [(place, place + 1) for place in range(len(rows))]:
         return rows
-    result = rows[[begin for begin, _ in bins]]
-    for place, (begin, end) in enumerate(bins):
-        if end - begin > 1:
-            result[place] = np.add.reduce(rows[begin:end], 0, dtype=np.float32) / (end - begin)
+    result = memory.empty((len(bins), *rows.shape[1:]), rows.dtype)
+    for place, (begin, end) in zip(result, bins, strict=True):
+        place[...] = np.add.reduce(rows[begin:end], 0, dtype=np.float32) / (end - begin) if end - begin > 1 else rows[begin]
     return result
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Every tensor of a batch dataclass on the device."""
-    return type(batch)(**{field.name: getattr(batch, field.name).to(device, non_blocking=True) for field in fields(batch)})
+def memory_for(device: torch.device) -> Allocate:
+    """Where what is read for a device is put: a GPU fetches from pinned memory alone beside its other work."""
+    return _pinned if device.type == "cuda" else fresh
+
+
+def _pinned(size: int) -> np.ndarray:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from pipeline.store import Store
 @dataclass(frozen=True)
 class Ensemble:
     """Models in eval mode; `frames` (T_s) and `clips` (T_d; None: they answer by frames) are what they see at once, `motion` the
-    product that motion comes from (None: they read none), `pictures` whether they are given these in the place of maps; `about` is
-    the first run's provenance."""
+    product that motion comes from (None: they read none), `pictures` whether they are given these in the place of maps; `precision`
+    that of their training, the finest where they differ; `about` is the first run's provenance."""
 
     runs: tuple[Path, ...]
     models: tuple[nn.Module, ...]
@@ -29,12 +30,14 @@ class Ensemble:
     clips: int | None
     motion: str | None
     pictures: bool
+    precision: str
     about: dict[str, Any]
 
     @classmethod
     def of_runs(cls, runs: Sequence[Path], device: torch.device, frames: int | None = None) -> Ensemble:
         """The best checkpoints of these runs; `frames` by default as in training. InputError where they do not fit together."""
-        models, configs, known = zip(*(load_model(run) for run in runs), strict=True)
+        models, recipes, known = zip(*(load_model(run) for run in runs), strict=True)
+        configs = [recipe.model for recipe in recipes]
         for run, config, about in zip(runs, configs, known, strict=True):
             _refuse_misfit(runs[0], known[0], run, about)
             if config.clips != configs[0].clips:
@@ -44,8 +47,16 @@ class Ensemble:
                 seen = f"{runs[0]} was trained with {configs[0].frames} frames and {run} with {config.frames}"
                 raise InputError(f"{seen}: say how many all are to see at once, with --set frames=N")
         placed = tuple(model.to(device) for model in models)
-        c = configs[0]
-        return cls(tuple(runs), placed, frames or c.frames, c.clips, c.motion, c.pictures, known[0])
+        c, precision = configs[0], "float32" if any(recipe.precision == "float32" for recipe in recipes) else "bfloat16"
+        return cls(tuple(runs), placed, frames or c.frames, c.clips, c.motion, c.pictures, precision, known[0])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.models[0].parameters()).device
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """In which the models answer: on a GPU as precisely as they were validated in training, elsewhere in float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda" and self.precision == "bfloat16")
 
     @property
     def roles(self) -> dict[str, str]:
@@ -55,8 +66,8 @@ class Ensemble:
     def features_of(self, store: Store, split: str) -> FeatureSet:
         """The features of one split of a store, as the models take them; StoreError where they were made otherwise."""
         self.refuse_products(store)
-        tokenise, device = tokenise_of(self.models[0]), next(self.models[0].parameters()).device
-        features = FeatureSet.of_store(store.path, split, self.frames, self.clips, tokenise, self.motion, self.pictures, device)
+        tokenise = tokenise_of(self.models[0])
+        features = FeatureSet.of_store(store.path, split, self.frames, self.clips, tokenise, self.motion, self.pictures, self.device)
         self.refuse_dims(store, features.dims)
         return features
 

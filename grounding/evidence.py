@@ -12,7 +12,8 @@ probability of every frame to be the first and to be the last (`BoundaryScores`)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class Witness:
     features: FeatureSet
     batch: int = 16
     """Passes that run at once."""
+    computing: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """In which the network answers."""
 
     @classmethod
     def of_run(cls, run: Path, store: Path, split: str, device: str = "auto", frames: int | None = None) -> Witness:
@@ -89,13 +92,14 @@ class Witness:
         InputError where there is no run or checkpoint, StoreError where the store does not fit it.
         """
         ensemble = Ensemble.of_runs([run], device_of(device), frames)
-        return cls(ensemble.models[0].eval(), ensemble.features_of(Store(store), split))
+        return cls(ensemble.models[0].eval(), ensemble.features_of(Store(store), split), computing=ensemble.computing)
 
     @torch.inference_mode()
     def asked(self, query: Query) -> Evidence:
         """What the network sees of one query of `features`."""
         look, gaze = Look(query, self.features), _Gaze()
-        see([self.model], self.features, [look], self.batch, gaze.add)
+        with self.computing():
+            see([self.model], self.features, [look], self.batch, gaze.add)
         assert look.when is not None
         return Evidence(query, look.frames, gaze.mean(look.frames), look.when)
 

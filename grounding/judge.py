@@ -54,7 +54,8 @@ def predict_split(
 
     ensemble = Ensemble.of_runs(runs, device_of(config.device), config.frames)
     features = ensemble.features_of(Store(store), config.split)
-    answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
+    with ensemble.computing():
+        answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
     return answers, features.missing
 
 

@@ -16,7 +16,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from grounding.data import CPU, RECENT_BYTES, FeatureSet, Sample, collate, join_targets, to_device
+from grounding.collate import collate, join_targets, to_device
+from grounding.data import CPU, RECENT_BYTES, FeatureSet, Sample
 from grounding.inputs import Inputs
 from grounding.targets import Targets
 from pipeline.errors import InputError
@@ -156,12 +157,12 @@ class Loader:
             threads.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        made = _ahead(self._makers, self._readers, self._make, enumerate(self._plan.batches(self.start), self.start))
+        made = ahead(self._makers, self._readers, self._make, enumerate(self._plan.batches(self.start), self.start))
         if not self._on_gpu:
             for step in made:
                 yield step.result()
             return
-        for sent in _ahead(self._sender, 1, self._send, made):
+        for sent in ahead(self._sender, 1, self._send, made):
             parts, arrived = sent.result()
             _take_over(parts, arrived, torch.cuda.current_stream(self.device))
             yield parts
@@ -177,22 +178,29 @@ class Loader:
         for change in self._changes:
             for place, number in enumerate(numbers):
                 samples[place], truths[place] = change(samples[place], truths[place], epoch, number)
-        return Batch(collate(samples, pin=self._on_gpu), join_targets(truths), [sample.query.id for sample in samples])
+        return Batch(collate(samples, apart=self._on_gpu), join_targets(truths), [sample.query.id for sample in samples])
 
     def _send(self, made: Future[list[Batch]]) -> tuple[list[Batch], torch.cuda.Event]:
-        """Start to copy parts to the GPU, or to decode them there, beside its work; the event tells when they are there."""
+        """Copy parts to the GPU, or decode them there, beside its work; the event tells its other streams when they are there.
+
+        The features' memory is read into again once nobody holds it: so they are held until they have arrived.
+        """
+        own = made.result()
         with torch.cuda.stream(self._stream):
-            parts = [Batch(to_device(part.inputs, self.device), to_device(part.targets, self.device), part.ids) for part in made.result()]
-            return parts, self._stream.record_event()
+            parts = [Batch(to_device(part.inputs, self.device), to_device(part.targets, self.device), part.ids) for part in own]
+            arrived = self._stream.record_event()
+        arrived.synchronize()
+        return parts, arrived
 
 
-def _ahead(threads: ThreadPoolExecutor, count: int, work: Callable[[Item], Result], items: Iterator[Item]) -> Iterator[Future[Result]]:
+def ahead(threads: ThreadPoolExecutor, count: int, work: Callable[[Item], Result], items: Iterator[Item]) -> Iterator[Future[Result]]:
     """The work on each item, in order, with that on the `count` next ones under way."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(threads.submit(work, item))
         if len(waiting) > count:
             yield waiting.popleft()
+    yield from waiting
 
 
 def _take_over(parts: list[Batch], arrived: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
@@ -201,4 +209,5 @@ def _take_over(parts: list[Batch], arrived: torch.cuda.Event, stream: torch.cuda
     for part in parts:
         for held in (part.inputs, part.targets):
             for field in fields(held):
-                getattr(held, field.name).record_stream(stream)
+                if (own := getattr(held, field.name)) is not None:
+                    own.record_stream(stream)

@@ -1,19 +1,25 @@
 """Models and a store → tubes. Every stored frame of the segment is seen; what is seen twice, or by several models, is averaged.
 
-An ensemble's models see the same frames and clips: their boxes are averaged, and the probabilities of when the event happens.
+An ensemble's models see the same frames and clips: their boxes are averaged, and the probabilities of when the event happens. What the
+next passes see is read while the present ones are computed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from grounding.data import FeatureSet, collate, to_device
+from grounding.collate import collate, to_device
+from grounding.data import FeatureSet, Sample
+from grounding.inputs import Inputs
+from grounding.loader import READERS, ahead
 from grounding.looks import Look
 from grounding.refine import found_span, second_look
 from pipeline.boxes import cxcywh_to_xyxy
@@ -23,6 +29,8 @@ Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 Watch = Callable[[list[np.ndarray], Any], None]
 """`(each pass' frames [T_s], the model's outputs)` of a batch of passes."""
+Passes = Sequence[tuple[Look, np.ndarray]]
+"""The rows `[T_s]` that each takes, and the look it belongs to."""
 
 
 def predict(
@@ -58,15 +66,21 @@ def predicted(
     ensemble = [models] if isinstance(models, nn.Module) else list(models)
     for model in ensemble:
         model.eval()
+    device = next(ensemble[0].parameters()).device
     order = sorted(range(len(queries)), key=lambda number: (features.map_size(queries[number]), queries[number].video))
+    parts = _parts(_grouped([queries[number] for number in order], features, batch), batch)
     answers: list[Result] = []
     progress(0, len(queries))
-    for group in _grouped([queries[number] for number in order], features, batch):
-        see(ensemble, features, group, batch)
-        closer = [second_look(features, first, between) if refine else None for first in group]
-        see(ensemble, features, [look for look in closer if look is not None], batch)
-        answers += [finish(first, second, between) for first, second in zip(group, closer, strict=True)]
-        progress(len(answers), len(queries))
+    with _Reader(features, device) as read, ThreadPoolExecutor(1, "prediction") as before:
+        for made in ahead(before, 1, read, parts):
+            part = _answer(ensemble, made.result())
+            del made  # what its passes saw gives way to what is read now
+            if not part.last:
+                continue
+            closer = [second_look(features, first, between) if refine else None for first in part.group]
+            see(ensemble, features, [look for look in closer if look is not None], batch)
+            answers += [finish(first, second, between) for first, second in zip(part.group, closer, strict=True)]
+            progress(len(answers), len(queries))
     return [answers[place] for place in np.argsort(order)]
 
 
@@ -83,27 +97,67 @@ def _grouped(queries: Iterable[Query], features: FeatureSet, batch: int) -> Iter
         yield group
 
 
-def see(
-    models: Sequence[nn.Module], features: FeatureSet, looks: Sequence[Look], batch: int, watch: Watch = lambda numbers, out: None
-) -> None:
-    """Run the passes of these looks, `batch` at a time: no more features than those are held, however long a segment is.
+@dataclass(frozen=True)
+class _Part:
+    """Passes of a group of looks that run at once; `last`: no other of the group's come after them."""
 
-    `watch` is shown all that each model answers to each batch.
-    """
-    passes = [(look, rows) for look in looks for rows in look.passes]
-    for start in range(0, len(passes), batch):
-        _see_batch(models, features, passes[start : start + batch], watch)
+    group: list[Look]
+    passes: Passes
+    last: bool
 
 
-def _see_batch(models: Sequence[nn.Module], features: FeatureSet, passes: Sequence[tuple[Look, np.ndarray]], watch: Watch) -> None:
-    samples = [features.sample(look.query, rows) for look, rows in passes]
-    inputs = to_device(collate(samples), next(models[0].parameters()).device)
+def _parts(groups: Iterable[list[Look]], batch: int) -> Iterator[_Part]:
+    """The groups' passes, `batch` at a time: no more features than those, and those of the next, are held, however long a segment is."""
+    for group in groups:
+        passes = [(look, rows) for look in group for rows in look.passes]
+        for start in range(0, len(passes), batch):
+            yield _Part(group, passes[start : start + batch], start + batch >= len(passes))
+
+
+def see(models: Sequence[nn.Module], features: FeatureSet, looks: list[Look], batch: int, watch: Watch = lambda numbers, out: None) -> None:
+    """Run the passes of these looks. `watch` is shown all that each model answers to each batch."""
+    with _Reader(features, next(models[0].parameters()).device) as read:
+        for part in _parts([looks], batch):
+            _answer(models, read(part), watch)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the passes of a part see, in the machine's memory."""
+
+    part: _Part
+    samples: list[Sample]
+    inputs: Inputs
+
+
+class _Reader:
+    """Reads what passes see into the machine's memory, for a GPU several at a time."""
+
+    def __init__(self, features: FeatureSet, device: torch.device) -> None:
+        self.features, self.on_gpu = features, device.type == "cuda"
+
+    def __enter__(self) -> _Reader:
+        self._threads = ThreadPoolExecutor(READERS if self.on_gpu else 1, "prediction-reads")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def __call__(self, part: _Part) -> _Seen:
+        samples = list(self._threads.map(lambda own: self.features.sample(own[0].query, own[1]), part.passes))
+        return _Seen(part, samples, collate(samples, apart=self.on_gpu))
+
+
+def _answer(models: Sequence[nn.Module], seen: _Seen, watch: Watch = lambda numbers, out: None) -> _Part:
+    """Let each look of a part know what the models say to its passes."""
+    inputs, numbers = to_device(seen.inputs, next(models[0].parameters()).device), [sample.numbers for sample in seen.samples]
     for model in models:
         out = model(inputs)
         boxes, answers = out.boxes[-1].double().cpu().numpy(), out.when()
-        for place, (look, _) in enumerate(passes):
-            look.add(samples[place].numbers, boxes[place], answers[place])
-        watch([sample.numbers for sample in samples], out)
+        for place, (look, _) in enumerate(seen.part.passes):
+            look.add(numbers[place], boxes[place], answers[place])
+        watch(numbers, out)
+    return seen.part
 
 
 def tube(first: Look, second: Look | None, between: bool) -> Prediction:

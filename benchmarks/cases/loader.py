@@ -13,7 +13,8 @@ from benchmarks.case import Case, Floor, Group, Way
 from benchmarks.made import fill_store, make_queries, make_tracks, rolled_features
 from benchmarks.measuring import in_turns, profile_python, profile_torch
 from benchmarks.steps import Step, feature_bytes
-from grounding.data import FeatureSet, collate, join_targets, to_device
+from grounding.collate import collate, join_targets, to_device
+from grounding.data import FeatureSet
 from grounding.loader import Batch, Loader
 from grounding.recipe import TrainConfig
 from grounding.systems import preset, system_of

@@ -154,7 +154,8 @@ class Cgstvg(nn.Module):
         positions, mask, centres = map_cells(inputs.map_size, rows, columns, text.shape[-1])
         motion = from_square(self.project_motion(as_computed(inputs.motion)), inputs.square, inputs.map_size, rows, columns)
         seen = [self.project_appearance(as_computed(inputs.appearance)).flatten(2, 3) + self.types[0], motion.flatten(2, 3) + self.types[1]]
-        visual = [part + positions[:, None] for part in seen]
+        visual = [inputs.by_query(part + positions[:, None]) for part in seen]
+        size, positions, mask, centres = (inputs.by_query(own) for own in (inputs.map_size, positions, mask, centres))
         states = torch.cat([*visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         tokens = torch.cat([mask, mask, inputs.text_mask], 1).repeat_interleave(frames, 0)
         heard = tokens
@@ -162,8 +163,7 @@ class Cgstvg(nn.Module):
             heard = words_as_loud_as_cells(torch.cat([mask, mask], 1), inputs.text_mask).repeat_interleave(frames, 0)
         for layer in self.encoder:
             states = layer(states, None, heard)
-        size = inputs.map_size.repeat_interleave(frames, 0)
-        return Memory(states, tokens, positions, centres, size, inputs.frame_tau, (rows, columns))
+        return Memory(states, tokens, positions, centres, size.repeat_interleave(frames, 0), inputs.frame_tau, (rows, columns))
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class Costa(nn.Module):
         return self
 
     def forward(self, inputs: Inputs, truth: Targets | None = None) -> Outputs:
-        """`inputs` with pictures for maps, RGB uint8 `[B, T, h, w, 3]` (`map_size` in pixels). `truth` is looked at only in training,
+        """`inputs` with pictures for maps, RGB uint8 `[V, T, h, w, 3]` (`map_size` in pixels). `truth` is looked at only in training,
         with `beta` above 0."""
         memory, cls = self.encode(inputs)
         first, last, decoded, heard = self.temporal_decoder(cls, memory)
@@ -158,16 +158,16 @@ class Costa(nn.Module):
     def encode(self, inputs: Inputs) -> tuple[Memory, Tensor]:
         """Space-time feature encoding: the frames' memory, and [CLS] of each `[B, T, d]`."""
         maps, size = self.maps(inputs.appearance, inputs.map_size)
-        batch, frames, rows, columns = maps.shape[:4]
+        (batch, frames), (rows, columns) = inputs.frame_tau.shape, maps.shape[2:4]
         words = inputs.text if self.text_encoder is None else self.text_encoder(inputs.text[..., 0], inputs.text_mask)
         text = self.project_text(as_computed(words))
-        positions, mask, centres = map_cells(size, rows, columns, text.shape[-1])
+        positions, mask, centres = map_cells(inputs.by_query(size), rows, columns, text.shape[-1])
         positions = torch.cat([positions, torch.zeros_like(text)], 1).repeat_interleave(frames, 0)
         loud, counted = self.config.word_gain == "cells", torch.cat([mask, inputs.text_mask], 1)
         heard = words_as_loud_as_cells(mask, inputs.text_mask) if loud else counted
         mask = counted.repeat_interleave(frames, 0)
         time = sine_time(inputs.frame_tau, text.shape[-1])
-        visual = self.project_video(maps).flatten(2, 3)
+        visual = inputs.by_query(self.project_video(maps).flatten(2, 3))
         states = torch.cat([visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         cls = self.cls.expand(batch, frames, -1)
         everywhere = functional.pad(positions, (0, 0, 0, 1))
@@ -180,7 +180,7 @@ class Costa(nn.Module):
         return Memory(states, positions, mask, centres, time), cls
 
     def maps(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Spatio-temporal maps `[B, T, H, W, C]`, zero-padded to the largest, and their rows and columns `[B, 2]`.
+        """Spatio-temporal maps `[V, T, H, W, C]`, zero-padded to the largest, and their rows and columns `[V, 2]`.
 
         Pictures are encoded at their own size: nothing of a query's batch reaches them.
         """

@@ -136,7 +136,7 @@ class Csdvl(nn.Module):
     def forward(self, inputs: Inputs) -> Outputs:
         text, text_mask = self.project_text(as_computed(inputs.text)), inputs.text_mask
         place = Places.of(inputs, text.shape[-1], self.mask_padding)
-        clips = self.project_motion(as_computed(inputs.motion.flatten(2, 3)[:, :, place.kept]))
+        clips = inputs.by_query(self.project_motion(as_computed(inputs.motion.flatten(2, 3)[:, :, place.kept])))
         if not self.dynamic_space:
             clips, place = place.mean(clips)[:, :, None], place.without_space()
         words, boxes, carried, guides = text, [], [], []
@@ -151,7 +151,7 @@ class Csdvl(nn.Module):
                 queries, guide = self.decoder[index](queries, self.object_query, memory, self.alpha)
                 guide = memory.visual(guide[:, 0])
                 guides.append(guide)
-                gain = inputs.map_size.prod(-1)[:, None, None, None] if self.gain == "cells" else 1.0
+                gain = place.map_size.prod(-1)[:, None, None, None] if self.gain == "cells" else 1.0
                 weight = (guide.detach() if self.detach_guide else guide) * gain
                 own = queries[:, 0].unflatten(0, inputs.frame_tau.shape)
                 clips, own = self.collaboration[index](clips, own, weight, place)
@@ -178,8 +178,8 @@ class Csdvl(nn.Module):
 
     def encode(self, inputs: Inputs, text: Tensor, place: Places) -> Memory:
         """Cross-modal encoder: per frame `[H·W visual ; L text]` tokens (sec. 3.1)."""
-        batch, frames, rows, columns = inputs.appearance.shape[:4]
-        visual = self.project_appearance(as_computed(inputs.appearance)).flatten(2, 3)
+        batch, frames = inputs.frame_tau.shape
+        visual = inputs.by_query(self.project_appearance(as_computed(inputs.appearance)).flatten(2, 3))
         states = torch.cat([visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         positions = torch.cat([place.cell_positions, torch.zeros_like(text)], 1)
         mask = torch.cat([place.cell_mask, inputs.text_mask], 1)
@@ -188,7 +188,7 @@ class Csdvl(nn.Module):
             positions.repeat_interleave(frames, 0),
             mask.repeat_interleave(frames, 0),
             place.cell_centres,
-            (batch, frames, rows, columns),
+            (batch, frames, *inputs.appearance.shape[2:4]),
         )
         for layer in self.encoder:
             memory.states = layer(memory.states, memory.positions, memory.mask)
@@ -257,8 +257,9 @@ class Places:
         rows, columns = inputs.appearance.shape[2:4]
         clips, height, width = inputs.motion.shape[1:4]
         device = inputs.motion.device
-        positions, mask, middles = map_cells(inputs.map_size, rows, columns, d)
-        corners, centres, inside = (part.flatten(1, 2) for part in square_cells(inputs.square, height, width))
+        map_size, square = inputs.by_query(inputs.map_size), inputs.by_query(inputs.square)
+        positions, mask, middles = map_cells(map_size, rows, columns, d)
+        corners, centres, inside = (part.flatten(1, 2) for part in square_cells(square, height, width))
         if not mask_padding:
             inside = torch.ones_like(inside)
         kept = inside.any(0).nonzero()[:, 0]
@@ -275,8 +276,8 @@ class Places:
             frame_time=sine_time(inputs.frame_tau, d),
             clip_of_frame=clip_index(inputs.frame_tau, clips),
             frames_of_clip=frames_to_clips(inputs.frame_tau, clips),
-            map_size=inputs.map_size,
-            square=inputs.square,
+            map_size=map_size,
+            square=square,
             motion_shape=(height, width),
         )
 

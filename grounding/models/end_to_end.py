@@ -36,14 +36,14 @@ class EndToEnd(nn.Module):
         return self
 
     def forward(self, inputs: Inputs, *truth: Targets) -> Any:
-        """`inputs` with pictures for maps, RGB uint8 `[B, T_s, h, w, 3]` (`map_size` in pixels), and ids `[B, L, 1]` for states;
+        """`inputs` with pictures for maps, RGB uint8 `[V, T_s, h, w, 3]` (`map_size` in pixels), and ids `[B, L, 1]` for states;
         a network that is taught gets the `truth`."""
         maps, sizes = self.maps(inputs.appearance, inputs.map_size)
         states = self.text_encoder(inputs.text[..., 0], inputs.text_mask)
         return self.network(replace(inputs, appearance=maps, map_size=sizes, text=states), *truth)
 
     def maps(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """C5 maps `[B, T_s, H, W, C]`, zero-padded to the largest, and their rows and columns `[B, 2]`."""
+        """C5 maps `[V, T_s, H, W, C]`, zero-padded to the largest, and their rows and columns `[V, 2]`."""
         return at_own_size(pictures, sizes, self._encoded)
 
     def _encoded(self, alike: Tensor) -> Tensor:

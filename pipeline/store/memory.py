@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 
 SMALL = 256 << 10  # bytes; what is smaller, NumPy allocates as fast
 IDLE = 128 << 20  # bytes that may wait for use
+Allocate = Callable[[int], np.ndarray]
+"""From a number of bytes to as many, uint8."""
+
+
+def fresh(size: int) -> np.ndarray:
+    """From NumPy, as ever."""
+    return np.empty(size, np.uint8)
 
 
 class Recycler:
-    """Gives arrays like `np.empty`; the memory of those that are gone, with all views of them, is given again."""
+    """Gives arrays like `np.empty`; the memory of those that are gone, with all views of them, is given again. What is large comes from
+    `allocate` at first."""
 
-    def __init__(self) -> None:
+    def __init__(self, allocate: Allocate = fresh) -> None:
+        self._allocate = allocate
         self._idle: list[np.ndarray] = []
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -38,7 +48,7 @@ class Recycler:
             if size <= block.nbytes < 2 * size:
                 return block
             self._idle.append(block)
-        return np.empty(size, np.uint8)
+        return self._allocate(size)
 
     def _give_back(self, block: np.ndarray) -> None:
         """Runs wherever the last view goes, in any thread and after a fork: so without a lock."""

@@ -17,7 +17,7 @@ from pipeline.errors import StoreError
 from pipeline.store.int8 import SCALE, restore
 from pipeline.store.layout import DamageError, Place, ShardSource, Table, shard_path
 from pipeline.store.manifest import Product, differing_files, load_manifest, manifest_digest
-from pipeline.store.memory import Recycler
+from pipeline.store.memory import Allocate, Recycler, fresh
 from pipeline.store.shard import counting, open_source, read_table, unreadable
 from pipeline.store.verify import OTHER_SETTINGS, Problem, verify_files, verify_product
 
@@ -41,11 +41,12 @@ class Store:
     def products(self) -> dict[str, Product]:
         return self.manifest.products
 
-    def open(self, product: str) -> ProductReader:
+    def open(self, product: str, allocate: Allocate = fresh) -> ProductReader:
+        """A product, whose rows are read into memory that `allocate` gives."""
         if product not in self.products:
             present = ", ".join(sorted(self.products)) or "none"
             raise StoreError(f"store {self.path} has no product {product!r} (it has {present}): run stvg-extract to add it")
-        return ProductReader(self.path, product, self.products[product])
+        return ProductReader(self.path, product, self.products[product], allocate)
 
     def verify(self) -> list[Problem]:
         """Compare every digest and every chunk's checksum; the problems found, none if the store is intact."""
@@ -89,13 +90,15 @@ class Contents:
 class ProductReader:
     """The entries of one product. It may be pickled, shared by threads, and used in a forked child.
 
-    Tables are read on first use; files are opened when a row of theirs is asked for, by each process for itself.
+    Tables are read on first use; files are opened when a row of theirs is asked for, by each process for itself. Rows are read into
+    memory that `allocate` gives.
     """
 
-    def __init__(self, store: Path, name: str, product: Product) -> None:
+    def __init__(self, store: Path, name: str, product: Product, allocate: Allocate = fresh) -> None:
         self.store = Path(store)
         self.name = name
         self.product = product
+        self._allocate = allocate
         self._tables: dict[str, Table] = {}
         self._damaged: dict[str, DamageError] = {}
         self._places: dict[str, tuple[str, Place]] | None = None
@@ -149,17 +152,17 @@ class ProductReader:
             out[repeats] = out[first[np.searchsorted(rows, wanted[repeats])]]
         return out if scales is None else restore(out, scales[wanted])
 
-    def __getstate__(self) -> tuple[Path, str, Product]:
-        return self.store, self.name, self.product
+    def __getstate__(self) -> tuple[Path, str, Product, Allocate]:
+        return self.store, self.name, self.product, self._allocate
 
-    def __setstate__(self, state: tuple[Path, str, Product]) -> None:
+    def __setstate__(self, state: tuple[Path, str, Product, Allocate]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
     def _close(self) -> None:
         """Start without open files, as a process must: neither files nor locks cross a fork; tables may."""
         self._process = os.getpid()
         self._mutex = threading.RLock()
-        self._memory = Recycler()
+        self._memory = Recycler(self._allocate)
         self._sources: OrderedDict[str, ShardSource] = OrderedDict()
 
     def _index(self) -> dict[str, tuple[str, Place]]:

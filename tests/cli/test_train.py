@@ -50,7 +50,7 @@ def test_another_system_is_named_in_the_run(tiny_run: Any, tmp_path: Path) -> No
     run = tmp_path / "run"
     assert call(tiny_run.store, run, "--model", "stvgformer", "--preset", "hcstvg-v2").exit_code == 0
     assert (read_provenance(run)["model"], saved(run)["system"]) == ("stvgformer", "stvgformer")
-    assert load_model(run)[1].d == 16
+    assert load_model(run)[1].model.d == 16
 
 
 def test_cg_stvg_is_trained_judged_and_reported_alike(tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

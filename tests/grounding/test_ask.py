@@ -20,6 +20,7 @@ from grounding.looks import Look
 from grounding.predict import predict
 from grounding.train import TrainConfig, open_run, train
 from pipeline.config import load
+from pipeline.decode.child import DecodeChild
 from pipeline.errors import InputError, StoreError, VideoError
 from pipeline.extract import encode_texts
 from pipeline.records import Prediction, Query, read_jsonl
@@ -51,6 +52,13 @@ def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, grounder: Gr
         assert own.score == pytest.approx(other.score, abs=1e-5)
         assert own.span_seconds == pytest.approx(other.span_seconds, abs=1e-3)
         np.testing.assert_allclose(own.boxes, other.boxes, atol=0.02)
+
+
+def test_a_child_may_decode_while_networks_compute(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
+    path, texts = tiny_run.root / queries[0].path, [query.text for query in queries]
+    with DecodeChild() as decoder:
+        by_child = Grounder(tiny_run.run, device="cpu", decoder=decoder)
+        assert [by_child.ask(path, texts) for _ in range(2)] == [grounder.ask(path, texts)] * 2
 
 
 def test_the_features_are_the_stores_own(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:

@@ -18,7 +18,8 @@ import grounding.data
 from grounding.answers import answer_of
 from grounding.ask import Grounder
 from grounding.checkpoint import load_model, read_provenance
-from grounding.data import FeatureSet, collate, to_device
+from grounding.collate import collate, to_device
+from grounding.data import FeatureSet
 from grounding.ensemble import Ensemble
 from grounding.judge import EvaluateConfig, predict_split
 from grounding.loader import Loader
@@ -116,8 +117,10 @@ def test_it_reads_pictures_and_cached_words_and_no_motion(pictured: Path) -> Non
     np.testing.assert_array_equal(sample.text, words.read(query.id))
     assert features.bytes_of(query) == 2 * sample.appearance.size
     inputs = collate([sample, features.sample(features.queries[1])])
-    assert inputs.motion.shape == (2, 0, 1, 1, 0)
-    assert inputs.square.tolist() == [[0, 0, 1, 1]] * 2
+    assert inputs.video is not None  # both are about one video
+    assert inputs.video.tolist() == [0, 0]
+    assert inputs.motion.shape == (1, 0, 1, 1, 0)
+    assert inputs.square.tolist() == [[0, 0, 1, 1]]
     truth = features.truth(sample)
     assert torch.equal(truth.clips, truth.frames)
 

@@ -1,11 +1,10 @@
-"""From the store to batches: which rows a sample reads, what is true of it, and how a batch is padded."""
+"""From the store to samples: which rows each reads, and what is true of it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from grounding.data import FeatureSet, Product, _Recent, collate, join_targets, to_device
+from grounding.data import FeatureSet, Product, _Recent
 from grounding.looks import Look
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Tracks, Truth
@@ -236,60 +235,6 @@ def test_a_query_without_truth_cannot_teach(make_store: Maker, query_of: QueryMa
     features = FeatureSet.of_store(make_store([query]), "train", FRAMES, CLIPS)
     with pytest.raises(InputError, match="query train-0 has no truth to learn from: keep it out of split 'train'"):
         features.truth(features.sample(query))
-
-
-def test_a_batch_is_padded_and_says_what_is_real(features: FeatureSet) -> None:
-    samples = [features.sample(features.queries[number]) for number in (0, 2)]
-    inputs = collate(samples)
-    assert inputs.appearance.shape == (2, FRAMES, 7, 7, 6)
-    assert inputs.map_size.tolist() == [[4, 7], [7, 4]]
-    for number, sample in enumerate(samples):
-        rows, columns = sample.appearance.shape[1:3]
-        expected = np.zeros(inputs.appearance.shape[1:], np.float16)
-        expected[:, :rows, :columns] = sample.appearance
-        np.testing.assert_array_equal(inputs.appearance[number].numpy(), expected)
-        np.testing.assert_array_equal(inputs.motion[number].numpy(), sample.motion)
-        words = len(sample.text)
-        assert inputs.text_mask[number].tolist() == [place < words for place in range(inputs.text.shape[1])]
-        np.testing.assert_array_equal(inputs.text[number, :words].numpy(), sample.text)
-        assert not inputs.text[number, words:].any()
-
-
-def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(features: FeatureSet) -> None:
-    """Whole pictures on 3×5 and 6×4 cells, in a batch on 6×5: half of the rows, and four fifths of the columns."""
-    sample = features.sample(features.queries[0])
-    maps = [np.ones((CLIPS, *shape, 5), np.float16) for shape in ((3, 5), (6, 4))]
-    inputs = collate([replace(sample, motion=motion, square=np.array([0, 0, 1, 1], np.float32)) for motion in maps])
-    assert inputs.motion.shape == (2, CLIPS, 6, 5, 5)
-    torch.testing.assert_close(inputs.square, torch.tensor([[0, 0, 1, 1 / 2], [0, 0, 4 / 5, 1]]))
-    for motion, (_, _, right, bottom) in zip(inputs.motion, inputs.square.tolist(), strict=True):
-        assert motion[:, : round(6 * bottom), : round(5 * right)].eq(1).all()
-        assert motion.sum() == motion[:, : round(6 * bottom), : round(5 * right)].numel()
-
-
-def test_so_it_is_in_padded_squares(features: FeatureSet) -> None:
-    """A tall picture in the middle of 4×4 cells that lie in a corner of 8×8."""
-    sample = features.sample(features.queries[2])
-    larger = replace(sample, motion=np.ones((CLIPS, 8, 8, 5), np.float16))
-    squares = collate([sample, larger]).square
-    torch.testing.assert_close(squares, torch.tensor([[7 / 64, 0, 25 / 64, 1 / 2], [14 / 64, 0, 50 / 64, 1]]))
-
-
-def test_features_stay_in_half_precision(features: FeatureSet) -> None:
-    inputs = collate([features.sample(query) for query in features.queries[:3]])
-    assert {inputs.appearance.dtype, inputs.motion.dtype, inputs.text.dtype} == {torch.float16}
-
-
-def test_targets_join_in_order(features: FeatureSet) -> None:
-    alone = [features.truth(features.sample(features.queries[number])) for number in (0, 2)]
-    joined = join_targets(alone)
-    assert joined.boxes.shape == (2, FRAMES, 4)
-    torch.testing.assert_close(joined.clip_boxes[1:], alone[1].clip_boxes)
-
-
-def test_a_batch_moves_to_a_device_whole(features: FeatureSet) -> None:
-    moved = to_device(collate([features.sample(features.queries[0])]), torch.device("meta"))
-    assert {getattr(moved, name).device.type for name in vars(moved)} == {"meta"}
 
 
 def test_any_product_with_the_reader_s_methods_will_do(store: Path, query_of: QueryMaker, tracks: Tracks) -> None:

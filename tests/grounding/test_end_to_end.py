@@ -16,7 +16,8 @@ from torch import nn
 import grounding.models.end_to_end
 from grounding.ask import Grounder
 from grounding.checkpoint import load_model, read_provenance
-from grounding.data import FeatureSet, collate
+from grounding.collate import collate
+from grounding.data import FeatureSet
 from grounding.inputs import Inputs
 from grounding.judge import EvaluateConfig, predict_split
 from grounding.models.end_to_end import EndToEnd
@@ -96,8 +97,10 @@ def raw_features(store: Path, model: nn.Module) -> FeatureSet:
 
 
 def raw_inputs(store: Path, model: nn.Module, count: int = 3) -> Inputs:
+    """Of the first queries, which are about one video, each with its own pictures."""
     features = raw_features(store, model)
-    return collate([features.sample(query) for query in features.queries[:count]])
+    samples = (features.sample(query) for query in features.queries[:count])
+    return collate([replace(sample, appearance=np.array(sample.appearance)) for sample in samples])
 
 
 def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
@@ -135,6 +138,20 @@ def test_it_answers_what_its_network_answers_to_its_encoders_features(store: Pat
     seen = replace(raw, appearance=maps, map_size=size, text=model.text_encoder(raw.text[..., 0], raw.text_mask))
     with torch.no_grad():
         found, expected = model(raw), model.network(seen)
+    torch.testing.assert_close(found.boxes, expected.boxes)
+    torch.testing.assert_close(found.proposals, expected.proposals)
+
+
+def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: EndToEnd) -> None:
+    features, seen = raw_features(store, model), []
+    shared, apart = collate([features.sample(query) for query in features.queries[:3]]), raw_inputs(store, model)
+    handle = model.image.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    with torch.no_grad():
+        found, expected = model(shared), model(apart)
+    handle.remove()
+    assert len(shared.appearance) == 1
+    assert seen[0] == FRAMES
+    assert sum(seen[1:]) == 3 * FRAMES
     torch.testing.assert_close(found.boxes, expected.boxes)
     torch.testing.assert_close(found.proposals, expected.proposals)
 

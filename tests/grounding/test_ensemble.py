@@ -36,6 +36,17 @@ def test_an_ensemble_sees_what_its_runs_were_trained_with(tiny_run: Any, other: 
     assert Ensemble.of_runs([tiny_run.run], CPU, frames=96).frames == 96
 
 
+def test_an_ensemble_is_as_precise_as_its_most_precise_run(tiny_run: Any, other: Path) -> None:
+    """On a CPU it always computes in float32."""
+    content = yaml.safe_load((other / "config.yaml").read_text())
+    content["train"]["precision"] = "bfloat16"
+    (other / "config.yaml").write_text(yaml.safe_dump(content))
+    alone, both = Ensemble.of_runs([other], CPU), Ensemble.of_runs([tiny_run.run, other], CPU)
+    assert (alone.precision, both.precision) == ("bfloat16", "float32")
+    with alone.computing():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
 def test_runs_with_other_clips_are_refused(tiny_run: Any, other: Path) -> None:
     set_model(other, clips=5)
     with pytest.raises(InputError, match=r"scores the proposals of 8 clips and .*other the proposals of 5 clips: scores are averaged"):

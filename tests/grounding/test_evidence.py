@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from grounding.data import FeatureSet, collate
+from grounding.collate import collate
+from grounding.data import FeatureSet
 from grounding.evidence import Attention, Witness
 from grounding.looks import Look
 from grounding.models.cgstvg import Cgstvg, CgstvgConfig

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from grounding.data import FeatureSet, collate, join_targets, to_device
+from grounding.collate import collate, join_targets, to_device
+from grounding.data import FeatureSet
 from grounding.loader import CPU, Batch, Loader, Plan, epoch_order, steps_per_epoch
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query

@@ -41,7 +41,7 @@ class Known(nn.Module):
 
 
 def flat(inputs: Inputs) -> Tensor:
-    return torch.zeros(len(inputs.motion), CLIPS, CLIPS)
+    return torch.zeros(len(inputs.frame_tau), CLIPS, CLIPS)
 
 
 def spike(i: int, j: int, value: float = 2.0) -> Callable[[Inputs], Tensor]:
@@ -85,7 +85,7 @@ def test_boxes_and_maps_seen_twice_are_averaged(features: FeatureSet) -> None:
     class Numbered(Known):
         def forward(self, inputs: Inputs) -> Outputs:
             out = super().forward(inputs)
-            number = torch.arange(len(inputs.motion)) / 10
+            number = torch.arange(len(inputs.frame_tau)) / 10
             boxes = out.boxes.clone()
             boxes[-1] = 0.5
             boxes[-1, ..., 0] = number[:, None]
@@ -207,7 +207,7 @@ def test_every_frame_is_seen_whatever_the_number_at_once(store: Path, model: Csd
 
 
 @pytest.mark.parametrize("refine", [False, True])
-def test_no_more_samples_are_held_than_run_at_once(store: Path, refine: bool) -> None:
+def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(store: Path, refine: bool) -> None:
     """One frame at once makes twenty passes of one query; samples of passes before are gone when the next ones run."""
     held: list[weakref.ref[Sample]] = []
     most = 0
@@ -223,7 +223,7 @@ def test_no_more_samples_are_held_than_run_at_once(store: Path, refine: bool) ->
     features = Counted.of_store(store, "train", 1, CLIPS)
     predict(Known(flat), features, features.queries[:2], batch=4, refine=refine)
     assert len(held) >= 40
-    assert most == 4
+    assert 4 <= most <= 8
 
 
 def test_progress_counts_queries(features: FeatureSet, model: Csdvl) -> None:

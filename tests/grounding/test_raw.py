@@ -15,7 +15,8 @@ from PIL import Image
 import grounding.data
 import grounding.raw
 from grounding.augment import Augmentation, AugmentConfig, draw_view
-from grounding.data import FeatureSet, collate, to_device
+from grounding.collate import collate, to_device
+from grounding.data import FeatureSet
 from grounding.loader import Batch, Loader
 from grounding.raw import JpegBatch, Jpegs, Pictures, decodes
 from pipeline.store import Store

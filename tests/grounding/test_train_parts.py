@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from grounding.checkpoint import load_model, read_provenance
-from grounding.data import FeatureSet, collate
+from grounding.collate import collate
+from grounding.data import FeatureSet
 from grounding.modules.recompute import recompute_layers
 from grounding.optimisation import optimiser_of
 from grounding.processes import Processes

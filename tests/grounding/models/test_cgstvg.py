@@ -69,7 +69,9 @@ def together(queries: list[Inputs]) -> Inputs:
             place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
         return whole
 
-    batch = Inputs(**{field.name: padded([getattr(query, field.name) for query in queries]) for field in fields(Inputs)})
+    batch = Inputs(
+        **{field.name: padded([getattr(query, field.name) for query in queries]) for field in fields(Inputs) if field.name != "video"}
+    )
     filled = [torch.tensor(query.motion.shape[2:4]).flip(0).repeat(2) for query in queries]
     rows, columns = batch.motion.shape[2:4]
     return replace(batch, square=batch.square * torch.stack(filled) / torch.tensor([columns, rows] * 2))
@@ -171,6 +173,30 @@ def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str
             assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
             alone = getattr(single, name)[:, 0].unflatten(-1, (rows, columns))
             torch.testing.assert_close(mine[..., :rows, :columns], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not() -> None:
+    """Two sentences about one video and one about another: outputs, and what parameters are taught, are those of three videos."""
+    model = make_model()
+    first, other, alone = three()
+    apart = together(
+        [first, replace(other, appearance=first.appearance, map_size=first.map_size, motion=first.motion, square=first.square), alone]
+    )
+    kept = torch.tensor([0, 2])
+    seen = {name: getattr(apart, name)[kept] for name in ("appearance", "map_size", "motion", "square")}
+    shared, taught = replace(apart, **seen, video=torch.tensor([0, 0, 1])), []
+    for inputs in (shared, apart):
+        out = model(inputs)
+        sum(own.float().square().mean() for own in (out.boxes, out.first, out.last, out.inside)).backward()
+        taught.append((out, {name: own.grad for name, own in model.named_parameters() if own.grad is not None}))
+        model.zero_grad()
+    (found, learned), (expected, given) = taught
+    for name in ("boxes", "first", "last", "inside"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+    assert learned.keys() == given.keys()
+    assert any(name.startswith("project_") for name in learned)
+    for name in learned:
+        torch.testing.assert_close(learned[name], given[name], atol=1e-5, rtol=1e-4)
 
 
 def test_what_temporal_queries_hear_is_the_motion() -> None:

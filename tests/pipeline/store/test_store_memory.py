@@ -49,3 +49,18 @@ def test_idle_memory_is_bounded_and_small_results_are_numpys() -> None:
     arrays.clear()
     assert sum(block.nbytes for block in memory._idle) <= IDLE
     assert memory.empty((3, 4), HALF).base is None
+
+
+def test_what_is_large_comes_from_where_it_is_said_to() -> None:
+    asked: list[int] = []
+
+    def allocate(size: int) -> np.ndarray:
+        asked.append(size)
+        return np.zeros(size, np.uint8)
+
+    memory = Recycler(allocate)
+    memory.empty((SMALL // 4,), HALF)
+    assert asked == []
+    assert not memory.empty((SMALL, 2), HALF).any()
+    memory.empty((SMALL, 2), HALF)  # in the first one's memory
+    assert asked == [4 * SMALL]
