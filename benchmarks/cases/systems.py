@@ -87,7 +87,8 @@ class Systems(Case):
         checked = [size.title for size in self.sizes if size.rounds > 1] or [self.sizes[-1].title]
         for step, parts in (own for (title, _), own in self.steps.items() if title in checked):
             inputs, network = parts[0].inputs, step.state.model.eval()
-            alone = type(inputs)(**{name: value[:1] for name, value in vars(inputs).items() if value is not None})
+            held = {name: value[:1] for name, value in vars(inputs).items() if value is not None}
+            alone = type(inputs)(**held)
             other = {name: getattr(alone, name).roll(1, 1) for name in ("appearance", "motion", "text")}
             other["text_mask"] = alone.text_mask & (torch.arange(alone.text.shape[1], device=alone.text.device) > 0)
             beside = type(inputs)(
