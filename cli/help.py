@@ -43,7 +43,7 @@ def show_help(command: Any, context: Any) -> None:
     for title, kind in (("Arguments", "argument"), ("Options", "option")):
         rows = [_row(param.required, *record) for param, record in shown if record and param.param_type_name == kind]
         if rows:
-            console.print(Panel(_table(rows), title=title, title_align="left", border_style="dim"))
+            console.print(Panel(_table(rows), title=Text(title), title_align="left", border_style="dim"))
 
 
 def _row(required: bool, head: str, said: str) -> tuple[Text, Text, Text, Columns]:
