@@ -2,7 +2,7 @@
 
     app = new_app()
 
-    @app.command()
+    @app.command(cls=Command)
     @guarded
     def prepare(..., config: ConfigFile = None, assignments: Assignments = None, debug: Debug = False) -> None:
         log_to(run / "log.txt")
@@ -34,6 +34,7 @@ from types import FrameType
 from typing import Annotated, Any, ParamSpec
 
 import typer
+from typer.core import TyperCommand
 
 from pipeline.errors import InputError, StvgError
 
@@ -58,6 +59,15 @@ log = logging.getLogger("cli")
 
 class Terminated(BaseException):
     """SIGTERM, raised in the main thread so that every `finally` on the way out runs."""
+
+
+class Command(TyperCommand):
+    """A command whose `--help` is drawn by `cli.help`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from cli.help import show_help
+
+        show_help(self, ctx)
 
 
 def new_app() -> typer.Typer:

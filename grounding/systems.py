@@ -22,7 +22,6 @@ from grounding.raw import Tokenise
 from grounding.recipe import CgstvgTrainConfig, CostaTrainConfig, EncodersConfig, Recipe, TrainConfig
 from grounding.targets import Targets, Totals
 from pipeline.config import merge
-from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
 from pipeline.errors import InputError
 from pipeline.reduce import Basis
@@ -57,6 +56,8 @@ def built(config: Recipe, about: Mapping[str, Any]) -> nn.Module:
     system, dims = system_of(config.system), tuple(about["dims"])
     if config.encoders is None:
         return system.build(dims, config.model)
+    from pipeline.encoders.appearance import AppearanceEncoder  # takes torchvision, which networks on features need not wait for
+
     first = first_encoders(config.encoders)
     for backbone, digest in zip(first, about["encoders"].values(), strict=True):
         if backbone is not None and backbone.digest != digest:

@@ -10,6 +10,8 @@
 | `mdetr:FILE` | appearance | the ResNet-101 of MDETR's checkpoint |
 | `mdetr:FILE+hf:DIR` | text | its RoBERTa, with the tokenizer of a Hugging Face folder |
 | `hf:DIR` | text | a Hugging Face RoBERTa folder, which says what the network is |
+
+Importing it stays light: torchvision, which takes longer than torch, is imported where a network of its is built.
 """
 
 from __future__ import annotations
@@ -25,13 +27,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.checkpoints import LAYOUTS, LoadReport, load_strictly, read_state
-from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.motion import MotionEncoder
 from pipeline.encoders.roberta_folder import read_shape, read_tokenizer, weights_file
-from pipeline.encoders.swin import SwinEncoder
 from pipeline.encoders.text import TextEncoder
 from pipeline.errors import InputError
-from pipeline.torch_hub import cached_file
 
 TINY = Path(__file__).parent / "encoders" / "tiny"
 PRODUCTS = ("appearance", "motion", "text")
@@ -145,10 +144,14 @@ def device_of(name: str) -> torch.device:
 def build_encoder(product: str, size: str, slowfast: str = "ava") -> nn.Module:
     """The encoder of a product with PyTorch's own initial weights."""
     if product == "appearance":
+        from pipeline.encoders.appearance import AppearanceEncoder
+
         return AppearanceEncoder(size)
-    if product == "motion":
-        return MotionEncoder(size, slowfast)
-    return SwinEncoder() if product == "swin" else TextEncoder(size)
+    if product == "swin":
+        from pipeline.encoders.swin import SwinEncoder
+
+        return SwinEncoder()
+    return MotionEncoder(size, slowfast) if product == "motion" else TextEncoder(size)
 
 
 def _text_encoder(size: str, source: Source) -> TextEncoder:
@@ -172,9 +175,15 @@ def _fill(encoder: nn.Module, product: str, source: Source, what: str) -> LoadRe
         return LoadReport(f"{what}, drawn from the seed", len(encoder.state_dict()), ())
     if source.kind == "tiny":
         return load_strictly(encoder, load_file(TINY / f"{product}.safetensors"), f"shipped {product} weights")
-    path = source.path or cached_file(product)
+    path = source.path or _cached_file(product)
     state = read_state(source.kind, weights_file(path) if source.kind == "hf" else path)
     return load_strictly(encoder, state, what, LAYOUTS[product, source.kind])
+
+
+def _cached_file(product: str) -> Path:
+    from pipeline.torch_hub import cached_file
+
+    return cached_file(product)
 
 
 def weights_digest(encoder: nn.Module, product: str) -> str:

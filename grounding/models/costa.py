@@ -24,7 +24,7 @@ Where the paper leaves things open:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -44,8 +44,10 @@ from grounding.modules.recompute import recompute_layers
 from grounding.modules.space_time import GROUPS, Connection, SpaceTimeTrunk
 from grounding.modules.tuning import tune
 from grounding.targets import Targets
-from pipeline.encoders.appearance import AppearanceEncoder
-from pipeline.encoders.text import TextEncoder
+
+if TYPE_CHECKING:
+    from pipeline.encoders.appearance import AppearanceEncoder
+    from pipeline.encoders.text import TextEncoder
 
 TOGETHER = 1 << 22
 """Pixels of videos that are encoded at once: what a pass without gradients holds does not grow with the batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from grounding.modules.own_size import at_own_size
 from grounding.modules.recompute import recompute_layers
 from grounding.modules.tuning import tune
 from grounding.targets import Targets
-from pipeline.encoders.appearance import AppearanceEncoder
-from pipeline.encoders.text import TextEncoder
+
+if TYPE_CHECKING:
+    from pipeline.encoders.appearance import AppearanceEncoder
+    from pipeline.encoders.text import TextEncoder
 
 TOGETHER = 32
 """Pictures that are encoded at once: what a pass without gradients holds does not grow with the batch."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
-from pipeline.encoders.appearance import AppearanceEncoder
+if TYPE_CHECKING:
+    from pipeline.encoders.appearance import AppearanceEncoder
 
 LEARNING = ("layer2", "layer3", "layer4")
 """The stages of a ResNet that train, as in DETR and MDETR: its stem, its first stage and all batch norms stay as they are."""

@@ -11,7 +11,10 @@ import pytest
 
 import cli
 
-HEAVY = {"torch", "torchvision", "transformers", "dask", "distributed", "zarr", "h5py", "matplotlib", "decord", "av", "numpy"}
+HEAVY = {
+    *("torch", "torchvision", "transformers", "dask", "distributed", "zarr", "h5py", "matplotlib", "decord", "av", "numpy"),
+    *("pydantic", "yaml", "pygments", "markdown_it"),
+}
 FOLDER = Path(cli.__file__).parent
 COMMANDS = sorted(path.stem for path in FOLDER.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8"))
 PROGRAM = """

@@ -102,7 +102,14 @@ sys.argv = ["stvg-extract", *{arguments!r}]
 from cli.extract import main
 main()
 """
-LOADED = ("cli.extract", "cli.settings", "pipeline.run", "transformers.models.roberta.modeling_roberta", "pytorchvideo.models.slowfast")
+LOADED = (
+    "cli.extract",
+    "cli.settings",
+    "pipeline.run",
+    "pipeline.encoders.appearance",
+    "transformers.models.roberta.modeling_roberta",
+    "pytorchvideo.models.slowfast",
+)
 SETTINGS: dict[str, Any] = {
     "backbones": "tiny",
     "weights": "random:0",

@@ -1,0 +1,56 @@
+"""Importing what a command runs is quick: what only some networks need, or only extraction, is imported where it is used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipeline
+
+OF_NETWORKS = {"torchvision", "transformers", "pytorchvideo", "torch._dynamo"}
+OF_EXTRACTION = {"dask", "distributed", "decord", "av"}
+TRAINED_AND_ASKED = (
+    "grounding.train",
+    "grounding.sweep",
+    "grounding.ensemble",
+    "grounding.ask",
+    "grounding.figure_set",
+    "grounding.evidence",
+)
+PLAIN = (
+    "pipeline.decode.serve",
+    "pipeline.store",
+    "pipeline.prepare",
+    "grounding.exam",
+    "grounding.judge",
+    "grounding.report",
+    "grounding.report_runs",
+)
+"""What reads and writes files: the child that decodes, the store, an index, what judges tubes and shows them."""
+
+
+def imported_with(*modules: str) -> set[str]:
+    """All modules that a fresh interpreter has loaded after these."""
+    program = f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted(sys.modules)))"
+    root = Path(pipeline.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+def test_training_asking_and_planning_extraction_import_no_libraries_of_backbones() -> None:
+    assert not imported_with(*TRAINED_AND_ASKED, "pipeline.run") & (OF_NETWORKS | OF_EXTRACTION)
+
+
+@pytest.mark.parametrize("module", PLAIN)
+def test_what_has_no_network_imports_no_torch(module: str) -> None:
+    assert not imported_with(module) & ({"torch"} | OF_NETWORKS | OF_EXTRACTION)
+
+
+def test_this_check_can_fail() -> None:
+    assert imported_with("pipeline.encoders.swin") >= {"torch", "torchvision"}
+    assert imported_with("distributed") >= {"dask", "distributed"}
