@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Assignments, Command, ConfigFile, Debug, guarded, log, log_to, new_app, say, warn
+from cli.app import Assignments, ConfigFile, Debug, guarded, log, log_to, new_app, say, warn
 from cli.progress import progress
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@app.command(cls=Command)
+@app.command()
 @guarded
 def evaluate(
     run: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import Assignments, Command, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
 from cli.progress import progress
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SHOWN = 20
 """Failures that are printed; all are in the ledger."""
 
 
-@app.command(cls=Command)
+@app.command()
 @guarded
 def extract(
     dataset: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Assignments, Command, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
 from cli.progress import progress
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@app.command(cls=Command)
+@app.command()
 @guarded
 def predict(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="The video to look in.")],

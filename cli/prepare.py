@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import Assignments, Command, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
 from cli.progress import progress
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ LOG_WIDTH = 120
 """Columns of a table that is not shown on a terminal: enough that nothing is cut."""
 
 
-@app.command(cls=Command)
+@app.command()
 @guarded
 def prepare(
     dataset: Annotated[

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from cli.app import Command, Debug, guarded, log, log_to, new_app, say
+from cli.app import Debug, guarded, log, log_to, new_app, say
 from cli.progress import progress
 
 app = new_app()
 LOG_EVERY = 100
 
 
-@app.command(cls=Command)
+@app.command()
 @guarded
 def pretrain_tiny(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where appearance, motion and text.safetensors are written.")],

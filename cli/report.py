@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import Assignments, Command, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
 from cli.progress import progress
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@app.command(cls=Command)
+@app.command()
 @guarded
 def report(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="The run to show; stvg-eval must have judged it.")],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Assignments, Command, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
 from cli.progress import Lines
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@app.command(cls=Command)
+@app.command()
 @guarded
 def sweep(
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled.")] = Path("store"),

@@ -11,13 +11,13 @@ from typing import Annotated
 
 import typer
 
-from cli.app import Assignments, Command, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
 from cli.progress import progress
 
 app = new_app()
 
 
-@app.command(cls=Command)
+@app.command()
 @guarded
 def train(
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled.")] = Path("store"),
