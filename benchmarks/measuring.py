@@ -1,4 +1,4 @@
-"""How a case measures: ways in turns, memory in a process of its own, operations counted, time by function."""
+"""How a case measures: ways in turns, memory in a process of its own, time by function."""
 
 from __future__ import annotations
 
@@ -76,15 +76,6 @@ def resident(field: str, process: int | str = "self") -> int:
     """Bytes of a process' memory, from /proc: `VmRSS` now, `VmHWM` at most so far."""
     lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
-
-
-def operations_of(work: Callable[[], object]) -> float:
-    """Floating point operations of the matrix products, convolutions and attentions in it, backward with forward."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
 
 
 def profile_torch(work: Callable[[], object], device: str) -> list[tuple[str, float]]:

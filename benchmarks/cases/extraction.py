@@ -19,7 +19,8 @@ import torch
 from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
 from benchmarks.machine import CORES, timed
 from benchmarks.made import FPS, make_queries, make_video, write_index
-from benchmarks.measuring import operations_of, profile_torch
+from benchmarks.measuring import profile_torch
+from benchmarks.operations import operations_of
 from pipeline.cluster import MEMORY
 
 GPU = torch.cuda.is_available()

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.case import Case, Floor, Group, Way
 from benchmarks.made import FPS, TEXT, asked_run, make_queries, make_tracks, make_video, rolled_features
-from benchmarks.measuring import in_turns, operations_of, profile_torch
+from benchmarks.measuring import in_turns, profile_torch
+from benchmarks.operations import operations_of
 from benchmarks.steps import CHANNELS, SLOWFAST, STRIDE, network_of_size
 from grounding.data import FeatureSet
 from grounding.predict import predict
@@ -50,7 +51,7 @@ class Answering(Case):
     def __enter__(self) -> Answering:
         super().__enter__()
         config = TrainConfig.model_validate(merge(preset("hcstvg-v1"), self.given))
-        self.network = network_of_size(config).to(self.device).eval().requires_grad_(False)  # or operations could not be counted
+        self.network = network_of_size(config).to(self.device).eval()
         frames, (width, height) = self.seconds * FPS, appearance_size(self.size, self.short)
         cells = (-(-height // STRIDE), -(-width // STRIDE))
         shapes = {
