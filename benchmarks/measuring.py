@@ -78,6 +78,11 @@ def resident(field: str, process: int | str = "self") -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def profile_torch(work: Callable[[], object], device: str) -> list[tuple[str, float]]:
     """The operators that take most of the device's time, with their shares of it."""
     from torch.autograd import DeviceType
@@ -89,7 +94,7 @@ def profile_torch(work: Callable[[], object], device: str) -> list[tuple[str, fl
         synchronise()
     field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     operators = (event for event in found.key_averages() if event.device_type == DeviceType.CPU)  # their kernels are counted with them
-    return _shares({event.key: getattr(event, field) for event in operators})
+    return shares({event.key: getattr(event, field) for event in operators})
 
 
 def profile_python(work: Callable[[], object]) -> list[tuple[str, float]]:
@@ -100,7 +105,7 @@ def profile_python(work: Callable[[], object]) -> list[tuple[str, float]]:
     times: defaultdict[str, float] = defaultdict(float)
     for place, values in stats.items():
         times[_named(*place)] += values[2]
-    return _shares(times)
+    return shares(times)
 
 
 def _named(file: str, line: int, function: str) -> str:
@@ -108,6 +113,7 @@ def _named(file: str, line: int, function: str) -> str:
     return function if file == "~" else f"{'/'.join(Path(file).parts[-2:])}: {function}"
 
 
-def _shares(times: Mapping[str, float]) -> list[tuple[str, float]]:
+def shares(times: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The names that take most of the time, with their shares of it."""
     whole = sum(times.values()) or 1.0
     return sorted(((name, time / whole) for name, time in times.items() if time), key=lambda entry: -entry[1])[:TOP]
