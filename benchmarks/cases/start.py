@@ -16,6 +16,13 @@ from benchmarks.measuring import in_turns, shares
 
 FOLDER = Path(cli.__file__).parent
 BARE = "python that does nothing"
+COUNTED = """
+import os, sys
+about = [getattr(module, '__dict__', {}) for module in [*sys.modules.values()]]  # some of torch's make up whatever they are asked for
+files = {own.get('__cached__') or own.get('__file__') for own in about}
+print(sum(os.path.getsize(file) for file in files if isinstance(file, str) and os.path.isfile(file)))
+"""
+"""Prints the bytes of the files that the modules so far lie in."""
 IMPORTED = re.compile(r"import time: +(?P<own>\d+) \| +\d+ \| +(?P<name>\S+)")
 """A line of `-X importtime`: microseconds of a module itself, then with what it imports."""
 IMPORTS = ("torch", "pipeline.store", "pipeline.run", "grounding.train", "grounding.ask")
@@ -60,9 +67,7 @@ def help_of(command: str) -> str:
 
 def bytes_imported(program: str) -> int:
     """Of the files that the modules a program imports lie in: compiled, or machine code."""
-    files = "{getattr(of, '__cached__', None) or getattr(of, '__file__', None) for of in [*sys.modules.values()]}"
-    count = f"import os, sys; print(sum(os.path.getsize(file) for file in {files} if file and os.path.isfile(file)))"
-    return int(python(f"try: {program}\nexcept SystemExit: pass\nfinally: {count}").splitlines()[-1])
+    return int(python(f"try: {program}\nexcept SystemExit: pass\n{COUNTED}").splitlines()[-1])
 
 
 def importing(program: str) -> list[tuple[str, float]]:
