@@ -45,7 +45,7 @@ def _notes(name: str, case: Mapping[str, Any]) -> str:
 
 
 def _top(entries: list[Mapping[str, Any]], count: int = 4) -> str:
-    return ", ".join(f"`{entry['what']}` {entry['share']:.0%}" for entry in entries[:count])
+    return ", ".join(f"`{entry['what']}` {entry['share']:.0%}" for entry in entries[:count] if entry["share"] >= 0.005)
 
 
 def duration(seconds: float) -> str:
