@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.case import Case, Floor, Group, Way
 from benchmarks.made import fill_store, make_queries
-from benchmarks.measuring import apart, in_turns, profile_torch
+from benchmarks.measuring import branched, in_turns, profile_torch
 from benchmarks.steps import CHANNELS, Step, floor_and_peak, network_of_size
 from grounding.data import FeatureSet
 from grounding.inputs import Inputs
@@ -202,7 +202,7 @@ class EndToEndStep(Case):
     def measure(self) -> list[Group]:
         made = self.made
         store = self.place / "store"
-        least = {way: apart(_floor_and_peak, way, self.sizes, self.device, store) for way in WAYS}  # while this process holds little
+        least = {way: branched(_floor_and_peak, way, self.sizes, self.device, store) for way in WAYS}  # while this process holds little
         with made.loader(store) as loader:
             batches = iter(loader)
             raw = [made.raw_batch(part) for part in next(batches)]

@@ -86,7 +86,8 @@ def here(work: Callable[..., Any], *given: Any) -> Any:
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.soak if name in HEAVY else ()) for name in PLACES])
 def test_a_case_agrees_and_its_findings_are_a_page(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{case_class(name).__module__}.apart", here, raising=False)
+    for process in ("apart", "branched"):
+        monkeypatch.setattr(f"{case_class(name).__module__}.{process}", here, raising=False)
     with small(name) as case:
         case.agree()
         groups = case.measure()
