@@ -5,35 +5,53 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 CORES = os.cpu_count() or 1
 TRIES = 5
-SIDE = {"cpu": 2048, "cuda": 8192}
+SIDES = {"cpu": (512, 2048), "cuda": (8192,)}
+"""Of the matrices that are multiplied."""
+CONVOLVED = {"cpu": (4, 256, 36, 64), "cuda": (64, 256, 72, 128)}
+"""What a convolution of 3×3 sees, without padding: on a CPU its kernels are of another library than those of products, and faster."""
 BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one process, with its threads: floating point operations per second in matrix products, and bytes read plus bytes written
-    per second in copying."""
+    """Of one process, with its threads: floating point operations per second in matrix products or convolutions, whichever is faster,
+    and bytes read plus bytes written per second in copying."""
 
     operations: float
     bytes: float
 
 
 def rates(device: str = "cpu", precision: str = "float32") -> Rates:
-    """The best of a few tries of one large product and one large copy, on torch's threads."""
+    """The best of a few tries of each large product, and of one large copy, on torch's threads."""
     import torch
 
-    side, size = SIDE[device], BYTES[device]
-    left, right = torch.randn(2, side, side, device=device, dtype=getattr(torch, precision))
+    size = BYTES[device]
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = best_of(lambda: torch.mm(left, right), TRIES)
-    return Rates(2 * side**3 / product, 2 * size / best_of(lambda: target.copy_(source), TRIES))
+    copied = 2 * size / best_of(lambda: target.copy_(source), TRIES)
+    with torch.inference_mode():
+        return Rates(max(operations / best_of(work, TRIES) for operations, work in _products(device, precision)), copied)
+
+
+def _products(device: str, precision: str) -> Iterator[tuple[int, Callable[[], object]]]:
+    """Products as large as a machine likes them: how many operations each takes, and what makes it."""
+    import torch
+
+    about: Any = {"device": device, "dtype": getattr(torch, precision)}
+    for side in SIDES[device]:
+        left, right = torch.randn(2, side, side, **about)
+        yield 2 * side**3, partial(torch.mm, left, right)
+    batch, channels, rows, columns = CONVOLVED[device]
+    seen, weight = torch.randn(CONVOLVED[device], **about), torch.randn(channels, channels, 3, 3, **about)
+    yield 2 * batch * channels**2 * 9 * (rows - 2) * (columns - 2), partial(torch.conv2d, seen, weight)
 
 
 def best_of(work: Callable[[], object], tries: int) -> float:

@@ -1,4 +1,4 @@
-"""How a case measures: ways in turns, memory in a process of its own, operations counted, time by function."""
+"""How a case measures: ways in turns, memory in a process of its own, time by function."""
 
 from __future__ import annotations
 
@@ -40,9 +40,21 @@ def in_turns(
 
 def apart(work: Callable[..., T], *given: Any) -> T:
     """The work in a fresh process that may start others, with memory kept as in every command."""
+    return _in(get_context("spawn"), work, *given)
+
+
+def branched(work: Callable[..., T], *given: Any) -> T:
+    """As `apart`, but from a process that has imported the work's module and done nothing else: importing takes longer than many steps.
+    A step's own memory is the same there; a whole process's is not."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([work.__module__])
+    return _in(context, work, *given)
+
+
+def _in(context: Any, work: Callable[..., T], *given: Any) -> T:
     from cli.app import keep_memory
 
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=keep_memory) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=keep_memory) as pool:
         return pool.submit(work, *given).result()
 
 
@@ -78,13 +90,9 @@ def resident(field: str, process: int | str = "self") -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
-def operations_of(work: Callable[[], object]) -> float:
-    """Floating point operations of the matrix products, convolutions and attentions in it, backward with forward."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
+def size_of(folder: Path) -> int:
+    """Bytes of all files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def profile_torch(work: Callable[[], object], device: str) -> list[tuple[str, float]]:
@@ -98,7 +106,7 @@ def profile_torch(work: Callable[[], object], device: str) -> list[tuple[str, fl
         synchronise()
     field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     operators = (event for event in found.key_averages() if event.device_type == DeviceType.CPU)  # their kernels are counted with them
-    return _shares({event.key: getattr(event, field) for event in operators})
+    return shares({event.key: getattr(event, field) for event in operators})
 
 
 def profile_python(work: Callable[[], object]) -> list[tuple[str, float]]:
@@ -109,7 +117,7 @@ def profile_python(work: Callable[[], object]) -> list[tuple[str, float]]:
     times: defaultdict[str, float] = defaultdict(float)
     for place, values in stats.items():
         times[_named(*place)] += values[2]
-    return _shares(times)
+    return shares(times)
 
 
 def _named(file: str, line: int, function: str) -> str:
@@ -117,6 +125,7 @@ def _named(file: str, line: int, function: str) -> str:
     return function if file == "~" else f"{'/'.join(Path(file).parts[-2:])}: {function}"
 
 
-def _shares(times: Mapping[str, float]) -> list[tuple[str, float]]:
+def shares(times: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The names that take most of the time, with their shares of it."""
     whole = sum(times.values()) or 1.0
     return sorted(((name, time / whole) for name, time in times.items() if time), key=lambda entry: -entry[1])[:TOP]

@@ -10,9 +10,9 @@ INTRO = """# Measurements
 
 Every case first checks that the ways it compares give the same, then measures them in one run, in turns. A time is the median of its
 rounds, a ratio the median of the rounds' ratios with the smallest and the largest; "first" is the first way of a group. The floor is
-the longer of two: the operations a way needs at the machine's rate of matrix products, and the bytes it must read and write, each
-once, at its rate of copying; both rates are measured beside the case. Operations, bytes, rounds and profiles are in the JSON file of
-the same name.
+the longer of two: the operations a way needs at the machine's rate of matrix products (or of convolutions, where they are faster), and
+the bytes it must read and write, each once, at its rate of copying; both rates are measured beside the case. A tap of a convolution on
+padding is no operation. Operations, bytes, rounds and profiles are in the JSON file of the same name.
 """
 
 
@@ -37,7 +37,7 @@ def _row(name: str, record: Mapping[str, Any]) -> str:
 
 def _notes(name: str, case: Mapping[str, Any]) -> str:
     goes_to = [record for record in case["found"] if "where_the_time_goes" in record]
-    tops = [f"- {record['of']}, {record['way']}: {_top(record['where_the_time_goes'])}" for record in goes_to]
+    tops = [f"- {record['of']} → {record['way']}: {_top(record['where_the_time_goes'])}" for record in goes_to]
     speed = f"{case['rates']['operations'] / 1e9:,.0f} GFLOP/s ({case['rates']['precision']}) and {case['rates']['bytes'] / 1e9:.1f} GB/s"
     goes = "\n\nWhere the time goes:\n\n" + "\n".join(tops) if tops else ""
     facts = f"{case['where']}. Rates: {speed}. Load by other work before: {case['load_before']:.1f}. {case['date']}."
@@ -45,7 +45,7 @@ def _notes(name: str, case: Mapping[str, Any]) -> str:
 
 
 def _top(entries: list[Mapping[str, Any]], count: int = 4) -> str:
-    return ", ".join(f"`{entry['what']}` {entry['share']:.0%}" for entry in entries[:count])
+    return ", ".join(f"`{entry['what']}` {entry['share']:.0%}" for entry in entries[:count] if entry["share"] >= 0.005)
 
 
 def duration(seconds: float) -> str:

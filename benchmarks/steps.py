@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.case import Floor
-from benchmarks.measuring import operations_of, peak_of
+from benchmarks.measuring import peak_of
+from benchmarks.operations import operations_of
 from grounding.collate import to_device
 from grounding.data import SQUARED, WHOLE
 from grounding.inputs import Inputs

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.case import Case, Floor, Group, Way
 from benchmarks.made import make_video
-from benchmarks.measuring import in_turns
+from benchmarks.measuring import in_turns, profile_python
 from pipeline.decode import DecodeChild, VideoFacts, open_frames, probe
 
 WORK_SECONDS = 0.002
@@ -25,7 +25,8 @@ class Decode(Case):
     """Reading whole videos in order, opening included, with PyAV and with decord (where it is trusted with the file), in the
     process that reads and in a child process that is reused, as extraction does; for a consumer that only takes the pictures, and
     for one that computes for 2 ms after each: the child decodes meanwhile. One thread a decoder. All give the same pictures, to the
-    bit. The floor is writing the pictures; what the codec must compute is not in it.
+    bit. The floor is writing the pictures; what the codec must compute is not in it. Where the time goes is said of the process that
+    reads: of a child's it is what it waits.
     """
 
     packages = ("numpy", "av", "decord")
@@ -59,8 +60,9 @@ class Decode(Case):
         facts = probe(path)
         reads = {name: partial(consume, read, work, facts.frame_count) for name, read in ways_of(path, facts, self.child).items()}
         pixels = facts.frame_count * facts.size[0] * facts.size[1] * 3
+        tops = {} if work else {name: profile_python(read) for name, read in reads.items()}
         found = {
-            name: Way(own, Floor(bytes=pixels), facts={"frames_per_second": facts.frame_count / min(own)})
+            name: Way(own, Floor(bytes=pixels), top=tops.get(name, []), facts={"frames_per_second": facts.frame_count / min(own)})
             for name, own in in_turns(reads, self.rounds).items()
         }
         title = f"{path.name}, {facts.size[0]}×{facts.size[1]}, {facts.frame_count} frames"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.measuring import apart, profile_python, resident
+from benchmarks.measuring import apart, profile_python, resident, size_of
 
 WORDS = "the an adult child dog ball in red black clothes is behind next to holds what who".split()  # noqa: SIM905
 CATEGORIES = ("adult", "child", "dog", "ball/sports_ball", "bicycle", "guitar", "car")
@@ -91,10 +91,6 @@ def read_plain(root: Path) -> tuple[float, int]:
         for path in (root / folder).rglob("*.json"):
             json.loads(path.read_bytes())
     return time.perf_counter() - began, resident("VmHWM")
-
-
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def make(root: Path, rng: np.random.Generator, videos: int, sentences: int, boxes: bool) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.case import ONE_THREAD, Case, Group, Way
+from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
+from benchmarks.machine import timed
 from benchmarks.made import FPS, make_video
-from benchmarks.measuring import apart, resident
+from benchmarks.measuring import apart, profile_torch, resident
+from benchmarks.operations import operations_of
 
 PAUSE_SECONDS = 0.01
 PRODUCTS = ("appearance", "motion")
@@ -20,9 +23,10 @@ PRODUCTS = ("appearance", "motion")
 
 @dataclass
 class Memory(Case):
-    """Peak memory of a whole process that streams a video's features (tiny backbones), for videos of growing length, against the
-    shortest: it must not grow with the video. And of the process that decodes a 720p video for a consumer that pauses 10 ms after
-    each picture, by decoder; the child is stopped while its ring is full. Frames and rows are counted first.
+    """Peak memory of a whole process that streams a video's features (tiny backbones), and its time for a second of video, networks at
+    hand, for videos of growing length, against the shortest: neither must grow with the video. The floor is the networks' operations on
+    the shortest, and writing the pictures. And the memory of the process that decodes a 720p video for a consumer that pauses 10 ms
+    after each picture, by decoder; the child is stopped while its ring is full. Frames and rows are counted first.
     """
 
     packages = ("torch", "av", "decord")
@@ -46,7 +50,10 @@ class Memory(Case):
             np.testing.assert_array_equal(rows, whole[product][0])
 
     def measure(self) -> list[Group]:
-        grows = {f"{length} s": Way(peak=apart(peak_of_streaming, path)) for length, path in self.videos.items()}
+        shortest, each_second = partial(stream, self.videos[self.seconds[0]]), FPS * self.size[0] * self.size[1] * 3
+        floor = Floor(operations_of(shortest) / self.seconds[0], each_second)
+        grows = {f"{length} s": self._streaming(length, floor) for length in self.seconds}
+        grows[f"{self.seconds[0]} s"].top = profile_torch(shortest, "cpu")
         by = {
             "the child that decord runs in, stopped while its ring is full": Way(peak=apart(peak_of_child, self.slow_video)),
             **{
@@ -55,7 +62,12 @@ class Memory(Case):
             },
         }
         (width, height), frames = self.slow
-        return [Group("features of a video, streamed", grows), Group(f"{frames} frames of {width}×{height}, a slow consumer", by)]
+        slow = Group(f"{frames} frames of {width}×{height}, a slow consumer", by)
+        return [Group("features of a video, streamed, by its second", grows), slow]
+
+    def _streaming(self, length: int, floor: Floor) -> Way:
+        seconds, peak = apart(streaming, self.videos[length])
+        return Way([seconds / length], floor, peak)
 
 
 def backbones() -> dict[str, Any]:
@@ -64,13 +76,16 @@ def backbones() -> dict[str, Any]:
     return {product: load_backbone(product, "tiny", "random:0").encoder for product in PRODUCTS}
 
 
-def stream(path: Path, take: Callable[[str, np.ndarray], None]) -> None:
+def drop(product: str, rows: np.ndarray) -> None: ...
+
+
+def stream(path: Path, take: Callable[[str, np.ndarray], None] = drop, encoders: dict[str, Any] | None = None) -> None:
     """Hand on each block of rows as it is made, decoded in a child as extraction does."""
     from pipeline.decode import DecodeChild
     from pipeline.extract import FeatureStream, SamplingConfig
 
     with DecodeChild() as child:
-        for product, rows in FeatureStream(path, SamplingConfig(short=96), backbones(), decoder=child):
+        for product, rows in FeatureStream(path, SamplingConfig(short=96), encoders or backbones(), decoder=child):
             take(product, rows)
 
 
@@ -81,9 +96,10 @@ def streamed(path: Path) -> dict[str, np.ndarray]:
     return {product: np.concatenate(rows) for product, rows in blocks.items()}
 
 
-def peak_of_streaming(path: Path) -> int:
-    stream(path, lambda product, rows: None)
-    return resident("VmHWM")
+def streaming(path: Path) -> tuple[float, int]:
+    """Seconds, and the process' peak."""
+    encoders = backbones()
+    return timed(lambda: stream(path, drop, encoders)), resident("VmHWM")
 
 
 def peak_of_decoder(path: Path, decoder: Any) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.measuring import apart, in_turns, profile_torch
+from benchmarks.measuring import branched, in_turns, profile_torch
 from benchmarks.steps import CHANNELS, SLOWFAST, STRIDE, Step, feature_bytes, floor_and_peak, network_of_size, random_batch
 from grounding.loader import Batch
 from grounding.recipe import Recipe
@@ -102,7 +102,7 @@ class Systems(Case):
         return [self._group(size) for size in self.sizes]
 
     def _group(self, size: Size) -> Group:
-        least = {name: apart(_floor_and_peak, name, size, self.device) for name in size.short}  # while this process holds little
+        least = {name: branched(_floor_and_peak, name, size, self.device) for name in size.short}  # while this process holds little
         steps = {name: self.steps[size.title, name] for name in size.short}
         ways = {name: partial(step, parts) for name, (step, parts) in steps.items()}
         tops = {name: profile_torch(way, self.device) for name, way in ways.items()}  # each has now begun

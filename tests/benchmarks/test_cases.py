@@ -27,9 +27,9 @@ def small(name: str) -> Case:
     """A case at a size of seconds."""
     case = case_class(name)
     if name == "extraction":
-        from benchmarks.cases.extraction import Clips
+        from benchmarks.parts import Clips
 
-        return case(clips=(Clips("tiny", 2, 1, (64, 48), 32),), rounds=1, workers=1)  # type: ignore[call-arg]
+        return case(clips=(Clips("tiny", 2, 1, (64, 48), 32, rounds=1),), workers=1)  # type: ignore[call-arg]
     if name == "end-to-end":
         from benchmarks.cases.end_to_end import Size
 
@@ -86,7 +86,8 @@ def here(work: Callable[..., Any], *given: Any) -> Any:
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.soak if name in HEAVY else ()) for name in PLACES])
 def test_a_case_agrees_and_its_findings_are_a_page(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{case_class(name).__module__}.apart", here, raising=False)
+    for process in ("apart", "branched"):
+        monkeypatch.setattr(f"{case_class(name).__module__}.{process}", here, raising=False)
     with small(name) as case:
         case.agree()
         groups = case.measure()
@@ -96,6 +97,11 @@ def test_a_case_agrees_and_its_findings_are_a_page(name: str, monkeypatch: pytes
     about |= {"where": "here", "load_before": 0.0, "date": "today", "took_seconds": 0.0}
     written = page(json.loads(json.dumps({name: about})))
     assert all(f"| {name} | {record['of']} | {record['way']} |" in written for record in found)
+    named = [line.partition(": `")[0] for line in written.splitlines() if " → " in line]
+    assert named == [f"- {record['of']} → {record['way']}" for record in found if "where_the_time_goes" in record]
+    assert named
+    assert len(set(named)) == len(named)
+    assert any("floor" in record for record in found)
 
 
 def test_a_floor_is_the_longer_of_computing_and_copying_shared_by_cores() -> None:
@@ -127,10 +133,3 @@ def test_a_ratio_is_the_middle_one_of_the_rounds() -> None:
     assert "ratio" not in first
     assert second["ratio"] == [2.0, 1.0, 4.0]
     assert second["peak_ratio"] == 3
-
-
-def test_operations_of_a_product_are_counted_forward_and_backward() -> None:
-    import torch
-
-    left, right = torch.ones(3, 4, requires_grad=True), torch.ones(4, 5, requires_grad=True)
-    assert measuring.operations_of(lambda: (left @ right).sum().backward()) == 3 * 2 * 3 * 4 * 5
