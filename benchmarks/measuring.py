@@ -80,9 +80,13 @@ def resident(field: str, process: int | str = "self") -> int:
 
 def operations_of(work: Callable[[], object]) -> float:
     """Floating point operations of the matrix products, convolutions and attentions in it, backward with forward."""
-    from torch.utils.flop_counter import FlopCounterMode
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-    with FlopCounterMode(display=False) as counter:
+    def onednn(x: Any, weight: Any, *how: Any, out_shape: Any) -> int:
+        return conv_flop_count(x, weight, out_shape)
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_convolution: onednn}) as counter:
         work()
     return float(counter.get_total_flops())
 
