@@ -24,7 +24,8 @@ class _Untracked(nullcontext[None]):
 
 def operations_of(work: Callable[[], object]) -> float:
     """Floating point operations of the matrix products, convolutions and attentions in it, backward with forward."""
-    counter = FlopCounterMode(display=False, custom_mapping={ops.aten.convolution: _forward, ops.aten.convolution_backward: _backward})
+    own = {ops.aten.convolution: _forward, ops.aten.convolution_backward: _backward, ops.aten.mkldnn_convolution: _of_onednn}
+    counter = FlopCounterMode(display=False, custom_mapping=own)
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
     with counter:
         work()
@@ -44,6 +45,20 @@ def _forward(
 ) -> int:
     """Of `aten::convolution`: shapes `[n, channels, …]` and `[channels, channels of a group, …]` in the place of tensors."""
     return 2 * _products(seen, weight, out_shape, stride, padding, dilation, transposed)
+
+
+def _of_onednn(
+    seen: Size,
+    weight: Size,
+    bias: Size | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    *more: Any,
+    out_shape: Size,
+) -> int:
+    """Of `aten::mkldnn_convolution`."""
+    return 2 * _products(seen, weight, out_shape, stride, padding, dilation, transposed=False)
 
 
 def _backward(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from grounding.answers import Answers, AskedVideo, Best, answer_of
@@ -32,6 +33,7 @@ from grounding.raw import Pictures, Tokens
 from grounding.systems import network_of, tokenise_of
 from grounding.windows import InMemory, Stretch, kept_stretches, streamed_stretches, windows_of
 from pipeline.config import validate
+from pipeline.encoders.frozen import frozen
 from pipeline.errors import InputError
 from pipeline.extract import HERE, Decoder, FeatureStream, SamplingConfig, encode_texts
 from pipeline.records import Query, Span, Tracks
@@ -85,7 +87,7 @@ class Grounder:
         self.visual = tuple(self.ensemble.roles.values())
         self.tokenise = tokenise_of(self.ensemble.models[0]) if self.ensemble.pictures else None
         needed = self.visual if self.tokenise else (*self.visual, "text")
-        found = {name: trained.get(name) or recorded_encoder(run, name, made_from[name]) for name in needed}
+        found = {name: trained.get(name) or recorded_encoder(run, name, made_from[name], self.device) for name in needed}
         self.encoders = {name: encoder.to(self.device) for name, encoder in found.items()}
         self.networks = [network_of(model) for model in self.ensemble.models]
         self.reductions = {name: recorded_reduction(run, name, made_from.get(name, {})) for name in self.visual}
@@ -205,8 +207,8 @@ def trained_encoders(ensemble: Ensemble) -> dict[str, nn.Module]:
     return {"appearance": first.image, "text": first.text_encoder}
 
 
-def recorded_encoder(run: Path, product: str, made_from: dict[str, Any]) -> nn.Module:
-    """The encoder a run's features came from; an InputError where the weights found now are others. Pictures need none."""
+def recorded_encoder(run: Path, product: str, made_from: dict[str, Any], device: torch.device) -> nn.Module:
+    """The encoder a run's features came from, ready to compute; InputError where the weights found now are others. Pictures need none."""
     if product == "frames":
         return nn.Identity()
     backbone = load_backbone(product, made_from["backbone"], made_from["weights"], made_from.get("slowfast"))
@@ -216,7 +218,7 @@ def recorded_encoder(run: Path, product: str, made_from: dict[str, Any]) -> nn.M
             f" {made_from['weights_digest'][:12]}…, but these weights are {backbone.digest[:12]}… here:"
             " put the same weights back, or extract and train again"
         )
-    return backbone.encoder
+    return frozen(backbone.encoder.to(device))
 
 
 def asked_video(video: Path, facts: Mapping[str, Any]) -> AskedVideo:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pipeline.decode.child import DecodeChild
+from pipeline.encoders.frozen import frozen
 from pipeline.errors import VideoError
 from pipeline.extract import Decoder, FeatureStream, encode_texts
 from pipeline.jobs import ExtractConfig, Job, kind_of, source_of
@@ -120,18 +121,24 @@ def child() -> Decoder:
 
 
 def encoder_of(product: str, config: ExtractConfig) -> nn.Module:
-    """The product's encoder on its device; `frames` needs none."""
+    """The product's encoder on its device, ready to compute; `frames` needs none."""
     if product == "frames":
         return nn.Identity()
-    return backbone_of(product, config).encoder.to(device_of(config.device))
-
-
-def backbone_of(product: str, config: ExtractConfig) -> Backbone:
-    return _backbone(product, config.backbones, source_of(product, config), config.slowfast)
+    return _ready(backbone_of(product, config).encoder, device_of(config.device))
 
 
 @lru_cache(maxsize=8)
-def _backbone(product: str, size: str, weights: str, slowfast: str | None) -> Backbone:
+def _ready(encoder: nn.Module, device: torch.device) -> nn.Module:
+    return frozen(encoder.to(device))
+
+
+def backbone_of(product: str, config: ExtractConfig) -> Backbone:
+    return _backbone(product, config.backbones, source_of(product, config), config.slowfast, config.device)
+
+
+@lru_cache(maxsize=8)
+def _backbone(product: str, size: str, weights: str, slowfast: str | None, _device: str) -> Backbone:
+    """One for each device: `frozen` changes its encoder for where it lies."""
     return load_backbone(product, size, weights, slowfast)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import grounding.predict
 from grounding.answers import Answers, answer_of
@@ -256,7 +257,7 @@ def test_a_run_on_other_features_forgets_old_projections(tiny_run: Any, reduced:
 def test_motion_is_built_as_recorded(tmp_path: Path, recorded: dict[str, str], kind: str) -> None:
     digest = load_backbone("motion", "tiny", "random:0", kind).digest
     about = {"backbone": "tiny", "weights": "random:0", "weights_digest": digest, **recorded}
-    assert recorded_encoder(tmp_path, "motion", about).kind == kind
+    assert recorded_encoder(tmp_path, "motion", about, torch.device("cpu")).kind == kind
 
 
 def test_sentences_are_tokenised_as_recorded(tmp_path: Path) -> None:
@@ -273,6 +274,6 @@ def test_sentences_are_tokenised_as_recorded(tmp_path: Path) -> None:
     made.save_model(str(folder))
     digest = load_backbone("text", "full", f"hf:{folder}").digest
     about = {"backbone": "full", "weights": f"hf:{folder}", "weights_digest": digest}
-    ((states, tokens),) = encode_texts(["hum the zoo"], recorded_encoder(tmp_path, "text", about))
+    ((states, tokens),) = encode_texts(["hum the zoo"], recorded_encoder(tmp_path, "text", about, torch.device("cpu")))
     assert tokens.tolist() == [0, *made.encode("hum the zoo").ids, 2]
     assert states.shape == (len(tokens), 16)

@@ -142,7 +142,7 @@ class Means(nn.Module):
 def test_a_video_gives_the_tube_that_a_store_of_video_swin_s_maps_gives(
     tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(product: str, size: str, weights: str, slowfast: str | None = None) -> Backbone:
+    def load(product: str, size: str, weights: str, slowfast: str | None = None, device: str = "cpu") -> Backbone:
         if product != "swin":
             return load_backbone(product, size, weights, slowfast)
         return Backbone(Means().eval(), weights, "0" * 64, LoadReport("means", 1, ()))

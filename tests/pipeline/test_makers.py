@@ -226,7 +226,7 @@ def test_jpegs_are_of_the_resized_picture() -> None:
 
 
 def test_swin_through_the_engine(tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def backbone(product: str, size: str, weights: str, slowfast: str | None) -> Backbone:
+    def backbone(product: str, size: str, weights: str, slowfast: str | None, device: str) -> Backbone:
         return Backbone(WindowMeans(), weights, "0123", LoadReport(product, 0, ()))
 
     monkeypatch.setattr(shards, "_backbone", backbone)

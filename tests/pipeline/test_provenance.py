@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline import provenance
+from pipeline.encoders.frozen import frozen
 from pipeline.errors import StoreError
 from pipeline.extract import FeatureStream, SamplingConfig, encode_texts, jpeg_frames
 from pipeline.jobs import ExtractConfig, Job
@@ -59,7 +60,8 @@ def picture(number: int) -> np.ndarray:
 
 def made(product: str, folder: Path) -> np.ndarray:
     """What the product's encoder, with weights drawn from seed 0, makes of the pictures or of the sentence."""
-    encoder = None if product == "frames" else load_backbone(product, "full" if product == "swin" else "tiny", "random:0").encoder
+    size = "full" if product == "swin" else "tiny"
+    encoder = None if product == "frames" else frozen(load_backbone(product, size, "random:0").encoder)
     if product == "text":
         ((states, _),) = encode_texts([SENTENCE], encoder)
         return states
