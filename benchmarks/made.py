@@ -118,11 +118,12 @@ def fill_store(store: Path, queries: Sequence[Query], entries: Mapping[str, Iter
 
 
 def asked_run(place: Path, query: Query, backbones: str, short: int, name: str, device: str) -> Any:
-    """A run that took one step on one video, ready to be asked."""
+    """A run that took one step on one video, ready to be asked; a child decodes, as for the command, until this process ends."""
     from grounding.ask import Grounder
     from grounding.recipe import TrainConfig
     from grounding.systems import preset
     from grounding.train import open_run, train
+    from pipeline.decode import DecodeChild
     from pipeline.jobs import ExtractConfig
     from pipeline.run import run
 
@@ -133,4 +134,4 @@ def asked_run(place: Path, query: Query, backbones: str, short: int, name: str, 
     config = TrainConfig.model_validate({**preset(name), "max_steps": 1, "batch": 1, "device": device})
     open_run(place / "asked-store", place / "run", config)
     train(place / "asked-store", place / "run", config)
-    return Grounder(place / "run", device=device)
+    return Grounder(place / "run", device=device, decoder=DecodeChild())

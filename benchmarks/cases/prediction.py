@@ -67,7 +67,7 @@ class Answering(Case):
         every = {"appearance": MAPS_EVERY, "motion": CLIPS_EVERY}
         made = rolled_features(queries, shapes, every)
         parts = (made["appearance"], made["motion"], made["text"], config.model.frames, config.model.clips)
-        self.features = FeatureSet(self.queries, make_tracks(queries), *parts)
+        self.features = FeatureSet(self.queries, make_tracks(queries), *parts, device=torch.device(self.device))
         self.file = make_video(self.place / "videos" / "v0.mp4", self.size, frames)
         self.grounder = asked_run(self.place, queries[0], self.backbones, self.short, self.preset_name, self.device)
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import product
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.operations import operations_of, taps
+from pipeline.encoders.frozen import OneDnn, frozen
 
 CONVOLUTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "1-D": (nn.Conv1d(3, 4, 5, padding=4), (2, 3, 7)),
@@ -37,6 +39,14 @@ def test_operations_of_a_convolution_are_those_on_its_input_forward_and_backward
     backward = operations_of(lambda: made[0].sum().backward())
     added_up = sum(one.grad.sum() for one in (layer.weight, seen) if isinstance(one, torch.Tensor) and one.grad is not None)
     assert backward == 2 * added_up == (2 if first else 4) * made[0].sum()
+
+
+@pytest.mark.parametrize("name", ["2-D, stride and padding", "2-D, one channel a group", "3-D"])
+def test_those_of_a_frozen_convolution_are_the_same(name: str) -> None:
+    layer, shape = CONVOLUTIONS[name]
+    quick = frozen(nn.Sequential(copy.deepcopy(layer)))
+    assert isinstance(quick[0], OneDnn)  # type: ignore[index]
+    assert operations_of(lambda: quick(torch.ones(shape))) == operations_of(lambda: layer(torch.ones(shape)))
 
 
 def test_taps_are_those_that_a_loop_meets() -> None:
