@@ -93,7 +93,7 @@ def settings(**changes: Any) -> ExtractConfig:
 def test_what_determines_a_product_is_recorded() -> None:
     appearance, motion, frames, text = (provenance_of(product, settings(), {}) for product in ("appearance", "motion", "frames", "text"))
     assert (appearance["recipe"], appearance["precision"], appearance["backbone"], appearance["weights"]) == (
-        1,
+        2,
         "float32",
         "tiny",
         "random:0",
@@ -158,5 +158,5 @@ def test_a_worker_with_other_code_or_weights_is_refused(tmp_path: Path, monkeypa
     with pytest.raises(StoreError, match=r"has weights_digest \w{64}, but motion of this store is made with other"):
         refuse_unlike_worker(other)
     monkeypatch.setitem(RECIPES, "motion", 7)
-    with pytest.raises(StoreError, match="has recipe 7, but motion of this store is made with 1: install the same versions"):
+    with pytest.raises(StoreError, match="has recipe 7, but motion of this store is made with 2: install the same versions"):
         refuse_unlike_worker(job)
