@@ -500,12 +500,14 @@ def test_an_index_without_tracks_is_refused(data: Path, tmp_path: Path) -> None:
 
 
 def test_two_workers_one_of_them_killed(data: Path, tmp_path: Path) -> None:
-    """Dask starts the worker anew and runs its shard again: the store is the one made in one process."""
+    """Dask starts the worker anew and runs its shard again: the store is the one made in one process. No decoder stays behind."""
     extract(data, tmp_path / "whole")
     killed: list[int] = []
+    began: set[psutil.Process] = set()
 
     def kill_one(done: int, total: int) -> None:
         workers = [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+        began.update(process for worker in workers for process in (worker, *worker.children()))
         if done and not killed:
             killed.append(workers[0].pid)
             os.kill(workers[0].pid, signal.SIGKILL)
@@ -514,6 +516,8 @@ def test_two_workers_one_of_them_killed(data: Path, tmp_path: Path) -> None:
     assert len(killed) == 1
     assert (report.failures, report.made) == ([], 3)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
+    assert len(began) > 2
+    assert psutil.wait_procs(began, timeout=10)[1] == []
 
 
 def test_the_survey_tells_what_a_run_will_do(data: Path, tmp_path: Path) -> None:
