@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,8 +88,13 @@ def networks_alone(paths: list[Path], clips: Clips) -> None:
 
 
 def operations_each(path: Path, clips: Clips) -> float:
-    """Of the networks on one of the videos, counted without computing anything but shapes."""
-    shapes = {name: OnlyShapes(encoder) for name, encoder in encoders_of(clips).items()}
+    """Of the networks on one of the videos, counted without computing anything but shapes: on networks as they are loaded, for oneDNN's
+    convolutions must compute."""
+    from pipeline.jobs import source_of
+    from pipeline.weights import load_backbone
+
+    settings = config(clips)
+    shapes = {name: OnlyShapes(load_backbone(name, clips.backbones, source_of(name, settings)).encoder) for name in settings.products}
     return operations_of(partial(_see, [path], clips, shapes))
 
 
@@ -117,7 +121,7 @@ class OnlyShapes(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.here = nn.Parameter(torch.zeros(()), requires_grad=False)  # on the CPU, where its pictures are to be
-        self.network = copy.deepcopy(network).to("meta")
+        self.network = network.to("meta")
 
     def __getattr__(self, name: str) -> Any:
         try:
