@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import PLACES
+from benchmarks.machine import has_gpu
 from benchmarks.page import page, table
-from benchmarks.running import case_environment, has_gpu, in_fresh_process, run_case
+from benchmarks.running import case_environment, in_fresh_process, run_case
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -54,6 +54,12 @@ def _products(device: str, precision: str) -> Iterator[tuple[int, Callable[[], o
     yield 2 * batch * channels**2 * 9 * (rows - 2) * (columns - 2), partial(torch.conv2d, seen, weight)
 
 
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def best_of(work: Callable[[], object], tries: int) -> float:
     """Seconds of the shortest try; one before them is not counted."""
     return min([timed(work) for _ in range(tries + 1)][1:])

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.machine import synchronise, timed
+from benchmarks.machine import has_gpu, synchronise, timed
 
 T = TypeVar("T")
 TOP = 8
@@ -45,7 +45,9 @@ def apart(work: Callable[..., T], *given: Any) -> T:
 
 def branched(work: Callable[..., T], *given: Any) -> T:
     """As `apart`, but from a process that has imported the work's module and done nothing else: importing takes longer than many steps.
-    A step's own memory is the same there; a whole process's is not."""
+    A step's own memory is the same there; a whole process's is not. Where there is a GPU it is `apart`: its driver is not forked."""
+    if has_gpu():
+        return apart(work, *given)
     context = get_context("forkserver")
     context.set_forkserver_preload([work.__module__])
     return _in(context, work, *given)

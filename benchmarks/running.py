@@ -33,12 +33,6 @@ def in_fresh_process(work: Any, environment: dict[str, str], *given: str) -> Any
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def run_case(name: str) -> dict[str, Any]:
     """What one case finds, with where and when, and the rates its floors are reckoned with."""
     from cli.app import keep_memory
