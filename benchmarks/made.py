@@ -117,13 +117,13 @@ def fill_store(store: Path, queries: Sequence[Query], entries: Mapping[str, Iter
     return store
 
 
-def asked_run(place: Path, query: Query, backbones: str, short: int, name: str, device: str) -> Any:
-    """A run that took one step on one video, ready to be asked; a child decodes, as for the command, until this process ends."""
+def asked_run(place: Path, query: Query, backbones: str, short: int, name: str, device: str, decoder: Any = None) -> Any:
+    """A run that took one step on one video, ready to be asked; videos are decoded in this process, or by `decoder`."""
     from grounding.ask import Grounder
     from grounding.recipe import TrainConfig
     from grounding.systems import preset
     from grounding.train import open_run, train
-    from pipeline.decode import DecodeChild
+    from pipeline.extract import HERE
     from pipeline.jobs import ExtractConfig
     from pipeline.run import run
 
@@ -134,4 +134,4 @@ def asked_run(place: Path, query: Query, backbones: str, short: int, name: str, 
     config = TrainConfig.model_validate({**preset(name), "max_steps": 1, "batch": 1, "device": device})
     open_run(place / "asked-store", place / "run", config)
     train(place / "asked-store", place / "run", config)
-    return Grounder(place / "run", device=device, decoder=DecodeChild())
+    return Grounder(place / "run", device=device, decoder=decoder or HERE)

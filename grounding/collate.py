@@ -1,7 +1,7 @@
 """Samples to a batch: padded and masked, what several ask about in it once, and brought to where the network computes.
 
-For a GPU features are left where they were read, in pinned memory, and each is copied from there to its place in the batch on the GPU:
-between the store's file and that place no other memory sees them.
+For a GPU features are left where they were read, which is pinned memory where they come from a store, and each is copied from there to
+its place in the batch on the GPU.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ class Apart:
         make = torch.empty if all(array.shape == shape for array in self.arrays) else torch.zeros
         result = make((len(self.arrays), *shape), dtype=torch.from_numpy(self.arrays[0][:0]).dtype, device=device)
         for place, array in zip(result, self.arrays, strict=True):
-            place[tuple(slice(side) for side in array.shape)].copy_(torch.from_numpy(array), non_blocking=non_blocking)
+            own = torch.from_numpy(np.ascontiguousarray(array))
+            place[tuple(slice(side) for side in array.shape)].copy_(own, non_blocking=non_blocking)
         return result
 
 
-def collate(samples: Sequence[Sample], apart: bool = False) -> Inputs:
-    """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real. What several samples saw of a video
-    lies in the batch once. Features stay as stored (float16).
+def collate(samples: Sequence[Sample], apart: bool = False, share: bool = True) -> Inputs:
+    """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real. Features stay as stored (float16).
 
-    Where they are to stay `apart`, and where pictures are not decoded yet, `to_device` pads them.
+    Where they are to stay `apart`, and where pictures are not decoded yet, `to_device` pads them. What several samples saw of a video
+    lies in the batch once, unless they do not `share` it: a network that trains on maps wins little by it, and batches of one shape.
     """
-    seen, video = different(samples)
+    seen, video = different(samples) if share else ([*samples], [*range(len(samples))])
     rows, columns = (max(sample.motion.shape[axis] for sample in seen) for axis in (1, 2))
     filled = np.array([[sample.motion.shape[2] / columns, sample.motion.shape[1] / rows] * 2 for sample in seen], np.float32)
     lengths = torch.tensor([len(sample.text) for sample in samples])

@@ -94,6 +94,7 @@ class FeatureSet:
         self.appearance, self.motion, self.text = appearance, motion, text
         self._read_maps = appearance.jpegs if isinstance(appearance, Pictures) and decodes(device) else appearance.read
         self.tracks, self.frames, self.clips, self.squared = tracks, frames, clips, squared
+        self.pictures = isinstance(appearance, Pictures)
         seen = [product for product in (appearance, motion) if product is not None]
         self.queries = [q for q in queries if all(q.video in product for product in seen) and q.id in text]
         self.missing = sorted({q.id for q in queries} - {q.id for q in self.queries})

@@ -9,7 +9,10 @@ from torch import Tensor
 
 @dataclass
 class Inputs:
-    """A batch of B queries about V ≤ B looks at videos: what several of them ask about is there once. Masks are True at what counts."""
+    """A batch of B queries about V ≤ B looks at videos: what several of them ask about is there once. Masks are True at what counts.
+
+    Before `grounding.collate.to_device` appearance and motion may be what makes these tensors on the device.
+    """
 
     appearance: Tensor
     """C5 maps `[V, T_s, H, W, C_a]`, zero-padded to the batch's largest map."""
@@ -30,4 +33,7 @@ class Inputs:
 
     def by_query(self, seen: Tensor) -> Tensor:
         """What was made of the V looks, `[V, …]`, for each query, `[B, …]`."""
-        return seen if self.video is None else seen.index_select(0, self.video)  # its gradients add up in order; those of seen[…] do not
+        if self.video is None:
+            return seen
+        # of the two, gradients add up in a fixed order by index_select on a CPU, by an index on a GPU
+        return seen[self.video] if seen.is_cuda else seen.index_select(0, self.video)

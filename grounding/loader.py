@@ -6,16 +6,16 @@ the same features (same video and segment), so that one read serves them, and ma
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
 
+from grounding.ahead import READERS, ahead
 from grounding.collate import collate, join_targets, to_device
 from grounding.data import CPU, RECENT_BYTES, FeatureSet, Sample
 from grounding.inputs import Inputs
@@ -23,12 +23,8 @@ from grounding.targets import Targets
 from pipeline.errors import InputError
 from pipeline.records import Query
 
-READERS = 4
-"""Threads that make batches for a GPU; a CPU has the network to run meanwhile and gets one."""
 Change = Callable[[Sample, Targets, int, int], tuple[Sample, Targets]]
 """A sample and what is true of it, an epoch, and the query's place among all → the same as they are in that epoch."""
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -163,8 +159,8 @@ class Loader:
                 yield step.result()
             return
         for sent in ahead(self._sender, 1, self._send, made):
-            parts, arrived = sent.result()
-            _take_over(parts, arrived, torch.cuda.current_stream(self.device))
+            parts = sent.result()
+            _take_over(parts, torch.cuda.current_stream(self.device))
             yield parts
 
     def _make(self, step: tuple[int, np.ndarray]) -> list[Batch]:
@@ -178,34 +174,23 @@ class Loader:
         for change in self._changes:
             for place, number in enumerate(numbers):
                 samples[place], truths[place] = change(samples[place], truths[place], epoch, number)
-        return Batch(collate(samples, apart=self._on_gpu), join_targets(truths), [sample.query.id for sample in samples])
+        inputs = collate(samples, apart=self._on_gpu, share=self.features.pictures)
+        return Batch(inputs, join_targets(truths), [sample.query.id for sample in samples])
 
-    def _send(self, made: Future[list[Batch]]) -> tuple[list[Batch], torch.cuda.Event]:
-        """Copy parts to the GPU, or decode them there, beside its work; the event tells its other streams when they are there.
+    def _send(self, made: Future[list[Batch]]) -> list[Batch]:
+        """Copy parts to the GPU, or decode them there, beside its work.
 
         The features' memory is read into again once nobody holds it: so they are held until they have arrived.
         """
         own = made.result()
         with torch.cuda.stream(self._stream):
             parts = [Batch(to_device(part.inputs, self.device), to_device(part.targets, self.device), part.ids) for part in own]
-            arrived = self._stream.record_event()
-        arrived.synchronize()
-        return parts, arrived
+        self._stream.synchronize()
+        return parts
 
 
-def ahead(threads: ThreadPoolExecutor, count: int, work: Callable[[Item], Result], items: Iterator[Item]) -> Iterator[Future[Result]]:
-    """The work on each item, in order, with that on the `count` next ones under way."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(threads.submit(work, item))
-        if len(waiting) > count:
-            yield waiting.popleft()
-    yield from waiting
-
-
-def _take_over(parts: list[Batch], arrived: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
-    """Let the stream that computes go on once the parts have come to the GPU, on a stream of their own."""
-    stream.wait_event(arrived)
+def _take_over(parts: list[Batch], stream: torch.cuda.Stream) -> None:
+    """Tell the memory of parts, which came to the GPU on a stream of their own, that this stream computes with it."""
     for part in parts:
         for held in (part.inputs, part.targets):
             for field in fields(held):

@@ -1,7 +1,7 @@
 """Models and a store → tubes. Every stored frame of the segment is seen; what is seen twice, or by several models, is averaged.
 
 An ensemble's models see the same frames and clips: their boxes are averaged, and the probabilities of when the event happens. What the
-next passes see is read while the present ones are computed.
+next first looks see is read while the present ones are computed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from grounding.ahead import READERS, ahead
 from grounding.collate import collate, to_device
-from grounding.data import FeatureSet, Sample
+from grounding.data import FeatureSet
 from grounding.inputs import Inputs
-from grounding.loader import READERS, ahead
 from grounding.looks import Look
 from grounding.refine import found_span, second_look
 from pipeline.boxes import cxcywh_to_xyxy
@@ -123,40 +123,42 @@ def see(models: Sequence[nn.Module], features: FeatureSet, looks: list[Look], ba
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the passes of a part see, in the machine's memory."""
+    """What the passes of a part see, in the machine's memory, and the numbers `[T_s]` of each one's frames."""
 
     part: _Part
-    samples: list[Sample]
     inputs: Inputs
+    numbers: list[np.ndarray]
 
 
 class _Reader:
-    """Reads what passes see into the machine's memory, for a GPU several at a time."""
+    """Reads what passes see, on the calling thread, or for a GPU on several."""
 
     def __init__(self, features: FeatureSet, device: torch.device) -> None:
-        self.features, self.on_gpu = features, device.type == "cuda"
+        self.features = features
+        self._threads = ThreadPoolExecutor(READERS, "prediction-reads") if device.type == "cuda" else None
 
     def __enter__(self) -> _Reader:
-        self._threads = ThreadPoolExecutor(READERS if self.on_gpu else 1, "prediction-reads")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
     def __call__(self, part: _Part) -> _Seen:
-        samples = list(self._threads.map(lambda own: self.features.sample(own[0].query, own[1]), part.passes))
-        return _Seen(part, samples, collate(samples, apart=self.on_gpu))
+        read = map if self._threads is None else self._threads.map
+        samples = list(read(lambda own: self.features.sample(own[0].query, own[1]), part.passes))
+        return _Seen(part, collate(samples, apart=self._threads is not None), [sample.numbers for sample in samples])
 
 
 def _answer(models: Sequence[nn.Module], seen: _Seen, watch: Watch = lambda numbers, out: None) -> _Part:
-    """Let each look of a part know what the models say to its passes."""
-    inputs, numbers = to_device(seen.inputs, next(models[0].parameters()).device), [sample.numbers for sample in seen.samples]
+    """Let each look of a part know what the models say to its passes. What they see is held until they have."""
+    inputs = to_device(seen.inputs, next(models[0].parameters()).device)
     for model in models:
         out = model(inputs)
         boxes, answers = out.boxes[-1].double().cpu().numpy(), out.when()
         for place, (look, _) in enumerate(seen.part.passes):
-            look.add(numbers[place], boxes[place], answers[place])
-        watch(numbers, out)
+            look.add(seen.numbers[place], boxes[place], answers[place])
+        watch(seen.numbers, out)
     return seen.part
 
 

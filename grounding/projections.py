@@ -60,7 +60,7 @@ def as_stored(rows: np.ndarray, reduction: Reduction | None) -> np.ndarray:
     if reduction is None:
         return rows
     small, columns = reduction.apply(rows)
-    return restore(small, columns[SCALE]) if SCALE in columns else small
+    return restore(small, columns[SCALE], np.empty(small.shape, np.float16)) if SCALE in columns else small
 
 
 def _digests(products: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -58,12 +58,12 @@ class Jpegs:
 
 @dataclass(frozen=True)
 class JpegBatch:
-    """What `grounding.data.collate` makes of pictures that are not decoded yet; `.to`, as of a tensor, decodes them."""
+    """What `grounding.collate.collate` makes of pictures that are not decoded yet; `.to`, as of a tensor, decodes them."""
 
     videos: Sequence[Jpegs]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
-        """RGB uint8 `[B, T, h, w, 3]`, zero-padded to the largest, on the device."""
+        """RGB uint8 `[V, T, h, w, 3]`, zero-padded to the largest, on the device."""
         pictures = iter(decoded([one for video in self.videos for one in video.different], device))
         shape = np.max([video.shape for video in self.videos], 0).tolist()
         result = torch.zeros((len(self.videos), *shape), dtype=torch.uint8, device=device)

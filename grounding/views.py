@@ -23,7 +23,7 @@ class View:
     def of_arrays(self, pictures: np.ndarray) -> np.ndarray:
         """RGB uint8 `[n, h, w, 3]` → `[n, *size, 3]`.
 
-        By Pillow, not torch, whose threads would multiply with those of a loader (`grounding.data._padded`).
+        By Pillow, not torch, whose threads would multiply with those of a loader (`grounding.collate.padded`).
         """
         from PIL import Image
 

@@ -153,7 +153,7 @@ class Fixture:
 
     def loader(self, store: Path) -> Loader:
         model = self.config.model
-        features = FeatureSet.of_store(store, "train", model.frames, model.clips)
+        features = FeatureSet.of_store(store, "train", model.frames, model.clips, device=self.device)
         return Loader(features, features.queries, self.config.batch, 0, 0, device=self.device)
 
     def raw_batch(self, batch: Batch) -> Batch:

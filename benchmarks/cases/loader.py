@@ -104,7 +104,8 @@ class LoaderStep(Case):
         return [Group(title, {name: Way(own, floors[name], top=top.get(name, [])) for name, own in seconds.items()})]
 
     def _features(self) -> FeatureSet:
-        return FeatureSet.of_store(self.place / "store", "train", self.config.model.frames, self.config.model.clips)
+        size = (self.config.model.frames, self.config.model.clips)
+        return FeatureSet.of_store(self.place / "store", "train", *size, device=torch.device(self.device))
 
     def _loader(self, features: FeatureSet) -> Loader:
         return Loader(features, self.queries, self.config.batch, 0, 0, device=torch.device(self.device))

@@ -15,7 +15,6 @@ from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
 from benchmarks.machine import timed
 from benchmarks.made import FPS, make_video
 from benchmarks.measuring import apart, profile_torch, resident
-from benchmarks.operations import operations_of
 
 PAUSE_SECONDS = 0.01
 PRODUCTS = ("appearance", "motion")
@@ -50,6 +49,8 @@ class Memory(Case):
             np.testing.assert_array_equal(rows, whole[product][0])
 
     def measure(self) -> list[Group]:
+        from benchmarks.operations import operations_of  # takes torch, which the processes that decode are to be without
+
         shortest, each_second = partial(stream, self.videos[self.seconds[0]]), FPS * self.size[0] * self.size[1] * 3
         floor = Floor(operations_of(shortest) / self.seconds[0], each_second)
         grows = {f"{length} s": self._streaming(length, floor) for length in self.seconds}
@@ -71,9 +72,10 @@ class Memory(Case):
 
 
 def backbones() -> dict[str, Any]:
+    from pipeline.encoders.frozen import frozen
     from pipeline.weights import load_backbone
 
-    return {product: load_backbone(product, "tiny", "random:0").encoder for product in PRODUCTS}
+    return {product: frozen(load_backbone(product, "tiny", "random:0").encoder) for product in PRODUCTS}
 
 
 def drop(product: str, rows: np.ndarray) -> None: ...

@@ -20,6 +20,7 @@ from grounding.predict import predict
 from grounding.recipe import TrainConfig
 from grounding.systems import preset
 from pipeline.config import merge
+from pipeline.decode import DecodeChild
 from pipeline.encoders.geometry import appearance_size
 from pipeline.records import Prediction
 
@@ -53,6 +54,7 @@ class Answering(Case):
 
     def __enter__(self) -> Answering:
         super().__enter__()
+        self.child = DecodeChild().__enter__()  # which decodes, as for the command
         config = TrainConfig.model_validate(merge(preset("hcstvg-v1"), self.given))
         self.network = network_of_size(config).to(self.device).eval()
         frames, (width, height) = self.seconds * FPS, appearance_size(self.size, self.short)
@@ -69,8 +71,12 @@ class Answering(Case):
         parts = (made["appearance"], made["motion"], made["text"], config.model.frames, config.model.clips)
         self.features = FeatureSet(self.queries, make_tracks(queries), *parts, device=torch.device(self.device))
         self.file = make_video(self.place / "videos" / "v0.mp4", self.size, frames)
-        self.grounder = asked_run(self.place, queries[0], self.backbones, self.short, self.preset_name, self.device)
+        self.grounder = asked_run(self.place, queries[0], self.backbones, self.short, self.preset_name, self.device, self.child)
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.child.__exit__(*error)
+        super().__exit__(*error)
 
     def agree(self) -> None:
         together = self._answer(self.sentences)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def at_own_size(pictures: Tensor, sizes: Tensor, encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Maps `[B, T, H, W, C]`, zero-padded to the largest, and their rows and columns `[B, 2]`.
+    """Maps `[V, T, H, W, C]`, zero-padded to the largest, and their rows and columns `[V, 2]`.
 
-    Pictures `[B, T, h, w, 3]` of which `sizes` `[B, 2]` are no padding; `encode` is given those of one size alone,
+    Pictures `[V, T, h, w, 3]` of which `sizes` `[V, 2]` are no padding; `encode` is given those of one size alone,
     `[n, T, h, w, 3]` → `[n, T, H, W, C]`.
     """
     places, seen = [], []

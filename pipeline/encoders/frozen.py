@@ -1,6 +1,7 @@
 """Frozen encoders made quick: the same function, to float rounding, in two thirds of the time on a CPU.
 
-- **Norms are folded** into the convolutions before them, and activations overwrite what they are given.
+- **Norms are folded** into the convolutions before them, and activations overwrite what they are given. What has no such norms stays as
+  it is: transformers.
 - **On a CPU every convolution is oneDNN's**, channels last. Where it has one thread, as extraction's workers have, PyTorch chooses
   others for kernels whose last two sides are 1: most of SlowFast's and two thirds of ResNet's. A GPU's library chooses for itself.
 
@@ -23,8 +24,9 @@ LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 def frozen(encoder: nn.Module) -> nn.Module:
     """The encoder itself, changed for the device it lies on; a second time changes nothing more."""
     encoder.requires_grad_(False).eval()
+    if not sum(_fold_norms(module) for module in encoder.modules()):
+        return encoder
     for module in encoder.modules():
-        _fold_norms(module)
         if isinstance(module, nn.ReLU):
             module.inplace = True
     if next(encoder.parameters()).device.type == "cpu" and torch.backends.mkldnn.is_available():
@@ -49,13 +51,16 @@ class OneDnn(nn.Module):
         return torch.mkldnn_convolution(x.contiguous(memory_format=self.layout), self.weight, self.bias, *self.how)
 
 
-def _fold_norms(module: nn.Module) -> None:
-    """A batch norm is that of the convolution just before it among the module's children, as in torchvision and pytorchvideo."""
-    children = list(module.named_children())
+def _fold_norms(module: nn.Module) -> int:
+    """How many there were: a batch norm is that of the convolution just before it among the module's children, as in torchvision and
+    pytorchvideo."""
+    children, folded = list(module.named_children()), 0
     for (_, before), (name, norm) in pairwise(children):
         if isinstance(before, nn.Conv2d | nn.Conv3d) and getattr(norm, "running_var", None) is not None:
             before.weight, before.bias = _folded(before, norm)
             setattr(module, name, nn.Identity())
+            folded += 1
+    return folded
 
 
 def _folded(convolution: nn.Conv2d | nn.Conv3d, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:

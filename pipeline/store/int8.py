@@ -18,8 +18,7 @@ def quantise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return steps.reshape(rows.shape), scales
 
 
-def restore(rows: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """int8 `[n, *shape]` and scales `[n]` → float16 `[n, *shape]`."""
-    result = np.empty(rows.shape, np.float16)
+def restore(rows: np.ndarray, scales: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """int8 `[n, *shape]` and scales `[n]` → float16 `[n, *shape]`, into `out`."""
     factors = scales.reshape(-1, *[1] * (rows.ndim - 1))
-    return np.multiply(rows, factors, out=result, dtype=np.float32, casting="same_kind")
+    return np.multiply(rows, factors, out=out, dtype=np.float32, casting="same_kind")

@@ -140,17 +140,18 @@ class ProductReader:
         for outside in wanted[(wanted < 0) | (wanted >= count)][:1]:
             raise IndexError(f"product {self.name!r}, key {key!r}: row {outside} does not lie in [0, {count})")
         spec = self._tables[shard].arrays[place.array]
-        out = self._memory.empty((len(wanted), *spec.shape[1:]), np.dtype(spec.dtype))
+        begin, end = place.columns.get(SCALE, (0, 0))
+        scaled = spec.dtype == "int8" and end - begin == count
+        out = (self._in_between if scaled else self._memory).empty((len(wanted), *spec.shape[1:]), np.dtype(spec.dtype))
         ascending = bool((np.diff(wanted) > 0).all())
         rows, first = (wanted, np.arange(len(wanted))) if ascending else np.unique(wanted, return_index=True)
         with self._damage_of(shard, key):
             self._source(shard).read(place.array, place.begin + rows, first, out)
-            begin, end = place.columns.get(SCALE, (0, 0))
-            scales = self._column(shard, SCALE)[begin:end] if spec.dtype == "int8" and end - begin == count else None
+            scales = self._column(shard, SCALE)[begin:end] if scaled else None
         if len(rows) < len(wanted):
             repeats = np.setdiff1d(np.arange(len(wanted)), first)
             out[repeats] = out[first[np.searchsorted(rows, wanted[repeats])]]
-        return out if scales is None else restore(out, scales[wanted])
+        return out if scales is None else restore(out, scales[wanted], self._memory.empty(out.shape, np.dtype(np.float16)))
 
     def __getstate__(self) -> tuple[Path, str, Product, Allocate]:
         return self.store, self.name, self.product, self._allocate
@@ -162,7 +163,7 @@ class ProductReader:
         """Start without open files, as a process must: neither files nor locks cross a fork; tables may."""
         self._process = os.getpid()
         self._mutex = threading.RLock()
-        self._memory = Recycler(self._allocate)
+        self._memory, self._in_between = Recycler(self._allocate), Recycler()
         self._sources: OrderedDict[str, ShardSource] = OrderedDict()
 
     def _index(self) -> dict[str, tuple[str, Place]]:

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
 import cli.predict
-from pipeline.decode import probe
+from pipeline.decode import DecodeChild, probe
 from pipeline.records import Query, read_jsonl
 
 SENTENCES = ("the red circle spins.", "what falls?")
@@ -50,6 +51,23 @@ def test_tubes_are_written_and_drawn(run: Path, video: Path, tmp_path: Path) -> 
         assert probe(tmp_path / f"drawn-{number}.mp4").duration == pytest.approx(probe(video).duration, abs=1e-3)
     assert "looking: " in result.stderr
     assert "exit code 0" in (run / "log.txt").read_text()
+
+
+def test_the_video_is_decoded_by_a_process_of_its_own(run: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What that one does when a file hangs or kills it stands with its own tests."""
+    asked: list[int] = []
+
+    def noted(decoder: DecodeChild, *given: Any) -> Any:
+        asked.append(decoder.pid)
+        return frames(decoder, *given)
+
+    frames = DecodeChild.frames
+    monkeypatch.setattr(DecodeChild, "frames", noted)
+    monkeypatch.setattr("pipeline.extract.open_frames", None)
+    result = call(video, SENTENCES[0], "--run", run)
+    assert result.exit_code == 0, result.stderr
+    assert len(asked) == 1
+    assert not psutil.pid_exists(asked[0])
 
 
 def test_several_runs_answer_together(run: Path, tiny_run: Any, video: Path, tmp_path: Path) -> None:

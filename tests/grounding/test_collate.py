@@ -117,3 +117,15 @@ def test_what_is_apart_is_not_copied_before_it_moves(features: FeatureSet) -> No
     waiting = collate(samples, apart=True)
     assert [id(own) for own in waiting.appearance.arrays] == [id(sample.appearance) for sample in samples]  # type: ignore[attr-defined]
     assert [id(own) for own in waiting.motion.arrays] == [id(sample.motion) for sample in samples]  # type: ignore[attr-defined]
+
+
+def test_mirrored_pictures_are_padded_on_the_device_too(features: FeatureSet) -> None:
+    """What a view gives need not lie in memory as it is counted."""
+    samples = [replace(sample, appearance=sample.appearance[:, :, ::-1]) for sample in map(features.sample, features.queries[:2])]
+    assert_same(to_device(collate(samples, apart=True), CPU), collate(samples))
+
+
+def test_what_is_not_to_be_shared_is_there_for_each(features: FeatureSet) -> None:
+    inputs = collate([features.sample(features.queries[number]) for number in (0, 3)], share=False)
+    assert inputs.video is None
+    assert torch.equal(*inputs.appearance)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import yaml
 
+from grounding.ask import Grounder
 from grounding.ensemble import Ensemble, differences
+from grounding.evidence import Witness
+from grounding.inputs import Inputs
+from grounding.judge import EvaluateConfig, predict_split
+from grounding.models.csdvl import Csdvl
 from pipeline.errors import InputError
+from pipeline.records import Query, read_jsonl
 
 CPU = torch.device("cpu")
 
@@ -45,6 +55,44 @@ def test_an_ensemble_is_as_precise_as_its_most_precise_run(tiny_run: Any, other:
     assert (alone.precision, both.precision) == ("bfloat16", "float32")
     with alone.computing():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_all_that_asks_an_ensemble_computes_as_it_says(tiny_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judging a split, asking about a video, and looking at what a network sees."""
+    inside: list[bool] = []
+
+    @contextmanager
+    def computing(ensemble: Ensemble) -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def forward(network: Csdvl, inputs: Inputs) -> Any:
+        assert inside
+        return answer(network, inputs)
+
+    answer = Csdvl.forward
+    monkeypatch.setattr(Ensemble, "computing", computing)
+    monkeypatch.setattr(Csdvl, "forward", forward)
+    query = next(query for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
+    assert predict_split([tiny_run.run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
+    assert Grounder(tiny_run.run, device="cpu").ask(tiny_run.root / query.path, [query.text]).queries
+    witness = Witness.of_run(tiny_run.run, tiny_run.store, "test", "cpu")
+    assert len(witness.asked(witness.features.queries[0]).frames)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "half"), [("bfloat16", "cuda", True), ("float32", "cuda", False), ("bfloat16", "cpu", False)]
+)
+def test_half_precision_is_for_gpus_and_runs_validated_in_it(tiny_run: Any, precision: str, device: str, half: bool) -> None:
+    ensemble = replace(Ensemble.of_runs([tiny_run.run], CPU), precision=precision)
+    with (
+        mock.patch.object(Ensemble, "device", torch.device(device)),
+        mock.patch.object(torch, "autocast") as autocast,
+        ensemble.computing(),
+    ):
+        pass
+    autocast.assert_called_once_with(device, torch.bfloat16, enabled=half)
 
 
 def test_runs_with_other_clips_are_refused(tiny_run: Any, other: Path) -> None:

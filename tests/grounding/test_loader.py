@@ -19,6 +19,7 @@ from grounding.data import FeatureSet
 from grounding.loader import CPU, Batch, Loader, Plan, epoch_order, steps_per_epoch
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query
+from pipeline.store import memory
 
 FRAMES, CLIPS = 4, 5
 SEED = 3
@@ -255,13 +256,16 @@ def test_damage_is_raised_in_the_loop(make_store: Maker) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_batches_come_to_a_gpu_whole(features: FeatureSet) -> None:
+def test_batches_come_to_a_gpu_whole(features: FeatureSet, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda")
-    near = taken(loader(features, accumulate=2), 6)
-    far = taken(Loader(features, features.queries, 4, SEED, 0, accumulate=2, device=device), 6)
+    monkeypatch.setattr(memory, "SMALL", 0)  # so that memory is used again while copies are under way
+    monkeypatch.setattr("grounding.data.RECENT_BYTES", 0)
+    near = taken(loader(features, accumulate=2), 40)
+    pinned = FeatureSet.of_store(store, "train", FRAMES, CLIPS, device=device)
+    far = taken(Loader(pinned, pinned.queries, 4, SEED, 0, accumulate=2, device=device), 40)
     assert ids(near) == ids(far)
     for one, other in zip(chain(*near), chain(*far), strict=True):
-        assert {getattr(other.inputs, field.name).device.type for field in fields(other.inputs)} == {"cuda"}
+        assert {own.device.type for own in vars(other.inputs).values() if own is not None} == {"cuda"}
         assert_same(one.inputs, to_device(other.inputs, CPU))
         assert_same(one.targets, to_device(other.targets, CPU))
     assert not [*threads()]

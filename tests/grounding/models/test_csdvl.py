@@ -159,28 +159,10 @@ def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> Non
             assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
 
 
-def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not() -> None:
-    """Two sentences about one video and one about another: outputs, and what parameters are taught, are those of three videos."""
+def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(shared_is_apart: Callable[..., None]) -> None:
     model = make_model(alpha=0.7, box_head="attention", clip_pool="attention")
-    first, other, alone = make_query(0, WIDE, 4), make_query(1, WIDE, 7), make_query(2, TALL, 1)
-    apart = together(
-        [first, replace(other, appearance=first.appearance, map_size=first.map_size, motion=first.motion, square=first.square), alone]
-    )
-    kept = torch.tensor([0, 2])
-    seen = {name: getattr(apart, name)[kept] for name in ("appearance", "map_size", "motion", "square")}
-    shared, taught = replace(apart, **seen, video=torch.tensor([0, 0, 1])), []
-    for inputs in (shared, apart):
-        out = model(inputs)
-        sum(own.float().square().mean() for own in (out.boxes, out.proposals.triu(), out.clip_scores)).backward()
-        taught.append((out, {name: own.grad for name, own in model.named_parameters() if own.grad is not None}))
-        model.zero_grad()
-    (found, learned), (expected, given) = taught
-    for name in ("boxes", "proposals", "frame_scores", "clip_scores", "guides"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
-    assert learned.keys() == given.keys()
-    assert any(name.startswith("project_") for name in learned)
-    for name in learned:
-        torch.testing.assert_close(learned[name], given[name], atol=1e-5, rtol=1e-4)
+    queries = [make_query(0, WIDE, 4), make_query(1, WIDE, 7), make_query(2, TALL, 1)]
+    shared_is_apart(model, queries, together, ("boxes", "proposals", "frame_scores", "clip_scores", "guides"))
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,13 @@ def test_without_onednn_norms_are_folded_all_the_same(monkeypatch: pytest.Monkey
         near(quick(given(encoder)), encoder(given(encoder)))
 
 
-def test_an_encoder_that_has_no_batch_norms_keeps_its_weights() -> None:
+def test_an_encoder_that_has_no_batch_norms_stays_as_it_is() -> None:
     for encoder in (TextEncoder("tiny"), SwinEncoder()):
-        before = {name: value.clone() for name, value in encoder.state_dict().items()}
-        for name, value in frozen(encoder).state_dict().items():
-            assert torch.equal(value, before[name])
+        modules, before = list(encoder.modules()), {name: (value.clone(), value.stride()) for name, value in encoder.state_dict().items()}
+        assert list(frozen(encoder).modules()) == modules
+        for name, value in encoder.state_dict().items():
+            assert torch.equal(value, before[name][0])
+            assert value.stride() == before[name][1]
 
 
 def test_the_digest_is_that_of_the_weights_as_they_were_loaded() -> None:

@@ -50,6 +50,29 @@ def test_any_order_and_repeats(kind: Kind, sample: list[Entry], make_store: Make
             np.testing.assert_array_equal(reader.read(entry.key, wanted), entry.rows[wanted])
 
 
+def from_ones(size: int) -> np.ndarray:
+    """Memory that can be told from other memory."""
+    ALLOCATED.append(np.ones(size, np.uint8))
+    return ALLOCATED[-1]
+
+
+ALLOCATED: list[np.ndarray] = []
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_rows_are_read_into_the_memory_that_is_given(
+    kind: Kind, sample: list[Entry], make_store: Maker, pickled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.memory.SMALL", 0)
+    reader = Store(make_store(kind, sample)).open("appearance", from_ones)
+    reader = pickle.loads(pickle.dumps(reader)) if pickled else reader
+    for entry in sample:
+        if entry.rows.size:
+            rows = reader.read(entry.key)
+            np.testing.assert_array_equal(rows, entry.rows)
+            assert np.shares_memory(rows, ALLOCATED[-1])
+
+
 @pytest.mark.parametrize("index", [-1, 9])
 def test_a_row_outside_is_refused(kind: Kind, sample: list[Entry], make_store: Maker, index: int) -> None:
     reader = Store(make_store(kind, sample)).open("appearance")
