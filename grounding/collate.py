@@ -34,7 +34,8 @@ class Apart:
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
         shape = largest(self.arrays)
         make = torch.empty if all(array.shape == shape for array in self.arrays) else torch.zeros
-        result = make((len(self.arrays), *shape), dtype=torch.from_numpy(self.arrays[0][:0]).dtype, device=device)
+        kind = torch.from_numpy(np.empty(0, self.arrays[0].dtype)).dtype
+        result = make((len(self.arrays), *shape), dtype=kind, device=device)
         for place, array in zip(result, self.arrays, strict=True):
             own = torch.from_numpy(np.ascontiguousarray(array))
             place[tuple(slice(side) for side in array.shape)].copy_(own, non_blocking=non_blocking)

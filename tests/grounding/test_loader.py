@@ -162,7 +162,7 @@ def test_batches_are_what_samples_give(features: FeatureSet) -> None:
         samples = [features.sample(features.queries[number]) for number in numbers]
         (part,) = parts
         assert part.ids == [sample.query.id for sample in samples], step
-        assert_same(part.inputs, collate(samples))
+        assert_same(part.inputs, collate(samples, share=False))
         assert_same(part.targets, join_targets([features.truth(sample) for sample in samples]))
 
 
