@@ -39,7 +39,7 @@ browser:
 soak: .venv/.installed
 	.venv/bin/python -m pytest -m soak
 
-# Every measurement, after checking that what is compared agrees: forty minutes on two cores that have nothing else to do.
+# Every measurement, after checking that what is compared agrees: thirty-five minutes on two cores that have nothing else to do.
 bench: .venv/.installed
 	.venv/bin/python -m benchmarks
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
@@ -34,6 +35,7 @@ def main() -> int:
     file: Path = arguments.out / f"{kind}.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     failed = []
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch's profiler tells of GPUs that it does not find
     for name in arguments.cases or PLACES:
         print(f"{name} …", end=" ", flush=True)
         began = time.perf_counter()
