@@ -29,8 +29,10 @@ PLAIN = (
     "grounding.judge",
     "grounding.report",
     "grounding.report_runs",
+    "benchmarks.cases.memory",
 )
-"""What reads and writes files: the child that decodes, the store, an index, what judges tubes and shows them."""
+"""What reads and writes files: the child that decodes, the store, an index, what judges tubes and shows them; and what measures the
+memory of decoders, in processes that import it."""
 
 
 def imported_with(*modules: str) -> set[str]:
