@@ -87,8 +87,7 @@ class Grounder:
         self.visual = tuple(self.ensemble.roles.values())
         self.tokenise = tokenise_of(self.ensemble.models[0]) if self.ensemble.pictures else None
         needed = self.visual if self.tokenise else (*self.visual, "text")
-        found = {name: trained.get(name) or recorded_encoder(run, name, made_from[name], self.device) for name in needed}
-        self.encoders = {name: encoder.to(self.device) for name, encoder in found.items()}
+        self.encoders = {name: trained.get(name) or recorded_encoder(run, name, made_from[name], self.device) for name in needed}
         self.networks = [network_of(model) for model in self.ensemble.models]
         self.reductions = {name: recorded_reduction(run, name, made_from.get(name, {})) for name in self.visual}
         self.origins = {name: made_from.get(name) or self._trained_origin(name) for name in self.visual}

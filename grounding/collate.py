@@ -32,7 +32,7 @@ class Apart:
     arrays: Sequence[np.ndarray]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
-        shape = largest(self.arrays)
+        shape = _largest(self.arrays)
         make = torch.empty if all(array.shape == shape for array in self.arrays) else torch.zeros
         kind = torch.from_numpy(np.empty(0, self.arrays[0].dtype)).dtype
         result = make((len(self.arrays), *shape), dtype=kind, device=device)
@@ -48,7 +48,7 @@ def collate(samples: Sequence[Sample], apart: bool = False, share: bool = True) 
     Where they are to stay `apart`, and where pictures are not decoded yet, `to_device` pads them. What several samples saw of a video
     lies in the batch once, unless they do not `share` it: a network that trains on maps wins little by it, and batches of one shape.
     """
-    seen, video = different(samples) if share else ([*samples], [*range(len(samples))])
+    seen, video = _different(samples) if share else ([*samples], [*range(len(samples))])
     rows, columns = (max(sample.motion.shape[axis] for sample in seen) for axis in (1, 2))
     filled = np.array([[sample.motion.shape[2] / columns, sample.motion.shape[1] / rows] * 2 for sample in seen], np.float32)
     lengths = torch.tensor([len(sample.text) for sample in samples])
@@ -64,7 +64,7 @@ def collate(samples: Sequence[Sample], apart: bool = False, share: bool = True) 
     )
 
 
-def different(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
+def _different(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
     """The first of the samples that saw the same of a video, and which of those each sample is like. What was read once is the same
     array (`grounding.data`)."""
     first: dict[tuple[int, int], int] = {}
@@ -98,7 +98,7 @@ def padded(arrays: Sequence[np.ndarray]) -> Tensor:
     NumPy does the work, on the calling thread: a loader's thread where torch has once computed has a team of threads of its
     own, and with more threads than cores OpenMP lets all of them sleep at every wait, the network's too.
     """
-    shape = largest(arrays)
+    shape = _largest(arrays)
     result = np.empty((len(arrays), *shape), arrays[0].dtype)
     for place, array in zip(result, arrays, strict=True):
         if array.shape != place.shape:
@@ -107,6 +107,6 @@ def padded(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(result)
 
 
-def largest(arrays: Sequence[np.ndarray]) -> tuple[int, ...]:
+def _largest(arrays: Sequence[np.ndarray]) -> tuple[int, ...]:
     """The shape that holds each of these."""
     return tuple(np.max([array.shape for array in arrays], 0).tolist())

@@ -66,12 +66,11 @@ def predicted(
     ensemble = [models] if isinstance(models, nn.Module) else list(models)
     for model in ensemble:
         model.eval()
-    device = next(ensemble[0].parameters()).device
     order = sorted(range(len(queries)), key=lambda number: (features.map_size(queries[number]), queries[number].video))
     parts = _parts(_grouped([queries[number] for number in order], features, batch), batch)
     answers: list[Result] = []
     progress(0, len(queries))
-    with _Reader(features, device) as read, ThreadPoolExecutor(1, "prediction") as before:
+    with _Reader(features, _device_of(ensemble)) as read, ThreadPoolExecutor(1, "prediction") as before:
         for made in ahead(before, 1, read, parts):
             part = _answer(ensemble, made.result())
             del made  # what its passes saw gives way to what is read now
@@ -116,7 +115,7 @@ def _parts(groups: Iterable[list[Look]], batch: int) -> Iterator[_Part]:
 
 def see(models: Sequence[nn.Module], features: FeatureSet, looks: list[Look], batch: int, watch: Watch = lambda numbers, out: None) -> None:
     """Run the passes of these looks. `watch` is shown all that each model answers to each batch."""
-    with _Reader(features, next(models[0].parameters()).device) as read:
+    with _Reader(features, _device_of(models)) as read:
         for part in _parts([looks], batch):
             _answer(models, read(part), watch)
 
@@ -152,7 +151,7 @@ class _Reader:
 
 def _answer(models: Sequence[nn.Module], seen: _Seen, watch: Watch = lambda numbers, out: None) -> _Part:
     """Let each look of a part know what the models say to its passes. What they see is held until they have."""
-    inputs = to_device(seen.inputs, next(models[0].parameters()).device)
+    inputs = to_device(seen.inputs, _device_of(models))
     for model in models:
         out = model(inputs)
         boxes, answers = out.boxes[-1].double().cpu().numpy(), out.when()
@@ -160,6 +159,10 @@ def _answer(models: Sequence[nn.Module], seen: _Seen, watch: Watch = lambda numb
             look.add(seen.numbers[place], boxes[place], answers[place])
         watch(seen.numbers, out)
     return seen.part
+
+
+def _device_of(models: Sequence[nn.Module]) -> torch.device:
+    return next(models[0].parameters()).device
 
 
 def tube(first: Look, second: Look | None, between: bool) -> Prediction:
