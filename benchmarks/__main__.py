@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.cases import PLACES
 from benchmarks.machine import has_gpu
-from benchmarks.page import page, table
-from benchmarks.running import case_environment, in_fresh_process, run_case
+from benchmarks.results_page import page, table
+from benchmarks.subprocess_runner import case_environment, in_fresh_process, run_case
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log, log_to, new_app, say, warn
-from cli.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, guarded, log, log_to, new_app, say, warn
+from cli.console.progress import progress
 
 if TYPE_CHECKING:
-    from grounding.exam import Exam
-    from grounding.intervals import Difference
-    from grounding.judge import EvaluateConfig
-    from grounding.metrics import Score
+    from grounding.evaluation.config import EvaluateConfig
+    from grounding.evaluation.ground_truth import Exam
+    from grounding.metrics.bootstrap import Difference
+    from grounding.metrics.scores import Score
     from pipeline.records import Prediction
 
 app = new_app()
@@ -72,16 +72,18 @@ def evaluate(
 
     A run's own files are always judged by every-frame.
     """
-    from cli.evaluate_exchange import read_answers, refuse_exchange, write_exchange
-    from cli.evaluate_tables import show_differences, show_metrics, show_published
-    from grounding.challenge import write_challenge
-    from grounding.exam import read_exam, read_tubes
-    from grounding.judge import EvaluateConfig, judge, unanswered, write_results
-    from grounding.protocols import refuse_unknown
-    from grounding.tubes import Tubes
+    from cli.console.evaluate_tables import show_differences, show_metrics, show_published
+    from cli.console.exports import read_answers, refuse_exchange, write_exchange
+    from grounding.evaluation.config import EvaluateConfig
+    from grounding.evaluation.evaluate import judge, unanswered
+    from grounding.evaluation.ground_truth import read_exam, read_tubes
+    from grounding.evaluation.hcstvg_challenge import write_challenge
+    from grounding.evaluation.results import write_results
+    from grounding.metrics.protocols import refuse_unknown
+    from grounding.structures.tubes import Tubes
     from pipeline.config import load
     from pipeline.errors import InputError
-    from pipeline.records import write_json, write_jsonl
+    from pipeline.io.jsonl import write_json, write_jsonl
 
     refuse_unknown(protocol)
     runs = run or []
@@ -91,7 +93,7 @@ def evaluate(
         raise InputError(f"--save {save} writes what runs answer: name a run (--run DIR), or leave it out")
     settings = load(EvaluateConfig, "evaluate", config, assignments or [])
     if runs:
-        from grounding.checkpoint import read_provenance  # takes torch, which files alone need not wait for
+        from grounding.systems.checkpoint import read_provenance  # takes torch, which files alone need not wait for
 
         for one in runs:
             read_provenance(one)  # before the log file, which would make the folder
@@ -137,9 +139,9 @@ def evaluate(
 
 def differences_from(compare: Path, exam: Exam, scores: Sequence[Score], protocol: str, settings: EvaluateConfig) -> dict[str, Difference]:
     """These scores against those of another run that was judged, or of its predictions."""
-    from grounding.exam import read_tubes
-    from grounding.intervals import differ
-    from grounding.judge import score_exam
+    from grounding.evaluation.evaluate import score_exam
+    from grounding.evaluation.ground_truth import read_tubes
+    from grounding.metrics.bootstrap import differ
     from pipeline.errors import InputError
 
     other = compare / "predictions" / f"{settings.split}.jsonl" if compare.is_dir() else compare
@@ -160,7 +162,7 @@ def refuse_overwriting(inputs: Sequence[Path | None], outputs: Sequence[Path | N
 
 def answers_of(runs: Sequence[Path], store: Path, settings: EvaluateConfig, exam: Exam) -> list[Prediction]:
     """What the runs' models answer; queries that the store has no features of score 0, and their videos are named."""
-    from grounding.judge import predict_split
+    from grounding.evaluation.evaluate import predict_split
 
     with progress("answering", unit="queries") as advance:
         answers, missing = predict_split(runs, store, settings, advance)

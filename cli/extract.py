@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
-from cli.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.console.progress import progress
 
 if TYPE_CHECKING:
+    from pipeline.extraction.dry_run import Survey
     from pipeline.records import Failure
-    from pipeline.survey import Survey
 
 app = new_app()
 SHOWN = 20
@@ -51,11 +51,11 @@ def extract(
     """Decode every video once and write its features; what is there already is kept."""
     if verify:
         return _verify(store)
-    from cli.settings import dataset_config
+    from cli.console.dataset_options import dataset_config
     from pipeline.config import merge, parse_assignments, read_section, validate
-    from pipeline.jobs import ExtractConfig
-    from pipeline.run import run
-    from pipeline.survey import survey
+    from pipeline.extraction.config import ExtractConfig
+    from pipeline.extraction.dry_run import survey
+    from pipeline.extraction.run import run
 
     source = dataset_config(config, dataset, root, index)
     named = {"backbones": backbones, "weights": _weights(weights), "format": format_, "workers": workers, "scheduler": scheduler}

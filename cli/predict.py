@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
-from cli.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
+from cli.console.progress import progress
 
 if TYPE_CHECKING:
-    from grounding.answers import Answer, Answers
-    from grounding.ask import Grounder
+    from grounding.predictor.grounder import Grounder
+    from grounding.predictor.results import Answer, Answers
 
 app = new_app()
 
@@ -57,13 +57,13 @@ def predict(
 
     --config and --set: frames, batch, device, refine and between of section 'evaluate'.
     """
-    from pipeline.decode.child import DecodeChild
+    from pipeline.video.process_decoder import DecodeChild
 
     with DecodeChild() as decoder:  # it starts while libraries and networks are loaded
-        from grounding.ask import Grounder, checked_sentences
-        from grounding.judge import EvaluateConfig
+        from grounding.evaluation.config import EvaluateConfig
+        from grounding.predictor.grounder import Grounder, checked_sentences
         from pipeline.config import load
-        from pipeline.records import write_json
+        from pipeline.io.jsonl import write_json
 
         texts = checked_sentences([*(sentences or ()), *(lines_of(queries) if queries is not None else ())])
         drawings = drawing_paths(video_out, video, len(texts))
@@ -139,8 +139,8 @@ def show(answers: Answers) -> None:
 
 def draw(out: Path, video: Path, answer: Answer) -> None:
     """The video with an answer drawn on it, its frames read once more."""
-    from grounding.draw import Tube, draw_tube
-    from pipeline.decode import open_frames, probe
+    from grounding.visualization.draw_tube import Tube, draw_tube
+    from pipeline.video import open_frames, probe
 
     facts = probe(video)
     tube = Tube(answer.text, answer.span_frames, {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in answer.boxes})

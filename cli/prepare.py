@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
-from cli.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.console.progress import progress
 
 if TYPE_CHECKING:
-    from cli.settings import DatasetConfig
-    from pipeline.cards import Row
-    from pipeline.prepare import PrepareReport
+    from cli.console.dataset_options import DatasetConfig
+    from pipeline.datasets.data_cards import Row
+    from pipeline.datasets.prepare import PrepareReport
 
 app = new_app()
 log = logging.getLogger("cli")
@@ -43,11 +43,11 @@ def prepare(
     debug: Debug = False,
 ) -> None:
     """Check a data set and write its index of queries; `shapes` is made first."""
-    from cli.settings import PrepareConfig, dataset_config
+    from cli.console.dataset_options import PrepareConfig, dataset_config
     from pipeline.config import load
     from pipeline.datasets import parser_of
+    from pipeline.datasets.prepare import check_index_path, write_index
     from pipeline.datasets.shapes.make import make_shapes
-    from pipeline.prepare import check_index_path, write_index
 
     source = dataset_config(config, dataset, root, index)
     settings = load(PrepareConfig, "prepare", config, assignments or [])
@@ -67,9 +67,9 @@ def prepare(
 
 def verify_card(source: DatasetConfig) -> int:
     """Compare the annotations with the data set's card, number by number; the exit code: 0 where all agree, else 1."""
-    from pipeline.cards import agree, compare, load_card
     from pipeline.datasets import parser_of
-    from pipeline.datasets.videos import any_video
+    from pipeline.datasets.data_cards import agree, compare, load_card
+    from pipeline.datasets.video_checks import any_video
 
     card = load_card(source.name)
     with progress("reading annotations") as advance:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from cli.app import Debug, guarded, log, log_to, new_app, say
-from cli.progress import progress
+from cli.console.app import Debug, guarded, log, log_to, new_app, say
+from cli.console.progress import progress
 
 app = new_app()
 LOG_EVERY = 100

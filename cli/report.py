@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
-from cli.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
+from cli.console.progress import progress
 
 if TYPE_CHECKING:
-    from grounding.evidence import Witness
-    from grounding.footage import Footage, FootageOf
-    from grounding.report import ReportConfig
+    from grounding.report.build import ReportConfig
+    from grounding.visualization.attention_maps import Witness
+    from grounding.visualization.video_source import Footage, FootageOf
 
 app = new_app()
 
@@ -43,9 +43,9 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write a page with the metrics, the curves, and every query's video with its tubes and what the network saw."""
-    from grounding.exam import read_exam
-    from grounding.report import ReportConfig, write_report
-    from grounding.report_runs import Judged, two_runs
+    from grounding.evaluation.ground_truth import read_exam
+    from grounding.evaluation.results import Judged, two_runs
+    from grounding.report.build import ReportConfig, write_report
     from pipeline.config import load
     from pipeline.store import Store
 
@@ -57,7 +57,7 @@ def report(
     witnesses = witnesses_of([one.path for one in runs], features, settings)
     say(f"wrote {write_report(out, exam, runs, footage, settings, witnesses, sweep, progress)}")
     if figures:
-        from grounding.figure_set import FOLDER, write_figures
+        from grounding.report.figures import FOLDER, write_figures
 
         with progress("drawing figures", unit="queries") as advance:
             troubles = write_figures(out, exam, runs, footage, witnesses, advance)
@@ -68,7 +68,7 @@ def report(
 
 def witnesses_of(runs: Sequence[Path], store: Path, settings: ReportConfig) -> list[Witness]:
     """The runs' networks, to be asked what they see; none where that is not wanted."""
-    from grounding.evidence import Witness
+    from grounding.visualization.attention_maps import Witness
     from pipeline.errors import StvgError
 
     if not settings.maps:
@@ -81,8 +81,8 @@ def witnesses_of(runs: Sequence[Path], store: Path, settings: ReportConfig) -> l
 
 def footage_under(root: Path) -> FootageOf:
     """How the report gets its pictures: from the videos under `root`."""
-    from grounding.footage import Footage
-    from pipeline.decode import open_frames, probe
+    from grounding.visualization.video_source import Footage
+    from pipeline.video import open_frames, probe
 
     def footage_of(path: str) -> Footage:
         facts = probe(root / path)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
-from cli.progress import Lines
+from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.console.progress import Lines
 
 if TYPE_CHECKING:
-    from grounding.sweep import Place
+    from grounding.sweep.run import Place
 
 app = new_app()
 
@@ -41,14 +41,14 @@ def sweep(
 
     --set keys are of section `train`; how runs are judged is section `evaluate` of --config.
     """
-    from cli.sweep_tables import show_claims, show_section
-    from grounding.judge import EvaluateConfig
-    from grounding.sweep import plan, run_sweep
-    from grounding.sweep_files import write_table
-    from grounding.sweep_markdown import warnings
-    from grounding.sweep_plan import table_named
-    from grounding.sweep_table import make_table
-    from grounding.systems import over_preset
+    from cli.console.sweep_tables import show_claims, show_section
+    from grounding.evaluation.config import EvaluateConfig
+    from grounding.sweep.markdown import warnings
+    from grounding.sweep.outputs import write_table
+    from grounding.sweep.run import plan, run_sweep
+    from grounding.sweep.statistics import make_table
+    from grounding.sweep.tables import table_named
+    from grounding.systems.registry import over_preset
     from pipeline.config import load, merge, parse_assignments, read_section
 
     chosen = table_named(table)

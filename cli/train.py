@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from cli.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
-from cli.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
+from cli.console.progress import progress
 
 app = new_app()
 
@@ -37,10 +37,10 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a system's transformers and heads on cached features. Ctrl-C saves first; the same command goes on."""
-    from grounding.processes import joined
-    from grounding.systems import over_preset, system_of
-    from grounding.train import open_run, sole_writer
-    from grounding.train import train as train_model
+    from grounding.systems.registry import over_preset, system_of
+    from grounding.training.distributed import joined
+    from grounding.training.train import open_run, sole_writer
+    from grounding.training.train import train as train_model
     from pipeline.config import merge, parse_assignments, read_section, validate
 
     given = merge(read_section(config, "train"), parse_assignments(assignments or []))

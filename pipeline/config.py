@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import InputError
-from pipeline.records import first_problem
+from pipeline.validation import first_problem
 
 SECTIONS = ("dataset", "prepare", "extract", "train", "evaluate", "report")
 

@@ -21,10 +21,10 @@ from pipeline.datasets.shapes import render
 from pipeline.datasets.shapes.make import scene_seed
 from pipeline.datasets.shapes.scene import COLOURS, MOTIONS, SHAPES, Scene, make_scene
 from pipeline.datasets.shapes.sentences import PHRASES, Sentence, write_sentences
-from pipeline.encoders.geometry import pad_to_square, resize
+from pipeline.encoders.image_geometry import pad_to_square, resize
 from pipeline.encoders.text import TOKENIZER, tokenise, train_tokenizer
 from pipeline.sampling import clip_frames
-from pipeline.weights import build_encoder
+from pipeline.weights.load import build_encoder
 
 Progress = Callable[[str, int, int], None]
 CLIP_SPAN = 0.8

@@ -33,11 +33,11 @@ class TinyRun(NamedTuple):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Read only: copy the run before writing into it."""
-    from grounding.train import TrainConfig, open_run, train
+    from grounding.training.train import TrainConfig, open_run, train
+    from pipeline.datasets.prepare import prepare
     from pipeline.datasets.shapes.make import ShapesConfig, make_shapes
-    from pipeline.prepare import prepare
-    from pipeline.run import ExtractConfig
-    from pipeline.run import run as extract
+    from pipeline.extraction.run import ExtractConfig
+    from pipeline.extraction.run import run as extract
 
     place = tmp_path_factory.mktemp("tiny")
     made = TinyRun(place / "shapes", place / "index" / "index.jsonl", place / "store", place / "runs" / "tiny")

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli.settings import DatasetConfig, PrepareConfig
-from grounding.judge import EvaluateConfig
-from grounding.recipe import CgstvgTrainConfig, CostaTrainConfig, Recipe
-from grounding.report import ReportConfig
-from grounding.systems import preset
-from grounding.train import TrainConfig
+from cli.console.dataset_options import DatasetConfig, PrepareConfig
+from grounding.evaluation.config import EvaluateConfig
+from grounding.report.build import ReportConfig
+from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, Recipe
+from grounding.systems.registry import preset
+from grounding.training.train import TrainConfig
 from pipeline.config import SECTIONS, Config
-from pipeline.run import ExtractConfig
+from pipeline.extraction.run import ExtractConfig
 
 ROOT = Path(__file__).parents[1]
 KINDS: dict[str, type[Config]] = {

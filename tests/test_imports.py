@@ -14,21 +14,21 @@ import pipeline
 OF_NETWORKS = {"torchvision", "transformers", "pytorchvideo", "torch._dynamo"}
 OF_EXTRACTION = {"dask", "distributed", "decord", "av"}
 TRAINED_AND_ASKED = (
-    "grounding.train",
-    "grounding.sweep",
-    "grounding.ensemble",
-    "grounding.ask",
-    "grounding.figure_set",
-    "grounding.evidence",
+    "grounding.training.train",
+    "grounding.sweep.run",
+    "grounding.inference.ensemble",
+    "grounding.predictor.grounder",
+    "grounding.report.figures",
+    "grounding.visualization.attention_maps",
 )
 PLAIN = (
-    "pipeline.decode.serve",
+    "pipeline.video.worker",
     "pipeline.store",
-    "pipeline.prepare",
-    "grounding.exam",
-    "grounding.judge",
-    "grounding.report",
-    "grounding.report_runs",
+    "pipeline.datasets.prepare",
+    "grounding.evaluation.ground_truth",
+    "grounding.evaluation.evaluate",
+    "grounding.report.build",
+    "grounding.evaluation.results",
     "benchmarks.cases.memory",
 )
 """What reads and writes files: the child that decodes, the store, an index, what judges tubes and shows them; and what measures the
@@ -45,7 +45,7 @@ def imported_with(*modules: str) -> set[str]:
 
 
 def test_training_asking_and_planning_extraction_import_no_libraries_of_backbones() -> None:
-    assert not imported_with(*TRAINED_AND_ASKED, "pipeline.run") & (OF_NETWORKS | OF_EXTRACTION)
+    assert not imported_with(*TRAINED_AND_ASKED, "pipeline.extraction.run") & (OF_NETWORKS | OF_EXTRACTION)
 
 
 @pytest.mark.parametrize("module", PLAIN)

@@ -15,8 +15,10 @@ import typer
 from typer.testing import CliRunner
 
 from cli import extract, predict, prepare, train
-from pipeline.records import Query, Tracks, read_jsonl
+from pipeline.io.jsonl import read_jsonl
+from pipeline.records import Query
 from pipeline.store import Store
+from pipeline.tracks import Tracks
 
 REPOSITORY = Path(__file__).parents[1]
 VIDEOS = Path(os.environ.get("STVG_VIDEOS") or REPOSITORY.parent / "shared" / "videos")

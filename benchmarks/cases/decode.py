@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.made import make_video
-from benchmarks.measuring import in_turns, profile_python
-from pipeline.decode import DecodeChild, VideoFacts, open_frames, probe
+from benchmarks.synthetic_data import make_video
+from benchmarks.timing import in_turns, profile_python
+from pipeline.video import DecodeChild, VideoFacts, open_frames, probe
 
 WORK_SECONDS = 0.002
 Read = Callable[[], Any]

@@ -17,20 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.made import fill_store, make_queries
-from benchmarks.measuring import branched, in_turns, profile_torch
-from benchmarks.steps import CHANNELS, Step, floor_and_peak, network_of_size
-from grounding.data import FeatureSet
-from grounding.inputs import Inputs
-from grounding.loader import Batch, Loader
-from grounding.modules.tuning import tune
-from grounding.recipe import TrainConfig
-from grounding.systems import preset
+from benchmarks.synthetic_data import fill_store, make_queries
+from benchmarks.timing import branched, in_turns, profile_torch
+from benchmarks.training_step import CHANNELS, Step, floor_and_peak, network_of_size
+from grounding.data.dataset import FeatureSet
+from grounding.data.loader import Batch, Loader
+from grounding.modules.freezing import tune
+from grounding.structures.inputs import Inputs
+from grounding.systems.config import TrainConfig
+from grounding.systems.registry import preset
 from pipeline.config import merge
-from pipeline.encoders.frozen import frozen
-from pipeline.encoders.geometry import appearance_size
+from pipeline.encoders.image_geometry import appearance_size
+from pipeline.encoders.optimize import frozen
 from pipeline.store import Entry
-from pipeline.weights import load_backbone
+from pipeline.weights.load import load_backbone
 
 EVERY = 5
 """Frames of the video from one stored map to the next."""
@@ -116,7 +116,7 @@ WAYS = {
     "both frozen, as extraction runs them": (False, True),
     "ResNet-101 trains, SlowFast frozen": (True, False),
 }
-"""Whether the image encoder learns, and whether the backbones are made quick by `pipeline.encoders.frozen`."""
+"""Whether the image encoder learns, and whether the backbones are made quick by `pipeline.encoders.optimize`."""
 
 
 class Fixture:

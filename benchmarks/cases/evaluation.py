@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
-from benchmarks.measuring import in_turns, profile_python
+from benchmarks.timing import in_turns, profile_python
 
 SIZE = (640, 360)
 CHECKED = 20
@@ -34,8 +34,8 @@ class Evaluation(Case):
     rounds: int = 2
 
     def __enter__(self) -> Evaluation:
-        from grounding.protocols import Truths
-        from grounding.tubes import Tubes
+        from grounding.metrics.protocols import Truths
+        from grounding.structures.tubes import Tubes
 
         super().__enter__()
         self.true, self.predicted = drawn(np.random.default_rng(0), self.queries, self.frames)
@@ -48,7 +48,7 @@ class Evaluation(Case):
         return self
 
     def agree(self) -> None:
-        from grounding.protocols import judge_tubes
+        from grounding.metrics.protocols import judge_tubes
 
         judged = judge_tubes(self.truths, self.tubes)
         for query, (vIoU, sIoU) in enumerate(self._looped()):
@@ -58,7 +58,7 @@ class Evaluation(Case):
         assert json.loads((self.place / "out.json").read_text())["queries"] == self.queries
 
     def measure(self) -> list[Group]:
-        from grounding.protocols import PROTOCOLS, judge_tubes
+        from grounding.metrics.protocols import PROTOCOLS, judge_tubes
 
         size = self.true.nbytes + self.predicted.nbytes
         ways: dict[str, Callable[[], object]] = {"a plain loop": self._looped}
@@ -106,7 +106,9 @@ class Evaluation(Case):
 
     def _write(self) -> None:
         """The index, its tracks and the predictions as files; sentences share the boxes of four objects a video."""
-        from pipeline.records import Query, Tracks, Truth, write_json, write_jsonl
+        from pipeline.io.jsonl import write_json, write_jsonl
+        from pipeline.records import Query, Truth
+        from pipeline.tracks import Tracks
 
         tracks, queries, frames = Tracks(), [], self.frames
         with (self.place / "predictions.jsonl").open("w") as file:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
+from benchmarks.extraction_stages import PRODUCTS, Clips, config, decode_alone, networks_alone, operations_each, usual_way
 from benchmarks.machine import CORES, timed
-from benchmarks.made import FPS, make_queries, make_video, write_index
-from benchmarks.measuring import profile_torch
-from benchmarks.parts import PRODUCTS, Clips, config, decode_alone, networks_alone, operations_each, usual_way
-from pipeline.cluster import MEMORY
+from benchmarks.synthetic_data import FPS, make_queries, make_video, write_index
+from benchmarks.timing import profile_torch
+from pipeline.extraction.cluster import MEMORY
 
 GPU = torch.cuda.is_available()
 RUN, USUAL = "stvg-extract", "a decode pass and a file per video and product"
@@ -107,7 +107,7 @@ def floor_of(clips: Clips, paths: list[Path], workers: int) -> Floor:
 
 
 def extract(folder: Path, store: str, clips: Clips, workers: int) -> None:
-    from pipeline.run import run
+    from pipeline.extraction.run import run
 
     report = run(folder / "index.jsonl", folder, "benchmark", folder / store, config(clips, workers))
     assert not report.failures, report.failures

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.measuring import apart, profile_python, resident, size_of
+from benchmarks.timing import apart, profile_python, resident, size_of
 
 WORDS = "the an adult child dog ball in red black clothes is behind next to holds what who".split()  # noqa: SIM905
 CATEGORIES = ("adult", "child", "dog", "ball/sports_ball", "bicycle", "guitar", "car")
@@ -19,7 +19,7 @@ CATEGORIES = ("adult", "child", "dog", "ball/sports_ball", "bicycle", "guitar", 
 
 @dataclass
 class Index(Case):
-    """`pipeline.prepare.prepare` on a training split drawn from a seed and written as VidSTG's files: as many videos and sentences
+    """`pipeline.datasets.prepare.prepare` on a training split drawn from a seed and written as VidSTG's files: as many videos and sentences
     as VidSTG's; then a share of them with VidOR's boxes of two to seven objects in each of 150 to 1,800 frames. No videos are
     there, so none is probed. First, `json.loads` of the same annotation files. Every index is checked: all sentences, each once,
     with a track or without. The floor is reading the files and writing the index. The start of Python is not counted; memory is the
@@ -74,7 +74,7 @@ class Index(Case):
 
 def prepared(root: Path) -> tuple[float, int]:
     """Seconds, and bytes of the process at most."""
-    from pipeline.prepare import prepare
+    from pipeline.datasets.prepare import prepare
 
     began = time.perf_counter()
     prepare("vidstg", root, root / "index" / "index.jsonl")

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.made import fill_store, make_queries, make_tracks, rolled_features
-from benchmarks.measuring import in_turns, profile_python, profile_torch
-from benchmarks.steps import Step, feature_bytes
-from grounding.collate import collate, join_targets, to_device
-from grounding.data import FeatureSet
-from grounding.loader import Batch, Loader
-from grounding.recipe import TrainConfig
-from grounding.systems import preset, system_of
+from benchmarks.synthetic_data import fill_store, make_queries, make_tracks, rolled_features
+from benchmarks.timing import in_turns, profile_python, profile_torch
+from benchmarks.training_step import Step, feature_bytes
+from grounding.data.collate import collate, join_targets, to_device
+from grounding.data.dataset import FeatureSet
+from grounding.data.loader import Batch, Loader
+from grounding.systems.config import TrainConfig
+from grounding.systems.registry import preset, system_of
 from pipeline.records import Query
 
 EVERY = {"appearance": 5, "motion": 10}

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
+from benchmarks.flops import operations_of
 from benchmarks.machine import timed
-from benchmarks.made import FPS, TEXT, asked_run, make_queries, make_video
-from benchmarks.measuring import apart, profile_torch, resident, size_of
-from benchmarks.operations import operations_of
-from pipeline.decode import probe
+from benchmarks.synthetic_data import FPS, TEXT, asked_run, make_queries, make_video
+from benchmarks.timing import apart, profile_torch, resident, size_of
+from pipeline.video import probe
 
 SENTENCES = [TEXT, "another one does not"]
 Work = Callable[[Path, Path, Path], Callable[[], object]]
@@ -43,7 +43,7 @@ class LongVideo(Case):
         return self
 
     def agree(self) -> None:
-        from grounding.ask import Grounder
+        from grounding.predictor.grounder import Grounder
 
         grounder, path = Grounder(self.place / "run", device="cpu"), self.videos[self.minutes[0]]
         assert probe(path).frame_count == round(60 * self.minutes[0]) * FPS
@@ -76,21 +76,21 @@ def measured(work: Work, run: Path, video: Path, folder: Path) -> tuple[float, i
 
 
 def streamed(run: Path, video: Path, folder: Path) -> Callable[[], object]:
-    from grounding.ask import Grounder
+    from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
     return lambda: grounder.ask(video, SENTENCES[:1])
 
 
 def kept(run: Path, video: Path, folder: Path) -> Callable[[], object]:
-    from grounding.ask import Grounder
+    from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
     return lambda: grounder.look(video, folder)
 
 
 def kept_and_asked(run: Path, video: Path, folder: Path) -> Callable[[], object]:
-    from grounding.ask import Grounder
+    from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
     seen = grounder.look(video, folder)  # found there

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
 from benchmarks.machine import timed
-from benchmarks.made import FPS, make_video
-from benchmarks.measuring import apart, profile_torch, resident
+from benchmarks.synthetic_data import FPS, make_video
+from benchmarks.timing import apart, profile_torch, resident
 
 PAUSE_SECONDS = 0.01
 PRODUCTS = ("appearance", "motion")
@@ -42,14 +42,15 @@ class Memory(Case):
 
     def agree(self) -> None:
         """The shortest one's features are those that are made whole."""
-        from pipeline.extract import SamplingConfig, extract_video
+        from pipeline.features.config import SamplingConfig
+        from pipeline.features.stream import extract_video
 
         whole = extract_video(self.videos[self.seconds[0]], SamplingConfig(short=96), backbones()).products
         for product, rows in streamed(self.videos[self.seconds[0]]).items():
             np.testing.assert_array_equal(rows, whole[product][0])
 
     def measure(self) -> list[Group]:
-        from benchmarks.operations import operations_of  # takes torch, which the processes that decode are to be without
+        from benchmarks.flops import operations_of  # takes torch, which the processes that decode are to be without
 
         shortest, each_second = partial(stream, self.videos[self.seconds[0]]), FPS * self.size[0] * self.size[1] * 3
         floor = Floor(operations_of(shortest) / self.seconds[0], each_second)
@@ -72,8 +73,8 @@ class Memory(Case):
 
 
 def backbones() -> dict[str, Any]:
-    from pipeline.encoders.frozen import frozen
-    from pipeline.weights import load_backbone
+    from pipeline.encoders.optimize import frozen
+    from pipeline.weights.load import load_backbone
 
     return {product: frozen(load_backbone(product, "tiny", "random:0").encoder) for product in PRODUCTS}
 
@@ -83,8 +84,9 @@ def drop(product: str, rows: np.ndarray) -> None: ...
 
 def stream(path: Path, take: Callable[[str, np.ndarray], None] = drop, encoders: dict[str, Any] | None = None) -> None:
     """Hand on each block of rows as it is made, decoded in a child as extraction does."""
-    from pipeline.decode import DecodeChild
-    from pipeline.extract import FeatureStream, SamplingConfig
+    from pipeline.features.config import SamplingConfig
+    from pipeline.features.stream import FeatureStream
+    from pipeline.video import DecodeChild
 
     with DecodeChild() as child:
         for product, rows in FeatureStream(path, SamplingConfig(short=96), encoders or backbones(), decoder=child):
@@ -105,7 +107,7 @@ def streaming(path: Path) -> tuple[float, int]:
 
 
 def peak_of_decoder(path: Path, decoder: Any) -> int:
-    from pipeline.decode import open_frames, probe
+    from pipeline.video import open_frames, probe
 
     facts = probe(path)
     assert read_slowly(open_frames(path, facts, range(facts.frame_count), decoder)) == facts.frame_count
@@ -113,7 +115,7 @@ def peak_of_decoder(path: Path, decoder: Any) -> int:
 
 
 def peak_of_child(path: Path) -> int:
-    from pipeline.decode import DecodeChild
+    from pipeline.video import DecodeChild
 
     with DecodeChild() as child:
         facts = child.probe(path)

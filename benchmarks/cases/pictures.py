@@ -12,10 +12,10 @@ from PIL import Image
 from torch.nn import functional
 
 from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
-from benchmarks.measuring import in_turns, profile_python
-from grounding.raw import JpegBatch, Pictures, decodes
-from grounding.windows import InMemory
-from pipeline.makers import JpegMaker
+from benchmarks.timing import in_turns, profile_python
+from grounding.data.images import JpegBatch, decodes
+from grounding.data.sources import InMemory, Pictures
+from pipeline.features.builders import JpegMaker
 from pipeline.store import Entry
 
 GPU = torch.device("cuda")
@@ -26,7 +26,7 @@ QUALITY, BATCH = 90, 8
 @dataclass
 class PassOfPictures(Case):
     """A pass of 64 pictures of about the bytes of real ones, which lies in memory: opened by Pillow, picture by picture, against
-    `grounding.raw.Pictures`, and where there is a GPU its decoder on eight passes at once. One thread. On the CPU both give the same
+    `grounding.data.sources.Pictures`, and where there is a GPU its decoder on eight passes at once. One thread. On the CPU both give the same
     pictures, to the bit; the GPU's differ by less than two grey levels on the mean. The floor is writing the pictures.
     """
 

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.made import FPS, TEXT, asked_run, make_queries, make_tracks, make_video, rolled_features
-from benchmarks.measuring import in_turns, profile_torch
-from benchmarks.operations import operations_of
-from benchmarks.steps import CHANNELS, SLOWFAST, STRIDE, network_of_size
-from grounding.data import FeatureSet
-from grounding.predict import predict
-from grounding.recipe import TrainConfig
-from grounding.systems import preset
+from benchmarks.flops import operations_of
+from benchmarks.synthetic_data import FPS, TEXT, asked_run, make_queries, make_tracks, make_video, rolled_features
+from benchmarks.timing import in_turns, profile_torch
+from benchmarks.training_step import CHANNELS, SLOWFAST, STRIDE, network_of_size
+from grounding.data.dataset import FeatureSet
+from grounding.inference.predict import predict
+from grounding.systems.config import TrainConfig
+from grounding.systems.registry import preset
 from pipeline.config import merge
-from pipeline.decode import DecodeChild
-from pipeline.encoders.geometry import appearance_size
+from pipeline.encoders.image_geometry import appearance_size
 from pipeline.records import Prediction
+from pipeline.video import DecodeChild
 
 GPU = torch.cuda.is_available()
 MAPS_EVERY, CLIPS_EVERY = 5, 10

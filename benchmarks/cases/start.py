@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cli
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.measuring import in_turns, shares
+from benchmarks.timing import in_turns, shares
 
 FOLDER = Path(cli.__file__).parent
 BARE = "python that does nothing"
@@ -25,7 +25,7 @@ print(sum(os.path.getsize(file) for file in files if isinstance(file, str) and o
 """Prints the bytes of the files that the modules so far lie in."""
 IMPORTED = re.compile(r"import time: +(?P<own>\d+) \| +\d+ \| +(?P<name>\S+)")
 """A line of `-X importtime`: microseconds of a module itself, then with what it imports."""
-IMPORTS = ("torch", "pipeline.store", "pipeline.run", "grounding.train", "grounding.ask")
+IMPORTS = ("torch", "pipeline.store", "pipeline.extraction.run", "grounding.training.train", "grounding.predictor.grounder")
 
 
 @dataclass

@@ -11,8 +11,8 @@ import numpy as np
 import zarr
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.made import fill_store, make_queries, rolled_features
-from benchmarks.measuring import in_turns, profile_python
+from benchmarks.synthetic_data import fill_store, make_queries, rolled_features
+from benchmarks.timing import in_turns, profile_python
 from pipeline.store import Kind, ProductReader, Store
 
 KINDS: tuple[Kind, ...] = ("zarr", "hdf5")

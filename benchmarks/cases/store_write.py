@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.made import Rolled, fill_store, make_queries, rolled_features
-from benchmarks.measuring import in_turns, profile_python
+from benchmarks.synthetic_data import Rolled, fill_store, make_queries, rolled_features
+from benchmarks.timing import in_turns, profile_python
 from pipeline.store import Kind, Store
 
 KINDS: tuple[Kind, ...] = ("zarr", "hdf5")

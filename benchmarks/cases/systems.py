@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.measuring import branched, in_turns, profile_torch
-from benchmarks.steps import CHANNELS, SLOWFAST, STRIDE, Step, feature_bytes, floor_and_peak, network_of_size, random_batch
-from grounding.loader import Batch
-from grounding.recipe import Recipe
-from grounding.systems import preset, system_of
+from benchmarks.timing import branched, in_turns, profile_torch
+from benchmarks.training_step import CHANNELS, SLOWFAST, STRIDE, Step, feature_bytes, floor_and_peak, network_of_size, random_batch
+from grounding.data.loader import Batch
+from grounding.systems.config import Recipe
+from grounding.systems.registry import preset, system_of
 from pipeline.config import merge
 
 PAPER_SHORT = {"csdvl": 320, "cgstvg": 420, "costa": 320}

@@ -9,9 +9,10 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from grounding.exchange.shown import ShownTube, ShownVideo, file_names, refuse_taken
-from pipeline.cvat import CvatTrack, cvat_labels, write_cvat
-from pipeline.records import Query, write_json
+from grounding.exchange.annotated_videos import ShownTube, ShownVideo, file_names, refuse_taken
+from pipeline.io.cvat_xml import CvatTrack, cvat_labels, write_cvat
+from pipeline.io.jsonl import write_json
+from pipeline.records import Query
 
 
 def write_cvat_folder(out: Path, videos: Sequence[ShownVideo], progress: Callable[[int, int], None]) -> int:

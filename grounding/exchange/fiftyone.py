@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from grounding.exchange.shown import ShownTube, ShownVideo, refuse_taken
-from pipeline.records import replacing, write_json
+from grounding.exchange.annotated_videos import ShownTube, ShownVideo, refuse_taken
+from pipeline.io.atomic import replacing
+from pipeline.io.jsonl import write_json
 
 VERSION = "1.0.0"
 """The oldest FiftyOne that reads this; newer ones bring it to their own."""

@@ -6,9 +6,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from grounding.modules.boundaries import FrameOutputs
-from grounding.modules.regions import corners, giou, own_cells
-from grounding.targets import Targets
+from grounding.modules.box_ops import corners, giou
+from grounding.modules.frame_outputs import FrameOutputs
+from grounding.modules.roi import own_cells
+from grounding.structures.targets import Targets
 
 
 def box_losses(boxes: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:

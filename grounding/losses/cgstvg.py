@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from grounding.losses.boundaries import divergence, gaussians, inside_loss
 from grounding.losses.boxes import scratch_losses
+from grounding.losses.temporal import divergence, gaussians, inside_loss
 from grounding.models.cgstvg import Outputs
-from grounding.modules.regions import corners, giou, iou
-from grounding.targets import Targets, Totals
+from grounding.modules.box_ops import corners, giou, iou
+from grounding.structures.targets import Targets, Totals
 from pipeline.config import Config
 
 

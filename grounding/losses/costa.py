@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from grounding.losses.boundaries import divergence, gaussians, inside_loss
 from grounding.losses.boxes import box_losses, scratch_losses
+from grounding.losses.temporal import divergence, gaussians, inside_loss
 from grounding.models.costa import Outputs
-from grounding.targets import Targets, Totals
+from grounding.structures.targets import Targets, Totals
 from pipeline.config import Config
 
 

@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from grounding.losses.boxes import box_losses, carrier_loss, taught_cells
 from grounding.models.csdvl import Outputs
-from grounding.modules.proposals import iou_map, valid_cells
-from grounding.targets import Targets, Totals
+from grounding.modules.proposal_map import iou_map, valid_cells
+from grounding.structures.targets import Targets, Totals
 from pipeline.config import Config
 
 

@@ -32,17 +32,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from grounding.inputs import Inputs
-from grounding.models.sizes import TransformerConfig
+from grounding.models.config import TransformerConfig
 from grounding.modules.alignment import from_square
 from grounding.modules.attention import words_as_loud_as_cells
-from grounding.modules.boundaries import FrameOutputs
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
-from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
-from grounding.modules.positions import learned_at, map_cells, sine_box, sine_time
-from grounding.modules.precision import as_computed
-from grounding.modules.regions import corners, giou, mean_weights, roi_weights, whole_pictures
-from grounding.targets import Targets
+from grounding.modules.box_ops import corners, giou, whole_pictures
+from grounding.modules.frame_outputs import FrameOutputs
+from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking, as_computed
+from grounding.modules.position_encoding import learned_at, map_cells, sine_box, sine_time
+from grounding.modules.roi import mean_weights, roi_weights
+from grounding.structures.inputs import Inputs
+from grounding.structures.targets import Targets
 
 Refinement = Literal["none", "temporal", "spatial", "both", "sum", "product"]
 

@@ -31,19 +31,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grounding.inputs import Inputs
-from grounding.models.sizes import TransformerConfig
+from grounding.models.config import TransformerConfig
+from grounding.modules.activation_checkpointing import recompute_layers
 from grounding.modules.attention import PairedAttention, words_as_loud_as_cells
-from grounding.modules.boundaries import FrameOutputs, likeliest_frames
 from grounding.modules.box_heads import AttentionBoxHead, Cells
-from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking
-from grounding.modules.own_size import at_own_size
-from grounding.modules.positions import map_cells, sine_box, sine_time
-from grounding.modules.precision import as_computed
-from grounding.modules.recompute import recompute_layers
-from grounding.modules.space_time import GROUPS, Connection, SpaceTimeTrunk
-from grounding.modules.tuning import tune
-from grounding.targets import Targets
+from grounding.modules.frame_outputs import FrameOutputs, likeliest_frames
+from grounding.modules.freezing import tune
+from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking, as_computed
+from grounding.modules.position_encoding import map_cells, sine_box, sine_time
+from grounding.modules.r3d import GROUPS, Connection, SpaceTimeTrunk
+from grounding.modules.variable_resolution import at_own_size
+from grounding.structures.inputs import Inputs
+from grounding.structures.targets import Targets
 
 if TYPE_CHECKING:
     from pipeline.encoders.appearance import AppearanceEncoder

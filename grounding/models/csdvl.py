@@ -30,17 +30,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from grounding.inputs import Inputs
-from grounding.models.sizes import TransformerConfig
+from grounding.models.config import TransformerConfig
 from grounding.modules.alignment import clip_index, frames_to_clips, into_square, square_cells
 from grounding.modules.attention import Attention
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
-from grounding.modules.layers import MLP, EncoderLayer, FeedForward
-from grounding.modules.positions import map_cells, sine_2d, sine_time
-from grounding.modules.precision import as_computed
-from grounding.modules.proposals import ProposalHead
-from grounding.modules.regions import whole_pictures
-from grounding.spans import Proposals
+from grounding.modules.box_ops import whole_pictures
+from grounding.modules.layers import MLP, EncoderLayer, FeedForward, as_computed
+from grounding.modules.position_encoding import map_cells, sine_2d, sine_time
+from grounding.modules.proposal_map import ProposalHead
+from grounding.structures.inputs import Inputs
+from grounding.structures.span_scores import Proposals
 
 Collaboration = Literal["full", "none", "s2d", "d2s", "sum", "fc_sum", "concat_fc"]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from grounding.inputs import Inputs
-from grounding.modules.own_size import at_own_size
-from grounding.modules.recompute import recompute_layers
-from grounding.modules.tuning import tune
-from grounding.targets import Targets
+from grounding.modules.activation_checkpointing import recompute_layers
+from grounding.modules.freezing import tune
+from grounding.modules.variable_resolution import at_own_size
+from grounding.structures.inputs import Inputs
+from grounding.structures.targets import Targets
 
 if TYPE_CHECKING:
     from pipeline.encoders.appearance import AppearanceEncoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -71,3 +72,8 @@ class Looking(nn.Module):
         asking = (queries if positions is None else queries + positions).reshape(batch * frames, 1, d)
         seen, weights = self.attention.with_weights(asking, keys, values, mask)
         return self.norm(queries + self.dropout(seen.reshape(batch, frames, d))), weights.reshape(batch, frames, -1)
+
+
+def as_computed(features: Tensor) -> Tensor:
+    """Features as a network's first layer takes them: autocast casts by itself, without a float32 copy in between."""
+    return features if torch.is_autocast_enabled(features.device.type) else features.float()

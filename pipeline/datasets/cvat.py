@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.cvat import PREDICTION, TRUTH, CvatTrack, CvatVideo, read_cvat
-from pipeline.datasets.folders import VideoFiles, files_under, problem_of
+from pipeline.datasets.file_search import VideoFiles, files_under, problem_of
 from pipeline.datasets.jsonl import Line, keep, of_lines
 from pipeline.datasets.parsed import NO_SPLIT, Parsed, Probe, Progress, quiet
-from pipeline.datasets.videos import probe_videos
+from pipeline.datasets.video_checks import probe_videos
 from pipeline.errors import InputError
-from pipeline.json_files import parse_json
+from pipeline.io.cvat_xml import PREDICTION, TRUTH, CvatTrack, CvatVideo, read_cvat
+from pipeline.io.strict_json import parse_json
 
 EXPECTED = """{root} {problem}. Put into one folder
   the videos, and

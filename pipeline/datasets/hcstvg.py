@@ -19,12 +19,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AliasChoices, Field, PlainValidator, model_validator
 
-from pipeline.datasets.folders import VideoFiles
+from pipeline.datasets.annotation_fields import PLAIN_NAME, AnyFrame, FrameCount, Raw, Side, Text, validated
+from pipeline.datasets.file_search import VideoFiles
 from pipeline.datasets.hcstvg_files import annotation_files, entries_of
 from pipeline.datasets.parsed import NO_SPLIT, Parsed, Probe, Progress, name_repeats, quiet, refuse_empty
-from pipeline.datasets.raw import PLAIN_NAME, AnyFrame, FrameCount, Raw, Side, Text, validated
-from pipeline.datasets.tracks import add_tube
-from pipeline.datasets.videos import probe_videos
+from pipeline.datasets.tubes import add_tube
+from pipeline.datasets.video_checks import probe_videos
 from pipeline.errors import VideoError
 from pipeline.records import LARGEST_COORDINATE, Query, Span, Truth
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.folders import problem_of
+from pipeline.datasets.file_search import problem_of
 from pipeline.errors import InputError
-from pipeline.json_files import read_json
+from pipeline.io.strict_json import read_json
 
 FIRST, SECOND = {"caption", "width", "height"}, {"English", "img_size", "ed_frame"}
 """The fields that only one version's files have."""

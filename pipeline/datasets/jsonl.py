@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.datasets.annotation_fields import MOST_FRAMES, AnyFrame, Box, Text, plain, validated
 from pipeline.datasets.parsed import NO_SPLIT, Parsed, Probe, Progress, name_repeats, quiet
-from pipeline.datasets.raw import MOST_FRAMES, AnyFrame, Box, Text, plain, validated
-from pipeline.datasets.tracks import add_tube
-from pipeline.datasets.videos import probe_videos
-from pipeline.decode import VideoFacts
+from pipeline.datasets.tubes import add_tube
+from pipeline.datasets.video_checks import probe_videos
 from pipeline.errors import InputError, VideoError
-from pipeline.json_files import lines_of, parse_json
+from pipeline.io.strict_json import lines_of, parse_json
 from pipeline.records import Query, Span, Truth
+from pipeline.video import VideoFacts
 
 EXPECTED = """{path} {problem}. Write one JSON object per line, such as
   {{"video": "clips/dog.mp4", "text": "a dog runs to the left"}}

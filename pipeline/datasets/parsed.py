@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.decode import VideoFacts
 from pipeline.errors import InputError, VideoError
-from pipeline.records import Query, Tracks
+from pipeline.records import Query
+from pipeline.tracks import Tracks
+from pipeline.video import VideoFacts
 
 EXAMPLES = 20
 NO_SPLIT = "?"

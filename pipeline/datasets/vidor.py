@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.folders import VideoFiles, files_under
+from pipeline.datasets.file_search import VideoFiles, files_under
 from pipeline.datasets.parsed import Defects
-from pipeline.datasets.tracks import clip_boxes
+from pipeline.datasets.tubes import clip_boxes
 from pipeline.errors import InputError
-from pipeline.json_files import read_json
-from pipeline.records import LARGEST_COORDINATE, Tracks
+from pipeline.io.strict_json import read_json
+from pipeline.records import LARGEST_COORDINATE
+from pipeline.tracks import Tracks
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.datasets.folders import problem_of
+from pipeline.datasets.annotation_fields import PLAIN_NAME, AnyFrame, FrameCount, ObjectId, Rate, Raw, Side, Text, validated
+from pipeline.datasets.file_search import problem_of
 from pipeline.datasets.parsed import NO_SPLIT, Parsed, Probe, Progress, name_repeats, quiet, refuse_empty
-from pipeline.datasets.raw import PLAIN_NAME, AnyFrame, FrameCount, ObjectId, Rate, Raw, Side, Text, validated
-from pipeline.datasets.videos import probe_videos
+from pipeline.datasets.video_checks import probe_videos
 from pipeline.datasets.vidor import VidorFolder, add_tracks
 from pipeline.errors import InputError
-from pipeline.json_files import read_json
+from pipeline.io.strict_json import read_json
 from pipeline.records import Query, Span, Truth
 
 SPLITS = ("train", "val", "test")

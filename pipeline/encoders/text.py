@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.encoders.roberta_folder import MAX_TOKENS, FolderTokenizer, RobertaShape
+from pipeline.encoders.huggingface_roberta import MAX_TOKENS, FolderTokenizer, RobertaShape
 
 TOKENIZER = Path(__file__).parent / "tiny" / "tokenizer.json"
 BOS, PAD, EOS = 0, 1, 2

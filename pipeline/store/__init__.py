@@ -12,13 +12,13 @@ from pipeline.store.manifest import Manifest as Manifest
 from pipeline.store.manifest import Product as Product
 from pipeline.store.manifest import ShardInfo as ShardInfo
 from pipeline.store.manifest import made_from as made_from
-from pipeline.store.plan import Shard as Shard
-from pipeline.store.plan import plan_shards as plan_shards
 from pipeline.store.reader import Contents as Contents
 from pipeline.store.reader import ProductReader as ProductReader
 from pipeline.store.reader import Store as Store
 from pipeline.store.shard import is_made_from as is_made_from
 from pipeline.store.shard import shard_info as shard_info
+from pipeline.store.shard_plan import Shard as Shard
+from pipeline.store.shard_plan import plan_shards as plan_shards
 from pipeline.store.verify import Problem as Problem
 from pipeline.store.writer import OtherProductError as OtherProductError
 from pipeline.store.writer import StoreWriter as StoreWriter

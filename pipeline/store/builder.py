@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from pipeline.store.disk import noticing_full_disk
+from pipeline.store.disk_errors import noticing_full_disk
 from pipeline.store.layout import ArraySpec, Entry, Kind, Place, ShardSink, Table, array_name, shard_path
 from pipeline.store.manifest import ShardInfo
 from pipeline.store.shard import discard, is_made_from, open_sink, remove, shard_info, sync, sync_tree

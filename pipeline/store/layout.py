@@ -18,7 +18,8 @@ import google_crc32c
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline.records import FORMAT, Record, first_problem
+from pipeline.records import FORMAT
+from pipeline.validation import Record, first_problem
 
 Kind = Literal["zarr", "hdf5"]
 ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}

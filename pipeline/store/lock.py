@@ -18,8 +18,8 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from pipeline.errors import StoreError, StvgError
-from pipeline.records import write_json
-from pipeline.store.disk import noticing_full_disk, refuse_file
+from pipeline.io.jsonl import write_json
+from pipeline.store.disk_errors import noticing_full_disk, refuse_file
 
 
 class OwnedLock:

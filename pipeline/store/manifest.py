@@ -11,9 +11,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.records import FORMAT, Record, first_problem, write_json
-from pipeline.store.disk import refuse_file
+from pipeline.io.jsonl import write_json
+from pipeline.records import FORMAT
+from pipeline.store.disk_errors import refuse_file
 from pipeline.store.layout import Kind
+from pipeline.validation import Record, first_problem
 
 NAME = "manifest.json"
 

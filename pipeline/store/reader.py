@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.store.int8 import SCALE, restore
+from pipeline.store.buffer_pool import Allocate, Recycler, fresh
 from pipeline.store.layout import DamageError, Place, ShardSource, Table, shard_path
 from pipeline.store.manifest import Product, differing_files, load_manifest, manifest_digest
-from pipeline.store.memory import Allocate, Recycler, fresh
+from pipeline.store.quantization import SCALE, restore
 from pipeline.store.shard import counting, open_source, read_table, unreadable
 from pipeline.store.verify import OTHER_SETTINGS, Problem, verify_files, verify_product
 

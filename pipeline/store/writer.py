@@ -11,13 +11,15 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import StoreError
-from pipeline.records import Failure, read_jsonl, replacing, write_jsonl
-from pipeline.store.disk import noticing_full_disk
+from pipeline.io.atomic import replacing
+from pipeline.io.jsonl import read_jsonl, write_jsonl
+from pipeline.records import Failure
+from pipeline.store.disk_errors import noticing_full_disk
 from pipeline.store.layout import BASIS, SUFFIX, Kind, shard_path
 from pipeline.store.lock import StoreLock
 from pipeline.store.manifest import NAME, Manifest, Product, ShardInfo, files_digest, load_manifest, save_manifest
-from pipeline.store.resume import look_at_shards, refuse_damaged
 from pipeline.store.shard import counting, counts, discard, remove, shard_info, sound_table
+from pipeline.store.shard_check import look_at_shards, refuse_damaged
 
 SAVE_EVERY = 2.0
 """Seconds between two writes of a growing manifest: it grows with the shards, so one write per shard would cost their square."""

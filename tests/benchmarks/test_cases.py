@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import measuring
+from benchmarks import timing as measuring
 from benchmarks.case import Case
 from benchmarks.cases import PLACES, case_class
 from benchmarks.machine import Rates
-from benchmarks.page import page
+from benchmarks.results_page import page
 
 SMALL_CSDVL = {
     "batch": 1,
@@ -27,7 +27,7 @@ def small(name: str) -> Case:
     """A case at a size of seconds."""
     case = case_class(name)
     if name == "extraction":
-        from benchmarks.parts import Clips
+        from benchmarks.extraction_stages import Clips
 
         return case(clips=(Clips("tiny", 2, 1, (64, 48), 32, rounds=1),), workers=1)  # type: ignore[call-arg]
     if name == "end-to-end":
@@ -36,7 +36,7 @@ def small(name: str) -> Case:
         return case(device="cpu", size=Size(SMALL_CSDVL, 64, (64, 64), (8, 64), 3, "tiny"), rounds=1)  # type: ignore[call-arg]
     if name == "systems":
         from benchmarks.cases.systems import PAPER_SHORT, Size
-        from benchmarks.steps import CHANNELS, SLOWFAST, STRIDE
+        from benchmarks.training_step import CHANNELS, SLOWFAST, STRIDE
 
         some: Any = {"given": SMALL_CSDVL, "video": (64, 64), "words": 3, "backbones": "tiny", "channels": CHANNELS}
         size = Size(

@@ -15,15 +15,17 @@ from typer.testing import CliRunner, Result
 
 import cli.evaluate
 import cli.report
-import grounding.intervals
-import grounding.refine
-from pipeline.records import Prediction, Query, Tracks, Truth, read_jsonl, write_jsonl
+import grounding.inference.refine
+import grounding.metrics.bootstrap
+from pipeline.io.jsonl import read_jsonl, write_jsonl
+from pipeline.records import Prediction, Query, Truth
 from pipeline.store import StoreWriter
+from pipeline.tracks import Tracks
 
 
 @pytest.fixture(autouse=True)
 def _few_videos_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grounding.intervals, "FEWEST", 1)
+    monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 1)
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_another_split_and_more_frames(place: Path) -> None:
 
 def test_a_second_look_and_spans_at_clips_edges_are_options(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight clips of 50 frames; thirteen are stored, so that a second look can be taken, here at all but the last frame."""
-    monkeypatch.setattr(grounding.refine, "window_around", lambda span, segment, least: (segment[0], segment[1] - 1))
+    monkeypatch.setattr(grounding.inference.refine, "window_around", lambda span, segment, least: (segment[0], segment[1] - 1))
     spans, scores = {}, set()
     for setting in ("refine=false", "refine=true", "between=false"):
         assert evaluate(place, "--set", setting).exit_code == 0
@@ -188,7 +190,7 @@ def test_a_store_without_a_product_is_refused(place: Path) -> None:
 
 
 def test_a_store_of_other_widths_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grounding.data import FeatureSet
+    from grounding.data.dataset import FeatureSet
 
     monkeypatch.setattr(FeatureSet, "dims", (128, 384, 65))
     result = evaluate(place)

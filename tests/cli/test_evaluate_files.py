@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import cli.evaluate
-from pipeline.records import Query, Tracks, Truth, write_jsonl
+from pipeline.io.jsonl import write_jsonl
+from pipeline.records import Query, Truth
+from pipeline.tracks import Tracks
 
 GOOD = {"st_frame": 1, "ed_frame": 2, "bbox": {"1": [0, 0, 5, 5], "2": [1, 1, 6, 6]}}
 

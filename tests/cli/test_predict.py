@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import cli.predict
-from pipeline.decode import DecodeChild, probe
-from pipeline.records import Query, read_jsonl
+from pipeline.io.jsonl import read_jsonl
+from pipeline.records import Query
+from pipeline.video import DecodeChild, probe
 
 SENTENCES = ("the red circle spins.", "what falls?")
 
@@ -63,7 +64,7 @@ def test_the_video_is_decoded_by_a_process_of_its_own(run: Path, video: Path, mo
 
     frames = DecodeChild.frames
     monkeypatch.setattr(DecodeChild, "frames", noted)
-    monkeypatch.setattr("pipeline.extract.open_frames", None)
+    monkeypatch.setattr("pipeline.features.stream.open_frames", None)
     result = call(video, SENTENCES[0], "--run", run)
     assert result.exit_code == 0, result.stderr
     assert len(asked) == 1

@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import cli.predict
-from grounding.draw import Canvas
+from grounding.visualization.draw_tube import Canvas
 from pipeline.datasets.shapes.joined import write_joined
-from pipeline.decode import open_frames, probe
+from pipeline.video import open_frames, probe
 
 VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
 QUICK = (

@@ -10,8 +10,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import cli.prepare
-from cli.settings import dataset_config
-from pipeline.records import Query, read_jsonl
+from cli.console.dataset_options import dataset_config
+from pipeline.io.jsonl import read_jsonl
+from pipeline.records import Query
 
 
 def test_shapes_are_made_and_indexed(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_verify_compares_with_the_card_and_writes_nothing(vidstg: Path, tmp_path
     cards = tmp_path / "cards"
     cards.mkdir()
     card = cards / "vidstg.md"
-    monkeypatch.setattr("pipeline.cards.FOLDER", cards)
+    monkeypatch.setattr("pipeline.datasets.data_cards.FOLDER", cards)
     (vidstg / "annotations" / "test_annotations.json").write_text(json.dumps(json.loads(text_of(vidstg))[:2]))
     before = sorted(tmp_path.rglob("*"))
 
@@ -96,7 +97,7 @@ def test_verify_compares_with_the_card_and_writes_nothing(vidstg: Path, tmp_path
 
 
 def test_verify_needs_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.cards.FOLDER", tmp_path)
+    monkeypatch.setattr("pipeline.datasets.data_cards.FOLDER", tmp_path)
     (tmp_path / "hcstvg-v2.md").write_text("```yaml\nsplits: {test: {queries: 2, videos: 2, with truth: 0}}\n```\n")
     (tmp_path / "testv2.json").write_text('{"1_a.mp4": "A man nods.", "2_a.mp4": "A man sits."}')
     result = run("--dataset", "hcstvg-v2", "--root", tmp_path, "--verify")

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from cli.pretrain_tiny import app
 from pipeline.encoders.text import TOKENIZER
 from pipeline.pretrain import all_sentences, cell_owner
-from pipeline.weights import PRODUCTS, TINY, build_encoder, load_strictly
+from pipeline.weights.load import build_encoder, load_strictly
+from pipeline.weights.sources import PRODUCTS, TINY
 
 STEPS = ["--appearance-steps", "2", "--motion-steps", "1", "--text-steps", "3"]
 

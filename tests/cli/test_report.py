@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 
 import cli.evaluate
 import cli.report
-from grounding.report_videos import show_videos
-from pipeline.decode import open_frames, probe
+from grounding.report.videos import show_videos
 from pipeline.records import Query
+from pipeline.video import open_frames, probe
 
 
 def call(command: object, *arguments: object) -> Result:

@@ -19,13 +19,13 @@ from typer.testing import CliRunner, Result
 import cli.evaluate
 import cli.report
 import cli.sweep
-import grounding.intervals
-import grounding.sweep_plan
-from grounding.sweep import Place
-from grounding.sweep_figures import curves_figure
-from grounding.sweep_plan import SweepTable, table_named
-from pipeline.run import ExtractConfig
-from pipeline.run import run as extract
+import grounding.metrics.bootstrap
+import grounding.sweep.tables
+from grounding.sweep.figures import curves_figure
+from grounding.sweep.run import Place
+from grounding.sweep.tables import SweepTable, table_named
+from pipeline.extraction.run import ExtractConfig
+from pipeline.extraction.run import run as extract
 
 TABLE = {
     "title": "a table",
@@ -43,10 +43,10 @@ TABLE = {
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small table, and few videos and draws will do for intervals."""
-    monkeypatch.setattr(grounding.intervals, "FEWEST", 1)
-    monkeypatch.setattr(grounding.intervals, "RESAMPLES", 400)
-    shipped = grounding.sweep_plan.load_tables()
-    monkeypatch.setattr(grounding.sweep_plan, "load_tables", lambda path: {**shipped, "small": SweepTable.model_validate(TABLE)})
+    monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 1)
+    monkeypatch.setattr(grounding.metrics.bootstrap, "RESAMPLES", 400)
+    shipped = grounding.sweep.tables.load_tables()
+    monkeypatch.setattr(grounding.sweep.tables, "load_tables", lambda path: {**shipped, "small": SweepTable.model_validate(TABLE)})
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import cli.evaluate
 import cli.report
 from cli.train import app
-from grounding.checkpoint import load_model, read_provenance
+from grounding.systems.checkpoint import load_model, read_provenance
 
 MODEL = {"d": 16, "heads": 2, "ffn": 32, "layers": 1, "frames": 4, "clips": 8, "map_channels": 8, "map_kernel": 3, "map_layers": 1}
 SETTINGS = {"model": MODEL, "max_steps": 2, "batch": 2, "device": "cpu"}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cards import compare, load_card
 from pipeline.datasets import parser_of, quiet
-from pipeline.datasets.videos import any_video
+from pipeline.datasets.data_cards import compare, load_card
+from pipeline.datasets.video_checks import any_video
 
 ENTRY = {
     "bbox": [[194, 0, 240, 359], *([[190, 11, 234, 349]] * 121)],

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cards import compare, load_card
 from pipeline.datasets import parser_of, quiet
+from pipeline.datasets.data_cards import compare, load_card
 from pipeline.datasets.shapes.make import ShapesConfig, entries_of, scene_seed, video_id
 from pipeline.datasets.shapes.scene import COLOURS, MOTIONS, SHAPES, Scene, make_scene
 from pipeline.datasets.shapes.sentences import LOOK_ALIKE, SAME_MOTION

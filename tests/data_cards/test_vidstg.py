@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cards import agree, compare, load_card
 from pipeline.datasets import parser_of, quiet
+from pipeline.datasets.data_cards import agree, compare, load_card
 
 ANNOTATIONS = Path(os.environ.get("STVG_ANNOTATIONS") or Path(__file__).parents[3] / "shared" / "annotations")
 FILE = ANNOTATIONS / "val_annotations.json"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -40,7 +41,7 @@ def feature_digests(store: Path) -> dict[str, str]:
     for name in sorted(opened.products):
         reader, digest = opened.open(name), hashlib.sha256()
         for key in reader.keys():
-            digest.update(key.encode())
+            digest.update(str(key).encode())
             digest.update(reader.read(key).tobytes())
             for column, values in sorted(reader.columns(key).items()):
                 digest.update(column.encode() + values.tobytes())
@@ -52,8 +53,8 @@ def ten_losses(store: Path, run: Path, system: str) -> list[float]:
     """Losses of the first ten steps of a system's preset `shapes`, on one thread."""
     import torch
 
-    from grounding.systems import preset, system_of
-    from grounding.train import open_run, train
+    from grounding.systems.registry import preset, system_of
+    from grounding.training.train import open_run, train
     from pipeline.config import merge, validate
 
     torch.set_num_threads(1)
@@ -89,7 +90,10 @@ def small_store(folder: Path) -> Path:
 def small_answers(folder: Path) -> dict[str, Any]:
     """Feature digests and ten-step losses on a small store."""
     store = small_store(folder)
-    return {"features": feature_digests(store), "losses": {system: ten_losses(store, folder / "runs" / system, system) for system in SYSTEMS}}
+    return {
+        "features": feature_digests(store),
+        "losses": {system: ten_losses(store, folder / "runs" / system, system) for system in SYSTEMS},
+    }
 
 
 def demo_answers(folder: Path) -> dict[str, Any]:

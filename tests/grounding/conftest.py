@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from pipeline.boxes import interpolate
-from pipeline.makers import JpegMaker
-from pipeline.records import Query, Tracks, Truth, write_jsonl
+from pipeline.features.builders import JpegMaker
+from pipeline.io.jsonl import write_jsonl
+from pipeline.records import Query, Truth
 from pipeline.store import Entry, Kind, StoreWriter, made_from, write_shard
+from pipeline.tracks import Tracks
 
 FPS, FRAME_COUNT = 25.0, 100
 SIZES = {"v0": (64, 36), "v1": (64, 36), "v2": (36, 64)}

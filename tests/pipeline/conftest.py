@@ -104,8 +104,8 @@ main()
 """
 LOADED = (
     "cli.extract",
-    "cli.settings",
-    "pipeline.run",
+    "cli.console.dataset_options",
+    "pipeline.extraction.run",
     "pipeline.encoders.appearance",
     "transformers.models.roberta.modeling_roberta",
     "pytorchvideo.models.slowfast",
@@ -172,7 +172,7 @@ class Extraction:
         return found
 
     def decoders(self) -> list[psutil.Process]:
-        return self.running("pipeline.decode.serve")
+        return self.running("pipeline.video.worker")
 
     def files(self) -> dict[str, str]:
         """Digests of all that the store holds, lock and log aside."""
@@ -189,7 +189,9 @@ class Extraction:
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of eight videos of 30 frames (`v0.mp4` …) and an index of one sentence about each. Read only."""
-    from pipeline.records import Query, Tracks, write_jsonl
+    from pipeline.io.jsonl import write_jsonl
+    from pipeline.records import Query
+    from pipeline.tracks import Tracks
 
     folder = tmp_path_factory.mktemp("small")
     common = {"fps": 25, "frame_count": 50, "size": (WIDTH, HEIGHT), "segment": (0, 30), "split": "test"}

@@ -20,7 +20,8 @@ from pipeline.datasets.shapes import render
 from pipeline.datasets.shapes.scene import Scene, make_scene
 from pipeline.datasets.shapes.sentences import write_sentences
 from pipeline.errors import InputError
-from pipeline.records import replacing, write_json
+from pipeline.io.atomic import replacing
+from pipeline.io.jsonl import write_json
 
 SPLITS = ("train", "val", "test")
 VIDOR_PART = {"train": "training", "val": "training", "test": "validation"}

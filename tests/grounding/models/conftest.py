@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from grounding.inputs import Inputs
+from grounding.structures.inputs import Inputs
 
 OF_VIDEOS = ("appearance", "map_size", "motion", "square")
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from grounding.inputs import Inputs
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
 from grounding.models.cgstvg import Cgstvg, CgstvgConfig, Context, InstanceContext, LookingAtContext, Outputs
-from grounding.modules.regions import roi_weights
-from grounding.targets import Targets, Totals
+from grounding.modules.roi import roi_weights
+from grounding.structures.inputs import Inputs
+from grounding.structures.targets import Targets, Totals
 from pipeline.config import validate
-from pipeline.encoders.geometry import picture_in_square
+from pipeline.encoders.image_geometry import picture_in_square
 from pipeline.errors import InputError
 
 DIMS = (6, 5, 7)

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import grounding.models.costa
-from grounding.inputs import Inputs
 from grounding.losses.costa import CostaLossConfig, costa_loss
 from grounding.models.costa import Costa, CostaConfig, Memory, Outputs
-from grounding.modules.boundaries import likeliest_frames
-from grounding.modules.positions import sine_box, sine_time
-from grounding.modules.space_time import Joint, SpaceTimeTrunk
-from grounding.modules.tuning import LEARNING
-from grounding.targets import Targets, Totals
+from grounding.modules.frame_outputs import likeliest_frames
+from grounding.modules.freezing import LEARNING
+from grounding.modules.position_encoding import sine_box, sine_time
+from grounding.modules.r3d import Joint, SpaceTimeTrunk
+from grounding.structures.inputs import Inputs
+from grounding.structures.targets import Targets, Totals
 from pipeline.config import validate
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grounding.inputs import Inputs
 from grounding.models.csdvl import Collaboration, Csdvl, CsdvlConfig, Outputs
-from grounding.modules.proposals import valid_cells
+from grounding.modules.proposal_map import valid_cells
+from grounding.structures.inputs import Inputs
 from pipeline.config import validate
-from pipeline.encoders.geometry import picture_in_square
+from pipeline.encoders.image_geometry import picture_in_square
 from pipeline.errors import InputError
 
 DIMS = (6, 5, 7)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cvat import CvatTrack, write_cvat
 from pipeline.datasets import parser_of
 from pipeline.datasets.cvat import parse
 from pipeline.errors import InputError
+from pipeline.io.cvat_xml import CvatTrack, write_cvat
 
 KNOWN = {"id": "q/../1", "video": "clips/a.mp4", "split": "train", "segment": [0, 30], "tags": ["night"]}
 

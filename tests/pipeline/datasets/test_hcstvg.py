@@ -9,9 +9,11 @@ import pytest
 
 from pipeline.datasets.hcstvg import parse_v1, parse_v2
 from pipeline.datasets.parsed import Parsed
+from pipeline.datasets.prepare import prepare
 from pipeline.errors import InputError
-from pipeline.prepare import prepare
-from pipeline.records import Query, Tracks, read_jsonl
+from pipeline.io.jsonl import read_jsonl
+from pipeline.records import Query
+from pipeline.tracks import Tracks
 
 NAME = "55_vfjywN5CN0Y.mp4"
 IN_V2 = {"English": "A woman waves.", "img_size": [50, 100], "ed_frame": 159}

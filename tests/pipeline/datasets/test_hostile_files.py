@@ -15,11 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import json_files
 from pipeline.datasets import PARSERS, Parsed, parser_of, quiet
-from pipeline.datasets.raw import PLAIN_NAME
+from pipeline.datasets.annotation_fields import PLAIN_NAME
 from pipeline.errors import InputError
-from pipeline.records import Prediction, Query, Tracks, read_jsonl, write_json, write_jsonl
+from pipeline.io import strict_json as json_files
+from pipeline.io.jsonl import read_jsonl, write_json, write_jsonl
+from pipeline.records import Prediction, Query
+from pipeline.tracks import Tracks
 
 NASTY = (
     *("null", "true", "[]", "{}", "[[]]", '""', "-1", "0", "1.5", "2147483648", "-9223372036854775809", "1e308", "-1e308", "1e-320"),

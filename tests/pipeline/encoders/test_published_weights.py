@@ -17,11 +17,11 @@ from torchvision.models import ResNet, ResNet101_Weights
 from torchvision.models.video import swin3d_t
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaModel, RobertaTokenizerFast
 
-from pipeline.checkpoints import LAYOUTS, load_strictly
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.swin import SwinEncoder
 from pipeline.encoders.text import TextEncoder, vocabulary_size
-from pipeline.weights import load_backbone
+from pipeline.weights.checkpoint_files import LAYOUTS, load_strictly
+from pipeline.weights.load import load_backbone
 
 REPOSITORY = Path(__file__).parents[3]
 GOLDEN = Path(os.environ.get("STVG_GOLDEN") or REPOSITORY.parent / "shared" / "golden") / "mdetr_state_dict.json"

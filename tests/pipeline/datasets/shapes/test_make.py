@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from pipeline.datasets.prepare import prepare
 from pipeline.datasets.shapes import make, render
 from pipeline.datasets.shapes.make import SPLITS, ShapesConfig, entries_of, make_shapes, scene_seed, video_id
 from pipeline.datasets.shapes.scene import make_scene
 from pipeline.datasets.vidstg import parse
-from pipeline.decode import probe
 from pipeline.errors import InputError
-from pipeline.prepare import prepare
-from pipeline.records import Query, Tracks, read_jsonl, replacing
+from pipeline.io.atomic import replacing
+from pipeline.io.jsonl import read_jsonl
+from pipeline.records import Query
+from pipeline.tracks import Tracks
+from pipeline.video import probe
 
 SMALL = ShapesConfig(train_videos=2, val_videos=1, test_videos=1, sentences_per_video=3)
 

@@ -1,0 +1,139 @@
+"""What cases are measured on: videos, indexes and stores made here, from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.io.jsonl import write_jsonl
+from pipeline.records import Query, Truth
+from pipeline.store import Entry, Kind, StoreWriter, made_from, write_shard
+from pipeline.tracks import Tracks
+
+FPS = 25
+TEXT = "a thing moves"
+
+
+def make_video(path: Path, size: tuple[int, int], frames: int, seed: int = 0) -> Path:
+    """A texture that moves, `size` (width, height) at 25 fps, as h264 with B-frames and a key frame every two seconds."""
+    import av
+
+    (width, height), random = size, np.random.default_rng(seed)
+    texture = random.integers(0, 256, (height // 8 + 64, width // 8 + 64, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "g": "50"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            at = abs(number * 3 % 800 - 400)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(texture[at : at + height, at : at + width]), format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def make_queries(videos: Sequence[str], frames: int, size: tuple[int, int]) -> list[Query]:
+    """One query of split train for each video (`videos/NAME.mp4`), whose event takes its middle half."""
+    common = {"fps": float(FPS), "frame_count": frames, "size": size, "segment": (0, frames), "text": TEXT, "split": "train"}
+    truths = (Truth(span=(frames // 4, frames * 3 // 4), track=name) for name in videos)
+    given = zip(videos, truths, strict=True)
+    return [
+        Query.model_validate({"id": name, "video": name, "path": f"videos/{name}.mp4", "truth": truth, **common}) for name, truth in given
+    ]
+
+
+def make_tracks(queries: Sequence[Query]) -> Tracks:
+    """A box that moves, in every video: a quarter of the picture's width and a third of its height."""
+    tracks = Tracks()
+    for query in queries:
+        width, height = query.size
+        left, top = np.linspace(0, width / 2, query.frame_count), np.linspace(0, height / 2, query.frame_count)
+        tracks.add(query.video, np.arange(query.frame_count), np.stack([left, top, left + width / 4, top + height / 3], -1))
+    return tracks
+
+
+def write_index(folder: Path, queries: Sequence[Query]) -> Path:
+    """`index.jsonl` with `tracks.npz` beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(folder / "index.jsonl", queries)
+    make_tracks(queries).save(folder / "tracks.npz")
+    return folder / "index.jsonl"
+
+
+class Rolled:
+    """A product that lies in memory (`grounding.data.sources.Product`): each entry is the same rows, rolled by its number.
+
+    `every` are the frames from one row to the next; None for sentences, whose rows are tokens.
+    """
+
+    def __init__(self, keys: Sequence[str], rows: np.ndarray, every: int | None, facts: dict[str, Any]) -> None:
+        self._number = {key: number for number, key in enumerate(keys)}
+        self._rows, self._every, self._facts = rows, every, facts
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._number
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._rows.shape
+
+    def facts(self, key: str) -> dict[str, Any]:
+        return self._facts
+
+    def columns(self, key: str) -> dict[str, np.ndarray]:
+        count = np.arange(len(self._rows))
+        return {"token": count} if self._every is None else {"frame": count * self._every + self._every // 2}
+
+    def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
+        rows = np.roll(self._rows, self._number[key], 0)
+        return rows if indices is None else rows[indices]
+
+    def entries(self) -> Iterator[Entry]:
+        for key in self._number:
+            yield Entry(key, key, self.read(key), self.columns(key), self._facts)
+
+
+def rolled_features(queries: Sequence[Query], shapes: Mapping[str, tuple[int, ...]], every: Mapping[str, int]) -> dict[str, Rolled]:
+    """Random float16 features of products, `shapes` of their entries `[rows, …]`; sentences have the name of their video."""
+    random, keys, first = np.random.default_rng(0), [query.video for query in queries], queries[0]
+    facts = {"size": list(first.size), "fps": first.fps, "frame_count": first.frame_count}
+    return {
+        name: Rolled(keys, random.standard_normal(shape, np.float32).astype(np.float16), every.get(name), facts)
+        for name, shape in shapes.items()
+    }
+
+
+def fill_store(store: Path, queries: Sequence[Query], entries: Mapping[str, Iterator[Entry]], kind: Kind = "zarr") -> Path:
+    """Write a store as extraction would, one shard a product."""
+    index = write_index(store / "made", queries)
+    with StoreWriter(store, "benchmark", ".") as writer:
+        writer.set_index(index, index.with_name("tracks.npz"))
+        for name, own in entries.items():
+            form: Kind = "hdf5" if name == "text" else kind
+            writer.open_product(name, form, {})
+            info = write_shard(store, name, "s", form, own, [query.video for query in queries], made_from(form, {}))
+            writer.publish(name, "s", info)
+    return store
+
+
+def asked_run(place: Path, query: Query, backbones: str, short: int, name: str, device: str, decoder: Any = None) -> Any:
+    """A run that took one step on one video, ready to be asked; videos are decoded in this process, or by `decoder`."""
+    from grounding.predictor.grounder import Grounder
+    from grounding.systems.config import TrainConfig
+    from grounding.systems.registry import preset
+    from grounding.training.train import open_run, train
+    from pipeline.extraction.config import ExtractConfig
+    from pipeline.extraction.run import run
+    from pipeline.features.stream import HERE
+
+    index = write_index(place, [query])
+    given = {"backbones": backbones, "weights": "random:0", "workers": 0, "device": device, "sampling": {"short": short}}
+    report = run(index, place, "benchmark", place / "asked-store", ExtractConfig.model_validate(given))
+    assert not report.failures, report.failures
+    config = TrainConfig.model_validate({**preset(name), "max_steps": 1, "batch": 1, "device": device})
+    open_run(place / "asked-store", place / "run", config)
+    train(place / "asked-store", place / "run", config)
+    return Grounder(place / "run", device=device, decoder=decoder or HERE)

@@ -1,0 +1,132 @@
+"""One training step of a system on random features, for the cases that measure steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.case import Floor
+from benchmarks.flops import operations_of
+from benchmarks.timing import peak_of
+from grounding.data.collate import to_device
+from grounding.data.dataset import SQUARED, WHOLE
+from grounding.data.loader import Batch
+from grounding.structures.inputs import Inputs
+from grounding.structures.targets import Targets
+from grounding.systems.config import Recipe
+from grounding.systems.registry import system_of
+from grounding.training.distributed import Processes
+from grounding.training.train import learn
+from grounding.training.train_state import State
+from pipeline.encoders.appearance import AppearanceEncoder
+from pipeline.encoders.image_geometry import appearance_size, picture_in_square
+from pipeline.weights.load import load_backbone
+
+STRIDE, SLOWFAST = 32, (16, 16)
+CHANNELS = {"appearance": 2048, "motion": 2304, "swin": 768, "text": 768}
+"""Of the full-size backbones."""
+PARAMETER_BYTES = 4 * 15
+"""Of each that learns, in float32: its weight is read four times (forward, backward, optimiser, moving average) and written, its
+gradient written and read, and read and written once more by clipping, its two moments and its moving average read and written."""
+
+
+class Step:
+    """A network with its optimiser; each call is one training step on `parts`."""
+
+    def __init__(self, config: Recipe, network: nn.Module, device: torch.device) -> None:
+        self.config, self.state, self.together = config, State.start(network.to(device), config, 10**6), Processes()
+
+    def __call__(self, parts: list[Batch]) -> None:
+        learn(self.state.model, self.state, parts, self.config, self.together)
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.state.model.parameters())
+
+    def floor(self, parts: list[Batch]) -> Floor:
+        """Of a step on these: its operations; its features read once, and what the optimiser does with each parameter that learns."""
+        learning = sum(parameter.numel() for parameter in self.state.model.parameters() if parameter.requires_grad)
+        return Floor(operations_of(lambda: self(parts)), learning * PARAMETER_BYTES + sum(feature_bytes(part) for part in parts))
+
+
+def floor_and_peak(step: Step, parts: list[Batch], device: str) -> tuple[Floor, int]:
+    """Of a step that is made for the first time, in a process of its own: the peak is that of the second."""
+    floor = step.floor(parts)  # a whole step
+    return floor, peak_of(lambda: step(parts), device)
+
+
+def feature_bytes(part: Batch) -> int:
+    """Bytes of a batch's appearance, motion and words."""
+    return sum(getattr(part.inputs, name).nbytes for name in ("appearance", "motion", "text"))
+
+
+def network_of_size(config: Recipe, channels: Mapping[str, int] = CHANNELS) -> nn.Module:
+    """A system's network for features of these channels, from a seed; one that is given pictures has the image encoder of its recipe."""
+    torch.manual_seed(0)
+    model = config.model
+    if not model.pictures:
+        return system_of(config.system).build((channels["appearance"], channels[model.motion], channels["text"]), model)
+    assert config.encoders is not None
+    image = load_backbone("appearance", config.encoders.backbones, config.encoders.image).encoder
+    assert isinstance(image, AppearanceEncoder)
+    return system_of(config.system).build((image.channels, 0, channels["text"]), model, image, None)
+
+
+def random_batch(
+    model: Any,
+    video: tuple[int, int],
+    short: int,
+    words: int,
+    batch: int,
+    device: torch.device,
+    channels: Mapping[str, int] = CHANNELS,
+    square: tuple[int, int] = SLOWFAST,
+    stride: int = STRIDE,
+) -> Batch:
+    """Random features (of a network that is given pictures: pictures) of a `video` (width, height) at N_short; `square` are the rows and
+    columns of maps of the padded square, `stride` the pixels between cells of a picture's own."""
+    width, height = appearance_size(video, short)
+    rows, columns = (height, width) if model.pictures else (-(-height // stride), -(-width // stride))
+    clips = model.clips or model.frames
+    tau = (torch.arange(model.frames) + 0.5) / model.frames
+    torch.manual_seed(0)
+    inputs = Inputs(
+        appearance=_seen(model, (batch, model.frames, rows, columns), channels["appearance"]),
+        map_size=torch.tensor([[rows, columns]] * batch),
+        frame_tau=tau.expand(batch, -1),
+        motion=_motion(model, (batch, clips), square if model.motion in SQUARED else (rows, columns), channels),
+        square=torch.tensor([picture_in_square(video) if model.motion in SQUARED else WHOLE] * batch),
+        text=torch.randn(batch, words, channels["text"]).half(),
+        text_mask=torch.ones(batch, words, dtype=torch.bool),
+    )
+    return Batch(to_device(inputs, device), to_device(middle_half(tau, clips, batch), device), [f"q{number}" for number in range(batch)])
+
+
+def _seen(model: Any, shape: tuple[int, ...], channels: int) -> Tensor:
+    if model.pictures:
+        return torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
+    return torch.randn(*shape, channels).half()
+
+
+def _motion(model: Any, shape: tuple[int, int], cells: tuple[int, int], channels: Mapping[str, int]) -> Tensor:
+    if model.motion is None:
+        return torch.zeros(shape[0], 0, 1, 1, 0).half()
+    return torch.randn(*shape, *cells, channels[model.motion]).half()
+
+
+def middle_half(tau: Tensor, clips: int, batch: int) -> Targets:
+    """Targets of an event that takes the middle half of its segment, with one box that stands still."""
+    at, box = (torch.arange(clips) + 0.5) / clips, torch.tensor([0.5, 0.5, 0.2, 0.4])
+    inside, inside_clips = (((place > 0.25) & (place < 0.75)).expand(batch, -1) for place in (tau, at))
+    return Targets(
+        boxes=box.expand(batch, len(tau), 4),
+        boxed=inside,
+        span=torch.tensor([[0.25, 0.75]] * batch),
+        frames=inside.float(),
+        clips=inside_clips.float(),
+        clip_boxes=box.expand(batch, clips, 4),
+        clip_boxed=inside_clips,
+    )

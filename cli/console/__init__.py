@@ -1,0 +1,1 @@
+"""Parts that commands share: app, progress, options, tables."""

@@ -1,0 +1,46 @@
+"""What `stvg-sweep` prints: the sections of its table, and what the paper says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cli.console.evaluate_tables import console
+from grounding.metrics.scores import MEANS
+from grounding.sweep.markdown import claim_text, cost_cells, cost_head, difference_text, label, mean_text, published_text
+from grounding.sweep.statistics import ALL, is_sure
+
+COLOURS = {"yes": "green", "no": "red", "unclear": "yellow"}
+
+
+def show_section(table: Mapping[str, Any], section: Mapping[str, Any]) -> None:
+    """Per variant: its means, how it differs from the reference (bold where surely), and the paper's figures."""
+    shown = Table(title=Text(f"{section['title']}, in percent, with 95 % intervals"), title_justify="left")
+    shown.add_column("")
+    for metric in (*MEANS, *cost_head(table)):
+        shown.add_column(metric, justify="right")
+    for row in section["rows"]:
+        name, found = row["variant"], table["variants"][row["variant"]]["groups"][ALL]
+        head = Text.assemble((name, "bold"), label(table, name).removeprefix(name).replace(": ", "\n", 1))
+        shown.add_row(head, *(mean_text(found.get(metric), "\n") for metric in MEANS), *cost_cells(table, name))
+        if "differences" in row:
+            differences = [row["differences"][ALL].get(metric) for metric in MEANS]
+            cells = [Text(difference_text(one, "\n"), style="bold" if is_sure(one) else "dim") for one in differences]
+            shown.add_row(Text(f"  minus {section['reference']}", style="dim"), *cells)
+        if row["published"]:
+            cells = [Text(published_text(section, row, metric), style="dim") for metric in MEANS]
+            shown.add_row(Text("  published", style="dim"), *cells)
+        shown.add_section()
+    console().print(shown)
+
+
+def show_claims(table: Mapping[str, Any]) -> None:
+    """Whether what the paper says is seen here."""
+    shown = Table("claim", "source", "difference here", "seen", title=Text("what the paper says"), title_justify="left")
+    for claim in table["claims"]:
+        said, source, here, seen = claim_text(claim)
+        shown.add_row(said, source, Text(here), Text(seen, style=COLOURS[seen]))
+    console().print(shown)

@@ -1,0 +1,1 @@
+"""Samples and batches: from the store to what a model takes."""

@@ -1,0 +1,112 @@
+"""Samples to a batch: padded and masked, what several ask about in it once, and brought to where the network computes.
+
+For a GPU features are left where they were read, which is pinned memory where they come from a store, and each is copied from there to
+its place in the batch on the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grounding.data.images import JpegBatch, Jpegs
+from grounding.structures.inputs import Inputs
+from grounding.structures.targets import Targets
+
+if TYPE_CHECKING:
+    from grounding.data.sample import Sample
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Arrays of one rank and type, each where it was read; `.to`, as of a tensor, stacks them on a device, zero-padded to the largest.
+
+    They must not change before they have arrived, which `non_blocking` does not wait for.
+    """
+
+    arrays: Sequence[np.ndarray]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
+        shape = _largest(self.arrays)
+        make = torch.empty if all(array.shape == shape for array in self.arrays) else torch.zeros
+        kind = torch.from_numpy(np.empty(0, self.arrays[0].dtype)).dtype
+        result = make((len(self.arrays), *shape), dtype=kind, device=device)
+        for place, array in zip(result, self.arrays, strict=True):
+            own = torch.from_numpy(np.ascontiguousarray(array))
+            place[tuple(slice(side) for side in array.shape)].copy_(own, non_blocking=non_blocking)
+        return result
+
+
+def collate(samples: Sequence[Sample], apart: bool = False, share: bool = True) -> Inputs:
+    """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real. Features stay as stored (float16).
+
+    Where they are to stay `apart`, and where pictures are not decoded yet, `to_device` pads them. What several samples saw of a video
+    lies in the batch once, unless they do not `share` it: a network that trains on maps wins little by it, and batches of one shape.
+    """
+    seen, video = _different(samples) if share else ([*samples], [*range(len(samples))])
+    rows, columns = (max(sample.motion.shape[axis] for sample in seen) for axis in (1, 2))
+    filled = np.array([[sample.motion.shape[2] / columns, sample.motion.shape[1] / rows] * 2 for sample in seen], np.float32)
+    lengths = torch.tensor([len(sample.text) for sample in samples])
+    return Inputs(
+        appearance=_joined([sample.appearance for sample in seen], apart),
+        map_size=torch.tensor([sample.appearance.shape[1:3] for sample in seen]),
+        frame_tau=torch.from_numpy(np.stack([sample.tau for sample in samples])),
+        motion=_joined([sample.motion for sample in seen], apart),
+        square=torch.from_numpy(np.stack([sample.square for sample in seen]) * filled),
+        text=padded([sample.text for sample in samples]),
+        text_mask=torch.arange(int(lengths.max())) < lengths[:, None],
+        video=torch.tensor(video) if len(seen) < len(samples) else None,
+    )
+
+
+def _different(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
+    """The first of the samples that saw the same of a video, and which of those each sample is like. What was read once is the same
+    array (`grounding.data.dataset`)."""
+    first: dict[tuple[int, int], int] = {}
+    video = [first.setdefault((id(sample.appearance), id(sample.motion)), len(first)) for sample in samples]
+    return [samples[video.index(number)] for number in range(len(first))], video
+
+
+def join_targets(targets: Sequence[Targets]) -> Targets:
+    """Batches of one, joined."""
+    return Targets(*(torch.cat([getattr(target, field.name) for target in targets]) for field in fields(Targets)))
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """All that a batch dataclass holds on the device, as tensors."""
+    held = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return type(batch)(**{name: None if own is None else own.to(device, non_blocking=True) for name, own in held.items()})
+
+
+def _joined(arrays: Sequence[np.ndarray | Jpegs], apart: bool) -> Any:
+    """Padded, or what pads on the device; of pictures that are not decoded yet, what decodes and pads them there."""
+    still = [own for own in arrays if isinstance(own, Jpegs)]
+    if still:
+        return JpegBatch(still)
+    read = [own for own in arrays if not isinstance(own, Jpegs)]
+    return Apart(read) if apart else padded(read)
+
+
+def padded(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Stack arrays of one rank and type, zero-padded to the largest along every axis.
+
+    NumPy does the work, on the calling thread: a loader's thread where torch has once computed has a team of threads of its
+    own, and with more threads than cores OpenMP lets all of them sleep at every wait, the network's too.
+    """
+    shape = _largest(arrays)
+    result = np.empty((len(arrays), *shape), arrays[0].dtype)
+    for place, array in zip(result, arrays, strict=True):
+        if array.shape != place.shape:
+            place[...] = 0
+        place[tuple(slice(side) for side in array.shape)] = array
+    return torch.from_numpy(result)
+
+
+def _largest(arrays: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """The shape that holds each of these."""
+    return tuple(np.max([array.shape for array in arrays], 0).tolist())

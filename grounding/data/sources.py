@@ -1,0 +1,124 @@
+"""Feature sources: products of a store, stored images, sentences as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from grounding.data.images import Jpegs
+from pipeline.encoders.image_geometry import appearance_size
+from pipeline.features.images import jpeg_frames, jpegs_of
+from pipeline.records import Query
+from pipeline.store import Entry, ProductReader
+
+
+class Product(Protocol):
+    """What a set of features asks of a product: a store's `ProductReader`, or features just made."""
+
+    def __contains__(self, key: object) -> bool: ...
+    def shape(self, key: str) -> tuple[int, ...]: ...
+    def facts(self, key: str) -> dict[str, Any]: ...
+    def columns(self, key: str) -> dict[str, np.ndarray]: ...
+    def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray: ...
+
+
+Tokenise = Callable[[list[str]], tuple[Tensor, Tensor]]
+"""Sentences → ids `[n, L]` and mask `[n, L]`."""
+
+
+class Pictures:
+    """The product `frames` as a product of pictures (`grounding.data.sources.Product`): one row per stored frame, RGB uint8 `[h, w, 3]`,
+    of which `short` is the shorter side."""
+
+    def __init__(self, frames: Product, short: int) -> None:
+        self._frames, self._short = frames, short
+
+    @classmethod
+    def of_store(cls, frames: ProductReader) -> Pictures:
+        """Those of a store's product."""
+        return cls(frames, int(frames.product.provenance["sampling"]["short"]))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._frames
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        width, height = appearance_size(tuple(self.facts(key)["size"]), self._short)
+        return len(self.columns(key)["frame"]), height, width, 3
+
+    def facts(self, key: str) -> dict[str, Any]:
+        return self._frames.facts(key)
+
+    def columns(self, key: str) -> dict[str, np.ndarray]:
+        return {"frame": np.unique(self._frames.columns(key)["frame"])}
+
+    def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
+        """Pictures `[len(indices), h, w, 3]`; all of them without `indices`."""
+        rows, columns, places = self._pages(key, indices)
+        result = np.empty((len(places), *self.shape(key)[1:]), np.uint8)
+        for number, (_, picture) in enumerate(jpeg_frames(rows, columns)):
+            result[places == number] = picture
+        return result
+
+    def jpegs(self, key: str, indices: np.ndarray) -> Jpegs:
+        """The same, not decoded yet."""
+        rows, columns, places = self._pages(key, indices)
+        _, height, width, _ = self.shape(key)
+        return Jpegs([jpeg for _, jpeg in jpegs_of(rows, columns)], places, (height, width))
+
+    def _pages(self, key: str, indices: np.ndarray | None) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+        """The stored rows of the pictures wanted, each once, what is known of them, and which of them each of `indices` is."""
+        columns = self._frames.columns(key)
+        numbers, page = np.unique(columns["frame"], return_inverse=True)
+        own, places = np.unique(np.arange(len(numbers)) if indices is None else indices, return_inverse=True)
+        pages = np.flatnonzero(np.isin(page, own))
+        return self._frames.read(key, pages), {name: values[pages] for name, values in columns.items()}, places
+
+
+class Tokens:
+    """The queries' sentences as a product of token ids, `[L, 1]` int64 under each query's id."""
+
+    def __init__(self, queries: Sequence[Query], tokenise: Tokenise) -> None:
+        ids, masks = tokenise([query.text for query in queries]) if queries else ((), ())
+        self._rows = {query.id: own[mask, None].numpy() for query, own, mask in zip(queries, ids, masks, strict=True)}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._rows
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._rows[key].shape
+
+    def facts(self, key: str) -> dict[str, Any]:
+        return {}
+
+    def columns(self, key: str) -> dict[str, np.ndarray]:
+        return {}
+
+    def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
+        return self._rows[key] if indices is None else self._rows[key][indices]
+
+
+class InMemory:
+    """Entries that were just made, read as a store's product is (`grounding.data.sources.Product`)."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = {entry.key: entry for entry in entries}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._entries[key].rows.shape
+
+    def facts(self, key: str) -> dict[str, Any]:
+        return self._entries[key].facts
+
+    def columns(self, key: str) -> dict[str, np.ndarray]:
+        return self._entries[key].columns
+
+    def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
+        """Rows `[len(indices), *shape]`; all of them without `indices`."""
+        rows = self._entries[key].rows
+        return rows if indices is None else rows[indices]

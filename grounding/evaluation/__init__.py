@@ -1,0 +1,1 @@
+"""Evaluation: ground truth, scores of runs, baselines, published results, result files."""

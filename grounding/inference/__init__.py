@@ -1,0 +1,1 @@
+"""Inference: models and features to tubes, with passes, refinement and ensembles."""

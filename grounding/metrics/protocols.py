@@ -1,0 +1,222 @@
+"""How tubes are judged: one rule of ours and three of public evaluators, so that numbers can be put beside published ones.
+
+With T_i, T_u the frames in both spans and in either, T_gt the true ones, and boxed frames only where boxes are judged:
+
+    tIoU = |T_i| / |T_u|,   vIoU = Σ_{t∈T_i} IoU_t / |T_u|,   sIoU = Σ_{t∈T_gt} IoU_t / |T_gt|.
+
+- `every-frame` (ours, the default): half-open spans, every annotated frame counts, a query without a prediction
+  scores 0. True frames without a box leave both sums; predicted frames without a box score 0.
+- `official` (the HC-STVG challenge's script): every frame; the denominator is the hull of both spans, frames without a
+  box included; tIoU too counts frames that have a box in both; a query without a prediction scores 0.
+- `tubedetr` (TubeDETR's evaluators): boxes are judged on sampled frames only, 5 a second and at most 200 of a segment;
+  tIoU on all frames; a query without a prediction is an error.
+- `stcat` (STCAT's evaluators, which CG-STVG took over): every frame; the last true frame is used as if it were the
+  exclusive end; queries without a prediction leave the mean. On VidSTG that program reads the annotation's
+  exclusive end as the last frame, cut at the segment's last one, so nothing is lost but there.
+
+A frame-wise prediction (the challenge's file) has the boxes it lists; outside them, sIoU alone holds the nearest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grounding.structures.tubes import Tubes, ranges, row_keys
+from pipeline.boxes import iou
+from pipeline.errors import InputError
+from pipeline.records import Query, Span
+from pipeline.tracks import Tracks
+
+PROTOCOLS = ("every-frame", "official", "tubedetr", "stcat")
+NEED_INDEX = ("tubedetr", "stcat")
+SAMPLES_PER_SECOND, MOST_SAMPLES = 5, 200
+CHUNK = 64
+"""Tubes judged at once: their rows stay in the processor's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Truths:
+    """True tubes; from an index also each query's `fps` `[q]` and `segments` `[q, 2]`, frames `[begin, end)`.
+
+    `end_is_last`: STCAT's program reads the annotation's exclusive ends as last frames (VidSTG).
+    """
+
+    tubes: Tubes
+    fps: np.ndarray | None = None
+    segments: np.ndarray | None = None
+    end_is_last: bool = False
+
+    @classmethod
+    def of_index(cls, queries: Iterable[Query], tracks: Tracks, dataset: str | None = None) -> Truths:
+        """The truths of those queries that have one."""
+        known = [query for query in queries if query.truth is not None]
+        fps, segments = np.array([query.fps for query in known]), np.array([query.segment for query in known], np.int64).reshape(-1, 2)
+        return cls(Tubes.of_truth(known, tracks), fps, segments, end_is_last=dataset == "vidstg")
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Scores in [0, 1] of `q` queries, float64 `[q]` each; NaN for vIoU and sIoU where the truth has no boxes."""
+
+    ids: tuple[str, ...]
+    vIoU: np.ndarray
+    tIoU: np.ndarray
+    sIoU: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Rule:
+    """What a protocol judges: `spans` `[q, 2]` as it reads them, the `rows` of true boxes that count, and, where only
+    sampled frames do, those of every segment as `(owners, frames)`."""
+
+    spans: np.ndarray
+    rows: np.ndarray
+    sampled: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def judge_tubes(truths: Truths, predictions: Tubes, protocol: str = "every-frame") -> Judged:
+    """Judge each true tube against the prediction of the same id, in the truths' order."""
+    refuse_unknown(protocol, truths)
+    places = _places(truths.tubes.ids, predictions)
+    missing = places < 0
+    if missing.any() and protocol == "tubedetr":
+        first = truths.tubes.ids[int(missing.argmax())]
+        raise InputError(
+            f"{int(missing.sum())} of {len(places)} queries have no prediction, for example {first!r}: protocol tubedetr needs all; "
+            "predict them, or judge by every-frame"
+        )
+    parts = [_judge_chunk(truths, predictions, protocol, places, begin) for begin in range(0, len(places), CHUNK)]
+    t_iou, v_iou, s_iou = (np.concatenate([np.zeros(0), *(part[k] for part in parts)]) for k in range(3))
+    if protocol != "stcat":
+        return Judged(truths.tubes.ids, v_iou, t_iou, s_iou)
+    kept = np.flatnonzero(~missing)
+    return Judged(tuple(truths.tubes.ids[i] for i in kept), v_iou[kept], t_iou[kept], s_iou[kept])
+
+
+def refuse_unknown(protocol: str, truths: Truths | None = None) -> None:
+    """InputError for a name that is no protocol, or a protocol that needs an index where the truth is only tubes."""
+    if protocol not in PROTOCOLS:
+        raise InputError(f"--protocol {protocol!r} is not known; the protocols are {', '.join(PROTOCOLS)}")
+    if truths is not None and truths.segments is None and protocol in NEED_INDEX:
+        raise InputError(f"protocol {protocol} needs an index as truth (what stvg-prepare writes), not the challenge's file")
+
+
+def _places(ids: Sequence[str], predictions: Tubes) -> np.ndarray:
+    """`[q]`: where each id's prediction is, −1 where there is none; an id with two is refused."""
+    found: dict[str, int] = {}
+    for place, name in enumerate(predictions.ids):
+        if found.setdefault(name, place) != place:
+            raise InputError(f"query {name!r} has two predictions; keep one")
+    return np.array([found.get(name, -1) for name in ids], np.int64)
+
+
+def _judge_chunk(truths: Truths, predictions: Tubes, protocol: str, places: np.ndarray, begin: int) -> tuple[np.ndarray, ...]:
+    """`(tIoU, vIoU, sIoU)` of up to CHUNK queries from `begin`."""
+    end = min(begin + CHUNK, len(places))
+    part = Truths(
+        truths.tubes.slice(begin, end),
+        None if truths.fps is None else truths.fps[begin:end],
+        None if truths.segments is None else truths.segments[begin:end],
+        truths.end_is_last,
+    )
+    count = end - begin
+    predicted = predictions.select(places[begin:end])
+    rule = _rule(part, protocol)
+    true, said = rule.spans, predicted.spans
+    owners, frames = part.tubes.owners[rule.rows], part.tubes.frames[rule.rows]
+    boxes, own = predicted.boxes_at(owners, frames)
+    overlaps = iou(boxes, part.tubes.boxes[rule.rows])
+    in_truth = (frames >= true[owners, 0]) & (frames < true[owners, 1])
+    shared = in_truth & (frames >= said[owners, 0]) & (frames < said[owners, 1]) & own
+    together = _count(owners, count, shared * overlaps)
+    boxed = _count(owners, count, in_truth)
+    known = np.diff(part.tubes.offsets) > 0
+    t_iou = _divide(_meet(true, said), _union(true, said))
+    if protocol == "official":
+        hull = np.maximum(true[:, 1], said[:, 1]) - np.minimum(true[:, 0], said[:, 0])
+        t_iou = np.where(known, _divide(_count(owners, count, shared), hull), t_iou)
+        judged = hull
+    elif rule.sampled is not None:
+        judged = _sampled_in_union(rule.sampled, true, said, count) - (_sampled_in(rule.sampled, true, count) - boxed)
+    else:
+        judged = _union(true, said) - (_lengths(true) - boxed)
+    v_iou = np.where(known, _divide(together, judged), np.nan)
+    s_iou = np.where(known, _divide(_count(owners, count, overlaps), _count(owners, count, 1.0)), np.nan)
+    return t_iou, v_iou, s_iou
+
+
+def _rule(truths: Truths, protocol: str) -> _Rule:
+    """What a protocol judges of these truths."""
+    tubes = truths.tubes
+    everything = np.arange(len(tubes.frames))
+    if protocol == "stcat" and truths.segments is not None:
+        last = np.minimum(tubes.spans[:, 1], truths.segments[:, 1] - 1) if truths.end_is_last else tubes.spans[:, 1] - 1
+        return _Rule(np.stack([tubes.spans[:, 0], last], 1), everything)
+    if protocol == "tubedetr" and truths.segments is not None and truths.fps is not None:
+        sampled = sampled_frames(truths.segments, truths.fps)
+        kept = np.flatnonzero(np.isin(tubes.keys(), row_keys(*sampled), assume_unique=True))
+        return _Rule(tubes.spans, kept, sampled)
+    return _Rule(tubes.spans, everything)
+
+
+def sampled_frames(segments: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """TubeDETR's frames of each segment `[q, 2]` → `(owners, frames)`, both `[m]`.
+
+    The segment's first frame and every frame at which ⌊frame · 5 / fps⌋ grows; of more than 200, 200 evenly taken.
+    """
+    lengths = _lengths(segments)
+    owners = np.repeat(np.arange(len(segments)), lengths)
+    frames = ranges(segments[:, 0], lengths)
+    rate = (SAMPLES_PER_SECOND / fps)[owners]
+    grows = np.floor(frames * rate) > np.floor((frames - 1) * rate)
+    kept = grows | (frames == segments[owners, 0])
+    owners, frames = owners[kept], frames[kept]
+    counts = np.bincount(owners, minlength=len(segments))
+    starts = np.cumsum(counts) - counts
+    taken = np.minimum(counts, MOST_SAMPLES)
+    place = ranges(np.zeros(len(counts), np.int64), taken)
+    thinned = np.repeat(starts, taken) + place * np.repeat(counts, taken) // np.repeat(taken, taken)
+    return owners[thinned], frames[thinned]
+
+
+def _sampled_in(sampled: tuple[np.ndarray, np.ndarray], spans: np.ndarray, count: int) -> np.ndarray:
+    owners, frames = sampled
+    return _count(owners, count, (frames >= spans[owners, 0]) & (frames < spans[owners, 1]))
+
+
+def _sampled_in_union(sampled: tuple[np.ndarray, np.ndarray], a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
+    owners, frames = sampled
+    inside = [(frames >= spans[owners, 0]) & (frames < spans[owners, 1]) for spans in (a, b)]
+    return _count(owners, count, inside[0] | inside[1])
+
+
+def temporal_iou(a: Span, b: Span) -> float:
+    """Intersection over union of two spans `[begin, end)`; 0 where both are empty."""
+    first, second = np.array([a]), np.array([b])
+    return float(_divide(_meet(first, second), _union(first, second))[0])
+
+
+def _lengths(spans: np.ndarray) -> np.ndarray:
+    return np.maximum(spans[:, 1] - spans[:, 0], 0)
+
+
+def _meet(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`[q]`: frames in both spans."""
+    return np.maximum(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0)
+
+
+def _union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return _lengths(a) + _lengths(b) - _meet(a, b)
+
+
+def _count(owners: np.ndarray, count: int, weights: np.ndarray | float) -> np.ndarray:
+    """`[count]`: the sum of the rows' weights for each owner."""
+    return np.bincount(owners, np.broadcast_to(weights, owners.shape), minlength=count)
+
+
+def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """Row by row; 0 where the bottom is 0."""
+    return np.divide(top, bottom, out=np.zeros(len(bottom)), where=bottom > 0)

@@ -1,0 +1,120 @@
+"""What `index.html` holds: the summary, the curves, the gallery. Numbers are laid out here, words and marks in the template."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from grounding.evaluation.evaluate import judged_as_published
+from grounding.evaluation.ground_truth import Exam
+from grounding.evaluation.published import METRICS, protocols_of, table_lines, table_notes
+from grounding.evaluation.results import Judged
+from grounding.metrics.bootstrap import differ
+from grounding.metrics.scores import MEANS, Score, summarise, summarise_by
+from grounding.report.gallery import Group
+from grounding.structures.tubes import Tubes
+from grounding.visualization.learning_curves import HEIGHT, LEFT, RIGHT, TOP, WIDTH, is_main, read_curves
+
+if TYPE_CHECKING:
+    from grounding.report.sweep_section import Ablations
+
+BASELINES = (("baseline_", "constant"), ("random_", "random"))
+BINS = 20
+FILES = ("config.yaml", "provenance.json")
+
+
+def render(
+    exam: Exam, runs: Sequence[Judged], gallery: Sequence[tuple[Group, Sequence[Any]]], ablations: Ablations | None, split: str
+) -> str:
+    """The page; text from data is escaped. `gallery`: per group the queries that are pictured."""
+    environment = Environment(
+        loader=PackageLoader("grounding.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
+    environment.filters["signed"] = lambda value: "–" if value is None else f"{100 * value:+.1f}"
+    return environment.get_template("report.html").render(
+        **_summary(exam, runs, split), **_training(runs), gallery=gallery, ablations=ablations
+    )
+
+
+def _summary(exam: Exam, runs: Sequence[Judged], split: str) -> dict[str, Any]:
+    run, other = runs[0], runs[1] if len(runs) > 1 else None
+    scores = list(run.scores.values())
+    counts = summarise(scores)
+    videos = {query.video for query in exam.queries if query.id in run.scores}
+    groups = [(kind, summarise_by(scores, exam.queries, kind)) for kind in ("form", "tag")]
+    return {
+        "runs": [one.name for one in runs],
+        "split": split,
+        "counts": {
+            "queries": counts["queries"],
+            "boxed": counts["boxed_queries"],
+            "missing": len(run.scores.keys() - run.predictions.keys()),
+            "videos": len(videos),
+        },
+        "columns": MEANS,
+        "systems": systems(runs),
+        "intervals": {name: (run.metrics.get(f"{name}_low"), run.metrics.get(f"{name}_high")) for name in MEANS},
+        "differences": differ(scores, list(other.scores.values()), exam.videos) if other else {},
+        "groups": [(kind, table) for kind, table in groups if table],
+        "histogram": histogram(scores),
+        "published": _published(exam, run, split),
+    }
+
+
+def _training(runs: Sequence[Judged]) -> dict[str, Any]:
+    curves = read_curves(runs[0].path / "curves" / "plots" / "metrics")
+    files = [(run.name, name, run.path / name) for run in runs for name in FILES]
+    return {
+        "curves": [curve for curve in curves if is_main(curve)],
+        "more_curves": [curve for curve in curves if not is_main(curve)],
+        "plot": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP},
+        "files": [(run, name, read_text(path)) for run, name, path in files if path.is_file()],
+    }
+
+
+def read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def systems(runs: Sequence[Judged]) -> list[tuple[str, dict[str, float | None]]]:
+    """The headline table: the runs, then every baseline that the first one's metrics have."""
+    table = [(run.name if len(runs) > 1 else "this run", _means(run.metrics, list(run.scores.values()))) for run in runs]
+    for prefix, name in BASELINES:
+        values = {column: runs[0].metrics.get(prefix + column) for column in MEANS}
+        if any(value is not None for value in values.values()):
+            table.append((name, values))
+    return table
+
+
+def _means(metrics: Mapping[str, Any], scores: Sequence[Score]) -> dict[str, float | None]:
+    """A run's means; those of its scores where `metrics` is silent."""
+    known = summarise(scores)
+    return {column: metrics.get(column, known.get(column)) for column in MEANS}
+
+
+def histogram(scores: Sequence[Score]) -> list[tuple[str, int, float]]:
+    """Queries by vIoU: `(range, count, height in percent of the highest)` per bin; empty where no boxes are judged."""
+    values = [one.vIoU for one in scores if one.vIoU is not None]
+    if not values:
+        return []
+    counts, edges = np.histogram(values, bins=BINS, range=(0, 1))
+    names = [f"{low:.2f}–{high:.2f}" for low, high in itertools.pairwise(edges)]
+    return [(name, int(count), round(100 * count / max(counts.max(), 1), 1)) for name, count in zip(names, counts, strict=True)]
+
+
+def _published(exam: Exam, run: Judged, split: str) -> dict[str, Any] | None:
+    """The paper's table with this run in it; None where nothing was published of the data set's split."""
+    if exam.dataset is None or not protocols_of(exam.dataset, split):
+        return None
+    tubes = Tubes.of_predictions(run.predictions.values())
+    ours, refused = judged_as_published(exam, tubes, split, {"every-frame": list(run.scores.values())})
+    lines = table_lines(exam.dataset, split, ours)
+    forms = [(form, list(group)) for form, group in itertools.groupby(lines, lambda line: line.form)]
+    return {"dataset": exam.dataset, "metrics": METRICS, "forms": forms, "notes": [*table_notes(exam.dataset, split), *refused]}

@@ -1,0 +1,106 @@
+"""What the page's scripts read: `data.js`, the list of all queries, and `queries/<number>.js`, the details of one.
+
+They are scripts, since a page opened from disk may not read other files; what they hold is JSON, in which nothing can end a script.
+Boxes are `[frame, x1, y1, x2, y2]` in pixels of the original video.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from grounding.evaluation.results import Judged
+from grounding.structures.span_scores import BoundaryScores, ProposalScores
+from grounding.structures.tubes import truth_boxes
+from pipeline.io.atomic import replacing
+from pipeline.records import Prediction, Query
+from pipeline.tracks import Tracks
+
+if TYPE_CHECKING:
+    from grounding.visualization.attention_maps import Attention, Evidence
+
+FOLDER = "queries"
+MOST_FRAMES = 1000
+"""Of longer segments so many stored frames, evenly spread, keep their attention maps."""
+ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
+
+
+def write_script(path: Path, call: str, *values: Any) -> None:
+    """Write a script that hands JSON values to `stvg.<call>`, atomically."""
+    arguments = ", ".join(json.dumps(value, separators=(",", ":"), allow_nan=False).translate(ESCAPES) for value in values)
+    with replacing(path) as aside:
+        aside.write_text(f"stvg.{call}({arguments});\n", encoding="utf-8")
+
+
+def listed(query: Query, runs: Sequence[Judged], video: int) -> dict[str, Any]:
+    """One query as the list has it; `video` is the place of its video among the page's, and scores are per run `[vIoU, tIoU, sIoU]`."""
+    scores = [run.scores[query.id] for run in runs]
+    answers = [run.predictions.get(query.id) for run in runs]
+    return {
+        "id": query.id,
+        "text": query.text,
+        "path": query.path,
+        "video": video,
+        "form": query.form or "",
+        "tags": list(query.tags),
+        "segment": list(query.segment),
+        "truth": list(query.truth.span) if query.truth else None,
+        "spans": [list(answer.span) if answer else None for answer in answers],
+        "scores": [[_rounded(value) for value in (one.vIoU, one.tIoU, one.sIoU)] for one in scores],
+    }
+
+
+def details(query: Query, tracks: Tracks, runs: Sequence[Judged], evidence: Sequence[Evidence | None]) -> dict[str, Any]:
+    """One query as its own view has it: the tubes, and what each run's network saw, None where it was not asked."""
+    frames, boxes = truth_boxes(query, tracks)
+    truth = [[frame, *box] for frame, box in zip(frames.tolist(), boxes.round(1).tolist(), strict=True)]
+    answers = [_answer(run.predictions.get(query.id)) for run in runs]
+    return {"size": list(query.size), "fps": query.fps, "truth": truth, "answers": answers, "seen": [_seen(one) for one in evidence]}
+
+
+def _answer(answer: Prediction | None) -> dict[str, Any] | None:
+    if answer is None:
+        return None
+    return {"score": round(answer.score, 4), "boxes": [[frame, *(round(side, 1) for side in box)] for frame, *box in answer.boxes]}
+
+
+def _seen(evidence: Evidence | None) -> dict[str, Any] | None:
+    if evidence is None:
+        return None
+    kept = np.unique(np.linspace(0, len(evidence.frames) - 1, min(MOST_FRAMES, len(evidence.frames))).round().astype(int))
+    maps = [_heat(attention, kept) for attention in evidence.attention]
+    return {"frames": evidence.frames[kept].tolist(), "maps": maps, "when": _when(evidence.when)}
+
+
+def _heat(attention: Attention, kept: np.ndarray) -> dict[str, Any]:
+    """Normalised maps as a grey picture (PNG): a line per frame, in it one layer after the other, row by row."""
+    heat = attention.normalised[:, kept]
+    layers, frames, rows, columns = heat.shape
+    file = io.BytesIO()
+    Image.fromarray((heat.swapaxes(0, 1).reshape(frames, -1) * 255).round().astype(np.uint8)).save(file, "PNG", optimize=True)
+    picture = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"about": attention.about, "layers": layers, "rows": rows, "columns": columns, "picture": picture}
+
+
+def _when(when: Any) -> dict[str, Any]:
+    """The proposal map, or the probabilities of begins and ends at frame edges."""
+    if isinstance(when, ProposalScores):
+        return {"map": when.mean.clip(0).round(3).tolist()}
+    assert isinstance(when, BoundaryScores)
+    return {"edges": when.edges.tolist(), "begins": when.begins.round(4).tolist(), "ends": when.ends.round(4).tolist()}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def write_list(out: Path, runs: Sequence[str], queries: Sequence[dict[str, Any]], videos: Sequence[Mapping[str, Any]]) -> None:
+    """Write `out/data.js`."""
+    write_script(out / "data.js", "start", {"runs": list(runs), "videos": list(videos), "queries": list(queries)})

@@ -1,0 +1,1 @@
+"""Plain data that crosses folders: model inputs, targets, tubes, span scores."""

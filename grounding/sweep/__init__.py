@@ -1,0 +1,1 @@
+"""Ablation tables: plan, runs, statistics, Markdown, figures."""

@@ -1,0 +1,29 @@
+"""The files of a sweep's table: `table.json`, `table.md`, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grounding.sweep.figures import curves_figure, save, table_figure
+from grounding.sweep.markdown import markdown
+from grounding.sweep.statistics import ALL
+from pipeline.io.atomic import replacing
+from pipeline.io.jsonl import write_json
+
+
+def write_table(table: Mapping[str, Any], out: Path) -> list[Path]:
+    """Write the table into the sweep's folder and give the paths: all queries in `table.png`, a group's in `table-<group>.png`."""
+    pictures = []
+    for group in table["groups"]:
+        pictures.append(out / ("table.png" if group == ALL else f"table-{group}.png"))
+        save(table_figure(table, group), pictures[-1])
+    curves = curves_figure(table, out)
+    if curves is not None:
+        pictures.append(out / "curves.png")
+        save(curves, pictures[-1])
+    write_json(out / "table.json", table)
+    with replacing(out / "table.md") as aside:
+        aside.write_text(markdown(table, [path.name for path in pictures]), encoding="utf-8")
+    return [out / "table.json", out / "table.md", *pictures]

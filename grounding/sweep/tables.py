@@ -1,0 +1,183 @@
+"""What a sweep runs: named tables of variants, read from `sweeps.yaml`. Another system's table is added there as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from grounding.evaluation.published import Dataset, Metric, ablations_for, rows_for
+from grounding.metrics.scores import MEANS
+from pipeline.errors import InputError
+from pipeline.validation import Record, first_problem
+
+FILE = Path(__file__).with_name("tables.yaml")
+Mean = Literal["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
+
+
+class Cost(Record):
+    """A training step's time and memory, as multiples of those of the reference of the table's first section."""
+
+    step: float = Field(gt=0)
+    memory: float = Field(gt=0)
+
+
+class Variant(Record):
+    """A line of a table: trained anew with `changes`, or (`of`) answers of another variant's runs, without training.
+
+    `changes` are of sections `model` and `loss` only, and of `initialise` for a variant without what it would load: every variant
+    has the same data, steps and schedule. With a `cost` it has not the same steps but the same time.
+    """
+
+    shows: str
+    system: str | None = None
+    """By default the table's."""
+    changes: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    cost: Cost | None = None
+    of: str | None = None
+    together: bool = False
+    """All seeds' runs answer as one ensemble."""
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    times: int = Field(default=1, ge=1)
+    """Frames at test time, as a multiple of those in training."""
+    only: tuple[Mean, ...] = MEANS  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Variant:
+        if self.of is None and (self.together or self.evaluate or self.times > 1):
+            raise ValueError("together, evaluate and times need `of`, the variant whose runs answer")
+        if self.changes.keys() - {"model", "loss", "initialise"} or self.changes.get("initialise"):
+            raise ValueError(f"changes are of model and loss, not of {', '.join(sorted(self.changes))}: all variants train alike")
+        if self.of is not None and (self.changes or self.system or self.cost):
+            raise ValueError("a variant is trained with `changes` or derived with `of`, not both; `system` and `cost` are of training")
+        return self
+
+
+class Source(Record):
+    """Where a section's published figures stand: methods, or ablations of `method`, by variant."""
+
+    dataset: Dataset
+    split: str
+    method: str
+    names: dict[str, str]
+
+    def scores(self, variant: str) -> dict[str, float]:
+        """The published means of a variant in percent; {} where there are none."""
+        name = self.names.get(variant)
+        for ablation in ablations_for(self.dataset, self.split):
+            if (ablation.method, ablation.variant) == (self.method, name):
+                return _named(ablation.scores)
+        return next((_named(row.scores) for row in rows_for(self.dataset, self.split) if row.method == name), {})
+
+
+def _named(scores: Mapping[Metric, float]) -> dict[str, float]:
+    return {str(metric): value for metric, value in scores.items()}
+
+
+class Section(Record):
+    """Rows that belong together, all compared with `reference`."""
+
+    title: str
+    reference: str
+    rows: tuple[str, ...]
+    published: Source | None = None
+
+
+class Claim(Record):
+    """`source` says that `more` scores higher than `less`."""
+
+    more: str
+    less: str
+    metric: Mean
+    source: str
+
+
+class SweepTable(Record):
+    """A named table: its variants, the sections that show them, and what is expected of them."""
+
+    title: str
+    system: str | None = None
+    variants: dict[str, Variant]
+    sections: tuple[Section, ...] = Field(min_length=1)
+    claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _systems_and_costs_are_whole(self) -> SweepTable:
+        for name, variant in self.trained.items():
+            if variant.system is None and self.system is None:
+                raise ValueError(f"variant {name!r} needs a `system`, for the table has none")
+            if variant.cost is None and self.has_costs:
+                raise ValueError(f"variant {name!r} needs a `cost`: all that are trained have one, or none has")
+        if self.has_costs and self.unit in self.variants and self.variants[self.unit].cost != Cost(step=1, memory=1):
+            raise ValueError(f"variant {self.unit!r}: costs are multiples of its own, which are 1")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> SweepTable:
+        for name in self.variants:
+            if not name.replace("_", "").isalnum():  # it names a folder
+                raise ValueError(f"variant {name!r}: a name is letters, digits and _")
+        for name in self._named():
+            if name not in self.variants:
+                raise ValueError(f"there is no variant {name!r}; the variants are {', '.join(self.variants)}")
+        for name, variant in self.variants.items():
+            if variant.of is not None and self.variants[variant.of].of is not None:
+                raise ValueError(f"variant {name!r} is of {variant.of!r}, which is not trained itself")
+        return self
+
+    def _named(self) -> Iterable[str]:
+        for section in self.sections:
+            yield from (section.reference, *section.rows, *(section.published.names if section.published else ()))
+        for claim in self.claims:
+            yield from (claim.more, claim.less)
+        yield from (variant.of for variant in self.variants.values() if variant.of is not None)
+
+    @property
+    def unit(self) -> str:
+        """The variant whose cost is 1, where there are costs."""
+        return self.sections[0].reference
+
+    @property
+    def has_costs(self) -> bool:
+        """Whether its variants train for the same time instead of the same steps."""
+        return any(variant.cost for variant in self.variants.values())
+
+    def system_of(self, variant: str) -> str:
+        """The system of a trained variant."""
+        system = self.variants[variant].system or self.system
+        assert system is not None
+        return system
+
+    @property
+    def trained(self) -> dict[str, Variant]:
+        return {name: variant for name, variant in self.variants.items() if variant.of is None}
+
+    @property
+    def derived(self) -> dict[str, Variant]:
+        return {name: variant for name, variant in self.variants.items() if variant.of is not None}
+
+
+def load_tables(path: Path = FILE) -> dict[str, SweepTable]:
+    """All tables by name; a file that does not hold them is an InputError that names the first problem."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}): install the package again") from None
+    found = {}
+    for name, values in content.items():
+        try:
+            found[name] = SweepTable.model_validate(values)
+        except ValidationError as error:
+            raise InputError(f"{path}: table {name!r}: {first_problem(error)}") from None
+    return found
+
+
+def table_named(name: str, path: Path = FILE) -> SweepTable:
+    """A table by name; an InputError lists the names there are."""
+    tables = load_tables(path)
+    if name not in tables:
+        raise InputError(f"there is no table {name!r}; the tables are {', '.join(tables)}: name one with --table")
+    return tables[name]

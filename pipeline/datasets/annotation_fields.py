@@ -1,0 +1,70 @@
+"""What the files of a data set may say: exact types, bounded numbers, text that can be written again."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.datasets.parsed import Defects
+from pipeline.records import MOST_FRAMES, Coordinate
+from pipeline.validation import first_problem
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+"""What a video may be called where its name comes to stand in a path."""
+
+
+def _writable(text: str) -> str:
+    """The text, if it can be written as UTF-8 and stand in a path (JSON's \\ud800 and \\u0000 cannot)."""
+    if "\0" in text:
+        raise ValueError("text with a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text with half a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_writable)]
+FrameCount = Annotated[int, Field(gt=0, le=MOST_FRAMES)]
+Rate = Annotated[float, Field(ge=0.001, le=1000)]
+"""Frames per second."""
+Side = Annotated[int, Field(gt=0, le=2**16)]
+"""Pixels."""
+AnyFrame = Annotated[int, Field(ge=-MOST_FRAMES, le=MOST_FRAMES)]
+"""A frame number as annotations may have it: before the first frame is still a number, to be clipped."""
+ObjectId = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Box = Annotated[list[Coordinate], Field(min_length=4, max_length=4)]
+
+
+class Raw(BaseModel):
+    """Base of a data set's own objects: exact types, unknown fields passed over."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+WORDS = (
+    (re.compile(r"a valid dictionary or (instance of|object to extract fields from) ?\w*|a valid dictionary"), "an object"),
+    (re.compile(r"a valid (tuple|list)"), "a list"),
+    (re.compile(r"; use sys\.set_int_max_str_digits\(\) to increase the limit"), ""),
+    (re.compile(r"Extra inputs are not permitted"), "no such field"),
+)
+"""Words of the libraries, and what is said for them."""
+
+
+def validated(model: type[ModelT], content: Any, what: str, name: str, defects: Defects, queries: int = 1) -> ModelT | None:
+    """The content as a `model`; None, and a defect `malformed <what>` that leaves its `queries` out, where it is none."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        defects.add(f"malformed {what}", name, plain(first_problem(error)), excluded=True, count=queries)
+        return None
+
+
+def plain(problem: str) -> str:
+    """What a library says of a value, without the words of its own."""
+    for pattern, word in WORDS:
+        problem = pattern.sub(word, problem)
+    return problem

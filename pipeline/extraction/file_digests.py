@@ -1,0 +1,61 @@
+"""Which video files were read before: a file whose size and time of change are the same is not read again for its digest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.features.stream import file_digest
+from pipeline.io.jsonl import write_json
+from pipeline.store.disk_errors import noticing_full_disk
+
+NAME = ".seen.json"
+WORTH = 256
+"""Digests of fewer files are not kept: they are soon read again."""
+Seen = tuple[int, int, str]
+"""Bytes, time of the last change in nanoseconds, digest."""
+
+
+class SeenFiles:
+    """Digests of video files, each file looked at once. What earlier runs on the store read is in a file beside its manifest.
+
+    That file is a memory, no part of the store: one that is absent or damaged costs a reading of all videos.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self._path = store / NAME
+        self._before = _load(self._path)
+        self._now: dict[Path, Seen | None] = {}
+
+    def digest(self, path: Path) -> str | None:
+        """The digest of a file; None where it cannot be read now."""
+        if path not in self._now:
+            self._now[path] = self._look(path)
+        seen = self._now[path]
+        return seen[2] if seen else None
+
+    def save(self) -> None:
+        """Remember them for the next run."""
+        seen = self._before | {str(path.absolute()): seen for path, seen in self._now.items() if seen}
+        if len(seen) >= WORTH and seen != self._before:
+            with noticing_full_disk(self._path.parent):
+                write_json(self._path, seen)
+
+    def _look(self, path: Path) -> Seen | None:
+        try:
+            facts = path.stat()  # before reading: a file that changes in between is read again the next time
+            before = self._before.get(str(path.absolute()))
+            if before is not None and before[:2] == (facts.st_size, facts.st_mtime_ns):
+                return before
+            return facts.st_size, facts.st_mtime_ns, file_digest(path)
+        except OSError:
+            return None
+
+
+def _load(path: Path) -> dict[str, Seen]:
+    """What the file holds; nothing if it is absent or not as it was written."""
+    try:
+        held = json.loads(path.read_bytes()).items()
+        return {name: (int(size), int(changed), str(digest)) for name, (size, changed, digest) in held}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,1 @@
+"""From one video to the rows of each product; reductions; stored images."""

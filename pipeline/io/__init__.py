@@ -1,0 +1,1 @@
+"""Files: atomic writes, JSON lines, strict JSON, XML of CVAT."""

@@ -1,0 +1,15 @@
+"""The parts of an extraction: networks of shapes alone take the operations of those that compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.extraction_stages import Clips, networks_alone, operations_each
+from benchmarks.flops import operations_of
+from benchmarks.synthetic_data import FPS, make_video
+
+
+def test_operations_are_counted_on_shapes_as_on_numbers(tmp_path: Path) -> None:
+    clips = Clips("tiny", 1, 1, (64, 48), 32)
+    video = make_video(tmp_path / "video.mp4", clips.size, FPS * clips.seconds)
+    assert operations_each(video, clips) == operations_of(lambda: networks_alone([video], clips)) > 0

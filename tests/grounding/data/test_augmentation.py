@@ -1,0 +1,198 @@
+"""Augmented samples: boxes, sizes and words are true of the pictures, and each is a function of seed, epoch and query alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from grounding.data.augmentation import Augmentation, AugmentConfig
+from grounding.data.dataset import FeatureSet
+from grounding.data.loader import Batch, Loader
+from grounding.data.sample import Sample
+from grounding.structures.targets import Targets
+from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, TrainConfig
+from pipeline.boxes import cxcywh_to_xyxy
+from pipeline.config import validate
+from pipeline.encoders.text import TextEncoder
+from pipeline.errors import InputError
+from pipeline.records import Query, Truth
+
+FRAMES, SEED = 6, 3
+ALL = {"flip": 0.5, "smallest": 0.5, "crop": 0.7, "least": 0.5}
+Maker = Callable[..., Path]
+QueryMaker = Callable[..., Query]
+LEFT, RIGHT, NONE, PLAIN = "it goes left.", "it goes right.", "he left.", "it spins."
+
+
+@pytest.fixture
+def features(pictured: Path) -> FeatureSet:
+    return FeatureSet.of_store(pictured, "train", FRAMES, None, None, None, pictures=True)
+
+
+def loader(features: FeatureSet, start: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1, **config: float) -> Loader:
+    augment = Augmentation(AugmentConfig.model_validate(config or ALL), SEED, features.queries, None)
+    return Loader(features, features.queries, 4, SEED, start, rank, world, accumulate, changes=[augment])
+
+
+def taken(loader: Loader, steps: int) -> list[list[Batch]]:
+    with loader:
+        return list(islice(loader, steps))
+
+
+def samples(steps: list[list[Batch]]) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
+    """Pictures without padding and boxes of every query of every step."""
+    found = {}
+    for number, parts in enumerate(steps):
+        for part in parts:
+            for name, seen, size, boxes in zip(part.ids, part.inputs.appearance, part.inputs.map_size, part.targets.boxes, strict=True):
+                found[number, name] = (seen[:, : size[0], : size[1]], boxes)
+    return found
+
+
+def drawn(query: Query, config: dict[str, float], tokenise: Any = None, text: np.ndarray | None = None) -> list[tuple[Sample, Targets]]:
+    """What becomes of black pictures with a white left half and a box there, in forty epochs."""
+    pictures = np.zeros((1, 20, 40, 3), np.uint8)
+    pictures[:, :, :20] = 255
+    words = np.zeros((3, 1), np.int64) if text is None else text
+    sample = Sample(query, np.array([0]), pictures, np.zeros(1, np.float32), pictures, np.array([0, 0, 1, 1], np.float32), words)
+    boxes, boxed = torch.tensor([[[0.25, 0.5, 0.5, 1]]]), torch.ones(1, 1, dtype=torch.bool)
+    truth = Targets(boxes, boxed, torch.tensor([[0.2, 0.6]]), boxed.float(), boxed.float(), boxes.clone(), boxed)
+    augment = Augmentation(AugmentConfig.model_validate(config), SEED, [query], tokenise)
+    return [augment(sample, truth, epoch, 0) for epoch in range(40)]
+
+
+def test_true_boxes_are_around_what_is_seen(features: FeatureSet) -> None:
+    """From the store through the loader: the box of a pass' every frame bounds its grey object to a pixel; what is padding stays black."""
+    sizes = set()
+    for parts in taken(loader(features), 12):
+        for part in parts:
+            inputs, targets = part.inputs, part.targets
+            for seen, (rows, columns), boxes, boxed in zip(
+                inputs.appearance, inputs.map_size.tolist(), targets.boxes, targets.boxed, strict=True
+            ):
+                sizes.add((rows, columns))
+                assert boxed.any()
+                assert not seen[:, rows:].any()
+                assert not seen[:, :, columns:].any()
+                corners = cxcywh_to_xyxy(boxes[boxed].numpy(), (columns, rows))
+                for picture, expected in zip(seen[boxed].numpy(), corners, strict=True):
+                    found = np.argwhere(picture[..., 0] > 100)
+                    (top, left), (bottom, right) = found.min(0), found.max(0) + 1
+                    np.testing.assert_allclose([left, top, right, bottom], expected, atol=1.2)
+            assert torch.equal(targets.boxes, targets.clip_boxes)
+            assert (inputs.square == torch.tensor([0, 0, 1, 1])).all()
+    assert len(sizes) > 20
+
+
+def test_a_pass_is_seen_in_one_way(features: FeatureSet) -> None:
+    """What does not move from frame to frame does not move: the box goes right by a tenth of a pixel a frame, or left in a mirror."""
+    ways = set()
+    for _, boxes in samples(taken(loader(features, flip=0.5), 4)).values():
+        steps = torch.diff(boxes[0:1, 1:4, 0] if boxes.ndim == 3 else boxes[1:4, 0]).sign()
+        assert len(steps.unique()) == 1
+        ways.add(float(steps.flatten()[0]))
+    assert ways == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 4), (2, 2)])
+def test_parts_of_a_batch_are_augmented_as_the_whole(features: FeatureSet, world: int, accumulate: int) -> None:
+    whole = samples(taken(loader(features), 4))
+    parts: dict[Any, Any] = {}
+    for rank in range(world):
+        parts |= samples(taken(loader(features, 0, rank, world, accumulate), 4))
+    assert_same(parts, whole)
+
+
+@pytest.mark.parametrize("start", [1, 3])
+def test_a_loader_that_starts_anywhere_augments_alike(features: FeatureSet, start: int) -> None:
+    later = samples(taken(loader(features, start), 5 - start))
+    whole = samples(taken(loader(features), 5))
+    assert_same({(step + start, name): seen for (step, name), seen in later.items()}, {k: v for k, v in whole.items() if k[0] >= start})
+
+
+def assert_same(ours: dict[Any, Any], theirs: dict[Any, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, (pictures, boxes) in theirs.items():
+        assert torch.equal(ours[key][0], pictures), key
+        assert torch.equal(ours[key][1], boxes), key
+
+
+def test_every_epoch_and_every_seed_draws_anew(query_of: QueryMaker) -> None:
+    seen = drawn(query_of(0, "train", text=PLAIN), ALL)
+    assert len({sample.appearance.tobytes() for sample, _ in seen}) > 35
+    again = drawn(query_of(0, "train", text=PLAIN), ALL)
+    assert [sample.appearance.tobytes() for sample, _ in again] == [sample.appearance.tobytes() for sample, _ in seen]
+
+
+def test_half_are_mirrored_with_their_boxes(query_of: QueryMaker) -> None:
+    """White is where the box is."""
+    sides = []
+    for sample, truth in drawn(query_of(0, "train", text=PLAIN), {"flip": 0.5}):
+        right = bool(sample.appearance[0, 0, -1, 0])
+        assert truth.boxes[0, 0, 0] == truth.clip_boxes[0, 0, 0] == (0.75 if right else 0.25)
+        sides.append(right)
+    assert 10 < sum(sides) < 30
+
+
+def tokenised(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """One number per sentence, twice."""
+    ids = torch.tensor([[[LEFT, RIGHT, NONE, PLAIN].index(text)] * 2 for text in texts])
+    return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(("text", "other"), [(LEFT, RIGHT), (RIGHT, LEFT), (PLAIN, PLAIN)])
+def test_tokens_are_those_of_the_mirrored_sentence(query_of: QueryMaker, text: str, other: str) -> None:
+    own = tokenised([text])[0][0, :, None].numpy()
+    ways = set()
+    for sample, _ in drawn(query_of(0, "train", text=text), {"flip": 0.5}, tokenised, own):
+        right = bool(sample.appearance[0, 0, -1, 0])
+        np.testing.assert_array_equal(sample.text, tokenised([other if right else text])[0][0, :, None].numpy())
+        ways.add(right)
+    assert ways == {True, False}
+
+
+@pytest.mark.parametrize(("text", "tokenise"), [(NONE, tokenised), (NONE, None), (LEFT, None)])
+def test_what_has_no_mirrored_words_is_never_mirrored(
+    query_of: QueryMaker, text: str, tokenise: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With cached token states that is all that names a side; and it is said."""
+    with caplog.at_level(logging.INFO):
+        seen = drawn(query_of(0, "train", text=text), {"flip": 1.0}, tokenise)
+    assert not any(sample.appearance[0, 0, -1, 0] for sample, _ in seen)
+    assert "augment.flip: 1 of 1 sentences are never mirrored" in caplog.text
+
+
+def test_the_shipped_tokenizer_gives_the_mirrored_sentence_s_tokens(query_of: QueryMaker) -> None:
+    encoder = TextEncoder("tiny")
+    ids, mask = encoder.tokenise([LEFT, RIGHT])
+    own, other = (row[kept, None].numpy() for row, kept in zip(ids, mask, strict=True))
+    for sample, _ in drawn(query_of(0, "train", text=LEFT), {"flip": 1.0}, encoder.tokenise, own):
+        np.testing.assert_array_equal(sample.text, other)
+
+
+def test_what_has_no_boxes_is_not_cut(make_store: Maker, query_of: QueryMaker) -> None:
+    """It is resized and mirrored all the same: a wide picture stays as wide."""
+    store = make_store([query_of(n, "train", truth=Truth(span=(30, 60))) for n in (0, 1, 3, 4)], visual=("frames",))
+    features = FeatureSet.of_store(store, "train", FRAMES, None, None, None, pictures=True)
+    for seen, _ in samples(taken(loader(features), 6)).values():
+        assert seen.shape[2] / seen.shape[1] == pytest.approx(64 / 36, rel=0.06)
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, CgstvgTrainConfig])
+def test_what_reads_cached_features_cannot_be_augmented(kind: type[TrainConfig]) -> None:
+    with pytest.raises(
+        InputError, match=r"augment: (csdvl|cgstvg) reads cached features, which are of the pictures as they are: augment=null"
+    ):
+        validate(kind, {"augment": {"flip": 0.5}}, "section 'train'")
+
+
+def test_a_wrong_share_is_named() -> None:
+    with pytest.raises(InputError, match=r"augment\.flip: .*1 \(got 2"):
+        validate(CostaTrainConfig, {"augment": {"flip": 2}}, "section 'train'")

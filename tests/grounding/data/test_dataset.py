@@ -1,0 +1,309 @@
+"""From the store to samples: which rows each reads, and what is true of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from grounding.data.cache import _Recent
+from grounding.data.dataset import FeatureSet
+from grounding.data.sources import Product
+from grounding.inference.segment_prediction import Look
+from pipeline.errors import InputError, StoreError
+from pipeline.records import Query, Truth
+from pipeline.sampling import bin_centres, pool_bins
+from pipeline.store import Store
+from pipeline.tracks import Tracks
+
+FRAMES, CLIPS = 4, 5
+Maker = Callable[..., Path]
+QueryMaker = Callable[..., Query]
+
+
+@pytest.fixture
+def features(store: Path) -> FeatureSet:
+    return FeatureSet.of_store(store, "train", FRAMES, CLIPS)
+
+
+def test_a_split_s_queries_are_there_and_none_is_missing(features: FeatureSet) -> None:
+    assert [query.id for query in features.queries] == [f"train-{n}" for n in range(8)]
+    assert features.missing == []
+    assert features.dims == (6, 5, 7)
+
+
+def test_queries_without_features_are_named(make_store: Maker) -> None:
+    store = make_store(without=("motion/v1", "train-0"))
+    features = FeatureSet.of_store(store, "train", FRAMES, CLIPS)
+    assert features.missing == ["train-0", "train-1", "train-4", "train-7"]
+    assert {query.id for query in features.queries} == {f"train-{n}" for n in (2, 3, 5, 6)}
+
+
+@pytest.mark.parametrize(("split", "without"), [("test", ()), ("train", ("appearance/v0", "appearance/v1", "motion/v2"))])
+def test_a_split_without_features_is_refused(make_store: Maker, split: str, without: tuple[str, ...]) -> None:
+    with pytest.raises(StoreError, match=rf"has no features for any query of split '{split}': run stvg-extract, or look into failures"):
+        FeatureSet.of_store(make_store(without=without), split, FRAMES, CLIPS)
+
+
+def test_a_store_without_truth_needs_no_tracks(make_store: Maker, query_of: QueryMaker) -> None:
+    store = make_store([query_of(0, "train", truth=None)])
+    (store / "tracks.npz").unlink()
+    assert len(FeatureSet.of_store(store, "train", FRAMES, CLIPS).queries) == 1
+
+
+def test_a_sample_takes_the_frames_at_bin_centres(features: FeatureSet) -> None:
+    """Twenty stored frames 0, 5 … 95 by four: places ⌊(k + ½)·5⌋ = 2, 7, 12, 17, frames 10, 35, 60, 85."""
+    sample = features.sample(features.queries[0])
+    assert sample.numbers.tolist() == [10, 35, 60, 85]
+    np.testing.assert_allclose(sample.tau, np.array([10.5, 35.5, 60.5, 85.5]) / 100, rtol=1e-6)
+    np.testing.assert_array_equal(sample.appearance, features.appearance.read("v0", np.array([2, 7, 12, 17])))
+
+
+def test_a_sample_stays_in_its_segment(make_store: Maker, query_of: QueryMaker) -> None:
+    """Segment [20, 60): stored frames 20 … 55, motion clips at 25, 35, 45, 55."""
+    store = make_store([query_of(0, "train", segment=(20, 60))])
+    features = FeatureSet.of_store(store, "train", 8, 2)
+    sample = features.sample(features.queries[0])
+    assert sample.numbers.tolist() == list(range(20, 60, 5))
+    assert ((sample.tau > 0) & (sample.tau < 1)).all()
+    clips = features.motion.read("v0", np.array([2, 3, 4, 5])).astype(np.float32)
+    expected = np.stack([clips[:2].mean(0), clips[2:].mean(0)]).astype(np.float16)
+    np.testing.assert_array_equal(sample.motion, expected)
+
+
+def test_a_segment_between_stored_frames_takes_the_nearest(make_store: Maker, query_of: QueryMaker) -> None:
+    query = query_of(0, "train", segment=(36, 39), truth=Truth(span=(36, 38), track="v0"))
+    features = FeatureSet.of_store(make_store([query]), "train", 3, 2)
+    sample = features.sample(query)
+    assert sample.numbers.tolist() == [35, 35, 35]
+    assert ((sample.tau >= 0) & (sample.tau < 1)).all()
+    np.testing.assert_array_equal(sample.motion, features.motion.read("v0", np.array([3, 3])))
+
+
+@pytest.mark.parametrize("clips", [3, 4, 10, 16])
+def test_motion_is_the_mean_of_equal_bins(store: Path, clips: int) -> None:
+    """Ten stored clips brought to fewer, as many, more; summed in float32, to the bit."""
+    features = FeatureSet.of_store(store, "train", FRAMES, clips)
+    stored = features.motion.read("v0").astype(np.float32)
+    expected = np.stack([stored[begin:end].mean(0) for begin, end in pool_bins(10, clips)]).astype(np.float16)
+    np.testing.assert_array_equal(features.sample(features.queries[0]).motion, expected)
+
+
+@pytest.fixture
+def framewise(store: Path) -> FeatureSet:
+    """Motion at each of the frames, of clips stored at frames 5, 15 … 95."""
+    return FeatureSet.of_store(store, "train", FRAMES, None)
+
+
+def test_without_clips_each_frame_has_the_motion_nearest_to_it(framewise: FeatureSet) -> None:
+    """Frames 10, 35, 60, 85: the earlier one of clips 5 and 15, clip 35, the earlier one of 55 and 65, clip 85."""
+    sample = framewise.sample(framewise.queries[0])
+    np.testing.assert_array_equal(sample.motion, framewise.motion.read("v0", np.array([0, 3, 5, 8])))
+
+
+def test_motion_sparser_than_the_frames_is_repeated(store: Path) -> None:
+    """Frames 0, 5 … 95, each second one between two clips."""
+    features = FeatureSet.of_store(store, "train", 20, None)
+    expected = features.motion.read("v0", np.array([0, 0, 0, *np.arange(1, 9).repeat(2), 9]))
+    assert len(expected) == 20
+    np.testing.assert_array_equal(features.sample(features.queries[0]).motion, expected)
+
+
+def test_motion_denser_than_the_frames_is_that_of_the_frames(store: Path, query_of: QueryMaker, tracks: Tracks) -> None:
+    """Motion of every frame, each row full of its frame's number."""
+
+    class EveryFrame:
+        def __contains__(self, key: object) -> bool:
+            return True
+
+        def shape(self, key: str) -> tuple[int, ...]:
+            return (100, 2, 3, 1)
+
+        def facts(self, key: str) -> dict[str, Any]:
+            return {"size": [64, 36]}
+
+        def columns(self, key: str) -> dict[str, np.ndarray]:
+            return {"frame": np.arange(100)}
+
+        def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
+            return np.ones((1, 2, 3, 1), np.float16) * np.arange(100)[indices].reshape(-1, 1, 1, 1)
+
+    opened = Store(store)
+    query = query_of(0, "train", segment=(20, 60))
+    features = FeatureSet([query], tracks, opened.open("appearance"), EveryFrame(), opened.open("text"), FRAMES, None)
+    sample = features.sample(query)
+    assert sample.motion.shape == (FRAMES, 2, 3, 1)
+    assert sample.motion[:, 0, 0, 0].tolist() == sample.numbers.tolist() == [25, 35, 45, 55]
+
+
+def test_motion_at_frames_stays_in_the_segment(make_store: Maker, query_of: QueryMaker) -> None:
+    """Segment [20, 60): frames 20, 25 … 55; frame 20 takes the clip at 25, for that at 15, as near, is outside."""
+    features = FeatureSet.of_store(make_store([query_of(0, "train", segment=(20, 60))]), "train", 8, None)
+    expected = features.motion.read("v0", np.array([2, 2, 2, 3, 3, 4, 4, 5]))
+    np.testing.assert_array_equal(features.sample(features.queries[0]).motion, expected)
+
+
+def test_motion_of_the_same_rows_is_that_of_the_same_frames(store: Path) -> None:
+    """Whatever the product: with that of appearance both are the same, and its maps are of the whole picture."""
+    features = FeatureSet.of_store(store, "train", FRAMES, None, motion="appearance")
+    for query in features.queries[:3]:
+        sample = features.sample(query, np.array([3, 3, 0, 19]))
+        np.testing.assert_array_equal(sample.motion, sample.appearance)
+        assert sample.square.tolist() == [0, 0, 1, 1]
+
+
+def test_motion_that_is_not_of_the_square_is_of_the_whole_picture(store: Path, tracks: Tracks, features: FeatureSet) -> None:
+    products = features.appearance, features.motion, features.text
+    for squared, expected in ((True, [14 / 64, 0, 50 / 64, 1]), (False, [0, 0, 1, 1])):
+        own = FeatureSet(features.queries, tracks, *products, FRAMES, None, squared=squared)
+        assert own.sample(own.queries[2]).square.tolist() == expected
+
+
+def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(framewise: FeatureSet) -> None:
+    targets = framewise.truth(framewise.sample(framewise.queries[0]))
+    assert targets.frames.tolist() == targets.clips.tolist() == [[0, 1, 0, 0]]
+    assert targets.boxed.tolist() == targets.clip_boxed.tolist() == [[False, True, False, False]]
+    torch.testing.assert_close(targets.clip_boxes, targets.boxes)
+
+
+def test_what_a_query_takes_in_memory_without_clips(framewise: FeatureSet) -> None:
+    """Of float16, four maps of 4×7 cells and 6 channels, and of 4×4 cells and 5 channels."""
+    query = framewise.queries[0]
+    sample = framewise.sample(query)
+    assert framewise.bytes_of(query) == sample.appearance.nbytes + sample.motion.nbytes == 2 * 4 * (28 * 6 + 16 * 5)
+
+
+def test_what_a_query_takes_in_memory(features: FeatureSet) -> None:
+    for query in features.queries[:3]:
+        sample = features.sample(query)
+        assert features.map_size(query) == sample.appearance.shape[1:3]
+        assert features.bytes_of(query) == sample.appearance.nbytes + sample.motion.nbytes
+
+
+def test_a_sample_knows_where_its_picture_lies_in_the_square(features: FeatureSet) -> None:
+    wide, tall = (features.sample(features.queries[number]).square for number in (0, 2))
+    np.testing.assert_allclose(wide, [0, 14 / 64, 1, 50 / 64])
+    np.testing.assert_allclose(tall, [14 / 64, 0, 50 / 64, 1])
+
+
+def test_passes_see_every_stored_frame_of_the_segment(make_store: Maker, query_of: QueryMaker) -> None:
+    query = query_of(0, "train", segment=(3, 98))
+    features = FeatureSet.of_store(make_store([query]), "train", 6, CLIPS)
+    passes = [features.sample(query, rows) for rows in Look(query, features).passes]
+    assert {len(sample.numbers) for sample in passes} == {6}
+    assert set(np.concatenate([sample.numbers for sample in passes]).tolist()) == set(range(5, 98, 5))
+    for sample in passes:
+        np.testing.assert_array_equal(sample.appearance, features.appearance.read("v0", sample.numbers // 5))
+        np.testing.assert_allclose(sample.tau, (sample.numbers + 0.5 - 3) / 95, rtol=1e-6)
+
+
+def test_what_is_true_of_a_sample(features: FeatureSet) -> None:
+    """Span [30, 60) of [0, 100), frames 10, 35, 60, 85: one is inside. At frame 35 the box is [8.5, 18.5] × [8.5, 28.5] of 64×36."""
+    targets = features.truth(features.sample(features.queries[0]))
+    torch.testing.assert_close(targets.span, torch.tensor([[0.3, 0.6]]))
+    assert targets.frames.tolist() == [[0, 1, 0, 0]]
+    assert targets.boxed.tolist() == [[False, True, False, False]]
+    torch.testing.assert_close(targets.boxes[0, 1], torch.tensor([13.5 / 64, 18.5 / 36, 10 / 64, 20 / 36]))
+    # five clips of .2: [.2, .4) is half covered, [.4, .6) wholly; their middles are frames 10, 30, 50, 70, 90
+    assert targets.clips.tolist() == [[0, 1, 1, 0, 0]]
+    assert targets.clip_boxed.tolist() == [[False, True, True, False, False]]
+    torch.testing.assert_close(targets.clip_boxes[0, 2], torch.tensor([15 / 64, 20 / 36, 10 / 64, 20 / 36]))
+
+
+def test_frames_where_the_object_has_no_box_are_not_boxed(make_store: Maker, query_of: QueryMaker) -> None:
+    """The track holds frames [20, 80); the span [0, 100) reaches beyond."""
+    query = query_of(0, "train", truth=Truth(span=(0, 100), track="v0"))
+    targets = (features := FeatureSet.of_store(make_store([query]), "train", FRAMES, CLIPS)).truth(features.sample(query))
+    assert targets.boxed.tolist() == [[False, True, True, False]]
+    assert targets.frames.tolist() == [[1, 1, 1, 1]]
+
+
+def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, query_of: QueryMaker) -> None:
+    query = query_of(0, "train", truth=Truth(span=(30, 60)))
+    targets = (features := FeatureSet.of_store(make_store([query]), "train", FRAMES, CLIPS)).truth(features.sample(query))
+    assert not targets.boxed.any()
+    assert not targets.clip_boxed.any()
+    assert targets.frames.any()
+
+
+def test_a_query_without_truth_cannot_teach(make_store: Maker, query_of: QueryMaker) -> None:
+    query = query_of(0, "train", truth=None)
+    features = FeatureSet.of_store(make_store([query]), "train", FRAMES, CLIPS)
+    with pytest.raises(InputError, match="query train-0 has no truth to learn from: keep it out of split 'train'"):
+        features.truth(features.sample(query))
+
+
+def test_any_product_with_the_reader_s_methods_will_do(store: Path, query_of: QueryMaker, tracks: Tracks) -> None:
+    """Features just made, never stored (`stvg-predict`), give the same sample."""
+
+    class InMemory:
+        def __init__(self, name: str) -> None:
+            self.reader = Store(store).open(name)
+
+        def __contains__(self, key: object) -> bool:
+            return key in self.reader
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.reader, name)
+
+    query = query_of(1, "train")
+    products: list[Product] = [InMemory(name) for name in ("appearance", "motion", "text")]
+    ours = FeatureSet([query], tracks, *products, frames=FRAMES, clips=CLIPS)
+    theirs = FeatureSet.of_store(store, "train", FRAMES, CLIPS)
+    np.testing.assert_array_equal(ours.sample(query).appearance, theirs.sample(query).appearance)
+    np.testing.assert_array_equal(ours.sample(query).motion, theirs.sample(query).motion)
+
+
+def test_recent_arrays_are_read_once_and_the_oldest_forgotten() -> None:
+    recent, reads = _Recent(limit=20), []
+
+    def get(key: str) -> None:
+        recent.get(key, lambda: (reads.append(key), np.zeros(1))[1])
+
+    for key in "abacab":
+        get(key)
+    assert reads == ["a", "b", "c", "b"]
+    assert recent.held <= 20
+
+
+def test_threads_that_want_one_array_read_it_once() -> None:
+    """The others wait for the first; what it cannot read, none of them gets, and the next one tries again."""
+    recent, reads, start = _Recent(limit=100), [], Barrier(4)
+
+    def read() -> np.ndarray:
+        reads.append(1)
+        time.sleep(0.1)
+        if len(reads) == 1:
+            raise OSError("unreadable")
+        return np.ones(1)
+
+    def get(_: int) -> str:
+        start.wait()
+        try:
+            return str(recent.get("a", read).sum())
+        except OSError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(get, range(4))] == ["unreadable"] * 4
+        assert [*pool.map(get, range(4))] == ["1.0"] * 4
+    assert len(reads) == 2
+    assert recent.held == 8
+
+
+def test_an_array_larger_than_the_limit_is_still_given() -> None:
+    assert _Recent(limit=1).get("a", lambda: np.ones(9)).sum() == 9
+
+
+def test_bins_and_rows_agree(features: FeatureSet) -> None:
+    query = features.queries[0]
+    chosen = features.sample(query, np.array([3, 3, 0, 19]))
+    assert chosen.numbers.tolist() == [15, 15, 0, 95]
+    assert features.sample(query).numbers.tolist() == (bin_centres(20, FRAMES) * 5).tolist()

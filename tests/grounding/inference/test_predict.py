@@ -1,0 +1,270 @@
+"""From a model's answers to tubes, with a model whose answers are known and with a real tiny one."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from grounding.data.dataset import FeatureSet
+from grounding.data.sample import Sample
+from grounding.inference.predict import predict
+from grounding.inference.segment_prediction import Look
+from grounding.models.csdvl import Csdvl, CsdvlConfig, Outputs
+from grounding.structures.inputs import Inputs
+from pipeline.errors import StoreError
+from pipeline.records import Query
+
+FRAMES, CLIPS = 6, 5
+Maker = Callable[..., Path]
+QueryMaker = Callable[..., Query]
+
+
+class Known(nn.Module):
+    """Says the box of every frame by its τ, and spans by a map of logits per query of the batch."""
+
+    def __init__(self, logits: Callable[[Inputs], Tensor]) -> None:
+        super().__init__()
+        self.anchor, self.logits, self.calls = nn.Parameter(torch.zeros(1)), logits, 0
+
+    def forward(self, inputs: Inputs) -> Outputs:
+        self.calls += 1
+        tau = inputs.frame_tau
+        boxes = torch.stack([tau, torch.full_like(tau, 0.5), torch.full_like(tau, 0.5), torch.full_like(tau, 0.25)], -1)
+        nothing = torch.zeros(0)
+        older = torch.full_like(boxes, 0.9)
+        return Outputs(torch.stack([older, boxes]), self.logits(inputs), *[nothing] * 8)
+
+
+def flat(inputs: Inputs) -> Tensor:
+    return torch.zeros(len(inputs.frame_tau), CLIPS, CLIPS)
+
+
+def spike(i: int, j: int, value: float = 2.0) -> Callable[[Inputs], Tensor]:
+    def logits(inputs: Inputs) -> Tensor:
+        result = flat(inputs)
+        result[:, i, j] = value
+        result[:, 4, 0] = 9.0  # not a valid cell
+        return result
+
+    return logits
+
+
+@pytest.fixture
+def features(store: Path) -> FeatureSet:
+    return FeatureSet.of_store(store, "train", FRAMES, CLIPS)
+
+
+def test_the_highest_valid_cell_is_the_span(features: FeatureSet) -> None:
+    """Cell (1, 2) of five is [.2, .6) of 100 frames; its probability is σ(2)."""
+    (answer,) = predict(Known(spike(1, 2)), features, features.queries[:1])
+    assert answer.id == "train-0"
+    assert answer.span == (20, 60)
+    assert answer.score == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
+
+
+def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(features: FeatureSet) -> None:
+    """The box around τ is .5 wide: in a picture of 64 it is cut at both ends; its height is a quarter of 36."""
+    (answer,) = predict(Known(flat), features, features.queries[:1])
+    assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
+    for frame, x1, y1, x2, y2 in answer.boxes:
+        centre = (frame + 0.5) / 100 * 64
+        assert (x1, x2) == (pytest.approx(max(0, centre - 16), abs=0.01), pytest.approx(min(64, centre + 16), abs=0.01))
+        assert (y1, y2) == (pytest.approx(13.5), pytest.approx(22.5))
+
+
+def test_boxes_and_maps_seen_twice_are_averaged(features: FeatureSet) -> None:
+    """The passes of one query answer with their number in the batch: probabilities and boxes are their mean."""
+    query = features.queries[0]
+    passes = Look(query, features).passes
+
+    class Numbered(Known):
+        def forward(self, inputs: Inputs) -> Outputs:
+            out = super().forward(inputs)
+            number = torch.arange(len(inputs.frame_tau)) / 10
+            boxes = out.boxes.clone()
+            boxes[-1] = 0.5
+            boxes[-1, ..., 0] = number[:, None]
+            logits = torch.where(torch.eye(CLIPS, dtype=torch.bool), number[:, None, None], -5.0)
+            return replace(out, boxes=boxes, proposals=logits)
+
+    (answer,) = predict(Numbered(flat), features, [query])
+    seen: dict[int, list[float]] = {}
+    for number, rows in enumerate(passes):
+        for frame in features.sample(query, rows).numbers.tolist():
+            seen.setdefault(frame, []).append(number / 10)
+    assert max(len(values) for values in seen.values()) > 1
+    for frame, x1, _, _, _ in answer.boxes:
+        assert x1 == pytest.approx(max(0.0, (np.mean(seen[frame]) - 0.25) * 64), abs=0.01)
+    numbers = torch.arange(len(passes)) / 10
+    assert answer.score == pytest.approx(float(numbers.sigmoid().mean()), abs=1e-6)
+
+
+class Saying(Known):
+    """The same box in all frames, `[4]` cxcywh."""
+
+    def __init__(self, logits: Callable[[Inputs], Tensor], box: Tensor) -> None:
+        super().__init__(logits)
+        self.box = box
+
+    def forward(self, inputs: Inputs) -> Outputs:
+        out = super().forward(inputs)
+        return replace(out, boxes=self.box.expand_as(out.boxes))
+
+
+def test_an_ensembles_boxes_and_probabilities_are_averaged(features: FeatureSet) -> None:
+    """Cell (1, 2) has σ(2) and σ(0), cell (2, 3) σ(0) and σ(3): the second one is higher in the mean."""
+    models = [
+        Saying(spike(1, 2, 2.0), torch.tensor([0.25, 0.5, 0.25, 0.25])),
+        Saying(spike(2, 3, 3.0), torch.tensor([0.5, 0.5, 0.25, 0.75])),
+    ]
+    (answer,) = predict(models, features, features.queries[:1])
+    assert answer.span == (40, 80)
+    assert answer.score == pytest.approx((1 / (1 + np.exp(-3)) + 0.5) / 2, abs=1e-6)
+    assert {row[1:] for row in answer.boxes} == {(16.0, 9.0, 32.0, 27.0)}
+
+
+@pytest.fixture
+def model() -> Csdvl:
+    torch.manual_seed(0)
+    config = CsdvlConfig(d=8, heads=2, ffn=8, layers=1, frames=FRAMES, clips=CLIPS, map_channels=4, map_kernel=3, map_layers=1)
+    return Csdvl((6, 5, 7), config)
+
+
+def test_predictions_lie_in_segment_and_picture(make_store: Maker, query_of: QueryMaker, model: Csdvl) -> None:
+    segments = [(0, 100), (20, 61), (3, 98), (29, 60), (30, 60), (30, 31)]
+    store = make_store([query_of(number, "train", segment=segment, truth=None) for number, segment in enumerate(segments)])
+    features = FeatureSet.of_store(store, "train", FRAMES, CLIPS)
+    for query, answer in zip(features.queries, predict(model, features, features.queries), strict=True):
+        begin, end = query.segment
+        assert begin <= answer.span[0] < answer.span[1] <= end
+        assert [row[0] for row in answer.boxes] == [frame for frame in range(0, 100, 5) if begin <= frame < end]
+        corners = np.array(answer.boxes)[:, 1:]
+        assert (corners >= 0).all()
+        assert (corners <= [*query.size, *query.size]).all()
+        assert (corners[:, 2:] > corners[:, :2]).all()
+        assert 0 <= answer.score <= 1
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_one_model_and_several_of_the_same_answer_alike(features: FeatureSet, model: Csdvl, refine: bool) -> None:
+    alone = predict(model, features, features.queries, refine=refine)
+    assert predict([model], features, features.queries, refine=refine) == alone
+    assert predict([model, model], features, features.queries, refine=refine) == alone
+
+
+@pytest.mark.parametrize("refine", [False, True])
+@pytest.mark.parametrize("batch", [1, 4, 5, 100])
+def test_answers_do_not_depend_on_the_batch(features: FeatureSet, model: Csdvl, batch: int, refine: bool) -> None:
+    """Boxes are rounded to hundredths of a pixel; passes of several queries, wide and tall, share a batch."""
+    expected = [predict(model, features, [query], refine=refine)[0] for query in features.queries]
+    found = predict(model, features, features.queries, batch=batch, refine=refine)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.id, ours.span) == (theirs.id, theirs.span)
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.011)
+
+
+def test_passes_share_batches_and_stay_together(features: FeatureSet) -> None:
+    """Twenty frames by six are four passes a query (or more): three queries fit two batches of eight."""
+    known = Known(flat)
+    each = len(Look(features.queries[0], features).passes)
+    predict(known, features, features.queries[:3], batch=2 * each)
+    assert known.calls == 2
+
+
+def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(make_store: Maker, query_of: QueryMaker) -> None:
+    """Two wide videos and a tall one in turns; two queries a batch."""
+    features = FeatureSet.of_store(make_store([query_of(number, "train") for number in range(6)]), "train", FRAMES, CLIPS)
+    sizes: list[set[tuple[int, ...]]] = []
+
+    def logits(inputs: Inputs) -> Tensor:
+        sizes.append({tuple(size) for size in inputs.map_size.tolist()})
+        return flat(inputs)
+
+    each = len(Look(features.queries[0], features).passes)
+    answers = predict(Known(logits), features, features.queries, batch=2 * each)
+    assert [answer.id for answer in answers] == [query.id for query in features.queries]
+    assert sorted(map(len, sizes)) == [1, 1, 1]
+    assert len(set.union(*sizes)) == 2
+
+
+def test_a_frame_between_stored_ones_gets_the_nearest_box(make_store: Maker, query_of: QueryMaker) -> None:
+    features = FeatureSet.of_store(make_store([query_of(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS)
+    for refine in (False, True):
+        (answer,) = predict(Known(flat), features, features.queries, refine=refine)
+        assert (answer.span[0], [row[0] for row in answer.boxes]) == (31, [30])
+
+
+@pytest.mark.parametrize("frames", [1, 7, 20, 96])
+def test_every_frame_is_seen_whatever_the_number_at_once(store: Path, model: Csdvl, frames: int) -> None:
+    features = FeatureSet.of_store(store, "train", frames, CLIPS)
+    (answer,) = predict(model, features, features.queries[:1])
+    assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(store: Path, refine: bool) -> None:
+    """One frame at once makes twenty passes of one query; samples of passes before are gone when the next ones run."""
+    held: list[weakref.ref[Sample]] = []
+    most = 0
+
+    class Counted(FeatureSet):
+        def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
+            nonlocal most
+            made = super().sample(query, rows)
+            held.append(weakref.ref(made))
+            most = max(most, sum(one() is not None for one in held))
+            return made
+
+    features = Counted.of_store(store, "train", 1, CLIPS)
+    predict(Known(flat), features, features.queries[:2], batch=4, refine=refine)
+    assert len(held) >= 40
+    assert most <= 8
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_next_passes_are_read_while_those_before_them_are_answered(store: Path, broken: bool) -> None:
+    """The network's first answer waits until samples of the second part have been read; what goes wrong in reading is raised."""
+    second, reads = threading.Event(), Counter[str]()
+
+    class Noted(FeatureSet):
+        def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
+            reads[threading.current_thread().name] += 1
+            if sum(reads.values()) > 4:
+                second.set()
+                if broken:
+                    raise StoreError("damaged")
+            return super().sample(query, rows)
+
+    def waiting(inputs: Inputs) -> Tensor:
+        assert second.wait(60)
+        return flat(inputs)
+
+    features = Noted.of_store(store, "train", 1, CLIPS)
+    raised = pytest.raises(StoreError, match="damaged") if broken else nullcontext()
+    with raised:
+        predict(Known(waiting), features, features.queries[:1], batch=4)
+    assert threading.current_thread().name not in reads
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prediction")]
+
+
+def test_progress_counts_queries(features: FeatureSet, model: Csdvl) -> None:
+    seen: list[tuple[int, int]] = []
+    predict(model, features, features.queries[:3], batch=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_predicting_puts_the_model_into_eval_mode(features: FeatureSet, model: Csdvl) -> None:
+    model.train()
+    answers = [predict(model, features, features.queries[:2]) for _ in range(2)]
+    assert not model.training
+    assert answers[0] == answers[1]

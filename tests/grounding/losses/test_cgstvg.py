@@ -1,0 +1,283 @@
+"""CG-STVG's losses against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from grounding.losses.boxes import carrier_loss, cell_losses
+from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
+from grounding.losses.temporal import divergence, gaussians, inside_loss
+from grounding.models.cgstvg import Outputs
+from grounding.structures.span_scores import Boundaries
+from grounding.structures.targets import Targets, Totals
+from pipeline.sampling import bin_centres, place_of
+
+FRAMES, CELLS = 4, 6
+TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
+"""[.3, .7] × [.3, .7] and [.4, .8] × [.4, .6]: .06 of .16 + .08 − .06 are shared, IoU 1/3; of the hull .2 is .02 neither's, GIoU 7/30."""
+NOTHING = dict.fromkeys(("first", "last", "inside", "l1", "iou", "quality"), 0.0)
+"""Every weight 0."""
+
+
+def uniform_tau(count: int) -> Tensor:
+    """Middles of `count` equal parts, `[1, count]`."""
+    return (torch.arange(count)[None] + 0.5) / count
+
+
+def random_boxes(*shape: int, seed: int = 0) -> Tensor:
+    """cxcywh in [0, 1]."""
+    values = torch.rand(*shape, 4, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([0.3 + 0.4 * values[..., :2], 0.1 + 0.4 * values[..., 2:]], -1)
+
+
+def make_targets(boxed: list[list[int]], boxes: Tensor | None = None) -> Targets:
+    """The span is the middle half of the segment."""
+    where, count = torch.tensor(boxed, dtype=torch.bool), len(boxed)
+    some = random_boxes(count, FRAMES) if boxes is None else boxes
+    inside = torch.tensor([0.0, 1.0, 1.0, 0.0]).expand(count, FRAMES)
+    return Targets(some, where, torch.tensor([[0.25, 0.75]]).expand(count, 2), inside, inside, some, where)
+
+
+def make_outputs(stages: int, count: int) -> Outputs:
+    random = torch.Generator().manual_seed(2)
+    cells = torch.rand(2, stages, count, FRAMES, CELLS, generator=random)
+    return Outputs(
+        boxes=random_boxes(stages, count, FRAMES, seed=3),
+        first=torch.randn(stages, count, FRAMES, generator=random),
+        last=torch.randn(stages, count, FRAMES, generator=random),
+        inside=torch.randn(stages, count, FRAMES, generator=random),
+        quality=torch.rand(stages, count, FRAMES, generator=random),
+        kept=torch.ones(stages, count, FRAMES, dtype=torch.bool),
+        frame_tau=uniform_tau(FRAMES).expand(count, FRAMES),
+        carriers=cells[0] / cells[0].sum(-1, keepdim=True),
+        cell_boxes=random_boxes(count, FRAMES, CELLS, seed=4),
+        cell_centres=torch.rand(count, CELLS, 2, generator=random),
+        heard=cells[1] / cells[1].sum(-1, keepdim=True) / 2,
+    )
+
+
+def whole_loss(out: Outputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
+    """The loss of a whole batch."""
+    return cgstvg_loss(out, targets, CgstvgLossConfig(**weights), Totals.of(targets))
+
+
+# First and last
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
+def test_gaussians_stand_on_the_event_s_first_and_last_sample(sigma: float) -> None:
+    """The span [2/8, 5/8) holds samples 2, 3 and 4 of 8."""
+    targets = gaussians(torch.tensor([[2 / 8, 5 / 8]]), uniform_tau(8), sigma)
+    for found, top in zip(targets, (2, 4), strict=True):
+        heights = [math.exp(-((sample - top) ** 2) / (2 * sigma**2)) for sample in range(8)]
+        assert found[0].argmax() == top
+        assert found[0].tolist() == pytest.approx([height / sum(heights) for height in heights], rel=1e-4)
+
+
+def test_gaussians_sum_to_one_wherever_spans_and_samples_lie() -> None:
+    """Also where no sample lies in the span, and at the segment's ends."""
+    random = torch.Generator().manual_seed(0)
+    spans = torch.cat([torch.rand(6, 2, generator=random).sort(-1).values, torch.tensor([[0.0, 0.01], [0.99, 1.0], [0.0, 1.0]])])
+    tau = torch.rand(9, 16, generator=random).sort(-1).values
+    for found in gaussians(spans, tau, 2.0):
+        torch.testing.assert_close(found.sum(-1), torch.ones(9))
+        assert (found >= 0).all()
+
+
+def test_an_event_of_one_sample_begins_and_ends_with_it() -> None:
+    first, last = gaussians(torch.tensor([[3 / 8, 4 / 8]]), uniform_tau(8), 1.0)
+    assert first.argmax() == 3
+    torch.testing.assert_close(first, last)
+
+
+@pytest.mark.parametrize("stored", [5, 12, 16, 40])
+def test_a_model_that_says_its_targets_finds_the_span(stored: int) -> None:
+    """Where a segment stores fewer frames than a pass takes, and some are taken twice, too."""
+    count, span = 16, (24, 72)
+    frames = (np.arange(stored) * 120) // stored
+    numbers = frames[bin_centres(stored, count)]
+    tau = torch.from_numpy(place_of(numbers, (0, 120))).float()[None]
+    targets = gaussians(torch.tensor([span]) / 120, tau, 1.0)
+    answer = Boundaries(*(target[0].double().numpy() for target in targets))
+    scores = answer.scores((0, 120), np.unique(numbers))
+    scores.add(answer, numbers)
+    begin, end, _ = scores.best(between=True)
+    spacing = 120 / min(stored, count)
+    assert (begin, end) == (pytest.approx(span[0], abs=spacing / 4), pytest.approx(span[1], abs=spacing / 4))
+
+
+def test_the_divergence_of_equal_distributions_is_zero() -> None:
+    target = torch.tensor([[0.1, 0.2, 0.7], [0.0, 0.5, 0.5]])
+    logits = target.clamp(min=1e-12).log() + 3
+    assert divergence(logits.expand(2, 2, 3), target).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_divergence_by_hand() -> None:
+    """From (½, ½, 0) to the uniform one log 3 − log 2, from a certain sample to it log 3: their mean, in each of two stages."""
+    target = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    found = divergence(torch.full((2, 2, 3), 5.0), target)
+    assert found.item() == pytest.approx(2 * (math.log(3) - math.log(2) / 2), rel=1e-5)
+
+
+def test_the_divergence_is_torch_s() -> None:
+    random = torch.Generator().manual_seed(1)
+    logits, target = torch.randn(3, 2, 5, generator=random), torch.rand(2, 5, generator=random).softmax(-1)
+    expected = sum(functional.kl_div(stage.log_softmax(-1), target, reduction="batchmean") for stage in logits)
+    torch.testing.assert_close(divergence(logits, target), expected)
+
+
+# Inside
+
+
+@pytest.mark.parametrize("background", [1.0, 0.3])
+def test_the_inside_loss_by_hand(background: float) -> None:
+    """Probabilities ½, ¾ of frames inside: log 2 + log 4/3; ¾, ¼ of frames outside: log 4 + log 4/3, weighed. A second stage
+    says ½ to all: 2 log 2 + 2 log 2, half of it weighed. The mean is over four frames."""
+    logits = torch.tensor([[[0.0, math.log(3), math.log(3), -math.log(3)]], [[0.0] * 4]])
+    found = inside_loss(logits, torch.tensor([[1.0, 1.0, 0.0, 0.0]]), background)
+    first = math.log(2) + math.log(4 / 3) + background * (math.log(4) + math.log(4 / 3))
+    assert found.item() == pytest.approx((first + 2 * math.log(2) * (1 + background)) / 4, rel=1e-5)
+
+
+# Boxes
+
+
+def one_box(stages: int = 1, quality: float = 0.25) -> tuple[Outputs, Targets]:
+    """One query; in frames 1 and 2 `FOUND` stands for `TRUTH`, in the others, which are not boxed, something else."""
+    out, targets = make_outputs(stages, 1), make_targets([[0, 1, 1, 0]], torch.tensor(TRUTH).expand(1, FRAMES, 4))
+    out.boxes[:, :, 1:3] = torch.tensor(FOUND)
+    return replace(out, quality=torch.full_like(out.quality, quality)), targets
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_the_box_losses_by_hand(stages: int) -> None:
+    """Off by (.1, 0, 0, −.2): smooth L1 (.01 + .04)/2, IoU 1/3. Each stage adds the mean over its boxed frames."""
+    parts = whole_loss(*one_box(stages))
+    assert parts["l1"].item() == pytest.approx(stages * 0.025, rel=1e-4)
+    assert parts["iou"].item() == pytest.approx(stages * 2 / 3, rel=1e-4)
+
+
+def test_as_in_the_released_code_l1_and_giou() -> None:
+    parts = whole_loss(*one_box(), smooth=False, generalised=True)
+    assert parts["l1"].item() == pytest.approx(0.3, rel=1e-4)
+    assert parts["iou"].item() == pytest.approx(23 / 30, rel=1e-4)
+
+
+@pytest.mark.parametrize(("stages", "quality"), [(1, 0.25), (1, 0.5), (3, 0.25)])
+def test_the_spatial_confidence_learns_the_iou(stages: int, quality: float) -> None:
+    """BCE with target 1/3."""
+    expected = -(math.log(quality) / 3 + 2 * math.log(1 - quality) / 3)
+    assert whole_loss(*one_box(stages, quality))["quality"].item() == pytest.approx(stages * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("quality", [0.0, 1.0])
+def test_a_confidence_that_is_certain_and_wrong_costs_a_finite_loss(quality: float) -> None:
+    assert 4 < whole_loss(*one_box(quality=quality))["quality"].item() < 14
+
+
+def test_the_spatial_confidence_learns_on_boxed_frames_alone_and_teaches_no_boxes() -> None:
+    out, targets = one_box(stages=2)
+    out.quality.requires_grad_()
+    out.boxes.requires_grad_()
+    whole_loss(out, targets, **NOTHING | {"quality": 1.0})["loss"].backward()
+    assert out.quality.grad is not None
+    assert out.quality.grad.ne(0).tolist() == [[[False, True, True, False]]] * 2
+    assert out.boxes.grad is None or not out.boxes.grad.any()
+
+
+def test_boxes_learn_on_boxed_frames_alone() -> None:
+    out, targets = one_box(stages=2)
+    out.boxes.requires_grad_()
+    whole_loss(out, targets)["loss"].backward()
+    assert out.boxes.grad is not None
+    assert out.boxes.grad.abs().sum(-1).ne(0).tolist() == [[[False, True, True, False]]] * 2
+
+
+def test_without_boxes_their_losses_are_zero_and_finite() -> None:
+    out, targets = make_outputs(2, 2), make_targets([[0] * 4] * 2)
+    out.boxes.requires_grad_()
+    out.quality.requires_grad_()
+    parts = whole_loss(out, targets, carriers=1.0, cells=1.0)
+    assert [parts[name].item() for name in ("l1", "iou", "quality", "carriers", "heard", "cells_l1", "cells_giou")] == [0] * 7
+    parts["loss"].backward()
+    for given in (out.boxes, out.quality):
+        assert given.grad is not None
+        assert not given.grad.any()
+
+
+# All together
+
+
+def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
+    """λ_s λ_e λ_t λ_l λ_i λ_b = 10 10 1 5 3 1; Gaussians of two samples, every frame as heavy as any."""
+    out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
+    parts = whole_loss(out, targets)
+    first, last = gaussians(targets.span, out.frame_tau, 2.0)
+    torch.testing.assert_close(parts["first"], divergence(out.first, first))
+    torch.testing.assert_close(parts["last"], divergence(out.last, last))
+    torch.testing.assert_close(parts["inside"], inside_loss(out.inside, targets.frames, 1.0))
+    expected = 10 * parts["first"] + 10 * parts["last"] + parts["inside"] + 5 * parts["l1"] + 3 * parts["iou"] + parts["quality"]
+    torch.testing.assert_close(parts["loss"], expected)
+    assert set(parts) == {"loss", "l1", "iou", "first", "last", "inside", "quality"}
+
+
+@pytest.mark.parametrize("name", ["first", "last", "inside", "l1", "iou", "quality"])
+def test_every_weight_scales_its_part(name: str) -> None:
+    out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
+    parts = whole_loss(out, targets, **NOTHING | {name: 3.0})
+    torch.testing.assert_close(parts["loss"], 3 * parts[name])
+    assert parts[name] > 0
+
+
+def test_without_context_there_is_no_confidence_to_learn() -> None:
+    out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
+    with_it = whole_loss(out, targets)
+    parts = whole_loss(replace(out, quality=torch.zeros(0), kept=torch.zeros(0, dtype=torch.bool)), targets)
+    assert "quality" not in parts
+    torch.testing.assert_close(parts["loss"], with_it["loss"] - with_it["quality"])
+
+
+def test_what_cells_carry_is_taught_by_the_true_boxes() -> None:
+    out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
+    parts, usual = whole_loss(out, targets, carriers=2.0, cells=0.5), whole_loss(out, targets)
+    total = targets.boxed.sum().float()
+    for name in ("carriers", "heard"):
+        expected = carrier_loss(getattr(out, name), out.cell_centres, targets.boxes, targets.boxed, total)
+        torch.testing.assert_close(parts[name], expected)
+    l1, giou = cell_losses(out.cell_boxes, out.cell_centres, targets, total)
+    added = 2 * (parts["carriers"] + parts["heard"]) + 0.5 * (5 * l1 + 3 * giou)
+    torch.testing.assert_close(parts["loss"], usual["loss"] + added)
+
+
+def test_without_boxes_of_cells_there_is_nothing_to_teach_them() -> None:
+    out, targets = replace(make_outputs(1, 1), cell_boxes=torch.zeros(0)), make_targets([[1, 1, 0, 1]])
+    torch.testing.assert_close(whole_loss(out, targets, cells=1.0), whole_loss(out, targets))
+
+
+PARTS = (slice(0, 1), slice(1, 3))
+
+
+def part_of(value: Outputs | Targets, own: slice) -> Any:
+    """Some queries of a batch: the second axis where stages come first."""
+    per_stage = {"boxes", "first", "last", "inside", "quality", "kept", "carriers", "heard"} if isinstance(value, Outputs) else set()
+    cut = {field.name: getattr(value, field.name) for field in fields(value)}
+    return replace(value, **{name: held[:, own] if name in per_stage else held[own] for name, held in cut.items()})
+
+
+@pytest.mark.parametrize("weights", [{}, {"carriers": 1.0, "cells": 0.5}, {"smooth": False, "generalised": True, "background": 0.3}])
+def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: dict[str, Any]) -> None:
+    """Parts of one and two queries with 3, 2 and no boxed samples; without totals of the whole they would not."""
+    out, targets = make_outputs(2, 3), make_targets([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]])
+    config, totals = CgstvgLossConfig(**weights), Totals.of(targets)
+    whole = cgstvg_loss(out, targets, config, totals)
+    parts = [cgstvg_loss(part_of(out, own), part_of(targets, own), config, totals) for own in PARTS]
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), value)

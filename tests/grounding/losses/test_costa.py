@@ -1,0 +1,154 @@
+"""CoSTA's losses against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from grounding.losses.boxes import carrier_loss, cell_losses
+from grounding.losses.costa import CostaLossConfig, costa_loss
+from grounding.losses.temporal import divergence, gaussians, inside_loss
+from grounding.models.costa import Outputs
+from grounding.structures.targets import Targets, Totals
+
+FRAMES, CELLS, LAYERS = 4, 6, 3
+TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
+"""[.3, .7] × [.3, .7] and [.4, .8] × [.4, .6]: .06 of .16 + .08 − .06 are shared, IoU 1/3; of the hull .2 is .02 neither's, GIoU 7/30."""
+NOTHING = dict.fromkeys(("first", "last", "fused", "decoded", "l1", "giou"), 0.0)
+"""Every weight 0."""
+
+
+def random_boxes(*shape: int, seed: int = 0) -> Tensor:
+    """cxcywh in [0, 1]."""
+    values = torch.rand(*shape, 4, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([0.3 + 0.4 * values[..., :2], 0.1 + 0.4 * values[..., 2:]], -1)
+
+
+def make_targets(count: int, boxes: Tensor | None = None) -> Targets:
+    """The span is the middle half of the segment; its frames are boxed."""
+    inside = torch.tensor([0.0, 1.0, 1.0, 0.0]).expand(count, FRAMES)
+    some = random_boxes(count, FRAMES) if boxes is None else boxes
+    return Targets(some, inside > 0, torch.tensor([[0.25, 0.75]]).expand(count, 2), inside, inside, some, inside > 0)
+
+
+def make_outputs(count: int) -> Outputs:
+    random = torch.Generator().manual_seed(2)
+    cells = torch.rand(2, LAYERS, count, FRAMES, CELLS, generator=random)
+    return Outputs(
+        boxes=random_boxes(LAYERS, count, FRAMES, seed=3),
+        first=torch.randn(LAYERS, count, FRAMES, generator=random),
+        last=torch.randn(LAYERS, count, FRAMES, generator=random),
+        fused=torch.randn(count, FRAMES, generator=random),
+        decoded=torch.randn(count, FRAMES, generator=random),
+        told=torch.ones(count, FRAMES, dtype=torch.bool),
+        frame_tau=((torch.arange(FRAMES) + 0.5) / FRAMES).expand(count, FRAMES),
+        carriers=cells[0] / cells[0].sum(-1, keepdim=True),
+        cell_boxes=random_boxes(count, FRAMES, CELLS, seed=4),
+        cell_centres=torch.rand(count, CELLS, 2, generator=random),
+        heard=cells[1] / cells[1].sum(-1, keepdim=True) / 2,
+    )
+
+
+def whole_loss(out: Outputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
+    """The loss of a whole batch."""
+    return costa_loss(out, targets, CostaLossConfig(**weights), Totals.of(targets))
+
+
+def test_boxes_by_hand() -> None:
+    """L1 .1 + .2 and GIoU loss 1 − 7/30 of every boxed frame, in each of three layers, or in the last."""
+    out = replace(make_outputs(2), boxes=torch.tensor(FOUND).expand(LAYERS, 2, FRAMES, 4))
+    targets = make_targets(2, torch.tensor(TRUTH).expand(2, FRAMES, 4))
+    for every, layers in ((True, LAYERS), (False, 1)):
+        parts = whole_loss(out, targets, every_layer=every)
+        assert parts["l1"].item() == pytest.approx(layers * 0.3, rel=1e-5)
+        assert parts["giou"].item() == pytest.approx(layers * 23 / 30, rel=1e-5)
+
+
+def test_boxes_outside_the_span_do_not_count() -> None:
+    out, targets = make_outputs(2), make_targets(2)
+    moved = out.boxes.clone()
+    moved[:, :, [0, 3]] = 0.1
+    for name in ("l1", "giou"):
+        assert whole_loss(replace(out, boxes=moved), targets)[name] == whole_loss(out, targets)[name]
+
+
+def test_boundaries_by_hand() -> None:
+    """With very narrow Gaussians the target is one frame, and uniform logits over four cost log 4 in each layer."""
+    out = replace(make_outputs(2), first=torch.zeros(LAYERS, 2, FRAMES), last=torch.zeros(LAYERS, 2, FRAMES))
+    parts = whole_loss(out, make_targets(2), sigma=0.1)
+    assert parts["first"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
+    assert parts["last"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
+    assert whole_loss(out, make_targets(2), sigma=0.1, every_layer=False)["last"].item() == pytest.approx(math.log(4), rel=1e-5)
+
+
+def test_attendance_by_hand() -> None:
+    """Logits 0 cost log 2 in each frame: two inside count in full, two outside by .3."""
+    zeros = torch.zeros(2, FRAMES)
+    parts = whole_loss(replace(make_outputs(2), fused=zeros, decoded=zeros), make_targets(2))
+    for name in ("fused", "decoded"):
+        assert parts[name].item() == pytest.approx(math.log(2) * (2 + 2 * 0.3) / 4, rel=1e-5)
+    assert whole_loss(make_outputs(2), make_targets(2), background=1.0)["fused"] != whole_loss(make_outputs(2), make_targets(2))["fused"]
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
+    """λ0 GIoU, λ1 L1, λ2 both KL, λ3 and λ4 attendance; the defaults are 4, 5, 10, 2, 2."""
+    out, targets = make_outputs(2), make_targets(2)
+    parts = whole_loss(out, targets)
+    expected = {
+        "first": divergence(out.first, gaussians(targets.span, out.frame_tau, 2.0)[0]),
+        "last": divergence(out.last, gaussians(targets.span, out.frame_tau, 2.0)[1]),
+        "fused": inside_loss(out.fused[None], targets.frames, 0.3),
+        "decoded": inside_loss(out.decoded[None], targets.frames, 0.3),
+    }
+    assert parts.keys() == {"loss", "l1", "giou", *expected}
+    for name, value in expected.items():
+        torch.testing.assert_close(parts[name], value)
+    boxes = 5 * parts["l1"] + 4 * parts["giou"]
+    total = boxes + 10 * (parts["first"] + parts["last"]) + 2 * (parts["fused"] + parts["decoded"])
+    torch.testing.assert_close(parts["loss"], total)
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_each_part_has_its_own_weight(name: str) -> None:
+    parts = whole_loss(make_outputs(2), make_targets(2), **{**NOTHING, name: 3.0})
+    torch.testing.assert_close(parts["loss"], 3 * parts[name])
+
+
+def test_from_scratch_cells_are_told_too() -> None:
+    out, targets = make_outputs(2), make_targets(2)
+    parts, boxed = whole_loss(out, targets, **{**NOTHING, "carriers": 2.0, "cells": 3.0, "l1": 5.0, "giou": 7.0}), targets.boxed.sum()
+    for name, cells in (("carriers", out.carriers), ("heard", out.heard)):
+        torch.testing.assert_close(parts[name], carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, boxed))
+    l1, giou = cell_losses(out.cell_boxes, out.cell_centres, targets, boxed)
+    expected = 2 * (parts["carriers"] + parts["heard"]) + 3 * (5 * l1 + 7 * giou) + 5 * parts["l1"] + 7 * parts["giou"]
+    torch.testing.assert_close(parts["loss"], expected)
+    assert "carriers" not in whole_loss(out, targets)
+
+
+def test_parts_of_a_batch_add_up_to_it() -> None:
+    out, targets = make_outputs(3), make_targets(3)
+    targets = replace(targets, boxed=targets.boxed & torch.tensor([[False], [True], [True]]))
+    weights, totals = CostaLossConfig(carriers=1.0, cells=1.0), Totals.of(targets)
+    by_layer = {"boxes", "first", "last", "carriers", "heard"}
+
+    def part(rows: slice) -> dict[str, Tensor]:
+        own = Outputs(**{f.name: getattr(out, f.name)[(slice(None), rows) if f.name in by_layer else rows] for f in fields(Outputs)})
+        true = Targets(**{f.name: getattr(targets, f.name)[rows] for f in fields(Targets)})
+        return costa_loss(own, true, weights, totals)
+
+    whole, first, second = costa_loss(out, targets, weights, totals), part(slice(0, 1)), part(slice(1, 3))
+    for name, value in whole.items():
+        torch.testing.assert_close(first[name] + second[name], value)
+
+
+def test_a_batch_without_boxes_has_a_finite_loss() -> None:
+    targets = make_targets(2)
+    targets = replace(targets, boxed=torch.zeros_like(targets.boxed))
+    parts = whole_loss(make_outputs(2), targets, carriers=1.0, cells=1.0)
+    assert all(torch.isfinite(value) for value in parts.values())
+    assert parts["l1"] == parts["giou"] == 0

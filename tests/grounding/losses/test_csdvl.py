@@ -1,0 +1,266 @@
+"""The losses against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou
+
+from grounding.losses.boxes import box_losses, carrier_loss, cell_losses, corners, own_cells
+from grounding.losses.csdvl import LossConfig, attentive_loss, csdvl_loss, proposal_loss
+from grounding.models.csdvl import Outputs
+from grounding.structures.targets import Targets, Totals
+
+FRAMES, CLIPS = 4, 3
+
+
+def random_boxes(*shape: int, seed: int = 0) -> Tensor:
+    """cxcywh in [0, 1]."""
+    values = torch.rand(*shape, 4, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([0.3 + 0.4 * values[..., :2], 0.1 + 0.4 * values[..., 2:]], -1)
+
+
+def make_targets(boxed: list[list[int]]) -> Targets:
+    where = torch.tensor(boxed, dtype=torch.bool)
+    count = len(where)
+    return Targets(
+        boxes=random_boxes(count, FRAMES),
+        boxed=where,
+        span=torch.tensor([[0.0, 0.5]]).expand(count, 2),
+        frames=where.float(),
+        clips=torch.tensor([[1.0, 1.0, 0.0]]).expand(count, CLIPS),
+        clip_boxes=random_boxes(count, CLIPS, seed=1),
+        clip_boxed=torch.tensor([[True, False, False]]).expand(count, CLIPS),
+    )
+
+
+def make_outputs(layers: int, count: int, cells: int = 4) -> Outputs:
+    random = torch.Generator().manual_seed(2)
+    maps = torch.rand(layers, count, FRAMES, 2, cells // 2, generator=random)
+    heard = torch.rand(count, CLIPS, cells, generator=random)
+    return Outputs(
+        boxes=random_boxes(layers, count, FRAMES, seed=3),
+        proposals=torch.randn(count, CLIPS, CLIPS, generator=random),
+        frame_scores=torch.randn(count, FRAMES, generator=random),
+        clip_scores=torch.randn(count, CLIPS, generator=random),
+        guides=maps,
+        carriers=maps / maps.sum((-1, -2), keepdim=True),
+        cell_boxes=random_boxes(count, FRAMES, cells, seed=4),
+        cell_centres=torch.rand(count, cells, 2, generator=random),
+        heard=heard / heard.sum(-1, keepdim=True),
+        heard_centres=torch.rand(count, cells, 2, generator=random),
+    )
+
+
+def boxes_of(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """The box losses of a whole batch."""
+    return box_losses(boxes, targets, targets.boxed.sum().float())
+
+
+def carriers_of(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor) -> Tensor:
+    """The carrier loss of a whole batch."""
+    return carrier_loss(carriers, centres, boxes, boxed, boxed.sum().float())
+
+
+def whole_loss(out: Outputs, targets: Targets, weights: LossConfig) -> dict[str, Tensor]:
+    """The loss of a whole batch."""
+    return csdvl_loss(out, targets, weights, Totals.of(targets))
+
+
+def test_corners_are_torchvision_s() -> None:
+    boxes = random_boxes(3, 2)
+    torch.testing.assert_close(corners(boxes), box_convert(boxes, "cxcywh", "xyxy"))
+
+
+def test_l1_by_hand() -> None:
+    """Boxes off by (.1, 0, 0, .2) and by (0, .05, 0, 0), a third one not boxed: (.3 + .05) / 2."""
+    targets = make_targets([[1, 1, 0, 0]])
+    boxes = targets.boxes.clone()[None]
+    boxes[0, 0, 0] += torch.tensor([0.1, 0, 0, 0.2])
+    boxes[0, 0, 1] += torch.tensor([0, 0.05, 0, 0])
+    boxes[0, 0, 2] = 0.9
+    l1, _ = boxes_of(boxes, targets)
+    assert l1.item() == pytest.approx(0.35 / 2)
+
+
+def test_giou_by_hand() -> None:
+    """Unit squares of side .2, centres .4 apart: IoU 0, hull .6 × .2 = .12, union .08: GIoU −.04/.12, loss 4/3."""
+    targets = replace(make_targets([[1, 0, 0, 0]]), boxes=torch.tensor([0.3, 0.5, 0.2, 0.2]).expand(1, FRAMES, 4))
+    boxes = torch.tensor([0.7, 0.5, 0.2, 0.2]).expand(1, 1, FRAMES, 4)
+    assert boxes_of(boxes, targets)[1].item() == pytest.approx(4 / 3, abs=1e-5)
+
+
+def test_giou_is_torchvision_s() -> None:
+    targets = make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
+    boxes = random_boxes(3, 2, FRAMES, seed=5)
+    total = 0.0
+    for layer in range(3):
+        found = corners(boxes[layer][targets.boxed])
+        total += float((1 - generalized_box_iou(found, corners(targets.boxes[targets.boxed])).diagonal()).sum())
+    assert boxes_of(boxes, targets)[1].item() == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_layers_add_up() -> None:
+    targets = make_targets([[1, 1, 0, 1]])
+    boxes = random_boxes(3, 1, FRAMES, seed=5)
+    alone = [boxes_of(boxes[layer : layer + 1], targets) for layer in range(3)]
+    for part, found in enumerate(boxes_of(boxes, targets)):
+        torch.testing.assert_close(found, torch.stack([one[part] for one in alone]).sum())
+
+
+def test_without_boxes_box_losses_are_zero_and_finite() -> None:
+    boxes = random_boxes(1, 1, FRAMES).requires_grad_()
+    l1, giou = boxes_of(boxes, make_targets([[0, 0, 0, 0]]))
+    assert (l1.item(), giou.item()) == (0, 0)
+    (l1 + giou).backward()
+    assert boxes.grad is not None
+    assert not boxes.grad.any()
+
+
+def part_of(value: Outputs | Targets, own: slice) -> Any:
+    """Some queries of a batch: the second axis where layers come first."""
+    per_layer = {"boxes", "guides", "carriers"} if isinstance(value, Outputs) else set()
+    cut = {field.name: getattr(value, field.name) for field in fields(value)}
+    return replace(value, **{name: held[:, own] if name in per_layer else held[own] for name, held in cut.items()})
+
+
+@pytest.mark.parametrize("weights", [LossConfig(carriers=1.0, cells=0.5), LossConfig(every_layer=False, attentive=0.3)])
+def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: LossConfig) -> None:
+    """Parts of one and two queries with 3, 2 and no boxed samples; without totals of the whole they would not."""
+    out, targets = make_outputs(2, 3), make_targets([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]])
+    totals = Totals(*(torch.stack(parts).sum() for parts in zip(*(Totals.of(part_of(targets, own)) for own in PARTS), strict=True)))
+    assert totals == Totals.of(targets)
+    whole = csdvl_loss(out, targets, weights, totals)
+    parts = [csdvl_loss(part_of(out, own), part_of(targets, own), weights, totals) for own in PARTS]
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), value)
+
+
+PARTS = (slice(0, 1), slice(1, 3))
+
+
+def test_the_proposal_loss_by_hand() -> None:
+    """Two clips, truth [0, .5): IoU (0, 0) 1, (0, 1) ½, (1, 1) 0; logits 0, 2, −1 there, 99 where i > j.
+
+    BCE with logit x and target y is log(1 + eˣ) − xy: log 2; log(1 + e²) − 1; log(1 + e⁻¹). Their mean.
+    """
+    logits = torch.tensor([[[0.0, 2.0], [99.0, -1.0]]])
+    expected = (math.log(2) - 0 * 1 + math.log(1 + math.e**2) - 1 + math.log(1 + math.e**-1)) / 3
+    assert proposal_loss(logits, torch.tensor([[0.0, 0.5]])).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_attentive_loss_by_hand() -> None:
+    """p = (1, 2, 1)/4 with labels 0 1 1: −(log ½ + log ¼)/2 = 1.5·log 2; p uniform over 3 with label 1 0 0: log 3. Their mean."""
+    logits = torch.tensor([[0.0, math.log(2), 0.0], [5.0, 5.0, 5.0]])
+    inside = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    assert attentive_loss(logits, inside).item() == pytest.approx((1.5 * math.log(2) + math.log(3)) / 2, rel=1e-5)
+
+
+def test_the_attentive_loss_is_zero_without_labels() -> None:
+    assert attentive_loss(torch.randn(1, 3), torch.zeros(1, 3)).item() == 0
+
+
+CENTRES = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]])
+"""A 2×2 map."""
+
+
+def test_the_carrier_loss_by_hand() -> None:
+    """The box [.1, .9] × [.1, .5] holds cells 0 and 1 with .5 + .2 of the attention; the other frame is not boxed: −log .7."""
+    carriers = torch.tensor([[[[0.5, 0.2, 0.2, 0.1], [0.0, 0.0, 0.0, 1.0]]]])
+    boxes = torch.tensor([[[0.5, 0.3, 0.8, 0.4], [0.5, 0.3, 0.8, 0.4]]])
+    found = carriers_of(carriers, CENTRES, boxes, torch.tensor([[True, False]]))
+    assert found.item() == pytest.approx(-math.log(0.7), rel=1e-5)
+
+
+def test_a_box_between_the_cells_belongs_to_the_nearest() -> None:
+    carriers = torch.tensor([[[[0.1, 0.2, 0.3, 0.4]]]])
+    box = torch.tensor([[[0.6, 0.45, 0.02, 0.02]]])
+    assert carriers_of(carriers, CENTRES, box, torch.tensor([[True]])).item() == pytest.approx(-math.log(0.2), rel=1e-5)
+
+
+def test_the_carrier_loss_is_summed_over_layers_and_divided_by_boxed_samples() -> None:
+    """Two layers, two boxed samples, masses .5 .25 and .125 .5: log 2 · (1 + 2 + 3 + 1) / 2."""
+    carriers = torch.tensor([[[[0.5, 0.5, 0, 0], [0.25, 0.75, 0, 0]]], [[[0.125, 0.875, 0, 0], [0.5, 0.5, 0, 0]]]])
+    boxes = torch.tensor([0.25, 0.25, 0.2, 0.2]).expand(1, 2, 4)
+    found = carriers_of(carriers, CENTRES, boxes, torch.tensor([[True, True]]))
+    assert found.item() == pytest.approx(3.5 * math.log(2), rel=1e-5)
+
+
+def test_without_boxes_and_without_mass_the_carrier_loss_is_finite() -> None:
+    carriers = torch.tensor([[[[0.0, 0.0, 0.0, 1.0]]]], requires_grad=True)
+    box = torch.tensor([[[0.25, 0.25, 0.2, 0.2]]])
+    assert carriers_of(carriers, CENTRES, box, torch.tensor([[False]])).item() == 0
+    found = carriers_of(carriers, CENTRES, box, torch.tensor([[True]]))
+    assert found.item() == pytest.approx(-math.log(1e-6), rel=1e-5)
+
+
+def test_own_cells_are_those_whose_centre_lies_in_the_box() -> None:
+    boxes = torch.tensor([[[0.5, 0.3, 0.8, 0.4], [0.6, 0.45, 0.02, 0.02]]])
+    assert own_cells(boxes, CENTRES).tolist() == [[[True, True, False, False], [False, True, False, False]]]
+
+
+def test_the_cell_losses_by_hand() -> None:
+    """Both own cells' L1 are averaged (.1 and .3), the other cells do not count; one boxed sample: .2."""
+    truth = torch.tensor([0.5, 0.3, 0.8, 0.4])
+    targets = replace(make_targets([[1, 0, 0, 0]]), boxes=truth.expand(1, FRAMES, 4))
+    cells = torch.stack([truth + torch.tensor([0.1, 0, 0, 0]), truth - torch.tensor([0, 0, 0.3, 0]), truth * 0 + 9, truth * 0 + 9])
+    l1, giou = cell_losses(cells.expand(1, FRAMES, 4, 4), CENTRES, targets, torch.tensor(1.0))
+    assert l1.item() == pytest.approx(0.2, rel=1e-5)
+    expected = sum(1 - generalized_box_iou(corners(cell[None]), corners(truth[None])).item() for cell in cells[:2]) / 2
+    assert giou.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_cells_that_propose_the_pooled_box_lose_what_it_loses() -> None:
+    out, targets = make_outputs(1, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
+    same = replace(out, cell_boxes=out.boxes[0, :, :, None].expand(-1, -1, 4, -1))
+    parts = whole_loss(same, targets, LossConfig(cells=2.0))
+    torch.testing.assert_close(parts["cells_l1"], parts["l1"])
+    torch.testing.assert_close(parts["cells_giou"], parts["giou"])
+    added = parts["loss"] - whole_loss(same, targets, LossConfig())["loss"]
+    torch.testing.assert_close(added, 2 * (5 * parts["cells_l1"] + 2 * parts["cells_giou"]))
+
+
+def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
+    """5·L1 + 2·GIoU + 5·BCE + 1·(.5·frame + 1·clip)."""
+    out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
+    parts = whole_loss(out, targets, LossConfig())
+    expected = 5 * parts["l1"] + 2 * parts["giou"] + 5 * parts["proposals"] + 0.5 * parts["frames"] + parts["clips"]
+    torch.testing.assert_close(parts["loss"], expected)
+    assert set(parts) == {"loss", "l1", "giou", "proposals", "frames", "clips"}
+
+
+def test_every_weight_scales_its_part() -> None:
+    out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
+    nothing = LossConfig(l1=0, giou=0, proposals=0, attentive=0)
+    parts = whole_loss(out, targets, LossConfig(carriers=1))
+    alone = {
+        "l1": parts["l1"],
+        "giou": parts["giou"],
+        "proposals": parts["proposals"],
+        "attentive": 0.5 * parts["frames"] + parts["clips"],
+        "carriers": parts["carriers"] + parts["heard"],
+    }
+    for name, value in alone.items():
+        found = whole_loss(out, targets, nothing.model_copy(update={name: 3.0}))["loss"]
+        torch.testing.assert_close(found, 3 * value)
+
+
+def test_box_losses_after_every_layer_are_an_option() -> None:
+    out, targets = make_outputs(3, 1), make_targets([[1, 1, 0, 1]])
+    last = whole_loss(out, targets, LossConfig(every_layer=False, carriers=1.0))
+    torch.testing.assert_close(last["l1"], boxes_of(out.boxes[-1:], targets)[0])
+    expected = carriers_of(out.carriers[-1:].flatten(3), out.cell_centres, targets.boxes, targets.boxed)
+    torch.testing.assert_close(last["carriers"], expected)
+    assert whole_loss(out, targets, LossConfig())["l1"] > last["l1"]
+
+
+def test_parts_that_cells_carry_are_of_their_own_cells() -> None:
+    out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
+    parts = whole_loss(out, targets, LossConfig(carriers=1.0))
+    expected = carriers_of(out.heard[None], out.heard_centres, targets.clip_boxes, targets.clip_boxed)
+    torch.testing.assert_close(parts["heard"], expected)

@@ -1,0 +1,201 @@
+"""Windows of long videos: what they cover, that only their rows are held, and which of their answers are the best."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grounding.data.sources import InMemory
+from grounding.inference.predict import ranked_tube, tube
+from grounding.inference.segment_prediction import Look
+from grounding.predictor.results import Best
+from grounding.predictor.windows import _Held, kept_stretches, streamed_stretches, windows_of
+from grounding.structures.span_scores import Boundaries
+from pipeline.records import Prediction, Query
+from pipeline.store import Entry
+
+
+def even(count: int, rate: float = 10.0) -> np.ndarray:
+    return np.arange(count + 1) / rate
+
+
+def test_a_video_that_fits_is_one_window() -> None:
+    assert windows_of(even(70), 7.0) == [(0, 70)]
+    assert windows_of(even(71), 7.0) == [(0, 71)]
+    assert windows_of(even(1), 7.0) == [(0, 1)]
+    assert len(windows_of(even(72), 7.0)) == 2
+
+
+def test_windows_overlap_by_half_and_end_with_the_video() -> None:
+    assert windows_of(even(140), 7.0) == [(0, 70), (35, 105), (70, 140)]
+    assert windows_of(even(100), 7.0) == [(0, 70), (30, 100)]
+
+
+@given(st.lists(st.floats(0.001, 3.0), min_size=1, max_size=300), st.floats(0.5, 20.0))
+def test_windows_cover_every_frame_at_any_rate(lengths: list[float], seconds: float) -> None:
+    edges = np.concatenate([[0.0], np.cumsum(lengths)])
+    windows = windows_of(edges, seconds)
+    assert windows[0][0] == 0
+    assert windows[-1][1] == len(lengths)
+    assert all(begin < end for begin, end in windows)
+    assert all(one[0] <= other[0] <= one[1] and one[1] <= other[1] for one, other in pairwise(windows))
+
+
+def test_an_event_of_half_a_window_lies_whole_in_one() -> None:
+    windows = windows_of(even(1003), 7.0)
+    for begin in range(1003 - 34):
+        assert any(first <= begin and begin + 34 <= end for first, end in windows)
+
+
+# Features
+
+
+class Stream:
+    """What a `FeatureStream` gives of 200 frames: maps of every second one, four at a time, and clips of every fifth, three at a time,
+    as late as clips come; `frames` with two rows for each."""
+
+    def __init__(self) -> None:
+        self.about = {"size": [8, 6]}
+        own = {"appearance": np.arange(0, 200, 2), "motion": np.arange(2, 200, 5), "frames": np.arange(0, 200, 2).repeat(2)}
+        self.makers = {name: SimpleNamespace(columns=lambda b, e, f=frames: {"frame": f[b:e]}) for name, frames in own.items()}
+        self.frames = own
+        self.given = dict.fromkeys(own, 0)
+
+    def rows(self, name: str) -> np.ndarray:
+        return self.frames[name].astype(np.float16)[:, None, None, None]
+
+    def __iter__(self) -> Any:
+        for number in range(200):
+            for name, block, late in (("appearance", 4, 0), ("motion", 3, 6), ("frames", 2, 0)):
+                made = self.given[name]
+                while made + block <= len(self.frames[name]) and self.frames[name][made + block - 1] + late <= number:
+                    yield name, self.rows(name)[made : made + block]
+                    made = self.given[name] = made + block
+        for name, made in self.given.items():
+            if made < len(self.frames[name]):
+                yield name, self.rows(name)[made:]
+
+
+REDUCTIONS: dict[str, Any] = dict.fromkeys(("appearance", "motion", "frames"))
+
+
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_streamed_and_kept_features_are_the_same(together: int) -> None:
+    stream, windows = Stream(), windows_of(even(200), 3.0)
+    whole = {name: InMemory([Entry("v", "v", stream.rows(name), {"frame": stream.frames[name]})]) for name in stream.frames}
+    streamed = list(streamed_stretches("v", stream, REDUCTIONS, windows, together))  # type: ignore[arg-type]
+    kept = list(kept_stretches("v", whole, windows, together))
+    assert [stretch.windows for stretch in streamed] == [stretch.windows for stretch in kept]
+    assert [window for stretch in kept for window in stretch.windows] == windows
+    for one, other in zip(streamed, kept, strict=True):
+        for name in stream.frames:
+            np.testing.assert_array_equal(one.features[name].columns("v")["frame"], other.features[name].columns("v")["frame"])
+            np.testing.assert_array_equal(one.features[name].read("v"), other.features[name].read("v"))
+
+
+def test_a_stretch_has_the_rows_of_its_windows_and_one_frame_more_on_either_side() -> None:
+    stream = Stream()
+    (first, *_, last) = streamed_stretches("v", stream, REDUCTIONS, [(0, 30), (41, 71), (170, 200)], 1)  # type: ignore[arg-type]
+    assert first.features["appearance"].columns("v")["frame"].tolist() == [*range(0, 32, 2)]
+    assert last.features["motion"].columns("v")["frame"].tolist() == [*range(167, 200, 5)]
+    assert last.features["frames"].columns("v")["frame"].tolist() == [*np.arange(168, 200, 2).repeat(2)]
+
+
+def test_a_stretch_comes_before_the_video_ends_and_what_it_needed_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: dict[int, int] = {}
+
+    def append(self: Any, rows: np.ndarray, columns: dict[str, np.ndarray], plain: Any = _Held.append) -> None:
+        plain(self, rows, columns)
+        held[id(self)] = max(held.get(id(self), 0), sum(len(block) for block, _ in self._blocks))
+
+    monkeypatch.setattr(_Held, "append", append)
+    stream = Stream()
+    given = [stream.given["appearance"] for _ in streamed_stretches("v", stream, REDUCTIONS, windows_of(even(200), 3.0), 1)]  # type: ignore[arg-type]
+    assert given[0] <= 24
+    assert given == sorted(given)
+    motion, appearance, frames = sorted(held.values())
+    assert appearance <= 30
+    assert motion <= 15
+    assert frames <= 60
+
+
+# The best answers
+
+
+def prediction(begin: int, end: int, score: float) -> Prediction:
+    return Prediction(id="0", span=(begin, end), score=score, boxes=[(begin, 0.0, 0.0, 1.0, 1.0)])
+
+
+def test_of_those_that_found_the_same_the_best_counts() -> None:
+    best = Best(3)
+    for one in (prediction(0, 20, 0.3), prediction(5, 20, 0.9), prediction(40, 60, 0.5), prediction(58, 70, 0.4), prediction(58, 62, 0.1)):
+        best.add(one.score, one)
+    assert [own.span for own in best.chosen()] == [(5, 20), (40, 60), (58, 70)]
+
+
+def test_of_equal_ones_the_first_counts() -> None:
+    best = Best(1)
+    for begin in (10, 50, 90):
+        best.add(0.5, prediction(begin, begin + 5, 0.5))
+    assert best.chosen()[0].span == (10, 15)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30), st.integers(0, 20)), min_size=1, max_size=60), st.integers(1, 4))
+def test_no_more_than_are_needed_are_remembered(windows: list[tuple[int, int, int]], count: int) -> None:
+    """One answer in each of half-overlapped windows of 60 frames: the few that are remembered give what all would."""
+    few, all_of_them = Best(count), Best(1000)
+    for place, (begin, length, score) in enumerate(windows):
+        one = prediction(place * 30 + begin, place * 30 + begin + length, score / 20)
+        few.add(one.score, one)
+        all_of_them.add(one.score, one)
+    assert few.chosen() == all_of_them.chosen()[:count]
+    assert len(few._kept) <= 5 * count
+
+
+# Which windows are the best
+
+
+def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Look:
+    """What CG-STVG or CoSTA says of a window of four frames: its event is of the middle two, with the probability `sure` at each end."""
+    query = {
+        "id": "q",
+        "video": "v",
+        "path": "v",
+        "text": "x",
+        "split": "ask",
+        "fps": 1.0,
+        "frame_count": 8,
+        "size": (8, 8),
+        "segment": segment,
+    }
+    look = Look.__new__(Look)
+    look.query, look.passes, look.frames = Query.model_validate(query), [], np.linspace(*segment, 5)[:-1].astype(int)
+    look.boxes, look.seen = np.full((4, 4), 0.5), np.ones(4, int)
+    rest = (1 - sure) / 3
+    answer = Boundaries(np.array([rest, sure, rest, rest]), np.array([rest, rest, sure, rest]), level)
+    look.when = answer.scores(segment, look.frames)
+    look.when.add(answer, look.frames)
+    return look
+
+
+def test_windows_are_compared_by_what_was_there_before_it_was_made_to_sum_to_one() -> None:
+    """A window that shows nothing may be as sure of its frames as one that shows the event; the event is louder."""
+    (faint, doubtful), (clear, answer) = (ranked_tube(look_at(*one), None, False) for one in ((0.0, 0.9), (5.0, 0.6)))
+    assert doubtful.score == pytest.approx(0.81)
+    assert answer.score == pytest.approx(0.36)
+    assert clear - faint == pytest.approx(5 + np.log(0.36 / 0.81))
+
+
+def test_a_second_look_sharpens_an_answer_and_leaves_its_place_among_the_windows() -> None:
+    """It is of a part of the window, and what it makes sum to one is another sum; some windows have none."""
+    first, closer = look_at(5.0, 0.6), look_at(50.0, 0.9, (2, 6))
+    plain, sharpened = (ranked_tube(first, second, False) for second in (None, closer))
+    assert sharpened[0] == plain[0]
+    assert sharpened[1].score != plain[1].score
+    assert sharpened[1] == tube(first, closer, False)

@@ -1,0 +1,338 @@
+"""Image and text encoders that train with the network, on pictures and tokens in the place of maps and token states."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import grounding.models.end_to_end
+from grounding.data.collate import collate
+from grounding.data.dataset import FeatureSet
+from grounding.data.sources import Pictures, Tokens
+from grounding.evaluation.config import EvaluateConfig
+from grounding.evaluation.evaluate import predict_split
+from grounding.models.end_to_end import EndToEnd
+from grounding.modules.freezing import LEARNING
+from grounding.predictor.grounder import Grounder
+from grounding.structures.inputs import Inputs
+from grounding.systems.checkpoint import load_model, read_provenance
+from grounding.systems.config import EncodersConfig
+from grounding.systems.registry import built, first_encoders, tokenise_of
+from grounding.training.distributed import Processes
+from grounding.training.optimizer import optimiser_of
+from grounding.training.train import TrainConfig, open_run, train
+from pipeline.errors import InputError, StoreError
+from pipeline.extraction.run import ExtractConfig
+from pipeline.extraction.run import run as extract
+from pipeline.io.jsonl import read_jsonl
+from pipeline.records import Query
+from pipeline.store import Store
+
+FRAMES, CLIPS = 4, 8
+MODEL = {"d": 16, "heads": 2, "ffn": 16, "layers": 1, "frames": FRAMES, "clips": CLIPS, "map_channels": 8, "map_layers": 1, "dropout": 0.0}
+RECIPE: dict[str, Any] = {
+    "model": MODEL,
+    "encoders": {"backbones": "tiny", "image": "tiny", "text": "tiny"},
+    "max_steps": 2,
+    "batch": 2,
+    "lr": 1e-3,
+    "lr_image": 1e-2,
+    "lr_text": 1e-3,
+    "clip_norm": 1.0,
+    "device": "cpu",
+}
+
+
+def recipe(**changes: Any) -> TrainConfig:
+    return TrainConfig.model_validate(RECIPE | changes)
+
+
+@pytest.fixture(scope="module")
+def store(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small store, with pictures of best quality beside the features."""
+    place = tmp_path_factory.mktemp("frames") / "store"
+    shutil.copytree(tiny_run.store, place)
+    settings = {
+        "backbones": "tiny",
+        "products": ["frames"],
+        "sampling": {"fps": 5.0, "short": 96, "jpeg_quality": 100},
+        "workers": 0,
+        "device": "cpu",
+    }
+    extract(tiny_run.index, tiny_run.root, "shapes", place, ExtractConfig.model_validate(settings))
+    return place
+
+
+@pytest.fixture(scope="module")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    place = tmp_path_factory.mktemp("runs") / "run"
+    open_run(store, place, recipe())
+    train(store, place, recipe())
+    return place
+
+
+@pytest.fixture
+def model() -> EndToEnd:
+    torch.manual_seed(0)
+    made = built(recipe(), provenance())
+    assert isinstance(made, EndToEnd)
+    return made.eval()
+
+
+def provenance() -> dict[str, Any]:
+    """What a run of this recipe records of its encoders."""
+    image, text = first_encoders(recipe().encoders)  # type: ignore[arg-type]
+    return {"dims": [3, 384, 1], "encoders": {"image": image.digest, "text": text.digest}}
+
+
+def raw_features(store: Path, model: nn.Module) -> FeatureSet:
+    return FeatureSet.of_store(store, "train", FRAMES, CLIPS, tokenise_of(model))
+
+
+def raw_inputs(store: Path, model: nn.Module, count: int = 3) -> Inputs:
+    """Of the first queries, which are about one video, each with its own pictures."""
+    features = raw_features(store, model)
+    samples = (features.sample(query) for query in features.queries[:count])
+    return collate([replace(sample, appearance=np.array(sample.appearance)) for sample in samples])
+
+
+def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
+    """The image encoder gives the stored maps, as far as a JPEG of quality 100 lets it."""
+    pictures, maps = Pictures.of_store(Store(store).open("frames")), Store(store).open("appearance")
+    encoder = first_encoders(recipe().encoders)[0].encoder  # type: ignore[arg-type]
+    for video in maps.keys():  # noqa: SIM118 - it is no mapping
+        assert video in pictures
+        np.testing.assert_array_equal(pictures.columns(video)["frame"], maps.columns(video)["frame"])
+        assert pictures.facts(video)["size"] == maps.facts(video)["size"]
+        rows = np.array([3, 0, 3])
+        seen = pictures.read(video, rows)
+        assert (seen.dtype, seen.shape[1:]) == (np.uint8, pictures.shape(video)[1:])
+        np.testing.assert_array_equal(seen, pictures.read(video)[rows])
+        expected = maps.read(video, rows).astype(np.float32)
+        found = encoder(torch.from_numpy(seen).permute(0, 3, 1, 2)).detach().numpy()
+        assert np.abs(found - expected).mean() < 0.1 * np.abs(expected).mean()
+
+
+def test_tokens_are_the_sentences(store: Path, model: EndToEnd) -> None:
+    queries = list(read_jsonl(Store(store).index_path, Query))
+    tokens, states = Tokens(queries, model.text_encoder.tokenise), Store(store).open("text")
+    for query in queries:
+        assert query.id in tokens
+        np.testing.assert_array_equal(tokens.read(query.id)[:, 0], states.columns(query.id)["token"])
+        assert tokens.shape(query.id) == (*states.shape(query.id)[:1], 1)
+    assert "another" not in tokens
+
+
+def test_it_answers_what_its_network_answers_to_its_encoders_features(store: Path, model: EndToEnd) -> None:
+    raw = raw_inputs(store, model)
+    pictures = raw.appearance.flatten(0, 1).permute(0, 3, 1, 2)
+    maps = model.image(pictures).unflatten(0, raw.appearance.shape[:2])
+    size = torch.tensor(maps.shape[2:4]).expand(len(raw.text), 2)
+    seen = replace(raw, appearance=maps, map_size=size, text=model.text_encoder(raw.text[..., 0], raw.text_mask))
+    with torch.no_grad():
+        found, expected = model(raw), model.network(seen)
+    torch.testing.assert_close(found.boxes, expected.boxes)
+    torch.testing.assert_close(found.proposals, expected.proposals)
+
+
+def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: EndToEnd) -> None:
+    features, seen = raw_features(store, model), []
+    shared, apart = collate([features.sample(query) for query in features.queries[:3]]), raw_inputs(store, model)
+    handle = model.image.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    with torch.no_grad():
+        found, expected = model(shared), model(apart)
+    handle.remove()
+    assert len(shared.appearance) == 1
+    assert seen[0] == FRAMES
+    assert sum(seen[1:]) == 3 * FRAMES
+    torch.testing.assert_close(found.boxes, expected.boxes)
+    torch.testing.assert_close(found.proposals, expected.proposals)
+
+
+def test_pictures_of_other_sizes_in_a_batch_change_nothing(store: Path, model: EndToEnd) -> None:
+    """Cut to half their width, the first query's pictures are padded in the batch; its maps are those it has alone."""
+    raw = raw_inputs(store, model, count=2)
+    height, width = raw.map_size[0].tolist()
+    half = replace(raw, appearance=raw.appearance.clone(), map_size=torch.tensor([[height, width // 2], [height, width]]))
+    half.appearance[0, :, :, width // 2 :] = 200
+    maps, cells = model.maps(half.appearance, half.map_size)
+    alone, size = model.maps(raw.appearance[:1, :, :, : width // 2], half.map_size[:1])
+    assert cells[0].tolist() == size[0].tolist() != cells[1].tolist()
+    rows, columns = size[0].tolist()
+    torch.testing.assert_close(maps[0, :, :rows, :columns], alone[0])
+    assert (maps[0, :, :, columns:] == 0).all()
+    torch.testing.assert_close(maps[1], model.maps(raw.appearance[1:], raw.map_size[1:])[0][0])
+
+
+def test_what_learns_and_how_fast(model: EndToEnd) -> None:
+    optimiser, _ = optimiser_of(model, recipe(), 10)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(parameter)]: group["initial_lr"] for group in optimiser.param_groups for parameter in group["params"]}
+    learning = {name for name in names.values() if name.startswith("image.") and name in rates}
+    assert {name.split(".")[2] for name in learning} == set(LEARNING)
+    assert not any(".bn" in name for name in learning)
+    for name, rate in rates.items():
+        assert rate == (1e-2 if name.startswith("image.") else 1e-3)
+    assert all(name in rates for name in names.values() if not name.startswith("image."))
+
+
+def test_training_moves_the_encoders_and_leaves_what_is_frozen(run: Path) -> None:
+    trained, first = load_model(run, "last")[0], built(recipe(), read_provenance(run))
+    before = dict(first.named_parameters())
+    moved = {name for name, now in trained.named_parameters() if not torch.equal(now, before[name])}
+    assert {"image.body.layer2.0.conv1.weight", "image.body.layer4.1.conv2.weight"} <= moved
+    assert any(name.startswith("text_encoder.roberta.encoder.layer.0") for name in moved)
+    assert not any(name.startswith(("image.body.conv1", "image.body.layer1")) or ".bn" in name for name in moved)
+    norms, own = dict(first.named_buffers()), dict(trained.named_buffers())
+    assert all(torch.equal(own[name], value) for name, value in norms.items() if name.startswith("image."))
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(store: Path, run: Path, tmp_path: Path) -> None:
+    part = recipe(max_steps=1, schedule_steps=2)
+    open_run(store, tmp_path / "run", part)
+    train(store, tmp_path / "run", part)
+    longer = recipe(schedule_steps=2)
+    open_run(store, tmp_path / "run", longer, resume=True)
+    train(store, tmp_path / "run", longer)
+    expected, found = (load_model(which, "last")[0].state_dict() for which in (run, tmp_path / "run"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
+def test_recomputed_layers_give_the_same_gradients_from_less(store: Path, model: EndToEnd) -> None:
+    """In training, dropout included: the same gradients, and a fraction of what is kept for them."""
+    raw = raw_inputs(store, model)
+
+    def gradients() -> tuple[list[torch.Tensor], int]:
+        kept: list[int] = []
+        model.train().zero_grad()
+        torch.manual_seed(7)
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor):
+            out = model(raw)
+        (out.boxes.sum() + out.proposals.sum()).backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None], sum(kept)
+
+    whole, much = gradients()
+    model.recompute()
+    again, little = gradients()
+    for ours, theirs in zip(again, whole, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert little < 0.6 * much
+
+
+def test_pictures_are_encoded_in_parts(store: Path, model: EndToEnd, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = raw_inputs(store, model)
+    with torch.no_grad():
+        whole = model.maps(raw.appearance, raw.map_size)[0]
+        monkeypatch.setattr(grounding.models.end_to_end, "TOGETHER", 5)
+        torch.testing.assert_close(model.maps(raw.appearance, raw.map_size)[0], whole)
+
+
+def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_parameters(model: EndToEnd) -> None:
+    """Convolutions have channels last; a fused optimiser takes steps of gradient and parameter side by side in memory."""
+
+    class Two(Processes):
+        """As the first of two processes, of which the other has no gradients."""
+
+        def __init__(self) -> None:
+            self.rank, self.world = 0, 2
+
+        def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor
+
+    random = torch.Generator().manual_seed(0)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=random)
+    wanted = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+    Two().sum_gradients(parameters)
+    for parameter, expected in zip(parameters, wanted, strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
+        torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_they_train_in_parts_and_in_low_precision(store: Path, tmp_path: Path, precision: str) -> None:
+    """Cut into two parts, the first step has the same losses; every picture of the batch is seen in the end."""
+    found = []
+    for accumulate in (1, 2):
+        parts = recipe(precision=precision, accumulate=accumulate, max_steps=1, log_every=1)
+        open_run(store, tmp_path / str(accumulate), parts)
+        train(store, tmp_path / str(accumulate), parts)
+        path = tmp_path / str(accumulate) / "curves" / "plots" / "metrics" / "train" / "loss.tsv"
+        found.append(float(path.read_text().split()[-1]))
+    assert found[0] == pytest.approx(found[1], rel=0.02 if precision == "bfloat16" else 1e-4)
+
+
+def test_encoders_of_another_tokenizer_do_not_answer_together(store: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    about = json.loads((tmp_path / "other" / "provenance.json").read_text())
+    other = first_encoders(EncodersConfig(backbones="tiny", image="tiny", text="random:1"))[1]
+    about["encoders"]["text"] = other.digest
+    (tmp_path / "other" / "provenance.json").write_text(json.dumps(about))
+    config = tmp_path / "other" / "config.yaml"
+    config.write_text(config.read_text().replace("text: tiny", "text: random:1"))
+    with pytest.raises(InputError, match="their text encoders, and so their tokenizers, are of other weights"):
+        predict_split([run, tmp_path / "other"], store, EvaluateConfig(device="cpu"))
+
+
+def test_first_weights_that_have_changed(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("text: tiny", "text: random:1"))
+    with pytest.raises(InputError, match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*put the same weights"):
+        load_model(tmp_path / "run")
+
+
+def test_a_run_is_judged_on_its_store_and_asked_about_a_video(store: Path, run: Path, tiny_run: Any) -> None:
+    answers, missing = predict_split([run], store, EvaluateConfig(device="cpu"))
+    assert answers
+    assert missing == []
+    query = next(query for query in read_jsonl(Store(store).index_path, Query) if query.split == "test")
+    found = Grounder(run, device="cpu").ask(tiny_run.root / query.path, [query.text])
+    own = next(answer for answer in answers if answer.id == query.id)
+    assert found.queries[0].score == pytest.approx(own.score, abs=0.02)
+    begin, end = found.queries[0].span_frames
+    assert abs(begin - own.span[0]) + abs(end - own.span[1]) <= 3
+    boxes = {frame: box for frame, *box in own.boxes}
+    for frame, *box in found.queries[0].boxes:
+        assert frame not in boxes or np.abs(np.subtract(box, boxes[frame])).max() < 3
+
+
+def test_several_runs_answer_about_a_store_but_not_about_a_video(store: Path, run: Path, tmp_path: Path, tiny_run: Any) -> None:
+    shutil.copytree(run, tmp_path / "twin")
+    assert predict_split([run, tmp_path / "twin"], store, EvaluateConfig(device="cpu"))[0]
+    with pytest.raises(InputError, match=r"each of these runs has encoders of its own.*name one run"):
+        Grounder(run, tmp_path / "twin", device="cpu")
+    with pytest.raises(InputError, match="does not fit run"):
+        predict_split([run, tiny_run.run], store, EvaluateConfig(device="cpu"))
+
+
+def test_a_store_without_pictures_is_refused(tiny_run: Any, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"has no product 'frames'.*run stvg-extract to add it"):
+        open_run(tiny_run.store, tmp_path / "run", recipe())
+
+
+def test_a_split_that_is_not_there(store: Path, run: Path) -> None:
+    with pytest.raises(StoreError, match="has no features for any query of split 'nothing'"):
+        predict_split([run], store, EvaluateConfig(device="cpu", split="nothing"))
+
+
+def test_other_first_weights_are_another_run(store: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    other = recipe(encoders={"backbones": "tiny", "image": "random:1", "text": "tiny"})
+    with pytest.raises(InputError, match="cannot be resumed: encoders differ"):
+        open_run(store, tmp_path / "run", other, resume=True)
+    about = read_provenance(run)
+    assert set(about["products"]) == {"frames", "motion"}
+    assert about["encoders"] == provenance()["encoders"]

@@ -1,0 +1,175 @@
+"""SIGTERM and Ctrl-C: the step is finished and saved, the signal handed on, and who resumes ends where nobody stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+
+from grounding.systems.checkpoint import read_provenance
+from grounding.training import train as training
+from grounding.training.signals import SIGNALS, Stop
+from grounding.training.train import TrainConfig, open_run, train
+from grounding.training.train_state import State
+from pipeline.config import validate
+
+Recorder = list[str]
+MODEL = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "frames": 4, "clips": 4, "map_channels": 4, "map_kernel": 3, "map_layers": 1}
+RECIPE: dict[str, Any] = {
+    "model": MODEL,
+    "device": "cpu",
+    "batch": 3,
+    "lr": 1e-2,
+    "ema": 0.9,
+    "max_steps": 6,
+    "validate_every": 4,
+    "checkpoint_every": 100,
+    "log_every": 1,
+}
+"""An epoch is two steps; checkpoints only where something asks for one."""
+
+
+class Terminated(BaseException):
+    """What the commands' handler raises."""
+
+
+def train_run(store: Path, run: Path) -> Path:
+    config = validate(TrainConfig, RECIPE, "test")
+    open_run(store, run, config)
+    train(store, run, config)
+    return run
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """All files but the checkpoints' states, which are compared as tensors."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != "state.pt")
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def assert_same_runs(a: Path, b: Path) -> None:
+    assert files_of(a) == files_of(b)
+    torch.testing.assert_close(state_of(a), state_of(b), atol=0, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_run(store, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """SIGTERM raises, as in the commands; afterwards all is as it was."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGTERM, terminate)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is terminate
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def interrupted(store: Path, run: Path, owner: Any, name: str, call: int, act: Callable[[], None]) -> None:
+    """Train, and do something at the start of call number `call` (from 1) of a function of the training."""
+    real, calls = getattr(owner, name), []
+
+    def acting(*arguments: Any, **named: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call:
+            act()
+        return real(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, acting)
+        train_run(store, run)
+
+
+def send(number: int, times: int = 1) -> Callable[[], None]:
+    def act() -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    return act
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_lets_the_step_end_and_saves_it(
+    store: Path, tmp_path: Path, whole: Path, number: int, raised: type[BaseException]
+) -> None:
+    """It comes while the third step begins, in the middle of an epoch."""
+    run = tmp_path / "run"
+    with pytest.raises(raised):
+        interrupted(store, run, training, "learn", 3, send(number))
+    assert state_of(run)["step"] == 3
+    assert "finished" not in read_provenance(run)
+    assert_same_runs(train_run(store, run), whole)
+
+
+def test_a_second_signal_ends_it_at_once(store: Path, tmp_path: Path, whole: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(store, run, training, "learn", 3, send(signal.SIGINT, times=2))
+    assert not (run / "checkpoints").exists()
+    assert_same_runs(train_run(store, run), whole)
+
+
+@pytest.mark.parametrize("validation", [1, 2])
+def test_a_signal_ends_validation_at_once_and_loses_no_step(store: Path, tmp_path: Path, whole: Path, validation: int) -> None:
+    """The resumed run validates first, once, and draws one point, after the fourth step and after the last."""
+    run = tmp_path / "run"
+    with pytest.raises(Terminated):
+        interrupted(store, run, training, "validate", validation, send(signal.SIGTERM))
+    assert state_of(run)["step"] == (4, 6)[validation - 1]
+    assert state_of(run)["judged"] == (0, 4)[validation - 1]
+    assert_same_runs(train_run(store, run), whole)
+
+
+def test_killed_after_validation_draws_its_point_once(store: Path, tmp_path: Path, whole: Path) -> None:
+    """Between the curve's point and the checkpoint that knows of it."""
+
+    def die() -> None:
+        raise Terminated
+
+    run = tmp_path / "run"
+    with pytest.raises(Terminated):
+        interrupted(store, run, State, "save", 2, die)
+    assert (run / "curves" / "plots" / "metrics" / "val" / "m_vIoU.tsv").read_text().count("\n") == 2
+    assert_same_runs(train_run(store, run), whole)
+
+
+def test_training_works_outside_the_main_thread(store: Path, tmp_path: Path, whole: Path) -> None:
+    """There signals are somebody else's."""
+    thread = threading.Thread(target=train_run, args=(store, tmp_path / "run"))
+    thread.start()
+    thread.join()
+    assert_same_runs(tmp_path / "run", whole)
+
+
+def test_one_of_several_waits_whatever_is_repeated() -> None:
+    """torchrun repeats a Ctrl-C that the terminal has sent to all; a process alone takes the second at its word."""
+    stop = Stop(several=True)
+    stop.__enter__()
+    send(signal.SIGINT, times=3)()
+    assert stop.asked == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        stop.__exit__(None, None, None)
+
+
+def test_an_error_is_not_hidden_by_a_signal() -> None:
+    stop = Stop()
+    stop.__enter__()
+    send(signal.SIGTERM)()
+    stop.__exit__(ValueError, ValueError("own"), None)

@@ -1,0 +1,157 @@
+"""What networks see is told as they saw it: every stored frame once, in the picture's place, for all three systems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from grounding.data.collate import collate
+from grounding.data.dataset import FeatureSet
+from grounding.inference.predict import predict
+from grounding.inference.segment_prediction import Look
+from grounding.models.cgstvg import Cgstvg, CgstvgConfig
+from grounding.models.costa import Costa, CostaConfig
+from grounding.models.csdvl import Csdvl, CsdvlConfig
+from grounding.structures.span_scores import BoundaryScores, ProposalScores
+from grounding.visualization.attention_maps import Attention, Witness
+from pipeline.encoders.appearance import AppearanceEncoder
+from pipeline.errors import InputError
+from pipeline.records import Query
+from pipeline.store import Store
+from pipeline.tracks import Tracks
+from pipeline.weights.load import load_backbone
+
+QueryMaker = Callable[..., Query]
+CSDVL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 2, "clips": 5, "map_channels": 4, "map_kernel": 3, "map_layers": 1}
+SMALL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "frames": 6}
+
+
+def witness(store: Path, frames: int, **changes: Any) -> Witness:
+    """A network of random weights with the store's training queries, of which number 2 is about a tall video."""
+    torch.manual_seed(0)
+    model = Csdvl((6, 5, 7), CsdvlConfig(**{**CSDVL, "frames": frames, **changes}))
+    return Witness(model.eval(), FeatureSet.of_store(store, "train", frames, 5))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_pass_that_takes_every_frame_is_told_as_it_is(store: Path, number: int) -> None:
+    one = witness(store, 20, box_head="attention")
+    query = one.features.queries[number]
+    found = one.asked(query)
+    with torch.inference_mode():
+        out = one.model(collate([one.features.sample(query)]))
+    assert found.frames.tolist() == list(range(0, 100, 5))
+    assert [attention.kind for attention in found.attention] == ["guide", "carriers"]
+    for attention, weights in zip(found.attention, (out.guides, out.carriers), strict=True):
+        assert attention.weights.shape == (2, 20, *one.features.map_size(query))
+        np.testing.assert_allclose(attention.weights, weights[:, 0].numpy(), atol=1e-6)
+    assert isinstance(found.when, ProposalScores)
+    np.testing.assert_allclose(found.when.total, out.proposals[0].double().sigmoid().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_what_two_passes_saw_is_averaged(store: Path, batch: int) -> None:
+    """Seven frames at once: the twenty are seen in three passes and one more, which repeats frames."""
+    one = witness(store, 7)
+    query = one.features.queries[0]
+    found = Witness(one.model, one.features, batch).asked(query)
+    seen: dict[int, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for rows in Look(query, one.features).passes:
+            sample = one.features.sample(query, rows)
+            guides = one.model(collate([sample])).guides[:, 0].numpy()
+            for place, frame in enumerate(sample.numbers.tolist()):
+                seen.setdefault(frame, []).append(guides[:, place])
+    assert max(map(len, seen.values())) > 1
+    for place, frame in enumerate(found.frames.tolist()):
+        np.testing.assert_allclose(found.attention[0].weights[:, place], np.mean(seen[frame], 0), atol=1e-6)
+
+
+def test_a_layer_is_normalised_by_its_maximum_over_all_frames() -> None:
+    weights = np.zeros((2, 3, 2, 2), np.float32)
+    weights[0, 1, 0, 1], weights[0, 2, 1, 1], weights[1, 0, 0, 0] = 4, 1, 0.5
+    shown = Attention("guide", weights).normalised
+    assert (shown[0, 1, 0, 1], shown[0, 2, 1, 1], shown[0, 0].max(), shown[1, 0, 0, 0]) == (1, 0.25, 0, 1)
+    assert not Attention("guide", np.zeros((1, 1, 2, 2), np.float32)).normalised.any()
+
+
+@pytest.mark.parametrize(("changes", "kinds"), [({}, ["guide"]), ({"streams": "dynamic"}, [])])
+def test_only_maps_that_say_something_are_told(store: Path, changes: dict[str, Any], kinds: list[str]) -> None:
+    found = (one := witness(store, 6, **changes)).asked(one.features.queries[0])
+    assert [attention.kind for attention in found.attention] == kinds
+    assert all(attention.about for attention in found.attention)
+
+
+def cgstvg(store: Path) -> Witness:
+    config = CgstvgConfig(**SMALL, stages=2, motion="motion", refinement="none", box_head="attention")
+    return Witness(Cgstvg((6, 5, 7), config).eval(), FeatureSet.of_store(store, "train", 6, None))
+
+
+class Noise:
+    """Pictures of 96×64 pixels, or of 64×96 for the tall video, instead of the stored maps: tiny networks make 3×2 cells of them."""
+
+    def __init__(self, maps: Any) -> None:
+        self.maps = maps
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.maps
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        count, rows, columns, _ = self.maps.shape(key)
+        return (count, 64, 96, 3) if rows < columns else (count, 96, 64, 3)
+
+    def facts(self, key: str) -> dict[str, Any]:
+        return self.maps.facts(key)
+
+    def columns(self, key: str) -> dict[str, np.ndarray]:
+        return self.maps.columns(key)
+
+    def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
+        shape = self.shape(key) if indices is None else (len(indices), *self.shape(key)[1:])
+        return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def costa(store: Path) -> Witness:
+    image = load_backbone("appearance", "tiny", "tiny").encoder
+    assert isinstance(image, AppearanceEncoder)
+    config = CostaConfig(**SMALL, decoder_layers=2, trunk_width=8, box_head="attention")
+    opened, queries = Store(store), FeatureSet.of_store(store, "train", 6, None).queries
+    features = FeatureSet(queries, Tracks(), Noise(opened.open("appearance")), None, opened.open("text"), 6, None)
+    return Witness(Costa((image.channels, 0, 7), config, image).eval(), features)
+
+
+@pytest.mark.parametrize("system", [cgstvg, costa])
+@pytest.mark.parametrize("number", [0, 2])
+def test_networks_that_answer_by_frames_tell_where_they_look(store: Path, system: Callable[[Path], Witness], number: int) -> None:
+    torch.manual_seed(0)
+    one = system(store)
+    query = one.features.queries[number]
+    found = one.asked(query)
+    assert [attention.kind for attention in found.attention] == ["heard", "carriers"]
+    assert isinstance(found.when, BoundaryScores)
+    assert len(found.when.begins) == len(found.when.ends) == len(found.frames) == 20
+    layers, frames, rows, columns = found.attention[0].weights.shape
+    assert (layers, frames) == (2, 20)
+    assert (rows < columns) == (query.size[1] < query.size[0])
+    rows_first = Look(query, one.features).passes[0]
+    sample = one.features.sample(query, rows_first)
+    with torch.inference_mode():
+        heard = one.model(collate([sample])).heard[-1, 0]
+    place = np.searchsorted(found.frames, sample.numbers[0])
+    np.testing.assert_allclose(found.attention[0].weights[-1, place].ravel(), heard[0].numpy(), atol=1e-6)
+
+
+def test_a_run_s_network_tells_what_it_answers(tiny_run: Any) -> None:
+    one = Witness.of_run(tiny_run.run, tiny_run.store, "test", device="cpu")
+    for query, answer in zip(one.features.queries, predict(one.model, one.features, one.features.queries), strict=True):
+        assert one.asked(query).when.best(between=True)[2] == pytest.approx(answer.score, abs=1e-6)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_ask(tiny_run: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not a run directory"):
+        Witness.of_run(tmp_path, tiny_run.store, "test")

@@ -1,0 +1,125 @@
+"""The same bytes from one process, from workers on this machine and from a Dask cluster that loses some of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.extraction.config import ExtractConfig
+from pipeline.extraction.run import run
+from pipeline.io.jsonl import read_jsonl
+from pipeline.records import Failure
+from pipeline.store import Store
+
+Extractions = Callable[..., Any]
+PATIENCE = 60
+QUICK = ("appearance",)
+"""What takes workers the least to import."""
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@dataclass
+class Cluster:
+    """`dask scheduler` and two `dask worker`, all in another folder than the test."""
+
+    address: str
+    workers: list[subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    folder, said = tmp_path / "elsewhere", tmp_path / "cluster.txt"
+    folder.mkdir()
+    with ExitStack() as stack:
+
+        def begin(what: str, *arguments: str) -> subprocess.Popen[bytes]:
+            with said.open("ab") as log:
+                command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments]
+                process = stack.enter_context(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log))
+            stack.callback(process.kill)
+            return process
+
+        begin("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", "file.json")
+        until((folder / "file.json").exists)
+        address = json.loads((folder / "file.json").read_text())["address"]
+        quiet = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0")
+        yield Cluster(address, [begin("worker", address, *quiet) for _ in range(2)])
+
+
+def decoders(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(worker.pid).children()
+
+
+def test_a_cluster_that_loses_a_worker(extraction: Extractions, cluster: Cluster) -> None:
+    here = extraction("here", products=QUICK)
+    assert here.run() == 0
+    one = extraction("s", products=QUICK, workers=None, scheduler=cluster.address)
+    process = one.start()
+    until(lambda: (decoders(cluster.workers[0]) and one.finished()) or not process.is_alive())
+    orphans = decoders(cluster.workers[0])
+    assert process.is_alive(), one.said.read_text()
+    cluster.workers[0].kill()
+    process.join(PATIENCE)
+    assert process.exitcode == 0, one.said.read_text()
+    assert psutil.wait_procs(orphans, timeout=10)[1] == []
+    assert one.files() == here.files()
+
+
+DEADLY = """
+import os, signal
+from pipeline import extract, shards
+class Deadly(extract.FeatureStream):
+    def __init__(self, path, *rest):
+        if path.stem == "v2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().__init__(path, *rest)
+shards.FeatureStream = Deadly
+"""
+"""Run by each worker as it starts."""
+
+
+def test_a_video_that_kills_its_workers_costs_no_other(extraction: Extractions, tmp_path: Path, small_data: Path) -> None:
+    """`v3` shares its shard; shards that were made, or waited, on a worker that died may be made again."""
+    import dask
+    import distributed  # noqa: F401 - its defaults are there before they are changed
+
+    one, harm = extraction("s", products=QUICK, workers=1), tmp_path / "harm.py"
+    harm.write_text(DEADLY)
+    config = ExtractConfig.model_validate(one.settings)
+    seen: list[tuple[int, int]] = []
+    with dask.config.set({"distributed.worker.preload": [str(harm)], "distributed.scheduler.allowed-failures": 0}):
+        report = run(small_data / "index.jsonl", small_data, "jsonl", one.store, config, lambda done, total: seen.append((done, total)))
+    assert len(report.failures) == 1, report.failures
+    (failure,) = report.failures
+    assert (failure.video, failure.stage, failure.reason) == ("v2", "worker", "died")
+    assert f"{small_data}/v2.mp4: the worker process died each time this video was encoded" in failure.detail
+    assert list(read_jsonl(one.store / "failures.jsonl", Failure)) == report.failures
+    held = [video for info in Store(one.store).products["appearance"].shards.values() for video in info.videos]
+    assert sorted(held) == [f"v{number}" for number in (0, 1, 3, 4, 5, 6, 7)]
+    assert seen[-1] == (8, 8)
+    assert run(small_data / "index.jsonl", small_data, "jsonl", one.store, config.model_copy(update={"workers": 0})).failures == []
+    assert sorted(Store(one.store).open("appearance").keys()) == [f"v{number}" for number in range(8)]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_give_the_same_bytes(extraction: Extractions, whole: Any, workers: int) -> None:
+    one = extraction("s", workers=workers)
+    assert one.run() == 0, one.said.read_text()
+    assert one.files() == whole.files()
