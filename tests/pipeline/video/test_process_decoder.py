@@ -37,7 +37,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Sabotage:
 
     def prepare(at: str, code: str) -> None:
         wrapped = {
-            "probe": "serve.probe = lambda path, **kw: (harm() if path.name.startswith('bad') else None, probe(path, **kw))[1]",
+            "probe": "worker.probe = lambda path, **kw: (harm() if path.name.startswith('bad') else None, probe(path, **kw))[1]",
             "picture": "def upright(frame, facts):\n"
             "    if facts.path.name.startswith('bad') and frame.pts: harm()\n"
             "    return whole(frame, facts)\n"
@@ -47,11 +47,11 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Sabotage:
         program = "\n".join(
             [
                 "import ctypes, os, signal, sys, time",
-                "from pipeline.video import frames, serve",
-                "probe, whole, decoded = serve.probe, frames._upright, frames.decoded",
+                "from pipeline.video import frames, worker",
+                "probe, whole, decoded = worker.probe, frames._upright, frames.decoded",
                 f"def harm(): {code}",
                 wrapped,
-                "serve.main()",
+                "worker.main()",
             ]
         )
         monkeypatch.setattr(child_module, "COMMAND", ("-c", program))
@@ -108,12 +108,12 @@ def test_it_gives_what_the_decoders_give(
 
 def test_a_change_of_decoders_on_the_way_is_told(tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
-        "from pipeline.video import frames, serve\n"
+        "from pipeline.video import frames, worker\n"
         "def failing(video, facts, wanted, alive):\n"
         "    for picture in read(video, facts, wanted[:6], alive): yield picture\n"
         "    raise frames._DecordError('lost')\n"
         "read, frames._decord_pictures = frames._decord_pictures, failing\n"
-        "serve.main()"
+        "worker.main()"
     )
     monkeypatch.setattr(child_module, "COMMAND", ("-c", program))
     path = make_video(tmp_path / "plain.mp4")
@@ -227,7 +227,7 @@ def test_any_other_exception_of_a_decoder_is_the_videos(tmp_path: Path, make_vid
 
 def test_the_limit_counts_neither_the_consumers_time_nor_work_that_goes_on(tmp_path: Path, make_video: Any, sabotage: Sabotage) -> None:
     path = make_video(tmp_path / "plain.avi", 60)
-    sabotage("packet", "serve.ALIVE_SECONDS = 0.05; time.sleep(0.03)")
+    sabotage("packet", "worker.ALIVE_SECONDS = 0.05; time.sleep(0.03)")
     with DecodeChild(frame_limit=0.5) as child:
         facts = child.probe(path)
         assert [number for number, _ in child.frames(path, facts, [59])] == [59]  # after 1.8 s
@@ -288,7 +288,7 @@ def test_it_dies_with_its_parent_and_leaves_nothing(tmp_path: Path, make_video: 
         "stopped": "child = DecodeChild(); stream = child.frames(path, child.probe(path), range(100)); time.sleep(0.3)",
         "hanging": "child_module.COMMAND = ('-c', hang); child = DecodeChild(); child._request('probe', path); time.sleep(0.5)",
     }
-    hang = f"import ctypes; from pipeline.video import serve; serve.probe = lambda *a, **k: {HOLD_THE_LOCK}; serve.main()"
+    hang = f"import ctypes; from pipeline.video import worker; worker.probe = lambda *a, **k: {HOLD_THE_LOCK}; worker.main()"
     program = (
         "import sys, time; from pathlib import Path; from pipeline.video import DecodeChild, child as child_module\n"
         f"path = Path(sys.argv[1]); hang = {hang!r}\n"
