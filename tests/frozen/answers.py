@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,9 +27,16 @@ def machine() -> dict[str, str]:
     """Everything that the rounding of float32 kernels depends on."""
     import torch
 
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"processor": names[0] if names else platform.processor(), "capability": capability, "torch": torch.__version__}
+    facts: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    return {
+        "processor": " ".join(facts.get(key, "") for key in ("model name", "cpu family", "model", "stepping")),
+        "instructions": hashlib.sha256(facts.get("flags", "").encode()).hexdigest()[:16],
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
 
 
 def feature_digests(store: Path) -> dict[str, str]:
