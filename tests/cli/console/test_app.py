@@ -14,7 +14,7 @@ import typer
 COMMAND = """
 import sys, time, typer
 from pathlib import Path
-from cli.app import Debug, guarded, log_to, new_app, say, warn
+from cli.console.app import Debug, guarded, log_to, new_app, say, warn
 from pipeline.errors import InputError, StoreError
 
 app = new_app()

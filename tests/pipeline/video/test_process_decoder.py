@@ -290,7 +290,7 @@ def test_it_dies_with_its_parent_and_leaves_nothing(tmp_path: Path, make_video: 
     }
     hang = f"import ctypes; from pipeline.video import worker; worker.probe = lambda *a, **k: {HOLD_THE_LOCK}; worker.main()"
     program = (
-        "import sys, time; from pathlib import Path; from pipeline.video import DecodeChild, child as child_module\n"
+        "import sys, time; from pathlib import Path; from pipeline.video import DecodeChild, process_decoder as child_module\n"
         f"path = Path(sys.argv[1]); hang = {hang!r}\n"
         f"{lines[doing]}\nprint(child.pid, flush=True); time.sleep(60)"
     )
