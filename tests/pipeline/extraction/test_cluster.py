@@ -83,13 +83,14 @@ def test_a_cluster_that_loses_a_worker(extraction: Extractions, cluster: Cluster
 
 DEADLY = """
 import os, signal
-from pipeline import extract, shards
-class Deadly(extract.FeatureStream):
+from pipeline.extraction import shard_task
+from pipeline.features import stream
+class Deadly(stream.FeatureStream):
     def __init__(self, path, *rest):
         if path.stem == "v2":
             os.kill(os.getpid(), signal.SIGKILL)
         super().__init__(path, *rest)
-shards.FeatureStream = Deadly
+shard_task.FeatureStream = Deadly
 """
 """Run by each worker as it starts."""
 
