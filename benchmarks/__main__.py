@@ -18,45 +18,45 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import PLACES
+from benchmarks.cases import CASES
 from benchmarks.machine import has_gpu
-from benchmarks.results_page import page, table
-from benchmarks.subprocess_runner import case_environment, in_fresh_process, run_case
+from benchmarks.results_page import format_page, format_table
+from benchmarks.subprocess_runner import get_case_environment, run_in_fresh_process, run_case
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS_DIR = Path(__file__).parent / "results"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", metavar="CASE", nargs="*", choices=[*PLACES, []], help=f"of {', '.join(PLACES)}; by default all")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("cases", metavar="CASE", nargs="*", choices=[*CASES, []], help=f"of {', '.join(CASES)}; by default all")
+    parser.add_argument("--out", type=Path, default=RESULTS_DIR, help="folder of the results")
     arguments = parser.parse_args()
-    kind = "gpu" if in_fresh_process(has_gpu, {}) else "cpu"
+    kind = "gpu" if run_in_fresh_process(has_gpu, {}) else "cpu"
     file: Path = arguments.out / f"{kind}.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     failed = []
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch's profiler tells of GPUs that it does not find
-    for name in arguments.cases or PLACES:
+    for name in arguments.cases or CASES:
         print(f"{name} …", end=" ", flush=True)
         began = time.perf_counter()
         try:
-            found[name] = in_fresh_process(run_case, case_environment(name), name)
+            found[name] = run_in_fresh_process(run_case, get_case_environment(name), name)
         except Exception:  # whatever a case fails with must not cost the others
             failed.append(name)
             traceback.print_exc()
         print(f"{time.perf_counter() - began:.0f} s", flush=True)
         if name not in failed:
-            write(file, {name: found[name] for name in PLACES if name in found})
-    print(f"\n{table(found)}\n\n{file.with_suffix('.md')} says what each case compares, {file} holds everything that was found")
+            save_results(file, {name: found[name] for name in CASES if name in found})
+    print(f"\n{format_table(found)}\n\n{file.with_suffix('.md')} says what each case compares, {file} holds everything that was found")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
 
 
-def write(file: Path, found: dict[str, Any]) -> None:
+def save_results(file: Path, results: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(page(found), encoding="utf-8")
+    file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(format_page(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

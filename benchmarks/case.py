@@ -16,7 +16,7 @@ from benchmarks.machine import Rates
 
 
 @dataclass(frozen=True)
-class Floor:
+class LowerBound:
     """What a way cannot do without: floating point operations, and bytes read plus bytes written, each thing once; `cores` processes
     share them."""
 
@@ -30,45 +30,45 @@ class Floor:
 
 
 @dataclass
-class Way:
+class Measurement:
     """One way to do a thing: seconds by round, bytes of memory at the peak, where the time goes (name, share), and other facts."""
 
     seconds: list[float] = field(default_factory=list)
-    floor: Floor | None = None
-    peak: int | None = None
-    top: list[tuple[str, float]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    lower_bound: LowerBound | None = None
+    peak_bytes: int | None = None
+    hotspots: list[tuple[str, float]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
-class Group:
+class Comparison:
     """Ways that do the same thing and were measured in turns; the first is what the others are multiples of."""
 
     title: str
-    ways: dict[str, Way]
+    measurements: dict[str, Measurement]
 
-    def found(self, rates: Rates) -> list[dict[str, Any]]:
+    def to_records(self, rates: Rates) -> list[dict[str, Any]]:
         """One record per way, as the JSON holds it."""
-        first = next(iter(self.ways.values()))
-        return [self._record(name, way, first, rates) for name, way in self.ways.items()]
+        first = next(iter(self.measurements.values()))
+        return [self._build_record(name, way, first, rates) for name, way in self.measurements.items()]
 
-    def _record(self, name: str, way: Way, first: Way, rates: Rates) -> dict[str, Any]:
-        record: dict[str, Any] = {"of": self.title, "way": name, **way.facts}
+    def _build_record(self, name: str, way: Measurement, first: Measurement, rates: Rates) -> dict[str, Any]:
+        record: dict[str, Any] = {"of": self.title, "way": name, **way.extra}
         if way.seconds:
             middle = float(np.median(way.seconds))
             record |= {"seconds": middle, "rounds": way.seconds}
             if way is not first and first.seconds:
                 each = np.array(way.seconds) / np.array(first.seconds)[: len(way.seconds)]
                 record["ratio"] = [float(np.median(each)), float(each.min()), float(each.max())]
-            if way.floor is not None:
-                floor = way.floor.seconds(rates)
-                record["floor"] = {**asdict(way.floor), "seconds": floor, "ratio": middle / floor}
-        if way.peak is not None:
-            record["peak_bytes"] = way.peak
-            if way is not first and first.peak:
-                record["peak_ratio"] = way.peak / first.peak
-        if way.top:
-            record["where_the_time_goes"] = [{"what": what, "share": round(share, 3)} for what, share in way.top]
+            if way.lower_bound is not None:
+                floor = way.lower_bound.seconds(rates)
+                record["floor"] = {**asdict(way.lower_bound), "seconds": floor, "ratio": middle / floor}
+        if way.peak_bytes is not None:
+            record["peak_bytes"] = way.peak_bytes
+            if way is not first and first.peak_bytes:
+                record["peak_ratio"] = way.peak_bytes / first.peak_bytes
+        if way.hotspots:
+            record["where_the_time_goes"] = [{"what": what, "share": round(share, 3)} for what, share in way.hotspots]
         return record
 
 
@@ -87,19 +87,19 @@ class Case(ABC):
     precision: str = "float32"
 
     def __enter__(self) -> Case:
-        self._folder = tempfile.TemporaryDirectory(prefix="stvg-bench-")
-        self.place = Path(self._folder.name)
+        self._temp_dir = tempfile.TemporaryDirectory(prefix="stvg-bench-")
+        self.work_dir = Path(self._temp_dir.name)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._folder.cleanup()
+        self._temp_dir.cleanup()
 
     @abstractmethod
-    def agree(self) -> None:
+    def check_agreement(self) -> None:
         """AssertionError where the ways do not give the same."""
 
     @abstractmethod
-    def measure(self) -> list[Group]: ...
+    def measure(self) -> list[Comparison]: ...
 
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

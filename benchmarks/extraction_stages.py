@@ -13,53 +13,53 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.flops import operations_of
+from benchmarks.flops import count_flops
 
 PRODUCTS = ("appearance", "motion")
 
 
 @dataclass(frozen=True)
-class Clips:
+class ExtractionWorkload:
     """`videos` clips of `seconds`, `size` (width, height) pixels, through backbones of one size; `short` is N_short."""
 
     backbones: str
-    videos: int
+    num_videos: int
     seconds: int
     size: tuple[int, int]
-    short: int
+    short_side: int
     device: str = "cpu"
     rounds: int = 2
     """The first of them is also the one whose features are checked."""
 
     @property
     def title(self) -> str:
-        return f"{self.backbones} backbones, {self.videos} videos of {self.seconds} s, {self.size[0]}×{self.size[1]}"
+        return f"{self.backbones} backbones, {self.num_videos} videos of {self.seconds} s, {self.size[0]}×{self.size[1]}"
 
 
-def config(clips: Clips, workers: int = 0) -> Any:
+def build_config(workload: ExtractionWorkload, workers: int = 0) -> Any:
     from pipeline.extraction.config import ExtractConfig
 
-    given = {"backbones": clips.backbones, "products": PRODUCTS, "shard_mb": 4 if clips.device == "cpu" else 256, "device": clips.device}
+    given = {"backbones": workload.backbones, "products": PRODUCTS, "shard_mb": 4 if workload.device == "cpu" else 256, "device": workload.device}
     weights = dict.fromkeys(PRODUCTS, "random:0")
-    return ExtractConfig.model_validate({**given, "weights": weights, "workers": workers, "sampling": {"short": clips.short}})
+    return ExtractConfig.model_validate({**given, "weights": weights, "workers": workers, "sampling": {"short": workload.short_side}})
 
 
-def decode_alone(paths: list[Path], clips: Clips) -> None:
+def run_decoding(paths: list[Path], workload: ExtractionWorkload) -> None:
     """Every frame that the products need, decoded and dropped."""
     from pipeline.features.stream import FeatureStream
-    from pipeline.video.process_decoder import DecodeChild
+    from pipeline.video.process_decoder import ProcessDecoder
 
-    settings, encoders = config(clips), encoders_of(clips)
-    with DecodeChild() as child:
+    settings, encoders = build_config(workload), get_encoders(workload)
+    with ProcessDecoder() as child:
         for path in paths:
             stream = FeatureStream(path, settings.sampling, encoders, decoder=child)
-            wanted = np.unique(np.concatenate([maker.wanted for maker in stream.makers.values()]))
-            with child.frames(path, stream.video, wanted) as frames:
+            wanted = np.unique(np.concatenate([maker.frame_indices for maker in stream.builders.values()]))
+            with child.frames(path, stream.video_metadata, wanted) as frames:
                 for _ in frames:
                     pass
 
 
-class Still:
+class StillDecoder:
     """Stands in for a decoder: the first picture again and again."""
 
     decoder, reason = "none", "benchmark"
@@ -70,57 +70,57 @@ class Still:
         self.probe = probe
 
     @contextmanager
-    def frames(self, path: Path, facts: Any, wanted: np.ndarray) -> Iterator[Still]:
+    def frames(self, path: Path, metadata: Any, frame_indices: np.ndarray) -> Iterator[StillDecoder]:
         from pipeline.video import open_frames
 
-        with open_frames(path, facts, [0]) as frames:
-            self._picture = next(iter(frames))[1]
-        self._wanted = wanted
+        with open_frames(path, metadata, [0]) as frames:
+            self._frame = next(iter(frames))[1]
+        self._frame_indices = frame_indices
         yield self
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        return ((int(number), self._picture) for number in self._wanted)
+        return ((int(number), self._frame) for number in self._frame_indices)
 
 
-def networks_alone(paths: list[Path], clips: Clips) -> None:
+def run_encoders(paths: list[Path], workload: ExtractionWorkload) -> None:
     """Resizing and both networks, with pictures at hand."""
-    _see(paths, clips, encoders_of(clips))
+    _run_stream(paths, workload, get_encoders(workload))
 
 
-def operations_each(path: Path, clips: Clips) -> float:
+def count_video_flops(path: Path, workload: ExtractionWorkload) -> float:
     """Of the networks on one of the videos, counted without computing anything but shapes: on networks as they are loaded, for oneDNN's
     convolutions must compute."""
-    from pipeline.extraction.config import source_of
+    from pipeline.extraction.config import get_weight_source
     from pipeline.weights.load import load_backbone
 
-    settings = config(clips)
-    shapes = {name: OnlyShapes(load_backbone(name, clips.backbones, source_of(name, settings)).encoder) for name in settings.products}
-    return operations_of(partial(_see, [path], clips, shapes))
+    settings = build_config(workload)
+    shapes = {name: ShapeOnlyModule(load_backbone(name, workload.backbones, get_weight_source(name, settings)).encoder) for name in settings.products}
+    return count_flops(partial(_run_stream, [path], workload, shapes))
 
 
-def encoders_of(clips: Clips) -> dict[str, nn.Module]:
+def get_encoders(workload: ExtractionWorkload) -> dict[str, nn.Module]:
     """The networks, which a process makes once."""
-    from pipeline.extraction.shard_task import encoder_of
+    from pipeline.extraction.shard_task import get_encoder
 
-    settings = config(clips)
-    return {name: encoder_of(name, settings) for name in settings.products}
+    settings = build_config(workload)
+    return {name: get_encoder(name, settings) for name in settings.products}
 
 
-def _see(paths: list[Path], clips: Clips, encoders: Mapping[str, nn.Module]) -> None:
+def _run_stream(paths: list[Path], clips: ExtractionWorkload, encoders: Mapping[str, nn.Module]) -> None:
     from pipeline.features.stream import FeatureStream
 
-    settings = config(clips)
+    settings = build_config(clips)
     for path in paths:
-        for _ in FeatureStream(path, settings.sampling, encoders, settings.batch, Still()):  # type: ignore[arg-type]
+        for _ in FeatureStream(path, settings.sampling, encoders, settings.batch, StillDecoder()):  # type: ignore[arg-type]
             pass
 
 
-class OnlyShapes(nn.Module):
+class ShapeOnlyModule(nn.Module):
     """Stands in for a network: gives zeros of the shape of what it would make."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.here = nn.Parameter(torch.zeros(()), requires_grad=False)  # on the CPU, where its pictures are to be
+        self.device_anchor = nn.Parameter(torch.zeros(()), requires_grad=False)  # on the CPU, where its pictures are to be
         self.network = network.to("meta")
 
     def __getattr__(self, name: str) -> Any:
@@ -129,16 +129,16 @@ class OnlyShapes(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("network"), name)
 
-    def forward(self, seen: Tensor) -> Tensor:
-        return torch.zeros(self.network(seen.to("meta")).shape)
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.zeros(self.network(inputs.to("meta")).shape)
 
 
-def usual_way(paths: list[Path], clips: Clips, folder: str) -> None:
+def extract_per_product(paths: list[Path], workload: ExtractionWorkload, folder: str) -> None:
     """One decode pass per product, in the same process as the network, one file per video and product."""
     from pipeline.features.stream import extract_video
 
-    settings = config(clips)
-    for product, encoder in encoders_of(clips).items():
+    settings = build_config(workload)
+    for product, encoder in get_encoders(workload).items():
         (Path(folder) / product).mkdir(parents=True, exist_ok=True)
         for path in paths:
             rows, _ = extract_video(path, settings.sampling, {product: encoder}, settings.batch).products[product]

@@ -16,23 +16,23 @@ from torch import Size, ops
 from torch.utils.flop_counter import FlopCounterMode
 
 
-class _Untracked(nullcontext[None]):
+class _NoModuleTracker(nullcontext[None]):
     """Stands in for the tracker of modules, which cannot follow networks that learn in inference mode: all counts are of the whole."""
 
     parents = ("Global",)
 
 
-def operations_of(work: Callable[[], object]) -> float:
+def count_flops(function: Callable[[], object]) -> float:
     """Floating point operations of the matrix products, convolutions and attentions in it, backward with forward."""
-    own = {ops.aten.convolution: _forward, ops.aten.convolution_backward: _backward, ops.aten.mkldnn_convolution: _of_onednn}
+    own = {ops.aten.convolution: _conv_flops, ops.aten.convolution_backward: _conv_backward_flops, ops.aten.mkldnn_convolution: _onednn_conv_flops}
     counter = FlopCounterMode(display=False, custom_mapping=own)
-    counter.mod_tracker = _Untracked()  # type: ignore[assignment]
+    counter.mod_tracker = _NoModuleTracker()  # type: ignore[assignment]
     with counter:
-        work()
+        function()
     return float(counter.get_total_flops())
 
 
-def _forward(
+def _conv_flops(
     seen: Size,
     weight: Size,
     bias: Size | None,
@@ -44,10 +44,10 @@ def _forward(
     out_shape: Size,
 ) -> int:
     """Of `aten::convolution`: shapes `[n, channels, …]` and `[channels, channels of a group, …]` in the place of tensors."""
-    return 2 * _products(seen, weight, out_shape, stride, padding, dilation, transposed)
+    return 2 * _count_products(seen, weight, out_shape, stride, padding, dilation, transposed)
 
 
-def _of_onednn(
+def _onednn_conv_flops(
     seen: Size,
     weight: Size,
     bias: Size | None,
@@ -58,10 +58,10 @@ def _of_onednn(
     out_shape: Size,
 ) -> int:
     """Of `aten::mkldnn_convolution`."""
-    return 2 * _products(seen, weight, out_shape, stride, padding, dilation, transposed=False)
+    return 2 * _count_products(seen, weight, out_shape, stride, padding, dilation, transposed=False)
 
 
-def _backward(
+def _conv_backward_flops(
     gradient: Size,
     seen: Size,
     weight: Size,
@@ -76,19 +76,19 @@ def _backward(
     out_shape: Any,
 ) -> int:
     """Of `aten::convolution_backward`: the products of the forward pass once for each gradient that is `wanted` of (input, weight)."""
-    return 2 * _products(seen, weight, gradient, stride, padding, dilation, transposed) * sum(wanted[:2])
+    return 2 * _count_products(seen, weight, gradient, stride, padding, dilation, transposed) * sum(wanted[:2])
 
 
-def _products(
+def _count_products(
     seen: Size, weight: Size, made: Size, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], transposed: bool
 ) -> int:
     """Of a number of the input and one of the weight. A transposed convolution is one from its output to its input."""
     few, many = (seen, made) if transposed else (made, seen)
     axes = zip(many[2:], few[2:], weight[2:], stride, padding, dilation, strict=True)
-    return seen[0] * weight[0] * weight[1] * prod(taps(*axis) for axis in axes)
+    return seen[0] * weight[0] * weight[1] * prod(count_taps(*axis) for axis in axes)
 
 
 @cache
-def taps(inside: int, places: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+def count_taps(input_size: int, output_size: int, kernel_size: int, stride: int, padding: int, dilation: int) -> int:
     """How many pairs of a place and a tap of the kernel meet one of `inside` cells, along one axis."""
-    return sum(0 <= place * stride - padding + tap * dilation < inside for place in range(places) for tap in range(kernel))
+    return sum(0 <= place * stride - padding + tap * dilation < input_size for place in range(output_size) for tap in range(kernel_size))

@@ -27,7 +27,7 @@ def folder_imports(package: str) -> list[tuple[str, str]]:
     return sorted(pairs)
 
 
-def implied(pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
+def find_implied_pairs(pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
     """Return the pairs that follow from a chain of two or more other pairs, so that a drawing can leave them out."""
     targets: dict[str, set[str]] = {}
     for source, target in pairs:
@@ -50,10 +50,10 @@ def implied(pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
     }
 
 
-def mermaid(package: str) -> str:
+def format_mermaid(package: str) -> str:
     """Return a package's folder imports as the text of a Mermaid graph; arrows that follow from others are left out."""
     pairs = folder_imports(package)
-    shown = [pair for pair in pairs if pair not in implied(pairs)]
+    shown = [pair for pair in pairs if pair not in find_implied_pairs(pairs)]
     return "\n".join(["graph TD", *(f"    {source} --> {target}" for source, target in shown)])
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     """Print the graph of the packages named on the command line, by default of both."""
     for package in sys.argv[1:] or PACKAGES:
         print(f"%% {package}: {len(folder_imports(package))} imports between folders")
-        print(mermaid(package))
+        print(format_mermaid(package))
 
 
 if __name__ == "__main__":

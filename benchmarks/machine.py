@@ -13,11 +13,11 @@ from typing import Any
 
 CORES = os.cpu_count() or 1
 TRIES = 5
-SIDES = {"cpu": (512, 2048), "cuda": (8192,)}
+MATRIX_SIDES = {"cpu": (512, 2048), "cuda": (8192,)}
 """Of the matrices that are multiplied."""
-CONVOLVED = {"cpu": (4, 256, 36, 64), "cuda": (64, 256, 72, 128)}
+CONV_INPUT_SHAPES = {"cpu": (4, 256, 36, 64), "cuda": (64, 256, 72, 128)}
 """What a convolution of 3×3 sees, without padding: on a CPU its kernels are of another library than those of products, and faster."""
-BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
+COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,28 @@ class Rates:
     bytes: float
 
 
-def rates(device: str = "cpu", precision: str = "float32") -> Rates:
+def measure_rates(device: str = "cpu", precision: str = "float32") -> Rates:
     """The best of a few tries of each large product, and of one large copy, on torch's threads."""
     import torch
 
-    size = BYTES[device]
+    size = COPY_BYTES[device]
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copied = 2 * size / best_of(lambda: target.copy_(source), TRIES)
+    copied = 2 * size / time_best(lambda: target.copy_(source), TRIES)
     with torch.inference_mode():
-        return Rates(max(operations / best_of(work, TRIES) for operations, work in _products(device, precision)), copied)
+        return Rates(max(operations / time_best(work, TRIES) for operations, work in _build_products(device, precision)), copied)
 
 
-def _products(device: str, precision: str) -> Iterator[tuple[int, Callable[[], object]]]:
+def _build_products(device: str, precision: str) -> Iterator[tuple[int, Callable[[], object]]]:
     """Products as large as a machine likes them: how many operations each takes, and what makes it."""
     import torch
 
     about: Any = {"device": device, "dtype": getattr(torch, precision)}
-    for side in SIDES[device]:
+    for side in MATRIX_SIDES[device]:
         left, right = torch.randn(2, side, side, **about)
         yield 2 * side**3, partial(torch.mm, left, right)
-    batch, channels, rows, columns = CONVOLVED[device]
-    seen, weight = torch.randn(CONVOLVED[device], **about), torch.randn(channels, channels, 3, 3, **about)
+    batch, channels, rows, columns = CONV_INPUT_SHAPES[device]
+    seen, weight = torch.randn(CONV_INPUT_SHAPES[device], **about), torch.randn(channels, channels, 3, 3, **about)
     yield 2 * batch * channels**2 * 9 * (rows - 2) * (columns - 2), partial(torch.conv2d, seen, weight)
 
 
@@ -60,20 +60,20 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def best_of(work: Callable[[], object], tries: int) -> float:
+def time_best(function: Callable[[], object], tries: int) -> float:
     """Seconds of the shortest try; one before them is not counted."""
-    return min([timed(work) for _ in range(tries + 1)][1:])
+    return min([time_call(function) for _ in range(tries + 1)][1:])
 
 
-def timed(work: Callable[[], object]) -> float:
+def time_call(function: Callable[[], object]) -> float:
     """Seconds the work takes, the GPU's part with it."""
     began = time.perf_counter()
-    work()
-    synchronise()
+    function()
+    synchronize()
     return time.perf_counter() - began
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     """Wait for what the GPU was given to do, where there is one in use."""
     import torch
 
@@ -81,7 +81,7 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def where(*packages: str) -> str:
+def describe_machine(*packages: str) -> str:
     """System, cores, memory, GPU, and the versions of Python and the packages named, as one sentence."""
     import torch
 

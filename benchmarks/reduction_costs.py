@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numcodecs import Zstd
 
-from benchmarks.machine import where
+from benchmarks.machine import describe_machine
 from pipeline.features.reduction import Reduction, fit_pca
-from pipeline.store import Entry, Store, StoreWriter, made_from, write_shard
+from pipeline.store import Entry, Store, StoreWriter, origin_digest, write_shard
 
-RESULT = Path(__file__).parent / "results" / "reductions.md"
+RESULT_FILE = Path(__file__).parent / "results" / "reductions.md"
 
 
 def main() -> None:
@@ -29,14 +29,14 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=24, help="frames of each that are encoded")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        rows = measure(Path(place), arguments.videos, arguments.frames)
-    RESULT.write_text(result(rows, arguments.videos, arguments.frames), encoding="utf-8")
-    print(RESULT.read_text(encoding="utf-8"))
+        rows = measure_reductions(Path(place), arguments.videos, arguments.frames)
+    RESULT_FILE.write_text(format_reductions_page(rows, arguments.videos, arguments.frames), encoding="utf-8")
+    print(RESULT_FILE.read_text(encoding="utf-8"))
 
 
-def measure(place: Path, videos: list[Path], frames: int) -> list[str]:
+def measure_reductions(work_dir: Path, videos: list[Path], frames: int) -> list[str]:
     """Table rows: bytes per frame on disk of every option, and how far the features read are from those computed."""
-    maps = {path.name: encode(path, frames) for path in videos}
+    maps = {path.name: encode_frames(path, frames) for path in videos}
     cells = np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in maps.values()])
     basis = fit_pca(cells, 256)
     options = {
@@ -47,35 +47,35 @@ def measure(place: Path, videos: list[Path], frames: int) -> list[str]:
     }
     rows = []
     for name, reduction in options.items():
-        store = place / name.replace(":", "-")
+        store = work_dir / name.replace(":", "-")
         with StoreWriter(store, "benchmark", ".") as writer:
             provenance = {"reduction": reduction.provenance}
-            writer.open_product("appearance", "zarr", provenance, reduction.basis and reduction.basis.content)
+            writer.open_product("appearance", "zarr", provenance, reduction.projection and reduction.projection.file_bytes)
             entries = [Entry(video, video, *reduction.apply(features)) for video, features in maps.items()]
-            made = made_from("zarr", provenance)
-            writer.publish("appearance", "s", write_shard(store, "appearance", "s", "zarr", entries, [*maps], made))
+            made = origin_digest("zarr", provenance)
+            writer.publish_shard("appearance", "s", write_shard(store, "appearance", "s", "zarr", entries, [*maps], made))
         assert Store(store).verify() == []
         reader = Store(store).open("appearance")
-        error = relative_error(maps, {video: reader.read(video).astype(np.float32) for video in maps}, reduction)
-        (contents,) = Store(store).summary()
+        error = compute_relative_error(maps, {video: reader.read(video).astype(np.float32) for video in maps}, reduction)
+        (contents,) = Store(store).summarize()
         packed = sum(len(Zstd(3).encode(np.ascontiguousarray(row))) for entry in entries for row in entry.rows)
         stored = sum(entry.rows.nbytes for entry in entries)
         rows.append(f"| {name} | {contents.bytes_per_row:,.0f} | {error:.2%} | {packed / stored:.2f} |")
     return rows
 
 
-def encode(path: Path, frames: int) -> np.ndarray:
+def encode_frames(path: Path, frames: int) -> np.ndarray:
     """Appearance maps `[n, H, W, C]` float16 of frames spread over a video, by ResNet-101 with random weights."""
     import torch
 
-    from pipeline.encoders.image_geometry import appearance_size, resize
+    from pipeline.encoders.image_geometry import compute_appearance_size, resize
     from pipeline.video import open_frames, probe
     from pipeline.weights.load import load_backbone
 
     encoder = load_backbone("appearance", "full", "random:0").encoder
     facts = probe(path)
     wanted = np.unique(np.linspace(0, facts.frame_count - 1, frames).round().astype(np.int64))
-    size = appearance_size(facts.size, 320)
+    size = compute_appearance_size(facts.size, 320)
     rows = []
     with torch.inference_mode(), open_frames(path, facts, wanted) as decoded:
         for _, rgb in decoded:
@@ -84,18 +84,18 @@ def encode(path: Path, frames: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def relative_error(maps: dict[str, np.ndarray], read: dict[str, np.ndarray], reduction: Reduction) -> float:
+def compute_relative_error(maps: dict[str, np.ndarray], reconstructions: dict[str, np.ndarray], reduction: Reduction) -> float:
     """‖read − computed‖ ÷ ‖computed‖ over all numbers, both less the mean of their channel; projections are taken back."""
     mean = np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in maps.values()]).mean(0, dtype=np.float64)
     off, whole = 0.0, 0.0
     for video, rows in maps.items():
-        found = read[video] if reduction.basis is None else read[video] @ reduction.basis.matrix + reduction.basis.mean
+        found = reconstructions[video] if reduction.projection is None else reconstructions[video] @ reduction.projection.matrix + reduction.projection.mean
         off += float(((found - rows) ** 2).sum(dtype=np.float64))
         whole += float(((rows - mean) ** 2).sum())
     return float(np.sqrt(off / whole))
 
 
-def result(rows: list[str], videos: list[Path], frames: int) -> str:
+def format_reductions_page(rows: list[str], videos: list[Path], frames: int) -> str:
     return f"""# Bytes per frame
 
 {frames} frames of each of {", ".join(path.name for path in videos)}, short side 320, through ResNet-101 with random
@@ -108,7 +108,7 @@ make of each row.
 | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
-**Where.** {where("numpy", "zarr", "torch")}. {time.strftime("%Y-%m-%d")}.
+**Where.** {describe_machine("numpy", "zarr", "torch")}. {time.strftime("%Y-%m-%d")}.
 
 **Command**
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.io.jsonl import write_jsonl
 from pipeline.records import Query, Truth
-from pipeline.store import Entry, Kind, StoreWriter, made_from, write_shard
+from pipeline.store import Entry, ShardKind, StoreWriter, origin_digest, write_shard
 from pipeline.tracks import Tracks
 
 FPS = 25
@@ -64,18 +64,18 @@ def write_index(folder: Path, queries: Sequence[Query]) -> Path:
     return folder / "index.jsonl"
 
 
-class Rolled:
+class RolledFeatures:
     """A product that lies in memory (`grounding.data.sources.Product`): each entry is the same rows, rolled by its number.
 
     `every` are the frames from one row to the next; None for sentences, whose rows are tokens.
     """
 
-    def __init__(self, keys: Sequence[str], rows: np.ndarray, every: int | None, facts: dict[str, Any]) -> None:
-        self._number = {key: number for number, key in enumerate(keys)}
-        self._rows, self._every, self._facts = rows, every, facts
+    def __init__(self, keys: Sequence[str], rows: np.ndarray, frame_stride: int | None, facts: dict[str, Any]) -> None:
+        self._shifts = {key: number for number, key in enumerate(keys)}
+        self._rows, self._frame_stride, self._facts = rows, frame_stride, facts
 
     def __contains__(self, key: object) -> bool:
-        return key in self._number
+        return key in self._shifts
 
     def shape(self, key: str) -> tuple[int, ...]:
         return self._rows.shape
@@ -85,55 +85,55 @@ class Rolled:
 
     def columns(self, key: str) -> dict[str, np.ndarray]:
         count = np.arange(len(self._rows))
-        return {"token": count} if self._every is None else {"frame": count * self._every + self._every // 2}
+        return {"token": count} if self._frame_stride is None else {"frame": count * self._frame_stride + self._frame_stride // 2}
 
     def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
-        rows = np.roll(self._rows, self._number[key], 0)
+        rows = np.roll(self._rows, self._shifts[key], 0)
         return rows if indices is None else rows[indices]
 
     def entries(self) -> Iterator[Entry]:
-        for key in self._number:
+        for key in self._shifts:
             yield Entry(key, key, self.read(key), self.columns(key), self._facts)
 
 
-def rolled_features(queries: Sequence[Query], shapes: Mapping[str, tuple[int, ...]], every: Mapping[str, int]) -> dict[str, Rolled]:
+def build_rolled_features(queries: Sequence[Query], shapes: Mapping[str, tuple[int, ...]], frame_strides: Mapping[str, int]) -> dict[str, RolledFeatures]:
     """Random float16 features of products, `shapes` of their entries `[rows, …]`; sentences have the name of their video."""
     random, keys, first = np.random.default_rng(0), [query.video for query in queries], queries[0]
     facts = {"size": list(first.size), "fps": first.fps, "frame_count": first.frame_count}
     return {
-        name: Rolled(keys, random.standard_normal(shape, np.float32).astype(np.float16), every.get(name), facts)
+        name: RolledFeatures(keys, random.standard_normal(shape, np.float32).astype(np.float16), frame_strides.get(name), facts)
         for name, shape in shapes.items()
     }
 
 
-def fill_store(store: Path, queries: Sequence[Query], entries: Mapping[str, Iterator[Entry]], kind: Kind = "zarr") -> Path:
+def fill_store(store: Path, queries: Sequence[Query], entries: Mapping[str, Iterator[Entry]], kind: ShardKind = "zarr") -> Path:
     """Write a store as extraction would, one shard a product."""
     index = write_index(store / "made", queries)
     with StoreWriter(store, "benchmark", ".") as writer:
         writer.set_index(index, index.with_name("tracks.npz"))
         for name, own in entries.items():
-            form: Kind = "hdf5" if name == "text" else kind
+            form: ShardKind = "hdf5" if name == "text" else kind
             writer.open_product(name, form, {})
-            info = write_shard(store, name, "s", form, own, [query.video for query in queries], made_from(form, {}))
-            writer.publish(name, "s", info)
+            info = write_shard(store, name, "s", form, own, [query.video for query in queries], origin_digest(form, {}))
+            writer.publish_shard(name, "s", info)
     return store
 
 
-def asked_run(place: Path, query: Query, backbones: str, short: int, name: str, device: str, decoder: Any = None) -> Any:
+def build_grounder(work_dir: Path, query: Query, backbones: str, short_side: int, preset_name: str, device: str, decoder: Any = None) -> Any:
     """A run that took one step on one video, ready to be asked; videos are decoded in this process, or by `decoder`."""
     from grounding.predictor.grounder import Grounder
     from grounding.systems.config import TrainConfig
     from grounding.systems.registry import preset
     from grounding.training.train import open_run, train
     from pipeline.extraction.config import ExtractConfig
-    from pipeline.extraction.run import run
-    from pipeline.features.stream import HERE
+    from pipeline.extraction.run import run_extraction
+    from pipeline.features.stream import IN_PROCESS
 
-    index = write_index(place, [query])
-    given = {"backbones": backbones, "weights": "random:0", "workers": 0, "device": device, "sampling": {"short": short}}
-    report = run(index, place, "benchmark", place / "asked-store", ExtractConfig.model_validate(given))
+    index = write_index(work_dir, [query])
+    given = {"backbones": backbones, "weights": "random:0", "workers": 0, "device": device, "sampling": {"short": short_side}}
+    report = run_extraction(index, work_dir, "benchmark", work_dir / "asked-store", ExtractConfig.model_validate(given))
     assert not report.failures, report.failures
-    config = TrainConfig.model_validate({**preset(name), "max_steps": 1, "batch": 1, "device": device})
-    open_run(place / "asked-store", place / "run", config)
-    train(place / "asked-store", place / "run", config)
-    return Grounder(place / "run", device=device, decoder=decoder or HERE)
+    config = TrainConfig.model_validate({**preset(preset_name), "max_steps": 1, "batch": 1, "device": device})
+    open_run(work_dir / "asked-store", work_dir / "run", config)
+    train(work_dir / "asked-store", work_dir / "run", config)
+    return Grounder(work_dir / "run", device=device, decoder=decoder or IN_PROCESS)

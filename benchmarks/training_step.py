@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.case import Floor
-from benchmarks.flops import operations_of
-from benchmarks.timing import peak_of
+from benchmarks.case import LowerBound
+from benchmarks.flops import count_flops
+from benchmarks.timing import measure_peak_bytes
 from grounding.data.collate import to_device
 from grounding.data.dataset import SQUARED, WHOLE
 from grounding.data.loader import Batch
@@ -22,10 +22,10 @@ from grounding.training.distributed import Processes
 from grounding.training.train import learn
 from grounding.training.train_state import State
 from pipeline.encoders.appearance import AppearanceEncoder
-from pipeline.encoders.image_geometry import appearance_size, picture_in_square
+from pipeline.encoders.image_geometry import compute_appearance_size, picture_in_square
 from pipeline.weights.load import load_backbone
 
-STRIDE, SLOWFAST = 32, (16, 16)
+CELL_STRIDE, SLOWFAST_GRID = 32, (16, 16)
 CHANNELS = {"appearance": 2048, "motion": 2304, "swin": 768, "text": 768}
 """Of the full-size backbones."""
 PARAMETER_BYTES = 4 * 15
@@ -33,37 +33,37 @@ PARAMETER_BYTES = 4 * 15
 gradient written and read, and read and written once more by clipping, its two moments and its moving average read and written."""
 
 
-class Step:
+class TrainingStep:
     """A network with its optimiser; each call is one training step on `parts`."""
 
     def __init__(self, config: Recipe, network: nn.Module, device: torch.device) -> None:
-        self.config, self.state, self.together = config, State.start(network.to(device), config, 10**6), Processes()
+        self.config, self.state, self.distributed = config, State.start(network.to(device), config, 10**6), Processes()
 
     def __call__(self, parts: list[Batch]) -> None:
-        learn(self.state.model, self.state, parts, self.config, self.together)
+        learn(self.state.model, self.state, parts, self.config, self.distributed)
 
     @property
-    def parameters(self) -> int:
+    def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.state.model.parameters())
 
-    def floor(self, parts: list[Batch]) -> Floor:
+    def compute_lower_bound(self, parts: list[Batch]) -> LowerBound:
         """Of a step on these: its operations; its features read once, and what the optimiser does with each parameter that learns."""
         learning = sum(parameter.numel() for parameter in self.state.model.parameters() if parameter.requires_grad)
-        return Floor(operations_of(lambda: self(parts)), learning * PARAMETER_BYTES + sum(feature_bytes(part) for part in parts))
+        return LowerBound(count_flops(lambda: self(parts)), learning * PARAMETER_BYTES + sum(count_feature_bytes(part) for part in parts))
 
 
-def floor_and_peak(step: Step, parts: list[Batch], device: str) -> tuple[Floor, int]:
+def measure_bound_and_peak(step: TrainingStep, parts: list[Batch], device: str) -> tuple[LowerBound, int]:
     """Of a step that is made for the first time, in a process of its own: the peak is that of the second."""
-    floor = step.floor(parts)  # a whole step
-    return floor, peak_of(lambda: step(parts), device)
+    floor = step.compute_lower_bound(parts)  # a whole step
+    return floor, measure_peak_bytes(lambda: step(parts), device)
 
 
-def feature_bytes(part: Batch) -> int:
+def count_feature_bytes(part: Batch) -> int:
     """Bytes of a batch's appearance, motion and words."""
     return sum(getattr(part.inputs, name).nbytes for name in ("appearance", "motion", "text"))
 
 
-def network_of_size(config: Recipe, channels: Mapping[str, int] = CHANNELS) -> nn.Module:
+def build_network(config: Recipe, channels: Mapping[str, int] = CHANNELS) -> nn.Module:
     """A system's network for features of these channels, from a seed; one that is given pictures has the image encoder of its recipe."""
     torch.manual_seed(0)
     model = config.model
@@ -75,58 +75,58 @@ def network_of_size(config: Recipe, channels: Mapping[str, int] = CHANNELS) -> n
     return system_of(config.system).build((image.channels, 0, channels["text"]), model, image, None)
 
 
-def random_batch(
+def build_random_batch(
     model: Any,
-    video: tuple[int, int],
-    short: int,
-    words: int,
+    video_size: tuple[int, int],
+    short_side: int,
+    num_tokens: int,
     batch: int,
     device: torch.device,
     channels: Mapping[str, int] = CHANNELS,
-    square: tuple[int, int] = SLOWFAST,
-    stride: int = STRIDE,
+    motion_grid: tuple[int, int] = SLOWFAST_GRID,
+    stride: int = CELL_STRIDE,
 ) -> Batch:
     """Random features (of a network that is given pictures: pictures) of a `video` (width, height) at N_short; `square` are the rows and
     columns of maps of the padded square, `stride` the pixels between cells of a picture's own."""
-    width, height = appearance_size(video, short)
+    width, height = compute_appearance_size(video_size, short_side)
     rows, columns = (height, width) if model.pictures else (-(-height // stride), -(-width // stride))
     clips = model.clips or model.frames
     tau = (torch.arange(model.frames) + 0.5) / model.frames
     torch.manual_seed(0)
     inputs = Inputs(
-        appearance=_seen(model, (batch, model.frames, rows, columns), channels["appearance"]),
+        appearance=_random_appearance(model, (batch, model.frames, rows, columns), channels["appearance"]),
         map_size=torch.tensor([[rows, columns]] * batch),
         frame_tau=tau.expand(batch, -1),
-        motion=_motion(model, (batch, clips), square if model.motion in SQUARED else (rows, columns), channels),
-        square=torch.tensor([picture_in_square(video) if model.motion in SQUARED else WHOLE] * batch),
-        text=torch.randn(batch, words, channels["text"]).half(),
-        text_mask=torch.ones(batch, words, dtype=torch.bool),
+        motion=_random_motion(model, (batch, clips), motion_grid if model.motion in SQUARED else (rows, columns), channels),
+        square=torch.tensor([picture_in_square(video_size) if model.motion in SQUARED else WHOLE] * batch),
+        text=torch.randn(batch, num_tokens, channels["text"]).half(),
+        text_mask=torch.ones(batch, num_tokens, dtype=torch.bool),
     )
-    return Batch(to_device(inputs, device), to_device(middle_half(tau, clips, batch), device), [f"q{number}" for number in range(batch)])
+    return Batch(to_device(inputs, device), to_device(build_middle_half_targets(tau, clips, batch), device), [f"q{number}" for number in range(batch)])
 
 
-def _seen(model: Any, shape: tuple[int, ...], channels: int) -> Tensor:
+def _random_appearance(model: Any, shape: tuple[int, ...], channels: int) -> Tensor:
     if model.pictures:
         return torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
     return torch.randn(*shape, channels).half()
 
 
-def _motion(model: Any, shape: tuple[int, int], cells: tuple[int, int], channels: Mapping[str, int]) -> Tensor:
+def _random_motion(model: Any, shape: tuple[int, int], cells: tuple[int, int], channels: Mapping[str, int]) -> Tensor:
     if model.motion is None:
         return torch.zeros(shape[0], 0, 1, 1, 0).half()
     return torch.randn(*shape, *cells, channels[model.motion]).half()
 
 
-def middle_half(tau: Tensor, clips: int, batch: int) -> Targets:
+def build_middle_half_targets(frame_positions: Tensor, num_clips: int, batch: int) -> Targets:
     """Targets of an event that takes the middle half of its segment, with one box that stands still."""
-    at, box = (torch.arange(clips) + 0.5) / clips, torch.tensor([0.5, 0.5, 0.2, 0.4])
-    inside, inside_clips = (((place > 0.25) & (place < 0.75)).expand(batch, -1) for place in (tau, at))
+    at, box = (torch.arange(num_clips) + 0.5) / num_clips, torch.tensor([0.5, 0.5, 0.2, 0.4])
+    inside, inside_clips = (((place > 0.25) & (place < 0.75)).expand(batch, -1) for place in (frame_positions, at))
     return Targets(
-        boxes=box.expand(batch, len(tau), 4),
+        boxes=box.expand(batch, len(frame_positions), 4),
         boxed=inside,
         span=torch.tensor([[0.25, 0.75]] * batch),
         frames=inside.float(),
         clips=inside_clips.float(),
-        clip_boxes=box.expand(batch, clips, 4),
+        clip_boxes=box.expand(batch, num_clips, 4),
         clip_boxed=inside_clips,
     )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, guarded, log, log_to, new_app, say, warn
-from cli.console.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log, log_to, new_app, print_info, print_warning
+from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
     from grounding.evaluation.config import EvaluateConfig
@@ -24,7 +24,7 @@ app = new_app()
 
 
 @app.command()
-@guarded
+@handle_errors
 def evaluate(
     run: Annotated[
         list[Path] | None,
@@ -73,7 +73,7 @@ def evaluate(
     A run's own files are always judged by every-frame.
     """
     from cli.console.evaluate_tables import show_differences, show_metrics, show_published
-    from cli.console.exports import read_answers, refuse_exchange, write_exchange
+    from cli.console.exports import read_scored_predictions, check_exports, write_exports
     from grounding.evaluation.config import EvaluateConfig
     from grounding.evaluation.evaluate import judge, unanswered
     from grounding.evaluation.ground_truth import read_exam, read_tubes
@@ -99,33 +99,33 @@ def evaluate(
             read_provenance(one)  # before the log file, which would make the folder
     if len(runs) == 1:
         log_to(runs[0] / "log.txt")
-    refuse_overwriting([truth, predictions, compare], [json_out, challenge, save])
+    check_no_overwrite([truth, predictions, compare], [json_out, challenge, save])
     if predictions is not None and truth is None and not (features / "index.jsonl").exists():
         raise InputError("name what to judge by: --truth FILE, an index (tracks.npz beside it) or the challenge's .json")
     exam = read_exam(truth or features / "index.jsonl", settings.split, settings.first_frame)
     refuse_unknown(protocol, exam.truths)
-    refuse_exchange(exam, cvat, fiftyone)
+    check_exports(exam, cvat, fiftyone)
     if runs:
-        answers = answers_of(runs, features, settings, exam)
+        answers = predict_runs(runs, features, settings, exam)
         tubes = Tubes.of_predictions(answers)
         if len(runs) == 1:
             write_results(runs[0], settings.split, answers, *judge(exam, tubes, seed=settings.seed))
         if save is not None:
             write_jsonl(save, answers)
-            say(f"wrote {len(answers)} tubes to {save}")
+            print_info(f"wrote {len(answers)} tubes to {save}")
     else:
         tubes = read_tubes(predictions or Path(), settings.first_frame)
     if predictions is not None and (missing := unanswered(exam, tubes)):
-        warn(
+        print_warning(
             f"{len(missing)} of {len(exam.truths.tubes)} queries have no prediction, for example {missing[0]!r}: they score 0, "
             "but protocol stcat leaves them out of its means"
         )
     scores, metrics = judge(exam, tubes, protocol, settings.seed)
-    differences = {} if compare is None else differences_from(compare, exam, scores, protocol, settings)
+    differences = {} if compare is None else compute_differences(compare, exam, scores, protocol, settings)
     if challenge is not None:
         write_challenge(challenge, tubes, settings.first_frame)
-        say(f"wrote {len(tubes)} tubes to {challenge}")
-    write_exchange(cvat, fiftyone, exam, tubes, scores, answers if runs else read_answers(predictions))
+        print_info(f"wrote {len(tubes)} tubes to {challenge}")
+    write_exports(cvat, fiftyone, exam, tubes, scores, answers if runs else read_scored_predictions(predictions))
     if json_out is not None:
         found = {f"{name}_difference": asdict(one) for name, one in differences.items()}
         write_json(json_out, {**metrics, **found, "protocol": protocol})
@@ -137,20 +137,20 @@ def evaluate(
     show_published(exam, tubes, protocol, settings.split, scores)
 
 
-def differences_from(compare: Path, exam: Exam, scores: Sequence[Score], protocol: str, settings: EvaluateConfig) -> dict[str, Difference]:
+def compute_differences(other_run: Path, ground_truth: Exam, scores: Sequence[Score], protocol: str, settings: EvaluateConfig) -> dict[str, Difference]:
     """These scores against those of another run that was judged, or of its predictions."""
     from grounding.evaluation.evaluate import score_exam
     from grounding.evaluation.ground_truth import read_tubes
     from grounding.metrics.bootstrap import differ
     from pipeline.errors import InputError
 
-    other = compare / "predictions" / f"{settings.split}.jsonl" if compare.is_dir() else compare
+    other = other_run / "predictions" / f"{settings.split}.jsonl" if other_run.is_dir() else other_run
     if not other.exists():
         raise InputError(f"{other} does not exist: --compare needs a run that stvg-eval has judged, or a file of predictions")
-    return differ(scores, score_exam(exam, read_tubes(other, settings.first_frame), protocol), exam.videos, settings.seed)
+    return differ(scores, score_exam(ground_truth, read_tubes(other, settings.first_frame), protocol), ground_truth.videos, settings.seed)
 
 
-def refuse_overwriting(inputs: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:
+def check_no_overwrite(inputs: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:
     """InputError where a file to write is one of those to read."""
     from pipeline.errors import InputError
 
@@ -160,17 +160,17 @@ def refuse_overwriting(inputs: Sequence[Path | None], outputs: Sequence[Path | N
             raise InputError(f"{path} is read, and would be written over: name another file to write")
 
 
-def answers_of(runs: Sequence[Path], store: Path, settings: EvaluateConfig, exam: Exam) -> list[Prediction]:
+def predict_runs(runs: Sequence[Path], store: Path, settings: EvaluateConfig, ground_truth: Exam) -> list[Prediction]:
     """What the runs' models answer; queries that the store has no features of score 0, and their videos are named."""
     from grounding.evaluation.evaluate import predict_split
 
-    with progress("answering", unit="queries") as advance:
+    with show_progress("answering", unit="queries") as advance:
         answers, missing = predict_split(runs, store, settings, advance)
     if missing:
-        videos = sorted({query.video for query in exam.queries if query.id in set(missing)})
+        videos = sorted({query.video for query in ground_truth.queries if query.id in set(missing)})
         named = ", ".join(videos[:20]) + (f" and {len(videos) - 20} more" if len(videos) > 20 else "")
-        count = f"{len(missing)} of {len(exam.queries)} queries score 0"
-        warn(f"{count}: store {store} has no features of video {named}; {store / 'failures.jsonl'} says why")
+        count = f"{len(missing)} of {len(ground_truth.queries)} queries score 0"
+        print_warning(f"{count}: store {store} has no features of video {named}; {store / 'failures.jsonl'} says why")
         log.warning("queries without features: %s", ", ".join(missing))
     return answers
 

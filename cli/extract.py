@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
-from cli.console.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log_to, new_app, print_info, print_warning
+from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
-    from pipeline.extraction.dry_run import Survey
+    from pipeline.extraction.dry_run import DryRunReport
     from pipeline.records import Failure
 
 app = new_app()
-SHOWN = 20
+MAX_PRINTED_FAILURES = 20
 """Failures that are printed; all are in the ledger."""
 
 
 @app.command()
-@guarded
+@handle_errors
 def extract(
     dataset: Annotated[
         str | None, typer.Option("--dataset", metavar="NAME", help="shapes, vidstg, hcstvg-v1, hcstvg-v2, jsonl or cvat.")
@@ -50,31 +50,31 @@ def extract(
 ) -> None:
     """Decode every video once and write its features; what is there already is kept."""
     if verify:
-        return _verify(store)
-    from cli.console.dataset_options import dataset_config
+        return _verify_store(store)
+    from cli.console.dataset_options import load_dataset_config
     from pipeline.config import merge, parse_assignments, read_section, validate
     from pipeline.extraction.config import ExtractConfig
-    from pipeline.extraction.dry_run import survey
-    from pipeline.extraction.run import run
+    from pipeline.extraction.dry_run import estimate_run
+    from pipeline.extraction.run import run_extraction
 
-    source = dataset_config(config, dataset, root, index)
-    named = {"backbones": backbones, "weights": _weights(weights), "format": format_, "workers": workers, "scheduler": scheduler}
+    source = load_dataset_config(config, dataset, root, index)
+    named = {"backbones": backbones, "weights": _parse_weights(weights), "format": format_, "workers": workers, "scheduler": scheduler}
     given = {key: value for key, value in named.items() if value is not None}
     values = merge(merge(read_section(config, "extract"), parse_assignments(assignments or [])), given)
     settings = validate(ExtractConfig, values, "section 'extract'")
     if dry_run:
-        return _tell(store, survey(source.index_path, source.folder, source.name, store, settings, say))
-    with progress("extracting", unit="videos") as advance:
+        return _print_dry_run(store, estimate_run(source.index_path, source.video_root, source.name, store, settings, print_info))
+    with show_progress("extracting", unit="videos") as advance:
         begun = partial(log_to, store / "log.txt")
-        report = run(source.index_path, source.folder, source.name, store, settings, advance, say, begun)
-    _warn_of(report.failures, store)
+        report = run_extraction(source.index_path, source.video_root, source.name, store, settings, advance, print_info, begun)
+    _warn_failures(report.failures, store)
     whole = report.videos - len(report.failures)
-    say(f"{store}: {whole} of {report.videos} videos, {report.made} shards made, {len(report.failures)} failed")
-    _summarise(store)
+    print_info(f"{store}: {whole} of {report.videos} videos, {report.shards_written} shards made, {len(report.failures)} failed")
+    _print_summary(store)
     raise typer.Exit(report.exit_code(settings.allow_failed))
 
 
-def _weights(given: list[str] | None) -> Any:
+def _parse_weights(given: list[str] | None) -> Any:
     """`["random:0"]` → one source for all; `["appearance=random:0", …]` → one per product."""
     from pipeline.errors import InputError
 
@@ -88,44 +88,44 @@ def _weights(given: list[str] | None) -> Any:
     return {product: source for product, _, source in pairs}
 
 
-def _warn_of(failures: list[Failure], store: Path) -> None:
+def _warn_failures(failures: list[Failure], store: Path) -> None:
     """A line for each of the first failures: its video, which its path may name, and the first line of what is known."""
-    for failure in failures[:SHOWN]:
+    for failure in failures[:MAX_PRINTED_FAILURES]:
         what = (failure.detail.splitlines() or [failure.reason])[0]
-        warn(what if failure.path in what else f"{failure.video}: {what}")
-    if len(failures) > SHOWN:
-        warn(f"and {len(failures) - SHOWN} more videos failed: {store / 'failures.jsonl'} lists all")
+        print_warning(what if failure.path in what else f"{failure.video}: {what}")
+    if len(failures) > MAX_PRINTED_FAILURES:
+        print_warning(f"and {len(failures) - MAX_PRINTED_FAILURES} more videos failed: {store / 'failures.jsonl'} lists all")
 
 
-def _tell(store: Path, found: Survey) -> None:
+def _print_dry_run(store: Path, found: DryRunReport) -> None:
     """The survey in one line, and a warning where the disk is too small."""
-    absent = f" ({found.absent} not found)" if found.absent else ""
-    size, free = (f"{count / 1e9:.3g} GB" for count in (found.bytes, found.free_bytes))
-    say(
-        f"{store}: {found.videos} videos{absent}; to make: {found.shards} shards of {found.to_make} videos, "
-        f"{found.seconds / 3600:.2g} hours, about {size}; {free} free; nothing was written"
+    absent = f" ({found.missing_files} not found)" if found.missing_files else ""
+    size, free = (f"{count / 1e9:.3g} GB" for count in (found.estimated_bytes, found.free_bytes))
+    print_info(
+        f"{store}: {found.videos} videos{absent}; to make: {found.pending_shards} shards of {found.pending_videos} videos, "
+        f"{found.pending_seconds / 3600:.2g} hours, about {size}; {free} free; nothing was written"
     )
-    if found.bytes > found.free_bytes:
-        warn(f"about {size} will not fit into the {free} that are free where {store} lies")
+    if found.estimated_bytes > found.free_bytes:
+        print_warning(f"about {size} will not fit into the {free} that are free where {store} lies")
 
 
-def _verify(path: Path) -> None:
+def _verify_store(path: Path) -> None:
     from pipeline.store import Store
 
     problems = Store(path).verify()
     for problem in problems:
-        warn(str(problem))
-    _summarise(path)
-    say(f"{path}: {'intact' if not problems else f'{len(problems)} problems'}")
+        print_warning(str(problem))
+    _print_summary(path)
+    print_info(f"{path}: {'intact' if not problems else f'{len(problems)} problems'}")
     raise typer.Exit(1 if problems else 0)
 
 
-def _summarise(path: Path) -> None:
+def _print_summary(path: Path) -> None:
     """What the store holds, a line per product."""
     from pipeline.store import Store
 
-    for contents in Store(path).summary():
-        say(f"  {contents}")
+    for contents in Store(path).summarize():
+        print_info(f"  {contents}")
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
-from cli.console.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log_to_run, new_app, print_info, print_warning
+from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
     from grounding.predictor.grounder import Grounder
@@ -18,7 +18,7 @@ app = new_app()
 
 
 @app.command()
-@guarded
+@handle_errors
 def predict(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="The video to look in.")],
     sentences: Annotated[
@@ -57,44 +57,44 @@ def predict(
 
     --config and --set: frames, batch, device, refine and between of section 'evaluate'.
     """
-    from pipeline.video.process_decoder import DecodeChild
+    from pipeline.video.process_decoder import ProcessDecoder
 
-    with DecodeChild() as decoder:  # it starts while libraries and networks are loaded
+    with ProcessDecoder() as decoder:  # it starts while libraries and networks are loaded
         from grounding.evaluation.config import EvaluateConfig
         from grounding.predictor.grounder import Grounder, checked_sentences
         from pipeline.config import load
         from pipeline.io.jsonl import write_json
 
-        texts = checked_sentences([*(sentences or ()), *(lines_of(queries) if queries is not None else ())])
+        texts = checked_sentences([*(sentences or ()), *(read_sentences(queries) if queries is not None else ())])
         drawings = drawing_paths(video_out, video, len(texts))
         settings = load(EvaluateConfig, "evaluate", config, assignments or [])
         runs = run or [Path("runs/shapes")]
         given = settings.model_dump(include={"device", "frames", "batch", "refine", "between"})
         grounder = Grounder(*runs, window=window, decoder=decoder, **given)
-        log_in_run(runs[0])
+        log_to_run(runs[0])
         if doubt := grounder.doubt(video):
-            warn(doubt)
-        answers = ask(grounder, video, texts, top, keep)
+            print_warning(doubt)
+        answers = ground_sentences(grounder, video, texts, top, keep)
     if json_out is not None:
         write_json(json_out, answers.model_dump(mode="json"))
-        say(f"wrote {json_out}")
+        print_info(f"wrote {json_out}")
     else:
-        show(answers)
+        print_result(answers)
     for number, drawing in enumerate(drawings):
-        draw(drawing, video, answers.queries[number])
+        draw_result(drawing, video, answers.queries[number])
 
 
-def ask(grounder: Grounder, video: Path, texts: list[str], top: int, keep: Path | None) -> Answers:
+def ground_sentences(grounder: Grounder, video: Path, texts: list[str], top: int, cache_dir: Path | None) -> Answers:
     """The answers, while a bar shows what is looked at, and where features are kept also what is answered."""
-    with progress("looking", unit="frames") as advance:
-        if keep is None:
+    with show_progress("looking", unit="frames") as advance:
+        if cache_dir is None:
             return grounder.ask(video, texts, top, advance)
-        seen = grounder.look(video, keep, advance)
-    with progress("answering", unit="windows") as advance:
+        seen = grounder.look(video, cache_dir, advance)
+    with show_progress("answering", unit="windows") as advance:
         return grounder.answer(seen, texts, top, advance)
 
 
-def lines_of(path: Path) -> list[str]:
+def read_sentences(path: Path) -> list[str]:
     """The sentences of a file, one per line; blank lines are passed over."""
     from pipeline.errors import InputError
 
@@ -121,14 +121,14 @@ def drawing_paths(out: Path | None, video: Path, count: int) -> list[Path]:
     return paths
 
 
-def show(answers: Answers) -> None:
+def print_result(result: Answers) -> None:
     """The answers as a table on stdout."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("sentence", "seconds", "frames", "score", "box in the middle")
-    for answer in answers.queries:
+    for answer in result.queries:
         for text, tube in ((answer.text, answer), *(("", other) for other in answer.others)):
             begin, end = tube.span_frames
             x1, y1, x2, y2 = (round(side) for side in tube.boxes[len(tube.boxes) // 2][1:])
@@ -137,16 +137,16 @@ def show(answers: Answers) -> None:
     Console().print(table)
 
 
-def draw(out: Path, video: Path, answer: Answer) -> None:
+def draw_result(out: Path, video: Path, result: Answer) -> None:
     """The video with an answer drawn on it, its frames read once more."""
     from grounding.visualization.draw_tube import Tube, draw_tube
     from pipeline.video import open_frames, probe
 
     facts = probe(video)
-    tube = Tube(answer.text, answer.span_frames, {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in answer.boxes})
-    with progress(f"drawing {out.name}", unit="frames") as advance, open_frames(facts.path, facts, range(facts.frame_count)) as frames:
+    tube = Tube(result.text, result.span_frames, {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in result.boxes})
+    with show_progress(f"drawing {out.name}", unit="frames") as advance, open_frames(facts.path, facts, range(facts.frame_count)) as frames:
         draw_tube(out, (picture for _, picture in frames), facts.edges, facts.size, tube, advance)
-    say(f"wrote {out}")
+    print_info(f"wrote {out}")
 
 
 def main() -> None:

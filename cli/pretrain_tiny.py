@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from cli.console.app import Debug, guarded, log, log_to, new_app, say
-from cli.console.progress import progress
+from cli.console.app import Debug, handle_errors, log, log_to, new_app, print_info
+from cli.console.progress import show_progress
 
 app = new_app()
 LOG_EVERY = 100
 
 
 @app.command()
-@guarded
+@handle_errors
 def pretrain_tiny(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where appearance, motion and text.safetensors are written.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of scenes and training.")] = 1,
@@ -33,7 +33,7 @@ def pretrain_tiny(
     steps = {"appearance": appearance_steps, "motion": motion_steps, "text": text_steps}
     total, before, part = scenes + sum(steps.values()), 0, 0
     log_to(out / "log.txt")
-    with progress("pretraining") as advance:
+    with show_progress("pretraining") as advance:
 
         def show(what: str, done: int, of: int) -> None:
             nonlocal before, part
@@ -45,8 +45,8 @@ def pretrain_tiny(
 
         report = pretrain(out, seed, scenes, steps, workers or os.cpu_count() or 1, show)
     for name, value in report.items():
-        say(f"{name}: {value:.3f} on held-out scenes")
-    say(f"{out}: appearance, motion and text.safetensors")
+        print_info(f"{name}: {value:.3f} on held-out scenes")
+    print_info(f"{out}: appearance, motion and text.safetensors")
 
 
 def main() -> None:

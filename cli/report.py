@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_in_run, new_app, say, warn
-from cli.console.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log_to_run, new_app, print_info, print_warning
+from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
     from grounding.report.build import ReportConfig
@@ -20,7 +20,7 @@ app = new_app()
 
 
 @app.command()
-@guarded
+@handle_errors
 def report(
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="The run to show; stvg-eval must have judged it.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
@@ -51,22 +51,22 @@ def report(
 
     settings = load(ReportConfig, "report", config, assignments or [])
     runs = [Judged.of_run(run, settings.split)] if compare is None else [*two_runs(run, compare, settings.split)]
-    log_in_run(run)
+    log_to_run(run)
     exam = read_exam(features / "index.jsonl", settings.split)
-    footage = footage_under(root or Path(Store(features).manifest.root))
-    witnesses = witnesses_of([one.path for one in runs], features, settings)
-    say(f"wrote {write_report(out, exam, runs, footage, settings, witnesses, sweep, progress)}")
+    footage = make_video_opener(root or Path(Store(features).manifest.root))
+    witnesses = build_attention_recorders([one.path for one in runs], features, settings)
+    print_info(f"wrote {write_report(out, exam, runs, footage, settings, witnesses, sweep, show_progress)}")
     if figures:
         from grounding.report.figures import FOLDER, write_figures
 
-        with progress("drawing figures", unit="queries") as advance:
+        with show_progress("drawing figures", unit="queries") as advance:
             troubles = write_figures(out, exam, runs, footage, witnesses, advance)
         for trouble in troubles:
-            warn(f"figures, query {trouble}")
-        say(f"wrote {out / FOLDER}")
+            print_warning(f"figures, query {trouble}")
+        print_info(f"wrote {out / FOLDER}")
 
 
-def witnesses_of(runs: Sequence[Path], store: Path, settings: ReportConfig) -> list[Witness]:
+def build_attention_recorders(runs: Sequence[Path], store: Path, settings: ReportConfig) -> list[Witness]:
     """The runs' networks, to be asked what they see; none where that is not wanted."""
     from grounding.visualization.attention_maps import Witness
     from pipeline.errors import StvgError
@@ -79,7 +79,7 @@ def witnesses_of(runs: Sequence[Path], store: Path, settings: ReportConfig) -> l
         raise type(error)(f"{error}; or leave out what the networks saw, with --set maps=false") from None
 
 
-def footage_under(root: Path) -> FootageOf:
+def make_video_opener(root: Path) -> FootageOf:
     """How the report gets its pictures: from the videos under `root`."""
     from grounding.visualization.video_source import Footage
     from pipeline.video import open_frames, probe

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
-from cli.console.progress import Lines
+from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log_to, new_app, print_info, print_warning
+from cli.console.progress import ProgressLines
 
 if TYPE_CHECKING:
     from grounding.sweep.run import Place
@@ -20,7 +20,7 @@ app = new_app()
 
 
 @app.command()
-@guarded
+@handle_errors
 def sweep(
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled.")] = Path("store"),
     out: Annotated[
@@ -56,13 +56,13 @@ def sweep(
     folder, evaluate = out or Path("sweeps") / table, load(EvaluateConfig, "evaluate", config, [])
     planned = plan(chosen, features, folder, lambda system: over_preset(given, preset, system, features), evaluate, seeds)
     log_to(folder / "log.txt")
-    with sweep_progress() as watch:
+    with show_sweep_progress() as watch:
         results = run_sweep(planned, watch)
     found = make_table(planned, results)
     for warning in warnings(found):
-        warn(warning.strip("*"))
+        print_warning(warning.strip("*"))
     for path in write_table(found, folder):
-        say(f"wrote {path}")
+        print_info(f"wrote {path}")
     for part in found["sections"]:
         show_section(found, part)
     if found["claims"]:
@@ -70,13 +70,13 @@ def sweep(
 
 
 @contextmanager
-def sweep_progress() -> Iterator[Callable[[Place], None]]:
+def show_sweep_progress() -> Iterator[Callable[[Place], None]]:
     """Two bars on a terminal, runs and steps over all of them; plain lines in the log, and on stderr elsewhere."""
     terminal = sys.stderr.isatty()
-    lines = Lines("sweep", "steps", None if terminal else sys.stderr)
+    lines = ProgressLines("sweep", "steps", None if terminal else sys.stderr)
 
     def in_lines(place: Place) -> None:
-        lines.what = f"{place.what} (run {min(place.run + 1, place.runs)} of {place.runs})"
+        lines.label = f"{place.what} (run {min(place.run + 1, place.runs)} of {place.runs})"
         if place.steps:
             lines(place.step, place.steps)
 

@@ -11,14 +11,14 @@ from typing import Annotated
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, guarded, log_to, new_app, say, warn
-from cli.console.progress import progress
+from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log_to, new_app, print_info, print_warning
+from cli.console.progress import show_progress
 
 app = new_app()
 
 
 @app.command()
-@guarded
+@handle_errors
 def train(
     features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled.")] = Path("store"),
     run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="The run directory to write.", show_default="runs/MODEL")] = None,
@@ -52,11 +52,11 @@ def train(
         if processes.first:
             log_to(run / "log.txt")
         if moved is not None:
-            say(f"the run that was in {run} is now in {moved}; delete it when it is not needed")
-        with progress("training", unit="steps") if processes.first else nullcontext(lambda done, total: None) as advance:
-            train_model(features, run, settings, advance, warn)
+            print_info(f"the run that was in {run} is now in {moved}; delete it when it is not needed")
+        with show_progress("training", unit="steps") if processes.first else nullcontext(lambda done, total: None) as advance:
+            train_model(features, run, settings, advance, print_warning)
         if processes.first:
-            say(f"trained {run}")
+            print_info(f"trained {run}")
 
 
 def main() -> None:

@@ -34,10 +34,10 @@ def cxcywh_to_xyxy(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return corners * np.array([*size, *size], np.float64)
 
 
-def interpolate(frames: np.ndarray, boxes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def interpolate_boxes(frames: np.ndarray, boxes: np.ndarray, target_frames: np.ndarray) -> np.ndarray:
     """Boxes at the `wanted` frames `[m]` from samples at ascending `frames` `[n]`, boxes `[n, 4]` → `[m, 4]`.
 
     Linear between samples, held before the first and after the last; exact at samples.
     """
     boxes = np.asarray(boxes, np.float64)
-    return np.stack([np.interp(wanted, frames, boxes[:, side]) for side in range(4)], -1)
+    return np.stack([np.interp(target_frames, frames, boxes[:, side]) for side in range(4)], -1)

@@ -14,18 +14,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import InputError
-from pipeline.validation import first_problem
+from pipeline.validation import format_first_error
 
 SECTIONS = ("dataset", "prepare", "extract", "train", "evaluate", "report")
 
 
-class Config(BaseModel):
+class StrictModel(BaseModel):
     """Base of every validated config: unknown keys are refused, numbers must be finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-ConfigT = TypeVar("ConfigT", bound=Config)
+ConfigT = TypeVar("ConfigT", bound=StrictModel)
 
 
 def read_section(path: Path | None, section: str) -> dict[str, Any]:
@@ -53,10 +53,10 @@ def read_section(path: Path | None, section: str) -> dict[str, Any]:
     return values
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`, mapping by mapping."""
     result = dict(base)
-    for key, value in over.items():
+    for key, value in override.items():
         old = result.get(key)
         result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
@@ -79,19 +79,19 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def validate(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+def validate(config_class: type[ConfigT], values: Mapping[str, Any], context: str) -> ConfigT:
     """Build a config; the first problem becomes an InputError that names the key and what is allowed."""
     try:
-        return kind.model_validate(dict(values))
+        return config_class.model_validate(dict(values))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         if problem["type"] == "extra_forbidden":
             key = ".".join(str(part) for part in problem["loc"])
-            raise InputError(f"{where}: unknown key {key!r}; the keys are {', '.join(_known(kind, problem['loc']))}") from None
-        raise InputError(f"{where}: {first_problem(error)}") from None
+            raise InputError(f"{context}: unknown key {key!r}; the keys are {', '.join(_allowed_keys(config_class, problem['loc']))}") from None
+        raise InputError(f"{context}: {format_first_error(error)}") from None
 
 
-def _known(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
+def _allowed_keys(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """The names allowed at the level of an unknown key."""
     for part in location[:-1]:
         field = kind.model_fields.get(str(part))
@@ -102,13 +102,13 @@ def _known(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
 
 
 def load(
-    kind: type[ConfigT], section: str, file: Path | None, assignments: Sequence[str], preset: Mapping[str, Any] | None = None
+    config_class: type[ConfigT], section: str, file: Path | None, assignments: Sequence[str], preset: Mapping[str, Any] | None = None
 ) -> ConfigT:
     """preset < the file's section < `--set`, validated."""
     values = merge(merge(preset or {}, read_section(file, section)), parse_assignments(assignments))
-    return validate(kind, values, f"section {section!r}")
+    return validate(config_class, values, f"section {section!r}")
 
 
-def save(path: Path, section: str, config: Config) -> None:
+def save(path: Path, section: str, config: StrictModel) -> None:
     """Write a config as the one-section YAML that would reproduce it."""
     path.write_text(yaml.safe_dump({section: config.model_dump(mode="json")}, sort_keys=False), encoding="utf-8")

@@ -7,7 +7,7 @@ import torch
 from pipeline.errors import InputError
 
 
-def device_of(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device `auto` (the GPU where there is one), or the one named; an InputError where it is not there."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

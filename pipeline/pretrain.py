@@ -19,65 +19,65 @@ from torch.nn import functional
 
 from pipeline.datasets.shapes import render
 from pipeline.datasets.shapes.make import scene_seed
-from pipeline.datasets.shapes.scene import COLOURS, MOTIONS, SHAPES, Scene, make_scene
+from pipeline.datasets.shapes.scene import COLORS, MOTIONS, SHAPES, Scene, make_scene
 from pipeline.datasets.shapes.sentences import PHRASES, Sentence, write_sentences
 from pipeline.encoders.image_geometry import pad_to_square, resize
-from pipeline.encoders.text import TOKENIZER, tokenise, train_tokenizer
-from pipeline.sampling import clip_frames
+from pipeline.encoders.text import TOKENIZER_FILE, tokenize, train_tokenizer
+from pipeline.sampling import sample_clip_frames
 from pipeline.weights.load import build_encoder
 
-Progress = Callable[[str, int, int], None]
-CLIP_SPAN = 0.8
+StageProgressCallback = Callable[[str, int, int], None]
+CLIP_SECONDS = 0.8
 """Seconds a tiny motion clip spans, in training as in extraction."""
 
 
-def pretrain_tiny(out: Path, seed: int, scenes: int, steps: dict[str, int], workers: int, progress: Progress) -> dict[str, float]:
+def pretrain_tiny(output_dir: Path, seed: int, num_scenes: int, steps: dict[str, int], num_workers: int, progress: StageProgressCallback) -> dict[str, float]:
     """Train all three backbones and write `out/{appearance,motion,text}.safetensors`; returns held-out accuracies."""
     torch.manual_seed(seed)
-    seeds = [scene_seed(seed, "pretrain", index) for index in range(scenes)]
-    with ProcessPoolExecutor(workers) as pool:
+    seeds = [scene_seed(seed, "pretrain", index) for index in range(num_scenes)]
+    with ProcessPoolExecutor(num_workers) as pool:
         films = []
-        for done, film in enumerate(pool.map(_film, seeds, chunksize=4), start=1):
+        for done, film in enumerate(pool.map(_render_scene, seeds, chunksize=4), start=1):
             films.append(film)
-            progress("drawing scenes", done, scenes)
-    held = max(1, scenes // 10)
+            progress("drawing scenes", done, num_scenes)
+    held = max(1, num_scenes // 10)
     report: dict[str, float] = {}
     for product, train in (("appearance", _train_appearance), ("motion", _train_motion)):
         encoder = build_encoder(product, "tiny").train()
         report |= train(encoder, films[held:], films[:held], steps[product], seed, progress)
-        _write(encoder, out / f"{product}.safetensors")
-    report |= _train_text(out, films, steps["text"], seed, progress)
+        _save_encoder(encoder, output_dir / f"{product}.safetensors")
+    report |= _train_text(output_dir, films, steps["text"], seed, progress)
     return report
 
 
-def all_sentences() -> list[str]:
+def generate_sentences() -> list[str]:
     """Every sentence the grammar of `shapes` can say: what the shipped tokenizer learns its merges from."""
     said = []
     for phrases in PHRASES.values():
         for does in phrases:
-            said += [f"the {colour} {shape} {does}." for colour in COLOURS for shape in SHAPES]
-            said += [f"which {shape} {does}?" for shape in SHAPES] + [f"what {colour} thing {does}?" for colour in COLOURS]
+            said += [f"the {colour} {shape} {does}." for colour in COLORS for shape in SHAPES]
+            said += [f"which {shape} {does}?" for shape in SHAPES] + [f"what {colour} thing {does}?" for colour in COLORS]
             said.append(f"what {does}?")
     return said
 
 
-Film = tuple[Scene, np.ndarray, np.ndarray]
+RenderedScene = tuple[Scene, np.ndarray, np.ndarray]
 """A scene, its frames `[n, h, w, 3]` uint8 and its boxes `[things, n, 4]` xyxy pixels."""
 
 
-def _film(seed: int) -> Film:
+def _render_scene(seed: int) -> RenderedScene:
     scene = make_scene(seed)
-    return scene, np.stack(list(render.frames(scene))), np.stack([render.boxes(scene, thing) for thing in scene.things])
+    return scene, np.stack(list(render.render_frames(scene))), np.stack([render.compute_boxes(scene, thing) for thing in scene.objects])
 
 
-def cell_owner(boxes: np.ndarray, rows: int, columns: int, size: tuple[float, float], offset: tuple[float, float] = (0, 0)) -> np.ndarray:
+def assign_cells_to_objects(boxes: np.ndarray, rows: int, columns: int, map_size: tuple[float, float], offset: tuple[float, float] = (0, 0)) -> np.ndarray:
     """Which object each cell belongs to, `[rows, columns]`, −1 for none, from xyxy boxes `[things, 4]`.
 
     `size` is the (width, height) the map covers, `offset` where the picture starts in it. A cell belongs to the
     smallest box that holds its centre; a box that holds none owns the cell nearest its own centre.
     """
-    x = (np.arange(columns) + 0.5) * size[0] / columns - offset[0]
-    y = (np.arange(rows) + 0.5) * size[1] / rows - offset[1]
+    x = (np.arange(columns) + 0.5) * map_size[0] / columns - offset[0]
+    y = (np.arange(rows) + 0.5) * map_size[1] / rows - offset[1]
     owner = np.full((rows, columns), -1)
     extent = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
     for thing in np.argsort(-extent):
@@ -90,19 +90,19 @@ def cell_owner(boxes: np.ndarray, rows: int, columns: int, size: tuple[float, fl
 
 
 def _train_appearance(
-    encoder: nn.Module, train: list[Film], held: list[Film], steps: int, seed: int, progress: Progress
+    encoder: nn.Module, train: list[RenderedScene], held: list[RenderedScene], steps: int, seed: int, progress: StageProgressCallback
 ) -> dict[str, float]:
-    head = nn.Conv2d(128, len(COLOURS) + len(SHAPES) + 1 + 4, 1)
+    head = nn.Conv2d(128, len(COLORS) + len(SHAPES) + 1 + 4, 1)
     rng = np.random.default_rng([seed, 10])
 
-    def batch(films: list[Film], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(films: list[RenderedScene], count: int) -> tuple[Tensor, Tensor, Tensor]:
         pictures, owners, targets = [], [], []
         for film in rng.choice(len(films), count):
             scene, frames, boxes = films[film]
             index = rng.integers(scene.frame_count)
             height, width = frames.shape[1:3]
-            owner = cell_owner(boxes[:, index], height // 16, width // 16, (width, height))
-            looks = np.array([(COLOURS.index(t.colour), SHAPES.index(t.shape)) for t in scene.things])
+            owner = assign_cells_to_objects(boxes[:, index], height // 16, width // 16, (width, height))
+            looks = np.array([(COLORS.index(t.colour), SHAPES.index(t.shape)) for t in scene.things])
             target = np.concatenate([looks[owner], boxes[owner, index]], -1)
             pictures.append(torch.from_numpy(frames[index]).permute(2, 0, 1))
             owners.append(torch.from_numpy(owner))
@@ -111,7 +111,7 @@ def _train_appearance(
 
     def judge(maps: Tensor, owned: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
         out = head(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        colour, shape, object_, box = out.split([len(COLOURS), len(SHAPES), 1, 4], -1)
+        colour, shape, object_, box = out.split([len(COLORS), len(SHAPES), 1, 4], -1)
         rows, columns = owned.shape[1:]
         centre = torch.stack(torch.meshgrid(torch.arange(columns) + 0.5, torch.arange(rows) + 0.5, indexing="xy"), -1) * 16
         wanted = (target[..., 2:] - torch.cat([centre, centre], -1)) / 16
@@ -126,14 +126,14 @@ def _train_appearance(
         }
         return loss, right
 
-    return _fit("appearance", encoder, head, lambda n: batch(train, n), lambda n: batch(held, n), judge, steps, 32, _judged(held), progress)
+    return _fit_encoder("appearance", encoder, head, lambda n: batch(train, n), lambda n: batch(held, n), judge, steps, 32, _count_validation_samples(held), progress)
 
 
-def _train_motion(encoder: nn.Module, train: list[Film], held: list[Film], steps: int, seed: int, progress: Progress) -> dict[str, float]:
+def _train_motion(encoder: nn.Module, train: list[RenderedScene], held: list[RenderedScene], steps: int, seed: int, progress: StageProgressCallback) -> dict[str, float]:
     head = nn.Conv2d(384, len(MOTIONS) + 1, 1)
     rng = np.random.default_rng([seed, 20])
 
-    def batch(films: list[Film], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(films: list[RenderedScene], count: int) -> tuple[Tensor, Tensor, Tensor]:
         clips, owners, labels = [], [], []
         for film in rng.choice(len(films), count):
             scene, frames, boxes = films[film]
@@ -141,10 +141,10 @@ def _train_motion(encoder: nn.Module, train: list[Film], held: list[Film], steps
             seconds = np.arange(scene.frame_count) / scene.fps
             centre = rng.uniform(0, seconds[-1])
             middle = min(int(centre * scene.fps), scene.frame_count - 1)
-            picked = torch.from_numpy(frames[clip_frames(seconds, centre, CLIP_SPAN, 8)]).permute(0, 3, 1, 2)
+            picked = torch.from_numpy(frames[sample_clip_frames(seconds, centre, CLIP_SECONDS, 8)]).permute(0, 3, 1, 2)
             clips.append(resize(pad_to_square(picked), (128, 128)).permute(1, 0, 2, 3))
             side = max(width, height)
-            owner = cell_owner(boxes[:, middle], 8, 8, (side, side), ((side - width) / 2, (side - height) / 2))
+            owner = assign_cells_to_objects(boxes[:, middle], 8, 8, (side, side), ((side - width) / 2, (side - height) / 2))
             motion = [next(MOTIONS.index(e.motion) for e in thing.events if e.begin <= middle < e.end) for thing in scene.things]
             owners.append(torch.from_numpy(owner))
             labels.append(torch.from_numpy(np.array([*motion, len(MOTIONS)])[owner]))
@@ -157,14 +157,14 @@ def _train_motion(encoder: nn.Module, train: list[Film], held: list[Film], steps
         loss = functional.cross_entropy(out, label, weight=weight)
         return loss, {"motion": float((out.argmax(1) == label)[owned].float().mean())}
 
-    return _fit("motion", encoder, head, lambda n: batch(train, n), lambda n: batch(held, n), judge, steps, 24, _judged(held), progress)
+    return _fit_encoder("motion", encoder, head, lambda n: batch(train, n), lambda n: batch(held, n), judge, steps, 24, _count_validation_samples(held), progress)
 
 
-def _train_text(out: Path, films: list[Film], steps: int, seed: int, progress: Progress) -> dict[str, float]:
-    if out.resolve() == TOKENIZER.parent.resolve() or not TOKENIZER.exists():
-        train_tokenizer(all_sentences(), TOKENIZER)
+def _train_text(out: Path, films: list[RenderedScene], steps: int, seed: int, progress: StageProgressCallback) -> dict[str, float]:
+    if out.resolve() == TOKENIZER_FILE.parent.resolve() or not TOKENIZER_FILE.exists():
+        train_tokenizer(generate_sentences(), TOKENIZER_FILE)
     encoder = build_encoder("text", "tiny").train()
-    names = (COLOURS, SHAPES, MOTIONS)
+    names = (COLORS, SHAPES, MOTIONS)
     head = nn.Linear(64, sum(len(part) + 1 for part in names))
     rng = np.random.default_rng([seed, 30])
     pool = [(s.text, film[0], s) for film in films for s in write_sentences(film[0], 8, rng)]
@@ -173,13 +173,13 @@ def _train_text(out: Path, films: list[Film], steps: int, seed: int, progress: P
 
     def batch(pool: list[tuple[str, Scene, Sentence]], count: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = [pool[i] for i in rng.choice(len(pool), count)]
-        tokens, mask = tokenise([text for text, _, _ in rows])
+        tokens, mask = tokenize([text for text, _, _ in rows])
         labels = []
         for text, scene, sentence in rows:
             colour, shape = scene.things[sentence.thing].looks
             labels.append(
                 [
-                    COLOURS.index(colour) if colour in text else len(COLOURS),
+                    COLORS.index(colour) if colour in text else len(COLORS),
                     SHAPES.index(shape) if shape in text else len(SHAPES),
                     MOTIONS.index(sentence.event.motion),
                 ]
@@ -193,12 +193,12 @@ def _train_text(out: Path, films: list[Film], steps: int, seed: int, progress: P
         right = torch.stack([p.argmax(-1) == labels[:, i] for i, p in enumerate(parts)]).all(0)
         return torch.as_tensor(loss), {"text": float(right.float().mean())}
 
-    report = _fit("text", encoder, head, lambda n: batch(pool, n), lambda n: batch(held, n), judge, steps, 64, 256, progress)
-    _write(encoder, out / "text.safetensors")
+    report = _fit_encoder("text", encoder, head, lambda n: batch(pool, n), lambda n: batch(held, n), judge, steps, 64, 256, progress)
+    _save_encoder(encoder, out / "text.safetensors")
     return report
 
 
-def _fit(
+def _fit_encoder(
     name: str,
     encoder: nn.Module,
     head: nn.Module,
@@ -208,7 +208,7 @@ def _fit(
     steps: int,
     size: int,
     judged: int,
-    progress: Progress,
+    progress: StageProgressCallback,
 ) -> dict[str, float]:
     """Train encoder and head in steps of `size` samples (one-cycle AdamW), then judge them on `judged` held-out ones."""
     rate = 3e-3 if name != "text" else 1e-3
@@ -232,11 +232,11 @@ def _fit(
         return judge(states, where, target)[1]
 
 
-def _judged(held: list[Film]) -> int:
+def _count_validation_samples(held: list[RenderedScene]) -> int:
     """How many samples of the held-out scenes are judged."""
     return min(256, 8 * len(held))
 
 
-def _write(encoder: nn.Module, path: Path) -> None:
+def _save_encoder(encoder: nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in encoder.state_dict().items()}, path)

@@ -11,18 +11,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.validation import Record, _short
+from pipeline.validation import StrictModel, _value_repr
 
 FORMAT: Literal[1] = 1
-MOST_FRAMES = 10**8
-LARGEST_COORDINATE = 10**6
-FrameNumber = Annotated[int, Field(ge=0, le=MOST_FRAMES)]
-Coordinate = Annotated[float, Field(ge=-LARGEST_COORDINATE, le=LARGEST_COORDINATE)]
+MAX_FRAMES = 10**8
+MAX_COORDINATE = 10**6
+FrameIndex = Annotated[int, Field(ge=0, le=MAX_FRAMES)]
+Coordinate = Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
 """Pixels; far outside any picture is still a coordinate."""
-Span = tuple[FrameNumber, FrameNumber]
+Span = tuple[FrameIndex, FrameIndex]
 
 
-class Truth(Record):
+class Truth(StrictModel):
     """When the event happens (`span`, frames `[begin, end)`) and the key of its boxes in `tracks.npz`.
 
     `track` is None where the boxes are not at hand (VidSTG without VidOR's trajectories).
@@ -32,7 +32,7 @@ class Truth(Record):
     track: str | None = None
 
 
-class Query(Record):
+class Query(StrictModel):
     """One sentence about one video: a line of `index.jsonl`.
 
     `path` is relative to the data set's root (absolute if it lies outside it), `segment` the frames
@@ -44,7 +44,7 @@ class Query(Record):
     video: str
     path: str
     fps: float
-    frame_count: FrameNumber
+    frame_count: FrameIndex
     size: tuple[int, int]
     segment: Span
     text: str
@@ -55,7 +55,7 @@ class Query(Record):
     tags: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _spans_hold(self) -> Query:
+    def _check_spans(self) -> Query:
         begin, end = self.segment
         if not 0 <= begin < end <= self.frame_count:
             raise ValueError(f"segment [{begin}, {end}) does not lie in [0, {self.frame_count})")
@@ -66,7 +66,7 @@ class Query(Record):
         return self
 
 
-class Prediction(Record):
+class Prediction(StrictModel):
     """The predicted tube of one query: a line of `predictions/<split>.jsonl`.
 
     `boxes` rows are `[frame, x1, y1, x2, y2]`; they may reach beyond `span` (m_sIoU judges them there).
@@ -75,16 +75,16 @@ class Prediction(Record):
     id: str
     span: Span
     score: float
-    boxes: list[tuple[FrameNumber, Coordinate, Coordinate, Coordinate, Coordinate]]
+    boxes: list[tuple[FrameIndex, Coordinate, Coordinate, Coordinate, Coordinate]]
 
     @model_validator(mode="after")
-    def _span_holds(self) -> Prediction:
+    def _check_span(self) -> Prediction:
         if self.span[0] > self.span[1]:
             raise ValueError(f"span [{self.span[0]}, {self.span[1]}) ends before it begins")
         return self
 
 
-class Failure(Record):
+class Failure(StrictModel):
     """A video that could not be used: a line of `failures.jsonl`, one per video, current failures only."""
 
     video: str
@@ -95,4 +95,4 @@ class Failure(Record):
     attempts: int = 1
 
 
-_short.maxstring = _short.maxother = _short.maxlong = 80  # and six levels deep, whatever was sent
+_value_repr.maxstring = _value_repr.maxother = _value_repr.maxlong = 80  # and six levels deep, whatever was sent

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.records import FORMAT
 
 
@@ -49,7 +49,7 @@ class Tracks:
         counts = [len(self._tracks[key][0]) for key in keys]
         frames = [self._tracks[key][0] for key in keys]
         boxes = [self._tracks[key][1] for key in keys]
-        with replacing(path) as aside, aside.open("wb") as file:
+        with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez_compressed(
                 file,
                 format=np.int64(FORMAT),

@@ -17,7 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("without deadlines", deadline=None)
 settings.load_profile("without deadlines")
 """No test asserts on time: an example of hypothesis that a busy machine holds up for 200 ms is no failure."""
-SAMPLING = {"fps": 5.0, "short": 96, "clip_every": 0.4, "clip_span": 0.8}
+SAMPLING = {"fps": 5.0, "short": 96, "clip_stride_seconds": 0.4, "clip_seconds": 0.8}
 MODEL = {"d": 16, "heads": 2, "ffn": 32, "layers": 1, "frames": 4, "clips": 8, "map_channels": 8, "map_kernel": 3, "map_layers": 1}
 
 
@@ -37,7 +37,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     from pipeline.datasets.prepare import prepare
     from pipeline.datasets.shapes.make import ShapesConfig, make_shapes
     from pipeline.extraction.run import ExtractConfig
-    from pipeline.extraction.run import run as extract
+    from pipeline.extraction.run import run_extraction as extract
 
     place = tmp_path_factory.mktemp("tiny")
     made = TinyRun(place / "shapes", place / "index" / "index.jsonl", place / "store", place / "runs" / "tiny")

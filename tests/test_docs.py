@@ -12,11 +12,11 @@ from grounding.report.build import ReportConfig
 from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, Recipe
 from grounding.systems.registry import preset
 from grounding.training.train import TrainConfig
-from pipeline.config import SECTIONS, Config
+from pipeline.config import SECTIONS, StrictModel
 from pipeline.extraction.run import ExtractConfig
 
 ROOT = Path(__file__).parents[1]
-KINDS: dict[str, type[Config]] = {
+KINDS: dict[str, type[StrictModel]] = {
     "dataset": DatasetConfig,
     "prepare": PrepareConfig,
     "extract": ExtractConfig,

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.case import Case
 
-PLACES = {
+CASES = {
     "start": "start:Start",
     "decode": "decode:Decode",
     "memory": "memory:Memory",
@@ -15,7 +15,7 @@ PLACES = {
     "store-write": "store_write:Writing",
     "index": "index:Index",
     "loader": "loader:LoaderStep",
-    "pictures": "pictures:PassOfPictures",
+    "pictures": "pictures:ImagePassRead",
     "systems": "systems:Systems",
     "end-to-end": "end_to_end:EndToEndStep",
     "prediction": "prediction:Answering",
@@ -24,8 +24,8 @@ PLACES = {
 }
 
 
-def case_class(name: str) -> type[Case]:
+def get_case_class(name: str) -> type[Case]:
     """The class of a case; its module is imported only now."""
-    module, _, own = PLACES[name].partition(":")
+    module, _, own = CASES[name].partition(":")
     found: type[Case] = getattr(import_module(f"benchmarks.cases.{module}"), own)
     return found

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Case, Floor, Group, Way
+from benchmarks.case import Case, LowerBound, Comparison, Measurement
 from benchmarks.synthetic_data import make_video
-from benchmarks.timing import in_turns, profile_python
-from pipeline.video import DecodeChild, VideoFacts, open_frames, probe
+from benchmarks.timing import time_interleaved, profile_python
+from pipeline.video import ProcessDecoder, VideoMetadata, open_frames, probe
 
 WORK_SECONDS = 0.002
-Read = Callable[[], Any]
+FrameOpener = Callable[[], Any]
 """Opens a stream of all frames of one video: a context manager, iterator of `(number, picture)`."""
 
 
@@ -40,57 +40,57 @@ class Decode(Case):
 
     def __enter__(self) -> Decode:
         super().__enter__()
-        self.child = DecodeChild().__enter__()
-        self.paths = [make_video(self.place / name, size, frames) for name, size, frames in self.videos]
+        self.process_decoder = ProcessDecoder().__enter__()
+        self.paths = [make_video(self.work_dir / name, size, frames) for name, size, frames in self.videos]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.child.__exit__(*error)
+        self.process_decoder.__exit__(*error)
         super().__exit__(*error)
 
-    def agree(self) -> None:
+    def check_agreement(self) -> None:
         for path in self.paths:
-            digests = {name: digest(read) for name, read in ways_of(path, probe(path), self.child).items()}
+            digests = {name: compute_digest(read) for name, read in build_readers(path, probe(path), self.process_decoder).items()}
             assert len(set(digests.values())) == 1, f"{path}: {digests}"
 
-    def measure(self) -> list[Group]:
-        return [group for path in self.paths for work in (0.0, WORK_SECONDS) for group in self._groups(path, work)]
+    def measure(self) -> list[Comparison]:
+        return [group for path in self.paths for work in (0.0, WORK_SECONDS) for group in self._measure_video(path, work)]
 
-    def _groups(self, path: Path, work: float) -> list[Group]:
+    def _measure_video(self, path: Path, work: float) -> list[Comparison]:
         facts = probe(path)
-        reads = {name: partial(consume, read, work, facts.frame_count) for name, read in ways_of(path, facts, self.child).items()}
+        reads = {name: partial(consume, read, work, facts.frame_count) for name, read in build_readers(path, facts, self.process_decoder).items()}
         pixels = facts.frame_count * facts.size[0] * facts.size[1] * 3
         tops = {} if work else {name: profile_python(read) for name, read in reads.items()}
         found = {
-            name: Way(own, Floor(bytes=pixels), top=tops.get(name, []), facts={"frames_per_second": facts.frame_count / min(own)})
-            for name, own in in_turns(reads, self.rounds).items()
+            name: Measurement(own, LowerBound(bytes=pixels), hotspots=tops.get(name, []), extra={"frames_per_second": facts.frame_count / min(own)})
+            for name, own in time_interleaved(reads, self.rounds).items()
         }
         title = f"{path.name}, {facts.size[0]}×{facts.size[1]}, {facts.frame_count} frames"
-        return [Group(f"{title}, {work * 1e3:.0f} ms of work each" if work else title, found)]
+        return [Comparison(f"{title}, {work * 1e3:.0f} ms of work each" if work else title, found)]
 
 
-def ways_of(path: Path, facts: VideoFacts, child: DecodeChild) -> dict[str, Read]:
+def build_readers(path: Path, metadata: VideoMetadata, process_decoder: ProcessDecoder) -> dict[str, FrameOpener]:
     """The decoder that is chosen for the file first, in this process; then in the child; then the other one."""
-    wanted = range(facts.frame_count)
-    with open_frames(path, facts, wanted) as frames:
+    wanted = range(metadata.frame_count)
+    with open_frames(path, metadata, wanted) as frames:
         chosen = frames.decoder
-    ways: dict[str, Read] = {chosen: lambda: open_frames(path, facts, wanted), f"child {chosen}": lambda: child.frames(path, facts, wanted)}
-    return ways if chosen == "pyav" else ways | {"pyav": lambda: open_frames(path, facts, wanted, "pyav")}
+    ways: dict[str, FrameOpener] = {chosen: lambda: open_frames(path, metadata, wanted), f"child {chosen}": lambda: process_decoder.frames(path, metadata, wanted)}
+    return ways if chosen == "pyav" else ways | {"pyav": lambda: open_frames(path, metadata, wanted, "pyav")}
 
 
-def consume(read: Read, work: float, expected: int) -> None:
+def consume(read: FrameOpener, work_seconds: float, expected: int) -> None:
     """Read all frames, computing for `work` seconds after each."""
     count = 0
     with read() as frames:
         for _ in frames:
             count += 1
-            end = time.perf_counter() + work
+            end = time.perf_counter() + work_seconds
             while time.perf_counter() < end:
                 pass
     assert count == expected, (count, expected)
 
 
-def digest(read: Read) -> str:
+def compute_digest(read: FrameOpener) -> str:
     """SHA-256 of all numbers and pictures."""
     found = hashlib.sha256()
     with read() as frames:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.case import Case, Floor, Group, Way
+from benchmarks.case import Case, LowerBound, Comparison, Measurement
 from benchmarks.synthetic_data import fill_store, make_queries
-from benchmarks.timing import branched, in_turns, profile_torch
-from benchmarks.training_step import CHANNELS, Step, floor_and_peak, network_of_size
+from benchmarks.timing import run_in_forked_process, time_interleaved, profile_torch
+from benchmarks.training_step import CHANNELS, TrainingStep, measure_bound_and_peak, build_network
 from grounding.data.dataset import FeatureSet
 from grounding.data.loader import Batch, Loader
 from grounding.modules.freezing import tune
@@ -27,30 +27,30 @@ from grounding.structures.inputs import Inputs
 from grounding.systems.config import TrainConfig
 from grounding.systems.registry import preset
 from pipeline.config import merge
-from pipeline.encoders.image_geometry import appearance_size
-from pipeline.encoders.optimize import frozen
+from pipeline.encoders.image_geometry import compute_appearance_size
+from pipeline.encoders.optimize import optimize_for_inference
 from pipeline.store import Entry
 from pipeline.weights.load import load_backbone
 
-EVERY = 5
+MAP_STRIDE_FRAMES = 5
 """Frames of the video from one stored map to the next."""
-TOGETHER = {"image": 16, "motion": 4}
+ENCODER_BATCH_SIZES = {"image": 16, "motion": 4}
 """Pictures and clips that go through a frozen backbone at once, as in extraction."""
 
 
 @dataclass(frozen=True)
-class Size:
+class EndToEndSize:
     """`given` is laid over the preset `hcstvg-v1`; N_short and the sides of the clips are in pixels; the sentence has `words` tokens."""
 
-    given: dict[str, Any]
-    short: int
-    video: tuple[int, int] = (1280, 720)
-    clip: tuple[int, int] = (32, 256)
-    words: int = 20
+    overrides: dict[str, Any]
+    short_side: int
+    video_size: tuple[int, int] = (1280, 720)
+    clip_shape: tuple[int, int] = (32, 256)
+    num_tokens: int = 20
     backbones: str = "full"
 
     @classmethod
-    def of(cls, device: str) -> Size:
+    def for_device(cls, device: str) -> EndToEndSize:
         """The paper's for a GPU (8 queries, bfloat16); for a CPU one query, of a quarter of the frames and clips."""
         if device == "cuda":
             return cls({"batch": 8, "precision": "bfloat16"}, 320)
@@ -58,59 +58,59 @@ class Size:
 
 
 @dataclass
-class Raw:
+class BackboneInputs:
     """What the backbones see of every video: pictures `[T_s, h, w, 3]`, clips `[T_d, 3, frames, side, side]` uint8, and words."""
 
     pictures: Tensor
     clips: Tensor
-    words: np.ndarray
+    text_states: np.ndarray
 
     @classmethod
-    def of(cls, size: Size, config: TrainConfig) -> Raw:
+    def from_size(cls, size: EndToEndSize, config: TrainConfig) -> BackboneInputs:
         torch.manual_seed(0)
-        width, height = appearance_size(size.video, size.short)
-        frames, side = size.clip
+        width, height = compute_appearance_size(size.video_size, size.short_side)
+        frames, side = size.clip_shape
         pictures = torch.randint(0, 256, (config.model.frames, height, width, 3), dtype=torch.uint8)
         clips = torch.randint(0, 256, (config.model.clips, 3, frames, side, side), dtype=torch.uint8)
-        return cls(pictures, clips, torch.randn(size.words, CHANNELS["text"]).half().numpy())
+        return cls(pictures, clips, torch.randn(size.num_tokens, CHANNELS["text"]).half().numpy())
 
-    def turned(self, number: int) -> Raw:
+    def roll(self, shift: int) -> BackboneInputs:
         """Another video: the same moments, in another order."""
-        return Raw(self.pictures.roll(number, 0), self.clips.roll(number, 0), self.words)
+        return BackboneInputs(self.pictures.roll(shift, 0), self.clips.roll(shift, 0), self.text_states)
 
 
-class Fed(nn.Module):
+class NetworkWithBackbones(nn.Module):
     """CSDVL with its backbones before it, of which the image encoder `learns`. Given pictures for maps, and clips
     `[B, T_d, 3, frames, side, side]` for motion maps."""
 
-    def __init__(self, network: nn.Module, image: nn.Module, motion: nn.Module, learns: bool) -> None:
+    def __init__(self, network: nn.Module, image_encoder: nn.Module, motion_encoder: nn.Module, train_image_encoder: bool) -> None:
         super().__init__()
-        self.network, self.image, self.motion, self.learns = network, image, motion, learns
-        tune(image, learns)  # type: ignore[arg-type]
+        self.network, self.image_encoder, self.motion_encoder, self.train_image_encoder = network, image_encoder, motion_encoder, train_image_encoder
+        tune(image_encoder, train_image_encoder)  # type: ignore[arg-type]
 
-    def train(self, mode: bool = True) -> Fed:
+    def train(self, mode: bool = True) -> NetworkWithBackbones:
         """The backbones' norms keep their statistics."""
         super().train(mode)
-        self.image.eval()
-        self.motion.eval()
+        self.image_encoder.eval()
+        self.motion_encoder.eval()
         return self
 
     def forward(self, inputs: Inputs) -> Any:
         pictures = inputs.appearance.permute(0, 1, 4, 2, 3)
-        maps = _encoded(self.image, pictures, TOGETHER["image"], self.learns)
-        clips = _encoded(self.motion, inputs.motion, TOGETHER["motion"], False)
+        maps = _encode_batches(self.image_encoder, pictures, ENCODER_BATCH_SIZES["image"], self.train_image_encoder)
+        clips = _encode_batches(self.motion_encoder, inputs.motion, ENCODER_BATCH_SIZES["motion"], False)
         size = torch.tensor([maps.shape[2:4]] * len(maps), device=maps.device)
         return self.network(replace(inputs, appearance=maps, motion=clips, map_size=size))
 
 
-def _encoded(encoder: nn.Module, seen: Tensor, together: int, learns: bool) -> Tensor:
+def _encode_batches(encoder: nn.Module, seen: Tensor, together: int, learns: bool) -> Tensor:
     """What a backbone makes of `[B, T, …]`, a few at once, in float16 where it is frozen, as the store would hold it."""
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         made = torch.cat([encoder(part) for part in seen.flatten(0, 1).split(together)]).unflatten(0, seen.shape[:2])
     return made if learns else made.half()
 
 
-WAYS = {
+VARIANTS = {
     "from the store": None,
     "ResNet-101 and SlowFast frozen": (False, False),
     "both frozen, as extraction runs them": (False, True),
@@ -122,53 +122,53 @@ WAYS = {
 class Fixture:
     """The network, its backbones and the batches of every way; `store` holds what the backbones make of the pictures."""
 
-    def __init__(self, size: Size, device: str) -> None:
+    def __init__(self, size: EndToEndSize, device: str) -> None:
         self.size, self.device = size, torch.device(device)
-        settings = merge(preset("hcstvg-v1"), size.given)
+        settings = merge(preset("hcstvg-v1"), size.overrides)
         self.config = TrainConfig.model_validate(settings)
-        self.raw = Raw.of(size, self.config)
+        self.backbone_inputs = BackboneInputs.from_size(size, self.config)
         loaded = {name: load_backbone(name, size.backbones, "random:0").encoder.to(self.device) for name in ("appearance", "motion")}
-        self.image, self.motion = loaded.values()
-        self.network = network_of_size(self.config, CHANNELS | {name: encoder.channels for name, encoder in loaded.items()})
-        self.queries = make_queries([f"v{number:03}" for number in range(self.config.batch)], self.config.model.frames * EVERY, size.video)
+        self.image_encoder, self.motion_encoder = loaded.values()
+        self.network = build_network(self.config, CHANNELS | {name: encoder.channels for name, encoder in loaded.items()})
+        self.queries = make_queries([f"v{number:03}" for number in range(self.config.batch)], self.config.model.frames * MAP_STRIDE_FRAMES, size.video_size)
 
     @torch.inference_mode()
-    def fill(self, store: Path) -> None:
+    def write_store(self, store: Path) -> None:
         """Extraction in short: every video's maps and clips, in float16."""
-        maps = _encoded(self.image, self.raw.pictures.permute(0, 3, 1, 2)[None].to(self.device), TOGETHER["image"], False)[0].cpu().numpy()
-        clips = _encoded(self.motion, self.raw.clips[None].to(self.device), TOGETHER["motion"], False)[0].cpu().numpy()
+        maps = _encode_batches(self.image_encoder, self.backbone_inputs.pictures.permute(0, 3, 1, 2)[None].to(self.device), ENCODER_BATCH_SIZES["image"], False)[0].cpu().numpy()
+        clips = _encode_batches(self.motion_encoder, self.backbone_inputs.clips[None].to(self.device), ENCODER_BATCH_SIZES["motion"], False)[0].cpu().numpy()
         rows = {"appearance": maps, "motion": clips}
-        fill_store(store, self.queries, {**{name: self._entries(name, own) for name, own in rows.items()}, "text": self._words()})
+        fill_store(store, self.queries, {**{name: self._build_entries(name, own) for name, own in rows.items()}, "text": self._build_text_entries()})
 
-    def _entries(self, name: str, rows: np.ndarray) -> Iterator[Entry]:
+    def _build_entries(self, name: str, rows: np.ndarray) -> Iterator[Entry]:
         query = self.queries[0]
         frames = (np.arange(len(rows)) + 0.5) / len(rows) * query.frame_count
         facts = {"size": list(query.size), "fps": query.fps, "frame_count": query.frame_count}
         for number, own in enumerate(self.queries):
             yield Entry(own.video, own.video, np.roll(rows, number, 0), {"frame": frames.astype(np.int64)}, facts)
 
-    def _words(self) -> Iterator[Entry]:
+    def _build_text_entries(self) -> Iterator[Entry]:
         for query in self.queries:
-            yield Entry(query.id, query.video, self.raw.words, {"token": np.arange(len(self.raw.words))}, {})
+            yield Entry(query.id, query.video, self.backbone_inputs.text_states, {"token": np.arange(len(self.backbone_inputs.text_states))}, {})
 
-    def loader(self, store: Path) -> Loader:
+    def build_loader(self, store: Path) -> Loader:
         model = self.config.model
         features = FeatureSet.of_store(store, "train", model.frames, model.clips, device=self.device)
         return Loader(features, features.queries, self.config.batch, 0, 0, device=self.device)
 
-    def raw_batch(self, batch: Batch) -> Batch:
+    def build_raw_batch(self, batch: Batch) -> Batch:
         """The batch with what the backbones see in the place of what they make."""
-        own = [self.raw.turned(int(name[1:])) for name in batch.ids]
+        own = [self.backbone_inputs.roll(int(name[1:])) for name in batch.ids]
         pictures, clips = (torch.stack([getattr(raw, name) for raw in own]).to(self.device) for name in ("pictures", "clips"))
         return Batch(replace(batch.inputs, appearance=pictures, motion=clips), batch.targets, batch.ids)
 
-    def step(self, way: str) -> Step:
-        how, network = WAYS[way], copy.deepcopy(self.network)
+    def build_step(self, variant: str) -> TrainingStep:
+        how, network = VARIANTS[variant], copy.deepcopy(self.network)
         if how is None:
-            return Step(self.config, network, self.device)
-        (learns, quick), backbones = how, (copy.deepcopy(self.image), copy.deepcopy(self.motion))
-        fed = Fed(network, *map(frozen, backbones) if quick else backbones, learns)
-        return Step(self.config, fed, self.device)
+            return TrainingStep(self.config, network, self.device)
+        (learns, quick), backbones = how, (copy.deepcopy(self.image_encoder), copy.deepcopy(self.motion_encoder))
+        fed = NetworkWithBackbones(network, *map(optimize_for_inference, backbones) if quick else backbones, learns)
+        return TrainingStep(self.config, fed, self.device)
 
 
 @dataclass
@@ -182,52 +182,52 @@ class EndToEndStep(Case):
     """
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    size: Size | None = None
+    size: EndToEndSize | None = None
     rounds: int = 2
 
     def __post_init__(self) -> None:
-        self.sizes = self.size or Size.of(self.device)
-        self.precision = self.sizes.given.get("precision", "float32")
+        self.resolved_size = self.size or EndToEndSize.for_device(self.device)
+        self.precision = self.resolved_size.overrides.get("precision", "float32")
 
     def __enter__(self) -> EndToEndStep:
         super().__enter__()
-        self.made = Fixture(self.sizes, self.device)
-        self.made.fill(self.place / "store")
+        self.fixture = Fixture(self.resolved_size, self.device)
+        self.fixture.write_store(self.work_dir / "store")
         return self
 
     @torch.inference_mode()
-    def agree(self) -> None:
-        made = self.made
-        with made.loader(self.place / "store") as loader:
+    def check_agreement(self) -> None:
+        made = self.fixture
+        with made.build_loader(self.work_dir / "store") as loader:
             (part,) = next(iter(loader))
-        stored, *fed = (made.step(way).state.model.eval() for way in list(WAYS)[:3])
-        expected, raw = stored(part.inputs).boxes, made.raw_batch(part).inputs
+        stored, *fed = (made.build_step(way).state.model.eval() for way in list(VARIANTS)[:3])
+        expected, raw = stored(part.inputs).boxes, made.build_raw_batch(part).inputs
         for network in fed:
             torch.testing.assert_close(network(raw).boxes, expected, rtol=1e-2, atol=1e-3)
 
-    def measure(self) -> list[Group]:
-        made = self.made
-        store = self.place / "store"
-        least = {way: branched(_floor_and_peak, way, self.sizes, self.device, store) for way in WAYS}  # while this process holds little
-        with made.loader(store) as loader:
+    def measure(self) -> list[Comparison]:
+        made = self.fixture
+        store = self.work_dir / "store"
+        least = {way: run_in_forked_process(_measure_bound_and_peak, way, self.resolved_size, self.device, store) for way in VARIANTS}  # while this process holds little
+        with made.build_loader(store) as loader:
             batches = iter(loader)
-            raw = [made.raw_batch(part) for part in next(batches)]
-            steps = {way: made.step(way) for way in WAYS}
-            first, *others = WAYS
+            raw = [made.build_raw_batch(part) for part in next(batches)]
+            steps = {way: made.build_step(way) for way in VARIANTS}
+            first, *others = VARIANTS
             ways = {first: lambda: steps[first](next(batches))} | {way: (lambda way=way: steps[way](raw)) for way in others}
             tops = {way: profile_torch(step, self.device) for way, step in ways.items()}  # each has now begun
-            seconds = in_turns(ways, self.rounds, warm=0, settle=1)
-        found = {way: Way(own, *least[way], tops[way], {"parameters": steps[way].parameters}) for way, own in seconds.items()}
-        return [Group(self.title(raw[0]), found)]
+            seconds = time_interleaved(ways, self.rounds, warmup_rounds=0, untimed_calls=1)
+        found = {way: Measurement(own, *least[way], tops[way], {"parameters": steps[way].num_parameters}) for way, own in seconds.items()}
+        return [Comparison(self.build_title(raw[0]), found)]
 
-    def title(self, part: Batch) -> str:
+    def build_title(self, part: Batch) -> str:
         pictures, clips = part.inputs.appearance.shape, part.inputs.motion.shape
         return f"{pictures[0]} × {pictures[1]} frames of {pictures[3]}×{pictures[2]}, {clips[1]} clips of {clips[3]}×{clips[4]}×{clips[5]}"
 
 
-def _floor_and_peak(way: str, size: Size, device: str, store: Path) -> tuple[Floor, int]:
+def _measure_bound_and_peak(way: str, size: EndToEndSize, device: str, store: Path) -> tuple[LowerBound, int]:
     made = Fixture(size, device)
-    with made.loader(store) as loader:
+    with made.build_loader(store) as loader:
         parts = next(iter(loader))
-    parts = parts if WAYS[way] is None else [made.raw_batch(part) for part in parts]
-    return floor_and_peak(made.step(way), parts, device)
+    parts = parts if VARIANTS[way] is None else [made.build_raw_batch(part) for part in parts]
+    return measure_bound_and_peak(made.build_step(way), parts, device)

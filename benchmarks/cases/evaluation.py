@@ -12,11 +12,11 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
-from benchmarks.timing import in_turns, profile_python
+from benchmarks.case import ONE_THREAD, Case, LowerBound, Comparison, Measurement
+from benchmarks.timing import time_interleaved, profile_python
 
-SIZE = (640, 360)
-CHECKED = 20
+VIDEO_SIZE = (640, 360)
+NUM_CHECKED = 20
 
 
 @dataclass
@@ -28,9 +28,9 @@ class Evaluation(Case):
 
     packages = ("numpy", "pydantic")
     environment = ONE_THREAD
-    queries: int = 10303
-    frames: int = 600
-    videos: int = 732
+    num_queries: int = 10303
+    num_frames: int = 600
+    num_videos: int = 732
     rounds: int = 2
 
     def __enter__(self) -> Evaluation:
@@ -38,103 +38,103 @@ class Evaluation(Case):
         from grounding.structures.tubes import Tubes
 
         super().__enter__()
-        self.true, self.predicted = drawn(np.random.default_rng(0), self.queries, self.frames)
-        names, offsets = tuple(map(str, range(self.queries))), np.arange(self.queries + 1) * self.frames
-        frames, whole = np.tile(np.arange(self.frames), self.queries), np.tile([[0, self.frames]], (self.queries, 1))
-        true, predicted = (boxes.reshape(-1, 4) for boxes in (self.true, self.predicted))
-        self.truths = Truths(Tubes(names, whole, offsets, frames, true, framewise=True), np.full(self.queries, 30.0), whole)
-        self.tubes = Tubes(names, np.tile([[self.frames // 6, self.frames]], (self.queries, 1)), offsets, frames, predicted)
-        self._write()
+        self.true_boxes, self.predicted_boxes = sample_boxes(np.random.default_rng(0), self.num_queries, self.num_frames)
+        names, offsets = tuple(map(str, range(self.num_queries))), np.arange(self.num_queries + 1) * self.num_frames
+        frames, whole = np.tile(np.arange(self.num_frames), self.num_queries), np.tile([[0, self.num_frames]], (self.num_queries, 1))
+        true, predicted = (boxes.reshape(-1, 4) for boxes in (self.true_boxes, self.predicted_boxes))
+        self.truth_tubes = Truths(Tubes(names, whole, offsets, frames, true, framewise=True), np.full(self.num_queries, 30.0), whole)
+        self.predicted_tubes = Tubes(names, np.tile([[self.num_frames // 6, self.num_frames]], (self.num_queries, 1)), offsets, frames, predicted)
+        self._write_files()
         return self
 
-    def agree(self) -> None:
+    def check_agreement(self) -> None:
         from grounding.metrics.protocols import judge_tubes
 
-        judged = judge_tubes(self.truths, self.tubes)
-        for query, (vIoU, sIoU) in enumerate(self._looped()):
+        judged = judge_tubes(self.truth_tubes, self.predicted_tubes)
+        for query, (vIoU, sIoU) in enumerate(self._evaluate_by_loop()):
             assert abs(judged.vIoU[query] - vIoU) < 1e-9
             assert abs(judged.sIoU[query] - sIoU) < 1e-9
-        self._stvg_eval()
-        assert json.loads((self.place / "out.json").read_text())["queries"] == self.queries
+        self._run_stvg_eval()
+        assert json.loads((self.work_dir / "out.json").read_text())["queries"] == self.num_queries
 
-    def measure(self) -> list[Group]:
+    def measure(self) -> list[Comparison]:
         from grounding.metrics.protocols import PROTOCOLS, judge_tubes
 
-        size = self.true.nbytes + self.predicted.nbytes
-        ways: dict[str, Callable[[], object]] = {"a plain loop": self._looped}
-        ways |= {protocol: partial(judge_tubes, self.truths, self.tubes, protocol) for protocol in PROTOCOLS}
-        arrays = in_turns(ways, self.rounds)
-        arrays["a plain loop"] = [seconds * self.queries / min(CHECKED, self.queries) for seconds in arrays["a plain loop"]]
+        size = self.true_boxes.nbytes + self.predicted_boxes.nbytes
+        ways: dict[str, Callable[[], object]] = {"a plain loop": self._evaluate_by_loop}
+        ways |= {protocol: partial(judge_tubes, self.truth_tubes, self.predicted_tubes, protocol) for protocol in PROTOCOLS}
+        arrays = time_interleaved(ways, self.rounds)
+        arrays["a plain loop"] = [seconds * self.num_queries / min(NUM_CHECKED, self.num_queries) for seconds in arrays["a plain loop"]]
         top = {"every-frame": profile_python(ways["every-frame"])}
-        files = in_turns({"json.loads": self._read_plain, "stvg-eval": self._stvg_eval}, 1, warm=0)
-        read = sum((self.place / name).stat().st_size for name in ("predictions.jsonl", "index.jsonl", "tracks.npz"))
+        files = time_interleaved({"json.loads": self._read_plain, "stvg-eval": self._run_stvg_eval}, 1, warmup_rounds=0)
+        read = sum((self.work_dir / name).stat().st_size for name in ("predictions.jsonl", "index.jsonl", "tracks.npz"))
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        whole = Way(files["stvg-eval"], Floor(bytes=read), peak, facts={"bytes_of_files": read})
+        whole = Measurement(files["stvg-eval"], LowerBound(bytes=read), peak, extra={"bytes_of_files": read})
         return [
-            Group(
-                f"{self.queries:,} queries of {self.frames} frames, arrays",
-                {n: Way(own, Floor(bytes=size), top=top.get(n, [])) for n, own in arrays.items()},
+            Comparison(
+                f"{self.num_queries:,} queries of {self.num_frames} frames, arrays",
+                {n: Measurement(own, LowerBound(bytes=size), hotspots=top.get(n, [])) for n, own in arrays.items()},
             ),
-            Group(f"{self.queries:,} queries of {self.frames} frames, files", {"json.loads": Way(files["json.loads"]), "stvg-eval": whole}),
+            Comparison(f"{self.num_queries:,} queries of {self.num_frames} frames, files", {"json.loads": Measurement(files["json.loads"]), "stvg-eval": whole}),
         ]
 
-    def _looped(self) -> list[tuple[float, float]]:
+    def _evaluate_by_loop(self) -> list[tuple[float, float]]:
         """vIoU and sIoU of the first queries, frame by frame."""
         found = []
-        for a, b in zip(self.true[:CHECKED], self.predicted[:CHECKED], strict=True):
-            overlaps = [overlap(*pair) for pair in zip(a.tolist(), b.tolist(), strict=True)]
-            found.append((sum(overlaps[self.frames // 6 :]) / self.frames, sum(overlaps) / self.frames))
+        for a, b in zip(self.true_boxes[:NUM_CHECKED], self.predicted_boxes[:NUM_CHECKED], strict=True):
+            overlaps = [compute_iou(*pair) for pair in zip(a.tolist(), b.tolist(), strict=True)]
+            found.append((sum(overlaps[self.num_frames // 6 :]) / self.num_frames, sum(overlaps) / self.num_frames))
         return found
 
-    def _stvg_eval(self) -> None:
+    def _run_stvg_eval(self) -> None:
         files = [
             "--truth",
-            self.place / "index.jsonl",
+            self.work_dir / "index.jsonl",
             "--predictions",
-            self.place / "predictions.jsonl",
+            self.work_dir / "predictions.jsonl",
             "--json",
-            self.place / "out.json",
+            self.work_dir / "out.json",
         ]
         command = [sys.executable, "-c", "from cli.evaluate import main; main()", *map(str, files)]
         subprocess.run(command, check=True, capture_output=True)
 
     def _read_plain(self) -> None:
         for name in ("index.jsonl", "predictions.jsonl"):
-            with (self.place / name).open(encoding="utf-8") as lines:
+            with (self.work_dir / name).open(encoding="utf-8") as lines:
                 for line in lines:
                     json.loads(line)
 
-    def _write(self) -> None:
+    def _write_files(self) -> None:
         """The index, its tracks and the predictions as files; sentences share the boxes of four objects a video."""
         from pipeline.io.jsonl import write_json, write_jsonl
         from pipeline.records import Query, Truth
         from pipeline.tracks import Tracks
 
-        tracks, queries, frames = Tracks(), [], self.frames
-        with (self.place / "predictions.jsonl").open("w") as file:
-            for number in range(self.queries):
-                video, own = f"{number % self.videos}", number % (4 * self.videos)
+        tracks, queries, frames = Tracks(), [], self.num_frames
+        with (self.work_dir / "predictions.jsonl").open("w") as file:
+            for number in range(self.num_queries):
+                video, own = f"{number % self.num_videos}", number % (4 * self.num_videos)
                 if f"{own}" not in tracks:
-                    tracks.add(f"{own}", np.arange(frames), self.true[own])
-                about = {"id": f"q{number}", "video": video, "path": f"{video}.mp4", "fps": 30.0, "frame_count": frames, "size": SIZE}
+                    tracks.add(f"{own}", np.arange(frames), self.true_boxes[own])
+                about = {"id": f"q{number}", "video": video, "path": f"{video}.mp4", "fps": 30.0, "frame_count": frames, "size": VIDEO_SIZE}
                 said = {"text": "x", "form": "declarative" if number % 2 else "interrogative", "split": "test"}
                 truth = Truth(span=(0, frames), track=f"{own}")
                 queries.append(Query.model_validate({**about, **said, "segment": (0, frames), "truth": truth}))
-                rows = [[frame, *box] for frame, box in enumerate(self.predicted[number].tolist())]
+                rows = [[frame, *box] for frame, box in enumerate(self.predicted_boxes[number].tolist())]
                 file.write(json.dumps({"id": f"q{number}", "span": [frames // 6, frames], "score": 0.5, "boxes": rows}) + "\n")
-        write_jsonl(self.place / "index.jsonl", queries)
-        tracks.save(self.place / "tracks.npz")
-        write_json(self.place / "defects.json", {"dataset": "vidstg"})
+        write_jsonl(self.work_dir / "index.jsonl", queries)
+        tracks.save(self.work_dir / "tracks.npz")
+        write_json(self.work_dir / "defects.json", {"dataset": "vidstg"})
 
 
-def drawn(rng: np.random.Generator, queries: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+def sample_boxes(rng: np.random.Generator, queries: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """True and predicted boxes `[queries, frames, 4]` xyxy, the predicted ones near the true."""
     corner = rng.integers(0, 200, (queries, 1, 2)) + rng.integers(0, 100, (queries, frames, 2))
     true = np.concatenate([corner, corner + np.array([180, 120])], -1).astype(np.float64)
     return true, np.round(true + rng.normal(0, 15, true.shape), 2)
 
 
-def overlap(a: list[float], b: list[float]) -> float:
+def compute_iou(a: list[float], b: list[float]) -> float:
     both = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     areas = (a[2] - a[0]) * (a[3] - a[1]) + max(0.0, b[2] - b[0]) * max(0.0, b[3] - b[1])
     return both / (areas - both)

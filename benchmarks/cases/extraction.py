@@ -15,20 +15,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
-from benchmarks.extraction_stages import PRODUCTS, Clips, config, decode_alone, networks_alone, operations_each, usual_way
-from benchmarks.machine import CORES, timed
+from benchmarks.case import ONE_THREAD, Case, LowerBound, Comparison, Measurement
+from benchmarks.extraction_stages import PRODUCTS, ExtractionWorkload, build_config, run_decoding, run_encoders, count_video_flops, extract_per_product
+from benchmarks.machine import CORES, time_call
 from benchmarks.synthetic_data import FPS, make_queries, make_video, write_index
 from benchmarks.timing import profile_torch
-from pipeline.extraction.cluster import MEMORY
+from pipeline.extraction.cluster import MALLOC_ENVIRONMENT
 
-GPU = torch.cuda.is_available()
-RUN, USUAL = "stvg-extract", "a decode pass and a file per video and product"
-DECODE, NETWORKS, BUSY = "decoding alone", "the networks alone", "all processor time, over all cores"
+HAS_GPU = torch.cuda.is_available()
+FULL_RUN, PER_PRODUCT_RUN = "stvg-extract", "a decode pass and a file per video and product"
+DECODE_ONLY, ENCODE_ONLY, CPU_TIME = "decoding alone", "the networks alone", "all processor time, over all cores"
 
 
-ON_CPU = (Clips("tiny", 64, 8, (320, 240), 96), Clips("full", 2, 2, (320, 240), 320, rounds=1))
-ON_GPU = (Clips("full", 96, 20, (640, 360), 320, "cuda"),)
+CPU_WORKLOADS = (ExtractionWorkload("tiny", 64, 8, (320, 240), 96), ExtractionWorkload("full", 2, 2, (320, 240), 320, rounds=1))
+GPU_WORKLOADS = (ExtractionWorkload("full", 96, 20, (640, 360), 320, "cuda"),)
 
 
 @dataclass
@@ -43,30 +43,30 @@ class Extraction(Case):
 
     packages = ("torch", "torchvision", "decord", "av", "dask")
     environment = ONE_THREAD
-    device: str = "cuda" if GPU else "cpu"
-    precision: str = "float16" if GPU else "float32"
-    clips: tuple[Clips, ...] = ON_GPU if GPU else ON_CPU
+    device: str = "cuda" if HAS_GPU else "cpu"
+    precision: str = "float16" if HAS_GPU else "float32"
+    workloads: tuple[ExtractionWorkload, ...] = GPU_WORKLOADS if HAS_GPU else CPU_WORKLOADS
     workers: int = CORES
-    found: dict[str, list[Path]] = field(default_factory=dict)
+    video_paths: dict[str, list[Path]] = field(default_factory=dict)
     seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def __enter__(self) -> Extraction:
         super().__enter__()
-        for clips in self.clips:
-            folder = self.place / clips.title
-            names = [f"{number:04d}" for number in range(clips.videos)]
-            self.found[clips.title] = [
+        for clips in self.workloads:
+            folder = self.work_dir / clips.title
+            names = [f"{number:04d}" for number in range(clips.num_videos)]
+            self.video_paths[clips.title] = [
                 make_video(folder / "videos" / f"{name}.mp4", clips.size, FPS * clips.seconds, seed) for seed, name in enumerate(names)
             ]
             write_index(folder, make_queries(names, FPS * clips.seconds, clips.size))
         return self
 
-    def agree(self) -> None:
+    def check_agreement(self) -> None:
         """What the first round gives is compared, all of it."""
         from pipeline.store import Store
 
-        for clips, (folder, paths) in self._each():
-            self.seconds[clips.title] = self._rounds(clips, folder, paths)
+        for clips, (folder, paths) in self._iterate_workloads():
+            self.seconds[clips.title] = self._run_rounds(clips, folder, paths)
             for product in PRODUCTS:
                 reader = Store(folder / "store-0").open(product)
                 for path in paths:
@@ -74,67 +74,67 @@ class Extraction(Case):
                     tolerance = {"rtol": 1e-2, "atol": 1e-2} if clips.device == "cuda" else {"rtol": 0, "atol": 0}
                     np.testing.assert_allclose(reader.read(path.stem).astype(np.float32), usual.astype(np.float32), **tolerance)  # type: ignore[arg-type]
 
-    def measure(self) -> list[Group]:
-        return [Group(clips.title, self._ways(clips, place[1], self.seconds[clips.title])) for clips, place in self._each()]
+    def measure(self) -> list[Comparison]:
+        return [Comparison(clips.title, self._build_measurements(clips, place[1], self.seconds[clips.title])) for clips, place in self._iterate_workloads()]
 
-    def _each(self) -> Iterator[tuple[Clips, tuple[Path, list[Path]]]]:
-        for clips in self.clips:
-            yield clips, (self.place / clips.title, self.found[clips.title])
+    def _iterate_workloads(self) -> Iterator[tuple[ExtractionWorkload, tuple[Path, list[Path]]]]:
+        for clips in self.workloads:
+            yield clips, (self.work_dir / clips.title, self.video_paths[clips.title])
 
-    def _rounds(self, clips: Clips, folder: Path, paths: list[Path]) -> dict[str, list[float]]:
-        seconds: dict[str, list[float]] = {name: [] for name in (RUN, DECODE, NETWORKS, BUSY, USUAL)}
-        with ready(clips, self.workers) as pools:
+    def _run_rounds(self, clips: ExtractionWorkload, folder: Path, paths: list[Path]) -> dict[str, list[float]]:
+        seconds: dict[str, list[float]] = {name: [] for name in (FULL_RUN, DECODE_ONLY, ENCODE_ONLY, CPU_TIME, PER_PRODUCT_RUN)}
+        with warm_pools(clips, self.workers) as pools:
             for turn in range(clips.rounds):
-                with processor_time() as spent:
-                    seconds[RUN].append(timed(partial(extract, folder, f"store-{turn}", clips, self.workers)))
-                seconds[BUSY].append(spent[0] / CORES)
-                seconds[USUAL].append(timed(partial(begin_and_spread, paths, clips, self.workers, str(folder / f"npy-{turn}"))))
-                for name, work in ((DECODE, decode_alone), (NETWORKS, networks_alone)):
-                    seconds[name].append(timed(partial(spread, pools, work, paths, clips)))
+                with measure_cpu_time() as spent:
+                    seconds[FULL_RUN].append(time_call(partial(run_extraction, folder, f"store-{turn}", clips, self.workers)))
+                seconds[CPU_TIME].append(spent[0] / CORES)
+                seconds[PER_PRODUCT_RUN].append(time_call(partial(run_in_new_pools, paths, clips, self.workers, str(folder / f"npy-{turn}"))))
+                for name, work in ((DECODE_ONLY, run_decoding), (ENCODE_ONLY, run_encoders)):
+                    seconds[name].append(time_call(partial(run_in_pools, pools, work, paths, clips)))
         return seconds
 
-    def _ways(self, clips: Clips, paths: list[Path], seconds: dict[str, list[float]]) -> dict[str, Way]:
-        floors = {RUN: floor_of(clips, paths, self.workers)}
-        facts = {RUN: {"videos_per_second": clips.videos / min(seconds[RUN])}}
-        top = {RUN: profile_torch(partial(networks_alone, paths[:1], clips), clips.device)}
-        return {name: Way(own, floors.get(name), top=top.get(name, []), facts=facts.get(name, {})) for name, own in seconds.items()}
+    def _build_measurements(self, clips: ExtractionWorkload, paths: list[Path], seconds: dict[str, list[float]]) -> dict[str, Measurement]:
+        floors = {FULL_RUN: compute_lower_bound(clips, paths, self.workers)}
+        facts = {FULL_RUN: {"videos_per_second": clips.num_videos / min(seconds[FULL_RUN])}}
+        top = {FULL_RUN: profile_torch(partial(run_encoders, paths[:1], clips), clips.device)}
+        return {name: Measurement(own, floors.get(name), hotspots=top.get(name, []), extra=facts.get(name, {})) for name, own in seconds.items()}
 
 
-def floor_of(clips: Clips, paths: list[Path], workers: int) -> Floor:
+def compute_lower_bound(workload: ExtractionWorkload, paths: list[Path], workers: int) -> LowerBound:
     """The networks' operations on all pictures and clips, and writing the pictures that are decoded."""
-    pixels = FPS * clips.seconds * clips.size[0] * clips.size[1] * 3 * len(paths)
-    return Floor(operations_each(paths[0], clips) * len(paths), pixels, 1 if clips.device == "cuda" else workers)
+    pixels = FPS * workload.seconds * workload.size[0] * workload.size[1] * 3 * len(paths)
+    return LowerBound(count_video_flops(paths[0], workload) * len(paths), pixels, 1 if workload.device == "cuda" else workers)
 
 
-def extract(folder: Path, store: str, clips: Clips, workers: int) -> None:
-    from pipeline.extraction.run import run
+def run_extraction(folder: Path, store: str, workload: ExtractionWorkload, workers: int) -> None:
+    from pipeline.extraction.run import run_extraction
 
-    report = run(folder / "index.jsonl", folder, "benchmark", folder / store, config(clips, workers))
+    report = run_extraction(folder / "index.jsonl", folder, "benchmark", folder / store, build_config(workload, workers))
     assert not report.failures, report.failures
 
 
-def begin_and_spread(paths: list[Path], clips: Clips, workers: int, folder: str) -> None:
+def run_in_new_pools(paths: list[Path], workload: ExtractionWorkload, workers: int, folder: str) -> None:
     """The usual way, on processes that begin now."""
-    with processes(workers, {}) as pools:
-        spread(pools, usual_way, paths, clips, folder)
+    with start_pools(workers, {}) as pools:
+        run_in_pools(pools, extract_per_product, paths, workload, folder)
 
 
-def spread(pools: list[ProcessPoolExecutor], work: Callable[..., None], paths: list[Path], clips: Clips, *more: str) -> None:
+def run_in_pools(pools: list[ProcessPoolExecutor], function: Callable[..., None], paths: list[Path], workload: ExtractionWorkload, *extra_args: str) -> None:
     """The work on all of these processes, with as many of the videos each."""
-    for done in [pool.submit(work, paths[number :: len(pools)], clips, *more) for number, pool in enumerate(pools)]:
+    for done in [pool.submit(function, paths[number :: len(pools)], workload, *extra_args) for number, pool in enumerate(pools)]:
         done.result()
 
 
 @contextmanager
-def ready(clips: Clips, workers: int) -> Iterator[list[ProcessPoolExecutor]]:
+def warm_pools(workload: ExtractionWorkload, workers: int) -> Iterator[list[ProcessPoolExecutor]]:
     """As many processes as the run has workers, which have imported what they need and made their networks."""
-    with processes(workers, MEMORY) as pools:
-        spread(pools, networks_alone, [], clips)
+    with start_pools(workers, MALLOC_ENVIRONMENT) as pools:
+        run_in_pools(pools, run_encoders, [], workload)
         yield pools
 
 
 @contextmanager
-def processes(workers: int, memory: dict[str, str]) -> Iterator[list[ProcessPoolExecutor]]:
+def start_pools(workers: int, memory: dict[str, str]) -> Iterator[list[ProcessPoolExecutor]]:
     """Fresh ones, each on its own; `memory` are their settings of the allocator, which Dask leaves behind."""
     with ExitStack() as stack:
         for name in [name for name in os.environ if name.startswith("MALLOC_")]:
@@ -144,7 +144,7 @@ def processes(workers: int, memory: dict[str, str]) -> Iterator[list[ProcessPool
 
 
 @contextmanager
-def processor_time() -> Iterator[list[float]]:
+def measure_cpu_time() -> Iterator[list[float]]:
     """Seconds of processor time of this process and all below it, also of those that end meanwhile."""
     import psutil
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.synthetic_data import fill_store, make_queries, make_tracks, rolled_features
-from benchmarks.timing import in_turns, profile_python, profile_torch
-from benchmarks.training_step import Step, feature_bytes
+from benchmarks.case import Case, LowerBound, Comparison, Measurement
+from benchmarks.synthetic_data import fill_store, make_queries, make_tracks, build_rolled_features
+from benchmarks.timing import time_interleaved, profile_python, profile_torch
+from benchmarks.training_step import TrainingStep, count_feature_bytes
 from grounding.data.collate import collate, join_targets, to_device
 from grounding.data.dataset import FeatureSet
 from grounding.data.loader import Batch, Loader
@@ -20,12 +20,12 @@ from grounding.systems.config import TrainConfig
 from grounding.systems.registry import preset, system_of
 from pipeline.records import Query
 
-EVERY = {"appearance": 5, "motion": 10}
+FRAME_STRIDES = {"appearance": 5, "motion": 10}
 """Frames between two stored rows."""
-TINY = {"appearance": (32, 6, 10, 128), "motion": (16, 8, 8, 384), "text": (8, 64)}
-FULL = {"appearance": (64, 10, 18, 2048), "motion": (50, 16, 16, 2304), "text": (25, 768)}
+TINY_SHAPES = {"appearance": (32, 6, 10, 128), "motion": (16, 8, 8, 384), "text": (8, 64)}
+FULL_SHAPES = {"appearance": (64, 10, 18, 2048), "motion": (50, 16, 16, 2304), "text": (25, 768)}
 """Entries of a video: rows, then a row's shape."""
-READ_ANEW, READ_BEFORE, AT_HAND, MADE_IN_THE_LOOP = (
+COLD_READ, CACHED_READ, IN_MEMORY, COLLATE_ONLY = (
     "from the store, read anew",
     "from the store, read before",
     "at hand",
@@ -43,106 +43,106 @@ class LoaderStep(Case):
     """
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    name: str = "hcstvg-v2" if torch.cuda.is_available() else "shapes"
-    given: dict[str, Any] = field(default_factory=lambda: {"batch": 8, "precision": "bfloat16"} if torch.cuda.is_available() else {})
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: FULL if torch.cuda.is_available() else TINY)
-    warm: int = 8
+    preset_name: str = "hcstvg-v2" if torch.cuda.is_available() else "shapes"
+    overrides: dict[str, Any] = field(default_factory=lambda: {"batch": 8, "precision": "bfloat16"} if torch.cuda.is_available() else {})
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: FULL_SHAPES if torch.cuda.is_available() else TINY_SHAPES)
+    warmup_steps: int = 8
     """Steps that are not timed, so that what the loader had ready before the clock is used up."""
-    steps: int = 16
+    num_steps: int = 16
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        self.config = TrainConfig.model_validate({**preset(self.name), **self.given})
+        self.config = TrainConfig.model_validate({**preset(self.preset_name), **self.overrides})
         self.precision = self.config.precision
 
     def __enter__(self) -> LoaderStep:
         super().__enter__()
-        count = (self.warm + self.steps) * self.config.batch
+        count = (self.warmup_steps + self.num_steps) * self.config.batch
         self.queries = make_queries(
-            [f"v{number:03}" for number in range(count)], self.shapes["appearance"][0] * EVERY["appearance"], (160, 90)
+            [f"v{number:03}" for number in range(count)], self.shapes["appearance"][0] * FRAME_STRIDES["appearance"], (160, 90)
         )
-        self.made = rolled_features(self.queries, self.shapes, EVERY)
-        fill_store(self.place / "store", self.queries, {name: product.entries() for name, product in self.made.items()})
+        self.products = build_rolled_features(self.queries, self.shapes, FRAME_STRIDES)
+        fill_store(self.work_dir / "store", self.queries, {name: product.entries() for name, product in self.products.items()})
         torch.manual_seed(0)
         dims = (self.shapes["appearance"][-1], self.shapes["motion"][-1], self.shapes["text"][-1])
         network = system_of(self.config.system).build(dims, self.config.model)
-        self.step = Step(self.config, network, torch.device(self.device))
-        self.ready = [self._at_hand()]
+        self.step = TrainingStep(self.config, network, torch.device(self.device))
+        self.resident_batch = [self._build_first_batch()]
         return self
 
-    def agree(self) -> None:
-        with self._loader(self._features()) as loader:
+    def check_agreement(self) -> None:
+        with self._build_loader(self._open_features()) as loader:
             read = next(iter(loader))
-        assert [part.ids for part in read] == [part.ids for part in self.ready]
-        for one, other in zip(read, self.ready, strict=True):
+        assert [part.ids for part in read] == [part.ids for part in self.resident_batch]
+        for one, other in zip(read, self.resident_batch, strict=True):
             for held in ("inputs", "targets"):
                 for own in fields(getattr(one, held)):
                     given = [getattr(getattr(part, held), own.name) for part in (one, other)]
                     torch.testing.assert_close(*given, rtol=0, atol=0, msg=f"{held}.{own.name}")
 
-    def measure(self) -> list[Group]:
-        known = self._features()
-        seconds: dict[str, list[float]] = {name: [] for name in (AT_HAND, READ_ANEW, READ_BEFORE, MADE_IN_THE_LOOP)}
+    def measure(self) -> list[Comparison]:
+        known = self._open_features()
+        seconds: dict[str, list[float]] = {name: [] for name in (IN_MEMORY, COLD_READ, CACHED_READ, COLLATE_ONLY)}
         for turn in range(self.rounds + 1):  # the first is not counted
-            with self._loader(self._features()) as anew, self._loader(known) as before:
+            with self._build_loader(self._open_features()) as anew, self._build_loader(known) as before:
                 ways = {
-                    AT_HAND: self._steps(lambda: self.ready),
-                    READ_ANEW: self._steps(self._warmed(anew)),
-                    READ_BEFORE: self._steps(self._warmed(before)),
-                    MADE_IN_THE_LOOP: self._making(self._features()),
+                    IN_MEMORY: self._build_step_loop(lambda: self.resident_batch),
+                    COLD_READ: self._build_step_loop(self._warm_up(anew)),
+                    CACHED_READ: self._build_step_loop(self._warm_up(before)),
+                    COLLATE_ONLY: self._build_collate_loop(self._open_features()),
                 }
-                for name, own in in_turns(ways, 1, warm=0, begin=turn).items():
-                    seconds[name] += [one / self.steps for one in own if turn]
-        size = feature_bytes(self.ready[0])
-        floors = {AT_HAND: self.step.floor(self.ready), MADE_IN_THE_LOOP: Floor(bytes=2 * size)}
-        floors |= dict.fromkeys((READ_ANEW, READ_BEFORE), floors[AT_HAND])
+                for name, own in time_interleaved(ways, 1, warmup_rounds=0, first_index=turn).items():
+                    seconds[name] += [one / self.num_steps for one in own if turn]
+        size = count_feature_bytes(self.resident_batch[0])
+        floors = {IN_MEMORY: self.step.compute_lower_bound(self.resident_batch), COLLATE_ONLY: LowerBound(bytes=2 * size)}
+        floors |= dict.fromkeys((COLD_READ, CACHED_READ), floors[IN_MEMORY])
         top = {
-            AT_HAND: profile_torch(lambda: self.step(self.ready), self.device),
-            MADE_IN_THE_LOOP: profile_python(self._making(self._features())),
+            IN_MEMORY: profile_torch(lambda: self.step(self.resident_batch), self.device),
+            COLLATE_ONLY: profile_python(self._build_collate_loop(self._open_features())),
         }
-        title = f"`{self.name}`, {self.config.batch} queries a step, {size / 1e6:,.1f} MB of features"
-        return [Group(title, {name: Way(own, floors[name], top=top.get(name, [])) for name, own in seconds.items()})]
+        title = f"`{self.preset_name}`, {self.config.batch} queries a step, {size / 1e6:,.1f} MB of features"
+        return [Comparison(title, {name: Measurement(own, floors[name], hotspots=top.get(name, [])) for name, own in seconds.items()})]
 
-    def _features(self) -> FeatureSet:
+    def _open_features(self) -> FeatureSet:
         size = (self.config.model.frames, self.config.model.clips)
-        return FeatureSet.of_store(self.place / "store", "train", *size, device=torch.device(self.device))
+        return FeatureSet.of_store(self.work_dir / "store", "train", *size, device=torch.device(self.device))
 
-    def _loader(self, features: FeatureSet) -> Loader:
+    def _build_loader(self, features: FeatureSet) -> Loader:
         return Loader(features, self.queries, self.config.batch, 0, 0, device=torch.device(self.device))
 
-    def _warmed(self, loader: Loader) -> Callable[[], list[Batch]]:
+    def _warm_up(self, loader: Loader) -> Callable[[], list[Batch]]:
         """What gives the loader's next batch, after those it had ready were used."""
         batches = iter(loader)
-        for _ in range(self.warm):
+        for _ in range(self.warmup_steps):
             self.step(next(batches))
         return lambda: next(batches)
 
-    def _steps(self, parts: Callable[[], list[Batch]]) -> Callable[[], None]:
+    def _build_step_loop(self, parts: Callable[[], list[Batch]]) -> Callable[[], None]:
         def work() -> None:
-            for _ in range(self.steps):
+            for _ in range(self.num_steps):
                 self.step(parts())
 
         return work
 
-    def _making(self, features: FeatureSet) -> Callable[[], None]:
+    def _build_collate_loop(self, features: FeatureSet) -> Callable[[], None]:
         """Makes as many batches as there are steps, on the calling thread."""
 
         def work() -> None:
-            for numbers in np.arange(self.steps * self.config.batch).reshape(self.steps, -1):
-                batch_of(features, [self.queries[number] for number in numbers])
+            for numbers in np.arange(self.num_steps * self.config.batch).reshape(self.num_steps, -1):
+                build_batch(features, [self.queries[number] for number in numbers])
 
         return work
 
-    def _at_hand(self) -> Batch:
+    def _build_first_batch(self) -> Batch:
         """The loader's first batch, from features that were never stored."""
         model, device = self.config.model, torch.device(self.device)
-        appearance, motion, text = (self.made[name] for name in ("appearance", "motion", "text"))
+        appearance, motion, text = (self.products[name] for name in ("appearance", "motion", "text"))
         features = FeatureSet(self.queries, make_tracks(self.queries), appearance, motion, text, model.frames, model.clips)
         order = np.random.default_rng([0, 0]).permutation(len(self.queries))[: self.config.batch]
-        batch = batch_of(features, [self.queries[number] for number in order])
+        batch = build_batch(features, [self.queries[number] for number in order])
         return Batch(to_device(batch.inputs, device), to_device(batch.targets, device), batch.ids)
 
 
-def batch_of(features: FeatureSet, queries: Sequence[Query]) -> Batch:
+def build_batch(features: FeatureSet, queries: Sequence[Query]) -> Batch:
     samples = [features.sample(query) for query in queries]
     return Batch(collate(samples), join_targets([features.truth(sample) for sample in samples]), [query.id for query in queries])

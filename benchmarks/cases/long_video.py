@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
-from benchmarks.flops import operations_of
-from benchmarks.machine import timed
-from benchmarks.synthetic_data import FPS, TEXT, asked_run, make_queries, make_video
-from benchmarks.timing import apart, profile_torch, resident, size_of
+from benchmarks.case import ONE_THREAD, Case, LowerBound, Comparison, Measurement
+from benchmarks.flops import count_flops
+from benchmarks.machine import time_call
+from benchmarks.synthetic_data import FPS, TEXT, build_grounder, make_queries, make_video
+from benchmarks.timing import run_in_spawned_process, profile_torch, read_process_memory, count_folder_bytes
 from pipeline.video import probe
 
 SENTENCES = [TEXT, "another one does not"]
-Work = Callable[[Path, Path, Path], Callable[[], object]]
+WorkFactory = Callable[[Path, Path, Path], Callable[[], object]]
 """Of a run, a video and a folder for its features: all that comes before the clock, and gives what is timed."""
 
 
@@ -31,65 +31,65 @@ class LongVideo(Case):
     packages = ("torch", "numpy", "av", "decord")
     environment = ONE_THREAD
     minutes: tuple[float, float] = (2, 20)
-    window: float = 7
+    window_seconds: float = 7
     size: tuple[int, int] = (160, 96)
 
     def __enter__(self) -> LongVideo:
         super().__enter__()
-        frames = round(self.window * FPS)
-        make_video(self.place / "videos" / "v0.mp4", self.size, frames)
-        asked_run(self.place, make_queries(["v0"], frames, self.size)[0], "tiny", 96, "shapes", "cpu")
-        self.videos = {count: make_video(self.place / f"{count}.mp4", self.size, round(60 * count) * FPS) for count in self.minutes}
+        frames = round(self.window_seconds * FPS)
+        make_video(self.work_dir / "videos" / "v0.mp4", self.size, frames)
+        build_grounder(self.work_dir, make_queries(["v0"], frames, self.size)[0], "tiny", 96, "shapes", "cpu")
+        self.videos = {count: make_video(self.work_dir / f"{count}.mp4", self.size, round(60 * count) * FPS) for count in self.minutes}
         return self
 
-    def agree(self) -> None:
+    def check_agreement(self) -> None:
         from grounding.predictor.grounder import Grounder
 
-        grounder, path = Grounder(self.place / "run", device="cpu"), self.videos[self.minutes[0]]
+        grounder, path = Grounder(self.work_dir / "run", device="cpu"), self.videos[self.minutes[0]]
         assert probe(path).frame_count == round(60 * self.minutes[0]) * FPS
-        assert grounder.answer(grounder.look(path, self.place / "agreed"), SENTENCES) == grounder.ask(path, SENTENCES)
+        assert grounder.answer(grounder.look(path, self.work_dir / "agreed"), SENTENCES) == grounder.ask(path, SENTENCES)
 
-    def measure(self) -> list[Group]:
-        return [Group(title, self._ways(work, title == LATER)) for title, work in WAYS.items()]
+    def measure(self) -> list[Comparison]:
+        return [Comparison(title, self._build_measurements(work, title == CACHED_QUERY)) for title, work in VARIANTS.items()]
 
-    def _ways(self, work: Work, later: bool) -> dict[str, Way]:
+    def _build_measurements(self, work: WorkFactory, later: bool) -> dict[str, Measurement]:
         """By length of the video; where the time goes with the short one is found when all times are, in this process."""
-        short, there = self.minutes[0], self.place / f"kept-{self.minutes[0]:g}"
-        found = {f"{count:g} min": self._way(work, count) for count in self.minutes}
-        folders = [there if later else self.place / name for name in ("counted", "profiled")]
-        counted, profiled = (work(self.place / "run", self.videos[short], folder) for folder in folders)
-        moved = size_of(there) / short if later else FPS * 60 * self.size[0] * self.size[1] * 3
-        floor = Floor(operations_of(counted) / short, moved)
+        short, there = self.minutes[0], self.work_dir / f"kept-{self.minutes[0]:g}"
+        found = {f"{count:g} min": self._measure_length(work, count) for count in self.minutes}
+        folders = [there if later else self.work_dir / name for name in ("counted", "profiled")]
+        counted, profiled = (work(self.work_dir / "run", self.videos[short], folder) for folder in folders)
+        moved = count_folder_bytes(there) / short if later else FPS * 60 * self.size[0] * self.size[1] * 3
+        floor = LowerBound(count_flops(counted) / short, moved)
         for way in found.values():
-            way.floor = floor
-        found[f"{short:g} min"].top = profile_torch(profiled, "cpu")
+            way.lower_bound = floor
+        found[f"{short:g} min"].hotspots = profile_torch(profiled, "cpu")
         return found
 
-    def _way(self, work: Work, minutes: float) -> Way:
-        seconds, peak = apart(measured, work, self.place / "run", self.videos[minutes], self.place / f"kept-{minutes:g}")
-        return Way([seconds / minutes], peak=peak)
+    def _measure_length(self, work: WorkFactory, minutes: float) -> Measurement:
+        seconds, peak = run_in_spawned_process(measure_work, work, self.work_dir / "run", self.videos[minutes], self.work_dir / f"kept-{minutes:g}")
+        return Measurement([seconds / minutes], peak_bytes=peak)
 
 
-def measured(work: Work, run: Path, video: Path, folder: Path) -> tuple[float, int]:
+def measure_work(factory: WorkFactory, run: Path, video: Path, folder: Path) -> tuple[float, int]:
     """Seconds, and the process' peak."""
-    return timed(work(run, video, folder)), resident("VmHWM")
+    return time_call(factory(run, video, folder)), read_process_memory("VmHWM")
 
 
-def streamed(run: Path, video: Path, folder: Path) -> Callable[[], object]:
+def prepare_streaming(run: Path, video: Path, folder: Path) -> Callable[[], object]:
     from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
     return lambda: grounder.ask(video, SENTENCES[:1])
 
 
-def kept(run: Path, video: Path, folder: Path) -> Callable[[], object]:
+def prepare_caching(run: Path, video: Path, folder: Path) -> Callable[[], object]:
     from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
     return lambda: grounder.look(video, folder)
 
 
-def kept_and_asked(run: Path, video: Path, folder: Path) -> Callable[[], object]:
+def prepare_cached_query(run: Path, video: Path, folder: Path) -> Callable[[], object]:
     from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
@@ -97,5 +97,5 @@ def kept_and_asked(run: Path, video: Path, folder: Path) -> Callable[[], object]
     return lambda: grounder.answer(seen, SENTENCES[1:])
 
 
-LATER = "one more sentence about what is kept"
-WAYS = {"streamed, one sentence": streamed, "kept": kept, LATER: kept_and_asked}
+CACHED_QUERY = "one more sentence about what is kept"
+VARIANTS = {"streamed, one sentence": prepare_streaming, "kept": prepare_caching, CACHED_QUERY: prepare_cached_query}

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.case import ONE_THREAD, Case, Floor, Group, Way
-from benchmarks.machine import timed
+from benchmarks.case import ONE_THREAD, Case, LowerBound, Comparison, Measurement
+from benchmarks.machine import time_call
 from benchmarks.synthetic_data import FPS, make_video
-from benchmarks.timing import apart, profile_torch, resident
+from benchmarks.timing import run_in_spawned_process, profile_torch, read_process_memory
 
 PAUSE_SECONDS = 0.01
 PRODUCTS = ("appearance", "motion")
@@ -30,97 +30,97 @@ class Memory(Case):
 
     packages = ("torch", "av", "decord")
     environment = ONE_THREAD
-    seconds: tuple[int, ...] = (10, 60, 300)
+    video_seconds: tuple[int, ...] = (10, 60, 300)
     size: tuple[int, int] = (320, 240)
-    slow: tuple[tuple[int, int], int] = ((1280, 720), 250)
+    slow_video_spec: tuple[tuple[int, int], int] = ((1280, 720), 250)
 
     def __enter__(self) -> Memory:
         super().__enter__()
-        self.videos = {length: make_video(self.place / f"{length}.mp4", self.size, length * FPS) for length in self.seconds}
-        self.slow_video = make_video(self.place / "slow.mp4", *self.slow)
+        self.videos = {length: make_video(self.work_dir / f"{length}.mp4", self.size, length * FPS) for length in self.video_seconds}
+        self.slow_video = make_video(self.work_dir / "slow.mp4", *self.slow_video_spec)
         return self
 
-    def agree(self) -> None:
+    def check_agreement(self) -> None:
         """The shortest one's features are those that are made whole."""
         from pipeline.features.config import SamplingConfig
         from pipeline.features.stream import extract_video
 
-        whole = extract_video(self.videos[self.seconds[0]], SamplingConfig(short=96), backbones()).products
-        for product, rows in streamed(self.videos[self.seconds[0]]).items():
+        whole = extract_video(self.videos[self.video_seconds[0]], SamplingConfig(short_side=96), load_backbones()).products
+        for product, rows in collect_features(self.videos[self.video_seconds[0]]).items():
             np.testing.assert_array_equal(rows, whole[product][0])
 
-    def measure(self) -> list[Group]:
-        from benchmarks.flops import operations_of  # takes torch, which the processes that decode are to be without
+    def measure(self) -> list[Comparison]:
+        from benchmarks.flops import count_flops  # takes torch, which the processes that decode are to be without
 
-        shortest, each_second = partial(stream, self.videos[self.seconds[0]]), FPS * self.size[0] * self.size[1] * 3
-        floor = Floor(operations_of(shortest) / self.seconds[0], each_second)
-        grows = {f"{length} s": self._streaming(length, floor) for length in self.seconds}
-        grows[f"{self.seconds[0]} s"].top = profile_torch(shortest, "cpu")
+        shortest, each_second = partial(stream_features, self.videos[self.video_seconds[0]]), FPS * self.size[0] * self.size[1] * 3
+        floor = LowerBound(count_flops(shortest) / self.video_seconds[0], each_second)
+        grows = {f"{length} s": self._measure_length(length, floor) for length in self.video_seconds}
+        grows[f"{self.video_seconds[0]} s"].hotspots = profile_torch(shortest, "cpu")
         by = {
-            "the child that decord runs in, stopped while its ring is full": Way(peak=apart(peak_of_child, self.slow_video)),
+            "the child that decord runs in, stopped while its ring is full": Measurement(peak_bytes=run_in_spawned_process(measure_child_peak, self.slow_video)),
             **{
-                f"{decoder}, in the consumer's process": Way(peak=apart(peak_of_decoder, self.slow_video, decoder))
+                f"{decoder}, in the consumer's process": Measurement(peak_bytes=run_in_spawned_process(measure_decoder_peak, self.slow_video, decoder))
                 for decoder in ("pyav", "decord")
             },
         }
-        (width, height), frames = self.slow
-        slow = Group(f"{frames} frames of {width}×{height}, a slow consumer", by)
-        return [Group("features of a video, streamed, by its second", grows), slow]
+        (width, height), frames = self.slow_video_spec
+        slow = Comparison(f"{frames} frames of {width}×{height}, a slow consumer", by)
+        return [Comparison("features of a video, streamed, by its second", grows), slow]
 
-    def _streaming(self, length: int, floor: Floor) -> Way:
-        seconds, peak = apart(streaming, self.videos[length])
-        return Way([seconds / length], floor, peak)
+    def _measure_length(self, length: int, floor: LowerBound) -> Measurement:
+        seconds, peak = run_in_spawned_process(measure_streaming, self.videos[length])
+        return Measurement([seconds / length], floor, peak)
 
 
-def backbones() -> dict[str, Any]:
-    from pipeline.encoders.optimize import frozen
+def load_backbones() -> dict[str, Any]:
+    from pipeline.encoders.optimize import optimize_for_inference
     from pipeline.weights.load import load_backbone
 
-    return {product: frozen(load_backbone(product, "tiny", "random:0").encoder) for product in PRODUCTS}
+    return {product: optimize_for_inference(load_backbone(product, "tiny", "random:0").encoder) for product in PRODUCTS}
 
 
-def drop(product: str, rows: np.ndarray) -> None: ...
+def discard_rows(product: str, rows: np.ndarray) -> None: ...
 
 
-def stream(path: Path, take: Callable[[str, np.ndarray], None] = drop, encoders: dict[str, Any] | None = None) -> None:
+def stream_features(path: Path, on_rows: Callable[[str, np.ndarray], None] = discard_rows, encoders: dict[str, Any] | None = None) -> None:
     """Hand on each block of rows as it is made, decoded in a child as extraction does."""
     from pipeline.features.config import SamplingConfig
     from pipeline.features.stream import FeatureStream
-    from pipeline.video import DecodeChild
+    from pipeline.video import ProcessDecoder
 
-    with DecodeChild() as child:
-        for product, rows in FeatureStream(path, SamplingConfig(short=96), encoders or backbones(), decoder=child):
-            take(product, rows)
+    with ProcessDecoder() as child:
+        for product, rows in FeatureStream(path, SamplingConfig(short_side=96), encoders or load_backbones(), decoder=child):
+            on_rows(product, rows)
 
 
-def streamed(path: Path) -> dict[str, np.ndarray]:
+def collect_features(path: Path) -> dict[str, np.ndarray]:
     """All rows of each product."""
     blocks: dict[str, list[np.ndarray]] = {product: [] for product in PRODUCTS}
-    stream(path, lambda product, rows: blocks[product].append(rows))
+    stream_features(path, lambda product, rows: blocks[product].append(rows))
     return {product: np.concatenate(rows) for product, rows in blocks.items()}
 
 
-def streaming(path: Path) -> tuple[float, int]:
+def measure_streaming(path: Path) -> tuple[float, int]:
     """Seconds, and the process' peak."""
-    encoders = backbones()
-    return timed(lambda: stream(path, drop, encoders)), resident("VmHWM")
+    encoders = load_backbones()
+    return time_call(lambda: stream_features(path, discard_rows, encoders)), read_process_memory("VmHWM")
 
 
-def peak_of_decoder(path: Path, decoder: Any) -> int:
+def measure_decoder_peak(path: Path, decoder: Any) -> int:
     from pipeline.video import open_frames, probe
 
     facts = probe(path)
     assert read_slowly(open_frames(path, facts, range(facts.frame_count), decoder)) == facts.frame_count
-    return resident("VmHWM")
+    return read_process_memory("VmHWM")
 
 
-def peak_of_child(path: Path) -> int:
-    from pipeline.video import DecodeChild
+def measure_child_peak(path: Path) -> int:
+    from pipeline.video import ProcessDecoder
 
-    with DecodeChild() as child:
+    with ProcessDecoder() as child:
         facts = child.probe(path)
         assert read_slowly(child.frames(path, facts, range(facts.frame_count))) == facts.frame_count
-        return resident("VmHWM", child.pid or "self")
+        return read_process_memory("VmHWM", child.pid or "self")
 
 
 def read_slowly(frames: Any) -> int:

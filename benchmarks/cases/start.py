@@ -11,21 +11,21 @@ from functools import partial
 from pathlib import Path
 
 import cli
-from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.timing import in_turns, shares
+from benchmarks.case import Case, LowerBound, Comparison, Measurement
+from benchmarks.timing import time_interleaved, compute_top_shares
 
-FOLDER = Path(cli.__file__).parent
-BARE = "python that does nothing"
-COUNTED = """
+CLI_DIR = Path(cli.__file__).parent
+EMPTY_PROGRAM = "python that does nothing"
+COUNT_BYTES_CODE = """
 import os, sys
 about = [getattr(module, '__dict__', {}) for module in [*sys.modules.values()]]  # some of torch's make up whatever they are asked for
 files = {own.get('__cached__') or own.get('__file__') for own in about}
 print(sum(os.path.getsize(file) for file in files if isinstance(file, str) and os.path.isfile(file)))
 """
 """Prints the bytes of the files that the modules so far lie in."""
-IMPORTED = re.compile(r"import time: +(?P<own>\d+) \| +\d+ \| +(?P<name>\S+)")
+IMPORT_TIME_LINE = re.compile(r"import time: +(?P<own>\d+) \| +\d+ \| +(?P<name>\S+)")
 """A line of `-X importtime`: microseconds of a module itself, then with what it imports."""
-IMPORTS = ("torch", "pipeline.store", "pipeline.extraction.run", "grounding.training.train", "grounding.predictor.grounder")
+HEAVY_MODULES = ("torch", "pipeline.store", "pipeline.extraction.run", "grounding.training.train", "grounding.predictor.grounder")
 
 
 @dataclass
@@ -39,51 +39,51 @@ class Start(Case):
     packages = ("typer", "torch")
     rounds: int = 2
     commands: tuple[str, ...] = tuple(
-        sorted(path.stem for path in FOLDER.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8"))
+        sorted(path.stem for path in CLI_DIR.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8"))
     )
-    imports: tuple[str, ...] = IMPORTS
+    imports: tuple[str, ...] = HEAVY_MODULES
 
-    def agree(self) -> None:
+    def check_agreement(self) -> None:
         for command in self.commands:
-            assert "Usage" in python(help_of(command)), command
+            assert "Usage" in run_program(build_help_program(command)), command
 
-    def measure(self) -> list[Group]:
-        helps = {f"{command} --help": partial(python, help_of(command)) for command in self.commands}
-        imports = {f"import {module}": partial(python, f"import {module}") for module in self.imports}
+    def measure(self) -> list[Comparison]:
+        helps = {f"{command} --help": partial(run_program, build_help_program(command)) for command in self.commands}
+        imports = {f"import {module}": partial(run_program, f"import {module}") for module in self.imports}
         groups = {"commands": helps, "imports": imports}
-        return [Group(title, self._ways({BARE: partial(python, "pass"), **programs})) for title, programs in groups.items()]
+        return [Comparison(title, self._build_measurements({EMPTY_PROGRAM: partial(run_program, "pass"), **programs})) for title, programs in groups.items()]
 
-    def _ways(self, programs: dict[str, partial[str]]) -> dict[str, Way]:
-        found = {name: Way(seconds) for name, seconds in in_turns(programs, self.rounds).items()}
+    def _build_measurements(self, programs: dict[str, partial[str]]) -> dict[str, Measurement]:
+        found = {name: Measurement(seconds) for name, seconds in time_interleaved(programs, self.rounds).items()}
         for name, way in found.items():
-            way.floor = Floor(bytes=bytes_imported(*programs[name].args))
-            way.top = [] if name == BARE else importing(*programs[name].args)
+            way.lower_bound = LowerBound(bytes=count_imported_bytes(*programs[name].args))
+            way.hotspots = [] if name == EMPTY_PROGRAM else profile_imports(*programs[name].args)
         return found
 
 
-def help_of(command: str) -> str:
+def build_help_program(command: str) -> str:
     return f"import sys; sys.argv = ['command', '--help']; from cli.{command} import main; main()"
 
 
-def bytes_imported(program: str) -> int:
+def count_imported_bytes(program: str) -> int:
     """Of the files that the modules a program imports lie in: compiled, or machine code."""
-    return int(python(f"try: {program}\nexcept SystemExit: pass\n{COUNTED}").splitlines()[-1])
+    return int(run_program(f"try: {program}\nexcept SystemExit: pass\n{COUNT_BYTES_CODE}").splitlines()[-1])
 
 
-def importing(program: str) -> list[tuple[str, float]]:
+def profile_imports(program: str) -> list[tuple[str, float]]:
     """The packages (their first two names) whose modules take most of the time of importing, without what they import of others."""
     times: defaultdict[str, float] = defaultdict(float)
-    for line in fresh_python("-X", "importtime", "-c", program).stderr.splitlines():
-        found = IMPORTED.fullmatch(line)
+    for line in run_python("-X", "importtime", "-c", program).stderr.splitlines():
+        found = IMPORT_TIME_LINE.fullmatch(line)
         if found:
             times[".".join(found["name"].split(".")[:2])] += int(found["own"])
-    return shares(times)
+    return compute_top_shares(times)
 
 
-def python(program: str) -> str:
+def run_program(program: str) -> str:
     """What a fresh Python prints."""
-    return fresh_python("-c", program).stdout
+    return run_python("-c", program).stdout
 
 
-def fresh_python(*given: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *given], capture_output=True, text=True, check=True, cwd=FOLDER.parent)
+def run_python(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=True, cwd=CLI_DIR.parent)

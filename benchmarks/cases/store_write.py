@@ -10,55 +10,55 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.synthetic_data import Rolled, fill_store, make_queries, rolled_features
-from benchmarks.timing import in_turns, profile_python
-from pipeline.store import Kind, Store
+from benchmarks.case import Case, LowerBound, Comparison, Measurement
+from benchmarks.synthetic_data import RolledFeatures, fill_store, make_queries, build_rolled_features
+from benchmarks.timing import time_interleaved, profile_python
+from pipeline.store import ShardKind, Store
 
-KINDS: tuple[Kind, ...] = ("zarr", "hdf5")
+KINDS: tuple[ShardKind, ...] = ("zarr", "hdf5")
 
 
 @dataclass
-class Writing(Case):
+class StoreWrite(Case):
     """Maps of real size written into a new store, in both formats (checksums, an index of chunks, synced to the disk, a manifest),
     against one `.npy` file for each video, each synced too. All are read back and hold the same numbers.
     """
 
     packages = ("numpy", "zarr", "h5py")
     shape: tuple[int, ...] = (10, 18, 2048)
-    frames: int = 40
-    videos: int = 4
+    num_frames: int = 40
+    num_videos: int = 4
     rounds: int = 3
 
-    def __enter__(self) -> Writing:
+    def __enter__(self) -> StoreWrite:
         super().__enter__()
-        self.queries = make_queries([f"v{number}" for number in range(self.videos)], 5 * self.frames, (576, 320))
-        self.made = rolled_features(self.queries, {"appearance": (self.frames, *self.shape)}, {"appearance": 5})["appearance"]
-        self.numbers = count()
+        self.queries = make_queries([f"v{number}" for number in range(self.num_videos)], 5 * self.num_frames, (576, 320))
+        self.features = build_rolled_features(self.queries, {"appearance": (self.num_frames, *self.shape)}, {"appearance": 5})["appearance"]
+        self.folder_counter = count()
         return self
 
-    def agree(self) -> None:
-        plain = write_plain(self.place / "plain", self.made)
-        stores = [Store(self._store(kind)).open("appearance") for kind in KINDS]
+    def check_agreement(self) -> None:
+        plain = write_plain(self.work_dir / "plain", self.features)
+        stores = [Store(self._write_store(kind)).open("appearance") for kind in KINDS]
         for query in self.queries:
             for reader in stores:
                 np.testing.assert_array_equal(reader.read(query.video), np.load(plain / f"{query.video}.npy"))
 
-    def measure(self) -> list[Group]:
-        ways = {".npy files": lambda: write_plain(self.place / f"{next(self.numbers)}", self.made)}
-        found = in_turns(ways | {f"store, {kind}": partial(self._store, kind) for kind in KINDS}, self.rounds)
-        size = 2 * self.videos * self.frames * int(np.prod(self.shape))
-        top = {f"store, {kind}": profile_python(partial(self._store, kind)) for kind in KINDS}
-        title = f"{self.videos} × {self.frames} maps of {'×'.join(map(str, self.shape))}, {size >> 20} MiB"
-        return [Group(title, {name: Way(own, Floor(bytes=2 * size), top=top.get(name, [])) for name, own in found.items()})]
+    def measure(self) -> list[Comparison]:
+        ways = {".npy files": lambda: write_plain(self.work_dir / f"{next(self.folder_counter)}", self.features)}
+        found = time_interleaved(ways | {f"store, {kind}": partial(self._write_store, kind) for kind in KINDS}, self.rounds)
+        size = 2 * self.num_videos * self.num_frames * int(np.prod(self.shape))
+        top = {f"store, {kind}": profile_python(partial(self._write_store, kind)) for kind in KINDS}
+        title = f"{self.num_videos} × {self.num_frames} maps of {'×'.join(map(str, self.shape))}, {size >> 20} MiB"
+        return [Comparison(title, {name: Measurement(own, LowerBound(bytes=2 * size), hotspots=top.get(name, [])) for name, own in found.items()})]
 
-    def _store(self, kind: Kind) -> Path:
-        return fill_store(self.place / f"{next(self.numbers)}", self.queries, {"appearance": self.made.entries()}, kind)
+    def _write_store(self, kind: ShardKind) -> Path:
+        return fill_store(self.work_dir / f"{next(self.folder_counter)}", self.queries, {"appearance": self.features.entries()}, kind)
 
 
-def write_plain(folder: Path, made: Rolled) -> Path:
+def write_plain(folder: Path, features: RolledFeatures) -> Path:
     folder.mkdir()
-    for entry in made.entries():
+    for entry in features.entries():
         with (folder / f"{entry.key}.npy").open("wb") as file:
             np.save(file, entry.rows)
             file.flush()

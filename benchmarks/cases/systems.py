@@ -14,53 +14,53 @@ from typing import Any
 
 import torch
 
-from benchmarks.case import Case, Floor, Group, Way
-from benchmarks.timing import branched, in_turns, profile_torch
-from benchmarks.training_step import CHANNELS, SLOWFAST, STRIDE, Step, feature_bytes, floor_and_peak, network_of_size, random_batch
+from benchmarks.case import Case, LowerBound, Comparison, Measurement
+from benchmarks.timing import run_in_forked_process, time_interleaved, profile_torch
+from benchmarks.training_step import CHANNELS, SLOWFAST_GRID, CELL_STRIDE, TrainingStep, count_feature_bytes, measure_bound_and_peak, build_network, build_random_batch
 from grounding.data.loader import Batch
 from grounding.systems.config import Recipe
 from grounding.systems.registry import preset, system_of
 from pipeline.config import merge
 
-PAPER_SHORT = {"csdvl": 320, "cgstvg": 420, "costa": 320}
+PAPER_SHORT_SIDES = {"csdvl": 320, "cgstvg": 420, "costa": 320}
 """N_short of each paper; CoSTA's states none."""
 
 
 @dataclass(frozen=True)
-class Size:
+class SystemsSize:
     """What steps see: `given` is laid over each system's preset; `short` is N_short of each system that is measured."""
 
     title: str
     preset: str
-    given: dict[str, Any]
-    short: dict[str, int]
-    video: tuple[int, int]
-    words: int
+    overrides: dict[str, Any]
+    short_sides: dict[str, int]
+    video_size: tuple[int, int]
+    num_tokens: int
     backbones: str
     """Of a system that is given pictures."""
     channels: Mapping[str, int]
-    square: tuple[int, int]
+    motion_grid: tuple[int, int]
     """Rows and columns of SlowFast's maps."""
     stride: int
     """Pixels between cells of the appearance maps."""
-    together: bool = True
+    single_batch: bool = True
     """A system that is given pictures takes a step's queries at once, and not one after the other."""
     rounds: int = 3
     """Of one, a CPU takes minutes for each step: there the systems are not checked again at this size."""
 
 
-def sizes_for(device: str) -> tuple[Size, ...]:
+def get_sizes(device: str) -> tuple[SystemsSize, ...]:
     """Of the papers, for a CPU less of them, and what `make demo` trains on."""
     full: dict[str, Any] = {"preset": "hcstvg-v1", "video": (1280, 720), "words": 20, "backbones": "full"}
-    full |= {"channels": CHANNELS, "square": SLOWFAST, "stride": STRIDE, "together": False}
+    full |= {"channels": CHANNELS, "square": SLOWFAST_GRID, "stride": CELL_STRIDE, "together": False}
     tiny = {"appearance": 128, "motion": 384, "text": 64}
-    shapes = Size("shapes", "shapes", {}, dict.fromkeys(PAPER_SHORT, 96), (160, 96), 8, "tiny", tiny, (8, 8), 16)
+    shapes = SystemsSize("shapes", "shapes", {}, dict.fromkeys(PAPER_SHORT_SIDES, 96), (160, 96), 8, "tiny", tiny, (8, 8), 16)
     if device == "cuda":
-        return Size("hcstvg-v1", given={"batch": 8, "precision": "bfloat16"}, short=PAPER_SHORT, **full), shapes
+        return SystemsSize("hcstvg-v1", overrides={"batch": 8, "precision": "bfloat16"}, short_sides=PAPER_SHORT_SIDES, **full), shapes
     alone = {"batch": 1, "model": {"dropout": 0.0}}  # with dropout a CPU's attention holds all its weights
-    paper = Size("hcstvg-v1, no dropout", given=alone, short={name: PAPER_SHORT[name] for name in ("csdvl", "cgstvg")}, rounds=1, **full)
+    paper = SystemsSize("hcstvg-v1, no dropout", overrides=alone, short_sides={name: PAPER_SHORT_SIDES[name] for name in ("csdvl", "cgstvg")}, rounds=1, **full)
     few = {"batch": 1, "model": {"frames": 12, "clips": 4}}
-    return paper, Size("hcstvg-v1, small", given=few, short=dict.fromkeys(PAPER_SHORT, 160), **full), shapes
+    return paper, SystemsSize("hcstvg-v1, small", overrides=few, short_sides=dict.fromkeys(PAPER_SHORT_SIDES, 160), **full), shapes
 
 
 @dataclass
@@ -72,16 +72,16 @@ class Systems(Case):
     """
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    sizes: tuple[Size, ...] = ()
-    steps: dict[tuple[str, str], tuple[Step, list[Batch]]] = field(default_factory=dict)
+    sizes: tuple[SystemsSize, ...] = ()
+    steps: dict[tuple[str, str], tuple[TrainingStep, list[Batch]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sizes = self.sizes or sizes_for(self.device)
-        self.precision = self.sizes[0].given.get("precision", "float32")
-        self.steps = {(size.title, name): step_of(name, size, self.device) for size in self.sizes for name in size.short}
+        self.sizes = self.sizes or get_sizes(self.device)
+        self.precision = self.sizes[0].overrides.get("precision", "float32")
+        self.steps = {(size.title, name): build_step(name, size, self.device) for size in self.sizes for name in size.short_sides}
 
     @torch.inference_mode()
-    def agree(self) -> None:
+    def check_agreement(self) -> None:
         """Systems answer differently, so each is held against itself: a query's boxes alone and beside another, of other pictures and
         fewer words, are the same."""
         checked = [size.title for size in self.sizes if size.rounds > 1] or [self.sizes[-1].title]
@@ -98,54 +98,54 @@ class Systems(Case):
             torch.testing.assert_close(network(alone).boxes[-1, 0], boxes[0], rtol=1e-3, atol=1e-3)
             assert not torch.equal(boxes[0], boxes[1])
 
-    def measure(self) -> list[Group]:
-        return [self._group(size) for size in self.sizes]
+    def measure(self) -> list[Comparison]:
+        return [self._measure_size(size) for size in self.sizes]
 
-    def _group(self, size: Size) -> Group:
-        least = {name: branched(_floor_and_peak, name, size, self.device) for name in size.short}  # while this process holds little
-        steps = {name: self.steps[size.title, name] for name in size.short}
+    def _measure_size(self, size: SystemsSize) -> Comparison:
+        least = {name: run_in_forked_process(_measure_bound_and_peak, name, size, self.device) for name in size.short_sides}  # while this process holds little
+        steps = {name: self.steps[size.title, name] for name in size.short_sides}
         ways = {name: partial(step, parts) for name, (step, parts) in steps.items()}
         tops = {name: profile_torch(way, self.device) for name, way in ways.items()}  # each has now begun
-        seconds = in_turns(ways, size.rounds, warm=int(self.device == "cuda"), settle=int(size.rounds > 1))
-        return Group(size.title, {name: Way(own, *least[name], tops[name], _about(*steps[name])) for name, own in seconds.items()})
+        seconds = time_interleaved(ways, size.rounds, warmup_rounds=int(self.device == "cuda"), untimed_calls=int(size.rounds > 1))
+        return Comparison(size.title, {name: Measurement(own, *least[name], tops[name], _describe_step(*steps[name])) for name, own in seconds.items()})
 
 
-def step_of(name: str, size: Size, device: str) -> tuple[Step, list[Batch]]:
+def build_step(name: str, size: SystemsSize, device: str) -> tuple[TrainingStep, list[Batch]]:
     """A system's step with what it is made on."""
-    config: Recipe = system_of(name).config.model_validate(merge(preset(size.preset, name), _known(name, size)))
+    config: Recipe = system_of(name).config.model_validate(merge(preset(size.preset, name), _select_overrides(name, size)))
     model = config.model
-    parts = config.batch if model.pictures and not size.together else 1
-    step = Step(config, network_of_size(config, size.channels), torch.device(device))
-    part = random_batch(
+    parts = config.batch if model.pictures and not size.single_batch else 1
+    step = TrainingStep(config, build_network(config, size.channels), torch.device(device))
+    part = build_random_batch(
         model,
-        size.video,
-        size.short[name],
-        size.words,
+        size.video_size,
+        size.short_sides[name],
+        size.num_tokens,
         config.batch // parts,
         torch.device(device),
         size.channels,
-        size.square,
+        size.motion_grid,
         size.stride,
     )
     return step, [part] * parts
 
 
-def _known(name: str, size: Size) -> dict[str, Any]:
+def _select_overrides(name: str, size: SystemsSize) -> dict[str, Any]:
     """The settings without those of clips where a system answers by frames; CoSTA's words are stored, as the others' are."""
     fields = type(system_of(name).config.model_fields["model"].default).model_fields
-    own = {**size.given, "model": {key: value for key, value in size.given.get("model", {}).items() if key in fields}}
+    own = {**size.overrides, "model": {key: value for key, value in size.overrides.get("model", {}).items() if key in fields}}
     return own | ({"encoders": {"backbones": size.backbones, "image": "random:0", "text": None}} if name == "costa" else {})
 
 
-def _about(step: Step, parts: list[Batch]) -> dict[str, Any]:
-    return {"parameters": step.parameters, "feature_bytes": sum(map(feature_bytes, parts)), "sees": _sees(parts)}
+def _describe_step(step: TrainingStep, parts: list[Batch]) -> dict[str, Any]:
+    return {"parameters": step.num_parameters, "count_feature_bytes": sum(map(count_feature_bytes, parts)), "sees": _describe_inputs(parts)}
 
 
-def _sees(parts: list[Batch]) -> str:
+def _describe_inputs(parts: list[Batch]) -> str:
     maps, motion = parts[0].inputs.appearance.shape, parts[0].inputs.motion.shape
     seen = f"{maps[1]} of {maps[2]}×{maps[3]}" + (f", {motion[1]} of {motion[2]}×{motion[3]}" if motion[1] else "")
     return f"batch {len(parts) * maps[0]}: {seen}"
 
 
-def _floor_and_peak(name: str, size: Size, device: str) -> tuple[Floor, int]:
-    return floor_and_peak(*step_of(name, size, device), device)
+def _measure_bound_and_peak(name: str, size: SystemsSize, device: str) -> tuple[LowerBound, int]:
+    return measure_bound_and_peak(*build_step(name, size, device), device)

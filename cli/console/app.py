@@ -50,9 +50,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 # Threads that wait by spinning for long (libgomp's default) slow everything down several times as soon as something else
 # runs on the machine; ones that never spin lose a third on a quiet one. It must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-OURS = ("cli", "grounding", "pipeline")
+PROJECT_LOGGERS = ("cli", "grounding", "pipeline")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
-KEPT, LARGE = 512 << 20, 32 << 20  # bytes; glibc takes no more for LARGE
+TRIM_THRESHOLD_BYTES, MMAP_THRESHOLD_BYTES = 512 << 20, 32 << 20  # bytes; glibc takes no more for LARGE
 log = logging.getLogger("cli")
 
 
@@ -68,22 +68,22 @@ def new_app() -> typer.Typer:
     )
 
 
-def guarded(body: Callable[P, None]) -> Callable[P, None]:
+def handle_errors(body: Callable[P, None]) -> Callable[P, None]:
     """Run a command's body: known errors become one line and an exit code, others go to the log file."""
 
     @functools.wraps(body)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
         began = time.monotonic()
         code = 1
-        keep_memory()
-        with _signals(), _logging():
+        tune_malloc()
+        with _handle_signals(), _configure_logging():
             try:
                 body(*args, **kwargs)
                 code = 0
             except typer.Exit as leave:
                 code = leave.exit_code
             except BaseException as error:
-                code = _explain(error, debug=bool(kwargs.get("debug")))
+                code = _report_error(error, debug=bool(kwargs.get("debug")))
             finally:
                 log.info("exit code %d after %.1f s", code, time.monotonic() - began)
         if code:
@@ -92,35 +92,35 @@ def guarded(body: Callable[P, None]) -> Callable[P, None]:
     return command
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Let glibc keep what is freed, up to `KEPT` bytes, for all threads together: the buffers of a step, or of a batch of frames, are
     else given back to the system and fetched again, page by page, by the next one. Nothing where there is another C library."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for setting, value in ((M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, KEPT), (M_MMAP_THRESHOLD, LARGE)):
+        for setting, value in ((M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES), (M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)):
             mallopt(setting, value)
 
 
-def _explain(error: BaseException, debug: bool) -> int:
+def _report_error(error: BaseException, debug: bool) -> int:
     """Say what went wrong on stderr and in the log; returns the exit code."""
     trace = "".join(traceback.format_exception(error))
     if debug:
         sys.stderr.write(trace)
     if isinstance(error, StvgError):
-        return _fail(str(error), error.exit_code)
+        return _print_error(str(error), error.exit_code)
     if isinstance(error, KeyboardInterrupt):
-        return _fail("stopped; run the same command again to go on", 130, word="interrupted")
+        return _print_error("stopped; run the same command again to go on", 130, word="interrupted")
     if isinstance(error, Terminated):
-        return _fail("stopped; run the same command again to go on", 143, word="terminated")
+        return _print_error("stopped; run the same command again to go on", 143, word="terminated")
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     log.error("unexpected\n%s", trace)
     files = [handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, _LogFile)]
     where = f"the traceback is in {files[-1]}" if files else "run again with --debug to see the traceback"
-    return _fail(f"unexpected {type(error).__name__}: {error} ({where})", 1)
+    return _print_error(f"unexpected {type(error).__name__}: {error} ({where})", 1)
 
 
-def _fail(message: str, code: int, word: str = "error") -> int:
+def _print_error(message: str, code: int, word: str = "error") -> int:
     from rich.console import Console
     from rich.text import Text
 
@@ -129,13 +129,13 @@ def _fail(message: str, code: int, word: str = "error") -> int:
     return code
 
 
-def say(message: str) -> None:
+def print_info(message: str) -> None:
     """A line for the user on stdout, and in the log file."""
     log.info("%s", message)
     typer.echo(message)
 
 
-def warn(message: str) -> None:
+def print_warning(message: str) -> None:
     """A warning on stderr, and in the log file."""
     from rich.console import Console
     from rich.text import Text
@@ -148,7 +148,7 @@ class _LogFile(logging.FileHandler):
     """The log file of the running command."""
 
 
-def log_in_run(run: Path) -> None:
+def log_to_run(run: Path) -> None:
     """`log_to` the run's log; not where the run is another's, which may be read and not written."""
     if os.access(run, os.W_OK):
         log_to(run / "log.txt")
@@ -167,9 +167,9 @@ def log_to(path: Path) -> None:
 
 
 @contextmanager
-def _logging() -> Iterator[None]:
+def _configure_logging() -> Iterator[None]:
     """Our loggers at INFO while a command runs; its log files are closed after it."""
-    for name in OURS:
+    for name in PROJECT_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
     root = logging.getLogger()
     quiet = logging.NullHandler()
@@ -184,7 +184,7 @@ def _logging() -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
+def _handle_signals() -> Iterator[None]:
     """SIGTERM raises `Terminated` once in this process; a second one kills, and forked children keep the default."""
     owner = os.getpid()
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.config import Config, load, validate
+from pipeline.config import StrictModel, load, validate
 from pipeline.datasets.shapes.make import ShapesConfig
 
 
-class DatasetConfig(Config):
+class DatasetConfig(StrictModel):
     """Section `dataset`, shared by commands. `root` is a folder (for `jsonl` the file), `index` the prepared index."""
 
     name: str = "shapes"
@@ -23,7 +23,7 @@ class DatasetConfig(Config):
         return self.root or Path("data") / self.name
 
     @property
-    def folder(self) -> Path:
+    def video_root(self) -> Path:
         """What the index's video paths are relative to."""
         return self.root_path.parent if self.name == "jsonl" else self.root_path
 
@@ -32,7 +32,7 @@ class DatasetConfig(Config):
         return self.index or Path("data") / f"{self.name}-index" / "index.jsonl"
 
 
-class PrepareConfig(Config):
+class PrepareConfig(StrictModel):
     """Section `prepare`. `allow_failed`: how many inputs may fail, a share below 1 or a count; `shapes`: how much of it is made."""
 
     allow_failed: float = Field(0, ge=0)
@@ -40,7 +40,7 @@ class PrepareConfig(Config):
     shapes: ShapesConfig = ShapesConfig()
 
 
-def dataset_config(file: Path | None, name: str | None, root: Path | None, index: Path | None = None) -> DatasetConfig:
+def load_dataset_config(file: Path | None, name: str | None, root: Path | None, index: Path | None = None) -> DatasetConfig:
     """The file's section `dataset` under what the command line names; another name forgets the file's paths."""
     settings = load(DatasetConfig, "dataset", file, [])
     given = {key: value for key, value in (("name", name), ("root", root), ("index", index)) if value is not None}

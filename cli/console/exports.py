@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cli.console.app import say, warn
-from cli.console.progress import progress
+from cli.console.app import print_info, print_warning
+from cli.console.progress import show_progress
 from grounding.evaluation.ground_truth import Exam
 from grounding.exchange.annotated_videos import refuse_taken, refuse_unnamed, shown_videos
 from grounding.exchange.cvat import write_cvat_folder
@@ -17,34 +17,34 @@ from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Prediction
 
 
-def refuse_exchange(exam: Exam, cvat: Path | None, fiftyone: Path | None) -> None:
+def check_exports(ground_truth: Exam, cvat: Path | None, fiftyone: Path | None) -> None:
     """InputError, before any model answers, where what is asked for cannot be written."""
     for option, out in (("--cvat", cvat), ("--fiftyone", fiftyone)):
         if out is not None:
-            refuse_unnamed(exam, option)
+            refuse_unnamed(ground_truth, option)
             refuse_taken(out)
 
 
-def write_exchange(
-    cvat: Path | None, fiftyone: Path | None, exam: Exam, tubes: Tubes, scores: Sequence[Score], answers: Iterable[Prediction]
+def write_exports(
+    cvat: Path | None, fiftyone: Path | None, ground_truth: Exam, tubes: Tubes, scores: Sequence[Score], predictions: Iterable[Prediction]
 ) -> None:
     """CVAT's files, FiftyOne's data set, or both; `answers` are the tubes with the model's confidence, where it is known."""
     if cvat is None and fiftyone is None:
         return
-    videos = list(shown_videos(exam, tubes, scores, {answer.id: answer.score for answer in answers}))
+    videos = list(shown_videos(ground_truth, tubes, scores, {answer.id: answer.score for answer in predictions}))
     if cvat is not None:
-        with progress("writing for CVAT", unit="videos") as advance:
+        with show_progress("writing for CVAT", unit="videos") as advance:
             boxless = write_cvat_folder(cvat, videos, advance)
-        say(f"wrote the tracks of {len(videos)} videos to {cvat}; labels.json holds the labels for the 'Raw' tab of a new task")
+        print_info(f"wrote the tracks of {len(videos)} videos to {cvat}; labels.json holds the labels for the 'Raw' tab of a new task")
         if boxless:
-            warn(f"{boxless} tubes have no box in their video, and CVAT has no tracks without any: they are not in {cvat}")
+            print_warning(f"{boxless} tubes have no box in their video, and CVAT has no tracks without any: they are not in {cvat}")
     if fiftyone is not None:
-        with progress("writing for FiftyOne", unit="videos") as advance:
+        with show_progress("writing for FiftyOne", unit="videos") as advance:
             write_fiftyone(fiftyone, videos, advance)
         call = f"fiftyone.Dataset.from_dir({str(fiftyone)!r}, fiftyone.types.FiftyOneDataset, rel_dir=ROOT)"
-        say(f"wrote {len(videos)} videos to {fiftyone}: {call}, with the folder of the data set as ROOT")
+        print_info(f"wrote {len(videos)} videos to {fiftyone}: {call}, with the folder of the data set as ROOT")
 
 
-def read_answers(predictions: Path | None) -> Iterable[Prediction]:
+def read_scored_predictions(predictions: Path | None) -> Iterable[Prediction]:
     """A file's predictions; none where it is the challenge's, which says nothing of confidence."""
     return () if predictions is None or predictions.suffix == ".json" else read_jsonl(predictions, Prediction)

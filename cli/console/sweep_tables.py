@@ -8,12 +8,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cli.console.evaluate_tables import console
+from cli.console.evaluate_tables import create_console
 from grounding.metrics.scores import MEANS
 from grounding.sweep.markdown import claim_text, cost_cells, cost_head, difference_text, label, mean_text, published_text
 from grounding.sweep.statistics import ALL, is_sure
 
-COLOURS = {"yes": "green", "no": "red", "unclear": "yellow"}
+VERDICT_COLORS = {"yes": "green", "no": "red", "unclear": "yellow"}
 
 
 def show_section(table: Mapping[str, Any], section: Mapping[str, Any]) -> None:
@@ -34,7 +34,7 @@ def show_section(table: Mapping[str, Any], section: Mapping[str, Any]) -> None:
             cells = [Text(published_text(section, row, metric), style="dim") for metric in MEANS]
             shown.add_row(Text("  published", style="dim"), *cells)
         shown.add_section()
-    console().print(shown)
+    create_console().print(shown)
 
 
 def show_claims(table: Mapping[str, Any]) -> None:
@@ -42,5 +42,5 @@ def show_claims(table: Mapping[str, Any]) -> None:
     shown = Table("claim", "source", "difference here", "seen", title=Text("what the paper says"), title_justify="left")
     for claim in table["claims"]:
         said, source, here, seen = claim_text(claim)
-        shown.add_row(said, source, Text(here), Text(seen, style=COLOURS[seen]))
-    console().print(shown)
+        shown.add_row(said, source, Text(here), Text(seen, style=VERDICT_COLORS[seen]))
+    create_console().print(shown)

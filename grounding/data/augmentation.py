@@ -21,8 +21,8 @@ from grounding.data.sources import Tokenise, Tokens
 from grounding.data.text_mirroring import mirrored
 from grounding.structures.targets import Targets
 from pipeline.boxes import cxcywh_to_xyxy
-from pipeline.config import Config
-from pipeline.encoders.image_geometry import LONGEST, appearance_size
+from pipeline.config import StrictModel
+from pipeline.encoders.image_geometry import MAX_LONG_SIDE_RATIO, compute_appearance_size
 from pipeline.records import Query
 
 Size = tuple[int, int]
@@ -30,7 +30,7 @@ Size = tuple[int, int]
 log = logging.getLogger(__name__)
 
 
-class AugmentConfig(Config):
+class AugmentConfig(StrictModel):
     """What is drawn for each query of an epoch; by default nothing."""
 
     flip: float = Field(default=0.0, ge=0, le=1)
@@ -84,8 +84,8 @@ def draw_view(config: AugmentConfig, size: Size, held: np.ndarray | None, flip: 
         left, right = _stretch(columns, held[0], held[2], config.least, random)
         top, bottom = _stretch(rows, held[1], held[3], config.least, random)
         part = (left, top, right, bottom)
-    short = random.uniform(config.smallest, 1) * max(min(size), max(size) / LONGEST)
-    width, height = appearance_size((part[2] - part[0], part[3] - part[1]), short)
+    short = random.uniform(config.smallest, 1) * max(min(size), max(size) / MAX_LONG_SIDE_RATIO)
+    width, height = compute_appearance_size((part[2] - part[0], part[3] - part[1]), short)
     return View(part, (height, width), flip)
 
 

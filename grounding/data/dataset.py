@@ -19,13 +19,13 @@ from grounding.data.sample import Sample
 from grounding.data.sources import Pictures, Product, Tokenise, Tokens
 from grounding.structures.targets import Targets
 from pipeline import sampling
-from pipeline.boxes import interpolate, xyxy_to_cxcywh
+from pipeline.boxes import interpolate_boxes, xyxy_to_cxcywh
 from pipeline.encoders.image_geometry import picture_in_square
 from pipeline.errors import InputError, StoreError
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
 from pipeline.store import Store
-from pipeline.store.buffer_pool import Allocate, Recycler, fresh
+from pipeline.store.buffer_pool import Allocator, BufferPool, allocate_numpy
 from pipeline.tracks import Tracks
 
 SQUARED = ("motion",)
@@ -66,7 +66,7 @@ class FeatureSet:
         seen = [product for product in (appearance, motion) if product is not None]
         self.queries = [q for q in queries if all(q.video in product for product in seen) and q.id in text]
         self.missing = sorted({q.id for q in queries} - {q.id for q in self.queries})
-        self._recent, self._memory = _Recent(RECENT_BYTES), Recycler(memory_for(device))
+        self._recent, self._memory = _Recent(RECENT_BYTES), BufferPool(memory_for(device))
 
     @classmethod
     def of_store(
@@ -122,13 +122,13 @@ class FeatureSet:
         """One query's features; `rows` choose among its stored frames (training's bin centres by default)."""
         stored = self.appearance.columns(query.video)["frame"]
         own = self.rows_of(query, stored)
-        chosen = own[sampling.bin_centres(len(own), self.frames)] if rows is None else rows
+        chosen = own[sampling.sample_bin_centers(len(own), self.frames)] if rows is None else rows
         numbers = stored[chosen]
         return Sample(
             query=query,
             numbers=numbers,
             appearance=self._maps(query.video, chosen),
-            tau=np.clip(sampling.place_of(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32),
+            tau=np.clip(sampling.normalized_position(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32),
             motion=self._motion(query, numbers),
             square=np.array(picture_in_square(tuple(self.appearance.facts(query.video)["size"])) if self.squared else WHOLE, np.float32),
             text=self.words(query),
@@ -161,7 +161,7 @@ class FeatureSet:
 
         def read() -> np.ndarray:
             own = self.rows_of(query, motion.columns(query.video)["frame"])
-            return _means(motion.read(query.video, own), sampling.pool_bins(len(own), clips), self._memory)
+            return _means(motion.read(query.video, own), sampling.compute_pool_bins(len(own), clips), self._memory)
 
         return self._recent.get(("motion", query.video, query.segment), read)
 
@@ -169,7 +169,7 @@ class FeatureSet:
         """The motion of the segment at frames `[T_s]`, `[T_s, h, w, C]` as stored: of the row nearest to each."""
         stored = motion.columns(query.video)["frame"]
         own = self.rows_of(query, stored)
-        rows = own[sampling.nearest_frames(stored[own], numbers)]
+        rows = own[sampling.find_nearest_frames(stored[own], numbers)]
         return self._recent.get(("motion", query.video, rows.tobytes()), lambda: motion.read(query.video, rows))
 
     def truth(self, sample: Sample) -> Targets:
@@ -180,12 +180,12 @@ class FeatureSet:
         begin, end = query.truth.span
         first, last = query.segment
         span = ((begin - first) / (last - first), (end - first) / (last - first))
-        inside = sampling.inside_frames(sample.numbers, query.truth.span)
+        inside = sampling.label_frames(sample.numbers, query.truth.span)
         if self.clips is None:
             middles, inside_clips = sample.numbers, inside
         else:
             middles = (first + (np.arange(self.clips) + 0.5) / self.clips * (last - first)).astype(np.int64)
-            inside_clips = sampling.inside_clips(span, self.clips)
+            inside_clips = sampling.label_clips(span, self.clips)
         boxes, boxed = self._boxes(query, np.concatenate([sample.numbers, middles]))
         frames = len(sample.numbers)
         return Targets(
@@ -204,12 +204,12 @@ class FeatureSet:
             return torch.zeros(1, len(numbers), 4), torch.zeros(1, len(numbers), dtype=torch.bool)
         begin, end = query.truth.span
         frames, track = self.tracks[query.truth.track]
-        boxes = xyxy_to_cxcywh(interpolate(frames, track, numbers), query.size)
+        boxes = xyxy_to_cxcywh(interpolate_boxes(frames, track, numbers), query.size)
         boxed = (numbers >= begin) & (numbers < end) & np.isin(numbers, frames)
         return torch.from_numpy(boxes).float()[None], torch.from_numpy(boxed)[None]
 
 
-def _means(rows: np.ndarray, bins: Sequence[tuple[int, int]], memory: Recycler) -> np.ndarray:
+def _means(rows: np.ndarray, bins: Sequence[tuple[int, int]], memory: BufferPool) -> np.ndarray:
     """The mean of the rows `[begin, end)` of each bin, `[n, …]` → `[bins, …]`, taken in float32; the rows where each is a bin.
 
     By NumPy, for the reason that `grounding.data.collate.padded` states.
@@ -222,9 +222,9 @@ def _means(rows: np.ndarray, bins: Sequence[tuple[int, int]], memory: Recycler) 
     return result
 
 
-def memory_for(device: torch.device) -> Allocate:
+def memory_for(device: torch.device) -> Allocator:
     """Where what is read for a device is put: a GPU fetches from pinned memory alone beside its other work."""
-    return _pinned if device.type == "cuda" else fresh
+    return _pinned if device.type == "cuda" else allocate_numpy
 
 
 def _pinned(size: int) -> np.ndarray:

@@ -11,10 +11,10 @@ import numpy as np
 from safetensors.numpy import load
 
 from pipeline.errors import InputError, StoreError
-from pipeline.features.reduction import Basis, Reduction
-from pipeline.io.atomic import replacing
-from pipeline.store.layout import BASIS
-from pipeline.store.quantization import SCALE, restore
+from pipeline.features.reduction import Projection, Reduction
+from pipeline.io.atomic import atomic_write
+from pipeline.store.layout import PROJECTION_FILE
+from pipeline.store.quantization import SCALE_COLUMN, dequantize
 
 FOLDER = "basis"
 """In a run: `basis/<product>.safetensors`."""
@@ -24,7 +24,7 @@ def projections_of(store: Path, products: Mapping[str, Mapping[str, Any]]) -> di
     """The files of those `products` (name → provenance) that were projected; a StoreError where one is not what it was."""
     found = {}
     for product, digest in _digests(products).items():
-        path = Path(store) / product / BASIS
+        path = Path(store) / product / PROJECTION_FILE
         found[product] = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(found[product]).hexdigest() != digest:
             problem = "is not the one its shards were made with" if found[product] else "does not exist"
@@ -36,7 +36,7 @@ def keep_projections(run: Path, found: Mapping[str, bytes]) -> None:
     """Put the files of `projections_of` into a run."""
     for product, content in found.items():
         (run / FOLDER).mkdir(exist_ok=True)
-        with replacing(run / FOLDER / f"{product}.safetensors") as aside:
+        with atomic_write(run / FOLDER / f"{product}.safetensors") as aside:
             aside.write_bytes(content)
 
 
@@ -50,9 +50,9 @@ def recorded_reduction(run: Path, product: str, made_from: Mapping[str, Any]) ->
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != digest:
         problem = "is not the one the run was trained with" if content else "does not exist"
-        raise InputError(f"{path} {problem}: put {product}/{BASIS} of its store there, or train again")
+        raise InputError(f"{path} {problem}: put {product}/{PROJECTION_FILE} of its store there, or train again")
     tensors = load(content)
-    return Reduction(Basis(tensors["mean"], tensors["matrix"], tensors["bias"], about["basis"]), about["int8"])
+    return Reduction(Projection(tensors["mean"], tensors["matrix"], tensors["bias"], about["basis"]), about["int8"])
 
 
 def as_stored(rows: np.ndarray, reduction: Reduction | None) -> np.ndarray:
@@ -60,7 +60,7 @@ def as_stored(rows: np.ndarray, reduction: Reduction | None) -> np.ndarray:
     if reduction is None:
         return rows
     small, columns = reduction.apply(rows)
-    return restore(small, columns[SCALE], np.empty(small.shape, np.float16)) if SCALE in columns else small
+    return dequantize(small, columns[SCALE_COLUMN], np.empty(small.shape, np.float16)) if SCALE_COLUMN in columns else small
 
 
 def _digests(products: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from grounding.data.images import Jpegs
-from pipeline.encoders.image_geometry import appearance_size
-from pipeline.features.images import jpeg_frames, jpegs_of
+from pipeline.encoders.image_geometry import compute_appearance_size
+from pipeline.features.images import decode_jpegs, iterate_jpegs
 from pipeline.records import Query
 from pipeline.store import Entry, ProductReader
 
@@ -45,7 +45,7 @@ class Pictures:
         return key in self._frames
 
     def shape(self, key: str) -> tuple[int, ...]:
-        width, height = appearance_size(tuple(self.facts(key)["size"]), self._short)
+        width, height = compute_appearance_size(tuple(self.facts(key)["size"]), self._short)
         return len(self.columns(key)["frame"]), height, width, 3
 
     def facts(self, key: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Pictures:
         """Pictures `[len(indices), h, w, 3]`; all of them without `indices`."""
         rows, columns, places = self._pages(key, indices)
         result = np.empty((len(places), *self.shape(key)[1:]), np.uint8)
-        for number, (_, picture) in enumerate(jpeg_frames(rows, columns)):
+        for number, (_, picture) in enumerate(decode_jpegs(rows, columns)):
             result[places == number] = picture
         return result
 
@@ -66,7 +66,7 @@ class Pictures:
         """The same, not decoded yet."""
         rows, columns, places = self._pages(key, indices)
         _, height, width, _ = self.shape(key)
-        return Jpegs([jpeg for _, jpeg in jpegs_of(rows, columns)], places, (height, width))
+        return Jpegs([jpeg for _, jpeg in iterate_jpegs(rows, columns)], places, (height, width))
 
     def _pages(self, key: str, indices: np.ndarray | None) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
         """The stored rows of the pictures wanted, each once, what is known of them, and which of them each of `indices` is."""

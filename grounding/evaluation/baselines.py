@@ -18,7 +18,7 @@ from grounding.structures.tubes import truth_boxes
 from pipeline.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query
-from pipeline.sampling import place_of, span_frames
+from pipeline.sampling import normalized_position, span_to_frames
 from pipeline.tracks import Tracks
 
 UNIT = (1, 1)
@@ -50,7 +50,7 @@ def constant_predictions(constant: Constant, queries: Iterable[Query]) -> list[P
     """One tube per query: the constant span in its segment, the constant box in its picture, held in every frame."""
     predictions = []
     for query in queries:
-        begin, end = span_frames(*constant.span_tau, query.segment)
+        begin, end = span_to_frames(*constant.span_tau, query.segment)
         width, height = query.size
         x1, y1, x2, y2 = constant.box
         box = (begin, x1 * width, y1 * height, x2 * width, y2 * height)
@@ -83,14 +83,14 @@ def _thin(queries: Sequence[Query], at_most: int) -> list[Query]:
 def _choose_span(queries: Sequence[Query]) -> Constant:
     """Without boxes only time can be chosen; the box is the middle quarter of the picture."""
     spans = span_candidates(queries)
-    means = [np.mean([temporal_iou(q.truth.span, span_frames(*span, q.segment)) for q in queries if q.truth]) for span in spans]
+    means = [np.mean([temporal_iou(q.truth.span, span_to_frames(*span, q.segment)) for q in queries if q.truth]) for span in spans]
     best = int(np.argmax(means))
     return Constant(span_tau=spans[best], box=MIDDLE, train_score=float(means[best]))
 
 
 def span_candidates(queries: Sequence[Query]) -> list[tuple[float, float]]:
     """Pairs begin < end in τ of a regular grid and the quantiles of the true begins and ends."""
-    true = np.array([place_of(np.asarray(q.truth.span) - 0.5, q.segment) for q in queries if q.truth])
+    true = np.array([normalized_position(np.asarray(q.truth.span) - 0.5, q.segment) for q in queries if q.truth])
     edges = np.unique(np.concatenate([EDGES, np.quantile(true, QUANTILES, axis=0).ravel()]).clip(0, 1))
     return list(itertools.combinations(edges.tolist(), 2))
 
@@ -117,7 +117,7 @@ def _v_iou_table(query: Query, tracks: Tracks, spans: Sequence[tuple[float, floa
     frames, _ = truth_boxes(query, tracks)
     overlaps = iou(boxes[:, None], _relative_boxes(query, tracks)[None])
     sums = np.concatenate([np.zeros((len(boxes), 1)), overlaps.cumsum(1)], axis=1)
-    tried = np.array([span_frames(*span, query.segment) for span in spans])
+    tried = np.array([span_to_frames(*span, query.segment) for span in spans])
     low, high = np.searchsorted(frames, tried[:, 0]), np.searchsorted(frames, tried[:, 1])
     shared = np.clip(np.minimum(tried[:, 1], last) - np.maximum(tried[:, 0], first), 0, None)
     union = (tried[:, 1] - tried[:, 0]) + (last - first) - shared

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 
 from grounding.evaluation.hcstvg_challenge import FIRST_FRAME
-from pipeline.config import Config
+from pipeline.config import StrictModel
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(StrictModel):
     """Section `evaluate`: which split is judged; `seed` is that of the random baseline and of the intervals."""
 
     split: str = "test"

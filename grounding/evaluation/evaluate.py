@@ -28,9 +28,9 @@ def predict_split(
     # Imported here: judging files, and reporting, must not wait for torch.
     from grounding.inference.ensemble import Ensemble
     from grounding.inference.predict import predict
-    from pipeline.devices import device_of
+    from pipeline.devices import resolve_device
 
-    ensemble = Ensemble.of_runs(runs, device_of(config.device), config.frames)
+    ensemble = Ensemble.of_runs(runs, resolve_device(config.device), config.frames)
     features = ensemble.features_of(Store(store), config.split)
     with ensemble.computing():
         answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)

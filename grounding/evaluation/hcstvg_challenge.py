@@ -18,10 +18,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from grounding.structures.tubes import Tubes, ranges
 from pipeline.errors import InputError
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.io.strict_json import read_json
-from pipeline.records import Coordinate, FrameNumber
-from pipeline.validation import first_problem
+from pipeline.records import Coordinate, FrameIndex
+from pipeline.validation import format_first_error
 
 FIRST_FRAME = 1
 
@@ -36,8 +36,8 @@ def _frame_of(key: object) -> int:
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
-    st_frame: FrameNumber = Field(strict=True)
-    ed_frame: FrameNumber = Field(strict=True)
+    st_frame: FrameIndex = Field(strict=True)
+    ed_frame: FrameIndex = Field(strict=True)
     bbox: dict[Annotated[int, BeforeValidator(_frame_of)], tuple[Coordinate, Coordinate, Coordinate, Coordinate]]
 
 
@@ -63,7 +63,7 @@ def _entry(path: Path, name: str, raw: Any, first_frame: int) -> _Entry:
         raise InputError(f"{path}, {name!a}: an id with half a surrogate pair is no text; write the file again") from None
     except ValidationError as error:
         raise InputError(
-            f"{path}, {name!r}: {first_problem(error)}; each id needs st_frame, ed_frame and bbox {{frame: [x1, y1, x2, y2]}}"
+            f"{path}, {name!r}: {format_first_error(error)}; each id needs st_frame, ed_frame and bbox {{frame: [x1, y1, x2, y2]}}"
         ) from None
     if entry.ed_frame < entry.st_frame:
         raise InputError(f"{path}, {name!r}: ed_frame {entry.ed_frame} is before st_frame {entry.st_frame}; both are inclusive")
@@ -75,7 +75,7 @@ def _entry(path: Path, name: str, raw: Any, first_frame: int) -> _Entry:
 
 def write_challenge(path: Path, tubes: Tubes, first_frame: int = FIRST_FRAME) -> None:
     """Write tubes with a box for every frame of their spans (samples are interpolated), atomically; empty ones are left out."""
-    with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as aside, aside.open("w", encoding="utf-8") as file:
         separator = "{"
         for place, name in enumerate(tubes.ids):
             begin, end = tubes.spans[place].tolist()

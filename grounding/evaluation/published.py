@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from grounding.metrics.protocols import PROTOCOLS
 from pipeline.errors import InputError
-from pipeline.validation import Record, first_problem
+from pipeline.validation import StrictModel, format_first_error
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +40,7 @@ Ours = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Protocol → form ("" where sentences have none) → metric → mean in [0, 1]."""
 
 
-class Result(Record):
+class Result(StrictModel):
     """Published means in percent. `protocol` is None where no paper states it; a mean that is not known is absent."""
 
     scores: dict[Metric, float]
@@ -65,7 +65,7 @@ class Ablation(Result):
     variant: str
 
 
-class ResultTable(Record):
+class ResultTable(StrictModel):
     """One data set's split, and one form of its sentences where they are judged apart."""
 
     dataset: Dataset
@@ -75,7 +75,7 @@ class ResultTable(Record):
     ablations: tuple[Ablation, ...] = ()
 
 
-class Published(Record):
+class Published(StrictModel):
     """The whole of `published.yaml`."""
 
     tables: tuple[ResultTable, ...]
@@ -88,7 +88,7 @@ def load(path: Path = FILE) -> Published:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}): install the package again") from None
     except ValidationError as error:
-        raise InputError(f"{path}: {first_problem(error)}: install the package again") from None
+        raise InputError(f"{path}: {format_first_error(error)}: install the package again") from None
 
 
 @cache

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grounding.exchange.annotated_videos import ShownTube, ShownVideo, file_names, refuse_taken
-from pipeline.io.cvat_xml import CvatTrack, cvat_labels, write_cvat
+from pipeline.io.cvat_xml import CvatTrack, build_cvat_labels, write_cvat
 from pipeline.io.jsonl import write_json
 from pipeline.records import Query
 
@@ -18,7 +18,7 @@ from pipeline.records import Query
 def write_cvat_folder(out: Path, videos: Sequence[ShownVideo], progress: Callable[[int, int], None]) -> int:
     """`out/labels.json` and `out/<video>.xml`; returns how many tubes have no box, and so no track. `progress` counts videos."""
     refuse_taken(out)
-    write_json(out / "labels.json", cvat_labels())
+    write_json(out / "labels.json", build_cvat_labels())
     boxless = 0
     for number, (name, video) in enumerate(zip(file_names([video.facts.path for video in videos]), videos, strict=True)):
         progress(number, len(videos))

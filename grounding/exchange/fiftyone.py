@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from grounding.exchange.annotated_videos import ShownTube, ShownVideo, refuse_taken
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.io.jsonl import write_json
 
 VERSION = "1.0.0"
@@ -33,7 +33,7 @@ def write_fiftyone(out: Path, videos: Sequence[ShownVideo], progress: Callable[[
     """Write the data set's three files into the new folder `out`, the samples last; `progress` counts videos."""
     refuse_taken(out)
     write_json(out / "metadata.json", {"version": VERSION, "media_type": "video", **_schema()})
-    with replacing(out / "frames.json") as aside, aside.open("w", encoding="utf-8") as file:
+    with atomic_write(out / "frames.json") as aside, aside.open("w", encoding="utf-8") as file:
         file.write('{"frames": [')
         separator = "\n"
         for number, video in enumerate(videos):

@@ -52,4 +52,4 @@ def found_span(first: Look, second: Look | None, between: bool) -> tuple[Span, f
         scores = scores.closer(second.when)
     begin, end, score = scores.best(between)
     opens, closes = first.query.segment
-    return sampling.span_frames((begin - opens) / (closes - opens), (end - opens) / (closes - opens), (opens, closes)), score
+    return sampling.span_to_frames((begin - opens) / (closes - opens), (end - opens) / (closes - opens), (opens, closes)), score

@@ -10,10 +10,10 @@ from grounding.losses.temporal import divergence, gaussians, inside_loss
 from grounding.models.cgstvg import Outputs
 from grounding.modules.box_ops import corners, giou, iou
 from grounding.structures.targets import Targets, Totals
-from pipeline.config import Config
+from pipeline.config import StrictModel
 
 
-class CgstvgLossConfig(Config):
+class CgstvgLossConfig(StrictModel):
     """The λ of sec. 4 (Implementation)."""
 
     first: float = 10.0

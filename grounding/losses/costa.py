@@ -8,10 +8,10 @@ from grounding.losses.boxes import box_losses, scratch_losses
 from grounding.losses.temporal import divergence, gaussians, inside_loss
 from grounding.models.costa import Outputs
 from grounding.structures.targets import Targets, Totals
-from pipeline.config import Config
+from pipeline.config import StrictModel
 
 
-class CostaLossConfig(Config):
+class CostaLossConfig(StrictModel):
     """The paper prints no λ: these are STCAT's for HC-STVG."""
 
     l1: float = 5.0

@@ -9,10 +9,10 @@ from grounding.losses.boxes import box_losses, carrier_loss, taught_cells
 from grounding.models.csdvl import Outputs
 from grounding.modules.proposal_map import iou_map, valid_cells
 from grounding.structures.targets import Targets, Totals
-from pipeline.config import Config
+from pipeline.config import StrictModel
 
 
-class LossConfig(Config):
+class LossConfig(StrictModel):
     """λ of eq. (4) and (5), and the weights of L_ta's two parts."""
 
     l1: float = 5.0

@@ -16,13 +16,13 @@ from pipeline.errors import InputError
 from pipeline.io.jsonl import write_json
 from pipeline.records import Prediction, Query
 from pipeline.tracks import Tracks
-from pipeline.validation import Record, first_problem
+from pipeline.validation import StrictModel, format_first_error
 
 THRESHOLDS = (0.3, 0.5)
 MEANS = ("m_vIoU", "m_tIoU", "m_sIoU", *(f"vIoU@{threshold}" for threshold in THRESHOLDS))
 
 
-class Score(Record):
+class Score(StrictModel):
     """One query's scores in [0, 1]: an entry of `scores/<split>.json`.
 
     `vIoU` and `sIoU` are None where the truth has no boxes: only time can be judged there.
@@ -115,4 +115,4 @@ def read_scores(path: Path) -> list[Score]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}): run stvg-eval again") from None
     except ValidationError as error:
-        raise InputError(f"{path}: {first_problem(error)}: run stvg-eval again") from None
+        raise InputError(f"{path}: {format_first_error(error)}: run stvg-eval again") from None

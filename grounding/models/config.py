@@ -6,10 +6,10 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Config
+from pipeline.config import StrictModel
 
 
-class TransformerConfig(Config):
+class TransformerConfig(StrictModel):
     """The sizes of a transformer; the defaults are DETR's, which all three papers take over."""
 
     parts: ClassVar[tuple[int, str]] = (4, "two dimensions of sine positions")

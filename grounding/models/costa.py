@@ -116,8 +116,8 @@ class Costa(nn.Module):
         tune(image, c.tune_image and c.backbones_used != "3d")
         if text_encoder is not None:
             text_encoder.requires_grad_(True)
-        beside = image.widths if c.backbones_used == "both" else None
-        self.trunk = None if c.backbones_used == "2d" else SpaceTimeTrunk(c.trunk_width, beside, image.pooled, c.connection)
+        beside = image.stage_channels if c.backbones_used == "both" else None
+        self.trunk = None if c.backbones_used == "2d" else SpaceTimeTrunk(c.trunk_width, beside, image.has_stem_pooling, c.connection)
         self.project_video = nn.Linear(image.channels if self.trunk is None else self.trunk.widths[-1], c.d)
         words = dims[2] if text_encoder is None else text_encoder.channels
         self.project_text = nn.Sequential(nn.Linear(words, c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout))
@@ -194,7 +194,7 @@ class Costa(nn.Module):
 
     def video_maps(self, videos: Tensor) -> Tensor:
         """RGB `[n, T, h, w, 3]` → y_4 `[n, T, H, W, C]` (of the 2-D network alone x_4)."""
-        pictures = self.image.normalised(videos.flatten(0, 1).permute(0, 3, 1, 2))
+        pictures = self.image.normalize(videos.flatten(0, 1).permute(0, 3, 1, 2))
         still: list[Tensor] = []
         if self.config.backbones_used != "3d":
             x = self.image.stem(pictures)

@@ -17,12 +17,12 @@ import numpy as np
 from grounding.data.feature_reduction import as_stored
 from pipeline.errors import InputError
 from pipeline.features.reduction import Reduction
-from pipeline.features.stream import FeatureStream, file_digest
-from pipeline.store import Kind, OtherProductError, ProductReader, ShardBuilder, Store, StoreWriter, made_from
+from pipeline.features.stream import FeatureStream, compute_file_digest
+from pipeline.store import ShardKind, ProductMismatchError, ProductReader, ShardBuilder, Store, StoreWriter, origin_digest
 
-KIND: Kind = "zarr"
+KIND: ShardKind = "zarr"
 EDGES = "edge"
-"""The column of the frames' edges in seconds, `[frame_count + 1]` (`VideoFacts.edges`)."""
+"""The column of the frames' edges in seconds, `[frame_count + 1]` (`VideoMetadata.edges`)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Kept:
     def find(self, video: Path) -> KeptVideo | None:
         """What is kept of a video; None where anything is lacking, or the video cannot be read."""
         try:
-            key = file_digest(video)
+            key = compute_file_digest(video)
         except OSError:
             return None
         if not (self.folder / "manifest.json").is_file():
@@ -59,22 +59,22 @@ class Kept:
 
     def add(self, video: Path, stream: FeatureStream, reductions: Mapping[str, Reduction | None]) -> KeptVideo:
         """Keep what a stream makes of a video, all of it or nothing."""
-        key, edges = file_digest(video), stream.video.edges
+        key, edges = compute_file_digest(video), stream.video_metadata.edges
         with StoreWriter(self.folder, "asked", "") as writer, ExitStack() as stack:
             builders = {}
             for name, origin in self.origins.items():
                 try:
                     writer.open_product(name, KIND, origin)
-                except OtherProductError:
+                except ProductMismatchError:
                     self._refuse([name])
-                builder = ShardBuilder(self.folder, name, key, KIND, [key], made_from(KIND, origin))
+                builder = ShardBuilder(self.folder, name, key, KIND, [key], origin_digest(KIND, origin))
                 builders[name] = stack.enter_context(builder)
                 builder.begin(key, key)
             for name, rows in stream:
                 builders[name].append(as_stored(rows, reductions[name]))
             for name, builder in builders.items():
                 builder.end(stream.columns[name] | {EDGES: edges}, stream.facts)
-                writer.publish(name, key, builder.finish())
+                writer.publish_shard(name, key, builder.finish())
         there = self.find(video)
         if there is None:
             raise InputError(f"{video} became another file while it was looked at: run again when it is whole")

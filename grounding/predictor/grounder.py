@@ -33,16 +33,16 @@ from grounding.predictor.window_length import window_seconds
 from grounding.predictor.windows import Stretch, kept_stretches, streamed_stretches, windows_of
 from grounding.systems.registry import network_of, tokenise_of
 from pipeline.config import validate
-from pipeline.devices import device_of
-from pipeline.encoders.optimize import frozen
+from pipeline.devices import resolve_device
+from pipeline.encoders.optimize import optimize_for_inference
 from pipeline.errors import InputError
 from pipeline.features.builders import encode_texts
 from pipeline.features.config import SamplingConfig
-from pipeline.features.stream import HERE, Decoder, FeatureStream
+from pipeline.features.stream import IN_PROCESS, FrameDecoder, FeatureStream
 from pipeline.records import Query, Span
 from pipeline.store import Entry
 from pipeline.tracks import Tracks
-from pipeline.weights.load import load_backbone, weights_digest
+from pipeline.weights.load import load_backbone, compute_weights_digest
 
 Progress = Callable[[int, int], None]
 SHAPES_STAMP = "shapes.json"
@@ -76,10 +76,10 @@ class Grounder:
         refine: bool = False,
         between: bool = True,
         window: float | None = None,
-        decoder: Decoder = HERE,
+        decoder: FrameDecoder = IN_PROCESS,
     ) -> None:
         self.decoder = decoder
-        self.device = device_of(device)
+        self.device = resolve_device(device)
         self.batch, self.refine, self.between = batch, refine, between
         self.ensemble = Ensemble.of_runs(runs, self.device, frames)
         run, provenance = self.ensemble.runs[0], self.ensemble.about
@@ -106,7 +106,7 @@ class Grounder:
         sentence, VideoError for a bad video.
         """
         texts, stream = checked_sentences(sentences), self._stream(video, progress)
-        about, edges = asked_video(video, stream.about), stream.video.edges
+        about, edges = asked_video(video, stream.initial_facts), stream.video_metadata.edges
         windows = windows_of(edges, self.window)
         stretches = streamed_stretches(about.path, stream, self.reductions, windows, self._together())
         return self._answers(about, about.path, edges, stretches, texts, top)
@@ -118,8 +118,8 @@ class Grounder:
         """
         if keep is None:
             stream = self._stream(video, progress)
-            whole = next(streamed_stretches(str(video), stream, self.reductions, [(0, stream.video.frame_count)], 1))
-            return Seen(asked_video(video, stream.about), str(video), whole.features, stream.video.edges)
+            whole = next(streamed_stretches(str(video), stream, self.reductions, [(0, stream.video_metadata.frame_count)], 1))
+            return Seen(asked_video(video, stream.initial_facts), str(video), whole.features, stream.video_metadata.edges)
         folder = Kept(keep, self.origins)
         there = folder.find(video) or folder.add(video, self._stream(video, progress), self.reductions)
         return Seen(asked_video(video, there.facts), there.key, {**there.products}, there.frame_edges)
@@ -133,7 +133,7 @@ class Grounder:
 
     def _trained_origin(self, product: str) -> dict[str, Any]:
         """What tells features of an encoder that trained from others."""
-        return {"weights_digest": weights_digest(self.encoders[product], product), "sampling": self.sampling.model_dump(mode="json")}
+        return {"compute_weights_digest": compute_weights_digest(self.encoders[product], product), "sampling": self.sampling.model_dump(mode="json")}
 
     def _stream(self, video: Path, progress: Progress) -> FeatureStream:
         encoders = {name: self.encoders[name] for name in self.visual}
@@ -163,7 +163,7 @@ class Grounder:
     def _features(self, queries: Sequence[Query], stretch: Stretch, words: Product) -> FeatureSet:
         appearance, *motion = (stretch.features[name] for name in self.visual)
         if self.ensemble.pictures:
-            appearance = Pictures(appearance, self.sampling.short)
+            appearance = Pictures(appearance, self.sampling.short_side)
         frames, clips, squared = self.ensemble.frames, self.ensemble.clips, self.ensemble.motion in SQUARED
         return FeatureSet(queries, Tracks(), appearance, motion[0] if motion else None, words, frames, clips, squared, self.device)
 
@@ -215,13 +215,13 @@ def recorded_encoder(run: Path, product: str, made_from: dict[str, Any], device:
     if product == "frames":
         return nn.Identity()
     backbone = load_backbone(product, made_from["backbone"], made_from["weights"], made_from.get("slowfast"))
-    if backbone.digest != made_from["weights_digest"]:
+    if backbone.digest != made_from["compute_weights_digest"]:
         raise InputError(
             f"{run} was trained on {product} features of weights {made_from['weights']!r} with digest"
-            f" {made_from['weights_digest'][:12]}…, but these weights are {backbone.digest[:12]}… here:"
+            f" {made_from['compute_weights_digest'][:12]}…, but these weights are {backbone.digest[:12]}… here:"
             " put the same weights back, or extract and train again"
         )
-    return frozen(backbone.encoder.to(device))
+    return optimize_for_inference(backbone.encoder.to(device))
 
 
 def asked_video(video: Path, facts: Mapping[str, Any]) -> AskedVideo:

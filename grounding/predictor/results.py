@@ -10,7 +10,7 @@ from pydantic import Field
 
 from grounding.structures.tubes import boxes_of
 from pipeline.records import FORMAT, Prediction, Span
-from pipeline.validation import Record
+from pipeline.validation import StrictModel
 
 SAME = 0.5
 """Two windows found the same where one's span covers at least this share of the other's."""
@@ -18,7 +18,7 @@ OVERLAPPING = 4
 """Other windows that share frames with one, at most: two on either side."""
 
 
-class AskedVideo(Record):
+class AskedVideo(StrictModel):
     """The video's facts: `size` is `(width, height)` in pixels as shown, `fps` the mean rate."""
 
     path: str
@@ -27,7 +27,7 @@ class AskedVideo(Record):
     size: tuple[int, int]
 
 
-class Found(Record):
+class Found(StrictModel):
     """One sentence's tube. `score` is CSDVL's probability of its best proposal, which compares videos too; CG-STVG's and CoSTA's is that
     of the first frame times that of the last one, within the window: which window is best they say otherwise (`SpanScores.level`).
 
@@ -48,7 +48,7 @@ class Answer(Found):
     others: list[Found] = Field(default_factory=list)
 
 
-class Answers(Record):
+class Answers(StrictModel):
     """What `stvg-predict --json` writes: the video and the answers, in the order of the sentences."""
 
     format: Literal[1] = FORMAT

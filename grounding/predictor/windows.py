@@ -62,16 +62,16 @@ def streamed_stretches(
     key: str, stream: FeatureStream, reductions: Mapping[str, Reduction | None], windows: Sequence[Span], together: int
 ) -> Iterator[Stretch]:
     """The same while the video is decoded: a stretch comes as soon as its features are made, and they are dropped after it."""
-    held = {name: _Held() for name in stream.makers}
+    held = {name: _Held() for name in stream.builders}
     groups = _grouped(windows, together)
     waiting = next(groups, None)
 
     def cut(group: tuple[Span, ...]) -> Stretch:
-        return Stretch(group, {name: InMemory([own.cut(key, group, stream.about)]) for name, own in held.items()})
+        return Stretch(group, {name: InMemory([own.cut(key, group, stream.initial_facts)]) for name, own in held.items()})
 
     for name, rows in stream:
         made = held[name].end
-        held[name].append(as_stored(rows, reductions[name]), stream.makers[name].columns(made, made + len(rows)))
+        held[name].append(as_stored(rows, reductions[name]), stream.builders[name].columns(made, made + len(rows)))
         while waiting is not None and all(own.last >= waiting[-1][1] for own in held.values()):
             yield cut(waiting)
             if (waiting := next(groups, None)) is not None:

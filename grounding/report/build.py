@@ -24,9 +24,9 @@ from grounding.report.page_data import details, listed, write_list, write_script
 from grounding.report.videos import show_videos
 from grounding.visualization.frame_strips import draw_strip, save_strip, strip_frames
 from grounding.visualization.video_source import FootageOf
-from pipeline.config import Config
+from pipeline.config import StrictModel
 from pipeline.errors import StvgError
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.records import Query
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ Progress = Callable[[str, str], AbstractContextManager[Advance]]
 """`(what is done, its unit)` → a context that gives `advance(done, total)`."""
 
 
-class ReportConfig(Config):
+class ReportConfig(StrictModel):
     """Section `report`: which split is shown, and how much of it."""
 
     split: str = "test"
@@ -100,7 +100,7 @@ def write_report(
     for file in TEMPLATES.glob("*.*s"):
         shutil.copyfile(file, out / file.name)
     shown = [(group, [pictures[name] for name in group.ids]) for group in groups]
-    with replacing(out / "index.html") as aside:
+    with atomic_write(out / "index.html") as aside:
         aside.write_text(render(exam, runs, shown, ablations, config.split), encoding="utf-8")
     return out / "index.html"
 

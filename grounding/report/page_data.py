@@ -19,7 +19,7 @@ from PIL import Image
 from grounding.evaluation.results import Judged
 from grounding.structures.span_scores import BoundaryScores, ProposalScores
 from grounding.structures.tubes import truth_boxes
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.records import Prediction, Query
 from pipeline.tracks import Tracks
 
@@ -35,7 +35,7 @@ ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
 def write_script(path: Path, call: str, *values: Any) -> None:
     """Write a script that hands JSON values to `stvg.<call>`, atomically."""
     arguments = ", ".join(json.dumps(value, separators=(",", ":"), allow_nan=False).translate(ESCAPES) for value in values)
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(f"stvg.{call}({arguments});\n", encoding="utf-8")
 
 

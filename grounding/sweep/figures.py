@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from grounding.metrics.scores import MEANS
 from grounding.sweep.statistics import ALL, is_sure
 from grounding.visualization.learning_curves import read_table, smoothed
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 
 INK, SOFT, LINE = "#1c2330", "#667085", "#e3e7ee"
 BLUE, ORANGE = "#0072b2", "#d55e00"
@@ -167,5 +167,5 @@ def _plain(axes: Axes) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a picture as PNG, whole or not at all."""
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=DPI, facecolor="white")

@@ -9,7 +9,7 @@ from typing import Any
 from grounding.sweep.figures import curves_figure, save, table_figure
 from grounding.sweep.markdown import markdown
 from grounding.sweep.statistics import ALL
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.io.jsonl import write_json
 
 
@@ -24,6 +24,6 @@ def write_table(table: Mapping[str, Any], out: Path) -> list[Path]:
         pictures.append(out / "curves.png")
         save(curves, pictures[-1])
     write_json(out / "table.json", table)
-    with replacing(out / "table.md") as aside:
+    with atomic_write(out / "table.md") as aside:
         aside.write_text(markdown(table, [path.name for path in pictures]), encoding="utf-8")
     return [out / "table.json", out / "table.md", *pictures]

@@ -35,7 +35,7 @@ from pipeline.config import merge, validate
 from pipeline.errors import InputError
 from pipeline.io.jsonl import write_json
 from pipeline.store import Store
-from pipeline.store.manifest import files_digest
+from pipeline.store.manifest import compute_files_digest
 
 JUDGED = "judged.json"
 FEWEST_SEEDS = 2
@@ -214,13 +214,13 @@ def _judge(sweep: Sweep, runs: Sequence[Path], folder: Path, settings: EvaluateC
     if missing:
         log.warning("%s: %d queries score 0, the store has no features of them", folder, len(missing))
     write_results(folder, sweep.split, answers, *judge(sweep.exam, Tubes.of_predictions(answers), seed=settings.seed))
-    write_json(folder / JUDGED, {"format": 1, "made": made, "scores": files_digest([_scores_file(sweep, folder)])})
+    write_json(folder / JUDGED, {"format": 1, "made": made, "scores": compute_files_digest([_scores_file(sweep, folder)])})
 
 
 def _is_judged(sweep: Sweep, folder: Path, made: Mapping[str, Any]) -> bool:
     """Whether a folder's scores were made from the same and are unchanged: `stvg-eval` may have written others there."""
     known, scores = _read_judged(folder), _scores_file(sweep, folder)
-    return known.get("made") == made and scores.exists() and known["scores"] == files_digest([scores])
+    return known.get("made") == made and scores.exists() and known["scores"] == compute_files_digest([scores])
 
 
 def _is_finished(run: Path) -> bool:

@@ -12,20 +12,20 @@ from pydantic import Field, ValidationError, model_validator
 from grounding.evaluation.published import Dataset, Metric, ablations_for, rows_for
 from grounding.metrics.scores import MEANS
 from pipeline.errors import InputError
-from pipeline.validation import Record, first_problem
+from pipeline.validation import StrictModel, format_first_error
 
 FILE = Path(__file__).with_name("tables.yaml")
 Mean = Literal["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
 
 
-class Cost(Record):
+class Cost(StrictModel):
     """A training step's time and memory, as multiples of those of the reference of the table's first section."""
 
     step: float = Field(gt=0)
     memory: float = Field(gt=0)
 
 
-class Variant(Record):
+class Variant(StrictModel):
     """A line of a table: trained anew with `changes`, or (`of`) answers of another variant's runs, without training.
 
     `changes` are of sections `model` and `loss` only, and of `initialise` for a variant without what it would load: every variant
@@ -56,7 +56,7 @@ class Variant(Record):
         return self
 
 
-class Source(Record):
+class Source(StrictModel):
     """Where a section's published figures stand: methods, or ablations of `method`, by variant."""
 
     dataset: Dataset
@@ -77,7 +77,7 @@ def _named(scores: Mapping[Metric, float]) -> dict[str, float]:
     return {str(metric): value for metric, value in scores.items()}
 
 
-class Section(Record):
+class Section(StrictModel):
     """Rows that belong together, all compared with `reference`."""
 
     title: str
@@ -86,7 +86,7 @@ class Section(Record):
     published: Source | None = None
 
 
-class Claim(Record):
+class Claim(StrictModel):
     """`source` says that `more` scores higher than `less`."""
 
     more: str
@@ -95,7 +95,7 @@ class Claim(Record):
     source: str
 
 
-class SweepTable(Record):
+class SweepTable(StrictModel):
     """A named table: its variants, the sections that show them, and what is expected of them."""
 
     title: str
@@ -171,7 +171,7 @@ def load_tables(path: Path = FILE) -> dict[str, SweepTable]:
         try:
             found[name] = SweepTable.model_validate(values)
         except ValidationError as error:
-            raise InputError(f"{path}: table {name!r}: {first_problem(error)}") from None
+            raise InputError(f"{path}: table {name!r}: {format_first_error(error)}") from None
     return found
 
 

@@ -16,7 +16,7 @@ from grounding.systems.registry import built, system_of
 from pipeline import config as configuration
 from pipeline import sampling
 from pipeline.errors import InputError
-from pipeline.weights.load import load_strictly
+from pipeline.weights.load import load_strict
 
 CONFIG = "config.yaml"
 
@@ -83,5 +83,5 @@ def load_model(run: Path, which: str = "best") -> tuple[nn.Module, Any, dict[str
         state = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError):
         raise InputError(f"{folder / 'model.safetensors'} is damaged: train the run again") from None
-    load_strictly(model, state, f"weights in {folder}")
+    load_strict(model, state, f"weights in {folder}")
     return model.eval(), config, about

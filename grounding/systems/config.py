@@ -14,24 +14,24 @@ from grounding.losses.csdvl import LossConfig
 from grounding.models.cgstvg import CgstvgConfig
 from grounding.models.costa import CostaConfig
 from grounding.models.csdvl import CsdvlConfig
-from pipeline.config import Config
-from pipeline.features.config import Backbones
+from pipeline.config import StrictModel
+from pipeline.features.config import BackboneSize
 
 Schedule = Literal["constant", "one-cycle"]
 
 
-class EncodersConfig(Config):
+class EncodersConfig(StrictModel):
     """Encoders that train, and where their weights begin; sources are those of `weights` in section `extract`.
 
     `text` may be None where the network reads pictures in any case: then token states are read from the store.
     """
 
-    backbones: Backbones = "full"
+    backbones: BackboneSize = "full"
     image: str = "torchvision"
     text: str | None = None
 
 
-class Recipe(Config):
+class Recipe(StrictModel):
     """The numbers of training; defaults are CSDVL's (supplement B.1)."""
 
     system: str

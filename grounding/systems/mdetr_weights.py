@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from grounding.models.csdvl import Csdvl
 from grounding.modules.box_heads import MLPBoxHead
 from pipeline.errors import InputError
-from pipeline.features.reduction import Basis
-from pipeline.weights.checkpoint_files import Layout, LoadReport, load_strictly, read_state
+from pipeline.features.reduction import Projection
+from pipeline.weights.checkpoint_files import StateDictLayout, LoadReport, load_strict, read_state_dict
 
 HEADS = 8
 """Attention heads of every published MDETR: shapes do not tell them."""
@@ -52,7 +52,7 @@ DECODER_LAYER = {
 """There is no norm2: it belonged to an attention to text alone that MDETR gave up."""
 
 
-def initialise_from_mdetr(model: Csdvl, path: Path, basis: Basis | None = None) -> LoadReport:
+def initialise_from_mdetr(model: Csdvl, path: Path, basis: Projection | None = None) -> LoadReport:
     """Load the static stream from MDETR's checkpoint (`model_ema` where it has it); the report names every key.
 
     `basis` is the projection that the store's appearance maps went through, None where they have the backbone's own
@@ -64,7 +64,7 @@ def initialise_from_mdetr(model: Csdvl, path: Path, basis: Basis | None = None) 
         raise InputError(
             f"initialise {path}: a model of streams={model.streams} has no static stream: set model.streams=both, or initialise=null"
         )
-    state = read_state("mdetr", path)
+    state = read_state_dict("mdetr", path)
     _check_sizes(model, state, path)
     _fit_appearance(state, model.project_appearance.in_features, basis, path)
     queries = state.get("query_embed.weight")
@@ -74,7 +74,7 @@ def initialise_from_mdetr(model: Csdvl, path: Path, basis: Basis | None = None) 
     own = {id(parameter) for parameter in stream.parameters()}
     scratch = sorted({name.partition(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in own})
     what = f"static stream from MDETR's {path} (from scratch: {', '.join(scratch)})"
-    return load_strictly(stream, state, what, Layout(leftovers=LEFTOVERS if "bbox_embed" in stream else f"{LEFTOVERS}|{BOX_HEAD}"))
+    return load_strict(stream, state, what, StateDictLayout(ignored_pattern=LEFTOVERS if "bbox_embed" in stream else f"{LEFTOVERS}|{BOX_HEAD}"))
 
 
 def static_stream(model: Csdvl) -> nn.ModuleDict:
@@ -114,7 +114,7 @@ def _check_sizes(model: Csdvl, state: Mapping[str, Tensor], path: Path) -> None:
         raise InputError(f"initialise {path}: the model's {have} do not fit MDETR's weights: set {need}, or initialise=null")
 
 
-def _fit_appearance(state: dict[str, Tensor], channels: int, basis: Basis | None, path: Path) -> None:
+def _fit_appearance(state: dict[str, Tensor], channels: int, basis: Projection | None, path: Path) -> None:
     """Make `input_proj` the linear map of the store's features, `channels` wide.
 
     Features y = M(x − m) + b of a reduced store are undone as far as they can be, x' = m + M⁺(y − b), and projected as

@@ -24,7 +24,7 @@ from grounding.systems.presets import CGSTVG, COSTA, CSDVL, STVGFORMER
 from pipeline.config import merge
 from pipeline.encoders.text import TextEncoder
 from pipeline.errors import InputError
-from pipeline.features.reduction import Basis
+from pipeline.features.reduction import Projection
 from pipeline.store import Store
 from pipeline.weights.load import Backbone, load_backbone
 
@@ -39,7 +39,7 @@ class System:
     from its image encoder, and from its text encoder, or None where token states are stored."""
     loss: Callable[[Any, Targets, Any, Totals], dict[str, Tensor]]
     """Of the network's outputs, with `config.loss`; the key `loss` is what training minimises."""
-    initialise: Callable[[Any, Path, Basis | None], object]
+    initialise: Callable[[Any, Path, Projection | None], object]
     """Loads published weights into what it has of them; the basis is that of a reduced store's appearance maps. Gives a report."""
     presets: dict[str, dict[str, Any]]
     measure: Callable[[Any], str]
@@ -83,7 +83,7 @@ def first_encoders(config: EncodersConfig) -> tuple[Backbone, Backbone | None]:
 def tokenise_of(model: nn.Module) -> Tokenise | None:
     """How a model that reads tokens wants sentences; None for one that reads token states."""
     text_encoder = getattr(model, "text_encoder", None)
-    return text_encoder.tokenise if isinstance(text_encoder, TextEncoder) else None
+    return text_encoder.tokenize if isinstance(text_encoder, TextEncoder) else None
 
 
 def network_of(model: nn.Module) -> nn.Module:
@@ -96,10 +96,10 @@ def _csdvl_measure(model: CsdvlConfig) -> str:
     return "m_tIoU" if model.streams == "dynamic" else "m_vIoU"
 
 
-def _no_mdetr(name: str, way: str) -> Callable[[Any, Path, Basis | None], object]:
+def _no_mdetr(name: str, way: str) -> Callable[[Any, Path, Projection | None], object]:
     """For systems that have nothing of MDETR's transformer."""
 
-    def refuse(model: Any, path: Path, basis: Basis | None) -> object:
+    def refuse(model: Any, path: Path, basis: Projection | None) -> object:
         raise InputError(f"initialise {path}: of MDETR {name} takes the image and the text encoder alone: {way}, initialise=null")
 
     return refuse

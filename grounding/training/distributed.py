@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from pipeline.devices import device_of
+from pipeline.devices import resolve_device
 from pipeline.errors import StvgError
 
 T = TypeVar("T")
@@ -54,8 +54,8 @@ class Processes:
     def device(self, name: str) -> torch.device:
         """The device of that name; of several GPUs the one that is this process' own."""
         if self.world > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
-            return device_of(f"cuda:{os.environ['LOCAL_RANK']}")
-        return device_of(name)
+            return resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        return resolve_device(name)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes; `values` is overwritten."""

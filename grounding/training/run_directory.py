@@ -23,7 +23,7 @@ from pipeline import config as configuration
 from pipeline.errors import InputError
 from pipeline.io.jsonl import write_json
 from pipeline.store import Store
-from pipeline.store.lock import OwnedLock
+from pipeline.store.lock import ExclusiveLock
 
 MAY_CHANGE = {"max_steps", "log_every", "checkpoint_every", "device"}
 """What a resumed run may set anew."""
@@ -37,7 +37,7 @@ class RunInUseError(InputError):
 def sole_writer(run: Path) -> AbstractContextManager[object]:
     """Hold a run directory: a RunInUseError names the process that already trains it. The lock lies beside it, since a run
     may be moved aside."""
-    return OwnedLock(run.parent / f".{run.name}.lock", f"run {run}", RunInUseError) if Processes().first else nullcontext()
+    return ExclusiveLock(run.parent / f".{run.name}.lock", f"run {run}", RunInUseError) if Processes().first else nullcontext()
 
 
 def open_run(store: Path, run: Path, config: Recipe, resume: bool = False) -> Path | None:

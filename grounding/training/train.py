@@ -39,7 +39,7 @@ from pipeline.errors import InputError, StvgError
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
 from pipeline.store import Store
-from pipeline.store.manifest import files_digest
+from pipeline.store.manifest import compute_files_digest
 
 Progress = Callable[[int, int], None]
 Network = Callable[..., Any]
@@ -177,9 +177,9 @@ def _started(run: Path, c: Recipe, model: nn.Module, about: dict[str, Any], devi
     checkpoints = run / "checkpoints"
     if c.initialise is not None and not checkpoints.exists():
         reduction = recorded_reduction(run, "appearance", about["products"].get("appearance", {}))
-        basis = None if reduction is None else reduction.basis
+        basis = None if reduction is None else reduction.projection
         log.info("%s", system_of(c.system).initialise(network_of(model), c.initialise, basis))
-        about["initialised"] = files_digest([c.initialise])
+        about["initialised"] = compute_files_digest([c.initialise])
         for what, weights in _weights_read(c, about).items():
             if not weights.startswith("mdetr:"):
                 warn(f"MDETR's static stream reads {what} features of MDETR's own encoder, and this run's come from {weights!r}")

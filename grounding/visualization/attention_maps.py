@@ -28,7 +28,7 @@ from grounding.inference.predict import see
 from grounding.inference.segment_prediction import Look
 from grounding.models.csdvl import Outputs
 from grounding.structures.span_scores import SpanScores
-from pipeline.devices import device_of
+from pipeline.devices import resolve_device
 from pipeline.records import Query
 from pipeline.store import Store
 
@@ -91,7 +91,7 @@ class Witness:
 
         InputError where there is no run or checkpoint, StoreError where the store does not fit it.
         """
-        ensemble = Ensemble.of_runs([run], device_of(device), frames)
+        ensemble = Ensemble.of_runs([run], resolve_device(device), frames)
         return cls(ensemble.models[0].eval(), ensemble.features_of(Store(store), split), computing=ensemble.computing)
 
     @torch.inference_mode()

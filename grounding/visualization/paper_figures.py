@@ -23,7 +23,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from grounding.structures.tubes import predicted_box, true_box
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.records import Prediction, Query, Span
 from pipeline.tracks import Tracks
 
@@ -210,6 +210,6 @@ def _outline(axes: Axes, box: np.ndarray | None, size: tuple[int, int], colour: 
 def save_figure(figure: Figure, path: Path) -> None:
     """`path`.png and `path`.pdf, each whole or not at all, and the same bytes for the same figure."""
     for kind, about in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-        with rc_context(STYLE), catch_warnings(), replacing(path.with_name(f"{path.name}.{kind}")) as aside:
+        with rc_context(STYLE), catch_warnings(), atomic_write(path.with_name(f"{path.name}.{kind}")) as aside:
             filterwarnings("ignore", "Glyph .* missing from")  # a script that the font lacks is drawn as boxes
             figure.savefig(aside, format=kind, dpi=DPI, facecolor="white", metadata=about)

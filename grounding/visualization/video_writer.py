@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 
 TIME_BASE = Fraction(1, 90_000)
 
@@ -28,7 +28,7 @@ def write_mp4(out: Path, pictures: Iterable[np.ndarray], edges: np.ndarray, size
 
     ticks = ascending_ticks(edges)
     rate = Fraction(float((len(ticks) - 1) / max(edges[-1] - edges[0], 1e-3))).limit_denominator(1001)
-    with replacing(out) as aside, av.open(str(aside), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with atomic_write(out) as aside, av.open(str(aside), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         # without B-frames packets leave in the order of showing, and every one can carry its own duration
         stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "bf": "0", **options})
         stream.width, stream.height = size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.datasets import cvat, hcstvg, jsonl, vidstg
-from pipeline.datasets.parsed import Defects, Parsed, Parser, Progress, quiet
+from pipeline.datasets.parsed import DefectLog, ParsedDataset, Parser, ProgressCallback, ignore_progress
 from pipeline.errors import InputError
 
 PARSERS: dict[str, Parser] = {
@@ -15,10 +15,10 @@ PARSERS: dict[str, Parser] = {
     "cvat": cvat.parse,
 }
 
-__all__ = ["PARSERS", "Defects", "Parsed", "Parser", "Progress", "parser_of", "quiet"]
+__all__ = ["PARSERS", "DefectLog", "ParsedDataset", "Parser", "ProgressCallback", "get_parser", "ignore_progress"]
 
 
-def parser_of(name: str) -> Parser:
+def get_parser(name: str) -> Parser:
     """The parser of a data set by its name; an InputError lists the names there are."""
     try:
         return PARSERS[name]

@@ -9,27 +9,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.file_search import VideoFiles, files_under, problem_of
-from pipeline.datasets.jsonl import Line, keep, of_lines
-from pipeline.datasets.parsed import NO_SPLIT, Parsed, Probe, Progress, quiet
+from pipeline.datasets.file_search import VideoFiles, list_files, describe_root_problem
+from pipeline.datasets.jsonl import JsonlEntry, collect_entry, add_queries
+from pipeline.datasets.parsed import NO_SPLIT, ParsedDataset, ProbeFunction, ProgressCallback, ignore_progress
 from pipeline.datasets.video_checks import probe_videos
 from pipeline.errors import InputError
 from pipeline.io.cvat_xml import PREDICTION, TRUTH, CvatTrack, CvatVideo, read_cvat
 from pipeline.io.strict_json import parse_json
 
-EXPECTED = """{root} {problem}. Put into one folder
+EXPECTED_LAYOUT = """{root} {problem}. Put into one folder
   the videos, and
   what CVAT exports as 'CVAT for video 1.1' (.xml or .zip, in any folder beneath it), tubes labelled 'truth'
 and name the folder with --root."""
 
 
-def parse(root: Path, progress: Progress = quiet, probe: Probe = probe_videos) -> Parsed:
+def parse(root: Path, progress: ProgressCallback = ignore_progress, probe: ProbeFunction = probe_videos) -> ParsedDataset:
     """All tracks labelled `truth` beneath the folder `root`, as queries; `progress(done, total)` counts videos."""
     root = Path(root)
-    files = files_under(root, (".xml", ".zip"))
+    files = list_files(root, (".xml", ".zip"))
     if not files:
-        raise InputError(EXPECTED.format(root=root, problem=problem_of(root, "holds no export of CVAT")))
-    parsed, found = Parsed(root), dict[str, Line]()
+        raise InputError(EXPECTED_LAYOUT.format(root=root, problem=describe_root_problem(root, "holds no export of CVAT")))
+    parsed, found = ParsedDataset(root), dict[str, JsonlEntry]()
     places = VideoFiles(root)
     for file in files:
         try:
@@ -38,18 +38,18 @@ def parse(root: Path, progress: Progress = quiet, probe: Probe = probe_videos) -
             parsed.defects.add("not CVAT's tracks", str(file), str(error), excluded=True)
             continue
         for video in videos:
-            _keep_tracks(str(file), video, places, found, parsed)
-    if not found and not parsed.defects.excluded:
-        raise InputError(EXPECTED.format(root=root, problem="holds exports of CVAT, but no track labelled 'truth'"))
-    return of_lines(found, parsed, progress, probe)
+            _collect_tracks(str(file), video, places, found, parsed)
+    if not found and not parsed.defects.num_excluded:
+        raise InputError(EXPECTED_LAYOUT.format(root=root, problem="holds exports of CVAT, but no track labelled 'truth'"))
+    return add_queries(found, parsed, progress, probe)
 
 
-def _keep_tracks(file: str, video: CvatVideo, places: VideoFiles, found: dict[str, Line], parsed: Parsed) -> None:
+def _collect_tracks(file: str, video: CvatVideo, places: VideoFiles, found: dict[str, JsonlEntry], parsed: ParsedDataset) -> None:
     """The lines of one task's tracks."""
     parsed.defects.split = NO_SPLIT
-    for number, why in video.unreadable.items():
+    for number, why in video.track_errors.items():
         parsed.defects.add("unreadable track", f"{file}, track {number}", why, excluded=True)
-    stated = {number: _query_of(track, f"{file}, track {number}", parsed) for number, track in video.tracks.items()}
+    stated = {number: _parse_query_attribute(track, f"{file}, track {number}", parsed) for number, track in video.tracks.items()}
     checked = {known.get("id") for number, known in stated.items() if known and video.tracks[number].label == TRUTH}
     for number, track in video.tracks.items():
         place, known = f"{file}, track {number}", stated[number]
@@ -59,12 +59,12 @@ def _keep_tracks(file: str, video: CvatVideo, places: VideoFiles, found: dict[st
             parsed.defects.add("still a prediction", place, "label it 'truth' in CVAT once it is right", excluded=True)
         elif track.label == TRUTH:
             if "video" not in known:
-                known["video"] = places.path_of(video.source, video.source, parsed.defects)
-            keep({**known, "text": track.attributes.get("sentence", ""), "tube": _tube(track)}, place, place, found, parsed)
+                known["video"] = places.resolve_path(video.source, video.source, parsed.defects)
+            collect_entry({**known, "text": track.attributes.get("sentence", ""), "tube": _build_tube(track)}, place, place, found, parsed)
             parsed.defects.split = NO_SPLIT
 
 
-def _query_of(track: CvatTrack, place: str, parsed: Parsed) -> dict[str, Any] | None:
+def _parse_query_attribute(track: CvatTrack, place: str, parsed: ParsedDataset) -> dict[str, Any] | None:
     """What the track says about its query: nothing where it was drawn anew; None, and a defect, where nobody can read it."""
     stated = track.attributes.get("query", "").strip()
     try:
@@ -77,7 +77,7 @@ def _query_of(track: CvatTrack, place: str, parsed: Parsed) -> dict[str, Any] | 
     return None
 
 
-def _tube(track: CvatTrack) -> dict[str, Any]:
+def _build_tube(track: CvatTrack) -> dict[str, Any]:
     """The tube as a line states it: null where the object is not seen."""
     known = dict(zip(track.frames.tolist(), track.boxes.tolist(), strict=True))
     begin, end = int(track.frames[0]), int(track.frames[-1]) + 1

@@ -19,22 +19,22 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AliasChoices, Field, PlainValidator, model_validator
 
-from pipeline.datasets.annotation_fields import PLAIN_NAME, AnyFrame, FrameCount, Raw, Side, Text, validated
+from pipeline.datasets.annotation_fields import SAFE_NAME_PATTERN, SignedFrameIndex, FrameCount, RawEntry, SideLength, Text, validate_raw
 from pipeline.datasets.file_search import VideoFiles
-from pipeline.datasets.hcstvg_files import annotation_files, entries_of
-from pipeline.datasets.parsed import NO_SPLIT, Parsed, Probe, Progress, name_repeats, quiet, refuse_empty
+from pipeline.datasets.hcstvg_files import find_annotation_files, load_entries
+from pipeline.datasets.parsed import NO_SPLIT, ParsedDataset, ProbeFunction, ProgressCallback, log_duplicates, ignore_progress, check_not_empty
 from pipeline.datasets.tubes import add_tube
 from pipeline.datasets.video_checks import probe_videos
 from pipeline.errors import VideoError
-from pipeline.records import LARGEST_COORDINATE, Query, Span, Truth
+from pipeline.records import MAX_COORDINATE, Query, Span, Truth
 
-SECONDS = 20
+CLIP_SECONDS = 20
 """How long every clip is."""
 TIME_TOLERANCE = 0.5
 """Seconds by which the stated times may differ from the frames'."""
 
 
-def _boxes(rows: object) -> np.ndarray | None:
+def _parse_boxes(rows: object) -> np.ndarray | None:
     """Boxes as they are written, `[n, 4]` x, y, width, height in pixels."""
     if rows is None:
         return None
@@ -44,27 +44,27 @@ def _boxes(rows: object) -> np.ndarray | None:
         boxes = np.zeros(1)
     if boxes.size == 0:
         boxes = boxes.reshape(0, 4)
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not (np.abs(boxes) <= LARGEST_COORDINATE).all():  # which NaN is not
-        raise ValueError(f"not a list of [x, y, width, height] in pixels, each at most {LARGEST_COORDINATE}")
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not (np.abs(boxes) <= MAX_COORDINATE).all():  # which NaN is not
+        raise ValueError(f"not a list of [x, y, width, height] in pixels, each at most {MAX_COORDINATE}")
     return boxes
 
 
-class _Entry(Raw, strict=False, arbitrary_types_allowed=True):
+class _HcstvgEntry(RawEntry, strict=False, arbitrary_types_allowed=True):
     """An entry of either version. Truth: `st_frame` and `bbox`, both or neither."""
 
     sentence: Text = Field(validation_alias=AliasChoices("English", "caption"))
     img_num: FrameCount | None = None
-    width: Side | None = None
-    height: Side | None = None
-    img_size: list[Side] | None = Field(default=None, min_length=2, max_length=3)
-    st_frame: AnyFrame | None = None
-    bbox: Annotated[np.ndarray | None, PlainValidator(_boxes)] = None
+    width: SideLength | None = None
+    height: SideLength | None = None
+    img_size: list[SideLength] | None = Field(default=None, min_length=2, max_length=3)
+    st_frame: SignedFrameIndex | None = None
+    bbox: Annotated[np.ndarray | None, PlainValidator(_parse_boxes)] = None
     ed_frame: Any = None
     st_time: Any = None
     ed_time: Any = None
 
     @model_validator(mode="after")
-    def _truth_is_whole(self) -> _Entry:
+    def _check_truth_complete(self) -> _HcstvgEntry:
         if (self.st_frame is None) != (self.bbox is None):
             raise ValueError("st_frame and bbox go together, and one is absent")
         return self
@@ -77,27 +77,27 @@ class _Entry(Raw, strict=False, arbitrary_types_allowed=True):
         return None if self.img_size is None else (self.img_size[1], self.img_size[0])
 
 
-def _parse(version: str, root: Path, progress: Progress = quiet, probe: Probe = probe_videos) -> Parsed:
+def _parse(version: str, root: Path, progress: ProgressCallback = ignore_progress, probe: ProbeFunction = probe_videos) -> ParsedDataset:
     """All queries of the splits found under `root`; `progress(done, total)` counts the videos probed for what an entry leaves open."""
     root = Path(root)
-    files = annotation_files(version, root)
-    parsed, videos = Parsed(root), VideoFiles(root)
-    entries: dict[str, tuple[str, _Entry]] = {}
+    files = find_annotation_files(version, root)
+    parsed, videos = ParsedDataset(root), VideoFiles(root)
+    entries: dict[str, tuple[str, _HcstvgEntry]] = {}
     for split, path in files.items():
         parsed.defects.split = split
-        _read(split, path, entries_of(version, path, root), entries, parsed)
-    refuse_empty(entries, parsed, files.values())
+        _read_entries(split, path, load_entries(version, path, root), entries, parsed)
+    check_not_empty(entries, parsed, files.values())
     parsed.defects.split = NO_SPLIT
-    paths = {name: videos.path_of(name, f"video/{name}", parsed.defects) for name in entries}
+    paths = {name: videos.resolve_path(name, f"video/{name}", parsed.defects) for name in entries}
     unstated = [paths[name] for name, (_, entry) in entries.items() if entry.img_num is None or entry.size is None]
-    parsed.facts = probe(root, unstated, progress)
+    parsed.probe_results = probe(root, unstated, progress)
     for name, (split, entry) in entries.items():
         parsed.defects.split = split
-        query = _query(name, split, entry, paths[name], parsed)
+        query = _build_query(name, split, entry, paths[name], parsed)
         if query is not None:
             parsed.queries.append(query)
     parsed.defects.split = NO_SPLIT
-    name_repeats(parsed)
+    log_duplicates(parsed)
     return parsed
 
 
@@ -105,22 +105,22 @@ parse_v1 = partial(_parse, "1")
 parse_v2 = partial(_parse, "2")
 
 
-def _read(split: str, path: Path, content: dict[str, Any], entries: dict[str, tuple[str, _Entry]], parsed: Parsed) -> None:
+def _read_entries(split: str, path: Path, content: dict[str, Any], entries: dict[str, tuple[str, _HcstvgEntry]], parsed: ParsedDataset) -> None:
     """Add the entries of one file that hold, by video; whatever is wrong with one becomes a defect."""
     for name in list(content):
         raw = content.pop(name)  # what has been read is let go
-        if not PLAIN_NAME.fullmatch(name):
+        if not SAFE_NAME_PATTERN.fullmatch(name):
             detail = f"{path}: the video's file name is wanted, such as 55_vfjywN5CN0Y.mp4"
             parsed.defects.add("video name is not a plain name", repr(name), detail, excluded=True)
         elif name in entries:
             parsed.defects.add("repeated id", name, f"{path}: it is in the split {entries[name][0]} already", excluded=True)
-        elif (entry := _entry(name, raw, str(path), split == "test", parsed)) is not None:
+        elif (entry := _validate_entry(name, raw, str(path), split == "test", parsed)) is not None:
             entries[name] = (split, entry)
 
 
-def _entry(name: str, raw: object, place: str, may_lack_truth: bool, parsed: Parsed) -> _Entry | None:
+def _validate_entry(name: str, raw: object, place: str, may_lack_truth: bool, parsed: ParsedDataset) -> _HcstvgEntry | None:
     """The validated entry (or bare sentence), or a defect and None."""
-    entry = validated(_Entry, {"caption": raw} if isinstance(raw, str) else raw, "entry", name, parsed.defects)
+    entry = validate_raw(_HcstvgEntry, {"caption": raw} if isinstance(raw, str) else raw, "entry", name, parsed.defects)
     if entry is None:
         return None
     if not entry.sentence.strip():
@@ -132,19 +132,19 @@ def _entry(name: str, raw: object, place: str, may_lack_truth: bool, parsed: Par
     return entry
 
 
-def _query(name: str, split: str, entry: _Entry, path: str, parsed: Parsed) -> Query | None:
+def _build_query(name: str, split: str, entry: _HcstvgEntry, path: str, parsed: ParsedDataset) -> Query | None:
     """The query of one entry; None, and a defect, where its video or its truth cannot be used."""
     if entry.img_num is None or entry.size is None:
-        facts = parsed.facts[path]
+        facts = parsed.probe_results[path]
         if isinstance(facts, VideoError):
             parsed.defects.add(f"video {facts.reason}", name, facts.detail, excluded=True)
             return None
         count, fps, size = facts.frame_count, facts.fps, entry.size or facts.size
     else:
-        count, fps, size = entry.img_num, entry.img_num / SECONDS, entry.size
+        count, fps, size = entry.img_num, entry.img_num / CLIP_SECONDS, entry.size
     truth = None
     if entry.bbox is not None:
-        truth = _truth(name, entry, count, fps, size, parsed)
+        truth = _build_truth(name, entry, count, fps, size, parsed)
         if truth is None:
             return None
     return Query(
@@ -161,7 +161,7 @@ def _query(name: str, split: str, entry: _Entry, path: str, parsed: Parsed) -> Q
     )
 
 
-def _truth(name: str, entry: _Entry, count: int, fps: float, size: tuple[int, int], parsed: Parsed) -> Truth | None:
+def _build_truth(name: str, entry: _HcstvgEntry, count: int, fps: float, size: tuple[int, int], parsed: ParsedDataset) -> Truth | None:
     """The truth's frames within the video and its boxes; a defect and None where no frame is left."""
     assert entry.st_frame is not None
     assert entry.bbox is not None
@@ -173,25 +173,25 @@ def _truth(name: str, entry: _Entry, count: int, fps: float, size: tuple[int, in
         return None
     if span != stated:
         parsed.defects.add("span leaves the video", name, f"{words}; clipped to [{span[0]}, {span[1]})")
-    _note_disagreement(name, entry, stated, fps, parsed)
+    _log_disagreements(name, entry, stated, fps, parsed)
     boxes = entry.bbox[span[0] - stated[0] : span[1] - stated[0]]
     boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
     track = add_tube(name, np.arange(*span, dtype=np.int32), boxes, span, size, parsed)
     return Truth(span=span, track=track)
 
 
-def _note_disagreement(name: str, entry: _Entry, span: Span, fps: float, parsed: Parsed) -> None:
+def _log_disagreements(name: str, entry: _HcstvgEntry, span: Span, fps: float, parsed: ParsedDataset) -> None:
     """Report an `ed_frame` or times that say otherwise than the boxes, which are believed."""
-    if entry.ed_frame is not None and _number(entry.ed_frame) != span[1]:
+    if entry.ed_frame is not None and _to_float(entry.ed_frame) != span[1]:
         detail = f"ed_frame {reprlib.repr(entry.ed_frame)}, but the boxes end at frame {span[1]} counted from 1"
         parsed.defects.add("end frame disagrees", name, detail)
     for what, time, frame in (("st_time", entry.st_time, span[0]), ("ed_time", entry.ed_time, span[1])):
-        if time is not None and not abs(_number(time) - frame / fps) <= TIME_TOLERANCE:  # which NaN is not
+        if time is not None and not abs(_to_float(time) - frame / fps) <= TIME_TOLERANCE:  # which NaN is not
             parsed.defects.add("times disagree", name, f"{what} {reprlib.repr(time)}, by its frames {frame / fps:.2f} s")
             return
 
 
-def _number(value: object) -> float:
+def _to_float(value: object) -> float:
     """The value as a number; NaN where it is none."""
     try:
         return float(value)  # type: ignore[arg-type]

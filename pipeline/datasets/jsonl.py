@@ -16,120 +16,120 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.datasets.annotation_fields import MOST_FRAMES, AnyFrame, Box, Text, plain, validated
-from pipeline.datasets.parsed import NO_SPLIT, Parsed, Probe, Progress, name_repeats, quiet
+from pipeline.datasets.annotation_fields import MAX_FRAMES, SignedFrameIndex, Box, Text, simplify_message, validate_raw
+from pipeline.datasets.parsed import NO_SPLIT, ParsedDataset, ProbeFunction, ProgressCallback, log_duplicates, ignore_progress
 from pipeline.datasets.tubes import add_tube
 from pipeline.datasets.video_checks import probe_videos
 from pipeline.errors import InputError, VideoError
-from pipeline.io.strict_json import lines_of, parse_json
+from pipeline.io.strict_json import read_lines, parse_json
 from pipeline.records import Query, Span, Truth
-from pipeline.video import VideoFacts
+from pipeline.video import VideoMetadata
 
-EXPECTED = """{path} {problem}. Write one JSON object per line, such as
+EXPECTED_LAYOUT = """{path} {problem}. Write one JSON object per line, such as
   {{"video": "clips/dog.mp4", "text": "a dog runs to the left"}}
 with "video" a path relative to that file, and name the file with --root."""
 NO_SENTENCES = "is not a file of sentences"
 
 
-class _Strict(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class _Tube(_Strict):
-    begin: int = Field(ge=0, le=MOST_FRAMES, strict=True)
+class _JsonlTube(StrictModel):
+    begin: int = Field(ge=0, le=MAX_FRAMES, strict=True)
     boxes: list[Box | None] = Field(fail_fast=True)
 
 
-class Line(_Strict):
+class JsonlEntry(StrictModel):
     """What one sentence states, in a line of a file or elsewhere."""
 
     video: Text = Field(min_length=1)
     text: Text
     id: Text | None = Field(default=None, min_length=1)
-    segment: tuple[AnyFrame, AnyFrame] | None = None
-    tube: _Tube | None = None
+    segment: tuple[SignedFrameIndex, SignedFrameIndex] | None = None
+    tube: _JsonlTube | None = None
     split: str = Field(default="test", pattern=r"^[A-Za-z0-9_-]+$")
     tags: tuple[Text, ...] = ()
 
 
-def parse(root: Path, progress: Progress = quiet, probe: Probe = probe_videos) -> Parsed:
+def parse(root: Path, progress: ProgressCallback = ignore_progress, probe: ProbeFunction = probe_videos) -> ParsedDataset:
     """All queries of the file `root`; `progress(done, total)` counts its videos, which are probed here."""
     path = Path(root)
-    parsed = Parsed(path.parent)
-    return of_lines(_lines(path, parsed), parsed, progress, probe)
+    parsed = ParsedDataset(path.parent)
+    return add_queries(_read_entries(path, parsed), parsed, progress, probe)
 
 
-def of_lines(lines: Mapping[str, Line], parsed: Parsed, progress: Progress, probe: Probe) -> Parsed:
+def add_queries(entries: Mapping[str, JsonlEntry], parsed_dataset: ParsedDataset, progress: ProgressCallback, probe: ProbeFunction) -> ParsedDataset:
     """`parsed` with the queries of lines by id, whose videos are paths relative to its folder."""
-    videos = {name: _place(line.video, parsed.folder) for name, line in lines.items()}
-    parsed.facts = probe(parsed.folder, videos.values(), progress)
-    for name, line in lines.items():
-        parsed.defects.split = line.split
-        found = parsed.facts[videos[name]]
+    videos = {name: _normalize_video_path(line.video, parsed_dataset.folder) for name, line in entries.items()}
+    parsed_dataset.probe_results = probe(parsed_dataset.folder, videos.values(), progress)
+    for name, line in entries.items():
+        parsed_dataset.defects.split = line.split
+        found = parsed_dataset.probe_results[videos[name]]
         if isinstance(found, VideoError):
-            parsed.defects.add(f"video {found.reason}", name, found.detail, excluded=True)
+            parsed_dataset.defects.add(f"video {found.reason}", name, found.detail, excluded=True)
             continue
-        query = _query(name, videos[name], line, found, parsed)
+        query = _build_query(name, videos[name], line, found, parsed_dataset)
         if query is not None:
-            parsed.queries.append(query)
-    parsed.defects.split = NO_SPLIT
-    name_repeats(parsed)
-    return parsed
+            parsed_dataset.queries.append(query)
+    parsed_dataset.defects.split = NO_SPLIT
+    log_duplicates(parsed_dataset)
+    return parsed_dataset
 
 
-def _place(video: str, folder: Path) -> str:
+def _normalize_video_path(video: str, folder: Path) -> str:
     """One name for one video: relative to the folder where the path leads into it, else as it is written."""
     here = os.path.abspath(folder)
     place = os.path.normpath(os.path.join(here, video))
     return os.path.relpath(place, here) if place.startswith(os.path.join(here, "")) else os.path.normpath(video)
 
 
-def _lines(path: Path, parsed: Parsed) -> dict[str, Line]:
+def _read_entries(path: Path, parsed: ParsedDataset) -> dict[str, JsonlEntry]:
     """The valid lines by id; a broken one is a defect, a file without any object an InputError."""
     if not path.is_file():
-        raise InputError(EXPECTED.format(path=path, problem=NO_SENTENCES if path.exists() else "does not exist"))
-    found: dict[str, Line] = {}
+        raise InputError(EXPECTED_LAYOUT.format(path=path, problem=NO_SENTENCES if path.exists() else "does not exist"))
+    found: dict[str, JsonlEntry] = {}
     objects, first_error = 0, ""
-    for number, row in lines_of(path):
+    for number, row in read_lines(path):
         try:
             content = parse_json(row)
         except (ValueError, RecursionError) as error:
-            first_error = first_error or f"{path}, line {number}: not JSON ({_why(error)})"
-            parsed.defects.add("not JSON", f"line {number}", _why(error), excluded=True)
+            first_error = first_error or f"{path}, line {number}: not JSON ({_describe_json_error(error)})"
+            parsed.defects.add("not JSON", f"line {number}", _describe_json_error(error), excluded=True)
             continue
         objects += isinstance(content, dict)
-        keep(content, f"line {number}", str(number), found, parsed)
+        collect_entry(content, f"line {number}", str(number), found, parsed)
         parsed.defects.split = NO_SPLIT
     if not objects:
-        raise InputError((first_error or f"{path} holds no sentence") + ". " + EXPECTED.format(path=path, problem=NO_SENTENCES))
+        raise InputError((first_error or f"{path} holds no sentence") + ". " + EXPECTED_LAYOUT.format(path=path, problem=NO_SENTENCES))
     return found
 
 
-def _why(error: ValueError | RecursionError) -> str:
+def _describe_json_error(error: ValueError | RecursionError) -> str:
     """Why a line is no JSON."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start + 1} is not UTF-8 text"
-    return "nested too deeply" if isinstance(error, RecursionError) else plain(str(error))
+    return "nested too deeply" if isinstance(error, RecursionError) else simplify_message(str(error))
 
 
-def keep(content: Any, place: str, default_id: str, found: dict[str, Line], parsed: Parsed) -> None:
+def collect_entry(content: Any, location: str, default_id: str, entries: dict[str, JsonlEntry], parsed_dataset: ParsedDataset) -> None:
     """Validate what one `place` of a file says, and file it under its id."""
-    line = validated(Line, content, "line", place, parsed.defects)
+    line = validate_raw(JsonlEntry, content, "line", location, parsed_dataset.defects)
     if line is None:
         return
-    parsed.defects.split = line.split
+    parsed_dataset.defects.split = line.split
     name = line.id or default_id
-    if name in found:
-        parsed.defects.add("repeated id", place, f"id {name!r} stands before it too", excluded=True)
+    if name in entries:
+        parsed_dataset.defects.add("repeated id", location, f"id {name!r} stands before it too", excluded=True)
     elif not line.text.strip():
-        parsed.defects.add("empty sentence", name, f"{place}: {line.text!r}", excluded=True)
+        parsed_dataset.defects.add("empty sentence", name, f"{location}: {line.text!r}", excluded=True)
     else:
-        found[name] = line
+        entries[name] = line
 
 
-def _query(name: str, video: str, line: Line, facts: VideoFacts, parsed: Parsed) -> Query | None:
+def _build_query(name: str, video: str, line: JsonlEntry, facts: VideoMetadata, parsed: ParsedDataset) -> Query | None:
     """The query of one line; its spans are clipped to the video, empty ones are defects."""
     count = facts.frame_count
     stated = line.segment or (0, count)
@@ -139,7 +139,7 @@ def _query(name: str, video: str, line: Line, facts: VideoFacts, parsed: Parsed)
         return None
     if segment != stated:
         parsed.defects.add("segment leaves the video", name, f"[{stated[0]}, {stated[1]}), the video has {count} frames; clipped")
-    span = _tube_span(name, line.tube, segment, parsed) if line.tube else None
+    span = _clip_tube_span(name, line.tube, segment, parsed) if line.tube else None
     if line.tube and span is None:
         return None
     track = _add_boxes(name, line.tube, span, facts.size, parsed) if line.tube and span else None
@@ -158,7 +158,7 @@ def _query(name: str, video: str, line: Line, facts: VideoFacts, parsed: Parsed)
     )
 
 
-def _tube_span(name: str, tube: _Tube, segment: Span, parsed: Parsed) -> Span | None:
+def _clip_tube_span(name: str, tube: _JsonlTube, segment: Span, parsed: ParsedDataset) -> Span | None:
     """The tube's frames `[begin, end)` inside the segment; a defect and None where there are none."""
     stated = (tube.begin, tube.begin + len(tube.boxes))
     span = (max(stated[0], segment[0]), min(stated[1], segment[1]))
@@ -171,7 +171,7 @@ def _tube_span(name: str, tube: _Tube, segment: Span, parsed: Parsed) -> Span | 
     return span
 
 
-def _add_boxes(name: str, tube: _Tube, span: Span, size: tuple[int, int], parsed: Parsed) -> str | None:
+def _add_boxes(name: str, tube: _JsonlTube, span: Span, size: tuple[int, int], parsed: ParsedDataset) -> str | None:
     """Store the tube's boxes; the key of their track, None where none is left in the span."""
     rows = [(tube.begin + place, box) for place, box in enumerate(tube.boxes) if box is not None]
     frames = np.array([frame for frame, _ in rows], np.int32)

@@ -7,21 +7,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets import Parsed, Progress, parser_of, quiet
+from pipeline.datasets import ParsedDataset, ProgressCallback, get_parser, ignore_progress
 from pipeline.datasets.parsed import NO_SPLIT
-from pipeline.datasets.video_checks import fit_to_video, note_edit_lists, probe_videos
+from pipeline.datasets.video_checks import fit_to_video, log_edit_lists, probe_videos
 from pipeline.errors import InputError, VideoError
 from pipeline.io.jsonl import write_json, write_jsonl
-from pipeline.io.strict_json import lines_of, parse_json
+from pipeline.io.strict_json import read_lines, parse_json
 from pipeline.records import FORMAT, Query
 from pipeline.tracks import Tracks
-from pipeline.video import VideoFacts
+from pipeline.video import VideoMetadata
 
-Facts = dict[str, VideoFacts | VideoError]
+ProbeResults = dict[str, VideoMetadata | VideoError]
 
 
 @dataclass(frozen=True)
-class Totals:
+class SplitCounts:
     """One split: `queries` in the index, about so many `videos`; how many queries were `left_out`, by kind of defect; and how
     many of the index's queries have no video, or a truth without boxes."""
 
@@ -41,43 +41,43 @@ class PrepareReport:
     index_path: Path
     queries: int
     videos: int
-    checked: int
+    checked_videos: int
     edit_lists: int
-    totals: dict[str, Totals] = field(repr=False)
+    split_counts: dict[str, SplitCounts] = field(repr=False)
     defects: list[dict[str, Any]] = field(repr=False)
 
     @property
-    def splits(self) -> dict[str, int]:
+    def queries_by_split(self) -> dict[str, int]:
         """Queries in the index, by split."""
-        return {split: total.queries for split, total in self.totals.items() if total.queries}
+        return {split: total.queries for split, total in self.split_counts.items() if total.queries}
 
     @property
     def left_out(self) -> int:
         """Queries that are not in the index; an entry whose queries cannot be counted is one."""
-        return sum(sum(total.left_out.values()) for total in self.totals.values())
+        return sum(sum(total.left_out.values()) for total in self.split_counts.values())
 
     @property
     def without_video(self) -> int:
         """Queries in the index whose video is not at hand."""
-        return sum(total.without_video for total in self.totals.values())
+        return sum(total.without_video for total in self.split_counts.values())
 
     @property
     def without_boxes(self) -> int:
         """Queries in the index whose truth is a span alone."""
-        return sum(total.without_boxes for total in self.totals.values())
+        return sum(total.without_boxes for total in self.split_counts.values())
 
     @property
-    def failures(self) -> int:
+    def num_failures(self) -> int:
         """How many queries failed: those left out, and those in the index with their video or their boxes absent."""
         return self.left_out + max(self.without_video, self.without_boxes)
 
     def exit_code(self, allow_failed: float = 0) -> int:
         """0, or 1 where more failed than allowed: a share of all queries if below 1, else a count."""
         limit = allow_failed * (self.queries + self.left_out) if allow_failed < 1 else allow_failed
-        return int(self.failures > limit)
+        return int(self.num_failures > limit)
 
 
-def prepare(dataset: str, root: Path, index_path: Path, progress: Progress = quiet) -> PrepareReport:
+def prepare(dataset: str, root: Path, index_path: Path, progress: ProgressCallback = ignore_progress) -> PrepareReport:
     """Write `index_path`, and `tracks.npz` and `defects.json` beside it; `progress(done, total)` counts files, then videos.
 
     A query whose video cannot be used is left out, and named. Where a data set's annotations are at hand but none of
@@ -85,7 +85,7 @@ def prepare(dataset: str, root: Path, index_path: Path, progress: Progress = qui
     """
     root, index_path = Path(root), Path(index_path)
     check_index_path(index_path, root)
-    return write_index(dataset, parser_of(dataset)(root, progress), index_path, progress)
+    return write_index(dataset, get_parser(dataset)(root, progress), index_path, progress)
 
 
 def check_index_path(path: Path, root: Path) -> None:
@@ -102,7 +102,7 @@ def check_index_path(path: Path, root: Path) -> None:
 
 def _is_index(path: Path) -> bool:
     """Whether the first line is a record of an index; a file without a line is an index of nothing."""
-    for _, line in lines_of(path):
+    for _, line in read_lines(path):
         try:
             record = parse_json(line)
         except (ValueError, RecursionError):
@@ -111,29 +111,29 @@ def _is_index(path: Path) -> bool:
     return True
 
 
-def write_index(dataset: str, parsed: Parsed, index_path: Path, progress: Progress = quiet) -> PrepareReport:
+def write_index(dataset: str, parsed_dataset: ParsedDataset, index_path: Path, progress: ProgressCallback = ignore_progress) -> PrepareReport:
     """The second half of `prepare`: hold what was parsed against its videos, and write the three files."""
-    facts: Facts = dict(parsed.facts)
-    facts |= probe_videos(parsed.folder, {query.path for query in parsed.queries} - set(facts), progress)
-    known = {query.id: query.split for query in parsed.queries}
-    queries, without_video = _with_usable_videos(parsed, facts)
-    note_edit_lists(facts, parsed.defects)
-    defects = parsed.defects.to_list()
+    facts: ProbeResults = dict(parsed_dataset.probe_results)
+    facts |= probe_videos(parsed_dataset.folder, {query.path for query in parsed_dataset.queries} - set(facts), progress)
+    known = {query.id: query.split for query in parsed_dataset.queries}
+    queries, without_video = _select_usable_queries(parsed_dataset, facts)
+    log_edit_lists(facts, parsed_dataset.defects)
+    defects = parsed_dataset.defects.to_list()
     report = PrepareReport(
         dataset=dataset,
         index_path=index_path,
         queries=len(queries),
         videos=len({query.video for query in queries}),
-        checked=sum(isinstance(found, VideoFacts) or found.reason != "missing" for found in facts.values()),
-        edit_lists=parsed.defects.count("edit list"),
-        totals=_totals(queries, defects, known, without_video),
+        checked_videos=sum(isinstance(found, VideoMetadata) or found.reason != "missing" for found in facts.values()),
+        edit_lists=parsed_dataset.defects.count("edit list"),
+        split_counts=_count_splits(queries, defects, known, without_video),
         defects=defects,
     )
-    _write(report, queries, parsed.tracks)
+    _write_files(report, queries, parsed_dataset.tracks)
     return report
 
 
-def _totals(queries: list[Query], defects: list[dict[str, Any]], known: dict[str, str], no_videos: bool) -> dict[str, Totals]:
+def _count_splits(queries: list[Query], defects: list[dict[str, Any]], known: dict[str, str], no_videos: bool) -> dict[str, SplitCounts]:
     """The totals by split; `known`: the split of every query the annotations hold, by id; `no_videos`: not one is there."""
     left_out: dict[str, Counter[str]] = defaultdict(Counter)
     for defect in defects:
@@ -145,7 +145,7 @@ def _totals(queries: list[Query], defects: list[dict[str, Any]], known: dict[str
     for query in queries:
         by_split[query.split].append(query)
     return {
-        split: Totals(
+        split: SplitCounts(
             queries=len(by_split[split]),
             videos=len({query.video for query in by_split[split]}),
             left_out=dict(left_out[split].most_common()),
@@ -156,7 +156,7 @@ def _totals(queries: list[Query], defects: list[dict[str, Any]], known: dict[str
     }
 
 
-def _with_usable_videos(parsed: Parsed, facts: Facts) -> tuple[list[Query], bool]:
+def _select_usable_queries(parsed: ParsedDataset, facts: ProbeResults) -> tuple[list[Query], bool]:
     """The queries that stay, and whether they do without a video because there is none at all."""
     if parsed.queries and all(isinstance(found, VideoError) and found.reason == "missing" for found in facts.values()):
         videos = {query.video for query in parsed.queries}
@@ -174,7 +174,7 @@ def _with_usable_videos(parsed: Parsed, facts: Facts) -> tuple[list[Query], bool
     return kept, False
 
 
-def _write(report: PrepareReport, queries: list[Query], tracks: Tracks) -> None:
+def _write_files(report: PrepareReport, queries: list[Query], tracks: Tracks) -> None:
     """The three files, the index last: where it is, the others are."""
     used = Tracks({key: tracks[key] for key in sorted({q.truth.track for q in queries if q.truth and q.truth.track})})
     used.save(report.index_path.with_name("tracks.npz"))
@@ -183,10 +183,10 @@ def _write(report: PrepareReport, queries: list[Query], tracks: Tracks) -> None:
         "dataset": report.dataset,
         "queries": report.queries,
         "videos": report.videos,
-        "checked_videos": report.checked,
+        "checked_videos": report.checked_videos,
         "edit_lists": report.edit_lists,
-        "splits": report.splits,
-        "totals": {split: asdict(totals) for split, totals in report.totals.items()},
+        "splits": report.queries_by_split,
+        "totals": {split: asdict(totals) for split, totals in report.split_counts.items()},
         "left_out": report.left_out,
         "without_video": report.without_video,
         "without_boxes": report.without_boxes,

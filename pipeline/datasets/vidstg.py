@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.datasets.annotation_fields import PLAIN_NAME, AnyFrame, FrameCount, ObjectId, Rate, Raw, Side, Text, validated
-from pipeline.datasets.file_search import problem_of
-from pipeline.datasets.parsed import NO_SPLIT, Parsed, Probe, Progress, name_repeats, quiet, refuse_empty
+from pipeline.datasets.annotation_fields import SAFE_NAME_PATTERN, SignedFrameIndex, FrameCount, ObjectId, FrameRate, RawEntry, SideLength, Text, validate_raw
+from pipeline.datasets.file_search import describe_root_problem
+from pipeline.datasets.parsed import NO_SPLIT, ParsedDataset, ProbeFunction, ProgressCallback, log_duplicates, ignore_progress, check_not_empty
 from pipeline.datasets.video_checks import probe_videos
 from pipeline.datasets.vidor import VidorFolder, add_tracks
 from pipeline.errors import InputError
@@ -25,74 +25,74 @@ from pipeline.records import Query, Span, Truth
 
 SPLITS = ("train", "val", "test")
 FORMS: tuple[Literal["declarative", "interrogative"], ...] = ("declarative", "interrogative")
-EXPECTED = """{root} {problem}. Put there
+EXPECTED_LAYOUT = """{root} {problem}. Put there
   annotations/{{train,val,test}}_annotations.json    VidSTG's sentences (any of the three)
   annotation/{{training,validation}}/<group>/*.json   VidOR's boxes
   video/<group>/*.mp4                               VidOR's videos
 or name another folder with --root."""
 
 
-class _Frames(Raw):
-    begin_fid: AnyFrame
-    end_fid: AnyFrame
+class _FrameRange(RawEntry):
+    begin_fid: SignedFrameIndex
+    end_fid: SignedFrameIndex
 
 
-class _Object(Raw):
+class _VidstgObject(RawEntry):
     tid: ObjectId
     category: Text
 
 
-class _Entry(Raw):
+class _VidstgEntry(RawEntry):
     vid: str
-    fps: Rate
+    fps: FrameRate
     frame_count: FrameCount
-    width: Side
-    height: Side
-    used_segment: _Frames
-    temporal_gt: _Frames
-    objects: list[_Object] = Field(alias="subject/objects", fail_fast=True)
+    width: SideLength
+    height: SideLength
+    used_segment: _FrameRange
+    temporal_gt: _FrameRange
+    objects: list[_VidstgObject] = Field(alias="subject/objects", fail_fast=True)
     captions: list[Any] = Field(default_factory=list)
     questions: list[Any] = Field(default_factory=list)
 
     @property
-    def queries(self) -> int:
+    def num_queries(self) -> int:
         return len(self.captions) + len(self.questions)
 
 
-class _Sentence(Raw):
+class _VidstgSentence(RawEntry):
     description: Text
     target_id: ObjectId
     tags: list[Text] = Field(default_factory=list, fail_fast=True)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _EntryQueries:
     """An entry that holds: when its event happens, the sentences about it as `{query id: (sentence, category, form)}`, and the
     fields that their queries share."""
 
     span: Span
-    sentences: dict[str, tuple[_Sentence, str, Literal["declarative", "interrogative"]]]
-    shared: dict[str, Any]
+    sentences: dict[str, tuple[_VidstgSentence, str, Literal["declarative", "interrogative"]]]
+    common_fields: dict[str, Any]
 
 
-def parse(root: Path, progress: Progress = quiet, probe: Probe = probe_videos) -> Parsed:
+def parse(root: Path, progress: ProgressCallback = ignore_progress, probe: ProbeFunction = probe_videos) -> ParsedDataset:
     """All queries of the splits found under `root`; `progress(done, total)` counts VidOR's files. No video is asked (`probe`)."""
     root = Path(root)
     files = {split: root / "annotations" / f"{split}_annotations.json" for split in SPLITS}
     files = {split: path for split, path in files.items() if path.is_file()}
     if not files:
-        raise InputError(EXPECTED.format(root=root, problem=problem_of(root, "holds no VidSTG annotations")))
-    parsed, folder = Parsed(root), VidorFolder(root)
-    entries = [entry for split, path in files.items() for entry in _read(split, path, folder, parsed)]
-    refuse_empty(entries, parsed, files.values())
+        raise InputError(EXPECTED_LAYOUT.format(root=root, problem=describe_root_problem(root, "holds no VidSTG annotations")))
+    parsed, folder = ParsedDataset(root), VidorFolder(root)
+    entries = [entry for split, path in files.items() for entry in _read_entries(split, path, folder, parsed)]
+    check_not_empty(entries, parsed, files.values())
     parsed.defects.split = NO_SPLIT
     read = _read_boxes(entries, folder, parsed, progress)
-    parsed.queries = [query for entry in entries for query in _queries(entry, parsed, read)]
-    name_repeats(parsed)
+    parsed.queries = [query for entry in entries for query in _build_queries(entry, parsed, read)]
+    log_duplicates(parsed)
     return parsed
 
 
-def _read(split: str, path: Path, folder: VidorFolder, parsed: Parsed) -> Iterator[_Asked]:
+def _read_entries(split: str, path: Path, folder: VidorFolder, parsed: ParsedDataset) -> Iterator[_EntryQueries]:
     """The entries of one file that hold; whatever is wrong with one becomes a defect."""
     entries = read_json(path)
     if not isinstance(entries, list):
@@ -100,70 +100,70 @@ def _read(split: str, path: Path, folder: VidorFolder, parsed: Parsed) -> Iterat
     parsed.defects.split = split
     for number, raw in enumerate(entries):
         name = f"{split}-{number:05d}"
-        entry = _entry(name, raw, parsed)
-        spans = entry and _spans(name, entry, parsed)
+        entry = _validate_entry(name, raw, parsed)
+        spans = entry and _clip_spans(name, entry, parsed)
         if entry and spans:
             shared = {
                 "video": entry.vid,
-                "path": folder.video_path(entry.vid, parsed.defects),
+                "path": folder.resolve_video_path(entry.vid, parsed.defects),
                 "fps": entry.fps,
                 "frame_count": entry.frame_count,
                 "size": (entry.width, entry.height),
                 "segment": spans[0],
                 "split": split,
             }
-            yield _Asked(spans[1], dict(_sentences(name, entry, parsed)), shared)
+            yield _EntryQueries(spans[1], dict(_validate_sentences(name, entry, parsed)), shared)
 
 
-def _entry(name: str, raw: Any, parsed: Parsed) -> _Entry | None:
+def _validate_entry(name: str, raw: Any, parsed: ParsedDataset) -> _VidstgEntry | None:
     """The validated entry, or a defect and None."""
-    entry = validated(_Entry, raw, "entry", name, parsed.defects, _queries_in(raw))
+    entry = validate_raw(_VidstgEntry, raw, "entry", name, parsed.defects, _count_raw_queries(raw))
     if entry is None:
         return None
-    if not entry.queries:
+    if not entry.num_queries:
         parsed.defects.add("entry without sentences", name, f"video {entry.vid}", excluded=True)
         return None
-    if not PLAIN_NAME.fullmatch(entry.vid):
-        parsed.defects.add("video id is not a plain name", name, repr(entry.vid), excluded=True, count=entry.queries)
+    if not SAFE_NAME_PATTERN.fullmatch(entry.vid):
+        parsed.defects.add("video id is not a plain name", name, repr(entry.vid), excluded=True, count=entry.num_queries)
         return None
     return entry
 
 
-def _queries_in(raw: Any) -> int:
+def _count_raw_queries(raw: Any) -> int:
     """How many queries a malformed entry would have been; 1 where it cannot be told."""
     lists = [raw.get(key) for key in ("captions", "questions")] if isinstance(raw, dict) else []
     return sum(len(found) for found in lists if isinstance(found, list)) or 1
 
 
-def _spans(name: str, entry: _Entry, parsed: Parsed) -> tuple[Span, Span] | None:
+def _clip_spans(name: str, entry: _VidstgEntry, parsed: ParsedDataset) -> tuple[Span, Span] | None:
     """`(segment, truth)` as frames `[begin, end)`; a truth that leaves its segment is clipped, an empty one a defect."""
     used, truth = entry.used_segment, entry.temporal_gt
     begin, end = max(used.begin_fid, 0), min(used.end_fid + 1, entry.frame_count)
     if begin >= end:
         detail = f"segment {used.begin_fid}..{used.end_fid} in a video of {entry.frame_count} frames"
-        parsed.defects.add("empty segment", name, detail, excluded=True, count=entry.queries)
+        parsed.defects.add("empty segment", name, detail, excluded=True, count=entry.num_queries)
         return None
     first, last = max(truth.begin_fid, begin), min(truth.end_fid, end)
     stated = f"span [{truth.begin_fid}, {truth.end_fid})"
     if truth.begin_fid >= truth.end_fid:
-        parsed.defects.add("empty span", name, stated, excluded=True, count=entry.queries)
+        parsed.defects.add("empty span", name, stated, excluded=True, count=entry.num_queries)
         return None
     if first >= last:
         detail = f"{stated}, segment [{begin}, {end})"
-        parsed.defects.add("span outside its segment", name, detail, excluded=True, count=entry.queries)
+        parsed.defects.add("span outside its segment", name, detail, excluded=True, count=entry.num_queries)
         return None
     if (first, last) != (truth.begin_fid, truth.end_fid):
         parsed.defects.add("span leaves its segment", name, f"{stated}, clipped to [{first}, {last})")
     return (begin, end), (first, last)
 
 
-def _sentences(name: str, entry: _Entry, parsed: Parsed) -> Iterator[tuple[str, tuple[_Sentence, str, Any]]]:
+def _validate_sentences(name: str, entry: _VidstgEntry, parsed: ParsedDataset) -> Iterator[tuple[str, tuple[_VidstgSentence, str, Any]]]:
     """The sound captions and questions of an entry, as `(query id, (sentence, its object's category, form))`."""
     categories = {item.tid: item.category for item in entry.objects}
     for letter, form, items in zip("cq", FORMS, (entry.captions, entry.questions), strict=True):
         for place, item in enumerate(items):
             query_id = f"{name}-{letter}{place}"
-            sentence = validated(_Sentence, item, "sentence", query_id, parsed.defects)
+            sentence = validate_raw(_VidstgSentence, item, "sentence", query_id, parsed.defects)
             if sentence is None:
                 continue
             if not sentence.description.strip():
@@ -175,12 +175,12 @@ def _sentences(name: str, entry: _Entry, parsed: Parsed) -> Iterator[tuple[str, 
                 yield query_id, (sentence, categories[sentence.target_id], form)
 
 
-def _read_boxes(entries: list[_Asked], folder: VidorFolder, parsed: Parsed, progress: Progress) -> set[str]:
+def _read_boxes(entries: list[_EntryQueries], folder: VidorFolder, parsed: ParsedDataset, progress: ProgressCallback) -> set[str]:
     """Read the wanted tracks from VidOR, video by video; the videos whose boxes are known."""
     wanted: dict[str, set[int]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for entry in entries:
-        video, size = entry.shared["video"], entry.shared["size"]
+        video, size = entry.common_fields["video"], entry.common_fields["size"]
         wanted.setdefault(video, set()).update(sentence.target_id for sentence, _, _ in entry.sentences.values())
         if sizes.setdefault(video, size) != size:
             parsed.defects.add(
@@ -188,34 +188,34 @@ def _read_boxes(entries: list[_Asked], folder: VidorFolder, parsed: Parsed, prog
             )
     read: set[str] = set()
     for done, (video, targets) in enumerate(wanted.items(), start=1):
-        if video in folder.boxes:
-            if add_tracks(folder.boxes[video], video, sorted(targets), sizes[video], parsed.tracks, parsed.defects):
+        if video in folder.box_files:
+            if add_tracks(folder.box_files[video], video, sorted(targets), sizes[video], parsed.tracks, parsed.defects):
                 read.add(video)
-        elif folder.boxes:
+        elif folder.box_files:
             parsed.defects.add("no box file", video, f"no annotation/*/*/{video}.json; its queries keep their spans, without boxes")
         progress(done, len(wanted))
-    if not folder.boxes:
+    if not folder.box_files:
         parsed.defects.add("no VidOR annotations", str(parsed.folder), "no annotation/*/*/*.json: spans without boxes", count=len(wanted))
     return read
 
 
-def _queries(entry: _Asked, parsed: Parsed, read: set[str]) -> Iterator[Query]:
+def _build_queries(entry: _EntryQueries, parsed: ParsedDataset, read: set[str]) -> Iterator[Query]:
     """The queries of one entry; the truth is a span alone where the target has no box in it. `read`: videos whose boxes are known."""
-    video, (begin, end) = entry.shared["video"], entry.span
+    video, (begin, end) = entry.common_fields["video"], entry.span
     truths: dict[int, Truth] = {}
     for query_id, (sentence, category, form) in entry.sentences.items():
         target = sentence.target_id
         if target not in truths:
-            truths[target] = _truth(f"{video}/{target}", entry.span, parsed)
+            truths[target] = _build_truth(f"{video}/{target}", entry.span, parsed)
         truth = truths[target]
         if truth.track is None and video in read:
             detail = f"object {video}/{target} has no box in [{begin}, {end}); kept without boxes"
             parsed.defects.add("no box in the span", query_id, detail)
         text = sentence.description.strip()
-        yield Query(id=query_id, text=text, form=form, object=category, truth=truth, tags=tuple(sentence.tags), **entry.shared)
+        yield Query(id=query_id, text=text, form=form, object=category, truth=truth, tags=tuple(sentence.tags), **entry.common_fields)
 
 
-def _truth(track: str, span: Span, parsed: Parsed) -> Truth:
+def _build_truth(track: str, span: Span, parsed: ParsedDataset) -> Truth:
     """The span, with the track where that has a box in it."""
     if track not in parsed.tracks:
         return Truth(span=span)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-FRESH_SCALE = 0.2
+INITIAL_RESIDUAL_SCALE = 0.2
 """Scale at the end of each block before weights are loaded: frozen norms do not tame fresh weights, float16 would overflow."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's channel means and deviations for RGB in [0, 1]."""
 
 
-class FrozenNorm(FrozenBatchNorm2d):
+class FrozenBatchNorm(FrozenBatchNorm2d):
     """Batch norm that is fixed, of its input's type: torchvision's makes float32 of what a convolution made in bfloat16, and all that
     is kept for the backward pass twice as large."""
 
@@ -48,35 +48,35 @@ class AppearanceEncoder(nn.Module):
     def __init__(self, size: str = "full") -> None:
         super().__init__()
         if size == "full":
-            self.body: ResNet = ResNet(Bottleneck, [3, 4, 23, 3], norm_layer=FrozenNorm)
+            self.body: ResNet = ResNet(Bottleneck, [3, 4, 23, 3], norm_layer=FrozenBatchNorm)
             for name, norm in self.body.named_modules():
                 if name.endswith("bn3"):
-                    norm.weight.fill_(FRESH_SCALE)
-            self.widths, self.stride, self.pooled = (256, 512, 1024, 2048), 32, True
+                    norm.weight.fill_(INITIAL_RESIDUAL_SCALE)
+            self.stage_channels, self.stride, self.has_stem_pooling = (256, 512, 1024, 2048), 32, True
         else:
             self.body = TinyResNet()
-            self.widths, self.stride, self.pooled = (16, 32, 64, 128), 16, False
-        self.channels = self.widths[-1]
+            self.stage_channels, self.stride, self.has_stem_pooling = (16, 32, 64, 128), 16, False
+        self.channels = self.stage_channels[-1]
         self.body.avgpool, self.body.fc = nn.Identity(), nn.Identity()
         self.body.to(memory_format=torch.channels_last)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """RGB in 0..255 `[n, 3, h, w]` → C5 maps `[n, ⌈h/stride⌉, ⌈w/stride⌉, C]`."""
-        x = self.stem(self.normalised(pictures))
+        x = self.stem(self.normalize(images))
         for stage in self.stages:
             x = stage(x)
         return x.permute(0, 2, 3, 1)
 
-    def normalised(self, pictures: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """RGB in 0..255 `[n, 3, h, w]` in ImageNet's means and deviations, of the network's type."""
-        return ((pictures / 255 - self.mean) / self.std).to(self.dtype)
+        return ((images / 255 - self.mean) / self.std).to(self.dtype)
 
-    def stem(self, pictures: Tensor) -> Tensor:
+    def stem(self, images: Tensor) -> Tensor:
         """Normalised pictures `[n, 3, h, w]` → what the first stage takes."""
         body = self.body
-        return body.maxpool(body.relu(body.bn1(body.conv1(pictures.to(memory_format=torch.channels_last)))))
+        return body.maxpool(body.relu(body.bn1(body.conv1(images.to(memory_format=torch.channels_last)))))
 
     @property
     def stages(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:

@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-MEAN, STD = 0.45, 0.225
+KINETICS_MEAN, KINETICS_STD = 0.45, 0.225
 ALPHA = 4
 """Fast frames per slow frame."""
 
@@ -19,17 +19,17 @@ ALPHA = 4
 class MotionEncoder(nn.Module):
     """Clips of RGB frames to space maps. `channels` is C, `frames` the frames of a clip, `side` the square's pixels, `kind` the build."""
 
-    def __init__(self, size: str = "full", kind: str = "ava") -> None:
+    def __init__(self, size: str = "full", variant: str = "ava") -> None:
         super().__init__()
-        self.kind = kind
-        self.blocks = nn.ModuleList(_slowfast(size, kind))
+        self.variant = variant
+        self.blocks = nn.ModuleList(_build_slowfast(size, variant))
         self.channels = 2304 if size == "full" else 384
-        self.frames, self.side = (32, 256) if size == "full" else (8, 128)
+        self.num_frames, self.square_side = (32, 256) if size == "full" else (8, 128)
 
     def forward(self, clips: Tensor) -> Tensor:
         """RGB in 0..255 `[n, 3, frames, side, side]` → `[n, h, w, C]`, slow channels first."""
-        fast = ((clips / 255 - MEAN) / STD).to(self.dtype)
-        slow = fast[:, :, slow_frames(clips.shape[2])]
+        fast = ((clips / 255 - KINETICS_MEAN) / KINETICS_STD).to(self.dtype)
+        slow = fast[:, :, select_slow_frames(clips.shape[2])]
         paths = [slow, fast]
         for block in self.blocks:
             paths = block(list(paths))
@@ -40,12 +40,12 @@ class MotionEncoder(nn.Module):
         return next(self.parameters()).dtype
 
 
-def slow_frames(count: int) -> Tensor:
+def select_slow_frames(count: int) -> Tensor:
     """The slow pathway's frames: count/α of them, evenly from the first to the last."""
     return torch.linspace(0, count - 1, count // ALPHA).long()
 
 
-def _slowfast(size: str, kind: str) -> list[nn.Module]:
+def _build_slowfast(size: str, kind: str) -> list[nn.Module]:
     """The stem and the four stages of a SlowFast network, without its pooling and head."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 """By the number of a weight's dimensions."""
 
 
-def frozen(encoder: nn.Module) -> nn.Module:
+def optimize_for_inference(encoder: nn.Module) -> nn.Module:
     """The encoder itself, changed for the device it lies on; a second time changes nothing more."""
     encoder.requires_grad_(False).eval()
     if not sum(_fold_norms(module) for module in encoder.modules()):
@@ -33,22 +33,22 @@ def frozen(encoder: nn.Module) -> nn.Module:
         for module in list(encoder.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Conv2d | nn.Conv3d):
-                    setattr(module, name, OneDnn(child))
+                    setattr(module, name, OneDnnConv(child))
     return encoder
 
 
-class OneDnn(nn.Module):
+class OneDnnConv(nn.Module):
     """A frozen convolution by oneDNN, channels last, whatever the number of threads."""
 
     def __init__(self, convolution: nn.Conv2d | nn.Conv3d) -> None:
         super().__init__()
-        self.layout = LAYOUTS[convolution.weight.dim()]
-        self.weight = nn.Parameter(convolution.weight.contiguous(memory_format=self.layout), requires_grad=False)
+        self.memory_format = MEMORY_FORMATS[convolution.weight.dim()]
+        self.weight = nn.Parameter(convolution.weight.contiguous(memory_format=self.memory_format), requires_grad=False)
         self.bias = convolution.bias
-        self.how: Any = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        self.conv_args: Any = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.mkldnn_convolution(x.contiguous(memory_format=self.layout), self.weight, self.bias, *self.how)
+        return torch.mkldnn_convolution(x.contiguous(memory_format=self.memory_format), self.weight, self.bias, *self.conv_args)
 
 
 def _fold_norms(module: nn.Module) -> int:
@@ -57,13 +57,13 @@ def _fold_norms(module: nn.Module) -> int:
     children, folded = list(module.named_children()), 0
     for (_, before), (name, norm) in pairwise(children):
         if isinstance(before, nn.Conv2d | nn.Conv3d) and getattr(norm, "running_var", None) is not None:
-            before.weight, before.bias = _folded(before, norm)
+            before.weight, before.bias = _fuse_conv_norm(before, norm)
             setattr(module, name, nn.Identity())
             folded += 1
     return folded
 
 
-def _folded(convolution: nn.Conv2d | nn.Conv3d, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
+def _fuse_conv_norm(convolution: nn.Conv2d | nn.Conv3d, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
     """Weight and bias of the convolution that does what both do."""
     statistics = norm.running_mean, norm.running_var, norm.eps
     return fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics, norm.weight, norm.bias)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.video import swin3d_t
 
-from pipeline.encoders.appearance import MEAN, STD
+from pipeline.encoders.appearance import IMAGENET_MEAN, IMAGENET_STD
 
-FRAMES = 16
+WINDOW_FRAMES = 16
 PATCH_FRAMES = 2
 """Frames a patch covers, whatever the stride."""
 
@@ -39,20 +39,20 @@ class SwinEncoder(nn.Module):
         self.body = swin3d_t(weights=None)
         self.body.avgpool, self.body.head = nn.Identity(), nn.Identity()
         self.time_stride = time_stride
-        self.channels, self.stride, self.frames = 768, 32, FRAMES
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1, 1), persistent=False)
+        self.channels, self.stride, self.num_frames = 768, 32, WINDOW_FRAMES
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1, 1), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """RGB in 0..255 `[n, 3, T, h, w]` → maps `[n, T, ⌈h/32⌉, ⌈w/32⌉, C]`; T may be any length from 1."""
         pictures = ((frames / 255 - self.mean) / self.std).to(self.dtype)
-        return self.body.norm(self.body.features(self._patches(pictures)))
+        return self.body.norm(self.body.features(self._embed_patches(pictures)))
 
     @property
     def dtype(self) -> torch.dtype:
         return self.body.patch_embed.proj.weight.dtype
 
-    def _patches(self, pictures: Tensor) -> Tensor:
+    def _embed_patches(self, pictures: Tensor) -> Tensor:
         """Normalised `[n, 3, T, h, w]` → patches `[n, ⌈T/time_stride⌉, ⌈h/4⌉, ⌈w/4⌉, 96]`; zeros fill pictures up to whole patches."""
         embed, stride = self.body.patch_embed, self.time_stride
         count, height, width = pictures.shape[2:]
@@ -63,6 +63,6 @@ class SwinEncoder(nn.Module):
         return embed.norm(patches.permute(0, 2, 3, 4, 1))
 
 
-def frame_windows(count: int) -> list[range]:
+def split_frame_windows(count: int) -> list[range]:
     """The windows `count` frames are encoded in: consecutive, `FRAMES` long, the last one as short as it must be."""
-    return [range(start, min(start + FRAMES, count)) for start in range(0, count, FRAMES)]
+    return [range(start, min(start + WINDOW_FRAMES, count)) for start in range(0, count, WINDOW_FRAMES)]

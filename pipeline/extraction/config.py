@@ -6,16 +6,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config import Config
+from pipeline.config import StrictModel
 from pipeline.errors import InputError
-from pipeline.features.config import Backbones, SamplingConfig
-from pipeline.store import Kind
+from pipeline.features.config import BackboneSize, SamplingConfig
+from pipeline.store import ShardKind
 
 
-class ExtractConfig(Config):
+class ExtractConfig(StrictModel):
     """Section `extract`. `weights` is one source for all backbones or one per product."""
 
-    backbones: Backbones = "full"
+    backbones: BackboneSize = "full"
     weights: str | dict[str, str] = "tiny"
     products: tuple[str, ...] = Field(default=("appearance", "motion", "text"), min_length=1)
     slowfast: Literal["ava", "kinetics"] | None = None
@@ -23,7 +23,7 @@ class ExtractConfig(Config):
     reduce: dict[str, str] = Field(default_factory=dict)
     """Smaller maps, by product: `pca:256`, `mdetr:FILE` (appearance), `int8`, or one of the first two with `+int8`."""
     sampling: SamplingConfig = SamplingConfig()
-    format: Kind = "zarr"
+    format: ShardKind = "zarr"
     """Of visual products; text is always HDF5."""
     shard_mb: int = Field(default=256, ge=1)
     workers: int | None = Field(default=None, ge=0)
@@ -36,12 +36,12 @@ class ExtractConfig(Config):
     """Delete and remake products that were made with other settings, instead of refusing."""
 
 
-def kind_of(product: str, config: ExtractConfig) -> Kind:
+def get_shard_kind(product: str, config: ExtractConfig) -> ShardKind:
     """Text lies in HDF5, visual products in what `format` says."""
     return "hdf5" if product == "text" else config.format
 
 
-def source_of(product: str, config: ExtractConfig) -> str:
+def get_weight_source(product: str, config: ExtractConfig) -> str:
     """The weights asked for a product; tiny backbones have shipped ones, for full ones they must be named."""
     if isinstance(config.weights, str):
         return config.weights

@@ -5,29 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from pipeline.extraction.file_digests import SeenFiles
+from pipeline.extraction.file_digests import FileDigestCache
 from pipeline.extraction.plan import VideoIndex
 from pipeline.store import ProductReader, ShardInfo
 
-SAY_EVERY = 10.0
-Say = Callable[[str], None]
+MESSAGE_INTERVAL_SECONDS = 10.0
+MessageCallback = Callable[[str], None]
 
 
-def stale_videos(reader: ProductReader, index: VideoIndex, seen: SeenFiles, say: Say) -> set[str]:
+def find_stale_videos(reader: ProductReader, index: VideoIndex, digest_cache: FileDigestCache, on_message: MessageCallback) -> set[str]:
     """Videos of the index whose file is another one now. One that cannot be read says nothing against its features."""
     held = sorted(video for video in reader.product.videos if video in index.paths)
     stale, said = set(), time.monotonic()
     for count, video in enumerate(held):
-        if time.monotonic() - said > SAY_EVERY:
+        if time.monotonic() - said > MESSAGE_INTERVAL_SECONDS:
             said = time.monotonic()
-            say(f"{reader.name}: {count} of {len(held)} video files compared with what was encoded")
-        now = seen.digest(index.paths[video])
+            on_message(f"{reader.name}: {count} of {len(held)} video files compared with what was encoded")
+        now = digest_cache.get_digest(index.paths[video])
         if now is not None and now != reader.facts(video).get("digest"):
             stale.add(video)
     return stale
 
 
-def stale_texts(reader: ProductReader, index: VideoIndex) -> set[str]:
+def find_stale_text_shards(reader: ProductReader, index: VideoIndex) -> set[str]:
     """Shards of text with a sentence that was changed, removed or given to another video, or without one that was added."""
 
     def same(info: ShardInfo) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import InputError, VideoError
 from pipeline.extraction.config import ExtractConfig
-from pipeline.features.stream import VISUAL
+from pipeline.features.stream import VISUAL_PRODUCTS
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Failure, Query
 from pipeline.store import Shard, ShardInfo, plan_shards
@@ -28,18 +28,18 @@ class VideoIndex:
     sentences: dict[str, list[tuple[str, str]]]
 
 
-def read_index(index: Path, folder: Path) -> VideoIndex:
+def read_index(index_path: Path, video_root: Path) -> VideoIndex:
     """The queries of an index by video; InputError where it holds none, or its tracks are not beside it."""
-    if not index.with_name("tracks.npz").is_file():
-        raise InputError(f"{index.with_name('tracks.npz')} does not exist: run stvg-prepare first")
+    if not index_path.with_name("tracks.npz").is_file():
+        raise InputError(f"{index_path.with_name('tracks.npz')} does not exist: run stvg-prepare first")
     queries: dict[str, Query] = {}
     sentences: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for query in read_jsonl(index, Query):
+    for query in read_jsonl(index_path, Query):
         queries[query.video] = query
         sentences[query.video].append((query.id, query.text))
     if not queries:
-        raise InputError(f"{index} holds no query: run stvg-prepare again")
-    return VideoIndex(queries, {video: folder / query.path for video, query in queries.items()}, dict(sentences))
+        raise InputError(f"{index_path} holds no query: run stvg-prepare again")
+    return VideoIndex(queries, {video: video_root / query.path for video, query in queries.items()}, dict(sentences))
 
 
 @dataclass(frozen=True)
@@ -52,39 +52,39 @@ class Job:
 
     store: Path
     shard: Shard
-    lacking: dict[str, frozenset[str]]
+    missing: dict[str, frozenset[str]]
     paths: dict[str, Path]
     sentences: dict[str, list[tuple[str, str]]]
     config: ExtractConfig
     provenance: Mapping[str, Mapping[str, Any]]
 
     @property
-    def of_text(self) -> bool:
+    def is_text(self) -> bool:
         return bool(self.sentences)
 
-    def taken_apart(self, made: Mapping[str, ShardInfo]) -> tuple[Job, list[Job]]:
+    def split_unfinished(self, shard_infos: Mapping[str, ShardInfo]) -> tuple[Job, list[Job]]:
         """The job as far as its shards are `made`, and for each video that they lack a job, with a shard, of its own."""
-        left = {product: videos - set(made[product].videos if product in made else ()) for product, videos in self.lacking.items()}
+        left = {product: videos - set(shard_infos[product].videos if product in shard_infos else ()) for product, videos in self.missing.items()}
         again = [video for video in self.shard.videos if any(video in videos for videos in left.values())]
         done = tuple(video for video in self.shard.videos if video not in again)
-        return replace(self, shard=Shard(self.shard.name, done)), [self._alone(video, left) for video in again]
+        return replace(self, shard=Shard(self.shard.name, done)), [self._build_single_video_job(video, left) for video in again]
 
-    def failure(self, video: str, error: VideoError) -> Failure:
+    def build_failure(self, video: str, error: VideoError) -> Failure:
         """The ledger's line about a video of this job."""
         return Failure(video=video, path=str(self.paths[video]), stage=error.stage, reason=error.reason, detail=error.detail)
 
-    def _alone(self, video: str, left: Mapping[str, frozenset[str]]) -> Job:
-        lacking = {product: frozenset({video}) for product, videos in left.items() if video in videos}
-        said = {video: self.sentences[video]} if self.of_text else {}
-        return replace(self, shard=plan_shards({video: 1}, 1)[0], lacking=lacking, paths={video: self.paths[video]}, sentences=said)
+    def _build_single_video_job(self, video: str, left: Mapping[str, frozenset[str]]) -> Job:
+        missing = {product: frozenset({video}) for product, videos in left.items() if video in videos}
+        said = {video: self.sentences[video]} if self.is_text else {}
+        return replace(self, shard=plan_shards({video: 1}, 1)[0], missing=missing, paths={video: self.paths[video]}, sentences=said)
 
 
 def plan_jobs(
     store: Path,
     config: ExtractConfig,
     index: VideoIndex,
-    there: Callable[[str, str], bool],
-    done: Callable[[str], set[str]],
+    shard_exists: Callable[[str, str], bool],
+    get_stored_videos: Callable[[str], set[str]],
     provenance: Mapping[str, Mapping[str, Any]],
 ) -> list[Job]:
     """The shards still to be made: those of the plan, then, for videos that shards of it lack, overlay shards.
@@ -92,15 +92,15 @@ def plan_jobs(
     `there(product, shard)` says whether a shard is made, `done(product)` which videos are in made shards.
     """
     jobs: list[Job] = []
-    for group in ([p for p in config.products if p in VISUAL], [p for p in config.products if p == "text"]):
-        sizes = {v: _estimate(q, "text" in group, config, len(index.sentences[v])) for v, q in index.queries.items()}
+    for group in ([p for p in config.products if p in VISUAL_PRODUCTS], [p for p in config.products if p == "text"]):
+        sizes = {v: _estimate_video_bytes(q, "text" in group, config, len(index.sentences[v])) for v, q in index.queries.items()}
         shards: dict[str, Shard] = {}
         lacking: dict[str, dict[str, frozenset[str]]] = defaultdict(dict)
         for product in group:
             planned = plan_shards(sizes, config.shard_mb << 20)
             while planned:  # ends, because a shard that is there holds at least one of its videos
-                made = {shard.name for shard in planned if there(product, shard.name)}
-                had = done(product)
+                made = {shard.name for shard in planned if shard_exists(product, shard.name)}
+                had = get_stored_videos(product)
                 missing = {shard.name: set(shard.videos) - had for shard in planned}
                 for shard in planned:
                     if shard.name not in made and missing[shard.name]:
@@ -116,29 +116,29 @@ def plan_jobs(
     return jobs
 
 
-def _estimate(query: Query, text: bool, config: ExtractConfig, sentences: int) -> int:
+def _estimate_video_bytes(query: Query, text: bool, config: ExtractConfig, sentences: int) -> int:
     """Bytes a video will take, roughly: what the shard plan goes by. The same whichever visual products are made."""
     products = ("text",) if text else ("appearance", "motion")
-    return sum(product_bytes(query, product, config, sentences) for product in products) + (not text)
+    return sum(estimate_product_bytes(query, product, config, sentences) for product in products) + (not text)
 
 
-def product_bytes(query: Query, product: str, config: ExtractConfig, sentences: int) -> int:
+def estimate_product_bytes(query: Query, product: str, config: ExtractConfig, num_sentences: int) -> int:
     """Bytes of a video's whole maps in one product, roughly (a JPEG: a fifth of a byte per pixel, and half a page left empty)."""
     if product == "text":
-        return sentences * 16 * 768 * 2
+        return num_sentences * 16 * 768 * 2
     seconds = query.frame_count / max(query.fps, 1e-6)
     sampling = config.sampling
     if product == "motion":
-        return int(2 * seconds / sampling.clip_every * (16 * 16 if config.backbones == "full" else 8 * 8) * channels_of(product, config))
-    scale = min(sampling.short / min(query.size), 1.8 * sampling.short / max(query.size))
+        return int(2 * seconds / sampling.clip_stride_seconds * (16 * 16 if config.backbones == "full" else 8 * 8) * get_num_channels(product, config))
+    scale = min(sampling.short_side / min(query.size), 1.8 * sampling.short_side / max(query.size))
     pixels = query.size[0] * query.size[1] * scale**2
     if product == "frames":
         return int(seconds * sampling.fps * (pixels / 5 + 2048))
     stride = 32 if config.backbones == "full" else 16
-    return int(2 * seconds * sampling.fps * pixels / stride**2 * channels_of(product, config))
+    return int(2 * seconds * sampling.fps * pixels / stride**2 * get_num_channels(product, config))
 
 
-def channels_of(product: str, config: ExtractConfig) -> int:
+def get_num_channels(product: str, config: ExtractConfig) -> int:
     """How many numbers each cell of a product's maps has."""
     full, tiny = {"appearance": (2048, 128), "motion": (2304, 384), "swin": (768, 768)}[product]
     return full if config.backbones == "full" else tiny

@@ -12,33 +12,33 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.devices import device_of
+from pipeline.devices import resolve_device
 from pipeline.errors import InputError
-from pipeline.extraction.cluster import work
-from pipeline.extraction.config import ExtractConfig, kind_of
-from pipeline.extraction.failure_ledger import _Ledger
-from pipeline.extraction.file_digests import SeenFiles
-from pipeline.extraction.fit_reduction import reduction_to_open, refuse_unknown_reductions
-from pipeline.extraction.invalidation import stale_texts, stale_videos
+from pipeline.extraction.cluster import run_jobs
+from pipeline.extraction.config import ExtractConfig, get_shard_kind
+from pipeline.extraction.failure_ledger import FailureLedger
+from pipeline.extraction.file_digests import FileDigestCache
+from pipeline.extraction.fit_reduction import load_or_fit_reduction, check_reductions
+from pipeline.extraction.invalidation import find_stale_text_shards, find_stale_videos
 from pipeline.extraction.plan import Job, VideoIndex, plan_jobs, read_index
-from pipeline.extraction.provenance import asked_of
-from pipeline.extraction.shard_task import Made, backbone_of
+from pipeline.extraction.provenance import expected_provenance
+from pipeline.extraction.shard_task import JobResult, get_backbone
 from pipeline.records import Failure
-from pipeline.store import OtherProductError, Store, StoreWriter
-from pipeline.weights.sources import ENCODED
+from pipeline.store import ProductMismatchError, Store, StoreWriter
+from pipeline.weights.sources import ENCODED_PRODUCTS
 
-Progress = Callable[[int, int], None]
-Say = Callable[[str], None]
+ProgressCallback = Callable[[int, int], None]
+MessageCallback = Callable[[str], None]
 log = logging.getLogger("pipeline")
 
 
 @dataclass
-class RunReport:
+class ExtractionReport:
     """What a run did. `failures` are all current ones; `made` the shards written, `videos` the videos in the index."""
 
     videos: int
     failures: list[Failure] = field(default_factory=list)
-    made: int = 0
+    shards_written: int = 0
 
     def exit_code(self, allow_failed: float) -> int:
         """0, or 1 where more videos failed than allowed: a share of all if below 1, else a count."""
@@ -46,60 +46,60 @@ class RunReport:
         return int(len(self.failures) > limit)
 
 
-def run(
-    index: Path,
-    folder: Path,
+def run_extraction(
+    index_path: Path,
+    video_root: Path,
     dataset: str,
     store: Path,
     config: ExtractConfig,
-    progress: Progress = lambda done, total: None,
-    say: Say = lambda line: None,
-    begun: Callable[[], None] = lambda: None,
-) -> RunReport:
+    progress: ProgressCallback = lambda done, total: None,
+    on_message: MessageCallback = lambda line: None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> ExtractionReport:
     """Fill `store` with every product of every video in `index`; video paths are relative to `folder`.
 
     `begun` is called once index, settings and weights are found good, before anything is written. `progress` counts
     videos; `say` is told what was loaded of each backbone's weights, and what is made anew.
     """
-    known = read_index(index, folder)
-    refuse_impossible(config)
-    loaded = [backbone_of(product, config).report for product in config.products if product != "frames"]
-    begun()
+    known = read_index(index_path, video_root)
+    validate_config(config)
+    loaded = [get_backbone(product, config).report for product in config.products if product != "frames"]
+    on_ready()
     for backbone in loaded:
-        say(str(backbone))
-        log.info("%s", backbone.every_key())
-    with StoreWriter(store, dataset, str(folder)) as writer:
+        on_message(str(backbone))
+        log.info("%s", backbone.format_keys())
+    with StoreWriter(store, dataset, str(video_root)) as writer:
         for product in config.products:
-            _open(writer, product, store, config, known, say)
-        writer.set_index(index, index.with_name("tracks.npz"))
-        jobs = _adopt_and_plan_jobs(writer, store, config, known, say)
-        ledger = _Ledger(writer, store, known, jobs)
-        report = RunReport(videos=len(known.paths))
+            _open_product(writer, product, store, config, known, on_message)
+        writer.set_index(index_path, index_path.with_name("tracks.npz"))
+        jobs = _adopt_and_plan_jobs(writer, store, config, known, on_message)
+        ledger = FailureLedger(writer, store, known, jobs)
+        report = ExtractionReport(videos=len(known.paths))
         try:
-            for job, (infos, failed) in _work(jobs, config, progress):
+            for job, (infos, failed) in _run_jobs_with_progress(jobs, config, progress):
                 for product, info in infos.items():
-                    writer.publish(product, job.shard.name, info)
-                    report.made += info.entries > 0
-                ledger.note(job, failed)
+                    writer.publish_shard(product, job.shard.name, info)
+                    report.shards_written += info.entries > 0
+                ledger.record_job(job, failed)
         finally:
             if config.scheduler is None:  # the workers of another scheduler may still be busy with a last shard
-                writer.clear_leftovers()
-        writer.clear_leftovers()
+                writer.remove_partial_files()
+        writer.remove_partial_files()
         report.failures = ledger.write()
     return report
 
 
-def refuse_impossible(config: ExtractConfig) -> None:
+def validate_config(config: ExtractConfig) -> None:
     """InputError for weights, reductions or products that do not exist, and for a device that is not there or not said."""
-    refuse_unknown_reductions(config)
+    check_reductions(config)
     for product in config.weights if isinstance(config.weights, dict) else ():
-        if product not in ENCODED:
-            raise InputError(f"weights are given for {product!r}; products with weights are {', '.join(ENCODED)}")
+        if product not in ENCODED_PRODUCTS:
+            raise InputError(f"weights are given for {product!r}; products with weights are {', '.join(ENCODED_PRODUCTS)}")
     for product in config.products:
-        if product not in (*ENCODED, "frames"):
-            raise InputError(f"unknown product {product!r}; the products are {', '.join((*ENCODED, 'frames'))}")
+        if product not in (*ENCODED_PRODUCTS, "frames"):
+            raise InputError(f"unknown product {product!r}; the products are {', '.join((*ENCODED_PRODUCTS, 'frames'))}")
     if config.scheduler is None:
-        device_of(config.device)
+        resolve_device(config.device)
     elif config.device == "auto":
         raise InputError(
             "with --scheduler each worker would choose a device of its own, and features of CPU and GPU differ: "
@@ -107,53 +107,53 @@ def refuse_impossible(config: ExtractConfig) -> None:
         )
 
 
-def _open(writer: StoreWriter, product: str, store: Path, config: ExtractConfig, index: VideoIndex, say: Say) -> None:
+def _open_product(writer: StoreWriter, product: str, store: Path, config: ExtractConfig, index: VideoIndex, say: MessageCallback) -> None:
     """Begin the product, or go on with it; with `replace`, one that was made otherwise is deleted once it can be remade."""
-    kind, held = kind_of(product, config), writer.provenance(product)
-    provenance = asked_of(product, config, held)
+    kind, held = get_shard_kind(product, config), writer.get_provenance(product)
+    provenance = expected_provenance(product, config, held)
     otherwise = bool(held) and held != provenance
     if otherwise and not config.replace:  # refused before a new basis is fitted in vain
         writer.open_product(product, kind, provenance)
-    reduction = reduction_to_open(product, config, index, store, say, anew=otherwise)
+    reduction = load_or_fit_reduction(product, config, index, store, say, refit=otherwise)
     if reduction is not None:
         provenance["reduction"] = reduction.provenance
-    basis = reduction.basis.content if reduction and reduction.basis else None
+    basis = reduction.projection.file_bytes if reduction and reduction.projection else None
     try:
         writer.open_product(product, kind, provenance, basis)
-    except OtherProductError:
+    except ProductMismatchError:
         if not config.replace:
             raise
         writer.drop_product(product)
         writer.open_product(product, kind, provenance, basis)
 
 
-def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: Say) -> list[Job]:
+def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: MessageCallback) -> list[Job]:
     """The jobs left, after taking up what a killed run left on disk and forgetting what is no longer as it was encoded."""
-    provenance = {product: writer.provenance(product) for product in config.products}
+    provenance = {product: writer.get_provenance(product) for product in config.products}
 
     def plan() -> list[Job]:
-        jobs = plan_jobs(path, config, index, lambda product, name: writer.adopt(product, name) is not None, writer.done, provenance)
+        jobs = plan_jobs(path, config, index, lambda product, name: writer.adopt_shard(product, name) is not None, writer.get_completed_videos, provenance)
         for product in config.products:
-            writer.remove_unlisted(product)
+            writer.remove_orphans(product)
         return jobs
 
     jobs = plan()
     return plan() if _drop_stale(writer, path, config, index, say) else jobs
 
 
-def _drop_stale(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: Say) -> bool:
+def _drop_stale(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: MessageCallback) -> bool:
     """Forget what has changed since it was encoded, and nothing beside it; whether there was any."""
     writer.flush()
-    store, seen, found = Store(path), SeenFiles(path), False
+    store, seen, found = Store(path), FileDigestCache(path), False
     for product in config.products:
         reader = store.open(product)
         if product == "text":
-            names = stale_texts(reader, index)
+            names = find_stale_text_shards(reader, index)
             sentences = sum(len(index.sentences.get(video, ())) for name in names for video in reader.product.shards[name].videos)
             what = f"{sentences} sentences in {len(names)} shards" if names else ""
             writer.drop_shards(product, names)
         else:
-            videos = stale_videos(reader, index, seen, say)
+            videos = find_stale_videos(reader, index, seen, say)
             what = f"{len(videos)} videos" if videos else ""
             writer.drop_entries(product, videos)
         if what:
@@ -163,13 +163,13 @@ def _drop_stale(writer: StoreWriter, path: Path, config: ExtractConfig, index: V
     return found
 
 
-def _work(jobs: Sequence[Job], config: ExtractConfig, progress: Progress) -> Iterator[tuple[Job, Made]]:
+def _run_jobs_with_progress(jobs: Sequence[Job], config: ExtractConfig, progress: ProgressCallback) -> Iterator[tuple[Job, JobResult]]:
     """Run the jobs and yield each with its result as it ends; `progress` counts videos, each once.
 
     Sentences take no time beside videos: they are counted only where no video is decoded.
     """
-    of_text = all(job.of_text for job in jobs)
-    total = len({video for job in jobs if job.of_text == of_text for video in job.shard.videos})
+    of_text = all(job.is_text for job in jobs)
+    total = len({video for job in jobs if job.is_text == of_text for video in job.shard.videos})
     seen: set[str] = set()
 
     def count(video: str, text: bool) -> None:
@@ -179,5 +179,5 @@ def _work(jobs: Sequence[Job], config: ExtractConfig, progress: Progress) -> Ite
 
     progress(0, total)
     if jobs:
-        yield from work(jobs, config, count)
+        yield from run_jobs(jobs, config, count)
         progress(total, total)

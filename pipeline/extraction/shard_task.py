@@ -17,63 +17,63 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.devices import device_of
-from pipeline.encoders.optimize import frozen
+from pipeline.devices import resolve_device
+from pipeline.encoders.optimize import optimize_for_inference
 from pipeline.errors import VideoError
-from pipeline.extraction.config import ExtractConfig, kind_of, source_of
+from pipeline.extraction.config import ExtractConfig, get_shard_kind, get_weight_source
 from pipeline.extraction.plan import Job
 from pipeline.features.builders import encode_texts
-from pipeline.features.reduction import Reduction, parse_reduction, stored_basis
-from pipeline.features.stream import Decoder, FeatureStream
+from pipeline.features.reduction import Reduction, parse_reduction, load_stored_projection
+from pipeline.features.stream import FrameDecoder, FeatureStream
 from pipeline.records import Failure
-from pipeline.store import ShardBuilder, ShardInfo, is_made_from, made_from, shard_info
+from pipeline.store import ShardBuilder, ShardInfo, has_origin, origin_digest, read_shard_info
 from pipeline.store.layout import shard_path
-from pipeline.video.process_decoder import DecodeChild
+from pipeline.video.process_decoder import ProcessDecoder
 from pipeline.weights.load import Backbone, load_backbone
 
-Made = tuple[dict[str, ShardInfo], list[Failure]]
-Tick = Callable[[str, bool], None]
+JobResult = tuple[dict[str, ShardInfo], list[Failure]]
+VideoCallback = Callable[[str, bool], None]
 """Called after each video with its id, and with whether its sentences were encoded."""
 
 
-def make_shard(job: Job, tick: Tick) -> Made:
+def extract_shard(job: Job, on_video: VideoCallback) -> JobResult:
     """Make the job's shards and name the videos that failed; one that another run has made of the same meanwhile is kept."""
-    infos = shards_there(job)
+    infos = existing_shards(job)
     failures: list[Failure] = []
     with ExitStack() as stack:
-        stack.enter_context(_one_thread())
+        stack.enter_context(_limit_to_one_thread())
         builders: dict[str, ShardBuilder] = {}
-        for product in (product for product in job.lacking if product not in infos):
-            kind = kind_of(product, job.config)
-            origin = made_from(kind, job.provenance[product])
+        for product in (product for product in job.missing if product not in infos):
+            kind = get_shard_kind(product, job.config)
+            origin = origin_digest(kind, job.provenance[product])
             builder = ShardBuilder(job.store, product, job.shard.name, kind, job.shard.videos, origin)
             builders[product] = stack.enter_context(builder)
-        reductions = {product: reduction_of(product, job.config, job.store) for product in builders}
+        reductions = {product: load_product_reduction(product, job.config, job.store) for product in builders}
         for video in job.shard.videos:
-            wanted = {product: builder for product, builder in builders.items() if video in job.lacking[product]}
+            wanted = {product: builder for product, builder in builders.items() if video in job.missing[product]}
             try:
                 if wanted:
-                    _add_sentences(job, video, wanted["text"]) if job.of_text else _add_video(job, video, wanted, reductions)
+                    _add_sentences(job, video, wanted["text"]) if job.is_text else _add_video(job, video, wanted, reductions)
             except VideoError as error:
-                failures.append(job.failure(video, error))
-            tick(video, job.of_text)
+                failures.append(job.build_failure(video, error))
+            on_video(video, job.is_text)
         infos |= {product: builder.finish() for product, builder in builders.items()}
     return infos, failures
 
 
-def shards_there(job: Job) -> dict[str, ShardInfo]:
+def existing_shards(job: Job) -> dict[str, ShardInfo]:
     """The shards of a job that lie in the store, made of the same, whoever made them."""
     infos = {}
-    for product in job.lacking:
-        kind = kind_of(product, job.config)
+    for product in job.missing:
+        kind = get_shard_kind(product, job.config)
         path = shard_path(job.store, product, job.shard.name, kind)
-        if is_made_from(path, kind, made_from(kind, job.provenance[product])):
-            infos[product] = shard_info(path, product, kind)
+        if has_origin(path, kind, origin_digest(kind, job.provenance[product])):
+            infos[product] = read_shard_info(path, product, kind)
     return infos
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _limit_to_one_thread() -> Iterator[None]:
     """Sums depend on how many threads share them: with one, features are the same however the work is spread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -85,12 +85,12 @@ def _one_thread() -> Iterator[None]:
 
 def _add_video(job: Job, video: str, builders: Mapping[str, ShardBuilder], reductions: Mapping[str, Reduction | None]) -> None:
     """Stream one video's features into the shards; a VideoError leaves them as they were."""
-    encoders = {product: encoder_of(product, job.config) for product in builders}
+    encoders = {product: get_encoder(product, job.config) for product in builders}
     scales: dict[str, list[dict[str, np.ndarray]]] = defaultdict(list)
     for builder in builders.values():
         builder.begin(video, video)
     try:
-        stream = FeatureStream(job.paths[video], job.config.sampling, encoders, job.config.batch, child())
+        stream = FeatureStream(job.paths[video], job.config.sampling, encoders, job.config.batch, shared_decoder())
         for product, rows in stream:
             reduction = reductions[product]
             smaller, columns = reduction.apply(rows) if reduction else (rows, {})
@@ -108,7 +108,7 @@ def _add_video(job: Job, video: str, builders: Mapping[str, ShardBuilder], reduc
 def _add_sentences(job: Job, video: str, builder: ShardBuilder) -> None:
     """Encode the sentences about one video, all before the first is written: a VideoError leaves the shard as it was."""
     ids, texts = zip(*job.sentences[video], strict=True)
-    encoded = list(encode_texts(list(texts), encoder_of("text", job.config)))
+    encoded = list(encode_texts(list(texts), get_encoder("text", job.config)))
     for key, text, (states, tokens) in zip(ids, texts, encoded, strict=True):
         builder.begin(key, video)
         builder.append(states)
@@ -116,39 +116,39 @@ def _add_sentences(job: Job, video: str, builder: ShardBuilder) -> None:
 
 
 @lru_cache(maxsize=1)
-def child() -> Decoder:
+def shared_decoder() -> FrameDecoder:
     """This process' decoder child, made when it is first needed; it ends with the process."""
-    made = DecodeChild()
+    made = ProcessDecoder()
     atexit.register(made.close)
     return made
 
 
-def encoder_of(product: str, config: ExtractConfig) -> nn.Module:
+def get_encoder(product: str, config: ExtractConfig) -> nn.Module:
     """The product's encoder on its device, ready to compute; `frames` needs none."""
     if product == "frames":
         return nn.Identity()
-    return _ready(backbone_of(product, config).encoder, device_of(config.device))
+    return _prepare_encoder(get_backbone(product, config).encoder, resolve_device(config.device))
 
 
 @lru_cache(maxsize=8)
-def _ready(encoder: nn.Module, device: torch.device) -> nn.Module:
-    return frozen(encoder.to(device))
+def _prepare_encoder(encoder: nn.Module, device: torch.device) -> nn.Module:
+    return optimize_for_inference(encoder.to(device))
 
 
-def backbone_of(product: str, config: ExtractConfig) -> Backbone:
-    return _backbone(product, config.backbones, source_of(product, config), config.slowfast, config.device)
+def get_backbone(product: str, config: ExtractConfig) -> Backbone:
+    return _load_backbone(product, config.backbones, get_weight_source(product, config), config.slowfast, config.device)
 
 
 @lru_cache(maxsize=8)
-def _backbone(product: str, size: str, weights: str, slowfast: str | None, _device: str) -> Backbone:
+def _load_backbone(product: str, size: str, weights: str, slowfast: str | None, _device: str) -> Backbone:
     """One for each device: `frozen` changes its encoder for where it lies."""
     return load_backbone(product, size, weights, slowfast)
 
 
-def reduction_of(product: str, config: ExtractConfig, store: Path) -> Reduction | None:
+def load_product_reduction(product: str, config: ExtractConfig, store: Path) -> Reduction | None:
     """What the product's maps go through before they are stored; the basis lies in the store."""
     asked = config.reduce.get(product)
     if asked is None:
         return None
     parsed = parse_reduction(asked)
-    return Reduction(stored_basis(store, product) if parsed.source else None, parsed.int8)
+    return Reduction(load_stored_projection(store, product) if parsed.method else None, parsed.int8)

@@ -13,37 +13,37 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.encoders.image_geometry import appearance_size
+from pipeline.encoders.image_geometry import compute_appearance_size
 from pipeline.errors import VideoError
-from pipeline.features.builders import AppearanceMaker, JpegMaker, Maker, MotionMaker, SwinMaker
+from pipeline.features.builders import AppearanceBuilder, JpegBuilder, FeatureBuilder, MotionBuilder, SwinBuilder
 from pipeline.features.config import SamplingConfig
-from pipeline.sampling import clip_centres, grid_frames
+from pipeline.sampling import compute_clip_centers, sample_grid
 from pipeline.store import Entry
-from pipeline.video import VideoFacts, open_frames, probe
+from pipeline.video import VideoMetadata, open_frames, probe
 
-VISUAL = ("appearance", "motion", "swin", "frames")
+VISUAL_PRODUCTS = ("appearance", "motion", "swin", "frames")
 DIGEST_BYTES = 1 << 20
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
-class Decoder(Protocol):
-    """Where frames come from: this process (`HERE`) or a child of it (`pipeline.video.process_decoder.DecodeChild`)."""
+class FrameDecoder(Protocol):
+    """Where frames come from: this process (`HERE`) or a child of it (`pipeline.video.process_decoder.ProcessDecoder`)."""
 
-    def probe(self, path: Path) -> VideoFacts: ...
+    def probe(self, path: Path) -> VideoMetadata: ...
 
-    def frames(self, path: Path, facts: VideoFacts, wanted: np.ndarray) -> Any:
+    def frames(self, path: Path, metadata: VideoMetadata, frame_indices: np.ndarray) -> Any:
         """A context manager and iterator of `(frame number, RGB uint8 [h, w, 3])`, with `decoder` and `reason`."""
 
 
-class _Here:
-    def probe(self, path: Path) -> VideoFacts:
+class InProcessDecoder:
+    def probe(self, path: Path) -> VideoMetadata:
         return probe(path)
 
-    def frames(self, path: Path, facts: VideoFacts, wanted: np.ndarray) -> Any:
-        return open_frames(path, facts, wanted)
+    def frames(self, path: Path, metadata: VideoMetadata, frame_indices: np.ndarray) -> Any:
+        return open_frames(path, metadata, frame_indices)
 
 
-HERE: Decoder = _Here()
+IN_PROCESS: FrameDecoder = InProcessDecoder()
 
 
 class FeatureStream:
@@ -62,65 +62,65 @@ class FeatureStream:
         path: Path,
         sampling: SamplingConfig,
         encoders: Mapping[str, nn.Module],
-        batch: int = 16,
-        decoder: Decoder = HERE,
-        progress: Progress = lambda done, total: None,
+        batch_size: int = 16,
+        decoder: FrameDecoder = IN_PROCESS,
+        progress: ProgressCallback = lambda done, total: None,
     ) -> None:
         self.path, self.decoder, self.progress = path, decoder, progress
-        self.video = decoder.probe(path)
-        self.about: dict[str, Any] = {"size": list(self.video.size), "fps": self.video.fps, "frame_count": self.video.frame_count}
-        self._digest = _digest(path)
-        self.makers = {product: _maker(product, encoder, self.video, sampling, batch) for product, encoder in encoders.items()}
+        self.video_metadata = decoder.probe(path)
+        self.initial_facts: dict[str, Any] = {"size": list(self.video_metadata.size), "fps": self.video_metadata.fps, "frame_count": self.video_metadata.frame_count}
+        self._initial_digest = _read_digest(path)
+        self.builders = {product: _create_builder(product, encoder, self.video_metadata, sampling, batch_size) for product, encoder in encoders.items()}
         self.columns: dict[str, dict[str, np.ndarray]] = {}
         self.facts: dict[str, Any] = {}
 
     @torch.inference_mode()
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        wanted = np.unique(np.concatenate([maker.wanted for maker in self.makers.values()]))
-        with self.decoder.frames(self.path, self.video, wanted) as frames:
+        wanted = np.unique(np.concatenate([maker.frame_indices for maker in self.builders.values()]))
+        with self.decoder.frames(self.path, self.video_metadata, wanted) as frames:
             self.progress(0, len(wanted))
             for done, (number, rgb) in enumerate(frames, start=1):
                 picture = torch.from_numpy(rgb if rgb.flags.writeable else rgb.copy()).permute(2, 0, 1)
-                for product, maker in self.makers.items():
-                    for rows in maker.take(number, picture):
+                for product, maker in self.builders.items():
+                    for rows in maker.add_frame(number, picture):
                         yield product, rows
                 self.progress(done, len(wanted))
-            for product, maker in self.makers.items():
+            for product, maker in self.builders.items():
                 for rows in maker.finish():
                     yield product, rows
             seen_by = {"decoder": frames.decoder, "why": frames.reason}
-        for product, maker in self.makers.items():
+        for product, maker in self.builders.items():
             columns = maker.columns()
-            self.columns[product] = columns | {"second": self.video.seconds[columns["frame"]]}
-        if _digest(self.path) != self._digest:
+            self.columns[product] = columns | {"second": self.video_metadata.pts_seconds[columns["frame"]]}
+        if _read_digest(self.path) != self._initial_digest:
             detail = f"{self.path} has become another file while it was read; run again when it is whole"
             raise VideoError("decode", "changed", detail)
-        self.facts = self.about | {"digest": self._digest, **seen_by}
+        self.facts = self.initial_facts | {"digest": self._initial_digest, **seen_by}
 
 
-def _maker(product: str, encoder: nn.Module, video: VideoFacts, sampling: SamplingConfig, batch: int) -> Maker:
-    size = appearance_size(video.size, sampling.short)
+def _create_builder(product: str, encoder: nn.Module, video: VideoMetadata, sampling: SamplingConfig, batch: int) -> FeatureBuilder:
+    size = compute_appearance_size(video.size, sampling.short_side)
     if product == "motion":
-        centres = clip_centres(video.seconds, sampling.clip_every)
-        return MotionMaker(encoder, video.seconds, centres, sampling.clip_span, sampling.pool_motion, max(1, batch // 4))
-    grid = grid_frames(video.seconds, sampling.fps)
+        centres = compute_clip_centers(video.pts_seconds, sampling.clip_stride_seconds)
+        return MotionBuilder(encoder, video.pts_seconds, centres, sampling.clip_seconds, sampling.pool_motion_2x2, max(1, batch // 4))
+    grid = sample_grid(video.pts_seconds, sampling.fps)
     if product == "frames":
-        return JpegMaker(size, grid, sampling.jpeg_quality)
-    return SwinMaker(encoder, size, grid) if product == "swin" else AppearanceMaker(encoder, size, grid, batch)
+        return JpegBuilder(size, grid, sampling.jpeg_quality)
+    return SwinBuilder(encoder, size, grid) if product == "swin" else AppearanceBuilder(encoder, size, grid, batch)
 
 
 @dataclass(frozen=True)
-class Features:
+class ExtractedFeatures:
     """What one video gave: product → (rows, columns), the facts kept with every entry of it, and the frames' times.
 
-    `frame_edges` are `VideoFacts.edges`. They are not stored: an hour of video has 100,000 of them.
+    `frame_edges` are `VideoMetadata.edges`. They are not stored: an hour of video has 100,000 of them.
     """
 
     products: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]
     facts: dict[str, Any]
     frame_edges: np.ndarray = field(repr=False)
 
-    def entry(self, product: str, video: str) -> Entry:
+    def build_entry(self, product: str, video: str) -> Entry:
         rows, columns = self.products[product]
         return Entry(video, video, rows, columns, self.facts)
 
@@ -129,28 +129,28 @@ def extract_video(
     path: Path,
     sampling: SamplingConfig,
     encoders: Mapping[str, nn.Module],
-    batch: int = 16,
-    progress: Progress = lambda done, total: None,
-) -> Features:
+    batch_size: int = 16,
+    progress: ProgressCallback = lambda done, total: None,
+) -> ExtractedFeatures:
     """One video's whole features in memory, as `FeatureStream` makes them."""
-    stream = FeatureStream(path, sampling, encoders, batch, progress=progress)
+    stream = FeatureStream(path, sampling, encoders, batch_size, progress=progress)
     blocks: dict[str, list[np.ndarray]] = defaultdict(list)
     for product, rows in stream:
         blocks[product].append(rows)
     products = {product: (np.concatenate(parts), stream.columns[product]) for product, parts in blocks.items()}
-    return Features(products, stream.facts, stream.video.edges)
+    return ExtractedFeatures(products, stream.facts, stream.video_metadata.edges)
 
 
-def _digest(path: Path) -> str:
-    """`file_digest`, or the VideoError that the file cannot be read."""
+def _read_digest(path: Path) -> str:
+    """`compute_file_digest`, or the VideoError that the file cannot be read."""
     try:
-        return file_digest(path)
+        return compute_file_digest(path)
     except OSError as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise VideoError("open", reason, f"{path} cannot be read any more ({error.strerror}); put it back and run again") from None
 
 
-def file_digest(path: Path) -> str:
+def compute_file_digest(path: Path) -> str:
     """SHA-256 of a video's size, first and last MiB: notices another file under the same name without reading terabytes."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

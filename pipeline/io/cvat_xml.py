@@ -18,18 +18,18 @@ from xml.etree import ElementTree
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.io.atomic import replacing
-from pipeline.records import LARGEST_COORDINATE, MOST_FRAMES
+from pipeline.io.atomic import atomic_write
+from pipeline.records import MAX_COORDINATE, MAX_FRAMES
 
 TRUTH, PREDICTION = "truth", "prediction"
-COLOURS = {TRUTH: "#2ecc71", PREDICTION: "#ffd60a"}
+COLORS = {TRUTH: "#2ecc71", PREDICTION: "#ffd60a"}
 ATTRIBUTES = ("sentence", "query", "score", "vIoU")
 """What a track says of itself; `query` is JSON: the id, and what else a line of the data set `jsonl` has but the sentence and the tube."""
-UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+INVALID_XML_CHARACTERS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML cannot hold, escaped or not."""
-LONGEST = 1_000_000
+MAX_TRACK_FRAMES = 1_000_000
 """Frames of a track that is read; nine hours."""
-VIDEO_WANTED = "export the task from CVAT as 'CVAT for video 1.1'"
+EXPORT_HINT = "export the task from CVAT as 'CVAT for video 1.1'"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,48 +49,48 @@ class CvatVideo:
 
     source: str = ""
     tracks: dict[str, CvatTrack] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
+    track_errors: dict[str, str] = field(default_factory=dict)
 
 
-def cvat_labels() -> list[dict[str, Any]]:
+def build_cvat_labels() -> list[dict[str, Any]]:
     """The labels a task needs before tracks can be imported into it, as CVAT's "Raw" tab takes them."""
     texts = [{"name": name, "mutable": False, "input_type": "text", "default_value": "", "values": [""]} for name in ATTRIBUTES]
-    return [{"name": name, "color": colour, "type": "rectangle", "attributes": texts} for name, colour in COLOURS.items()]
+    return [{"name": name, "color": colour, "type": "rectangle", "attributes": texts} for name, colour in COLORS.items()]
 
 
 def write_cvat(path: Path, source: str, size: tuple[int, int], frame_count: int, tracks: Iterable[CvatTrack]) -> None:
     """One video's file, whole or not at all; `size` is (width, height) in pixels. A track without boxes is left out: CVAT has no such."""
     root = ElementTree.Element("annotations")
-    _leaf(root, "version", "1.1")
+    _add_text_element(root, "version", "1.1")
     task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
     for name, value in (("name", Path(source).stem), ("size", str(frame_count)), ("mode", "interpolation"), ("overlap", "0")):
-        _leaf(task, name, value)
+        _add_text_element(task, name, value)
     _write_labels(ElementTree.SubElement(task, "labels"))
     original = ElementTree.SubElement(task, "original_size")
     for name, side in zip(("width", "height"), size, strict=True):
-        _leaf(original, name, str(side))
-    _leaf(task, "source", source)
+        _add_text_element(original, name, str(side))
+    _add_text_element(task, "source", source)
     for number, track in enumerate(track for track in tracks if len(track.frames)):
         _write_track(root, number, track, frame_count)
     ElementTree.indent(root)
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         ElementTree.ElementTree(root).write(aside, encoding="utf-8", xml_declaration=True)
 
 
-def _leaf(parent: ElementTree.Element, tag: str, text: str, **attributes: str) -> None:
-    ElementTree.SubElement(parent, tag, attributes).text = UNWRITABLE.sub("\ufffd", text)
+def _add_text_element(parent: ElementTree.Element, tag: str, text: str, **attributes: str) -> None:
+    ElementTree.SubElement(parent, tag, attributes).text = INVALID_XML_CHARACTERS.sub("\ufffd", text)
 
 
 def _write_labels(parent: ElementTree.Element) -> None:
-    for label in cvat_labels():
+    for label in build_cvat_labels():
         one = ElementTree.SubElement(parent, "label")
         for name in ("name", "color", "type"):
-            _leaf(one, name, label[name])
+            _add_text_element(one, name, label[name])
         attributes = ElementTree.SubElement(one, "attributes")
         for attribute in label["attributes"]:
             about = ElementTree.SubElement(attributes, "attribute")
             for name, value in attribute.items():
-                _leaf(about, name, str(value) if name != "values" else "")
+                _add_text_element(about, name, str(value) if name != "values" else "")
 
 
 def _write_track(root: ElementTree.Element, number: int, track: CvatTrack, frame_count: int) -> None:
@@ -111,7 +111,7 @@ def _write_box(
     corners = {name: f"{value:.2f}" for name, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)}
     written = ElementTree.SubElement(parent, "box", facts | corners | {"z_order": "0"})
     for name, value in attributes.items():
-        _leaf(written, "attribute", value, name=name)
+        _add_text_element(written, "attribute", value, name=name)
 
 
 def read_cvat(path: Path) -> Iterator[CvatVideo]:
@@ -119,55 +119,55 @@ def read_cvat(path: Path) -> Iterator[CvatVideo]:
     try:
         if path.suffix.lower() != ".zip":
             with path.open("rb") as file:
-                yield _read(file, str(path))
+                yield _parse_annotations(file, str(path))
             return
         with zipfile.ZipFile(path) as archive:
             for member in (name for name in archive.namelist() if name.lower().endswith(".xml")):
                 with archive.open(member) as file:
-                    yield _read(file, f"{path}, {member}")
+                    yield _parse_annotations(file, f"{path}, {member}")
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # the last two: how zipfile refuses encrypted members
-        raise InputError(f"{path} cannot be read ({error}): {VIDEO_WANTED}") from None
+        raise InputError(f"{path} cannot be read ({error}): {EXPORT_HINT}") from None
 
 
-def _read(file: IO[bytes], name: str) -> CvatVideo:
+def _parse_annotations(file: IO[bytes], name: str) -> CvatVideo:
     video, root = CvatVideo(), None
     try:
         for event, element in ElementTree.iterparse(file, ("start", "end")):
             if root is None:
                 root = element
                 if root.tag != "annotations":
-                    raise InputError(f"{name} is no annotation of CVAT but <{root.tag}>: {VIDEO_WANTED}")
+                    raise InputError(f"{name} is no annotation of CVAT but <{root.tag}>: {EXPORT_HINT}")
             if event == "start":
                 continue
             if element.tag in ("image", "project"):
-                raise InputError(f"{name} is an export for images, or of a whole project: {VIDEO_WANTED}")
+                raise InputError(f"{name} is an export for images, or of a whole project: {EXPORT_HINT}")
             if element.tag == "source":
                 video.source = (element.text or "").strip()
             elif element.tag == "track":
-                _keep_track(element, video)
+                _add_track(element, video)
                 root.clear()
     except ElementTree.ParseError as error:
-        raise InputError(f"{name} is not XML ({error}): {VIDEO_WANTED}") from None
+        raise InputError(f"{name} is not XML ({error}): {EXPORT_HINT}") from None
     return video
 
 
-def _keep_track(element: ElementTree.Element, video: CvatVideo) -> None:
-    number = element.get("id", str(len(video.tracks) + len(video.unreadable)))
+def _add_track(element: ElementTree.Element, video: CvatVideo) -> None:
+    number = element.get("id", str(len(video.tracks) + len(video.track_errors)))
     try:
-        video.tracks[number] = _track_of(element)
+        video.tracks[number] = _parse_track(element)
     except KeyError as error:
-        video.unreadable[number] = f"a box without {error.args[0]}"
+        video.track_errors[number] = f"a box without {error.args[0]}"
     except ValueError as error:
-        video.unreadable[number] = str(error)
+        video.track_errors[number] = str(error)
 
 
-def _track_of(element: ElementTree.Element) -> CvatTrack:
+def _parse_track(element: ElementTree.Element) -> CvatTrack:
     """The track's boxes in every frame from the first to the last that is seen; frames CVAT left to interpolation are filled in."""
-    rows = sorted((_row_of(box) for box in element.findall("box")), key=lambda row: row[0])
+    rows = sorted((_parse_box(box) for box in element.findall("box")), key=lambda row: row[0])
     if len({row[0] for row in rows}) != len(rows):
         raise ValueError("two boxes in one frame")
-    if rows and rows[-1][0] - rows[0][0] > LONGEST:
-        raise ValueError(f"longer than {LONGEST:,} frames")
+    if rows and rows[-1][0] - rows[0][0] > MAX_TRACK_FRAMES:
+        raise ValueError(f"longer than {MAX_TRACK_FRAMES:,} frames")
     frames, boxes, keyframes = [], [], []
     for (frame, outside, keyframe, box), (following, gone, _, further) in zip(rows, [*rows[1:], rows[-1]] if rows else [], strict=True):
         if outside:
@@ -184,13 +184,13 @@ def _track_of(element: ElementTree.Element) -> CvatTrack:
     return CvatTrack(element.get("label", ""), *joined, attributes)
 
 
-def _row_of(box: ElementTree.Element) -> tuple[int, bool, bool, np.ndarray]:
+def _parse_box(box: ElementTree.Element) -> tuple[int, bool, bool, np.ndarray]:
     """Frame, whether it is outside, whether a keyframe, and the corners `[4]`."""
     frame = int(box.attrib["frame"])
     corners = np.array([float(box.attrib[name]) for name in ("xtl", "ytl", "xbr", "ybr")])
-    if not 0 <= frame <= MOST_FRAMES:
+    if not 0 <= frame <= MAX_FRAMES:
         raise ValueError(f"frame {frame}")
-    if not (np.abs(corners) <= LARGEST_COORDINATE).all():
+    if not (np.abs(corners) <= MAX_COORDINATE).all():
         raise ValueError(f"frame {frame} has corners that are no pixels")
     if float(box.get("rotation", "0")) != 0:
         raise ValueError(f"the box of frame {frame} is turned: only upright boxes are tubes")

@@ -16,9 +16,9 @@ from typing import Any
 
 from pipeline.errors import InputError
 
-MAX_FILE = 512 * 2**20
+MAX_FILE_BYTES = 512 * 2**20
 """Bytes of a JSON file that is read whole; the largest real one, HC-STVG v2's training boxes, has about 100 MB."""
-MAX_LINE = 64 * 2**20
+MAX_LINE_BYTES = 64 * 2**20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KEY_OR_BRACE = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}]')
 
@@ -27,7 +27,7 @@ class RepeatedKeyError(ValueError):
     """A key that stands twice in one object: which of its values is meant is anyone's guess."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -36,7 +36,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=_once)
+_decoder = json.JSONDecoder(object_pairs_hook=_build_unique_dict)
 
 
 def parse_json(text: bytes) -> Any:
@@ -46,7 +46,7 @@ def parse_json(text: bytes) -> Any:
 
 def read_json(path: Path, remedy: str = "download it again") -> Any:
     """A file's JSON; an InputError names the file, the place where it stops being JSON, and the remedy."""
-    content = _whole(path, remedy)
+    content = _read_bounded(path, remedy)
     try:
         return parse_json(content)
     except json.JSONDecodeError as error:
@@ -54,7 +54,7 @@ def read_json(path: Path, remedy: str = "download it again") -> Any:
     except UnicodeDecodeError as error:
         place, problem = f"{path}, byte {error.start}", "not UTF-8 text"
     except RepeatedKeyError as error:
-        place, problem = f"{path}, {_place_of_repeat(content.decode('utf-8-sig'))}", str(error)
+        place, problem = f"{path}, {_locate_repeated_key(content.decode('utf-8-sig'))}", str(error)
     except RecursionError:
         place, problem = str(path), "JSON nested too deeply"
     except ValueError:
@@ -62,14 +62,14 @@ def read_json(path: Path, remedy: str = "download it again") -> Any:
     raise InputError(f"{place}: {problem}; {remedy}")
 
 
-def _whole(path: Path, remedy: str) -> bytes:
+def _read_bounded(path: Path, remedy: str) -> bytes:
     """The bytes of a file that is not too large."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path} is not a file")
-        if status.st_size > MAX_FILE:
-            raise InputError(f"{path} has {status.st_size} bytes, more than the {MAX_FILE} that are read; {remedy}")
+        if status.st_size > MAX_FILE_BYTES:
+            raise InputError(f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that are read; {remedy}")
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
@@ -77,7 +77,7 @@ def _whole(path: Path, remedy: str) -> bytes:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _place_of_repeat(text: str) -> str:
+def _locate_repeated_key(text: str) -> str:
     """Line and column of the first key that its object has already."""
     open_objects: list[set[str]] = []
     for found in _KEY_OR_BRACE.finditer(text):
@@ -94,8 +94,8 @@ def _place_of_repeat(text: str) -> str:
     raise AssertionError("no key is repeated")
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers from 1; a line above MAX_LINE bytes is an InputError before it is read whole."""
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers from 1; a line above MAX_LINE_BYTES bytes is an InputError before it is read whole."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -103,9 +103,9 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     with file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
-            if len(line) > MAX_LINE:
-                raise InputError(f"{path}, line {number} is longer than {MAX_LINE} bytes: it is no line of records; write the file again")
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            if len(line) > MAX_LINE_BYTES:
+                raise InputError(f"{path}, line {number} is longer than {MAX_LINE_BYTES} bytes: it is no line of records; write the file again")
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if line.strip():

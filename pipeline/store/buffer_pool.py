@@ -8,51 +8,51 @@ from contextlib import suppress
 
 import numpy as np
 
-SMALL = 256 << 10  # bytes; what is smaller, NumPy allocates as fast
-IDLE = 128 << 20  # bytes that may wait for use
-Allocate = Callable[[int], np.ndarray]
+MIN_POOLED_BYTES = 256 << 10  # bytes; what is smaller, NumPy allocates as fast
+MAX_IDLE_BYTES = 128 << 20  # bytes that may wait for use
+Allocator = Callable[[int], np.ndarray]
 """From a number of bytes to as many, uint8."""
 
 
-def fresh(size: int) -> np.ndarray:
+def allocate_numpy(size: int) -> np.ndarray:
     """From NumPy, as ever."""
     return np.empty(size, np.uint8)
 
 
-class Recycler:
+class BufferPool:
     """Gives arrays like `np.empty`; the memory of those that are gone, with all views of them, is given again. What is large comes from
     `allocate` at first."""
 
-    def __init__(self, allocate: Allocate = fresh) -> None:
+    def __init__(self, allocate: Allocator = allocate_numpy) -> None:
         self._allocate = allocate
-        self._idle: list[np.ndarray] = []
+        self._idle_blocks: list[np.ndarray] = []
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         count = int(np.prod(shape, dtype=np.int64))
         size = count * dtype.itemsize
-        if size < SMALL:
+        if size < MIN_POOLED_BYTES:
             return np.empty(shape, dtype)
-        block = self._take(size)
+        block = self._acquire_block(size)
         # A view keeps this array alive: NumPy looks for its owner no further than a memoryview. The array keeps the block.
         array = np.frombuffer(block.data, dtype, count)
-        weakref.finalize(array, self._give_back, block).atexit = False
+        weakref.finalize(array, self._release_block, block).atexit = False
         return array.reshape(shape)
 
-    def _take(self, size: int) -> np.ndarray:
+    def _acquire_block(self, size: int) -> np.ndarray:
         """A block of at least `size` bytes, and less than twice as many."""
-        for _ in range(len(self._idle)):
+        for _ in range(len(self._idle_blocks)):
             try:
-                block = self._idle.pop(0)
+                block = self._idle_blocks.pop(0)
             except IndexError:  # another thread was quicker
                 break
             if size <= block.nbytes < 2 * size:
                 return block
-            self._idle.append(block)
+            self._idle_blocks.append(block)
         return self._allocate(size)
 
-    def _give_back(self, block: np.ndarray) -> None:
+    def _release_block(self, block: np.ndarray) -> None:
         """Runs wherever the last view goes, in any thread and after a fork: so without a lock."""
-        self._idle.append(block)
-        while sum(idle.nbytes for idle in list(self._idle)) > IDLE:
+        self._idle_blocks.append(block)
+        while sum(idle.nbytes for idle in list(self._idle_blocks)) > MAX_IDLE_BYTES:
             with suppress(IndexError):
-                self._idle.pop(0)
+                self._idle_blocks.pop(0)

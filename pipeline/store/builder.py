@@ -18,16 +18,16 @@ from uuid import uuid4
 
 import numpy as np
 
-from pipeline.store.disk_errors import noticing_full_disk
-from pipeline.store.layout import ArraySpec, Entry, Kind, Place, ShardSink, Table, array_name, shard_path
+from pipeline.store.disk_errors import translate_disk_full
+from pipeline.store.layout import ArraySpec, Entry, ShardKind, EntryLocation, ShardSink, ShardTable, array_name, shard_path
 from pipeline.store.manifest import ShardInfo
-from pipeline.store.shard import discard, is_made_from, open_sink, remove, shard_info, sync, sync_tree
+from pipeline.store.shard import remove_atomically, has_origin, open_sink, remove_path, read_shard_info, fsync_path, fsync_tree
 
-NUMBERS = "buif"  # NumPy's kinds: bool, unsigned, int, float
+NUMERIC_KINDS = "buif"  # NumPy's kinds: bool, unsigned, int, float
 
 
 def write_shard(
-    folder: Path, product: str, name: str, kind: Kind, entries: Iterable[Entry], videos: Sequence[str], made_from: str
+    folder: Path, product: str, name: str, kind: ShardKind, entries: Iterable[Entry], videos: Sequence[str], origin_digest: str
 ) -> ShardInfo:
     """Write whole entries as `<folder>/<product>/<name>.zarr` (or `.h5`), `folder` being the store's.
 
@@ -35,9 +35,9 @@ def write_shard(
     not touched. Otherwise as `ShardBuilder`.
     """
     target = shard_path(folder, product, name, kind)
-    if is_made_from(target, kind, made_from):
-        return shard_info(target, product, kind)
-    with ShardBuilder(folder, product, name, kind, videos, made_from) as shard:
+    if has_origin(target, kind, origin_digest):
+        return read_shard_info(target, product, kind)
+    with ShardBuilder(folder, product, name, kind, videos, origin_digest) as shard:
         for entry in entries:
             shard.begin(entry.key, entry.video)
             shard.append(entry.rows)
@@ -46,7 +46,7 @@ def write_shard(
 
 
 @dataclass
-class _Open:
+class _OpenEntry:
     """The entry that is being written: its rows go to `array`, `count` of them until now."""
 
     key: str
@@ -54,7 +54,7 @@ class _Open:
     array: str = ""
     dtype: str = ""
     shape: tuple[int, ...] = ()
-    count: int = 0
+    row_count: int = 0
 
 
 class ShardBuilder:
@@ -69,22 +69,22 @@ class ShardBuilder:
     Leaving without `finish` discards everything. A full disk is a StoreError, an entry out of place a ValueError.
     """
 
-    def __init__(self, folder: Path, product: str, name: str, kind: Kind, videos: Sequence[str], made_from: str) -> None:
-        self._product, self._kind, self._made_from = product, kind, made_from
-        self._target = shard_path(folder, product, name, kind)
-        self._aside = self._target.with_name(f".{self._target.name}.{uuid4().hex}.part")
+    def __init__(self, folder: Path, product: str, name: str, kind: ShardKind, videos: Sequence[str], origin_digest: str) -> None:
+        self._product, self._kind, self._origin_digest = product, kind, origin_digest
+        self._target_path = shard_path(folder, product, name, kind)
+        self._temporary_path = self._target_path.with_name(f".{self._target_path.name}.{uuid4().hex}.part")
         self._videos = frozenset(videos)
         self._sink: ShardSink | None = None
-        self._open: _Open | None = None
-        self._places: dict[str, Place] = {}
+        self._open_entry: _OpenEntry | None = None
+        self._locations: dict[str, EntryLocation] = {}
         self._arrays: dict[str, ArraySpec] = {}
         self._columns: dict[str, list[np.ndarray]] = {}
-        self._lengths: dict[str, int] = {}
+        self._column_lengths: dict[str, int] = {}
 
     def __enter__(self) -> ShardBuilder:
-        with self._writing():
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._sink = open_sink(self._aside, self._kind)
+        with self._discard_on_error():
+            self._target_path.parent.mkdir(parents=True, exist_ok=True)
+            self._sink = open_sink(self._temporary_path, self._kind)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -94,56 +94,56 @@ class ShardBuilder:
         """Open the entry `key` of `video`."""
         if self._sink is None:
             raise ValueError(f"entry {key!r} comes to a shard that is not open for writing")
-        if self._open is not None:
-            raise ValueError(f"entry {key!r} comes while {self._open.key!r} is open: end or abandon that first")
-        if key in self._places:
+        if self._open_entry is not None:
+            raise ValueError(f"entry {key!r} comes while {self._open_entry.key!r} is open: end or abandon that first")
+        if key in self._locations:
             raise ValueError(f"entry {key!r} comes twice")
         if video not in self._videos:
             raise ValueError(f"entry {key!r} is of video {video!r}, which this shard was not planned for")
-        self._open = _Open(key, video)
+        self._open_entry = _OpenEntry(key, video)
 
     def append(self, rows: np.ndarray) -> None:
         """Write rows `[k, *shape]` of the open entry; all its rows have one shape and one dtype."""
-        entry, sink = self._opened("append")
-        if rows.ndim < 2 or 0 in rows.shape[1:] or rows.dtype.kind not in NUMBERS:
+        entry, sink = self._require_open_entry("append")
+        if rows.ndim < 2 or 0 in rows.shape[1:] or rows.dtype.kind not in NUMERIC_KINDS:
             raise ValueError(f"entry {entry.key!r}: rows must be numbers [n, *shape], not {rows.dtype}{list(rows.shape)}")
         if entry.array and (rows.dtype.name, rows.shape[1:]) != (entry.dtype, entry.shape):
             raise ValueError(f"entry {entry.key!r}: rows of {rows.dtype}{list(rows.shape[1:])} after {entry.dtype}{list(entry.shape)}")
         entry.array, entry.dtype, entry.shape = array_name(rows.dtype, rows.shape[1:]), rows.dtype.name, rows.shape[1:]
-        with self._writing():
+        with self._discard_on_error():
             sink.append(entry.array, rows.astype(rows.dtype.newbyteorder("<"), copy=False))
-        entry.count += len(rows)
+        entry.row_count += len(rows)
 
     def end(self, columns: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         """The open entry is whole. `columns` are 1-D numbers of any length, `facts` small and JSON."""
-        entry, sink = self._opened("end")
+        entry, sink = self._require_open_entry("end")
         if not entry.array:
             raise ValueError(f"entry {entry.key!r} ends without rows: append an array of none to say their shape")
-        plain = _plain(entry.key, facts)
-        checked = {name: self._column(entry.key, name, values) for name, values in sorted(columns.items())}
-        with self._writing():
-            sink.keep()
+        plain = _normalize_facts(entry.key, facts)
+        checked = {name: self._check_column(entry.key, name, values) for name, values in sorted(columns.items())}
+        with self._discard_on_error():
+            sink.commit()
         spans = {}
         for name, values in checked.items():
-            begin = self._lengths.get(name, 0)
+            begin = self._column_lengths.get(name, 0)
             spans[name] = (begin, begin + len(values))
-            self._lengths[name] = begin + len(values)
+            self._column_lengths[name] = begin + len(values)
             self._columns.setdefault(name, []).append(values)
         begin = self._arrays[entry.array].shape[0] if entry.array in self._arrays else 0
-        end = begin + entry.count
+        end = begin + entry.row_count
         self._arrays[entry.array] = ArraySpec(dtype=entry.dtype, shape=(end, *entry.shape))
-        self._places[entry.key] = Place(
+        self._locations[entry.key] = EntryLocation(
             key=entry.key, video=entry.video, array=entry.array, begin=begin, end=end, columns=spans, facts=plain
         )
-        self._open = None
+        self._open_entry = None
 
     def abandon(self) -> None:
         """The open entry never was: the shard will be, byte for byte, one without it."""
-        entry, sink = self._opened("abandon")
+        entry, sink = self._require_open_entry("abandon")
         if entry.array:
-            with self._writing():
-                sink.rewind()
-        self._open = None
+            with self._discard_on_error():
+                sink.rollback()
+        self._open_entry = None
 
     def finish(self) -> ShardInfo:
         """Write the table and put the shard in its place; one that is there already is kept if it was made from the same.
@@ -151,54 +151,54 @@ class ShardBuilder:
         Without any entry nothing is written and the info is empty: a later retry of the same videos needs the name.
         """
         if self._sink is None:
-            raise ValueError(f"shard {self._target.name} is not open for writing")
-        if self._open is not None:
-            raise ValueError(f"shard {self._target.name} is finished while entry {self._open.key!r} is open: end or abandon it first")
-        if not self._places:
+            raise ValueError(f"shard {self._target_path.name} is not open for writing")
+        if self._open_entry is not None:
+            raise ValueError(f"shard {self._target_path.name} is finished while entry {self._open_entry.key!r} is open: end or abandon it first")
+        if not self._locations:
             self._discard()
             return ShardInfo(videos=(), entries=0, rows=0, bytes=0, digest=hashlib.sha256().hexdigest())
-        with self._writing():
+        with self._discard_on_error():
             columns = {name: np.concatenate(parts) for name, parts in sorted(self._columns.items())}
             specs = {name: ArraySpec(dtype=values.dtype.name, shape=values.shape) for name, values in columns.items()}
-            arrays, entries = dict(sorted(self._arrays.items())), tuple(self._places.values())
-            self._sink.finish(Table(made_from=self._made_from, arrays=arrays, columns=specs, entries=entries), columns)
-            sync_tree(self._aside)
-            self._put()
+            arrays, entries = dict(sorted(self._arrays.items())), tuple(self._locations.values())
+            self._sink.finish(ShardTable(made_from=self._origin_digest, arrays=arrays, columns=specs, entries=entries), columns)
+            fsync_tree(self._temporary_path)
+            self._move_to_target()
         self._discard()
-        return shard_info(self._target, self._product, self._kind)
+        return read_shard_info(self._target_path, self._product, self._kind)
 
-    def _put(self) -> None:
+    def _move_to_target(self) -> None:
         """Rename what lies aside to the target; one of other settings, or damaged, makes way and leaves nothing torn."""
-        while not is_made_from(self._target, self._kind, self._made_from):
-            discard(self._target)
+        while not has_origin(self._target_path, self._kind, self._origin_digest):
+            remove_atomically(self._target_path)
             try:
-                os.rename(self._aside, self._target)
+                os.rename(self._temporary_path, self._target_path)
                 break
             except OSError:  # another was quicker: look at that one
-                if not self._target.exists():
+                if not self._target_path.exists():
                     raise
-        sync(self._target.parent)
+        fsync_path(self._target_path.parent)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _discard_on_error(self) -> Iterator[None]:
         """What goes wrong in here leaves the file in no known state: all is discarded at once, which frees the disk."""
         try:
-            with noticing_full_disk(self._target.parent):
+            with translate_disk_full(self._target_path.parent):
                 yield
         except BaseException:
-            self._open = None
+            self._open_entry = None
             self._discard()
             raise
 
-    def _opened(self, what: str) -> tuple[_Open, ShardSink]:
-        if self._open is None or self._sink is None:
+    def _require_open_entry(self, what: str) -> tuple[_OpenEntry, ShardSink]:
+        if self._open_entry is None or self._sink is None:
             raise ValueError(f"{what}: no entry is open; begin one first")
-        return self._open, self._sink
+        return self._open_entry, self._sink
 
-    def _column(self, key: str, name: str, given: np.ndarray) -> np.ndarray:
+    def _check_column(self, key: str, name: str, given: np.ndarray) -> np.ndarray:
         """A column's values, little-endian, once they go with those of the entries before."""
         values = np.asarray(given)
-        if values.ndim != 1 or values.dtype.kind not in NUMBERS:
+        if values.ndim != 1 or values.dtype.kind not in NUMERIC_KINDS:
             raise ValueError(f"entry {key!r}: column {name!r} must be numbers [n], not {values.dtype}{list(values.shape)}")
         parts = self._columns.get(name)
         if parts and parts[0].dtype != values.dtype:
@@ -211,10 +211,10 @@ class ShardBuilder:
         if sink is not None:
             with suppress(OSError, RuntimeError):
                 sink.close()
-        remove(self._aside)
+        remove_path(self._temporary_path)
 
 
-def _plain(key: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _normalize_facts(key: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The facts as JSON gives them back, keys sorted."""
     try:
         facts: dict[str, Any] = json.loads(json.dumps(dict(given), sort_keys=True, allow_nan=False))

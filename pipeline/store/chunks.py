@@ -13,11 +13,11 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from pipeline.store.layout import DamageError, raise_unless_damage
+from pipeline.store.layout import DamageError, reraise_system_errors
 
-MISSING = np.uint64(2**64 - 1)
-RUN_CHUNKS = 256  # chunks per system call; two buffers each, and Linux takes 1024
-RUN_BYTES = 16 << 20
+MISSING_CHUNK = np.uint64(2**64 - 1)
+MAX_RUN_CHUNKS = 256  # chunks per system call; two buffers each, and Linux takes 1024
+MAX_RUN_BYTES = 16 << 20
 
 
 class ChunkWriter:
@@ -26,29 +26,29 @@ class ChunkWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = -1
-        self._kept = (0, 0)
-        self.count, self._end = 0, 0
+        self._commit_state = (0, 0)
+        self.count, self._end_offset = 0, 0
 
     def append(self, chunks: np.ndarray) -> None:
         """Write `[n, *shape]`, row by row a chunk."""
         if len(chunks) and self._file < 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        for block in blocks_of(chunks):
+        for block in split_into_blocks(chunks):
             rows = np.ascontiguousarray(block).reshape(len(block), -1).view(np.uint8)
-            self._write([part for row in rows for part in (row.data, memoryview(crc(row)))])
+            self._write([part for row in rows for part in (row.data, memoryview(compute_crc32c(row)))])
             self.count += len(rows)
 
-    def keep(self) -> None:
+    def commit(self) -> None:
         """What was written until now stays."""
-        self._kept = (self.count, self._end)
+        self._commit_state = (self.count, self._end_offset)
 
-    def rewind(self) -> bool:
+    def rollback(self) -> bool:
         """Take back what was written since `keep`; False if nothing is left of the file."""
-        self.count, self._end = self._kept
+        self.count, self._end_offset = self._commit_state
         if self._file >= 0 and self.count:
-            os.ftruncate(self._file, self._end)
-            os.lseek(self._file, self._end, os.SEEK_SET)
+            os.ftruncate(self._file, self._end_offset)
+            os.lseek(self._file, self._end_offset, os.SEEK_SET)
         elif self._file >= 0:
             self.close()
             self.path.unlink()
@@ -57,9 +57,9 @@ class ChunkWriter:
     def finish(self) -> None:
         """Write zarr's index of a shard, n × (offset, bytes) as uint64 and its crc32c, behind the chunks."""
         if self._file >= 0:
-            size = self._end // self.count
+            size = self._end_offset // self.count
             index = np.stack([np.arange(self.count, dtype="<u8") * size, np.full(self.count, size, "<u8")], -1)
-            self._write([memoryview(index.tobytes()), memoryview(crc(index.view(np.uint8).reshape(-1)))])
+            self._write([memoryview(index.tobytes()), memoryview(compute_crc32c(index.view(np.uint8).reshape(-1)))])
         self.close()
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class ChunkWriter:
 
     def _write(self, parts: list[memoryview]) -> None:
         """Write all parts, whatever the system takes at once."""
-        self._end += advance(parts, lambda pending, done: os.writev(self._file, pending))
+        self._end_offset += transfer_all(parts, lambda pending, done: os.writev(self._file, pending))
 
 
 class ChunkReader:
@@ -78,53 +78,53 @@ class ChunkReader:
     The sum of a chunk is the crc32c behind it, or, where given, `sums[chunk]` (uint32).
     """
 
-    def __init__(self, file: int, index: np.ndarray, chunk_bytes: int, sums: np.ndarray | None = None) -> None:
+    def __init__(self, file: int, index: np.ndarray, chunk_bytes: int, checksums: np.ndarray | None = None) -> None:
         self.chunk_bytes = chunk_bytes
         self._file = file
         self._index = index
-        self._sums = sums
+        self._checksums = checksums
 
     def __del__(self) -> None:
         os.close(self._file)
 
-    def read(self, chunks: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+    def read(self, chunks: np.ndarray, out_indices: np.ndarray, out: np.ndarray) -> None:
         """Read ascending `chunks` into the byte rows `places` of `out` `[m, chunk_bytes]`."""
         stored = self.chunk_bytes + 4
         offsets, sizes = self._index[chunks].T
         for chunk in chunks[sizes != stored][:1]:
-            raise DamageError(f"row {chunk} is missing" if self._index[chunk, 1] == MISSING else f"row {chunk} has a wrong size")
-        longest = max(1, min(RUN_CHUNKS, RUN_BYTES // stored))
+            raise DamageError(f"row {chunk} is missing" if self._index[chunk, 1] == MISSING_CHUNK else f"row {chunk} has a wrong size")
+        longest = max(1, min(MAX_RUN_CHUNKS, MAX_RUN_BYTES // stored))
         apart = np.flatnonzero(np.diff(offsets) != stored) + 1
         ends = [*apart.tolist(), len(chunks)]
         for begin, end in zip([0, *ends], ends, strict=False):
             for part in range(begin, end, longest):
                 here = slice(part, min(part + longest, end))
-                self._read_run(int(offsets[part]), chunks[here], places[here], out)
+                self._read_run(int(offsets[part]), chunks[here], out_indices[here], out)
 
     def _read_run(self, offset: int, chunks: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
         """Read chunks that lie end to end, each with the four bytes behind it, and compare the checksums."""
         behind = np.empty((len(chunks), 4), np.uint8)
         rows = [out[place] for place in places.tolist()]
         try:
-            fill(self._file, [buffer for row, four in zip(rows, behind, strict=True) for buffer in (row, four)], offset)
+            fill_buffers(self._file, [buffer for row, four in zip(rows, behind, strict=True) for buffer in (row, four)], offset)
         except (OSError, OverflowError) as error:
-            raise_unless_damage(error)
+            reraise_system_errors(error)
             raise DamageError(f"row {chunks[0]} cannot be read ({error})") from None
-        sums = behind.view("<u4")[:, 0] if self._sums is None else self._sums[chunks]
+        sums = behind.view("<u4")[:, 0] if self._checksums is None else self._checksums[chunks]
         for chunk, row, total in zip(chunks.tolist(), rows, sums.tolist(), strict=True):
             if google_crc32c.value(row) != total:
                 raise DamageError(f"row {chunk} does not match its checksum")
 
 
-def blocks_of(rows: np.ndarray) -> list[np.ndarray]:
+def split_into_blocks(rows: np.ndarray) -> list[np.ndarray]:
     """Views of consecutive rows, each small enough to be copied and to be written by one call."""
     if not len(rows):
         return []
-    step = max(1, min(RUN_CHUNKS, RUN_BYTES // max(1, rows[0].nbytes)))
+    step = max(1, min(MAX_RUN_CHUNKS, MAX_RUN_BYTES // max(1, rows[0].nbytes)))
     return [rows[begin : begin + step] for begin in range(0, len(rows), step)]
 
 
-def fill(file: int, buffers: list[np.ndarray], offset: int) -> None:
+def fill_buffers(file: int, buffers: list[np.ndarray], offset: int) -> None:
     """Read from `offset` until all buffers are full; a file that ends before is damage."""
 
     def read(pending: list[memoryview], done: int) -> int:
@@ -133,14 +133,14 @@ def fill(file: int, buffers: list[np.ndarray], offset: int) -> None:
             raise DamageError("the file ends before its rows do")
         return count
 
-    advance([buffer.data for buffer in buffers], read)
+    transfer_all([buffer.data for buffer in buffers], read)
 
 
-def advance(pending: list[memoryview], move: Callable[[list[memoryview], int], int]) -> int:
+def transfer_all(pending: list[memoryview], transfer: Callable[[list[memoryview], int], int]) -> int:
     """Call `move(pending, done)`, which says how many bytes it moved, until nothing is pending; the bytes in all."""
     done = 0
     while pending:
-        count = move(pending, done)
+        count = transfer(pending, done)
         done += count
         whole = 0
         while whole < len(pending) and count >= len(pending[whole]):
@@ -152,6 +152,6 @@ def advance(pending: list[memoryview], move: Callable[[list[memoryview], int], i
     return done
 
 
-def crc(data: np.ndarray | bytes) -> bytes:
+def compute_crc32c(data: np.ndarray | bytes) -> bytes:
     """crc32c as zarr stores it: 4 bytes, little-endian."""
     return int(google_crc32c.value(data)).to_bytes(4, "little")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pipeline.errors import StoreError
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
+DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
 
-def refuse_file(store: Path) -> None:
+def check_is_directory(store: Path) -> None:
     """StoreError where the store's path, or a folder above it, is a file."""
     for path in (store, *store.parents):
         if path.exists() and not path.is_dir():
@@ -21,12 +21,12 @@ def refuse_file(store: Path) -> None:
 
 
 @contextmanager
-def noticing_full_disk(folder: Path) -> Iterator[None]:
+def translate_disk_full(folder: Path) -> Iterator[None]:
     """Turn "no space left" (or "quota used up") while writing into `folder` into a StoreError; other errors pass."""
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRNOS:
             raise
         free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
         raise StoreError(

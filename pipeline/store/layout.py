@@ -19,22 +19,22 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipeline.records import FORMAT
-from pipeline.validation import Record, first_problem
+from pipeline.validation import StrictModel, format_first_error
 
-Kind = Literal["zarr", "hdf5"]
-ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
-BASIS = "basis.safetensors"
+ShardKind = Literal["zarr", "hdf5"]
+SYSTEM_ERRNOS = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
+PROJECTION_FILE = "basis.safetensors"
 """Beside a product's shards, where its rows were projected: the projection, which new videos need too."""
-SUFFIX: dict[Kind, str] = {"zarr": ".zarr", "hdf5": ".h5"}
+SHARD_SUFFIXES: dict[ShardKind, str] = {"zarr": ".zarr", "hdf5": ".h5"}
 
 
 class DamageError(Exception):
     """Bytes of a shard are not what was written; the reader adds product, shard and key, and raises a StoreError."""
 
 
-def raise_unless_damage(error: BaseException) -> None:
+def reraise_system_errors(error: BaseException) -> None:
     """Let through what is the machine's doing (permissions, too many open files, memory), not the bytes'."""
-    if getattr(error, "errno", None) in ENVIRONMENT:
+    if getattr(error, "errno", None) in SYSTEM_ERRNOS:
         raise error
 
 
@@ -55,7 +55,7 @@ class Entry:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Place(Record):
+class EntryLocation(StrictModel):
     """Where an entry lies: rows `[begin, end)` of `array`, values `[begin, end)` of each column."""
 
     key: str
@@ -67,7 +67,7 @@ class Place(Record):
     facts: dict[str, Any]
 
 
-class ArraySpec(Record):
+class ArraySpec(StrictModel):
     """dtype (NumPy's name, little-endian on disk) and shape of one array of a shard."""
 
     dtype: str
@@ -79,7 +79,7 @@ class ArraySpec(Record):
         return int(np.prod(self.shape[1:], dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
-class Table(Record):
+class ShardTable(StrictModel):
     """The contents of one shard: its row arrays, its columns (1-D) and its entries in the order they were written.
 
     `made_from` is the digest of the settings it was made with: its name tells of the videos alone.
@@ -89,7 +89,7 @@ class Table(Record):
     made_from: str
     arrays: dict[str, ArraySpec]
     columns: dict[str, ArraySpec]
-    entries: tuple[Place, ...]
+    entries: tuple[EntryLocation, ...]
 
 
 class ShardSink(Protocol):
@@ -98,13 +98,13 @@ class ShardSink(Protocol):
     def append(self, array: str, rows: np.ndarray) -> None:
         """More rows `[n, *shape]` of the open entry."""
 
-    def keep(self) -> None:
+    def commit(self) -> None:
         """The open entry is whole; called after `append`, if only of no rows."""
 
-    def rewind(self) -> None:
+    def rollback(self) -> None:
         """Take back what was appended since `keep`, so that no byte tells of it."""
 
-    def finish(self, table: Table, columns: Mapping[str, np.ndarray]) -> None: ...
+    def finish(self, table: ShardTable, columns: Mapping[str, np.ndarray]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -112,15 +112,15 @@ class ShardSink(Protocol):
 class ShardSource(Protocol):
     """Reads the arrays of one shard; damage is raised, never returned."""
 
-    def read(self, array: str, rows: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+    def read(self, array: str, rows: np.ndarray, out_indices: np.ndarray, out: np.ndarray) -> None:
         """Put row `rows[i]` (ascending, each once) into `out[places[i]]`."""
 
-    def column(self, name: str) -> np.ndarray: ...
+    def read_column(self, name: str) -> np.ndarray: ...
 
 
-def shard_path(store: Path, product: str, name: str, kind: Kind) -> Path:
+def shard_path(store: Path, product: str, name: str, kind: ShardKind) -> Path:
     """`<store>/<product>/<name>.zarr` or `.h5`."""
-    return Path(store) / product / f"{name}{SUFFIX[kind]}"
+    return Path(store) / product / f"{name}{SHARD_SUFFIXES[kind]}"
 
 
 def array_name(dtype: np.dtype, shape: tuple[int, ...]) -> str:
@@ -132,27 +132,27 @@ def column_name(name: str) -> str:
     return f"column_{name}"
 
 
-def seal(table: Table) -> dict[str, Any]:
+def sign_table(table: ShardTable) -> dict[str, Any]:
     """The table as JSON with the crc32c of its canonical text."""
     document = table.model_dump(mode="json")
-    return {**document, "crc32c": _checksum(document)}
+    return {**document, "crc32c": _compute_checksum(document)}
 
 
-def unseal(document: Any) -> Table:
+def verify_table(document: Any) -> ShardTable:
     """The table out of its JSON; DamageError where the checksum or the form is wrong, or the format unknown."""
     if not isinstance(document, dict) or "format" not in document:
         raise DamageError("its table is not there")
     if document["format"] != FORMAT:
         raise DamageError(f"its table has format {document['format']!r}, which is unknown; this version reads {FORMAT}")
     document = dict(document)
-    if document.pop("crc32c", None) != _checksum(document):
+    if document.pop("crc32c", None) != _compute_checksum(document):
         raise DamageError("its table does not match its checksum")
     try:
-        return Table.model_validate(document)
+        return ShardTable.model_validate(document)
     except ValidationError as error:
-        raise DamageError(f"its table is malformed: {first_problem(error)}") from None
+        raise DamageError(f"its table is malformed: {format_first_error(error)}") from None
 
 
-def _checksum(document: dict[str, Any]) -> int:
+def _compute_checksum(document: dict[str, Any]) -> int:
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return int(google_crc32c.value(canonical.encode()))

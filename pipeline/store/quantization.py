@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-SCALE = "scale"
+SCALE_COLUMN = "scale"
 """The column with the scale of each row of an int8 entry; rows that have one are read as float16."""
 
 
-def quantise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Finite `[n, *shape]` → int8 of the same shape and float32 scales `[n]`; each number is at most half its scale off."""
     flat = rows.reshape(len(rows), -1)
     scales = np.abs(flat).max(1, initial=0).astype(np.float32) / np.float32(127)
@@ -18,7 +18,7 @@ def quantise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return steps.reshape(rows.shape), scales
 
 
-def restore(rows: np.ndarray, scales: np.ndarray, out: np.ndarray) -> np.ndarray:
+def dequantize(rows: np.ndarray, scales: np.ndarray, out: np.ndarray) -> np.ndarray:
     """int8 `[n, *shape]` and scales `[n]` → float16 `[n, *shape]`, into `out`."""
     factors = scales.reshape(-1, *[1] * (rows.ndim - 1))
     return np.multiply(rows, factors, out=out, dtype=np.float32, casting="same_kind")

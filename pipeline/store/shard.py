@@ -12,32 +12,32 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline.errors import StoreError
-from pipeline.store.layout import DamageError, Kind, Place, ShardSink, ShardSource, Table
-from pipeline.store.manifest import ShardInfo, files_digest
+from pipeline.store.layout import DamageError, ShardKind, EntryLocation, ShardSink, ShardSource, ShardTable
+from pipeline.store.manifest import ShardInfo, compute_files_digest
 
-REMOVALS = 8
+MAX_REMOVE_ATTEMPTS = 8
 """Attempts to remove a folder that others still write into."""
 
 
-def shard_info(path: Path, product: str, kind: Kind) -> ShardInfo:
+def read_shard_info(path: Path, product: str, kind: ShardKind) -> ShardInfo:
     """What the manifest says about a complete shard: from its table and its bytes; a StoreError if its table is damaged."""
-    files = shard_files(path)
-    videos, entries, rows = counts(sound_table(path, product, kind).entries)
+    files = list_shard_files(path)
+    videos, entries, rows = count_entries(read_valid_table(path, product, kind).entries)
     size = sum(file.stat().st_size for file in files)
-    return ShardInfo(videos=videos, entries=entries, rows=rows, bytes=size, digest=files_digest(files))
+    return ShardInfo(videos=videos, entries=entries, rows=rows, bytes=size, digest=compute_files_digest(files))
 
 
-def is_made_from(path: Path, kind: Kind, made_from: str) -> bool:
+def has_origin(path: Path, kind: ShardKind, origin_digest: str) -> bool:
     """Whether a shard is there whose table says so; not if it is absent, damaged, or made with other settings."""
     if not path.exists():
         return False
     try:
-        return read_table(path, kind).made_from == made_from
+        return read_table(path, kind).made_from == origin_digest
     except DamageError:
         return False
 
 
-def sound_table(path: Path, product: str, kind: Kind) -> Table:
+def read_valid_table(path: Path, product: str, kind: ShardKind) -> ShardTable:
     """The table of a shard of `product`; a StoreError if it is damaged, or cannot be read."""
     try:
         return read_table(path, kind)
@@ -46,27 +46,27 @@ def sound_table(path: Path, product: str, kind: Kind) -> Table:
             f"{path}: product {product!r}, shard {path.name} is damaged: {damage}. Delete it and run stvg-extract again"
         ) from None
     except OSError as error:
-        raise StoreError(f"product {product!r}: {unreadable(path, error)}: nothing in it was judged") from None
+        raise StoreError(f"product {product!r}: {describe_read_error(path, error)}: nothing in it was judged") from None
 
 
-def unreadable(path: Path, error: OSError) -> str:
+def describe_read_error(path: Path, error: OSError) -> str:
     """What the machine refused (permissions, too many open files, …); nothing is known about the bytes."""
     return f"{error.filename or path} cannot be read ({os.strerror(error.errno) if error.errno else error})"
 
 
-def counting(table: Table, dropped: Collection[str]) -> list[Place]:
+def active_entries(table: ShardTable, dropped: Collection[str]) -> list[EntryLocation]:
     """The entries without the dropped ones."""
     gone = set(dropped)
     return [place for place in table.entries if place.key not in gone]
 
 
-def counts(places: Iterable[Place]) -> tuple[tuple[str, ...], int, int]:
+def count_entries(locations: Iterable[EntryLocation]) -> tuple[tuple[str, ...], int, int]:
     """Videos (sorted), entries and rows."""
-    lengths = [(place.video, place.end - place.begin) for place in places]
+    lengths = [(place.video, place.end - place.begin) for place in locations]
     return tuple(sorted({video for video, _ in lengths})), len(lengths), sum(length for _, length in lengths)
 
 
-def open_sink(path: Path, kind: Kind) -> ShardSink:
+def open_sink(path: Path, kind: ShardKind) -> ShardSink:
     if kind == "zarr":
         from pipeline.store.zarr_shard import ZarrSink
 
@@ -76,7 +76,7 @@ def open_sink(path: Path, kind: Kind) -> ShardSink:
     return Hdf5Sink(path)
 
 
-def read_table(path: Path, kind: Kind) -> Table:
+def read_table(path: Path, kind: ShardKind) -> ShardTable:
     if kind == "zarr":
         from pipeline.store.zarr_shard import read_zarr_table
 
@@ -86,7 +86,7 @@ def read_table(path: Path, kind: Kind) -> Table:
     return read_hdf5_table(path)
 
 
-def open_source(path: Path, kind: Kind, table: Table) -> ShardSource:
+def open_source(path: Path, kind: ShardKind, table: ShardTable) -> ShardSource:
     if kind == "zarr":
         from pipeline.store.zarr_shard import ZarrSource
 
@@ -96,47 +96,47 @@ def open_source(path: Path, kind: Kind, table: Table) -> ShardSource:
     return Hdf5Source(path, table)
 
 
-def shard_files(path: Path) -> list[Path]:
+def list_shard_files(path: Path) -> list[Path]:
     """The files of a shard in the order of their names: one for HDF5, a tree for zarr."""
     if not path.is_dir():
         return [path]
     return sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
 
 
-def discard(path: Path) -> None:
+def remove_atomically(path: Path) -> None:
     """Remove a shard or a folder of them: it is set aside first, so that a kill leaves it whole or absent, never torn."""
     aside = path.with_name(f".{path.name}.{uuid4().hex}.part")
     with suppress(FileNotFoundError):
         os.rename(path, aside)
-        remove(aside)
+        remove_path(aside)
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove a shard or what is left of one, file or folder."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    for attempt in range(1, REMOVALS + 1):
+    for attempt in range(1, MAX_REMOVE_ATTEMPTS + 1):
         try:
             return shutil.rmtree(path)
         except OSError as error:  # zarr's own threads may still be at work when a signal interrupts a write
             if not path.exists():
                 return
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempt == REMOVALS:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempt == MAX_REMOVE_ATTEMPTS:
                 raise
             time.sleep(0.05 * attempt)
 
 
-def sync_tree(path: Path) -> None:
+def fsync_tree(path: Path) -> None:
     """fsync every file, then every folder."""
-    for file in shard_files(path):
-        sync(file)
+    for file in list_shard_files(path):
+        fsync_path(file)
     folders = [path, *(child for child in path.rglob("*") if child.is_dir())] if path.is_dir() else []
     for folder in reversed(folders):
-        sync(folder)
+        fsync_path(folder)
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

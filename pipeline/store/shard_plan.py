@@ -32,9 +32,9 @@ def plan_shards(sizes: Mapping[str, int], target_bytes: int) -> list[Shard]:
             filled = 0
         groups[-1].append(video)
         filled += sizes[video]
-    return [Shard(_name(number, videos), tuple(videos)) for number, videos in enumerate(groups)]
+    return [Shard(_build_shard_name(number, videos), tuple(videos)) for number, videos in enumerate(groups)]
 
 
-def _name(number: int, videos: list[str]) -> str:
+def _build_shard_name(number: int, videos: list[str]) -> str:
     digest = hashlib.sha256(json.dumps(videos).encode()).hexdigest()
     return f"{number:05d}-{digest[:8]}"

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.store.layout import BASIS, DamageError, Place, ShardSource, Table, shard_path
-from pipeline.store.manifest import Manifest, Product, ShardInfo, differing_files, files_digest
-from pipeline.store.shard import counting, counts, open_source, read_table, shard_files, unreadable
+from pipeline.store.layout import PROJECTION_FILE, DamageError, EntryLocation, ShardSource, ShardTable, shard_path
+from pipeline.store.manifest import Manifest, Product, ShardInfo, find_changed_files, compute_files_digest
+from pipeline.store.shard import active_entries, count_entries, open_source, read_table, list_shard_files, describe_read_error
 
 BLOCK_BYTES = 32 << 20
-OTHER_SETTINGS = "it was made with other settings than the manifest says"
+SETTINGS_MISMATCH = "it was made with other settings than the manifest says"
 
 
 @dataclass(frozen=True)
-class Problem:
+class IntegrityProblem:
     """One thing wrong with a store: the shard's file, and the key it hits, or None where it hits all `videos`.
 
     Where a file of the whole store or product is hit, `shard` is its name and `videos` is empty; the store's own have
@@ -37,51 +37,51 @@ class Problem:
         return f"product {self.product!r}, shard {self.shard}, {whom}: {self.detail}"
 
 
-def verify_files(store: Path, manifest: Manifest) -> Iterator[Problem]:
+def verify_files(store: Path, manifest: Manifest) -> Iterator[IntegrityProblem]:
     """The files that are not shards: the index, the tracks, and the projections of reduced products."""
-    for name, detail in differing_files(store, manifest.files):
-        yield Problem(None, name, None, (), f"{detail}: run stvg-extract again")
+    for name, detail in find_changed_files(store, manifest.files):
+        yield IntegrityProblem(None, name, None, (), f"{detail}: run stvg-extract again")
     for product, about in sorted(manifest.products.items()):
         digest = (about.provenance.get("reduction") or {}).get("basis_digest")
-        for name, detail in differing_files(store / product, {BASIS: digest} if digest else {}):
-            yield Problem(product, name, None, (), f"{detail}: restore it, or extract into another --store")
+        for name, detail in find_changed_files(store / product, {PROJECTION_FILE: digest} if digest else {}):
+            yield IntegrityProblem(product, name, None, (), f"{detail}: restore it, or extract into another --store")
 
 
-def verify_product(store: Path, name: str, product: Product) -> Iterator[Problem]:
+def verify_product(store: Path, name: str, product: Product) -> Iterator[IntegrityProblem]:
     """The problems of one product, shard by shard; memory stays bounded."""
     owners: dict[str, str] = {}
     for shard, info in sorted(product.shards.items()):
         path = shard_path(store, name, shard, product.kind)
         try:
-            for place, detail in _problems(path, product, info, owners):
+            for place, detail in _verify_shard(path, product, info, owners):
                 videos = info.videos if place is None else (place.video,)
-                yield Problem(name, path.name, place.key if place else None, videos, detail)
+                yield IntegrityProblem(name, path.name, place.key if place else None, videos, detail)
         except DamageError as damage:
-            yield Problem(name, path.name, None, info.videos, str(damage))
+            yield IntegrityProblem(name, path.name, None, info.videos, str(damage))
         except OSError as error:
-            yield Problem(name, path.name, None, info.videos, f"{unreadable(path, error)}: the rest of it was not judged")
+            yield IntegrityProblem(name, path.name, None, info.videos, f"{describe_read_error(path, error)}: the rest of it was not judged")
 
 
-def _problems(path: Path, product: Product, info: ShardInfo, owners: dict[str, str]) -> Iterator[tuple[Place | None, str]]:
+def _verify_shard(path: Path, product: Product, info: ShardInfo, owners: dict[str, str]) -> Iterator[tuple[EntryLocation | None, str]]:
     """What is wrong with a shard, each with the entry it hits or None; `owners` are the shards of the keys seen until now."""
     table = read_table(path, product.kind)
     if table.made_from != product.digest:
-        raise DamageError(OTHER_SETTINGS)
+        raise DamageError(SETTINGS_MISMATCH)
     found = False
-    for place, detail in _damaged_entries(open_source(path, product.kind, table), table):
+    for place, detail in _find_damaged_entries(open_source(path, product.kind, table), table):
         found = True
         yield place, detail
     if not found:
-        yield from ((None, detail) for detail in _differences(path, table, info))
-    for place in counting(table, info.dropped):
+        yield from ((None, detail) for detail in _compare_with_manifest(path, table, info))
+    for place in active_entries(table, info.dropped):
         if place.key in owners:
             yield place, f"it is also in shard {owners[place.key]}"
         owners[place.key] = path.name
 
 
-def _damaged_entries(source: ShardSource, table: Table) -> Iterator[tuple[Place, str]]:
+def _find_damaged_entries(source: ShardSource, table: ShardTable) -> Iterator[tuple[EntryLocation, str]]:
     """Entries whose rows or columns cannot be read, with the reason."""
-    faults = _column_faults(source, table)
+    faults = _find_damaged_columns(source, table)
     for place in table.entries:
         for column in place.columns:
             if column in faults:
@@ -97,20 +97,20 @@ def _damaged_entries(source: ShardSource, table: Table) -> Iterator[tuple[Place,
             yield place, str(damage)
 
 
-def _column_faults(source: ShardSource, table: Table) -> dict[str, str]:
+def _find_damaged_columns(source: ShardSource, table: ShardTable) -> dict[str, str]:
     faults = {}
     for name in table.columns:
         try:
-            source.column(name)
+            source.read_column(name)
         except DamageError as damage:
             faults[name] = f"column {name!r}: {damage}"
     return faults
 
 
-def _differences(path: Path, table: Table, info: ShardInfo) -> Iterator[str]:
+def _compare_with_manifest(path: Path, table: ShardTable, info: ShardInfo) -> Iterator[str]:
     """What the manifest says and the shard does not bear out, though all its rows can be read."""
     unknown = set(info.dropped) - {place.key for place in table.entries}
-    if unknown or counts(counting(table, info.dropped)) != (tuple(sorted(info.videos)), info.entries, info.rows):
+    if unknown or count_entries(active_entries(table, info.dropped)) != (tuple(sorted(info.videos)), info.entries, info.rows):
         yield "its entries are not those of the manifest"
-    elif files_digest(shard_files(path)) != info.digest:
+    elif compute_files_digest(list_shard_files(path)) != info.digest:
         yield "its bytes are not those of the manifest, though every row matches its checksum"

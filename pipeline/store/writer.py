@@ -11,21 +11,21 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import StoreError
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.io.jsonl import read_jsonl, write_jsonl
 from pipeline.records import Failure
-from pipeline.store.disk_errors import noticing_full_disk
-from pipeline.store.layout import BASIS, SUFFIX, Kind, shard_path
+from pipeline.store.disk_errors import translate_disk_full
+from pipeline.store.layout import PROJECTION_FILE, SHARD_SUFFIXES, ShardKind, shard_path
 from pipeline.store.lock import StoreLock
-from pipeline.store.manifest import NAME, Manifest, Product, ShardInfo, files_digest, load_manifest, save_manifest
-from pipeline.store.shard import counting, counts, discard, remove, shard_info, sound_table
-from pipeline.store.shard_check import look_at_shards, refuse_damaged
+from pipeline.store.manifest import MANIFEST_NAME, Manifest, Product, ShardInfo, compute_files_digest, load_manifest, save_manifest
+from pipeline.store.shard import active_entries, count_entries, remove_atomically, remove_path, read_shard_info, read_valid_table
+from pipeline.store.shard_check import check_shards, check_no_damage
 
-SAVE_EVERY = 2.0
+SAVE_INTERVAL_SECONDS = 2.0
 """Seconds between two writes of a growing manifest: it grows with the shards, so one write per shard would cost their square."""
 
 
-class OtherProductError(StoreError):
+class ProductMismatchError(StoreError):
     """What lies there was made with other settings, or nobody knows with which."""
 
 
@@ -41,14 +41,14 @@ class StoreWriter:
         self.path = Path(path)
         self._lock = StoreLock(self.path)
         self._manifest = Manifest(dataset=dataset, root=root, files={})
-        self._saved = 0.0
-        self._unsaved = False
-        self._unchecked: set[str] = set()
+        self._last_save_time = 0.0
+        self._has_unsaved_changes = False
+        self._unchecked_products: set[str] = set()
 
     def __enter__(self) -> StoreWriter:
         self._lock.__enter__()
         try:
-            self._open()
+            self._open_manifest()
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -65,11 +65,11 @@ class StoreWriter:
 
     def flush(self) -> None:
         """Bring the manifest on disk up to date, for whoever opens the store while it grows."""
-        if self._unsaved:
+        if self._has_unsaved_changes:
             self._save(self._manifest)
 
-    def open_product(self, name: str, kind: Kind, provenance: Mapping[str, Any], basis: bytes | None = None) -> None:
-        """Begin a product, or go on with one that was made by the same settings; otherwise an OtherProductError says what differs.
+    def open_product(self, name: str, kind: ShardKind, provenance: Mapping[str, Any], projection: bytes | None = None) -> None:
+        """Begin a product, or go on with one that was made by the same settings; otherwise an ProductMismatchError says what differs.
 
         Shards deleted from disk are forgotten, so deleting a shard or a product's folder is how to have it made anew.
         `basis` is the projection its rows go through, whose digest the provenance holds; it is kept beside the shards.
@@ -80,124 +80,124 @@ class StoreWriter:
         if known is not None and not folder.is_dir():
             known = None
         if known is None:
-            if folder.is_dir() and any(path.name != BASIS for path in folder.iterdir()):
-                raise OtherProductError(
-                    f"{folder} holds shards that {NAME} does not know: delete the folder, or extract into another --store"
+            if folder.is_dir() and any(path.name != PROJECTION_FILE for path in folder.iterdir()):
+                raise ProductMismatchError(
+                    f"{folder} holds shards that {MANIFEST_NAME} does not know: delete the folder, or extract into another --store"
                 )
-            self._write_basis(folder, basis)
-            self._record(name, Product(kind=kind, provenance=asked, shards={}))
+            self._write_projection(folder, projection)
+            self._save_product(name, Product(kind=kind, provenance=asked, shards={}))
             return
-        found = list(differences({"kind": known.kind, **known.provenance}, {"kind": kind, **asked}))
+        found = list(describe_differences({"kind": known.kind, **known.provenance}, {"kind": kind, **asked}))
         if found:
-            raise OtherProductError(
+            raise ProductMismatchError(
                 f"store {self.path}: product {name!r} was made with other settings: {'; '.join(found)}. "
                 f"Extract into another --store, or delete {folder} to have the product made anew"
             )
-        self._write_basis(folder, basis)
-        self._unchecked.add(name)
+        self._write_projection(folder, projection)
+        self._unchecked_products.add(name)
         shards = {shard: info for shard, info in known.shards.items() if shard_path(self.path, name, shard, kind).exists()}
         if shards != known.shards:
-            self._record(name, known.model_copy(update={"shards": shards}))
+            self._save_product(name, known.model_copy(update={"shards": shards}))
 
-    def clear_leftovers(self) -> None:
+    def remove_partial_files(self) -> None:
         """Delete what processes that were killed left half written; to be called while no worker writes."""
         for leftover in [*self.path.glob(".*.part"), *self.path.glob("*/.*.part")]:
-            remove(leftover)
+            remove_path(leftover)
 
     @property
     def products(self) -> dict[str, Product]:
         """What the store holds at this moment, by product."""
         return self._manifest.products
 
-    def provenance(self, product: str) -> dict[str, Any]:
+    def get_provenance(self, product: str) -> dict[str, Any]:
         """What a product of this store was made of; {} if it has none."""
         known = self._manifest.products.get(product)
         return dict(known.provenance) if known is not None and (self.path / product).is_dir() else {}
 
-    def done(self, product: str) -> set[str]:
+    def get_completed_videos(self, product: str) -> set[str]:
         """The videos that have an entry in a published shard."""
-        return self._product(product).videos
+        return self._get_product(product).videos
 
     def drop_product(self, name: str) -> None:
         """Delete a product with all its shards, whatever it was made of."""
         self.flush()
-        self._unchecked.discard(name)
-        discard(self.path / name)
+        self._unchecked_products.discard(name)
+        remove_atomically(self.path / name)
         products = {other: product for other, product in self._manifest.products.items() if other != name}
         self._save(self._manifest.model_copy(update={"products": products}))
 
     def drop_shards(self, product: str, shard_names: Iterable[str]) -> None:
         """Delete shards of a product, then forget them: one that is on disk and not listed would be adopted again."""
-        known, gone = self._product(product), set(shard_names)
+        known, gone = self._get_product(product), set(shard_names)
         if not gone:
             return
         self.flush()
         for name in sorted(gone):
-            discard(shard_path(self.path, product, name, known.kind))
-        self._record(product, known.model_copy(update={"shards": {n: i for n, i in known.shards.items() if n not in gone}}))
+            remove_atomically(shard_path(self.path, product, name, known.kind))
+        self._save_product(product, known.model_copy(update={"shards": {n: i for n, i in known.shards.items() if n not in gone}}))
 
     def drop_entries(self, product: str, keys: Iterable[str]) -> None:
         """Let entries of published shards no longer count, though they lie there; a shard without any other is deleted."""
-        known, gone = self._product(product), set(keys)
+        known, gone = self._get_product(product), set(keys)
         left: dict[str, ShardInfo] = {}
         for name, info in known.shards.items() if gone else ():
-            table = sound_table(shard_path(self.path, product, name, known.kind), product, known.kind)
-            hit = gone & {place.key for place in counting(table, info.dropped)}
+            table = read_valid_table(shard_path(self.path, product, name, known.kind), product, known.kind)
+            hit = gone & {place.key for place in active_entries(table, info.dropped)}
             if hit:
                 dropped = tuple(sorted({*info.dropped, *hit}))
-                videos, entries, rows = counts(counting(table, dropped))
+                videos, entries, rows = count_entries(active_entries(table, dropped))
                 left[name] = info.model_copy(update={"videos": videos, "entries": entries, "rows": rows, "dropped": dropped})
         self.drop_shards(product, [name for name, info in left.items() if not info.entries])
         left = {name: info for name, info in left.items() if info.entries}
         if left:
-            known = self._product(product)
-            self._record(product, known.model_copy(update={"shards": {**known.shards, **left}}))
+            known = self._get_product(product)
+            self._save_product(product, known.model_copy(update={"shards": {**known.shards, **left}}))
 
-    def publish(self, product: str, shard_name: str, info: ShardInfo) -> None:
+    def publish_shard(self, product: str, shard_name: str, info: ShardInfo) -> None:
         """Put a shard into the manifest; one without entries is not written, so there is nothing to put.
 
         Of one that is listed with the same bytes, what was dropped stays dropped.
         """
-        known = self._product(product)
+        known = self._get_product(product)
         listed = known.shards.get(shard_name)
         if info.entries == 0 or (listed is not None and listed.digest == info.digest):
             return
-        self._manifest = self._with(product, known.model_copy(update={"shards": {**known.shards, shard_name: info}}))
-        self._unsaved = True
-        if time.monotonic() - self._saved >= SAVE_EVERY:
+        self._manifest = self._with_product(product, known.model_copy(update={"shards": {**known.shards, shard_name: info}}))
+        self._has_unsaved_changes = True
+        if time.monotonic() - self._last_save_time >= SAVE_INTERVAL_SECONDS:
             self.flush()
 
-    def adopt(self, product: str, shard_name: str) -> ShardInfo | None:
+    def adopt_shard(self, product: str, shard_name: str) -> ShardInfo | None:
         """Publish a complete shard that a killed run left on disk; None where there is none, so it must be made.
 
         One that was made with other settings (by a worker of a dead run) is deleted. The first call looks at all shards
         of the products opened, and names those that are damaged in one StoreError.
         """
-        self._look_at_opened()
-        known = self._product(product)
+        self._check_opened_products()
+        known = self._get_product(product)
         if shard_name in known.shards:
             return known.shards[shard_name]
         path = shard_path(self.path, product, shard_name, known.kind)
         if not path.exists():
             return None
-        if sound_table(path, product, known.kind).made_from != known.digest:
-            discard(path)
+        if read_valid_table(path, product, known.kind).made_from != known.digest:
+            remove_atomically(path)
             return None
-        info = shard_info(path, product, known.kind)
-        self.publish(product, shard_name, info)
+        info = read_shard_info(path, product, known.kind)
+        self.publish_shard(product, shard_name, info)
         return info
 
-    def remove_unlisted(self, product: str) -> list[str]:
+    def remove_orphans(self, product: str) -> list[str]:
         """Delete what lies among the shards and the manifest does not list (left by a killed run with another plan): their names.
 
         To be called after the plan's shards have been adopted and while no worker writes.
         """
         self.flush()
-        known = self._product(product)
-        listed = {BASIS, *(f"{name}{SUFFIX[known.kind]}" for name in known.shards)}
+        known = self._get_product(product)
+        listed = {PROJECTION_FILE, *(f"{name}{SHARD_SUFFIXES[known.kind]}" for name in known.shards)}
         unlisted = sorted(path for path in (self.path / product).iterdir() if path.name not in listed)
         for path in unlisted:
-            discard(path)
+            remove_atomically(path)
         return [path.name for path in unlisted]
 
     def set_index(self, index_path: Path, tracks_path: Path) -> None:
@@ -206,26 +206,26 @@ class StoreWriter:
         for source, name in ((index_path, "index.jsonl"), (tracks_path, "tracks.npz")):
             if not Path(source).is_file():
                 raise StoreError(f"{source} does not exist: run stvg-prepare first")
-            with noticing_full_disk(self.path), replacing(self.path / name) as aside:
+            with translate_disk_full(self.path), atomic_write(self.path / name) as aside:
                 shutil.copyfile(source, aside)
-            digests[name] = files_digest([self.path / name])
+            digests[name] = compute_files_digest([self.path / name])
         if digests != self._manifest.files:
             self._save(self._manifest.model_copy(update={"files": digests}))
 
     def write_failures(self, failures: Iterable[Failure]) -> None:
         """Replace the ledger: current failures only, one per video, in the videos' order."""
         by_video = {failure.video: failure for failure in failures}
-        with noticing_full_disk(self.path):
+        with translate_disk_full(self.path):
             write_jsonl(self.path / "failures.jsonl", [by_video[video] for video in sorted(by_video)])
 
     def read_failures(self) -> list[Failure]:
         path = self.path / "failures.jsonl"
         return list(read_jsonl(path, Failure)) if path.exists() else []
 
-    def _open(self) -> None:
+    def _open_manifest(self) -> None:
         """Under the lock: clear leftovers, then read the manifest or write the first one."""
-        self.clear_leftovers()
-        if not (self.path / NAME).exists():
+        self.remove_partial_files()
+        if not (self.path / MANIFEST_NAME).exists():
             return self._save(self._manifest)
         found = load_manifest(self.path)
         if found.dataset != self._manifest.dataset:
@@ -236,53 +236,53 @@ class StoreWriter:
         if given.root != found.root:
             self._save(found.model_copy(update={"root": given.root}))
 
-    def _product(self, name: str) -> Product:
+    def _get_product(self, name: str) -> Product:
         try:
             return self._manifest.products[name]
         except KeyError:
             raise ValueError(f"product {name!r} has not been opened") from None
 
-    def _look_at_opened(self) -> None:
+    def _check_opened_products(self) -> None:
         """Once: delete shards that were made with other settings, refuse damaged ones."""
         damaged = []
-        for product in sorted(self._unchecked):
-            found = look_at_shards(self.path, product, self._product(product))
-            self.drop_shards(product, found.others)
-            damaged += found.damaged
-        refuse_damaged(self.path, damaged)
-        self._unchecked.clear()
+        for product in sorted(self._unchecked_products):
+            found = check_shards(self.path, product, self._get_product(product))
+            self.drop_shards(product, found.mismatched_shards)
+            damaged += found.damage_messages
+        check_no_damage(self.path, damaged)
+        self._unchecked_products.clear()
 
-    def _write_basis(self, folder: Path, basis: bytes | None) -> None:
+    def _write_projection(self, folder: Path, basis: bytes | None) -> None:
         """Make the product's folder, with its projection; written before the manifest tells of it, and only if it differs."""
-        with noticing_full_disk(self.path):
+        with translate_disk_full(self.path):
             folder.mkdir(exist_ok=True)
-            path = folder / BASIS
+            path = folder / PROJECTION_FILE
             if basis is not None and not (path.exists() and path.read_bytes() == basis):
-                with replacing(path) as aside:
+                with atomic_write(path) as aside:
                     aside.write_bytes(basis)
 
-    def _record(self, name: str, product: Product) -> None:
-        self._save(self._with(name, product))
+    def _save_product(self, name: str, product: Product) -> None:
+        self._save(self._with_product(name, product))
 
-    def _with(self, name: str, product: Product) -> Manifest:
+    def _with_product(self, name: str, product: Product) -> Manifest:
         return self._manifest.model_copy(update={"products": {**self._manifest.products, name: product}})
 
     def _save(self, manifest: Manifest) -> None:
-        with noticing_full_disk(self.path):
+        with translate_disk_full(self.path):
             save_manifest(self.path, manifest)
         self._manifest = manifest
-        self._saved, self._unsaved = time.monotonic(), False
+        self._last_save_time, self._has_unsaved_changes = time.monotonic(), False
 
 
-def differences(stored: Any, asked: Any, field: str = "") -> Iterator[str]:
+def describe_differences(stored: Any, requested: Any, field: str = "") -> Iterator[str]:
     """One phrase per field that differs, nested ones by their dotted name."""
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        for name in sorted({*stored, *asked}):
-            yield from differences(stored.get(name), asked.get(name), f"{field}.{name}" if field else name)
-    elif stored != asked:
-        yield f"{field} is {_short(stored)} in the store, {_short(asked)} was asked for"
+    if isinstance(stored, dict) and isinstance(requested, dict):
+        for name in sorted({*stored, *requested}):
+            yield from describe_differences(stored.get(name), requested.get(name), f"{field}.{name}" if field else name)
+    elif stored != requested:
+        yield f"{field} is {_truncate_json(stored)} in the store, {_truncate_json(requested)} was asked for"
 
 
-def _short(value: Any) -> str:
+def _truncate_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."

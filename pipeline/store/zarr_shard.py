@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.store.chunks import ChunkReader, ChunkWriter, crc, fill
-from pipeline.store.layout import ArraySpec, DamageError, Table, column_name, raise_unless_damage, seal, unseal
+from pipeline.store.chunks import ChunkReader, ChunkWriter, compute_crc32c, fill_buffers
+from pipeline.store.layout import ArraySpec, DamageError, ShardTable, column_name, reraise_system_errors, sign_table, verify_table
 
 
 class ZarrSink:
@@ -25,58 +25,58 @@ class ZarrSink:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._streams: dict[str, ChunkWriter] = {}
-        self._current = ""
+        self._chunk_writers: dict[str, ChunkWriter] = {}
+        self._current_array = ""
         path.mkdir()
 
     def append(self, array: str, rows: np.ndarray) -> None:
-        if array not in self._streams:
-            self._streams[array] = ChunkWriter(_chunk_file(self.path, array, rows.ndim))
-        self._current = array
-        self._streams[array].append(rows)
+        if array not in self._chunk_writers:
+            self._chunk_writers[array] = ChunkWriter(_chunk_file(self.path, array, rows.ndim))
+        self._current_array = array
+        self._chunk_writers[array].append(rows)
 
-    def keep(self) -> None:
-        self._streams[self._current].keep()
+    def commit(self) -> None:
+        self._chunk_writers[self._current_array].commit()
 
-    def rewind(self) -> None:
-        if self._current in self._streams and not self._streams[self._current].rewind():
-            shutil.rmtree(self.path / self._current, ignore_errors=True)
+    def rollback(self) -> None:
+        if self._current_array in self._chunk_writers and not self._chunk_writers[self._current_array].rollback():
+            shutil.rmtree(self.path / self._current_array, ignore_errors=True)
 
-    def finish(self, table: Table, columns: Mapping[str, np.ndarray]) -> None:
+    def finish(self, table: ShardTable, columns: Mapping[str, np.ndarray]) -> None:
         import zarr
 
-        group = zarr.create_group(self.path, attributes=seal(table))
+        group = zarr.create_group(self.path, attributes=sign_table(table))
         for name, spec in table.arrays.items():
-            _declare(group, name, spec, rows_per_chunk=1)
+            _create_array(group, name, spec, rows_per_chunk=1)
         for name, values in columns.items():
-            _declare(group, column_name(name), table.columns[name], rows_per_chunk=max(1, len(values)))
-            self._streams[column_name(name)] = ChunkWriter(_chunk_file(self.path, column_name(name), 1))
-            self._streams[column_name(name)].append(values[None] if len(values) else values)
-        for stream in self._streams.values():
+            _create_array(group, column_name(name), table.columns[name], rows_per_chunk=max(1, len(values)))
+            self._chunk_writers[column_name(name)] = ChunkWriter(_chunk_file(self.path, column_name(name), 1))
+            self._chunk_writers[column_name(name)].append(values[None] if len(values) else values)
+        for stream in self._chunk_writers.values():
             stream.finish()
 
     def close(self) -> None:
-        for stream in self._streams.values():
+        for stream in self._chunk_writers.values():
             stream.close()
 
 
 class ZarrSource:
     """Reads the arrays of one group. Files are opened when first asked for and kept open."""
 
-    def __init__(self, path: Path, table: Table) -> None:
+    def __init__(self, path: Path, table: ShardTable) -> None:
         self.path = path
         self._table = table
-        self._files: dict[str, ChunkReader] = {}
+        self._chunk_readers: dict[str, ChunkReader] = {}
 
-    def read(self, array: str, rows: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+    def read(self, array: str, rows: np.ndarray, out_indices: np.ndarray, out: np.ndarray) -> None:
         if not len(rows):
             return
-        if array not in self._files:
+        if array not in self._chunk_readers:
             spec = self._table.arrays[array]
-            self._files[array] = _open_chunks(_chunk_file(self.path, array, len(spec.shape)), spec.shape[0], spec.chunk_bytes)
-        self._files[array].read(rows, places, out.reshape(len(out), -1).view(np.uint8))
+            self._chunk_readers[array] = _open_chunks(_chunk_file(self.path, array, len(spec.shape)), spec.shape[0], spec.chunk_bytes)
+        self._chunk_readers[array].read(rows, out_indices, out.reshape(len(out), -1).view(np.uint8))
 
-    def column(self, name: str) -> np.ndarray:
+    def read_column(self, name: str) -> np.ndarray:
         spec = self._table.columns[name]
         values = np.empty(spec.shape, spec.dtype)
         if len(values):
@@ -85,14 +85,14 @@ class ZarrSource:
         return values
 
 
-def read_zarr_table(path: Path) -> Table:
+def read_zarr_table(path: Path) -> ShardTable:
     """The table of a group, from its attributes."""
     try:
         document = json.loads((path / "zarr.json").read_bytes())
     except (OSError, ValueError) as error:
-        raise_unless_damage(error)
+        reraise_system_errors(error)
         raise DamageError(f"its zarr.json cannot be read ({error})") from None
-    return unseal(document.get("attributes") if isinstance(document, dict) else None)
+    return verify_table(document.get("attributes") if isinstance(document, dict) else None)
 
 
 def _open_chunks(path: Path, count: int, chunk_bytes: int) -> ChunkReader:
@@ -100,7 +100,7 @@ def _open_chunks(path: Path, count: int, chunk_bytes: int) -> ChunkReader:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise_unless_damage(error)
+        reraise_system_errors(error)
         raise DamageError(f"its rows cannot be read ({error.strerror})") from None
     try:
         return ChunkReader(file, _read_index(path, file, count), chunk_bytes)
@@ -116,16 +116,16 @@ def _read_index(path: Path, file: int, count: int) -> np.ndarray:
     if begin < 0:
         raise DamageError(f"{path.parent.name}/{path.name} is too short for its index")
     try:
-        fill(file, [index], begin)
+        fill_buffers(file, [index], begin)
     except OSError as error:
-        raise_unless_damage(error)
+        reraise_system_errors(error)
         raise DamageError(f"its rows cannot be read ({error.strerror})") from None
-    if crc(index[:-4]) != index[-4:].tobytes():
+    if compute_crc32c(index[:-4]) != index[-4:].tobytes():
         raise DamageError("the index of its rows does not match its checksum (damaged or cut)")
     return index[:-4].view("<u8").reshape(count, 2)
 
 
-def _declare(group: object, name: str, spec: ArraySpec, rows_per_chunk: int) -> None:
+def _create_array(group: object, name: str, spec: ArraySpec, rows_per_chunk: int) -> None:
     """Write the metadata of one array: all of it is one shard, chunks of `rows_per_chunk`."""
     import zarr
     from zarr.codecs import Crc32cCodec

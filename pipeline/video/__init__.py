@@ -2,13 +2,13 @@
 
 A frame's number is its place in presentation order after edit lists, in the best video stream (the one FFmpeg's
 `av_find_best_stream` names); pictures have the container's rotation applied and are not stretched for non-square
-pixels. `probe` finds the facts, `open_frames` streams the pictures; `DecodeChild` does both in a process that may hang or
+pixels. `probe` finds the facts, `open_frames` streams the pictures; `ProcessDecoder` does both in a process that may hang or
 crash. Neither decoder is imported before it is used.
 """
 
 from pipeline.video.container import MAX_PIXELS
 from pipeline.video.frames import FrameReader, open_frames
-from pipeline.video.metadata import VideoFacts, probe
-from pipeline.video.process_decoder import DecodeChild, FrameStream
+from pipeline.video.metadata import VideoMetadata, probe
+from pipeline.video.process_decoder import ProcessDecoder, FrameStream
 
-__all__ = ["MAX_PIXELS", "DecodeChild", "FrameReader", "FrameStream", "VideoFacts", "open_frames", "probe"]
+__all__ = ["MAX_PIXELS", "ProcessDecoder", "FrameReader", "FrameStream", "VideoMetadata", "open_frames", "probe"]

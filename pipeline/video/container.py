@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import VideoError
-from pipeline.video.corruption import file_reach
+from pipeline.video.corruption import describe_truncation
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
 MAX_PIXELS = 4096 * 4096
-Alive = Callable[[], None]
+HeartbeatCallback = Callable[[], None]
 """Called now and then while a decoder works without giving anything."""
 
 
-def unheard() -> None:
+def ignore_heartbeat() -> None:
     """For callers whom nobody waits for."""
 
 
@@ -34,7 +34,7 @@ def open_container(path: Path) -> InputContainer:
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise VideoError("open", "missing", f"{path} does not exist; put the video there or correct its path") from None
-        detail = f"{path} cannot be reached ({error_text(error)}); correct its path or its permissions"
+        detail = f"{path} cannot be reached ({format_ffmpeg_error(error)}); correct its path or its permissions"
         raise VideoError("open", "missing", detail) from None
     if not stat.S_ISREG(status.st_mode):
         raise VideoError("open", "unreadable", f"{path} is not a file; name a video file")
@@ -43,13 +43,13 @@ def open_container(path: Path) -> InputContainer:
     try:
         return av.open(str(path), options={"max_pixels": str(2 * MAX_PIXELS)})  # opening decodes a picture where the header says little
     except (av.FFmpegError, OSError, ValueError) as error:
-        short = file_reach(path)
+        short = describe_truncation(path)
         if short:
             raise VideoError("open", "truncated", f"{path}: {short}; copy or download it again") from None
-        raise VideoError("open", "unreadable", f"{path} is not a video FFmpeg can open ({error_text(error)}); replace it") from None
+        raise VideoError("open", "unreadable", f"{path} is not a video FFmpeg can open ({format_ffmpeg_error(error)}); replace it") from None
 
 
-def best_stream(container: InputContainer, path: Path, max_pixels: int) -> VideoStream:
+def find_best_stream(container: InputContainer, path: Path, max_pixels: int) -> VideoStream:
     """The stream that counts as the video, set to decode on one thread; a VideoError if none, or if its pictures are too large."""
     stream = container.streams.best("video")
     context = getattr(stream, "codec_context", None)
@@ -66,39 +66,39 @@ def best_stream(container: InputContainer, path: Path, max_pixels: int) -> Video
     return stream  # type: ignore[return-value]
 
 
-def demuxed(container: InputContainer, *streams: VideoStream) -> Iterator[Any]:
+def demux_packets(container: InputContainer, *streams: VideoStream) -> Iterator[Any]:
     """The packets of these streams (default: of all), those that flush the decoders last."""
     with suppress(IndexError):  # PyAV may raise it behind the last packet, where the file holds streams its header did not announce
         yield from container.demux(*streams)
 
 
-def decoded(container: InputContainer, stream: VideoStream, path: Path, alive: Alive) -> Generator[Any, None, None]:
+def decode_frames(container: InputContainer, stream: VideoStream, path: Path, heartbeat: HeartbeatCallback) -> Generator[Any, None, None]:
     """The pictures one after another; an error while decoding becomes a VideoError `damaged` (`truncated` if the file is cut)."""
     import av
 
     count = 0
     try:
-        for packet in demuxed(container, stream):
-            alive()
+        for packet in demux_packets(container, stream):
+            heartbeat()
             for frame in packet.decode():
                 yield frame
                 count += 1
     except (av.FFmpegError, OSError, ValueError) as error:
-        short = file_reach(path)
-        detail = f"{path}: decoding fails after {count} frames ({short or error_text(error)}); copy, download or convert it again"
+        short = describe_truncation(path)
+        detail = f"{path}: decoding fails after {count} frames ({short or format_ffmpeg_error(error)}); copy, download or convert it again"
         raise VideoError("decode", "truncated" if short else "damaged", detail) from None
 
 
-def ticks_to_seconds(ticks: Any, base: Fraction) -> Any:
+def ticks_to_seconds(ticks: Any, time_base: Fraction) -> Any:
     """Timestamps in units of `base` as seconds; the same double for an array and for each of its members."""
-    return ticks * base.numerator / base.denominator
+    return ticks * time_base.numerator / time_base.denominator
 
 
-def rotation_of(frame: Any) -> int:
+def get_frame_rotation(frame: Any) -> int:
     """A picture's rotation in degrees counter-clockwise: 0, 90, 180 or 270."""
     return round(frame.rotation / 90) * 90 % 360
 
 
-def error_text(error: Exception) -> str:
+def format_ffmpeg_error(error: Exception) -> str:
     """FFmpeg's own words for an error, without the path and the number."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

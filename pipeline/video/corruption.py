@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-MICROSECONDS = 1_000_000
-LARGE_BOX = 1
-TO_THE_END = 0
+MICROSECONDS_PER_SECOND = 1_000_000
+BOX_SIZE_64BIT = 1
+BOX_SIZE_TO_FILE_END = 0
 
 
-def refuse_truncated(path: Path, container: InputContainer, stream: VideoStream, video_end: float, all_end: float) -> None:
+def check_truncation(path: Path, container: InputContainer, stream: VideoStream, video_end: float, container_end: float) -> None:
     """VideoError `truncated` where the packets end more than max(0.5 s, 2 %) before the declared duration.
 
-    The stream's own duration is held against `video_end`; without one the container's is held against `all_end`
+    The stream's own duration is held against `video_end`; without one the container's is held against `container_end`
     (audio may run longer than the pictures). Both ends are seconds in the container's time.
     """
-    declared = declared_seconds(stream)
+    declared = get_declared_duration(stream)
     end, start = video_end, float((stream.start_time or 0) * (stream.time_base or 0))
     if declared is None:
         if not container.duration:
             return
-        declared, end, start = container.duration / MICROSECONDS, max(all_end, video_end), (container.start_time or 0) / MICROSECONDS
+        declared, end, start = container.duration / MICROSECONDS_PER_SECOND, max(container_end, video_end), (container.start_time or 0) / MICROSECONDS_PER_SECOND
     if "matroska" not in container.format.name:  # Matroska counts its durations from time 0, the others from their start
         end -= start
     if declared - end > max(0.5, 0.02 * declared):
@@ -36,7 +36,7 @@ def refuse_truncated(path: Path, container: InputContainer, stream: VideoStream,
         raise VideoError("open", "truncated", detail)
 
 
-def declared_seconds(stream: VideoStream) -> float | None:
+def get_declared_duration(stream: VideoStream) -> float | None:
     """The stream's own duration: its header's, or the DURATION tag Matroska writers leave; None where there is neither."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
@@ -44,7 +44,7 @@ def declared_seconds(stream: VideoStream) -> float | None:
     return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) if tag else None
 
 
-def file_reach(path: Path) -> str:
+def describe_truncation(path: Path) -> str:
     """What is missing at the end of an MP4 or MOV file, judged by its boxes alone ("" for a whole or another file)."""
     size, offset, kinds = path.stat().st_size, 0, []
     with path.open("rb") as file:
@@ -52,9 +52,9 @@ def file_reach(path: Path) -> str:
             file.seek(offset)
             head = file.read(16)
             length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if length == LARGE_BOX:
+            if length == BOX_SIZE_64BIT:
                 length = int.from_bytes(head[8:16], "big")
-            elif length == TO_THE_END:
+            elif length == BOX_SIZE_TO_FILE_END:
                 length = size - offset
             kinds.append(kind)
             if kinds[0] != b"ftyp" or length < 8:

@@ -3,7 +3,7 @@
 decord reads first, in sequence, never by seeking. PyAV reads where decord is known to be wrong or not to manage:
 edit lists, several video streams, packets that are not pictures, containers other than MP4 and Matroska (it begins
 MPEG-TS files a group late), files it cannot open, counts otherwise or unpacks wrongly, and videos whose pictures,
-all decoded ahead (decord's ring has no bound), would not fit `READ_AHEAD_BYTES`. Where decord fails in the middle
+all decoded ahead (decord's ring has no bound), would not fit `MAX_READ_AHEAD_BYTES`. Where decord fails in the middle
 PyAV goes on from there, so damage is judged by one decoder alone. Both give the same pixels (at odd sizes they interpolate colour
 differently). Damage that FFmpeg
 conceals (a picture patched from its neighbours) is not noticed by either.
@@ -21,16 +21,16 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import VideoError
-from pipeline.video.container import MAX_PIXELS, Alive, best_stream, decoded, error_text, open_container, ticks_to_seconds, unheard
-from pipeline.video.metadata import VideoFacts
+from pipeline.video.container import MAX_PIXELS, HeartbeatCallback, find_best_stream, decode_frames, format_ffmpeg_error, open_container, ticks_to_seconds, ignore_heartbeat
+from pipeline.video.metadata import VideoMetadata
 
-READ_AHEAD_BYTES = 1 << 30
-SKIP = 256
+MAX_READ_AHEAD_BYTES = 1 << 30
+MAX_SKIP_FRAMES = 256
 """Frames decord passes over in one call, at most."""
-CPU = (1, 0)
+DLPACK_CPU = (1, 0)
 """DLPack's name of the first CPU."""
-Decoder = Literal["auto", "decord", "pyav"]
-Picture = tuple[int, np.ndarray]
+DecoderName = Literal["auto", "decord", "pyav"]
+IndexedFrame = tuple[int, np.ndarray]
 
 
 class _DecordError(Exception):
@@ -40,33 +40,33 @@ class _DecordError(Exception):
 class FrameReader:
     """Iterator of `(frame number, rgb uint8 [h, w, 3])`; `decoder` and `reason` say who reads and why."""
 
-    def __init__(self, facts: VideoFacts, wanted: np.ndarray, decoder: Decoder, alive: Alive) -> None:
-        self.facts = facts
-        self.wanted = wanted
-        self._alive = alive
+    def __init__(self, metadata: VideoMetadata, frame_indices: np.ndarray, decoder: DecoderName, heartbeat: HeartbeatCallback) -> None:
+        self.metadata = metadata
+        self.frame_indices = frame_indices
+        self._heartbeat = heartbeat
         self.decoder = "decord"
         self.reason = "first choice"
-        reason = "asked for" if decoder == "pyav" else "" if decoder == "decord" else _reason_for_pyav(facts)
-        self._video: Any = None
+        reason = "asked for" if decoder == "pyav" else "" if decoder == "decord" else _reason_for_pyav(metadata)
+        self._decord_reader: Any = None
         if not reason:
             try:
-                self._video = _open_decord(facts)
+                self._decord_reader = _open_decord(metadata)
             except _DecordError as failure:
                 reason = str(failure)
         if reason:
             self.decoder, self.reason = "pyav", reason
-        self._pictures = self._read()
+        self._frame_iterator = self._iterate_frames()
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[IndexedFrame]:
         return self
 
-    def __next__(self) -> Picture:
-        number, picture = next(self._pictures)
+    def __next__(self) -> IndexedFrame:
+        number, picture = next(self._frame_iterator)
         return number, np.array(picture, order="C")
 
-    def borrowed(self) -> Iterator[Picture]:
+    def iterate_views(self) -> Iterator[IndexedFrame]:
         """The same pictures without a copy: in the decoder's own memory, to be read before the next one is asked for."""
-        pictures: Iterator[Picture] = self._pictures
+        pictures: Iterator[IndexedFrame] = self._frame_iterator
         return pictures
 
     def __enter__(self) -> FrameReader:
@@ -77,46 +77,46 @@ class FrameReader:
 
     def close(self) -> None:
         """Stop reading and give back the decoder's memory."""
-        self._pictures.close()
-        self._video = None
+        self._frame_iterator.close()
+        self._decord_reader = None
 
-    def _read(self) -> Any:
+    def _iterate_frames(self) -> Any:
         done = 0
-        if self._video is not None:
+        if self._decord_reader is not None:
             try:
-                for picture in _decord_pictures(self._video, self.facts, self.wanted, self._alive):
+                for picture in _read_with_decord(self._decord_reader, self.metadata, self.frame_indices, self._heartbeat):
                     yield picture
                     done += 1
                 return
             except _DecordError as failure:
-                self.decoder, self.reason, self._video = "pyav", str(failure), None
-        yield from _pyav_pictures(self.facts, self.wanted[done:], self._alive)
+                self.decoder, self.reason, self._decord_reader = "pyav", str(failure), None
+        yield from _read_with_pyav(self.metadata, self.frame_indices[done:], self._heartbeat)
 
 
 def open_frames(
-    path: str | Path, facts: VideoFacts, wanted: Iterable[int], decoder: Decoder = "auto", alive: Alive = unheard
+    path: str | Path, metadata: VideoMetadata, frame_indices: Iterable[int], decoder: DecoderName = "auto", heartbeat: HeartbeatCallback = ignore_heartbeat
 ) -> FrameReader:
     """A context manager and iterator of the `wanted` (ascending) frames of the video that `facts` are about."""
-    return FrameReader(replace(facts, path=Path(path)), ascending(path, facts, wanted), decoder, alive)
+    return FrameReader(replace(metadata, path=Path(path)), validate_frame_indices(path, metadata, frame_indices), decoder, heartbeat)
 
 
-def ascending(path: str | Path, facts: VideoFacts, wanted: Iterable[int]) -> np.ndarray:
+def validate_frame_indices(path: str | Path, metadata: VideoMetadata, frame_indices: Iterable[int]) -> np.ndarray:
     """The wanted frame numbers `[n]` int64; ValueError unless they ascend within the video."""
-    numbers = np.asarray(wanted if isinstance(wanted, np.ndarray) else list(wanted), np.int64)
-    if len(numbers) and (numbers[0] < 0 or numbers[-1] >= facts.frame_count or (np.diff(numbers) <= 0).any()):
-        raise ValueError(f"wanted frames of {path} must ascend within [0, {facts.frame_count}), each once")
+    numbers = np.asarray(frame_indices if isinstance(frame_indices, np.ndarray) else list(frame_indices), np.int64)
+    if len(numbers) and (numbers[0] < 0 or numbers[-1] >= metadata.frame_count or (np.diff(numbers) <= 0).any()):
+        raise ValueError(f"wanted frames of {path} must ascend within [0, {metadata.frame_count}), each once")
     return numbers
 
 
-def _reason_for_pyav(facts: VideoFacts) -> str:
+def _reason_for_pyav(facts: VideoMetadata) -> str:
     """Why decord is not even asked ("" if it is)."""
-    if facts.doubt:
-        return facts.doubt
+    if facts.decord_unsafe_reason:
+        return facts.decord_unsafe_reason
     ahead = facts.frame_count * facts.size[0] * facts.size[1] * 3
-    return f"decord may decode {ahead >> 20} MiB ahead" if ahead > READ_AHEAD_BYTES else ""
+    return f"decord may decode {ahead >> 20} MiB ahead" if ahead > MAX_READ_AHEAD_BYTES else ""
 
 
-def _open_decord(facts: VideoFacts) -> Any:
+def _open_decord(facts: VideoMetadata) -> Any:
     """decord's reader, if it sees the same video as the probe did."""
     import decord
 
@@ -130,7 +130,7 @@ def _open_decord(facts: VideoFacts) -> Any:
     return video
 
 
-def _decord_pictures(video: Any, facts: VideoFacts, wanted: np.ndarray, alive: Alive) -> Iterator[Picture]:
+def _read_with_decord(video: Any, facts: VideoMetadata, wanted: np.ndarray, alive: HeartbeatCallback) -> Iterator[IndexedFrame]:
     import decord
 
     keys = np.asarray(video.get_key_indices(), np.int64)
@@ -138,8 +138,8 @@ def _decord_pictures(video: Any, facts: VideoFacts, wanted: np.ndarray, alive: A
     place = 0
     for number in wanted.tolist():
         try:
-            _advance(video, keys, place, number, alive)
-            picture = np.from_dlpack(_Exported(video.next()))
+            _skip_to_frame(video, keys, place, number, alive)
+            picture = np.from_dlpack(_DlpackArray(video.next()))
         except (decord.DECORDError, RuntimeError, StopIteration):
             raise _DecordError(f"decord fails before frame {number}") from None
         if picture.shape != shape:
@@ -148,7 +148,7 @@ def _decord_pictures(video: Any, facts: VideoFacts, wanted: np.ndarray, alive: A
         yield number, picture
 
 
-class _Exported:
+class _DlpackArray:
     """decord's array in the form NumPy takes arrays over, without a copy."""
 
     def __init__(self, array: Any) -> None:
@@ -158,15 +158,15 @@ class _Exported:
         return self._array.to_dlpack()
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return CPU
+        return DLPACK_CPU
 
 
-def _advance(video: Any, keys: np.ndarray, place: int, number: int, alive: Alive) -> None:
+def _skip_to_frame(video: Any, keys: np.ndarray, place: int, number: int, alive: HeartbeatCallback) -> None:
     """Move from frame `place` to `number` without a seek: decord seeks in a skip that reaches a key frame, so those are read."""
     while place < number:
         alive()
         later = keys[keys > place]
-        stop = min(number, place + SKIP, int(later[0]) - 1 if len(later) else number)
+        stop = min(number, place + MAX_SKIP_FRAMES, int(later[0]) - 1 if len(later) else number)
         if stop > place:
             video.skip_frames(stop - place)
             place = stop
@@ -175,39 +175,39 @@ def _advance(video: Any, keys: np.ndarray, place: int, number: int, alive: Alive
             place += 1
 
 
-def _pyav_pictures(facts: VideoFacts, wanted: np.ndarray, alive: Alive) -> Iterator[Picture]:
+def _read_with_pyav(facts: VideoMetadata, wanted: np.ndarray, alive: HeartbeatCallback) -> Iterator[IndexedFrame]:
     """The wanted pictures by timestamp (by count where the facts themselves were counted)."""
     if not len(wanted):
         return
     targets = iter(wanted.tolist())
     target = next(targets)
     with open_container(facts.path) as container:
-        stream = best_stream(container, facts.path, max(MAX_PIXELS, facts.size[0] * facts.size[1]))
-        with closing(decoded(container, stream, facts.path, alive)) as frames:
-            for frame, number in _numbered(frames, facts):
+        stream = find_best_stream(container, facts.path, max(MAX_PIXELS, facts.size[0] * facts.size[1]))
+        with closing(decode_frames(container, stream, facts.path, alive)) as frames:
+            for frame, number in _enumerate_frames(frames, facts):
                 if number > target:
                     break
                 if number == target:
-                    yield number, _upright(frame, facts)
+                    yield number, _convert_to_rgb(frame, facts)
                     target = next(targets, -1)
                     if target < 0:
                         return
-    raise _no_picture(facts, target)
+    raise _missing_frame_error(facts, target)
 
 
-def _numbered(frames: Iterable[Any], facts: VideoFacts) -> Iterator[tuple[Any, int]]:
+def _enumerate_frames(frames: Iterable[Any], facts: VideoMetadata) -> Iterator[tuple[Any, int]]:
     """Each picture with its frame number; pictures the packets did not announce are passed over."""
     for count, frame in enumerate(frames):
-        if facts.recounted:
+        if facts.frames_counted_by_decoding:
             yield frame, count
         elif frame.pts is not None:
             time = ticks_to_seconds(frame.pts, frame.time_base)
-            number = int(np.searchsorted(facts.seconds, time))
-            if number < facts.frame_count and facts.seconds[number] == time:
+            number = int(np.searchsorted(facts.pts_seconds, time))
+            if number < facts.frame_count and facts.pts_seconds[number] == time:
                 yield frame, number
 
 
-def _upright(frame: Any, facts: VideoFacts) -> np.ndarray:
+def _convert_to_rgb(frame: Any, facts: VideoMetadata) -> np.ndarray:
     """RGB `[h, w, 3]` of the size and the rotation the facts state."""
     import av
 
@@ -215,15 +215,15 @@ def _upright(frame: Any, facts: VideoFacts) -> np.ndarray:
     try:
         plane = frame.reformat(width, height, "rgb24", threads=1).planes[0]
     except (av.FFmpegError, OSError, ValueError) as error:
-        detail = f"{facts.path}: a picture cannot be turned into RGB ({error_text(error)}); convert it again"
+        detail = f"{facts.path}: a picture cannot be turned into RGB ({format_ffmpeg_error(error)}); convert it again"
         raise VideoError("decode", "damaged", detail) from None
     picture: np.ndarray = np.ndarray((height, width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
     return np.rot90(picture, facts.rotation // 90)
 
 
-def _no_picture(facts: VideoFacts, number: int) -> VideoError:
+def _missing_frame_error(facts: VideoMetadata, number: int) -> VideoError:
     detail = (
-        f"{facts.path}: frame {number} of {facts.frame_count} (at {facts.seconds[number]:.2f} s) has a packet but no picture;"
+        f"{facts.path}: frame {number} of {facts.frame_count} (at {facts.pts_seconds[number]:.2f} s) has a packet but no picture;"
         " copy, download or convert it again"
     )
     return VideoError("decode", "damaged", detail)

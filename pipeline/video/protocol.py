@@ -18,70 +18,70 @@ import numpy as np
 
 from pipeline.video.container import MAX_PIXELS
 
-LENGTH = struct.Struct("<Q")
+LENGTH_PREFIX = struct.Struct("<Q")
 READ_BYTES = 1 << 16
 RING_BYTES = 2 * MAX_PIXELS * 3
-USED_BYTES = 64 << 20
-PICTURES = 32
+TARGET_RING_BYTES = 64 << 20
+MAX_RING_SLOTS = 32
 
 
-class Wire:
+class MessageChannel:
     """One end of a socket pair. EOFError or ConnectionError: the other side is gone."""
 
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
-        self._bytes = bytearray()
+    def __init__(self, endpoint: socket.socket) -> None:
+        self._socket = endpoint
+        self._buffer = bytearray()
 
-    def send(self, kind: str, *values: Any, limit: float | None = None) -> None:
+    def send(self, kind: str, *values: Any, timeout: float | None = None) -> None:
         """Send one message; TimeoutError where the other side does not take it within `limit` seconds."""
         data = pickle.dumps((kind, *values))
-        self._end.settimeout(limit)
-        self._end.sendall(LENGTH.pack(len(data)) + data)
+        self._socket.settimeout(timeout)
+        self._socket.sendall(LENGTH_PREFIX.pack(len(data)) + data)
 
-    def receive(self, limit: float | None = None) -> tuple[Any, ...]:
+    def receive(self, timeout: float | None = None) -> tuple[Any, ...]:
         """The next message; TimeoutError where nothing comes for `limit` seconds (0: where none is there)."""
-        self._end.settimeout(limit)
-        while (message := self._next()) is None:
+        self._socket.settimeout(timeout)
+        while (message := self._pop_message()) is None:
             try:
-                data = self._end.recv(READ_BYTES)
+                data = self._socket.recv(READ_BYTES)
             except BlockingIOError:
                 raise TimeoutError from None
             if not data:
                 raise EOFError
-            self._bytes += data
+            self._buffer += data
         return message
 
     def close(self) -> None:
-        self._end.close()
+        self._socket.close()
 
-    def _next(self) -> tuple[Any, ...] | None:
+    def _pop_message(self) -> tuple[Any, ...] | None:
         """The first whole message that has been read, if there is one."""
-        if len(self._bytes) < LENGTH.size:
+        if len(self._buffer) < LENGTH_PREFIX.size:
             return None
-        end = LENGTH.size + LENGTH.unpack_from(self._bytes)[0]
-        if len(self._bytes) < end:
+        end = LENGTH_PREFIX.size + LENGTH_PREFIX.unpack_from(self._buffer)[0]
+        if len(self._buffer) < end:
             return None
-        message: tuple[Any, ...] = pickle.loads(bytes(self._bytes[LENGTH.size : end]))
-        del self._bytes[:end]
+        message: tuple[Any, ...] = pickle.loads(bytes(self._buffer[LENGTH_PREFIX.size : end]))
+        del self._buffer[:end]
         return message
 
 
-def ring_file() -> int:
+def create_ring_file() -> int:
     """A descriptor of new memory for a ring (close it once both sides have mapped it)."""
     descriptor = os.memfd_create("pictures", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, RING_BYTES)
     return descriptor
 
 
-def ring_map(descriptor: int) -> mmap.mmap:
+def map_ring(descriptor: int) -> mmap.mmap:
     return mmap.mmap(descriptor, RING_BYTES)
 
 
-def ring_pictures(memory: mmap.mmap, size: tuple[int, int]) -> np.ndarray:
+def view_ring_slots(memory: mmap.mmap, size: tuple[int, int]) -> np.ndarray:
     """The ring as pictures `[slots, h, w, 3]` uint8 of `size` (width, height): as many as 64 MiB hold, at least 2, at most 32."""
     width, height = size
     each = width * height * 3
-    slots = min(PICTURES, max(2, USED_BYTES // each))
+    slots = min(MAX_RING_SLOTS, max(2, TARGET_RING_BYTES // each))
     if slots * each > RING_BYTES:
         raise ValueError(f"pictures of {width}x{height} do not fit the ring twice; at most {MAX_PIXELS} pixels do")
     return np.frombuffer(memory, np.uint8, slots * each).reshape(slots, height, width, 3)

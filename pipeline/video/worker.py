@@ -1,4 +1,4 @@
-"""The decoder's process (`python -m pipeline.video.worker RING SOCKET`, started by `DecodeChild`): answers one request after another.
+"""The decoder's process (`python -m pipeline.video.worker RING SOCKET`, started by `ProcessDecoder`): answers one request after another.
 
 It dies with its parent at any moment, also while it is stopped or hangs in a decoder: its standard input is a pipe that
 the parent holds and never writes to, and the kernel is told to send SIGKILL when that pipe is closed. (PR_SET_PDEATHSIG
@@ -25,12 +25,12 @@ import numpy as np
 
 from pipeline.errors import VideoError
 from pipeline.video.frames import open_frames
-from pipeline.video.metadata import VideoFacts, probe
-from pipeline.video.protocol import Wire, ring_map, ring_pictures
+from pipeline.video.metadata import VideoMetadata, probe
+from pipeline.video.protocol import MessageChannel, map_ring, view_ring_slots
 
-LIFELINE = 0
-ALIVE_SECONDS = 1.0
-TELL_SECONDS = 0.004
+PARENT_PIPE = 0
+HEARTBEAT_INTERVAL_SECONDS = 1.0
+ANNOUNCE_INTERVAL_SECONDS = 0.004
 """Pictures are announced together if they come faster: waking the parent for each costs as much as decoding a small one."""
 
 
@@ -41,9 +41,9 @@ def main() -> None:
     import decord  # noqa: F401
 
     ring, end = int(sys.argv[1]), int(sys.argv[2])
-    memory = ring_map(ring)
+    memory = map_ring(ring)
     os.close(ring)
-    wire = Wire(socket.socket(fileno=end))
+    wire = MessageChannel(socket.socket(fileno=end))
     wire.send("ready")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # decoders print what the errors say again
     serve(wire, memory)
@@ -51,65 +51,65 @@ def main() -> None:
 
 def _die_with_parent() -> None:
     """SIGKILL, whatever this process is doing, when the other end of standard input is closed."""
-    fcntl.fcntl(LIFELINE, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(LIFELINE, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(LIFELINE, fcntl.F_SETFL, fcntl.fcntl(LIFELINE, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([LIFELINE], [], [], 0)[0]:  # it was closed before
+    fcntl.fcntl(PARENT_PIPE, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(PARENT_PIPE, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(PARENT_PIPE, fcntl.F_SETFL, fcntl.fcntl(PARENT_PIPE, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([PARENT_PIPE], [], [], 0)[0]:  # it was closed before
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def serve(wire: Wire, memory: mmap) -> None:
+def serve(channel: MessageChannel, memory: mmap) -> None:
     """Answer requests, each with the folder relative paths begin at, until the parent is gone."""
-    alive = _Alive(wire)
+    alive = _HeartbeatSender(channel)
     while True:
         try:
-            kind, *values = wire.receive()
+            kind, *values = channel.receive()
             if kind in ("probe", "frames"):  # "room" and "close" may come after a stream's last picture
                 folder, path, *values = values
                 os.chdir(folder)
                 if kind == "probe":
-                    wire.send("facts", probe(path, alive=alive))
+                    channel.send("facts", probe(path, heartbeat=alive))
                 else:
-                    _stream(wire, memory, alive, path, *values)
+                    _stream_frames(channel, memory, alive, path, *values)
         except VideoError as error:
-            wire.send("refused", error)
+            channel.send("refused", error)
         except (EOFError, ConnectionError):
             return
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             detail = f"{path}: the decoder failed in a way that is not foreseen ({said}); convert the video again, or leave it out"
-            wire.send("refused", VideoError("decode", "failed", detail))
+            channel.send("refused", VideoError("decode", "failed", detail))
 
 
-class _Alive:
+class _HeartbeatSender:
     """Tells the parent, at most once a second, that work goes on without an answer."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._last = time.monotonic()
+    def __init__(self, wire: MessageChannel) -> None:
+        self._channel = wire
+        self._last_send_time = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
-        if now - self._last >= ALIVE_SECONDS:
-            self._last = now
-            self._wire.send("alive")
+        if now - self._last_send_time >= HEARTBEAT_INTERVAL_SECONDS:
+            self._last_send_time = now
+            self._channel.send("alive")
 
 
-def _stream(wire: Wire, memory: mmap, alive: _Alive, path: Path, facts: VideoFacts, wanted: np.ndarray) -> None:
+def _stream_frames(wire: MessageChannel, memory: mmap, alive: _HeartbeatSender, path: Path, facts: VideoMetadata, wanted: np.ndarray) -> None:
     """Write the wanted pictures into the ring one after another and announce their numbers, until the last or "close"."""
-    slots = ring_pictures(memory, facts.size)
-    room = _Room(wire, len(slots))
-    with open_frames(path, facts, wanted, alive=alive) as reader:
+    slots = view_ring_slots(memory, facts.size)
+    room = _SlotCounter(wire, len(slots))
+    with open_frames(path, facts, wanted, heartbeat=alive) as reader:
         wire.send("opened", reader.decoder, reader.reason)
         ready: list[int] = []
         told = 0.0
         try:
-            for place, (number, picture) in enumerate(reader.borrowed()):
-                if not room.take():
+            for place, (number, picture) in enumerate(reader.iterate_views()):
+                if not room.acquire():
                     break
                 slots[place % len(slots)] = picture
                 ready.append(number)
-                if not room.free or time.monotonic() - told > TELL_SECONDS:
+                if not room.free_slots or time.monotonic() - told > ANNOUNCE_INTERVAL_SECONDS:
                     wire.send("pictures", ready, reader.decoder, reader.reason)
                     ready, told = [], time.monotonic()
         finally:
@@ -117,26 +117,26 @@ def _stream(wire: Wire, memory: mmap, alive: _Alive, path: Path, facts: VideoFac
         wire.send("end")
 
 
-class _Room:
+class _SlotCounter:
     """Free slots of the ring."""
 
-    def __init__(self, wire: Wire, slots: int) -> None:
-        self._wire = wire
-        self.free = slots
+    def __init__(self, wire: MessageChannel, slots: int) -> None:
+        self._channel = wire
+        self.free_slots = slots
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Use one slot, stopping this process until there is one; False where the parent closes the stream instead."""
         while True:
             try:
                 while True:
-                    kind, *given = self._wire.receive(0)
+                    kind, *given = self._channel.receive(0)
                     if kind == "close":
                         return False
-                    self.free += given[0]
+                    self.free_slots += given[0]
             except TimeoutError:
                 pass
-            if self.free:
-                self.free -= 1
+            if self.free_slots:
+                self.free_slots -= 1
                 return True
             os.kill(os.getpid(), signal.SIGSTOP)
 

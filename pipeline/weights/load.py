@@ -25,12 +25,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline.encoders.huggingface_roberta import read_shape, read_tokenizer, weights_file
+from pipeline.encoders.huggingface_roberta import read_architecture, read_tokenizer, find_weights_file
 from pipeline.encoders.motion import MotionEncoder
 from pipeline.encoders.text import TextEncoder
 from pipeline.errors import InputError
-from pipeline.weights.checkpoint_files import LAYOUTS, LoadReport, load_strictly, read_state
-from pipeline.weights.sources import TINY, Source, parse_source, slowfast_build
+from pipeline.weights.checkpoint_files import STATE_DICT_LAYOUTS, LoadReport, load_strict, read_state_dict
+from pipeline.weights.sources import TINY_WEIGHTS_DIR, WeightSource, parse_source, slowfast_variant
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ def load_backbone(product: str, size: str, weights: str, slowfast: str | None = 
     hold exactly the network's parameters and the leftovers that its format is known for.
     """
     source = parse_source(product, weights)
-    build = slowfast_build(source, slowfast) if product == "motion" else "ava"
+    build = slowfast_variant(source, slowfast) if product == "motion" else "ava"
     _check_size(product, size, source)
     with torch.random.fork_rng():
         torch.manual_seed(source.seed)
-        encoder = _text_encoder(size, source) if product == "text" else build_encoder(product, size, build)
-    report = _fill(encoder, product, source, f"{product} weights {weights} (--backbones {size})")
+        encoder = _build_text_encoder(size, source) if product == "text" else build_encoder(product, size, build)
+    report = _load_weights(encoder, product, source, f"{product} weights {weights} (--backbones {size})")
     encoder.requires_grad_(False).eval()
-    return Backbone(encoder, weights, weights_digest(encoder, product), report)
+    return Backbone(encoder, weights, compute_weights_digest(encoder, product), report)
 
 
-def _check_size(product: str, size: str, source: Source) -> None:
+def _check_size(product: str, size: str, source: WeightSource) -> None:
     if size == "tiny" and product == "swin":
         raise InputError("there is no tiny swin: leave the product out, or use --backbones full with weights for it, such as swin=random:0")
     if size != "tiny" and source.kind == "tiny":
@@ -85,39 +85,39 @@ def build_encoder(product: str, size: str, slowfast: str = "ava") -> nn.Module:
     return MotionEncoder(size, slowfast) if product == "motion" else TextEncoder(size)
 
 
-def _text_encoder(size: str, source: Source) -> TextEncoder:
+def _build_text_encoder(size: str, source: WeightSource) -> TextEncoder:
     """RoBERTa of the size, or as its folder describes it, with the tokenizer that belongs to the weights."""
-    folder = source.path if source.kind == "hf" else source.tokenizer
+    folder = source.path if source.kind == "hf" else source.tokenizer_dir
     if folder is None:
         return TextEncoder(size)
     try:
-        encoder = TextEncoder(size, read_shape(folder) if source.kind == "hf" else None)
+        encoder = TextEncoder(size, read_architecture(folder) if source.kind == "hf" else None)
     except (ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder / 'config.json'} describes a network that cannot be built: {error}") from None
     config = encoder.roberta.config
     exactly = source.kind == "mdetr"
-    encoder.tokenizer = read_tokenizer(folder).fitted(config.vocab_size, config.pad_token_id, config.max_position_embeddings, exactly)
+    encoder.tokenizer = read_tokenizer(folder).adapt_to_model(config.vocab_size, config.pad_token_id, config.max_position_embeddings, exactly)
     return encoder
 
 
-def _fill(encoder: nn.Module, product: str, source: Source, what: str) -> LoadReport:
+def _load_weights(encoder: nn.Module, product: str, source: WeightSource, what: str) -> LoadReport:
     """Load the source's parameters into the encoder; `random` ones are there already."""
     if source.kind == "random":
         return LoadReport(f"{what}, drawn from the seed", len(encoder.state_dict()), ())
     if source.kind == "tiny":
-        return load_strictly(encoder, load_file(TINY / f"{product}.safetensors"), f"shipped {product} weights")
-    path = source.path or _cached_file(product)
-    state = read_state(source.kind, weights_file(path) if source.kind == "hf" else path)
-    return load_strictly(encoder, state, what, LAYOUTS[product, source.kind])
+        return load_strict(encoder, load_file(TINY_WEIGHTS_DIR / f"{product}.safetensors"), f"shipped {product} weights")
+    path = source.path or _get_torchvision_file(product)
+    state = read_state_dict(source.kind, find_weights_file(path) if source.kind == "hf" else path)
+    return load_strict(encoder, state, what, STATE_DICT_LAYOUTS[product, source.kind])
 
 
-def _cached_file(product: str) -> Path:
-    from pipeline.weights.torch_hub import cached_file
+def _get_torchvision_file(product: str) -> Path:
+    from pipeline.weights.torch_hub import get_torchvision_file
 
-    return cached_file(product)
+    return get_torchvision_file(product)
 
 
-def weights_digest(encoder: nn.Module, product: str) -> str:
+def compute_weights_digest(encoder: nn.Module, product: str) -> str:
     """SHA-256 over names, shapes and values of the state (and, for text, the tokenizer and a folder's settings)."""
     digest = hashlib.sha256()
     for key, value in sorted(encoder.state_dict().items()):

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 
-TINY = Path(__file__).parents[1] / "encoders" / "tiny"
+TINY_WEIGHTS_DIR = Path(__file__).parents[1] / "encoders" / "tiny"
 
 
-PRODUCTS = ("appearance", "motion", "text")
+CSDVL_PRODUCTS = ("appearance", "motion", "text")
 """What CSDVL reads."""
 
 
-ENCODED = (*PRODUCTS, "swin")
+ENCODED_PRODUCTS = (*CSDVL_PRODUCTS, "swin")
 """Every product that a network makes."""
 
 
-SOURCES = {
+SOURCE_FORMS = {
     "appearance": ("torchvision", "torchvision:FILE", "mdetr:FILE"),
     "motion": ("ava:FILE", "kinetics:FILE"),
     "text": ("hf:DIR", "mdetr:FILE+hf:DIR"),
@@ -29,35 +29,35 @@ SOURCES = {
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """A parsed source: its `kind` (the word before the colon), the file or folder it names, the tokenizer's folder, the seed."""
 
     kind: str
     path: Path | None = None
-    tokenizer: Path | None = None
+    tokenizer_dir: Path | None = None
     seed: int = 0
 
 
-def parse_source(product: str, weights: str) -> Source:
+def parse_source(product: str, weights: str) -> WeightSource:
     """`"mdetr:FILE+hf:DIR"` → its parts; the InputError for another form names what `product` allows."""
     kind, _, rest = weights.partition(":")
-    if weights == "tiny" or (weights == "torchvision" and weights in SOURCES[product]):
-        return Source(weights)
+    if weights == "tiny" or (weights == "torchvision" and weights in SOURCE_FORMS[product]):
+        return WeightSource(weights)
     if kind == "random" and rest.isascii() and rest.isdecimal() and len(rest) < 20 and int(rest) < 1 << 63:
-        return Source(kind, seed=int(rest))
-    forms = {form.partition(":")[0]: form for form in SOURCES[product] if ":" in form}
+        return WeightSource(kind, seed=int(rest))
+    forms = {form.partition(":")[0]: form for form in SOURCE_FORMS[product] if ":" in form}
     if kind in forms:
         file, tokenizer = rest, None
         if "+hf:" in forms[kind]:
             file, _, tokenizer = rest.rpartition("+hf:")
         if file and tokenizer != "":
-            return Source(kind, Path(os.path.expanduser(file)), Path(os.path.expanduser(tokenizer)) if tokenizer else None)
+            return WeightSource(kind, Path(os.path.expanduser(file)), Path(os.path.expanduser(tokenizer)) if tokenizer else None)
     shipped = [] if product == "swin" else ["'tiny' (with --backbones tiny)"]
-    named = ", ".join([*shipped, *(f"'{form}'" for form in SOURCES[product])])
+    named = ", ".join([*shipped, *(f"'{form}'" for form in SOURCE_FORMS[product])])
     raise InputError(f"weights {weights!r} for {product}: allowed are {named} and 'random:SEED' (for example random:0)")
 
 
-def located(weights: str) -> str:
+def absolute_source(weights: str) -> str:
     """The source with absolute paths, for a process that runs in another folder."""
     kind, colon, rest = weights.partition(":")
     if not colon or kind == "random":
@@ -66,9 +66,9 @@ def located(weights: str) -> str:
     return f"{kind}:{'+hf:'.join(paths)}"
 
 
-def slowfast_build(source: Source, asked: str | None = None) -> str:
+def slowfast_variant(source: WeightSource, requested_variant: str | None = None) -> str:
     """How the motion network is built: as the weights were trained, or as asked where they do not say."""
     own = source.kind if source.kind in ("ava", "kinetics") else "ava" if source.kind == "tiny" else None
-    if own is not None and asked not in (None, own):
-        raise InputError(f"weights of kind {source.kind!r} are for SlowFast built for {own!r}, not {asked!r}: set slowfast to {own}")
-    return own or asked or "ava"
+    if own is not None and requested_variant not in (None, own):
+        raise InputError(f"weights of kind {source.kind!r} are for SlowFast built for {own!r}, not {requested_variant!r}: set slowfast to {own}")
+    return own or requested_variant or "ava"

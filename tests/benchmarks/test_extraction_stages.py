@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.extraction_stages import Clips, networks_alone, operations_each
-from benchmarks.flops import operations_of
+from benchmarks.extraction_stages import ExtractionWorkload, run_encoders, count_video_flops
+from benchmarks.flops import count_flops
 from benchmarks.synthetic_data import FPS, make_video
 
 
 def test_operations_are_counted_on_shapes_as_on_numbers(tmp_path: Path) -> None:
-    clips = Clips("tiny", 1, 1, (64, 48), 32)
+    clips = ExtractionWorkload("tiny", 1, 1, (64, 48), 32)
     video = make_video(tmp_path / "video.mp4", clips.size, FPS * clips.seconds)
-    assert operations_each(video, clips) == operations_of(lambda: networks_alone([video], clips)) > 0
+    assert count_video_flops(video, clips) == count_flops(lambda: run_encoders([video], clips)) > 0

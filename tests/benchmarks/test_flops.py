@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.flops import operations_of, taps
-from pipeline.encoders.optimize import OneDnn
+from benchmarks.flops import count_flops, count_taps
+from pipeline.encoders.optimize import OneDnnConv
 
 CONVOLUTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "1-D": (nn.Conv1d(3, 4, 5, padding=4), (2, 3, 7)),
@@ -33,10 +33,10 @@ def test_operations_of_a_convolution_are_those_on_its_input_forward_and_backward
         nn.init.ones_(parameter) if parameter.ndim > 1 else nn.init.zeros_(parameter)
     seen = torch.ones(shape, requires_grad=not first)
     made: list[Any] = []
-    forward = operations_of(lambda: made.append(layer(seen)))
+    forward = count_flops(lambda: made.append(layer(seen)))
     assert forward == 2 * made[0].sum()
     layer.zero_grad()
-    backward = operations_of(lambda: made[0].sum().backward())
+    backward = count_flops(lambda: made[0].sum().backward())
     added_up = sum(one.grad.sum() for one in (layer.weight, seen) if isinstance(one, torch.Tensor) and one.grad is not None)
     assert backward == 2 * added_up == (2 if first else 4) * made[0].sum()
 
@@ -44,8 +44,8 @@ def test_operations_of_a_convolution_are_those_on_its_input_forward_and_backward
 @pytest.mark.parametrize("name", ["2-D, stride and padding", "2-D, one channel a group", "3-D"])
 def test_those_of_a_frozen_convolution_are_the_same(name: str) -> None:
     layer, shape = CONVOLUTIONS[name]
-    quick = OneDnn(copy.deepcopy(layer))  # type: ignore[arg-type]
-    assert operations_of(lambda: quick(torch.ones(shape))) == operations_of(lambda: layer(torch.ones(shape)))
+    quick = OneDnnConv(copy.deepcopy(layer))  # type: ignore[arg-type]
+    assert count_flops(lambda: quick(torch.ones(shape))) == count_flops(lambda: layer(torch.ones(shape)))
 
 
 def test_taps_are_those_that_a_loop_meets() -> None:
@@ -53,15 +53,15 @@ def test_taps_are_those_that_a_loop_meets() -> None:
         places = (inside + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
         padded = [*[0] * padding, *[1] * inside, *[0] * padding]
         met = sum(padded[begin + tap * dilation] for begin in range(0, len(padded), stride)[: max(places, 0)] for tap in range(kernel))
-        assert taps(inside, max(places, 0), kernel, stride, padding, dilation) == met
+        assert count_taps(inside, max(places, 0), kernel, stride, padding, dilation) == met
 
 
 def test_operations_of_a_product_are_counted_forward_and_backward() -> None:
     left, right = torch.ones(3, 4, requires_grad=True), torch.ones(4, 5, requires_grad=True)
-    assert operations_of(lambda: (left @ right).sum().backward()) == 3 * 2 * 3 * 4 * 5
+    assert count_flops(lambda: (left @ right).sum().backward()) == 3 * 2 * 3 * 4 * 5
 
 
 def test_operations_of_a_network_that_learns_are_counted_in_inference_mode() -> None:
     layer = nn.Sequential(nn.Linear(3, 4), nn.Unflatten(0, (1, 1, 2)), nn.Conv2d(1, 1, 3, padding=1))
     with torch.inference_mode():
-        assert operations_of(lambda: layer(torch.ones(2, 3))) == 2 * 2 * 3 * 4 + 2 * taps(2, 2, 3, 1, 1, 1) * taps(4, 4, 3, 1, 1, 1)
+        assert count_flops(lambda: layer(torch.ones(2, 3))) == 2 * 2 * 3 * 4 + 2 * count_taps(2, 2, 3, 1, 1, 1) * count_taps(4, 4, 3, 1, 1, 1)

@@ -170,11 +170,11 @@ def set_provenance(store: Path, product: str, **values: Any) -> None:
 
 
 def test_a_store_made_otherwise_is_refused(place: Path) -> None:
-    set_provenance(place / "store", "motion", weights="random:1", sampling={"clip_every": 1.0, "clip_span": 0.8})
+    set_provenance(place / "store", "motion", weights="random:1", sampling={"clip_stride_seconds": 1.0, "clip_seconds": 0.8})
     result = evaluate(place)
     assert result.exit_code == 2
     assert (
-        "motion sampling is {'clip_every': 1.0, 'clip_span': 0.8}, not {'clip_every': 0.4, 'clip_span': 0.8, 'pool_motion': False}"
+        "motion sampling is {'clip_stride_seconds': 1.0, 'clip_seconds': 0.8}, not {'clip_stride_seconds': 0.4, 'clip_seconds': 0.8, 'pool_motion_2x2': False}"
         in result.stderr
     )
     assert "motion weights is 'random:1', not 'tiny'" in result.stderr

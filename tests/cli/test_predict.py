@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 import cli.predict
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
-from pipeline.video import DecodeChild, probe
+from pipeline.video import ProcessDecoder, probe
 
 SENTENCES = ("the red circle spins.", "what falls?")
 
@@ -58,12 +58,12 @@ def test_the_video_is_decoded_by_a_process_of_its_own(run: Path, video: Path, mo
     """What that one does when a file hangs or kills it stands with its own tests."""
     asked: list[int] = []
 
-    def noted(decoder: DecodeChild, *given: Any) -> Any:
+    def noted(decoder: ProcessDecoder, *given: Any) -> Any:
         asked.append(decoder.pid)
         return frames(decoder, *given)
 
-    frames = DecodeChild.frames
-    monkeypatch.setattr(DecodeChild, "frames", noted)
+    frames = ProcessDecoder.frames
+    monkeypatch.setattr(ProcessDecoder, "frames", noted)
     monkeypatch.setattr("pipeline.features.stream.open_frames", None)
     result = call(video, SENTENCES[0], "--run", run)
     assert result.exit_code == 0, result.stderr

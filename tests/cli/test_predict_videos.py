@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 import cli.predict
 from grounding.visualization.draw_tube import Canvas
-from pipeline.datasets.shapes.joined import write_joined
+from pipeline.datasets.shapes.joined import concatenate_videos
 from pipeline.video import open_frames, probe
 
 VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
@@ -84,7 +84,7 @@ def test_a_damaged_video_is_refused(run: Path, tmp_path: Path) -> None:
 def test_a_long_video_is_answered_about_and_kept(run: Path, tiny_run: Any, tmp_path: Path) -> None:
     """15 seconds by a run of 5-second segments; the second time nothing is decoded."""
     long = tmp_path / "long.mp4"
-    write_joined(long, sorted((tiny_run.root / "video").rglob("*.mp4")))
+    concatenate_videos(long, sorted((tiny_run.root / "video").rglob("*.mp4")))
     plain = call(long, "what falls?", "--run", run, "--top", 2, "--json", tmp_path / "plain.json", "--video", tmp_path / "out.mp4")
     assert plain.exit_code == 0, plain.stderr
     answers = json.loads((tmp_path / "plain.json").read_text())

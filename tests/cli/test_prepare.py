@@ -10,7 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import cli.prepare
-from cli.console.dataset_options import dataset_config
+from cli.console.dataset_options import load_dataset_config
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
 
@@ -61,7 +61,7 @@ def test_the_report_is_a_table_that_a_log_can_hold(vidstg: Path, tmp_path: Path)
 
 def test_a_long_detail_goes_on_in_the_next_line(capsys: pytest.CaptureFixture[str]) -> None:
     words = " ".join(f"word{n}" for n in range(60))
-    cli.prepare.show("what was wrong", ("kind", "for example"), [("a kind", words), ("b", "x" * 300)])
+    cli.prepare.print_table("what was wrong", ("kind", "for example"), [("a kind", words), ("b", "x" * 300)])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= cli.prepare.LOG_WIDTH
     text = " ".join(" ".join(lines).split())
@@ -169,15 +169,15 @@ def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
 def test_the_command_line_goes_before_the_config(tmp_path: Path) -> None:
     config = tmp_path / "params.yaml"
     config.write_text("dataset: {name: vidstg, root: /data/vidstg, index: /data/i.jsonl}\n")
-    assert dataset_config(config, None, None).root_path == Path("/data/vidstg")
-    assert dataset_config(config, "vidstg", Path("/other")).model_dump() == {
+    assert load_dataset_config(config, None, None).root_path == Path("/data/vidstg")
+    assert load_dataset_config(config, "vidstg", Path("/other")).model_dump() == {
         "name": "vidstg",
         "root": Path("/other"),
         "index": Path("/data/i.jsonl"),
     }
-    assert dataset_config(config, "shapes", None).root_path == Path("data/shapes")
+    assert load_dataset_config(config, "shapes", None).root_path == Path("data/shapes")
 
 
 @pytest.mark.parametrize(("name", "root", "folder"), [("jsonl", "/a/own.jsonl", "/a"), ("vidstg", "/a/b", "/a/b")])
 def test_videos_lie_in_the_root_or_beside_the_file(name: str, root: str, folder: str) -> None:
-    assert dataset_config(None, name, Path(root)).folder == Path(folder)
+    assert load_dataset_config(None, name, Path(root)).video_root == Path(folder)

@@ -11,29 +11,29 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from cli.pretrain_tiny import app
-from pipeline.encoders.text import TOKENIZER
-from pipeline.pretrain import all_sentences, cell_owner
-from pipeline.weights.load import build_encoder, load_strictly
-from pipeline.weights.sources import PRODUCTS, TINY
+from pipeline.encoders.text import TOKENIZER_FILE
+from pipeline.pretrain import generate_sentences, assign_cells_to_objects
+from pipeline.weights.load import build_encoder, load_strict
+from pipeline.weights.sources import CSDVL_PRODUCTS, TINY_WEIGHTS_DIR
 
 STEPS = ["--appearance-steps", "2", "--motion-steps", "1", "--text-steps", "3"]
 
 
 def test_a_few_steps_write_weights_that_load(tmp_path: Path) -> None:
-    tokenizer = TOKENIZER.read_bytes()
+    tokenizer = TOKENIZER_FILE.read_bytes()
     before = torch.get_num_threads()
     done = CliRunner().invoke(app, ["--out", str(tmp_path / "w"), "--seed", "3", "--scenes", "3", *STEPS, "--workers", "1"])
     assert done.exit_code == 0, done.output
     assert "pretraining: 9/9 items" in done.stderr
     for name in ("appearance colour", "appearance shape", "appearance box error px", "motion", "text"):
         assert f"{name}: " in done.stdout
-    for product in PRODUCTS:
+    for product in CSDVL_PRODUCTS:
         state = load_file(tmp_path / "w" / f"{product}.safetensors")
-        load_strictly(build_encoder(product, "tiny"), state, product)
-        assert state.keys() == load_file(TINY / f"{product}.safetensors").keys()
+        load_strict(build_encoder(product, "tiny"), state, product)
+        assert state.keys() == load_file(TINY_WEIGHTS_DIR / f"{product}.safetensors").keys()
         assert all(value.isfinite().all() for value in state.values())
     assert "training motion" in (tmp_path / "w" / "log.txt").read_text()
-    assert TOKENIZER.read_bytes() == tokenizer
+    assert TOKENIZER_FILE.read_bytes() == tokenizer
     assert torch.get_num_threads() == before
 
 
@@ -43,7 +43,7 @@ def test_wrong_usage_exits_2(arguments: list[str]) -> None:
 
 
 def test_the_defaults_are_what_the_shipped_weights_were_made_with() -> None:
-    text = (TINY / "README.md").read_text()
+    text = (TINY_WEIGHTS_DIR / "README.md").read_text()
     (line,) = [line for line in text.splitlines() if line.strip().startswith("stvg-pretrain-tiny")]
     stated = line.split()[1:]
     defaults = {option.opts[0]: option.default for option in _options()}
@@ -59,15 +59,15 @@ def _options() -> list[object]:
 
 def test_a_cell_belongs_to_the_smallest_box_that_holds_its_centre() -> None:
     boxes = np.array([[0, 0, 64, 64], [16, 16, 32, 32], [70, 1, 72, 3]])
-    owner = cell_owner(boxes, 4, 6, (96, 64))
+    owner = assign_cells_to_objects(boxes, 4, 6, (96, 64))
     assert owner.tolist() == [[0, 0, 0, 0, 2, -1], [0, 1, 0, 0, -1, -1], [0, 0, 0, 0, -1, -1], [0, 0, 0, 0, -1, -1]]
 
 
 def test_a_map_may_cover_more_than_the_picture() -> None:
     """A 64x32 picture in the middle of a 64x64 square."""
-    assert cell_owner(np.array([[0, 0, 64, 32]]), 4, 4, (64, 64), (0, 16)).tolist() == [[-1] * 4, [0] * 4, [0] * 4, [-1] * 4]
+    assert assign_cells_to_objects(np.array([[0, 0, 64, 32]]), 4, 4, (64, 64), (0, 16)).tolist() == [[-1] * 4, [0] * 4, [0] * 4, [-1] * 4]
 
 
 def test_the_tokenizer_learns_from_every_sentence_once() -> None:
-    said = all_sentences()
+    said = generate_sentences()
     assert len(said) == len(set(said)) == 8 * 3 * (30 + 5 + 6 + 1)

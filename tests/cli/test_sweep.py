@@ -25,7 +25,7 @@ from grounding.sweep.figures import curves_figure
 from grounding.sweep.run import Place
 from grounding.sweep.tables import SweepTable, table_named
 from pipeline.extraction.run import ExtractConfig
-from pipeline.extraction.run import run as extract
+from pipeline.extraction.run import run_extraction as extract
 
 TABLE = {
     "title": "a table",
@@ -151,14 +151,14 @@ def test_stopped_by_sigterm_it_goes_on(arguments: list[str], tmp_path: Path, mon
         yield watch
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli.sweep, "sweep_progress", lambda: stop_at(5))
+        patch.setattr(cli.sweep, "show_sweep_progress", lambda: stop_at(5))
         stopped = call(*arguments)
     assert stopped.exit_code == 143
     assert "run the same command again" in stopped.stderr
     assert not (tmp_path / "out" / "table.json").exists()
     steps.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(cli.sweep, "sweep_progress", lambda: stop_at(-1))
+        patch.setattr(cli.sweep, "show_sweep_progress", lambda: stop_at(-1))
         assert call(*arguments).exit_code == 0
     assert min(step for step in steps if step) >= 4, "the first run, of three steps, and one or two of the second are done"
     ours, other = (json.loads((folder / "table.json").read_text()) for folder in (tmp_path / "out", whole))
@@ -190,7 +190,7 @@ def test_a_terminal_shows_runs_and_steps(monkeypatch: pytest.MonkeyPatch) -> Non
             return True
 
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
-    with cli.sweep.sweep_progress() as watch:
+    with cli.sweep.show_sweep_progress() as watch:
         watch(Place("full, seed 0", 0, 3))
         watch(Place("none, seed 1", 2, 3, 25, 30))
     last = terminal.getvalue().replace("\r", "\n")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.datasets import parser_of, quiet
-from pipeline.datasets.data_cards import compare, load_card
-from pipeline.datasets.video_checks import any_video
+from pipeline.datasets import get_parser, ignore_progress
+from pipeline.datasets.data_cards import compare_with_card, load_card
+from pipeline.datasets.video_checks import assume_valid_videos
 
 ENTRY = {
     "bbox": [[194, 0, 240, 359], *([[190, 11, 234, 349]] * 121)],
@@ -25,13 +25,13 @@ ENTRY = {
 
 def test_the_example_of_the_first_version(tmp_path: Path) -> None:
     (tmp_path / "test.json").write_text(json.dumps({"55_vfjywN5CN0Y.mp4": ENTRY}))
-    parsed = parser_of("hcstvg-v1")(tmp_path, quiet)
-    rows = compare(load_card("hcstvg-v1"), parsed)
-    assert {row.number: row.verdict for row in rows if row.part == "55_vfjywN5CN0Y.mp4"} == dict.fromkeys(
+    parsed = get_parser("hcstvg-v1")(tmp_path, ignore_progress)
+    rows = compare_with_card(load_card("hcstvg-v1"), parsed)
+    assert {row.statistic: row.verdict for row in rows if row.scope == "55_vfjywN5CN0Y.mp4"} == dict.fromkeys(
         ("split", "fps", "frames", "size", "segment", "span", "boxes", "first box"), "ok"
     )
-    assert {row.verdict for row in rows if row.part == "train"} == {"absent"}
-    assert {row.verdict for row in rows if row.part == "test"} == {"differs"}
+    assert {row.verdict for row in rows if row.scope == "train"} == {"absent"}
+    assert {row.verdict for row in rows if row.scope == "test"} == {"differs"}
     assert not parsed.defects.to_list()  # its times are off by less than half a second
 
 
@@ -48,13 +48,13 @@ def test_bare_test_sentences_are_counted_without_a_video(tmp_path: Path) -> None
     entries = {"7_a.mp4": "A man nods.", "8_a.mp4": {"English": "A man sits."}, "9_a.mp4": {"English": "A man.", "img_num": 500}}
     (tmp_path / "testv2.json").write_text(json.dumps(entries))
     (tmp_path / "trainv2.json").write_text(json.dumps({"1_a.mp4": {"English": "A man.", "st_frame": 9, "bbox": [[1, 2, 3, 4]]}}))
-    parsed = parser_of("hcstvg-v2")(tmp_path, quiet, any_video)
+    parsed = get_parser("hcstvg-v2")(tmp_path, ignore_progress, assume_valid_videos)
     card = {"splits": {"train": {"queries": 1, "with truth": 1}, "test": {"queries": 3, "videos": 3, "with truth": 0}}}
-    assert {(row.part, row.number): row.verdict for row in compare(card, parsed)} == dict.fromkeys(
+    assert {(row.scope, row.statistic): row.verdict for row in compare_with_card(card, parsed)} == dict.fromkeys(
         [("train", "queries"), ("train", "with truth"), ("test", "queries"), ("test", "videos"), ("test", "with truth")], "ok"
     )
     assert not parsed.defects.to_list()
-    assert parser_of("hcstvg-v2")(tmp_path, quiet).defects.excluded == 4
+    assert get_parser("hcstvg-v2")(tmp_path, ignore_progress).defects.num_excluded == 4
 
 
 def test_the_second_version_is_read_by_its_own_names(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_the_second_version_is_read_by_its_own_names(tmp_path: Path) -> None:
     for split, name in names.items():
         (tmp_path / name).write_text(json.dumps({f"1_{split}.mp4": entry}))
     (tmp_path / "testv2.json").write_text(json.dumps({"1_test.mp4": {"English": "A man nods.", "img_num": 500, "img_size": [360, 640]}}))
-    rows = compare(load_card("hcstvg-v2"), parser_of("hcstvg-v2")(tmp_path, quiet))
-    found = {(row.part, row.number): row.found for row in rows}
+    rows = compare_with_card(load_card("hcstvg-v2"), get_parser("hcstvg-v2")(tmp_path, ignore_progress))
+    found = {(row.scope, row.statistic): row.actual for row in rows}
     assert found == {
         **{(split, number): 1 for split in (*names, "test") for number in ("queries", "videos", "with truth")},
         ("test", "with truth"): 0,

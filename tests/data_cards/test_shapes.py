@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.datasets import parser_of, quiet
-from pipeline.datasets.data_cards import compare, load_card
-from pipeline.datasets.shapes.make import ShapesConfig, entries_of, scene_seed, video_id
-from pipeline.datasets.shapes.scene import COLOURS, MOTIONS, SHAPES, Scene, make_scene
+from pipeline.datasets import get_parser, ignore_progress
+from pipeline.datasets.data_cards import compare_with_card, load_card
+from pipeline.datasets.shapes.make import ShapesConfig, build_entries, scene_seed, video_id
+from pipeline.datasets.shapes.scene import COLORS, MOTIONS, SHAPES, Scene, make_scene
 from pipeline.datasets.shapes.sentences import LOOK_ALIKE, SAME_MOTION
 
 CARD = Path(__file__).parents[2] / "data_cards" / "shapes.md"
@@ -34,7 +34,7 @@ def made() -> dict[str, tuple[list[Scene], list[Said]]]:
         ]
         said = []
         for scene in scenes:
-            for entry in entries_of(scene, "0", config.sentences_per_video):
+            for entry in build_entries(scene, "0", config.sentences_per_video):
                 form = "declarative" if entry["captions"] else "interrogative"
                 said.append((form, frozenset((entry["captions"] + entry["questions"])[0]["tags"])))
         result[split] = (scenes, said)
@@ -44,7 +44,7 @@ def made() -> dict[str, tuple[list[Scene], list[Said]]]:
 def test_settings_are_the_defaults(card: dict[str, Any]) -> None:
     config = ShapesConfig()
     assert (card["seed"], card["picture"], card["fps"]) == (config.seed, [config.width, config.height], config.fps)
-    assert (card["colours"], card["shapes"], card["motions"]) == (list(COLOURS), list(SHAPES), list(MOTIONS))
+    assert (card["colours"], card["shapes"], card["motions"]) == (list(COLORS), list(SHAPES), list(MOTIONS))
 
 
 def test_frame_counts(card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]) -> None:
@@ -81,9 +81,9 @@ def test_the_verifier_finds_the_same(made: dict[str, tuple[list[Scene], list[Sai
         entries = [
             entry
             for index, scene in enumerate(scenes)
-            for entry in entries_of(scene, video_id(split, index), ShapesConfig().sentences_per_video)
+            for entry in build_entries(scene, video_id(split, index), ShapesConfig().sentences_per_video)
         ]
         (tmp_path / "annotations" / f"{split}_annotations.json").write_text(json.dumps(entries))
-    rows = compare(load_card("shapes"), parser_of("shapes")(tmp_path, quiet))
+    rows = compare_with_card(load_card("shapes"), get_parser("shapes")(tmp_path, ignore_progress))
     assert {row.verdict for row in rows} == {"ok"}
     assert len(rows) == 3 * 4 + 4 + 4 + 3

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.datasets import parser_of, quiet
-from pipeline.datasets.data_cards import agree, compare, load_card
+from pipeline.datasets import get_parser, ignore_progress
+from pipeline.datasets.data_cards import checks_pass, compare_with_card, load_card
 
 ANNOTATIONS = Path(os.environ.get("STVG_ANNOTATIONS") or Path(__file__).parents[3] / "shared" / "annotations")
 FILE = ANNOTATIONS / "val_annotations.json"
@@ -117,6 +117,6 @@ def test_the_example(raw: Any) -> None:
 def test_the_verifier_finds_the_same(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / FILE.name).symlink_to(FILE)
-    rows = compare(load_card("vidstg"), parser_of("vidstg")(tmp_path, quiet))
-    assert agree(rows)
-    assert {(row.part, row.verdict) for row in rows} == {("train", "absent"), ("val", "ok"), ("test", "absent"), ("val-00000-c0", "ok")}
+    rows = compare_with_card(load_card("vidstg"), get_parser("vidstg")(tmp_path, ignore_progress))
+    assert checks_pass(rows)
+    assert {(row.scope, row.verdict) for row in rows} == {("train", "absent"), ("val", "ok"), ("test", "absent"), ("val-00000-c0", "ok")}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.boxes import interpolate
-from pipeline.features.builders import JpegMaker
+from pipeline.boxes import interpolate_boxes
+from pipeline.features.builders import JpegBuilder
 from pipeline.io.jsonl import write_jsonl
 from pipeline.records import Query, Truth
-from pipeline.store import Entry, Kind, StoreWriter, made_from, write_shard
+from pipeline.store import Entry, ShardKind, StoreWriter, origin_digest, write_shard
 from pipeline.tracks import Tracks
 
 FPS, FRAME_COUNT = 25.0, 100
@@ -66,12 +66,12 @@ def _pictures(video: str) -> Entry:
     """What it shows is its true box, grey on black."""
     frames, (width, height) = np.arange(0, FRAME_COUNT, GRID), SIZES[video]
     known, boxes = make_tracks()[video]
-    maker = JpegMaker((width, height), frames, 100)
+    maker = JpegBuilder((width, height), frames, 100)
     rows = []
-    for number, (left, top, right, bottom) in zip(frames.tolist(), interpolate(known, boxes, frames).round().astype(int), strict=True):
+    for number, (left, top, right, bottom) in zip(frames.tolist(), interpolate_boxes(known, boxes, frames).round().astype(int), strict=True):
         picture = torch.zeros(3, height, width, dtype=torch.uint8)
         picture[:, top:bottom, left:right] = 200 if number in known else 0
-        rows += maker.take(number, picture)
+        rows += maker.add_frame(number, picture)
     columns = maker.columns()
     facts = {"size": [width, height], "fps": FPS, "frame_count": FRAME_COUNT}
     return Entry(video, video, np.concatenate(rows), columns | {"second": columns["frame"] / FPS}, facts)
@@ -110,11 +110,11 @@ def build_store(
             kept = [entry for entry in of_product if entry.key not in without and f"{product}/{entry.key}" not in without]
             for entry in kept:
                 entry.rows[...] = (fill or {}).get(f"{product}/{entry.key}", entry.rows)
-            kind: Kind = "hdf5" if product == "text" else "zarr"
+            kind: ShardKind = "hdf5" if product == "text" else "zarr"
             made: dict[str, Any] = {"made": "by a test"} | ({"sampling": {"short": min(SIZES["v0"])}} if product == "frames" else {})
             writer.open_product(product, kind, made)
-            info = write_shard(path, product, "00000-0123abcd", kind, kept, list(SIZES), made_from(kind, made))
-            writer.publish(product, "00000-0123abcd", info)
+            info = write_shard(path, product, "00000-0123abcd", kind, kept, list(SIZES), origin_digest(kind, made))
+            writer.publish_shard(product, "00000-0123abcd", info)
     return path
 
 

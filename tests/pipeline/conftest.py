@@ -114,7 +114,7 @@ SETTINGS: dict[str, Any] = {
     "backbones": "tiny",
     "weights": "random:0",
     "products": ["appearance", "motion", "text"],
-    "sampling": {"short": 32, "clip_span": 0.4, "clip_every": 0.2},
+    "sampling": {"short": 32, "clip_seconds": 0.4, "clip_stride_seconds": 0.2},
     "shard_mb": 1,
     "workers": 0,
     "device": "cpu",

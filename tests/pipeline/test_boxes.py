@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torchvision.ops import box_convert, box_iou
 
-from pipeline.boxes import area, cxcywh_to_xyxy, interpolate, iou, xyxy_to_cxcywh
+from pipeline.boxes import area, cxcywh_to_xyxy, interpolate_boxes, iou, xyxy_to_cxcywh
 
 SIZE = (640, 360)
 places = arrays(np.float64, (5, 4), elements=st.floats(0, 300))
@@ -67,15 +67,15 @@ def test_the_whole_picture_is_the_unit_box() -> None:
 
 def test_between_samples_boxes_are_linear_and_outside_held() -> None:
     boxes = np.array([[0, 0, 10, 10], [40, 20, 50, 30]])
-    found = interpolate(np.array([10, 14]), boxes, np.array([3, 10, 11, 14, 99]))
+    found = interpolate_boxes(np.array([10, 14]), boxes, np.array([3, 10, 11, 14, 99]))
     np.testing.assert_array_equal(found, [boxes[0], boxes[0], [10, 5, 20, 15], boxes[1], boxes[1]])
 
 
 @given(st.sets(st.integers(0, 100), min_size=5, max_size=5), places)
 def test_at_samples_boxes_are_exact(frames: set[int], boxes: np.ndarray) -> None:
     numbers = np.array(sorted(frames))
-    np.testing.assert_array_equal(interpolate(numbers, boxes, numbers), boxes)
+    np.testing.assert_array_equal(interpolate_boxes(numbers, boxes, numbers), boxes)
 
 
 def test_one_sample_is_held_everywhere() -> None:
-    np.testing.assert_array_equal(interpolate(np.array([5]), np.array([[1, 2, 3, 4]]), np.array([0, 5, 9])), [[1, 2, 3, 4]] * 3)
+    np.testing.assert_array_equal(interpolate_boxes(np.array([5]), np.array([[1, 2, 3, 4]]), np.array([0, 5, 9])), [[1, 2, 3, 4]] * 3)

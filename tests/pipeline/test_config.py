@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config, load, merge, parse_assignments, read_section, save, validate
+from pipeline.config import StrictModel, load, merge, parse_assignments, read_section, save, validate
 from pipeline.errors import InputError
 
 trees: Any = st.recursive(
@@ -19,12 +19,12 @@ trees: Any = st.recursive(
 mappings = st.dictionaries(st.sampled_from("abc"), trees, max_size=3)
 
 
-class Inner(Config):
+class Inner(StrictModel):
     kind: Literal["full", "none"] = "full"
     width: int = 3
 
 
-class Outer(Config):
+class Outer(StrictModel):
     model: Inner = Inner()
     lr: float = 1e-4
     steps: int | None = None

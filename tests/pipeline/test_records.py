@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.io.jsonl import read_jsonl, write_json, write_jsonl
 from pipeline.records import Failure, Prediction, Query, Truth
 from pipeline.tracks import Tracks
@@ -114,7 +114,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_huge_line_is_refused_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.io.strict_json.MAX_LINE", 1000)
+    monkeypatch.setattr("pipeline.io.strict_json.MAX_LINE_BYTES", 1000)
     (tmp_path / "index.jsonl").write_text(f"{line()}\n{line(text='x' * 1000)}")
     with pytest.raises(InputError, match=r"index\.jsonl, line 2 is longer than 1000 bytes"):
         list(read_jsonl(tmp_path / "index.jsonl", Query))
@@ -193,7 +193,7 @@ def test_damaged_tracks_are_refused(tmp_path: Path, damage: str) -> None:
 
 
 def _stop_within(path: Path) -> None:
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("half")
         raise InputError("stopped")
 

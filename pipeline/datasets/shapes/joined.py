@@ -17,7 +17,7 @@ from pipeline.records import Query, Span
 
 
 @dataclass(frozen=True)
-class Hidden:
+class HiddenEvent:
     """A sentence that is true of the frames `span` `[begin, end)` of the joined video alone, and the `query` it is in its own clip."""
 
     query: Query
@@ -25,15 +25,15 @@ class Hidden:
 
 
 @dataclass(frozen=True)
-class Joined:
+class ConcatenatedScenes:
     """The clips' ids in order, the frame that each begins with, and what is hidden in them."""
 
     clips: tuple[str, ...]
-    begins: tuple[int, ...]
-    hidden: tuple[Hidden, ...]
+    first_frames: tuple[int, ...]
+    hidden_events: tuple[HiddenEvent, ...]
 
 
-def joined(root: Path, queries: Sequence[Query], seed: int, seconds: float, hidden: int = 1) -> Joined:
+def concatenate_scenes(root: Path, queries: Sequence[Query], seed: int, seconds: float, num_hidden: int = 1) -> ConcatenatedScenes:
     """Clips of together about `seconds` in random order, among them `hidden` with a declarative query's event that is in none of
     the others; these may have two of its colour, shape and motion. Clips repeat where there are too few.
 
@@ -42,15 +42,15 @@ def joined(root: Path, queries: Sequence[Query], seed: int, seconds: float, hidd
     """
     rng, config = np.random.default_rng([seed, 3]), ShapesConfig.model_validate(json.loads((root / "shapes.json").read_text()))
     splits = tuple(video_id(query.split, 0)[0] for query in queries)
-    scenes = {clip: scene for clip, scene in all_scenes(config).items() if clip.startswith(splits)}
+    scenes = {clip: scene for clip, scene in build_all_scenes(config).items() if clip.startswith(splits)}
     said = [query for query in queries if query.form == "declarative" and query.truth is not None]
     chosen: list[Query] = []
     for place in rng.permutation(len(said)).tolist():
         query = said[place]
-        alone = not any(_true(query.text, scenes[other.video]) or _true(other.text, scenes[query.video]) for other in chosen)
-        if alone and len(chosen) < hidden:
+        alone = not any(_is_true_of_scene(query.text, scenes[other.video]) or _is_true_of_scene(other.text, scenes[query.video]) for other in chosen)
+        if alone and len(chosen) < num_hidden:
             chosen.append(query)
-    others = [clip for clip, scene in scenes.items() if not any(_true(query.text, scene) for query in chosen)]
+    others = [clip for clip, scene in scenes.items() if not any(_is_true_of_scene(query.text, scene) for query in chosen)]
     clips, left = [query.video for query in chosen], seconds * config.fps - sum(query.frame_count for query in chosen)
     while left > 0:
         for place in rng.permutation(len(others)).tolist():
@@ -63,12 +63,12 @@ def joined(root: Path, queries: Sequence[Query], seed: int, seconds: float, hidd
     for place, query in enumerate(chosen):
         assert query.truth is not None
         first = begins[order.index(place)]
-        found.append(Hidden(query, (first + query.truth.span[0], first + query.truth.span[1])))
-    return Joined(tuple(clips[place] for place in order), tuple(begins[:-1]), tuple(found))
+        found.append(HiddenEvent(query, (first + query.truth.span[0], first + query.truth.span[1])))
+    return ConcatenatedScenes(tuple(clips[place] for place in order), tuple(begins[:-1]), tuple(found))
 
 
 @lru_cache(maxsize=1)
-def all_scenes(config: ShapesConfig) -> dict[str, Scene]:
+def build_all_scenes(config: ShapesConfig) -> dict[str, Scene]:
     """The scene of every clip of a data set, by the clip's id."""
     counts = {"train": config.train_videos, "val": config.val_videos, "test": config.test_videos}
     size = (config.width, config.height)
@@ -79,15 +79,15 @@ def all_scenes(config: ShapesConfig) -> dict[str, Scene]:
     }
 
 
-def _true(text: str, scene: Scene) -> bool:
+def _is_true_of_scene(text: str, scene: Scene) -> bool:
     """Whether a declarative sentence is true of anything in a scene."""
     said = (
-        f"the {thing.colour} {thing.shape} {phrase}." for thing in scene.things for motion in thing.motions for phrase in PHRASES[motion]
+        f"the {thing.color} {thing.shape} {phrase}." for thing in scene.objects for motion in thing.motions for phrase in PHRASES[motion]
     )
     return text in said
 
 
-def write_joined(path: Path, clips: Sequence[Path]) -> None:
+def concatenate_videos(path: Path, clips: Sequence[Path]) -> None:
     """Join videos that were encoded alike, by copying their packets."""
     import av
 

@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Config
+from pipeline.config import StrictModel
 from pipeline.datasets.shapes import render
 from pipeline.datasets.shapes.scene import Scene, make_scene
 from pipeline.datasets.shapes.sentences import write_sentences
 from pipeline.errors import InputError
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.io.jsonl import write_json
 
 SPLITS = ("train", "val", "test")
 VIDOR_PART = {"train": "training", "val": "training", "test": "validation"}
 
 
-class ShapesConfig(Config):
+class ShapesConfig(StrictModel):
     """How much of `shapes` to make. Videos of one seed never appear in another split."""
 
     seed: int = 0
@@ -50,12 +50,12 @@ def scene_seed(seed: int, split: str, index: int) -> int:
 def make_shapes(root: Path, config: ShapesConfig, workers: int, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Make the whole data set under `root`; what is already there for the same settings is kept."""
     stamp, begun, settings = root / "shapes.json", root / ".shapes-begun.json", config.model_dump(mode="json")
-    if _holds(stamp, settings) and not begun.exists():
+    if _has_settings(stamp, settings) and not begun.exists():
         progress(1, 1)
         return
     if root.exists() and any(root.iterdir()) and not (stamp.exists() or begun.exists()):
         raise InputError(f"{root} holds files that are not `shapes`: name an empty folder with --root")
-    if not _holds(begun, settings):
+    if not _has_settings(begun, settings):
         for folder in ("video", "annotation", "annotations"):
             shutil.rmtree(root / folder, ignore_errors=True)
         write_json(begun, settings)
@@ -74,7 +74,7 @@ def make_shapes(root: Path, config: ShapesConfig, workers: int, progress: Callab
     begun.unlink()
 
 
-def _holds(stamp: Path, settings: dict[str, Any]) -> bool:
+def _has_settings(stamp: Path, settings: dict[str, Any]) -> bool:
     """Whether the data set there was made, or begun, with these settings."""
     return stamp.exists() and json.loads(stamp.read_text()) == settings
 
@@ -91,21 +91,21 @@ def _make_video(job: tuple[Path, ShapesConfig, str, int]) -> tuple[str, list[dic
     vid, group = video_id(split, index), f"{index // 100:04d}"
     path = root / "video" / group / f"{vid}.mp4"
     if not path.exists():  # where it does, an interrupted run made it whole
-        with replacing(path) as aside:
-            write_video(aside, render.frames(scene), scene.fps)
-    write_json(root / "annotation" / VIDOR_PART[split] / group / f"{vid}.json", trajectories(scene, vid, f"{group}/{vid}.mp4"))
-    return split, entries_of(scene, vid, config.sentences_per_video)
+        with atomic_write(path) as aside:
+            write_video(aside, render.render_frames(scene), scene.fps)
+    write_json(root / "annotation" / VIDOR_PART[split] / group / f"{vid}.json", build_trajectories(scene, vid, f"{group}/{vid}.mp4"))
+    return split, build_entries(scene, vid, config.sentences_per_video)
 
 
-def entries_of(scene: Scene, vid: str, sentences: int) -> list[dict[str, Any]]:
+def build_entries(scene: Scene, vid: str, num_sentences: int) -> list[dict[str, Any]]:
     """VidSTG's annotation entries of one scene: one per sentence, its tags in an extra field."""
     rng = np.random.default_rng([scene.seed, 2])
-    things = [{"tid": tid, "category": thing.shape} for tid, thing in enumerate(scene.things)]
+    things = [{"tid": tid, "category": thing.shape} for tid, thing in enumerate(scene.objects)]
     entries = []
-    for sentence in write_sentences(scene, sentences, rng):
+    for sentence in write_sentences(scene, num_sentences, rng):
         span = {"begin_fid": sentence.event.begin, "end_fid": sentence.event.end}
-        said = {"description": sentence.text, "type": "shape", "target_id": sentence.thing, "tags": list(sentence.tags)}
-        relation = {"subject_tid": sentence.thing, "object_tid": sentence.thing, "predicate": sentence.event.motion}
+        said = {"description": sentence.text, "type": "shape", "target_id": sentence.object_index, "tags": list(sentence.tags)}
+        relation = {"subject_tid": sentence.object_index, "object_tid": sentence.object_index, "predicate": sentence.event.motion}
         entries.append(
             {
                 "vid": vid,
@@ -124,9 +124,9 @@ def entries_of(scene: Scene, vid: str, sentences: int) -> list[dict[str, Any]]:
     return entries
 
 
-def trajectories(scene: Scene, vid: str, video_path: str) -> dict[str, Any]:
+def build_trajectories(scene: Scene, vid: str, video_path: str) -> dict[str, Any]:
     """VidOR's annotation file of one scene: every object's box in every frame, whole pixels as VidOR has them."""
-    tracks = [np.round(render.boxes(scene, thing)).astype(int).tolist() for thing in scene.things]
+    tracks = [np.round(render.compute_boxes(scene, thing)).astype(int).tolist() for thing in scene.objects]
     sides = ("xmin", "ymin", "xmax", "ymax")
     frames = [
         [
@@ -143,11 +143,11 @@ def trajectories(scene: Scene, vid: str, video_path: str) -> dict[str, Any]:
         "fps": float(scene.fps),
         "width": scene.size[0],
         "height": scene.size[1],
-        "subject/objects": [{"tid": tid, "category": thing.shape} for tid, thing in enumerate(scene.things)],
+        "subject/objects": [{"tid": tid, "category": thing.shape} for tid, thing in enumerate(scene.objects)],
         "trajectories": frames,
         "relation_instances": [
             {"subject_tid": tid, "object_tid": tid, "predicate": event.motion, "begin_fid": event.begin, "end_fid": event.end}
-            for tid, thing in enumerate(scene.things)
+            for tid, thing in enumerate(scene.objects)
             for event in thing.events
         ],
     }

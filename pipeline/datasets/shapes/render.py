@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.datasets.shapes.scene import Scene, Thing
+from pipeline.datasets.shapes.scene import Scene, SceneObject
 
-PAINT = {
+RGB_COLORS = {
     "red": (214, 48, 44),
     "green": (40, 168, 70),
     "blue": (46, 88, 220),
@@ -18,27 +18,27 @@ PAINT = {
 }
 
 
-def frames(scene: Scene) -> Iterator[np.ndarray]:
+def render_frames(scene: Scene) -> Iterator[np.ndarray]:
     """Yield every frame as RGB uint8 `[height, width, 3]`."""
-    ground = background(scene.size, scene.seed)
+    ground = render_background(scene.size, scene.seed)
     noise = np.random.default_rng([scene.seed, 1])
     for index in range(scene.frame_count):
         picture = ground.copy()
-        for thing in scene.things:
-            _draw(picture, thing, index)
+        for thing in scene.objects:
+            _draw_object(picture, thing, index)
         picture += noise.normal(0, 2.0, picture.shape).astype(np.float32)
         yield np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def boxes(scene: Scene, thing: Thing) -> np.ndarray:
+def compute_boxes(scene: Scene, scene_object: SceneObject) -> np.ndarray:
     """The thing's box in every frame, xyxy in pixels `[frame_count, 4]`: the extent of its (turned) outline."""
     width, height = scene.size
-    extents = [_outline_extent(thing.shape, float(angle)) for angle in thing.angles]
-    corners = np.array(extents) * (thing.sizes[:, None] / 2) + np.concatenate([thing.centres, thing.centres], 1)
+    extents = [_outline_extent(scene_object.shape, float(angle)) for angle in scene_object.angles]
+    corners = np.array(extents) * (scene_object.sizes[:, None] / 2) + np.concatenate([scene_object.centers, scene_object.centers], 1)
     return np.clip(corners, 0, [width, height, width, height])
 
 
-def background(size: tuple[int, int], seed: int) -> np.ndarray:
+def render_background(size: tuple[int, int], seed: int) -> np.ndarray:
     """A greyish texture, float32 `[height, width, 3]`: smooth blobs, fine grain and a slanted light."""
     rng = np.random.default_rng([seed, 0])
     width, height = size
@@ -57,25 +57,25 @@ def background(size: tuple[int, int], seed: int) -> np.ndarray:
     return (tint + (smooth - 0.5) * rng.uniform(25, 60) + slant + grain).astype(np.float32)
 
 
-def _draw(picture: np.ndarray, thing: Thing, index: int) -> None:
+def _draw_object(picture: np.ndarray, thing: SceneObject, index: int) -> None:
     """Blend one thing into the picture, in place, with soft edges and a dark stripe that shows how it is turned."""
     height, width = picture.shape[:2]
-    (x, y), half = thing.centres[index], thing.sizes[index] / 2
+    (x, y), half = thing.centers[index], thing.sizes[index] / 2
     left, right = max(int(x - half * 1.5), 0), min(int(x + half * 1.5) + 2, width)
     top, bottom = max(int(y - half * 1.5), 0), min(int(y + half * 1.5) + 2, height)
     u = (np.arange(left, right)[None, :] + 0.5 - x) / half
     v = (np.arange(top, bottom)[:, None] + 0.5 - y) / half
     cos, sin = np.cos(thing.angles[index]), np.sin(thing.angles[index])
     a, b = u * cos + v * sin, -u * sin + v * cos
-    depth = _inside(thing.shape, a, b)
+    depth = _signed_depth(thing.shape, a, b)
     cover = np.clip(depth * half + 0.5, 0, 1) * thing.opacity[index]
     stripe = (np.abs(b) < 0.16) & (a > 0.1)
-    paint = np.array(PAINT[thing.colour], np.float32) * np.where(stripe, 0.35, 1.0)[..., None]
+    paint = np.array(RGB_COLORS[thing.color], np.float32) * np.where(stripe, 0.35, 1.0)[..., None]
     patch = picture[top:bottom, left:right]
     patch += (paint - patch) * cover[..., None].astype(np.float32)
 
 
-def _inside(shape: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _signed_depth(shape: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Signed depth inside a unit shape at local coordinates in [-1, 1]: positive inside, about 0 at the edge."""
     if shape == "circle":
         return 1 - np.hypot(a, b)

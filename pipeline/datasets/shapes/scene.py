@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+COLORS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 MOTIONS = ("left", "right", "up", "down", "still", "spin", "blink", "grow")
 
@@ -30,23 +30,23 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object: looks, events in turn, and its state in every frame.
 
     `centres` `[n, 2]` and `sizes` `[n]` (full extent) are in pixels, `angles` `[n]` in radians, `opacity` `[n]` in [0, 1].
     """
 
-    colour: str
+    color: str
     shape: str
     events: tuple[Event, ...]
-    centres: np.ndarray
+    centers: np.ndarray
     sizes: np.ndarray
     angles: np.ndarray
     opacity: np.ndarray
 
     @property
-    def looks(self) -> tuple[str, str]:
-        return self.colour, self.shape
+    def color_and_shape(self) -> tuple[str, str]:
+        return self.color, self.shape
 
     @property
     def motions(self) -> frozenset[str]:
@@ -60,7 +60,7 @@ class Scene:
     size: tuple[int, int]
     fps: int
     frame_count: int
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     seed: int
 
 
@@ -68,17 +68,17 @@ def make_scene(seed: int, size: tuple[int, int] = (160, 96), fps: int = 10, seco
     """A scene as a pure function of its seed and settings."""
     rng = np.random.default_rng(seed)
     frame_count = round(rng.uniform(*seconds) * fps)
-    looks = _choose_looks(rng, count=int(rng.choice([3, 4], p=[0.3, 0.7])))
-    things: list[Thing] = []
+    looks = _choose_colors_and_shapes(rng, count=int(rng.choice([3, 4], p=[0.3, 0.7])))
+    things: list[SceneObject] = []
     for events, (colour, shape) in zip(_choose_events(rng, looks, frame_count, fps), looks, strict=True):
-        things.append(_place(rng, colour, shape, events, size, fps, frame_count, things))
+        things.append(_place_object(rng, colour, shape, events, size, fps, frame_count, things))
     order = rng.permutation(len(things))
     return Scene(size, fps, frame_count, tuple(things[i] for i in order), seed)
 
 
-def _choose_looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+def _choose_colors_and_shapes(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
     """Looks of the objects: most scenes have twins (objects 0 and 1); another object often shares a colour or a shape."""
-    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    pairs = [(colour, shape) for colour in COLORS for shape in SHAPES]
     first = pairs[rng.integers(len(pairs))]
     looks = [first]
     if rng.random() < 0.75:
@@ -100,14 +100,14 @@ def _choose_events(rng: np.random.Generator, looks: list[tuple[str, str]], frame
         used = {e.motion for other, events in zip(looks, chosen, strict=False) if other != look for e in events}
         best: tuple[Event, ...] = ()
         for _ in range(20):
-            best = _timeline(rng, banned, used if index else set(), frame_count, fps)
-            if not _clashes(best, look, looks, chosen):
+            best = _sample_timeline(rng, banned, used if index else set(), frame_count, fps)
+            if not _has_motion_conflict(best, look, looks, chosen):
                 break
         chosen.append(best)
     return chosen
 
 
-def _timeline(rng: np.random.Generator, banned: set[str], used: set[str], frame_count: int, fps: int) -> tuple[Event, ...]:
+def _sample_timeline(rng: np.random.Generator, banned: set[str], used: set[str], frame_count: int, fps: int) -> tuple[Event, ...]:
     """1–3 different motions that fill the video, each at least 1.2 s long."""
     count = int(rng.choice([1, 2, 3], p=[0.1, 0.35, 0.55]))
     allowed = [motion for motion in MOTIONS if motion not in banned]
@@ -120,7 +120,7 @@ def _timeline(rng: np.random.Generator, banned: set[str], used: set[str], frame_
     return tuple(Event(str(m), int(b), int(e)) for m, b, e in zip(motions, edges[:-1], edges[1:], strict=True))
 
 
-def _clashes(events: tuple[Event, ...], look: tuple[str, str], looks: list[tuple[str, str]], chosen: list[tuple[Event, ...]]) -> bool:
+def _has_motion_conflict(events: tuple[Event, ...], look: tuple[str, str], looks: list[tuple[str, str]], chosen: list[tuple[Event, ...]]) -> bool:
     """Whether another-looking object does one of these motions at an overlapping time (that would not tell times apart)."""
     for other, theirs in zip(looks, chosen, strict=False):
         if other == look:
@@ -133,7 +133,7 @@ def _clashes(events: tuple[Event, ...], look: tuple[str, str], looks: list[tuple
     return False
 
 
-def _place(
+def _place_object(
     rng: np.random.Generator,
     colour: str,
     shape: str,
@@ -141,16 +141,16 @@ def _place(
     size: tuple[int, int],
     fps: int,
     frame_count: int,
-    others: list[Thing],
-) -> Thing:
+    others: list[SceneObject],
+) -> SceneObject:
     """Lay an object's path into the picture where it meets the others least, out of 24 tries."""
-    candidates = [_path(rng, events, size, fps, frame_count) for _ in range(24)]
-    overlaps = [sum(float(_overlap(centres, sizes, other)) for other in others) for centres, sizes, _, _ in candidates]
+    candidates = [_sample_trajectory(rng, events, size, fps, frame_count) for _ in range(24)]
+    overlaps = [sum(float(_mean_overlap(centres, sizes, other)) for other in others) for centres, sizes, _, _ in candidates]
     centres, sizes, angles, opacity = candidates[int(np.argmin(overlaps))]
-    return Thing(colour, shape, events, centres, sizes, angles, opacity)
+    return SceneObject(colour, shape, events, centres, sizes, angles, opacity)
 
 
-def _path(
+def _sample_trajectory(
     rng: np.random.Generator, events: tuple[Event, ...], size: tuple[int, int], fps: int, frame_count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Centres, sizes, angles and opacity per frame of an object that does the events and stays in the picture."""
@@ -181,8 +181,8 @@ def _path(
     return centres, sizes, angles, opacity
 
 
-def _overlap(centres: np.ndarray, sizes: np.ndarray, other: Thing) -> np.floating:
+def _mean_overlap(centres: np.ndarray, sizes: np.ndarray, other: SceneObject) -> np.floating:
     """Mean over frames of how deep two objects' squares reach into each other, as a share of their size."""
     reach = (sizes + other.sizes) / 2
-    apart = np.abs(centres - other.centres).max(-1)
+    apart = np.abs(centres - other.centers).max(-1)
     return np.mean(np.clip(reach - apart, 0, None) / reach)

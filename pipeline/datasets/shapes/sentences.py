@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.datasets.shapes.scene import Event, Scene, Thing
+from pipeline.datasets.shapes.scene import Event, Scene, SceneObject
 
 LOOK_ALIKE, SAME_MOTION = "look-alike", "same-motion"
 PHRASES = {
@@ -25,7 +25,7 @@ PHRASES = {
     "blink": ("blinks", "flashes", "flickers"),
     "grow": ("grows", "gets bigger", "becomes larger"),
 }
-SHARES = {(LOOK_ALIKE,): 0.35, (SAME_MOTION,): 0.25, (LOOK_ALIKE, SAME_MOTION): 0.30, (): 0.10}
+TAG_SHARES = {(LOOK_ALIKE,): 0.35, (SAME_MOTION,): 0.25, (LOOK_ALIKE, SAME_MOTION): 0.30, (): 0.10}
 """The share of sentences aimed at for each set of tags; the data card states what came of it."""
 
 
@@ -35,64 +35,64 @@ class Sentence:
 
     text: str
     form: str
-    thing: int
+    object_index: int
     event: Event
     tags: tuple[str, ...]
 
 
 def write_sentences(scene: Scene, count: int, rng: np.random.Generator) -> list[Sentence]:
     """Up to `count` different sentences about a scene, their tags drawn by `SHARES` from what the scene offers."""
-    candidates = _candidates(scene, rng)
+    candidates = _build_candidates(scene, rng)
     rng.shuffle(candidates)
     chosen: list[Sentence] = []
     asked: set[tuple[int, str, str]] = set()
     while candidates and len(chosen) < count:
         tags = sorted({sentence.tags for sentence in candidates})
-        weights = np.array([SHARES[tag] for tag in tags])
+        weights = np.array([TAG_SHARES[tag] for tag in tags])
         wanted = tags[rng.choice(len(tags), p=weights / weights.sum())]
         sentence = next(s for s in candidates if s.tags == wanted)
         candidates.remove(sentence)
-        key = (sentence.thing, sentence.event.motion, sentence.form)
+        key = (sentence.object_index, sentence.event.motion, sentence.form)
         if key not in asked:
             asked.add(key)
             chosen.append(sentence)
     return chosen
 
 
-def _candidates(scene: Scene, rng: np.random.Generator) -> list[Sentence]:
+def _build_candidates(scene: Scene, rng: np.random.Generator) -> list[Sentence]:
     """Every true and unambiguous sentence, declarative and interrogative."""
     result = []
-    for index, thing in enumerate(scene.things):
+    for index, thing in enumerate(scene.objects):
         for event in thing.events:
-            for form, description in _descriptions(thing):
-                doers = [t for t in scene.things if _fits(t, description) and event.motion in t.motions]
+            for form, description in _build_descriptions(thing):
+                doers = [t for t in scene.objects if _matches_description(t, description) and event.motion in t.motions]
                 if len(doers) == 1:
-                    text = _phrase(form, description, event.motion, rng)
-                    result.append(Sentence(text, form, index, event, _tags(scene, index, event, description)))
+                    text = _build_text(form, description, event.motion, rng)
+                    result.append(Sentence(text, form, index, event, _compute_tags(scene, index, event, description)))
     return result
 
 
-def _descriptions(thing: Thing) -> list[tuple[str, tuple[str | None, str | None]]]:
-    full = (thing.colour, thing.shape)
-    partial: list[tuple[str | None, str | None]] = [(thing.colour, None), (None, thing.shape), (None, None)]
+def _build_descriptions(thing: SceneObject) -> list[tuple[str, tuple[str | None, str | None]]]:
+    full = (thing.color, thing.shape)
+    partial: list[tuple[str | None, str | None]] = [(thing.color, None), (None, thing.shape), (None, None)]
     return [("declarative", full), *(("interrogative", description) for description in partial)]
 
 
-def _fits(thing: Thing, description: tuple[str | None, str | None]) -> bool:
-    return all(wanted in (None, own) for wanted, own in zip(description, thing.looks, strict=True))
+def _matches_description(thing: SceneObject, description: tuple[str | None, str | None]) -> bool:
+    return all(wanted in (None, own) for wanted, own in zip(description, thing.color_and_shape, strict=True))
 
 
-def _tags(scene: Scene, index: int, event: Event, description: tuple[str | None, str | None]) -> tuple[str, ...]:
-    others = [thing for position, thing in enumerate(scene.things) if position != index]
+def _compute_tags(scene: Scene, index: int, event: Event, description: tuple[str | None, str | None]) -> tuple[str, ...]:
+    others = [thing for position, thing in enumerate(scene.objects) if position != index]
     tags = []
-    if any(_fits(thing, description) for thing in others):
+    if any(_matches_description(thing, description) for thing in others):
         tags.append(LOOK_ALIKE)
-    if any(event.motion in thing.motions and not _fits(thing, description) for thing in others):
+    if any(event.motion in thing.motions and not _matches_description(thing, description) for thing in others):
         tags.append(SAME_MOTION)
     return tuple(tags)
 
 
-def _phrase(form: str, description: tuple[str | None, str | None], motion: str, rng: np.random.Generator) -> str:
+def _build_text(form: str, description: tuple[str | None, str | None], motion: str, rng: np.random.Generator) -> str:
     colour, shape = description
     does = PHRASES[motion][rng.integers(len(PHRASES[motion]))]
     if form == "declarative":

@@ -126,12 +126,12 @@ def test_a_forked_child_dies_of_sigterm_as_ever() -> None:
 
 
 def test_signals_are_given_back() -> None:
-    from cli.console.app import guarded
+    from cli.console.app import handle_errors
 
     before = signal.getsignal(signal.SIGTERM)
-    guarded(lambda: None)()
+    handle_errors(lambda: None)()
     with pytest.raises(typer.Exit):
-        guarded(_interrupt)()
+        handle_errors(_interrupt)()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

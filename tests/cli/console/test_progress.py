@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from cli.console.progress import Lines, clock_text, progress
+from cli.console.progress import ProgressLines, format_clock, show_progress
 
 
 class Clock:
@@ -19,7 +19,7 @@ class Clock:
 
 def test_lines_come_every_ten_seconds_and_at_the_end() -> None:
     stream, clock = io.StringIO(), Clock()
-    lines = Lines("extracting", "videos", stream, clock)
+    lines = ProgressLines("extracting", "videos", stream, clock)
     for done in range(0, 101):
         lines(done, 100)
         clock.now += 0.25
@@ -33,7 +33,7 @@ def test_lines_come_every_ten_seconds_and_at_the_end() -> None:
 
 def test_what_was_done_before_does_not_count_in_the_rate() -> None:
     stream, clock = io.StringIO(), Clock()
-    lines = Lines("extracting", "videos", stream, clock)
+    lines = ProgressLines("extracting", "videos", stream, clock)
     lines(50, 100)
     clock.now += 20
     lines(60, 100)
@@ -42,7 +42,7 @@ def test_what_was_done_before_does_not_count_in_the_rate() -> None:
 
 def test_the_last_line_is_said_once() -> None:
     stream = io.StringIO()
-    with progress("drawing", stream=stream) as advance:
+    with show_progress("drawing", stream=stream) as advance:
         advance(1, 1)
         advance(1, 1)
     assert stream.getvalue().count("\n") == 1
@@ -50,7 +50,7 @@ def test_the_last_line_is_said_once() -> None:
 
 def test_a_next_part_starts_afresh() -> None:
     stream, clock = io.StringIO(), Clock()
-    lines = Lines("preparing", "files", stream, clock)
+    lines = ProgressLines("preparing", "files", stream, clock)
     for _ in range(2):
         for done in (0, 4):
             lines(done, 4)
@@ -64,7 +64,7 @@ def test_a_terminal_gets_a_bar() -> None:
             return True
 
     stream = Terminal()
-    with progress("extracting", unit="videos", stream=stream) as advance:
+    with show_progress("extracting", unit="videos", stream=stream) as advance:
         for done in range(4):
             advance(done, 3)
     assert "extracting" in stream.getvalue()
@@ -73,4 +73,4 @@ def test_a_terminal_gets_a_bar() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
 def test_clock_text(seconds: float, text: str) -> None:
-    assert clock_text(seconds) == text
+    assert format_clock(seconds) == text

@@ -171,9 +171,9 @@ def test_what_has_no_mirrored_words_is_never_mirrored(
 
 def test_the_shipped_tokenizer_gives_the_mirrored_sentence_s_tokens(query_of: QueryMaker) -> None:
     encoder = TextEncoder("tiny")
-    ids, mask = encoder.tokenise([LEFT, RIGHT])
+    ids, mask = encoder.tokenize([LEFT, RIGHT])
     own, other = (row[kept, None].numpy() for row, kept in zip(ids, mask, strict=True))
-    for sample, _ in drawn(query_of(0, "train", text=LEFT), {"flip": 1.0}, encoder.tokenise, own):
+    for sample, _ in drawn(query_of(0, "train", text=LEFT), {"flip": 1.0}, encoder.tokenize, own):
         np.testing.assert_array_equal(sample.text, other)
 
 

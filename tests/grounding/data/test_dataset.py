@@ -19,7 +19,7 @@ from grounding.data.sources import Product
 from grounding.inference.segment_prediction import Look
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Truth
-from pipeline.sampling import bin_centres, pool_bins
+from pipeline.sampling import sample_bin_centers, compute_pool_bins
 from pipeline.store import Store
 from pipeline.tracks import Tracks
 
@@ -92,7 +92,7 @@ def test_motion_is_the_mean_of_equal_bins(store: Path, clips: int) -> None:
     """Ten stored clips brought to fewer, as many, more; summed in float32, to the bit."""
     features = FeatureSet.of_store(store, "train", FRAMES, clips)
     stored = features.motion.read("v0").astype(np.float32)
-    expected = np.stack([stored[begin:end].mean(0) for begin, end in pool_bins(10, clips)]).astype(np.float16)
+    expected = np.stack([stored[begin:end].mean(0) for begin, end in compute_pool_bins(10, clips)]).astype(np.float16)
     np.testing.assert_array_equal(features.sample(features.queries[0]).motion, expected)
 
 
@@ -306,4 +306,4 @@ def test_bins_and_rows_agree(features: FeatureSet) -> None:
     query = features.queries[0]
     chosen = features.sample(query, np.array([3, 3, 0, 19]))
     assert chosen.numbers.tolist() == [15, 15, 0, 95]
-    assert features.sample(query).numbers.tolist() == (bin_centres(20, FRAMES) * 5).tolist()
+    assert features.sample(query).numbers.tolist() == (sample_bin_centers(20, FRAMES) * 5).tolist()

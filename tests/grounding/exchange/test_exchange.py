@@ -22,7 +22,7 @@ from pipeline.errors import InputError, VideoError
 from pipeline.io.cvat_xml import read_cvat
 from pipeline.records import Prediction, Query, Truth
 from pipeline.tracks import Tracks
-from pipeline.video import VideoFacts
+from pipeline.video import VideoMetadata
 
 QueryMaker = Callable[..., Query]
 HOSTILE = "</box><script>alert('1')</script> & \"一人の男\" ]]>"
@@ -85,8 +85,8 @@ def test_cvat_gets_a_file_per_video_and_the_labels(videos: list[ShownVideo], tmp
 
 
 def test_cvat_and_back_is_the_same_truth(tmp_path: Path, exam: Exam) -> None:
-    def probe(folder: Path, paths: Iterable[str], progress: Any) -> dict[str, VideoFacts | VideoError]:
-        return {path: VideoFacts(folder / path, (64, 36), 25.0, np.arange(100) / 25, 4.0, False, "h264") for path in paths}
+    def probe(folder: Path, paths: Iterable[str], progress: Any) -> dict[str, VideoMetadata | VideoError]:
+        return {path: VideoMetadata(folder / path, (64, 36), 25.0, np.arange(100) / 25, 4.0, False, "h264") for path in paths}
 
     shown = list(shown_videos(exam, Tubes.of_predictions([]), [], {}))
     write_cvat_folder(tmp_path / "videos" / "out", shown, quiet)

@@ -18,7 +18,7 @@ from grounding.losses.temporal import divergence, gaussians, inside_loss
 from grounding.models.cgstvg import Outputs
 from grounding.structures.span_scores import Boundaries
 from grounding.structures.targets import Targets, Totals
-from pipeline.sampling import bin_centres, place_of
+from pipeline.sampling import sample_bin_centers, normalized_position
 
 FRAMES, CELLS = 4, 6
 TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
@@ -103,8 +103,8 @@ def test_a_model_that_says_its_targets_finds_the_span(stored: int) -> None:
     """Where a segment stores fewer frames than a pass takes, and some are taken twice, too."""
     count, span = 16, (24, 72)
     frames = (np.arange(stored) * 120) // stored
-    numbers = frames[bin_centres(stored, count)]
-    tau = torch.from_numpy(place_of(numbers, (0, 120))).float()[None]
+    numbers = frames[sample_bin_centers(stored, count)]
+    tau = torch.from_numpy(normalized_position(numbers, (0, 120))).float()[None]
     targets = gaussians(torch.tensor([span]) / 120, tau, 1.0)
     answer = Boundaries(*(target[0].double().numpy() for target in targets))
     scores = answer.scores((0, 120), np.unique(numbers))

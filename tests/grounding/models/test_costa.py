@@ -108,7 +108,7 @@ def encoder_of(kind: str) -> AppearanceEncoder:
 def test_both_networks_have_maps_of_one_size_after_every_stage_and_all_frames(size: tuple[int, int], kind: str, connection: Any) -> None:
     """Odd sizes too; beside ResNet-101, whose stem pools, and the tiny one, whose does not."""
     image = encoder_of(kind)
-    trunk = SpaceTimeTrunk(8, image.widths, image.pooled, connection)
+    trunk = SpaceTimeTrunk(8, image.stage_channels, image.has_stem_pooling, connection)
     met: list[tuple[torch.Size, torch.Size, torch.Size]] = []
     for joint in trunk.joints:
         joint.register_forward_hook(lambda module, given, found: met.append((given[0].shape, given[1].shape, found.shape)))
@@ -117,7 +117,7 @@ def test_both_networks_have_maps_of_one_size_after_every_stage_and_all_frames(si
     for stage in image.stages:
         still.append(x := stage(x))
     y = trunk(videos.transpose(1, 2), still)
-    for (moving, seen, joined), width, channels in zip(met, (8, 16, 32, 64), image.widths, strict=True):
+    for (moving, seen, joined), width, channels in zip(met, (8, 16, 32, 64), image.stage_channels, strict=True):
         assert moving == joined == (2, width, 3, *seen[2:])
         assert seen[:2] == (6, channels)
     assert y.shape == (2, 3, *still[-1].shape[2:], 64)
@@ -490,7 +490,7 @@ def test_recomputed_layers_give_the_same_gradients_from_less() -> None:
 def test_a_text_encoder_that_trains_reads_tokens() -> None:
     text = TextEncoder("tiny")
     model, query = make_model(text_encoder=text), make_query(0, WIDE, 4)
-    tokens, mask = text.tokenise(["the red circle spins."])
+    tokens, mask = text.tokenize(["the red circle spins."])
     inputs = replace(query, text=tokens[..., None], text_mask=mask)
     model.train()
     targets = make_targets(1)

@@ -20,7 +20,7 @@ from grounding.systems.config import TrainConfig
 from grounding.systems.registry import over_preset
 from grounding.training.train import open_run, train
 from pipeline.config import validate
-from pipeline.datasets.shapes.joined import Hidden, Joined, joined
+from pipeline.datasets.shapes.joined import HiddenEvent, ConcatenatedScenes, concatenate_scenes
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
 from pipeline.store import ProductReader, Store
@@ -33,9 +33,9 @@ pytestmark = pytest.mark.soak
 class Spliced:
     """Clips of a store's product, one after the other, read as one video's (`grounding.data.sources.Product`)."""
 
-    def __init__(self, product: ProductReader, made: Joined) -> None:
+    def __init__(self, product: ProductReader, made: ConcatenatedScenes) -> None:
         self._product, self._clips = product, made.clips
-        shown = [product.columns(clip)["frame"] + begin for clip, begin in zip(made.clips, made.begins, strict=True)]
+        shown = [product.columns(clip)["frame"] + begin for clip, begin in zip(made.clips, made.first_frames, strict=True)]
         self._frames = np.concatenate(shown)
         self._begins = np.cumsum([0, *map(len, shown)])
 
@@ -71,16 +71,16 @@ def grounder(tmp_path_factory: pytest.TempPathFactory) -> Grounder:
     return Grounder(run, device="cpu", frames=36)
 
 
-def hours(grounder: Grounder) -> Iterator[tuple[Seen, Hidden]]:
+def hours(grounder: Grounder) -> Iterator[tuple[Seen, HiddenEvent]]:
     store = Store(ROOT / "store")
     queries = [query for query in read_jsonl(store.index_path, Query) if query.split == "test"]
     for seed in range(HOURS):
-        made = joined(ROOT / "data" / "shapes", queries, seed, SECONDS)
+        made = concatenate_scenes(ROOT / "data" / "shapes", queries, seed, SECONDS)
         products = {name: Spliced(store.open(name), made) for name in grounder.visual}
-        count = made.begins[-1] + products["appearance"]._product.facts(made.clips[-1])["frame_count"]
+        count = made.first_frames[-1] + products["appearance"]._product.facts(made.clips[-1])["frame_count"]
         facts = products["appearance"].facts("hour") | {"frame_count": count}
         edges = np.arange(count + 1) / facts["fps"]
-        yield Seen(asked_video(Path("hour"), facts), "hour", {**products}, edges), made.hidden[0]
+        yield Seen(asked_video(Path("hour"), facts), "hour", {**products}, edges), made.hidden_events[0]
 
 
 def test_an_event_hidden_in_an_hour_is_found_far_more_often_than_by_chance(grounder: Grounder) -> None:

@@ -17,12 +17,12 @@ from grounding.predictor.window_length import window_seconds
 from grounding.predictor.windows import windows_of
 from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, Recipe
 from grounding.training.train import open_run, train
-from pipeline.datasets.shapes.joined import all_scenes, joined, write_joined
+from pipeline.datasets.shapes.joined import build_all_scenes, concatenate_scenes, concatenate_videos
 from pipeline.datasets.shapes.make import SPLITS, ShapesConfig
 from pipeline.datasets.shapes.sentences import PHRASES
 from pipeline.errors import InputError, VideoError
 from pipeline.extraction.run import ExtractConfig
-from pipeline.extraction.run import run as extract
+from pipeline.extraction.run import run_extraction as extract
 from pipeline.features.stream import FeatureStream
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query, Span
@@ -46,13 +46,13 @@ def clips(tiny_run: Any) -> list[Path]:
 def long_video(clips: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four clips, 20 seconds: the run's segments were of 5."""
     path = tmp_path_factory.mktemp("long") / "long.mp4"
-    write_joined(path, [*clips, clips[0]])
+    concatenate_videos(path, [*clips, clips[0]])
     return path
 
 
 def test_joined_clips_are_one_video_of_their_frames(long_video: Path) -> None:
     facts = probe(long_video)
-    assert (facts.frame_count, facts.fps, facts.doubt) == (200, 10.0, "")
+    assert (facts.frame_count, facts.fps, facts.decord_unsafe_reason) == (200, 10.0, "")
     np.testing.assert_allclose(facts.edges, np.arange(201) / 10)
 
 
@@ -236,12 +236,12 @@ def test_what_is_hidden_happens_nowhere_else(tiny_run: Any, tmp_path: Path) -> N
     shapes.mkdir()
     config = ShapesConfig(train_videos=12, val_videos=0, test_videos=12)
     (shapes / "shapes.json").write_text(config.model_dump_json())
-    scenes = all_scenes(config)
+    scenes = build_all_scenes(config)
     queries = []
     for clip, scene in scenes.items():
-        for thing in scene.things:
+        for thing in scene.objects:
             for event in thing.events:
-                text = f"the {thing.colour} {thing.shape} {PHRASES[event.motion][2 if event.motion != 'left' else 1]}."
+                text = f"the {thing.color} {thing.shape} {PHRASES[event.motion][2 if event.motion != 'left' else 1]}."
                 if event.motion in ("spin", "left", "still"):
                     said = {
                         "id": f"{clip}-{len(queries)}",
@@ -254,21 +254,21 @@ def test_what_is_hidden_happens_nowhere_else(tiny_run: Any, tmp_path: Path) -> N
                     facts = {"fps": 10.0, "frame_count": scene.frame_count, "size": scene.size, "segment": (0, scene.frame_count)}
                     queries.append(Query.model_validate({**said, **facts, "truth": {"span": (event.begin, event.end), "track": None}}))
     queries = [query for query in queries if query.split == "test"]
-    made = joined(shapes, queries, seed=1, seconds=300.0, hidden=3)
-    assert joined(shapes, queries, seed=1, seconds=300.0, hidden=3) == made
+    made = concatenate_scenes(shapes, queries, seed=1, seconds=300.0, num_hidden=3)
+    assert concatenate_scenes(shapes, queries, seed=1, seconds=300.0, num_hidden=3) == made
     assert {SPLITS[int(clip[0]) - 1] for clip in made.clips} == {"test"}
-    assert made.clips != joined(shapes, queries, seed=2, seconds=300.0, hidden=3).clips
+    assert made.clips != concatenate_scenes(shapes, queries, seed=2, seconds=300.0, num_hidden=3).clips
     lengths = [scenes[clip].frame_count for clip in made.clips]
-    assert list(made.begins) == np.cumsum([0, *lengths[:-1]]).tolist()
+    assert list(made.first_frames) == np.cumsum([0, *lengths[:-1]]).tolist()
     assert sum(lengths) >= 3000
-    assert len(made.hidden) == 3
-    for own in made.hidden:
-        place = int(np.searchsorted(made.begins, own.span[0], "right")) - 1
+    assert len(made.hidden_events) == 3
+    for own in made.hidden_events:
+        place = int(np.searchsorted(made.first_frames, own.span[0], "right")) - 1
         assert made.clips[place] == own.query.video
         assert made.clips.count(own.query.video) == 1
         assert own.query.truth is not None
-        assert own.span == tuple(edge + made.begins[place] for edge in own.query.truth.span)
+        assert own.span == tuple(edge + made.first_frames[place] for edge in own.query.truth.span)
         looks = tuple(own.query.text.split()[1:3])
         motion = {"rotates.": "spin", "left.": "left", "place.": "still"}[own.query.text.split()[-1]]
-        doers = [clip for clip in made.clips for thing in scenes[clip].things if thing.looks == looks and motion in thing.motions]
+        doers = [clip for clip in made.clips for thing in scenes[clip].objects if thing.color_and_shape == looks and motion in thing.motions]
         assert set(doers) == {own.query.video}

@@ -201,7 +201,7 @@ def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_s
     moved, kept = [], []
     for begin, end in segment[0] + spacing * random.uniform([2, 7], [5, 10], (40, 2)):
         scores = heard(segment, frames)
-        for places in sampling.passes(stored, 12):
+        for places in sampling.plan_passes(stored, 12):
             edges = interval_edges(frames[places], segment)
             first, last = (np.exp(-(((at - edge) / spacing / width) ** 2) / 2) for at, edge in ((edges[:-1], begin), (edges[1:], end)))
             scores.add(Boundaries(first / first.sum(), last / last.sum()), frames[places])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grounding.structures.tubes import Tubes, boxes_of, ranges, truth_boxes
-from pipeline.boxes import interpolate
+from pipeline.boxes import interpolate_boxes
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query, Truth
 from pipeline.tracks import Tracks
@@ -63,7 +63,7 @@ def test_boxes_between_samples_are_those_of_linear_interpolation(rows: Rows, wan
     frames = np.array(sorted(rows))
     samples = np.array([rows[frame] for frame in frames.tolist()])
     tube = tubes_of([rows])
-    np.testing.assert_allclose(at(tube, wanted)[0], interpolate(frames, samples, np.array(wanted)), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(at(tube, wanted)[0], interpolate_boxes(frames, samples, np.array(wanted)), rtol=0, atol=1e-9)
     np.testing.assert_array_equal(at(tube, frames)[0], samples)
     np.testing.assert_array_equal(at(tube, [-5, 70])[0], samples[[0, -1]])
 

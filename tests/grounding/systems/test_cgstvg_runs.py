@@ -29,7 +29,7 @@ from grounding.training.train import open_run, train
 from pipeline.config import merge, validate
 from pipeline.errors import InputError, StoreError
 from pipeline.extraction.run import ExtractConfig
-from pipeline.extraction.run import run as extract
+from pipeline.extraction.run import run_extraction as extract
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Prediction, Query
 from pipeline.weights.checkpoint_files import LoadReport
@@ -149,7 +149,7 @@ def test_a_video_gives_the_tube_that_a_store_of_video_swin_s_maps_gives(
             return load_backbone(product, size, weights, slowfast)
         return Backbone(Means().eval(), weights, "0" * 64, LoadReport("means", 1, ()))
 
-    monkeypatch.setattr(pipeline.extraction.shard_task, "_backbone", load)
+    monkeypatch.setattr(pipeline.extraction.shard_task, "_load_backbone", load)
     monkeypatch.setattr(grounding.predictor.grounder, "load_backbone", load)
     settings = {"backbones": "tiny", "weights": "tiny", "products": ["appearance", "swin", "text"], "workers": 0, "device": "cpu"}
     store = tmp_path / "store"

@@ -35,7 +35,7 @@ from pipeline.config import merge, validate
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.errors import InputError, StoreError
 from pipeline.extraction.run import ExtractConfig
-from pipeline.extraction.run import run as extract
+from pipeline.extraction.run import run_extraction as extract
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
 from pipeline.store import Store

@@ -31,7 +31,7 @@ from grounding.training.optimizer import optimiser_of
 from grounding.training.train import TrainConfig, open_run, train
 from pipeline.errors import InputError, StoreError
 from pipeline.extraction.run import ExtractConfig
-from pipeline.extraction.run import run as extract
+from pipeline.extraction.run import run_extraction as extract
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
 from pipeline.store import Store
@@ -124,7 +124,7 @@ def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
 
 def test_tokens_are_the_sentences(store: Path, model: EndToEnd) -> None:
     queries = list(read_jsonl(Store(store).index_path, Query))
-    tokens, states = Tokens(queries, model.text_encoder.tokenise), Store(store).open("text")
+    tokens, states = Tokens(queries, model.text_encoder.tokenize), Store(store).open("text")
     for query in queries:
         assert query.id in tokens
         np.testing.assert_array_equal(tokens.read(query.id)[:, 0], states.columns(query.id)["token"])

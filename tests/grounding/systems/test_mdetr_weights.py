@@ -24,7 +24,7 @@ from grounding.systems.checkpoint import read_provenance
 from grounding.systems.mdetr_weights import initialise_from_mdetr, static_stream
 from grounding.training.train import TrainConfig, open_run, train
 from pipeline.errors import InputError
-from pipeline.features.reduction import Basis, fit_pca, mdetr_basis
+from pipeline.features.reduction import Projection, fit_pca, load_mdetr_projection
 from pipeline.weights.checkpoint_files import LoadReport
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_mdetr.json").read_text(encoding="utf-8"))
@@ -92,7 +92,7 @@ SMALL, REAL = Size(8, 2), Size(1, 6)
 def load(tmp_path: Path) -> Load:
     """Save a state as MDETR saves its averaged weights, and initialise a model from it."""
 
-    def load(model: Csdvl, state: Mapping[str, Tensor], basis: Basis | None = None) -> LoadReport:
+    def load(model: Csdvl, state: Mapping[str, Tensor], basis: Projection | None = None) -> LoadReport:
         other = {name: torch.zeros_like(value) for name, value in state.items()}
         torch.save({"model": other, "model_ema": dict(state), "epoch": 39, "args": Namespace(nheads=8)}, tmp_path / "mdetr.pth")
         return initialise_from_mdetr(model, tmp_path / "mdetr.pth", basis)
@@ -193,9 +193,9 @@ def test_every_key_is_accounted_for(load: Load) -> None:
     state, model = REAL.state(), REAL.model(collaboration="full")
     report = load(model, state)
     left = {name for name in state if LEFT_OVER.fullmatch(name)}
-    assert set(report.loaded) == set(state) - left
-    assert set(report.leftovers) == left
-    assert len(report.loaded) == report.wanted == 6 * 12 + 6 * 18 + 15
+    assert set(report.loaded_keys) == set(state) - left
+    assert set(report.ignored_keys) == left
+    assert len(report.loaded_keys) == report.num_expected == 6 * 12 + 6 * 18 + 15
     scratch = "clip_head, collaboration, dynamic, frame_head, project_motion, proposal_head"
     expected = (
         rf"static stream from MDETR's \S+mdetr.pth \(from scratch: {scratch}\): loaded 195 of 195, none missing, none unexpected; \d+ left"
@@ -217,16 +217,16 @@ def test_only_the_static_stream_changes(load: Load) -> None:
 def test_leftovers_of_mdetr_for_other_tasks(load: Load) -> None:
     heads = ("isfinal_embed.weight", "contrastive_align_projection_image.bias", "qa_embed.weight", "answer_rel_head.bias")
     report = load(SMALL.model(), SMALL.state() | {name: torch.zeros(1) for name in heads})
-    assert set(heads) <= set(report.leftovers)
+    assert set(heads) <= set(report.ignored_keys)
 
 
 def test_another_box_head_stays_as_it_is(load: Load) -> None:
     model, before = SMALL.model(box_head="attention"), SMALL.model(box_head="attention")
     report = load(model, SMALL.state())
-    assert {name for name in report.leftovers if name.startswith("bbox_embed.")} == {
+    assert {name for name in report.ignored_keys if name.startswith("bbox_embed.")} == {
         f"bbox_embed.layers.{number}.{part}" for number in range(3) for part in ("weight", "bias")
     }
-    assert "from scratch: box_head, clip_head" in report.what
+    assert "from scratch: box_head, clip_head" in report.description
     for old, new in zip(before.box_head.parameters(), model.box_head.parameters(), strict=True):
         assert torch.equal(old, new)
 
@@ -283,7 +283,7 @@ def test_a_model_that_does_not_fit(load: Load, changes: dict[str, Any], message:
         load(SMALL.model(**changes), SMALL.state())
 
 
-def reduced(inputs: Inputs, basis: Basis) -> Inputs:
+def reduced(inputs: Inputs, basis: Projection) -> Inputs:
     """The inputs as a store reduced with the basis gives them, before rounding to half precision."""
     flat = inputs.appearance.flatten(0, 3).numpy()
     return replace(inputs, appearance=torch.from_numpy(basis.project(flat)).reshape(*inputs.appearance.shape[:4], -1))
@@ -292,7 +292,7 @@ def reduced(inputs: Inputs, basis: Basis) -> Inputs:
 def test_a_store_reduced_by_mdetr_itself(load: Load, tmp_path: Path) -> None:
     state, inputs, d = SMALL.state(), SMALL.inputs(), 32
     load(whole := SMALL.model(), state)
-    basis = mdetr_basis(tmp_path / "mdetr.pth")
+    basis = load_mdetr_projection(tmp_path / "mdetr.pth")
     load(model := SMALL.model((d, *SMALL.dims[1:])), state, basis)
     torch.testing.assert_close(model.project_appearance.weight, torch.eye(d), atol=1e-6, rtol=0)
     torch.testing.assert_close(model.project_appearance.bias, torch.zeros(d), atol=1e-6, rtol=0)
@@ -317,7 +317,7 @@ def test_features_of_another_backbone(load: Load) -> None:
     message = r"MDETR reads maps of 256 channels, and the store's backbone gives 6: extract them with --backbones full and --weights"
     with pytest.raises(InputError, match=message):
         load(SMALL.model((6, *SMALL.dims[1:])), SMALL.state())
-    basis = Basis(np.zeros(6, np.float32), np.ones((32, 6), np.float32), np.zeros(32, np.float32), "pca:32")
+    basis = Projection(np.zeros(6, np.float32), np.ones((32, 6), np.float32), np.zeros(32, np.float32), "pca:32")
     with pytest.raises(InputError, match=message):
         load(SMALL.model((32, *SMALL.dims[1:])), SMALL.state(), basis)
 

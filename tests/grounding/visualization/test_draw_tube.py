@@ -84,7 +84,7 @@ def test_the_bar_shows_the_span(tmp_path: Path) -> None:
 def test_frames_are_shown_as_long_as_in_the_source(edges: np.ndarray, tmp_path: Path) -> None:
     make(tmp_path / "out.mp4", edges)
     facts = probe(tmp_path / "out.mp4")
-    np.testing.assert_allclose(facts.seconds, edges[:-1], atol=1e-4)
+    np.testing.assert_allclose(facts.pts_seconds, edges[:-1], atol=1e-4)
     assert facts.duration == pytest.approx(edges[-1], abs=1e-3)
     assert not facts.has_edit_list
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.datasets import parser_of
+from pipeline.datasets import get_parser
 from pipeline.datasets.cvat import parse
 from pipeline.errors import InputError
 from pipeline.io.cvat_xml import CvatTrack, write_cvat
@@ -42,7 +42,7 @@ def defects(parsed: Any) -> dict[str, list[tuple[str, str]]]:
 
 def test_a_corrected_track_is_its_querys_truth(root: Path) -> None:
     write(root, track("prediction", frames=(1, 2), **KNOWN), track(sentence="a big dog", **KNOWN))
-    parsed = parser_of("cvat")(root)
+    parsed = get_parser("cvat")(root)
     (query,) = parsed.queries
     assert (query.id, query.path, query.split, query.segment, query.tags) == ("q/../1", "clips/a.mp4", "train", (0, 30), ("night",))
     assert (query.text, query.frame_count, query.size) == ("a big dog", 40, (128, 48))

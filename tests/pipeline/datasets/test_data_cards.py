@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 import pipeline.datasets.data_cards as cards
-from pipeline.datasets import Parsed
-from pipeline.datasets.data_cards import ALL, Row, agree, compare, example, flat, load_card, statistics
+from pipeline.datasets import ParsedDataset
+from pipeline.datasets.data_cards import ALL_SPLITS, CardCheck, checks_pass, compare_with_card, describe_query, flatten, load_card, summarize_dataset
 from pipeline.errors import InputError
 from pipeline.records import Query, Truth
 
-FILES = sorted(cards.FOLDER.glob("*.md"))
-STATED = {path.stem: yaml.safe_load(cards.BLOCK.search(path.read_text())[1]) for path in FILES if path.stem not in ("jsonl", "cvat")}  # type: ignore[index]
+FILES = sorted(cards.CARDS_DIR.glob("*.md"))
+STATED = {path.stem: yaml.safe_load(cards.YAML_BLOCK.search(path.read_text())[1]) for path in FILES if path.stem not in ("jsonl", "cvat")}  # type: ignore[index]
 
 
 def query(name: str, span: tuple[int, int] | None, **changes: Any) -> Query:
@@ -37,9 +37,9 @@ def query(name: str, span: tuple[int, int] | None, **changes: Any) -> Query:
 
 
 @pytest.fixture
-def parsed() -> Parsed:
+def parsed() -> ParsedDataset:
     """Two entries of one video and one of another, in two splits; the first has a caption and a question."""
-    found = Parsed(Path())
+    found = ParsedDataset(Path())
     found.queries = [
         query("test-00000-c0", (10, 50), form="declarative", text="a dog runs."),
         query("test-00000-q0", (10, 50)),
@@ -52,8 +52,8 @@ def parsed() -> Parsed:
     return found
 
 
-def test_each_number_of_a_split(parsed: Parsed) -> None:
-    assert statistics(parsed)["test"] == {
+def test_each_number_of_a_split(parsed: ParsedDataset) -> None:
+    assert summarize_dataset(parsed)["test"] == {
         "queries": 4,
         "sentences": 4,
         "entries": 3,
@@ -83,21 +83,21 @@ def test_each_number_of_a_split(parsed: Parsed) -> None:
     }
 
 
-def test_without_truth_there_are_no_spans_to_count(parsed: Parsed) -> None:
-    found = statistics(parsed)["val"]
+def test_without_truth_there_are_no_spans_to_count(parsed: ParsedDataset) -> None:
+    found = summarize_dataset(parsed)["val"]
     assert [found[name] for name in ("with truth", "span seconds", "span ends with its segment")] == [0, [], 0]
     assert math.isnan(found["mean span seconds"])
     stated = {"splits": {"val": {"mean span seconds": 9.7}}}
-    assert [row.verdict for row in compare(stated, parsed)] == ["differs"]
+    assert [row.verdict for row in compare_with_card(stated, parsed)] == ["differs"]
 
 
-def test_numbers_of_all_splits_together(parsed: Parsed) -> None:
+def test_numbers_of_all_splits_together(parsed: ParsedDataset) -> None:
     parsed.queries = [
         query("a", None, tags=("look-alike",)),
         query("b", None, tags=("look-alike", "same-motion")),
         query("c", None, split="train"),
     ]
-    assert statistics(parsed)[ALL] == {
+    assert summarize_dataset(parsed)[ALL_SPLITS] == {
         "picture": [64, 48],
         "fps": 10,
         "frames": [100, 100],
@@ -112,15 +112,15 @@ def test_numbers_of_all_splits_together(parsed: Parsed) -> None:
     }
 
 
-def test_a_repeat_in_another_segment_contradicts_nothing(parsed: Parsed) -> None:
+def test_a_repeat_in_another_segment_contradicts_nothing(parsed: ParsedDataset) -> None:
     parsed.queries = [query("a", (0, 10)), query("b", (60, 70), segment=(50, 100))]
-    found = statistics(parsed)["test"]
+    found = summarize_dataset(parsed)["test"]
     names = ("repeated sentences", "repeated with another span", "repeated in one segment with another span")
     assert [found[name] for name in names] == [1, 1, 0]
 
 
-def test_an_example_states_its_span_and_boxes(parsed: Parsed) -> None:
-    found = example(parsed.queries[2], parsed.tracks)
+def test_an_example_states_its_span_and_boxes(parsed: ParsedDataset) -> None:
+    found = describe_query(parsed.queries[2], parsed.tracks)
     assert found == {
         "split": "test",
         "text": "who runs so fast",
@@ -132,19 +132,19 @@ def test_an_example_states_its_span_and_boxes(parsed: Parsed) -> None:
         "boxes": 2,
         "first box": [1, 2, 3.5, 4],
     }
-    without = example(parsed.queries[4], parsed.tracks)
+    without = describe_query(parsed.queries[4], parsed.tracks)
     assert (without["span"], without["boxes"], without["first box"]) == ([], 0, [])
 
 
-def test_rows_agree_differ_or_are_absent(parsed: Parsed) -> None:
+def test_rows_agree_differ_or_are_absent(parsed: ParsedDataset) -> None:
     card = {
         "splits": {"test": {"queries": 4, "videos": 3}, "train": {"queries": 7}},
         "examples": {"test-00001-q0": {"split": "test", "boxes": 2}, "test-9": {"split": "test"}, "train-1": {"split": "train"}},
         "tags": {"neither": 4},
         "seed": 0,
     }
-    rows = compare(card, parsed)
-    assert [(row.part, row.number, row.stated, row.found, row.verdict) for row in rows] == [
+    rows = compare_with_card(card, parsed)
+    assert [(row.scope, row.statistic, row.expected, row.actual, row.verdict) for row in rows] == [
         ("test", "queries", 4, 4, "ok"),
         ("test", "videos", 3, 2, "differs"),
         ("train", "queries", 7, None, "absent"),
@@ -155,21 +155,21 @@ def test_rows_agree_differ_or_are_absent(parsed: Parsed) -> None:
         ("train-1", "split", "train", None, "absent"),
     ]
     del card["splits"]["train"]  # type: ignore[attr-defined]
-    assert ("all", "tags, neither", 4, 4) in [(row.part, row.number, row.stated, row.found) for row in compare(card, parsed)]
+    assert ("all", "tags, neither", 4, 4) in [(row.scope, row.statistic, row.expected, row.actual) for row in compare_with_card(card, parsed)]
 
 
-def test_something_left_out_never_agrees(parsed: Parsed) -> None:
+def test_something_left_out_never_agrees(parsed: ParsedDataset) -> None:
     card = {"splits": {"val": {"queries": 1}, "train": {"queries": 2}}}
-    assert agree(compare(card, parsed))
+    assert checks_pass(compare_with_card(card, parsed))
     parsed.defects.add("malformed entry", "train-00000", "as all of them", excluded=True)
-    assert compare(card, parsed)[-1] == Row(ALL, "left out", 0, 1)
-    assert not agree(compare(card, parsed))
+    assert compare_with_card(card, parsed)[-1] == CardCheck(ALL_SPLITS, "left out", 0, 1)
+    assert not checks_pass(compare_with_card(card, parsed))
 
 
-def test_nothing_but_absent_is_no_agreement(parsed: Parsed) -> None:
-    assert not agree([])
-    assert not agree([Row("train", "queries", 7, None)])
-    assert agree([Row("train", "queries", 7, None), Row("val", "queries", 7, 7)])
+def test_nothing_but_absent_is_no_agreement(parsed: ParsedDataset) -> None:
+    assert not checks_pass([])
+    assert not checks_pass([CardCheck("train", "queries", 7, None)])
+    assert checks_pass([CardCheck("train", "queries", 7, None), CardCheck("val", "queries", 7, 7)])
 
 
 def test_a_card_without_numbers_says_so() -> None:
@@ -191,13 +191,13 @@ def test_a_card_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("name", STATED)
 def test_a_card_states_only_what_the_verifier_counts(name: str) -> None:
     card = STATED[name]
-    together = {key: value for key, value in card.items() if key not in cards.SETTINGS | {"splits", "examples"}}
-    known = flat({key: count([query("a", None)]) for key, count in cards.TOGETHER.items()})
-    assert set(flat(together)) <= set(known)
-    assert {number for numbers in card["splits"].values() for number in numbers} <= set(cards.NUMBERS)
-    fields = set(example(query("a", None), Parsed(Path()).tracks))
+    together = {key: value for key, value in card.items() if key not in cards.GENERATION_KEYS | {"splits", "examples"}}
+    known = flatten({key: count([query("a", None)]) for key, count in cards.DATASET_STATISTICS.items()})
+    assert set(flatten(together)) <= set(known)
+    assert {number for numbers in card["splits"].values() for number in numbers} <= set(cards.SPLIT_STATISTICS)
+    fields = set(describe_query(query("a", None), ParsedDataset(Path()).tracks))
     assert all({"split"} < set(stated) <= fields and stated["split"] in card["splits"] for stated in card.get("examples", {}).values())
-    assert name == "shapes" or not cards.SETTINGS & set(card)
+    assert name == "shapes" or not cards.GENERATION_KEYS & set(card)
 
 
 def numbers_in(value: Any) -> set[str]:

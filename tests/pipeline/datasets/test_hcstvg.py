@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.datasets.hcstvg import parse_v1, parse_v2
-from pipeline.datasets.parsed import Parsed
+from pipeline.datasets.parsed import ParsedDataset
 from pipeline.datasets.prepare import prepare
 from pipeline.errors import InputError
 from pipeline.io.jsonl import read_jsonl
@@ -19,7 +19,7 @@ NAME = "55_vfjywN5CN0Y.mp4"
 IN_V2 = {"English": "A woman waves.", "img_size": [50, 100], "ed_frame": 159}
 
 
-def outcome(parsed: Parsed) -> dict[str, list[tuple[str, str]]]:
+def outcome(parsed: ParsedDataset) -> dict[str, list[tuple[str, str]]]:
     """Each kind of defect: the entries it names, and what became of them."""
     return {row["kind"]: [(item["entry"], item["outcome"]) for item in row["entries"]] for row in parsed.defects.to_list()}
 

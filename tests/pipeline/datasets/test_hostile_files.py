@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.datasets import PARSERS, Parsed, parser_of, quiet
-from pipeline.datasets.annotation_fields import PLAIN_NAME
+from pipeline.datasets import PARSERS, ParsedDataset, get_parser, ignore_progress
+from pipeline.datasets.annotation_fields import SAFE_NAME_PATTERN
 from pipeline.errors import InputError
 from pipeline.io import strict_json as json_files
 from pipeline.io.jsonl import read_jsonl, write_json, write_jsonl
@@ -134,12 +134,12 @@ def listing(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def parse_here(form: Form, root: Path) -> Parsed | None:
+def parse_here(form: Form, root: Path) -> ParsedDataset | None:
     """What the parser gives, warnings being errors; None for an InputError, which must name the damaged file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return parser_of(form.parser)(root / form.victim if form.parser == "jsonl" else root, quiet)
+            return get_parser(form.parser)(root / form.victim if form.parser == "jsonl" else root, ignore_progress)
     except InputError as error:
         problem = str(error)
     assert str(root / form.victim) in problem
@@ -147,11 +147,11 @@ def parse_here(form: Form, root: Path) -> Parsed | None:
     return None
 
 
-def check(parsed: Parsed, form: Form, out: Path) -> None:
+def check(parsed: ParsedDataset, form: Form, out: Path) -> None:
     """All of it can be written and read again; boxes lie in the pictures, and no name leads out of the root."""
     for query in parsed.queries:
         if form.parser != "jsonl":
-            assert PLAIN_NAME.fullmatch(query.path.rpartition("/")[2])
+            assert SAFE_NAME_PATTERN.fullmatch(query.path.rpartition("/")[2])
             assert ".." not in Path(query.path).parts
             assert not os.path.isabs(query.path)
         if query.truth and query.truth.track:
@@ -193,7 +193,7 @@ def test_the_sound_files_are_sound(name: str, house: Path, forms: dict[str, Form
     parsed = parse_here(form, house / "root")
     assert parsed is not None
     assert parsed.queries
-    assert parsed.defects.excluded == 0
+    assert parsed.defects.num_excluded == 0
     assert len(parsed.tracks) == (0 if name == "vidstg" else 2 if name.startswith("hcstvg") else 1)
 
 
@@ -255,14 +255,14 @@ def test_a_file_that_cannot_be_read_is_an_error_with_its_place(name: str, damage
     form, (content, message) = forms[name], WHOLE[damage]
     build(form, tmp_path, content)
     with pytest.raises(InputError, match=rf"{Path(form.victim).name}(, |: | ){message}"):
-        PARSERS[form.parser](tmp_path, quiet)
+        PARSERS[form.parser](tmp_path, ignore_progress)
 
 
 @pytest.mark.parametrize("damage", WHOLE)
 def test_a_file_of_boxes_that_cannot_be_read_is_a_defect(damage: str, tmp_path: Path, forms: dict[str, Form]) -> None:
     form = forms["vidor"]
     build(form, tmp_path, WHOLE[damage][0])
-    parsed = PARSERS["vidstg"](tmp_path, quiet)
+    parsed = PARSERS["vidstg"](tmp_path, ignore_progress)
     assert [query.truth.track for query in parsed.queries if query.truth] == [None, None]
     assert [(row["kind"], row["entries"][0]["entry"]) for row in parsed.defects.to_list()] == [("unreadable box file", "101")]
 
@@ -272,19 +272,19 @@ def test_a_file_above_the_limit_is_refused_unread(name: str, tmp_path: Path, for
     form = forms[name]
     build(form, tmp_path, b"")
     with (tmp_path / form.victim).open("wb") as file:
-        file.truncate(json_files.MAX_FILE + 1)
+        file.truncate(json_files.MAX_FILE_BYTES + 1)
     if name == "vidor":
-        assert PARSERS[form.parser](tmp_path, quiet).defects.count("unreadable box file") == 1
+        assert PARSERS[form.parser](tmp_path, ignore_progress).defects.count("unreadable box file") == 1
     else:
         with pytest.raises(InputError, match=rf"{Path(form.victim).name} has 536870913 bytes, more than the 536870912 that are read"):
-            PARSERS[form.parser](tmp_path, quiet)
+            PARSERS[form.parser](tmp_path, ignore_progress)
 
 
 def test_a_line_above_the_limit_is_refused_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_files, "MAX_LINE", 1000)
+    monkeypatch.setattr(json_files, "MAX_LINE_BYTES", 1000)
     (tmp_path / "data.jsonl").write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | {"text": "x" * 1000}))
     with pytest.raises(InputError, match=r"data\.jsonl, line 2 is longer than 1000 bytes"):
-        PARSERS["jsonl"](tmp_path / "data.jsonl", quiet)
+        PARSERS["jsonl"](tmp_path / "data.jsonl", ignore_progress)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -294,12 +294,12 @@ def test_a_byte_order_mark_is_passed_over(name: str, house: Path, forms: dict[st
     parsed = parse_here(form, house / "root")
     assert parsed is not None
     assert parsed.queries
-    assert parsed.defects.excluded == 0
+    assert parsed.defects.num_excluded == 0
 
 
 def test_a_report_can_be_written_and_has_an_end(tmp_path: Path) -> None:
     """Names and details come from files: half a surrogate pair is escaped, a text of megabytes cut."""
-    parsed = Parsed(tmp_path)
+    parsed = ParsedDataset(tmp_path)
     parsed.defects.add("kind", "\ud800", "x" * 10**6, excluded=True)
     write_json(tmp_path / "defects.json", parsed.defects.to_list())
     (row,) = json.loads((tmp_path / "defects.json").read_text())[0]["entries"]

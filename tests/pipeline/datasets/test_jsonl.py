@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.datasets import parser_of
+from pipeline.datasets import get_parser
 from pipeline.datasets.jsonl import parse
 from pipeline.errors import InputError
 
@@ -162,7 +162,7 @@ def test_one_video_has_one_name(write: Any, tmp_path: Path) -> None:
     inside = ["clips/a.mp4", "./clips//a.mp4", f"../{tmp_path.name}/clips/a.mp4", str(tmp_path / "clips" / "a.mp4")]
     parsed = parse(write(*({"video": video, "text": video} for video in inside)))
     assert {(query.video, query.path) for query in parsed.queries} == {("clips/a.mp4", "clips/a.mp4")}
-    assert len(parsed.facts) == 1
+    assert len(parsed.probe_results) == 1
 
 
 def test_a_video_elsewhere_is_called_as_it_is_written(tmp_path: Path, make_video: Any) -> None:
@@ -232,4 +232,4 @@ def test_boxes_are_in_the_picture_as_it_is_shown(tmp_path: Path, make_video: Any
 
 def test_an_unknown_data_set_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"unknown data set 'cats'; the data sets are shapes, vidstg, hcstvg-v1, hcstvg-v2, jsonl"):
-        parser_of("cats")
+        get_parser("cats")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.datasets import PARSERS, Defects
-from pipeline.datasets.prepare import PrepareReport, Totals, check_index_path, prepare
+from pipeline.datasets import PARSERS, DefectLog
+from pipeline.datasets.prepare import PrepareReport, SplitCounts, check_index_path, prepare
 from pipeline.errors import InputError
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
@@ -63,8 +63,8 @@ def test_a_sound_data_set(root: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     index = tmp_path / "out" / "index.jsonl"
     report = prepare("vidstg", root([entry("a"), entry("b")], ["a", "b"]), index, lambda done, total: seen.append((done, total)))
-    assert (report.queries, report.videos, report.splits, report.left_out) == (2, 2, {"test": 2}, 0)
-    assert (report.failures, report.exit_code(), report.defects) == (0, 0, [])
+    assert (report.queries, report.videos, report.queries_by_split, report.left_out) == (2, 2, {"test": 2}, 0)
+    assert (report.num_failures, report.exit_code(), report.defects) == (0, 0, [])
     assert seen == [(1, 2), (2, 2), (1, 2), (2, 2)]
     queries = list(read_jsonl(index, Query))
     assert [query.id for query in queries] == ["test-00000-c0", "test-00001-c0"]
@@ -111,10 +111,10 @@ def test_everything_that_can_be_wrong_is_named_and_the_rest_goes_on(root: Any, c
     assert [query.id for query in read_jsonl(tmp_path / "index.jsonl", Query)] == ["test-00000-c0"]
     assert list(Tracks.load(tmp_path / "tracks.npz").keys()) == ["good/1"]
     assert json.loads((tmp_path / "defects.json").read_text())["defects"] == report.defects
-    assert (report.left_out, report.failures) == (5, 5)
+    assert (report.left_out, report.num_failures) == (5, 5)
     kinds = ("empty span", "video empty", "video missing", "video truncated", "video unreadable")
-    assert report.totals == {"test": Totals(1, 1, dict.fromkeys(kinds, 1), 0, 0)}
-    assert (report.checked, report.edit_lists) == (4, 0)
+    assert report.split_counts == {"test": SplitCounts(1, 1, dict.fromkeys(kinds, 1), 0, 0)}
+    assert (report.checked_videos, report.edit_lists) == (4, 0)
     assert [report.exit_code(allowed) for allowed in (0, 4, 5, 0.5, 0.9)] == [1, 1, 0, 1, 0]
 
 
@@ -138,7 +138,7 @@ def test_what_the_video_says_otherwise_is_counted(root: Any, tmp_path: Path) -> 
     assert queries[0].truth.span == (5, 30)
     assert queries[1].fps == pytest.approx(25)
     assert queries[2].size == (256, 96)
-    assert report.failures == 2
+    assert report.num_failures == 2
 
 
 def test_without_any_video_the_index_is_made_from_the_annotations(root: Any, tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_without_any_video_the_index_is_made_from_the_annotations(root: Any, tmp
     assert len(list(read_jsonl(tmp_path / "index.jsonl", Query))) == 2
     assert outcome(report) == {"no VidOR annotations": [str(tmp_path)], "no videos": [str(tmp_path)]}
     assert (report.left_out, report.without_video, report.without_boxes) == (0, 2, 2)
-    assert report.totals == {"test": Totals(2, 2, {}, 2, 2)}
-    assert report.checked == 0
-    assert (report.failures, report.exit_code(), report.exit_code(2)) == (2, 1, 0)
+    assert report.split_counts == {"test": SplitCounts(2, 2, {}, 2, 2)}
+    assert report.checked_videos == 0
+    assert (report.num_failures, report.exit_code(), report.exit_code(2)) == (2, 1, 0)
 
 
 def test_own_sentences(tmp_path: Path, make_video: Any) -> None:
@@ -157,8 +157,8 @@ def test_own_sentences(tmp_path: Path, make_video: Any) -> None:
     report = prepare("jsonl", tmp_path / "data.jsonl", tmp_path / "out" / "index.jsonl")
     assert outcome(report) == {"video missing": ["2"]}
     assert (report.queries, report.without_boxes, report.exit_code()) == (1, 0, 1)
-    assert report.totals == {"test": Totals(1, 1, {"video missing": 1}, 0, 0)}
-    assert report.splits == {"test": 1}
+    assert report.split_counts == {"test": SplitCounts(1, 1, {"video missing": 1}, 0, 0)}
+    assert report.queries_by_split == {"test": 1}
     assert [query.id for query in read_jsonl(tmp_path / "out" / "index.jsonl", Query)] == ["1"]
 
 
@@ -177,7 +177,7 @@ def test_an_edit_list_is_counted(tmp_path: Path, make_video: Any) -> None:
     report = prepare("jsonl", tmp_path / "data.jsonl", tmp_path / "index.jsonl")
     assert outcome(report) == {"edit list": ["edited.mp4"]}
     assert (report.queries, report.exit_code()) == (1, 0)
-    assert (report.checked, report.edit_lists) == (1, 1)
+    assert (report.checked_videos, report.edit_lists) == (1, 1)
 
 
 def test_empty_and_repeated_sentences_and_broken_boxes_are_named(root: Any, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_empty_and_repeated_sentences_and_broken_boxes_are_named(root: Any, tmp_
         "empty sentence": ["test-00002-c0"],
         "repeated sentence": ["test-00000-c0"],
     }
-    assert report.totals == {"test": Totals(2, 1, {"empty sentence": 1}, 0, 2)}
+    assert report.split_counts == {"test": SplitCounts(2, 1, {"empty sentence": 1}, 0, 2)}
 
 
 def test_totals_know_the_split_of_each_entry_left_out(root: Any, tmp_path: Path) -> None:
@@ -199,12 +199,12 @@ def test_totals_know_the_split_of_each_entry_left_out(root: Any, tmp_path: Path)
     (folder / "annotations" / "val_annotations.json").write_text(json.dumps(broken))
     (folder / "annotations" / "train_annotations.json").write_text(json.dumps([entry("a", fps=0)]))
     report = prepare("vidstg", folder, tmp_path / "index.jsonl")
-    assert report.totals == {
-        "test": Totals(1, 1, {"video missing": 1}, 0, 0),
-        "train": Totals(0, 0, {"malformed entry": 1}, 0, 0),
-        "val": Totals(1, 1, {"malformed entry": 1, "video missing": 1}, 0, 0),
+    assert report.split_counts == {
+        "test": SplitCounts(1, 1, {"video missing": 1}, 0, 0),
+        "train": SplitCounts(0, 0, {"malformed entry": 1}, 0, 0),
+        "val": SplitCounts(1, 1, {"malformed entry": 1, "video missing": 1}, 0, 0),
     }
-    assert (report.left_out, report.splits) == (4, {"test": 1, "val": 1})
+    assert (report.left_out, report.queries_by_split) == (4, {"test": 1, "val": 1})
     assert json.loads((tmp_path / "defects.json").read_text())["totals"]["train"]["left_out"] == {"malformed entry": 1}
 
 
@@ -213,9 +213,9 @@ def test_what_is_left_out_is_counted_in_queries(root: Any, tmp_path: Path) -> No
     asked = {"questions": [{"description": "who?", "target_id": 1}, {"description": "what?", "target_id": 1}]}
     entries = [entry("a"), entry("a", temporal_gt={"begin_fid": 9, "end_fid": 9}, **asked), entry("a", fps=0, **asked)]
     report = prepare("vidstg", root(entries, ["a"]), tmp_path / "index.jsonl")
-    assert report.totals == {"test": Totals(1, 1, {"empty span": 3, "malformed entry": 3}, 0, 0)}
+    assert report.split_counts == {"test": SplitCounts(1, 1, {"empty span": 3, "malformed entry": 3}, 0, 0)}
     assert outcome(report) == {"empty span": ["test-00001"], "malformed entry": ["test-00002"]}
-    assert (report.queries, report.left_out, report.failures) == (1, 6, 6)
+    assert (report.queries, report.left_out, report.num_failures) == (1, 6, 6)
     assert [report.exit_code(allowed) for allowed in (5, 6, 0.85, 0.86)] == [1, 0, 1, 0]
     summary = json.loads((tmp_path / "defects.json").read_text())
     assert (summary["left_out"], summary["totals"]["test"]["left_out"]) == (6, {"empty span": 3, "malformed entry": 3})
@@ -223,12 +223,12 @@ def test_what_is_left_out_is_counted_in_queries(root: Any, tmp_path: Path) -> No
 
 
 def test_only_the_first_of_the_kept_are_named_and_all_that_are_left_out() -> None:
-    defects = Defects()
+    defects = DefectLog()
     for number in range(30):
         defects.add("kind", f"kept {number}", "")
         defects.add("kind", f"lost {number}", "", excluded=True, count=2)
     (row,) = defects.to_list()
-    assert (row["count"], row["excluded"], defects.excluded) == (90, 60, 60)
+    assert (row["count"], row["excluded"], defects.num_excluded) == (90, 60, 60)
     assert [item["entry"] for item in row["entries"] if item["outcome"] == "kept"] == [f"kept {number}" for number in range(20)]
     assert [item["entry"] for item in row["entries"] if item["outcome"] == "left out"] == [f"lost {number}" for number in range(30)]
 
@@ -281,7 +281,7 @@ def test_totals_know_the_split_of_what_hcstvg_leaves_out(tmp_path: Path) -> None
     (tmp_path / "train.json").write_text(json.dumps({"a.mp4": sound, "b.mp4": {**sound, "caption": " "}}))
     (tmp_path / "test.json").write_text(json.dumps({"c.mp4": sound, "d.mp4": {**sound, "img_num": -1}, "a.mp4": sound}))
     report = prepare("hcstvg-v1", tmp_path, tmp_path / "index.jsonl")
-    left_out = {split: totals.left_out for split, totals in report.totals.items()}
+    left_out = {split: totals.left_out for split, totals in report.split_counts.items()}
     assert left_out == {"train": {"empty sentence": 1}, "test": {"malformed entry": 1, "repeated id": 1}}
 
 

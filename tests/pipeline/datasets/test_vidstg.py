@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.datasets.parsed import Parsed
+from pipeline.datasets.parsed import ParsedDataset
 from pipeline.datasets.vidstg import parse
 from pipeline.errors import InputError
 
@@ -19,12 +19,12 @@ ANNOTATIONS = Path(os.environ.get("STVG_ANNOTATIONS") or REPOSITORY.parent / "sh
 BOX = (1, 2, 30, 40)
 
 
-def kinds(parsed: Parsed) -> dict[str, tuple[int, int]]:
+def kinds(parsed: ParsedDataset) -> dict[str, tuple[int, int]]:
     """Each kind of defect: (count, left out)."""
     return {row["kind"]: (row["count"], row["excluded"]) for row in parsed.defects.to_list()}
 
 
-def named(parsed: Parsed, kind: str) -> list[str]:
+def named(parsed: ParsedDataset, kind: str) -> list[str]:
     return [item["entry"] for row in parsed.defects.to_list() if row["kind"] == kind for item in row["entries"]]
 
 
@@ -94,7 +94,7 @@ def test_one_video_in_two_splits_is_reported_and_kept(tree: Any, entry: Any) -> 
 def test_a_segment_is_clipped_to_the_video(tree: Any, entry: Any) -> None:
     parsed = parse(tree(test=[entry(used_segment={"begin_fid": 0, "end_fid": 20})]))
     assert parsed.queries[0].segment == (0, 20)
-    assert not parsed.defects.excluded
+    assert not parsed.defects.num_excluded
 
 
 def test_a_span_that_leaves_its_segment_is_clipped_and_counted(tree: Any, entry: Any) -> None:
@@ -136,7 +136,7 @@ def test_a_video_is_found_whatever_its_extension(tree: Any, entry: Any, tmp_path
     parsed = parse(tree(test=[entry(), entry()]))
     assert {query.path for query in parsed.queries} == {f"video/{file}"}
     assert named(parsed, "video with another extension") == noted
-    assert not parsed.defects.excluded
+    assert not parsed.defects.num_excluded
 
 
 def test_boxes_are_found_in_files_of_upper_case(tree: Any, entry: Any, vidor: Any, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_an_entry_left_out_counts_as_all_its_queries(tree: Any, entry: Any, chan
     parsed = parse(tree(test=[entry(), entry(questions=[question, question], **changes), entry(captions=7)]))
     assert kinds(parsed)[kind] == ((4, 4) if kind == "malformed entry" else (3, 3))
     assert named(parsed, kind)[0] == "test-00001"
-    assert parsed.defects.excluded == 4  # of an entry whose captions are no list, the one question
+    assert parsed.defects.num_excluded == 4  # of an entry whose captions are no list, the one question
 
 
 @pytest.mark.parametrize("raw", [7, {}, {"captions": 7, "questions": "what?"}])

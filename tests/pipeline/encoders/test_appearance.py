@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from pipeline.encoders.appearance import MEAN, STD, AppearanceEncoder
+from pipeline.encoders.appearance import IMAGENET_MEAN, IMAGENET_STD, AppearanceEncoder
 
 SIZES = [(64, 96), (65, 33), (31, 100)]
 
@@ -29,7 +29,7 @@ def test_full_equals_torchvisions_body(full: AppearanceEncoder, resnet: ResNet, 
         key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
     }
     full.body.load_state_dict(state)
-    normed = (pictures / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    normed = (pictures / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
     stages = [getattr(theirs, name) for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")]
     with torch.inference_mode():
         wanted = nn.Sequential(*stages)(normed).permute(0, 2, 3, 1)
@@ -80,7 +80,7 @@ def test_a_map_has_a_cell_for_every_begun_stride(
 
 
 def test_pictures_are_normalised_by_imagenets_statistics() -> None:
-    assert (MEAN, STD) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (IMAGENET_MEAN, IMAGENET_STD) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize("size", ["full", "tiny"])

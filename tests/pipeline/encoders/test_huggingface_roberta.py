@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel
 
-from pipeline.encoders.huggingface_roberta import read_shape, read_tokenizer, weights_file
-from pipeline.encoders.text import TextEncoder, vocabulary_size
+from pipeline.encoders.huggingface_roberta import read_architecture, read_tokenizer, find_weights_file
+from pipeline.encoders.text import TextEncoder, get_vocab_size
 from pipeline.errors import InputError
 from pipeline.weights.load import load_backbone
 
@@ -44,7 +44,7 @@ def test_roberta_bases_config_is_understood(tmp_path: Path) -> None:
         ' "num_hidden_layers": 12, "pad_token_id": 1, "type_vocab_size": 1, "vocab_size": 50265}'
     )
     with torch.device("meta"):
-        told, own = TextEncoder("full", read_shape(tmp_path)), TextEncoder("full")
+        told, own = TextEncoder("full", read_architecture(tmp_path)), TextEncoder("full")
     assert told.roberta.config.to_dict() == own.roberta.config.to_dict()
 
 
@@ -92,7 +92,7 @@ def test_a_part_that_is_absent(folder: Path, name: str, message: str) -> None:
 
 
 def test_a_folder_that_is_absent_or_a_file(tmp_path: Path) -> None:
-    for read in (read_shape, weights_file, read_tokenizer):
+    for read in (read_architecture, find_weights_file, read_tokenizer):
         with pytest.raises(InputError, match="nothing does not exist: hf: wants a Hugging Face RoBERTa folder"):
             read(tmp_path / "nothing")
     (tmp_path / "file").touch()
@@ -116,5 +116,5 @@ def test_a_spelled_special_token_is_words(folder: Path) -> None:
 def test_mdetrs_text_weights_want_exactly_their_tokenizer(folder: Path, tmp_path: Path) -> None:
     """The folder's has 300 entries: too few to be the one that MDETR was trained with."""
     torch.save({"model": {"transformer.text_encoder.a": torch.zeros(1)}}, tmp_path / "mdetr.pth")
-    with pytest.raises(InputError, match=rf"has 300 entries, the weights have {vocabulary_size()}: name the folder of the tokenizer"):
+    with pytest.raises(InputError, match=rf"has 300 entries, the weights have {get_vocab_size()}: name the folder of the tokenizer"):
         load_backbone("text", "tiny", f"mdetr:{tmp_path / 'mdetr.pth'}+hf:{folder}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.encoders.image_geometry import appearance_size, pad_to_square, picture_in_square, resize
+from pipeline.encoders.image_geometry import compute_appearance_size, pad_to_square, picture_in_square, resize
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from pipeline.encoders.image_geometry import appearance_size, pad_to_square, pic
 )
 def test_appearance_size(size: tuple[int, int], short: int, wanted: tuple[int, int]) -> None:
     """The shorter side becomes `short`, unless the longer one would pass 1.8 times that."""
-    assert appearance_size(size, short) == wanted
+    assert compute_appearance_size(size, short) == wanted
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 10), (10, 4), (5, 10), (7, 7), (1, 2)])

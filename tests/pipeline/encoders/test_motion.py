@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.encoders.motion import ALPHA, MEAN, STD, MotionEncoder, slow_frames
+from pipeline.encoders.motion import ALPHA, KINETICS_MEAN, KINETICS_STD, MotionEncoder, select_slow_frames
 
 
 def clips(encoder: MotionEncoder, side: int, count: int = 1) -> torch.Tensor:
-    return torch.rand(count, 3, encoder.frames, side, side, generator=torch.Generator().manual_seed(0)) * 255
+    return torch.rand(count, 3, encoder.num_frames, side, side, generator=torch.Generator().manual_seed(0)) * 255
 
 
 def test_full_equals_pytorchvideos_blocks_by_hand() -> None:
@@ -29,7 +29,7 @@ def test_full_equals_pytorchvideos_blocks_by_hand() -> None:
     blocks = nn.ModuleList(list(theirs.blocks)[:5])
     blocks.load_state_dict(ava.blocks.state_dict())
     pictures = clips(ava, 64)
-    fast = (pictures / 255 - MEAN) / STD
+    fast = (pictures / 255 - KINETICS_MEAN) / KINETICS_STD
     paths = [fast[:, :, [0, 4, 8, 13, 17, 22, 26, 31]], fast]
     with torch.inference_mode():
         for block in blocks:
@@ -43,13 +43,13 @@ def test_map_sizes(kind: str, cells: int) -> None:
     """On PyTorch's meta device: shapes without the seconds."""
     with torch.device("meta"), torch.inference_mode():
         encoder = MotionEncoder("full", kind).eval()
-        assert (encoder.frames, encoder.side, encoder.channels) == (32, 256, 2304)
+        assert (encoder.num_frames, encoder.square_side, encoder.channels) == (32, 256, 2304)
         assert encoder(torch.zeros(2, 3, 32, 256, 256)).shape == (2, cells, cells, 2304)
 
 
 def test_tiny_map() -> None:
     encoder = MotionEncoder("tiny").eval()
-    assert (encoder.side, encoder.frames, encoder.channels) == (128, 8, 384)
+    assert (encoder.square_side, encoder.num_frames, encoder.channels) == (128, 8, 384)
     with torch.inference_mode():
         assert encoder(clips(encoder, 128)).shape == (1, 8, 8, 384)
 
@@ -64,8 +64,8 @@ def test_the_input_is_not_modified() -> None:
 
 
 def test_slow_frames_reach_from_the_first_to_the_last() -> None:
-    assert slow_frames(32).tolist() == torch.linspace(0, 31, 8).long().tolist() == [0, 4, 8, 13, 17, 22, 26, 31]
-    assert slow_frames(8).tolist() == [0, 7]
+    assert select_slow_frames(32).tolist() == torch.linspace(0, 31, 8).long().tolist() == [0, 4, 8, 13, 17, 22, 26, 31]
+    assert select_slow_frames(8).tolist() == [0, 7]
     assert ALPHA == 4
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.motion import MotionEncoder
-from pipeline.encoders.optimize import OneDnn, frozen
+from pipeline.encoders.optimize import OneDnnConv, optimize_for_inference
 from pipeline.encoders.swin import SwinEncoder
 from pipeline.encoders.text import TextEncoder
 from pipeline.extraction.config import ExtractConfig
-from pipeline.extraction.shard_task import backbone_of, encoder_of
-from pipeline.weights.load import load_backbone, weights_digest
+from pipeline.extraction.shard_task import get_backbone, get_encoder
+from pipeline.weights.load import load_backbone, compute_weights_digest
 
 KINDS = [("appearance", "tiny"), ("appearance", "full"), ("motion", "tiny"), ("motion", "full"), ("motion", "kinetics")]
 CONVOLUTIONS = {"appearance": nn.Conv2d, "motion": nn.Conv3d}
@@ -37,7 +37,7 @@ def encoder_with_statistics(product: str, kind: str) -> nn.Module:
 
 
 def given(encoder: nn.Module, count: int = 2) -> Tensor:
-    shape = (3, encoder.frames, 64, 64) if isinstance(encoder, MotionEncoder) else (3, 65, 33)
+    shape = (3, encoder.num_frames, 64, 64) if isinstance(encoder, MotionEncoder) else (3, 65, 33)
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -57,7 +57,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.parametrize(("product", "kind"), KINDS)
 def test_maps_are_what_they_were_to_rounding(product: str, kind: str) -> None:
     encoder = encoder_with_statistics(product, kind)
-    quick = frozen(deepcopy(encoder))
+    quick = optimize_for_inference(deepcopy(encoder))
     with torch.inference_mode():
         wanted = encoder(given(encoder))
         near(quick(given(encoder)), wanted)
@@ -68,7 +68,7 @@ def test_maps_are_what_they_were_to_rounding(product: str, kind: str) -> None:
 
 @pytest.mark.parametrize("product", CONVOLUTIONS)
 def test_a_batch_equals_its_parts_alone_and_the_input_is_not_modified(product: str) -> None:
-    quick = frozen(encoder_with_statistics(product, "tiny"))
+    quick = optimize_for_inference(encoder_with_statistics(product, "tiny"))
     inputs = given(quick, 3)
     with torch.inference_mode():
         near(quick(inputs), torch.cat([quick(one[None]) for one in inputs]))
@@ -76,9 +76,9 @@ def test_a_batch_equals_its_parts_alone_and_the_input_is_not_modified(product: s
 
 
 def test_a_second_time_changes_nothing() -> None:
-    quick = frozen(encoder_with_statistics("motion", "tiny"))
+    quick = optimize_for_inference(encoder_with_statistics("motion", "tiny"))
     before, maps = list(quick.modules()), quick(given(quick))
-    assert frozen(quick) is quick
+    assert optimize_for_inference(quick) is quick
     assert list(quick.modules()) == before
     assert torch.equal(quick(given(quick)), maps)
 
@@ -87,8 +87,8 @@ def test_without_onednn_norms_are_folded_all_the_same(monkeypatch: pytest.Monkey
     """As on a GPU."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     encoder = encoder_with_statistics("appearance", "tiny")
-    quick = frozen(deepcopy(encoder))
-    assert not [module for module in quick.modules() if isinstance(module, OneDnn | nn.BatchNorm2d)]
+    quick = optimize_for_inference(deepcopy(encoder))
+    assert not [module for module in quick.modules() if isinstance(module, OneDnnConv | nn.BatchNorm2d)]
     with torch.inference_mode():
         near(quick(given(encoder)), encoder(given(encoder)))
 
@@ -96,7 +96,7 @@ def test_without_onednn_norms_are_folded_all_the_same(monkeypatch: pytest.Monkey
 def test_an_encoder_that_has_no_batch_norms_stays_as_it_is() -> None:
     for encoder in (TextEncoder("tiny"), SwinEncoder()):
         modules, before = list(encoder.modules()), {name: (value.clone(), value.stride()) for name, value in encoder.state_dict().items()}
-        assert list(frozen(encoder).modules()) == modules
+        assert list(optimize_for_inference(encoder).modules()) == modules
         for name, value in encoder.state_dict().items():
             assert torch.equal(value, before[name][0])
             assert value.stride() == before[name][1]
@@ -106,7 +106,7 @@ def test_the_digest_is_that_of_the_weights_as_they_were_loaded() -> None:
     config = ExtractConfig.model_validate({"backbones": "tiny", "weights": "random:5", "device": "cpu"})
     for product in CONVOLUTIONS:
         loaded = load_backbone(product, "tiny", "random:5")
-        quick = encoder_of(product, config)
-        assert backbone_of(product, config).digest == loaded.digest == weights_digest(loaded.encoder, product)
+        quick = get_encoder(product, config)
+        assert get_backbone(product, config).digest == loaded.digest == compute_weights_digest(loaded.encoder, product)
         with torch.inference_mode():
             near(quick(given(quick)), loaded.encoder(given(quick)))

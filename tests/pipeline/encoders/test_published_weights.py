@@ -19,8 +19,8 @@ from transformers import RobertaConfig, RobertaForMaskedLM, RobertaModel, Robert
 
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.swin import SwinEncoder
-from pipeline.encoders.text import TextEncoder, vocabulary_size
-from pipeline.weights.checkpoint_files import LAYOUTS, load_strictly
+from pipeline.encoders.text import TextEncoder, get_vocab_size
+from pipeline.weights.checkpoint_files import STATE_DICT_LAYOUTS, load_strict
 from pipeline.weights.load import load_backbone
 
 REPOSITORY = Path(__file__).parents[3]
@@ -43,7 +43,7 @@ MDETR_REST = {
 def save_mdetr(path: Path, state: dict[str, Tensor], **changes: Any) -> Path:
     """A checkpoint as MDETR writes it: plain weights (here zeros), averaged ones, the optimiser, and its settings."""
     plain = {name: torch.zeros_like(value) for name, value in state.items()}
-    args = Namespace(lr=1e-4, backbone="resnet101", dataset_config="configs/pretrain.json", combine_datasets=["flickr", "mixed"], ema=True)
+    args = Namespace(lr=1e-4, backbone="resnet101", load_dataset_config="configs/pretrain.json", combine_datasets=["flickr", "mixed"], ema=True)
     optimizer = {"state": {0: {"step": 7, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-5, "params": [0]}]}
     torch.save({"model": plain, "model_ema": state, "optimizer": optimizer, "epoch": 39, "args": args} | changes, path)
     return path
@@ -68,9 +68,9 @@ def torchvision_digest(resnet: ResNet, tmp_path_factory: pytest.TempPathFactory)
     loaded = load_backbone("appearance", "full", f"torchvision:{path}")
     with torch.inference_mode():
         torch.testing.assert_close(loaded.encoder(pictures()), their_c5(resnet, pictures()), rtol=1e-3, atol=1e-4)
-    assert (len(loaded.report.loaded), loaded.report.wanted) == (520, 520)
-    assert len(loaded.report.leftovers) == 2 + 104
-    assert {"fc.weight", "fc.bias", "bn1.num_batches_tracked"} <= set(loaded.report.leftovers)
+    assert (len(loaded.report.loaded_keys), loaded.report.num_expected) == (520, 520)
+    assert len(loaded.report.ignored_keys) == 2 + 104
+    assert {"fc.weight", "fc.bias", "bn1.num_batches_tracked"} <= set(loaded.report.ignored_keys)
     assert not loaded.encoder.training
     return loaded.digest
 
@@ -81,7 +81,7 @@ def test_torchvisions_file_of_the_old_format_is_the_same(resnet: ResNet, torchvi
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     loaded = load_backbone("appearance", "full", f"torchvision:{tmp_path / 'old.pth'}")
     assert loaded.digest == torchvision_digest
-    assert loaded.report.leftovers == ("fc.bias", "fc.weight")
+    assert loaded.report.ignored_keys == ("fc.bias", "fc.weight")
 
 
 def test_mdetrs_resnet_is_its_averaged_one(resnet: ResNet, torchvision_digest: str, tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_mdetrs_resnet_is_its_averaged_one(resnet: ResNet, torchvision_digest: s
     state = {f"backbone.0.body.{name}": value for name, value in body.items()} | MDETR_REST
     loaded = load_backbone("appearance", "full", f"mdetr:{save_mdetr(tmp_path / 'mdetr.pth', state)}")
     assert loaded.digest == torchvision_digest
-    assert len(loaded.report.loaded) == loaded.report.wanted == 520
-    assert set(loaded.report.leftovers) == set(MDETR_REST)
+    assert len(loaded.report.loaded_keys) == loaded.report.num_expected == 520
+    assert set(loaded.report.ignored_keys) == set(MDETR_REST)
 
 
 @pytest.mark.parametrize("kind", ["ava", "kinetics"])
@@ -110,8 +110,8 @@ def test_pytorchvideos_slowfast(kind: str, slowfast: Callable[[str], nn.Module],
         torch.testing.assert_close(loaded.encoder(clips), wanted, rtol=1e-4, atol=1e-5)
     assert wanted.shape[1:] == ((4, 4, 2304) if kind == "ava" else (2, 2, 2304))
     head = {"detection_head.proj.weight", "detection_head.proj.bias"} if kind == "ava" else {"blocks.6.proj.weight", "blocks.6.proj.bias"}
-    assert {name for name in loaded.report.leftovers if "num_batches" not in name} == head
-    assert len(loaded.report.loaded) == loaded.report.wanted
+    assert {name for name in loaded.report.ignored_keys if "num_batches" not in name} == head
+    assert len(loaded.report.loaded_keys) == loaded.report.num_expected
 
 
 def test_torchvisions_video_swin(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_torchvisions_video_swin(tmp_path: Path) -> None:
     frames = torch.rand(1, 3, 3, 40, 40) * 255
     with torch.inference_mode():
         assert torch.equal(loaded.encoder(frames), ours(frames))
-    assert loaded.report.leftovers == ("head.bias", "head.weight")
+    assert loaded.report.ignored_keys == ("head.bias", "head.weight")
 
 
 def small_roberta(vocabulary: int, cls: type = RobertaModel) -> Any:
@@ -170,7 +170,7 @@ def check_folder(folder: Path) -> Any:
     with torch.inference_mode():
         torch.testing.assert_close(loaded.encoder(*ours)[mask], states[mask], rtol=1e-5, atol=1e-5)
     assert loaded.encoder.channels == 32
-    assert len(loaded.report.loaded) == loaded.report.wanted == 37
+    assert len(loaded.report.loaded_keys) == loaded.report.num_expected == 37
     return loaded
 
 
@@ -199,7 +199,7 @@ def test_a_hugging_face_folder_with_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict() | {"roberta.embeddings.position_ids": torch.arange(40)[None]}, folder / "pytorch_model.bin")
     loaded = load_backbone("text", "full", f"hf:{folder}")
-    assert "roberta.embeddings.position_ids" in loaded.report.leftovers
+    assert "roberta.embeddings.position_ids" in loaded.report.ignored_keys
     save_file({name: value.clone() for name, value in model.roberta.state_dict().items()}, folder / "model.safetensors")
     assert load_backbone("text", "full", f"hf:{folder}").digest == loaded.digest
 
@@ -229,7 +229,7 @@ def test_long_sentences_are_cut_where_the_positions_end(folder: Path) -> None:
 def test_mdetrs_roberta_with_a_folders_tokenizer(folder: Path, tmp_path: Path, save_tokenizer: Callable[..., None]) -> None:
     """At the tiny size: names, the averaged weights, the tokenizer. Of the folder nothing but the tokenizer is read."""
     encoder = TextEncoder("tiny").eval()
-    save_tokenizer(tmp_path / "tokenizer", vocabulary_size())
+    save_tokenizer(tmp_path / "tokenizer", get_vocab_size())
     state = {f"transformer.text_encoder.{name}": value for name, value in encoder.roberta.state_dict().items()} | MDETR_REST
     extra = {f"transformer.text_encoder.{name}": torch.zeros(2) for name in ("embeddings.position_ids", "pooler.dense.weight")}
     state |= extra | {"backbone.0.body.conv1.weight": torch.zeros(1)}
@@ -240,7 +240,7 @@ def test_mdetrs_roberta_with_a_folders_tokenizer(folder: Path, tmp_path: Path, s
     assert tokens.tolist() == theirs["input_ids"]
     with torch.inference_mode():
         assert torch.equal(loaded.encoder(tokens, mask), encoder(tokens, mask))
-    assert set(loaded.report.leftovers) == {*MDETR_REST, *extra, "backbone.0.body.conv1.weight"}
+    assert set(loaded.report.ignored_keys) == {*MDETR_REST, *extra, "backbone.0.body.conv1.weight"}
 
 
 def test_the_plain_weights_serve_where_mdetr_kept_no_average(tmp_path: Path) -> None:
@@ -257,8 +257,8 @@ def test_the_names_and_shapes_are_mdetrs(product: str, prefix: str) -> None:
     golden = {name: torch.zeros(()).expand(shape) for name, shape in json.loads(GOLDEN.read_text()).items()}
     with torch.device("meta"):
         encoder = AppearanceEncoder() if product == "appearance" else TextEncoder()
-    report = load_strictly(encoder, golden, "MDETR", LAYOUTS[product, "mdetr"])
+    report = load_strict(encoder, golden, "MDETR", STATE_DICT_LAYOUTS[product, "mdetr"])
     own = {name for name in golden if name.startswith(prefix) and ".pooler." not in name}
-    assert set(report.loaded) == own
-    assert len(report.loaded) == report.wanted == {"appearance": 520, "text": 197}[product]
-    assert set(report.leftovers) == set(golden) - own
+    assert set(report.loaded_keys) == own
+    assert len(report.loaded_keys) == report.num_expected == {"appearance": 520, "text": 197}[product]
+    assert set(report.ignored_keys) == set(golden) - own

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.models.video import Swin3D_T_Weights, SwinTransformer3d, swin3d_t
 
-from pipeline.encoders.swin import FRAMES, SwinEncoder, frame_windows
+from pipeline.encoders.swin import WINDOW_FRAMES, SwinEncoder, split_frame_windows
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_input_is_not_modified(encoder: SwinEncoder) -> None:
 
 @pytest.mark.parametrize(("count", "lengths"), [(0, []), (1, [1]), (16, [16]), (17, [16, 1]), (40, [16, 16, 8])])
 def test_windows_follow_each_other_and_hold_every_frame_once(count: int, lengths: list[int]) -> None:
-    windows = frame_windows(count)
+    windows = split_frame_windows(count)
     assert [len(window) for window in windows] == lengths
     assert [frame for window in windows for frame in window] == list(range(count))
-    assert FRAMES == 16
+    assert WINDOW_FRAMES == 16

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaModel
 
-from pipeline.encoders.text import BOS, EOS, MAX_TOKENS, PAD, TOKENIZER, TextEncoder, tokenise, tokenizer, vocabulary_size
+from pipeline.encoders.text import BOS, EOS, MAX_TOKENS, PAD, TOKENIZER_FILE, TextEncoder, tokenize, load_shipped_tokenizer, get_vocab_size
 
 SENTENCES = ["the red circle moves to the left.", "what spins?", "", "ein Hund läuft – 犬が走る 🐕"]
 
@@ -21,23 +21,23 @@ def tiny() -> TextEncoder:
 def test_states_equal_transformers(tiny: TextEncoder) -> None:
     theirs = RobertaModel(tiny.roberta.config, add_pooling_layer=False).eval()
     theirs.load_state_dict(tiny.roberta.state_dict())
-    tokens, mask = tokenise(SENTENCES)
+    tokens, mask = tokenize(SENTENCES)
     with torch.inference_mode():
         wanted = theirs(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         torch.testing.assert_close(tiny(tokens, mask)[mask], wanted[mask])
 
 
 def test_an_encoder_without_its_own_tokenizer_takes_the_shipped_one(tiny: TextEncoder) -> None:
-    assert all(torch.equal(ours, shipped) for ours, shipped in zip(tiny.tokenise(SENTENCES), tokenise(SENTENCES), strict=True))
-    assert tiny.fingerprint() == TOKENIZER.read_bytes()
+    assert all(torch.equal(ours, shipped) for ours, shipped in zip(tiny.tokenize(SENTENCES), tokenize(SENTENCES), strict=True))
+    assert tiny.fingerprint() == TOKENIZER_FILE.read_bytes()
 
 
 def test_padding_does_not_change_states(tiny: TextEncoder) -> None:
-    tokens, mask = tokenise(SENTENCES)
+    tokens, mask = tokenize(SENTENCES)
     with torch.inference_mode():
         together = tiny(tokens, mask)
         for row, text in enumerate(SENTENCES):
-            alone = tiny(*tokenise([text]))[0]
+            alone = tiny(*tokenize([text]))[0]
             torch.testing.assert_close(together[row, mask[row]], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -52,24 +52,24 @@ def test_full_is_roberta_base() -> None:
 @settings(max_examples=200)
 def test_any_string_encodes_and_is_read_back(text: str) -> None:
     """One leading space is the tokenizer's own; no token is padding, so the mask is one run."""
-    tokens, mask = tokenise([text])
+    tokens, mask = tokenize([text])
     assert tokens[0, 0] == BOS
     assert mask.all()
     if tokens.shape[1] < MAX_TOKENS:
         assert tokens[0, -1] == EOS
-        assert tokenizer().decode(tokens[0, 1:-1].tolist()).removeprefix(" ") == text.removeprefix(" ")
+        assert load_shipped_tokenizer().decode(tokens[0, 1:-1].tolist()).removeprefix(" ") == text.removeprefix(" ")
 
 
 @pytest.mark.parametrize("text", ["<pad>", "a <s> b </s> c", "<mask><unk>"])
 def test_a_spelled_special_token_is_words(text: str) -> None:
-    tokens, mask = tokenise([text])
+    tokens, mask = tokenize([text])
     assert mask.all()
     assert min(tokens[0, 1:-1].tolist()) > 4
-    assert tokenizer().decode(tokens[0, 1:-1].tolist()).strip() == text
+    assert load_shipped_tokenizer().decode(tokens[0, 1:-1].tolist()).strip() == text
 
 
 def test_long_texts_are_cut() -> None:
-    tokens, mask = tokenise(["ü" * 1000, "short"])
+    tokens, mask = tokenize(["ü" * 1000, "short"])
     assert tokens.shape == (2, MAX_TOKENS)
     assert (tokens[0, 0], tokens[0, -1]) == (BOS, EOS)
     assert mask[0].all()
@@ -77,10 +77,10 @@ def test_long_texts_are_cut() -> None:
 
 
 def test_padding_is_robertas() -> None:
-    tokens, mask = tokenise(["a", "a much longer sentence"])
+    tokens, mask = tokenize(["a", "a much longer sentence"])
     assert (tokens[0, ~mask[0]] == PAD).all()
     assert (BOS, PAD, EOS) == (0, 1, 2)
 
 
 def test_every_id_is_in_the_tiny_vocabulary(tiny: TextEncoder) -> None:
-    assert vocabulary_size() == tiny.roberta.config.vocab_size
+    assert get_vocab_size() == tiny.roberta.config.vocab_size

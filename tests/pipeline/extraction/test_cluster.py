@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from pipeline.extraction.config import ExtractConfig
-from pipeline.extraction.run import run
+from pipeline.extraction.run import run_extraction
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Failure
 from pipeline.store import Store
@@ -105,7 +105,7 @@ def test_a_video_that_kills_its_workers_costs_no_other(extraction: Extractions, 
     config = ExtractConfig.model_validate(one.settings)
     seen: list[tuple[int, int]] = []
     with dask.config.set({"distributed.worker.preload": [str(harm)], "distributed.scheduler.allowed-failures": 0}):
-        report = run(small_data / "index.jsonl", small_data, "jsonl", one.store, config, lambda done, total: seen.append((done, total)))
+        report = run_extraction(small_data / "index.jsonl", small_data, "jsonl", one.store, config, lambda done, total: seen.append((done, total)))
     assert len(report.failures) == 1, report.failures
     (failure,) = report.failures
     assert (failure.video, failure.stage, failure.reason) == ("v2", "worker", "died")
@@ -114,7 +114,7 @@ def test_a_video_that_kills_its_workers_costs_no_other(extraction: Extractions, 
     held = [video for info in Store(one.store).products["appearance"].shards.values() for video in info.videos]
     assert sorted(held) == [f"v{number}" for number in (0, 1, 3, 4, 5, 6, 7)]
     assert seen[-1] == (8, 8)
-    assert run(small_data / "index.jsonl", small_data, "jsonl", one.store, config.model_copy(update={"workers": 0})).failures == []
+    assert run_extraction(small_data / "index.jsonl", small_data, "jsonl", one.store, config.model_copy(update={"workers": 0})).failures == []
     assert sorted(Store(one.store).open("appearance").keys()) == [f"v{number}" for number in range(8)]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.extraction import file_digests as seen
-from pipeline.extraction.file_digests import NAME, SeenFiles
-from pipeline.features.stream import file_digest
+from pipeline.extraction.file_digests import CACHE_FILE_NAME, FileDigestCache
+from pipeline.features.stream import compute_file_digest
 
 
 @pytest.fixture(autouse=True)
@@ -29,41 +29,41 @@ def video(tmp_path: Path) -> Path:
 
 def remembered(tmp_path: Path, video: Path) -> str | None:
     """What a run on the store takes the file's digest to be."""
-    files = SeenFiles(tmp_path)
-    digest = files.digest(video)
+    files = FileDigestCache(tmp_path)
+    digest = files.get_digest(video)
     files.save()
     return digest
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path, video: Path) -> None:
     first = remembered(tmp_path, video)
-    assert first == file_digest(video)
+    assert first == compute_file_digest(video)
     for content, changed in ((b"two", 8), (b"three", 8)):
         video.write_bytes(content)
         os.utime(video, ns=(changed, changed))
-        assert remembered(tmp_path, video) == file_digest(video) != first
+        assert remembered(tmp_path, video) == compute_file_digest(video) != first
 
 
 def test_one_with_the_same_size_and_time_is_not(tmp_path: Path, video: Path) -> None:
     first = remembered(tmp_path, video)
     video.write_bytes(b"two")
     os.utime(video, ns=(7, 7))
-    assert remembered(tmp_path, video) == first != file_digest(video)
+    assert remembered(tmp_path, video) == first != compute_file_digest(video)
 
 
 @pytest.mark.parametrize("content", ["", "no", "[]", "3", '{"a": 1}', '{"a": [1, 2]}', '{"a": ["x", 2, "y"]}', '{"a": null}', "\x00"])
 def test_a_damaged_memory_costs_a_reading(tmp_path: Path, video: Path, content: str) -> None:
-    (tmp_path / NAME).write_text(content)
-    assert remembered(tmp_path, video) == file_digest(video)
-    assert list(json.loads((tmp_path / NAME).read_text())) == [str(video)]
+    (tmp_path / CACHE_FILE_NAME).write_text(content)
+    assert remembered(tmp_path, video) == compute_file_digest(video)
+    assert list(json.loads((tmp_path / CACHE_FILE_NAME).read_text())) == [str(video)]
 
 
 def test_a_file_that_cannot_be_read_has_none_and_is_not_remembered(tmp_path: Path, video: Path) -> None:
-    files = SeenFiles(tmp_path)
-    assert files.digest(tmp_path / "none") is None
-    assert files.digest(tmp_path) is None
+    files = FileDigestCache(tmp_path)
+    assert files.get_digest(tmp_path / "none") is None
+    assert files.get_digest(tmp_path) is None
     files.save()
-    assert not (tmp_path / NAME).exists()
+    assert not (tmp_path / CACHE_FILE_NAME).exists()
 
 
 def test_nothing_is_written_where_nothing_is_new(tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ import torch
 from pipeline.errors import InputError, StoreError
 from pipeline.extraction import fit_reduction as fitting
 from pipeline.extraction.config import ExtractConfig
-from pipeline.extraction.run import run
-from pipeline.extraction.shard_task import encoder_of
-from pipeline.features.reduction import Reduction, fit_pca, sample_cells, stored_basis
+from pipeline.extraction.run import run_extraction
+from pipeline.extraction.shard_task import get_encoder
+from pipeline.features.reduction import Reduction, fit_pca, sample_cells, load_stored_projection
 from pipeline.features.stream import extract_video
 from pipeline.io.jsonl import write_jsonl
 from pipeline.records import Query
@@ -30,7 +30,7 @@ BASE: dict[str, Any] = {
     "weights": "random:0",
     "products": ["appearance"],
     "reduce": {"appearance": "pca:4"},
-    "sampling": {"short": 32, "clip_span": 0.4, "clip_every": 0.2},
+    "sampling": {"short": 32, "clip_seconds": 0.4, "clip_stride_seconds": 0.2},
     "workers": 0,
     "device": "cpu",
 }
@@ -61,7 +61,7 @@ def extract(data: Path, tmp_path: Path) -> Extract:
     def extract_into(store: str = "s", **changes: Any) -> list[str]:
         said: list[str] = []
         config = ExtractConfig.model_validate(BASE | changes)
-        run(data / "index.jsonl", data, "jsonl", tmp_path / store, config, say=said.append)
+        run_extraction(data / "index.jsonl", data, "jsonl", tmp_path / store, config, on_message=said.append)
         return [line for line in said if line.startswith("fitting")]
 
     return extract_into
@@ -70,7 +70,7 @@ def extract(data: Path, tmp_path: Path) -> Extract:
 def maps_of(data: Path, product: str, video: str) -> np.ndarray:
     """A video's maps before any reduction."""
     config = ExtractConfig.model_validate(BASE)
-    return extract_video(data / f"{video}.mp4", config.sampling, {product: encoder_of(product, config)}).products[product][0]
+    return extract_video(data / f"{video}.mp4", config.sampling, {product: get_encoder(product, config)}).products[product][0]
 
 
 def width(store: Path) -> int:
@@ -82,7 +82,7 @@ def width(store: Path) -> int:
 )
 def test_the_store_holds_the_maps_after_their_projection(data: Path, tmp_path: Path, extract: Extract, product: str, asked: str) -> None:
     said = extract(products=[product], reduce={product: asked})
-    basis, int8 = stored_basis(tmp_path / "s", product), asked.endswith("int8")
+    basis, int8 = load_stored_projection(tmp_path / "s", product), asked.endswith("int8")
     assert said == ([] if asked == "int8" else [f"fitting {asked.removesuffix('+int8')} for {product} on up to 32 videos"])
     assert (basis is None) == (asked == "int8")
     opened = Store(tmp_path / "s")
@@ -101,14 +101,14 @@ def test_the_basis_is_that_of_every_videos_cells(data: Path, tmp_path: Path, ext
     extract()
     cells = {video: sample_cells(maps_of(data, "appearance", video), video, 10) for video in VIDEOS}
     order = fitting.sample_videos(VIDEOS, 3)
-    found = stored_basis(tmp_path / "s", "appearance")
+    found = load_stored_projection(tmp_path / "s", "appearance")
     assert found is not None
-    assert found.content == fit_pca(np.concatenate([cells[video] for video in order]), 4).content
+    assert found.file_bytes == fit_pca(np.concatenate([cells[video] for video in order]), 4).file_bytes
     write_index(data, VIDEOS[::-1])
     extract("other")
-    again = stored_basis(tmp_path / "other", "appearance")
+    again = load_stored_projection(tmp_path / "other", "appearance")
     assert again is not None
-    assert again.content == found.content
+    assert again.file_bytes == found.file_bytes
 
 
 def test_few_videos_and_few_maps_are_looked_at(data: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_few_videos_and_few_maps_are_looked_at(data: Path, extract: Extract, mon
     looked: list[tuple[str, float, float]] = []
 
     def stream(path: Path, sampling: Any, *rest: Any) -> Any:
-        looked.append((path.stem, sampling.fps, sampling.clip_every))
+        looked.append((path.stem, sampling.fps, sampling.clip_stride_seconds))
         return fitting_stream(path, sampling, *rest)
 
     fitting_stream = fitting.FeatureStream
@@ -138,7 +138,7 @@ def test_the_stores_own_basis_is_used_again(data: Path, tmp_path: Path, extract:
     for changes in ({}, {"replace": True}):
         assert extract(**changes) == []
         assert (tmp_path / "s" / "appearance" / "basis.safetensors").read_bytes() == before
-    basis = stored_basis(tmp_path / "s", "appearance")
+    basis = load_stored_projection(tmp_path / "s", "appearance")
     wanted, _ = Reduction(basis, int8=False).apply(maps_of(data, "appearance", "c"))
     np.testing.assert_array_equal(Store(tmp_path / "s").open("appearance").read("c"), wanted)
 
@@ -182,14 +182,14 @@ def test_videos_that_cannot_be_read_are_passed_over(data: Path, tmp_path: Path, 
     bad, good = fitting.sample_videos(VIDEOS, 3)[:2]
     (data / f"{bad}.mp4").write_bytes(b"not a video")
     extract()
-    basis = stored_basis(tmp_path / "s", "appearance")
+    basis = load_stored_projection(tmp_path / "s", "appearance")
     assert basis is not None
     assert sorted(Store(tmp_path / "s").open("appearance").keys()) == sorted({*VIDEOS} - {bad})
     write_index(data, (good,))
     extract("good")
-    other = stored_basis(tmp_path / "good", "appearance")
+    other = load_stored_projection(tmp_path / "good", "appearance")
     assert other is not None
-    assert other.content == basis.content
+    assert other.file_bytes == basis.file_bytes
 
 
 def test_without_any_readable_video_nothing_is_fitted(data: Path, extract: Extract) -> None:

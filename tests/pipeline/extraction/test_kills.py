@@ -19,13 +19,13 @@ import psutil
 import pytest
 
 from pipeline.extraction.config import ExtractConfig
-from pipeline.extraction.run import run
+from pipeline.extraction.run import run_extraction
 from pipeline.io.jsonl import read_jsonl, write_jsonl
 from pipeline.records import Failure, Query
 from pipeline.store import Store
 from pipeline.tracks import Tracks
 from pipeline.video import process_decoder as child_module
-from pipeline.video.process_decoder import DecodeChild
+from pipeline.video.process_decoder import ProcessDecoder
 
 Extractions = Callable[..., Any]
 PATIENCE = 120
@@ -205,14 +205,14 @@ def test_a_decoder_killed_from_outside_costs_one_video(extraction: Extractions, 
 HARM = """
 import ctypes, os
 from pipeline.video import frames, worker
-whole = frames._upright
+whole = frames._convert_to_rgb
 def upright(frame, facts):
     if frame.pts and facts.path.name == "v2.avi":
         ctypes.PyDLL(None).sleep(1000)
     if frame.pts and facts.path.name == "v5.avi":
         ctypes.string_at(0)
     return whole(frame, facts)
-frames._upright = upright
+frames._convert_to_rgb = upright
 worker.main()
 """
 
@@ -220,7 +220,7 @@ worker.main()
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A decoder that is given up after a second."""
-    with DecodeChild(frame_limit=1, probe_limit=5) as child:
+    with ProcessDecoder(frame_timeout=1, probe_timeout=5) as child:
         monkeypatch.setattr("pipeline.extraction.shard_task.child", lambda: child)
         yield
 
@@ -248,7 +248,7 @@ def test_a_decoder_that_hangs_or_crashes_takes_no_other_video_along(
     videos = [make_video(data / f"v{number}.avi", 30, codec="mpeg4", first=20 * number) for number in range(8)]
     index = index_of(data, videos)
     config = ExtractConfig.model_validate(one.settings | {"products": ("appearance", "motion"), "shard_mb": 2})
-    report = run(index, data, "jsonl", one.store, config)
+    report = run_extraction(index, data, "jsonl", one.store, config)
     assert {failure.video: failure.reason for failure in report.failures} == {"v2": "hung", "v5": "crashed"}
     assert report.failures == list(read_jsonl(one.store / "failures.jsonl", Failure))
     assert "SIGSEGV" in report.failures[1].detail
@@ -256,11 +256,11 @@ def test_a_decoder_that_hangs_or_crashes_takes_no_other_video_along(
     assert held == {f"v{number}" for number in (0, 1, 3, 4, 6, 7)}
     monkeypatch.undo()
     fewer = index_of(data, [video for video in videos if video.stem in held])
-    run(fewer, data, "jsonl", tmp_path / "fewer", config)
+    run_extraction(fewer, data, "jsonl", tmp_path / "fewer", config)
     for product in ("appearance", "motion"):
         made, good = (Store(path).open(product) for path in (one.store, tmp_path / "fewer"))
         assert all(np.array_equal(made.read(video), good.read(video)) for video in held)
-    assert run(index_of(data, videos), data, "jsonl", one.store, config).failures == []
+    assert run_extraction(index_of(data, videos), data, "jsonl", one.store, config).failures == []
 
 
 ON_SMALL_DISK = """
@@ -345,7 +345,7 @@ def test_each_mutant_is_in_the_store_or_in_the_ledger(extraction: Extractions, t
         suffix = kinds[number % len(kinds)][0]
         paths.append(data / f"m{number:03d}.{suffix}")
         paths[-1].write_bytes(mutated(contents[suffix], random))
-    report = run(index_of(data, paths), data, "jsonl", one.store, ExtractConfig.model_validate(one.settings))
+    report = run_extraction(index_of(data, paths), data, "jsonl", one.store, ExtractConfig.model_validate(one.settings))
     failed = [failure.video for failure in report.failures]
     for product in ("appearance", "motion"):
         assert sorted([*failed, *Store(one.store).open(product).keys()]) == sorted(path.stem for path in paths)

@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.encoders.optimize import frozen
+from pipeline.encoders.optimize import optimize_for_inference
 from pipeline.errors import StoreError
 from pipeline.extraction import provenance
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.plan import Job
-from pipeline.extraction.provenance import RECIPES, asked_of, provenance_of, refuse_unlike_worker
+from pipeline.extraction.provenance import RECIPE_VERSIONS, expected_provenance, build_provenance, check_worker_environment
 from pipeline.features.builders import encode_texts
 from pipeline.features.config import SamplingConfig
-from pipeline.features.images import jpeg_frames
+from pipeline.features.images import decode_jpegs
 from pipeline.features.stream import FeatureStream
 from pipeline.store import Shard
 from pipeline.weights.load import load_backbone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES, SIZE = 10, (48, 32)
-SAMPLING = SamplingConfig(fps=5, short=64, clip_every=0.2, clip_span=0.4)
+SAMPLING = SamplingConfig(fps=5, short_side=64, clip_stride_seconds=0.2, clip_seconds=0.4)
 GOLDEN: dict[str, tuple[tuple[int, ...], list[float]]] = {
     "appearance": ((5, 4, 6, 128), [0.6265, 0.3105, 2.4199, 0.7134, 0.2563, 0.028, 1.8721, 1.8906, 0.3328, 1.2412, 0.0587, 0.9238]),
     "motion": ((5, 8, 8, 384), [0.8013, 0.0, 0.1843, 0.3228, 0.0, 0.1276, 0.3235, 0.0091, 0.0491, 0.4231, 0.0, 0.0695]),
@@ -65,19 +65,19 @@ def picture(number: int) -> np.ndarray:
 def made(product: str, folder: Path) -> np.ndarray:
     """What the product's encoder, with weights drawn from seed 0, makes of the pictures or of the sentence."""
     size = "full" if product == "swin" else "tiny"
-    encoder = None if product == "frames" else frozen(load_backbone(product, size, "random:0").encoder)
+    encoder = None if product == "frames" else optimize_for_inference(load_backbone(product, size, "random:0").encoder)
     if product == "text":
         ((states, _),) = encode_texts([SENTENCE], encoder)
         return states
     (folder / "v").touch()
-    stream = FeatureStream(folder / "v", SAMPLING, {product: encoder}, batch=3, decoder=Moving())
+    stream = FeatureStream(folder / "v", SAMPLING, {product: encoder}, batch_size=3, decoder=Moving())
     rows = np.concatenate([block for _, block in stream])
     if product == "frames":
-        return np.stack([frame.transpose(2, 0, 1) for _, frame in jpeg_frames(rows, stream.columns[product])])
+        return np.stack([frame.transpose(2, 0, 1) for _, frame in decode_jpegs(rows, stream.columns[product])])
     return rows
 
 
-@pytest.mark.parametrize("product", RECIPES)
+@pytest.mark.parametrize("product", RECIPE_VERSIONS)
 def test_values_are_those_of_the_recipe(product: str, tmp_path: Path) -> None:
     maps = made(product, tmp_path).astype(np.float64)
     shape, wanted = GOLDEN[product]
@@ -95,7 +95,7 @@ def settings(**changes: Any) -> ExtractConfig:
 
 
 def test_what_determines_a_product_is_recorded() -> None:
-    appearance, motion, frames, text = (provenance_of(product, settings(), {}) for product in ("appearance", "motion", "frames", "text"))
+    appearance, motion, frames, text = (build_provenance(product, settings(), {}) for product in ("appearance", "motion", "frames", "text"))
     assert (appearance["recipe"], appearance["precision"], appearance["backbone"], appearance["weights"]) == (
         2,
         "float32",
@@ -104,7 +104,7 @@ def test_what_determines_a_product_is_recorded() -> None:
     )
     assert appearance["sampling"] == {"fps": 5.0, "short": 320}
     assert list(appearance["versions"]) == ["torch", "torchvision", "decord", "av"]
-    assert (motion["slowfast"], set(motion["sampling"])) == ("ava", {"clip_every", "clip_span", "pool_motion"})
+    assert (motion["slowfast"], set(motion["sampling"])) == ("ava", {"clip_stride_seconds", "clip_seconds", "pool_motion_2x2"})
     assert list(text["versions"]) == ["torch", "torchvision", "tokenizers", "transformers"]
     assert "sampling" not in text
     assert set(frames) == {"recipe", "versions", "sampling"}
@@ -114,13 +114,13 @@ def test_what_determines_a_product_is_recorded() -> None:
 @pytest.mark.parametrize(("device", "precision"), [("cpu", "float32"), ("cuda", "float16"), ("cuda:1", "float16")])
 def test_half_precision_is_recorded_where_workers_have_a_gpu(device: str, precision: str) -> None:
     """Also by a machine that has none."""
-    assert provenance_of("text", settings(device=device, scheduler="tcp://a:1"), {})["precision"] == precision
+    assert build_provenance("text", settings(device=device, scheduler="tcp://a:1"), {})["precision"] == precision
 
 
 def test_the_same_weights_under_another_name_are_the_same() -> None:
-    held = provenance_of("text", settings(weights="tiny"), {}) | {"weights": "hf:there"}
-    assert provenance_of("text", settings(weights="tiny"), held)["weights"] == "hf:there"
-    assert provenance_of("text", settings(), held)["weights"] == "random:0"
+    held = build_provenance("text", settings(weights="tiny"), {}) | {"weights": "hf:there"}
+    assert build_provenance("text", settings(weights="tiny"), held)["weights"] == "hf:there"
+    assert build_provenance("text", settings(), held)["weights"] == "random:0"
 
 
 @pytest.mark.parametrize(
@@ -133,13 +133,13 @@ def test_the_same_weights_under_another_name_are_the_same() -> None:
     ],
 )
 def test_a_basis_of_the_same_name_is_the_stores(reduce: str, held: dict[str, Any], wanted: dict[str, Any]) -> None:
-    assert asked_of("motion", settings(reduce={"motion": reduce}), {"reduction": held})["reduction"] == wanted
-    assert "reduction" not in asked_of("text", settings(reduce={"motion": reduce}), {})
+    assert expected_provenance("motion", settings(reduce={"motion": reduce}), {"reduction": held})["reduction"] == wanted
+    assert "reduction" not in expected_provenance("text", settings(reduce={"motion": reduce}), {})
 
 
 def job_of(product: str, folder: Path) -> Job:
     config = settings(scheduler="tcp://a:1")
-    return Job(folder, Shard("0", ("v",)), {product: frozenset("v")}, {}, {}, config, {product: provenance_of(product, config, {})})
+    return Job(folder, Shard("0", ("v",)), {product: frozenset("v")}, {}, {}, config, {product: build_provenance(product, config, {})})
 
 
 @pytest.mark.parametrize(
@@ -147,20 +147,20 @@ def job_of(product: str, folder: Path) -> Job:
 )
 def test_a_worker_with_another_library_is_refused(product: str, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(product, tmp_path)
-    refuse_unlike_worker(job)
+    check_worker_environment(job)
     own = provenance.version
     monkeypatch.setattr(provenance, "version", lambda name: "0.0" if name == library else own(name))
     monkeypatch.setattr(provenance.socket, "gethostname", lambda: "far")
     message = f"the worker on far has {library} 0.0, but {product} of this store is made with {own(library)}: install the same versions"
     with pytest.raises(StoreError, match=message):
-        refuse_unlike_worker(job)
+        check_worker_environment(job)
 
 
 def test_a_worker_with_other_code_or_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of("motion", tmp_path)
-    other = replace(job, provenance={"motion": {**job.provenance["motion"], "weights_digest": "other"}})
-    with pytest.raises(StoreError, match=r"has weights_digest \w{64}, but motion of this store is made with other"):
-        refuse_unlike_worker(other)
-    monkeypatch.setitem(RECIPES, "motion", 7)
+    other = replace(job, provenance={"motion": {**job.provenance["motion"], "compute_weights_digest": "other"}})
+    with pytest.raises(StoreError, match=r"has compute_weights_digest \w{64}, but motion of this store is made with other"):
+        check_worker_environment(other)
+    monkeypatch.setitem(RECIPE_VERSIONS, "motion", 7)
     with pytest.raises(StoreError, match="has recipe 7, but motion of this store is made with 2: install the same versions"):
-        refuse_unlike_worker(job)
+        check_worker_environment(job)

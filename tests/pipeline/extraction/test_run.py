@@ -18,14 +18,14 @@ import torch
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from cli.extract import _warn_of, app
+from cli.extract import _warn_failures, app
 from pipeline.errors import InputError, StoreError
 from pipeline.extraction import file_digests as seen_module
 from pipeline.extraction.config import ExtractConfig
-from pipeline.extraction.dry_run import stored_bytes, survey
-from pipeline.extraction.plan import product_bytes
-from pipeline.extraction.run import RunReport, run
-from pipeline.extraction.shard_task import encoder_of
+from pipeline.extraction.dry_run import estimate_stored_bytes, estimate_run
+from pipeline.extraction.plan import estimate_product_bytes
+from pipeline.extraction.run import ExtractionReport, run_extraction
+from pipeline.extraction.shard_task import get_encoder
 from pipeline.features.stream import extract_video
 from pipeline.io.jsonl import read_jsonl, write_jsonl
 from pipeline.records import Failure, Query
@@ -39,7 +39,7 @@ BASE: dict[str, Any] = {
     "backbones": "tiny",
     "weights": "random:0",
     "products": ("appearance", "text"),
-    "sampling": {"short": 32, "clip_span": 0.4, "clip_every": 0.2},
+    "sampling": {"short": 32, "clip_seconds": 0.4, "clip_stride_seconds": 0.2},
     "shard_mb": 1,
     "workers": 0,
 }
@@ -94,14 +94,14 @@ def data(tmp_path: Path, originals: dict[str, bytes]) -> Path:
     return folder
 
 
-def extract(data: Path, store: Path, progress: Callable[[int, int], None] = lambda done, total: None, **changes: Any) -> RunReport:
-    return run(data / "index.jsonl", data, "jsonl", store, settings(**changes), progress)
+def extract(data: Path, store: Path, progress: Callable[[int, int], None] = lambda done, total: None, **changes: Any) -> ExtractionReport:
+    return run_extraction(data / "index.jsonl", data, "jsonl", store, settings(**changes), progress)
 
 
 def told(data: Path, store: Path, **changes: Any) -> list[str]:
     """What a run says."""
     lines: list[str] = []
-    run(data / "index.jsonl", data, "jsonl", store, settings(**changes), say=lines.append)
+    run_extraction(data / "index.jsonl", data, "jsonl", store, settings(**changes), on_message=lines.append)
     return lines
 
 
@@ -142,7 +142,7 @@ def test_every_product_holds_every_video(data: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     products = ("appearance", "motion", "text", "frames")
     report = extract(data, tmp_path / "s", lambda done, total: seen.append((done, total)), products=products)
-    assert (report.videos, report.failures, report.made, report.exit_code(0)) == (4, [], 7, 0)
+    assert (report.videos, report.failures, report.shards_written, report.exit_code(0)) == (4, [], 7, 0)
     assert seen == [*((done, 4) for done in range(5)), (4, 4)]
     for product in products:
         assert entries(tmp_path / "s", product) == list(VIDEOS)
@@ -151,7 +151,7 @@ def test_every_product_holds_every_video(data: Path, tmp_path: Path) -> None:
     assert store.index_path.read_bytes() == (data / "index.jsonl").read_bytes()
     assert ledger(tmp_path / "s") == {}
     config = settings()
-    encoders = {product: encoder_of(product, config) for product in ("appearance", "motion", "frames")}
+    encoders = {product: get_encoder(product, config) for product in ("appearance", "motion", "frames")}
     wanted = extract_video(data / "c.mp4", config.sampling, encoders)
     for product, (rows, columns) in wanted.products.items():
         reader = store.open(product)
@@ -165,7 +165,7 @@ def test_a_second_run_does_nothing(data: Path, tmp_path: Path) -> None:
     extract(data, tmp_path / "s")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("*/*")}
     report = extract(data, tmp_path / "s")
-    assert (report.made, report.failures) == (0, [])
+    assert (report.shards_written, report.failures) == (0, [])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("*/*")} == before
 
 
@@ -184,7 +184,7 @@ def test_a_shard_that_a_killed_run_left_unlisted_is_taken_up(data: Path, tmp_pat
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     manifest["products"]["appearance"]["shards"].popitem()
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
-    assert extract(data, tmp_path / "s").made == 0
+    assert extract(data, tmp_path / "s").shards_written == 0
     assert files(tmp_path / "s") == whole
 
 
@@ -197,7 +197,7 @@ def test_bad_videos_are_named_and_the_rest_goes_on(data: Path, tmp_path: Path, o
     assert [failure.video for failure in report.failures] == ["a", "b", "d"]
     assert "a.mp4 does not exist" in report.failures[0].detail
     assert [entries(tmp_path / "s", product) for product in ("appearance", "text")] == [["c"], list(VIDEOS)]
-    assert extract(data, tmp_path / "s").made == 0
+    assert extract(data, tmp_path / "s").shards_written == 0
     assert {attempts for _, attempts in ledger(tmp_path / "s").values()} == {2}
 
 
@@ -208,12 +208,12 @@ def test_a_repaired_video_lands_in_an_overlay_shard(data: Path, tmp_path: Path, 
     (data / "d.mp4").write_bytes(originals["d"])
     seen: list[tuple[int, int]] = []
     report = extract(data, tmp_path / "s", lambda done, total: seen.append((done, total)))
-    assert (report.failures, report.made, seen[-1]) == ([], 1, (1, 1))
+    assert (report.failures, report.shards_written, seen[-1]) == ([], 1, (1, 1))
     shards = Store(tmp_path / "s").products["appearance"].shards
     assert first < set(shards)
     assert [info.videos for name, info in shards.items() if name not in first] == [("d",)]
     assert ledger(tmp_path / "s") == {}
-    assert extract(data, tmp_path / "s").made == 0
+    assert extract(data, tmp_path / "s").shards_written == 0
 
 
 def test_an_overlay_shard_with_a_failure_left_behind_is_retried(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
@@ -253,7 +253,7 @@ def test_a_product_added_later_equals_one_made_at_once(data: Path, tmp_path: Pat
     extract(data, tmp_path / "whole", products=("appearance", "frames"))
     extract(data, tmp_path / "s", products=("frames",))
     before = files(tmp_path / "s" / "frames")
-    assert extract(data, tmp_path / "s", products=("appearance", "frames")).made == 2
+    assert extract(data, tmp_path / "s", products=("appearance", "frames")).shards_written == 2
     assert files(tmp_path / "s" / "frames") == before
     assert {**files(tmp_path / "s"), "manifest.json": ""} == {**files(tmp_path / "whole"), "manifest.json": ""}
     assert Store(tmp_path / "s").products == Store(tmp_path / "whole").products
@@ -295,7 +295,7 @@ def test_a_store_made_otherwise_is_refused_or_remade(data: Path, tmp_path: Path,
     with pytest.raises(StoreError, match=message):
         extract(data, tmp_path / "s", **changes)
     with pytest.raises(StoreError, match=message):
-        survey(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(**changes))
+        estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(**changes))
     assert files(tmp_path / "s") == before
     extract(data, tmp_path / "s", replace=True, **changes)
     extract(data, tmp_path / "fresh", **changes)
@@ -313,7 +313,7 @@ def test_other_backbones_are_refused(data: Path, tmp_path: Path) -> None:
 
 def test_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:
     extract(data, tmp_path / "s", products=("text",))
-    for attempt in (run, survey):
+    for attempt in (run_extraction, estimate_run):
         with pytest.raises(StoreError, match="holds dataset 'jsonl', not 'vidstg': extract into another --store"):
             attempt(data / "index.jsonl", data, "vidstg", tmp_path / "s", settings())
 
@@ -334,7 +334,7 @@ def test_a_changed_video_is_made_anew_and_nothing_beside_it(data: Path, tmp_path
         assert all(np.array_equal(made.read(video), good.read(video)) for video in VIDEOS)
         assert all(made.facts(video) == good.facts(video) for video in VIDEOS)
     assert Store(tmp_path / "s").verify() == []
-    assert extract(data, tmp_path / "s", products=products).made == 0
+    assert extract(data, tmp_path / "s", products=products).shards_written == 0
 
 
 def test_a_video_may_change_again_and_with_its_neighbours(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
@@ -348,14 +348,14 @@ def test_a_video_may_change_again_and_with_its_neighbours(data: Path, tmp_path: 
         assert entries(tmp_path / "s", "appearance") == list(VIDEOS)
         made, good = (Store(path).open("appearance") for path in (tmp_path / "s", tmp_path / "fresh"))
         assert all(np.array_equal(made.read(video), good.read(video)) for video in VIDEOS)
-        assert extract(data, tmp_path / "s").made == 0
+        assert extract(data, tmp_path / "s").shards_written == 0
 
 
 def test_a_changed_video_that_cannot_be_decoded_is_in_the_ledger(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
     extract(data, tmp_path / "s")
     (data / "a.mp4").write_bytes(b"")
     for attempts in (1, 2):
-        assert extract(data, tmp_path / "s").made == 0
+        assert extract(data, tmp_path / "s").shards_written == 0
         assert ledger(tmp_path / "s") == {"a": ("empty", attempts)}
         assert entries(tmp_path / "s", "appearance") == ["b", "c", "d"]
     (data / "a.mp4").write_bytes(originals["a"])
@@ -380,7 +380,7 @@ def test_a_vanished_video_keeps_its_features(data: Path, tmp_path: Path) -> None
     extract(data, tmp_path / "s")
     (data / "a.mp4").unlink()
     report = extract(data, tmp_path / "s")
-    assert (report.made, report.failures) == (0, [])
+    assert (report.shards_written, report.failures) == (0, [])
 
 
 def test_a_changed_video_costs_no_other_that_is_gone(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
@@ -390,7 +390,7 @@ def test_a_changed_video_costs_no_other_that_is_gone(data: Path, tmp_path: Path,
     (data / "a.mp4").write_bytes(originals["c"])
     (data / "b.mp4").unlink()
     report = extract(data, tmp_path / "s", shard_mb=64)
-    assert (report.made, report.failures) == (1, [])
+    assert (report.shards_written, report.failures) == (1, [])
     after = Store(tmp_path / "s").open("appearance")
     assert np.array_equal(after.read("b"), before)
     assert np.array_equal(after.read("a"), after.read("c"))
@@ -401,11 +401,11 @@ def test_each_video_file_is_read_once(data: Path, tmp_path: Path, monkeypatch: p
     products = ("appearance", "frames")
     extract(data, tmp_path / "s", products=products)
     read: list[str] = []
-    digest = seen_module.file_digest
-    monkeypatch.setattr(seen_module, "file_digest", lambda path: [read.append(path.stem), digest(path)][1])
+    digest = seen_module.compute_file_digest
+    monkeypatch.setattr(seen_module, "compute_file_digest", lambda path: [read.append(path.stem), digest(path)][1])
     extract(data, tmp_path / "s", products=products)
     assert read == list(VIDEOS)
-    assert not (tmp_path / "s" / seen_module.NAME).exists()
+    assert not (tmp_path / "s" / seen_module.CACHE_FILE_NAME).exists()
     monkeypatch.setattr(seen_module, "WORTH", 4)
     for changed, later in ((0, [*VIDEOS]), (0, []), (1, ["b"])):
         read.clear()
@@ -443,20 +443,20 @@ def test_changed_sentences_are_encoded_anew(data: Path, tmp_path: Path, queries:
     lines = told(data, tmp_path / "s", products=("text",))
     assert "text: 4 sentences in 1 shards are made anew: what they were made of has changed" in lines or len(queries) != 4
     assert files(tmp_path / "s") == files(tmp_path / "fresh")
-    assert extract(data, tmp_path / "s", products=("text",)).made == 0
+    assert extract(data, tmp_path / "s", products=("text",)).shards_written == 0
 
 
 def test_fixing_a_truth_invalidates_nothing(data: Path, tmp_path: Path) -> None:
     extract(data, tmp_path / "s")
     write_index(data, [query(video, truth={"span": (2, 5)}) for video in VIDEOS])
-    assert extract(data, tmp_path / "s").made == 0
+    assert extract(data, tmp_path / "s").shards_written == 0
     assert (tmp_path / "s" / "index.jsonl").read_bytes() == (data / "index.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(("failed", "allowed", "code"), [(1, 0, 1), (1, 1, 0), (2, 1, 1), (1, 0.25, 0), (2, 0.25, 1), (0, 0, 0)])
 def test_allowed_failures_are_a_count_or_a_share(failed: int, allowed: float, code: int) -> None:
     failure = Failure(video="a", path="a.mp4", stage="open", reason="missing", detail="gone")
-    assert RunReport(videos=4, failures=[failure] * failed).exit_code(allowed) == code
+    assert ExtractionReport(videos=4, failures=[failure] * failed).exit_code(allowed) == code
 
 
 def test_unknown_products_and_weights_are_refused(data: Path, tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ def test_unknown_products_and_weights_are_refused(data: Path, tmp_path: Path) ->
 
 
 def test_a_device_that_is_not_here_or_not_said_is_refused(data: Path, tmp_path: Path) -> None:
-    for attempt in (extract, lambda *where, **changes: survey(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(**changes))):
+    for attempt in (extract, lambda *where, **changes: estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(**changes))):
         with pytest.raises(InputError, match="device 'foo' is not here"):
             attempt(data, tmp_path / "s", device="foo")
         with pytest.raises(InputError, match=r"with --scheduler each worker would choose.*: add --set device=cpu or --set device=cuda"):
@@ -517,7 +517,7 @@ def test_two_workers_one_of_them_killed(data: Path, tmp_path: Path) -> None:
 
     report = extract(data, tmp_path / "s", kill_one, workers=2)
     assert len(killed) == 1
-    assert (report.failures, report.made) == ([], 3)
+    assert (report.failures, report.shards_written) == ([], 3)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
     assert len(began) > 2
     assert psutil.wait_procs(began, timeout=10)[1] == []
@@ -525,22 +525,22 @@ def test_two_workers_one_of_them_killed(data: Path, tmp_path: Path) -> None:
 
 def test_the_survey_tells_what_a_run_will_do(data: Path, tmp_path: Path) -> None:
     (data / "a.mp4").unlink()
-    found = survey(data / "index.jsonl", data, "jsonl", tmp_path / "none" / "s", settings())
-    assert (found.videos, found.absent, found.to_make, found.shards, found.seconds) == (4, 1, 4, 3, 8)
-    assert 4 * 98304 / 4 < found.bytes < 1e6
+    found = estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "none" / "s", settings())
+    assert (found.videos, found.missing_files, found.pending_videos, found.pending_shards, found.pending_seconds) == (4, 1, 4, 3, 8)
+    assert 4 * 98304 / 4 < found.estimated_bytes < 1e6
     assert found.free_bytes > 0
     assert not (tmp_path / "none").exists()
-    assert extract(data, tmp_path / "s").made == 3
+    assert extract(data, tmp_path / "s").shards_written == 3
     before = files(tmp_path / "s")
-    found = survey(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(products=("appearance", "text", "frames")))
-    assert (found.to_make, found.shards) == (4, 3)
+    found = estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(products=("appearance", "text", "frames")))
+    assert (found.pending_videos, found.pending_shards) == (4, 3)
     assert files(tmp_path / "s") == before
 
 
 def test_the_survey_counts_what_has_changed_or_was_deleted(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
     def lacking() -> tuple[int, int]:
-        found = survey(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings())
-        return found.to_make, found.shards
+        found = estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings())
+        return found.pending_videos, found.pending_shards
 
     extract(data, tmp_path / "s")
     assert lacking() == (0, 0)
@@ -550,14 +550,14 @@ def test_the_survey_counts_what_has_changed_or_was_deleted(data: Path, tmp_path:
     assert lacking() == (4, 2)
     shutil.rmtree(next((tmp_path / "s" / "appearance").glob("00001*")))
     assert lacking() == (4, 3)
-    assert extract(data, tmp_path / "s").made == 3
+    assert extract(data, tmp_path / "s").shards_written == 3
     assert lacking() == (0, 0)
 
 
 @pytest.mark.parametrize(
     ("product", "changes", "share"),
     [
-        ("motion", {"sampling": BASE["sampling"] | {"pool_motion": True}}, 1 / 4),
+        ("motion", {"sampling": BASE["sampling"] | {"pool_motion_2x2": True}}, 1 / 4),
         ("motion", {"reduce": {"motion": "pca:192"}}, 1 / 2),
         ("appearance", {"reduce": {"appearance": "int8"}}, 1 / 2),
         ("appearance", {"backbones": "full", "reduce": {"appearance": "mdetr:x+int8"}}, 1 / 16),
@@ -568,8 +568,8 @@ def test_the_survey_counts_what_has_changed_or_was_deleted(data: Path, tmp_path:
 )
 def test_sizes_are_those_of_reduced_maps_and_the_plan_is_not(product: str, changes: dict[str, Any], share: float) -> None:
     about, whole = query("a"), settings(**{key: value for key, value in changes.items() if key == "backbones"})
-    assert stored_bytes(about, product, settings(**changes), 3) == pytest.approx(share * product_bytes(about, product, whole, 3), rel=0.01)
-    assert product_bytes(about, product, settings(**changes), 3) == pytest.approx(product_bytes(about, product, whole, 3))
+    assert estimate_stored_bytes(about, product, settings(**changes), 3) == pytest.approx(share * estimate_product_bytes(about, product, whole, 3), rel=0.01)
+    assert estimate_product_bytes(about, product, settings(**changes), 3) == pytest.approx(estimate_product_bytes(about, product, whole, 3))
 
 
 def command(data: Path, store: Path, *more: str) -> Any:
@@ -592,11 +592,11 @@ def test_the_command_exits_1_where_videos_failed(data: Path, tmp_path: Path) -> 
 def test_failures_are_told_in_a_line_each_up_to_twenty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     details = ["/d/0.mp4 is cut\nmore", "its frames\nare damaged", "", *["gone"] * 20]
     named = [Failure(video=f"v{n}", path=f"/d/{n}.mp4", stage="open", reason="bad", detail=text) for n, text in enumerate(details)]
-    _warn_of(named, tmp_path)
+    _warn_failures(named, tmp_path)
     lines = capsys.readouterr().err.splitlines()
     assert lines[:4] == ["warning: /d/0.mp4 is cut", "warning: v1: its frames", "warning: v2: bad", "warning: v3: gone"]
     assert lines[20:] == [f"warning: and 3 more videos failed: {tmp_path}/failures.jsonl lists all"]
-    _warn_of(named[:20], tmp_path)
+    _warn_failures(named[:20], tmp_path)
     assert len(capsys.readouterr().err.splitlines()) == 20
 
 

@@ -16,7 +16,7 @@ from pipeline.errors import StvgError, VideoError
 from pipeline.extraction import shard_task as shards
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.plan import Job
-from pipeline.extraction.shard_task import make_shard
+from pipeline.extraction.shard_task import extract_shard
 from pipeline.features.reduction import Reduction
 from pipeline.store import Shard
 from pipeline.store.layout import shard_path
@@ -57,7 +57,7 @@ class Work:
         self.ticks: list[tuple[str, bool]] = []
 
     def job(self, store: Path, videos: tuple[str, ...] = VIDEOS, **changes: Any) -> Job:
-        base = {"products": PRODUCTS, "sampling": {"short": 32, "clip_span": 0.2}, "batch": 2, "device": "cpu", "weights": "random:0"}
+        base = {"products": PRODUCTS, "sampling": {"short": 32, "clip_seconds": 0.2}, "batch": 2, "device": "cpu", "weights": "random:0"}
         lacking = {product: frozenset(videos) for product in PRODUCTS}
         paths = {video: self.folder / f"{video}.mp4" for video in videos}
         provenance = {product: {"settings": dict(changes)} for product in PRODUCTS}
@@ -69,8 +69,8 @@ class Work:
         def backbone(product: str, *rest: Any) -> Backbone:
             return Backbone(Encoder(product, lambda bright: trouble(product, bright)), "random:0", "", LoadReport(product, 0, ()))
 
-        self.monkeypatch.setattr(shards, "_backbone", backbone)
-        return make_shard(job, lambda video, text: self.ticks.append((video, text)))
+        self.monkeypatch.setattr(shards, "_load_backbone", backbone)
+        return extract_shard(job, lambda video, text: self.ticks.append((video, text)))
 
 
 @pytest.fixture
@@ -163,10 +163,10 @@ def test_damage_that_shows_late_leaves_no_trace(work: Work, tmp_path: Path, monk
         """This process' own, but for the end of `b`."""
 
         def probe(self, path: Path) -> Any:
-            return HERE.probe(path)
+            return IN_PROCESS.probe(path)
 
         def frames(self, path: Path, facts: Any, wanted: np.ndarray) -> Any:
-            opened = HERE.frames(path, facts, wanted)
+            opened = IN_PROCESS.frames(path, facts, wanted)
             return opened if path.stem != "b" else Breaking(opened, len(wanted) - 2)
 
     class Breaking:
@@ -186,7 +186,7 @@ def test_damage_that_shows_late_leaves_no_trace(work: Work, tmp_path: Path, monk
                     raise VideoError("decode", "unreadable", "its end is damaged")
                 yield picture
 
-    from pipeline.features.stream import HERE
+    from pipeline.features.stream import IN_PROCESS
 
     monkeypatch.setattr(shards, "child", Decoder)
     _, failed = work.make(work.job(tmp_path / "s"))
@@ -204,7 +204,7 @@ def test_a_reduction_that_fails_closes_the_video(work: Work, tmp_path: Path, mon
                 raise VideoError("encode", "not-finite", "its reduced features are not finite")
             return super().apply(rows)
 
-    monkeypatch.setattr(shards, "reduction_of", lambda product, *rest: Failing(None, int8=True) if product == "appearance" else None)
+    monkeypatch.setattr(shards, "load_product_reduction", lambda product, *rest: Failing(None, int8=True) if product == "appearance" else None)
     _, failed = work.make(work.job(tmp_path / "s"))
     assert [failure.video for failure in failed] == ["b"]
     work.make(work.job(tmp_path / "without", ("a", "c")))
@@ -249,7 +249,7 @@ def test_a_shard_that_is_there_is_kept(work: Work, tmp_path: Path, kind: Any) ->
 
 def test_products_may_lack_different_videos(work: Work, tmp_path: Path) -> None:
     job = work.job(tmp_path / "s")
-    job.lacking.update({"motion": frozenset("c"), "swin": frozenset("ab"), "frames": frozenset()})
+    job.missing.update({"motion": frozenset("c"), "swin": frozenset("ab"), "frames": frozenset()})
     infos, _ = work.make(job)
     assert {product: info.videos for product, info in infos.items()} == {
         "appearance": VIDEOS,
@@ -294,7 +294,7 @@ def text_job(tmp_path: Path) -> Job:
 
 
 def test_sentences_stand_in_the_order_of_the_index(tmp_path: Path) -> None:
-    infos, failed = make_shard(text_job(tmp_path), lambda video, text: None)
+    infos, failed = extract_shard(text_job(tmp_path), lambda video, text: None)
     assert (failed, infos["text"].entries, infos["text"].videos) == ([], 3, ("a", "b"))
     table = read_table(shard_path(tmp_path / "s", "text", NAME, "hdf5"), "hdf5")
     assert [(place.key, place.video, place.facts["text"]) for place in table.entries] == [
@@ -313,29 +313,29 @@ def test_a_video_whose_sentences_fail_leaves_none_of_them(tmp_path: Path, monkey
 
     shards_encode_texts = shards.encode_texts
     monkeypatch.setattr(shards, "encode_texts", encode)
-    infos, failed = make_shard(text_job(tmp_path), lambda video, text: None)
+    infos, failed = extract_shard(text_job(tmp_path), lambda video, text: None)
     assert [(failure.video, failure.reason, failure.path) for failure in failed] == [("b", "out-of-memory", str(tmp_path / "b.mp4"))]
     assert (infos["text"].videos, infos["text"].entries) == (("a",), 1)
 
 
 def test_a_job_is_taken_apart_into_its_videos(work: Work, tmp_path: Path) -> None:
     job = work.job(tmp_path / "s")
-    job.lacking.update({"motion": frozenset("c"), "swin": frozenset(), "frames": frozenset("ab")})
-    made, parts = job.taken_apart({})
+    job.missing.update({"motion": frozenset("c"), "swin": frozenset(), "frames": frozenset("ab")})
+    made, parts = job.split_unfinished({})
     assert made.shard == Shard(NAME, ())
     assert [part.shard.videos for part in parts] == [("a",), ("b",), ("c",)]
-    assert [sorted(part.lacking) for part in parts] == [["appearance", "frames"], ["appearance", "frames"], ["appearance", "motion"]]
-    assert all(videos == frozenset(part.shard.videos) for part in parts for videos in part.lacking.values())
+    assert [sorted(part.missing) for part in parts] == [["appearance", "frames"], ["appearance", "frames"], ["appearance", "motion"]]
+    assert all(videos == frozenset(part.shard.videos) for part in parts for videos in part.missing.values())
     assert len({job.shard.name, *(part.shard.name for part in parts)}) == 4
-    assert [part.sentences for part in text_job(tmp_path).taken_apart({})[1]] == [{"b": SAID["b"]}, {"a": SAID["a"]}]
+    assert [part.sentences for part in text_job(tmp_path).split_unfinished({})[1]] == [{"b": SAID["b"]}, {"a": SAID["a"]}]
     assert not any(part.sentences for part in parts)
     infos, _ = work.make(work.job(tmp_path / "s", ("a", "b")))
-    made, parts = job.taken_apart({product: infos[product] for product in ("appearance", "motion")})
+    made, parts = job.split_unfinished({product: infos[product] for product in ("appearance", "motion")})
     assert made.shard == Shard(NAME, ())
-    assert [part.lacking for part in parts] == [
+    assert [part.missing for part in parts] == [
         {"frames": frozenset("a")},
         {"frames": frozenset("b")},
         {"appearance": frozenset("c"), "motion": frozenset("c")},
     ]
-    made, parts = work.job(tmp_path / "s").taken_apart(infos)
+    made, parts = work.job(tmp_path / "s").split_unfinished(infos)
     assert (made.shard.videos, [part.shard.videos for part in parts]) == (("a", "b"), [("c",)])

@@ -16,12 +16,12 @@ from pipeline.encoders.image_geometry import resize
 from pipeline.errors import InputError
 from pipeline.extraction import shard_task as shards
 from pipeline.extraction.config import ExtractConfig
-from pipeline.extraction.run import run
-from pipeline.features.builders import PAGE, AppearanceMaker, JpegMaker, Maker, MotionMaker, SwinMaker
-from pipeline.features.images import encode_jpeg, jpeg_frames
+from pipeline.extraction.run import run_extraction
+from pipeline.features.builders import JPEG_ROW_BYTES, AppearanceBuilder, JpegBuilder, FeatureBuilder, MotionBuilder, SwinBuilder
+from pipeline.features.images import encode_jpeg, decode_jpegs
 from pipeline.io.jsonl import write_jsonl
 from pipeline.records import Query
-from pipeline.sampling import clip_frames
+from pipeline.sampling import sample_clip_frames
 from pipeline.store import Store
 from pipeline.tracks import Tracks
 from pipeline.weights.checkpoint_files import LoadReport
@@ -80,29 +80,29 @@ def noise(number: int) -> Tensor:
     return torch.randint(0, 256, (3, 120, 160), dtype=torch.uint8, generator=generator)
 
 
-def blocks_of(maker: Maker, picture: Callable[[int], Tensor] = picture_of, numbers: Any = range(COUNT)) -> list[np.ndarray]:
-    blocks = [rows for number in numbers for rows in maker.take(number, picture(number))]
+def blocks_of(maker: FeatureBuilder, picture: Callable[[int], Tensor] = picture_of, numbers: Any = range(COUNT)) -> list[np.ndarray]:
+    blocks = [rows for number in numbers for rows in maker.add_frame(number, picture(number))]
     return blocks + maker.finish()
 
 
-def appearance(batch: int = 4) -> Maker:
-    return AppearanceMaker(Means(), SIZE, GRID, batch)
+def appearance(batch: int = 4) -> FeatureBuilder:
+    return AppearanceBuilder(Means(), SIZE, GRID, batch)
 
 
-def motion(batch: int = 4, pool: bool = False) -> Maker:
-    return MotionMaker(ClipMeans(), SECONDS, CENTRES, 0.16, pool, batch)
+def motion(batch: int = 4, pool: bool = False) -> FeatureBuilder:
+    return MotionBuilder(ClipMeans(), SECONDS, CENTRES, 0.16, pool, batch)
 
 
-def swin() -> Maker:
-    return SwinMaker(WindowMeans(), SIZE, GRID)
+def swin() -> FeatureBuilder:
+    return SwinBuilder(WindowMeans(), SIZE, GRID)
 
 
-def jpeg() -> Maker:
-    return JpegMaker((160, 120), GRID, 90)
+def jpeg() -> FeatureBuilder:
+    return JpegBuilder((160, 120), GRID, 90)
 
 
 @pytest.mark.parametrize("make", [appearance, motion, swin, jpeg])
-def test_every_row_comes_once_and_has_its_frame(make: Callable[[], Maker]) -> None:
+def test_every_row_comes_once_and_has_its_frame(make: Callable[[], FeatureBuilder]) -> None:
     maker = make()
     assert len(np.concatenate(blocks_of(maker))) == len(maker.columns()["frame"])
     assert all(len(values) == len(maker.columns()["frame"]) for values in maker.columns().values())
@@ -110,24 +110,24 @@ def test_every_row_comes_once_and_has_its_frame(make: Callable[[], Maker]) -> No
 
 
 @pytest.mark.parametrize("make", [appearance, motion, swin, jpeg])
-def test_frames_that_are_not_wanted_change_nothing(make: Callable[[], Maker]) -> None:
+def test_frames_that_are_not_wanted_change_nothing(make: Callable[[], FeatureBuilder]) -> None:
     all_of_them, wanted = make(), make()
-    whole, alone = blocks_of(all_of_them), blocks_of(wanted, numbers=wanted.wanted.tolist())
+    whole, alone = blocks_of(all_of_them), blocks_of(wanted, numbers=wanted.frame_indices.tolist())
     assert all(np.array_equal(a, b) for a, b in zip(whole, alone, strict=True))
     for name, values in all_of_them.columns().items():
         np.testing.assert_array_equal(values, wanted.columns()[name])
-    last = int(all_of_them.wanted[-1])
-    assert all_of_them.take(last, picture_of(0)) == []
+    last = int(all_of_them.frame_indices[-1])
+    assert all_of_them.add_frame(last, picture_of(0)) == []
 
 
 @pytest.mark.parametrize("make", [appearance, motion])
 @pytest.mark.parametrize("batch", [1, 3, 1000])
-def test_blocks_joined_are_the_whole(make: Callable[[int], Maker], batch: int) -> None:
+def test_blocks_joined_are_the_whole(make: Callable[[int], FeatureBuilder], batch: int) -> None:
     maker = make(batch)
     blocks = blocks_of(maker)
     count = len(maker.columns()["frame"])
     sizes = [batch] * (count // batch) + [count % batch] * (count % batch > 0)
-    assert [len(rows) for rows in blocks] == sizes == maker._batches.encoder.given  # type: ignore[attr-defined]
+    assert [len(rows) for rows in blocks] == sizes == maker._batcher.encoder.given  # type: ignore[attr-defined]
     np.testing.assert_array_equal(np.concatenate(blocks), np.concatenate(blocks_of(make(7))))
 
 
@@ -140,7 +140,7 @@ def test_appearance_rows_show_the_frames_of_the_grid() -> None:
 def test_motion_rows_show_the_frames_of_their_clips() -> None:
     maker = motion()
     rows = np.concatenate(blocks_of(maker, lambda number: picture_of(number)[:, :, :12]))[:, 0, 0]
-    np.testing.assert_allclose(rows, [4 * clip_frames(SECONDS, centre, 0.16, 4) for centre in CENTRES], atol=0.1)
+    np.testing.assert_allclose(rows, [4 * sample_clip_frames(SECONDS, centre, 0.16, 4) for centre in CENTRES], atol=0.1)
     assert (np.abs(SECONDS[maker.columns()["frame"]] - CENTRES) <= 0.02 + 1e-9).all()
 
 
@@ -150,7 +150,7 @@ def test_pooled_motion_is_pooled_block_by_block() -> None:
             return pictures[:, 0, :, :4, :4].permute(0, 2, 3, 1)
 
     maps, means = (
-        np.concatenate(blocks_of(MotionMaker(Cells(), SECONDS, CENTRES, 0.16, pool, 3))).astype(np.float32) for pool in (False, True)
+        np.concatenate(blocks_of(MotionBuilder(Cells(), SECONDS, CENTRES, 0.16, pool, 3))).astype(np.float32) for pool in (False, True)
     )
     assert (maps.shape[1:], means.shape[1:]) == ((4, 4, 4), (2, 2, 4))
     np.testing.assert_allclose(means, maps.reshape(-1, 2, 2, 2, 2, 4).mean((2, 4)), rtol=1e-3)
@@ -160,7 +160,7 @@ def test_swin_rows_are_frames_in_windows() -> None:
     """17 frames of the grid, four at a time, the last alone: each row is its frame's, whatever the window."""
     maker = swin()
     blocks = blocks_of(maker)
-    assert [len(rows) for rows in blocks] == [4, 4, 4, 4, 1] == maker._batches.encoder.given  # type: ignore[attr-defined]
+    assert [len(rows) for rows in blocks] == [4, 4, 4, 4, 1] == maker._batcher.encoder.given  # type: ignore[attr-defined]
     rows = np.concatenate(blocks)
     assert (rows.shape, rows.dtype) == ((17, 2, 3, 2), np.float16)
     np.testing.assert_allclose(rows[:, 1, 2, 0], 4 * GRID, atol=0.1)
@@ -169,12 +169,12 @@ def test_swin_rows_are_frames_in_windows() -> None:
 
 
 @pytest.mark.parametrize("make", [appearance, swin])
-def test_no_more_pictures_wait_than_fill_a_batch(make: Callable[[], Maker]) -> None:
+def test_no_more_pictures_wait_than_fill_a_batch(make: Callable[[], FeatureBuilder]) -> None:
     maker = make()
     most = 0
     for number in range(COUNT):
-        maker.take(number, picture_of(number))
-        most = max(most, len(getattr(maker, "_window", [])) + len(maker._batches._waiting))  # type: ignore[attr-defined]
+        maker.add_frame(number, picture_of(number))
+        most = max(most, len(getattr(maker, "_window", [])) + len(maker._batcher._waiting))  # type: ignore[attr-defined]
     assert most == 3
 
 
@@ -185,7 +185,7 @@ def test_jpegs_begin_on_pages_of_their_own() -> None:
     assert [len(rows) for rows in blocks] == [int((columns["frame"] == number).sum()) for number in GRID]
     assert min(len(rows) for rows in blocks) > 1
     rows = np.concatenate(blocks)
-    assert (rows.shape[1], rows.dtype) == (PAGE, np.uint8)
+    assert (rows.shape[1], rows.dtype) == (JPEG_ROW_BYTES, np.uint8)
     for place in np.flatnonzero(np.diff(columns["frame"], prepend=-1)):
         assert rows[place, :3].tobytes() == b"\xff\xd8\xff"
     for row, used in zip(rows, columns["bytes"], strict=True):
@@ -199,14 +199,14 @@ def test_jpegs_are_whole_and_their_colours_halved(quality: int) -> None:
 
     from PIL import Image, JpegImagePlugin
 
-    maker = JpegMaker((160, 120), GRID, quality)
+    maker = JpegBuilder((160, 120), GRID, quality)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings(
             "ignore", "The image decoding and encoding capabilities of TorchVision", DeprecationWarning
         )  # of all of them
         rows = np.concatenate(blocks_of(maker, smooth))
-        found = dict(jpeg_frames(rows, maker.columns()))
+        found = dict(decode_jpegs(rows, maker.columns()))
     assert list(found) == GRID.tolist()
     for number, picture in found.items():
         assert (picture.shape, picture.dtype) == ((120, 160, 3), np.uint8)
@@ -222,8 +222,8 @@ def smooth(number: int) -> Tensor:
 
 
 def test_jpegs_are_of_the_resized_picture() -> None:
-    maker = JpegMaker((80, 60), np.array([0]), 100)
-    ((_, picture),) = jpeg_frames(np.concatenate(blocks_of(maker, smooth)), maker.columns())
+    maker = JpegBuilder((80, 60), np.array([0]), 100)
+    ((_, picture),) = decode_jpegs(np.concatenate(blocks_of(maker, smooth)), maker.columns())
     assert np.abs(picture.astype(float) - resize(smooth(0)[None], (80, 60))[0].permute(1, 2, 0).numpy()).mean() < 1
 
 
@@ -231,10 +231,10 @@ def test_swin_through_the_engine(tmp_path: Path, make_video: Callable[..., Path]
     def backbone(product: str, size: str, weights: str, slowfast: str | None, device: str) -> Backbone:
         return Backbone(WindowMeans(), weights, "0123", LoadReport(product, 0, ()))
 
-    monkeypatch.setattr(shards, "_backbone", backbone)
+    monkeypatch.setattr(shards, "_load_backbone", backbone)
     write_index(tmp_path, make_video(tmp_path / "v.mp4", 33))
     asked = settings(backbones="full", weights="random:0")
-    assert run(tmp_path / "index.jsonl", tmp_path, "jsonl", tmp_path / "s", asked).failures == []
+    assert run_extraction(tmp_path / "index.jsonl", tmp_path, "jsonl", tmp_path / "s", asked).failures == []
     store = Store(tmp_path / "s")
     reader = store.open("swin")
     assert reader.shape("v") == (7, 2, 3, 2)
@@ -250,7 +250,7 @@ def test_swin_through_the_engine(tmp_path: Path, make_video: Callable[..., Path]
 def test_swin_is_refused_with_tiny_backbones(tmp_path: Path, make_video: Callable[..., Path]) -> None:
     write_index(tmp_path, make_video(tmp_path / "v.mp4", 3))
     with pytest.raises(InputError, match="there is no tiny swin: leave the product out, or use --backbones full"):
-        run(tmp_path / "index.jsonl", tmp_path, "jsonl", tmp_path / "s", settings(backbones="tiny", weights="tiny"))
+        run_extraction(tmp_path / "index.jsonl", tmp_path, "jsonl", tmp_path / "s", settings(backbones="tiny", weights="tiny"))
     assert not (tmp_path / "s").exists()
 
 

@@ -12,17 +12,17 @@ import torch
 
 from pipeline.errors import InputError, StoreError, VideoError
 from pipeline.features.reduction import (
-    Asked,
-    Basis,
+    ReductionSpec,
+    Projection,
     Reduction,
     fit_pca,
-    mdetr_basis,
+    load_mdetr_projection,
     parse_reduction,
     sample_cells,
     sample_videos,
-    stored_basis,
+    load_stored_projection,
 )
-from pipeline.store import Kind, ShardBuilder, Store, StoreWriter, made_from
+from pipeline.store import ShardKind, ShardBuilder, Store, StoreWriter, origin_digest
 
 MAPS = np.random.default_rng(0).standard_normal((7, 3, 4, 16)).astype(np.float16) * np.array([1, 20, 300, 0.01] * 4, np.float16)
 
@@ -36,16 +36,16 @@ def cells() -> np.ndarray:
 @pytest.mark.parametrize(
     ("text", "asked", "origin"),
     [
-        ("pca", Asked("pca", 256), "pca:256"),
-        ("pca:64", Asked("pca", 64), "pca:64"),
-        ("pca:64+int8", Asked("pca", 64, int8=True), "pca:64"),
-        ("int8", Asked(None, int8=True), None),
-        ("mdetr:a/b+c:d.pth+int8", Asked("mdetr", file=Path("a/b+c:d.pth"), int8=True), "mdetr"),
+        ("pca", ReductionSpec("pca", 256), "pca:256"),
+        ("pca:64", ReductionSpec("pca", 64), "pca:64"),
+        ("pca:64+int8", ReductionSpec("pca", 64, int8=True), "pca:64"),
+        ("int8", ReductionSpec(None, int8=True), None),
+        ("mdetr:a/b+c:d.pth+int8", ReductionSpec("mdetr", checkpoint=Path("a/b+c:d.pth"), int8=True), "mdetr"),
     ],
 )
-def test_reductions_are_read(text: str, asked: Asked, origin: str | None) -> None:
+def test_reductions_are_read(text: str, asked: ReductionSpec, origin: str | None) -> None:
     assert parse_reduction(text) == asked
-    assert asked.origin == origin
+    assert asked.projection_name == origin
 
 
 @pytest.mark.parametrize("text", ["", "pca:", "pca:0", "pca:x", "pca:-1", "mdetr", "mdetr:", "int4", "int8+pca", "int8+int8", "+int8"])
@@ -66,7 +66,7 @@ def test_int8_is_off_by_half_a_step_at_most(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zarr", "hdf5"])
-def test_the_reader_gives_float16_in_any_order(tmp_path: Path, kind: Kind) -> None:
+def test_the_reader_gives_float16_in_any_order(tmp_path: Path, kind: ShardKind) -> None:
     rows, columns = Reduction(None, int8=True).apply(MAPS)
     expected = (rows.astype(np.float32) * columns["scale"][:, None, None, None]).astype(np.float16)
     np.testing.assert_array_equal(write_and_read(tmp_path, kind, rows, columns), expected)
@@ -78,18 +78,18 @@ def test_the_reader_gives_float16_in_any_order(tmp_path: Path, kind: Kind) -> No
     assert Store(tmp_path).verify() == []
 
 
-def write_and_read(store: Path, kind: Kind, rows: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+def write_and_read(store: Path, kind: ShardKind, rows: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
     """Store the rows in two blocks, and read them."""
     with StoreWriter(store, "shapes", "data") as writer:
         provenance = {"reduction": Reduction(None, int8=True).provenance}
         writer.open_product("appearance", kind, provenance)
-        with ShardBuilder(store, "appearance", "s", kind, ["a"], made_from(kind, provenance)) as shard:
+        with ShardBuilder(store, "appearance", "s", kind, ["a"], origin_digest(kind, provenance)) as shard:
             for key, count in (("a", len(rows)), ("b", 0)):
                 shard.begin(key, "a")
                 shard.append(rows[: count // 2])
                 shard.append(rows[count // 2 : count])
                 shard.end({name: values[:count] for name, values in columns.items()}, {})
-            writer.publish("appearance", "s", shard.finish())
+            writer.publish_shard("appearance", "s", shard.finish())
     return Store(store).open("appearance").read("a")
 
 
@@ -119,7 +119,7 @@ def test_signs_are_fixed(cells: np.ndarray) -> None:
         matrix = fit_pca(samples, 16).matrix
         assert (matrix[np.arange(16), np.abs(matrix).argmax(1)] > 0).all()
         np.testing.assert_allclose(matrix, fit_pca(cells, 16).matrix, atol=1e-4)
-    assert fit_pca(cells, 4).content == fit_pca(cells.copy(), 4).content
+    assert fit_pca(cells, 4).file_bytes == fit_pca(cells.copy(), 4).file_bytes
 
 
 def test_blocks_do_not_matter(cells: np.ndarray) -> None:
@@ -145,7 +145,7 @@ def test_how_rows_are_grouped_does_not_matter(cells: np.ndarray) -> None:
         parts = [reduction.apply(MAPS[begin : begin + size]) for begin in range(0, 7, size)]
         np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), rows)
         np.testing.assert_array_equal(np.concatenate([part[1]["scale"] for part in parts]), columns["scale"])
-    half, none = Reduction(reduction.basis, int8=False).apply(MAPS)
+    half, none = Reduction(reduction.projection, int8=False).apply(MAPS)
     assert (half.dtype, none) == (np.float16, {})
     assert Reduction(None, int8=False).apply(MAPS)[0] is MAPS
 
@@ -190,49 +190,49 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
 def test_mdetrs_projection_is_its_convolution(checkpoint: Callable[..., Path]) -> None:
     convolution = torch.nn.Conv2d(16, 8, 1)
     state = {f"input_proj.{name}": value.detach() for name, value in convolution.state_dict().items()}
-    basis = mdetr_basis(checkpoint({name: value * 0 for name, value in state.items()}, state))
-    assert (basis.origin, basis.matrix.shape) == ("mdetr", (8, 16))
+    basis = load_mdetr_projection(checkpoint({name: value * 0 for name, value in state.items()}, state))
+    assert (basis.name, basis.matrix.shape) == ("mdetr", (8, 16))
     with torch.no_grad():
         expected = convolution(torch.from_numpy(MAPS).float().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(basis.project(MAPS), expected, rtol=1e-4, atol=1e-4)
-    assert basis.content == mdetr_basis(checkpoint(state)).content
+    assert basis.file_bytes == load_mdetr_projection(checkpoint(state)).file_bytes
 
 
 def test_other_checkpoints_are_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"mdetr\.pth has no input_proj \(weight \[256, 2048, 1, 1\] and bias \[256\]\): use MDETR's"):
-        mdetr_basis(checkpoint({"other": torch.zeros(2)}))
+        load_mdetr_projection(checkpoint({"other": torch.zeros(2)}))
     with pytest.raises(InputError, match=r"none\.pth does not exist"):
-        mdetr_basis(tmp_path / "none.pth")
+        load_mdetr_projection(tmp_path / "none.pth")
 
 
-def open_reduced(store: Path, basis: Basis, replace: bool = False) -> None:
+def open_reduced(store: Path, basis: Projection, replace: bool = False) -> None:
     with StoreWriter(store, "shapes", "data") as writer:
         if replace:
             writer.drop_product("appearance")
-        writer.open_product("appearance", "zarr", {"reduction": Reduction(basis, int8=False).provenance}, basis.content)
-        writer.remove_unlisted("appearance")
+        writer.open_product("appearance", "zarr", {"reduction": Reduction(basis, int8=False).provenance}, basis.file_bytes)
+        writer.remove_orphans("appearance")
 
 
 def test_a_basis_lies_in_the_store_and_is_part_of_the_provenance(tmp_path: Path, cells: np.ndarray) -> None:
     basis, other = fit_pca(cells, 5), fit_pca(cells[:300], 5)
-    assert stored_basis(tmp_path, "appearance") is None
+    assert load_stored_projection(tmp_path, "appearance") is None
     open_reduced(tmp_path, basis)
-    found = stored_basis(tmp_path, "appearance")
+    found = load_stored_projection(tmp_path, "appearance")
     assert found is not None
-    assert (found.content, found.digest, found.origin) == (basis.content, basis.digest, "pca:5")
+    assert (found.file_bytes, found.digest, found.name) == (basis.file_bytes, basis.digest, "pca:5")
     np.testing.assert_array_equal(found.project(MAPS), basis.project(MAPS))
     assert Store(tmp_path).verify() == []
     with pytest.raises(StoreError, match=r"made with other settings: reduction\.basis_digest is"):
         open_reduced(tmp_path, other)
-    assert (tmp_path / "appearance" / "basis.safetensors").read_bytes() == basis.content
+    assert (tmp_path / "appearance" / "basis.safetensors").read_bytes() == basis.file_bytes
     open_reduced(tmp_path, other, replace=True)
-    assert (tmp_path / "appearance" / "basis.safetensors").read_bytes() == other.content
+    assert (tmp_path / "appearance" / "basis.safetensors").read_bytes() == other.file_bytes
 
 
 def test_a_run_killed_between_basis_and_manifest_goes_on(tmp_path: Path, cells: np.ndarray) -> None:
     basis = fit_pca(cells, 5)
     (tmp_path / "appearance").mkdir()
-    (tmp_path / "appearance" / "basis.safetensors").write_bytes(basis.content)
+    (tmp_path / "appearance" / "basis.safetensors").write_bytes(basis.file_bytes)
     open_reduced(tmp_path, basis)
     assert Store(tmp_path).verify() == []
 
@@ -242,18 +242,18 @@ def test_a_damaged_basis_is_noticed_and_made_whole(tmp_path: Path, cells: np.nda
     open_reduced(tmp_path, basis)
     path = tmp_path / "appearance" / "basis.safetensors"
     random = np.random.default_rng(0)
-    for position in random.integers(len(basis.content), size=20):
-        damaged = bytearray(basis.content)
+    for position in random.integers(len(basis.file_bytes), size=20):
+        damaged = bytearray(basis.file_bytes)
         damaged[position] ^= 1 << int(random.integers(8))
         path.write_bytes(damaged)
         (problem,) = Store(tmp_path).verify()
         assert str(problem) == (
             "appearance/basis.safetensors: its bytes are not those of the manifest: restore it, or extract into another --store"
         )
-    for content in (basis.content[:100], b"", basis.content[:8] + b"x" + basis.content[9:]):
+    for content in (basis.file_bytes[:100], b"", basis.file_bytes[:8] + b"x" + basis.file_bytes[9:]):
         path.write_bytes(content)
         with pytest.raises(StoreError, match=r"basis\.safetensors cannot be read .*: restore it, or extract into another --store"):
-            stored_basis(tmp_path, "appearance")
+            load_stored_projection(tmp_path, "appearance")
     path.unlink()
     assert [problem.detail.split(":")[0] for problem in Store(tmp_path).verify()] == ["it is missing"]
     open_reduced(tmp_path, basis)

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.encoders.image_geometry import appearance_size, pad_to_square, resize
+from pipeline.encoders.image_geometry import compute_appearance_size, pad_to_square, resize
 from pipeline.errors import VideoError
-from pipeline.features.builders import PAGE, MotionMaker, encode_texts, pooled
+from pipeline.features.builders import JPEG_ROW_BYTES, MotionBuilder, encode_texts, average_pool_2x2
 from pipeline.features.config import SamplingConfig
-from pipeline.features.images import jpeg_frames
-from pipeline.features.stream import DIGEST_BYTES, FeatureStream, extract_video, file_digest
-from pipeline.sampling import clip_centres, clip_frames, grid_frames, nearest_frames
+from pipeline.features.images import decode_jpegs
+from pipeline.features.stream import DIGEST_BYTES, FeatureStream, extract_video, compute_file_digest
+from pipeline.sampling import compute_clip_centers, sample_clip_frames, sample_grid, find_nearest_frames
 from pipeline.video import open_frames, probe
 from pipeline.weights.load import load_backbone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SAMPLING = SamplingConfig(fps=5.0, short=32, clip_every=0.4, clip_span=0.8)
+SAMPLING = SamplingConfig(fps=5.0, short_side=32, clip_stride_seconds=0.4, clip_seconds=0.8)
 UNEVEN = np.cumsum([0, *[20, 40, 100, 33] * 10])[:40].tolist()
 
 
@@ -60,47 +60,47 @@ def test_rows_and_columns(make_video: Any, tmp_path: Path, encoders: dict[str, n
     assert (maps.shape, maps.dtype) == ((4, 8, 8, 384), np.float16)
     assert columns["frame"].tolist() == [5, 15, 25, 35]
     pages, columns = made.products["frames"]
-    assert (pages.shape[1], pages.dtype) == (PAGE, np.uint8)
+    assert (pages.shape[1], pages.dtype) == (JPEG_ROW_BYTES, np.uint8)
     assert set(columns) == {"frame", "bytes", "second"}
     assert len(columns["bytes"]) == len(pages)
     assert made.facts == {
         "size": [128, 48],
         "fps": pytest.approx(25),
         "frame_count": 40,
-        "digest": file_digest(path),
+        "digest": compute_file_digest(path),
         "decoder": "decord",
         "why": "first choice",
     }
-    entry = made.entry("motion", "video")
+    entry = made.build_entry("motion", "video")
     assert (entry.key, entry.video, entry.rows.shape[0]) == ("video", "video", 4)
 
 
 @pytest.mark.parametrize("uneven", [False, True])
 def test_equals_one_frame_at_a_time(make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module], uneven: bool) -> None:
     path = make_video(tmp_path / "v.mp4", 40, milliseconds=UNEVEN) if uneven else make_video(tmp_path / "v.mp4", 40)
-    made = extract_video(path, SAMPLING, encoders, batch=3)
+    made = extract_video(path, SAMPLING, encoders, batch_size=3)
     facts, pictures = probe(path), pictures_of(path)
-    numbers = grid_frames(facts.seconds, SAMPLING.fps)
-    centres = clip_centres(facts.seconds, SAMPLING.clip_every)
+    numbers = sample_grid(facts.pts_seconds, SAMPLING.fps)
+    centres = compute_clip_centers(facts.pts_seconds, SAMPLING.clip_stride_seconds)
     with torch.inference_mode():
-        size = appearance_size(facts.size, SAMPLING.short)
+        size = compute_appearance_size(facts.size, SAMPLING.short_side)
         maps = [encoders["appearance"](resize(pictures[number], size))[0] for number in numbers.tolist()]
         clips = []
         for centre in centres:
-            chosen = clip_frames(facts.seconds, centre, SAMPLING.clip_span, 8).tolist()
+            chosen = sample_clip_frames(facts.pts_seconds, centre, SAMPLING.clip_seconds, 8).tolist()
             squares = [resize(pad_to_square(pictures[number]), (128, 128)) for number in chosen]
             clips.append(encoders["motion"](torch.stack(squares, 2))[0])
     rows, columns = made.products["appearance"]
     assert columns["frame"].tolist() == numbers.tolist()
     np.testing.assert_allclose(rows, torch.stack(maps).numpy(), rtol=2e-3, atol=2e-3)
     rows, columns = made.products["motion"]
-    assert columns["frame"].tolist() == nearest_frames(facts.seconds, centres).tolist()
+    assert columns["frame"].tolist() == find_nearest_frames(facts.pts_seconds, centres).tolist()
     np.testing.assert_allclose(rows, torch.stack(clips).numpy(), rtol=2e-3, atol=2e-3)
 
 
 def test_batches_do_not_matter(make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]) -> None:
     path = make_video(tmp_path / "v.mp4", 30)
-    one, many = (extract_video(path, SAMPLING, encoders, batch=batch) for batch in (1, 16))
+    one, many = (extract_video(path, SAMPLING, encoders, batch_size=batch) for batch in (1, 16))
     for product, (rows, columns) in one.products.items():
         np.testing.assert_allclose(rows, many.products[product][0], rtol=2e-3, atol=2e-3)
         assert all(np.array_equal(values, many.products[product][1][name]) for name, values in columns.items())
@@ -125,7 +125,7 @@ def test_a_variable_rate_goes_by_timestamps(make_video: Any, tmp_path: Path, enc
 def test_clips_at_the_edges_clamp(make_video: Any, tmp_path: Path) -> None:
     """A clip longer than the video begins and ends with repeats of its first and last frame."""
     path = make_video(tmp_path / "v.mp4", 10)
-    rows, columns = extract_video(path, replace_sampling(clip_span=2.0), {"motion": Means()}).products["motion"]
+    rows, columns = extract_video(path, replace_sampling(clip_seconds=2.0), {"motion": Means()}).products["motion"]
     brightness = {number: float(resize(pad_to_square(picture), (16, 16)).float().mean()) for number, picture in pictures_of(path).items()}
     chosen = [0, 0, 0, 2, 8, 9, 9, 9]
     assert columns["frame"].tolist() == [5]
@@ -145,12 +145,12 @@ def replace_sampling(**changes: float) -> SamplingConfig:
 @pytest.mark.parametrize("span", [0.2, 0.8, 64 / 30])
 def test_the_motion_maker_keeps_a_clip_and_a_stride(span: float) -> None:
     seconds = np.arange(2000) / 25
-    maker = MotionMaker(Means(), seconds, clip_centres(seconds, SAMPLING.clip_every), span, pool=False, batch=1000)
+    maker = MotionBuilder(Means(), seconds, compute_clip_centers(seconds, SAMPLING.clip_stride_seconds), span, pool_2x2=False, batch_size=1000)
     most = 0
     for number in range(2000):
-        maker.take(number, torch.zeros(3, 2, 2, dtype=torch.uint8))
-        most = max(most, len(maker._pictures))
-    assert 0 < most <= (span + SAMPLING.clip_every) * 25 + 1
+        maker.add_frame(number, torch.zeros(3, 2, 2, dtype=torch.uint8))
+        most = max(most, len(maker._images))
+    assert 0 < most <= (span + SAMPLING.clip_stride_seconds) * 25 + 1
     assert maker.finish()[0].shape == (200, 1, 1, 8)
 
 
@@ -159,7 +159,7 @@ def test_jpeg_frames_round_trip(make_video: Any, tmp_path: Path, encoders: dict[
     rows, columns = extract_video(path, replace_sampling(short=500, jpeg_quality=100), {"frames": encoders["frames"]}).products["frames"]
     assert len(rows) > len(np.unique(columns["frame"]))
     pictures = pictures_of(path)
-    found = dict(jpeg_frames(rows, columns))
+    found = dict(decode_jpegs(rows, columns))
     assert list(found) == [0, 5, 10, 15]
     for number, picture in found.items():
         assert (picture.shape, picture.dtype) == ((338, 900, 3), np.uint8)
@@ -187,18 +187,18 @@ def test_the_digest_sees_both_ends_of_a_file(tmp_path: Path, place: int) -> None
     (tmp_path / "a").write_bytes(content)
     content[place] = 1
     (tmp_path / "b").write_bytes(content)
-    assert file_digest(tmp_path / "a") != file_digest(tmp_path / "b")
+    assert compute_file_digest(tmp_path / "a") != compute_file_digest(tmp_path / "b")
 
 
 def test_the_digest_of_a_short_file_is_over_all_of_it(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    assert file_digest(tmp_path / "a") == hashlib.sha256(b"3abc").hexdigest()
+    assert compute_file_digest(tmp_path / "a") == hashlib.sha256(b"3abc").hexdigest()
 
 
 def test_texts_in_batches_equal_texts_alone() -> None:
     encoder = load_backbone("text", "tiny", "random:0").encoder
     texts = ["a", "the red circle moves up.", "", "what moves?", "x" * 50]
-    together = list(encode_texts(texts, encoder, batch=2))
+    together = list(encode_texts(texts, encoder, batch_size=2))
     for text, (states, tokens) in zip(texts, together, strict=True):
         ((alone, ids),) = encode_texts([text], encoder)
         assert states.dtype == np.float16
@@ -209,7 +209,7 @@ def test_texts_in_batches_equal_texts_alone() -> None:
 
 def test_motion_cells_can_be_stored_as_means_of_four() -> None:
     maps = np.arange(32, dtype=np.float16).reshape(1, 4, 4, 2)
-    means = pooled(maps)
+    means = average_pool_2x2(maps)
     assert means.shape == (1, 2, 2, 2)
     np.testing.assert_array_equal(means[0, 0, 0], maps[0, :2, :2].reshape(4, 2).mean(0))
 
@@ -219,7 +219,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     change: str, reason: str, make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]
 ) -> None:
     path, other = make_video(tmp_path / "v.mp4", 40), make_video(tmp_path / "w.mp4", 20)
-    blocks = iter(FeatureStream(path, SAMPLING, encoders, batch=1))
+    blocks = iter(FeatureStream(path, SAMPLING, encoders, batch_size=1))
     next(blocks)
     other.replace(path) if change == "replaced" else path.unlink()
     with pytest.raises(VideoError, match=r"v\.mp4") as raised:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.io.cvat_xml import ATTRIBUTES, CvatTrack, cvat_labels, read_cvat, write_cvat
+from pipeline.io.cvat_xml import ATTRIBUTES, CvatTrack, build_cvat_labels, read_cvat, write_cvat
 
 
 def track(frames: list[int], keyframes: list[int], label: str = "truth", **attributes: str) -> CvatTrack:
@@ -53,8 +53,8 @@ def test_frames_without_a_box_are_outside_and_the_last_frame_has_none_after_it(t
 
 def test_the_labels_of_a_task_are_those_of_its_file(tmp_path: Path) -> None:
     root = write(tmp_path / "a.xml", track([1], [1]))
-    assert [label.findtext("name") for label in root.iter("label")] == [label["name"] for label in cvat_labels()] == ["truth", "prediction"]
-    for label in cvat_labels():
+    assert [label.findtext("name") for label in root.iter("label")] == [label["name"] for label in build_cvat_labels()] == ["truth", "prediction"]
+    for label in build_cvat_labels():
         assert [(one["name"], one["input_type"], one["mutable"]) for one in label["attributes"]] == [
             (name, "text", False) for name in ATTRIBUTES
         ]
@@ -85,7 +85,7 @@ def test_what_is_written_is_read_from_a_file_and_from_a_zip(tmp_path: Path) -> N
         archive.writestr("images/frame_000000.png", b"")
     for path in (tmp_path / "a.xml", tmp_path / "a.zip"):
         (video,) = read_cvat(path)
-        assert (video.source, video.unreadable, list(video.tracks)) == ("dog run.mp4", {}, ["0", "1"])
+        assert (video.source, video.track_errors, list(video.tracks)) == ("dog run.mp4", {}, ["0", "1"])
         for own, found in zip(tracks, video.tracks.values(), strict=True):
             assert (found.label, found.attributes) == (own.label, own.attributes)
             assert found.frames.tolist() == own.frames.tolist()

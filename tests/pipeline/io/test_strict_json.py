@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.io import strict_json as json_files
-from pipeline.io.strict_json import MAX_FILE, lines_of, parse_json, read_json
+from pipeline.io.strict_json import MAX_FILE_BYTES, read_lines, parse_json, read_json
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def test_a_byte_order_mark_is_passed_over(path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf[1]")
     assert read_json(path) == [1]
     assert parse_json(b"\xef\xbb\xbf[1]") == [1]
-    assert list(lines_of(path)) == [(1, b"[1]")]
+    assert list(read_lines(path)) == [(1, b"[1]")]
 
 
 def test_a_file_above_the_limit_is_refused_unread(path: Path) -> None:
     with path.open("wb") as file:
-        file.truncate(MAX_FILE + 1)
-    with pytest.raises(InputError, match=rf"a\.json has {MAX_FILE + 1} bytes, more than the {MAX_FILE} that are read; download it again"):
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(InputError, match=rf"a\.json has {MAX_FILE_BYTES + 1} bytes, more than the {MAX_FILE_BYTES} that are read; download it again"):
         read_json(path)
 
 
@@ -76,13 +76,13 @@ def test_what_is_no_file_is_refused(path: Path, tmp_path: Path) -> None:
 
 def test_lines_carry_their_numbers(path: Path) -> None:
     path.write_bytes(b"\n[1]\r\n  \n[2]\n\n[3]")
-    assert list(lines_of(path)) == [(2, b"[1]\r\n"), (4, b"[2]\n"), (6, b"[3]")]
+    assert list(read_lines(path)) == [(2, b"[1]\r\n"), (4, b"[2]\n"), (6, b"[3]")]
 
 
 def test_a_line_above_the_limit_is_refused_before_it_is_read_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_files, "MAX_LINE", 100)
+    monkeypatch.setattr(json_files, "MAX_LINE_BYTES", 100)
     path.write_bytes(b"[1]\n" + b"x" * 99 + b"\n" + b"y" * 101)
-    found = lines_of(path)
+    found = read_lines(path)
     assert [next(found)[0], next(found)[0]] == [1, 2]
     with pytest.raises(InputError, match=r"a\.json, line 3 is longer than 100 bytes: it is no line of records; write the file again"):
         next(found)
@@ -93,4 +93,4 @@ def test_a_huge_line_takes_no_memory(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(2**30)
     with pytest.raises(InputError, match=r"a\.json, line 1 is longer than 67108864 bytes"):
-        next(lines_of(path))
+        next(read_lines(path))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.store import Entry, Kind, StoreWriter, made_from, write_shard
+from pipeline.store import Entry, ShardKind, StoreWriter, origin_digest, write_shard
 
 SHARD = "00000-0123abcd"
 PROVENANCE = {"weights": {"digest": "aa"}, "fps": 5}
@@ -16,7 +16,7 @@ Maker = Callable[..., Path]
 
 
 @pytest.fixture(params=["zarr", "hdf5"])
-def kind(request: pytest.FixtureRequest) -> Kind:
+def kind(request: pytest.FixtureRequest) -> ShardKind:
     return request.param
 
 
@@ -43,13 +43,13 @@ def sample() -> list[Entry]:
 def make_store(tmp_path: Path) -> Maker:
     """Write entries as the only shard of product `appearance` of a new store, and give its path."""
 
-    def make(kind: Kind, entries: Sequence[Entry], name: str = "store") -> Path:
+    def make(kind: ShardKind, entries: Sequence[Entry], name: str = "store") -> Path:
         path = tmp_path / name
         with StoreWriter(path, "shapes", "data") as writer:
             writer.open_product("appearance", kind, PROVENANCE)
             videos = [entry.video for entry in entries]
-            info = write_shard(path, "appearance", SHARD, kind, entries, videos, made_from(kind, PROVENANCE))
-            writer.publish("appearance", SHARD, info)
+            info = write_shard(path, "appearance", SHARD, kind, entries, videos, origin_digest(kind, PROVENANCE))
+            writer.publish_shard("appearance", SHARD, info)
         return path
 
     return make

@@ -19,7 +19,7 @@ import pytest
 import zarr
 
 from pipeline.errors import StoreError
-from pipeline.store import Entry, Kind, ShardBuilder, Store, StoreWriter, write_shard
+from pipeline.store import Entry, ShardKind, ShardBuilder, Store, StoreWriter, write_shard
 
 LIBRARIES = ("3.1.6", "2.0.0")  # zarr's and HDF5's, which wrote the shards of DIGESTS
 MADE = "of this"
@@ -45,14 +45,14 @@ def stream(shard: ShardBuilder, entry: Entry, blocks: int) -> None:
     shard.end(entry.columns, entry.facts)
 
 
-def test_a_shard_keeps_its_bytes(kind: Kind, tmp_path: Path, sample: list[Entry]) -> None:
+def test_a_shard_keeps_its_bytes(kind: ShardKind, tmp_path: Path, sample: list[Entry]) -> None:
     if (zarr.__version__, h5py.version.hdf5_version) != LIBRARIES:
         pytest.skip(f"the digests are those of zarr {LIBRARIES[0]} and HDF5 {LIBRARIES[1]}")
     assert write_shard(tmp_path, "appearance", "s", kind, sample, videos_of(sample), MADE).digest == DIGESTS[kind]
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 50])
-def test_blocks_make_the_shard_that_whole_entries_make(kind: Kind, tmp_path: Path, sample: list[Entry], blocks: int) -> None:
+def test_blocks_make_the_shard_that_whole_entries_make(kind: ShardKind, tmp_path: Path, sample: list[Entry], blocks: int) -> None:
     info = write_shard(tmp_path / "whole", "p", "s", kind, sample, videos_of(sample), MADE)
     with ShardBuilder(tmp_path / "blocks", "p", "s", kind, videos_of(sample), MADE) as shard:
         for entry in sample:
@@ -65,10 +65,10 @@ def test_blocks_make_the_shard_that_whole_entries_make(kind: Kind, tmp_path: Pat
 @pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("shape", [(2, 3, 4), (3, 2, 4), (5, 5)])
 def test_an_abandoned_entry_never_was(
-    kind: Kind, tmp_path: Path, sample: list[Entry], shape: tuple[int, ...], place: int, waiting: int, monkeypatch: pytest.MonkeyPatch
+    kind: ShardKind, tmp_path: Path, sample: list[Entry], shape: tuple[int, ...], place: int, waiting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever array it went to, one that was new among them, and wherever it came."""
-    monkeypatch.setattr("pipeline.store.hdf5_shard.WAITING_BYTES", waiting)
+    monkeypatch.setattr("pipeline.store.hdf5_shard.MAX_BUFFERED_BYTES", waiting)
     info = write_shard(tmp_path / "without", "p", "s", kind, sample, videos_of(sample), MADE)
     with ShardBuilder(tmp_path / "with", "p", "s", kind, videos_of(sample), MADE) as shard:
         for number in range(len(sample) + 1):
@@ -85,7 +85,7 @@ def test_an_abandoned_entry_never_was(
     assert contents(tmp_path / "without") == contents(tmp_path / "with")
 
 
-def test_an_entry_may_come_again_after_it_was_abandoned(kind: Kind, tmp_path: Path, sample: list[Entry]) -> None:
+def test_an_entry_may_come_again_after_it_was_abandoned(kind: ShardKind, tmp_path: Path, sample: list[Entry]) -> None:
     with ShardBuilder(tmp_path, "p", "s", kind, videos_of(sample), MADE) as shard:
         shard.begin("wide", "wide")
         shard.append(sample[1].rows)
@@ -95,7 +95,7 @@ def test_an_entry_may_come_again_after_it_was_abandoned(kind: Kind, tmp_path: Pa
     assert info == write_shard(tmp_path / "other", "p", "s", kind, sample[:1], ["wide"], MADE)
 
 
-def test_nothing_but_abandoned_entries_is_no_shard(kind: Kind, tmp_path: Path) -> None:
+def test_nothing_but_abandoned_entries_is_no_shard(kind: ShardKind, tmp_path: Path) -> None:
     with ShardBuilder(tmp_path, "p", "s", kind, ["v"], MADE) as shard:
         shard.begin("v", "v")
         shard.append(np.ones((3, 2), np.float16))
@@ -104,7 +104,7 @@ def test_nothing_but_abandoned_entries_is_no_shard(kind: Kind, tmp_path: Path) -
     assert list((tmp_path / "p").iterdir()) == []
 
 
-def test_leaving_without_finish_discards_everything(kind: Kind, tmp_path: Path, sample: list[Entry]) -> None:
+def test_leaving_without_finish_discards_everything(kind: ShardKind, tmp_path: Path, sample: list[Entry]) -> None:
     with ShardBuilder(tmp_path, "p", "s", kind, videos_of(sample), MADE) as shard:
         stream(shard, sample[0], 2)
         shard.begin("tall", "tall")
@@ -129,7 +129,7 @@ def test_several_shards_are_built_at_once(tmp_path: Path, sample: list[Entry]) -
         assert info == write_shard(tmp_path / "alone", product, "s", kind, sample, videos_of(sample), MADE)  # type: ignore[arg-type]
 
 
-def test_memory_stays_bounded(kind: Kind, tmp_path: Path) -> None:
+def test_memory_stays_bounded(kind: ShardKind, tmp_path: Path) -> None:
     """200 MB of rows in blocks of 10 MB, in less than 60 MB."""
     block = np.random.default_rng(0).integers(0, 1000, (10, 500_000)).astype(np.float16)
     tracemalloc.start()
@@ -160,7 +160,7 @@ def test_memory_stays_bounded(kind: Kind, tmp_path: Path) -> None:
         ("begin append end finish finish", r"shard s\.(zarr|h5) is not open for writing"),
     ],
 )
-def test_steps_out_of_order_are_refused(kind: Kind, tmp_path: Path, steps: str, message: str) -> None:
+def test_steps_out_of_order_are_refused(kind: ShardKind, tmp_path: Path, steps: str, message: str) -> None:
     with ShardBuilder(tmp_path, "p", "s", kind, ["v"], MADE) as shard:
         actions: dict[str, Callable[[], object]] = {
             "begin": lambda: shard.begin("v", "v"),
@@ -182,7 +182,7 @@ FULL = r"the disk of .*p is full \(\d+\.\d MiB were free, No space left on devic
 
 @pytest.mark.parametrize("broken", ["rows", "fsync", "rename"])
 def test_a_full_disk_leaves_what_was_finished(
-    kind: Kind, tmp_path: Path, sample: list[Entry], broken: str, monkeypatch: pytest.MonkeyPatch
+    kind: ShardKind, tmp_path: Path, sample: list[Entry], broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     takes_room = "writev" if kind == "zarr" else "posix_fallocate"
 
@@ -234,7 +234,7 @@ assert set(Store(disk / "store").products["p"].shards) == {"one", "three"}
 
 
 @pytest.mark.parametrize("width", [100, 50_000])
-def test_a_disk_that_runs_full(kind: Kind, tmp_path: Path, width: int) -> None:
+def test_a_disk_that_runs_full(kind: ShardKind, tmp_path: Path, width: int) -> None:
     """On a file system of 8 MiB in a mount namespace of its own."""
     if shutil.which("unshare") is None:
         pytest.skip("unshare is not installed")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import Entry, Kind, ProductReader, Store, write_shard
+from pipeline.store import Entry, ShardKind, ProductReader, Store, write_shard
 
 Maker = Callable[..., Path]
 
@@ -32,14 +32,14 @@ def assert_reads(reader: ProductReader, entries: list[Entry]) -> None:
         assert reader.facts(entry.key) == entry.facts
 
 
-def test_written_is_read(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_written_is_read(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     store = Store(make_store(kind, sample))
     assert_reads(store.open("appearance"), sample)
     assert store.verify() == []
     assert store.products["appearance"].provenance == {"weights": {"digest": "aa"}, "fps": 5}
 
 
-def test_any_order_and_repeats(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_any_order_and_repeats(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     reader = Store(make_store(kind, sample)).open("appearance")
     random = np.random.default_rng(0)
     for entry in sample[:3]:
@@ -61,7 +61,7 @@ ALLOCATED: list[np.ndarray] = []
 
 @pytest.mark.parametrize("pickled", [False, True])
 def test_rows_are_read_into_the_memory_that_is_given(
-    kind: Kind, sample: list[Entry], make_store: Maker, pickled: bool, monkeypatch: pytest.MonkeyPatch
+    kind: ShardKind, sample: list[Entry], make_store: Maker, pickled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.store.buffer_pool.SMALL", 0)
     reader = Store(make_store(kind, sample)).open("appearance", from_ones)
@@ -74,13 +74,13 @@ def test_rows_are_read_into_the_memory_that_is_given(
 
 
 @pytest.mark.parametrize("index", [-1, 9])
-def test_a_row_outside_is_refused(kind: Kind, sample: list[Entry], make_store: Maker, index: int) -> None:
+def test_a_row_outside_is_refused(kind: ShardKind, sample: list[Entry], make_store: Maker, index: int) -> None:
     reader = Store(make_store(kind, sample)).open("appearance")
     with pytest.raises(IndexError, match=rf"key 'wide': row {index} does not lie in \[0, 9\)"):
         reader.read("wide", np.array([0, index]))
 
 
-def test_an_unknown_key_is_refused(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_an_unknown_key_is_refused(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     reader = Store(make_store(kind, sample)).open("appearance")
     assert "wide" in reader
     assert "long" not in reader
@@ -89,7 +89,7 @@ def test_an_unknown_key_is_refused(kind: Kind, sample: list[Entry], make_store: 
         reader.read("long")
 
 
-def test_many_sentences_of_one_video(kind: Kind, tmp_path: Path, make_store: Maker) -> None:
+def test_many_sentences_of_one_video(kind: ShardKind, tmp_path: Path, make_store: Maker) -> None:
     rows = np.arange(20 * 8, dtype=np.float16).reshape(20, 8)
     entries = [Entry(f"q{i}", f"v{i % 2}", rows[i : i + i % 4 + 1], {"token": np.arange(i % 4 + 1)}, {"text": f"ä {i}"}) for i in range(12)]
     path = make_store(kind, entries)
@@ -97,7 +97,7 @@ def test_many_sentences_of_one_video(kind: Kind, tmp_path: Path, make_store: Mak
     assert Store(path).products["appearance"].videos == {"v0", "v1"}
 
 
-def test_columns_may_be_longer_than_rows(kind: Kind, make_store: Maker) -> None:
+def test_columns_may_be_longer_than_rows(kind: ShardKind, make_store: Maker) -> None:
     pages = np.random.default_rng(1).integers(0, 256, (3, 4096)).astype(np.uint8)
     entries = [
         Entry("a", "a", pages, {"frame": np.arange(50), "byte": np.arange(51) * 200}),
@@ -106,14 +106,14 @@ def test_columns_may_be_longer_than_rows(kind: Kind, make_store: Maker) -> None:
     assert_reads(Store(make_store(kind, entries)).open("appearance"), entries)
 
 
-def test_a_memory_map_can_be_written(kind: Kind, tmp_path: Path, make_store: Maker) -> None:
+def test_a_memory_map_can_be_written(kind: ShardKind, tmp_path: Path, make_store: Maker) -> None:
     rows = np.random.default_rng(2).standard_normal((30, 4, 5)).astype(np.float16)
     np.save(tmp_path / "rows.npy", rows)
     entries = [Entry("a", "a", np.load(tmp_path / "rows.npy", mmap_mode="r")[::2])]
     assert_reads(Store(make_store(kind, entries)).open("appearance"), [Entry("a", "a", rows[::2])])
 
 
-def test_same_entries_give_the_same_bytes(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_same_entries_give_the_same_bytes(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     contents = []
     for name in ("one", "two"):
         path = make_store(kind, sample, name)
@@ -133,7 +133,7 @@ def _sum_in_child(reader: ProductReader, queue: multiprocessing.Queue[float]) ->
     queue.put(float(reader.read("wide").astype(np.float64).sum()))
 
 
-def test_a_reader_survives_pickling_and_forking(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_reader_survives_pickling_and_forking(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     reader = Store(make_store(kind, sample)).open("appearance")
     expected = float(reader.read("wide").astype(np.float64).sum())
     assert_reads(pickle.loads(pickle.dumps(reader)), sample)
@@ -160,13 +160,13 @@ def test_a_reader_survives_pickling_and_forking(kind: Kind, sample: list[Entry],
         (Entry("a", "a", np.zeros((1, 2)), {}, {"size": float("nan")}), "entry 'a': its facts are not JSON"),
     ],
 )
-def test_an_entry_out_of_place_is_refused(kind: Kind, tmp_path: Path, entry: Entry, message: str) -> None:
+def test_an_entry_out_of_place_is_refused(kind: ShardKind, tmp_path: Path, entry: Entry, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_shard(tmp_path, "text", "00000-0123abcd", kind, [entry], ["a"], "of this")
     assert list((tmp_path / "text").iterdir()) == []
 
 
-def test_entries_that_clash_are_refused(kind: Kind, tmp_path: Path) -> None:
+def test_entries_that_clash_are_refused(kind: ShardKind, tmp_path: Path) -> None:
     one = Entry("a", "a", np.zeros((1, 2)), {"frame": np.zeros(1, np.int64)})
     other = Entry("b", "a", np.zeros((1, 2)), {"frame": np.zeros(1, np.int32)})
     with pytest.raises(ValueError, match="entry 'a' comes twice"):

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import Entry, Kind, Store, StoreWriter, write_shard
-from pipeline.store.layout import Table
+from pipeline.store import Entry, ShardKind, Store, StoreWriter, write_shard
+from pipeline.store.layout import ShardTable
 from pipeline.store.shard import read_table
 
 Maker = Callable[..., Path]
@@ -42,7 +42,7 @@ def row_file(path: Path) -> Path:
     return shard if shard.is_file() else shard / "rows_float16_2x3x4" / "c/0/0/0/0"
 
 
-def test_every_flipped_bit_in_rows_is_noticed_and_named(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_every_flipped_bit_in_rows_is_noticed_and_named(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     """Also in the four bytes behind a row: zarr's checksum. Behind HDF5's stands one that the reader leaves to others."""
     path = make_store(kind, sample)
     file = row_file(path)
@@ -83,7 +83,7 @@ def assert_error_or_harmless(path: Path, sample: list[Entry]) -> None:
     assert all(problem.videos and re.search(SHARD, str(problem)) for problem in problems)
 
 
-def test_a_flipped_bit_anywhere_is_an_error_or_harmless(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_flipped_bit_anywhere_is_an_error_or_harmless(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     path = make_store(kind, sample)
     files = sorted(file for file in (path / "appearance").rglob("*") if file.is_file())
     random = np.random.default_rng(4)
@@ -96,7 +96,7 @@ def test_a_flipped_bit_anywhere_is_an_error_or_harmless(kind: Kind, sample: list
     assert Store(path).verify() == []
 
 
-def test_a_file_cut_anywhere_is_an_error_or_harmless(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_file_cut_anywhere_is_an_error_or_harmless(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     path = make_store(kind, sample)
     files = sorted(file for file in (path / "appearance").rglob("*") if file.is_file())
     random = np.random.default_rng(5)
@@ -109,7 +109,7 @@ def test_a_file_cut_anywhere_is_an_error_or_harmless(kind: Kind, sample: list[En
     assert Store(path).verify() == []
 
 
-def test_verify_names_the_entries_hit(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_verify_names_the_entries_hit(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     path = make_store(kind, sample)
     file = row_file(path)
     for entry in (sample[0], sample[2]):
@@ -123,7 +123,7 @@ def test_verify_names_the_entries_hit(kind: Kind, sample: list[Entry], make_stor
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_cut_file_is_noticed_and_named(kind: Kind, sample: list[Entry], make_store: Maker, share: float) -> None:
+def test_a_cut_file_is_noticed_and_named(kind: ShardKind, sample: list[Entry], make_store: Maker, share: float) -> None:
     path = make_store(kind, sample)
     file = row_file(path)
     with file.open("r+b") as opened:
@@ -133,7 +133,7 @@ def test_a_cut_file_is_noticed_and_named(kind: Kind, sample: list[Entry], make_s
     assert "wide" in {video for problem in Store(path).verify() for video in problem.videos}
 
 
-def test_a_missing_shard_is_named_with_its_videos(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_missing_shard_is_named_with_its_videos(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     path = make_store(kind, sample)
     shard = shard_of(path)
     shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
@@ -146,7 +146,7 @@ def test_a_missing_shard_is_named_with_its_videos(kind: Kind, sample: list[Entry
     assert (problem.key, problem.videos) == (None, ("none/../ü", "tall", "wide", "wide too"))
 
 
-def test_a_missing_chunk_is_not_read_as_zeros(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_missing_chunk_is_not_read_as_zeros(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     path = make_store(kind, sample)
     if kind == "zarr":
         import zarr
@@ -202,7 +202,7 @@ def test_an_unknown_product_and_an_unknown_table_format(sample: list[Entry], mak
 
 
 def test_what_the_machine_refuses_is_not_called_damage(
-    kind: Kind, sample: list[Entry], make_store: Maker, monkeypatch: pytest.MonkeyPatch
+    kind: ShardKind, sample: list[Entry], make_store: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -216,14 +216,14 @@ def test_what_the_machine_refuses_is_not_called_damage(
 
 @pytest.mark.parametrize(("number", "said"), [(errno.EACCES, "Permission denied"), (errno.EMFILE, "Too many open files")])
 def test_verify_names_what_the_machine_refuses_and_goes_on(
-    kind: Kind, sample: list[Entry], make_store: Maker, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+    kind: ShardKind, sample: list[Entry], make_store: Maker, monkeypatch: pytest.MonkeyPatch, number: int, said: str
 ) -> None:
     """Whether the table is refused or the rows; another shard's damage is found all the same."""
     path = make_store(kind, sample)
     second = [Entry("late", "late", sample[0].rows)]
     with StoreWriter(path, "shapes", "data") as writer:
         made = writer.products["appearance"].digest
-        writer.publish("appearance", "00001-0123abcd", write_shard(path, "appearance", "00001-0123abcd", kind, second, ["late"], made))
+        writer.publish_shard("appearance", "00001-0123abcd", write_shard(path, "appearance", "00001-0123abcd", kind, second, ["late"], made))
     content = next(file for file in path.rglob("00001-0123abcd*/rows_*/c/0/0/0/0" if kind == "zarr" else "00001-0123abcd.h5"))
     flip(content, content.read_bytes().index(second[0].rows[4].tobytes()), 0)
     late = ("late", ("late",), "row 4 does not match its checksum")
@@ -234,7 +234,7 @@ def test_verify_names_what_the_machine_refuses_and_goes_on(
             raise OSError(number, said)
         return true(name, *more, **named)
 
-    def refuse_table(name: Any, kind: Kind) -> Table:
+    def refuse_table(name: Any, kind: ShardKind) -> ShardTable:
         if "00000-0123abcd" in str(name):
             raise OSError(number, said, str(name))
         return read_table(name, kind)
@@ -254,7 +254,7 @@ def test_verify_names_what_the_machine_refuses_and_goes_on(
     ]
 
 
-def test_a_manifest_that_drops_what_is_not_there_is_noticed(kind: Kind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_manifest_that_drops_what_is_not_there_is_noticed(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
     path = make_store(kind, sample)
     text = (path / "manifest.json").read_text()
     (path / "manifest.json").write_text(text.replace('"dropped": []', '"dropped": ["long"]'))

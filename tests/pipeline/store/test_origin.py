@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import Entry, Kind, Product, ShardBuilder, ShardInfo, Store, StoreWriter, is_made_from, made_from, write_shard
+from pipeline.store import Entry, ShardKind, Product, ShardBuilder, ShardInfo, Store, StoreWriter, has_origin, origin_digest, write_shard
 from pipeline.store.layout import shard_path
 
 OURS, THEIRS = {"fps": 5}, {"fps": 7}
-Write = Callable[[Path, Kind, dict[str, Any]], ShardInfo]
+Write = Callable[[Path, ShardKind, dict[str, Any]], ShardInfo]
 
 
-def whole(store: Path, kind: Kind, provenance: dict[str, Any], name: str = "s", product: str = "p") -> ShardInfo:
+def whole(store: Path, kind: ShardKind, provenance: dict[str, Any], name: str = "s", product: str = "p") -> ShardInfo:
     """A shard of two videos whose numbers are their frames' rate."""
-    made = made_from(kind, provenance)
+    made = origin_digest(kind, provenance)
     return write_shard(store, product, name, kind, entries_of(provenance, ("v1", "v2")), ["v1", "v2"], made)
 
 
-def streamed(store: Path, kind: Kind, provenance: dict[str, Any]) -> ShardInfo:
-    with ShardBuilder(store, "p", "s", kind, ["v1", "v2"], made_from(kind, provenance)) as shard:
+def streamed(store: Path, kind: ShardKind, provenance: dict[str, Any]) -> ShardInfo:
+    with ShardBuilder(store, "p", "s", kind, ["v1", "v2"], origin_digest(kind, provenance)) as shard:
         for entry in entries_of(provenance, ("v1", "v2")):
             shard.begin(entry.key, entry.video)
             shard.append(entry.rows)
@@ -49,26 +49,26 @@ def damage(path: Path) -> None:
         opened.truncate(20)
 
 
-def test_it_is_the_digest_of_format_and_settings(kind: Kind) -> None:
+def test_it_is_the_digest_of_format_and_settings(kind: ShardKind) -> None:
     expected = hashlib.sha256(f'{{"kind":"{kind}","provenance":{{"a":{{"b":[1,2]}},"fps":5}}}}'.encode()).hexdigest()
-    assert made_from(kind, {"fps": 5, "a": {"b": (1, 2)}}) == expected
+    assert origin_digest(kind, {"fps": 5, "a": {"b": (1, 2)}}) == expected
     assert Product(kind=kind, provenance={"a": {"b": [1, 2]}, "fps": 5}, shards={}).digest == expected
-    assert len({made_from("zarr", OURS), made_from("hdf5", OURS), made_from("zarr", THEIRS)}) == 3
+    assert len({origin_digest("zarr", OURS), origin_digest("hdf5", OURS), origin_digest("zarr", THEIRS)}) == 3
 
 
-def test_only_a_whole_shard_of_these_settings_is_made_from_them(kind: Kind, tmp_path: Path) -> None:
-    path, ours = shard_path(tmp_path, "p", "s", kind), made_from(kind, OURS)
-    assert not is_made_from(path, kind, ours)
+def test_only_a_whole_shard_of_these_settings_is_made_from_them(kind: ShardKind, tmp_path: Path) -> None:
+    path, ours = shard_path(tmp_path, "p", "s", kind), origin_digest(kind, OURS)
+    assert not has_origin(path, kind, ours)
     whole(tmp_path, kind, OURS)
-    assert is_made_from(path, kind, ours)
-    assert not is_made_from(path, kind, made_from(kind, THEIRS))
+    assert has_origin(path, kind, ours)
+    assert not has_origin(path, kind, origin_digest(kind, THEIRS))
     damage(path)
-    assert not is_made_from(path, kind, ours)
+    assert not has_origin(path, kind, ours)
 
 
 @pytest.mark.parametrize("write", [whole, streamed])
 @pytest.mark.parametrize("before", ["same", "other", "damaged"])
-def test_one_of_other_settings_or_damaged_makes_way(kind: Kind, tmp_path: Path, write: Write, before: str) -> None:
+def test_one_of_other_settings_or_damaged_makes_way(kind: ShardKind, tmp_path: Path, write: Write, before: str) -> None:
     alone = whole(tmp_path / "alone", kind, OURS)
     path = shard_path(tmp_path / "store", "p", "s", kind)
     whole(tmp_path / "store", kind, THEIRS if before == "other" else OURS)
@@ -80,8 +80,8 @@ def test_one_of_other_settings_or_damaged_makes_way(kind: Kind, tmp_path: Path, 
     assert (path.stat().st_ino == there) == (before == "same")
 
 
-def test_one_that_comes_while_ours_is_written_makes_way_too(kind: Kind, tmp_path: Path) -> None:
-    with ShardBuilder(tmp_path / "store", "p", "s", kind, ["v1", "v2"], made_from(kind, OURS)) as shard:
+def test_one_that_comes_while_ours_is_written_makes_way_too(kind: ShardKind, tmp_path: Path) -> None:
+    with ShardBuilder(tmp_path / "store", "p", "s", kind, ["v1", "v2"], origin_digest(kind, OURS)) as shard:
         for entry in entries_of(OURS, ("v1", "v2")):
             shard.begin(entry.key, entry.video)
             shard.append(entry.rows)
@@ -93,7 +93,7 @@ def test_one_that_comes_while_ours_is_written_makes_way_too(kind: Kind, tmp_path
 
 @pytest.mark.parametrize("stopped", [0, 1, 2])
 def test_a_kill_while_one_makes_way_leaves_it_whole_or_absent(
-    kind: Kind, tmp_path: Path, stopped: int, monkeypatch: pytest.MonkeyPatch
+    kind: ShardKind, tmp_path: Path, stopped: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the old one is set aside, before it is removed there, before ours takes its place."""
     path = shard_path(tmp_path, "p", "s", kind)
@@ -123,23 +123,23 @@ def test_a_kill_while_one_makes_way_leaves_it_whole_or_absent(
         assert all(left.name.endswith(".part") for left in path.parent.iterdir())
 
 
-def test_a_late_workers_shard_is_not_adopted(kind: Kind, tmp_path: Path) -> None:
+def test_a_late_workers_shard_is_not_adopted(kind: ShardKind, tmp_path: Path) -> None:
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("p", kind, OURS)
         whole(tmp_path, kind, THEIRS, "early")
-        assert writer.adopt("p", "early") is None
+        assert writer.adopt_shard("p", "early") is None
         whole(tmp_path, kind, THEIRS, "late")
-        assert writer.adopt("p", "late") is None
+        assert writer.adopt_shard("p", "late") is None
         assert list((tmp_path / "p").iterdir()) == []
         info = whole(tmp_path, kind, OURS, "late")
-        assert writer.adopt("p", "late") == info
+        assert writer.adopt_shard("p", "late") == info
     assert Store(tmp_path).products["p"].shards == {"late": info}
 
 
-def test_a_late_workers_shard_under_a_listed_name_is_refused_and_made_anew(kind: Kind, tmp_path: Path) -> None:
+def test_a_late_workers_shard_under_a_listed_name_is_refused_and_made_anew(kind: ShardKind, tmp_path: Path) -> None:
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("p", kind, OURS)
-        writer.publish("p", "s", whole(tmp_path, kind, OURS))
+        writer.publish_shard("p", "s", whole(tmp_path, kind, OURS))
     whole(tmp_path, kind, THEIRS)
     (problem,) = Store(tmp_path).verify()
     assert (problem.key, problem.videos) == (None, ("v1", "v2"))
@@ -148,26 +148,26 @@ def test_a_late_workers_shard_under_a_listed_name_is_refused_and_made_anew(kind:
         Store(tmp_path).open("p").read("v1")
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("p", kind, OURS)
-        assert writer.adopt("p", "s") is None
-        assert writer.done("p") == set()
-        writer.publish("p", "s", whole(tmp_path, kind, OURS))
+        assert writer.adopt_shard("p", "s") is None
+        assert writer.get_completed_videos("p") == set()
+        writer.publish_shard("p", "s", whole(tmp_path, kind, OURS))
     assert Store(tmp_path).verify() == []
 
 
-def test_all_damaged_shards_are_named_at_once(kind: Kind, tmp_path: Path) -> None:
+def test_all_damaged_shards_are_named_at_once(kind: ShardKind, tmp_path: Path) -> None:
     """Listed or left by a killed run; of the products that were opened."""
 
     def go_on(*products: str) -> set[str]:
         with StoreWriter(tmp_path, "shapes", "data") as writer:
             for product in products:
                 writer.open_product(product, kind, OURS)
-            return {name for product in products for name in ("a", "b", "c") if writer.adopt(product, name)}
+            return {name for product in products for name in ("a", "b", "c") if writer.adopt_shard(product, name)}
 
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         for product in ("p", "q", "r"):
             writer.open_product(product, kind, OURS)
             for name in ("a", "b"):
-                writer.publish(product, name, whole(tmp_path, kind, OURS, name, product))
+                writer.publish_shard(product, name, whole(tmp_path, kind, OURS, name, product))
     whole(tmp_path, kind, OURS, "c", "q")
     hit = [shard_path(tmp_path, product, name, kind) for product, name in (("p", "a"), ("q", "b"), ("q", "c"))]
     for path in [*hit, shard_path(tmp_path, "r", "a", kind)]:
@@ -182,25 +182,25 @@ def test_all_damaged_shards_are_named_at_once(kind: Kind, tmp_path: Path) -> Non
     assert go_on("p", "q") == {"a", "b"}
 
 
-def test_a_shard_damaged_after_that_is_named_when_it_is_adopted(kind: Kind, tmp_path: Path) -> None:
+def test_a_shard_damaged_after_that_is_named_when_it_is_adopted(kind: ShardKind, tmp_path: Path) -> None:
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("p", kind, OURS)
-        assert writer.adopt("p", "s") is None
+        assert writer.adopt_shard("p", "s") is None
         whole(tmp_path, kind, OURS)
         damage(shard_path(tmp_path, "p", "s", kind))
         with pytest.raises(StoreError, match=r"product 'p', shard s\.\w+ is damaged: .*\. Delete it and run stvg-extract again"):
-            writer.adopt("p", "s")
+            writer.adopt_shard("p", "s")
 
 
-def test_a_resumption_that_the_machine_refuses_judges_nothing(tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, kind: Kind) -> None:
+def test_a_resumption_that_the_machine_refuses_judges_nothing(tmp_path: Path, kind: ShardKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, kind: ShardKind) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("p", kind, OURS)
-        writer.publish("p", "s", whole(tmp_path, kind, OURS))
+        writer.publish_shard("p", "s", whole(tmp_path, kind, OURS))
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("p", kind, OURS)
         monkeypatch.setattr("pipeline.store.shard_check.read_table", refuse)
         with pytest.raises(StoreError, match=r"product 'p': \S+s\.\w+ cannot be read \(Permission denied\): nothing in it was judged"):
-            writer.adopt("p", "s")
+            writer.adopt_shard("p", "s")

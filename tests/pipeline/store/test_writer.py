@@ -16,13 +16,13 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.records import Failure
-from pipeline.store import Contents, Entry, Kind, Manifest, Store, StoreWriter, made_from, plan_shards, write_shard
+from pipeline.store import ProductSummary, Entry, ShardKind, Manifest, Store, StoreWriter, origin_digest, plan_shards, write_shard
 from pipeline.store.manifest import save_manifest
 
 Maker = Callable[..., Path]
 SIZES = {f"v{i}": 10 for i in range(5)}
 FPS = {"fps": 5}
-MADE = {kind: made_from(kind, FPS) for kind in get_args(Kind)}
+MADE = {kind: origin_digest(kind, FPS) for kind in get_args(ShardKind)}
 
 
 def entries_of(videos: tuple[str, ...]) -> Iterator[Entry]:
@@ -31,17 +31,17 @@ def entries_of(videos: tuple[str, ...]) -> Iterator[Entry]:
         yield Entry(video, video, rows, {"frame": np.arange(4)})
 
 
-def extract(path: Path, kind: Kind, stop_after: int = 99, publish: bool = True) -> None:
+def extract(path: Path, kind: ShardKind, stop_after: int = 99, publish: bool = True) -> None:
     """What a run does: adopt, else write and publish; `stop_after` shards it is gone, perhaps before publishing."""
     with StoreWriter(path, "shapes", "data") as writer:
         writer.open_product("motion", kind, FPS)
         for number, shard in enumerate(plan_shards(SIZES, 20)):
             if number == stop_after:
                 return
-            if writer.adopt("motion", shard.name) is None:
+            if writer.adopt_shard("motion", shard.name) is None:
                 info = write_shard(path, "motion", shard.name, kind, entries_of(shard.videos), shard.videos, MADE[kind])
                 if publish:
-                    writer.publish("motion", shard.name, info)
+                    writer.publish_shard("motion", shard.name, info)
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -50,7 +50,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("publish", [True, False])
-def test_a_run_that_was_stopped_ends_in_the_same_store(kind: Kind, tmp_path: Path, publish: bool) -> None:
+def test_a_run_that_was_stopped_ends_in_the_same_store(kind: ShardKind, tmp_path: Path, publish: bool) -> None:
     extract(tmp_path / "once", kind)
     extract(tmp_path / "twice", kind, stop_after=2, publish=publish)
     assert len(Store(tmp_path / "twice").products["motion"].videos) == (4 if publish else 0)
@@ -81,13 +81,13 @@ def test_the_manifest_is_written_every_few_seconds_and_before_anything_is_delete
         begin = written
         for name in names[:5]:
             now += 0.5
-            writer.publish("motion", name, infos[name])
+            writer.publish_shard("motion", name, infos[name])
         assert (written - begin, on_disk()) == (1, set(names[:4]))
         assert set(writer.products["motion"].shards) == set(names[:5])
         writer.flush()
         writer.flush()
         assert (written - begin, on_disk()) == (2, set(names[:5]))
-        writer.publish("motion", names[5], infos[names[5]])
+        writer.publish_shard("motion", names[5], infos[names[5]])
         writer.drop_shards("motion", [])
         assert on_disk() == set(names[:5])
         with monkeypatch.context() as patch:
@@ -95,10 +95,10 @@ def test_the_manifest_is_written_every_few_seconds_and_before_anything_is_delete
             with pytest.raises(KeyboardInterrupt):
                 writer.drop_shards("motion", [names[0]])
         assert on_disk() == set(names[:6])
-        writer.publish("motion", names[6], infos[names[6]])
-        writer.remove_unlisted("motion")
+        writer.publish_shard("motion", names[6], infos[names[6]])
+        writer.remove_orphans("motion")
         assert on_disk() == set(names[:7])
-        writer.publish("motion", names[7], infos[names[7]])
+        writer.publish_shard("motion", names[7], infos[names[7]])
         assert on_disk() == set(names[:7])
     assert on_disk() == set(names[:8])
 
@@ -108,7 +108,7 @@ def _kill(*_: object) -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_what_was_published_is_on_disk_after_an_exception(kind: Kind, tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_published_is_on_disk_after_an_exception(kind: ShardKind, tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless the disk is full: then the exception is what is told, the lock is free, and the next run adopts."""
 
     def no_room(*_: object) -> None:
@@ -117,7 +117,7 @@ def test_what_was_published_is_on_disk_after_an_exception(kind: Kind, tmp_path: 
     def publish_and(then: Callable[[], None]) -> None:
         with StoreWriter(tmp_path, "shapes", "data") as writer:
             writer.open_product("motion", kind, FPS)
-            writer.publish("motion", "s", write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind]))
+            writer.publish_shard("motion", "s", write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind]))
             then()
 
     def fail() -> None:
@@ -131,7 +131,7 @@ def test_what_was_published_is_on_disk_after_an_exception(kind: Kind, tmp_path: 
     monkeypatch.undo()
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("motion", kind, FPS)
-        assert writer.adopt("motion", "s") is not None
+        assert writer.adopt_shard("motion", "s") is not None
     assert Store(tmp_path).products["motion"].videos == {"v1"}
 
 
@@ -141,7 +141,7 @@ def test_a_disk_that_is_full_at_the_end_is_told(tmp_path: Path, monkeypatch: pyt
 
     writer = StoreWriter(tmp_path, "shapes", "data").__enter__()
     writer.open_product("motion", "zarr", FPS)
-    writer.publish("motion", "s", write_shard(tmp_path, "motion", "s", "zarr", entries_of(("v1",)), ["v1"], MADE["zarr"]))
+    writer.publish_shard("motion", "s", write_shard(tmp_path, "motion", "s", "zarr", entries_of(("v1",)), ["v1"], MADE["zarr"]))
     monkeypatch.setattr("pipeline.store.writer.save_manifest", no_room)
     with pytest.raises(StoreError, match=r"the disk of .* is full"):
         writer.__exit__(None, None, None)
@@ -164,7 +164,7 @@ test.extract(Path(sys.argv[1]), sys.argv[2])
 """
 
 
-def test_what_was_published_before_a_kill_is_adopted(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_published_before_a_kill_is_adopted(kind: ShardKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of three shards are published and not yet listed: only the third is made."""
     extract(tmp_path / "once", kind)
     root = Path(__file__).parents[3]
@@ -185,7 +185,7 @@ def test_what_was_published_before_a_kill_is_adopted(kind: Kind, tmp_path: Path,
     assert contents(tmp_path / "once") == contents(tmp_path / "twice")
 
 
-def test_a_dropped_product_is_gone_at_once_or_not_at_all(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dropped_product_is_gone_at_once_or_not_at_all(kind: ShardKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extract(tmp_path, kind)
     before = contents(tmp_path)
     with StoreWriter(tmp_path, "shapes", "data") as writer, monkeypatch.context() as patch:
@@ -195,14 +195,14 @@ def test_a_dropped_product_is_gone_at_once_or_not_at_all(kind: Kind, tmp_path: P
     assert not (tmp_path / "motion").exists()
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("motion", kind, {"fps": 7})
-        assert writer.done("motion") == set()
+        assert writer.get_completed_videos("motion") == set()
         writer.drop_product("motion")
         assert writer.products == {}
     extract(tmp_path, kind)
     assert contents(tmp_path) == before
 
 
-def test_the_first_to_write_a_shard_wins(kind: Kind, tmp_path: Path) -> None:
+def test_the_first_to_write_a_shard_wins(kind: ShardKind, tmp_path: Path) -> None:
     def untouched() -> Iterator[Entry]:
         raise AssertionError("the entries of a shard that is there were asked for")
         yield
@@ -213,7 +213,7 @@ def test_the_first_to_write_a_shard_wins(kind: Kind, tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_a_writer_that_was_overtaken_keeps_the_first_shard(kind: Kind, tmp_path: Path) -> None:
+def test_a_writer_that_was_overtaken_keeps_the_first_shard(kind: ShardKind, tmp_path: Path) -> None:
     def overtaken() -> Iterator[Entry]:
         yield from entries_of(("v1",))
         write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind])
@@ -223,20 +223,20 @@ def test_a_writer_that_was_overtaken_keeps_the_first_shard(kind: Kind, tmp_path:
     assert len(list((tmp_path / "motion").iterdir())) == 1
 
 
-def test_a_shard_without_entries_is_not_written(kind: Kind, tmp_path: Path) -> None:
+def test_a_shard_without_entries_is_not_written(kind: ShardKind, tmp_path: Path) -> None:
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("motion", kind, FPS)
         info = write_shard(tmp_path, "motion", "s", kind, [], ["v1"], MADE[kind])
-        writer.publish("motion", "s", info)
+        writer.publish_shard("motion", "s", info)
         assert (info.entries, info.videos, info.bytes) == (0, (), 0)
-        assert writer.done("motion") == set()
+        assert writer.get_completed_videos("motion") == set()
         info = write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1", "v2"], MADE[kind])
-        writer.publish("motion", "s", info)
+        writer.publish_shard("motion", "s", info)
         assert (info.entries, info.videos) == (1, ("v1",))
-        assert writer.done("motion") == {"v1"}
+        assert writer.get_completed_videos("motion") == {"v1"}
 
 
-def test_a_failed_write_leaves_nothing_and_the_next_writer_clears_up(kind: Kind, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing_and_the_next_writer_clears_up(kind: ShardKind, tmp_path: Path) -> None:
     def broken() -> Iterator[Entry]:
         yield from entries_of(("v1",))
         raise OSError("disk full")
@@ -252,16 +252,16 @@ def test_a_failed_write_leaves_nothing_and_the_next_writer_clears_up(kind: Kind,
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_shards_of_another_plan_are_removed(kind: Kind, tmp_path: Path) -> None:
+def test_shards_of_another_plan_are_removed(kind: ShardKind, tmp_path: Path) -> None:
     extract(tmp_path, kind)
     write_shard(tmp_path, "motion", "00000-other", kind, entries_of(("v1",)), ["v1"], MADE[kind])
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("motion", kind, FPS)
-        assert [name.split(".")[0] for name in writer.remove_unlisted("motion")] == ["00000-other"]
+        assert [name.split(".")[0] for name in writer.remove_orphans("motion")] == ["00000-other"]
     assert Store(tmp_path).verify() == []
 
 
-def test_another_provenance_is_refused_with_its_fields(kind: Kind, make_store: Maker, sample: list[Entry]) -> None:
+def test_another_provenance_is_refused_with_its_fields(kind: ShardKind, make_store: Maker, sample: list[Entry]) -> None:
     path = make_store(kind, sample)
     with StoreWriter(path, "shapes", "data") as writer:
         settings = r'weights\.digest is "aa" in the store, "bb" was asked for'
@@ -270,14 +270,14 @@ def test_another_provenance_is_refused_with_its_fields(kind: Kind, make_store: M
             writer.open_product("appearance", kind, {"weights": {"digest": "bb"}, "fps": 5})
         with pytest.raises(StoreError, match=r"fps is 5 in the store, null was asked for; size is null in the store, \[1, 2\] was"):
             writer.open_product("appearance", kind, {"weights": {"digest": "aa"}, "size": (1, 2)})
-        other: Kind = "zarr" if kind == "hdf5" else "hdf5"
+        other: ShardKind = "zarr" if kind == "hdf5" else "hdf5"
         with pytest.raises(StoreError, match=f'kind is "{kind}" in the store, "{other}" was asked for'):
             writer.open_product("appearance", other, {"weights": {"digest": "aa"}, "fps": 5})
         with pytest.raises(ValueError, match="product 'text' has not been opened"):
-            writer.done("text")
+            writer.get_completed_videos("text")
 
 
-def test_what_was_deleted_is_forgotten(kind: Kind, tmp_path: Path) -> None:
+def test_what_was_deleted_is_forgotten(kind: ShardKind, tmp_path: Path) -> None:
     extract(tmp_path, kind)
     before = contents(tmp_path)
     shard = sorted((tmp_path / "motion").iterdir())[1]
@@ -286,13 +286,13 @@ def test_what_was_deleted_is_forgotten(kind: Kind, tmp_path: Path) -> None:
     os.rename(tmp_path / "motion", tmp_path / "gone too")
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("motion", kind, {"fps": 7})
-        assert writer.done("motion") == set()
+        assert writer.get_completed_videos("motion") == set()
     os.rmdir(tmp_path / "motion")
     extract(tmp_path, kind)
     assert {name: data for name, data in contents(tmp_path).items() if not name.startswith("gone")} == before
 
 
-def test_shards_that_no_manifest_knows_are_refused(kind: Kind, tmp_path: Path) -> None:
+def test_shards_that_no_manifest_knows_are_refused(kind: ShardKind, tmp_path: Path) -> None:
     extract(tmp_path, kind)
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(StoreError, match=r"motion holds shards that manifest\.json does not know: delete the folder"):
@@ -354,19 +354,19 @@ def test_an_index_or_tracks_that_are_not_the_manifests_are_noticed(tmp_path: Pat
     assert Store(tmp_path / "store").verify() == []
 
 
-def test_a_summary_counts_what_is_there(kind: Kind, tmp_path: Path) -> None:
+def test_a_summary_counts_what_is_there(kind: ShardKind, tmp_path: Path) -> None:
     extract(tmp_path, kind)
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("empty", kind, {})
-    empty, motion = Store(tmp_path).summary()
+    empty, motion = Store(tmp_path).summarize()
     size = sum(file.stat().st_size for file in (tmp_path / "motion").rglob("*") if file.is_file())
-    assert motion == Contents("motion", shards=3, videos=5, entries=5, rows=20, bytes=size)
+    assert motion == ProductSummary("motion", shards=3, videos=5, entries=5, rows=20, bytes=size)
     assert motion.bytes_per_row == size / 20
     assert str(motion).startswith("motion: 5 videos, 5 entries, 20 rows in 3 shards, 0.0 MB, ")
-    assert (empty, empty.bytes_per_row) == (Contents("empty", 0, 0, 0, 0, 0), 0)
+    assert (empty, empty.bytes_per_row) == (ProductSummary("empty", 0, 0, 0, 0, 0), 0)
 
 
-def test_a_manifest_that_counts_other_rows_is_noticed(kind: Kind, tmp_path: Path) -> None:
+def test_a_manifest_that_counts_other_rows_is_noticed(kind: ShardKind, tmp_path: Path) -> None:
     extract(tmp_path, kind)
     text = (tmp_path / "manifest.json").read_text()
     (tmp_path / "manifest.json").write_text(text.replace('"rows": 8', '"rows": 9', 1))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import VideoError
-from pipeline.video import DecodeChild, VideoFacts, open_frames, probe
+from pipeline.video import ProcessDecoder, VideoMetadata, open_frames, probe
 
 REPOSITORY = Path(__file__).parents[3]
 VIDEOS = Path(os.environ.get("STVG_VIDEOS") or REPOSITORY.parent / "shared" / "videos")
@@ -76,7 +76,7 @@ class Case:
     """A file, and how many of these numbers and pictures, read from it, are wrong."""
 
     path: Path
-    facts: VideoFacts
+    facts: VideoMetadata
     wrong: Callable[[list[tuple[int, np.ndarray]]], int]
 
 
@@ -188,7 +188,7 @@ def check(asked: list[Request]) -> Counter[str]:
     """Serve all requests and count who did; fails with every request that was not served rightly."""
     served: Counter[str] = Counter()
     faults = []
-    with DecodeChild() as child:
+    with ProcessDecoder() as child:
         for case, route, wanted in asked:
             about = (case.path, case.facts, wanted)
             with child.frames(*about) if route == "child" else open_frames(*about, route) as stream:
@@ -221,7 +221,7 @@ def test_real_videos(videos: Path) -> None:
 
 
 def test_the_other_files_are_refused_with_a_reason(videos: Path) -> None:
-    with DecodeChild() as child:
+    with ProcessDecoder() as child:
         for name, reason in REFUSED.items():
             with pytest.raises(VideoError, match=f"{reason} .*{name}"):
                 list(child.frames(videos / name, facts := child.probe(videos / name), range(facts.frame_count)))

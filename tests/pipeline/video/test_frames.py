@@ -20,7 +20,7 @@ import pytest
 from pipeline.errors import VideoError
 from pipeline.video import frames as frames_module
 from pipeline.video import open_frames, probe
-from pipeline.video.container import demuxed
+from pipeline.video.container import demux_packets
 
 REPOSITORY = Path(__file__).parents[3]
 VIDEOS = Path(os.environ.get("STVG_VIDEOS") or REPOSITORY.parent / "shared" / "videos")
@@ -106,7 +106,7 @@ def test_any_ascending_choice_of_frames(tmp_path: Path, make_video: Any, numbers
 @pytest.mark.parametrize("name", ["uneven.mp4", "uneven.mkv"])
 def test_variable_rate_goes_by_timestamps(tmp_path: Path, make_video: Any, numbers: Numbers, name: str, decoder: str) -> None:
     path = make_video(tmp_path / name, milliseconds=UNEVEN)
-    assert probe(path).seconds * 1000 == pytest.approx(np.array(UNEVEN), abs=0.6)
+    assert probe(path).pts_seconds * 1000 == pytest.approx(np.array(UNEVEN), abs=0.6)
     assert numbers(path, decoder=decoder) == same(range(40))
 
 
@@ -115,7 +115,7 @@ def test_an_edit_list_hides_frames(tmp_path: Path, make_video: Any, numbers: Num
     path = remux(make_video(tmp_path / "whole.mp4"), tmp_path / "edited.mp4", shift=7, options=options)
     facts = probe(path)
     assert facts.has_edit_list
-    assert facts.seconds[0] == 0
+    assert facts.pts_seconds[0] == 0
     assert numbers(path) == [(n, n + 7) for n in range(33)]
     with open_frames(path, facts, [0]) as reader:
         assert (reader.decoder, reader.reason) == ("pyav", "edit list")
@@ -126,13 +126,13 @@ def test_an_edit_list_hides_frames(tmp_path: Path, make_video: Any, numbers: Num
 @pytest.mark.parametrize("name", ["headless.mkv", "headless.mp4"])
 def test_a_video_without_its_first_key_frame_begins_at_the_next(tmp_path: Path, make_video: Any, numbers: Numbers, name: str) -> None:
     path = remux(make_video(tmp_path / "whole.mp4"), tmp_path / name, first=5)
-    assert probe(path).recounted
+    assert probe(path).frames_counted_by_decoding
     assert numbers(path) == [(n, n + 12) for n in range(28)]
 
 
 def test_a_start_later_than_zero(tmp_path: Path, make_video: Any, numbers: Numbers) -> None:
     path = remux(make_video(tmp_path / "whole.mp4"), tmp_path / "late.mkv", shift=-30)
-    assert probe(path).seconds[0] == pytest.approx(1.2)
+    assert probe(path).pts_seconds[0] == pytest.approx(1.2)
     assert numbers(path) == same(range(40))
 
 
@@ -164,7 +164,7 @@ def test_pictures_are_the_callers_own_or_borrowed(tmp_path: Path, make_video: An
         own = [picture for _, picture in reader]
     assert all(picture.flags.owndata and picture.flags.c_contiguous and picture.flags.writeable for picture in own)
     with open_frames(path, facts, range(40), decoder) as reader:
-        for (number, picture), kept in zip(reader.borrowed(), own, strict=True):
+        for (number, picture), kept in zip(reader.iterate_views(), own, strict=True):
             assert not picture.flags.owndata
             assert np.array_equal(picture, kept), number
 
@@ -196,7 +196,7 @@ def test_pyav_goes_on_where_decord_fails(tmp_path: Path, make_video: Any, number
 
 def test_decord_is_not_let_to_decode_a_long_video_ahead(tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_video(tmp_path / "plain.mp4")
-    monkeypatch.setattr(frames_module, "READ_AHEAD_BYTES", 40 * 128 * 48 * 3 - 1)
+    monkeypatch.setattr(frames_module, "MAX_READ_AHEAD_BYTES", 40 * 128 * 48 * 3 - 1)
     with open_frames(path, probe(path), [0]) as reader:
         assert (reader.decoder, reader.reason) == ("pyav", "decord may decode 0 MiB ahead")
 
@@ -253,7 +253,7 @@ def test_damage_is_an_error_whichever_decoder_meets_it(tmp_path: Path, make_vide
 def test_a_packet_without_a_picture_is_named(tmp_path: Path, make_video: Any) -> None:
     path = make_video(tmp_path / "plain.mp4")
     facts = probe(path)
-    seconds = facts.seconds.copy()
+    seconds = facts.pts_seconds.copy()
     seconds[5] += 0.01
     with (
         pytest.raises(VideoError, match=r"damaged \(decode\): .*plain.mp4: frame 5 of 40 \(at 0.21 s\) has a packet but no picture"),
@@ -279,7 +279,7 @@ def test_streams_the_header_does_not_announce_do_no_harm() -> None:
         yield f"a packet of {stream}"
         raise IndexError
 
-    assert list(demuxed(SimpleNamespace(demux=demux), "video")) == ["a packet of video"]  # type: ignore[arg-type]
+    assert list(demux_packets(SimpleNamespace(demux=demux), "video")) == ["a packet of video"]  # type: ignore[arg-type]
 
 
 def test_files_that_are_no_video(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_real_videos_are_read_whole(name: str) -> None:
     count, decoder = REAL[name]
     facts = probe(VIDEOS / name)
     assert facts.frame_count == count
-    assert (np.diff(facts.seconds) > 0).all()
+    assert (np.diff(facts.pts_seconds) > 0).all()
     with open_frames(VIDEOS / name, facts, range(count)) as reader:
         shapes = {picture.shape for _, picture in reader}
         assert reader.decoder == decoder

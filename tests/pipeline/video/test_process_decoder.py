@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 
 from pipeline.errors import VideoError
-from pipeline.video import DecodeChild, open_frames, probe
+from pipeline.video import ProcessDecoder, open_frames, probe
 from pipeline.video import process_decoder as child_module
-from pipeline.video.protocol import RING_BYTES, ring_file, ring_map, ring_pictures
+from pipeline.video.protocol import RING_BYTES, create_ring_file, map_ring, view_ring_slots
 
 HOLD_THE_LOCK = "ctypes.PyDLL(None).sleep(1000)"
 Sabotage = Callable[[str, str], None]
 
 
 @pytest.fixture
-def child() -> Iterator[DecodeChild]:
-    with DecodeChild() as started:
+def child() -> Iterator[ProcessDecoder]:
+    with ProcessDecoder() as started:
         yield started
 
 
@@ -41,14 +41,14 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Sabotage:
             "picture": "def upright(frame, facts):\n"
             "    if facts.path.name.startswith('bad') and frame.pts: harm()\n"
             "    return whole(frame, facts)\n"
-            "frames._upright = upright",
+            "frames._convert_to_rgb = upright",
             "packet": "def slowly(*given):\n    for frame in decoded(*given): harm(); yield frame\nframes.decoded = slowly",
         }[at]
         program = "\n".join(
             [
                 "import ctypes, os, signal, sys, time",
                 "from pipeline.video import frames, worker",
-                "probe, whole, decoded = worker.probe, frames._upright, frames.decoded",
+                "probe, whole, decoded = worker.probe, frames._convert_to_rgb, frames.decoded",
                 f"def harm(): {code}",
                 wrapped,
                 "worker.main()",
@@ -89,12 +89,12 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     ],
 )
 def test_it_gives_what_the_decoders_give(
-    tmp_path: Path, make_video: Any, child: DecodeChild, name: str, options: dict[str, Any], decoder: str
+    tmp_path: Path, make_video: Any, child: ProcessDecoder, name: str, options: dict[str, Any], decoder: str
 ) -> None:
     path = make_video(tmp_path / name, 100, **options)
     facts, here = child.probe(path), probe(path)
     assert repr(facts) == repr(here)
-    assert np.array_equal(facts.seconds, here.seconds)
+    assert np.array_equal(facts.pts_seconds, here.pts_seconds)
     for wanted in (range(100), [3], range(0, 100, 7), []):
         with child.frames(path, facts, wanted) as stream, open_frames(path, facts, wanted) as reader:
             assert (stream.decoder, stream.reason) == (reader.decoder, reader.reason)
@@ -112,18 +112,18 @@ def test_a_change_of_decoders_on_the_way_is_told(tmp_path: Path, make_video: Any
         "def failing(video, facts, wanted, alive):\n"
         "    for picture in read(video, facts, wanted[:6], alive): yield picture\n"
         "    raise frames._DecordError('lost')\n"
-        "read, frames._decord_pictures = frames._decord_pictures, failing\n"
+        "read, frames._read_with_decord = frames._read_with_decord, failing\n"
         "worker.main()"
     )
     monkeypatch.setattr(child_module, "COMMAND", ("-c", program))
     path = make_video(tmp_path / "plain.mp4")
-    with DecodeChild() as child, child.frames(path, child.probe(path), range(40)) as stream:
+    with ProcessDecoder() as child, child.frames(path, child.probe(path), range(40)) as stream:
         assert stream.decoder == "decord"
         assert [number for number, _ in stream] == list(range(40))
         assert (stream.decoder, stream.reason) == ("pyav", "lost")
 
 
-def test_errors_are_the_same(tmp_path: Path, make_video: Any, cut: Any, child: DecodeChild) -> None:
+def test_errors_are_the_same(tmp_path: Path, make_video: Any, cut: Any, child: ProcessDecoder) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video\n" * 100)
     cut(make_video(tmp_path / "cut.mp4", 100), 0.5)
@@ -143,7 +143,7 @@ def test_errors_are_the_same(tmp_path: Path, make_video: Any, cut: Any, child: D
 
 
 def test_relative_paths_begin_where_the_caller_is(
-    tmp_path: Path, make_video: Any, child: DecodeChild, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_video: Any, child: ProcessDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_video(tmp_path / "plain.mp4")
     monkeypatch.chdir(tmp_path)
@@ -153,7 +153,7 @@ def test_relative_paths_begin_where_the_caller_is(
 
 
 @pytest.mark.parametrize("taken", [0, 1, 35, 100])
-def test_a_stream_closed_early_leaves_the_process_usable(tmp_path: Path, make_video: Any, child: DecodeChild, taken: int) -> None:
+def test_a_stream_closed_early_leaves_the_process_usable(tmp_path: Path, make_video: Any, child: ProcessDecoder, taken: int) -> None:
     path = make_video(tmp_path / "plain.mp4", 100)
     facts, pid = child.probe(path), child.pid
     for _ in range(3):
@@ -165,7 +165,7 @@ def test_a_stream_closed_early_leaves_the_process_usable(tmp_path: Path, make_vi
     assert child.pid == pid
 
 
-def test_one_stream_at_a_time(tmp_path: Path, make_video: Any, child: DecodeChild) -> None:
+def test_one_stream_at_a_time(tmp_path: Path, make_video: Any, child: ProcessDecoder) -> None:
     path = make_video(tmp_path / "plain.mp4")
     facts = child.probe(path)
     stream = child.frames(path, facts, range(40))
@@ -181,7 +181,7 @@ def test_one_stream_at_a_time(tmp_path: Path, make_video: Any, child: DecodeChil
 def test_a_hang_is_cut_off_and_named(tmp_path: Path, make_video: Any, sabotage: Sabotage, at: str, code: str) -> None:
     bad, good = make_video(tmp_path / "bad.avi"), make_video(tmp_path / "good.avi")
     sabotage(at, code)
-    with DecodeChild(frame_limit=0.5, probe_limit=0.7 if at == "probe" else 60) as child:
+    with ProcessDecoder(frame_timeout=0.5, probe_timeout=0.7 if at == "probe" else 60) as child:
         assert child.probe(good).frame_count == 40
         pid, begun = child.pid, time.monotonic()
         with pytest.raises(VideoError, match=r"hung \(decode\): .*bad.avi: the decoder gave nothing for 0.[57] s and was killed; convert"):
@@ -207,7 +207,7 @@ def test_a_crash_is_named_and_harms_no_other_video(
 ) -> None:
     bad, good = make_video(tmp_path / "bad.avi"), make_video(tmp_path / "good.avi")
     sabotage(at, code)
-    with DecodeChild() as child:
+    with ProcessDecoder() as child:
         for _ in range(2):
             with pytest.raises(VideoError, match=rf"crashed \(decode\): .*bad.avi: the decoder's process died of it \({death}\); convert"):
                 list(child.frames(bad, child.probe(bad), range(40)))
@@ -217,7 +217,7 @@ def test_a_crash_is_named_and_harms_no_other_video(
 def test_any_other_exception_of_a_decoder_is_the_videos(tmp_path: Path, make_video: Any, sabotage: Sabotage) -> None:
     bad = make_video(tmp_path / "bad.avi")
     sabotage("picture", "raise MemoryError('no room')")
-    with DecodeChild() as child:
+    with ProcessDecoder() as child:
         pid = child.pid
         with pytest.raises(VideoError, match=r"failed \(decode\): .*bad.avi: the decoder failed in a way .* \(MemoryError: no room\)"):
             list(child.frames(bad, child.probe(bad), range(40)))
@@ -227,8 +227,8 @@ def test_any_other_exception_of_a_decoder_is_the_videos(tmp_path: Path, make_vid
 
 def test_the_limit_counts_neither_the_consumers_time_nor_work_that_goes_on(tmp_path: Path, make_video: Any, sabotage: Sabotage) -> None:
     path = make_video(tmp_path / "plain.avi", 60)
-    sabotage("packet", "worker.ALIVE_SECONDS = 0.05; time.sleep(0.03)")
-    with DecodeChild(frame_limit=0.5) as child:
+    sabotage("packet", "worker.HEARTBEAT_INTERVAL_SECONDS = 0.05; time.sleep(0.03)")
+    with ProcessDecoder(frame_timeout=0.5) as child:
         facts = child.probe(path)
         assert [number for number, _ in child.frames(path, facts, [59])] == [59]  # after 1.8 s
         with child.frames(path, facts, range(40)) as stream:
@@ -238,7 +238,7 @@ def test_the_limit_counts_neither_the_consumers_time_nor_work_that_goes_on(tmp_p
             assert len(list(stream)) == 39
 
 
-def test_a_process_that_died_unasked_is_replaced(tmp_path: Path, make_video: Any, child: DecodeChild) -> None:
+def test_a_process_that_died_unasked_is_replaced(tmp_path: Path, make_video: Any, child: ProcessDecoder) -> None:
     path = make_video(tmp_path / "plain.mp4")
     child.probe(path)
     pid = child.pid
@@ -252,11 +252,11 @@ def test_a_process_that_died_unasked_is_replaced(tmp_path: Path, make_video: Any
 
 def test_a_process_that_does_not_start_is_no_fault_of_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_module, "COMMAND", ("-c", "raise SystemExit(3)"))
-    with DecodeChild() as child, pytest.raises(RuntimeError, match=r"does not start; what `.*python.* -c raise SystemExit\(3\)` prints"):
+    with ProcessDecoder() as child, pytest.raises(RuntimeError, match=r"does not start; what `.*python.* -c raise SystemExit\(3\)` prints"):
         child.probe("any.mp4")
 
 
-def test_ctrl_c_is_the_parents(tmp_path: Path, make_video: Any, child: DecodeChild) -> None:
+def test_ctrl_c_is_the_parents(tmp_path: Path, make_video: Any, child: ProcessDecoder) -> None:
     path = make_video(tmp_path / "plain.mp4")
     facts, pid = child.probe(path), child.pid
     assert os.getsid(pid) != os.getsid(0)  # the terminal does not reach it either
@@ -269,8 +269,8 @@ def test_ctrl_c_is_the_parents(tmp_path: Path, make_video: Any, child: DecodeChi
 
 def test_it_outlives_the_thread_that_started_it(tmp_path: Path, make_video: Any) -> None:
     path = make_video(tmp_path / "plain.mp4")
-    started: list[DecodeChild] = []
-    thread = threading.Thread(target=lambda: started.append(DecodeChild()))
+    started: list[ProcessDecoder] = []
+    thread = threading.Thread(target=lambda: started.append(ProcessDecoder()))
     thread.start()
     thread.join()
     with started[0] as child:
@@ -283,14 +283,14 @@ def test_it_outlives_the_thread_that_started_it(tmp_path: Path, make_video: Any)
 def test_it_dies_with_its_parent_and_leaves_nothing(tmp_path: Path, make_video: Any, doing: str) -> None:
     path = make_video(tmp_path / "plain.mp4", 100)
     lines = {
-        "starting": "child = DecodeChild()",
-        "idle": "child = DecodeChild(); child.probe(path)",
-        "stopped": "child = DecodeChild(); stream = child.frames(path, child.probe(path), range(100)); time.sleep(0.3)",
-        "hanging": "child_module.COMMAND = ('-c', hang); child = DecodeChild(); child._request('probe', path); time.sleep(0.5)",
+        "starting": "child = ProcessDecoder()",
+        "idle": "child = ProcessDecoder(); child.probe(path)",
+        "stopped": "child = ProcessDecoder(); stream = child.frames(path, child.probe(path), range(100)); time.sleep(0.3)",
+        "hanging": "child_module.COMMAND = ('-c', hang); child = ProcessDecoder(); child._request('probe', path); time.sleep(0.5)",
     }
     hang = f"import ctypes; from pipeline.video import worker; worker.probe = lambda *a, **k: {HOLD_THE_LOCK}; worker.main()"
     program = (
-        "import sys, time; from pathlib import Path; from pipeline.video import DecodeChild, process_decoder as child_module\n"
+        "import sys, time; from pathlib import Path; from pipeline.video import ProcessDecoder, process_decoder as child_module\n"
         f"path = Path(sys.argv[1]); hang = {hang!r}\n"
         f"{lines[doing]}\nprint(child.pid, flush=True); time.sleep(60)"
     )
@@ -310,16 +310,16 @@ def test_a_daemonic_process_may_have_one(tmp_path: Path, make_video: Any) -> Non
     """As Dask's workers are."""
     path = make_video(tmp_path / "plain.mp4")
     program = (
-        "import multiprocessing, sys; from pipeline.video import DecodeChild\n"
+        "import multiprocessing, sys; from pipeline.video import ProcessDecoder\n"
         "def work():\n"
-        "    with DecodeChild() as child: sys.exit(child.probe(sys.argv[1]).frame_count)\n"
+        "    with ProcessDecoder() as child: sys.exit(child.probe(sys.argv[1]).frame_count)\n"
         "worker = multiprocessing.get_context('fork').Process(target=work, daemon=True)\n"
         "worker.start(); worker.join(); sys.exit(worker.exitcode)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 40
 
 
-def test_it_holds_no_torch(child: DecodeChild, tmp_path: Path, make_video: Any) -> None:
+def test_it_holds_no_torch(child: ProcessDecoder, tmp_path: Path, make_video: Any) -> None:
     path = make_video(tmp_path / "plain.mp4")
     list(child.frames(path, child.probe(path), range(3)))
     libraries = Path(f"/proc/{child.pid}/maps").read_text()
@@ -343,7 +343,7 @@ def large_video(path: Path, size: tuple[int, int], count: int) -> Path:
     return path
 
 
-def test_it_is_stopped_while_the_consumer_is_slow(tmp_path: Path, child: DecodeChild) -> None:
+def test_it_is_stopped_while_the_consumer_is_slow(tmp_path: Path, child: ProcessDecoder) -> None:
     """decord would decode all of it ahead: 530 MiB. Stopped, the process stays below what its ring and libraries take, and a bit."""
     path = large_video(tmp_path / "large.mp4", (1280, 720), 200)
     facts = child.probe(path)
@@ -357,7 +357,7 @@ def test_it_is_stopped_while_the_consumer_is_slow(tmp_path: Path, child: DecodeC
     assert peak_mib(child.pid) < 350
 
 
-def test_a_picture_bomb_is_refused_by_its_size(tmp_path: Path, child: DecodeChild) -> None:
+def test_a_picture_bomb_is_refused_by_its_size(tmp_path: Path, child: ProcessDecoder) -> None:
     path = large_video(tmp_path / "bomb.mp4", (8192, 8192), 1)
     assert path.stat().st_size < 200 << 10
     with pytest.raises(
@@ -369,14 +369,14 @@ def test_a_picture_bomb_is_refused_by_its_size(tmp_path: Path, child: DecodeChil
 
 @pytest.mark.parametrize(("size", "slots"), [((128, 48), 32), ((1280, 720), 24), ((1920, 1080), 10), ((3840, 2160), 2), ((4096, 4096), 2)])
 def test_the_ring_holds_a_few_pictures(size: tuple[int, int], slots: int) -> None:
-    descriptor = ring_file()
-    memory = ring_map(descriptor)
+    descriptor = create_ring_file()
+    memory = map_ring(descriptor)
     os.close(descriptor)
-    pictures = ring_pictures(memory, size)
+    pictures = view_ring_slots(memory, size)
     assert pictures.shape == (slots, size[1], size[0], 3)
     assert pictures.nbytes <= RING_BYTES
     with pytest.raises(ValueError, match=r"pictures of 4096x4097 do not fit the ring twice; at most 16777216 pixels do"):
-        ring_pictures(memory, (4096, 4097))
+        view_ring_slots(memory, (4096, 4097))
 
 
 def mutated(content: bytes, random: np.random.Generator) -> bytes:
@@ -398,7 +398,7 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def end_of(child: DecodeChild, path: Path) -> str:
+def end_of(child: ProcessDecoder, path: Path) -> str:
     """The decoder that read all frames, or the reason why none could."""
     try:
         facts = child.probe(path)
@@ -426,7 +426,7 @@ def test_mutants_give_frames_or_an_error(tmp_path: Path, make_video: Any, count:
     ]
     random = np.random.default_rng(0)
     ended: Counter[str] = Counter()
-    with DecodeChild(frame_limit=10, probe_limit=10) as child:
+    with ProcessDecoder(frame_timeout=10, probe_timeout=10) as child:
         for number in range(count):
             source = whole[number % len(whole)]
             path = tmp_path / f"mutant{number}{source.suffix}"

@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.motion import MotionEncoder
 from pipeline.errors import InputError
-from pipeline.weights.checkpoint_files import LAYOUTS, LoadReport, load_strictly, read_pickle, read_state
+from pipeline.weights.checkpoint_files import STATE_DICT_LAYOUTS, LoadReport, load_strict, read_pickle, read_state_dict
 from pipeline.weights.load import load_backbone
 
 KINDS = ("torchvision", "mdetr", "ava", "kinetics", "hf")
@@ -68,7 +68,7 @@ def test_what_fits_is_loaded_and_told(load: Callable[[Any], Any], state: dict[st
         f"net.pth (--backbones tiny): loaded {count} of {count}, none missing, none unexpected; "
         f"{len(left)} left over, as documented: {', '.join(left[:5])} and {len(left) - 5} more"
     )
-    assert all(name in loaded.report.every_key() for name in state | head)
+    assert all(name in loaded.report.format_keys() for name in state | head)
 
 
 def test_half_precision_is_widened(load: Callable[[Any], Any], state: dict[str, Tensor]) -> None:
@@ -136,7 +136,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, kind: str, form: 
     with pytest.raises(
         InputError, match=r"evil.pth (holds more than weights: it names \w+\.mkdir, .* was not loaded|is not a file of weights)"
     ):
-        read_state(kind, path)
+        read_state_dict(kind, path)
     assert not marker.exists()
     if form == "pickle":
         pickle.loads(path.read_bytes())
@@ -148,19 +148,19 @@ def test_what_a_pickle_names_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"holds more than weights: it names \w+\.mkdir, .* so it was not loaded; save its state dict alone"
     ):
-        read_state("mdetr", tmp_path / "evil.pth")
+        read_state_dict("mdetr", tmp_path / "evil.pth")
 
 
 def test_settings_are_let_through_for_mdetr_alone(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save({"model": {"a": torch.ones(1)}, "model_state": {"blocks.a": torch.ones(1)}, "args": Namespace(lr=1)}, path)
-    assert read_state("mdetr", path) == {"a": torch.ones(1)}
+    assert read_state_dict("mdetr", path) == {"a": torch.ones(1)}
     for kind in set(KINDS) - {"mdetr"}:
         with pytest.raises(InputError, match=r"it names argparse\.Namespace"):
-            read_state(kind, path)
+            read_state_dict(kind, path)
     torch.save({"model": {"a": torch.ones(1)}, "args": Namespace(thing=Unknown())}, path)
     with pytest.raises(InputError, match=r"it names \S*Unknown"):
-        read_state("mdetr", path)
+        read_state_dict("mdetr", path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -171,7 +171,7 @@ def test_a_truncated_file(tmp_path: Path, state: dict[str, Tensor], zipped: bool
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match=r"net\.pth is not a file of weights, or is damaged"):
-        read_state("torchvision", path)
+        read_state_dict("torchvision", path)
 
 
 def test_a_flipped_bit(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -181,7 +181,7 @@ def test_a_flipped_bit(tmp_path: Path, state: dict[str, Tensor]) -> None:
     content[len(content) // 2] ^= 16
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"net.pth is damaged: the checksum of its part net/data/\d+ is wrong"):
-        read_state("torchvision", path)
+        read_state_dict("torchvision", path)
 
 
 @pytest.mark.parametrize(
@@ -196,16 +196,16 @@ def test_a_file_of_something_else(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
 def test_a_file_that_is_absent_or_a_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"weights file .*{name} does not exist"):
-        read_state("hf", tmp_path / name)
+        read_state_dict("hf", tmp_path / name)
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=f"weights file .*{name} is not a file"):
-        read_state("hf", tmp_path / name)
+        read_state_dict("hf", tmp_path / name)
 
 
 def test_a_damaged_safetensors_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(InputError, match=r"model\.safetensors is not a safetensors file, or is damaged"):
-        read_state("hf", tmp_path / "model.safetensors")
+        read_state_dict("hf", tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def test_a_damaged_safetensors_file(tmp_path: Path) -> None:
 def test_a_checkpoint_of_something_else(tmp_path: Path, kind: str, message: str) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, tmp_path / "net.pth")
     with pytest.raises(InputError, match=message):
-        read_state(kind, tmp_path / "net.pth")
+        read_state_dict(kind, tmp_path / "net.pth")
     torch.save(torch.zeros(1), tmp_path / "net.pth")
     with pytest.raises(InputError, match=r"\(it holds none\)"):
-        read_state(kind, tmp_path / "net.pth")
+        read_state_dict(kind, tmp_path / "net.pth")
 
 
 @pytest.mark.parametrize(("kind", "true", "prefix"), [("ava", "kinetics", ""), ("kinetics", "ava", "model.")])
@@ -248,7 +248,7 @@ def test_an_mdetr_without_the_part_that_is_asked_for(tmp_path: Path) -> None:
 def test_names_of_a_layout_are_the_files() -> None:
     module = torch.nn.ModuleDict({"body": torch.nn.Linear(1, 1)})
     state = {"backbone.0.body.weight": torch.full((1, 1), 3.0), "backbone.0.body.bias": torch.zeros(1), "class_embed.bias": torch.zeros(1)}
-    report = load_strictly(module, state, "it", LAYOUTS["appearance", "mdetr"])
+    report = load_strict(module, state, "it", STATE_DICT_LAYOUTS["appearance", "mdetr"])
     names = ("backbone.0.body.bias", "backbone.0.body.weight")
-    assert report == LoadReport("it", 2, names, leftovers=("class_embed.bias",))
+    assert report == LoadReport("it", 2, names, ignored_keys=("class_embed.bias",))
     assert module["body"].weight.item() == 3

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.devices import device_of
+from pipeline.devices import resolve_device
 from pipeline.errors import InputError
-from pipeline.weights.checkpoint_files import LAYOUTS
-from pipeline.weights.load import build_encoder, load_backbone, load_strictly, weights_digest
-from pipeline.weights.sources import ENCODED, PRODUCTS, SOURCES, TINY, Source, parse_source, slowfast_build
+from pipeline.weights.checkpoint_files import STATE_DICT_LAYOUTS
+from pipeline.weights.load import build_encoder, load_backbone, load_strict, compute_weights_digest
+from pipeline.weights.sources import ENCODED_PRODUCTS, CSDVL_PRODUCTS, SOURCE_FORMS, TINY_WEIGHTS_DIR, WeightSource, parse_source, slowfast_variant
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("product", CSDVL_PRODUCTS)
 def test_random_weights_are_a_function_of_the_seed(product: str) -> None:
     first, same, other = (load_backbone(product, "tiny", source) for source in ("random:3", "random:3", "random:4"))
     assert first.digest == same.digest != other.digest
@@ -24,7 +24,7 @@ def test_random_weights_are_a_function_of_the_seed(product: str) -> None:
         assert torch.equal(value, same.encoder.state_dict()[key])
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("product", CSDVL_PRODUCTS)
 def test_random_weights_leave_the_global_generator_alone(product: str) -> None:
     torch.manual_seed(11)
     wanted = torch.rand(3)
@@ -33,19 +33,19 @@ def test_random_weights_leave_the_global_generator_alone(product: str) -> None:
     assert torch.equal(torch.rand(3), wanted)
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("product", CSDVL_PRODUCTS)
 def test_the_shipped_weights_load_and_are_frozen(product: str) -> None:
     loaded = load_backbone(product, "tiny", "tiny")
     assert loaded.source == "tiny"
-    assert len(loaded.report.loaded) == loaded.report.wanted == len(loaded.encoder.state_dict())
-    assert loaded.digest == weights_digest(loaded.encoder, product)
+    assert len(loaded.report.loaded_keys) == loaded.report.num_expected == len(loaded.encoder.state_dict())
+    assert loaded.digest == compute_weights_digest(loaded.encoder, product)
     assert not loaded.encoder.training
     assert not any(parameter.requires_grad for parameter in loaded.encoder.parameters())
     assert all(value.isfinite().all() for value in loaded.encoder.state_dict().values())
 
 
 def test_the_shipped_weights_say_how_they_were_made() -> None:
-    text = (TINY / "README.md").read_text()
+    text = (TINY_WEIGHTS_DIR / "README.md").read_text()
     for told in ("stvg-pretrain-tiny", "--seed 1", "--scenes 500", "Labels", "belong to no split"):
         assert told in text
 
@@ -85,25 +85,25 @@ def test_no_shipped_weights_are_offered_for_swin() -> None:
 @pytest.mark.parametrize(
     ("product", "text", "source"),
     [
-        ("appearance", "torchvision", Source("torchvision")),
-        ("appearance", "torchvision:a:b.pth", Source("torchvision", Path("a:b.pth"))),
-        ("swin", "torchvision:~/c.pth", Source("torchvision", Path.home() / "c.pth")),
-        ("appearance", "mdetr:d+hf:e", Source("mdetr", Path("d+hf:e"))),
-        ("text", "mdetr:d+hf:~/e", Source("mdetr", Path("d"), Path.home() / "e")),
-        ("text", "mdetr:d+hf:e+hf:f", Source("mdetr", Path("d+hf:e"), Path("f"))),
-        ("text", "hf:/g", Source("hf", Path("/g"))),
-        ("motion", "kinetics:h", Source("kinetics", Path("h"))),
-        ("swin", "random:7", Source("random", seed=7)),
+        ("appearance", "torchvision", WeightSource("torchvision")),
+        ("appearance", "torchvision:a:b.pth", WeightSource("torchvision", Path("a:b.pth"))),
+        ("swin", "torchvision:~/c.pth", WeightSource("torchvision", Path.home() / "c.pth")),
+        ("appearance", "mdetr:d+hf:e", WeightSource("mdetr", Path("d+hf:e"))),
+        ("text", "mdetr:d+hf:~/e", WeightSource("mdetr", Path("d"), Path.home() / "e")),
+        ("text", "mdetr:d+hf:e+hf:f", WeightSource("mdetr", Path("d+hf:e"), Path("f"))),
+        ("text", "hf:/g", WeightSource("hf", Path("/g"))),
+        ("motion", "kinetics:h", WeightSource("kinetics", Path("h"))),
+        ("swin", "random:7", WeightSource("random", seed=7)),
     ],
 )
-def test_sources_are_parsed(product: str, text: str, source: Source) -> None:
+def test_sources_are_parsed(product: str, text: str, source: WeightSource) -> None:
     assert parse_source(product, text) == source
 
 
 def test_every_source_from_a_file_has_a_layout() -> None:
-    forms = {(product, form.partition(":")[0]) for product, allowed in SOURCES.items() for form in allowed}
-    assert forms == set(LAYOUTS)
-    assert set(SOURCES) == set(ENCODED)
+    forms = {(product, form.partition(":")[0]) for product, allowed in SOURCE_FORMS.items() for form in allowed}
+    assert forms == set(STATE_DICT_LAYOUTS)
+    assert set(SOURCE_FORMS) == set(ENCODED_PRODUCTS)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_every_source_from_a_file_has_a_layout() -> None:
     ],
 )
 def test_slowfast_is_built_as_the_source_was(source: str, asked: str | None, build: str) -> None:
-    assert slowfast_build(parse_source("motion", source), asked) == build
+    assert slowfast_variant(parse_source("motion", source), asked) == build
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_there_is_no_tiny_swin(source: str) -> None:
 def test_swin_is_drawn_by_its_seed() -> None:
     first, other = (load_backbone("swin", "full", source) for source in ("random:3", "random:4"))
     assert first.digest != other.digest
-    assert first.report.loaded == ()
+    assert first.report.loaded_keys == ()
     assert "swin weights random:3 (--backbones full), drawn from the seed: 1" in str(first.report)
 
 
@@ -150,7 +150,7 @@ def test_torchvisions_own_weights_are_full_size() -> None:
         load_backbone("appearance", "tiny", "torchvision")
 
 
-@pytest.mark.parametrize("product", ENCODED)
+@pytest.mark.parametrize("product", ENCODED_PRODUCTS)
 def test_the_shipped_weights_do_not_fit_full_backbones(product: str) -> None:
     with pytest.raises(InputError, match="shipped weights fit --backbones tiny only: name weights for the full"):
         load_backbone(product, "full", "tiny")
@@ -168,20 +168,20 @@ def test_what_does_not_fit_is_listed(change: dict[str, torch.Tensor | None], mes
     module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     state = {key: value for key, value in {**module.state_dict(), **change}.items() if value is not None}
     with pytest.raises(InputError, match="some weights do not fit: " + message):
-        load_strictly(module, state, "some weights")
+        load_strict(module, state, "some weights")
 
 
 def test_what_fits_is_loaded() -> None:
     source, target = nn.Linear(2, 3), nn.Linear(2, 3)
-    load_strictly(target, source.state_dict(), "weights")
+    load_strict(target, source.state_dict(), "weights")
     assert torch.equal(target.weight, source.weight)
 
 
 def test_the_digest_covers_names_shapes_and_values() -> None:
     encoder = build_encoder("appearance", "tiny")
-    before = weights_digest(encoder, "appearance")
+    before = compute_weights_digest(encoder, "appearance")
     next(encoder.parameters()).data[0, 0, 0, 0] += 1
-    assert weights_digest(encoder, "appearance") != before
+    assert compute_weights_digest(encoder, "appearance") != before
 
 
 def test_slowfast_can_be_built_for_kinetics() -> None:
@@ -192,9 +192,9 @@ def test_slowfast_can_be_built_for_kinetics() -> None:
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    assert device_of("cpu") == torch.device("cpu")
+    assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match="device 'foo' is not here: allowed are auto, cpu, and cuda where there is a GPU"):
-        device_of("foo")
+        resolve_device("foo")
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

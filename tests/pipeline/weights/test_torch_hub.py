@@ -16,7 +16,7 @@ from torchvision.models.video import Swin3D_T_Weights, swin3d_t
 from pipeline.errors import InputError
 from pipeline.weights import torch_hub
 from pipeline.weights.load import load_backbone
-from pipeline.weights.torch_hub import cached_file
+from pipeline.weights.torch_hub import get_torchvision_file
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def publish(monkeypatch: pytest.MonkeyPatch, product: str, content: bytes) -> str:
     """Let `content` be what torchvision publishes for a product; returns its file name."""
     name = f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    monkeypatch.setitem(torch_hub.WEIGHTS, product, SimpleNamespace(url=f"https://example.org/models/{name}"))
+    monkeypatch.setitem(torch_hub.TORCHVISION_WEIGHTS, product, SimpleNamespace(url=f"https://example.org/models/{name}"))
     return name
 
 
 def test_which_weights_they_are() -> None:
-    assert torch_hub.WEIGHTS == {"appearance": ResNet101_Weights.IMAGENET1K_V1, "swin": Swin3D_T_Weights.KINETICS400_V1}
+    assert torch_hub.TORCHVISION_WEIGHTS == {"appearance": ResNet101_Weights.IMAGENET1K_V1, "swin": Swin3D_T_Weights.KINETICS400_V1}
 
 
 @pytest.mark.parametrize(("product", "name"), [("appearance", "resnet101-63fe2227.pth"), ("swin", "swin3d_t-7615ae03.pth")])
@@ -72,7 +72,7 @@ def test_an_absent_file_is_fetched_into_the_cache(cache: Path, monkeypatch: pyte
         Path(target).write_bytes(b"weights")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    assert cached_file("appearance") == cache / name
+    assert get_torchvision_file("appearance") == cache / name
 
 
 def test_a_damaged_cached_file_is_not_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,4 +82,4 @@ def test_a_damaged_cached_file_is_not_used(cache: Path, monkeypatch: pytest.Monk
     with pytest.raises(
         InputError, match=rf"{name} is damaged or another file: its SHA-256 begins with \w{{8}}, not {name[4:12]}; delete it"
     ):
-        cached_file("appearance")
+        get_torchvision_file("appearance")

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from pipeline.datasets.prepare import prepare
 from pipeline.datasets.shapes import make, render
-from pipeline.datasets.shapes.make import SPLITS, ShapesConfig, entries_of, make_shapes, scene_seed, video_id
+from pipeline.datasets.shapes.make import SPLITS, ShapesConfig, build_entries, make_shapes, scene_seed, video_id
 from pipeline.datasets.shapes.scene import make_scene
 from pipeline.datasets.vidstg import parse
 from pipeline.errors import InputError
-from pipeline.io.atomic import replacing
+from pipeline.io.atomic import atomic_write
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
 from pipeline.tracks import Tracks
@@ -52,7 +52,7 @@ def test_queries_say_what_the_scene_is(made: Path, tmp_path: Path) -> None:
         own = [query for query in queries if query.video == video_id(split, index)]
         wanted = {
             entry[key][0]["description"]: entry
-            for entry in entries_of(scene, video_id(split, index), 3)
+            for entry in build_entries(scene, video_id(split, index), 3)
             for key in ("captions", "questions")
             if entry[key]
         }
@@ -61,14 +61,14 @@ def test_queries_say_what_the_scene_is(made: Path, tmp_path: Path) -> None:
             assert query.truth is not None
             assert query.truth.track is not None
             thing = int(query.truth.track.rpartition("/")[2])
-            event = next(e for e in scene.things[thing].events if e.begin == query.truth.span[0])
+            event = next(e for e in scene.objects[thing].events if e.begin == query.truth.span[0])
             assert query.truth.span == (event.begin, event.end)
-            assert (query.object, query.split, query.frame_count) == (scene.things[thing].shape, split, scene.frame_count)
+            assert (query.object, query.split, query.frame_count) == (scene.objects[thing].shape, split, scene.frame_count)
             said = wanted[query.text]
             assert list(query.tags) == (said["captions"] or said["questions"])[0]["tags"]
             frames, boxes = tracks[query.truth.track]
             assert frames.tolist() == list(range(scene.frame_count))
-            np.testing.assert_allclose(boxes, render.boxes(scene, scene.things[thing]), atol=0.5)
+            np.testing.assert_allclose(boxes, render.compute_boxes(scene, scene.objects[thing]), atol=0.5)
 
 
 def test_videos_are_what_the_annotations_say(made: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_video_cut_short_by_a_kill_is_never_in_place(tmp_path: Path) -> None:
         yield np.zeros((96, 160, 3), np.uint8)
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "v.mp4") as aside:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "v.mp4") as aside:
         make.write_video(aside, broken(), 10)
     assert list(tmp_path.iterdir()) == []
 
@@ -150,6 +150,6 @@ def test_unknown_settings_are_refused() -> None:
 
 def test_entries_hold_no_more_than_asked() -> None:
     scene = make_scene(0)
-    counts: Any = [len(entries_of(scene, "1", count)) for count in (1, 3)]
+    counts: Any = [len(build_entries(scene, "1", count)) for count in (1, 3)]
     assert counts == [1, 3]
     assert make.VIDOR_PART == {"train": "training", "val": "training", "test": "validation"}

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from pipeline.datasets.shapes import render
-from pipeline.datasets.shapes.scene import SHAPES, Event, Scene, Thing, make_scene
+from pipeline.datasets.shapes.scene import SHAPES, Event, Scene, SceneObject, make_scene
 
 
 def alone(shape: str, size: float, angle: float, centre: tuple[float, float] = (60.3, 47.8), opacity: float = 1.0) -> Scene:
     """A scene of one object in one frame."""
     state = {"centres": np.array([centre]), "sizes": np.array([size]), "angles": np.array([angle]), "opacity": np.array([opacity])}
-    return Scene((120, 96), 10, 1, (Thing("red", shape, (Event("still", 0, 1),), **state),), seed=4)
+    return Scene((120, 96), 10, 1, (SceneObject("red", shape, (Event("still", 0, 1),), **state),), seed=4)
 
 
 def drawn(scene: Scene) -> np.ndarray:
     """Where the objects change the first frame: `[height, width]`."""
-    with_it = next(render.frames(scene)).astype(int)
-    without = next(render.frames(replace(scene, things=()))).astype(int)
+    with_it = next(render.render_frames(scene)).astype(int)
+    without = next(render.render_frames(replace(scene, things=()))).astype(int)
     return np.abs(with_it - without).max(-1) > 12
 
 
@@ -36,7 +36,7 @@ def extent(changed: np.ndarray) -> np.ndarray:
 def test_a_box_is_the_extent_of_what_is_drawn(shape: str, size: float, angle: float) -> None:
     """To about one pixel; soft tips of stars and triangles are too thin to be seen."""
     scene = alone(shape, size, angle)
-    box = render.boxes(scene, scene.things[0])[0]
+    box = render.compute_boxes(scene, scene.objects[0])[0]
     off = extent(drawn(scene)) - box
     outwards = np.concatenate([-off[:2], off[2:]])
     assert outwards.max() < 1.3
@@ -46,11 +46,11 @@ def test_a_box_is_the_extent_of_what_is_drawn(shape: str, size: float, angle: fl
 @pytest.mark.parametrize("seed", range(5))
 def test_every_object_of_a_scene_is_drawn_in_its_box(seed: int) -> None:
     scene = make_scene(seed)
-    for thing in scene.things:
+    for thing in scene.objects:
         own = replace(scene, things=(thing,))
         empty = replace(scene, things=())
-        frames = zip(islice(render.frames(own), 0, None, 10), islice(render.frames(empty), 0, None, 10), strict=True)
-        for (with_it, without), box in zip(frames, render.boxes(scene, thing)[::10], strict=True):
+        frames = zip(islice(render.render_frames(own), 0, None, 10), islice(render.render_frames(empty), 0, None, 10), strict=True)
+        for (with_it, without), box in zip(frames, render.compute_boxes(scene, thing)[::10], strict=True):
             changed = np.abs(with_it.astype(int) - without).max(-1) > 12
             x1, y1, x2, y2 = box
             outside = changed.copy()
@@ -61,17 +61,17 @@ def test_every_object_of_a_scene_is_drawn_in_its_box(seed: int) -> None:
 
 def test_a_faint_object_is_fainter() -> None:
     whole, faint, empty = (
-        next(render.frames(scene)).astype(int)
+        next(render.render_frames(scene)).astype(int)
         for scene in (alone("circle", 30, 0), alone("circle", 30, 0, opacity=0.25), replace(alone("circle", 30, 0), things=()))
     )
     assert np.abs(faint - empty).sum() == pytest.approx(np.abs(whole - empty).sum() / 4, rel=0.1)
 
 
 def test_frames_are_a_function_of_the_scene() -> None:
-    first, second = (list(islice(render.frames(make_scene(3)), 5)) for _ in range(2))
+    first, second = (list(islice(render.render_frames(make_scene(3)), 5)) for _ in range(2))
     assert all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))
     assert (first[0].shape, first[0].dtype) == ((96, 160, 3), np.uint8)
 
 
 def test_backgrounds_differ() -> None:
-    assert np.abs(render.background((40, 30), 1) - render.background((40, 30), 2)).mean() > 5
+    assert np.abs(render.render_background((40, 30), 1) - render.render_background((40, 30), 2)).mean() > 5

@@ -7,14 +7,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from pipeline.datasets.shapes.render import boxes
-from pipeline.datasets.shapes.scene import BLINK_SECONDS, DIRECTIONS, MOTIONS, Event, Scene, Thing, make_scene
+from pipeline.datasets.shapes.render import compute_boxes
+from pipeline.datasets.shapes.scene import BLINK_SECONDS, DIRECTIONS, MOTIONS, Event, Scene, SceneObject, make_scene
 
 SCENES = [make_scene(seed) for seed in range(300)]
-EVENTS = [(scene, thing, event) for scene in SCENES for thing in scene.things for event in thing.events]
+EVENTS = [(scene, thing, event) for scene in SCENES for thing in scene.objects for event in thing.events]
 
 
-def doing(motion: str) -> list[tuple[Scene, Thing, Event]]:
+def doing(motion: str) -> list[tuple[Scene, SceneObject, Event]]:
     found = [row for row in EVENTS if row[2].motion == motion]
     assert len(found) > 50
     return found
@@ -23,11 +23,11 @@ def doing(motion: str) -> list[tuple[Scene, Thing, Event]]:
 def test_a_scene_is_a_function_of_its_seed() -> None:
     for seed in (0, 7):
         first, second, other = make_scene(seed), make_scene(seed), make_scene(seed + 1)
-        for one, two in zip(first.things, second.things, strict=True):
-            assert (one.looks, one.events) == (two.looks, two.events)
+        for one, two in zip(first.objects, second.objects, strict=True):
+            assert (one.color_and_shape, one.events) == (two.color_and_shape, two.events)
             for name in ("centres", "sizes", "angles", "opacity"):
                 assert np.array_equal(getattr(one, name), getattr(two, name))
-        assert not np.array_equal(first.things[0].centres, other.things[0].centres)
+        assert not np.array_equal(first.objects[0].centers, other.objects[0].centers)
 
 
 def test_a_scene_leaves_the_global_generator_alone() -> None:
@@ -42,16 +42,16 @@ def test_a_scene_leaves_the_global_generator_alone() -> None:
 def test_objects_stay_inside(size: tuple[int, int], fps: int) -> None:
     for seed in range(30):
         scene = make_scene(seed, size, fps)
-        for thing in scene.things:
+        for thing in scene.objects:
             reach = thing.sizes[:, None] / 2
-            assert (thing.centres - reach >= -1e-9).all()
-            assert (thing.centres + reach <= np.array(size) + 1e-9).all()
+            assert (thing.centers - reach >= -1e-9).all()
+            assert (thing.centers + reach <= np.array(size) + 1e-9).all()
 
 
 def test_events_fill_the_video_in_turn() -> None:
     for scene in SCENES:
         assert 50 <= scene.frame_count <= 70
-        for thing in scene.things:
+        for thing in scene.objects:
             edges = [thing.events[0].begin, *(event.end for event in thing.events)]
             assert edges == [0, *(event.begin for event in thing.events[1:]), scene.frame_count]
             assert all(event.end - event.begin >= 11 for event in thing.events)
@@ -63,7 +63,7 @@ def test_a_direction_is_where_the_object_goes(motion: str) -> None:
     """It may be stopped by the picture's edge, but never goes back, and nearly always moves all the time."""
     direction, going = np.array(DIRECTIONS[motion]), []
     for _, thing, event in doing(motion):
-        steps = np.diff(thing.centres[event.begin : event.end], axis=0)
+        steps = np.diff(thing.centers[event.begin : event.end], axis=0)
         along = steps @ direction
         assert (along >= -1e-9).all()
         assert np.abs(steps - along[:, None] * direction).max() < 1e-9
@@ -76,7 +76,7 @@ def test_a_direction_is_where_the_object_goes(motion: str) -> None:
 def test_other_motions_stay_in_place(motion: str) -> None:
     """A growing object may be pushed off the picture's edge, no other moves."""
     for _, thing, event in doing(motion):
-        path = thing.centres[event.begin : event.end]
+        path = thing.centers[event.begin : event.end]
         assert np.ptp(path, axis=0).max() < (10 if motion == "grow" else 1e-9)
 
 
@@ -107,7 +107,7 @@ def test_only_what_blinks_fades() -> None:
 
 
 def test_twins_share_no_motion() -> None:
-    twins = [(a, b) for scene in SCENES for a, b in combinations(scene.things, 2) if a.looks == b.looks]
+    twins = [(a, b) for scene in SCENES for a, b in combinations(scene.objects, 2) if a.color_and_shape == b.color_and_shape]
     assert 0.65 < len(twins) / len(SCENES) < 0.85
     assert not any(a.motions & b.motions for a, b in twins)
 
@@ -116,8 +116,8 @@ def test_most_rivals_do_not_overlap_in_time() -> None:
     """20 draws do not always find a timeline free of clashes: about one pair in seven overlaps. No sentence is ambiguous by it."""
     rivals = overlapping = 0
     for scene in SCENES:
-        for a, b in combinations(scene.things, 2):
-            for one in a.events if a.looks != b.looks else ():
+        for a, b in combinations(scene.objects, 2):
+            for one in a.events if a.color_and_shape != b.color_and_shape else ():
                 for other in b.events:
                     if one.motion == other.motion:
                         rivals += 1
@@ -128,8 +128,8 @@ def test_most_rivals_do_not_overlap_in_time() -> None:
 
 def test_every_box_lies_in_the_picture_and_has_an_area() -> None:
     for scene in SCENES[:100]:
-        for thing in scene.things:
-            tube = boxes(scene, thing)
+        for thing in scene.objects:
+            tube = compute_boxes(scene, thing)
             assert tube.shape == (scene.frame_count, 4)
             assert (tube >= 0).all()
             assert (tube <= [160, 96, 160, 96]).all()
