@@ -133,7 +133,7 @@ class Grounder:
 
     def _trained_origin(self, product: str) -> dict[str, Any]:
         """What tells features of an encoder that trained from others."""
-        return {"compute_weights_digest": compute_weights_digest(self.encoders[product], product), "sampling": self.sampling.model_dump(mode="json")}
+        return {"weights_digest": compute_weights_digest(self.encoders[product], product), "sampling": self.sampling.model_dump(mode="json")}
 
     def _stream(self, video: Path, progress: Progress) -> FeatureStream:
         encoders = {name: self.encoders[name] for name in self.visual}
@@ -215,10 +215,10 @@ def recorded_encoder(run: Path, product: str, made_from: dict[str, Any], device:
     if product == "frames":
         return nn.Identity()
     backbone = load_backbone(product, made_from["backbone"], made_from["weights"], made_from.get("slowfast"))
-    if backbone.digest != made_from["compute_weights_digest"]:
+    if backbone.digest != made_from["weights_digest"]:
         raise InputError(
             f"{run} was trained on {product} features of weights {made_from['weights']!r} with digest"
-            f" {made_from['compute_weights_digest'][:12]}…, but these weights are {backbone.digest[:12]}… here:"
+            f" {made_from['weights_digest'][:12]}…, but these weights are {backbone.digest[:12]}… here:"
             " put the same weights back, or extract and train again"
         )
     return optimize_for_inference(backbone.encoder.to(device))

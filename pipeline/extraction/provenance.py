@@ -34,9 +34,9 @@ def build_provenance(product: str, config: ExtractConfig, stored_provenance: Map
     about: dict[str, Any] = {"recipe": RECIPE_VERSIONS[product], "versions": {name: version(name) for name in _list_libraries(product)}}
     if product != "frames":
         backbone = get_backbone(product, config)
-        same = stored_provenance.get("compute_weights_digest") == backbone.digest and "weights" in stored_provenance
+        same = stored_provenance.get("weights_digest") == backbone.digest and "weights" in stored_provenance
         source = stored_provenance["weights"] if same else backbone.source
-        about |= {"backbone": config.backbones, "weights": source, "compute_weights_digest": backbone.digest}
+        about |= {"backbone": config.backbones, "weights": source, "weights_digest": backbone.digest}
         about["precision"] = "float16" if runs_on_gpu(config) else "float32"
         if product == "motion":
             about["slowfast"] = backbone.encoder.kind
@@ -75,7 +75,7 @@ def check_worker_environment(job: Job) -> None:
         asked = job.provenance[product]
         own = build_provenance(product, job.config, asked)
         facts = {f"{name} {of}": (of, asked["versions"].get(name)) for name, of in own["versions"].items()}
-        facts |= {f"{key} {own[key]}": (own[key], asked.get(key)) for key in ("recipe", "compute_weights_digest") if key in own}
+        facts |= {f"{key} {own[key]}": (own[key], asked.get(key)) for key in ("recipe", "weights_digest") if key in own}
         for has, (there, here) in facts.items():
             if there != here:
                 raise StoreError(

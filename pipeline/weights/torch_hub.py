@@ -27,7 +27,7 @@ def get_torchvision_file(product: str) -> Path:
     if not path.is_file():
         _download(url, path, wanted, product)
     with path.open("rb") as file:
-        digest = hashlib.compute_file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(wanted):
         raise InputError(f"{path} is damaged or another file: its SHA-256 begins with {digest[: len(wanted)]}, not {wanted}; delete it")
     return path

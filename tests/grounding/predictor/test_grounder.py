@@ -148,7 +148,7 @@ def test_a_missing_video_is_named(grounder: Grounder, tmp_path: Path) -> None:
 def test_other_weights_than_the_runs_are_refused(tiny_run: Any, tmp_path: Path) -> None:
     run = shutil.copytree(tiny_run.run, tmp_path / "run")
     provenance = json.loads((run / "provenance.json").read_text())
-    provenance["products"]["motion"]["compute_weights_digest"] = "0123456789abcdef"
+    provenance["products"]["motion"]["weights_digest"] = "0123456789abcdef"
     (run / "provenance.json").write_text(json.dumps(provenance))
     with pytest.raises(InputError, match=r"was trained on motion features of weights 'tiny' with digest 0123456789ab…"):
         Grounder(run)
@@ -257,7 +257,7 @@ def test_a_run_on_other_features_forgets_old_projections(tiny_run: Any, reduced:
 @pytest.mark.parametrize(("recorded", "kind"), [({"slowfast": "kinetics"}, "kinetics"), ({"slowfast": "ava"}, "ava"), ({}, "ava")])
 def test_motion_is_built_as_recorded(tmp_path: Path, recorded: dict[str, str], kind: str) -> None:
     digest = load_backbone("motion", "tiny", "random:0", kind).digest
-    about = {"backbone": "tiny", "weights": "random:0", "compute_weights_digest": digest, **recorded}
+    about = {"backbone": "tiny", "weights": "random:0", "weights_digest": digest, **recorded}
     assert recorded_encoder(tmp_path, "motion", about, torch.device("cpu")).kind == kind
 
 
@@ -274,7 +274,7 @@ def test_sentences_are_tokenised_as_recorded(tmp_path: Path) -> None:
     made.train_from_iterator(["hum hum hum hum"], vocab_size=270, min_frequency=1, special_tokens=special, show_progress=False)
     made.save_model(str(folder))
     digest = load_backbone("text", "full", f"hf:{folder}").digest
-    about = {"backbone": "full", "weights": f"hf:{folder}", "compute_weights_digest": digest}
+    about = {"backbone": "full", "weights": f"hf:{folder}", "weights_digest": digest}
     ((states, tokens),) = encode_texts(["hum the zoo"], recorded_encoder(tmp_path, "text", about, torch.device("cpu")))
     assert tokens.tolist() == [0, *made.encode("hum the zoo").ids, 2]
     assert states.shape == (len(tokens), 16)

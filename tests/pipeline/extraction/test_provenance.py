@@ -158,8 +158,8 @@ def test_a_worker_with_another_library_is_refused(product: str, library: str, tm
 
 def test_a_worker_with_other_code_or_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of("motion", tmp_path)
-    other = replace(job, provenance={"motion": {**job.provenance["motion"], "compute_weights_digest": "other"}})
-    with pytest.raises(StoreError, match=r"has compute_weights_digest \w{64}, but motion of this store is made with other"):
+    other = replace(job, provenance={"motion": {**job.provenance["motion"], "weights_digest": "other"}})
+    with pytest.raises(StoreError, match=r"has weights_digest \w{64}, but motion of this store is made with other"):
         check_worker_environment(other)
     monkeypatch.setitem(RECIPE_VERSIONS, "motion", 7)
     with pytest.raises(StoreError, match="has recipe 7, but motion of this store is made with 2: install the same versions"):
