@@ -139,11 +139,11 @@ def print_result(result: Answers) -> None:
 
 def draw_result(out: Path, video: Path, result: Answer) -> None:
     """The video with an answer drawn on it, its frames read once more."""
-    from grounding.visualization.draw_tube import Tube, draw_tube
+    from grounding.visualization.draw_tube import LabeledTube, draw_tube
     from pipeline.video import open_frames, probe
 
     facts = probe(video)
-    tube = Tube(result.text, result.span_frames, {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in result.boxes})
+    tube = LabeledTube(result.text, result.span_frames, {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in result.boxes})
     with show_progress(f"drawing {out.name}", unit="frames") as advance, open_frames(facts.path, facts, range(facts.frame_count)) as frames:
         draw_tube(out, (picture for _, picture in frames), facts.edges, facts.size, tube, advance)
     print_info(f"wrote {out}")

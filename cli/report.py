@@ -13,8 +13,8 @@ from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
     from grounding.report.build import ReportConfig
-    from grounding.visualization.attention_maps import Witness
-    from grounding.visualization.video_source import Footage, FootageOf
+    from grounding.visualization.attention_maps import AttentionRecorder
+    from grounding.visualization.video_source import VideoSource, VideoOpener
 
 app = new_app()
 
@@ -57,34 +57,34 @@ def report(
     witnesses = build_attention_recorders([one.path for one in runs], features, settings)
     print_info(f"wrote {write_report(out, exam, runs, footage, settings, witnesses, sweep, show_progress)}")
     if figures:
-        from grounding.report.figures import FOLDER, write_figures
+        from grounding.report.figures import FIGURES_DIR, write_figures
 
         with show_progress("drawing figures", unit="queries") as advance:
             troubles = write_figures(out, exam, runs, footage, witnesses, advance)
         for trouble in troubles:
             print_warning(f"figures, query {trouble}")
-        print_info(f"wrote {out / FOLDER}")
+        print_info(f"wrote {out / FIGURES_DIR}")
 
 
-def build_attention_recorders(runs: Sequence[Path], store: Path, settings: ReportConfig) -> list[Witness]:
+def build_attention_recorders(runs: Sequence[Path], store: Path, settings: ReportConfig) -> list[AttentionRecorder]:
     """The runs' networks, to be asked what they see; none where that is not wanted."""
-    from grounding.visualization.attention_maps import Witness
+    from grounding.visualization.attention_maps import AttentionRecorder
     from pipeline.errors import StvgError
 
-    if not settings.maps:
+    if not settings.attention_maps:
         return []
     try:
-        return [Witness.of_run(run, store, settings.split, settings.device) for run in runs]
+        return [AttentionRecorder.from_run(run, store, settings.split, settings.device) for run in runs]
     except StvgError as error:
         raise type(error)(f"{error}; or leave out what the networks saw, with --set maps=false") from None
 
 
-def make_video_opener(root: Path) -> FootageOf:
+def make_video_opener(root: Path) -> VideoOpener:
     """How the report gets its pictures: from the videos under `root`."""
-    from grounding.visualization.video_source import Footage
+    from grounding.visualization.video_source import VideoSource
     from pipeline.video import open_frames, probe
 
-    def footage_of(path: str) -> Footage:
+    def footage_of(path: str) -> VideoSource:
         facts = probe(root / path)
         about = facts.path.stat()
 
@@ -93,7 +93,7 @@ def make_video_opener(root: Path) -> FootageOf:
                 for _, picture in frames:
                     yield picture
 
-        return Footage(path, facts.edges, f"{about.st_size}-{about.st_mtime_ns}", read)
+        return VideoSource(path, facts.edges, f"{about.st_size}-{about.st_mtime_ns}", read)
 
     return footage_of
 

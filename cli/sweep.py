@@ -14,7 +14,7 @@ from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log_t
 from cli.console.progress import ProgressLines
 
 if TYPE_CHECKING:
-    from grounding.sweep.run import Place
+    from grounding.sweep.run import SweepProgress
 
 app = new_app()
 
@@ -43,23 +43,23 @@ def sweep(
     """
     from cli.console.sweep_tables import show_claims, show_section
     from grounding.evaluation.config import EvaluateConfig
-    from grounding.sweep.markdown import warnings
+    from grounding.sweep.markdown import list_warnings
     from grounding.sweep.outputs import write_table
-    from grounding.sweep.run import plan, run_sweep
-    from grounding.sweep.statistics import make_table
-    from grounding.sweep.tables import table_named
+    from grounding.sweep.run import plan_sweep, run_sweep
+    from grounding.sweep.statistics import compute_statistics
+    from grounding.sweep.tables import load_table
     from grounding.systems.registry import over_preset
     from pipeline.config import load, merge, parse_assignments, read_section
 
-    chosen = table_named(table)
+    chosen = load_table(table)
     given = merge(read_section(config, "train"), parse_assignments(assignments or []))
     folder, evaluate = out or Path("sweeps") / table, load(EvaluateConfig, "evaluate", config, [])
-    planned = plan(chosen, features, folder, lambda system: over_preset(given, preset, system, features), evaluate, seeds)
+    planned = plan_sweep(chosen, features, folder, lambda system: over_preset(given, preset, system, features), evaluate, seeds)
     log_to(folder / "log.txt")
     with show_sweep_progress() as watch:
         results = run_sweep(planned, watch)
-    found = make_table(planned, results)
-    for warning in warnings(found):
+    found = compute_statistics(planned, results)
+    for warning in list_warnings(found):
         print_warning(warning.strip("*"))
     for path in write_table(found, folder):
         print_info(f"wrote {path}")
@@ -70,15 +70,15 @@ def sweep(
 
 
 @contextmanager
-def show_sweep_progress() -> Iterator[Callable[[Place], None]]:
+def show_sweep_progress() -> Iterator[Callable[[SweepProgress], None]]:
     """Two bars on a terminal, runs and steps over all of them; plain lines in the log, and on stderr elsewhere."""
     terminal = sys.stderr.isatty()
     lines = ProgressLines("sweep", "steps", None if terminal else sys.stderr)
 
-    def in_lines(place: Place) -> None:
-        lines.label = f"{place.what} (run {min(place.run + 1, place.runs)} of {place.runs})"
-        if place.steps:
-            lines(place.step, place.steps)
+    def in_lines(place: SweepProgress) -> None:
+        lines.label = f"{place.activity} (run {min(place.finished_runs + 1, place.total_runs)} of {place.total_runs})"
+        if place.total_steps:
+            lines(place.finished_steps, place.total_steps)
 
     if not terminal:
         yield in_lines
@@ -90,9 +90,9 @@ def show_sweep_progress() -> Iterator[Callable[[Place], None]]:
     with Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=120) as bars:
         runs, steps = bars.add_task("runs", total=None), bars.add_task("steps", total=None)
 
-        def watch(place: Place) -> None:
-            bars.update(runs, completed=place.run, total=place.runs, description=place.what)
-            bars.update(steps, completed=place.step, total=place.steps or None)
+        def watch(place: SweepProgress) -> None:
+            bars.update(runs, completed=place.finished_runs, total=place.total_runs, description=place.activity)
+            bars.update(steps, completed=place.finished_steps, total=place.total_steps or None)
             in_lines(place)
 
         yield watch

@@ -17,25 +17,25 @@ from pydantic import Field
 
 from grounding.evaluation.ground_truth import Exam
 from grounding.evaluation.results import Judged
-from grounding.report.gallery import Group, gallery
-from grounding.report.page import render
-from grounding.report.page_data import FOLDER as QUERIES
-from grounding.report.page_data import details, listed, write_list, write_script
-from grounding.report.videos import show_videos
-from grounding.visualization.frame_strips import draw_strip, save_strip, strip_frames
-from grounding.visualization.video_source import FootageOf
+from grounding.report.gallery import GalleryGroup, select_gallery
+from grounding.report.page import render_page
+from grounding.report.page_data import QUERIES_DIR as QUERIES
+from grounding.report.page_data import query_details, query_row, write_query_list, write_script
+from grounding.report.videos import encode_videos
+from grounding.visualization.frame_strips import draw_strip, save_strip, select_strip_frames
+from grounding.visualization.video_source import VideoOpener
 from pipeline.config import StrictModel
 from pipeline.errors import StvgError
 from pipeline.io.atomic import atomic_write
 from pipeline.records import Query
 
 if TYPE_CHECKING:
-    from grounding.visualization.attention_maps import Witness
+    from grounding.visualization.attention_maps import AttentionRecorder
 
-TEMPLATES = Path(__file__).with_name("templates")
-STRIPS = "strips"
-Advance = Callable[[int, int], None]
-Progress = Callable[[str, str], AbstractContextManager[Advance]]
+TEMPLATES_DIR = Path(__file__).with_name("templates")
+STRIPS_DIR = "strips"
+ProgressCallback = Callable[[int, int], None]
+ProgressFactory = Callable[[str, str], AbstractContextManager[ProgressCallback]]
 """`(what is done, its unit)` → a context that gives `advance(done, total)`."""
 
 
@@ -43,42 +43,42 @@ class ReportConfig(StrictModel):
     """Section `report`: which split is shown, and how much of it."""
 
     split: str = "test"
-    strips: int = Field(24, ge=0)
+    gallery_size: int = Field(24, ge=0)
     """Queries in the gallery."""
     videos: int | None = Field(None, ge=0)
     """At most so many videos; null: all that are asked about."""
-    side: int = Field(480, ge=16)
+    max_side: int = Field(480, ge=16)
     """Pixels: the longer side of the videos is at most so long."""
-    maps: bool = True
+    attention_maps: bool = True
     """What the network saw of every query; false: it is not asked."""
     device: str = "auto"
     """Where it is asked: auto, cpu or cuda."""
 
 
 @dataclass
-class Picture:
+class GalleryItem:
     """A query of the gallery: its place in the list, and its strip or why there is none."""
 
     query: Query
-    number: int
+    index: int
     file: str | None = None
-    frames: list[int] = field(default_factory=list)
-    trouble: str | None = None
+    frame_indices: list[int] = field(default_factory=list)
+    error: str | None = None
 
 
-def _quiet(what: str, unit: str) -> AbstractContextManager[Advance]:
+def _ignore_progress(activity: str, unit: str) -> AbstractContextManager[ProgressCallback]:
     return nullcontext(lambda done, total: None)
 
 
 def write_report(
     out: Path,
-    exam: Exam,
+    ground_truth: Exam,
     runs: Sequence[Judged],
-    footage: FootageOf,
+    open_video: VideoOpener,
     config: ReportConfig,
-    witnesses: Sequence[Witness] = (),
-    sweep: Path | None = None,
-    progress: Progress = _quiet,
+    attention_recorders: Sequence[AttentionRecorder] = (),
+    sweep_dir: Path | None = None,
+    progress: ProgressFactory = _ignore_progress,
 ) -> Path:
     """Write the folder `out`; returns its `index.html`.
 
@@ -86,74 +86,74 @@ def write_report(
     `sweep`: the folder of a finished sweep, which is shown too.
     """
     value = runs[0].values[0]
-    ranked = sorted((query for query in exam.queries if query.id in runs[0].scores), key=lambda query: -value.get(query.id, -1.0))
-    groups = gallery(runs[0], runs[1] if len(runs) > 1 else None, config.strips)
-    pictures = {query.id: Picture(query, number) for number, query in enumerate(ranked)}
+    ranked = sorted((query for query in ground_truth.queries if query.id in runs[0].scores), key=lambda query: -value.get(query.id, -1.0))
+    groups = select_gallery(runs[0], runs[1] if len(runs) > 1 else None, config.gallery_size)
+    pictures = {query.id: GalleryItem(query, number) for number, query in enumerate(ranked)}
     ablations = None
-    if sweep is not None:
-        from grounding.report.sweep_section import take_over  # imports torch
+    if sweep_dir is not None:
+        from grounding.report.sweep_section import copy_sweep_outputs  # imports torch
 
-        ablations = take_over(sweep, out)
-    _write_videos(out, ranked, groups, runs, footage, config, progress)
-    _write_queries(out, ranked, exam, runs, witnesses, progress)
-    _write_strips(out, [pictures[name] for group in groups for name in group.ids], exam, runs, footage, progress)
-    for file in TEMPLATES.glob("*.*s"):
+        ablations = copy_sweep_outputs(sweep_dir, out)
+    _write_videos(out, ranked, groups, runs, open_video, config, progress)
+    _write_queries(out, ranked, ground_truth, runs, attention_recorders, progress)
+    _write_strips(out, [pictures[name] for group in groups for name in group.query_ids], ground_truth, runs, open_video, progress)
+    for file in TEMPLATES_DIR.glob("*.*s"):
         shutil.copyfile(file, out / file.name)
-    shown = [(group, [pictures[name] for name in group.ids]) for group in groups]
+    shown = [(group, [pictures[name] for name in group.query_ids]) for group in groups]
     with atomic_write(out / "index.html") as aside:
-        aside.write_text(render(exam, runs, shown, ablations, config.split), encoding="utf-8")
+        aside.write_text(render_page(ground_truth, runs, shown, ablations, config.split), encoding="utf-8")
     return out / "index.html"
 
 
 def _write_videos(
     out: Path,
-    ranked: Sequence[Query],
-    groups: Sequence[Group],
+    ranked_queries: Sequence[Query],
+    groups: Sequence[GalleryGroup],
     runs: Sequence[Judged],
-    footage: FootageOf,
+    open_video: VideoOpener,
     config: ReportConfig,
-    progress: Progress,
+    progress: ProgressFactory,
 ) -> None:
     """The videos, those of the gallery first, and the list of queries that names them."""
-    first = {name for group in groups for name in group.ids}
+    first = {name for group in groups for name in group.query_ids}
     with progress("making videos", "videos") as advance:
-        in_order = sorted(ranked, key=lambda query: query.id not in first)
-        shown = show_videos(in_order, footage, out, config.side, config.videos, advance)
+        in_order = sorted(ranked_queries, key=lambda query: query.id not in first)
+        shown = encode_videos(in_order, open_video, out, config.max_side, config.videos, advance)
     places = {path: place for place, path in enumerate(shown)}
-    rows = [listed(query, runs, places[query.path]) for query in ranked]
-    write_list(out, [run.name for run in runs], rows, [video.as_json() for video in shown.values()])
+    rows = [query_row(query, runs, places[query.path]) for query in ranked_queries]
+    write_query_list(out, [run.name for run in runs], rows, [video.to_dict() for video in shown.values()])
 
 
 def _write_queries(
-    out: Path, ranked: Sequence[Query], exam: Exam, runs: Sequence[Judged], witnesses: Sequence[Witness], progress: Progress
+    out: Path, ranked_queries: Sequence[Query], ground_truth: Exam, runs: Sequence[Judged], attention_recorders: Sequence[AttentionRecorder], progress: ProgressFactory
 ) -> None:
     """Every query's details; the networks see the queries of one video together, so that its features are read once."""
     shutil.rmtree(out / QUERIES, ignore_errors=True)
-    known = [{query.id for query in witness.features.queries} for witness in witnesses]
+    known = [{query.id for query in witness.dataset.queries} for witness in attention_recorders]
     with progress("looking", "queries") as advance:
-        for done, (number, query) in enumerate(sorted(enumerate(ranked), key=lambda one: one[1].video)):
-            advance(done, len(ranked))
-            seen = [witness.asked(query) if query.id in own else None for witness, own in zip(witnesses, known, strict=True)]
-            write_script(out / QUERIES / f"{number}.js", "take", number, details(query, exam.tracks, runs, seen))
-        advance(len(ranked), len(ranked))
+        for done, (number, query) in enumerate(sorted(enumerate(ranked_queries), key=lambda one: one[1].video)):
+            advance(done, len(ranked_queries))
+            seen = [witness.record(query) if query.id in own else None for witness, own in zip(attention_recorders, known, strict=True)]
+            write_script(out / QUERIES / f"{number}.js", "take", number, query_details(query, ground_truth.tracks, runs, seen))
+        advance(len(ranked_queries), len(ranked_queries))
 
 
 def _write_strips(
-    out: Path, pictures: Sequence[Picture], exam: Exam, runs: Sequence[Judged], footage: FootageOf, progress: Progress
+    out: Path, gallery_items: Sequence[GalleryItem], ground_truth: Exam, runs: Sequence[Judged], open_video: VideoOpener, progress: ProgressFactory
 ) -> None:
     """The gallery's strips; a video that cannot be read leaves a note in its place."""
-    shutil.rmtree(out / STRIPS, ignore_errors=True)
+    shutil.rmtree(out / STRIPS_DIR, ignore_errors=True)
     with progress("drawing", "strips") as advance:
-        for done, picture in enumerate(pictures):
-            advance(done, len(pictures))
+        for done, picture in enumerate(gallery_items):
+            advance(done, len(gallery_items))
             answers = [run.predictions.get(picture.query.id) for run in runs]
-            numbers = strip_frames(picture.query, answers)
+            numbers = select_strip_frames(picture.query, answers)
             try:
-                frames = footage(picture.query.path).pictures(numbers)
-                strip = draw_strip(picture.query, exam.tracks, answers, numbers, frames)
+                frames = open_video(picture.query.path).read_frames(numbers)
+                strip = draw_strip(picture.query, ground_truth.tracks, answers, numbers, frames)
             except StvgError as error:
-                picture.trouble = str(error)
+                picture.error = str(error)
                 continue
-            picture.file, picture.frames = f"{STRIPS}/{done:03d}.jpg", numbers
+            picture.file, picture.frame_indices = f"{STRIPS_DIR}/{done:03d}.jpg", numbers
             save_strip(strip, out / picture.file)
-        advance(len(pictures), len(pictures))
+        advance(len(gallery_items), len(gallery_items))

@@ -16,20 +16,20 @@ from grounding.evaluation.published import METRICS, protocols_of, table_lines, t
 from grounding.evaluation.results import Judged
 from grounding.metrics.bootstrap import differ
 from grounding.metrics.scores import MEANS, Score, summarise, summarise_by
-from grounding.report.gallery import Group
+from grounding.report.gallery import GalleryGroup
 from grounding.structures.tubes import Tubes
-from grounding.visualization.learning_curves import HEIGHT, LEFT, RIGHT, TOP, WIDTH, is_main, read_curves
+from grounding.visualization.learning_curves import HEIGHT, MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, WIDTH, is_main, read_curves
 
 if TYPE_CHECKING:
     from grounding.report.sweep_section import Ablations
 
 BASELINES = (("baseline_", "constant"), ("random_", "random"))
-BINS = 20
-FILES = ("config.yaml", "provenance.json")
+NUM_BINS = 20
+RUN_FILES = ("config.yaml", "provenance.json")
 
 
-def render(
-    exam: Exam, runs: Sequence[Judged], gallery: Sequence[tuple[Group, Sequence[Any]]], ablations: Ablations | None, split: str
+def render_page(
+    ground_truth: Exam, runs: Sequence[Judged], gallery: Sequence[tuple[GalleryGroup, Sequence[Any]]], ablations: Ablations | None, split: str
 ) -> str:
     """The page; text from data is escaped. `gallery`: per group the queries that are pictured."""
     environment = Environment(
@@ -39,16 +39,16 @@ def render(
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{100 * value:+.1f}"
     return environment.get_template("report.html").render(
-        **_summary(exam, runs, split), **_training(runs), gallery=gallery, ablations=ablations
+        **_build_summary(ground_truth, runs, split), **_build_training(runs), gallery=gallery, ablations=ablations
     )
 
 
-def _summary(exam: Exam, runs: Sequence[Judged], split: str) -> dict[str, Any]:
+def _build_summary(ground_truth: Exam, runs: Sequence[Judged], split: str) -> dict[str, Any]:
     run, other = runs[0], runs[1] if len(runs) > 1 else None
     scores = list(run.scores.values())
     counts = summarise(scores)
-    videos = {query.video for query in exam.queries if query.id in run.scores}
-    groups = [(kind, summarise_by(scores, exam.queries, kind)) for kind in ("form", "tag")]
+    videos = {query.video for query in ground_truth.queries if query.id in run.scores}
+    groups = [(kind, summarise_by(scores, ground_truth.queries, kind)) for kind in ("form", "tag")]
     return {
         "runs": [one.name for one in runs],
         "split": split,
@@ -59,22 +59,22 @@ def _summary(exam: Exam, runs: Sequence[Judged], split: str) -> dict[str, Any]:
             "videos": len(videos),
         },
         "columns": MEANS,
-        "systems": systems(runs),
+        "systems": build_results_table(runs),
         "intervals": {name: (run.metrics.get(f"{name}_low"), run.metrics.get(f"{name}_high")) for name in MEANS},
-        "differences": differ(scores, list(other.scores.values()), exam.videos) if other else {},
+        "differences": differ(scores, list(other.scores.values()), ground_truth.videos) if other else {},
         "groups": [(kind, table) for kind, table in groups if table],
-        "histogram": histogram(scores),
-        "published": _published(exam, run, split),
+        "histogram": build_histogram(scores),
+        "published": _build_published_table(ground_truth, run, split),
     }
 
 
-def _training(runs: Sequence[Judged]) -> dict[str, Any]:
+def _build_training(runs: Sequence[Judged]) -> dict[str, Any]:
     curves = read_curves(runs[0].path / "curves" / "plots" / "metrics")
-    files = [(run.name, name, run.path / name) for run in runs for name in FILES]
+    files = [(run.name, name, run.path / name) for run in runs for name in RUN_FILES]
     return {
         "curves": [curve for curve in curves if is_main(curve)],
         "more_curves": [curve for curve in curves if not is_main(curve)],
-        "plot": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP},
+        "plot": {"width": WIDTH, "height": HEIGHT, "left": MARGIN_LEFT, "right": WIDTH - MARGIN_RIGHT, "top": MARGIN_TOP},
         "files": [(run, name, read_text(path)) for run, name, path in files if path.is_file()],
     }
 
@@ -83,9 +83,9 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def systems(runs: Sequence[Judged]) -> list[tuple[str, dict[str, float | None]]]:
+def build_results_table(runs: Sequence[Judged]) -> list[tuple[str, dict[str, float | None]]]:
     """The headline table: the runs, then every baseline that the first one's metrics have."""
-    table = [(run.name if len(runs) > 1 else "this run", _means(run.metrics, list(run.scores.values()))) for run in runs]
+    table = [(run.name if len(runs) > 1 else "this run", _get_mean_metrics(run.metrics, list(run.scores.values()))) for run in runs]
     for prefix, name in BASELINES:
         values = {column: runs[0].metrics.get(prefix + column) for column in MEANS}
         if any(value is not None for value in values.values()):
@@ -93,28 +93,28 @@ def systems(runs: Sequence[Judged]) -> list[tuple[str, dict[str, float | None]]]
     return table
 
 
-def _means(metrics: Mapping[str, Any], scores: Sequence[Score]) -> dict[str, float | None]:
+def _get_mean_metrics(metrics: Mapping[str, Any], scores: Sequence[Score]) -> dict[str, float | None]:
     """A run's means; those of its scores where `metrics` is silent."""
     known = summarise(scores)
     return {column: metrics.get(column, known.get(column)) for column in MEANS}
 
 
-def histogram(scores: Sequence[Score]) -> list[tuple[str, int, float]]:
+def build_histogram(scores: Sequence[Score]) -> list[tuple[str, int, float]]:
     """Queries by vIoU: `(range, count, height in percent of the highest)` per bin; empty where no boxes are judged."""
     values = [one.vIoU for one in scores if one.vIoU is not None]
     if not values:
         return []
-    counts, edges = np.histogram(values, bins=BINS, range=(0, 1))
+    counts, edges = np.histogram(values, bins=NUM_BINS, range=(0, 1))
     names = [f"{low:.2f}–{high:.2f}" for low, high in itertools.pairwise(edges)]
     return [(name, int(count), round(100 * count / max(counts.max(), 1), 1)) for name, count in zip(names, counts, strict=True)]
 
 
-def _published(exam: Exam, run: Judged, split: str) -> dict[str, Any] | None:
+def _build_published_table(ground_truth: Exam, run: Judged, split: str) -> dict[str, Any] | None:
     """The paper's table with this run in it; None where nothing was published of the data set's split."""
-    if exam.dataset is None or not protocols_of(exam.dataset, split):
+    if ground_truth.dataset is None or not protocols_of(ground_truth.dataset, split):
         return None
     tubes = Tubes.of_predictions(run.predictions.values())
-    ours, refused = judged_as_published(exam, tubes, split, {"every-frame": list(run.scores.values())})
-    lines = table_lines(exam.dataset, split, ours)
+    ours, refused = judged_as_published(ground_truth, tubes, split, {"every-frame": list(run.scores.values())})
+    lines = table_lines(ground_truth.dataset, split, ours)
     forms = [(form, list(group)) for form, group in itertools.groupby(lines, lambda line: line.form)]
-    return {"dataset": exam.dataset, "metrics": METRICS, "forms": forms, "notes": [*table_notes(exam.dataset, split), *refused]}
+    return {"dataset": ground_truth.dataset, "metrics": METRICS, "forms": forms, "notes": [*table_notes(ground_truth.dataset, split), *refused]}

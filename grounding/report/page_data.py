@@ -24,22 +24,22 @@ from pipeline.records import Prediction, Query
 from pipeline.tracks import Tracks
 
 if TYPE_CHECKING:
-    from grounding.visualization.attention_maps import Attention, Evidence
+    from grounding.visualization.attention_maps import AttentionMap, QueryAttention
 
-FOLDER = "queries"
-MOST_FRAMES = 1000
+QUERIES_DIR = "queries"
+MAX_FRAMES = 1000
 """Of longer segments so many stored frames, evenly spread, keep their attention maps."""
-ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
+HTML_ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
 
 
-def write_script(path: Path, call: str, *values: Any) -> None:
+def write_script(path: Path, function_name: str, *values: Any) -> None:
     """Write a script that hands JSON values to `stvg.<call>`, atomically."""
-    arguments = ", ".join(json.dumps(value, separators=(",", ":"), allow_nan=False).translate(ESCAPES) for value in values)
+    arguments = ", ".join(json.dumps(value, separators=(",", ":"), allow_nan=False).translate(HTML_ESCAPES) for value in values)
     with atomic_write(path) as aside:
-        aside.write_text(f"stvg.{call}({arguments});\n", encoding="utf-8")
+        aside.write_text(f"stvg.{function_name}({arguments});\n", encoding="utf-8")
 
 
-def listed(query: Query, runs: Sequence[Judged], video: int) -> dict[str, Any]:
+def query_row(query: Query, runs: Sequence[Judged], video_index: int) -> dict[str, Any]:
     """One query as the list has it; `video` is the place of its video among the page's, and scores are per run `[vIoU, tIoU, sIoU]`."""
     scores = [run.scores[query.id] for run in runs]
     answers = [run.predictions.get(query.id) for run in runs]
@@ -47,60 +47,60 @@ def listed(query: Query, runs: Sequence[Judged], video: int) -> dict[str, Any]:
         "id": query.id,
         "text": query.text,
         "path": query.path,
-        "video": video,
+        "video": video_index,
         "form": query.form or "",
         "tags": list(query.tags),
         "segment": list(query.segment),
         "truth": list(query.truth.span) if query.truth else None,
         "spans": [list(answer.span) if answer else None for answer in answers],
-        "scores": [[_rounded(value) for value in (one.vIoU, one.tIoU, one.sIoU)] for one in scores],
+        "scores": [[_round_score(value) for value in (one.vIoU, one.tIoU, one.sIoU)] for one in scores],
     }
 
 
-def details(query: Query, tracks: Tracks, runs: Sequence[Judged], evidence: Sequence[Evidence | None]) -> dict[str, Any]:
+def query_details(query: Query, tracks: Tracks, runs: Sequence[Judged], query_attentions: Sequence[QueryAttention | None]) -> dict[str, Any]:
     """One query as its own view has it: the tubes, and what each run's network saw, None where it was not asked."""
     frames, boxes = truth_boxes(query, tracks)
     truth = [[frame, *box] for frame, box in zip(frames.tolist(), boxes.round(1).tolist(), strict=True)]
-    answers = [_answer(run.predictions.get(query.id)) for run in runs]
-    return {"size": list(query.size), "fps": query.fps, "truth": truth, "answers": answers, "seen": [_seen(one) for one in evidence]}
+    answers = [_format_prediction(run.predictions.get(query.id)) for run in runs]
+    return {"size": list(query.size), "fps": query.fps, "truth": truth, "answers": answers, "seen": [_format_attention(one) for one in query_attentions]}
 
 
-def _answer(answer: Prediction | None) -> dict[str, Any] | None:
-    if answer is None:
+def _format_prediction(prediction: Prediction | None) -> dict[str, Any] | None:
+    if prediction is None:
         return None
-    return {"score": round(answer.score, 4), "boxes": [[frame, *(round(side, 1) for side in box)] for frame, *box in answer.boxes]}
+    return {"score": round(prediction.score, 4), "boxes": [[frame, *(round(side, 1) for side in box)] for frame, *box in prediction.boxes]}
 
 
-def _seen(evidence: Evidence | None) -> dict[str, Any] | None:
-    if evidence is None:
+def _format_attention(query_attention: QueryAttention | None) -> dict[str, Any] | None:
+    if query_attention is None:
         return None
-    kept = np.unique(np.linspace(0, len(evidence.frames) - 1, min(MOST_FRAMES, len(evidence.frames))).round().astype(int))
-    maps = [_heat(attention, kept) for attention in evidence.attention]
-    return {"frames": evidence.frames[kept].tolist(), "maps": maps, "when": _when(evidence.when)}
+    kept = np.unique(np.linspace(0, len(query_attention.frame_indices) - 1, min(MAX_FRAMES, len(query_attention.frame_indices))).round().astype(int))
+    maps = [_encode_attention_map(attention, kept) for attention in query_attention.maps]
+    return {"frames": query_attention.frame_indices[kept].tolist(), "maps": maps, "when": _format_span_scores(query_attention.span_scores)}
 
 
-def _heat(attention: Attention, kept: np.ndarray) -> dict[str, Any]:
+def _encode_attention_map(attention_map: AttentionMap, frame_slots: np.ndarray) -> dict[str, Any]:
     """Normalised maps as a grey picture (PNG): a line per frame, in it one layer after the other, row by row."""
-    heat = attention.normalised[:, kept]
+    heat = attention_map.normalized[:, frame_slots]
     layers, frames, rows, columns = heat.shape
     file = io.BytesIO()
     Image.fromarray((heat.swapaxes(0, 1).reshape(frames, -1) * 255).round().astype(np.uint8)).save(file, "PNG", optimize=True)
     picture = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    return {"about": attention.about, "layers": layers, "rows": rows, "columns": columns, "picture": picture}
+    return {"about": attention_map.description, "layers": layers, "rows": rows, "columns": columns, "picture": picture}
 
 
-def _when(when: Any) -> dict[str, Any]:
+def _format_span_scores(span_scores: Any) -> dict[str, Any]:
     """The proposal map, or the probabilities of begins and ends at frame edges."""
-    if isinstance(when, ProposalScores):
-        return {"map": when.mean.clip(0).round(3).tolist()}
-    assert isinstance(when, BoundaryScores)
-    return {"edges": when.edges.tolist(), "begins": when.begins.round(4).tolist(), "ends": when.ends.round(4).tolist()}
+    if isinstance(span_scores, ProposalScores):
+        return {"map": span_scores.mean.clip(0).round(3).tolist()}
+    assert isinstance(span_scores, BoundaryScores)
+    return {"edges": span_scores.edges.tolist(), "begins": span_scores.begins.round(4).tolist(), "ends": span_scores.ends.round(4).tolist()}
 
 
-def _rounded(value: float | None) -> float | None:
+def _round_score(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def write_list(out: Path, runs: Sequence[str], queries: Sequence[dict[str, Any]], videos: Sequence[Mapping[str, Any]]) -> None:
+def write_query_list(out: Path, runs: Sequence[str], queries: Sequence[dict[str, Any]], videos: Sequence[Mapping[str, Any]]) -> None:
     """Write `out/data.js`."""
     write_script(out / "data.js", "start", {"runs": list(runs), "videos": list(videos), "queries": list(queries)})

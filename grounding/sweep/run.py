@@ -24,7 +24,7 @@ from grounding.evaluation.results import write_results
 from grounding.metrics.scores import Score, read_scores
 from grounding.structures.tubes import Tubes
 from grounding.sweep.tables import SweepTable, Variant
-from grounding.sweep.time_budget import for_the_same_time
+from grounding.sweep.time_budget import equalize_training_time
 from grounding.systems.checkpoint import CONFIG, code_digest, read_provenance
 from grounding.systems.config import Recipe
 from grounding.systems.registry import system_of
@@ -37,26 +37,26 @@ from pipeline.io.jsonl import write_json
 from pipeline.store import Store
 from pipeline.store.manifest import compute_files_digest
 
-JUDGED = "judged.json"
-FEWEST_SEEDS = 2
-OTHERS_SECONDS = 2.0
+EVALUATION_RECORD_FILE = "judged.json"
+MIN_SEEDS = 2
+POLL_SECONDS = 2.0
 """Between two looks at what other processes are making."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class SweepProgress:
     """How far a sweep is: `run` of `runs` are made, and `step` of `steps` of training are done over all of them (0 of 0 until known)."""
 
-    what: str
-    run: int
-    runs: int
-    step: int = 0
-    steps: int = 0
+    activity: str
+    finished_runs: int
+    total_runs: int
+    finished_steps: int = 0
+    total_steps: int = 0
 
 
-Watch = Callable[[Place], None]
-Results = dict[str, list[list[Score]]]
+SweepProgressCallback = Callable[[SweepProgress], None]
+SweepScores = dict[str, list[list[Score]]]
 """Variant → the scores of each seed's run, or of the one ensemble."""
 
 
@@ -67,118 +67,118 @@ class Sweep:
     table: SweepTable
     store: Path
     out: Path
-    configs: Mapping[str, Recipe]
+    train_configs: Mapping[str, Recipe]
     """Of the trained variants; `seed` is the first seed's."""
-    evaluate: Mapping[str, EvaluateConfig]
+    evaluate_configs: Mapping[str, EvaluateConfig]
     seeds: Sequence[int]
-    exam: Exam
+    ground_truth: Exam
     split: str
-    made_from: str = field(repr=False)
+    store_digest: str = field(repr=False)
     """The store's digest."""
 
-    def config(self, variant: str, seed: int) -> Recipe:
-        return self.configs[variant].model_copy(update={"seed": seed})
+    def get_train_config(self, variant: str, seed: int) -> Recipe:
+        return self.train_configs[variant].model_copy(update={"seed": seed})
 
-    def folder(self, variant: str, seed: int | None) -> Path:
+    def get_run_dir(self, variant: str, seed: int | None) -> Path:
         """The directory of a variant's run; `seed` is None for the answer of all seeds together."""
         return self.out / variant / ("all-seeds" if seed is None else f"seed-{seed}")
 
-    def seeds_of(self, variant: str) -> Sequence[int | None]:
-        return [None] if self.table.variants[variant].together else self.seeds
+    def seeds_for_variant(self, variant: str) -> Sequence[int | None]:
+        return [None] if self.table.variants[variant].ensemble_seeds else self.seeds
 
-    def runs(self) -> Iterator[tuple[str, int | None]]:
+    def iterate_runs(self) -> Iterator[tuple[str, int | None]]:
         """All there is to make, in order: every variant with the first seed, then with the next; then what is derived."""
-        yield from ((name, seed) for seed in self.seeds for name in self.table.trained)
-        yield from ((name, seed) for name in self.table.derived for seed in self.seeds_of(name))
+        yield from ((name, seed) for seed in self.seeds for name in self.table.trained_variants)
+        yield from ((name, seed) for name in self.table.derived_variants for seed in self.seeds_for_variant(name))
 
 
-def plan(
-    table: SweepTable, store: Path, out: Path, values: Callable[[str], Mapping[str, Any]], evaluate: EvaluateConfig, seeds: int
+def plan_sweep(
+    table: SweepTable, store: Path, out: Path, load_train_section: Callable[[str], Mapping[str, Any]], evaluate_config: EvaluateConfig, num_seeds: int
 ) -> Sweep:
     """Check all that can be checked before hours of training. `values`: a system's section `train`, whose `seed` is the first one."""
-    if seeds < FEWEST_SEEDS:
-        raise InputError(f"--seeds {seeds}: a table over seeds needs at least {FEWEST_SEEDS}")
-    configs = for_the_same_time(table, {name: _recipe(table, name, values) for name in table.trained})
-    asked = {name: _asked(name, variant, configs[variant.of or name], evaluate) for name, variant in table.variants.items()}
-    exam = read_exam(store / "index.jsonl", evaluate.split)
+    if num_seeds < MIN_SEEDS:
+        raise InputError(f"--seeds {num_seeds}: a table over seeds needs at least {MIN_SEEDS}")
+    configs = equalize_training_time(table, {name: _build_train_config(table, name, load_train_section) for name in table.trained_variants})
+    asked = {name: _build_evaluate_config(name, variant, configs[variant.derived_from or name], evaluate_config) for name, variant in table.variants.items()}
+    exam = read_exam(store / "index.jsonl", evaluate_config.split)
     if not len(exam.truths.tubes):
-        raise InputError(f"store {store}: no query of split {evaluate.split!r} has a truth to judge by")
+        raise InputError(f"store {store}: no query of split {evaluate_config.split!r} has a truth to judge by")
     first = next(iter(configs.values())).seed
-    numbers = range(first, first + seeds)
-    return Sweep(table, store, out, configs, asked, numbers, exam, evaluate.split, Store(store).manifest_digest)
+    numbers = range(first, first + num_seeds)
+    return Sweep(table, store, out, configs, asked, numbers, exam, evaluate_config.split, Store(store).manifest_digest)
 
 
-def _recipe(table: SweepTable, name: str, values: Callable[[str], Mapping[str, Any]]) -> Recipe:
+def _build_train_config(table: SweepTable, name: str, load_train_section: Callable[[str], Mapping[str, Any]]) -> Recipe:
     """How a variant is trained."""
-    system, changes = table.system_of(name), table.variants[name].changes
-    return validate(system_of(system).config, merge(values(system), changes), f"section 'train', variant {name!r}")
+    system, changes = table.system_for_variant(name), table.variants[name].changes
+    return validate(system_of(system).config, merge(load_train_section(system), changes), f"section 'train', variant {name!r}")
 
 
-def _asked(name: str, variant: Variant, config: Recipe, evaluate: EvaluateConfig) -> EvaluateConfig:
+def _build_evaluate_config(name: str, variant: Variant, train_config: Recipe, evaluate_config: EvaluateConfig) -> EvaluateConfig:
     """How a variant's runs are asked."""
     changes = dict(variant.evaluate)
-    if variant.times > 1:
-        changes["frames"] = variant.times * (evaluate.frames or config.model.frames)
-    return validate(EvaluateConfig, merge(evaluate.model_dump(), changes), f"section 'evaluate', variant {name!r}")
+    if variant.test_frames_multiplier > 1:
+        changes["frames"] = variant.test_frames_multiplier * (evaluate_config.frames or train_config.model.frames)
+    return validate(EvaluateConfig, merge(evaluate_config.model_dump(), changes), f"section 'evaluate', variant {name!r}")
 
 
-def run_sweep(sweep: Sweep, watch: Watch = lambda place: None) -> Results:
+def run_sweep(sweep: Sweep, progress: SweepProgressCallback = lambda place: None) -> SweepScores:
     """Make what is missing, and read the scores of all. Several processes may work at one sweep: each takes what no other has."""
-    runs = list(sweep.runs())
-    trained = len(sweep.table.trained) * len(sweep.seeds)
+    runs = list(sweep.iterate_runs())
+    trained = len(sweep.table.trained_variants) * len(sweep.seeds)
     made: dict[tuple[str, int | None], list[Score]] = {}
-    place = Place("", 0, len(runs))
+    place = SweepProgress("", 0, len(runs))
 
     def at(step: int, steps: int) -> None:
         nonlocal place
-        own = {name: config.max_steps or steps for name, config in sweep.configs.items()}
+        own = {name: config.max_steps or steps for name, config in sweep.train_configs.items()}
         done = sum(own[name] for name, _ in made)
-        place = replace(place, step=done + step, steps=len(sweep.seeds) * sum(own.values()))
-        watch(place)
+        place = replace(place, finished_steps=done + step, total_steps=len(sweep.seeds) * sum(own.values()))
+        progress(place)
 
     def judging() -> None:
-        watch(replace(place, what=f"judging {place.what}"))
+        progress(replace(place, activity=f"judging {place.activity}"))
 
     for part in (runs[:trained], runs[trained:]):  # what is derived asks all that is trained
         while left := [one for one in part if one not in made]:
             before = len(made)
             for name, seed in left:
-                with suppress(RunInUseError), sole_writer(sweep.folder(name, seed)):
-                    place = replace(place, what=f"{name}, {'all seeds' if seed is None else f'seed {seed}'}", run=len(made))
-                    watch(place)
-                    if seed is not None and sweep.table.variants[name].of is None:
-                        _train(sweep, name, seed, at, judging)
+                with suppress(RunInUseError), sole_writer(sweep.get_run_dir(name, seed)):
+                    place = replace(place, activity=f"{name}, {'all seeds' if seed is None else f'seed {seed}'}", finished_runs=len(made))
+                    progress(place)
+                    if seed is not None and sweep.table.variants[name].derived_from is None:
+                        _train_run(sweep, name, seed, at, judging)
                     else:
-                        _derive(sweep, name, seed, judging)
-                    made[name, seed] = read_scores(_scores_file(sweep, sweep.folder(name, seed)))
+                        _evaluate_derived(sweep, name, seed, judging)
+                    made[name, seed] = read_scores(_get_scores_path(sweep, sweep.get_run_dir(name, seed)))
             if len(made) == before:
-                watch(replace(place, what=f"waiting for other processes to make {', '.join(name for name, _ in left)}", run=len(made)))
-                time.sleep(OTHERS_SECONDS)
-    watch(replace(place, what="all made", run=len(runs)))
-    return {name: [made[name, seed] for seed in sweep.seeds_of(name)] for name in sweep.table.variants}
+                progress(replace(place, activity=f"waiting for other processes to make {', '.join(name for name, _ in left)}", finished_runs=len(made)))
+                time.sleep(POLL_SECONDS)
+    progress(replace(place, activity="all made", finished_runs=len(runs)))
+    return {name: [made[name, seed] for seed in sweep.seeds_for_variant(name)] for name in sweep.table.variants}
 
 
-def _train(sweep: Sweep, name: str, seed: int, at: Callable[[int, int], None], judging: Callable[[], None]) -> None:
+def _train_run(sweep: Sweep, name: str, seed: int, report_step: Callable[[int, int], None], report_evaluation: Callable[[], None]) -> None:
     """Train a run to its end and judge it, unless that has been done."""
-    run, config = sweep.folder(name, seed), sweep.config(name, seed)
+    run, config = sweep.get_run_dir(name, seed), sweep.get_train_config(name, seed)
     made = {
-        "store": sweep.made_from,
-        "train": {key: value for key, value in config.model_dump(mode="json").items() if key not in _free()},
-        "evaluate": _answering(sweep.evaluate[name]),
+        "store": sweep.store_digest,
+        "train": {key: value for key, value in config.model_dump(mode="json").items() if key not in _get_ignored_train_keys()},
+        "evaluate": _dump_prediction_settings(sweep.evaluate_configs[name]),
         "code": code_digest(),
     }
-    if _is_finished(run) and _is_judged(sweep, run, made):
+    if _is_finished(run) and _is_evaluated(sweep, run, made):
         return
     log.info("training %s", run)
-    _open(sweep, run, config)
-    train(sweep.store, run, config, at)
+    _prepare_run(sweep, run, config)
+    train(sweep.store, run, config, report_step)
     if not _is_finished(run):
         raise InputError(f"{run} was stopped before its last step: run the same command again")
-    judging()
-    _judge(sweep, [run], run, sweep.evaluate[name], made)
+    report_evaluation()
+    _evaluate_runs(sweep, [run], run, sweep.evaluate_configs[name], made)
 
 
-def _open(sweep: Sweep, run: Path, config: Recipe) -> None:
+def _prepare_run(sweep: Sweep, run: Path, config: Recipe) -> None:
     """Take up a run, or start it. One that is finished must be of this configuration and of this many steps."""
     finished = _is_finished(run)
     try:
@@ -189,60 +189,60 @@ def _open(sweep: Sweep, run: Path, config: Recipe) -> None:
         raise InputError(f"{error}; for a sweep with other settings name another --out than {sweep.out}") from None
 
 
-def _derive(sweep: Sweep, name: str, seed: int | None, judging: Callable[[], None]) -> None:
+def _evaluate_derived(sweep: Sweep, name: str, seed: int | None, report_evaluation: Callable[[], None]) -> None:
     """Let trained runs answer in another way, and judge that, unless it has been done."""
     variant = sweep.table.variants[name]
-    assert variant.of is not None
-    sources = [sweep.folder(variant.of, number) for number in (sweep.seeds if seed is None else [seed])]
+    assert variant.derived_from is not None
+    sources = [sweep.get_run_dir(variant.derived_from, number) for number in (sweep.seeds if seed is None else [seed])]
     made = {
-        "store": sweep.made_from,
-        "of": [_read_judged(source)["made"]["train"] | {"code": read_provenance(source)["code"]} for source in sources],
-        "evaluate": _answering(sweep.evaluate[name]),
+        "store": sweep.store_digest,
+        "of": [_read_evaluation_record(source)["made"]["train"] | {"code": read_provenance(source)["code"]} for source in sources],
+        "evaluate": _dump_prediction_settings(sweep.evaluate_configs[name]),
         "code": code_digest(),
     }
-    folder = sweep.folder(name, seed)
-    if not _is_judged(sweep, folder, made):
-        judging()
-        _judge(sweep, sources, folder, sweep.evaluate[name], made)
+    folder = sweep.get_run_dir(name, seed)
+    if not _is_evaluated(sweep, folder, made):
+        report_evaluation()
+        _evaluate_runs(sweep, sources, folder, sweep.evaluate_configs[name], made)
 
 
-def _judge(sweep: Sweep, runs: Sequence[Path], folder: Path, settings: EvaluateConfig, made: Mapping[str, Any]) -> None:
+def _evaluate_runs(sweep: Sweep, runs: Sequence[Path], run_dir: Path, evaluate_config: EvaluateConfig, origin: Mapping[str, Any]) -> None:
     """Let runs answer, write what `stvg-eval` writes into `folder`, and what it was made from."""
-    log.info("judging %s", folder)
-    (folder / JUDGED).unlink(missing_ok=True)
-    answers, missing = predict_split(runs, sweep.store, settings)
+    log.info("judging %s", run_dir)
+    (run_dir / EVALUATION_RECORD_FILE).unlink(missing_ok=True)
+    answers, missing = predict_split(runs, sweep.store, evaluate_config)
     if missing:
-        log.warning("%s: %d queries score 0, the store has no features of them", folder, len(missing))
-    write_results(folder, sweep.split, answers, *judge(sweep.exam, Tubes.of_predictions(answers), seed=settings.seed))
-    write_json(folder / JUDGED, {"format": 1, "made": made, "scores": compute_files_digest([_scores_file(sweep, folder)])})
+        log.warning("%s: %d queries score 0, the store has no features of them", run_dir, len(missing))
+    write_results(run_dir, sweep.split, answers, *judge(sweep.ground_truth, Tubes.of_predictions(answers), seed=evaluate_config.seed))
+    write_json(run_dir / EVALUATION_RECORD_FILE, {"format": 1, "made": origin, "scores": compute_files_digest([_get_scores_path(sweep, run_dir)])})
 
 
-def _is_judged(sweep: Sweep, folder: Path, made: Mapping[str, Any]) -> bool:
+def _is_evaluated(sweep: Sweep, run_dir: Path, origin: Mapping[str, Any]) -> bool:
     """Whether a folder's scores were made from the same and are unchanged: `stvg-eval` may have written others there."""
-    known, scores = _read_judged(folder), _scores_file(sweep, folder)
-    return known.get("made") == made and scores.exists() and known["scores"] == compute_files_digest([scores])
+    known, scores = _read_evaluation_record(run_dir), _get_scores_path(sweep, run_dir)
+    return known.get("made") == origin and scores.exists() and known["scores"] == compute_files_digest([scores])
 
 
 def _is_finished(run: Path) -> bool:
     return (run / "provenance.json").exists() and "finished" in read_provenance(run)
 
 
-def _read_judged(folder: Path) -> dict[str, Any]:
+def _read_evaluation_record(run_dir: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / JUDGED).read_text(encoding="utf-8"))
+        return json.loads((run_dir / EVALUATION_RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
-def _scores_file(sweep: Sweep, folder: Path) -> Path:
-    return folder / "scores" / f"{sweep.split}.json"
+def _get_scores_path(sweep: Sweep, run_dir: Path) -> Path:
+    return run_dir / "scores" / f"{sweep.split}.json"
 
 
-def _free() -> set[str]:
+def _get_ignored_train_keys() -> set[str]:
     """Settings of training that do not change what is learned."""
     return MAY_CHANGE - {"max_steps"}
 
 
-def _answering(settings: EvaluateConfig) -> dict[str, Any]:
+def _dump_prediction_settings(evaluate_config: EvaluateConfig) -> dict[str, Any]:
     """The settings that an answer depends on."""
-    return settings.model_dump(mode="json", exclude={"device", "batch"})
+    return evaluate_config.model_dump(mode="json", exclude={"device", "batch"})

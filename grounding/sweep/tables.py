@@ -14,14 +14,14 @@ from grounding.metrics.scores import MEANS
 from pipeline.errors import InputError
 from pipeline.validation import StrictModel, format_first_error
 
-FILE = Path(__file__).with_name("tables.yaml")
-Mean = Literal["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
+TABLES_PATH = Path(__file__).with_name("tables.yaml")
+MeanMetric = Literal["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
 
 
 class Cost(StrictModel):
     """A training step's time and memory, as multiples of those of the reference of the table's first section."""
 
-    step: float = Field(gt=0)
+    step_time: float = Field(gt=0)
     memory: float = Field(gt=0)
 
 
@@ -32,31 +32,31 @@ class Variant(StrictModel):
     has the same data, steps and schedule. With a `cost` it has not the same steps but the same time.
     """
 
-    shows: str
+    label: str
     system: str | None = None
     """By default the table's."""
     changes: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     cost: Cost | None = None
-    of: str | None = None
-    together: bool = False
+    derived_from: str | None = None
+    ensemble_seeds: bool = False
     """All seeds' runs answer as one ensemble."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
-    times: int = Field(default=1, ge=1)
+    test_frames_multiplier: int = Field(default=1, ge=1)
     """Frames at test time, as a multiple of those in training."""
-    only: tuple[Mean, ...] = MEANS  # type: ignore[assignment]
+    metrics: tuple[MeanMetric, ...] = MEANS  # type: ignore[assignment]
 
     @model_validator(mode="after")
-    def _is_one_kind(self) -> Variant:
-        if self.of is None and (self.together or self.evaluate or self.times > 1):
+    def _check_trained_or_derived(self) -> Variant:
+        if self.derived_from is None and (self.ensemble_seeds or self.evaluate or self.test_frames_multiplier > 1):
             raise ValueError("together, evaluate and times need `of`, the variant whose runs answer")
         if self.changes.keys() - {"model", "loss", "initialise"} or self.changes.get("initialise"):
             raise ValueError(f"changes are of model and loss, not of {', '.join(sorted(self.changes))}: all variants train alike")
-        if self.of is not None and (self.changes or self.system or self.cost):
+        if self.derived_from is not None and (self.changes or self.system or self.cost):
             raise ValueError("a variant is trained with `changes` or derived with `of`, not both; `system` and `cost` are of training")
         return self
 
 
-class Source(StrictModel):
+class PublishedSource(StrictModel):
     """Where a section's published figures stand: methods, or ablations of `method`, by variant."""
 
     dataset: Dataset
@@ -69,11 +69,11 @@ class Source(StrictModel):
         name = self.names.get(variant)
         for ablation in ablations_for(self.dataset, self.split):
             if (ablation.method, ablation.variant) == (self.method, name):
-                return _named(ablation.scores)
-        return next((_named(row.scores) for row in rows_for(self.dataset, self.split) if row.method == name), {})
+                return _stringify_metrics(ablation.scores)
+        return next((_stringify_metrics(row.scores) for row in rows_for(self.dataset, self.split) if row.method == name), {})
 
 
-def _named(scores: Mapping[Metric, float]) -> dict[str, float]:
+def _stringify_metrics(scores: Mapping[Metric, float]) -> dict[str, float]:
     return {str(metric): value for metric, value in scores.items()}
 
 
@@ -83,15 +83,15 @@ class Section(StrictModel):
     title: str
     reference: str
     rows: tuple[str, ...]
-    published: Source | None = None
+    published: PublishedSource | None = None
 
 
 class Claim(StrictModel):
     """`source` says that `more` scores higher than `less`."""
 
-    more: str
-    less: str
-    metric: Mean
+    higher: str
+    lower: str
+    metric: MeanMetric
     source: str
 
 
@@ -105,38 +105,38 @@ class SweepTable(StrictModel):
     claims: tuple[Claim, ...] = ()
 
     @model_validator(mode="after")
-    def _systems_and_costs_are_whole(self) -> SweepTable:
-        for name, variant in self.trained.items():
+    def _check_systems_and_costs(self) -> SweepTable:
+        for name, variant in self.trained_variants.items():
             if variant.system is None and self.system is None:
                 raise ValueError(f"variant {name!r} needs a `system`, for the table has none")
             if variant.cost is None and self.has_costs:
                 raise ValueError(f"variant {name!r} needs a `cost`: all that are trained have one, or none has")
-        if self.has_costs and self.unit in self.variants and self.variants[self.unit].cost != Cost(step=1, memory=1):
-            raise ValueError(f"variant {self.unit!r}: costs are multiples of its own, which are 1")
+        if self.has_costs and self.cost_reference in self.variants and self.variants[self.cost_reference].cost != Cost(step_time=1, memory=1):
+            raise ValueError(f"variant {self.cost_reference!r}: costs are multiples of its own, which are 1")
         return self
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> SweepTable:
+    def _check_variant_names(self) -> SweepTable:
         for name in self.variants:
             if not name.replace("_", "").isalnum():  # it names a folder
                 raise ValueError(f"variant {name!r}: a name is letters, digits and _")
-        for name in self._named():
+        for name in self._iterate_referenced_variants():
             if name not in self.variants:
                 raise ValueError(f"there is no variant {name!r}; the variants are {', '.join(self.variants)}")
         for name, variant in self.variants.items():
-            if variant.of is not None and self.variants[variant.of].of is not None:
-                raise ValueError(f"variant {name!r} is of {variant.of!r}, which is not trained itself")
+            if variant.derived_from is not None and self.variants[variant.derived_from].derived_from is not None:
+                raise ValueError(f"variant {name!r} is of {variant.derived_from!r}, which is not trained itself")
         return self
 
-    def _named(self) -> Iterable[str]:
+    def _iterate_referenced_variants(self) -> Iterable[str]:
         for section in self.sections:
             yield from (section.reference, *section.rows, *(section.published.names if section.published else ()))
         for claim in self.claims:
-            yield from (claim.more, claim.less)
-        yield from (variant.of for variant in self.variants.values() if variant.of is not None)
+            yield from (claim.higher, claim.lower)
+        yield from (variant.derived_from for variant in self.variants.values() if variant.derived_from is not None)
 
     @property
-    def unit(self) -> str:
+    def cost_reference(self) -> str:
         """The variant whose cost is 1, where there are costs."""
         return self.sections[0].reference
 
@@ -145,22 +145,22 @@ class SweepTable(StrictModel):
         """Whether its variants train for the same time instead of the same steps."""
         return any(variant.cost for variant in self.variants.values())
 
-    def system_of(self, variant: str) -> str:
+    def system_for_variant(self, variant: str) -> str:
         """The system of a trained variant."""
         system = self.variants[variant].system or self.system
         assert system is not None
         return system
 
     @property
-    def trained(self) -> dict[str, Variant]:
-        return {name: variant for name, variant in self.variants.items() if variant.of is None}
+    def trained_variants(self) -> dict[str, Variant]:
+        return {name: variant for name, variant in self.variants.items() if variant.derived_from is None}
 
     @property
-    def derived(self) -> dict[str, Variant]:
-        return {name: variant for name, variant in self.variants.items() if variant.of is not None}
+    def derived_variants(self) -> dict[str, Variant]:
+        return {name: variant for name, variant in self.variants.items() if variant.derived_from is not None}
 
 
-def load_tables(path: Path = FILE) -> dict[str, SweepTable]:
+def load_tables(path: Path = TABLES_PATH) -> dict[str, SweepTable]:
     """All tables by name; a file that does not hold them is an InputError that names the first problem."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -175,7 +175,7 @@ def load_tables(path: Path = FILE) -> dict[str, SweepTable]:
     return found
 
 
-def table_named(name: str, path: Path = FILE) -> SweepTable:
+def load_table(name: str, path: Path = TABLES_PATH) -> SweepTable:
     """A table by name; an InputError lists the names there are."""
     tables = load_tables(path)
     if name not in tables:

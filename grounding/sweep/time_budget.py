@@ -11,21 +11,21 @@ from grounding.systems.config import Recipe
 from pipeline.errors import InputError
 
 
-def for_the_same_time(table: SweepTable, configs: Mapping[str, Recipe]) -> dict[str, Recipe]:
+def equalize_training_time(table: SweepTable, configs: Mapping[str, Recipe]) -> dict[str, Recipe]:
     """The configurations with the steps that their costs leave them; as they are where the table states no costs."""
     if not table.has_costs:
         return dict(configs)
-    unit = configs[table.unit]
+    unit = configs[table.cost_reference]
     if unit.max_steps is None or unit.schedule_steps is not None:
         raise InputError(
-            f"variant {table.unit!r} gives all others their training time: its steps must be set, and its schedule run over them:"
+            f"variant {table.cost_reference!r} gives all others their training time: its steps must be set, and its schedule run over them:"
             " --set max_steps=N --set schedule_steps=null"
         )
     validations = math.ceil(unit.max_steps / (unit.validate_every or unit.max_steps))
-    steps = {name: max(1, round(unit.max_steps / variant.cost.step)) for name, variant in table.trained.items() if variant.cost}
-    return {name: _limited(config, steps[name], validations) for name, config in configs.items()}
+    steps = {name: max(1, round(unit.max_steps / variant.cost.step_time)) for name, variant in table.trained_variants.items() if variant.cost}
+    return {name: _set_steps(config, steps[name], validations) for name, config in configs.items()}
 
 
-def _limited(config: Recipe, steps: int, validations: int) -> Recipe:
+def _set_steps(config: Recipe, steps: int, validations: int) -> Recipe:
     """Trained for `steps`, the last of which is validated."""
     return config.model_copy(update={"max_steps": steps, "schedule_steps": None, "validate_every": math.ceil(steps / validations)})

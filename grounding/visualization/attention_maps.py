@@ -32,7 +32,7 @@ from pipeline.devices import resolve_device
 from pipeline.records import Query
 from pipeline.store import Store
 
-ABOUT = {
+ATTENTION_DESCRIPTIONS = {
     "guide": "static to dynamic attention, A of eq. (2)",
     "heard": "where the temporal queries look",
     "carriers": "cells that carry the box",
@@ -41,7 +41,7 @@ ABOUT = {
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionMap:
     """How much each cell of each frame is looked at, after every layer: `weights` `[layers, n, H, W]` float32, at least 0.
 
     The map covers the whole picture: the cell in row r, column c of a frame is [c/W, (c+1)/W) × [r/H, (r+1)/H) of its width and height.
@@ -51,94 +51,94 @@ class Attention:
     weights: np.ndarray
 
     @property
-    def about(self) -> str:
-        return ABOUT[self.kind]
+    def description(self) -> str:
+        return ATTENTION_DESCRIPTIONS[self.kind]
 
     @property
-    def normalised(self) -> np.ndarray:
+    def normalized(self) -> np.ndarray:
         """`[layers, n, H, W]` in [0, 1]: each layer by its maximum over all frames, as Figures 5 and S1 of the paper show A."""
         return self.weights / np.maximum(self.weights.max((1, 2, 3), keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True)
-class Evidence:
+class QueryAttention:
     """What a network saw of one query: `frames` `[n]`, ascending, are the stored frames of its segment; all were seen."""
 
     query: Query
-    frames: np.ndarray
-    attention: tuple[Attention, ...]
+    frame_indices: np.ndarray
+    maps: tuple[AttentionMap, ...]
     """Of `frames`; in the order of `ABOUT`, empty where the network has no map of any kind."""
-    when: SpanScores[Any]
+    span_scores: SpanScores[Any]
 
 
 @dataclass(frozen=True)
-class Witness:
+class AttentionRecorder:
     """A run's network with the features of one split. Queries without features are not among `features.queries`.
 
     Everything is seen as in prediction's first look: all stored frames, in passes; what two passes saw is averaged.
     """
 
     model: nn.Module
-    features: FeatureSet
-    batch: int = 16
+    dataset: FeatureSet
+    batch_size: int = 16
     """Passes that run at once."""
-    computing: Callable[[], AbstractContextManager[Any]] = nullcontext
+    compute_context: Callable[[], AbstractContextManager[Any]] = nullcontext
     """In which the network answers."""
 
     @classmethod
-    def of_run(cls, run: Path, store: Path, split: str, device: str = "auto", frames: int | None = None) -> Witness:
+    def from_run(cls, run: Path, store: Path, split: str, device: str = "auto", frames: int | None = None) -> AttentionRecorder:
         """The best checkpoint of a run; `frames` it sees at once are by default as in training.
 
         InputError where there is no run or checkpoint, StoreError where the store does not fit it.
         """
         ensemble = Ensemble.of_runs([run], resolve_device(device), frames)
-        return cls(ensemble.models[0].eval(), ensemble.features_of(Store(store), split), computing=ensemble.computing)
+        return cls(ensemble.models[0].eval(), ensemble.features_of(Store(store), split), compute_context=ensemble.computing)
 
     @torch.inference_mode()
-    def asked(self, query: Query) -> Evidence:
+    def record(self, query: Query) -> QueryAttention:
         """What the network sees of one query of `features`."""
-        look, gaze = Look(query, self.features), _Gaze()
-        with self.computing():
-            see([self.model], self.features, [look], self.batch, gaze.add)
+        look, gaze = Look(query, self.dataset), _PassAverager()
+        with self.compute_context():
+            see([self.model], self.dataset, [look], self.batch_size, gaze.add)
         assert look.when is not None
-        return Evidence(query, look.frames, gaze.mean(look.frames), look.when)
+        return QueryAttention(query, look.frames, gaze.compute_mean(look.frames), look.when)
 
 
 @dataclass
-class _Gaze:
+class _PassAverager:
     """Maps gathered pass by pass."""
 
-    passes: list[tuple[np.ndarray, dict[str, np.ndarray]]] = field(default_factory=list)
+    pass_maps: list[tuple[np.ndarray, dict[str, np.ndarray]]] = field(default_factory=list)
 
-    def add(self, numbers: Sequence[np.ndarray], out: Any) -> None:
+    def add(self, frame_indices: Sequence[np.ndarray], outputs: Any) -> None:
         """A batch of passes of one query: their frames, each `[T_s]`, and the network's outputs."""
-        maps = maps_of(out)
-        self.passes += [(own, {kind: weights[:, place] for kind, weights in maps.items()}) for place, own in enumerate(numbers)]
+        maps = get_attention_maps(outputs)
+        self.pass_maps += [(own, {kind: weights[:, place] for kind, weights in maps.items()}) for place, own in enumerate(frame_indices)]
 
-    def mean(self, frames: np.ndarray) -> tuple[Attention, ...]:
+    def compute_mean(self, frame_indices: np.ndarray) -> tuple[AttentionMap, ...]:
         """The mean of what was seen at each of `frames` `[n]`."""
-        place = np.searchsorted(frames, np.concatenate([numbers for numbers, _ in self.passes]))
+        place = np.searchsorted(frame_indices, np.concatenate([numbers for numbers, _ in self.pass_maps]))
         times = np.bincount(place)[:, None, None, None]
         found = []
-        for kind in self.passes[0][1]:
-            seen = np.concatenate([maps[kind] for _, maps in self.passes], 1).swapaxes(0, 1)
-            total = np.zeros((len(frames), *seen.shape[1:]), np.float32)
+        for kind in self.pass_maps[0][1]:
+            seen = np.concatenate([maps[kind] for _, maps in self.pass_maps], 1).swapaxes(0, 1)
+            total = np.zeros((len(frame_indices), *seen.shape[1:]), np.float32)
             np.add.at(total, place, seen)
-            found.append(Attention(kind, (total / times).swapaxes(0, 1)))
+            found.append(AttentionMap(kind, (total / times).swapaxes(0, 1)))
         return tuple(found)
 
 
-def maps_of(out: Any) -> dict[str, np.ndarray]:
+def get_attention_maps(outputs: Any) -> dict[str, np.ndarray]:
     """Attention by kind, of outputs without batch padding, `[layers, B, T_s, H, W]`; without carriers where an MLP finds the
     boxes, whose carriers are uniform."""
-    looked = {"guide": out.guides} if isinstance(out, Outputs) else {"heard": out.heard}
-    if len(out.cell_boxes):
-        looked["carriers"] = out.carriers
+    looked = {"guide": outputs.guides} if isinstance(outputs, Outputs) else {"heard": outputs.heard}
+    if len(outputs.cell_boxes):
+        looked["carriers"] = outputs.carriers
     maps = {}
     for kind, weights in looked.items():
         if not weights.numel():
             continue  # the dynamic stream alone has no A
         if weights.dim() == 4:  # cells in one row: [K, B, T, H·W]
-            weights = weights.unflatten(-1, (-1, len(out.cell_centres[0, :, 0].unique())))
+            weights = weights.unflatten(-1, (-1, len(outputs.cell_centres[0, :, 0].unique())))
         maps[kind] = weights.float().cpu().numpy()
     return maps

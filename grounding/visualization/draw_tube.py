@@ -15,15 +15,15 @@ from grounding.visualization.video_writer import write_mp4
 from pipeline.records import Span
 
 Box = tuple[float, float, float, float]
-Progress = Callable[[int, int], None]
-YELLOW, BLACK, WHITE, GREY, DARK = (255, 221, 0), (0, 0, 0), (255, 255, 255), (96, 96, 96), (24, 24, 24)
-LEGIBLE_SIDE = 480
+ProgressCallback = Callable[[int, int], None]
+YELLOW, BLACK, WHITE, GRAY, BACKGROUND_COLOR = (255, 221, 0), (0, 0, 0), (255, 255, 255), (96, 96, 96), (24, 24, 24)
+MIN_LEGIBLE_SIDE = 480
 """Videos whose longer side is shorter are enlarged by a whole number, or no sentence could be read beneath them."""
 MAX_LINES = 4
 
 
 @dataclass(frozen=True)
-class Tube:
+class LabeledTube:
     """What is drawn: the sentence, its span `[begin, end)` in frames, and a box (xyxy pixels) for each frame of it."""
 
     text: str
@@ -36,35 +36,35 @@ class Canvas:
     """Where things lie, in pixels of the drawn video: the picture `scale` times enlarged at the top left, the strip beneath it."""
 
     size: tuple[int, int]
-    picture: tuple[int, int]
+    image_size: tuple[int, int]
     scale: int
-    line: int
+    line_width: int
     font: Any
-    lines: tuple[str, ...]
+    text_lines: tuple[str, ...]
 
     @classmethod
-    def of(cls, size: tuple[int, int], text: str) -> Canvas:
+    def from_video_size(cls, size: tuple[int, int], text: str) -> Canvas:
         """The canvas for videos of `size` (width, height); its sides are even, as yuv420p asks."""
-        scale = math.ceil(LEGIBLE_SIDE / max(size))
+        scale = math.ceil(MIN_LEGIBLE_SIDE / max(size))
         width, height = size[0] * scale, size[1] * scale
         points = max(14, round(width / 40))
         font = ImageFont.load_default(points)
-        lines = wrapped(text, font, width - points)
+        lines = wrap_text(text, font, width - points)
         strip = round(points * (1.3 * len(lines) + 1.9))
         even = (width + width % 2, height + strip + (height + strip) % 2)
         return cls(even, (width, height), scale, max(3, round(min(width, height) / 120)), font, lines)
 
     @property
-    def bar(self) -> tuple[int, int, int, int]:
+    def time_bar(self) -> tuple[int, int, int, int]:
         """The time bar, xyxy: from the video's first to its last moment."""
         margin = self.font.size // 2
         bottom = self.size[1] - margin
-        return margin, bottom - max(6, round(self.font.size / 2.5)), self.picture[0] - margin, bottom
+        return margin, bottom - max(6, round(self.font.size / 2.5)), self.image_size[0] - margin, bottom
 
-    def bar_x(self, share: float) -> int:
+    def get_time_bar_x(self, fraction: float) -> int:
         """Where a share of the video's duration lies on the bar."""
-        left, _, right, _ = self.bar
-        return round(left + share * (right - left))
+        left, _, right, _ = self.time_bar
+        return round(left + fraction * (right - left))
 
 
 def draw_tube(
@@ -72,70 +72,70 @@ def draw_tube(
     frames: Iterable[np.ndarray],
     frame_edges: np.ndarray,
     size: tuple[int, int],
-    tube: Tube,
-    progress: Progress = lambda done, total: None,
+    tube: LabeledTube,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> None:
     """Write `out`, an mp4 (h264, yuv420p, index at the front), atomically.
 
     `frames` are all of the video's, RGB uint8 `[h, w, 3]` of `size` (width, height), in order; frame n is shown from
     `frame_edges[n]` to `frame_edges[n + 1]` seconds, `[n + 1]`.
     """
-    canvas = Canvas.of(size, tube.text)
-    strip = blank(canvas, tube.span, frame_edges)
+    canvas = Canvas.from_video_size(size, tube.text)
+    strip = draw_background(canvas, tube.span, frame_edges)
     total = len(frame_edges) - 1
 
     def pictures() -> Iterator[np.ndarray]:
         progress(0, total)
         for number, picture in enumerate(frames):
-            yield drawn(canvas, strip, picture, number, tube, frame_edges)
+            yield render_frame(canvas, strip, picture, number, tube, frame_edges)
             progress(number + 1, total)
 
     write_mp4(out, pictures(), frame_edges, canvas.size, {"crf": "20"})
 
 
-def drawn(canvas: Canvas, strip: Image.Image, picture: np.ndarray, number: int, tube: Tube, frame_edges: np.ndarray) -> np.ndarray:
+def render_frame(canvas: Canvas, background: Image.Image, image: np.ndarray, frame_index: int, tube: LabeledTube, frame_edges: np.ndarray) -> np.ndarray:
     """One frame as it will be shown, RGB uint8 `[H, W, 3]`: the picture, its box if it has one, the strip with the moment marked."""
-    whole = strip.copy()
-    shown = Image.fromarray(picture)
-    whole.paste(shown.resize(canvas.picture, Image.Resampling.BILINEAR) if canvas.scale > 1 else shown, (0, 0))
+    whole = background.copy()
+    shown = Image.fromarray(image)
+    whole.paste(shown.resize(canvas.image_size, Image.Resampling.BILINEAR) if canvas.scale > 1 else shown, (0, 0))
     pencil = ImageDraw.Draw(whole)
-    if tube.span[0] <= number < tube.span[1] and number in tube.boxes:
-        draw_box(pencil, canvas, tube.boxes[number])
-    left, top, _, bottom = canvas.bar
-    x = canvas.bar_x((frame_edges[number] - frame_edges[0]) / max(frame_edges[-1] - frame_edges[0], 1e-9))
-    pencil.rectangle((max(left, x - canvas.line // 2), top - canvas.line, x + (canvas.line + 1) // 2, bottom - 1 + canvas.line), fill=WHITE)
+    if tube.span[0] <= frame_index < tube.span[1] and frame_index in tube.boxes:
+        draw_box(pencil, canvas, tube.boxes[frame_index])
+    left, top, _, bottom = canvas.time_bar
+    x = canvas.get_time_bar_x((frame_edges[frame_index] - frame_edges[0]) / max(frame_edges[-1] - frame_edges[0], 1e-9))
+    pencil.rectangle((max(left, x - canvas.line_width // 2), top - canvas.line_width, x + (canvas.line_width + 1) // 2, bottom - 1 + canvas.line_width), fill=WHITE)
     return np.asarray(whole)
 
 
-def draw_box(pencil: ImageDraw.ImageDraw, canvas: Canvas, box: Box) -> None:
+def draw_box(draw: ImageDraw.ImageDraw, canvas: Canvas, box: Box) -> None:
     """A yellow outline just inside the box's edges, with a thin black one on either side, so that it shows on any ground."""
-    width, height = canvas.picture
+    width, height = canvas.image_size
     x1, x2 = (round(min(max(x * canvas.scale, 0), width)) for x in box[::2])
     y1, y2 = (round(min(max(y * canvas.scale, 0), height)) for y in box[1::2])
     x2, y2 = max(x2 - 1, x1), max(y2 - 1, y1)
-    pencil.rectangle((max(x1 - 1, 0), max(y1 - 1, 0), min(x2 + 1, width - 1), min(y2 + 1, height - 1)), outline=BLACK)
-    if min(x2 - x1, y2 - y1) > 2 * canvas.line + 2:
-        inner = canvas.line
-        pencil.rectangle((x1 + inner, y1 + inner, x2 - inner, y2 - inner), outline=BLACK)
-    pencil.rectangle((x1, y1, x2, y2), outline=YELLOW, width=canvas.line)
+    draw.rectangle((max(x1 - 1, 0), max(y1 - 1, 0), min(x2 + 1, width - 1), min(y2 + 1, height - 1)), outline=BLACK)
+    if min(x2 - x1, y2 - y1) > 2 * canvas.line_width + 2:
+        inner = canvas.line_width
+        draw.rectangle((x1 + inner, y1 + inner, x2 - inner, y2 - inner), outline=BLACK)
+    draw.rectangle((x1, y1, x2, y2), outline=YELLOW, width=canvas.line_width)
 
 
-def blank(canvas: Canvas, span: Span, frame_edges: np.ndarray) -> Image.Image:
+def draw_background(canvas: Canvas, span: Span, frame_edges: np.ndarray) -> Image.Image:
     """What is the same in every frame: the strip with the sentence and the time bar, the span in yellow on it."""
-    whole = Image.new("RGB", canvas.size, DARK)
+    whole = Image.new("RGB", canvas.size, BACKGROUND_COLOR)
     pencil = ImageDraw.Draw(whole)
     points = canvas.font.size
-    for row, line in enumerate(canvas.lines):
-        pencil.text((points // 2, canvas.picture[1] + points * (0.35 + 1.3 * row)), line, font=canvas.font, fill=WHITE)
-    left, top, right, bottom = canvas.bar
-    pencil.rectangle((left, top, right, bottom - 1), fill=GREY)
+    for row, line in enumerate(canvas.text_lines):
+        pencil.text((points // 2, canvas.image_size[1] + points * (0.35 + 1.3 * row)), line, font=canvas.font, fill=WHITE)
+    left, top, right, bottom = canvas.time_bar
+    pencil.rectangle((left, top, right, bottom - 1), fill=GRAY)
     length = max(frame_edges[-1] - frame_edges[0], 1e-9)
-    begin, end = (canvas.bar_x((frame_edges[edge] - frame_edges[0]) / length) for edge in span)
+    begin, end = (canvas.get_time_bar_x((frame_edges[edge] - frame_edges[0]) / length) for edge in span)
     pencil.rectangle((begin, top, max(end, begin + 1), bottom - 1), fill=YELLOW)
     return whole
 
 
-def wrapped(text: str, font: Any, width: int) -> tuple[str, ...]:
+def wrap_text(text: str, font: Any, width: int) -> tuple[str, ...]:
     """The text in lines of at most `width` pixels, at most `MAX_LINES`; what does not fit ends in an ellipsis."""
     lines: list[str] = [""]
     for word in text.split():

@@ -11,26 +11,26 @@ from pipeline.errors import VideoError
 
 
 @dataclass(frozen=True)
-class Footage:
+class VideoSource:
     """One video: frame n is shown from `edges[n]` to `edges[n + 1]` seconds; `stamp` changes with the file."""
 
     path: str
-    edges: np.ndarray = field(repr=False)
-    stamp: str
-    read: Callable[[Sequence[int]], Iterator[np.ndarray]]
+    frame_edges: np.ndarray = field(repr=False)
+    fingerprint: str
+    decode_frames: Callable[[Sequence[int]], Iterator[np.ndarray]]
     """Ascending frame numbers → RGB pictures uint8 `[H, W, 3]`, one by one; VideoError where they cannot be decoded."""
 
-    def pictures(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    def read_frames(self, frame_indices: Sequence[int]) -> Iterator[np.ndarray]:
         """The frames of these ascending numbers; a VideoError where the video does not have them."""
-        self.refuse_shorter(numbers[-1])
-        return self.read(numbers)
+        self.check_has_frame(frame_indices[-1])
+        return self.decode_frames(frame_indices)
 
-    def refuse_shorter(self, number: int) -> None:
+    def check_has_frame(self, frame_index: int) -> None:
         """VideoError where there is no such frame."""
-        count = len(self.edges) - 1
-        if number >= count:
+        count = len(self.frame_edges) - 1
+        if frame_index >= count:
             raise VideoError("decode", "changed", f"{self.path} has {count} frames, the index says more")
 
 
-FootageOf = Callable[[str], Footage]
+VideoOpener = Callable[[str], VideoSource]
 """A query's path → its video; a StvgError where it cannot be read."""

@@ -18,7 +18,7 @@ from pipeline.io.atomic import atomic_write
 TIME_BASE = Fraction(1, 90_000)
 
 
-def write_mp4(out: Path, pictures: Iterable[np.ndarray], edges: np.ndarray, size: tuple[int, int], options: Mapping[str, str]) -> None:
+def write_mp4(out: Path, images: Iterable[np.ndarray], frame_edges: np.ndarray, size: tuple[int, int], encoder_options: Mapping[str, str]) -> None:
     """Write `out` atomically.
 
     `pictures` are RGB uint8 `[h, w, 3]`, one for each interval of `edges` `[n + 1]` (seconds); they are scaled to `size` (width,
@@ -26,11 +26,11 @@ def write_mp4(out: Path, pictures: Iterable[np.ndarray], edges: np.ndarray, size
     """
     import av
 
-    ticks = ascending_ticks(edges)
-    rate = Fraction(float((len(ticks) - 1) / max(edges[-1] - edges[0], 1e-3))).limit_denominator(1001)
+    ticks = compute_ticks(frame_edges)
+    rate = Fraction(float((len(ticks) - 1) / max(frame_edges[-1] - frame_edges[0], 1e-3))).limit_denominator(1001)
     with atomic_write(out) as aside, av.open(str(aside), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         # without B-frames packets leave in the order of showing, and every one can carry its own duration
-        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "bf": "0", **options})
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "bf": "0", **encoder_options})
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = TIME_BASE
@@ -41,7 +41,7 @@ def write_mp4(out: Path, pictures: Iterable[np.ndarray], edges: np.ndarray, size
                 packet.duration = int(ticks[number + 1] - ticks[number])
                 container.mux(packet)
 
-        for number, picture in enumerate(pictures):
+        for number, picture in enumerate(images):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if (frame.width, frame.height) != size:
                 frame = frame.reformat(width=size[0], height=size[1], interpolation="AREA")
@@ -50,13 +50,13 @@ def write_mp4(out: Path, pictures: Iterable[np.ndarray], edges: np.ndarray, size
         write(stream.encode(None))
 
 
-def ascending_ticks(edges: np.ndarray) -> np.ndarray:
+def compute_ticks(frame_edges: np.ndarray) -> np.ndarray:
     """Edges in seconds as whole ticks from 0 on, each later than the one before: the encoder takes no two frames at one time."""
-    ticks = np.round((edges - edges[0]) / float(TIME_BASE)).astype(np.int64)
+    ticks = np.round((frame_edges - frame_edges[0]) / float(TIME_BASE)).astype(np.int64)
     steps = np.arange(len(ticks))
     return np.maximum.accumulate(ticks - steps) + steps
 
 
-def even(length: float) -> int:
+def round_to_even(length: float) -> int:
     """The even number nearest to a length in pixels, at least 2."""
     return max(2, 2 * round(length / 2))

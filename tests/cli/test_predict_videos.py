@@ -46,7 +46,7 @@ def is_yellow(pixels: np.ndarray) -> np.ndarray:
 
 def assert_drawn(video: Path, out: Path, query: dict[str, Any]) -> None:
     """The drawn video is as long as the source, and on frames of the span yellow lies where the box's sides are."""
-    source, drawn, canvas = probe(video), probe(out), Canvas.of(probe(video).size, query["text"])
+    source, drawn, canvas = probe(video), probe(out), Canvas.from_video_size(probe(video).size, query["text"])
     assert drawn.frame_count == source.frame_count
     assert drawn.duration == pytest.approx(source.duration, abs=2e-3)
     assert (drawn.codec, drawn.size) == ("h264", canvas.size)
@@ -55,9 +55,9 @@ def assert_drawn(video: Path, out: Path, query: dict[str, Any]) -> None:
     with open_frames(out, drawn, sorted(sampled)) as frames:
         for number, picture in frames:
             x1, y1, x2, y2 = (round(side * canvas.scale) for side in sampled[number])
-            line = canvas.line
-            top = picture[min(y1, canvas.picture[1] - line) : y1 + line, x1 : max(x2, x1 + line)]
-            left = picture[y1 : max(y2, y1 + line), min(x1, canvas.picture[0] - line) : x1 + line]
+            line = canvas.line_width
+            top = picture[min(y1, canvas.image_size[1] - line) : y1 + line, x1 : max(x2, x1 + line)]
+            left = picture[y1 : max(y2, y1 + line), min(x1, canvas.image_size[0] - line) : x1 + line]
             assert is_yellow(top).mean() > 0.6, (number, "top")
             assert is_yellow(left).mean() > 0.6, (number, "left")
 

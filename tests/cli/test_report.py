@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 import cli.evaluate
 import cli.report
-from grounding.report.videos import show_videos
+from grounding.report.videos import encode_videos
 from pipeline.records import Query
 from pipeline.video import open_frames, probe
 
@@ -108,7 +108,7 @@ def test_a_real_videos_frames_keep_their_numbers_and_times(name: str, tmp_path: 
     facts = probe(folder / name)
     values = {"id": "q", "video": name, "path": name, "fps": facts.fps, "frame_count": facts.frame_count, "size": facts.size}
     query = Query.model_validate({**values, "segment": (0, facts.frame_count), "text": "x", "split": "test"})
-    shown = show_videos([query], cli.report.make_video_opener(folder), tmp_path, 480, None, lambda done, total: None)[name]
+    shown = encode_videos([query], cli.report.make_video_opener(folder), tmp_path, 480, None, lambda done, total: None)[name]
     with av.open(str(tmp_path / shown.file)) as container:
         made = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     np.testing.assert_allclose([time for time, _ in made], facts.edges[:-1], atol=1e-3)

@@ -21,9 +21,9 @@ import cli.report
 import cli.sweep
 import grounding.metrics.bootstrap
 import grounding.sweep.tables
-from grounding.sweep.figures import curves_figure
-from grounding.sweep.run import Place
-from grounding.sweep.tables import SweepTable, table_named
+from grounding.sweep.figures import plot_learning_curves
+from grounding.sweep.run import SweepProgress
+from grounding.sweep.tables import SweepTable, load_table
 from pipeline.extraction.run import ExtractConfig
 from pipeline.extraction.run import run_extraction as extract
 
@@ -104,8 +104,8 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
     )
     assert result.exit_code == 0, result.stderr
     assert not any(wrong in result.stderr for wrong in ("differ in their steps", "versions of the code")), "all is as planned"
-    planned = table_named("systems").variants
-    steps = {name: max(1, round(6 / variant.cost.step)) for name, variant in planned.items() if variant.cost}
+    planned = load_table("systems").variants
+    steps = {name: max(1, round(6 / variant.cost.step_time)) for name, variant in planned.items() if variant.cost}
     assert list(steps) == ["csdvl", "cgstvg", "costa"]
     assert f"costa, seed 1 (run 6 of 8): {2 * sum(steps.values())}/{2 * sum(steps.values())} steps" in result.stderr
     table = json.loads((out / "table.json").read_text())
@@ -119,11 +119,11 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
         assert yaml.safe_load((run / "config.yaml").read_text())["train"]["system"] == system["system"] == name
         parameters[name] = system["parameters"]
     assert len(set(parameters.values())) == 3
-    figure = curves_figure(table, out)
+    figure = plot_learning_curves(table, out)
     assert figure is not None
     assert "train/loss" not in [axes.get_title() for axes in figure.axes], "losses of different systems are not of one kind"
     ends = {line.get_label(): line.get_xdata()[-1] for line in figure.axes[0].lines}
-    assert ends == pytest.approx({name: steps[name] * planned[name].cost.step for name in steps})
+    assert ends == pytest.approx({name: steps[name] * planned[name].cost.step_time for name in steps})
     page = tmp_path / "page"
     shown = CliRunner().invoke(
         cli.report.app,
@@ -143,9 +143,9 @@ def test_stopped_by_sigterm_it_goes_on(arguments: list[str], tmp_path: Path, mon
 
     @contextmanager
     def stop_at(step: int) -> Iterator[Any]:
-        def watch(place: Place) -> None:
-            steps.append(place.step)
-            if place.step == step:
+        def watch(place: SweepProgress) -> None:
+            steps.append(place.finished_steps)
+            if place.finished_steps == step:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         yield watch
@@ -191,8 +191,8 @@ def test_a_terminal_shows_runs_and_steps(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     with cli.sweep.show_sweep_progress() as watch:
-        watch(Place("full, seed 0", 0, 3))
-        watch(Place("none, seed 1", 2, 3, 25, 30))
+        watch(SweepProgress("full, seed 0", 0, 3))
+        watch(SweepProgress("none, seed 1", 2, 3, 25, 30))
     last = terminal.getvalue().replace("\r", "\n")
     assert "none, seed 1" in last
     assert "2/3" in last

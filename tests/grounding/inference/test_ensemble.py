@@ -21,7 +21,7 @@ from grounding.inference.ensemble import Ensemble, differences
 from grounding.models.csdvl import Csdvl
 from grounding.predictor.grounder import Grounder
 from grounding.structures.inputs import Inputs
-from grounding.visualization.attention_maps import Witness
+from grounding.visualization.attention_maps import AttentionRecorder
 from pipeline.errors import InputError
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
@@ -79,8 +79,8 @@ def test_all_that_asks_an_ensemble_computes_as_it_says(tiny_run: Any, monkeypatc
     query = next(query for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
     assert predict_split([tiny_run.run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
     assert Grounder(tiny_run.run, device="cpu").ask(tiny_run.root / query.path, [query.text]).queries
-    witness = Witness.of_run(tiny_run.run, tiny_run.store, "test", "cpu")
-    assert len(witness.asked(witness.features.queries[0]).frames)
+    witness = AttentionRecorder.from_run(tiny_run.run, tiny_run.store, "test", "cpu")
+    assert len(witness.record(witness.dataset.queries[0]).frame_indices)
 
 
 @pytest.mark.parametrize(

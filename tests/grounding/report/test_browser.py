@@ -19,10 +19,10 @@ from grounding.evaluation.ground_truth import exam_of
 from grounding.evaluation.results import Judged
 from grounding.metrics.scores import score, summarise
 from grounding.report.build import ReportConfig, write_report
-from grounding.report.page_data import write_list, write_script
+from grounding.report.page_data import write_query_list, write_script
 from grounding.structures.span_scores import ProposalScores
-from grounding.visualization.attention_maps import Attention, Evidence
-from grounding.visualization.video_source import Footage
+from grounding.visualization.attention_maps import AttentionMap, QueryAttention
+from grounding.visualization.video_source import VideoSource
 from pipeline.records import Prediction, Query, Truth
 from pipeline.tracks import Tracks
 
@@ -46,7 +46,7 @@ def block(frame: int) -> tuple[int, int, int, int]:
     return 4 + 2 * frame, 20, 34 + 2 * frame, 60
 
 
-def footage(path: str) -> Footage:
+def footage(path: str) -> VideoSource:
     def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
         for number in numbers:
             picture = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
@@ -54,7 +54,7 @@ def footage(path: str) -> Footage:
             picture[y1:y2, x1:x2] = 255
             yield picture
 
-    return Footage(path, np.arange(FRAMES + 1) / FPS, "1", read)
+    return VideoSource(path, np.arange(FRAMES + 1) / FPS, "1", read)
 
 
 def make_query(number: int, **changes: Any) -> Query:
@@ -86,13 +86,13 @@ class Saw:
     def __init__(self, queries: list[Query]) -> None:
         self.features = SimpleNamespace(queries=queries)
 
-    def asked(self, query: Query) -> Evidence:
+    def asked(self, query: Query) -> QueryAttention:
         frames = np.arange(0, FRAMES, 4)
         weights = np.zeros((2, len(frames), 3, 6), np.float32)
         weights[:, np.arange(len(frames)), 1, np.minimum(frames // 10, 5)] = 1
         scores = np.zeros((8, 8))
         scores[1, 6] = 0.9
-        return Evidence(query, frames, (Attention("guide", weights),), ProposalScores(query.segment, scores, 1))
+        return QueryAttention(query, frames, (AttentionMap("guide", weights),), ProposalScores(query.segment, scores, 1))
 
 
 def write(folder: Path, runs: int) -> Path:
@@ -109,9 +109,9 @@ def write(folder: Path, runs: int) -> Path:
         for run, name in enumerate(names)
     ]
 
-    def some(path: str) -> Footage:
+    def some(path: str) -> VideoSource:
         found = footage(path)
-        return found if path != "broken.mp4" else Footage(path, found.edges[:20], "1", found.read)
+        return found if path != "broken.mp4" else VideoSource(path, found.frame_edges[:20], "1", found.decode_frames)
 
     return write_report(folder / f"report{runs}", exam_of(queries, tracks, "test"), shown, some, ReportConfig(), [Saw(queries)] * runs)
 
@@ -377,7 +377,7 @@ def many(browser: Any, reports: dict[int, Path], tmp_path: Path) -> Iterator[Ope
     folder = shutil.copytree(reports[1].parent, tmp_path / "many")
     row = {"path": "p", "video": 0, "form": "", "tags": [], "segment": [0, 60], "truth": None, "spans": [None], "scores": [[0.5, 0.5, 0.5]]}
     rows = [{**row, "id": f"q{number}", "text": f"sentence {number}" + " and so on" * (number % 10 == 0) * 40} for number in range(2000)]
-    write_list(folder, ["first"], rows, [{"trouble": "none"}])
+    write_query_list(folder, ["first"], rows, [{"trouble": "none"}])
     for number in (1500, 1501):
         write_script(folder / "queries" / f"{number}.js", "take", number, {"size": SIZE, "truth": [], "answers": [None], "seen": [None]})
     for one in open_page(browser, folder / "index.html"):

@@ -17,11 +17,11 @@ from grounding.evaluation.ground_truth import exam_of
 from grounding.evaluation.results import Judged, two_runs
 from grounding.metrics.scores import Score, score, summarise
 from grounding.report.build import ReportConfig, write_report
-from grounding.report.gallery import gallery
-from grounding.report.page import histogram, systems
-from grounding.visualization.frame_strips import draw_strip, strip_frames
-from grounding.visualization.learning_curves import make_curve, read_curves, read_table
-from grounding.visualization.video_source import Footage
+from grounding.report.gallery import select_gallery
+from grounding.report.page import build_histogram, build_results_table
+from grounding.visualization.frame_strips import draw_strip, select_strip_frames
+from grounding.visualization.learning_curves import build_curve, read_curves, read_curve_table
+from grounding.visualization.video_source import VideoSource
 from pipeline.errors import InputError, VideoError
 from pipeline.io.jsonl import write_json, write_jsonl
 from pipeline.records import Prediction, Query, Truth
@@ -46,11 +46,11 @@ def predict(query: Query, begin: int) -> Prediction:
     return Prediction(id=query.id, span=(begin, begin + 40), score=0.5, boxes=[(begin, *BOX)])
 
 
-def grey(path: str) -> Footage:
+def grey(path: str) -> VideoSource:
     def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
         return (np.full((90, 160, 3), 128, np.uint8) for _ in numbers)
 
-    return Footage(path, np.arange(101) / 25, "stamp", read)
+    return VideoSource(path, np.arange(101) / 25, "stamp", read)
 
 
 class Page(html.parser.HTMLParser):
@@ -168,7 +168,7 @@ def test_whatever_the_data_says_is_text(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_video_that_cannot_be_read_leaves_a_note(run: Path, tmp_path: Path) -> None:
-    def broken(path: str) -> Footage:
+    def broken(path: str) -> VideoSource:
         raise VideoError("open", "missing", f"{path} does not exist")
 
     queries, tracks = make_queries(2)
@@ -191,7 +191,7 @@ def test_videos_are_made_once_and_the_others_go(run: Path, tmp_path: Path) -> No
     first = made()
     write(run, tmp_path / "out", queries, tracks, [])
     assert made() == first
-    page = write(run, tmp_path / "out", queries, tracks, [], config=ReportConfig(videos=1, strips=1))
+    page = write(run, tmp_path / "out", queries, tracks, [], config=ReportConfig(videos=1, gallery_size=1))
     assert len(made()) == 1
     assert made().items() < first.items()
     assert [video.get("trouble") for video in page.script("data.js")[0]["videos"]] == [
@@ -226,7 +226,7 @@ def test_large_videos_are_made_smaller_and_small_ones_not_larger(run: Path, tmp_
 
     queries, tracks = make_queries(1)
     for side, size in ((480, (160, 90)), (40, (40, 22))):
-        page = write(run, tmp_path / "out", queries, tracks, [], config=ReportConfig(side=side))
+        page = write(run, tmp_path / "out", queries, tracks, [], config=ReportConfig(max_side=side))
         with av.open(str(tmp_path / "out" / page.script("data.js")[0]["videos"][0]["file"])) as container:
             context = container.streams.video[0].codec_context
             assert (context.width, context.height) == size
@@ -301,35 +301,35 @@ def with_scores(values: dict[str, float], sure: dict[str, float] | None = None, 
 
 def test_the_gallery_shows_the_best_the_middle_and_the_surest_failures() -> None:
     values = {str(i): i / 100 for i in range(101)} | {f"bad{i}": 0.0 for i in range(5)}
-    groups = {group.title: group.ids for group in gallery(with_scores(values, {"bad3": 0.99}), None, 15)}
+    groups = {group.title: group.query_ids for group in select_gallery(with_scores(values, {"bad3": 0.99}), None, 15)}
     assert list(groups) == ["best", "near 0.8", "near 0.5", "near 0.3", "failures"]
     assert groups["best"] == ["100", "99", "98"]
     assert sorted(groups["near 0.8"]) == ["79", "80", "81"]
     assert groups["failures"][0] == "bad3"
     assert len(groups["failures"]) == 3
-    assert gallery(with_scores(values), None, 0) == gallery(with_scores({}), None, 12) == []
+    assert select_gallery(with_scores(values), None, 0) == select_gallery(with_scores({}), None, 12) == []
 
 
 def test_the_gallery_shows_a_query_once_and_calls_nothing_near_that_is_far() -> None:
-    groups = gallery(with_scores({"a": 0.5, "b": 0.65, "c": 1.0}), None, 100)
-    assert [(group.title, group.ids) for group in groups] == [("best", ["c", "b"]), ("near 0.5", ["a"])]
+    groups = select_gallery(with_scores({"a": 0.5, "b": 0.65, "c": 1.0}), None, 100)
+    assert [(group.title, group.query_ids) for group in groups] == [("best", ["c", "b"]), ("near 0.5", ["a"])]
 
 
 def test_the_gallery_shows_where_two_runs_differ_most() -> None:
     ours, theirs = {"won": 0.9, "lost": 0.2, "same": 0.5}, {"won": 0.1, "lost": 0.8, "same": 0.5}
-    groups = {group.title: group.ids for group in gallery(with_scores(ours), with_scores(theirs, name="other"), 7)}
+    groups = {group.title: group.query_ids for group in select_gallery(with_scores(ours), with_scores(theirs, name="other"), 7)}
     assert groups == {"near 0.5": ["same"], "far better than other": ["won"], "far worse than other": ["lost"]}
 
 
 def test_strip_frames_cover_both_spans_inside_the_segment() -> None:
     (query,), _ = make_queries(1)
-    numbers = strip_frames(query, [predict(query, 58)])
+    numbers = select_strip_frames(query, [predict(query, 58)])
     assert len(numbers) == 8
     assert numbers == sorted(set(numbers))
     assert 0 <= numbers[0] < 20
     assert 97 < numbers[-1] < 100
     short = query.model_copy(update={"segment": (20, 22), "truth": Truth(span=(20, 21))})
-    assert strip_frames(short, [None]) == [20, 21]
+    assert select_strip_frames(short, [None]) == [20, 21]
 
 
 def test_boxes_are_drawn_only_where_they_hold() -> None:
@@ -349,14 +349,14 @@ def test_curves_come_in_order_and_skip_what_is_not_a_number(run: Path) -> None:
     (folder / "train" / "odd.tsv").write_text("step\todd\n0\tnan\n1\t2.5\nx\ty\n3\n")
     (folder / "train" / "empty.tsv").write_text("step\tempty\n")
     assert [curve.name for curve in read_curves(folder)][:3] == ["train/loss", "train/lr", "validation/m_vIoU"]
-    steps, values = read_table(folder / "train" / "odd.tsv")
+    steps, values = read_curve_table(folder / "train" / "odd.tsv")
     assert (steps.tolist(), values.tolist()) == ([1.0], [2.5])
     assert "train/empty" not in [curve.name for curve in read_curves(folder)]
 
 
 @pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [-1e-9, 1e-9], [0.0, 1e6], [3.0] * 1000])
 def test_every_curve_fits_its_axes(values: list[float]) -> None:
-    curve = make_curve("x", np.arange(len(values), dtype=float), np.array(values))
+    curve = build_curve("x", np.arange(len(values), dtype=float), np.array(values))
     points = [tuple(map(float, point.split(","))) for point in curve.raw.split()]
     assert len(points) <= 400
     assert all(52 <= x <= 398 and 12 <= y <= 192 for x, y in points)
@@ -365,16 +365,16 @@ def test_every_curve_fits_its_axes(values: list[float]) -> None:
 
 def test_the_headline_prefers_the_metrics_file() -> None:
     run = replace(with_scores({"a": 0.5}), metrics={"m_vIoU": 0.7, "baseline_m_vIoU": 0.1})
-    table = dict(systems([run]))
+    table = dict(build_results_table([run]))
     assert (table["this run"]["m_vIoU"], table["this run"]["m_tIoU"]) == (0.7, 0.5)
     assert (table["constant"]["m_vIoU"], table["constant"]["m_tIoU"]) == (0.1, None)
     assert "random" not in table
-    assert [name for name, _ in systems([run, with_scores({"a": 0.2}, name="other")])] == ["run", "other", "constant"]
+    assert [name for name, _ in build_results_table([run, with_scores({"a": 0.2}, name="other")])] == ["run", "other", "constant"]
 
 
 def test_the_histogram_counts_every_boxed_query() -> None:
     scores = [Score(id="a", vIoU=value, tIoU=0.5, sIoU=0.5) for value in (0.0, 0.5, 1.0, None)]
-    bins = histogram(scores)
+    bins = build_histogram(scores)
     assert sum(count for _, count, _ in bins) == 3
     assert (bins[0], bins[-1]) == (("0.00–0.05", 1, 100.0), ("0.95–1.00", 1, 100.0))
 

@@ -15,8 +15,8 @@ from grounding.evaluation.ground_truth import Exam, exam_of
 from grounding.evaluation.results import Judged
 from grounding.report.figures import write_figures
 from grounding.structures.tubes import Tubes
-from grounding.visualization.attention_maps import Attention, Evidence
-from grounding.visualization.video_source import Footage
+from grounding.visualization.attention_maps import AttentionMap, QueryAttention
+from grounding.visualization.video_source import VideoSource
 from pipeline.errors import VideoError
 from pipeline.records import Prediction, Query
 from pipeline.tracks import Tracks
@@ -37,7 +37,7 @@ def judged(exam: Exam, name: str, span: tuple[int, int]) -> Judged:
     return Judged(Path(name), name, said, {score.id: score for score in scores}, {})
 
 
-def footage(path: str) -> Footage:
+def footage(path: str) -> VideoSource:
     """Grey videos of 100 frames; that of `v1` is gone."""
     if path == "v1.mp4":
         raise VideoError("open", "missing", "v1.mp4 is not there")
@@ -45,12 +45,12 @@ def footage(path: str) -> Footage:
     def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
         yield from (np.full((36, 64, 3), 128, np.uint8) for _ in numbers)
 
-    return Footage(path, np.arange(101) / 25, "stamp", read)
+    return VideoSource(path, np.arange(101) / 25, "stamp", read)
 
 
-def witness(exam: Exam, *attention: Attention) -> Any:
-    def asked(query: Query) -> Evidence:
-        return Evidence(query, np.arange(0, 100, 5), attention, None)  # type: ignore[arg-type]
+def witness(exam: Exam, *attention: AttentionMap) -> Any:
+    def asked(query: Query) -> QueryAttention:
+        return QueryAttention(query, np.arange(0, 100, 5), attention, None)  # type: ignore[arg-type]
 
     return SimpleNamespace(features=SimpleNamespace(queries=exam.queries), asked=asked)
 
@@ -61,8 +61,8 @@ def files(out: Path) -> list[str]:
 
 def test_a_query_has_its_tubes_and_its_attention_as_png_and_pdf(exam: Exam, tmp_path: Path) -> None:
     runs = [judged(exam, "full", (30, 60)), judged(exam, "none", (50, 90))]
-    guide = Attention("guide", np.ones((1, 20, 2, 4), np.float32))
-    heard = Attention("heard", np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4).repeat(20, 1))
+    guide = AttentionMap("guide", np.ones((1, 20, 2, 4), np.float32))
+    heard = AttentionMap("heard", np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4).repeat(20, 1))
     troubles = write_figures(tmp_path, exam, runs, footage, [witness(exam, guide), witness(exam, heard)])
     stems = {Path(name).stem for name in files(tmp_path)}
     (number,) = {stem[6:] for stem in stems if stem.startswith("tubes-")}  # one of two queries: the other's video is gone

@@ -16,8 +16,8 @@ import grounding.sweep.run
 from grounding.evaluation.config import EvaluateConfig
 from grounding.evaluation.evaluate import predict_split
 from grounding.metrics.scores import read_scores
-from grounding.sweep.run import Place, Results, Sweep, plan, run_sweep
-from grounding.sweep.tables import SweepTable, load_tables, table_named
+from grounding.sweep.run import SweepProgress, SweepScores, Sweep, plan_sweep, run_sweep
+from grounding.sweep.tables import SweepTable, load_tables, load_table
 from grounding.systems.registry import preset, system_of
 from grounding.training.run_directory import sole_writer
 from pipeline.config import merge, validate
@@ -53,7 +53,7 @@ def judged_store(make_store: Maker, query_of: QueryMaker) -> Path:
 
 def sweep_of(store: Path, seeds: int = 2, changes: dict[str, Any] | None = None, **values: Any) -> Sweep:
     table = SweepTable.model_validate(merge(TABLE, changes or {}))
-    return plan(table, store, store.parent / "sweep", lambda system: merge(TINY, values), EvaluateConfig(device="cpu"), seeds)
+    return plan_sweep(table, store, store.parent / "sweep", lambda system: merge(TINY, values), EvaluateConfig(device="cpu"), seeds)
 
 
 def files_of(sweep: Sweep) -> dict[str, int]:
@@ -61,32 +61,32 @@ def files_of(sweep: Sweep) -> dict[str, int]:
     return {path.relative_to(sweep.out).as_posix(): path.stat().st_mtime_ns for path in sweep.out.rglob("*") if path.is_file()}
 
 
-def steps_taken(sweep: Sweep) -> tuple[list[int], Results]:
+def steps_taken(sweep: Sweep) -> tuple[list[int], SweepScores]:
     """The steps that a sweep says it is at while it runs, and its results."""
-    places: list[Place] = []
+    places: list[SweepProgress] = []
     results = run_sweep(sweep, places.append)
-    assert places[-1].run == places[-1].runs == len(list(sweep.runs()))
-    return [place.step for place in places], results
+    assert places[-1].finished_runs == places[-1].total_runs == len(list(sweep.iterate_runs()))
+    return [place.finished_steps for place in places], results
 
 
 def test_what_another_process_makes_is_left_to_it_and_waited_for(judged_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first run is held by another until all others are made."""
-    monkeypatch.setattr(grounding.sweep.run, "OTHERS_SECONDS", 0.0)
+    monkeypatch.setattr(grounding.sweep.run, "POLL_SECONDS", 0.0)
     sweep, order = sweep_of(judged_store), list[str]()
     with ExitStack() as other:
-        other.enter_context(sole_writer(sweep.folder("full", 0)))
+        other.enter_context(sole_writer(sweep.get_run_dir("full", 0)))
 
-        def watch(place: Place) -> None:
-            if place.what not in order[-1:] and not place.what.startswith("judging"):
-                order.append(place.what)
-            if place.what.startswith("waiting"):
+        def watch(place: SweepProgress) -> None:
+            if place.activity not in order[-1:] and not place.activity.startswith("judging"):
+                order.append(place.activity)
+            if place.activity.startswith("waiting"):
                 other.close()
 
         results = run_sweep(sweep, watch)
     waiting = "waiting for other processes to make full"
     assert order[:5] == ["none, seed 0", "full, seed 1", "none, seed 1", waiting, "full, seed 0"]
     assert results == {
-        name: [read_scores(sweep.folder(name, seed) / "scores" / "test.json") for seed in sweep.seeds_of(name)] for name in results
+        name: [read_scores(sweep.get_run_dir(name, seed) / "scores" / "test.json") for seed in sweep.seeds_for_variant(name)] for name in results
     }
     assert [len(results[name]) for name in TABLE["variants"]] == [2, 2, 2, 1]
 
@@ -96,12 +96,12 @@ def test_every_run_is_made_in_order_and_judged(judged_store: Path) -> None:
     steps, results = steps_taken(sweep)
     assert sorted(set(steps)) == list(range(17))  # two variants, two seeds, four steps each
     assert {name: len(runs) for name, runs in results.items()} == {"full": 2, "none": 2, "more_frames": 2, "ensemble": 1}
-    for name, seed in sweep.runs():
-        folder = sweep.folder(name, seed)
+    for name, seed in sweep.iterate_runs():
+        folder = sweep.get_run_dir(name, seed)
         assert read_scores(folder / "scores" / "test.json") == results[name][0 if seed is None else seed]
         assert (folder / "predictions" / "test.jsonl").exists()
         assert "m_vIoU" in json.loads((folder / "metrics.json").read_text())
-    assert [sweep.folder(*run).relative_to(sweep.out).as_posix() for run in sweep.runs()][:4] == RUNS
+    assert [sweep.get_run_dir(*run).relative_to(sweep.out).as_posix() for run in sweep.iterate_runs()][:4] == RUNS
     kinds = [yaml.safe_load((sweep.out / run / "config.yaml").read_text())["train"] for run in RUNS]
     assert [(kind["model"]["collaboration"], kind["seed"]) for kind in kinds] == [("full", 0), ("none", 0), ("full", 1), ("none", 1)]
 
@@ -134,8 +134,8 @@ def test_more_seeds_make_only_the_new_runs(judged_store: Path) -> None:
 def test_a_killed_sweep_ends_as_if_it_had_not_been(judged_store: Path, at: int) -> None:
     """Step 4 is the end of the first run, before it is judged; 14 lies between two checkpoints of the last."""
 
-    def kill(place: Place) -> None:
-        if place.step == at:
+    def kill(place: SweepProgress) -> None:
+        if place.finished_steps == at:
             raise Killed
 
     sweep = sweep_of(judged_store)
@@ -143,7 +143,7 @@ def test_a_killed_sweep_ends_as_if_it_had_not_been(judged_store: Path, at: int) 
         run_sweep(sweep, kill)
     steps, results = steps_taken(sweep)
     assert min(step for step in steps if step) >= at - 1, "what was trained is trained again"
-    whole = plan(sweep.table, judged_store, judged_store.parent / "whole", lambda system: TINY, EvaluateConfig(device="cpu"), 2)
+    whole = plan_sweep(sweep.table, judged_store, judged_store.parent / "whole", lambda system: TINY, EvaluateConfig(device="cpu"), 2)
     assert run_sweep(whole) == results
     for run in RUNS:
         ours, other = (load_file(folder / run / "checkpoints" / "last" / "model.safetensors") for folder in (sweep.out, whole.out))
@@ -153,7 +153,7 @@ def test_a_killed_sweep_ends_as_if_it_had_not_been(judged_store: Path, at: int) 
 def test_scores_that_somebody_else_wrote_are_made_again(judged_store: Path) -> None:
     sweep = sweep_of(judged_store)
     results = run_sweep(sweep)
-    path = sweep.folder("none", 1) / "scores" / "test.json"
+    path = sweep.get_run_dir("none", 1) / "scores" / "test.json"
     path.write_text("[]")
     assert steps_taken(sweep)[1] == results
     assert read_scores(path) == results["none"][1]
@@ -202,7 +202,7 @@ def test_what_cannot_work_is_said_before_training(judged_store: Path, store: Pat
 
 def test_tables_are_named() -> None:
     with pytest.raises(InputError, match=r"there is no table 'other'; the tables are csdvl, cgstvg, .*: name one with --table"):
-        table_named("other")
+        load_table("other")
 
 
 @pytest.mark.parametrize(
@@ -242,12 +242,12 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", load_tables())
 def test_shipped_tables_fit_their_system_and_the_published_results(name: str) -> None:
-    table = table_named(name)
-    for trained, variant in table.trained.items():
-        system = system_of(table.system_of(trained))
+    table = load_table(name)
+    for trained, variant in table.trained_variants.items():
+        system = system_of(table.system_for_variant(trained))
         for values in system.presets:
-            validate(system.config, merge(preset(values, table.system_of(trained)), variant.changes), "a preset")
-    for variant in table.derived.values():
+            validate(system.config, merge(preset(values, table.system_for_variant(trained)), variant.changes), "a preset")
+    for variant in table.derived_variants.values():
         validate(EvaluateConfig, variant.evaluate, "evaluate")
     for section in table.sections:
         assert section.reference in section.rows
@@ -258,7 +258,7 @@ def test_shipped_tables_fit_their_system_and_the_published_results(name: str) ->
 
 
 def test_published_figures_are_the_papers() -> None:
-    collaboration = table_named("csdvl").sections[0].published
+    collaboration = load_table("csdvl").sections[0].published
     assert collaboration is not None
     assert [collaboration.scores(name).get("m_vIoU") for name in ("full", "s2d", "d2s", "none", "no_mixing")] == [
         38.7,

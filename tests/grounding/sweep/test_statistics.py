@@ -19,11 +19,11 @@ from grounding.evaluation.config import EvaluateConfig
 from grounding.evaluation.published import load
 from grounding.metrics.bootstrap import confidence
 from grounding.metrics.scores import MEANS, Score
-from grounding.sweep.figures import curves_figure, table_figure
-from grounding.sweep.markdown import claims_text, cost_cells, difference_text, grid, markdown, mean_text, published_text, warnings
+from grounding.sweep.figures import plot_learning_curves, plot_table
+from grounding.sweep.markdown import format_claims_table, format_cost_cells, format_difference, format_markdown_table, render_markdown, format_mean, format_published, list_warnings
 from grounding.sweep.outputs import write_table
-from grounding.sweep.run import Sweep, plan, run_sweep
-from grounding.sweep.statistics import estimates, groups_of, make_table
+from grounding.sweep.run import Sweep, plan_sweep, run_sweep
+from grounding.sweep.statistics import compute_estimates, build_query_groups, compute_statistics
 from grounding.sweep.tables import SweepTable
 from pipeline.records import Query
 
@@ -68,7 +68,7 @@ def sweep(make_store: Maker, query_of: QueryMaker) -> Sweep:
     queries = [query_of(n, "train") for n in range(8)] + [query_of(0, "val")]
     queries += [query_of(n, "test", tags=("odd",) * (n % 2), form="declarative") for n in range(6)]
     store = make_store(queries)
-    return plan(TABLE, store, store.parent / "sweep", lambda system: TINY, EvaluateConfig(device="cpu"), 2)
+    return plan_sweep(TABLE, store, store.parent / "sweep", lambda system: TINY, EvaluateConfig(device="cpu"), 2)
 
 
 def scores_in(folder: Path, odd_only: bool = False) -> dict[str, np.ndarray]:
@@ -81,7 +81,7 @@ def scores_in(folder: Path, odd_only: bool = False) -> dict[str, np.ndarray]:
 
 
 def test_the_numbers_are_those_of_the_scores(sweep: Sweep) -> None:
-    table = make_table(sweep, run_sweep(sweep))
+    table = compute_statistics(sweep, run_sweep(sweep))
     assert table["groups"] == {
         "all": {"queries": 6, "videos": 3},
         "declarative": {"queries": 6, "videos": 3},
@@ -120,7 +120,7 @@ def test_the_numbers_are_those_of_the_scores(sweep: Sweep) -> None:
 
 
 def test_files(sweep: Sweep) -> None:
-    table = make_table(sweep, run_sweep(sweep))
+    table = compute_statistics(sweep, run_sweep(sweep))
     names = ["table.json", "table.md", "table.png", "table-declarative.png", "table-odd.png", "curves.png"]
     assert [path.name for path in write_table(table, sweep.out)] == names
     assert json.loads((sweep.out / "table.json").read_text()) == json.loads(json.dumps(table))
@@ -130,13 +130,13 @@ def test_files(sweep: Sweep) -> None:
         with Image.open(sweep.out / name) as picture:
             assert picture.format == "PNG"
             assert picture.width > 800
-    figure = curves_figure(table, sweep.out)
+    figure = plot_learning_curves(table, sweep.out)
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes] == ["train/loss", "val/m_vIoU", "val/m_tIoU", "val/m_sIoU"]
     assert [line.get_label() for line in figure.axes[2].lines] == ["full", "none", "alone"]
     assert [line.get_label() for line in figure.axes[1].lines] == ["full", "none"]  # `alone` has no boxes
     assert figure.axes[1].lines[0].get_xdata().tolist() == [2, 4]
-    dots = [line for line in table_figure(table).axes[1].lines if line.get_marker() == "o"]
+    dots = [line for line in plot_table(table).axes[1].lines if line.get_marker() == "o"]
     means = [100 * one["groups"]["all"]["m_tIoU"]["mean"] for one in table["variants"].values()]
     assert [float(dot.get_xdata()[0]) for dot in dots] == pytest.approx(means)
 
@@ -151,13 +151,13 @@ def test_seeds_that_agree_leave_the_interval_of_videos() -> None:
     values, videos = random.uniform(0, 1, 40), [f"v{n // 2}" for n in range(40)]
     scores = [Score(id=str(n), vIoU=value, tIoU=value, sIoU=value) for n, value in enumerate(values.tolist())]
     known = confidence(scores, {one.id: video for one, video in zip(scores, videos, strict=True)})
-    found = estimates(stack_of(np.stack([values] * 3)), videos, 0.0)["m_tIoU"]
+    found = compute_estimates(stack_of(np.stack([values] * 3)), videos, 0.0)["m_tIoU"]
     assert (found["low"], found["high"], found["spread"]) == pytest.approx((known["m_tIoU_low"], known["m_tIoU_high"], 0.0))
 
 
 def test_videos_that_agree_leave_student_s_t_of_the_seeds() -> None:
     seeds = np.array([0.4, 0.5, 0.6])
-    found = estimates(stack_of(np.repeat(seeds[:, None], 40, 1)), [f"v{n}" for n in range(40)], 0.0)["m_vIoU"]
+    found = compute_estimates(stack_of(np.repeat(seeds[:, None], 40, 1)), [f"v{n}" for n in range(40)], 0.0)["m_vIoU"]
     half = 4.303 * 0.1 / np.sqrt(3)  # t of 2 degrees of freedom at 97.5 %
     assert (found["mean"], found["spread"]) == pytest.approx((0.5, 0.1))
     assert (found["low"], found["high"]) == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)
@@ -167,7 +167,7 @@ def test_what_is_hard_for_both_cancels() -> None:
     random = np.random.default_rng(0)
     hard = random.uniform(0, 0.8, (1, 60)).repeat(2, 0)
     ours, other = stack_of(hard + 0.1), stack_of(hard)
-    difference = estimates(ours - other, [f"v{n}" for n in range(60)], -1.0)["m_vIoU"]
+    difference = compute_estimates(ours - other, [f"v{n}" for n in range(60)], -1.0)["m_vIoU"]
     assert (difference["mean"], difference["low"], difference["high"]) == pytest.approx((0.1, 0.1, 0.1))
 
 
@@ -176,7 +176,7 @@ def test_few_videos_and_unknown_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = stack_of(np.array([[0.1, 0.3], [0.3, 0.5]]))
     stack[:, 1, 0] = np.nan  # one query's truth has no boxes
     stack[:, :, 2] = np.nan  # no query's has
-    found = estimates(stack, ["a", "b"], 0.0)
+    found = compute_estimates(stack, ["a", "b"], 0.0)
     assert found["m_vIoU"]["seeds"] == pytest.approx([0.1, 0.3])
     assert found["m_tIoU"]["mean"] == pytest.approx(0.3)
     assert (found["m_tIoU"]["low"], found["m_tIoU"]["high"]) == (None, None)
@@ -185,7 +185,7 @@ def test_few_videos_and_unknown_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_groups_are_forms_and_tags(query_of: QueryMaker) -> None:
     queries = [query_of(0, "test", tags=("b", "a")), query_of(1, "test", tags=("a",), form="interrogative")]
-    found = groups_of(queries, ["test-1", "test-0"])
+    found = build_query_groups(queries, ["test-1", "test-0"])
     assert {name: rows.tolist() for name, rows in found.items()} == {
         "all": [True, True],
         "a": [True, True],
@@ -222,28 +222,28 @@ def made_up(low: float, high: float) -> dict[str, Any]:
 
 def test_text_is_in_percent() -> None:
     one = {"mean": -0.03141, "low": -0.05, "high": 0.0004}
-    assert difference_text(one) == "-3.1 [-5.0, +0.0]"
-    assert mean_text({"mean": 0.62, "low": None, "high": None}) == "62.0"
-    assert (mean_text(None), difference_text(None)) == ("–", "–")
+    assert format_difference(one) == "-3.1 [-5.0, +0.0]"
+    assert format_mean({"mean": 0.62, "low": None, "high": None}) == "62.0"
+    assert (format_mean(None), format_difference(None)) == ("–", "–")
     section = made_up(-0.1, 0.1)["sections"][0]
-    texts = [published_text(section, row, "m_vIoU") for row in section["rows"]]
+    texts = [format_published(section, row, "m_vIoU") for row in section["rows"]]
     assert texts == ["38.7", "36.4 (-2.3)"]
-    assert published_text(section, section["rows"][0], "m_sIoU") == "–"
-    assert grid(["a", "b"], [["1", "2|3"]]) == "| a | b |\n| --- | --- |\n| 1 | 2\\|3 |"
+    assert format_published(section, section["rows"][0], "m_sIoU") == "–"
+    assert format_markdown_table(["a", "b"], [["1", "2|3"]]) == "| a | b |\n| --- | --- |\n| 1 | 2\\|3 |"
 
 
 def test_only_sure_differences_are_bold() -> None:
-    sure, unsure = markdown(made_up(-0.3, -0.1), ["table.png"]), markdown(made_up(-0.3, 0.1), [])
+    sure, unsure = render_markdown(made_up(-0.3, -0.1), ["table.png"]), render_markdown(made_up(-0.3, 0.1), [])
     assert "| none | **-20.0 [-30.0, -10.0]** |" in sure
     assert "| none | -10.0 [-30.0, +10.0] |" in unsure
     assert "480 queries about 60 videos. 2 seeds (0, 1), 1,200 steps each" in sure
-    assert "full > none by m_vIoU | x | – | no" in claims_text(made_up(0, 0))
+    assert "full > none by m_vIoU | x | – | no" in format_claims_table(made_up(0, 0))
 
 
 def test_runs_that_were_not_trained_alike_are_named() -> None:
-    assert warnings(made_up(0, 0)) == []
+    assert list_warnings(made_up(0, 0)) == []
     other = made_up(0, 0) | {"steps": [600, 1200], "codes": ["a", "b"]}
-    steps, codes = warnings(other)
+    steps, codes = list_warnings(other)
     assert "differ in their steps (600, 1200)" in steps
     assert "2 versions of the code" in codes
 
@@ -253,11 +253,11 @@ def test_what_systems_cost_stands_beside_their_means() -> None:
     table["variants"]["full"] |= {"system": "csdvl", "parameters": 314159, "steps": 1200, "cost": {"step": 1.0, "memory": 1.0}}
     table["variants"]["none"] |= {"system": "costa", "parameters": 235_000_000, "steps": 200, "cost": {"step": 6.0, "memory": 4.25}}
     table["variants"]["ensemble"] = {"shows": "together", "of": "full"}
-    text = markdown(table, [])
+    text = render_markdown(table, [])
     assert "| full | 20.0 [10.0, 30.0] | – | – | – | – | 0.31 M | 1,200 | 1.00 | 1.00 | m_vIoU: 10.0, 20.0 |" in text
     assert "| 235.00 M | 200 | 6.00 | 4.25 |" in text
     assert "| parameters | steps | step ÷ full's | memory ÷ full's |" in text
-    assert cost_cells(table, "ensemble") == ["–"] * 4
+    assert format_cost_cells(table, "ensemble") == ["–"] * 4
     assert "2 seeds (0, 1), all trained for the time of 1,200 steps of full." in text
     assert "differ in their steps" not in text, "it is planned so"
     assert "What the paper says" not in text, "no paper says anything"
@@ -266,7 +266,7 @@ def test_what_systems_cost_stands_beside_their_means() -> None:
 def test_a_table_without_costs_reads_as_ever() -> None:
     folder = Path(__file__).parents[3] / "benchmarks" / "results" / "shapes-ablations"
     text = (folder / "table.md").read_text(encoding="utf-8")
-    assert markdown(json.loads((folder / "table.json").read_text(encoding="utf-8")), re.findall(r"!\[(.*?)\]", text)) == text
+    assert render_markdown(json.loads((folder / "table.json").read_text(encoding="utf-8")), re.findall(r"!\[(.*?)\]", text)) == text
 
 
 def test_claims_are_seen_unclear_or_contradicted(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,10 +275,10 @@ def test_claims_are_seen_unclear_or_contradicted(sweep: Sweep, monkeypatch: pyte
 
     def runs_of(name: str, levels: list[float]) -> list[list[Score]]:
         run = [Score(id=f"test-{n}", vIoU=level, tIoU=level, sIoU=level) for n, level in enumerate(levels)]
-        return [run] * len(sweep.seeds_of(name))
+        return [run] * len(sweep.seeds_for_variant(name))
 
     def verdict(level: float) -> str:
         results = {name: runs_of(name, [0.4, 0.5, 0.6] * 2) for name in TABLE.variants}
-        return make_table(sweep, {**results, "full": runs_of("full", [level] * 6)})["claims"][0]["seen"]
+        return compute_statistics(sweep, {**results, "full": runs_of("full", [level] * 6)})["claims"][0]["seen"]
 
     assert [verdict(level) for level in (0.9, 0.1, 0.5)] == ["yes", "no", "unclear"]

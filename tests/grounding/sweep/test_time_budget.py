@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from grounding.sweep.tables import SweepTable
-from grounding.sweep.time_budget import for_the_same_time
+from grounding.sweep.time_budget import equalize_training_time
 from grounding.systems.config import CgstvgTrainConfig, Recipe, TrainConfig
 from pipeline.errors import InputError
 
@@ -22,7 +22,7 @@ def table_of(step: float | None) -> SweepTable:
 
 def limited(step: float | None, **unit: Any) -> dict[str, Recipe]:
     configs = {"csdvl": TrainConfig(**unit), "cgstvg": CgstvgTrainConfig(max_steps=77, validate_every=7, schedule_steps=70)}
-    return for_the_same_time(table_of(step), configs)
+    return equalize_training_time(table_of(step), configs)
 
 
 @pytest.mark.parametrize("step", [0.5, 1.0, 1.1, 1.7, 3.0, 6.0, 7.3, 1000.0])

@@ -22,7 +22,7 @@ from grounding.inference.ensemble import Ensemble
 from grounding.models.cgstvg import Cgstvg
 from grounding.predictor.grounder import Grounder
 from grounding.predictor.results import Answers, answer_of
-from grounding.sweep.tables import table_named
+from grounding.sweep.tables import load_table
 from grounding.systems.config import CgstvgTrainConfig
 from grounding.systems.registry import preset, system_of
 from grounding.training.train import open_run, train
@@ -182,7 +182,7 @@ def test_mdetr_s_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("table", ["cgstvg", "cgstvg_context", "cgstvg_thresholds"])
 def test_every_ablation_of_its_tables_is_a_configuration(table: str) -> None:
     built = {}
-    for name, variant in table_named(table).trained.items():
+    for name, variant in load_table(table).trained_variants.items():
         config = validate(CgstvgTrainConfig, merge(preset("shapes", "cgstvg"), variant.changes), name)
         assert isinstance(system_of("cgstvg").build((3, 3, 3), config.model), Cgstvg)
         built[name] = config.model

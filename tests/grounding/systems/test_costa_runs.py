@@ -25,7 +25,7 @@ from grounding.inference.ensemble import Ensemble
 from grounding.models.costa import Costa
 from grounding.predictor.grounder import Grounder
 from grounding.predictor.results import answer_of
-from grounding.sweep.tables import table_named
+from grounding.sweep.tables import load_table
 from grounding.systems.checkpoint import load_model, read_provenance
 from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, TrainConfig
 from grounding.systems.registry import preset, system_of
@@ -332,7 +332,7 @@ def test_a_wrong_config_is_named() -> None:
 
 def test_every_ablation_of_its_table_is_a_configuration() -> None:
     built = {}
-    for name, variant in table_named("costa").trained.items():
+    for name, variant in load_table("costa").trained_variants.items():
         config = validate(CostaTrainConfig, merge(preset("shapes", "costa"), variant.changes), name)
         assert isinstance(system_of("costa").build((3, 0, 3), config.model, AppearanceEncoder("tiny"), None), Costa)
         built[name] = config.model
@@ -340,7 +340,7 @@ def test_every_ablation_of_its_table_is_a_configuration() -> None:
 
 
 def test_every_published_row_of_its_table_is_found() -> None:
-    for section in table_named("costa").sections:
+    for section in load_table("costa").sections:
         if section.published is not None:
             for variant in section.published.names:
                 assert section.published.scores(variant)["m_vIoU"] > 0, variant

@@ -18,7 +18,7 @@ from grounding.models.cgstvg import Cgstvg, CgstvgConfig
 from grounding.models.costa import Costa, CostaConfig
 from grounding.models.csdvl import Csdvl, CsdvlConfig
 from grounding.structures.span_scores import BoundaryScores, ProposalScores
-from grounding.visualization.attention_maps import Attention, Witness
+from grounding.visualization.attention_maps import AttentionMap, AttentionRecorder
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.errors import InputError
 from pipeline.records import Query
@@ -31,65 +31,65 @@ CSDVL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 2, "clips": 5, 
 SMALL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "frames": 6}
 
 
-def witness(store: Path, frames: int, **changes: Any) -> Witness:
+def witness(store: Path, frames: int, **changes: Any) -> AttentionRecorder:
     """A network of random weights with the store's training queries, of which number 2 is about a tall video."""
     torch.manual_seed(0)
     model = Csdvl((6, 5, 7), CsdvlConfig(**{**CSDVL, "frames": frames, **changes}))
-    return Witness(model.eval(), FeatureSet.of_store(store, "train", frames, 5))
+    return AttentionRecorder(model.eval(), FeatureSet.of_store(store, "train", frames, 5))
 
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_pass_that_takes_every_frame_is_told_as_it_is(store: Path, number: int) -> None:
     one = witness(store, 20, box_head="attention")
-    query = one.features.queries[number]
-    found = one.asked(query)
+    query = one.dataset.queries[number]
+    found = one.record(query)
     with torch.inference_mode():
-        out = one.model(collate([one.features.sample(query)]))
-    assert found.frames.tolist() == list(range(0, 100, 5))
-    assert [attention.kind for attention in found.attention] == ["guide", "carriers"]
-    for attention, weights in zip(found.attention, (out.guides, out.carriers), strict=True):
-        assert attention.weights.shape == (2, 20, *one.features.map_size(query))
+        out = one.model(collate([one.dataset.sample(query)]))
+    assert found.frame_indices.tolist() == list(range(0, 100, 5))
+    assert [attention.kind for attention in found.maps] == ["guide", "carriers"]
+    for attention, weights in zip(found.maps, (out.guides, out.carriers), strict=True):
+        assert attention.weights.shape == (2, 20, *one.dataset.map_size(query))
         np.testing.assert_allclose(attention.weights, weights[:, 0].numpy(), atol=1e-6)
-    assert isinstance(found.when, ProposalScores)
-    np.testing.assert_allclose(found.when.total, out.proposals[0].double().sigmoid().numpy(), atol=1e-6)
+    assert isinstance(found.span_scores, ProposalScores)
+    np.testing.assert_allclose(found.span_scores.total, out.proposals[0].double().sigmoid().numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_what_two_passes_saw_is_averaged(store: Path, batch: int) -> None:
     """Seven frames at once: the twenty are seen in three passes and one more, which repeats frames."""
     one = witness(store, 7)
-    query = one.features.queries[0]
-    found = Witness(one.model, one.features, batch).asked(query)
+    query = one.dataset.queries[0]
+    found = AttentionRecorder(one.model, one.dataset, batch).record(query)
     seen: dict[int, list[np.ndarray]] = {}
     with torch.inference_mode():
-        for rows in Look(query, one.features).passes:
-            sample = one.features.sample(query, rows)
+        for rows in Look(query, one.dataset).passes:
+            sample = one.dataset.sample(query, rows)
             guides = one.model(collate([sample])).guides[:, 0].numpy()
             for place, frame in enumerate(sample.numbers.tolist()):
                 seen.setdefault(frame, []).append(guides[:, place])
     assert max(map(len, seen.values())) > 1
-    for place, frame in enumerate(found.frames.tolist()):
-        np.testing.assert_allclose(found.attention[0].weights[:, place], np.mean(seen[frame], 0), atol=1e-6)
+    for place, frame in enumerate(found.frame_indices.tolist()):
+        np.testing.assert_allclose(found.maps[0].weights[:, place], np.mean(seen[frame], 0), atol=1e-6)
 
 
 def test_a_layer_is_normalised_by_its_maximum_over_all_frames() -> None:
     weights = np.zeros((2, 3, 2, 2), np.float32)
     weights[0, 1, 0, 1], weights[0, 2, 1, 1], weights[1, 0, 0, 0] = 4, 1, 0.5
-    shown = Attention("guide", weights).normalised
+    shown = AttentionMap("guide", weights).normalized
     assert (shown[0, 1, 0, 1], shown[0, 2, 1, 1], shown[0, 0].max(), shown[1, 0, 0, 0]) == (1, 0.25, 0, 1)
-    assert not Attention("guide", np.zeros((1, 1, 2, 2), np.float32)).normalised.any()
+    assert not AttentionMap("guide", np.zeros((1, 1, 2, 2), np.float32)).normalized.any()
 
 
 @pytest.mark.parametrize(("changes", "kinds"), [({}, ["guide"]), ({"streams": "dynamic"}, [])])
 def test_only_maps_that_say_something_are_told(store: Path, changes: dict[str, Any], kinds: list[str]) -> None:
-    found = (one := witness(store, 6, **changes)).asked(one.features.queries[0])
-    assert [attention.kind for attention in found.attention] == kinds
-    assert all(attention.about for attention in found.attention)
+    found = (one := witness(store, 6, **changes)).record(one.dataset.queries[0])
+    assert [attention.kind for attention in found.maps] == kinds
+    assert all(attention.description for attention in found.maps)
 
 
-def cgstvg(store: Path) -> Witness:
+def cgstvg(store: Path) -> AttentionRecorder:
     config = CgstvgConfig(**SMALL, stages=2, motion="motion", refinement="none", box_head="attention")
-    return Witness(Cgstvg((6, 5, 7), config).eval(), FeatureSet.of_store(store, "train", 6, None))
+    return AttentionRecorder(Cgstvg((6, 5, 7), config).eval(), FeatureSet.of_store(store, "train", 6, None))
 
 
 class Noise:
@@ -116,42 +116,42 @@ class Noise:
         return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def costa(store: Path) -> Witness:
+def costa(store: Path) -> AttentionRecorder:
     image = load_backbone("appearance", "tiny", "tiny").encoder
     assert isinstance(image, AppearanceEncoder)
     config = CostaConfig(**SMALL, decoder_layers=2, trunk_width=8, box_head="attention")
     opened, queries = Store(store), FeatureSet.of_store(store, "train", 6, None).queries
     features = FeatureSet(queries, Tracks(), Noise(opened.open("appearance")), None, opened.open("text"), 6, None)
-    return Witness(Costa((image.channels, 0, 7), config, image).eval(), features)
+    return AttentionRecorder(Costa((image.channels, 0, 7), config, image).eval(), features)
 
 
 @pytest.mark.parametrize("system", [cgstvg, costa])
 @pytest.mark.parametrize("number", [0, 2])
-def test_networks_that_answer_by_frames_tell_where_they_look(store: Path, system: Callable[[Path], Witness], number: int) -> None:
+def test_networks_that_answer_by_frames_tell_where_they_look(store: Path, system: Callable[[Path], AttentionRecorder], number: int) -> None:
     torch.manual_seed(0)
     one = system(store)
-    query = one.features.queries[number]
-    found = one.asked(query)
-    assert [attention.kind for attention in found.attention] == ["heard", "carriers"]
-    assert isinstance(found.when, BoundaryScores)
-    assert len(found.when.begins) == len(found.when.ends) == len(found.frames) == 20
-    layers, frames, rows, columns = found.attention[0].weights.shape
+    query = one.dataset.queries[number]
+    found = one.record(query)
+    assert [attention.kind for attention in found.maps] == ["heard", "carriers"]
+    assert isinstance(found.span_scores, BoundaryScores)
+    assert len(found.span_scores.begins) == len(found.span_scores.ends) == len(found.frame_indices) == 20
+    layers, frames, rows, columns = found.maps[0].weights.shape
     assert (layers, frames) == (2, 20)
     assert (rows < columns) == (query.size[1] < query.size[0])
-    rows_first = Look(query, one.features).passes[0]
-    sample = one.features.sample(query, rows_first)
+    rows_first = Look(query, one.dataset).passes[0]
+    sample = one.dataset.sample(query, rows_first)
     with torch.inference_mode():
         heard = one.model(collate([sample])).heard[-1, 0]
-    place = np.searchsorted(found.frames, sample.numbers[0])
-    np.testing.assert_allclose(found.attention[0].weights[-1, place].ravel(), heard[0].numpy(), atol=1e-6)
+    place = np.searchsorted(found.frame_indices, sample.numbers[0])
+    np.testing.assert_allclose(found.maps[0].weights[-1, place].ravel(), heard[0].numpy(), atol=1e-6)
 
 
 def test_a_run_s_network_tells_what_it_answers(tiny_run: Any) -> None:
-    one = Witness.of_run(tiny_run.run, tiny_run.store, "test", device="cpu")
-    for query, answer in zip(one.features.queries, predict(one.model, one.features, one.features.queries), strict=True):
-        assert one.asked(query).when.best(between=True)[2] == pytest.approx(answer.score, abs=1e-6)
+    one = AttentionRecorder.from_run(tiny_run.run, tiny_run.store, "test", device="cpu")
+    for query, answer in zip(one.dataset.queries, predict(one.model, one.dataset, one.dataset.queries), strict=True):
+        assert one.record(query).span_scores.best(between=True)[2] == pytest.approx(answer.score, abs=1e-6)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_ask(tiny_run: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not a run directory"):
-        Witness.of_run(tmp_path, tiny_run.store, "test")
+        AttentionRecorder.from_run(tmp_path, tiny_run.store, "test")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from grounding.visualization.draw_tube import MAX_LINES, Canvas, Tube, draw_tube, wrapped
-from grounding.visualization.video_writer import ascending_ticks
+from grounding.visualization.draw_tube import MAX_LINES, Canvas, LabeledTube, draw_tube, wrap_text
+from grounding.visualization.video_writer import compute_ticks
 from pipeline.video import open_frames, probe
 
 BOX = (100.0, 40.0, 300.0, 200.0)
@@ -19,10 +19,10 @@ SIZE = (512, 288)
 
 def make(out: Path, edges: np.ndarray, size: tuple[int, int] = SIZE, text: str = "the red circle spins.", box: tuple = BOX) -> Canvas:
     """Grey frames with a tube over frames 2 to 5; the canvas it was drawn on."""
-    tube = Tube(text, (2, 6), dict.fromkeys(range(2, 6), box))
+    tube = LabeledTube(text, (2, 6), dict.fromkeys(range(2, 6), box))
     grey = np.full((size[1], size[0], 3), 128, np.uint8)
     draw_tube(out, (grey for _ in edges[1:]), edges, size, tube)
-    return Canvas.of(size, text)
+    return Canvas.from_video_size(size, text)
 
 
 def pictures(path: Path) -> list[np.ndarray]:
@@ -39,7 +39,7 @@ def is_yellow(pixels: np.ndarray) -> np.ndarray:
 
 def yellow_in(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
     """Where the picture's part of the canvas is yellow, `[h, w]`."""
-    width, height = canvas.picture
+    width, height = canvas.image_size
     return is_yellow(picture[:height, :width])
 
 
@@ -72,10 +72,10 @@ def test_a_box_beyond_the_picture_is_clipped(tmp_path: Path) -> None:
 
 def test_the_bar_shows_the_span(tmp_path: Path) -> None:
     canvas = make(tmp_path / "out.mp4", np.arange(11) / 10)
-    _, top, _, bottom = canvas.bar
+    _, top, _, bottom = canvas.time_bar
     row = is_yellow(pictures(tmp_path / "out.mp4")[0][(top + bottom) // 2])
     columns = np.flatnonzero(row)
-    assert (columns.min(), columns.max()) == pytest.approx((canvas.bar_x(0.2), canvas.bar_x(0.6)), abs=3)
+    assert (columns.min(), columns.max()) == pytest.approx((canvas.get_time_bar_x(0.2), canvas.get_time_bar_x(0.6)), abs=3)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_odd_sides_become_even(size: tuple[int, int], tmp_path: Path) -> None:
 
 
 def test_frames_at_one_time_still_get_their_own() -> None:
-    ticks = ascending_ticks(np.array([5.0, 5.0, 5.0, 5.1]))
+    ticks = compute_ticks(np.array([5.0, 5.0, 5.0, 5.1]))
     assert ticks.tolist() == [0, 1, 2, round(0.1 / Fraction(1, 90_000))]
 
 
@@ -121,7 +121,7 @@ def test_nothing_is_left_where_frames_fail(tmp_path: Path) -> None:
         raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError, match="no more"):
-        draw_tube(tmp_path / "out.mp4", failing(), np.arange(5) / 5, SIZE, Tube("x", (0, 1), {}))  # type: ignore[arg-type]
+        draw_tube(tmp_path / "out.mp4", failing(), np.arange(5) / 5, SIZE, LabeledTube("x", (0, 1), {}))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,7 +130,7 @@ def test_nothing_is_left_where_frames_fail(tmp_path: Path) -> None:
 )
 def test_lines_fit_the_strip(text: str) -> None:
     font = ImageFont.load_default(14)
-    lines = wrapped(text, font, 200)
+    lines = wrap_text(text, font, 200)
     assert 1 <= len(lines) <= MAX_LINES
     assert all(font.getlength(line) <= 200 for line in lines)
     whole = "".join(text.split()) == "".join(lines).replace(" ", "")
