@@ -122,9 +122,9 @@ def fill_store(store: Path, queries: Sequence[Query], entries: Mapping[str, Iter
 def build_grounder(work_dir: Path, query: Query, backbones: str, short_side: int, preset_name: str, device: str, decoder: Any = None) -> Any:
     """A run that took one step on one video, ready to be asked; videos are decoded in this process, or by `decoder`."""
     from grounding.predictor.grounder import Grounder
-    from grounding.systems.config import TrainConfig
-    from grounding.systems.registry import preset
-    from grounding.training.train import open_run, train
+    from grounding.systems.config import CsdvlTrainConfig
+    from grounding.systems.registry import get_preset
+    from grounding.training.train import prepare_run_dir, train
     from pipeline.extraction.config import ExtractConfig
     from pipeline.extraction.run import run_extraction
     from pipeline.features.stream import IN_PROCESS
@@ -133,7 +133,7 @@ def build_grounder(work_dir: Path, query: Query, backbones: str, short_side: int
     given = {"backbones": backbones, "weights": "random:0", "workers": 0, "device": device, "sampling": {"short": short_side}}
     report = run_extraction(index, work_dir, "benchmark", work_dir / "asked-store", ExtractConfig.model_validate(given))
     assert not report.failures, report.failures
-    config = TrainConfig.model_validate({**preset(preset_name), "max_steps": 1, "batch": 1, "device": device})
-    open_run(work_dir / "asked-store", work_dir / "run", config)
+    config = CsdvlTrainConfig.model_validate({**get_preset(preset_name), "max_steps": 1, "batch": 1, "device": device})
+    prepare_run_dir(work_dir / "asked-store", work_dir / "run", config)
     train(work_dir / "asked-store", work_dir / "run", config)
     return Grounder(work_dir / "run", device=device, decoder=decoder or IN_PROCESS)

@@ -12,15 +12,15 @@ from benchmarks.case import LowerBound
 from benchmarks.flops import count_flops
 from benchmarks.timing import measure_peak_bytes
 from grounding.data.collate import to_device
-from grounding.data.dataset import SQUARED, WHOLE
+from grounding.data.dataset import SQUARE_MOTION_PRODUCTS, FULL_FRAME
 from grounding.data.loader import Batch
 from grounding.structures.inputs import Inputs
 from grounding.structures.targets import Targets
-from grounding.systems.config import Recipe
-from grounding.systems.registry import system_of
-from grounding.training.distributed import Processes
-from grounding.training.train import learn
-from grounding.training.train_state import State
+from grounding.systems.config import TrainConfig
+from grounding.systems.registry import get_system
+from grounding.training.distributed import DistributedContext
+from grounding.training.train import train_step
+from grounding.training.train_state import TrainState
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.image_geometry import compute_appearance_size, picture_in_square
 from pipeline.weights.load import load_backbone
@@ -36,11 +36,11 @@ gradient written and read, and read and written once more by clipping, its two m
 class TrainingStep:
     """A network with its optimiser; each call is one training step on `parts`."""
 
-    def __init__(self, config: Recipe, network: nn.Module, device: torch.device) -> None:
-        self.config, self.state, self.distributed = config, State.start(network.to(device), config, 10**6), Processes()
+    def __init__(self, config: TrainConfig, network: nn.Module, device: torch.device) -> None:
+        self.config, self.state, self.distributed = config, TrainState.create(network.to(device), config, 10**6), DistributedContext()
 
     def __call__(self, parts: list[Batch]) -> None:
-        learn(self.state.model, self.state, parts, self.config, self.distributed)
+        train_step(self.state.model, self.state, parts, self.config, self.distributed)
 
     @property
     def num_parameters(self) -> int:
@@ -63,16 +63,16 @@ def count_feature_bytes(part: Batch) -> int:
     return sum(getattr(part.inputs, name).nbytes for name in ("appearance", "motion", "text"))
 
 
-def build_network(config: Recipe, channels: Mapping[str, int] = CHANNELS) -> nn.Module:
+def build_network(config: TrainConfig, channels: Mapping[str, int] = CHANNELS) -> nn.Module:
     """A system's network for features of these channels, from a seed; one that is given pictures has the image encoder of its recipe."""
     torch.manual_seed(0)
     model = config.model
     if not model.pictures:
-        return system_of(config.system).build((channels["appearance"], channels[model.motion], channels["text"]), model)
+        return get_system(config.system).build((channels["appearance"], channels[model.motion], channels["text"]), model)
     assert config.encoders is not None
     image = load_backbone("appearance", config.encoders.backbones, config.encoders.image).encoder
     assert isinstance(image, AppearanceEncoder)
-    return system_of(config.system).build((image.channels, 0, channels["text"]), model, image, None)
+    return get_system(config.system).build((image.channels, 0, channels["text"]), model, image, None)
 
 
 def build_random_batch(
@@ -97,8 +97,8 @@ def build_random_batch(
         appearance=_random_appearance(model, (batch, model.frames, rows, columns), channels["appearance"]),
         map_size=torch.tensor([[rows, columns]] * batch),
         frame_tau=tau.expand(batch, -1),
-        motion=_random_motion(model, (batch, clips), motion_grid if model.motion in SQUARED else (rows, columns), channels),
-        square=torch.tensor([picture_in_square(video_size) if model.motion in SQUARED else WHOLE] * batch),
+        motion=_random_motion(model, (batch, clips), motion_grid if model.motion in SQUARE_MOTION_PRODUCTS else (rows, columns), channels),
+        square=torch.tensor([picture_in_square(video_size) if model.motion in SQUARE_MOTION_PRODUCTS else FULL_FRAME] * batch),
         text=torch.randn(batch, num_tokens, channels["text"]).half(),
         text_mask=torch.ones(batch, num_tokens, dtype=torch.bool),
     )

@@ -48,13 +48,13 @@ def sweep(
     from grounding.sweep.run import plan_sweep, run_sweep
     from grounding.sweep.statistics import compute_statistics
     from grounding.sweep.tables import load_table
-    from grounding.systems.registry import over_preset
+    from grounding.systems.registry import apply_preset
     from pipeline.config import load, merge, parse_assignments, read_section
 
     chosen = load_table(table)
     given = merge(read_section(config, "train"), parse_assignments(assignments or []))
     folder, evaluate = out or Path("sweeps") / table, load(EvaluateConfig, "evaluate", config, [])
-    planned = plan_sweep(chosen, features, folder, lambda system: over_preset(given, preset, system, features), evaluate, seeds)
+    planned = plan_sweep(chosen, features, folder, lambda system: apply_preset(given, preset, system, features), evaluate, seeds)
     log_to(folder / "log.txt")
     with show_sweep_progress() as watch:
         results = run_sweep(planned, watch)

@@ -37,25 +37,25 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a system's transformers and heads on cached features. Ctrl-C saves first; the same command goes on."""
-    from grounding.systems.registry import over_preset, system_of
-    from grounding.training.distributed import joined
-    from grounding.training.train import open_run, sole_writer
+    from grounding.systems.registry import apply_preset, get_system
+    from grounding.training.distributed import init_distributed
+    from grounding.training.train import prepare_run_dir, lock_run_dir
     from grounding.training.train import train as train_model
     from pipeline.config import merge, parse_assignments, read_section, validate
 
     given = merge(read_section(config, "train"), parse_assignments(assignments or []))
     system = model or given.get("system", "csdvl")
-    settings = validate(system_of(system).config, over_preset(given, preset, system, features), "section 'train'")
+    settings = validate(get_system(system).config_class, apply_preset(given, preset, system, features), "section 'train'")
     run = run or Path("runs") / settings.system
-    with joined() as processes, sole_writer(run):
-        moved = open_run(features, run, settings, resume)
-        if processes.first:
+    with init_distributed() as processes, lock_run_dir(run):
+        moved = prepare_run_dir(features, run, settings, resume)
+        if processes.is_main:
             log_to(run / "log.txt")
         if moved is not None:
             print_info(f"the run that was in {run} is now in {moved}; delete it when it is not needed")
-        with show_progress("training", unit="steps") if processes.first else nullcontext(lambda done, total: None) as advance:
+        with show_progress("training", unit="steps") if processes.is_main else nullcontext(lambda done, total: None) as advance:
             train_model(features, run, settings, advance, print_warning)
-        if processes.first:
+        if processes.is_main:
             print_info(f"trained {run}")
 
 

@@ -33,7 +33,7 @@ class TinyRun(NamedTuple):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Read only: copy the run before writing into it."""
-    from grounding.training.train import TrainConfig, open_run, train
+    from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
     from pipeline.datasets.prepare import prepare
     from pipeline.datasets.shapes.make import ShapesConfig, make_shapes
     from pipeline.extraction.run import ExtractConfig
@@ -46,7 +46,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     prepare("shapes", made.root, made.index)
     settings = {"backbones": "tiny", "weights": "tiny", "sampling": SAMPLING, "workers": 0, "device": "cpu"}
     extract(made.index, made.root, "shapes", made.store, ExtractConfig.model_validate(settings))
-    config = TrainConfig.model_validate({"model": MODEL, "max_steps": 2, "batch": 2, "lr": 1e-3, "device": "cpu"})
-    open_run(made.store, made.run, config)
+    config = CsdvlTrainConfig.model_validate({"model": MODEL, "max_steps": 2, "batch": 2, "lr": 1e-3, "device": "cpu"})
+    prepare_run_dir(made.store, made.run, config)
     train(made.store, made.run, config)
     return made

@@ -9,9 +9,9 @@ import yaml
 from cli.console.dataset_options import DatasetConfig, PrepareConfig
 from grounding.evaluation.config import EvaluateConfig
 from grounding.report.build import ReportConfig
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, Recipe
-from grounding.systems.registry import preset
-from grounding.training.train import TrainConfig
+from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, TrainConfig
+from grounding.systems.registry import get_preset
+from grounding.training.train import CsdvlTrainConfig
 from pipeline.config import SECTIONS, StrictModel
 from pipeline.extraction.run import ExtractConfig
 
@@ -20,7 +20,7 @@ KINDS: dict[str, type[StrictModel]] = {
     "dataset": DatasetConfig,
     "prepare": PrepareConfig,
     "extract": ExtractConfig,
-    "train": TrainConfig,
+    "train": CsdvlTrainConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
 }
@@ -44,10 +44,10 @@ def test_keys_and_defaults_are_the_codes(section: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("CG-STVG", CgstvgTrainConfig), ("CoSTA", CostaTrainConfig)])
-def test_a_system_s_own_defaults_are_the_codes(name: str, kind: type[Recipe]) -> None:
+def test_a_system_s_own_defaults_are_the_codes(name: str, kind: type[TrainConfig]) -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     written = yaml.safe_load(re.search(rf"### {name}.*?```yaml\n(.*?)```", text, re.DOTALL)[1])
-    ours, csdvl = (one().model_dump(mode="json") for one in (kind, TrainConfig))
+    ours, csdvl = (one().model_dump(mode="json") for one in (kind, CsdvlTrainConfig))
     assert written == {key: value for key, value in ours.items() if csdvl[key] != value}
 
 
@@ -63,4 +63,4 @@ def test_the_larger_shapes_store_as_many_frames_as_its_preset_s_passes_take() ->
     params = yaml.safe_load((ROOT / "benchmarks" / "shapes-large.yaml").read_text())
     shapes = PrepareConfig.model_validate(params["prepare"]).shapes
     stored = shapes.seconds[0] * min(shapes.fps, params["extract"]["sampling"]["fps"])
-    assert stored >= preset(params["train"]["preset"])["model"]["frames"]
+    assert stored >= get_preset(params["train"]["preset"])["model"]["frames"]

@@ -20,12 +20,12 @@ from benchmarks.case import Case, LowerBound, Comparison, Measurement
 from benchmarks.synthetic_data import fill_store, make_queries
 from benchmarks.timing import run_in_forked_process, time_interleaved, profile_torch
 from benchmarks.training_step import CHANNELS, TrainingStep, measure_bound_and_peak, build_network
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
 from grounding.modules.freezing import tune
 from grounding.structures.inputs import Inputs
-from grounding.systems.config import TrainConfig
-from grounding.systems.registry import preset
+from grounding.systems.config import CsdvlTrainConfig
+from grounding.systems.registry import get_preset
 from pipeline.config import merge
 from pipeline.encoders.image_geometry import compute_appearance_size
 from pipeline.encoders.optimize import optimize_for_inference
@@ -66,7 +66,7 @@ class BackboneInputs:
     text_states: np.ndarray
 
     @classmethod
-    def from_size(cls, size: EndToEndSize, config: TrainConfig) -> BackboneInputs:
+    def from_size(cls, size: EndToEndSize, config: CsdvlTrainConfig) -> BackboneInputs:
         torch.manual_seed(0)
         width, height = compute_appearance_size(size.video_size, size.short_side)
         frames, side = size.clip_shape
@@ -124,8 +124,8 @@ class Fixture:
 
     def __init__(self, size: EndToEndSize, device: str) -> None:
         self.size, self.device = size, torch.device(device)
-        settings = merge(preset("hcstvg-v1"), size.overrides)
-        self.config = TrainConfig.model_validate(settings)
+        settings = merge(get_preset("hcstvg-v1"), size.overrides)
+        self.config = CsdvlTrainConfig.model_validate(settings)
         self.backbone_inputs = BackboneInputs.from_size(size, self.config)
         loaded = {name: load_backbone(name, size.backbones, "random:0").encoder.to(self.device) for name in ("appearance", "motion")}
         self.image_encoder, self.motion_encoder = loaded.values()
@@ -153,14 +153,14 @@ class Fixture:
 
     def build_loader(self, store: Path) -> Loader:
         model = self.config.model
-        features = FeatureSet.of_store(store, "train", model.frames, model.clips, device=self.device)
+        features = GroundingDataset.from_store(store, "train", model.frames, model.clips, device=self.device)
         return Loader(features, features.queries, self.config.batch, 0, 0, device=self.device)
 
     def build_raw_batch(self, batch: Batch) -> Batch:
         """The batch with what the backbones see in the place of what they make."""
-        own = [self.backbone_inputs.roll(int(name[1:])) for name in batch.ids]
+        own = [self.backbone_inputs.roll(int(name[1:])) for name in batch.query_ids]
         pictures, clips = (torch.stack([getattr(raw, name) for raw in own]).to(self.device) for name in ("pictures", "clips"))
-        return Batch(replace(batch.inputs, appearance=pictures, motion=clips), batch.targets, batch.ids)
+        return Batch(replace(batch.inputs, appearance=pictures, motion=clips), batch.targets, batch.query_ids)
 
     def build_step(self, variant: str) -> TrainingStep:
         how, network = VARIANTS[variant], copy.deepcopy(self.network)

@@ -14,10 +14,10 @@ from benchmarks.synthetic_data import fill_store, make_queries, make_tracks, bui
 from benchmarks.timing import time_interleaved, profile_python, profile_torch
 from benchmarks.training_step import TrainingStep, count_feature_bytes
 from grounding.data.collate import collate, join_targets, to_device
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
-from grounding.systems.config import TrainConfig
-from grounding.systems.registry import preset, system_of
+from grounding.systems.config import CsdvlTrainConfig
+from grounding.systems.registry import get_preset, get_system
 from pipeline.records import Query
 
 FRAME_STRIDES = {"appearance": 5, "motion": 10}
@@ -52,7 +52,7 @@ class LoaderStep(Case):
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        self.config = TrainConfig.model_validate({**preset(self.preset_name), **self.overrides})
+        self.config = CsdvlTrainConfig.model_validate({**get_preset(self.preset_name), **self.overrides})
         self.precision = self.config.precision
 
     def __enter__(self) -> LoaderStep:
@@ -65,7 +65,7 @@ class LoaderStep(Case):
         fill_store(self.work_dir / "store", self.queries, {name: product.entries() for name, product in self.products.items()})
         torch.manual_seed(0)
         dims = (self.shapes["appearance"][-1], self.shapes["motion"][-1], self.shapes["text"][-1])
-        network = system_of(self.config.system).build(dims, self.config.model)
+        network = get_system(self.config.system).build(dims, self.config.model)
         self.step = TrainingStep(self.config, network, torch.device(self.device))
         self.resident_batch = [self._build_first_batch()]
         return self
@@ -73,7 +73,7 @@ class LoaderStep(Case):
     def check_agreement(self) -> None:
         with self._build_loader(self._open_features()) as loader:
             read = next(iter(loader))
-        assert [part.ids for part in read] == [part.ids for part in self.resident_batch]
+        assert [part.query_ids for part in read] == [part.query_ids for part in self.resident_batch]
         for one, other in zip(read, self.resident_batch, strict=True):
             for held in ("inputs", "targets"):
                 for own in fields(getattr(one, held)):
@@ -103,11 +103,11 @@ class LoaderStep(Case):
         title = f"`{self.preset_name}`, {self.config.batch} queries a step, {size / 1e6:,.1f} MB of features"
         return [Comparison(title, {name: Measurement(own, floors[name], hotspots=top.get(name, [])) for name, own in seconds.items()})]
 
-    def _open_features(self) -> FeatureSet:
+    def _open_features(self) -> GroundingDataset:
         size = (self.config.model.frames, self.config.model.clips)
-        return FeatureSet.of_store(self.work_dir / "store", "train", *size, device=torch.device(self.device))
+        return GroundingDataset.from_store(self.work_dir / "store", "train", *size, device=torch.device(self.device))
 
-    def _build_loader(self, features: FeatureSet) -> Loader:
+    def _build_loader(self, features: GroundingDataset) -> Loader:
         return Loader(features, self.queries, self.config.batch, 0, 0, device=torch.device(self.device))
 
     def _warm_up(self, loader: Loader) -> Callable[[], list[Batch]]:
@@ -124,7 +124,7 @@ class LoaderStep(Case):
 
         return work
 
-    def _build_collate_loop(self, features: FeatureSet) -> Callable[[], None]:
+    def _build_collate_loop(self, features: GroundingDataset) -> Callable[[], None]:
         """Makes as many batches as there are steps, on the calling thread."""
 
         def work() -> None:
@@ -137,12 +137,12 @@ class LoaderStep(Case):
         """The loader's first batch, from features that were never stored."""
         model, device = self.config.model, torch.device(self.device)
         appearance, motion, text = (self.products[name] for name in ("appearance", "motion", "text"))
-        features = FeatureSet(self.queries, make_tracks(self.queries), appearance, motion, text, model.frames, model.clips)
+        features = GroundingDataset(self.queries, make_tracks(self.queries), appearance, motion, text, model.frames, model.clips)
         order = np.random.default_rng([0, 0]).permutation(len(self.queries))[: self.config.batch]
         batch = build_batch(features, [self.queries[number] for number in order])
-        return Batch(to_device(batch.inputs, device), to_device(batch.targets, device), batch.ids)
+        return Batch(to_device(batch.inputs, device), to_device(batch.targets, device), batch.query_ids)
 
 
-def build_batch(features: FeatureSet, queries: Sequence[Query]) -> Batch:
-    samples = [features.sample(query) for query in queries]
-    return Batch(collate(samples), join_targets([features.truth(sample) for sample in samples]), [query.id for query in queries])
+def build_batch(features: GroundingDataset, queries: Sequence[Query]) -> Batch:
+    samples = [features.load_sample(query) for query in queries]
+    return Batch(collate(samples), join_targets([features.targets(sample) for sample in samples]), [query.id for query in queries])

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from benchmarks.case import ONE_THREAD, Case, LowerBound, Comparison, Measurement
 from benchmarks.timing import time_interleaved, profile_python
-from grounding.data.images import JpegBatch, decodes
-from grounding.data.sources import InMemory, Pictures
+from grounding.data.images import EncodedImageBatch, can_decode_jpegs
+from grounding.data.sources import InMemorySource, ImageSource
 from pipeline.features.builders import JpegBuilder
 from pipeline.store import Entry
 
@@ -40,12 +40,12 @@ class ImagePassRead(Case):
     def __enter__(self) -> ImagePassRead:
         super().__enter__()
         self.entry = self._build_entry()
-        self.image_source = Pictures(InMemory([self.entry]), self.height)
+        self.image_source = ImageSource(InMemorySource([self.entry]), self.height)
         self.frame_indices = np.arange(self.num_frames)
         self.variants: dict[str, Callable[[], np.ndarray]] = {PILLOW: self._read_with_pillow, IMAGE_SOURCE: lambda: self.image_source.read("v", self.frame_indices)}
-        if torch.cuda.is_available() and decodes(GPU_DEVICE):
-            waiting = [self.image_source.jpegs("v", self.frame_indices)] * BATCH_SIZE
-            self.variants[GPU_DECODER] = lambda: JpegBatch(waiting).to(GPU_DEVICE)[0].cpu().numpy()
+        if torch.cuda.is_available() and can_decode_jpegs(GPU_DEVICE):
+            waiting = [self.image_source.read_encoded("v", self.frame_indices)] * BATCH_SIZE
+            self.variants[GPU_DECODER] = lambda: EncodedImageBatch(waiting).to(GPU_DEVICE)[0].cpu().numpy()
         return self
 
     def check_agreement(self) -> None:

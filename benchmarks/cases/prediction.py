@@ -15,10 +15,10 @@ from benchmarks.flops import count_flops
 from benchmarks.synthetic_data import FPS, TEXT, build_grounder, make_queries, make_tracks, make_video, build_rolled_features
 from benchmarks.timing import time_interleaved, profile_torch
 from benchmarks.training_step import CHANNELS, SLOWFAST_GRID, CELL_STRIDE, build_network
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.inference.predict import predict
-from grounding.systems.config import TrainConfig
-from grounding.systems.registry import preset
+from grounding.systems.config import CsdvlTrainConfig
+from grounding.systems.registry import get_preset
 from pipeline.config import merge
 from pipeline.encoders.image_geometry import compute_appearance_size
 from pipeline.records import Prediction
@@ -55,7 +55,7 @@ class PredictionLatency(Case):
     def __enter__(self) -> PredictionLatency:
         super().__enter__()
         self.process_decoder = ProcessDecoder().__enter__()  # which decodes, as for the command
-        config = TrainConfig.model_validate(merge(preset("hcstvg-v1"), self.overrides))
+        config = CsdvlTrainConfig.model_validate(merge(get_preset("hcstvg-v1"), self.overrides))
         self.network = build_network(config).to(self.device).eval()
         frames, (width, height) = self.seconds * FPS, compute_appearance_size(self.size, self.short_side)
         cells = (-(-height // CELL_STRIDE), -(-width // CELL_STRIDE))
@@ -69,7 +69,7 @@ class PredictionLatency(Case):
         every = {"appearance": MAP_STRIDE_FRAMES, "motion": CLIP_STRIDE_FRAMES}
         made = build_rolled_features(queries, shapes, every)
         parts = (made["appearance"], made["motion"], made["text"], config.model.frames, config.model.clips)
-        self.features = FeatureSet(self.queries, make_tracks(queries), *parts, device=torch.device(self.device))
+        self.features = GroundingDataset(self.queries, make_tracks(queries), *parts, device=torch.device(self.device))
         self.video_path = make_video(self.work_dir / "videos" / "v0.mp4", self.size, frames)
         self.grounder = build_grounder(self.work_dir, queries[0], self.backbones, self.short_side, self.preset_name, self.device, self.process_decoder)
         return self

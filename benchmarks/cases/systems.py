@@ -18,8 +18,8 @@ from benchmarks.case import Case, LowerBound, Comparison, Measurement
 from benchmarks.timing import run_in_forked_process, time_interleaved, profile_torch
 from benchmarks.training_step import CHANNELS, SLOWFAST_GRID, CELL_STRIDE, TrainingStep, count_feature_bytes, measure_bound_and_peak, build_network, build_random_batch
 from grounding.data.loader import Batch
-from grounding.systems.config import Recipe
-from grounding.systems.registry import preset, system_of
+from grounding.systems.config import TrainConfig
+from grounding.systems.registry import get_preset, get_system
 from pipeline.config import merge
 
 PAPER_SHORT_SIDES = {"csdvl": 320, "cgstvg": 420, "costa": 320}
@@ -112,7 +112,7 @@ class Systems(Case):
 
 def build_step(name: str, size: SystemsSize, device: str) -> tuple[TrainingStep, list[Batch]]:
     """A system's step with what it is made on."""
-    config: Recipe = system_of(name).config.model_validate(merge(preset(size.preset, name), _select_overrides(name, size)))
+    config: TrainConfig = get_system(name).config_class.model_validate(merge(get_preset(size.preset, name), _select_overrides(name, size)))
     model = config.model
     parts = config.batch if model.pictures and not size.single_batch else 1
     step = TrainingStep(config, build_network(config, size.channels), torch.device(device))
@@ -132,7 +132,7 @@ def build_step(name: str, size: SystemsSize, device: str) -> tuple[TrainingStep,
 
 def _select_overrides(name: str, size: SystemsSize) -> dict[str, Any]:
     """The settings without those of clips where a system answers by frames; CoSTA's words are stored, as the others' are."""
-    fields = type(system_of(name).config.model_fields["model"].default).model_fields
+    fields = type(get_system(name).config_class.model_fields["model"].default).model_fields
     own = {**size.overrides, "model": {key: value for key, value in size.overrides.get("model", {}).items() if key in fields}}
     return own | ({"encoders": {"backbones": size.backbones, "image": "random:0", "text": None}} if name == "costa" else {})
 

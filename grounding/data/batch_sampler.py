@@ -7,76 +7,76 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from grounding.data.dataset import RECENT_BYTES, FeatureSet
+from grounding.data.dataset import CACHE_BYTES, GroundingDataset
 from pipeline.records import Query
 
 
-def steps_per_epoch(count: int, batch: int) -> int:
+def compute_steps_per_epoch(num_queries: int, batch_size: int) -> int:
     """Whole batches in `count` queries; all of them are one batch where there are fewer. The rest sits out this epoch."""
-    return count // min(batch, count)
+    return num_queries // min(batch_size, num_queries)
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+def shuffle_epoch(num_queries: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of `count` queries, a function of seed and epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
+    return np.random.default_rng([seed, epoch]).permutation(num_queries)
 
 
-class Plan:
+class BucketBatchSampler:
     """The queries of every global batch: a pure function of queries, the shapes of their features, `batch` and `seed`.
 
     `sources` `[n]` numbers what each query reads (equal where one read serves both), `weights` `[n]` says how many bytes that
     takes, `sizes` `[n, 2]` are the maps' rows and columns. Where all sources together fit into `memory` bytes and all maps
-    are of one size, an epoch is `epoch_order` cut into batches.
+    are of one size, an epoch is `shuffle_epoch` cut into batches.
     """
 
     def __init__(
-        self, sources: np.ndarray, weights: np.ndarray, sizes: np.ndarray, batch: int, seed: int, memory: int = RECENT_BYTES
+        self, source_ids: np.ndarray, query_bytes: np.ndarray, map_sizes: np.ndarray, batch_size: int, seed: int, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        self.size, self.seed = min(batch, len(sources)), seed
-        self.steps = steps_per_epoch(len(sources), batch)
-        _, self._first, self._source = np.unique(sources, return_index=True, return_inverse=True)
-        self._weight = np.asarray(weights, np.float64)[self._first]
-        self._reach = max(memory, 2 * self.size * self._weight.mean())
-        self._bucket = np.unique(sizes, axis=0, return_inverse=True)[1].reshape(-1)
+        self.batch_size, self.seed = min(batch_size, len(source_ids)), seed
+        self.steps_per_epoch = compute_steps_per_epoch(len(source_ids), batch_size)
+        _, self._first_query, self._source_index = np.unique(source_ids, return_index=True, return_inverse=True)
+        self._source_bytes = np.asarray(query_bytes, np.float64)[self._first_query]
+        self._window_bytes = max(cache_bytes, 2 * self.batch_size * self._source_bytes.mean())
+        self._bucket_index = np.unique(map_sizes, axis=0, return_inverse=True)[1].reshape(-1)
 
     @classmethod
-    def of(cls, features: FeatureSet, queries: Sequence[Query], batch: int, seed: int) -> Plan:
+    def from_dataset(cls, dataset: GroundingDataset, queries: Sequence[Query], batch_size: int, seed: int) -> BucketBatchSampler:
         """The plan of queries of a set of features."""
         known: dict[tuple[str, tuple[int, int]], int] = {}
         sources = [known.setdefault((query.video, query.segment), len(known)) for query in queries]
-        sizes = [features.map_size(query) for query in queries]
-        return cls(np.array(sources), np.array([features.bytes_of(query) for query in queries]), np.array(sizes), batch, seed)
+        sizes = [dataset.map_size(query) for query in queries]
+        return cls(np.array(sources), np.array([dataset.nbytes(query) for query in queries]), np.array(sizes), batch_size, seed)
 
-    def batches(self, start: int) -> Iterator[np.ndarray]:
+    def iterate_batches(self, start_step: int) -> Iterator[np.ndarray]:
         """The numbers `[size]` of the queries of batch `start` and of all after it, endlessly."""
-        epoch, place = divmod(start, self.steps)
+        epoch, place = divmod(start_step, self.steps_per_epoch)
         while True:
-            yield from self.epoch(epoch)[place:]
+            yield from self.get_epoch_batches(epoch)[place:]
             epoch, place = epoch + 1, 0
 
-    def epoch(self, epoch: int) -> np.ndarray:
+    def get_epoch_batches(self, epoch: int) -> np.ndarray:
         """Its batches, `[steps, size]` numbers of queries, each at most once."""
-        order = self._windowed(epoch_order(len(self._source), self.seed, epoch))
-        return self._bucketed(order[: self.steps * self.size], np.random.default_rng([self.seed, epoch, 1]))
+        order = self._group_by_source(shuffle_epoch(len(self._source_index), self.seed, epoch))
+        return self._group_by_size(order[: self.steps_per_epoch * self.batch_size], np.random.default_rng([self.seed, epoch, 1]))
 
-    def _windowed(self, order: np.ndarray) -> np.ndarray:
+    def _group_by_source(self, order: np.ndarray) -> np.ndarray:
         """The order, of sources that fit into memory together first, then of the next such window of sources, …"""
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        turns = np.argsort(place[self._first])  # a source's turn is that of one of its queries: no matter how many it has
+        turns = np.argsort(place[self._first_query])  # a source's turn is that of one of its queries: no matter how many it has
         window = np.empty_like(turns)
-        window[turns] = (np.cumsum(self._weight[turns]) - self._weight[turns]) // self._reach
-        return np.lexsort((place, window[self._source]))
+        window[turns] = (np.cumsum(self._source_bytes[turns]) - self._source_bytes[turns]) // self._window_bytes
+        return np.lexsort((place, window[self._source_index]))
 
-    def _bucketed(self, order: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def _group_by_size(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Cut into batches of maps of one size, in the order in which they fill up; what is left over is mixed, at random places."""
         filling: defaultdict[int, list[int]] = defaultdict(list)
         full: list[list[int]] = []
-        for number, bucket in zip(order.tolist(), self._bucket[order].tolist(), strict=True):
+        for number, bucket in zip(order.tolist(), self._bucket_index[order].tolist(), strict=True):
             filling[bucket].append(number)
-            if len(filling[bucket]) == self.size:
+            if len(filling[bucket]) == self.batch_size:
                 full.append(filling.pop(bucket))
         left = [number for bucket in sorted(filling) for number in filling[bucket]]
-        for begin in range(0, len(left), self.size):
-            full.insert(int(random.integers(len(full) + 1)), left[begin : begin + self.size])
+        for begin in range(0, len(left), self.batch_size):
+            full.insert(int(rng.integers(len(full) + 1)), left[begin : begin + self.batch_size])
         return np.array(full)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grounding.data.images import JpegBatch, Jpegs
+from grounding.data.images import EncodedImageBatch, EncodedImages
 from grounding.structures.inputs import Inputs
 from grounding.structures.targets import Targets
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Apart:
+class DeferredBatch:
     """Arrays of one rank and type, each where it was read; `.to`, as of a tensor, stacks them on a device, zero-padded to the largest.
 
     They must not change before they have arrived, which `non_blocking` does not wait for.
@@ -32,7 +32,7 @@ class Apart:
     arrays: Sequence[np.ndarray]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
-        shape = _largest(self.arrays)
+        shape = _max_shape(self.arrays)
         make = torch.empty if all(array.shape == shape for array in self.arrays) else torch.zeros
         kind = torch.from_numpy(np.empty(0, self.arrays[0].dtype)).dtype
         result = make((len(self.arrays), *shape), dtype=kind, device=device)
@@ -42,29 +42,29 @@ class Apart:
         return result
 
 
-def collate(samples: Sequence[Sample], apart: bool = False, share: bool = True) -> Inputs:
+def collate(samples: Sequence[Sample], defer: bool = False, deduplicate: bool = True) -> Inputs:
     """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real. Features stay as stored (float16).
 
     Where they are to stay `apart`, and where pictures are not decoded yet, `to_device` pads them. What several samples saw of a video
     lies in the batch once, unless they do not `share` it: a network that trains on maps wins little by it, and batches of one shape.
     """
-    seen, video = _different(samples) if share else ([*samples], [*range(len(samples))])
+    seen, video = _deduplicate_videos(samples) if deduplicate else ([*samples], [*range(len(samples))])
     rows, columns = (max(sample.motion.shape[axis] for sample in seen) for axis in (1, 2))
     filled = np.array([[sample.motion.shape[2] / columns, sample.motion.shape[1] / rows] * 2 for sample in seen], np.float32)
     lengths = torch.tensor([len(sample.text) for sample in samples])
     return Inputs(
-        appearance=_joined([sample.appearance for sample in seen], apart),
+        appearance=_stack_or_defer([sample.appearance for sample in seen], defer),
         map_size=torch.tensor([sample.appearance.shape[1:3] for sample in seen]),
-        frame_tau=torch.from_numpy(np.stack([sample.tau for sample in samples])),
-        motion=_joined([sample.motion for sample in seen], apart),
-        square=torch.from_numpy(np.stack([sample.square for sample in seen]) * filled),
-        text=padded([sample.text for sample in samples]),
+        frame_tau=torch.from_numpy(np.stack([sample.frame_positions for sample in samples])),
+        motion=_stack_or_defer([sample.motion for sample in seen], defer),
+        square=torch.from_numpy(np.stack([sample.picture_in_square for sample in seen]) * filled),
+        text=pad_and_stack([sample.text for sample in samples]),
         text_mask=torch.arange(int(lengths.max())) < lengths[:, None],
         video=torch.tensor(video) if len(seen) < len(samples) else None,
     )
 
 
-def _different(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
+def _deduplicate_videos(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
     """The first of the samples that saw the same of a video, and which of those each sample is like. What was read once is the same
     array (`grounding.data.dataset`)."""
     first: dict[tuple[int, int], int] = {}
@@ -83,22 +83,22 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return type(batch)(**{name: None if own is None else own.to(device, non_blocking=True) for name, own in held.items()})
 
 
-def _joined(arrays: Sequence[np.ndarray | Jpegs], apart: bool) -> Any:
+def _stack_or_defer(arrays: Sequence[np.ndarray | EncodedImages], defer: bool) -> Any:
     """Padded, or what pads on the device; of pictures that are not decoded yet, what decodes and pads them there."""
-    still = [own for own in arrays if isinstance(own, Jpegs)]
+    still = [own for own in arrays if isinstance(own, EncodedImages)]
     if still:
-        return JpegBatch(still)
-    read = [own for own in arrays if not isinstance(own, Jpegs)]
-    return Apart(read) if apart else padded(read)
+        return EncodedImageBatch(still)
+    read = [own for own in arrays if not isinstance(own, EncodedImages)]
+    return DeferredBatch(read) if defer else pad_and_stack(read)
 
 
-def padded(arrays: Sequence[np.ndarray]) -> Tensor:
+def pad_and_stack(arrays: Sequence[np.ndarray]) -> Tensor:
     """Stack arrays of one rank and type, zero-padded to the largest along every axis.
 
     NumPy does the work, on the calling thread: a loader's thread where torch has once computed has a team of threads of its
     own, and with more threads than cores OpenMP lets all of them sleep at every wait, the network's too.
     """
-    shape = _largest(arrays)
+    shape = _max_shape(arrays)
     result = np.empty((len(arrays), *shape), arrays[0].dtype)
     for place, array in zip(result, arrays, strict=True):
         if array.shape != place.shape:
@@ -107,6 +107,6 @@ def padded(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(result)
 
 
-def _largest(arrays: Sequence[np.ndarray]) -> tuple[int, ...]:
+def _max_shape(arrays: Sequence[np.ndarray]) -> tuple[int, ...]:
     """The shape that holds each of these."""
     return tuple(np.max([array.shape for array in arrays], 0).tolist())

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grounding.data.cache import _Recent
-from grounding.data.images import Jpegs, decodes
+from grounding.data.cache import LRUCache
+from grounding.data.images import EncodedImages, can_decode_jpegs
 from grounding.data.sample import Sample
-from grounding.data.sources import Pictures, Product, Tokenise, Tokens
+from grounding.data.sources import ImageSource, FeatureSource, TokenizeFunction, TokenSource
 from grounding.structures.targets import Targets
 from pipeline import sampling
 from pipeline.boxes import interpolate_boxes, xyxy_to_cxcywh
@@ -28,17 +28,17 @@ from pipeline.store import Store
 from pipeline.store.buffer_pool import Allocator, BufferPool, allocate_numpy
 from pipeline.tracks import Tracks
 
-SQUARED = ("motion",)
+SQUARE_MOTION_PRODUCTS = ("motion",)
 """Motion products whose maps are of the padded square."""
-WHOLE = (0.0, 0.0, 1.0, 1.0)
+FULL_FRAME = (0.0, 0.0, 1.0, 1.0)
 CPU = torch.device("cpu")
-NO_MOTION = np.zeros((0, 1, 1, 0), np.float16)
+EMPTY_MOTION = np.zeros((0, 1, 1, 0), np.float16)
 """`[T_d, h, w, C]` of a network that reads no motion."""
-RECENT_BYTES = 2 << 30
+CACHE_BYTES = 2 << 30
 """Features kept in memory: many sentences ask about the same video, and a small store fits whole."""
 
 
-class FeatureSet:
+class GroundingDataset:
     """Queries and their features, as samples of `frames` frames (T_s) and `clips` clips (T_d); with None for `clips` the motion is
     that at each frame (T_d = T_s). With None for `motion` there is none, and T_d = 0.
 
@@ -51,48 +51,48 @@ class FeatureSet:
         self,
         queries: Sequence[Query],
         tracks: Tracks,
-        appearance: Product,
-        motion: Product | None,
-        text: Product,
-        frames: int,
-        clips: int | None,
-        squared: bool = True,
+        appearance: FeatureSource,
+        motion: FeatureSource | None,
+        text: FeatureSource,
+        num_frames: int,
+        num_clips: int | None,
+        motion_in_square: bool = True,
         device: torch.device = CPU,
     ) -> None:
         self.appearance, self.motion, self.text = appearance, motion, text
-        self._read_maps = appearance.jpegs if isinstance(appearance, Pictures) and decodes(device) else appearance.read
-        self.tracks, self.frames, self.clips, self.squared = tracks, frames, clips, squared
-        self.pictures = isinstance(appearance, Pictures)
+        self._read_appearance_rows = appearance.read_encoded if isinstance(appearance, ImageSource) and can_decode_jpegs(device) else appearance.read
+        self.tracks, self.num_frames, self.num_clips, self.motion_in_square = tracks, num_frames, num_clips, motion_in_square
+        self.reads_images = isinstance(appearance, ImageSource)
         seen = [product for product in (appearance, motion) if product is not None]
         self.queries = [q for q in queries if all(q.video in product for product in seen) and q.id in text]
-        self.missing = sorted({q.id for q in queries} - {q.id for q in self.queries})
-        self._recent, self._memory = _Recent(RECENT_BYTES), BufferPool(memory_for(device))
+        self.missing_query_ids = sorted({q.id for q in queries} - {q.id for q in self.queries})
+        self._cache, self._buffer_pool = LRUCache(CACHE_BYTES), BufferPool(host_allocator(device))
 
     @classmethod
-    def of_store(
+    def from_store(
         cls,
         path: Path,
         split: str,
-        frames: int,
-        clips: int | None,
-        tokenise: Tokenise | None = None,
+        num_frames: int,
+        num_clips: int | None,
+        tokenize: TokenizeFunction | None = None,
         motion: str | None = "motion",
-        pictures: bool = False,
+        use_images: bool = False,
         device: torch.device = CPU,
-    ) -> FeatureSet:
+    ) -> GroundingDataset:
         """The queries of one split of a store; a StoreError where it has features for none of them.
 
-        With `pictures` these stand in the place of appearance maps; with `tokenise` so do they, and tokens in that of token states.
+        With `pictures` these stand in the place of appearance maps; with `tokenize` so do they, and tokens in that of token states.
         `motion` is the product that motion maps come from, None for a network that reads none.
         """
-        store, allocate = Store(path), memory_for(device)
+        store, allocate = Store(path), host_allocator(device)
         queries = [query for query in read_jsonl(store.index_path, Query) if query.split == split]
         boxed = any(query.truth is not None and query.truth.track is not None for query in queries)
         tracks = Tracks.load(store.tracks_path) if boxed else Tracks()
-        appearance: Product = Pictures.of_store(store.open("frames")) if pictures or tokenise else store.open("appearance", allocate)
-        text: Product = Tokens(queries, tokenise) if tokenise else store.open("text")
+        appearance: FeatureSource = ImageSource.from_store(store.open("frames")) if use_images or tokenize else store.open("appearance", allocate)
+        text: FeatureSource = TokenSource(queries, tokenize) if tokenize else store.open("text")
         moving = store.open(motion, allocate) if motion else None
-        features = cls(queries, tracks, appearance, moving, text, frames, clips, motion in SQUARED, device)
+        features = cls(queries, tracks, appearance, moving, text, num_frames, num_clips, motion in SQUARE_MOTION_PRODUCTS, device)
         if not features.queries:
             raise StoreError(
                 f"store {path} has no features for any query of split {split!r}: run stvg-extract, or look into failures.jsonl"
@@ -112,67 +112,67 @@ class FeatureSet:
         _, rows, columns, _ = self.appearance.shape(query.video)
         return rows, columns
 
-    def bytes_of(self, query: Query) -> int:
+    def nbytes(self, query: Query) -> int:
         """Bytes that a query's appearance and motion take in memory."""
-        maps = self.frames * math.prod(self.appearance.shape(query.video)[1:])
-        clips = 0 if self.motion is None else (self.clips or self.frames) * math.prod(self.motion.shape(query.video)[1:])
+        maps = self.num_frames * math.prod(self.appearance.shape(query.video)[1:])
+        clips = 0 if self.motion is None else (self.num_clips or self.num_frames) * math.prod(self.motion.shape(query.video)[1:])
         return 2 * (maps + clips)
 
-    def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
+    def load_sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
         """One query's features; `rows` choose among its stored frames (training's bin centres by default)."""
         stored = self.appearance.columns(query.video)["frame"]
-        own = self.rows_of(query, stored)
-        chosen = own[sampling.sample_bin_centers(len(own), self.frames)] if rows is None else rows
+        own = self.rows_in_segment(query, stored)
+        chosen = own[sampling.sample_bin_centers(len(own), self.num_frames)] if rows is None else rows
         numbers = stored[chosen]
         return Sample(
             query=query,
-            numbers=numbers,
-            appearance=self._maps(query.video, chosen),
-            tau=np.clip(sampling.normalized_position(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32),
-            motion=self._motion(query, numbers),
-            square=np.array(picture_in_square(tuple(self.appearance.facts(query.video)["size"])) if self.squared else WHOLE, np.float32),
-            text=self.words(query),
+            frame_indices=numbers,
+            appearance=self._load_appearance(query.video, chosen),
+            frame_positions=np.clip(sampling.normalized_position(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32),
+            motion=self._load_motion(query, numbers),
+            picture_in_square=np.array(picture_in_square(tuple(self.appearance.facts(query.video)["size"])) if self.motion_in_square else FULL_FRAME, np.float32),
+            text=self.text_features(query),
         )
 
-    def words(self, query: Query) -> np.ndarray:
+    def text_features(self, query: Query) -> np.ndarray:
         """Of a query's sentence, `[L, C]`."""
-        return self._recent.get(("text", query.id), lambda: self.text.read(query.id))
+        return self._cache.get(("text", query.id), lambda: self.text.read(query.id))
 
-    def rows_of(self, query: Query, stored: np.ndarray) -> np.ndarray:
+    def rows_in_segment(self, query: Query, stored_frames: np.ndarray) -> np.ndarray:
         """Rows of a query's stored frames inside its segment; the nearest one where the grid skips a short segment."""
         begin, end = query.segment
-        inside = np.flatnonzero((stored >= begin) & (stored < end))
-        return inside if len(inside) else np.array([np.abs(stored - (begin + end) / 2).argmin()])
+        inside = np.flatnonzero((stored_frames >= begin) & (stored_frames < end))
+        return inside if len(inside) else np.array([np.abs(stored_frames - (begin + end) / 2).argmin()])
 
-    def _maps(self, video: str, rows: np.ndarray) -> np.ndarray | Jpegs:
+    def _load_appearance(self, video: str, rows: np.ndarray) -> np.ndarray | EncodedImages:
         """Appearance maps of stored rows, `[len(rows), H, W, C]` as stored."""
-        return self._recent.get(("appearance", video, rows.tobytes()), lambda: self._read_maps(video, rows))
+        return self._cache.get(("appearance", video, rows.tobytes()), lambda: self._read_appearance_rows(video, rows))
 
-    def _motion(self, query: Query, numbers: np.ndarray) -> np.ndarray:
+    def _load_motion(self, query: Query, frame_indices: np.ndarray) -> np.ndarray:
         """The motion of a query's segment, of clips or at frames `[T_s]`, as stored."""
         if self.motion is None:
-            return NO_MOTION
-        if self.clips is None:
-            return self._motion_at(self.motion, query, numbers)
-        return self._clips(self.motion, query, self.clips)
+            return EMPTY_MOTION
+        if self.num_clips is None:
+            return self._load_motion_at_frames(self.motion, query, frame_indices)
+        return self._load_clips(self.motion, query, self.num_clips)
 
-    def _clips(self, motion: Product, query: Query, clips: int) -> np.ndarray:
+    def _load_clips(self, motion: FeatureSource, query: Query, num_clips: int) -> np.ndarray:
         """The segment's clips brought to T_d by 2D-TAN's rule, `[T_d, h, w, C]` as stored."""
 
         def read() -> np.ndarray:
-            own = self.rows_of(query, motion.columns(query.video)["frame"])
-            return _means(motion.read(query.video, own), sampling.compute_pool_bins(len(own), clips), self._memory)
+            own = self.rows_in_segment(query, motion.columns(query.video)["frame"])
+            return _mean_pool_bins(motion.read(query.video, own), sampling.compute_pool_bins(len(own), num_clips), self._buffer_pool)
 
-        return self._recent.get(("motion", query.video, query.segment), read)
+        return self._cache.get(("motion", query.video, query.segment), read)
 
-    def _motion_at(self, motion: Product, query: Query, numbers: np.ndarray) -> np.ndarray:
+    def _load_motion_at_frames(self, motion: FeatureSource, query: Query, frame_indices: np.ndarray) -> np.ndarray:
         """The motion of the segment at frames `[T_s]`, `[T_s, h, w, C]` as stored: of the row nearest to each."""
         stored = motion.columns(query.video)["frame"]
-        own = self.rows_of(query, stored)
-        rows = own[sampling.find_nearest_frames(stored[own], numbers)]
-        return self._recent.get(("motion", query.video, rows.tobytes()), lambda: motion.read(query.video, rows))
+        own = self.rows_in_segment(query, stored)
+        rows = own[sampling.find_nearest_frames(stored[own], frame_indices)]
+        return self._cache.get(("motion", query.video, rows.tobytes()), lambda: motion.read(query.video, rows))
 
-    def truth(self, sample: Sample) -> Targets:
+    def targets(self, sample: Sample) -> Targets:
         """What is true of a sample, as a batch of one."""
         query = sample.query
         if query.truth is None:
@@ -180,14 +180,14 @@ class FeatureSet:
         begin, end = query.truth.span
         first, last = query.segment
         span = ((begin - first) / (last - first), (end - first) / (last - first))
-        inside = sampling.label_frames(sample.numbers, query.truth.span)
-        if self.clips is None:
-            middles, inside_clips = sample.numbers, inside
+        inside = sampling.label_frames(sample.frame_indices, query.truth.span)
+        if self.num_clips is None:
+            middles, inside_clips = sample.frame_indices, inside
         else:
-            middles = (first + (np.arange(self.clips) + 0.5) / self.clips * (last - first)).astype(np.int64)
-            inside_clips = sampling.label_clips(span, self.clips)
-        boxes, boxed = self._boxes(query, np.concatenate([sample.numbers, middles]))
-        frames = len(sample.numbers)
+            middles = (first + (np.arange(self.num_clips) + 0.5) / self.num_clips * (last - first)).astype(np.int64)
+            inside_clips = sampling.label_clips(span, self.num_clips)
+        boxes, boxed = self._get_target_boxes(query, np.concatenate([sample.frame_indices, middles]))
+        frames = len(sample.frame_indices)
         return Targets(
             boxes=boxes[:, :frames],
             boxed=boxed[:, :frames],
@@ -198,34 +198,34 @@ class FeatureSet:
             clip_boxed=boxed[:, frames:],
         )
 
-    def _boxes(self, query: Query, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _get_target_boxes(self, query: Query, frame_indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """True boxes at frames, `[1, n, 4]` cxcywh, and where there is one inside the span, `[1, n]`."""
         if query.truth is None or query.truth.track is None:
-            return torch.zeros(1, len(numbers), 4), torch.zeros(1, len(numbers), dtype=torch.bool)
+            return torch.zeros(1, len(frame_indices), 4), torch.zeros(1, len(frame_indices), dtype=torch.bool)
         begin, end = query.truth.span
         frames, track = self.tracks[query.truth.track]
-        boxes = xyxy_to_cxcywh(interpolate_boxes(frames, track, numbers), query.size)
-        boxed = (numbers >= begin) & (numbers < end) & np.isin(numbers, frames)
+        boxes = xyxy_to_cxcywh(interpolate_boxes(frames, track, frame_indices), query.size)
+        boxed = (frame_indices >= begin) & (frame_indices < end) & np.isin(frame_indices, frames)
         return torch.from_numpy(boxes).float()[None], torch.from_numpy(boxed)[None]
 
 
-def _means(rows: np.ndarray, bins: Sequence[tuple[int, int]], memory: BufferPool) -> np.ndarray:
+def _mean_pool_bins(rows: np.ndarray, bins: Sequence[tuple[int, int]], buffer_pool: BufferPool) -> np.ndarray:
     """The mean of the rows `[begin, end)` of each bin, `[n, …]` → `[bins, …]`, taken in float32; the rows where each is a bin.
 
     By NumPy, for the reason that `grounding.data.collate.padded` states.
     """
     if list(bins) == [(place, place + 1) for place in range(len(rows))]:
         return rows
-    result = memory.empty((len(bins), *rows.shape[1:]), rows.dtype)
+    result = buffer_pool.empty((len(bins), *rows.shape[1:]), rows.dtype)
     for place, (begin, end) in zip(result, bins, strict=True):
         place[...] = np.add.reduce(rows[begin:end], 0, dtype=np.float32) / (end - begin) if end - begin > 1 else rows[begin]
     return result
 
 
-def memory_for(device: torch.device) -> Allocator:
+def host_allocator(device: torch.device) -> Allocator:
     """Where what is read for a device is put: a GPU fetches from pinned memory alone beside its other work."""
-    return _pinned if device.type == "cuda" else allocate_numpy
+    return _allocate_pinned if device.type == "cuda" else allocate_numpy
 
 
-def _pinned(size: int) -> np.ndarray:
+def _allocate_pinned(size: int) -> np.ndarray:
     return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()

@@ -16,14 +16,14 @@ from pipeline.io.atomic import atomic_write
 from pipeline.store.layout import PROJECTION_FILE
 from pipeline.store.quantization import SCALE_COLUMN, dequantize
 
-FOLDER = "basis"
+PROJECTIONS_FOLDER = "basis"
 """In a run: `basis/<product>.safetensors`."""
 
 
-def projections_of(store: Path, products: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+def read_projections(store: Path, products: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
     """The files of those `products` (name → provenance) that were projected; a StoreError where one is not what it was."""
     found = {}
-    for product, digest in _digests(products).items():
+    for product, digest in _get_projection_digests(products).items():
         path = Path(store) / product / PROJECTION_FILE
         found[product] = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(found[product]).hexdigest() != digest:
@@ -32,21 +32,21 @@ def projections_of(store: Path, products: Mapping[str, Mapping[str, Any]]) -> di
     return found
 
 
-def keep_projections(run: Path, found: Mapping[str, bytes]) -> None:
-    """Put the files of `projections_of` into a run."""
-    for product, content in found.items():
-        (run / FOLDER).mkdir(exist_ok=True)
-        with atomic_write(run / FOLDER / f"{product}.safetensors") as aside:
+def save_projections(run: Path, projections: Mapping[str, bytes]) -> None:
+    """Put the files of `read_projections` into a run."""
+    for product, content in projections.items():
+        (run / PROJECTIONS_FOLDER).mkdir(exist_ok=True)
+        with atomic_write(run / PROJECTIONS_FOLDER / f"{product}.safetensors") as aside:
             aside.write_bytes(content)
 
 
-def recorded_reduction(run: Path, product: str, made_from: Mapping[str, Any]) -> Reduction | None:
+def load_reduction(run: Path, product: str, provenance: Mapping[str, Any]) -> Reduction | None:
     """What a run's features of a product went through; an InputError where its projection is not what it was."""
-    about = made_from.get("reduction") or {}
-    digest = _digests({product: made_from}).get(product)
+    about = provenance.get("reduction") or {}
+    digest = _get_projection_digests({product: provenance}).get(product)
     if digest is None:
         return Reduction(None, about["int8"]) if about else None
-    path = run / FOLDER / f"{product}.safetensors"
+    path = run / PROJECTIONS_FOLDER / f"{product}.safetensors"
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != digest:
         problem = "is not the one the run was trained with" if content else "does not exist"
@@ -55,7 +55,7 @@ def recorded_reduction(run: Path, product: str, made_from: Mapping[str, Any]) ->
     return Reduction(Projection(tensors["mean"], tensors["matrix"], tensors["bias"], about["basis"]), about["int8"])
 
 
-def as_stored(rows: np.ndarray, reduction: Reduction | None) -> np.ndarray:
+def apply_reduction(rows: np.ndarray, reduction: Reduction | None) -> np.ndarray:
     """Maps `[n, h, w, C]` as a store with this reduction gives them back, `[n, h, w, K]` float16, to the last bit."""
     if reduction is None:
         return rows
@@ -63,7 +63,7 @@ def as_stored(rows: np.ndarray, reduction: Reduction | None) -> np.ndarray:
     return dequantize(small, columns[SCALE_COLUMN], np.empty(small.shape, np.float16)) if SCALE_COLUMN in columns else small
 
 
-def _digests(products: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def _get_projection_digests(products: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Of each projected product, the digest its provenance records."""
     reductions = {name: made_from.get("reduction") or {} for name, made_from in products.items()}
     return {name: about["basis_digest"] for name, about in reductions.items() if "basis_digest" in about}

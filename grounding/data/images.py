@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grounding.data.image_transforms import View
+from grounding.data.image_transforms import ImageTransform
 from pipeline.features.images import encode_jpeg
 
 if TYPE_CHECKING:
@@ -28,47 +28,47 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Jpegs:
+class EncodedImages:
     """T pictures of one size `(rows, columns)` that are not decoded yet: the different ones among them, uint8 `[bytes]` each, and which
     of these each of the T is. With a `view` that of them is meant."""
 
-    different: list[np.ndarray]
-    places: np.ndarray
+    images: list[np.ndarray]
+    indices: np.ndarray
     size: tuple[int, int]
-    view: View | None = None
+    transform: ImageTransform | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """`[T, h, w, 3]`, as they will be."""
-        return (len(self.places), *(self.size if self.view is None else self.view.size), 3)
+        return (len(self.indices), *(self.size if self.transform is None else self.transform.size), 3)
 
     @property
     def nbytes(self) -> int:
-        return sum(one.nbytes for one in self.different)
+        return sum(one.nbytes for one in self.images)
 
-    def seen(self, view: View) -> Jpegs:
-        return replace(self, view=view)
+    def with_transform(self, transform: ImageTransform) -> EncodedImages:
+        return replace(self, transform=transform)
 
 
 @dataclass(frozen=True)
-class JpegBatch:
+class EncodedImageBatch:
     """What `grounding.data.collate.collate` makes of pictures that are not decoded yet; `.to`, as of a tensor, decodes them."""
 
-    videos: Sequence[Jpegs]
+    videos: Sequence[EncodedImages]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
         """RGB uint8 `[V, T, h, w, 3]`, zero-padded to the largest, on the device."""
-        pictures = iter(decoded([one for video in self.videos for one in video.different], device))
+        pictures = iter(decode_jpegs_on_device([one for video in self.videos for one in video.images], device))
         shape = np.max([video.shape for video in self.videos], 0).tolist()
         result = torch.zeros((len(self.videos), *shape), dtype=torch.uint8, device=device)
         for place, video in zip(result, self.videos, strict=True):
-            seen = torch.stack([next(pictures) for _ in video.different]).permute(0, 2, 3, 1)
-            seen = seen if video.view is None else video.view.of_tensor(seen)
-            place[:, : seen.shape[1], : seen.shape[2]] = seen[torch.from_numpy(video.places).to(device)]
+            seen = torch.stack([next(pictures) for _ in video.images]).permute(0, 2, 3, 1)
+            seen = seen if video.transform is None else video.transform.apply_to_tensor(seen)
+            place[:, : seen.shape[1], : seen.shape[2]] = seen[torch.from_numpy(video.indices).to(device)]
         return result
 
 
-def decoded(jpegs: list[np.ndarray], device: torch.device) -> list[Tensor]:
+def decode_jpegs_on_device(jpegs: list[np.ndarray], device: torch.device) -> list[Tensor]:
     """Each JPEG's picture, RGB uint8 `[3, h, w]` on the device."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -79,12 +79,12 @@ def decoded(jpegs: list[np.ndarray], device: torch.device) -> list[Tensor]:
 
 
 @cache
-def decodes(device: torch.device) -> bool:
+def can_decode_jpegs(device: torch.device) -> bool:
     """Whether JPEGs are decoded on a device: on a GPU for which torchvision was built with a decoder."""
     if device.type != "cuda":
         return False
     try:
-        decoded([np.frombuffer(bytearray(encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8), 90)), np.uint8)], device)
+        decode_jpegs_on_device([np.frombuffer(bytearray(encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8), 90)), np.uint8)], device)
     except RuntimeError as error:
         log.warning("pictures are decoded on the CPU, for torchvision cannot on %s: %s", device, str(error).splitlines()[0])
         return False

@@ -14,17 +14,17 @@ from functools import partial
 import numpy as np
 import torch
 
-from grounding.data.batch_sampler import Plan
+from grounding.data.batch_sampler import BucketBatchSampler
 from grounding.data.collate import collate, join_targets, to_device
-from grounding.data.dataset import CPU, FeatureSet
-from grounding.data.prefetch import READERS, ahead
+from grounding.data.dataset import CPU, GroundingDataset
+from grounding.data.prefetch import GPU_READER_THREADS, prefetch
 from grounding.data.sample import Sample
 from grounding.structures.inputs import Inputs
 from grounding.structures.targets import Targets
 from pipeline.errors import InputError
 from pipeline.records import Query
 
-Change = Callable[[Sample, Targets, int, int], tuple[Sample, Targets]]
+SampleTransform = Callable[[Sample, Targets, int, int], tuple[Sample, Targets]]
 """A sample and what is true of it, an epoch, and the query's place among all → the same as they are in that epoch."""
 
 
@@ -34,7 +34,7 @@ class Batch:
 
     inputs: Inputs
     targets: Targets
-    ids: list[str]
+    query_ids: list[str]
 
 
 class Loader:
@@ -48,80 +48,80 @@ class Loader:
 
     def __init__(
         self,
-        features: FeatureSet,
+        dataset: GroundingDataset,
         queries: Sequence[Query],
-        batch: int,
+        batch_size: int,
         seed: int,
-        start: int,
+        start_step: int,
         rank: int = 0,
-        world: int = 1,
-        accumulate: int = 1,
+        world_size: int = 1,
+        accumulation_steps: int = 1,
         device: torch.device = CPU,
-        changes: Sequence[Change] = (),
+        transforms: Sequence[SampleTransform] = (),
     ) -> None:
-        self.features, self.queries, self.start, self._changes = features, queries, start, changes
-        self.rank, self.world, self.accumulate = rank, world, accumulate
-        self._plan = Plan.of(features, queries, batch, seed)
+        self.dataset, self.queries, self.start_step, self._transforms = dataset, queries, start_step, transforms
+        self.rank, self.world_size, self.accumulation_steps = rank, world_size, accumulation_steps
+        self._batch_sampler = BucketBatchSampler.from_dataset(dataset, queries, batch_size, seed)
         self._on_gpu = device.type == "cuda"
         self.device = torch.device("cuda", torch.cuda.current_device()) if self._on_gpu and device.index is None else device
-        self._readers = READERS if self._on_gpu else 1
-        if self._plan.size % (world * accumulate):
+        self._num_readers = GPU_READER_THREADS if self._on_gpu else 1
+        if self._batch_sampler.batch_size % (world_size * accumulation_steps):
             raise InputError(
-                f"a batch of {self._plan.size} queries cannot be cut into {world} processes × {accumulate} accumulated parts: "
+                f"a batch of {self._batch_sampler.batch_size} queries cannot be cut into {world_size} processes × {accumulation_steps} accumulated parts: "
                 "choose a batch that is a multiple of both (and not larger than the train split)"
             )
 
     def __enter__(self) -> Loader:
         prepare = partial(torch.cuda.set_device, self.device) if self._on_gpu else None
         if self._on_gpu:  # one for all batches: memory that one has left is the next one's
-            self._stream = torch.cuda.Stream(self.device)
-        self._makers, self._sender = ThreadPoolExecutor(self._readers, "loader", prepare), ThreadPoolExecutor(1, "loader-sends", prepare)
+            self._transfer_stream = torch.cuda.Stream(self.device)
+        self._reader_pool, self._transfer_pool = ThreadPoolExecutor(self._num_readers, "loader", prepare), ThreadPoolExecutor(1, "loader-sends", prepare)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for threads in (self._makers, self._sender):
+        for threads in (self._reader_pool, self._transfer_pool):
             threads.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        made = ahead(self._makers, self._readers, self._make, enumerate(self._plan.batches(self.start), self.start))
+        made = prefetch(self._reader_pool, self._num_readers, self._load_step, enumerate(self._batch_sampler.iterate_batches(self.start_step), self.start_step))
         if not self._on_gpu:
             for step in made:
                 yield step.result()
             return
-        for sent in ahead(self._sender, 1, self._send, made):
+        for sent in prefetch(self._transfer_pool, 1, self._copy_to_device, made):
             parts = sent.result()
-            _take_over(parts, torch.cuda.current_stream(self.device))
+            _record_stream(parts, torch.cuda.current_stream(self.device))
             yield parts
 
-    def _make(self, step: tuple[int, np.ndarray]) -> list[Batch]:
+    def _load_step(self, indexed_step: tuple[int, np.ndarray]) -> list[Batch]:
         """This process' parts of a step's global batch, in the machine's memory."""
-        own = step[1].reshape(self.world, self.accumulate, -1)[self.rank]
-        return [self._part(part.tolist(), step[0] // self._plan.steps) for part in own]
+        own = indexed_step[1].reshape(self.world_size, self.accumulation_steps, -1)[self.rank]
+        return [self._load_batch(part.tolist(), indexed_step[0] // self._batch_sampler.steps_per_epoch) for part in own]
 
-    def _part(self, numbers: Sequence[int], epoch: int) -> Batch:
-        samples = [self.features.sample(self.queries[number]) for number in numbers]
-        truths = [self.features.truth(sample) for sample in samples]
-        for change in self._changes:
-            for place, number in enumerate(numbers):
+    def _load_batch(self, query_indices: Sequence[int], epoch: int) -> Batch:
+        samples = [self.dataset.load_sample(self.queries[number]) for number in query_indices]
+        truths = [self.dataset.targets(sample) for sample in samples]
+        for change in self._transforms:
+            for place, number in enumerate(query_indices):
                 samples[place], truths[place] = change(samples[place], truths[place], epoch, number)
-        inputs = collate(samples, apart=self._on_gpu, share=self.features.pictures)
+        inputs = collate(samples, defer=self._on_gpu, deduplicate=self.dataset.reads_images)
         return Batch(inputs, join_targets(truths), [sample.query.id for sample in samples])
 
-    def _send(self, made: Future[list[Batch]]) -> list[Batch]:
+    def _copy_to_device(self, future: Future[list[Batch]]) -> list[Batch]:
         """Copy parts to the GPU, or decode them there, beside its work.
 
         The features' memory is read into again once nobody holds it: so they are held until they have arrived.
         """
-        own = made.result()
-        with torch.cuda.stream(self._stream):
-            parts = [Batch(to_device(part.inputs, self.device), to_device(part.targets, self.device), part.ids) for part in own]
-        self._stream.synchronize()
+        own = future.result()
+        with torch.cuda.stream(self._transfer_stream):
+            parts = [Batch(to_device(part.inputs, self.device), to_device(part.targets, self.device), part.query_ids) for part in own]
+        self._transfer_stream.synchronize()
         return parts
 
 
-def _take_over(parts: list[Batch], stream: torch.cuda.Stream) -> None:
+def _record_stream(batches: list[Batch], stream: torch.cuda.Stream) -> None:
     """Tell the memory of parts, which came to the GPU on a stream of their own, that this stream computes with it."""
-    for part in parts:
+    for part in batches:
         for held in (part.inputs, part.targets):
             for field in fields(held):
                 if (own := getattr(held, field.name)) is not None:

@@ -13,19 +13,19 @@ from itertools import islice
 import numpy as np
 import torch
 
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.data.sample import Sample
-from grounding.data.text_mirroring import mirrored
+from grounding.data.text_mirroring import mirror_left_right
 from grounding.structures.targets import Targets
 from pipeline.records import Query
 
-MOST = 16
+MAX_CANDIDATES = 16
 """Sentences that one is chosen from, at most."""
-TRIES = 4 * MOST
+NUM_DRAWS = 4 * MAX_CANDIDATES
 """Queries that are drawn to find them."""
 
 
-class Absence:
+class NegativeSentenceSampler:
     """Gives this share of the samples another video's sentence: a function of seed, epoch and query, whatever the batches and processes.
 
     That sentence was written of another video and differs from all that were written of this one; that it is true here, too, is not
@@ -34,30 +34,30 @@ class Absence:
     pictures may be `flipped`, what was written of this one is not asked with its left and right exchanged either.
     """
 
-    def __init__(self, share: float, seed: int, features: FeatureSet, queries: Sequence[Query], flipped: bool = False) -> None:
-        self.share, self.seed, self.features, self.queries = share, seed, features, queries
-        self._own: dict[str, set[str]] = {}
+    def __init__(self, rate: float, seed: int, dataset: GroundingDataset, queries: Sequence[Query], allow_flip: bool = False) -> None:
+        self.rate, self.seed, self.dataset, self.queries = rate, seed, dataset, queries
+        self._video_sentences: dict[str, set[str]] = {}
         for query in queries:
-            own = self._own.setdefault(query.video, set())
+            own = self._video_sentences.setdefault(query.video, set())
             own.add(query.text)
-            if flipped and (told := mirrored(query.text)):
+            if allow_flip and (told := mirror_left_right(query.text)):
                 own.add(told)
 
-    def __call__(self, sample: Sample, truth: Targets, epoch: int, number: int) -> tuple[Sample, Targets]:
+    def __call__(self, sample: Sample, targets: Targets, epoch: int, query_index: int) -> tuple[Sample, Targets]:
         """A sample and what is true of it, as they are in an epoch; `number` is the query's place among all."""
-        random = np.random.default_rng([self.seed, epoch, 3, number])
-        if random.random() >= self.share:
-            return sample, truth
-        drawn = (self.queries[place] for place in random.integers(len(self.queries), size=TRIES))
-        own = self._own[sample.query.video]
-        foreign = list(islice((query for query in drawn if query.text not in own), int(random.integers(1, MOST + 1))))
+        random = np.random.default_rng([self.seed, epoch, 3, query_index])
+        if random.random() >= self.rate:
+            return sample, targets
+        drawn = (self.queries[place] for place in random.integers(len(self.queries), size=NUM_DRAWS))
+        own = self._video_sentences[sample.query.video]
+        foreign = list(islice((query for query in drawn if query.text not in own), int(random.integers(1, MAX_CANDIDATES + 1))))
         if not foreign:  # where videos share most of their sentences
-            return sample, truth
+            return sample, targets
         words = set(sample.query.text.lower().split())
         nearest = max(foreign, key=lambda query: len(words & set(query.text.lower().split())))
-        return replace(sample, text=self.features.words(nearest)), nothing(truth)
+        return replace(sample, text=self.dataset.text_features(nearest)), empty_targets(targets)
 
 
-def nothing(truth: Targets) -> Targets:
+def empty_targets(targets: Targets) -> Targets:
     """What is true of a video and a sentence of something else: a span without length, and no frame, clip or box in it."""
-    return replace(truth, **{name: torch.zeros_like(getattr(truth, name)) for name in ("span", "boxed", "frames", "clips", "clip_boxed")})
+    return replace(targets, **{name: torch.zeros_like(getattr(targets, name)) for name in ("span", "boxed", "frames", "clips", "clip_boxed")})

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-READERS = 4
+GPU_READER_THREADS = 4
 """Threads that read for a GPU; a CPU has the network to run meanwhile and gets one."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(threads: ThreadPoolExecutor, count: int, work: Callable[[Item], Result], items: Iterator[Item]) -> Iterator[Future[Result]]:
+def prefetch(executor: ThreadPoolExecutor, depth: int, function: Callable[[Item], Result], items: Iterator[Item]) -> Iterator[Future[Result]]:
     """The work on each item, in order, with that on the `count` next ones under way. What was given is not held here."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
-        waiting.append(threads.submit(work, item))
+        waiting.append(executor.submit(function, item))
         del item
-        if len(waiting) > count:
+        if len(waiting) > depth:
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()

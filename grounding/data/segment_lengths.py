@@ -9,11 +9,11 @@ import numpy as np
 from pipeline.records import Query
 
 
-def segment_seconds(queries: Sequence[Query]) -> dict[str, float]:
+def summarize_segment_seconds(queries: Sequence[Query]) -> dict[str, float]:
     """The median and the longest segment of a training split, for a run's provenance."""
-    return _summary([(query.segment[1] - query.segment[0]) / query.fps for query in queries])
+    return _summarize_durations([(query.segment[1] - query.segment[0]) / query.fps for query in queries])
 
 
-def _summary(seconds: Sequence[float]) -> dict[str, float]:
+def _summarize_durations(seconds: Sequence[float]) -> dict[str, float]:
     own = np.array(seconds or [0.0])
     return {"median": round(float(np.median(own)), 3), "longest": round(float(own.max()), 3)}

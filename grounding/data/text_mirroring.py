@@ -8,63 +8,63 @@ from __future__ import annotations
 
 import re
 
-WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|[^\w\s]")
+WORD_PATTERN = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|[^\w\s]")
 """A word with its hyphens and apostrophes, or one mark of punctuation."""
-STEM = re.compile(r"(?<![^\W\d_])(left|right)", re.IGNORECASE)
-OTHER = {"left": "right", "right": "left"}
-JOINED = re.compile(
+SIDE_PATTERN = re.compile(r"(?<![^\W\d_])(left|right)", re.IGNORECASE)
+OPPOSITE_SIDE = {"left": "right", "right": "left"}
+COMPOUND_PART_PATTERN = re.compile(
     "(left|right)(most|wards?|hand(ed)?|sided?)?|back|bottom|cent(er|re)|far|foot(ed)?|front|hand(ed)?|lower|most|rear|sided?|top|upper"
 )
 """The parts of a word with hyphens that means a side: left-hand, far-right."""
-BEFORE = re.compile("an?|extreme|far|his|its|lower|my|the|their|upper|your")
-"""Left or right after these is a side, unless `NOT_AFTER` follows."""
-NOT_AFTER = re.compile(
+PRECEDING_PATTERN = re.compile("an?|extreme|far|his|its|lower|my|the|their|upper|your")
+"""Left or right after these is a side, unless `NON_SIDE_FOLLOWER_PATTERN` follows."""
+NON_SIDE_FOLLOWER_PATTERN = re.compile(
     "an?|angle|answer|choice|decision|direction|her?|hi[ms]|its?|moment|my|one|order|person|place|she|size|the(y|m|ir)?|things?|times?|track|us|"
     "way|you|your"
 )
-HELD = re.compile(
+PAIRED_NOUN_PATTERN = re.compile(
     "arms?|bank|cheek|corner|ears?|edge|elbow|eyes?|feet|foot|front|half|hands?|hip|knees?|legs?|lane|row|shoulders?|sides?|thigh|thumb|wrist"
 )
 """What has a left and a right one: a side, after anything but `SUBJECTS`."""
-SUBJECTS = re.compile("ha(d|s|ve|ving)|he|i|it|she|that|they|we|which|who|you|be(en|ing)?|gets?|got|is|are|was|were|him|them")
-TOWARDS = re.compile(
+SUBJECT_PATTERN = re.compile("ha(d|s|ve|ving)|he|i|it|she|that|they|we|which|who|you|be(en|ing)?|gets?|got|is|are|was|were|him|them")
+DIRECTION_PATTERN = re.compile(
     "at|from|on|to|(bend|fly|go|head|jump|lean|look|point|roll|run|shift|step|swim|swing|tilt|turn|walk)(s|es|ed|ing)?|"
     "(driv|fac|gaz|glanc|mov|rid|rotat|slid)(es?|ed|ing)|bent|drove|flew|flies|gone|ran|rode|running|slid|stepp(ed|ing)|swam|swimming|swung|went"
 )
 """Left or right at the end of a clause, after one of these, is a side."""
-NO_MORE = ("", "and", "or", "while")
+CLAUSE_ENDINGS = ("", "and", "or", "while")
 """What ends a clause; "" is punctuation, or the sentence's end."""
 
 
-def mirrored(sentence: str) -> str | None:
+def mirror_left_right(sentence: str) -> str | None:
     """The sentence that is true of the mirrored video: itself where it names no side; None where that cannot be told."""
-    words = ["" if not word[0].isalpha() else word.lower() for word in WORD.findall(sentence)]
+    words = ["" if not word[0].isalpha() else word.lower() for word in WORD_PATTERN.findall(sentence)]
     if any("clockwise" in word for word in words):
         return None
     for place, word in enumerate(words):
-        if STEM.search(word) and not (_is_side(words, place) if word in OTHER else all(map(JOINED.fullmatch, word.split("-")))):
+        if SIDE_PATTERN.search(word) and not (_is_side(words, place) if word in OPPOSITE_SIDE else all(map(COMPOUND_PART_PATTERN.fullmatch, word.split("-")))):
             return None
-    return STEM.sub(lambda found: _in_its_case(OTHER[found[0].lower()], found[0]), sentence)
+    return SIDE_PATTERN.sub(lambda found: _match_case(OPPOSITE_SIDE[found[0].lower()], found[0]), sentence)
 
 
-def _is_side(words: list[str], place: int) -> bool:
+def _is_side(words: list[str], index: int) -> bool:
     """Whether a bare left or right means a side, by the words around it."""
-    word = words[place]
+    word = words[index]
     two_before, before, after, two_after = (
-        words[at] if 0 <= at < len(words) else "" for at in (place - 2, place - 1, place + 1, place + 2)
+        words[at] if 0 <= at < len(words) else "" for at in (index - 2, index - 1, index + 1, index + 2)
     )
-    if before in ("and", "or", "to") and two_before == OTHER[word]:
+    if before in ("and", "or", "to") and two_before == OPPOSITE_SIDE[word]:
         before = "to"  # "left and right": left is looked at by itself
-    if after in ("and", "or", "to") and two_after == OTHER[word]:
-        return not SUBJECTS.fullmatch(before)
-    if HELD.fullmatch(after):
-        return not SUBJECTS.fullmatch(before) and (after, two_after) not in (("side", "by"), ("hand", "in"))
-    if BEFORE.fullmatch(before):
-        return not NOT_AFTER.fullmatch(after)
+    if after in ("and", "or", "to") and two_after == OPPOSITE_SIDE[word]:
+        return not SUBJECT_PATTERN.fullmatch(before)
+    if PAIRED_NOUN_PATTERN.fullmatch(after):
+        return not SUBJECT_PATTERN.fullmatch(before) and (after, two_after) not in (("side", "by"), ("hand", "in"))
+    if PRECEDING_PATTERN.fullmatch(before):
+        return not NON_SIDE_FOLLOWER_PATTERN.fullmatch(after)
     if before == "her":  # her left, but not "next to her left the room"
         return after == ""
-    return TOWARDS.fullmatch(before) is not None and (after in NO_MORE or (word, after) == ("left", "to"))
+    return DIRECTION_PATTERN.fullmatch(before) is not None and (after in CLAUSE_ENDINGS or (word, after) == ("left", "to"))
 
 
-def _in_its_case(word: str, like: str) -> str:
-    return word.upper() if like.isupper() else word.capitalize() if like[0].isupper() else word
+def _match_case(word: str, template: str) -> str:
+    return word.upper() if template.isupper() else word.capitalize() if template[0].isupper() else word

@@ -34,7 +34,7 @@ def predict_split(
     features = ensemble.features_of(Store(store), config.split)
     with ensemble.computing():
         answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
-    return answers, features.missing
+    return answers, features.missing_query_ids
 
 
 def judge(exam: Exam, predictions: Tubes, protocol: str = "every-frame", seed: int = 0) -> tuple[list[Score], dict[str, float]]:

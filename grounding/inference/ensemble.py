@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.systems.checkpoint import load_model
-from grounding.systems.registry import tokenise_of
+from grounding.systems.registry import get_tokenizer
 from pipeline.errors import InputError, StoreError
 from pipeline.store import Store
 
@@ -63,11 +63,11 @@ class Ensemble:
         """What the networks are given of a video, and the product that it comes from."""
         return {"appearance": "frames" if self.pictures else "appearance"} | ({"motion": self.motion} if self.motion else {})
 
-    def features_of(self, store: Store, split: str) -> FeatureSet:
+    def features_of(self, store: Store, split: str) -> GroundingDataset:
         """The features of one split of a store, as the models take them; StoreError where they were made otherwise."""
         self.refuse_products(store)
-        tokenise = tokenise_of(self.models[0])
-        features = FeatureSet.of_store(store.path, split, self.frames, self.clips, tokenise, self.motion, self.pictures, self.device)
+        tokenize = get_tokenizer(self.models[0])
+        features = GroundingDataset.from_store(store.path, split, self.frames, self.clips, tokenize, self.motion, self.pictures, self.device)
         self.refuse_dims(store, features.dims)
         return features
 

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from grounding.data.collate import collate, to_device
-from grounding.data.dataset import FeatureSet
-from grounding.data.prefetch import READERS, ahead
+from grounding.data.dataset import GroundingDataset
+from grounding.data.prefetch import GPU_READER_THREADS, prefetch
 from grounding.inference.refine import found_span, second_look
 from grounding.inference.segment_prediction import Look
 from grounding.structures.inputs import Inputs
@@ -35,7 +35,7 @@ Passes = Sequence[tuple[Look, np.ndarray]]
 
 def predict(
     models: nn.Module | Sequence[nn.Module],
-    features: FeatureSet,
+    features: GroundingDataset,
     queries: Sequence[Query],
     batch: int = 16,
     progress: Progress = lambda done, total: None,
@@ -50,7 +50,7 @@ def predict(
 def predicted(
     finish: Callable[[Look, Look | None, bool], Result],
     models: nn.Module | Sequence[nn.Module],
-    features: FeatureSet,
+    features: GroundingDataset,
     queries: Sequence[Query],
     batch: int = 16,
     progress: Progress = lambda done, total: None,
@@ -71,7 +71,7 @@ def predicted(
     answers: list[Result] = []
     progress(0, len(queries))
     with _Reader(features, _device_of(ensemble)) as read, ThreadPoolExecutor(1, "prediction") as before:
-        for made in ahead(before, 1, read, parts):
+        for made in prefetch(before, 1, read, parts):
             part = _answer(ensemble, made.result())
             del made  # what its passes saw gives way to what is read now
             if not part.last:
@@ -83,7 +83,7 @@ def predicted(
     return [answers[place] for place in np.argsort(order)]
 
 
-def _grouped(queries: Iterable[Query], features: FeatureSet, batch: int) -> Iterable[list[Look]]:
+def _grouped(queries: Iterable[Query], features: GroundingDataset, batch: int) -> Iterable[list[Look]]:
     """The queries' first looks, gathered until their passes fill a batch."""
     group: list[Look] = []
     for query in queries:
@@ -113,7 +113,7 @@ def _parts(groups: Iterable[list[Look]], batch: int) -> Iterator[_Part]:
             yield _Part(group, passes[start : start + batch], start + batch >= len(passes))
 
 
-def see(models: Sequence[nn.Module], features: FeatureSet, looks: list[Look], batch: int, watch: Watch = lambda numbers, out: None) -> None:
+def see(models: Sequence[nn.Module], features: GroundingDataset, looks: list[Look], batch: int, watch: Watch = lambda numbers, out: None) -> None:
     """Run the passes of these looks. `watch` is shown all that each model answers to each batch."""
     with _Reader(features, _device_of(models)) as read:
         for part in _parts([looks], batch):
@@ -132,9 +132,9 @@ class _Seen:
 class _Reader:
     """Reads what passes see, on the calling thread, or for a GPU on several."""
 
-    def __init__(self, features: FeatureSet, device: torch.device) -> None:
+    def __init__(self, features: GroundingDataset, device: torch.device) -> None:
         self.features = features
-        self._threads = ThreadPoolExecutor(READERS, "prediction-reads") if device.type == "cuda" else None
+        self._threads = ThreadPoolExecutor(GPU_READER_THREADS, "prediction-reads") if device.type == "cuda" else None
 
     def __enter__(self) -> _Reader:
         return self
@@ -145,8 +145,8 @@ class _Reader:
 
     def __call__(self, part: _Part) -> _Seen:
         read = map if self._threads is None else self._threads.map
-        samples = list(read(lambda own: self.features.sample(own[0].query, own[1]), part.passes))
-        return _Seen(part, collate(samples, apart=self._threads is not None), [sample.numbers for sample in samples])
+        samples = list(read(lambda own: self.features.load_sample(own[0].query, own[1]), part.passes))
+        return _Seen(part, collate(samples, defer=self._threads is not None), [sample.frame_indices for sample in samples])
 
 
 def _answer(models: Sequence[nn.Module], seen: _Seen, watch: Watch = lambda numbers, out: None) -> _Part:

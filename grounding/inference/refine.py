@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.inference.segment_prediction import Look
 from pipeline import sampling
 from pipeline.records import Span
@@ -20,13 +20,13 @@ MARGIN = 0.5
 """What the window has on either side of the span, as a share of the span's length."""
 
 
-def second_look(features: FeatureSet, first: Look, between: bool) -> Look | None:
+def second_look(features: GroundingDataset, first: Look, between: bool) -> Look | None:
     """A look, not yet taken, at the window around what the first look found; None where it could show nothing new."""
     query = first.query
-    seen, product = features.frames, features.appearance
-    if features.clips is not None and features.motion is not None:
-        seen, product = features.clips, features.motion
-    stored = len(features.rows_of(query, product.columns(query.video)["frame"]))
+    seen, product = features.num_frames, features.appearance
+    if features.num_clips is not None and features.motion is not None:
+        seen, product = features.num_clips, features.motion
+    stored = len(features.rows_in_segment(query, product.columns(query.video)["frame"]))
     least = math.ceil((query.segment[1] - query.segment[0]) * min(1.0, seen / stored))
     window = window_around(found_span(first, None, between)[0], query.segment, least)
     return None if window == query.segment else Look(query.model_copy(update={"segment": window}), features)

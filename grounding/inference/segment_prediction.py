@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.structures.span_scores import Answer, SpanScores
 from pipeline import sampling
 from pipeline.records import Query
@@ -19,11 +19,11 @@ class Look:
     their cxcywh boxes; `seen` `[n]`: how often each was seen; `when`: what was said of the span, None before the first answer.
     """
 
-    def __init__(self, query: Query, features: FeatureSet) -> None:
+    def __init__(self, query: Query, features: GroundingDataset) -> None:
         stored = features.appearance.columns(query.video)["frame"]
-        own = features.rows_of(query, stored)
+        own = features.rows_in_segment(query, stored)
         self.query = query
-        self.passes = [own[places] for places in sampling.plan_passes(len(own), features.frames)]
+        self.passes = [own[places] for places in sampling.plan_passes(len(own), features.num_frames)]
         self.frames = stored[own]
         self.boxes, self.seen = np.zeros((len(own), 4)), np.zeros(len(own), np.int64)
         self.when: SpanScores[Any] | None = None

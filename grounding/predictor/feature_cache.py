@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from grounding.data.feature_reduction import as_stored
+from grounding.data.feature_reduction import apply_reduction
 from pipeline.errors import InputError
 from pipeline.features.reduction import Reduction
 from pipeline.features.stream import FeatureStream, compute_file_digest
@@ -71,7 +71,7 @@ class Kept:
                 builders[name] = stack.enter_context(builder)
                 builder.begin(key, key)
             for name, rows in stream:
-                builders[name].append(as_stored(rows, reductions[name]))
+                builders[name].append(apply_reduction(rows, reductions[name]))
             for name, builder in builders.items():
                 builder.end(stream.columns[name] | {EDGES: edges}, stream.facts)
                 writer.publish_shard(name, key, builder.finish())

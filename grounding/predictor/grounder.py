@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from grounding.data.dataset import SQUARED, FeatureSet
-from grounding.data.feature_reduction import recorded_reduction
-from grounding.data.sources import InMemory, Pictures, Product, Tokens
+from grounding.data.dataset import SQUARE_MOTION_PRODUCTS, GroundingDataset
+from grounding.data.feature_reduction import load_reduction
+from grounding.data.sources import InMemorySource, ImageSource, FeatureSource, TokenSource
 from grounding.inference.ensemble import Ensemble
 from grounding.inference.predict import predicted, ranked_tube
 from grounding.models.end_to_end import EndToEnd
@@ -31,7 +31,7 @@ from grounding.predictor.feature_cache import Kept
 from grounding.predictor.results import Answers, AskedVideo, Best, answer_of
 from grounding.predictor.window_length import window_seconds
 from grounding.predictor.windows import Stretch, kept_stretches, streamed_stretches, windows_of
-from grounding.systems.registry import network_of, tokenise_of
+from grounding.systems.registry import unwrap_encoders, get_tokenizer
 from pipeline.config import validate
 from pipeline.devices import resolve_device
 from pipeline.encoders.optimize import optimize_for_inference
@@ -55,7 +55,7 @@ class Seen:
 
     video: AskedVideo
     key: str
-    features: dict[str, Product]
+    features: dict[str, FeatureSource]
     frame_edges: np.ndarray = field(repr=False)
 
 
@@ -89,11 +89,11 @@ class Grounder:
         self.sampling = validate(SamplingConfig, sampling, f"{run / 'provenance.json'}")
         trained = trained_encoders(self.ensemble)
         self.visual = tuple(self.ensemble.roles.values())
-        self.tokenise = tokenise_of(self.ensemble.models[0]) if self.ensemble.pictures else None
-        needed = self.visual if self.tokenise else (*self.visual, "text")
+        self.tokenize = get_tokenizer(self.ensemble.models[0]) if self.ensemble.pictures else None
+        needed = self.visual if self.tokenize else (*self.visual, "text")
         self.encoders = {name: trained.get(name) or recorded_encoder(run, name, made_from[name], self.device) for name in needed}
-        self.networks = [network_of(model) for model in self.ensemble.models]
-        self.reductions = {name: recorded_reduction(run, name, made_from.get(name, {})) for name in self.visual}
+        self.networks = [unwrap_encoders(model) for model in self.ensemble.models]
+        self.reductions = {name: load_reduction(run, name, made_from.get(name, {})) for name in self.visual}
         self.origins = {name: made_from.get(name) or self._trained_origin(name) for name in self.visual}
         if window is not None and not window > 0:
             raise InputError(f"a window of {window} seconds: give a number above 0")
@@ -160,19 +160,19 @@ class Grounder:
         answers = [answer_of(text, own.chosen(), frame_edges) for text, own in zip(texts, best, strict=True)]
         return Answers(video=video, queries=answers)
 
-    def _features(self, queries: Sequence[Query], stretch: Stretch, words: Product) -> FeatureSet:
+    def _features(self, queries: Sequence[Query], stretch: Stretch, words: FeatureSource) -> GroundingDataset:
         appearance, *motion = (stretch.features[name] for name in self.visual)
         if self.ensemble.pictures:
-            appearance = Pictures(appearance, self.sampling.short_side)
-        frames, clips, squared = self.ensemble.frames, self.ensemble.clips, self.ensemble.motion in SQUARED
-        return FeatureSet(queries, Tracks(), appearance, motion[0] if motion else None, words, frames, clips, squared, self.device)
+            appearance = ImageSource(appearance, self.sampling.short_side)
+        frames, clips, squared = self.ensemble.frames, self.ensemble.clips, self.ensemble.motion in SQUARE_MOTION_PRODUCTS
+        return GroundingDataset(queries, Tracks(), appearance, motion[0] if motion else None, words, frames, clips, squared, self.device)
 
-    def _words(self, video: AskedVideo, texts: Sequence[str]) -> Product:
+    def _words(self, video: AskedVideo, texts: Sequence[str]) -> FeatureSource:
         """What the networks read of sentences, by their number: tokens, or token states."""
-        if self.tokenise is not None:
-            return Tokens([query_of(video, video.path, place, text, (0, 1)) for place, text in enumerate(texts)], self.tokenise)
+        if self.tokenize is not None:
+            return TokenSource([query_of(video, video.path, place, text, (0, 1)) for place, text in enumerate(texts)], self.tokenize)
         states = encode_texts(list(texts), self.encoders["text"])
-        return InMemory([Entry(str(place), video.path, rows, {"token": tokens}) for place, (rows, tokens) in enumerate(states)])
+        return InMemorySource([Entry(str(place), video.path, rows, {"token": tokens}) for place, (rows, tokens) in enumerate(states)])
 
     def doubt(self, video: Path) -> str:
         """Why the run may be of no use for this video ("" if nothing speaks against it)."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from grounding.data.segment_lengths import _summary
+from grounding.data.segment_lengths import _summarize_durations
 from pipeline.errors import InputError
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Prediction
@@ -21,10 +21,10 @@ def window_seconds(run: Path, about: Mapping[str, Any], grid_fps: float) -> floa
     Runs made before that held it: from the segments they were judged on, whose predictions have a box for each frame of the grid.
     An InputError where there are none.
     """
-    lengths = about.get("segment_seconds")
+    lengths = about.get("summarize_segment_seconds")
     if lengths is None:
         files = sorted((run / "predictions").glob("*.jsonl"))
-        lengths = _summary([len(answer.boxes) / grid_fps for file in files for answer in read_jsonl(file, Prediction)])
+        lengths = _summarize_durations([len(answer.boxes) / grid_fps for file in files for answer in read_jsonl(file, Prediction)])
     if not lengths["longest"]:
         raise InputError(
             f"{run} does not say how long the segments were that it was trained on: say how long a window of a video is to be, "

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from grounding.data.feature_reduction import as_stored
-from grounding.data.sources import InMemory, Product
+from grounding.data.feature_reduction import apply_reduction
+from grounding.data.sources import InMemorySource, FeatureSource
 from pipeline.features.reduction import Reduction
 from pipeline.features.stream import FeatureStream
 from pipeline.records import Span
@@ -26,7 +26,7 @@ class Stretch:
     """Windows `[begin, end)` that are asked about together, and the features of their frames by product."""
 
     windows: tuple[Span, ...]
-    features: dict[str, Product]
+    features: dict[str, FeatureSource]
 
 
 def windows_of(frame_edges: np.ndarray, seconds: float) -> list[Span]:
@@ -44,17 +44,17 @@ def windows_of(frame_edges: np.ndarray, seconds: float) -> list[Span]:
     return list(dict.fromkeys(zip(firsts.tolist(), [*ends[:-1].tolist(), count], strict=True)))
 
 
-def kept_stretches(key: str, products: Mapping[str, Product], windows: Sequence[Span], together: int) -> Iterator[Stretch]:
+def kept_stretches(key: str, products: Mapping[str, FeatureSource], windows: Sequence[Span], together: int) -> Iterator[Stretch]:
     """The stretches of a video whose features lie somewhere whole: each reads the rows it needs."""
     columns = {name: product.columns(key) for name, product in products.items()}
     frames = {name: own["frame"] for name, own in columns.items()}
     for group in _grouped(windows, together):
-        features: dict[str, Product] = {}
+        features: dict[str, FeatureSource] = {}
         for name, product in products.items():
             rows = slice(*_rows_around(frames[name], group))
             read = product.read(key, None if len(windows) == 1 else np.arange(rows.start, rows.stop))
             own = {column: values[rows] for column, values in columns[name].items() if len(values) == len(frames[name])}
-            features[name] = InMemory([Entry(key, key, read, own, product.facts(key))])
+            features[name] = InMemorySource([Entry(key, key, read, own, product.facts(key))])
         yield Stretch(group, features)
 
 
@@ -67,11 +67,11 @@ def streamed_stretches(
     waiting = next(groups, None)
 
     def cut(group: tuple[Span, ...]) -> Stretch:
-        return Stretch(group, {name: InMemory([own.cut(key, group, stream.initial_facts)]) for name, own in held.items()})
+        return Stretch(group, {name: InMemorySource([own.cut(key, group, stream.initial_facts)]) for name, own in held.items()})
 
     for name, rows in stream:
         made = held[name].end
-        held[name].append(as_stored(rows, reductions[name]), stream.builders[name].columns(made, made + len(rows)))
+        held[name].append(apply_reduction(rows, reductions[name]), stream.builders[name].columns(made, made + len(rows)))
         while waiting is not None and all(own.last >= waiting[-1][1] for own in held.values()):
             yield cut(waiting)
             if (waiting := next(groups, None)) is not None:

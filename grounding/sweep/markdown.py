@@ -80,7 +80,7 @@ def format_cost_cells(table: Mapping[str, Any], name: str) -> list[str]:
     if "cost" not in variant:
         return [MISSING_CELL] * len(get_cost_columns(table))
     cost = variant["cost"]
-    return [f"{variant['parameters'] / 1e6:.2f} M", f"{variant['steps']:,}", f"{cost['step']:.2f}", f"{cost['memory']:.2f}"]
+    return [f"{variant['parameters'] / 1e6:.2f} M", f"{variant['steps']:,}", f"{cost['step_time']:.2f}", f"{cost['memory']:.2f}"]
 
 
 def format_variant_label(table: Mapping[str, Any], name: str) -> str:

@@ -25,10 +25,10 @@ from grounding.metrics.scores import Score, read_scores
 from grounding.structures.tubes import Tubes
 from grounding.sweep.tables import SweepTable, Variant
 from grounding.sweep.time_budget import equalize_training_time
-from grounding.systems.checkpoint import CONFIG, code_digest, read_provenance
-from grounding.systems.config import Recipe
-from grounding.systems.registry import system_of
-from grounding.training.run_directory import MAY_CHANGE, RunInUseError, open_run, sole_writer
+from grounding.systems.checkpoint import CONFIG_FILE, compute_code_digest, read_provenance
+from grounding.systems.config import TrainConfig
+from grounding.systems.registry import get_system
+from grounding.training.run_directory import RESUMABLE_KEYS, RunInUseError, prepare_run_dir, lock_run_dir
 from grounding.training.train import train
 from pipeline import config as configuration
 from pipeline.config import merge, validate
@@ -67,7 +67,7 @@ class Sweep:
     table: SweepTable
     store: Path
     out: Path
-    train_configs: Mapping[str, Recipe]
+    train_configs: Mapping[str, TrainConfig]
     """Of the trained variants; `seed` is the first seed's."""
     evaluate_configs: Mapping[str, EvaluateConfig]
     seeds: Sequence[int]
@@ -76,7 +76,7 @@ class Sweep:
     store_digest: str = field(repr=False)
     """The store's digest."""
 
-    def get_train_config(self, variant: str, seed: int) -> Recipe:
+    def get_train_config(self, variant: str, seed: int) -> TrainConfig:
         return self.train_configs[variant].model_copy(update={"seed": seed})
 
     def get_run_dir(self, variant: str, seed: int | None) -> Path:
@@ -108,13 +108,13 @@ def plan_sweep(
     return Sweep(table, store, out, configs, asked, numbers, exam, evaluate_config.split, Store(store).manifest_digest)
 
 
-def _build_train_config(table: SweepTable, name: str, load_train_section: Callable[[str], Mapping[str, Any]]) -> Recipe:
+def _build_train_config(table: SweepTable, name: str, load_train_section: Callable[[str], Mapping[str, Any]]) -> TrainConfig:
     """How a variant is trained."""
     system, changes = table.system_for_variant(name), table.variants[name].changes
-    return validate(system_of(system).config, merge(load_train_section(system), changes), f"section 'train', variant {name!r}")
+    return validate(get_system(system).config_class, merge(load_train_section(system), changes), f"section 'train', variant {name!r}")
 
 
-def _build_evaluate_config(name: str, variant: Variant, train_config: Recipe, evaluate_config: EvaluateConfig) -> EvaluateConfig:
+def _build_evaluate_config(name: str, variant: Variant, train_config: TrainConfig, evaluate_config: EvaluateConfig) -> EvaluateConfig:
     """How a variant's runs are asked."""
     changes = dict(variant.evaluate)
     if variant.test_frames_multiplier > 1:
@@ -143,7 +143,7 @@ def run_sweep(sweep: Sweep, progress: SweepProgressCallback = lambda place: None
         while left := [one for one in part if one not in made]:
             before = len(made)
             for name, seed in left:
-                with suppress(RunInUseError), sole_writer(sweep.get_run_dir(name, seed)):
+                with suppress(RunInUseError), lock_run_dir(sweep.get_run_dir(name, seed)):
                     place = replace(place, activity=f"{name}, {'all seeds' if seed is None else f'seed {seed}'}", finished_runs=len(made))
                     progress(place)
                     if seed is not None and sweep.table.variants[name].derived_from is None:
@@ -165,7 +165,7 @@ def _train_run(sweep: Sweep, name: str, seed: int, report_step: Callable[[int, i
         "store": sweep.store_digest,
         "train": {key: value for key, value in config.model_dump(mode="json").items() if key not in _get_ignored_train_keys()},
         "evaluate": _dump_prediction_settings(sweep.evaluate_configs[name]),
-        "code": code_digest(),
+        "code": compute_code_digest(),
     }
     if _is_finished(run) and _is_evaluated(sweep, run, made):
         return
@@ -178,13 +178,13 @@ def _train_run(sweep: Sweep, name: str, seed: int, report_step: Callable[[int, i
     _evaluate_runs(sweep, [run], run, sweep.evaluate_configs[name], made)
 
 
-def _prepare_run(sweep: Sweep, run: Path, config: Recipe) -> None:
+def _prepare_run(sweep: Sweep, run: Path, config: TrainConfig) -> None:
     """Take up a run, or start it. One that is finished must be of this configuration and of this many steps."""
     finished = _is_finished(run)
     try:
-        if finished and (was := configuration.read_section(run / CONFIG, "train").get("max_steps")) != config.max_steps:
+        if finished and (was := configuration.read_section(run / CONFIG_FILE, "train").get("max_steps")) != config.max_steps:
             raise InputError(f"{run} was trained with max_steps {was}, not {config.max_steps}: its schedule was another")
-        open_run(sweep.store, run, config, resume=finished)
+        prepare_run_dir(sweep.store, run, config, resume=finished)
     except InputError as error:
         raise InputError(f"{error}; for a sweep with other settings name another --out than {sweep.out}") from None
 
@@ -198,7 +198,7 @@ def _evaluate_derived(sweep: Sweep, name: str, seed: int | None, report_evaluati
         "store": sweep.store_digest,
         "of": [_read_evaluation_record(source)["made"]["train"] | {"code": read_provenance(source)["code"]} for source in sources],
         "evaluate": _dump_prediction_settings(sweep.evaluate_configs[name]),
-        "code": code_digest(),
+        "code": compute_code_digest(),
     }
     folder = sweep.get_run_dir(name, seed)
     if not _is_evaluated(sweep, folder, made):
@@ -240,7 +240,7 @@ def _get_scores_path(sweep: Sweep, run_dir: Path) -> Path:
 
 def _get_ignored_train_keys() -> set[str]:
     """Settings of training that do not change what is learned."""
-    return MAY_CHANGE - {"max_steps"}
+    return RESUMABLE_KEYS - {"max_steps"}
 
 
 def _dump_prediction_settings(evaluate_config: EvaluateConfig) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class EncodersConfig(StrictModel):
     text: str | None = None
 
 
-class Recipe(StrictModel):
+class TrainConfig(StrictModel):
     """The numbers of training; defaults are CSDVL's (supplement B.1)."""
 
     system: str
@@ -39,24 +39,24 @@ class Recipe(StrictModel):
     loss: Any
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
-    initialise: Path | None = None
+    init_from: Path | None = None
     """MDETR's checkpoint, for CSDVL's static stream; by default it starts from scratch."""
     encoders: EncodersConfig | None = None
     """Image and text encoders that train with the network, on the store's `frames` and the sentences; by default their
     features are read from the store."""
     augment: AugmentConfig | None = None
     """What pictures become in training, for networks that are given these."""
-    absent: float = Field(default=0.0, ge=0, lt=1)
+    negative_rate: float = Field(default=0.0, ge=0, lt=1)
     """The share of queries that are asked with another video's sentence, of which nothing is true: so that scores of different videos,
     and of a long video's windows, can be compared."""
     batch: int = Field(default=8, ge=1)
     """Queries per step, over all processes and accumulated parts."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulation_steps: int = Field(default=1, ge=1)
     """Parts that each process cuts its queries of a step into, one after the other: less memory, the same step (with dropout
     where processes × parts stay the same: each part draws its own)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; weights, losses and box heads stay float32."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Compute the layers' activations again in the backward pass instead of keeping them: less memory, more time."""
     compile: bool = False
     """Compile the network with torch.compile."""
@@ -64,16 +64,16 @@ class Recipe(StrictModel):
     lr_image: float = Field(default=1e-5, gt=0)
     lr_text: float = Field(default=1e-5, gt=0)
     """Rates of the transformers and heads, and of the `encoders`, where these train."""
-    optimiser: Literal["adamw", "adam"] = "adamw"
+    optimizer: Literal["adamw", "adam"] = "adamw"
     weight_decay: float = Field(default=1e-4, ge=0)
     clip_norm: float = Field(default=0.1, gt=0)
-    ema: float = Field(default=0.999, ge=0, le=1)
+    ema_decay: float = Field(default=0.999, ge=0, le=1)
     schedule: Schedule = "constant"
-    """`one-cycle`: 5 % linear warm-up, then cosine to 0 over `schedule_steps`. It is `lr`'s; the encoders have their own."""
+    """`one-cycle`: 5 % linear warm-up, then cosine to 0 over `lr_schedule_steps`. It is `lr`'s; the encoders have their own."""
     epochs: int = Field(default=10, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     """Steps to train; by default `epochs` passes over the train split."""
-    schedule_steps: int | None = Field(default=None, ge=1)
+    lr_schedule_steps: int | None = Field(default=None, ge=1)
     """Steps the schedules run over; by default `max_steps`."""
     validate_every: int | None = Field(default=None, ge=1)
     """Steps between validations on the EMA weights; by default once an epoch."""
@@ -81,7 +81,7 @@ class Recipe(StrictModel):
     log_every: int = Field(default=20, ge=1)
 
     @model_validator(mode="after")
-    def _encoders_fit(self) -> Recipe:
+    def _check_encoders(self) -> TrainConfig:
         if self.encoders is None and self.model.pictures:
             raise ValueError(f"encoders: {self.system} reads pictures: name its image encoder's weights, {{backbones: …, image: …}}")
         if self.encoders is not None and self.encoders.text is None and not self.model.pictures:
@@ -91,7 +91,7 @@ class Recipe(StrictModel):
         return self
 
 
-class TrainConfig(Recipe):
+class CsdvlTrainConfig(TrainConfig):
     """The recipe of CSDVL and of STVGFormer, which is the same network."""
 
     system: Literal["csdvl", "stvgformer"] = "csdvl"
@@ -99,7 +99,7 @@ class TrainConfig(Recipe):
     loss: LossConfig = LossConfig()
 
 
-class CgstvgTrainConfig(Recipe):
+class CgstvgTrainConfig(TrainConfig):
     """The recipe of CG-STVG (sec. 4, Implementation)."""
 
     system: Literal["cgstvg"] = "cgstvg"
@@ -108,11 +108,11 @@ class CgstvgTrainConfig(Recipe):
     lr: float = Field(default=3e-4, gt=0)
     lr_image: float = Field(default=2e-5, gt=0)
     lr_text: float = Field(default=2e-5, gt=0)
-    optimiser: Literal["adamw", "adam"] = "adam"
+    optimizer: Literal["adamw", "adam"] = "adam"
     batch: int = Field(default=16, ge=1)
 
 
-class CostaTrainConfig(Recipe):
+class CostaTrainConfig(TrainConfig):
     """The recipe of CoSTA: the paper states none, these are STCAT's numbers."""
 
     system: Literal["costa"] = "costa"

@@ -25,14 +25,14 @@ from pipeline.errors import InputError
 from pipeline.features.reduction import Projection
 from pipeline.weights.checkpoint_files import StateDictLayout, LoadReport, load_strict, read_state_dict
 
-HEADS = 8
+MDETR_NUM_HEADS = 8
 """Attention heads of every published MDETR: shapes do not tell them."""
-LEFTOVERS = (
+IGNORED_KEYS_PATTERN = (
     r"(backbone|transformer\.text_encoder)\..*"
     r"|((class|isfinal|qa)_embed|contrastive(_align)?_projection_(image|text)|answer(_\w+)?_head)\..*"
 )
-BOX_HEAD = r"bbox_embed\..*"
-ENCODER_LAYER = {
+BOX_HEAD_KEYS_PATTERN = r"bbox_embed\..*"
+ENCODER_LAYER_NAMES = {
     "self_attn": "self_attn",
     "norm1": "norm",
     "linear1": "feed_forward.linear1",
@@ -40,7 +40,7 @@ ENCODER_LAYER = {
     "norm2": "feed_forward.norm",
 }
 """MDETR's names of a layer's parts, and ours."""
-DECODER_LAYER = {
+DECODER_LAYER_NAMES = {
     "self_attn": "self_attn",
     "norm1": "norm_self",
     "cross_attn_image": "cross_attn",
@@ -52,7 +52,7 @@ DECODER_LAYER = {
 """There is no norm2: it belonged to an attention to text alone that MDETR gave up."""
 
 
-def initialise_from_mdetr(model: Csdvl, path: Path, basis: Projection | None = None) -> LoadReport:
+def initialize_from_mdetr(model: Csdvl, path: Path, projection: Projection | None = None) -> LoadReport:
     """Load the static stream from MDETR's checkpoint (`model_ema` where it has it); the report names every key.
 
     `basis` is the projection that the store's appearance maps went through, None where they have the backbone's own
@@ -66,22 +66,22 @@ def initialise_from_mdetr(model: Csdvl, path: Path, basis: Projection | None = N
         )
     state = read_state_dict("mdetr", path)
     _check_sizes(model, state, path)
-    _fit_appearance(state, model.project_appearance.in_features, basis, path)
+    _adapt_input_projection(state, model.project_appearance.in_features, projection, path)
     queries = state.get("query_embed.weight")
     if queries is not None and queries.dim() == 2 and len(queries):
         state["query_embed.weight"] = queries[0]
-    stream = static_stream(model)
+    stream = build_static_stream(model)
     own = {id(parameter) for parameter in stream.parameters()}
     scratch = sorted({name.partition(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in own})
     what = f"static stream from MDETR's {path} (from scratch: {', '.join(scratch)})"
-    return load_strict(stream, state, what, StateDictLayout(ignored_pattern=LEFTOVERS if "bbox_embed" in stream else f"{LEFTOVERS}|{BOX_HEAD}"))
+    return load_strict(stream, state, what, StateDictLayout(ignored_pattern=IGNORED_KEYS_PATTERN if "bbox_embed" in stream else f"{IGNORED_KEYS_PATTERN}|{BOX_HEAD_KEYS_PATTERN}"))
 
 
-def static_stream(model: Csdvl) -> nn.ModuleDict:
+def build_static_stream(model: Csdvl) -> nn.ModuleDict:
     """The static stream under MDETR's names. Its parameters are the model's own: what is loaded here is in the model."""
     transformer = {
-        "encoder": nn.ModuleDict({"layers": _renamed(model.encoder, ENCODER_LAYER)}),
-        "decoder": nn.ModuleDict({"layers": _renamed(model.decoder, DECODER_LAYER), "norm": model.decoder_norm}),
+        "encoder": nn.ModuleDict({"layers": _rename_submodules(model.encoder, ENCODER_LAYER_NAMES)}),
+        "decoder": nn.ModuleDict({"layers": _rename_submodules(model.decoder, DECODER_LAYER_NAMES), "norm": model.decoder_norm}),
         "resizer": nn.ModuleDict({"fc": model.project_text[0], "layer_norm": model.project_text[1]}),
     }
     stream = nn.ModuleDict({"transformer": nn.ModuleDict(transformer), "input_proj": model.project_appearance})
@@ -91,7 +91,7 @@ def static_stream(model: Csdvl) -> nn.ModuleDict:
     return stream
 
 
-def _renamed(layers: nn.ModuleList, names: Mapping[str, str]) -> nn.ModuleList:
+def _rename_submodules(layers: nn.ModuleList, names: Mapping[str, str]) -> nn.ModuleList:
     return nn.ModuleList(nn.ModuleDict({theirs: layer.get_submodule(own) for theirs, own in names.items()}) for layer in layers)
 
 
@@ -99,7 +99,7 @@ def _check_sizes(model: Csdvl, state: Mapping[str, Tensor], path: Path) -> None:
     """Refuse a model of other sizes, with the keys to set. A size that the file does not tell is left to the strict loading."""
     layers = {found[1] for name in state if (found := re.match(r"transformer\.encoder\.layers\.(\d+)\.", name))}
     vectors = {"d": "transformer.decoder.norm.bias", "ffn": "transformer.encoder.layers.0.linear1.bias"}
-    true = {key: state[name].numel() for key, name in vectors.items() if name in state} | {"heads": HEADS, "layers": len(layers)}
+    true = {key: state[name].numel() for key, name in vectors.items() if name in state} | {"heads": MDETR_NUM_HEADS, "layers": len(layers)}
     first = model.get_submodule("encoder.0")
     own = {
         "d": model.object_query.numel(),
@@ -114,7 +114,7 @@ def _check_sizes(model: Csdvl, state: Mapping[str, Tensor], path: Path) -> None:
         raise InputError(f"initialise {path}: the model's {have} do not fit MDETR's weights: set {need}, or initialise=null")
 
 
-def _fit_appearance(state: dict[str, Tensor], channels: int, basis: Projection | None, path: Path) -> None:
+def _adapt_input_projection(state: dict[str, Tensor], num_channels: int, projection: Projection | None, path: Path) -> None:
     """Make `input_proj` the linear map of the store's features, `channels` wide.
 
     Features y = M(x − m) + b of a reduced store are undone as far as they can be, x' = m + M⁺(y − b), and projected as
@@ -125,14 +125,14 @@ def _fit_appearance(state: dict[str, Tensor], channels: int, basis: Projection |
     if weight is None or bias is None or weight.shape[2:] != (1, 1) or bias.shape != weight.shape[:1]:
         return  # the strict loading says so
     weight = weight[:, :, 0, 0]
-    reads = channels if basis is None else len(basis.mean)
+    reads = num_channels if projection is None else len(projection.mean)
     if reads != weight.shape[1]:
         raise InputError(
             f"initialise {path}: MDETR reads maps of {weight.shape[1]} channels, and the store's backbone gives {reads}: extract them"
             " with --backbones full and --weights appearance=mdetr:FILE, or set initialise=null"
         )
-    if basis is not None:
-        mean, matrix, shift = (torch.from_numpy(part).double() for part in (basis.mean, basis.matrix, basis.bias))
+    if projection is not None:
+        mean, matrix, shift = (torch.from_numpy(part).double() for part in (projection.mean, projection.matrix, projection.bias))
         whole = weight.double()
         weight = whole @ torch.linalg.pinv(matrix)
         bias = bias + whole @ mean - weight @ shift

@@ -10,24 +10,24 @@ from torch import nn
 from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from grounding.systems.config import Recipe
+from grounding.systems.config import TrainConfig
 
-Factor = Callable[[int], float]
+LrFactor = Callable[[int], float]
 """From the number of steps taken to what the rate is multiplied by."""
 
 
-def optimiser_of(model: nn.Module, recipe: Recipe, steps: int) -> tuple[Adam, LambdaLR]:
+def build_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> tuple[Adam, LambdaLR]:
     """The optimiser and its schedules over `steps`; heads and transformers are the first group (norms and biases decay too:
     the paper asks for no exception), encoders that train follow."""
-    encoders = {"image.": (recipe.lr_image, constant), "text_encoder.": (recipe.lr_text, warm_then_linear(steps))}
-    rates = {"": (recipe.lr, constant if recipe.schedule == "constant" else one_cycle(steps)), **encoders}
+    encoders = {"image.": (config.lr_image, constant), "text_encoder.": (config.lr_text, linear_warmup_decay(steps))}
+    rates = {"": (config.lr, constant if config.schedule == "constant" else warmup_cosine(steps)), **encoders}
     groups: defaultdict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[next((prefix for prefix in encoders if name.startswith(prefix)), "")].append(parameter)
     used = [prefix for prefix in rates if groups[prefix]]
-    kind = AdamW if recipe.optimiser == "adamw" else Adam
-    optimiser = kind([{"params": groups[prefix], "lr": rates[prefix][0]} for prefix in used], weight_decay=recipe.weight_decay, fused=True)
+    kind = AdamW if config.optimizer == "adamw" else Adam
+    optimiser = kind([{"params": groups[prefix], "lr": rates[prefix][0]} for prefix in used], weight_decay=config.weight_decay, fused=True)
     return optimiser, LambdaLR(optimiser, [rates[prefix][1] for prefix in used])
 
 
@@ -35,7 +35,7 @@ def constant(step: int) -> float:
     return 1.0
 
 
-def one_cycle(steps: int) -> Factor:
+def warmup_cosine(steps: int) -> LrFactor:
     """5 % of the steps linear warm-up, then cosine to 0."""
     warm = max(1, round(0.05 * steps))
 
@@ -47,7 +47,7 @@ def one_cycle(steps: int) -> Factor:
     return factor
 
 
-def warm_then_linear(steps: int) -> Factor:
+def linear_warmup_decay(steps: int) -> LrFactor:
     """1 % of the steps linear warm-up, then linear to 0 (TubeDETR's practice for the text encoder)."""
     warm = max(1, round(0.01 * steps))
 

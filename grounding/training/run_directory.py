@@ -10,22 +10,22 @@ from typing import Any
 
 import torch
 
-from grounding.data.dataset import FeatureSet
-from grounding.data.feature_reduction import FOLDER, keep_projections, projections_of
-from grounding.data.segment_lengths import segment_seconds
-from grounding.systems.checkpoint import CONFIG, code_digest, read_provenance
-from grounding.systems.config import Recipe
-from grounding.systems.registry import first_encoders
-from grounding.training.curve_logger import Curves
-from grounding.training.distributed import Processes
-from grounding.training.train_state import State
+from grounding.data.dataset import GroundingDataset
+from grounding.data.feature_reduction import PROJECTIONS_FOLDER, save_projections, read_projections
+from grounding.data.segment_lengths import summarize_segment_seconds
+from grounding.systems.checkpoint import CONFIG_FILE, compute_code_digest, read_provenance
+from grounding.systems.config import TrainConfig
+from grounding.systems.registry import load_initial_encoders
+from grounding.training.curve_logger import CurveLogger
+from grounding.training.distributed import DistributedContext
+from grounding.training.train_state import TrainState
 from pipeline import config as configuration
 from pipeline.errors import InputError
 from pipeline.io.jsonl import write_json
 from pipeline.store import Store
 from pipeline.store.lock import ExclusiveLock
 
-MAY_CHANGE = {"max_steps", "log_every", "checkpoint_every", "device"}
+RESUMABLE_KEYS = {"max_steps", "log_every", "checkpoint_every", "device"}
 """What a resumed run may set anew."""
 log = logging.getLogger(__name__)
 
@@ -34,33 +34,33 @@ class RunInUseError(InputError):
     """Another process holds a run directory."""
 
 
-def sole_writer(run: Path) -> AbstractContextManager[object]:
+def lock_run_dir(run: Path) -> AbstractContextManager[object]:
     """Hold a run directory: a RunInUseError names the process that already trains it. The lock lies beside it, since a run
     may be moved aside."""
-    return ExclusiveLock(run.parent / f".{run.name}.lock", f"run {run}", RunInUseError) if Processes().first else nullcontext()
+    return ExclusiveLock(run.parent / f".{run.name}.lock", f"run {run}", RunInUseError) if DistributedContext().is_main else nullcontext()
 
 
-def open_run(store: Path, run: Path, config: Recipe, resume: bool = False) -> Path | None:
+def prepare_run_dir(store: Path, run: Path, config: TrainConfig, resume: bool = False) -> Path | None:
     """Make the run directory ready: empty, or holding the checkpoint to go on from.
 
     A run of the same configuration, store and code that was stopped is taken up again (being exact, that is the same as
-    starting over, only sooner). With `resume` anything but `MAY_CHANGE` that differs is an error; without it the old
+    starting over, only sooner). With `resume` anything but `RESUMABLE_KEYS` that differs is an error; without it the old
     run is moved to `RUN.old-N`, whose path is returned: nothing is ever deleted. Of several processes the first does it.
     """
-    processes = Processes()
-    moved = _open(store, run, config, resume) if processes.first else None
-    processes.wait()
+    processes = DistributedContext()
+    moved = _prepare_run_dir(store, run, config, resume) if processes.is_main else None
+    processes.barrier()
     return moved
 
 
-def _open(store: Path, run: Path, config: Recipe, resume: bool) -> Path | None:
-    now, settings = _made_from(store, config), config.model_dump(mode="json")
-    projections = projections_of(store, now["products"])
+def _prepare_run_dir(store: Path, run: Path, config: TrainConfig, resume: bool) -> Path | None:
+    now, settings = _run_provenance(store, config), config.model_dump(mode="json")
+    projections = read_projections(store, now["products"])
     known, moved = run / "provenance.json", None
     there = known.is_file() and any((run / "checkpoints" / name).exists() for name in ("last", ".last.old"))
     if there:
-        old, old_config = read_provenance(run), configuration.read_section(run / CONFIG, "train")
-        unlike = {key for key in settings if key not in {*MAY_CHANGE, "encoders"} and settings[key] != old_config.get(key)}
+        old, old_config = read_provenance(run), configuration.read_section(run / CONFIG_FILE, "train")
+        unlike = {key for key in settings if key not in {*RESUMABLE_KEYS, "encoders"} and settings[key] != old_config.get(key)}
         differs = sorted(unlike | {key for key in ("store", "dims", "encoders") if now[key] != old.get(key)})
         if resume and differs:
             raise InputError(f"{run} cannot be resumed: {', '.join(differs)} differ from what it was started with; name another --run")
@@ -71,24 +71,24 @@ def _open(store: Path, run: Path, config: Recipe, resume: bool) -> Path | None:
         raise InputError(f"{run} holds no checkpoint to resume: leave out --resume to start a run there")
     run.mkdir(parents=True, exist_ok=True)
     if not there:
-        for leftover in ("curves", "checkpoints", FOLDER):
+        for leftover in ("curves", "checkpoints", PROJECTIONS_FOLDER):
             shutil.rmtree(run / leftover, ignore_errors=True)
-    configuration.save(run / CONFIG, "train", config)
-    keep_projections(run, projections)
+    configuration.save(run / CONFIG_FILE, "train", config)
+    save_projections(run, projections)
     if there:
-        now |= {key: old[key] for key in ("schedule_steps", "initialised") if key in old}
+        now |= {key: old[key] for key in ("lr_schedule_steps", "initialised") if key in old}
     write_json(known, now)
     return moved
 
 
-def _made_from(store: Path, config: Recipe) -> dict[str, Any]:
+def _run_provenance(store: Path, config: TrainConfig) -> dict[str, Any]:
     """A run's provenance: the store and the products it reads, the weights that encoders which train begin with, the code."""
     opened = Store(store)
-    image, text = first_encoders(config.encoders) if config.encoders else (None, None)
+    image, text = load_initial_encoders(config.encoders) if config.encoders else (None, None)
     motion, pictures = config.model.motion, config.model.pictures or text is not None
     read = ["frames" if pictures else "appearance", *([motion] if motion else []), *([] if text else ["text"])]
-    tokenise: Any = text.encoder.tokenise if text else None
-    features = FeatureSet.of_store(store, "train", 1, 1, tokenise, motion, pictures)
+    tokenize: Any = text.encoder.tokenize if text else None
+    features = GroundingDataset.from_store(store, "train", 1, 1, tokenize, motion, pictures)
     return {
         "format": 1,
         "model": config.system,
@@ -96,9 +96,9 @@ def _made_from(store: Path, config: Recipe) -> dict[str, Any]:
         "encoders": {"image": image.digest, "text": text.digest if text else None} if image else None,
         "store": opened.manifest_digest,
         "dataset": opened.manifest.dataset,
-        "segment_seconds": segment_seconds(features.queries),
+        "summarize_segment_seconds": summarize_segment_seconds(features.queries),
         "products": {name: opened.products[name].provenance for name in read},
-        "code": code_digest(config.encoders is not None),
+        "code": compute_code_digest(config.encoders is not None),
         "torch": torch.__version__,
     }
 
@@ -116,24 +116,24 @@ def _move_aside(run: Path) -> Path:
 class RunWriter:
     """What training writes into a run: checkpoints, curves and that it is finished. Of several processes the first does it."""
 
-    def __init__(self, run: Path, about: dict[str, Any], state: State) -> None:
-        self._run, self._about, self._processes = run, about, Processes()
-        self._curves = Curves(run / "curves", state.step, state.judged) if self._processes.first else None
-        if self._processes.first:
-            write_json(run / "provenance.json", about)
+    def __init__(self, run: Path, provenance: dict[str, Any], state: TrainState) -> None:
+        self._run_dir, self._provenance, self._dist = run, provenance, DistributedContext()
+        self._curve_logger = CurveLogger(run / "curves", state.step, state.validated_step) if self._dist.is_main else None
+        if self._dist.is_main:
+            write_json(run / "provenance.json", provenance)
 
-    def save(self, state: State, name: str) -> None:
+    def save_checkpoint(self, state: TrainState, name: str) -> None:
         """Write the checkpoint `name`; no process goes on before it is there."""
-        if self._processes.first:
-            state.save(self._run / "checkpoints" / name)
-        self._processes.wait()
+        if self._dist.is_main:
+            state.save(self._run_dir / "checkpoints" / name)
+        self._dist.barrier()
 
-    def draw(self, step: int, kind: str, values: dict[str, float]) -> None:
+    def log_values(self, step: int, split: str, values: dict[str, float]) -> None:
         """Add points to the curves `<kind>/<name>`."""
-        if self._curves is not None:
-            self._curves.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+        if self._curve_logger is not None:
+            self._curve_logger.write(step, {f"{split}/{name}": value for name, value in values.items()})
 
     def finish(self, steps: int) -> None:
-        if self._curves is not None:
-            self._curves.close()
-            write_json(self._run / "provenance.json", self._about | {"finished": steps})
+        if self._curve_logger is not None:
+            self._curve_logger.close()
+            write_json(self._run_dir / "provenance.json", self._provenance | {"finished": steps})

@@ -12,7 +12,7 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stop:
+class GracefulShutdown:
     """Context in which the first of `SIGNALS` only sets `asked` to its number; leaving it hands that signal to whoever
     handled it before.
 
@@ -20,48 +20,48 @@ class Stop:
     already sent to all of them. Signals that are ignored stay so; outside the main thread all are left alone.
     """
 
-    def __init__(self, several: bool = False) -> None:
-        self.asked = 0
-        self._several, self._at_once = several, False
-        self._before: dict[int, Any] = {}
+    def __init__(self, is_distributed: bool = False) -> None:
+        self.received_signal = 0
+        self._is_distributed, self._immediate = is_distributed, False
+        self._previous_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> GracefulShutdown:
         try:
             heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in heard}
+            self._previous_handlers = {number: signal.signal(number, self._handle_signal) for number in heard}
         except ValueError:  # not the main thread
-            self._before = {}
+            self._previous_handlers = {}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
-        if error is None and self.asked:
-            self._hand_on(self.asked, None)
+        self._restore_handlers()
+        if error is None and self.received_signal:
+            self._forward_signal(self.received_signal, None)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def deliver_immediately(self) -> Iterator[None]:
         """Meanwhile signals are handed on without delay: nothing would be lost."""
-        self._at_once = True
+        self._immediate = True
         try:
-            if self.asked:
-                self._hand_on(self.asked, None)
+            if self.received_signal:
+                self._forward_signal(self.received_signal, None)
             yield
         finally:
-            self._at_once = False
+            self._immediate = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._at_once or (self.asked and not self._several):
-            self._hand_on(number, frame)
-        self.asked = number
+    def _handle_signal(self, signal_number: int, frame: FrameType | None) -> None:
+        if self._immediate or (self.received_signal and not self._is_distributed):
+            self._forward_signal(signal_number, frame)
+        self.received_signal = signal_number
 
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
-        before = self._before.get(number)
-        self._restore()
+    def _forward_signal(self, signal_number: int, frame: FrameType | None) -> None:
+        before = self._previous_handlers.get(signal_number)
+        self._restore_handlers()
         if callable(before):
-            before(number, frame)
+            before(signal_number, frame)
         elif before == signal.SIG_DFL:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal_number)
 
-    def _restore(self) -> None:
-        for number, before in self._before.items():
+    def _restore_handlers(self) -> None:
+        for number, before in self._previous_handlers.items():
             signal.signal(number, before)

@@ -15,44 +15,44 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from grounding.systems.config import Recipe
-from grounding.training.optimizer import optimiser_of
+from grounding.systems.config import TrainConfig
+from grounding.training.optimizer import build_optimizer
 from pipeline.errors import InputError
 
 
 @dataclass
-class State:
+class TrainState:
     """Random numbers are no part of it: each part of each step seeds its own."""
 
     model: nn.Module
-    ema: AveragedModel
-    optimiser: Adam
-    schedule: LambdaLR
+    ema_model: AveragedModel
+    optimizer: Adam
+    lr_scheduler: LambdaLR
     step: int = 0
-    judged: int = 0
+    validated_step: int = 0
     """The last step that was validated."""
-    best: float = -1.0
+    best_metric: float = -1.0
 
     @classmethod
-    def start(cls, model: nn.Module, recipe: Recipe, schedule_steps: int) -> State:
+    def create(cls, model: nn.Module, config: TrainConfig, lr_schedule_steps: int) -> TrainState:
         """That of a model before its first step."""
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-        return cls(model, ema, *optimiser_of(model, recipe, schedule_steps))
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        return cls(model, ema, *build_optimizer(model, config, lr_schedule_steps))
 
     def save(self, folder: Path) -> None:
         """Write EMA weights (`model.safetensors`) and everything else (`state.pt`); the folder is replaced as a whole."""
         aside = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save_file({key: value.contiguous() for key, value in self.ema.module.state_dict().items()}, aside / "model.safetensors")
+        save_file({key: value.contiguous() for key, value in self.ema_model.module.state_dict().items()}, aside / "model.safetensors")
         whole = {
             "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "ema": self.ema_model.state_dict(),
+            "optimiser": self.optimizer.state_dict(),
+            "schedule": self.lr_scheduler.state_dict(),
             "step": self.step,
-            "judged": self.judged,
-            "best": self.best,
+            "judged": self.validated_step,
+            "best": self.best_metric,
         }
         torch.save(whole, aside / "state.pt")
         for path in aside.iterdir():
@@ -74,7 +74,7 @@ class State:
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
             raise InputError(f"{folder / 'state.pt'} is damaged: delete {folder.parent.parent} and train again") from None
         self.model.load_state_dict(whole["model"])
-        self.ema.load_state_dict(whole["ema"])
-        self.optimiser.load_state_dict(whole["optimiser"])
-        self.schedule.load_state_dict(whole["schedule"])
-        self.step, self.judged, self.best = whole["step"], whole["judged"], whole["best"]
+        self.ema_model.load_state_dict(whole["ema"])
+        self.optimizer.load_state_dict(whole["optimiser"])
+        self.lr_scheduler.load_state_dict(whole["schedule"])
+        self.step, self.validated_step, self.best_metric = whole["step"], whole["judged"], whole["best"]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.inference.ensemble import Ensemble
 from grounding.inference.predict import see
 from grounding.inference.segment_prediction import Look
@@ -79,7 +79,7 @@ class AttentionRecorder:
     """
 
     model: nn.Module
-    dataset: FeatureSet
+    dataset: GroundingDataset
     batch_size: int = 16
     """Passes that run at once."""
     compute_context: Callable[[], AbstractContextManager[Any]] = nullcontext

@@ -3,7 +3,7 @@
 `full` is RoBERTa-base (768 channels), `tiny` the same class with 2 layers of 64 channels. Both take tokens from
 the byte-level BPE that is shipped here: any string encodes, but it is a small vocabulary made from the sentences
 of `shapes`, right for `tiny` and for random weights only. Real RoBERTa weights bring their own tokenizer: so an
-encoder is asked to tokenise (`encoder.tokenise(texts)`), and each knows how.
+encoder is asked to tokenize (`encoder.tokenize(texts)`), and each knows how.
 """
 
 from __future__ import annotations

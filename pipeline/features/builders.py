@@ -203,7 +203,7 @@ def encode_texts(texts: list[str], encoder: nn.Module, batch_size: int = 64) -> 
     """Token states `[L, C]` float16 and token ids `[L]` of each sentence, in order."""
     device = next(encoder.parameters()).device
     for start in range(0, len(texts), batch_size):
-        tokens, mask = encoder.tokenise(texts[start : start + batch_size])  # type: ignore[operator]
+        tokens, mask = encoder.tokenize(texts[start : start + batch_size])  # type: ignore[operator]
         with torch.inference_mode(), inference_autocast(device):
             states = encoder(tokens.to(device), mask.to(device)).half().cpu()
         for row, ids, kept in zip(states, tokens, mask, strict=True):

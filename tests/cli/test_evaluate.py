@@ -190,9 +190,9 @@ def test_a_store_without_a_product_is_refused(place: Path) -> None:
 
 
 def test_a_store_of_other_widths_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grounding.data.dataset import FeatureSet
+    from grounding.data.dataset import GroundingDataset
 
-    monkeypatch.setattr(FeatureSet, "dims", (128, 384, 65))
+    monkeypatch.setattr(GroundingDataset, "dims", (128, 384, 65))
     result = evaluate(place)
     assert result.exit_code == 2
     assert "has features of (128, 384, 65) channels" in result.stderr

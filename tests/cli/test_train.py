@@ -112,6 +112,6 @@ def test_a_stopped_command_saves_and_goes_on(tiny_run: Any, tmp_path: Path, numb
     step = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)["step"]
     rows = drawn.read_text().splitlines()[1:]
     assert [int(row.split("\t")[0]) for row in rows] == list(range(1, step + 1))
-    again = CliRunner().invoke(app, [*arguments, "--resume", "--set", f"max_steps={step + 1}", "--set", "schedule_steps=null"])
+    again = CliRunner().invoke(app, [*arguments, "--resume", "--set", f"max_steps={step + 1}", "--set", "lr_schedule_steps=null"])
     assert again.exit_code == 0, again.stderr
     assert read_provenance(run)["finished"] == step + 1

@@ -59,14 +59,14 @@ def ten_losses(store: Path, run: Path, system: str) -> list[float]:
     """Losses of the first ten steps of a system's preset `shapes`, on one thread."""
     import torch
 
-    from grounding.systems.registry import preset, system_of
-    from grounding.training.train import open_run, train
+    from grounding.systems.registry import get_preset, get_system
+    from grounding.training.train import prepare_run_dir, train
     from pipeline.config import merge, validate
 
     torch.set_num_threads(1)
     settings = {"device": "cpu", "max_steps": STEPS, "validate_every": STEPS, "log_every": 1}
-    config = validate(system_of(system).config, merge(preset("shapes", system), settings), "frozen answers")
-    open_run(store, run, config)
+    config = validate(get_system(system).config_class, merge(get_preset("shapes", system), settings), "frozen answers")
+    prepare_run_dir(store, run, config)
     train(store, run, config)
     rows = (run / "curves" / "plots" / "metrics" / "train" / "loss.tsv").read_text().splitlines()[1:]
     return [float(row.split("\t")[1]) for row in rows]

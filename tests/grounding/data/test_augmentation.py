@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from grounding.data.augmentation import Augmentation, AugmentConfig
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
 from grounding.data.sample import Sample
 from grounding.structures.targets import Targets
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, TrainConfig
+from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, CsdvlTrainConfig
 from pipeline.boxes import cxcywh_to_xyxy
 from pipeline.config import validate
 from pipeline.encoders.text import TextEncoder
@@ -32,13 +32,13 @@ LEFT, RIGHT, NONE, PLAIN = "it goes left.", "it goes right.", "he left.", "it sp
 
 
 @pytest.fixture
-def features(pictured: Path) -> FeatureSet:
-    return FeatureSet.of_store(pictured, "train", FRAMES, None, None, None, pictures=True)
+def features(pictured: Path) -> GroundingDataset:
+    return GroundingDataset.from_store(pictured, "train", FRAMES, None, None, None, use_images=True)
 
 
-def loader(features: FeatureSet, start: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1, **config: float) -> Loader:
+def loader(features: GroundingDataset, start: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1, **config: float) -> Loader:
     augment = Augmentation(AugmentConfig.model_validate(config or ALL), SEED, features.queries, None)
-    return Loader(features, features.queries, 4, SEED, start, rank, world, accumulate, changes=[augment])
+    return Loader(features, features.queries, 4, SEED, start, rank, world, accumulate, transforms=[augment])
 
 
 def taken(loader: Loader, steps: int) -> list[list[Batch]]:
@@ -51,12 +51,12 @@ def samples(steps: list[list[Batch]]) -> dict[tuple[int, str], tuple[torch.Tenso
     found = {}
     for number, parts in enumerate(steps):
         for part in parts:
-            for name, seen, size, boxes in zip(part.ids, part.inputs.appearance, part.inputs.map_size, part.targets.boxes, strict=True):
+            for name, seen, size, boxes in zip(part.query_ids, part.inputs.appearance, part.inputs.map_size, part.targets.boxes, strict=True):
                 found[number, name] = (seen[:, : size[0], : size[1]], boxes)
     return found
 
 
-def drawn(query: Query, config: dict[str, float], tokenise: Any = None, text: np.ndarray | None = None) -> list[tuple[Sample, Targets]]:
+def drawn(query: Query, config: dict[str, float], tokenize: Any = None, text: np.ndarray | None = None) -> list[tuple[Sample, Targets]]:
     """What becomes of black pictures with a white left half and a box there, in forty epochs."""
     pictures = np.zeros((1, 20, 40, 3), np.uint8)
     pictures[:, :, :20] = 255
@@ -64,11 +64,11 @@ def drawn(query: Query, config: dict[str, float], tokenise: Any = None, text: np
     sample = Sample(query, np.array([0]), pictures, np.zeros(1, np.float32), pictures, np.array([0, 0, 1, 1], np.float32), words)
     boxes, boxed = torch.tensor([[[0.25, 0.5, 0.5, 1]]]), torch.ones(1, 1, dtype=torch.bool)
     truth = Targets(boxes, boxed, torch.tensor([[0.2, 0.6]]), boxed.float(), boxed.float(), boxes.clone(), boxed)
-    augment = Augmentation(AugmentConfig.model_validate(config), SEED, [query], tokenise)
+    augment = Augmentation(AugmentConfig.model_validate(config), SEED, [query], tokenize)
     return [augment(sample, truth, epoch, 0) for epoch in range(40)]
 
 
-def test_true_boxes_are_around_what_is_seen(features: FeatureSet) -> None:
+def test_true_boxes_are_around_what_is_seen(features: GroundingDataset) -> None:
     """From the store through the loader: the box of a pass' every frame bounds its grey object to a pixel; what is padding stays black."""
     sizes = set()
     for parts in taken(loader(features), 12):
@@ -91,7 +91,7 @@ def test_true_boxes_are_around_what_is_seen(features: FeatureSet) -> None:
     assert len(sizes) > 20
 
 
-def test_a_pass_is_seen_in_one_way(features: FeatureSet) -> None:
+def test_a_pass_is_seen_in_one_way(features: GroundingDataset) -> None:
     """What does not move from frame to frame does not move: the box goes right by a tenth of a pixel a frame, or left in a mirror."""
     ways = set()
     for _, boxes in samples(taken(loader(features, flip=0.5), 4)).values():
@@ -102,7 +102,7 @@ def test_a_pass_is_seen_in_one_way(features: FeatureSet) -> None:
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 4), (2, 2)])
-def test_parts_of_a_batch_are_augmented_as_the_whole(features: FeatureSet, world: int, accumulate: int) -> None:
+def test_parts_of_a_batch_are_augmented_as_the_whole(features: GroundingDataset, world: int, accumulate: int) -> None:
     whole = samples(taken(loader(features), 4))
     parts: dict[Any, Any] = {}
     for rank in range(world):
@@ -111,7 +111,7 @@ def test_parts_of_a_batch_are_augmented_as_the_whole(features: FeatureSet, world
 
 
 @pytest.mark.parametrize("start", [1, 3])
-def test_a_loader_that_starts_anywhere_augments_alike(features: FeatureSet, start: int) -> None:
+def test_a_loader_that_starts_anywhere_augments_alike(features: GroundingDataset, start: int) -> None:
     later = samples(taken(loader(features, start), 5 - start))
     whole = samples(taken(loader(features), 5))
     assert_same({(step + start, name): seen for (step, name), seen in later.items()}, {k: v for k, v in whole.items() if k[0] >= start})
@@ -141,7 +141,7 @@ def test_half_are_mirrored_with_their_boxes(query_of: QueryMaker) -> None:
     assert 10 < sum(sides) < 30
 
 
-def tokenised(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def tokenized(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """One number per sentence, twice."""
     ids = torch.tensor([[[LEFT, RIGHT, NONE, PLAIN].index(text)] * 2 for text in texts])
     return ids, torch.ones_like(ids, dtype=torch.bool)
@@ -149,22 +149,22 @@ def tokenised(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(("text", "other"), [(LEFT, RIGHT), (RIGHT, LEFT), (PLAIN, PLAIN)])
 def test_tokens_are_those_of_the_mirrored_sentence(query_of: QueryMaker, text: str, other: str) -> None:
-    own = tokenised([text])[0][0, :, None].numpy()
+    own = tokenized([text])[0][0, :, None].numpy()
     ways = set()
-    for sample, _ in drawn(query_of(0, "train", text=text), {"flip": 0.5}, tokenised, own):
+    for sample, _ in drawn(query_of(0, "train", text=text), {"flip": 0.5}, tokenized, own):
         right = bool(sample.appearance[0, 0, -1, 0])
-        np.testing.assert_array_equal(sample.text, tokenised([other if right else text])[0][0, :, None].numpy())
+        np.testing.assert_array_equal(sample.text, tokenized([other if right else text])[0][0, :, None].numpy())
         ways.add(right)
     assert ways == {True, False}
 
 
-@pytest.mark.parametrize(("text", "tokenise"), [(NONE, tokenised), (NONE, None), (LEFT, None)])
+@pytest.mark.parametrize(("text", "tokenize"), [(NONE, tokenized), (NONE, None), (LEFT, None)])
 def test_what_has_no_mirrored_words_is_never_mirrored(
-    query_of: QueryMaker, text: str, tokenise: Any, caplog: pytest.LogCaptureFixture
+    query_of: QueryMaker, text: str, tokenize: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With cached token states that is all that names a side; and it is said."""
     with caplog.at_level(logging.INFO):
-        seen = drawn(query_of(0, "train", text=text), {"flip": 1.0}, tokenise)
+        seen = drawn(query_of(0, "train", text=text), {"flip": 1.0}, tokenize)
     assert not any(sample.appearance[0, 0, -1, 0] for sample, _ in seen)
     assert "augment.flip: 1 of 1 sentences are never mirrored" in caplog.text
 
@@ -180,13 +180,13 @@ def test_the_shipped_tokenizer_gives_the_mirrored_sentence_s_tokens(query_of: Qu
 def test_what_has_no_boxes_is_not_cut(make_store: Maker, query_of: QueryMaker) -> None:
     """It is resized and mirrored all the same: a wide picture stays as wide."""
     store = make_store([query_of(n, "train", truth=Truth(span=(30, 60))) for n in (0, 1, 3, 4)], visual=("frames",))
-    features = FeatureSet.of_store(store, "train", FRAMES, None, None, None, pictures=True)
+    features = GroundingDataset.from_store(store, "train", FRAMES, None, None, None, use_images=True)
     for seen, _ in samples(taken(loader(features), 6)).values():
         assert seen.shape[2] / seen.shape[1] == pytest.approx(64 / 36, rel=0.06)
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, CgstvgTrainConfig])
-def test_what_reads_cached_features_cannot_be_augmented(kind: type[TrainConfig]) -> None:
+@pytest.mark.parametrize("kind", [CsdvlTrainConfig, CgstvgTrainConfig])
+def test_what_reads_cached_features_cannot_be_augmented(kind: type[CsdvlTrainConfig]) -> None:
     with pytest.raises(
         InputError, match=r"augment: (csdvl|cgstvg) reads cached features, which are of the pictures as they are: augment=null"
     ):

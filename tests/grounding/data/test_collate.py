@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from grounding.data.collate import collate, join_targets, to_device
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.structures.inputs import Inputs
 
 FRAMES, CLIPS = 4, 5
@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def features(store: Path) -> FeatureSet:
-    return FeatureSet.of_store(store, "train", FRAMES, CLIPS)
+def features(store: Path) -> GroundingDataset:
+    return GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
 
 
 def assert_same(one: Inputs, other: Inputs) -> None:
@@ -28,8 +28,8 @@ def assert_same(one: Inputs, other: Inputs) -> None:
         assert own is its is None or torch.equal(own, its), field.name
 
 
-def test_a_batch_is_padded_and_says_what_is_real(features: FeatureSet) -> None:
-    samples = [features.sample(features.queries[number]) for number in (0, 2)]
+def test_a_batch_is_padded_and_says_what_is_real(features: GroundingDataset) -> None:
+    samples = [features.load_sample(features.queries[number]) for number in (0, 2)]
     inputs = collate(samples)
     assert inputs.appearance.shape == (2, FRAMES, 7, 7, 6)
     assert inputs.map_size.tolist() == [[4, 7], [7, 4]]
@@ -45,9 +45,9 @@ def test_a_batch_is_padded_and_says_what_is_real(features: FeatureSet) -> None:
         assert not inputs.text[number, words:].any()
 
 
-def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(features: FeatureSet) -> None:
+def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(features: GroundingDataset) -> None:
     """Whole pictures on 3×5 and 6×4 cells, in a batch on 6×5: half of the rows, and four fifths of the columns."""
-    sample = features.sample(features.queries[0])
+    sample = features.load_sample(features.queries[0])
     maps = [np.ones((CLIPS, *shape, 5), np.float16) for shape in ((3, 5), (6, 4))]
     inputs = collate([replace(sample, motion=motion, square=np.array([0, 0, 1, 1], np.float32)) for motion in maps])
     assert inputs.motion.shape == (2, CLIPS, 6, 5, 5)
@@ -57,36 +57,36 @@ def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(features:
         assert motion.sum() == motion[:, : round(6 * bottom), : round(5 * right)].numel()
 
 
-def test_so_it_is_in_padded_squares(features: FeatureSet) -> None:
+def test_so_it_is_in_padded_squares(features: GroundingDataset) -> None:
     """A tall picture in the middle of 4×4 cells that lie in a corner of 8×8."""
-    sample = features.sample(features.queries[2])
+    sample = features.load_sample(features.queries[2])
     larger = replace(sample, motion=np.ones((CLIPS, 8, 8, 5), np.float16))
     squares = collate([sample, larger]).square
     torch.testing.assert_close(squares, torch.tensor([[7 / 64, 0, 25 / 64, 1 / 2], [14 / 64, 0, 50 / 64, 1]]))
 
 
-def test_features_stay_in_half_precision(features: FeatureSet) -> None:
-    inputs = collate([features.sample(query) for query in features.queries[:3]])
+def test_features_stay_in_half_precision(features: GroundingDataset) -> None:
+    inputs = collate([features.load_sample(query) for query in features.queries[:3]])
     assert {inputs.appearance.dtype, inputs.motion.dtype, inputs.text.dtype} == {torch.float16}
 
 
-def test_targets_join_in_order(features: FeatureSet) -> None:
-    alone = [features.truth(features.sample(features.queries[number])) for number in (0, 2)]
+def test_targets_join_in_order(features: GroundingDataset) -> None:
+    alone = [features.targets(features.load_sample(features.queries[number])) for number in (0, 2)]
     joined = join_targets(alone)
     assert joined.boxes.shape == (2, FRAMES, 4)
     torch.testing.assert_close(joined.clip_boxes[1:], alone[1].clip_boxes)
 
 
-def test_a_batch_moves_to_a_device_whole(features: FeatureSet) -> None:
+def test_a_batch_moves_to_a_device_whole(features: GroundingDataset) -> None:
     query = features.queries[0]
-    for samples in ([features.sample(query)], [features.sample(query)] * 2):
+    for samples in ([features.load_sample(query)], [features.load_sample(query)] * 2):
         moved = to_device(collate(samples), torch.device("meta"))
         assert {own.device.type for own in vars(moved).values() if own is not None} == {"meta"}
 
 
-def test_what_several_ask_about_is_in_a_batch_once(features: FeatureSet) -> None:
+def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -> None:
     """Queries 0 and 3 are about one video, 2 about another; 1 about a third that is of the first's size."""
-    samples = [features.sample(features.queries[number]) for number in (3, 2, 0, 1)]
+    samples = [features.load_sample(features.queries[number]) for number in (3, 2, 0, 1)]
     inputs = collate(samples)
     assert inputs.video is not None
     assert inputs.video.tolist() == [0, 1, 0, 2]
@@ -98,34 +98,34 @@ def test_what_several_ask_about_is_in_a_batch_once(features: FeatureSet) -> None
         assert torch.equal(inputs.by_query(getattr(inputs, name)), apart.by_query(getattr(apart, name)))
 
 
-def test_other_frames_of_a_video_are_another_look(features: FeatureSet) -> None:
+def test_other_frames_of_a_video_are_another_look(features: GroundingDataset) -> None:
     query = features.queries[0]
-    inputs = collate([features.sample(query, np.arange(first, first + FRAMES)) for first in (0, 2, 0)])
+    inputs = collate([features.load_sample(query, np.arange(first, first + FRAMES)) for first in (0, 2, 0)])
     assert inputs.video is not None
     assert inputs.video.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("numbers", [(0,), (0, 3, 6), (0, 2, 5)])
-def test_what_is_padded_on_the_device_is_what_is_padded_before(features: FeatureSet, numbers: tuple[int, ...]) -> None:
+def test_what_is_padded_on_the_device_is_what_is_padded_before(features: GroundingDataset, numbers: tuple[int, ...]) -> None:
     """Maps of one size, and of two; two queries about one video."""
-    samples = [features.sample(features.queries[number]) for number in numbers]
-    assert_same(to_device(collate(samples, apart=True), CPU), collate(samples))
+    samples = [features.load_sample(features.queries[number]) for number in numbers]
+    assert_same(to_device(collate(samples, defer=True), CPU), collate(samples))
 
 
-def test_what_is_apart_is_not_copied_before_it_moves(features: FeatureSet) -> None:
-    samples = [features.sample(features.queries[number]) for number in (0, 1)]
-    waiting = collate(samples, apart=True)
+def test_what_is_apart_is_not_copied_before_it_moves(features: GroundingDataset) -> None:
+    samples = [features.load_sample(features.queries[number]) for number in (0, 1)]
+    waiting = collate(samples, defer=True)
     assert [id(own) for own in waiting.appearance.arrays] == [id(sample.appearance) for sample in samples]  # type: ignore[attr-defined]
     assert [id(own) for own in waiting.motion.arrays] == [id(sample.motion) for sample in samples]  # type: ignore[attr-defined]
 
 
-def test_mirrored_pictures_are_padded_on_the_device_too(features: FeatureSet) -> None:
+def test_mirrored_pictures_are_padded_on_the_device_too(features: GroundingDataset) -> None:
     """What a view gives need not lie in memory as it is counted."""
-    samples = [replace(sample, appearance=sample.appearance[:, :, ::-1]) for sample in map(features.sample, features.queries[:2])]
-    assert_same(to_device(collate(samples, apart=True), CPU), collate(samples))
+    samples = [replace(sample, appearance=sample.appearance[:, :, ::-1]) for sample in map(features.load_sample, features.queries[:2])]
+    assert_same(to_device(collate(samples, defer=True), CPU), collate(samples))
 
 
-def test_what_is_not_to_be_shared_is_there_for_each(features: FeatureSet) -> None:
-    inputs = collate([features.sample(features.queries[number]) for number in (0, 3)], share=False)
+def test_what_is_not_to_be_shared_is_there_for_each(features: GroundingDataset) -> None:
+    inputs = collate([features.load_sample(features.queries[number]) for number in (0, 3)], deduplicate=False)
     assert inputs.video is None
     assert torch.equal(*inputs.appearance)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from grounding.data.cache import _Recent
-from grounding.data.dataset import FeatureSet
-from grounding.data.sources import Product
+from grounding.data.cache import LRUCache
+from grounding.data.dataset import GroundingDataset
+from grounding.data.sources import FeatureSource
 from grounding.inference.segment_prediction import Look
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Truth
@@ -29,50 +29,50 @@ QueryMaker = Callable[..., Query]
 
 
 @pytest.fixture
-def features(store: Path) -> FeatureSet:
-    return FeatureSet.of_store(store, "train", FRAMES, CLIPS)
+def features(store: Path) -> GroundingDataset:
+    return GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
 
 
-def test_a_split_s_queries_are_there_and_none_is_missing(features: FeatureSet) -> None:
+def test_a_split_s_queries_are_there_and_none_is_missing(features: GroundingDataset) -> None:
     assert [query.id for query in features.queries] == [f"train-{n}" for n in range(8)]
-    assert features.missing == []
+    assert features.missing_query_ids == []
     assert features.dims == (6, 5, 7)
 
 
 def test_queries_without_features_are_named(make_store: Maker) -> None:
     store = make_store(without=("motion/v1", "train-0"))
-    features = FeatureSet.of_store(store, "train", FRAMES, CLIPS)
-    assert features.missing == ["train-0", "train-1", "train-4", "train-7"]
+    features = GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
+    assert features.missing_query_ids == ["train-0", "train-1", "train-4", "train-7"]
     assert {query.id for query in features.queries} == {f"train-{n}" for n in (2, 3, 5, 6)}
 
 
 @pytest.mark.parametrize(("split", "without"), [("test", ()), ("train", ("appearance/v0", "appearance/v1", "motion/v2"))])
 def test_a_split_without_features_is_refused(make_store: Maker, split: str, without: tuple[str, ...]) -> None:
     with pytest.raises(StoreError, match=rf"has no features for any query of split '{split}': run stvg-extract, or look into failures"):
-        FeatureSet.of_store(make_store(without=without), split, FRAMES, CLIPS)
+        GroundingDataset.from_store(make_store(without=without), split, FRAMES, CLIPS)
 
 
 def test_a_store_without_truth_needs_no_tracks(make_store: Maker, query_of: QueryMaker) -> None:
     store = make_store([query_of(0, "train", truth=None)])
     (store / "tracks.npz").unlink()
-    assert len(FeatureSet.of_store(store, "train", FRAMES, CLIPS).queries) == 1
+    assert len(GroundingDataset.from_store(store, "train", FRAMES, CLIPS).queries) == 1
 
 
-def test_a_sample_takes_the_frames_at_bin_centres(features: FeatureSet) -> None:
+def test_a_sample_takes_the_frames_at_bin_centres(features: GroundingDataset) -> None:
     """Twenty stored frames 0, 5 … 95 by four: places ⌊(k + ½)·5⌋ = 2, 7, 12, 17, frames 10, 35, 60, 85."""
-    sample = features.sample(features.queries[0])
-    assert sample.numbers.tolist() == [10, 35, 60, 85]
-    np.testing.assert_allclose(sample.tau, np.array([10.5, 35.5, 60.5, 85.5]) / 100, rtol=1e-6)
+    sample = features.load_sample(features.queries[0])
+    assert sample.frame_indices.tolist() == [10, 35, 60, 85]
+    np.testing.assert_allclose(sample.frame_positions, np.array([10.5, 35.5, 60.5, 85.5]) / 100, rtol=1e-6)
     np.testing.assert_array_equal(sample.appearance, features.appearance.read("v0", np.array([2, 7, 12, 17])))
 
 
 def test_a_sample_stays_in_its_segment(make_store: Maker, query_of: QueryMaker) -> None:
     """Segment [20, 60): stored frames 20 … 55, motion clips at 25, 35, 45, 55."""
     store = make_store([query_of(0, "train", segment=(20, 60))])
-    features = FeatureSet.of_store(store, "train", 8, 2)
-    sample = features.sample(features.queries[0])
-    assert sample.numbers.tolist() == list(range(20, 60, 5))
-    assert ((sample.tau > 0) & (sample.tau < 1)).all()
+    features = GroundingDataset.from_store(store, "train", 8, 2)
+    sample = features.load_sample(features.queries[0])
+    assert sample.frame_indices.tolist() == list(range(20, 60, 5))
+    assert ((sample.frame_positions > 0) & (sample.frame_positions < 1)).all()
     clips = features.motion.read("v0", np.array([2, 3, 4, 5])).astype(np.float32)
     expected = np.stack([clips[:2].mean(0), clips[2:].mean(0)]).astype(np.float16)
     np.testing.assert_array_equal(sample.motion, expected)
@@ -80,40 +80,40 @@ def test_a_sample_stays_in_its_segment(make_store: Maker, query_of: QueryMaker) 
 
 def test_a_segment_between_stored_frames_takes_the_nearest(make_store: Maker, query_of: QueryMaker) -> None:
     query = query_of(0, "train", segment=(36, 39), truth=Truth(span=(36, 38), track="v0"))
-    features = FeatureSet.of_store(make_store([query]), "train", 3, 2)
-    sample = features.sample(query)
-    assert sample.numbers.tolist() == [35, 35, 35]
-    assert ((sample.tau >= 0) & (sample.tau < 1)).all()
+    features = GroundingDataset.from_store(make_store([query]), "train", 3, 2)
+    sample = features.load_sample(query)
+    assert sample.frame_indices.tolist() == [35, 35, 35]
+    assert ((sample.frame_positions >= 0) & (sample.frame_positions < 1)).all()
     np.testing.assert_array_equal(sample.motion, features.motion.read("v0", np.array([3, 3])))
 
 
 @pytest.mark.parametrize("clips", [3, 4, 10, 16])
 def test_motion_is_the_mean_of_equal_bins(store: Path, clips: int) -> None:
     """Ten stored clips brought to fewer, as many, more; summed in float32, to the bit."""
-    features = FeatureSet.of_store(store, "train", FRAMES, clips)
+    features = GroundingDataset.from_store(store, "train", FRAMES, clips)
     stored = features.motion.read("v0").astype(np.float32)
     expected = np.stack([stored[begin:end].mean(0) for begin, end in compute_pool_bins(10, clips)]).astype(np.float16)
-    np.testing.assert_array_equal(features.sample(features.queries[0]).motion, expected)
+    np.testing.assert_array_equal(features.load_sample(features.queries[0]).motion, expected)
 
 
 @pytest.fixture
-def framewise(store: Path) -> FeatureSet:
+def framewise(store: Path) -> GroundingDataset:
     """Motion at each of the frames, of clips stored at frames 5, 15 … 95."""
-    return FeatureSet.of_store(store, "train", FRAMES, None)
+    return GroundingDataset.from_store(store, "train", FRAMES, None)
 
 
-def test_without_clips_each_frame_has_the_motion_nearest_to_it(framewise: FeatureSet) -> None:
+def test_without_clips_each_frame_has_the_motion_nearest_to_it(framewise: GroundingDataset) -> None:
     """Frames 10, 35, 60, 85: the earlier one of clips 5 and 15, clip 35, the earlier one of 55 and 65, clip 85."""
-    sample = framewise.sample(framewise.queries[0])
+    sample = framewise.load_sample(framewise.queries[0])
     np.testing.assert_array_equal(sample.motion, framewise.motion.read("v0", np.array([0, 3, 5, 8])))
 
 
 def test_motion_sparser_than_the_frames_is_repeated(store: Path) -> None:
     """Frames 0, 5 … 95, each second one between two clips."""
-    features = FeatureSet.of_store(store, "train", 20, None)
+    features = GroundingDataset.from_store(store, "train", 20, None)
     expected = features.motion.read("v0", np.array([0, 0, 0, *np.arange(1, 9).repeat(2), 9]))
     assert len(expected) == 20
-    np.testing.assert_array_equal(features.sample(features.queries[0]).motion, expected)
+    np.testing.assert_array_equal(features.load_sample(features.queries[0]).motion, expected)
 
 
 def test_motion_denser_than_the_frames_is_that_of_the_frames(store: Path, query_of: QueryMaker, tracks: Tracks) -> None:
@@ -137,76 +137,76 @@ def test_motion_denser_than_the_frames_is_that_of_the_frames(store: Path, query_
 
     opened = Store(store)
     query = query_of(0, "train", segment=(20, 60))
-    features = FeatureSet([query], tracks, opened.open("appearance"), EveryFrame(), opened.open("text"), FRAMES, None)
-    sample = features.sample(query)
+    features = GroundingDataset([query], tracks, opened.open("appearance"), EveryFrame(), opened.open("text"), FRAMES, None)
+    sample = features.load_sample(query)
     assert sample.motion.shape == (FRAMES, 2, 3, 1)
-    assert sample.motion[:, 0, 0, 0].tolist() == sample.numbers.tolist() == [25, 35, 45, 55]
+    assert sample.motion[:, 0, 0, 0].tolist() == sample.frame_indices.tolist() == [25, 35, 45, 55]
 
 
 def test_motion_at_frames_stays_in_the_segment(make_store: Maker, query_of: QueryMaker) -> None:
     """Segment [20, 60): frames 20, 25 … 55; frame 20 takes the clip at 25, for that at 15, as near, is outside."""
-    features = FeatureSet.of_store(make_store([query_of(0, "train", segment=(20, 60))]), "train", 8, None)
+    features = GroundingDataset.from_store(make_store([query_of(0, "train", segment=(20, 60))]), "train", 8, None)
     expected = features.motion.read("v0", np.array([2, 2, 2, 3, 3, 4, 4, 5]))
-    np.testing.assert_array_equal(features.sample(features.queries[0]).motion, expected)
+    np.testing.assert_array_equal(features.load_sample(features.queries[0]).motion, expected)
 
 
 def test_motion_of_the_same_rows_is_that_of_the_same_frames(store: Path) -> None:
     """Whatever the product: with that of appearance both are the same, and its maps are of the whole picture."""
-    features = FeatureSet.of_store(store, "train", FRAMES, None, motion="appearance")
+    features = GroundingDataset.from_store(store, "train", FRAMES, None, motion="appearance")
     for query in features.queries[:3]:
-        sample = features.sample(query, np.array([3, 3, 0, 19]))
+        sample = features.load_sample(query, np.array([3, 3, 0, 19]))
         np.testing.assert_array_equal(sample.motion, sample.appearance)
-        assert sample.square.tolist() == [0, 0, 1, 1]
+        assert sample.picture_in_square.tolist() == [0, 0, 1, 1]
 
 
-def test_motion_that_is_not_of_the_square_is_of_the_whole_picture(store: Path, tracks: Tracks, features: FeatureSet) -> None:
+def test_motion_that_is_not_of_the_square_is_of_the_whole_picture(store: Path, tracks: Tracks, features: GroundingDataset) -> None:
     products = features.appearance, features.motion, features.text
     for squared, expected in ((True, [14 / 64, 0, 50 / 64, 1]), (False, [0, 0, 1, 1])):
-        own = FeatureSet(features.queries, tracks, *products, FRAMES, None, squared=squared)
-        assert own.sample(own.queries[2]).square.tolist() == expected
+        own = GroundingDataset(features.queries, tracks, *products, FRAMES, None, motion_in_square=squared)
+        assert own.load_sample(own.queries[2]).picture_in_square.tolist() == expected
 
 
-def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(framewise: FeatureSet) -> None:
-    targets = framewise.truth(framewise.sample(framewise.queries[0]))
+def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(framewise: GroundingDataset) -> None:
+    targets = framewise.targets(framewise.load_sample(framewise.queries[0]))
     assert targets.frames.tolist() == targets.clips.tolist() == [[0, 1, 0, 0]]
     assert targets.boxed.tolist() == targets.clip_boxed.tolist() == [[False, True, False, False]]
     torch.testing.assert_close(targets.clip_boxes, targets.boxes)
 
 
-def test_what_a_query_takes_in_memory_without_clips(framewise: FeatureSet) -> None:
+def test_what_a_query_takes_in_memory_without_clips(framewise: GroundingDataset) -> None:
     """Of float16, four maps of 4×7 cells and 6 channels, and of 4×4 cells and 5 channels."""
     query = framewise.queries[0]
-    sample = framewise.sample(query)
-    assert framewise.bytes_of(query) == sample.appearance.nbytes + sample.motion.nbytes == 2 * 4 * (28 * 6 + 16 * 5)
+    sample = framewise.load_sample(query)
+    assert framewise.nbytes(query) == sample.appearance.nbytes + sample.motion.nbytes == 2 * 4 * (28 * 6 + 16 * 5)
 
 
-def test_what_a_query_takes_in_memory(features: FeatureSet) -> None:
+def test_what_a_query_takes_in_memory(features: GroundingDataset) -> None:
     for query in features.queries[:3]:
-        sample = features.sample(query)
+        sample = features.load_sample(query)
         assert features.map_size(query) == sample.appearance.shape[1:3]
-        assert features.bytes_of(query) == sample.appearance.nbytes + sample.motion.nbytes
+        assert features.nbytes(query) == sample.appearance.nbytes + sample.motion.nbytes
 
 
-def test_a_sample_knows_where_its_picture_lies_in_the_square(features: FeatureSet) -> None:
-    wide, tall = (features.sample(features.queries[number]).square for number in (0, 2))
+def test_a_sample_knows_where_its_picture_lies_in_the_square(features: GroundingDataset) -> None:
+    wide, tall = (features.load_sample(features.queries[number]).picture_in_square for number in (0, 2))
     np.testing.assert_allclose(wide, [0, 14 / 64, 1, 50 / 64])
     np.testing.assert_allclose(tall, [14 / 64, 0, 50 / 64, 1])
 
 
 def test_passes_see_every_stored_frame_of_the_segment(make_store: Maker, query_of: QueryMaker) -> None:
     query = query_of(0, "train", segment=(3, 98))
-    features = FeatureSet.of_store(make_store([query]), "train", 6, CLIPS)
-    passes = [features.sample(query, rows) for rows in Look(query, features).passes]
-    assert {len(sample.numbers) for sample in passes} == {6}
-    assert set(np.concatenate([sample.numbers for sample in passes]).tolist()) == set(range(5, 98, 5))
+    features = GroundingDataset.from_store(make_store([query]), "train", 6, CLIPS)
+    passes = [features.load_sample(query, rows) for rows in Look(query, features).passes]
+    assert {len(sample.frame_indices) for sample in passes} == {6}
+    assert set(np.concatenate([sample.frame_indices for sample in passes]).tolist()) == set(range(5, 98, 5))
     for sample in passes:
-        np.testing.assert_array_equal(sample.appearance, features.appearance.read("v0", sample.numbers // 5))
-        np.testing.assert_allclose(sample.tau, (sample.numbers + 0.5 - 3) / 95, rtol=1e-6)
+        np.testing.assert_array_equal(sample.appearance, features.appearance.read("v0", sample.frame_indices // 5))
+        np.testing.assert_allclose(sample.frame_positions, (sample.frame_indices + 0.5 - 3) / 95, rtol=1e-6)
 
 
-def test_what_is_true_of_a_sample(features: FeatureSet) -> None:
+def test_what_is_true_of_a_sample(features: GroundingDataset) -> None:
     """Span [30, 60) of [0, 100), frames 10, 35, 60, 85: one is inside. At frame 35 the box is [8.5, 18.5] × [8.5, 28.5] of 64×36."""
-    targets = features.truth(features.sample(features.queries[0]))
+    targets = features.targets(features.load_sample(features.queries[0]))
     torch.testing.assert_close(targets.span, torch.tensor([[0.3, 0.6]]))
     assert targets.frames.tolist() == [[0, 1, 0, 0]]
     assert targets.boxed.tolist() == [[False, True, False, False]]
@@ -220,14 +220,14 @@ def test_what_is_true_of_a_sample(features: FeatureSet) -> None:
 def test_frames_where_the_object_has_no_box_are_not_boxed(make_store: Maker, query_of: QueryMaker) -> None:
     """The track holds frames [20, 80); the span [0, 100) reaches beyond."""
     query = query_of(0, "train", truth=Truth(span=(0, 100), track="v0"))
-    targets = (features := FeatureSet.of_store(make_store([query]), "train", FRAMES, CLIPS)).truth(features.sample(query))
+    targets = (features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)).targets(features.load_sample(query))
     assert targets.boxed.tolist() == [[False, True, True, False]]
     assert targets.frames.tolist() == [[1, 1, 1, 1]]
 
 
 def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, query_of: QueryMaker) -> None:
     query = query_of(0, "train", truth=Truth(span=(30, 60)))
-    targets = (features := FeatureSet.of_store(make_store([query]), "train", FRAMES, CLIPS)).truth(features.sample(query))
+    targets = (features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)).targets(features.load_sample(query))
     assert not targets.boxed.any()
     assert not targets.clip_boxed.any()
     assert targets.frames.any()
@@ -235,9 +235,9 @@ def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, query_of: Qu
 
 def test_a_query_without_truth_cannot_teach(make_store: Maker, query_of: QueryMaker) -> None:
     query = query_of(0, "train", truth=None)
-    features = FeatureSet.of_store(make_store([query]), "train", FRAMES, CLIPS)
+    features = GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
     with pytest.raises(InputError, match="query train-0 has no truth to learn from: keep it out of split 'train'"):
-        features.truth(features.sample(query))
+        features.targets(features.load_sample(query))
 
 
 def test_any_product_with_the_reader_s_methods_will_do(store: Path, query_of: QueryMaker, tracks: Tracks) -> None:
@@ -254,15 +254,15 @@ def test_any_product_with_the_reader_s_methods_will_do(store: Path, query_of: Qu
             return getattr(self.reader, name)
 
     query = query_of(1, "train")
-    products: list[Product] = [InMemory(name) for name in ("appearance", "motion", "text")]
-    ours = FeatureSet([query], tracks, *products, frames=FRAMES, clips=CLIPS)
-    theirs = FeatureSet.of_store(store, "train", FRAMES, CLIPS)
-    np.testing.assert_array_equal(ours.sample(query).appearance, theirs.sample(query).appearance)
-    np.testing.assert_array_equal(ours.sample(query).motion, theirs.sample(query).motion)
+    products: list[FeatureSource] = [InMemory(name) for name in ("appearance", "motion", "text")]
+    ours = GroundingDataset([query], tracks, *products, num_frames=FRAMES, num_clips=CLIPS)
+    theirs = GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
+    np.testing.assert_array_equal(ours.load_sample(query).appearance, theirs.load_sample(query).appearance)
+    np.testing.assert_array_equal(ours.load_sample(query).motion, theirs.load_sample(query).motion)
 
 
 def test_recent_arrays_are_read_once_and_the_oldest_forgotten() -> None:
-    recent, reads = _Recent(limit=20), []
+    recent, reads = LRUCache(max_bytes=20), []
 
     def get(key: str) -> None:
         recent.get(key, lambda: (reads.append(key), np.zeros(1))[1])
@@ -270,12 +270,12 @@ def test_recent_arrays_are_read_once_and_the_oldest_forgotten() -> None:
     for key in "abacab":
         get(key)
     assert reads == ["a", "b", "c", "b"]
-    assert recent.held <= 20
+    assert recent.cached_bytes <= 20
 
 
 def test_threads_that_want_one_array_read_it_once() -> None:
     """The others wait for the first; what it cannot read, none of them gets, and the next one tries again."""
-    recent, reads, start = _Recent(limit=100), [], Barrier(4)
+    recent, reads, start = LRUCache(max_bytes=100), [], Barrier(4)
 
     def read() -> np.ndarray:
         reads.append(1)
@@ -295,15 +295,15 @@ def test_threads_that_want_one_array_read_it_once() -> None:
         assert [*pool.map(get, range(4))] == ["unreadable"] * 4
         assert [*pool.map(get, range(4))] == ["1.0"] * 4
     assert len(reads) == 2
-    assert recent.held == 8
+    assert recent.cached_bytes == 8
 
 
 def test_an_array_larger_than_the_limit_is_still_given() -> None:
-    assert _Recent(limit=1).get("a", lambda: np.ones(9)).sum() == 9
+    assert LRUCache(max_bytes=1).get("a", lambda: np.ones(9)).sum() == 9
 
 
-def test_bins_and_rows_agree(features: FeatureSet) -> None:
+def test_bins_and_rows_agree(features: GroundingDataset) -> None:
     query = features.queries[0]
-    chosen = features.sample(query, np.array([3, 3, 0, 19]))
-    assert chosen.numbers.tolist() == [15, 15, 0, 95]
-    assert features.sample(query).numbers.tolist() == (sample_bin_centers(20, FRAMES) * 5).tolist()
+    chosen = features.load_sample(query, np.array([3, 3, 0, 19]))
+    assert chosen.frame_indices.tolist() == [15, 15, 0, 95]
+    assert features.load_sample(query).frame_indices.tolist() == (sample_bin_centers(20, FRAMES) * 5).tolist()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from grounding.data.augmentation import AugmentConfig, draw_view
-from grounding.data.image_transforms import View
+from grounding.data.augmentation import AugmentConfig, choose_image_transform
+from grounding.data.image_transforms import ImageTransform
 from pipeline.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 ROWS, COLUMNS = 90, 160
@@ -30,10 +30,10 @@ def red(picture: np.ndarray) -> np.ndarray:
     return np.array([left, top, right, bottom])
 
 
-def draws(count: int, **config: float) -> list[View]:
+def draws(count: int, **config: float) -> list[ImageTransform]:
     random = np.random.default_rng(1)
     settings = AugmentConfig.model_validate(config)
-    return [draw_view(settings, (ROWS, COLUMNS), np.array(BOX), bool(number % 2), random) for number in range(count)]
+    return [choose_image_transform(settings, (ROWS, COLUMNS), np.array(BOX), bool(number % 2), random) for number in range(count)]
 
 
 def test_the_box_bounds_what_it_bounded(pictures: np.ndarray) -> None:
@@ -41,37 +41,37 @@ def test_the_box_bounds_what_it_bounded(pictures: np.ndarray) -> None:
     box = xyxy_to_cxcywh(np.array(BOX), (COLUMNS, ROWS))
     views = draws(60, smallest=0.5, crop=0.8, least=0.3)
     for view in views:
-        seen = view.of_arrays(pictures)
+        seen = view.apply_to_array(pictures)
         assert seen.shape == (2, *view.size, 3)
-        moved = cxcywh_to_xyxy(view.of_boxes(box[None], (ROWS, COLUMNS))[0], view.size[::-1])
+        moved = cxcywh_to_xyxy(view.apply_to_boxes(box[None], (ROWS, COLUMNS))[0], view.size[::-1])
         for picture in seen:
             np.testing.assert_allclose(red(picture), moved, atol=1)
-    assert len({view.part for view in views}) > 40
+    assert len({view.crop for view in views}) > 40
     assert len({view.size for view in views}) > 40
 
 
 def test_a_mirrored_picture_is_the_picture_in_a_mirror(pictures: np.ndarray) -> None:
-    view = View((0, 0, COLUMNS, ROWS), (ROWS, COLUMNS), True)
-    np.testing.assert_array_equal(view.of_arrays(pictures), pictures[:, :, ::-1])
-    np.testing.assert_allclose(view.of_boxes(np.array([[0.2, 0.3, 0.1, 0.2]]), (ROWS, COLUMNS)), [[0.8, 0.3, 0.1, 0.2]])
+    view = ImageTransform((0, 0, COLUMNS, ROWS), (ROWS, COLUMNS), True)
+    np.testing.assert_array_equal(view.apply_to_array(pictures), pictures[:, :, ::-1])
+    np.testing.assert_allclose(view.apply_to_boxes(np.array([[0.2, 0.3, 0.1, 0.2]]), (ROWS, COLUMNS)), [[0.8, 0.3, 0.1, 0.2]])
 
 
 def test_arrays_and_tensors_are_seen_alike(pictures: np.ndarray) -> None:
     """Pillow and torch round a grey level apart."""
     for view in draws(20, smallest=0.5, crop=0.8, least=0.3):
-        ours, theirs = view.of_arrays(pictures), view.of_tensor(torch.from_numpy(pictures)).numpy()
+        ours, theirs = view.apply_to_array(pictures), view.apply_to_tensor(torch.from_numpy(pictures)).numpy()
         assert theirs.dtype == np.uint8
         assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 def test_a_part_holds_what_it_must_and_as_much_as_is_asked() -> None:
     for view in draws(200, crop=1.0, least=0.5):
-        left, top, right, bottom = view.part
+        left, top, right, bottom = view.crop
         assert 0 <= left <= BOX[0] < BOX[2] <= right <= COLUMNS
         assert 0 <= top <= BOX[1] < BOX[3] <= bottom <= ROWS
         assert right - left >= COLUMNS // 2
         assert bottom - top >= ROWS // 2
-    lefts = [view.part[0] for view in draws(200, crop=1.0, least=0.5)]
+    lefts = [view.crop[0] for view in draws(200, crop=1.0, least=0.5)]
     assert min(lefts) == 0
     assert max(lefts) > 30
 
@@ -79,13 +79,13 @@ def test_a_part_holds_what_it_must_and_as_much_as_is_asked() -> None:
 @pytest.mark.parametrize("size", [(320, 568), (320, 576), (160, 576), (568, 320), (33, 57)])
 def test_where_nothing_is_drawn_pictures_stay_as_they_are(size: tuple[int, int]) -> None:
     """Long ones too, whose shorter side is less than it would be."""
-    view = draw_view(AugmentConfig(), size, np.array([1, 1, 5, 5]), False, np.random.default_rng(0))
-    assert view == View((0, 0, size[1], size[0]), size, False)
+    view = choose_image_transform(AugmentConfig(), size, np.array([1, 1, 5, 5]), False, np.random.default_rng(0))
+    assert view == ImageTransform((0, 0, size[1], size[0]), size, False)
 
 
 def test_without_boxes_nothing_is_cut_off() -> None:
-    view = draw_view(AugmentConfig(crop=1), (ROWS, COLUMNS), None, False, np.random.default_rng(0))
-    assert view.part == (0, 0, COLUMNS, ROWS)
+    view = choose_image_transform(AugmentConfig(crop_probability=1), (ROWS, COLUMNS), None, False, np.random.default_rng(0))
+    assert view.crop == (0, 0, COLUMNS, ROWS)
 
 
 def test_sizes_are_between_the_smallest_and_the_stored_one() -> None:

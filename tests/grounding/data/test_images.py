@@ -14,12 +14,12 @@ from PIL import Image
 
 import grounding.data.dataset
 import grounding.data.images
-from grounding.data.augmentation import Augmentation, AugmentConfig, draw_view
+from grounding.data.augmentation import Augmentation, AugmentConfig, choose_image_transform
 from grounding.data.collate import collate, to_device
-from grounding.data.dataset import FeatureSet
-from grounding.data.images import JpegBatch, Jpegs, decodes
+from grounding.data.dataset import GroundingDataset
+from grounding.data.images import EncodedImageBatch, EncodedImages, can_decode_jpegs
 from grounding.data.loader import Batch, Loader
-from grounding.data.sources import Pictures
+from grounding.data.sources import ImageSource
 from pipeline.store import Store
 
 CPU = torch.device("cpu")
@@ -28,27 +28,27 @@ GREY_LEVELS = 2
 
 
 @pytest.fixture
-def pictures(pictured: Path) -> Pictures:
-    return Pictures.of_store(Store(pictured).open("frames"))
+def pictures(pictured: Path) -> ImageSource:
+    return ImageSource.from_store(Store(pictured).open("frames"))
 
 
-def features_of(store: Path) -> FeatureSet:
-    return FeatureSet.of_store(store, "train", 4, None, None, None, pictures=True)
+def features_of(store: Path) -> GroundingDataset:
+    return GroundingDataset.from_store(store, "train", 4, None, None, None, use_images=True)
 
 
 @pytest.fixture
-def at_once(pictured: Path) -> FeatureSet:
+def at_once(pictured: Path) -> GroundingDataset:
     return features_of(pictured)
 
 
 @pytest.fixture
-def late(pictured: Path, at_once: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> FeatureSet:
+def late(pictured: Path, at_once: GroundingDataset, monkeypatch: pytest.MonkeyPatch) -> GroundingDataset:
     """Pictures that wait to be decoded, as for a GPU."""
     monkeypatch.setattr(grounding.data.dataset, "decodes", lambda device: True)
     return features_of(pictured)
 
 
-def test_pictures_are_what_pillow_decodes(pictured: Path, pictures: Pictures) -> None:
+def test_pictures_are_what_pillow_decodes(pictured: Path, pictures: ImageSource) -> None:
     """To the bit, in any order, also more than once."""
     product = Store(pictured).open("frames")
     rows, columns = product.read("v0"), product.columns("v0")
@@ -64,56 +64,56 @@ def test_pictures_are_what_pillow_decodes(pictured: Path, pictures: Pictures) ->
 
 def test_only_the_pages_of_the_frames_wanted_are_read(pictured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     product, read = Store(pictured).open("frames"), []
-    pictures = Pictures.of_store(product)
+    pictures = ImageSource.from_store(product)
     inner = product.read
     monkeypatch.setattr(product, "read", lambda key, rows: (read.append(rows), inner(key, rows))[1])
     pictures.read("v0", np.array([3, 3, 1]))
-    pictures.jpegs("v0", np.array([3, 3, 1]))
+    pictures.read_encoded("v0", np.array([3, 3, 1]))
     frame = product.columns("v0")["frame"]
     assert [np.unique(frame[rows]).tolist() for rows in read] == [[5, 15]] * 2
 
 
-def test_jpegs_that_wait_are_the_pictures(pictures: Pictures) -> None:
+def test_jpegs_that_wait_are_the_pictures(pictures: ImageSource) -> None:
     rows = np.array([7, 2, 2, 19])
-    waiting = pictures.jpegs("v0", rows)
+    waiting = pictures.read_encoded("v0", rows)
     assert waiting.shape == (4, 36, 64, 3)
-    assert len(waiting.different) == 3
+    assert len(waiting.images) == 3
     assert waiting.nbytes < pictures.read("v0", rows).nbytes
-    np.testing.assert_array_equal(JpegBatch([waiting]).to(CPU)[0].numpy(), pictures.read("v0", rows))
+    np.testing.assert_array_equal(EncodedImageBatch([waiting]).to(CPU)[0].numpy(), pictures.read("v0", rows))
 
 
-def test_a_batch_that_waits_is_the_batch(at_once: FeatureSet, late: FeatureSet) -> None:
+def test_a_batch_that_waits_is_the_batch(at_once: GroundingDataset, late: GroundingDataset) -> None:
     """Wide and tall pictures, padded alike, and with the same sizes."""
     chosen = late.queries[:3]
-    waiting = collate([late.sample(query) for query in chosen])
-    assert isinstance(waiting.appearance, JpegBatch)
-    expected, found = collate([at_once.sample(query) for query in chosen]), to_device(waiting, CPU)
+    waiting = collate([late.load_sample(query) for query in chosen])
+    assert isinstance(waiting.appearance, EncodedImageBatch)
+    expected, found = collate([at_once.load_sample(query) for query in chosen]), to_device(waiting, CPU)
     assert isinstance(expected.appearance, torch.Tensor)
     assert torch.equal(found.appearance, expected.appearance)
     assert torch.equal(found.map_size, expected.map_size)
     assert torch.equal(found.square, expected.square)
 
 
-def test_a_view_of_what_waits_is_the_view_of_the_pictures(pictures: Pictures) -> None:
+def test_a_view_of_what_waits_is_the_view_of_the_pictures(pictures: ImageSource) -> None:
     rows = np.array([5, 9])
-    view = draw_view(AugmentConfig(smallest=0.5, crop=1), (36, 64), np.array([5, 5, 20, 30]), True, np.random.default_rng(3))
-    seen = pictures.jpegs("v0", rows).seen(view)
+    view = choose_image_transform(AugmentConfig(min_scale=0.5, crop_probability=1), (36, 64), np.array([5, 5, 20, 30]), True, np.random.default_rng(3))
+    seen = pictures.read_encoded("v0", rows).with_transform(view)
     assert seen.shape == (2, *view.size, 3)
     assert view.size != (36, 64)
-    found, expected = JpegBatch([seen]).to(CPU)[0].numpy(), view.of_arrays(pictures.read("v0", rows))
+    found, expected = EncodedImageBatch([seen]).to(CPU)[0].numpy(), view.apply_to_array(pictures.read("v0", rows))
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
-def test_what_waits_is_read_once(late: FeatureSet) -> None:
+def test_what_waits_is_read_once(late: GroundingDataset) -> None:
     query = late.queries[0]
-    first, again = late.sample(query).appearance, late.sample(query).appearance
-    assert isinstance(first, Jpegs)
+    first, again = late.load_sample(query).appearance, late.load_sample(query).appearance
+    assert isinstance(first, EncodedImages)
     assert first is again
 
 
-def test_a_cpu_decodes_what_it_reads(at_once: FeatureSet) -> None:
-    assert not decodes(CPU)
-    assert isinstance(at_once.sample(at_once.queries[0]).appearance, np.ndarray)
+def test_a_cpu_decodes_what_it_reads(at_once: GroundingDataset) -> None:
+    assert not can_decode_jpegs(CPU)
+    assert isinstance(at_once.load_sample(at_once.queries[0]).appearance, np.ndarray)
 
 
 def test_a_gpu_without_a_decoder_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -121,20 +121,20 @@ def test_a_gpu_without_a_decoder_is_named_once(monkeypatch: pytest.MonkeyPatch, 
         raise RuntimeError("compiled without nvJPEG\nsomewhere")
 
     monkeypatch.setattr(grounding.data.images, "decoded", refuse)
-    decodes.cache_clear()
+    can_decode_jpegs.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert [decodes(torch.device("cuda")) for _ in range(3)] == [False] * 3
-    decodes.cache_clear()
+        assert [can_decode_jpegs(torch.device("cuda")) for _ in range(3)] == [False] * 3
+    can_decode_jpegs.cache_clear()
     (said,) = caplog.messages
     assert said == "pictures are decoded on the CPU, for torchvision cannot on cuda: compiled without nvJPEG"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_a_gpu_s_pictures_are_the_cpu_s_to_a_few_grey_levels(pictured: Path, pictures: Pictures) -> None:
+def test_a_gpu_s_pictures_are_the_cpu_s_to_a_few_grey_levels(pictured: Path, pictures: ImageSource) -> None:
     device = torch.device("cuda")
-    assert decodes(device)
+    assert can_decode_jpegs(device)
     rows = np.arange(20)
-    found = JpegBatch([pictures.jpegs("v0", rows), pictures.jpegs("v2", rows)]).to(device).cpu().numpy()
+    found = EncodedImageBatch([pictures.read_encoded("v0", rows), pictures.read_encoded("v2", rows)]).to(device).cpu().numpy()
     for own, video in zip(found, ("v0", "v2"), strict=True):
         expected = pictures.read(video).astype(int)
         own = own[:, : expected.shape[1], : expected.shape[2]]
@@ -145,8 +145,8 @@ def test_a_gpu_s_pictures_are_the_cpu_s_to_a_few_grey_levels(pictured: Path, pic
 def test_a_loader_sends_what_a_gpu_decodes(pictured: Path) -> None:
     """Augmented too: the same views of the same pictures, and the same boxes to the bit."""
     device = torch.device("cuda")
-    near, far = (FeatureSet.of_store(pictured, "train", 4, None, None, None, pictures=True, device=on) for on in (CPU, device))
-    config = AugmentConfig(flip=0.5, smallest=0.5, crop=0.5)
+    near, far = (GroundingDataset.from_store(pictured, "train", 4, None, None, None, use_images=True, device=on) for on in (CPU, device))
+    config = AugmentConfig(flip_probability=0.5, min_scale=0.5, crop_probability=0.5)
     for step, (ours, theirs) in enumerate(zip(*(batches(own, on, config) for own, on in ((near, CPU), (far, device))), strict=True)):
         assert theirs.inputs.appearance.is_cuda, step
         apart = (ours.inputs.appearance.float() - theirs.inputs.appearance.cpu().float()).abs()
@@ -155,7 +155,7 @@ def test_a_loader_sends_what_a_gpu_decodes(pictured: Path) -> None:
         assert torch.equal(ours.targets.boxes, theirs.targets.boxes.cpu())
 
 
-def batches(features: FeatureSet, device: torch.device, config: AugmentConfig) -> list[Batch]:
+def batches(features: GroundingDataset, device: torch.device, config: AugmentConfig) -> list[Batch]:
     augment = Augmentation(config, 0, features.queries, None)
-    with Loader(features, features.queries, 4, 0, 0, device=device, changes=[augment]) as loader:
+    with Loader(features, features.queries, 4, 0, 0, device=device, transforms=[augment]) as loader:
         return [part for step in islice(loader, 8) for part in step]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
-from grounding.data.negative_sampling import Absence
+from grounding.data.negative_sampling import NegativeSentenceSampler
 from grounding.losses.csdvl import proposal_loss
 from grounding.losses.temporal import divergence, gaussians
 from grounding.systems.registry import SYSTEMS
-from grounding.training.train import open_run, train
+from grounding.training.train import prepare_run_dir, train
 from pipeline.config import validate
 from pipeline.records import Query
 from tests.grounding.conftest import StoreMaker, make_query
@@ -36,15 +36,15 @@ def written(split: str, count: int) -> list[Query]:
 
 
 @pytest.fixture
-def features(make_store: StoreMaker) -> FeatureSet:
-    return FeatureSet.of_store(make_store(written("train", 8)), "train", 6, 4)
+def features(make_store: StoreMaker) -> GroundingDataset:
+    return GroundingDataset.from_store(make_store(written("train", 8)), "train", 6, 4)
 
 
 def taken(
-    features: FeatureSet, share: float, steps: int = 40, start: int = 0, rank: int = 0, world: int = 1, flipped: bool = False
+    features: GroundingDataset, share: float, steps: int = 40, start: int = 0, rank: int = 0, world: int = 1, flipped: bool = False
 ) -> list[Batch]:
-    changes = [Absence(share, 3, features, features.queries, flipped)]
-    with Loader(features, features.queries, 8, 3, start, rank, world, changes=changes) as loader:
+    changes = [NegativeSentenceSampler(share, 3, features, features.queries, flipped)]
+    with Loader(features, features.queries, 8, 3, start, rank, world, transforms=changes) as loader:
         return [parts[0] for parts in islice(loader, steps)]
 
 
@@ -53,16 +53,16 @@ def words_of(batches: list[Batch]) -> dict[tuple[int, str], tuple[torch.Tensor, 
     return {
         (step, name): (words[mask], span)
         for step, batch in enumerate(batches)
-        for name, words, mask, span in zip(batch.ids, batch.inputs.text, batch.inputs.text_mask, batch.targets.span, strict=True)
+        for name, words, mask, span in zip(batch.query_ids, batch.inputs.text, batch.inputs.text_mask, batch.targets.span, strict=True)
     }
 
 
-def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_true_of_it(features: FeatureSet) -> None:
+def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_true_of_it(features: GroundingDataset) -> None:
     own = {query.id: query for query in features.queries}
-    texts = {query.id: torch.from_numpy(features.words(query)) for query in features.queries}
+    texts = {query.id: torch.from_numpy(features.text_features(query)) for query in features.queries}
     absent = 0
     for batch in taken(features, 0.25):
-        for place, name in enumerate(batch.ids):
+        for place, name in enumerate(batch.query_ids):
             words = batch.inputs.text[place][batch.inputs.text_mask[place]]
             writers = {own[other].video for other, text in texts.items() if text.shape == words.shape and torch.equal(text, words)}
             truth = batch.targets
@@ -77,14 +77,14 @@ def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_t
     assert 50 < absent < 110  # of 320
 
 
-def test_every_epoch_draws_anew_and_alike(features: FeatureSet) -> None:
+def test_every_epoch_draws_anew_and_alike(features: GroundingDataset) -> None:
     first, again = (words_of(taken(features, 0.5)) for _ in range(2))
     assert all(torch.equal(first[key][0], again[key][0]) for key in first)
     of_one = {bool(span.any()) for (_, name), (_, span) in first.items() if name == features.queries[0].id}
     assert of_one == {True, False}
 
 
-def test_parts_are_as_the_whole_wherever_it_begins(features: FeatureSet) -> None:
+def test_parts_are_as_the_whole_wherever_it_begins(features: GroundingDataset) -> None:
     whole = words_of(taken(features, 0.5, 4))
     parts = words_of(taken(features, 0.5, 4, rank=0, world=2)) | words_of(taken(features, 0.5, 4, rank=1, world=2))
     later = {(step + 2, name): found for (step, name), found in words_of(taken(features, 0.5, 2, start=2)).items()}
@@ -96,7 +96,7 @@ def test_parts_are_as_the_whole_wherever_it_begins(features: FeatureSet) -> None
 
 
 def test_where_every_video_has_the_same_sentences_none_is_absent(make_store: StoreMaker) -> None:
-    features = FeatureSet.of_store(make_store(), "train", 6, 4)  # all ask "x"
+    features = GroundingDataset.from_store(make_store(), "train", 6, 4)  # all ask "x"
     assert all(batch.targets.span.any(-1).all() for batch in taken(features, 0.9, 4))
 
 
@@ -104,9 +104,9 @@ def test_where_every_video_has_the_same_sentences_none_is_absent(make_store: Sto
 def test_what_a_mirror_makes_true_is_absent_only_where_nothing_is_mirrored(make_store: StoreMaker, flipped: bool) -> None:
     texts = {"v0": "a dog runs to the left.", "v1": "a dog runs to the right.", "v2": "a tree"}
     queries = [query.model_copy(update={"text": texts[query.video]}) for query in written("train", 8)]
-    features = FeatureSet.of_store(make_store(queries), "train", 6, 4)
+    features = GroundingDataset.from_store(make_store(queries), "train", 6, 4)
     own = {query.id: query.video for query in features.queries}
-    words = {query.video: torch.from_numpy(features.words(query)) for query in features.queries}
+    words = {query.video: torch.from_numpy(features.text_features(query)) for query in features.queries}
     asked = set()
     for (_, name), (told, span) in words_of(taken(features, 0.9, flipped=flipped)).items():
         if not span.any():
@@ -115,14 +115,14 @@ def test_what_a_mirror_makes_true_is_absent_only_where_nothing_is_mirrored(make_
     assert (("v0", "v1") in asked, ("v1", "v0") in asked) == (not flipped, not flipped)
 
 
-def test_no_proposal_answers_what_is_absent(features: FeatureSet) -> None:
+def test_no_proposal_answers_what_is_absent(features: GroundingDataset) -> None:
     logits = torch.randn(1, 4, 4, requires_grad=True)
     proposal_loss(logits, torch.zeros(1, 2)).backward()
     assert logits.grad is not None
     assert (logits.grad[0].triu() > 0).eq(torch.ones(4, 4).triu().bool()).all()
 
 
-def test_of_an_absent_event_no_frame_is_the_first(features: FeatureSet) -> None:
+def test_of_an_absent_event_no_frame_is_the_first(features: GroundingDataset) -> None:
     tau = (torch.arange(6) + 0.5)[None] / 6
     first, last = gaussians(torch.tensor([[0.2, 0.7], [0.0, 0.0]]), tau.expand(2, -1), 1.0)
     assert first[0].sum() == pytest.approx(1)
@@ -142,8 +142,8 @@ def test_of_batches_without_any_event_every_system_learns_when_alone(make_store:
     found = {}
     for share in (0.0, 1 - 1e-9):
         values = {**MODELS[system], "absent": share, "device": "cpu", "batch": 4, "max_steps": 3, "log_every": 1}
-        config, run = validate(SYSTEMS[system].config, values, "test"), tmp_path / f"run{share}"
-        open_run(store, run, config)
+        config, run = validate(SYSTEMS[system].config_class, values, "test"), tmp_path / f"run{share}"
+        prepare_run_dir(store, run, config)
         train(store, run, config)
         curves = run / "curves" / "plots" / "metrics" / "train"
         found[share] = {path.stem: [float(line.split()[1]) for line in path.read_text().splitlines()[1:]] for path in curves.glob("*.tsv")}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from grounding.data.text_mirroring import mirrored
+from grounding.data.text_mirroring import mirror_left_right
 from pipeline.datasets.shapes.sentences import PHRASES
 
 ANNOTATIONS = Path(__file__).parents[4] / "shared" / "annotations" / "val_annotations.json"
@@ -30,8 +30,8 @@ ANNOTATIONS = Path(__file__).parents[4] / "shared" / "annotations" / "val_annota
     ],
 )
 def test_whole_words_are_exchanged_in_their_case(sentence: str, other: str | None) -> None:
-    assert mirrored(sentence) == other
-    assert other is None or mirrored(other) == sentence
+    assert mirror_left_right(sentence) == other
+    assert other is None or mirror_left_right(other) == sentence
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,15 @@ def test_whole_words_are_exchanged_in_their_case(sentence: str, other: str | Non
     ],
 )
 def test_what_may_be_no_side_has_no_mirrored_sentence(sentence: str) -> None:
-    assert mirrored(sentence) is None
+    assert mirror_left_right(sentence) is None
 
 
 def test_shapes_that_go_to_a_side_go_to_the_other() -> None:
     for side, other in (("left", "right"), ("right", "left")):
-        assert [mirrored(f"the red circle {phrase}.") for phrase in PHRASES[side]] == [f"the red circle {p}." for p in PHRASES[other]]
+        assert [mirror_left_right(f"the red circle {phrase}.") for phrase in PHRASES[side]] == [f"the red circle {p}." for p in PHRASES[other]]
     for motion in PHRASES.keys() - {"left", "right"}:
         for phrase in PHRASES[motion]:
-            assert mirrored(phrase) == phrase
+            assert mirror_left_right(phrase) == phrase
 
 
 @pytest.mark.skipif(not ANNOTATIONS.exists(), reason="VidSTG's annotations are not beside the project")
@@ -75,12 +75,12 @@ def test_every_side_in_vidstg_s_sentences_is_exchanged() -> None:
     """149 of its 8,956 validation sentences name a side, and no left or right in them is anything else."""
     entries = json.loads(ANNOTATIONS.read_text())
     sentences = [said["description"] for entry in entries for kind in ("captions", "questions") for said in entry[kind]]
-    found = [(sentence, mirrored(sentence)) for sentence in sentences]
+    found = [(sentence, mirror_left_right(sentence)) for sentence in sentences]
     changed = [(sentence, other) for sentence, other in found if other != sentence]
     assert (len(sentences), len(changed)) == (8956, 149)
     for sentence, other in changed:
         assert other is not None, sentence
-        assert mirrored(other) == sentence
+        assert mirror_left_right(other) == sentence
         sides = [re.findall(r"left|right", text) for text in (sentence, other)]
         assert all(ours != theirs for ours, theirs in zip(*sides, strict=True)), sentence
         assert re.sub(r"left|right", "", sentence) == re.sub(r"left|right", "", other)

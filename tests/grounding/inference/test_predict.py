@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.data.sample import Sample
 from grounding.inference.predict import predict
 from grounding.inference.segment_prediction import Look
@@ -60,11 +60,11 @@ def spike(i: int, j: int, value: float = 2.0) -> Callable[[Inputs], Tensor]:
 
 
 @pytest.fixture
-def features(store: Path) -> FeatureSet:
-    return FeatureSet.of_store(store, "train", FRAMES, CLIPS)
+def features(store: Path) -> GroundingDataset:
+    return GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
 
 
-def test_the_highest_valid_cell_is_the_span(features: FeatureSet) -> None:
+def test_the_highest_valid_cell_is_the_span(features: GroundingDataset) -> None:
     """Cell (1, 2) of five is [.2, .6) of 100 frames; its probability is σ(2)."""
     (answer,) = predict(Known(spike(1, 2)), features, features.queries[:1])
     assert answer.id == "train-0"
@@ -72,7 +72,7 @@ def test_the_highest_valid_cell_is_the_span(features: FeatureSet) -> None:
     assert answer.score == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
 
 
-def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(features: FeatureSet) -> None:
+def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(features: GroundingDataset) -> None:
     """The box around τ is .5 wide: in a picture of 64 it is cut at both ends; its height is a quarter of 36."""
     (answer,) = predict(Known(flat), features, features.queries[:1])
     assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
@@ -82,7 +82,7 @@ def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(features: 
         assert (y1, y2) == (pytest.approx(13.5), pytest.approx(22.5))
 
 
-def test_boxes_and_maps_seen_twice_are_averaged(features: FeatureSet) -> None:
+def test_boxes_and_maps_seen_twice_are_averaged(features: GroundingDataset) -> None:
     """The passes of one query answer with their number in the batch: probabilities and boxes are their mean."""
     query = features.queries[0]
     passes = Look(query, features).passes
@@ -100,7 +100,7 @@ def test_boxes_and_maps_seen_twice_are_averaged(features: FeatureSet) -> None:
     (answer,) = predict(Numbered(flat), features, [query])
     seen: dict[int, list[float]] = {}
     for number, rows in enumerate(passes):
-        for frame in features.sample(query, rows).numbers.tolist():
+        for frame in features.load_sample(query, rows).frame_indices.tolist():
             seen.setdefault(frame, []).append(number / 10)
     assert max(len(values) for values in seen.values()) > 1
     for frame, x1, _, _, _ in answer.boxes:
@@ -121,7 +121,7 @@ class Saying(Known):
         return replace(out, boxes=self.box.expand_as(out.boxes))
 
 
-def test_an_ensembles_boxes_and_probabilities_are_averaged(features: FeatureSet) -> None:
+def test_an_ensembles_boxes_and_probabilities_are_averaged(features: GroundingDataset) -> None:
     """Cell (1, 2) has σ(2) and σ(0), cell (2, 3) σ(0) and σ(3): the second one is higher in the mean."""
     models = [
         Saying(spike(1, 2, 2.0), torch.tensor([0.25, 0.5, 0.25, 0.25])),
@@ -143,7 +143,7 @@ def model() -> Csdvl:
 def test_predictions_lie_in_segment_and_picture(make_store: Maker, query_of: QueryMaker, model: Csdvl) -> None:
     segments = [(0, 100), (20, 61), (3, 98), (29, 60), (30, 60), (30, 31)]
     store = make_store([query_of(number, "train", segment=segment, truth=None) for number, segment in enumerate(segments)])
-    features = FeatureSet.of_store(store, "train", FRAMES, CLIPS)
+    features = GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
     for query, answer in zip(features.queries, predict(model, features, features.queries), strict=True):
         begin, end = query.segment
         assert begin <= answer.span[0] < answer.span[1] <= end
@@ -156,7 +156,7 @@ def test_predictions_lie_in_segment_and_picture(make_store: Maker, query_of: Que
 
 
 @pytest.mark.parametrize("refine", [False, True])
-def test_one_model_and_several_of_the_same_answer_alike(features: FeatureSet, model: Csdvl, refine: bool) -> None:
+def test_one_model_and_several_of_the_same_answer_alike(features: GroundingDataset, model: Csdvl, refine: bool) -> None:
     alone = predict(model, features, features.queries, refine=refine)
     assert predict([model], features, features.queries, refine=refine) == alone
     assert predict([model, model], features, features.queries, refine=refine) == alone
@@ -164,7 +164,7 @@ def test_one_model_and_several_of_the_same_answer_alike(features: FeatureSet, mo
 
 @pytest.mark.parametrize("refine", [False, True])
 @pytest.mark.parametrize("batch", [1, 4, 5, 100])
-def test_answers_do_not_depend_on_the_batch(features: FeatureSet, model: Csdvl, batch: int, refine: bool) -> None:
+def test_answers_do_not_depend_on_the_batch(features: GroundingDataset, model: Csdvl, batch: int, refine: bool) -> None:
     """Boxes are rounded to hundredths of a pixel; passes of several queries, wide and tall, share a batch."""
     expected = [predict(model, features, [query], refine=refine)[0] for query in features.queries]
     found = predict(model, features, features.queries, batch=batch, refine=refine)
@@ -173,7 +173,7 @@ def test_answers_do_not_depend_on_the_batch(features: FeatureSet, model: Csdvl, 
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.011)
 
 
-def test_passes_share_batches_and_stay_together(features: FeatureSet) -> None:
+def test_passes_share_batches_and_stay_together(features: GroundingDataset) -> None:
     """Twenty frames by six are four passes a query (or more): three queries fit two batches of eight."""
     known = Known(flat)
     each = len(Look(features.queries[0], features).passes)
@@ -183,7 +183,7 @@ def test_passes_share_batches_and_stay_together(features: FeatureSet) -> None:
 
 def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(make_store: Maker, query_of: QueryMaker) -> None:
     """Two wide videos and a tall one in turns; two queries a batch."""
-    features = FeatureSet.of_store(make_store([query_of(number, "train") for number in range(6)]), "train", FRAMES, CLIPS)
+    features = GroundingDataset.from_store(make_store([query_of(number, "train") for number in range(6)]), "train", FRAMES, CLIPS)
     sizes: list[set[tuple[int, ...]]] = []
 
     def logits(inputs: Inputs) -> Tensor:
@@ -198,7 +198,7 @@ def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(make_st
 
 
 def test_a_frame_between_stored_ones_gets_the_nearest_box(make_store: Maker, query_of: QueryMaker) -> None:
-    features = FeatureSet.of_store(make_store([query_of(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS)
+    features = GroundingDataset.from_store(make_store([query_of(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS)
     for refine in (False, True):
         (answer,) = predict(Known(flat), features, features.queries, refine=refine)
         assert (answer.span[0], [row[0] for row in answer.boxes]) == (31, [30])
@@ -206,7 +206,7 @@ def test_a_frame_between_stored_ones_gets_the_nearest_box(make_store: Maker, que
 
 @pytest.mark.parametrize("frames", [1, 7, 20, 96])
 def test_every_frame_is_seen_whatever_the_number_at_once(store: Path, model: Csdvl, frames: int) -> None:
-    features = FeatureSet.of_store(store, "train", frames, CLIPS)
+    features = GroundingDataset.from_store(store, "train", frames, CLIPS)
     (answer,) = predict(model, features, features.queries[:1])
     assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
 
@@ -217,15 +217,15 @@ def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(store: Pa
     held: list[weakref.ref[Sample]] = []
     most = 0
 
-    class Counted(FeatureSet):
+    class Counted(GroundingDataset):
         def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
             nonlocal most
-            made = super().sample(query, rows)
+            made = super().load_sample(query, rows)
             held.append(weakref.ref(made))
             most = max(most, sum(one() is not None for one in held))
             return made
 
-    features = Counted.of_store(store, "train", 1, CLIPS)
+    features = Counted.from_store(store, "train", 1, CLIPS)
     predict(Known(flat), features, features.queries[:2], batch=4, refine=refine)
     assert len(held) >= 40
     assert most <= 8
@@ -236,20 +236,20 @@ def test_the_next_passes_are_read_while_those_before_them_are_answered(store: Pa
     """The network's first answer waits until samples of the second part have been read; what goes wrong in reading is raised."""
     second, reads = threading.Event(), Counter[str]()
 
-    class Noted(FeatureSet):
+    class Noted(GroundingDataset):
         def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
             reads[threading.current_thread().name] += 1
             if sum(reads.values()) > 4:
                 second.set()
                 if broken:
                     raise StoreError("damaged")
-            return super().sample(query, rows)
+            return super().load_sample(query, rows)
 
     def waiting(inputs: Inputs) -> Tensor:
         assert second.wait(60)
         return flat(inputs)
 
-    features = Noted.of_store(store, "train", 1, CLIPS)
+    features = Noted.from_store(store, "train", 1, CLIPS)
     raised = pytest.raises(StoreError, match="damaged") if broken else nullcontext()
     with raised:
         predict(Known(waiting), features, features.queries[:1], batch=4)
@@ -257,13 +257,13 @@ def test_the_next_passes_are_read_while_those_before_them_are_answered(store: Pa
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prediction")]
 
 
-def test_progress_counts_queries(features: FeatureSet, model: Csdvl) -> None:
+def test_progress_counts_queries(features: GroundingDataset, model: Csdvl) -> None:
     seen: list[tuple[int, int]] = []
     predict(model, features, features.queries[:3], batch=1, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
-def test_predicting_puts_the_model_into_eval_mode(features: FeatureSet, model: Csdvl) -> None:
+def test_predicting_puts_the_model_into_eval_mode(features: GroundingDataset, model: Csdvl) -> None:
     model.train()
     answers = [predict(model, features, features.queries[:2]) for _ in range(2)]
     assert not model.training

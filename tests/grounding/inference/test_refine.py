@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grounding.data.dataset import FeatureSet
-from grounding.data.sources import InMemory
+from grounding.data.dataset import GroundingDataset
+from grounding.data.sources import InMemorySource
 from grounding.inference.predict import predict
 from grounding.inference.refine import window_around
 from grounding.models.csdvl import Outputs
@@ -82,7 +82,7 @@ class KnowingFrames(Knowing):
         return Said(boxes, first / first.sum(1, keepdims=True), last / last.sum(1, keepdims=True))
 
 
-def features_of(clip_frames: int, segment: tuple[int, int] = SEGMENT, clips: int | None = CLIPS) -> FeatureSet:
+def features_of(clip_frames: int, segment: tuple[int, int] = SEGMENT, clips: int | None = CLIPS) -> GroundingDataset:
     """One query about a video with an appearance map every five frames and a clip every `clip_frames`."""
     facts = {"fps": 25.0, "frame_count": FRAME_COUNT, "size": (100, 100)}
     query = Query.model_validate({"id": "q", "video": "v", "path": "v.mp4", "segment": segment, "text": "x", "split": "test", **facts})
@@ -93,10 +93,10 @@ def features_of(clip_frames: int, segment: tuple[int, int] = SEGMENT, clips: int
         Entry("v", "v", motion, {"frame": starts + clip_frames // 2}, {"size": [100, 100]}),
         Entry("q", "v", np.zeros((2, 1), np.float16), {}),
     ]
-    return FeatureSet([query], Tracks(), *(InMemory([entry]) for entry in made), frames=FRAMES, clips=clips)
+    return GroundingDataset([query], Tracks(), *(InMemorySource([entry]) for entry in made), num_frames=FRAMES, num_clips=clips)
 
 
-def ask(model: nn.Module, features: FeatureSet, refine: bool = True, between: bool = False) -> Prediction:
+def ask(model: nn.Module, features: GroundingDataset, refine: bool = True, between: bool = False) -> Prediction:
     (answer,) = predict(model, features, features.queries, refine=refine, between=between)
     return answer
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.inference.segment_prediction import Look
 from grounding.structures.span_scores import Boundaries, BoundaryScores, Proposals, ProposalScores
 
 
 @pytest.fixture
 def look(store: Path) -> Look:
-    features = FeatureSet.of_store(store, "train", 3, 2)
+    features = GroundingDataset.from_store(store, "train", 3, 2)
     return Look(features.queries[0], features)
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import grounding.inference.predict
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.inference.predict import predict
 from grounding.inference.segment_prediction import Look
 from grounding.predictor.grounder import Grounder, checked_sentences, recorded_encoder
 from grounding.predictor.results import Answers, answer_of
-from grounding.training.train import TrainConfig, open_run, train
+from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
 from pipeline.config import load
 from pipeline.errors import InputError, StoreError, VideoError
 from pipeline.extraction.run import ExtractConfig
@@ -43,7 +43,7 @@ def queries(tiny_run: Any) -> list[Query]:
 
 
 def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
-    features = FeatureSet.of_store(tiny_run.store, "test", grounder.ensemble.frames, grounder.ensemble.clips)
+    features = GroundingDataset.from_store(tiny_run.store, "test", grounder.ensemble.frames, grounder.ensemble.clips)
     stored = predict(grounder.ensemble.models, features, features.queries)
     asked = grounder.ask(tiny_run.root / queries[0].path, [query.text for query in queries])
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
@@ -64,7 +64,7 @@ def test_a_child_may_decode_while_networks_compute(tiny_run: Any, grounder: Grou
 
 
 def test_the_features_are_the_stores_own(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
-    stored = FeatureSet.of_store(tiny_run.store, "test", 4, 8)
+    stored = GroundingDataset.from_store(tiny_run.store, "test", 4, 8)
     seen = grounder.look(tiny_run.root / queries[0].path)
     for name in ("appearance", "motion"):
         own, other = seen.features[name], getattr(stored, name)
@@ -175,8 +175,8 @@ def reduced(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
         settings = {"backbones": "tiny", "weights": "tiny", "workers": 0, "device": "cpu", "sampling": sampling_of(tiny_run.store)}
         config = ExtractConfig.model_validate(settings | {"reduce": {"appearance": asked, "motion": asked}})
         extract(tiny_run.index, tiny_run.root, "shapes", place / "store", config)
-        training = load(TrainConfig, "train", tiny_run.run / "config.yaml", ["max_steps=1"])
-        open_run(place / "store", place / "run", training)
+        training = load(CsdvlTrainConfig, "train", tiny_run.run / "config.yaml", ["max_steps=1"])
+        prepare_run_dir(place / "store", place / "run", training)
         train(place / "store", place / "run", training)
         return place / "store", place / "run"
 
@@ -207,7 +207,7 @@ def test_a_run_on_reduced_features_reduces_what_it_is_asked_about(
 def test_its_answer_is_that_of_its_store(tiny_run: Any, reduced: Any, queries: list[Query]) -> None:
     store, run = reduced("pca:6+int8")
     grounder = Grounder(run, device="cpu")
-    features = FeatureSet.of_store(store, "test", grounder.ensemble.frames, grounder.ensemble.clips)
+    features = GroundingDataset.from_store(store, "test", grounder.ensemble.frames, grounder.ensemble.clips)
     asked = grounder.ask(tiny_run.root / queries[0].path, [query.text for query in queries])
     for own, other in zip(asked.queries, predict(grounder.ensemble.models, features, features.queries), strict=True):
         assert own.span_frames == other.span
@@ -240,14 +240,14 @@ def test_no_run_is_opened_on_a_store_that_lost_its_projection(reduced: Any, tmp_
     if content is not None:
         (store / "appearance" / "basis.safetensors").write_bytes(content)
     with pytest.raises(StoreError, match=rf"basis.safetensors {problem}: restore it, or extract into another --store"):
-        open_run(store, run, load(TrainConfig, "train", run / "config.yaml", ["lr=1.0"]))
+        prepare_run_dir(store, run, load(CsdvlTrainConfig, "train", run / "config.yaml", ["lr=1.0"]))
     assert (run / "checkpoints" / "last").exists()
 
 
 def test_a_run_on_other_features_forgets_old_projections(tiny_run: Any, reduced: Any, tmp_path: Path) -> None:
     """A run directory without a checkpoint (it was killed at once) is used again."""
     run = shutil.copytree(reduced("pca:6")[1], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    open_run(tiny_run.store, run, load(TrainConfig, "train", run / "config.yaml", []))
+    prepare_run_dir(tiny_run.store, run, load(CsdvlTrainConfig, "train", run / "config.yaml", []))
     assert not (run / "basis").exists()
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from grounding.predictor.grounder import Grounder, Seen, asked_video
-from grounding.systems.config import TrainConfig
-from grounding.systems.registry import over_preset
-from grounding.training.train import open_run, train
+from grounding.systems.config import CsdvlTrainConfig
+from grounding.systems.registry import apply_preset
+from grounding.training.train import prepare_run_dir, train
 from pipeline.config import validate
 from pipeline.datasets.shapes.joined import HiddenEvent, ConcatenatedScenes, concatenate_scenes
 from pipeline.io.jsonl import read_jsonl
@@ -65,8 +65,8 @@ def grounder(tmp_path_factory: pytest.TempPathFactory) -> Grounder:
     if named := os.environ.get("STVG_RUN"):
         return Grounder(Path(named), device="cpu", frames=36)
     run, given = tmp_path_factory.mktemp("hidden") / "run", {"absent": ABSENT, "seed": 0, "device": "cpu"}
-    config = validate(TrainConfig, over_preset(given, "shapes", "csdvl", ROOT / "store"), "test")
-    open_run(ROOT / "store", run, config)
+    config = validate(CsdvlTrainConfig, apply_preset(given, "shapes", "csdvl", ROOT / "store"), "test")
+    prepare_run_dir(ROOT / "store", run, config)
     train(ROOT / "store", run, config)
     return Grounder(run, device="cpu", frames=36)
 

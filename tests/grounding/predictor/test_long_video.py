@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grounding.data.segment_lengths import segment_seconds
-from grounding.data.sources import InMemory
+from grounding.data.segment_lengths import summarize_segment_seconds
+from grounding.data.sources import InMemorySource
 from grounding.predictor.grounder import Grounder, Seen
 from grounding.predictor.window_length import window_seconds
 from grounding.predictor.windows import windows_of
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, Recipe
-from grounding.training.train import open_run, train
+from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, TrainConfig
+from grounding.training.train import prepare_run_dir, train
 from pipeline.datasets.shapes.joined import build_all_scenes, concatenate_scenes, concatenate_videos
 from pipeline.datasets.shapes.make import SPLITS, ShapesConfig
 from pipeline.datasets.shapes.sentences import PHRASES
@@ -58,15 +58,15 @@ def test_joined_clips_are_one_video_of_their_frames(long_video: Path) -> None:
 
 def test_a_window_is_as_long_as_the_segments_of_training(tiny_run: Any, grounder: Grounder, long_video: Path) -> None:
     about = json.loads((tiny_run.run / "provenance.json").read_text())
-    assert about["segment_seconds"] == {"median": 5.0, "longest": 5.0}
+    assert about["summarize_segment_seconds"] == {"median": 5.0, "longest": 5.0}
     assert grounder.window == 5.0
     assert len(windows_of(probe(long_video).edges, grounder.window)) == 7
 
 
 def test_one_long_segment_does_not_make_long_windows() -> None:
     queries = [Query.model_construct(segment=(0, frames), fps=10.0) for frames in (100, 200, 300, 36_000)]
-    assert window_seconds(Path("run"), {"segment_seconds": segment_seconds(queries)}, 5.0) == 50.0
-    assert window_seconds(Path("run"), {"segment_seconds": segment_seconds(queries[:3])}, 5.0) == 30.0
+    assert window_seconds(Path("run"), {"summarize_segment_seconds": summarize_segment_seconds(queries)}, 5.0) == 50.0
+    assert window_seconds(Path("run"), {"summarize_segment_seconds": summarize_segment_seconds(queries[:3])}, 5.0) == 30.0
 
 
 def test_older_runs_say_it_by_what_they_were_judged_on(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def alone(seen: Seen, window: Span) -> Seen:
         frames, facts = product.columns(seen.key)["frame"], product.facts(seen.key) | {"frame_count": end - begin}
         rows = np.flatnonzero((frames >= begin) & (frames < end))
         entry = Entry(seen.key, seen.key, product.read(seen.key, rows), {"frame": frames[rows] - begin}, facts)
-        features[name] = InMemory([entry])
+        features[name] = InMemorySource([entry])
     edges = seen.frame_edges[begin : end + 1] - seen.frame_edges[begin]
     return Seen(seen.video.model_copy(update={"frame_count": end - begin}), seen.key, {**features}, edges)
 
@@ -205,7 +205,7 @@ def pictured(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SMALL = {"d": 8, "heads": 2, "ffn": 8, "frames": 3}
-SYSTEMS: dict[str, tuple[type[Recipe], dict[str, Any]]] = {
+SYSTEMS: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
     "cgstvg": (CgstvgTrainConfig, {"model": {**SMALL, "layers": 1, "stages": 2, "motion": "motion"}}),
     "costa": (
         CostaTrainConfig,
@@ -218,7 +218,7 @@ SYSTEMS: dict[str, tuple[type[Recipe], dict[str, Any]]] = {
 def test_other_systems_answer_about_a_long_video(pictured: Path, long_video: Path, clips: list[Path], tmp_path: Path, system: str) -> None:
     kind, settings = SYSTEMS[system]
     config = kind.model_validate({**settings, "system": system, "max_steps": 1, "batch": 2, "device": "cpu"})
-    open_run(pictured, tmp_path / "run", config)
+    prepare_run_dir(pictured, tmp_path / "run", config)
     train(pictured, tmp_path / "run", config)
     grounder = Grounder(tmp_path / "run", device="cpu")
     streamed = grounder.ask(long_video, SENTENCES, top=2)

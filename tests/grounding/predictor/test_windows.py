@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grounding.data.sources import InMemory
+from grounding.data.sources import InMemorySource
 from grounding.inference.predict import ranked_tube, tube
 from grounding.inference.segment_prediction import Look
 from grounding.predictor.results import Best
@@ -88,7 +88,7 @@ REDUCTIONS: dict[str, Any] = dict.fromkeys(("appearance", "motion", "frames"))
 @pytest.mark.parametrize("together", [1, 3, 100])
 def test_streamed_and_kept_features_are_the_same(together: int) -> None:
     stream, windows = Stream(), windows_of(even(200), 3.0)
-    whole = {name: InMemory([Entry("v", "v", stream.rows(name), {"frame": stream.frames[name]})]) for name in stream.frames}
+    whole = {name: InMemorySource([Entry("v", "v", stream.rows(name), {"frame": stream.frames[name]})]) for name in stream.frames}
     streamed = list(streamed_stretches("v", stream, REDUCTIONS, windows, together))  # type: ignore[arg-type]
     kept = list(kept_stretches("v", whole, windows, together))
     assert [stretch.windows for stretch in streamed] == [stretch.windows for stretch in kept]

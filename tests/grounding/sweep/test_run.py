@@ -18,8 +18,8 @@ from grounding.evaluation.evaluate import predict_split
 from grounding.metrics.scores import read_scores
 from grounding.sweep.run import SweepProgress, SweepScores, Sweep, plan_sweep, run_sweep
 from grounding.sweep.tables import SweepTable, load_tables, load_table
-from grounding.systems.registry import preset, system_of
-from grounding.training.run_directory import sole_writer
+from grounding.systems.registry import get_preset, get_system
+from grounding.training.run_directory import lock_run_dir
 from pipeline.config import merge, validate
 from pipeline.errors import InputError
 from pipeline.records import Query
@@ -74,7 +74,7 @@ def test_what_another_process_makes_is_left_to_it_and_waited_for(judged_store: P
     monkeypatch.setattr(grounding.sweep.run, "POLL_SECONDS", 0.0)
     sweep, order = sweep_of(judged_store), list[str]()
     with ExitStack() as other:
-        other.enter_context(sole_writer(sweep.get_run_dir("full", 0)))
+        other.enter_context(lock_run_dir(sweep.get_run_dir("full", 0)))
 
         def watch(place: SweepProgress) -> None:
             if place.activity not in order[-1:] and not place.activity.startswith("judging"):
@@ -244,9 +244,9 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
 def test_shipped_tables_fit_their_system_and_the_published_results(name: str) -> None:
     table = load_table(name)
     for trained, variant in table.trained_variants.items():
-        system = system_of(table.system_for_variant(trained))
+        system = get_system(table.system_for_variant(trained))
         for values in system.presets:
-            validate(system.config, merge(preset(values, table.system_for_variant(trained)), variant.changes), "a preset")
+            validate(system.config_class, merge(get_preset(values, table.system_for_variant(trained)), variant.changes), "a preset")
     for variant in table.derived_variants.values():
         validate(EvaluateConfig, variant.evaluate, "evaluate")
     for section in table.sections:

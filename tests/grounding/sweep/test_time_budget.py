@@ -8,7 +8,7 @@ import pytest
 
 from grounding.sweep.tables import SweepTable
 from grounding.sweep.time_budget import equalize_training_time
-from grounding.systems.config import CgstvgTrainConfig, Recipe, TrainConfig
+from grounding.systems.config import CgstvgTrainConfig, TrainConfig, CsdvlTrainConfig
 from pipeline.errors import InputError
 
 
@@ -20,8 +20,8 @@ def table_of(step: float | None) -> SweepTable:
     return SweepTable.model_validate({"title": "a table", "variants": variants, "sections": [section]})
 
 
-def limited(step: float | None, **unit: Any) -> dict[str, Recipe]:
-    configs = {"csdvl": TrainConfig(**unit), "cgstvg": CgstvgTrainConfig(max_steps=77, validate_every=7, schedule_steps=70)}
+def limited(step: float | None, **unit: Any) -> dict[str, TrainConfig]:
+    configs = {"csdvl": CsdvlTrainConfig(**unit), "cgstvg": CgstvgTrainConfig(max_steps=77, validate_every=7, lr_schedule_steps=70)}
     return equalize_training_time(table_of(step), configs)
 
 
@@ -30,7 +30,7 @@ def limited(step: float | None, **unit: Any) -> dict[str, Recipe]:
 def test_all_train_for_the_time_of_the_unit_and_are_validated_as_often_and_last(step: float, every: int | None) -> None:
     found = limited(step, max_steps=1500, validate_every=every)
     unit, own = found["csdvl"], found["cgstvg"]
-    assert (unit.max_steps, own.schedule_steps) == (1500, None)
+    assert (unit.max_steps, own.lr_schedule_steps) == (1500, None)
     assert own.max_steps is not None
     assert own.validate_every is not None
     assert own.max_steps == 1 or abs(own.max_steps * step - 1500) <= step / 2
@@ -40,10 +40,10 @@ def test_all_train_for_the_time_of_the_unit_and_are_validated_as_often_and_last(
 
 def test_without_costs_all_stay_as_they_are() -> None:
     found = limited(None, max_steps=1500)
-    assert (found["cgstvg"].max_steps, found["cgstvg"].validate_every, found["cgstvg"].schedule_steps) == (77, 7, 70)
+    assert (found["cgstvg"].max_steps, found["cgstvg"].validate_every, found["cgstvg"].lr_schedule_steps) == (77, 7, 70)
 
 
-@pytest.mark.parametrize("unit", [{}, {"max_steps": 9, "schedule_steps": 20}])
+@pytest.mark.parametrize("unit", [{}, {"max_steps": 9, "lr_schedule_steps": 20}])
 def test_a_time_that_is_not_known_is_refused(unit: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"variant 'csdvl' gives all others their training time.*--set max_steps=N"):
         limited(2.0, **unit)

@@ -24,8 +24,8 @@ from grounding.predictor.grounder import Grounder
 from grounding.predictor.results import Answers, answer_of
 from grounding.sweep.tables import load_table
 from grounding.systems.config import CgstvgTrainConfig
-from grounding.systems.registry import preset, system_of
-from grounding.training.train import open_run, train
+from grounding.systems.registry import get_preset, get_system
+from grounding.training.train import prepare_run_dir, train
 from pipeline.config import merge, validate
 from pipeline.errors import InputError, StoreError
 from pipeline.extraction.run import ExtractConfig
@@ -54,7 +54,7 @@ def trained(store: Path, run: Path, kill_at: int | None = None, model: dict[str,
             raise Killed
 
     config = validate(CgstvgTrainConfig, {**RECIPE, "model": {**SMALL, **(model or {})}, **changes}, "test")
-    open_run(store, run, config)
+    prepare_run_dir(store, run, config)
     train(store, run, config, progress)
     return run
 
@@ -183,7 +183,7 @@ def test_mdetr_s_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
 def test_every_ablation_of_its_tables_is_a_configuration(table: str) -> None:
     built = {}
     for name, variant in load_table(table).trained_variants.items():
-        config = validate(CgstvgTrainConfig, merge(preset("shapes", "cgstvg"), variant.changes), name)
-        assert isinstance(system_of("cgstvg").build((3, 3, 3), config.model), Cgstvg)
+        config = validate(CgstvgTrainConfig, merge(get_preset("shapes", "cgstvg"), variant.changes), name)
+        assert isinstance(get_system("cgstvg").build((3, 3, 3), config.model), Cgstvg)
         built[name] = config.model
     assert len({model.model_dump_json() for model in built.values()}) == len(built)  # no two are the same

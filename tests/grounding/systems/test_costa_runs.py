@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 import grounding.data.dataset
 from grounding.data.collate import collate, to_device
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Loader
-from grounding.data.sources import Pictures
+from grounding.data.sources import ImageSource
 from grounding.evaluation.config import EvaluateConfig
 from grounding.evaluation.evaluate import predict_split
 from grounding.inference.ensemble import Ensemble
@@ -27,10 +27,10 @@ from grounding.predictor.grounder import Grounder
 from grounding.predictor.results import answer_of
 from grounding.sweep.tables import load_table
 from grounding.systems.checkpoint import load_model, read_provenance
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, TrainConfig
-from grounding.systems.registry import preset, system_of
-from grounding.training.optimizer import optimiser_of
-from grounding.training.train import open_run, train
+from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, CsdvlTrainConfig
+from grounding.systems.registry import get_preset, get_system
+from grounding.training.optimizer import build_optimizer
+from grounding.training.train import prepare_run_dir, train
 from pipeline.config import merge, validate
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.errors import InputError, StoreError
@@ -73,7 +73,7 @@ def trained(store: Path, run: Path, kill_at: int | None = None, model: dict[str,
             raise Killed
 
     config = recipe(model, **changes)
-    open_run(store, run, config)
+    prepare_run_dir(store, run, config)
     train(store, run, config, progress)
     return run
 
@@ -108,22 +108,22 @@ def whole_run(pictured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_reads_pictures_and_cached_words_and_no_motion(pictured: Path) -> None:
-    features = FeatureSet.of_store(pictured, "train", 3, None, None, None, pictures=True)
+    features = GroundingDataset.from_store(pictured, "train", 3, None, None, None, use_images=True)
     query, opened = features.queries[0], Store(pictured)
-    sample = features.sample(query)
-    pictures, words = Pictures.of_store(opened.open("frames")), opened.open("text")
+    sample = features.load_sample(query)
+    pictures, words = ImageSource.from_store(opened.open("frames")), opened.open("text")
     assert features.dims == (3, 0, words.shape(query.id)[-1])
     assert sample.appearance.dtype == np.uint8
-    rows = np.searchsorted(pictures.columns(query.video)["frame"], sample.numbers)
+    rows = np.searchsorted(pictures.columns(query.video)["frame"], sample.frame_indices)
     np.testing.assert_array_equal(sample.appearance, pictures.read(query.video, rows))
     np.testing.assert_array_equal(sample.text, words.read(query.id))
-    assert features.bytes_of(query) == 2 * sample.appearance.size
-    inputs = collate([sample, features.sample(features.queries[1])])
+    assert features.nbytes(query) == 2 * sample.appearance.size
+    inputs = collate([sample, features.load_sample(features.queries[1])])
     assert inputs.video is not None  # both are about one video
     assert inputs.video.tolist() == [0, 0]
     assert inputs.motion.shape == (1, 0, 1, 1, 0)
     assert inputs.square.tolist() == [[0, 0, 1, 1]]
-    truth = features.truth(sample)
+    truth = features.targets(sample)
     assert torch.equal(truth.clips, truth.frames)
 
 
@@ -181,9 +181,9 @@ def test_pictures_that_wait_for_their_device_train_and_answer_the_same(
 ) -> None:
     """As for a GPU, but on the CPU: the batch is decoded when it is sent."""
     expected = predict_split([costa_run], pictured, EvaluateConfig(device="cpu"))[0]
-    part = Loader._part
+    part = Loader._load_batch
     monkeypatch.setattr(grounding.data.dataset, "decodes", lambda device: True)
-    monkeypatch.setattr(Loader, "_part", lambda *given: (lambda made: replace(made, inputs=to_device(made.inputs, CPU)))(part(*given)))
+    monkeypatch.setattr(Loader, "_load_batch", lambda *given: (lambda made: replace(made, inputs=to_device(made.inputs, CPU)))(part(*given)))
     late = trained(pictured, tmp_path / "run")
     for name, value in weights(costa_run).items():
         assert torch.equal(weights(late)[name], value), name
@@ -195,7 +195,7 @@ def test_what_learns_and_how_fast(pictured: Path, tuned: bool) -> None:
     config = recipe({"tune_image": tuned}, encoders=BOTH)
     image, text = AppearanceEncoder("tiny"), load_text()
     model = Costa((3, 0, 1), config.model, image, text)
-    optimiser, _ = optimiser_of(model, config, 10)
+    optimiser, _ = build_optimizer(model, config, 10)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {names[id(parameter)]: group["initial_lr"] for group in optimiser.param_groups for parameter in group["params"]}
     assert any(name.startswith("image.") for name in rates) == tuned
@@ -270,7 +270,7 @@ def test_it_does_not_answer_together_with_others(tiny_run: Any, costa_run: Path,
         Ensemble.of_runs([tiny_run.run, costa_run], CPU)
     other = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "stages": 1, "frames": 3, "motion": "motion"}
     config = CgstvgTrainConfig.model_validate({**RECIPE, "model": other})
-    open_run(tiny_run.store, tmp_path / "cgstvg", config)
+    prepare_run_dir(tiny_run.store, tmp_path / "cgstvg", config)
     train(tiny_run.store, tmp_path / "cgstvg", config)
     with pytest.raises(InputError, match=r"does not fit run .*appearance is absent; motion is absent"):
         Ensemble.of_runs([tmp_path / "cgstvg", costa_run], CPU)
@@ -305,9 +305,9 @@ def test_first_weights_that_have_changed(costa_run: Path, tmp_path: Path) -> Non
 def test_another_choice_of_encoders_is_another_run(pictured: Path, costa_run: Path, tmp_path: Path) -> None:
     shutil.copytree(costa_run, tmp_path / "run")
     with pytest.raises(InputError, match=r"cannot be resumed: .*encoders differ"):
-        open_run(pictured, tmp_path / "run", recipe(encoders={**TINY, "image": "random:1"}), resume=True)
+        prepare_run_dir(pictured, tmp_path / "run", recipe(encoders={**TINY, "image": "random:1"}), resume=True)
     with pytest.raises(InputError, match=r"cannot be resumed: .*encoders differ"):
-        open_run(pictured, tmp_path / "run", recipe(encoders=BOTH), resume=True)
+        prepare_run_dir(pictured, tmp_path / "run", recipe(encoders=BOTH), resume=True)
 
 
 def test_mdetr_s_checkpoint_is_refused(pictured: Path, tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_encoders_that_do_not_fit_the_system_are_refused() -> None:
     with pytest.raises(InputError, match="encoders: costa reads pictures: name its image encoder's weights"):
         validate(CostaTrainConfig, {"encoders": None}, "section 'train'")
     with pytest.raises(InputError, match=r"encoders\.text: name the weights of csdvl's text encoder"):
-        validate(TrainConfig, {"encoders": TINY}, "section 'train'")
+        validate(CsdvlTrainConfig, {"encoders": TINY}, "section 'train'")
 
 
 def test_a_wrong_config_is_named() -> None:
@@ -333,8 +333,8 @@ def test_a_wrong_config_is_named() -> None:
 def test_every_ablation_of_its_table_is_a_configuration() -> None:
     built = {}
     for name, variant in load_table("costa").trained_variants.items():
-        config = validate(CostaTrainConfig, merge(preset("shapes", "costa"), variant.changes), name)
-        assert isinstance(system_of("costa").build((3, 0, 3), config.model, AppearanceEncoder("tiny"), None), Costa)
+        config = validate(CostaTrainConfig, merge(get_preset("shapes", "costa"), variant.changes), name)
+        assert isinstance(get_system("costa").build((3, 0, 3), config.model, AppearanceEncoder("tiny"), None), Costa)
         built[name] = config.model
     assert len({model.model_dump_json() for model in built.values()}) == len(built)  # no two are the same
 

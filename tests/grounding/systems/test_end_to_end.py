@@ -15,8 +15,8 @@ from torch import nn
 
 import grounding.models.end_to_end
 from grounding.data.collate import collate
-from grounding.data.dataset import FeatureSet
-from grounding.data.sources import Pictures, Tokens
+from grounding.data.dataset import GroundingDataset
+from grounding.data.sources import ImageSource, TokenSource
 from grounding.evaluation.config import EvaluateConfig
 from grounding.evaluation.evaluate import predict_split
 from grounding.models.end_to_end import EndToEnd
@@ -25,10 +25,10 @@ from grounding.predictor.grounder import Grounder
 from grounding.structures.inputs import Inputs
 from grounding.systems.checkpoint import load_model, read_provenance
 from grounding.systems.config import EncodersConfig
-from grounding.systems.registry import built, first_encoders, tokenise_of
-from grounding.training.distributed import Processes
-from grounding.training.optimizer import optimiser_of
-from grounding.training.train import TrainConfig, open_run, train
+from grounding.systems.registry import build_model, load_initial_encoders, get_tokenizer
+from grounding.training.distributed import DistributedContext
+from grounding.training.optimizer import build_optimizer
+from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
 from pipeline.errors import InputError, StoreError
 from pipeline.extraction.run import ExtractConfig
 from pipeline.extraction.run import run_extraction as extract
@@ -51,8 +51,8 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def recipe(**changes: Any) -> TrainConfig:
-    return TrainConfig.model_validate(RECIPE | changes)
+def recipe(**changes: Any) -> CsdvlTrainConfig:
+    return CsdvlTrainConfig.model_validate(RECIPE | changes)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def store(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
     place = tmp_path_factory.mktemp("runs") / "run"
-    open_run(store, place, recipe())
+    prepare_run_dir(store, place, recipe())
     train(store, place, recipe())
     return place
 
@@ -83,32 +83,32 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model() -> EndToEnd:
     torch.manual_seed(0)
-    made = built(recipe(), provenance())
+    made = build_model(recipe(), provenance())
     assert isinstance(made, EndToEnd)
     return made.eval()
 
 
 def provenance() -> dict[str, Any]:
     """What a run of this recipe records of its encoders."""
-    image, text = first_encoders(recipe().encoders)  # type: ignore[arg-type]
+    image, text = load_initial_encoders(recipe().encoders)  # type: ignore[arg-type]
     return {"dims": [3, 384, 1], "encoders": {"image": image.digest, "text": text.digest}}
 
 
-def raw_features(store: Path, model: nn.Module) -> FeatureSet:
-    return FeatureSet.of_store(store, "train", FRAMES, CLIPS, tokenise_of(model))
+def raw_features(store: Path, model: nn.Module) -> GroundingDataset:
+    return GroundingDataset.from_store(store, "train", FRAMES, CLIPS, get_tokenizer(model))
 
 
 def raw_inputs(store: Path, model: nn.Module, count: int = 3) -> Inputs:
     """Of the first queries, which are about one video, each with its own pictures."""
     features = raw_features(store, model)
-    samples = (features.sample(query) for query in features.queries[:count])
+    samples = (features.load_sample(query) for query in features.queries[:count])
     return collate([replace(sample, appearance=np.array(sample.appearance)) for sample in samples])
 
 
 def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
     """The image encoder gives the stored maps, as far as a JPEG of quality 100 lets it."""
-    pictures, maps = Pictures.of_store(Store(store).open("frames")), Store(store).open("appearance")
-    encoder = first_encoders(recipe().encoders)[0].encoder  # type: ignore[arg-type]
+    pictures, maps = ImageSource.from_store(Store(store).open("frames")), Store(store).open("appearance")
+    encoder = load_initial_encoders(recipe().encoders)[0].encoder  # type: ignore[arg-type]
     for video in maps.keys():  # noqa: SIM118 - it is no mapping
         assert video in pictures
         np.testing.assert_array_equal(pictures.columns(video)["frame"], maps.columns(video)["frame"])
@@ -124,7 +124,7 @@ def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
 
 def test_tokens_are_the_sentences(store: Path, model: EndToEnd) -> None:
     queries = list(read_jsonl(Store(store).index_path, Query))
-    tokens, states = Tokens(queries, model.text_encoder.tokenize), Store(store).open("text")
+    tokens, states = TokenSource(queries, model.text_encoder.tokenize), Store(store).open("text")
     for query in queries:
         assert query.id in tokens
         np.testing.assert_array_equal(tokens.read(query.id)[:, 0], states.columns(query.id)["token"])
@@ -146,7 +146,7 @@ def test_it_answers_what_its_network_answers_to_its_encoders_features(store: Pat
 
 def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: EndToEnd) -> None:
     features, seen = raw_features(store, model), []
-    shared, apart = collate([features.sample(query) for query in features.queries[:3]]), raw_inputs(store, model)
+    shared, apart = collate([features.load_sample(query) for query in features.queries[:3]]), raw_inputs(store, model)
     handle = model.image.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     with torch.no_grad():
         found, expected = model(shared), model(apart)
@@ -174,7 +174,7 @@ def test_pictures_of_other_sizes_in_a_batch_change_nothing(store: Path, model: E
 
 
 def test_what_learns_and_how_fast(model: EndToEnd) -> None:
-    optimiser, _ = optimiser_of(model, recipe(), 10)
+    optimiser, _ = build_optimizer(model, recipe(), 10)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {names[id(parameter)]: group["initial_lr"] for group in optimiser.param_groups for parameter in group["params"]}
     learning = {name for name in names.values() if name.startswith("image.") and name in rates}
@@ -186,7 +186,7 @@ def test_what_learns_and_how_fast(model: EndToEnd) -> None:
 
 
 def test_training_moves_the_encoders_and_leaves_what_is_frozen(run: Path) -> None:
-    trained, first = load_model(run, "last")[0], built(recipe(), read_provenance(run))
+    trained, first = load_model(run, "last")[0], build_model(recipe(), read_provenance(run))
     before = dict(first.named_parameters())
     moved = {name for name, now in trained.named_parameters() if not torch.equal(now, before[name])}
     assert {"image.body.layer2.0.conv1.weight", "image.body.layer4.1.conv2.weight"} <= moved
@@ -197,11 +197,11 @@ def test_training_moves_the_encoders_and_leaves_what_is_frozen(run: Path) -> Non
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(store: Path, run: Path, tmp_path: Path) -> None:
-    part = recipe(max_steps=1, schedule_steps=2)
-    open_run(store, tmp_path / "run", part)
+    part = recipe(max_steps=1, lr_schedule_steps=2)
+    prepare_run_dir(store, tmp_path / "run", part)
     train(store, tmp_path / "run", part)
-    longer = recipe(schedule_steps=2)
-    open_run(store, tmp_path / "run", longer, resume=True)
+    longer = recipe(lr_schedule_steps=2)
+    prepare_run_dir(store, tmp_path / "run", longer, resume=True)
     train(store, tmp_path / "run", longer)
     expected, found = (load_model(which, "last")[0].state_dict() for which in (run, tmp_path / "run"))
     for name, value in expected.items():
@@ -240,7 +240,7 @@ def test_pictures_are_encoded_in_parts(store: Path, model: EndToEnd, monkeypatch
 def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_parameters(model: EndToEnd) -> None:
     """Convolutions have channels last; a fused optimiser takes steps of gradient and parameter side by side in memory."""
 
-    class Two(Processes):
+    class Two(DistributedContext):
         """As the first of two processes, of which the other has no gradients."""
 
         def __init__(self) -> None:
@@ -254,7 +254,7 @@ def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_paramet
     for parameter in parameters:
         parameter.grad = torch.randn(parameter.shape, generator=random)
     wanted = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
-    Two().sum_gradients(parameters)
+    Two().all_reduce_gradients(parameters)
     for parameter, expected in zip(parameters, wanted, strict=True):
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride()
@@ -267,7 +267,7 @@ def test_they_train_in_parts_and_in_low_precision(store: Path, tmp_path: Path, p
     found = []
     for accumulate in (1, 2):
         parts = recipe(precision=precision, accumulate=accumulate, max_steps=1, log_every=1)
-        open_run(store, tmp_path / str(accumulate), parts)
+        prepare_run_dir(store, tmp_path / str(accumulate), parts)
         train(store, tmp_path / str(accumulate), parts)
         path = tmp_path / str(accumulate) / "curves" / "plots" / "metrics" / "train" / "loss.tsv"
         found.append(float(path.read_text().split()[-1]))
@@ -277,7 +277,7 @@ def test_they_train_in_parts_and_in_low_precision(store: Path, tmp_path: Path, p
 def test_encoders_of_another_tokenizer_do_not_answer_together(store: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "other")
     about = json.loads((tmp_path / "other" / "provenance.json").read_text())
-    other = first_encoders(EncodersConfig(backbones="tiny", image="tiny", text="random:1"))[1]
+    other = load_initial_encoders(EncodersConfig(backbones="tiny", image="tiny", text="random:1"))[1]
     about["encoders"]["text"] = other.digest
     (tmp_path / "other" / "provenance.json").write_text(json.dumps(about))
     config = tmp_path / "other" / "config.yaml"
@@ -320,7 +320,7 @@ def test_several_runs_answer_about_a_store_but_not_about_a_video(store: Path, ru
 
 def test_a_store_without_pictures_is_refused(tiny_run: Any, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"has no product 'frames'.*run stvg-extract to add it"):
-        open_run(tiny_run.store, tmp_path / "run", recipe())
+        prepare_run_dir(tiny_run.store, tmp_path / "run", recipe())
 
 
 def test_a_split_that_is_not_there(store: Path, run: Path) -> None:
@@ -332,7 +332,7 @@ def test_other_first_weights_are_another_run(store: Path, run: Path, tmp_path: P
     shutil.copytree(run, tmp_path / "run")
     other = recipe(encoders={"backbones": "tiny", "image": "random:1", "text": "tiny"})
     with pytest.raises(InputError, match="cannot be resumed: encoders differ"):
-        open_run(store, tmp_path / "run", other, resume=True)
+        prepare_run_dir(store, tmp_path / "run", other, resume=True)
     about = read_provenance(run)
     assert set(about["products"]) == {"frames", "motion"}
     assert about["encoders"] == provenance()["encoders"]

@@ -21,8 +21,8 @@ from torch.nn import functional
 from grounding.models.csdvl import Csdvl, CsdvlConfig, Places
 from grounding.structures.inputs import Inputs
 from grounding.systems.checkpoint import read_provenance
-from grounding.systems.mdetr_weights import initialise_from_mdetr, static_stream
-from grounding.training.train import TrainConfig, open_run, train
+from grounding.systems.mdetr_weights import initialize_from_mdetr, build_static_stream
+from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
 from pipeline.errors import InputError
 from pipeline.features.reduction import Projection, fit_pca, load_mdetr_projection
 from pipeline.weights.checkpoint_files import LoadReport
@@ -95,7 +95,7 @@ def load(tmp_path: Path) -> Load:
     def load(model: Csdvl, state: Mapping[str, Tensor], basis: Projection | None = None) -> LoadReport:
         other = {name: torch.zeros_like(value) for name, value in state.items()}
         torch.save({"model": other, "model_ema": dict(state), "epoch": 39, "args": Namespace(nheads=8)}, tmp_path / "mdetr.pth")
-        return initialise_from_mdetr(model, tmp_path / "mdetr.pth", basis)
+        return initialize_from_mdetr(model, tmp_path / "mdetr.pth", basis)
 
     return load
 
@@ -206,7 +206,7 @@ def test_every_key_is_accounted_for(load: Load) -> None:
 def test_only_the_static_stream_changes(load: Load) -> None:
     state, model, before = SMALL.state(), SMALL.model(), SMALL.model()
     load(model, state)
-    own = {id(parameter) for parameter in static_stream(model).parameters()}
+    own = {id(parameter) for parameter in build_static_stream(model).parameters()}
     assert len(own) == 2 * 12 + 2 * 18 + 15
     for (name, parameter), old in zip(model.named_parameters(), before.parameters(), strict=True):
         assert torch.equal(parameter, old) == (id(parameter) not in own), name
@@ -330,9 +330,9 @@ def test_a_run_that_starts_from_it_says_so(load: Load, store: Path, tmp_path: Pa
     file, said = tmp_path / "mdetr.pth", list[str]()
     load(SMALL.model((6, 5, 7)), state)
     small = {"d": 32, "ffn": 256, "heads": HEADS, "layers": 2, "frames": 4, "clips": 4, "map_channels": 4, "map_kernel": 3, "map_layers": 1}
-    values = {"model": small, "initialise": file, "batch": 4, "max_steps": 1, "schedule_steps": 2, "device": "cpu"}
-    config = TrainConfig.model_validate(values)
-    open_run(store, tmp_path / "run", config)
+    values = {"model": small, "initialise": file, "batch": 4, "max_steps": 1, "lr_schedule_steps": 2, "device": "cpu"}
+    config = CsdvlTrainConfig.model_validate(values)
+    prepare_run_dir(store, tmp_path / "run", config)
     train(store, tmp_path / "run", config, warn=said.append)
     assert [line.split()[4] for line in said] == ["appearance", "text"]
     assert all("of MDETR's own encoder, and this run's come from 'an unknown source'" in line for line in said)
@@ -340,7 +340,7 @@ def test_a_run_that_starts_from_it_says_so(load: Load, store: Path, tmp_path: Pa
     assert read_provenance(tmp_path / "run")["initialised"] == digest
     file.unlink()
     longer = config.model_copy(update={"max_steps": 2})
-    open_run(store, tmp_path / "run", longer, resume=True)
+    prepare_run_dir(store, tmp_path / "run", longer, resume=True)
     train(store, tmp_path / "run", longer, warn=said.append)
     assert len(said) == 2
     assert read_provenance(tmp_path / "run")["initialised"] == digest

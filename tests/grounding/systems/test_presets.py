@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from grounding.systems.config import Recipe
-from grounding.systems.registry import SYSTEMS, preset, system_of
+from grounding.systems.config import TrainConfig
+from grounding.systems.registry import SYSTEMS, get_preset, get_system
 from pipeline.config import validate
 from pipeline.errors import InputError
 
@@ -73,11 +73,11 @@ COSTA_PAPERS = {
 """CoSTA prints β and nothing else: STCAT's numbers."""
 
 
-def config_of(name: str, system: str = "csdvl") -> Recipe:
-    return validate(system_of(system).config, preset(name, system), name)
+def config_of(name: str, system: str = "csdvl") -> TrainConfig:
+    return validate(get_system(system).config_class, get_preset(name, system), name)
 
 
-def value(config: Recipe, key: str) -> Any:
+def value(config: TrainConfig, key: str) -> Any:
     for part in key.split("."):
         config = getattr(config, part)
     return config
@@ -113,7 +113,7 @@ def test_the_released_code_s_temporal_threshold_is_of_the_logit(name: str, logit
 @pytest.mark.parametrize(("system", "name"), [(system, name) for system, row in SYSTEMS.items() for name in row.presets])
 def test_every_preset_is_a_valid_config_of_its_system(system: str, name: str) -> None:
     config = config_of(name, system)
-    assert isinstance(config, SYSTEMS[system].config)
+    assert isinstance(config, SYSTEMS[system].config_class)
     assert config.model.d % config.model.heads == 0
 
 
@@ -133,11 +133,11 @@ def test_shapes_large_is_of_the_papers_size() -> None:
 def test_an_unknown_preset_is_refused() -> None:
     names = "hcstvg-v1, hcstvg-v2, vidstg, shapes, shapes-large"
     with pytest.raises(InputError, match=f"there is no preset 'shape' of csdvl; its presets are {names}: name one with --preset"):
-        preset("shape")
+        get_preset("shape")
 
 
 def test_an_unknown_system_is_refused() -> None:
     with pytest.raises(
         InputError, match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, costa: name one with --model"
     ):
-        preset("shapes", "detr")
+        get_preset("shapes", "detr")

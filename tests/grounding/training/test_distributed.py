@@ -19,14 +19,14 @@ import torch
 import yaml
 
 from grounding.data.collate import collate
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.modules.activation_checkpointing import recompute_layers
 from grounding.systems.checkpoint import load_model, read_provenance
-from grounding.systems.config import Recipe
+from grounding.systems.config import TrainConfig
 from grounding.systems.registry import SYSTEMS
-from grounding.training.distributed import Processes
-from grounding.training.optimizer import optimiser_of
-from grounding.training.train import NonFiniteLossError, open_run, train
+from grounding.training.distributed import DistributedContext
+from grounding.training.optimizer import build_optimizer
+from grounding.training.train import NonFiniteLossError, prepare_run_dir, train
 from pipeline.config import validate
 from pipeline.errors import InputError
 
@@ -72,13 +72,13 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 gradients of its convolutions small, AdamW makes whole steps of small ones, and what was rounding grows tenfold with every step."""
 
 
-def recipe(system: str = "csdvl", **changes: Any) -> Recipe:
-    return validate(SYSTEMS[system].config, {**RECIPE, **OWN[system], **changes}, "test")
+def recipe(system: str = "csdvl", **changes: Any) -> TrainConfig:
+    return validate(SYSTEMS[system].config_class, {**RECIPE, **OWN[system], **changes}, "test")
 
 
 def train_run(store: Path, run: Path, system: str = "csdvl", **changes: Any) -> Path:
     config = recipe(system, **changes)
-    open_run(store, run, config)
+    prepare_run_dir(store, run, config)
     train(store, run, config)
     return run
 
@@ -98,7 +98,7 @@ def assert_close_runs(a: Path, b: Path) -> None:
     assert (ours["step"], ours["judged"]) == (theirs["step"], theirs["judged"])
     torch.testing.assert_close(ours["optimiser"], theirs["optimiser"], **TOLERANCE)
     known = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = optimiser_of(model, recipe(system), 1)[0].param_groups
+    groups = build_optimizer(model, recipe(system), 1)[0].param_groups
     names = [known[id(parameter)] for group in groups for parameter in group["params"]]
     moved = {names[number]: moments["exp_avg_sq"].sqrt() > 1e-8 for number, moments in ours["optimiser"]["state"].items()}
     assert sum(int(where.sum()) for where in moved.values()) > 0.75 * sum(where.numel() for where in moved.values())
@@ -143,8 +143,8 @@ def test_recomputed_layers_give_the_same_weights_to_the_bit(store: Path, tmp_pat
 def test_recomputing_keeps_less(store: Path) -> None:
     """Bytes held between forward and backward pass: a third without the layers' own."""
     config = recipe()
-    features = FeatureSet.of_store(store, "train", 4, 4)
-    inputs = collate([features.sample(query) for query in features.queries])
+    features = GroundingDataset.from_store(store, "train", 4, 4)
+    inputs = collate([features.load_sample(query) for query in features.queries])
     held = []
     for recompute in (False, True):
         model = SYSTEMS["csdvl"].build(features.dims, config.model)
@@ -222,7 +222,7 @@ def test_first_weights_are_loaded_once(store: Path, tmp_path: Path, monkeypatch:
     for kind, name in (("model", "object_query"), ("ema", "module.object_query")):
         torch.testing.assert_close(state_of(run)[kind][name], torch.full((8,), 3.0))
     config = recipe(initialise=file, max_steps=2, lr=1e-9)
-    open_run(store, run, config, resume=True)
+    prepare_run_dir(store, run, config, resume=True)
     train(store, run, config)
     assert len(asked) == 1
 
@@ -329,6 +329,6 @@ def test_what_the_first_process_refuses_ends_the_others(store: Path, tmp_path: P
 
 
 def test_alone_there_is_nothing_to_wait_for() -> None:
-    alone = Processes()
-    assert (alone.rank, alone.world, alone.first, alone.largest(3), alone.gather("x")) == (0, 1, True, 3, ["x"])
-    assert alone.sum(torch.ones(2)).tolist() == [1, 1]
+    alone = DistributedContext()
+    assert (alone.rank, alone.world_size, alone.is_main, alone.all_reduce_max(3), alone.all_gather("x")) == (0, 1, True, 3, ["x"])
+    assert alone.all_reduce_sum(torch.ones(2)).tolist() == [1, 1]

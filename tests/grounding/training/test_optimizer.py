@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from grounding.training.optimizer import optimiser_of
-from grounding.training.train import TrainConfig
+from grounding.training.optimizer import build_optimizer
+from grounding.training.train import CsdvlTrainConfig
 from pipeline.config import validate
 
 
@@ -24,13 +24,13 @@ class Trainable(nn.Module):
         self.image[0].requires_grad_(False)
 
 
-def recipe(**changes: Any) -> TrainConfig:
-    return validate(TrainConfig, {"lr": 1.0, "lr_image": 0.1, "lr_text": 0.2, **changes}, "test")
+def recipe(**changes: Any) -> CsdvlTrainConfig:
+    return validate(CsdvlTrainConfig, {"lr": 1.0, "lr_image": 0.1, "lr_text": 0.2, **changes}, "test")
 
 
 def test_encoders_have_rates_of_their_own() -> None:
     model = Trainable()
-    groups = optimiser_of(model, recipe(weight_decay=0.5), 100)[0].param_groups
+    groups = build_optimizer(model, recipe(weight_decay=0.5), 100)[0].param_groups
     assert [group["initial_lr"] for group in groups] == [1.0, 0.1, 0.2]
     assert [group["weight_decay"] for group in groups] == [0.5] * 3
     expected = [model.head, model.image[1], model.text_encoder]
@@ -38,7 +38,7 @@ def test_encoders_have_rates_of_their_own() -> None:
 
 
 def test_a_network_on_cached_features_is_one_group() -> None:
-    optimiser, schedule = optimiser_of(nn.Linear(2, 2), recipe(), 100)
+    optimiser, schedule = build_optimizer(nn.Linear(2, 2), recipe(), 100)
     assert len(optimiser.param_groups) == 1
     assert schedule.get_last_lr() == [1.0]
 
@@ -49,7 +49,7 @@ def test_adam_takes_the_decay_for_a_gradient_and_adamw_lessens_the_weight_by_it(
     that of the decay; AdamW takes .1·½ of the weight."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
-    optimiser, _ = optimiser_of(model, recipe(lr=0.1, weight_decay=0.5, optimiser=name), 100)
+    optimiser, _ = build_optimizer(model, recipe(lr=0.1, weight_decay=0.5, optimiser=name), 100)
     assert type(optimiser) is kind
     model.weight.grad = torch.zeros(1, 1)
     optimiser.step()
@@ -58,7 +58,7 @@ def test_adam_takes_the_decay_for_a_gradient_and_adamw_lessens_the_weight_by_it(
 
 def rates(steps: int, **changes: Any) -> list[list[float]]:
     """The rates of heads, image and text encoder at every step, and after the last."""
-    optimiser, schedule = optimiser_of(Trainable(), recipe(**changes), steps)
+    optimiser, schedule = build_optimizer(Trainable(), recipe(**changes), steps)
     found = []
     for _ in range(steps + 1):
         found.append([group["lr"] for group in optimiser.param_groups])

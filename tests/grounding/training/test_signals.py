@@ -15,9 +15,9 @@ import torch
 
 from grounding.systems.checkpoint import read_provenance
 from grounding.training import train as training
-from grounding.training.signals import SIGNALS, Stop
-from grounding.training.train import TrainConfig, open_run, train
-from grounding.training.train_state import State
+from grounding.training.signals import SIGNALS, GracefulShutdown
+from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
+from grounding.training.train_state import TrainState
 from pipeline.config import validate
 
 Recorder = list[str]
@@ -41,8 +41,8 @@ class Terminated(BaseException):
 
 
 def train_run(store: Path, run: Path) -> Path:
-    config = validate(TrainConfig, RECIPE, "test")
-    open_run(store, run, config)
+    config = validate(CsdvlTrainConfig, RECIPE, "test")
+    prepare_run_dir(store, run, config)
     train(store, run, config)
     return run
 
@@ -145,7 +145,7 @@ def test_killed_after_validation_draws_its_point_once(store: Path, tmp_path: Pat
 
     run = tmp_path / "run"
     with pytest.raises(Terminated):
-        interrupted(store, run, State, "save", 2, die)
+        interrupted(store, run, TrainState, "save", 2, die)
     assert (run / "curves" / "plots" / "metrics" / "val" / "m_vIoU.tsv").read_text().count("\n") == 2
     assert_same_runs(train_run(store, run), whole)
 
@@ -160,16 +160,16 @@ def test_training_works_outside_the_main_thread(store: Path, tmp_path: Path, who
 
 def test_one_of_several_waits_whatever_is_repeated() -> None:
     """torchrun repeats a Ctrl-C that the terminal has sent to all; a process alone takes the second at its word."""
-    stop = Stop(several=True)
+    stop = GracefulShutdown(is_distributed=True)
     stop.__enter__()
     send(signal.SIGINT, times=3)()
-    assert stop.asked == signal.SIGINT
+    assert stop.received_signal == signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
         stop.__exit__(None, None, None)
 
 
 def test_an_error_is_not_hidden_by_a_signal() -> None:
-    stop = Stop()
+    stop = GracefulShutdown()
     stop.__enter__()
     send(signal.SIGTERM)()
     stop.__exit__(ValueError, ValueError("own"), None)

@@ -16,11 +16,11 @@ import yaml
 from torch import Tensor
 
 from grounding.models.csdvl import Collaboration
-from grounding.systems.checkpoint import code_digest, load_model, read_provenance
+from grounding.systems.checkpoint import compute_code_digest, load_model, read_provenance
 from grounding.training import train as training
-from grounding.training.curve_logger import Curves
-from grounding.training.train import NonFiniteLossError, TrainConfig, open_run, sole_writer, train
-from grounding.training.train_state import State
+from grounding.training.curve_logger import CurveLogger
+from grounding.training.train import NonFiniteLossError, CsdvlTrainConfig, prepare_run_dir, lock_run_dir, train
+from grounding.training.train_state import TrainState
 from pipeline.config import load, validate
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Truth
@@ -44,7 +44,7 @@ TINY: dict[str, Any] = {
     "lr": 1e-2,
     "ema": 0.9,
     "schedule": "one-cycle",
-    "schedule_steps": 6,
+    "lr_schedule_steps": 6,
     "max_steps": 6,
     "validate_every": 3,
     "checkpoint_every": 3,
@@ -53,8 +53,8 @@ TINY: dict[str, Any] = {
 """Eight queries in batches of three: an epoch is two steps, so step 3 lies in the middle of one. Dropout is on."""
 
 
-def make_config(**changes: Any) -> TrainConfig:
-    return validate(TrainConfig, {**TINY, **changes}, "test")
+def make_config(**changes: Any) -> CsdvlTrainConfig:
+    return validate(CsdvlTrainConfig, {**TINY, **changes}, "test")
 
 
 class Killed(BaseException):
@@ -69,7 +69,7 @@ def run_training(store: Path, run: Path, resume: bool = False, kill_at: int | No
             raise Killed
 
     config = make_config(**changes)
-    open_run(store, run, config, resume)
+    prepare_run_dir(store, run, config, resume)
     train(store, run, config, progress)
     return run
 
@@ -142,10 +142,10 @@ def test_resumed_is_uninterrupted(store: Path, tmp_path: Path, whole: Path) -> N
 
 
 def test_a_longer_resume_keeps_the_schedule(store: Path, tmp_path: Path) -> None:
-    """Where `schedule_steps` is left to `max_steps`, it stays what the run was started with."""
-    run = run_training(store, tmp_path / "run", schedule_steps=None)
-    run_training(store, run, resume=True, schedule_steps=None, max_steps=9)
-    assert read_provenance(run)["schedule_steps"] == 6
+    """Where `lr_schedule_steps` is left to `max_steps`, it stays what the run was started with."""
+    run = run_training(store, tmp_path / "run", lr_schedule_steps=None)
+    run_training(store, run, resume=True, lr_schedule_steps=None, max_steps=9)
+    assert read_provenance(run)["lr_schedule_steps"] == 6
     assert state_of(run)["schedule"]["_last_lr"] == [0.0]
 
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_killed_between_its_two_renames_is_found(store: Path, tmp_p
 
 def test_there_is_a_whole_checkpoint_at_every_moment(store: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before each rename and removal while a checkpoint is replaced, one can be loaded; so too after an earlier kill."""
-    state = State.start(load_model(whole)[0], make_config(), 6)
+    state = TrainState.create(load_model(whole)[0], make_config(), 6)
     folder = tmp_path / "checkpoints" / "last"
     state.save(folder)
     found: list[str] = []
@@ -239,7 +239,7 @@ def test_curves_hold_every_logged_step_once(whole: Path) -> None:
 
 def test_the_schedule_warms_up_and_ends_at_nothing(store: Path, tmp_path: Path) -> None:
     """Twenty steps: 5 % is one step of warm-up, then half a cosine."""
-    run = run_training(store, tmp_path / "run", max_steps=20, schedule_steps=20, validate_every=20)
+    run = run_training(store, tmp_path / "run", max_steps=20, lr_schedule_steps=20, validate_every=20)
     rows = (run / "curves" / "plots" / "metrics" / "train" / "lr.tsv").read_text().splitlines()[1:]
     rates = [float(row.split("\t")[1]) for row in rows]
     assert rates[0] == pytest.approx(1e-2)
@@ -249,12 +249,12 @@ def test_the_schedule_warms_up_and_ends_at_nothing(store: Path, tmp_path: Path) 
 
 def test_curves_half_written_by_a_killed_run_are_mended(tmp_path: Path) -> None:
     for folder, stop in ((tmp_path / "whole", False), (tmp_path / "killed", True)):
-        curves = Curves(folder, 0)
+        curves = CurveLogger(folder, 0)
         curves.write(1, {"train/loss": 1.0})
         if stop:
             (folder / "plots" / "metrics" / "train" / "lr.tsv").touch()
             (folder / "metrics.json").write_text('{"train": ')
-            curves = Curves(folder, 1)
+            curves = CurveLogger(folder, 1)
         curves.write(2, {"train/loss": 2.0, "train/lr": 0.5})
         curves.close()
     assert files_under(tmp_path / "killed") == files_under(tmp_path / "whole")
@@ -297,9 +297,9 @@ def test_a_run_says_what_it_was_made_from(store: Path, whole: Path) -> None:
     about = read_provenance(whole)
     assert about["dims"] == [6, 5, 7]
     assert about["finished"] == 6
-    assert about["code"] == code_digest()
+    assert about["code"] == compute_code_digest()
     assert about["products"]["motion"] == {"made": "by a test"}
-    assert load(TrainConfig, "train", whole / "config.yaml", []) == make_config()
+    assert load(CsdvlTrainConfig, "train", whole / "config.yaml", []) == make_config()
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
@@ -353,7 +353,7 @@ def test_truth_without_boxes_is_judged_by_time(make_store: Maker, query_of: Quer
 
 def test_epochs_say_how_many_steps_unless_max_steps_does(store: Path, tmp_path: Path) -> None:
     """Eight queries in batches of three are two steps an epoch."""
-    run = run_training(store, tmp_path / "run", max_steps=None, epochs=2, schedule_steps=None, validate_every=None)
+    run = run_training(store, tmp_path / "run", max_steps=None, epochs=2, lr_schedule_steps=None, validate_every=None)
     assert state_of(run)["step"] == 4
     held = (run / "curves" / "plots" / "metrics" / "val" / "m_tIoU.tsv").read_text().splitlines()
     assert [int(row.split("\t")[0]) for row in held[1:]] == [2, 4]
@@ -372,26 +372,26 @@ def test_the_loss_goes_down(store: Path, tmp_path: Path) -> None:
 def test_resuming_with_other_settings_is_refused(store: Path, finished: Path) -> None:
     run, before = finished, files_under(finished)
     with pytest.raises(InputError, match="cannot be resumed: batch, lr differ from what it was started with; name another --run"):
-        open_run(store, run, make_config(lr=1.0, batch=2), resume=True)
+        prepare_run_dir(store, run, make_config(lr=1.0, batch=2), resume=True)
     with pytest.raises(InputError, match="cannot be resumed: model differ"):
-        open_run(store, run, make_config(model={**TINY["model"], "alpha": 1.0}), resume=True)
+        prepare_run_dir(store, run, make_config(model={**TINY["model"], "alpha": 1.0}), resume=True)
     assert files_under(run) == before
 
 
 def test_resuming_on_another_store_is_refused(make_store: Maker, finished: Path) -> None:
     other = make_store(name="other", without=("train-0",))
     with pytest.raises(InputError, match="cannot be resumed: store differ from what it was started with"):
-        open_run(other, finished, make_config(), resume=True)
+        prepare_run_dir(other, finished, make_config(), resume=True)
 
 
 def test_resuming_nothing_is_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no checkpoint to resume: leave out --resume to start a run there"):
-        open_run(store, tmp_path / "run", make_config(), resume=True)
+        prepare_run_dir(store, tmp_path / "run", make_config(), resume=True)
 
 
 def test_steps_logging_and_device_may_change(store: Path, finished: Path) -> None:
     run = finished
-    open_run(store, run, make_config(max_steps=9, log_every=5, checkpoint_every=1, device="auto"), resume=True)
+    prepare_run_dir(store, run, make_config(max_steps=9, log_every=5, checkpoint_every=1, device="auto"), resume=True)
     assert (run / "checkpoints" / "last").exists()
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["max_steps"] == 9
 
@@ -407,7 +407,7 @@ def test_a_run_of_other_settings_is_moved_aside_not_lost(store: Path, tmp_path: 
 
 def test_a_finished_run_is_moved_aside_without_resume(store: Path, tmp_path: Path, finished: Path) -> None:
     before = files_under(finished)
-    open_run(store, finished, make_config())
+    prepare_run_dir(store, finished, make_config())
     assert files_under(tmp_path / "run.old-1") == before
     assert not (finished / "checkpoints").exists()
 
@@ -417,7 +417,7 @@ def test_a_run_of_other_code_is_moved_aside(store: Path, tmp_path: Path) -> None
     with pytest.raises(Killed):
         run_training(store, run, kill_at=4)
     (run / "provenance.json").write_text(json.dumps({**read_provenance(run), "code": "other"}))
-    open_run(store, run, make_config())
+    prepare_run_dir(store, run, make_config())
     assert (tmp_path / "run.old-1" / "checkpoints" / "last").exists()
     assert not (run / "checkpoints").exists()
 
@@ -426,8 +426,8 @@ def test_a_stopped_run_of_other_length_is_moved_aside(store: Path, tmp_path: Pat
     """Taken up, it would keep the schedule of the old length, and not be what starting over gives."""
     run = tmp_path / "run"
     with pytest.raises(Killed):
-        run_training(store, run, kill_at=4, schedule_steps=None)
-    open_run(store, run, make_config(schedule_steps=None, max_steps=12))
+        run_training(store, run, kill_at=4, lr_schedule_steps=None)
+    prepare_run_dir(store, run, make_config(lr_schedule_steps=None, max_steps=12))
     assert (tmp_path / "run.old-1" / "checkpoints" / "last").exists()
     assert not (run / "checkpoints").exists()
 
@@ -439,12 +439,12 @@ def test_a_resume_to_fewer_steps_is_refused(store: Path, finished: Path) -> None
 
 def test_a_second_training_of_a_run_is_refused(tmp_path: Path) -> None:
     with (
-        sole_writer(tmp_path / "run"),
+        lock_run_dir(tmp_path / "run"),
         pytest.raises(InputError, match=rf"run .*run is in use by pid {os.getpid()} on .* since .*: wait until it ends, or stop it"),
-        sole_writer(tmp_path / "run"),
+        lock_run_dir(tmp_path / "run"),
     ):
         pass
-    with sole_writer(tmp_path / "run"):
+    with lock_run_dir(tmp_path / "run"):
         pass
 
 
@@ -469,7 +469,7 @@ def test_a_second_training_of_a_run_is_refused(tmp_path: Path) -> None:
 )
 def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="test: "):
-        validate(TrainConfig, setting, "test")
+        validate(CsdvlTrainConfig, setting, "test")
 
 
 @pytest.mark.parametrize("changes", [{"streams": "dynamic"}, *({"collaboration": kind} for kind in get_args(Collaboration))])
@@ -531,7 +531,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
-    open_run(store, tmp_path / "run", make_config())
+    prepare_run_dir(store, tmp_path / "run", make_config())
     with pytest.raises(InputError, match="has no checkpoint yet: let stvg-train write one"):
         load_model(tmp_path / "run")
 

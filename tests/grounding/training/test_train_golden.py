@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from grounding.training.train import TrainConfig, open_run, train
+from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
 from pipeline.config import validate
 
 SMALL = {"d": 16, "heads": 2, "ffn": 32, "dropout": 0.0, "layers": 2, "frames": 4, "clips": 4}
@@ -41,8 +41,8 @@ GOLDEN: dict[str, list[float]] = {
 def losses(store: Path, run: Path, recipe: dict[str, Any]) -> list[float]:
     """The losses of twenty steps on eight queries in batches of three; no dropout, whose numbers are not everywhere the same."""
     settings = {"device": "cpu", "batch": 3, "lr": 2e-3, "max_steps": 20, "validate_every": 20, "log_every": 1, **recipe}
-    config = validate(TrainConfig, settings, "test")
-    open_run(store, run, config)
+    config = validate(CsdvlTrainConfig, settings, "test")
+    prepare_run_dir(store, run, config)
     train(store, run, config)
     rows = (run / "curves" / "plots" / "metrics" / "train" / "loss.tsv").read_text().splitlines()[1:]
     return [float(row.split("\t")[1]) for row in rows]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from grounding.data.collate import collate
-from grounding.data.dataset import FeatureSet
+from grounding.data.dataset import GroundingDataset
 from grounding.inference.predict import predict
 from grounding.inference.segment_prediction import Look
 from grounding.models.cgstvg import Cgstvg, CgstvgConfig
@@ -35,7 +35,7 @@ def witness(store: Path, frames: int, **changes: Any) -> AttentionRecorder:
     """A network of random weights with the store's training queries, of which number 2 is about a tall video."""
     torch.manual_seed(0)
     model = Csdvl((6, 5, 7), CsdvlConfig(**{**CSDVL, "frames": frames, **changes}))
-    return AttentionRecorder(model.eval(), FeatureSet.of_store(store, "train", frames, 5))
+    return AttentionRecorder(model.eval(), GroundingDataset.from_store(store, "train", frames, 5))
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -44,7 +44,7 @@ def test_a_pass_that_takes_every_frame_is_told_as_it_is(store: Path, number: int
     query = one.dataset.queries[number]
     found = one.record(query)
     with torch.inference_mode():
-        out = one.model(collate([one.dataset.sample(query)]))
+        out = one.model(collate([one.dataset.load_sample(query)]))
     assert found.frame_indices.tolist() == list(range(0, 100, 5))
     assert [attention.kind for attention in found.maps] == ["guide", "carriers"]
     for attention, weights in zip(found.maps, (out.guides, out.carriers), strict=True):
@@ -63,9 +63,9 @@ def test_what_two_passes_saw_is_averaged(store: Path, batch: int) -> None:
     seen: dict[int, list[np.ndarray]] = {}
     with torch.inference_mode():
         for rows in Look(query, one.dataset).passes:
-            sample = one.dataset.sample(query, rows)
+            sample = one.dataset.load_sample(query, rows)
             guides = one.model(collate([sample])).guides[:, 0].numpy()
-            for place, frame in enumerate(sample.numbers.tolist()):
+            for place, frame in enumerate(sample.frame_indices.tolist()):
                 seen.setdefault(frame, []).append(guides[:, place])
     assert max(map(len, seen.values())) > 1
     for place, frame in enumerate(found.frame_indices.tolist()):
@@ -89,7 +89,7 @@ def test_only_maps_that_say_something_are_told(store: Path, changes: dict[str, A
 
 def cgstvg(store: Path) -> AttentionRecorder:
     config = CgstvgConfig(**SMALL, stages=2, motion="motion", refinement="none", box_head="attention")
-    return AttentionRecorder(Cgstvg((6, 5, 7), config).eval(), FeatureSet.of_store(store, "train", 6, None))
+    return AttentionRecorder(Cgstvg((6, 5, 7), config).eval(), GroundingDataset.from_store(store, "train", 6, None))
 
 
 class Noise:
@@ -120,8 +120,8 @@ def costa(store: Path) -> AttentionRecorder:
     image = load_backbone("appearance", "tiny", "tiny").encoder
     assert isinstance(image, AppearanceEncoder)
     config = CostaConfig(**SMALL, decoder_layers=2, trunk_width=8, box_head="attention")
-    opened, queries = Store(store), FeatureSet.of_store(store, "train", 6, None).queries
-    features = FeatureSet(queries, Tracks(), Noise(opened.open("appearance")), None, opened.open("text"), 6, None)
+    opened, queries = Store(store), GroundingDataset.from_store(store, "train", 6, None).queries
+    features = GroundingDataset(queries, Tracks(), Noise(opened.open("appearance")), None, opened.open("text"), 6, None)
     return AttentionRecorder(Costa((image.channels, 0, 7), config, image).eval(), features)
 
 
@@ -139,10 +139,10 @@ def test_networks_that_answer_by_frames_tell_where_they_look(store: Path, system
     assert (layers, frames) == (2, 20)
     assert (rows < columns) == (query.size[1] < query.size[0])
     rows_first = Look(query, one.dataset).passes[0]
-    sample = one.dataset.sample(query, rows_first)
+    sample = one.dataset.load_sample(query, rows_first)
     with torch.inference_mode():
         heard = one.model(collate([sample])).heard[-1, 0]
-    place = np.searchsorted(found.frame_indices, sample.numbers[0])
+    place = np.searchsorted(found.frame_indices, sample.frame_indices[0])
     np.testing.assert_allclose(found.maps[0].weights[-1, place].ravel(), heard[0].numpy(), atol=1e-6)
 
 

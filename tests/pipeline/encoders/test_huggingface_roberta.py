@@ -108,7 +108,7 @@ def test_a_tokenizer_that_cannot_be_read(folder: Path, content: str) -> None:
 
 
 def test_a_spelled_special_token_is_words(folder: Path) -> None:
-    tokens, mask = load(folder).encoder.tokenise(["a <pad> </s> <mask>", "a"])
+    tokens, mask = load(folder).encoder.tokenize(["a <pad> </s> <mask>", "a"])
     assert min(tokens[0, 1:-1].tolist()) > 4
     assert mask.sum(1).tolist() == [tokens.shape[1], 3]
 

@@ -164,7 +164,7 @@ def check_folder(folder: Path) -> Any:
     """The encoder tokenises and encodes as transformers does from this folder."""
     loaded = load_backbone("text", "full", f"hf:{folder}")
     tokens, mask, states = their_states(folder, SENTENCES)
-    ours = loaded.encoder.tokenise(SENTENCES)
+    ours = loaded.encoder.tokenize(SENTENCES)
     assert torch.equal(ours[0], tokens)
     assert torch.equal(ours[1], mask)
     with torch.inference_mode():
@@ -219,7 +219,7 @@ def test_the_digest_covers_what_else_decides_the_states(folder: Path, change: st
 def test_long_sentences_are_cut_where_the_positions_end(folder: Path) -> None:
     """40 positions, of which RoBERTa leaves the first two unused."""
     encoder: Any = load_backbone("text", "full", f"hf:{folder}").encoder
-    tokens, mask = encoder.tokenise(["circle " * 100, "a"])
+    tokens, mask = encoder.tokenize(["circle " * 100, "a"])
     assert tokens.shape == (2, 38)
     assert (tokens[0, 0], tokens[0, -1]) == (0, 2)
     with torch.inference_mode():
@@ -235,7 +235,7 @@ def test_mdetrs_roberta_with_a_folders_tokenizer(folder: Path, tmp_path: Path, s
     state |= extra | {"backbone.0.body.conv1.weight": torch.zeros(1)}
     path = save_mdetr(tmp_path / "mdetr.pth", state)
     loaded = load_backbone("text", "tiny", f"mdetr:{path}+hf:{tmp_path / 'tokenizer'}")
-    tokens, mask = loaded.encoder.tokenise(SENTENCES)
+    tokens, mask = loaded.encoder.tokenize(SENTENCES)
     theirs = RobertaTokenizerFast.from_pretrained(tmp_path / "tokenizer")(SENTENCES, padding=True, split_special_tokens=True)
     assert tokens.tolist() == theirs["input_ids"]
     with torch.inference_mode():

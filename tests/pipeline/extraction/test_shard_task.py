@@ -132,7 +132,7 @@ def test_the_failing_video_was_half_written(work: Work, tmp_path: Path, monkeypa
     append = shards.ShardBuilder.append
 
     def noted(self: Any, rows: np.ndarray) -> None:
-        written.append((self._product, self._open.key))
+        written.append((self._product, self._prepare_run_dir.key))
         append(self, rows)
 
     monkeypatch.setattr(shards.ShardBuilder, "append", noted)
