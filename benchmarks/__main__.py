@@ -21,21 +21,33 @@ from typing import Any
 from benchmarks.cases import CASES
 from benchmarks.machine import has_gpu
 from benchmarks.results_page import format_page, format_table
-from benchmarks.subprocess_runner import get_case_environment, run_in_fresh_process, run_case
+from benchmarks.subprocess_runner import get_case_environment, run_case, run_in_fresh_process
 
 RESULTS_DIR = Path(__file__).parent / "results"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", metavar="CASE", nargs="*", choices=[*CASES, []], help=f"of {', '.join(CASES)}; by default all")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "cases",
+        metavar="CASE",
+        nargs="*",
+        choices=[*CASES, []],
+        help=f"of {', '.join(CASES)}; by default all",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS_DIR, help="folder of the results")
     arguments = parser.parse_args()
     kind = "gpu" if run_in_fresh_process(has_gpu, {}) else "cpu"
     file: Path = arguments.out / f"{kind}.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     failed = []
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch's profiler tells of GPUs that it does not find
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "99"
+    )  # or torch's profiler tells of GPUs that it does not find
     for name in arguments.cases or CASES:
         print(f"{name} …", end=" ", flush=True)
         began = time.perf_counter()
@@ -47,7 +59,9 @@ def main() -> int:
         print(f"{time.perf_counter() - began:.0f} s", flush=True)
         if name not in failed:
             save_results(file, {name: found[name] for name in CASES if name in found})
-    print(f"\n{format_table(found)}\n\n{file.with_suffix('.md')} says what each case compares, {file} holds everything that was found")
+    print(
+        f"\n{format_table(found)}\n\n{file.with_suffix('.md')} says what each case compares, {file} holds everything that was found"
+    )
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

@@ -18,7 +18,8 @@ from benchmarks.machine import Rates
 @dataclass(frozen=True)
 class LowerBound:
     """What a way cannot do without: floating point operations, and bytes read plus bytes written, each thing once; `cores` processes
-    share them."""
+    share them.
+    """
 
     operations: float = 0.0
     bytes: float = 0.0
@@ -50,9 +51,13 @@ class Comparison:
     def to_records(self, rates: Rates) -> list[dict[str, Any]]:
         """One record per way, as the JSON holds it."""
         first = next(iter(self.measurements.values()))
-        return [self._build_record(name, way, first, rates) for name, way in self.measurements.items()]
+        return [
+            self._build_record(name, way, first, rates) for name, way in self.measurements.items()
+        ]
 
-    def _build_record(self, name: str, way: Measurement, first: Measurement, rates: Rates) -> dict[str, Any]:
+    def _build_record(
+        self, name: str, way: Measurement, first: Measurement, rates: Rates
+    ) -> dict[str, Any]:
         record: dict[str, Any] = {"of": self.title, "way": name, **way.extra}
         if way.seconds:
             middle = float(np.median(way.seconds))
@@ -62,13 +67,19 @@ class Comparison:
                 record["ratio"] = [float(np.median(each)), float(each.min()), float(each.max())]
             if way.lower_bound is not None:
                 floor = way.lower_bound.seconds(rates)
-                record["floor"] = {**asdict(way.lower_bound), "seconds": floor, "ratio": middle / floor}
+                record["floor"] = {
+                    **asdict(way.lower_bound),
+                    "seconds": floor,
+                    "ratio": middle / floor,
+                }
         if way.peak_bytes is not None:
             record["peak_bytes"] = way.peak_bytes
             if way is not first and first.peak_bytes:
                 record["peak_ratio"] = way.peak_bytes / first.peak_bytes
         if way.hotspots:
-            record["where_the_time_goes"] = [{"what": what, "share": round(share, 3)} for what, share in way.hotspots]
+            record["where_the_time_goes"] = [
+                {"what": what, "share": round(share, 3)} for what, share in way.hotspots
+            ]
         return record
 
 
@@ -91,7 +102,12 @@ class Case(ABC):
         self.work_dir = Path(self._temp_dir.name)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._temp_dir.cleanup()
 
     @abstractmethod

@@ -39,9 +39,21 @@ class ExtractionWorkload:
 def build_config(workload: ExtractionWorkload, workers: int = 0) -> Any:
     from pipeline.extraction.config import ExtractConfig
 
-    given = {"backbones": workload.backbones, "products": PRODUCTS, "shard_mb": 4 if workload.device == "cpu" else 256, "device": workload.device}
+    given = {
+        "backbones": workload.backbones,
+        "products": PRODUCTS,
+        "shard_mb": 4 if workload.device == "cpu" else 256,
+        "device": workload.device,
+    }
     weights = dict.fromkeys(PRODUCTS, "random:0")
-    return ExtractConfig.model_validate({**given, "weights": weights, "workers": workers, "sampling": {"short": workload.short_side}})
+    return ExtractConfig.model_validate(
+        {
+            **given,
+            "weights": weights,
+            "workers": workers,
+            "sampling": {"short": workload.short_side},
+        }
+    )
 
 
 def run_decoding(paths: list[Path], workload: ExtractionWorkload) -> None:
@@ -53,7 +65,9 @@ def run_decoding(paths: list[Path], workload: ExtractionWorkload) -> None:
     with ProcessDecoder() as child:
         for path in paths:
             stream = FeatureStream(path, settings.sampling, encoders, decoder=child)
-            wanted = np.unique(np.concatenate([maker.frame_indices for maker in stream.builders.values()]))
+            wanted = np.unique(
+                np.concatenate([maker.frame_indices for maker in stream.builders.values()])
+            )
             with child.frames(path, stream.video_metadata, wanted) as frames:
                 for _ in frames:
                     pass
@@ -70,7 +84,9 @@ class StillDecoder:
         self.probe = probe
 
     @contextmanager
-    def frames(self, path: Path, metadata: Any, frame_indices: np.ndarray) -> Iterator[StillDecoder]:
+    def frames(
+        self, path: Path, metadata: Any, frame_indices: np.ndarray
+    ) -> Iterator[StillDecoder]:
         from pipeline.video import open_frames
 
         with open_frames(path, metadata, [0]) as frames:
@@ -89,12 +105,18 @@ def run_encoders(paths: list[Path], workload: ExtractionWorkload) -> None:
 
 def count_video_flops(path: Path, workload: ExtractionWorkload) -> float:
     """Of the networks on one of the videos, counted without computing anything but shapes: on networks as they are loaded, for oneDNN's
-    convolutions must compute."""
+    convolutions must compute.
+    """
     from pipeline.extraction.config import get_weight_source
     from pipeline.weights.load import load_backbone
 
     settings = build_config(workload)
-    shapes = {name: ShapeOnlyModule(load_backbone(name, workload.backbones, get_weight_source(name, settings)).encoder) for name in settings.products}
+    shapes = {
+        name: ShapeOnlyModule(
+            load_backbone(name, workload.backbones, get_weight_source(name, settings)).encoder
+        )
+        for name in settings.products
+    }
     return count_flops(partial(_run_stream, [path], workload, shapes))
 
 
@@ -106,7 +128,9 @@ def get_encoders(workload: ExtractionWorkload) -> dict[str, nn.Module]:
     return {name: get_encoder(name, settings) for name in settings.products}
 
 
-def _run_stream(paths: list[Path], clips: ExtractionWorkload, encoders: Mapping[str, nn.Module]) -> None:
+def _run_stream(
+    paths: list[Path], clips: ExtractionWorkload, encoders: Mapping[str, nn.Module]
+) -> None:
     from pipeline.features.stream import FeatureStream
 
     settings = build_config(clips)
@@ -120,7 +144,9 @@ class ShapeOnlyModule(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.device_anchor = nn.Parameter(torch.zeros(()), requires_grad=False)  # on the CPU, where its pictures are to be
+        self.device_anchor = nn.Parameter(
+            torch.zeros(()), requires_grad=False
+        )  # on the CPU, where its pictures are to be
         self.network = network.to("meta")
 
     def __getattr__(self, name: str) -> Any:
@@ -141,5 +167,7 @@ def extract_per_product(paths: list[Path], workload: ExtractionWorkload, folder:
     for product, encoder in get_encoders(workload).items():
         (Path(folder) / product).mkdir(parents=True, exist_ok=True)
         for path in paths:
-            rows, _ = extract_video(path, settings.sampling, {product: encoder}, settings.batch).products[product]
+            rows, _ = extract_video(
+                path, settings.sampling, {product: encoder}, settings.batch
+            ).products[product]
             np.save(Path(folder) / product / f"{path.stem}.npy", rows)

@@ -24,7 +24,11 @@ class _NoModuleTracker(nullcontext[None]):
 
 def count_flops(function: Callable[[], object]) -> float:
     """Floating point operations of the matrix products, convolutions and attentions in it, backward with forward."""
-    own = {ops.aten.convolution: _conv_flops, ops.aten.convolution_backward: _conv_backward_flops, ops.aten.mkldnn_convolution: _onednn_conv_flops}
+    own = {
+        ops.aten.convolution: _conv_flops,
+        ops.aten.convolution_backward: _conv_backward_flops,
+        ops.aten.mkldnn_convolution: _onednn_conv_flops,
+    }
     counter = FlopCounterMode(display=False, custom_mapping=own)
     counter.mod_tracker = _NoModuleTracker()  # type: ignore[assignment]
     with counter:
@@ -76,11 +80,21 @@ def _conv_backward_flops(
     out_shape: Any,
 ) -> int:
     """Of `aten::convolution_backward`: the products of the forward pass once for each gradient that is `wanted` of (input, weight)."""
-    return 2 * _count_products(seen, weight, gradient, stride, padding, dilation, transposed) * sum(wanted[:2])
+    return (
+        2
+        * _count_products(seen, weight, gradient, stride, padding, dilation, transposed)
+        * sum(wanted[:2])
+    )
 
 
 def _count_products(
-    seen: Size, weight: Size, made: Size, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], transposed: bool
+    seen: Size,
+    weight: Size,
+    made: Size,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
 ) -> int:
     """Of a number of the input and one of the weight. A transposed convolution is one from its output to its input."""
     few, many = (seen, made) if transposed else (made, seen)
@@ -89,6 +103,12 @@ def _count_products(
 
 
 @cache
-def count_taps(input_size: int, output_size: int, kernel_size: int, stride: int, padding: int, dilation: int) -> int:
+def count_taps(
+    input_size: int, output_size: int, kernel_size: int, stride: int, padding: int, dilation: int
+) -> int:
     """How many pairs of a place and a tap of the kernel meet one of `inside` cells, along one axis."""
-    return sum(0 <= place * stride - padding + tap * dilation < input_size for place in range(output_size) for tap in range(kernel_size))
+    return sum(
+        0 <= place * stride - padding + tap * dilation < input_size
+        for place in range(output_size)
+        for tap in range(kernel_size)
+    )

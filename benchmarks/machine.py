@@ -23,7 +23,8 @@ COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 @dataclass(frozen=True)
 class Rates:
     """Of one process, with its threads: floating point operations per second in matrix products or convolutions, whichever is faster,
-    and bytes read plus bytes written per second in copying."""
+    and bytes read plus bytes written per second in copying.
+    """
 
     operations: float
     bytes: float
@@ -38,7 +39,13 @@ def measure_rates(device: str = "cpu", precision: str = "float32") -> Rates:
     target = torch.empty_like(source)
     copied = 2 * size / time_best(lambda: target.copy_(source), TRIES)
     with torch.inference_mode():
-        return Rates(max(operations / time_best(work, TRIES) for operations, work in _build_products(device, precision)), copied)
+        return Rates(
+            max(
+                operations / time_best(work, TRIES)
+                for operations, work in _build_products(device, precision)
+            ),
+            copied,
+        )
 
 
 def _build_products(device: str, precision: str) -> Iterator[tuple[int, Callable[[], object]]]:
@@ -50,8 +57,14 @@ def _build_products(device: str, precision: str) -> Iterator[tuple[int, Callable
         left, right = torch.randn(2, side, side, **about)
         yield 2 * side**3, partial(torch.mm, left, right)
     batch, channels, rows, columns = CONV_INPUT_SHAPES[device]
-    seen, weight = torch.randn(CONV_INPUT_SHAPES[device], **about), torch.randn(channels, channels, 3, 3, **about)
-    yield 2 * batch * channels**2 * 9 * (rows - 2) * (columns - 2), partial(torch.conv2d, seen, weight)
+    seen, weight = (
+        torch.randn(CONV_INPUT_SHAPES[device], **about),
+        torch.randn(channels, channels, 3, 3, **about),
+    )
+    yield (
+        2 * batch * channels**2 * 9 * (rows - 2) * (columns - 2),
+        partial(torch.conv2d, seen, weight),
+    )
 
 
 def has_gpu() -> bool:
@@ -88,6 +101,4 @@ def describe_machine(*packages: str) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (
-        f"{platform.system()}, {platform.machine()}, {CORES} cores, {memory:.0f} GiB, {gpu}, Python {platform.python_version()}, {versions}"
-    )
+    return f"{platform.system()}, {platform.machine()}, {CORES} cores, {memory:.0f} GiB, {gpu}, Python {platform.python_version()}, {versions}"

@@ -24,13 +24,17 @@ RESULT_FILE = Path(__file__).parent / "results" / "reductions.md"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("videos", type=Path, nargs="+", help="natural videos")
     parser.add_argument("--frames", type=int, default=24, help="frames of each that are encoded")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         rows = measure_reductions(Path(place), arguments.videos, arguments.frames)
-    RESULT_FILE.write_text(format_reductions_page(rows, arguments.videos, arguments.frames), encoding="utf-8")
+    RESULT_FILE.write_text(
+        format_reductions_page(rows, arguments.videos, arguments.frames), encoding="utf-8"
+    )
     print(RESULT_FILE.read_text(encoding="utf-8"))
 
 
@@ -50,17 +54,36 @@ def measure_reductions(work_dir: Path, videos: list[Path], frames: int) -> list[
         store = work_dir / name.replace(":", "-")
         with StoreWriter(store, "benchmark", ".") as writer:
             provenance = {"reduction": reduction.provenance}
-            writer.open_product("appearance", "zarr", provenance, reduction.projection and reduction.projection.file_bytes)
-            entries = [Entry(video, video, *reduction.apply(features)) for video, features in maps.items()]
+            writer.open_product(
+                "appearance",
+                "zarr",
+                provenance,
+                reduction.projection and reduction.projection.file_bytes,
+            )
+            entries = [
+                Entry(video, video, *reduction.apply(features)) for video, features in maps.items()
+            ]
             made = origin_digest("zarr", provenance)
-            writer.publish_shard("appearance", "s", write_shard(store, "appearance", "s", "zarr", entries, [*maps], made))
+            writer.publish_shard(
+                "appearance",
+                "s",
+                write_shard(store, "appearance", "s", "zarr", entries, [*maps], made),
+            )
         assert Store(store).verify() == []
         reader = Store(store).open("appearance")
-        error = compute_relative_error(maps, {video: reader.read(video).astype(np.float32) for video in maps}, reduction)
+        error = compute_relative_error(
+            maps, {video: reader.read(video).astype(np.float32) for video in maps}, reduction
+        )
         (contents,) = Store(store).summarize()
-        packed = sum(len(Zstd(3).encode(np.ascontiguousarray(row))) for entry in entries for row in entry.rows)
+        packed = sum(
+            len(Zstd(3).encode(np.ascontiguousarray(row)))
+            for entry in entries
+            for row in entry.rows
+        )
         stored = sum(entry.rows.nbytes for entry in entries)
-        rows.append(f"| {name} | {contents.bytes_per_row:,.0f} | {error:.2%} | {packed / stored:.2f} |")
+        rows.append(
+            f"| {name} | {contents.bytes_per_row:,.0f} | {error:.2%} | {packed / stored:.2f} |"
+        )
     return rows
 
 
@@ -84,12 +107,20 @@ def encode_frames(path: Path, frames: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def compute_relative_error(maps: dict[str, np.ndarray], reconstructions: dict[str, np.ndarray], reduction: Reduction) -> float:
+def compute_relative_error(
+    maps: dict[str, np.ndarray], reconstructions: dict[str, np.ndarray], reduction: Reduction
+) -> float:
     """‖read − computed‖ ÷ ‖computed‖ over all numbers, both less the mean of their channel; projections are taken back."""
-    mean = np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in maps.values()]).mean(0, dtype=np.float64)
+    mean = np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in maps.values()]).mean(
+        0, dtype=np.float64
+    )
     off, whole = 0.0, 0.0
     for video, rows in maps.items():
-        found = reconstructions[video] if reduction.projection is None else reconstructions[video] @ reduction.projection.matrix + reduction.projection.mean
+        found = (
+            reconstructions[video]
+            if reduction.projection is None
+            else reconstructions[video] @ reduction.projection.matrix + reduction.projection.mean
+        )
         off += float(((found - rows) ** 2).sum(dtype=np.float64))
         whole += float(((rows - mean) ** 2).sum())
     return float(np.sqrt(off / whole))

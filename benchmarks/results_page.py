@@ -18,7 +18,16 @@ padding is no operation. Operations, bytes, rounds and profiles are in the JSON 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One row for each way of each case."""
-    return "\n".join([TABLE_HEADER, *(_format_row(name, record) for name, case in results.items() for record in case["found"])])
+    return "\n".join(
+        [
+            TABLE_HEADER,
+            *(
+                _format_row(name, record)
+                for name, case in results.items()
+                for record in case["found"]
+            ),
+        ]
+    )
 
 
 def format_page(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -37,7 +46,10 @@ def _format_row(name: str, record: Mapping[str, Any]) -> str:
 
 def _format_notes(name: str, case: Mapping[str, Any]) -> str:
     goes_to = [record for record in case["found"] if "where_the_time_goes" in record]
-    tops = [f"- {record['of']} → {record['way']}: {_format_hotspots(record['where_the_time_goes'])}" for record in goes_to]
+    tops = [
+        f"- {record['of']} → {record['way']}: {_format_hotspots(record['where_the_time_goes'])}"
+        for record in goes_to
+    ]
     speed = f"{case['rates']['operations'] / 1e9:,.0f} GFLOP/s ({case['rates']['precision']}) and {case['rates']['bytes'] / 1e9:.1f} GB/s"
     goes = "\n\nWhere the time goes:\n\n" + "\n".join(tops) if tops else ""
     facts = f"{case['where']}. Rates: {speed}. Load by other work before: {case['load_before']:.1f}. {case['date']}."
@@ -45,7 +57,11 @@ def _format_notes(name: str, case: Mapping[str, Any]) -> str:
 
 
 def _format_hotspots(entries: list[Mapping[str, Any]], count: int = 4) -> str:
-    return ", ".join(f"`{entry['what']}` {entry['share']:.0%}" for entry in entries[:count] if entry["share"] >= 0.005)
+    return ", ".join(
+        f"`{entry['what']}` {entry['share']:.0%}"
+        for entry in entries[:count]
+        if entry["share"] >= 0.005
+    )
 
 
 def format_seconds(seconds: float) -> str:
@@ -53,4 +69,6 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 1 << 30 else f"{num_bytes / 2**20:,.1f} MiB"
+    return (
+        f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 1 << 30 else f"{num_bytes / 2**20:,.1f} MiB"
+    )

@@ -38,7 +38,7 @@ def run_case(name: str) -> dict[str, Any]:
     from cli.console.app import tune_malloc
 
     tune_malloc()  # as every command does; GOMP_SPINCOUNT is set by the import
-    from benchmarks.machine import measure_rates, describe_machine
+    from benchmarks.machine import describe_machine, measure_rates
 
     load, began = os.getloadavg()[0], time.perf_counter()
     with get_case_class(name)() as case:

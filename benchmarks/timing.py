@@ -23,10 +23,15 @@ MAX_PROFILE_ENTRIES = 8
 
 
 def time_interleaved(
-    functions: Mapping[str, Callable[[], object]], rounds: int, warmup_rounds: int = 1, first_index: int = 0, untimed_calls: int = 0
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup_rounds: int = 1,
+    first_index: int = 0,
+    untimed_calls: int = 0,
 ) -> dict[str, list[float]]:
     """Seconds of each way by round. Every round another way begins, from number `begin` on; the `warm` first rounds are not counted.
-    Before it is timed a way is called `settle` times, in every round: memory is then as it left it itself, and not as another did."""
+    Before it is timed a way is called `settle` times, in every round: memory is then as it left it itself, and not as another did.
+    """
     found: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup_rounds + rounds):
         for name in np.roll(np.array([*functions], object), first_index + turn).tolist():
@@ -45,7 +50,8 @@ def run_in_spawned_process(function: Callable[..., T], *args: Any) -> T:
 
 def run_in_forked_process(function: Callable[..., T], *args: Any) -> T:
     """As `apart`, but from a process that has imported the work's module and done nothing else: importing takes longer than many steps.
-    A step's own memory is the same there; a whole process's is not. Where there is a GPU it is `apart`: its driver is not forked."""
+    A step's own memory is the same there; a whole process's is not. Where there is a GPU it is `apart`: its driver is not forked.
+    """
     if has_gpu():
         return run_in_spawned_process(function, *args)
     context = get_context("forkserver")
@@ -107,7 +113,9 @@ def profile_torch(function: Callable[[], object], device: str) -> list[tuple[str
         function()
         synchronize()
     field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    operators = (event for event in found.key_averages() if event.device_type == DeviceType.CPU)  # their kernels are counted with them
+    operators = (
+        event for event in found.key_averages() if event.device_type == DeviceType.CPU
+    )  # their kernels are counted with them
     return compute_top_shares({event.key: getattr(event, field) for event in operators})
 
 
@@ -130,4 +138,6 @@ def _function_label(file: str, line: int, function: str) -> str:
 def compute_top_shares(times: Mapping[str, float]) -> list[tuple[str, float]]:
     """The names that take most of the time, with their shares of it."""
     whole = sum(times.values()) or 1.0
-    return sorted(((name, time / whole) for name, time in times.items() if time), key=lambda entry: -entry[1])[:MAX_PROFILE_ENTRIES]
+    return sorted(
+        ((name, time / whole) for name, time in times.items() if time), key=lambda entry: -entry[1]
+    )[:MAX_PROFILE_ENTRIES]

@@ -12,7 +12,7 @@ from benchmarks.case import LowerBound
 from benchmarks.flops import count_flops
 from benchmarks.timing import measure_peak_bytes
 from grounding.data.collate import to_device
-from grounding.data.dataset import SQUARE_MOTION_PRODUCTS, FULL_FRAME
+from grounding.data.dataset import FULL_FRAME, SQUARE_MOTION_PRODUCTS
 from grounding.data.loader import Batch
 from grounding.structures.inputs import Inputs
 from grounding.structures.targets import Targets
@@ -37,7 +37,11 @@ class TrainingStep:
     """A network with its optimiser; each call is one training step on `parts`."""
 
     def __init__(self, config: TrainConfig, network: nn.Module, device: torch.device) -> None:
-        self.config, self.state, self.distributed = config, TrainState.create(network.to(device), config, 10**6), DistributedContext()
+        self.config, self.state, self.distributed = (
+            config,
+            TrainState.create(network.to(device), config, 10**6),
+            DistributedContext(),
+        )
 
     def __call__(self, parts: list[Batch]) -> None:
         train_step(self.state.model, self.state, parts, self.config, self.distributed)
@@ -48,11 +52,20 @@ class TrainingStep:
 
     def compute_lower_bound(self, parts: list[Batch]) -> LowerBound:
         """Of a step on these: its operations; its features read once, and what the optimiser does with each parameter that learns."""
-        learning = sum(parameter.numel() for parameter in self.state.model.parameters() if parameter.requires_grad)
-        return LowerBound(count_flops(lambda: self(parts)), learning * PARAMETER_BYTES + sum(count_feature_bytes(part) for part in parts))
+        learning = sum(
+            parameter.numel()
+            for parameter in self.state.model.parameters()
+            if parameter.requires_grad
+        )
+        return LowerBound(
+            count_flops(lambda: self(parts)),
+            learning * PARAMETER_BYTES + sum(count_feature_bytes(part) for part in parts),
+        )
 
 
-def measure_bound_and_peak(step: TrainingStep, parts: list[Batch], device: str) -> tuple[LowerBound, int]:
+def measure_bound_and_peak(
+    step: TrainingStep, parts: list[Batch], device: str
+) -> tuple[LowerBound, int]:
     """Of a step that is made for the first time, in a process of its own: the peak is that of the second."""
     floor = step.compute_lower_bound(parts)  # a whole step
     return floor, measure_peak_bytes(lambda: step(parts), device)
@@ -68,11 +81,15 @@ def build_network(config: TrainConfig, channels: Mapping[str, int] = CHANNELS) -
     torch.manual_seed(0)
     model = config.model
     if not model.pictures:
-        return get_system(config.system).build((channels["appearance"], channels[model.motion], channels["text"]), model)
+        return get_system(config.system).build(
+            (channels["appearance"], channels[model.motion], channels["text"]), model
+        )
     assert config.encoders is not None
     image = load_backbone("appearance", config.encoders.backbones, config.encoders.image).encoder
     assert isinstance(image, AppearanceEncoder)
-    return get_system(config.system).build((image.channels, 0, channels["text"]), model, image, None)
+    return get_system(config.system).build(
+        (image.channels, 0, channels["text"]), model, image, None
+    )
 
 
 def build_random_batch(
@@ -87,22 +104,43 @@ def build_random_batch(
     stride: int = CELL_STRIDE,
 ) -> Batch:
     """Random features (of a network that is given pictures: pictures) of a `video` (width, height) at N_short; `square` are the rows and
-    columns of maps of the padded square, `stride` the pixels between cells of a picture's own."""
+    columns of maps of the padded square, `stride` the pixels between cells of a picture's own.
+    """
     width, height = compute_appearance_size(video_size, short_side)
-    rows, columns = (height, width) if model.pictures else (-(-height // stride), -(-width // stride))
+    rows, columns = (
+        (height, width) if model.pictures else (-(-height // stride), -(-width // stride))
+    )
     clips = model.clips or model.frames
     tau = (torch.arange(model.frames) + 0.5) / model.frames
     torch.manual_seed(0)
     inputs = Inputs(
-        appearance=_random_appearance(model, (batch, model.frames, rows, columns), channels["appearance"]),
+        appearance=_random_appearance(
+            model, (batch, model.frames, rows, columns), channels["appearance"]
+        ),
         map_size=torch.tensor([[rows, columns]] * batch),
         frame_tau=tau.expand(batch, -1),
-        motion=_random_motion(model, (batch, clips), motion_grid if model.motion in SQUARE_MOTION_PRODUCTS else (rows, columns), channels),
-        square=torch.tensor([picture_in_square(video_size) if model.motion in SQUARE_MOTION_PRODUCTS else FULL_FRAME] * batch),
+        motion=_random_motion(
+            model,
+            (batch, clips),
+            motion_grid if model.motion in SQUARE_MOTION_PRODUCTS else (rows, columns),
+            channels,
+        ),
+        square=torch.tensor(
+            [
+                picture_in_square(video_size)
+                if model.motion in SQUARE_MOTION_PRODUCTS
+                else FULL_FRAME
+            ]
+            * batch
+        ),
         text=torch.randn(batch, num_tokens, channels["text"]).half(),
         text_mask=torch.ones(batch, num_tokens, dtype=torch.bool),
     )
-    return Batch(to_device(inputs, device), to_device(build_middle_half_targets(tau, clips, batch), device), [f"q{number}" for number in range(batch)])
+    return Batch(
+        to_device(inputs, device),
+        to_device(build_middle_half_targets(tau, clips, batch), device),
+        [f"q{number}" for number in range(batch)],
+    )
 
 
 def _random_appearance(model: Any, shape: tuple[int, ...], channels: int) -> Tensor:
@@ -111,7 +149,9 @@ def _random_appearance(model: Any, shape: tuple[int, ...], channels: int) -> Ten
     return torch.randn(*shape, channels).half()
 
 
-def _random_motion(model: Any, shape: tuple[int, int], cells: tuple[int, int], channels: Mapping[str, int]) -> Tensor:
+def _random_motion(
+    model: Any, shape: tuple[int, int], cells: tuple[int, int], channels: Mapping[str, int]
+) -> Tensor:
     if model.motion is None:
         return torch.zeros(shape[0], 0, 1, 1, 0).half()
     return torch.randn(*shape, *cells, channels[model.motion]).half()
@@ -120,7 +160,9 @@ def _random_motion(model: Any, shape: tuple[int, int], cells: tuple[int, int], c
 def build_middle_half_targets(frame_positions: Tensor, num_clips: int, batch: int) -> Targets:
     """Targets of an event that takes the middle half of its segment, with one box that stands still."""
     at, box = (torch.arange(num_clips) + 0.5) / num_clips, torch.tensor([0.5, 0.5, 0.2, 0.4])
-    inside, inside_clips = (((place > 0.25) & (place < 0.75)).expand(batch, -1) for place in (frame_positions, at))
+    inside, inside_clips = (
+        ((place > 0.25) & (place < 0.75)).expand(batch, -1) for place in (frame_positions, at)
+    )
     return Targets(
         boxes=box.expand(batch, len(frame_positions), 4),
         boxed=inside,

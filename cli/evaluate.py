@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log, log_to, new_app, print_info, print_warning
+from cli.console.app import (
+    Assignments,
+    ConfigFile,
+    Debug,
+    handle_errors,
+    log,
+    log_to,
+    new_app,
+    print_info,
+    print_warning,
+)
 from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
@@ -34,36 +44,75 @@ def evaluate(
             help="A run: its model answers, and results are written there. Given again, an ensemble: results are only shown; see --save.",
         ),
     ] = None,
-    features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store with the run's features and the truth.")] = Path(
-        "store"
-    ),
+    features: Annotated[
+        Path,
+        typer.Option(
+            "--features", metavar="STORE", help="The store with the run's features and the truth."
+        ),
+    ] = Path("store"),
     truth: Annotated[
         Path | None,
         typer.Option(
-            "--truth", metavar="FILE", help="What to judge by: an index with `tracks.npz` beside it, or the HC-STVG challenge's .json."
+            "--truth",
+            metavar="FILE",
+            help="What to judge by: an index with `tracks.npz` beside it, or the HC-STVG challenge's .json.",
         ),
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", metavar="FILE", help="Tubes, one JSON object per line, or the challenge's .json.")
+        Path | None,
+        typer.Option(
+            "--predictions",
+            metavar="FILE",
+            help="Tubes, one JSON object per line, or the challenge's .json.",
+        ),
     ] = None,
     protocol: Annotated[
-        str, typer.Option("--protocol", help="How tubes are judged: every-frame, official, tubedetr or stcat.")
+        str,
+        typer.Option(
+            "--protocol", help="How tubes are judged: every-frame, official, tubedetr or stcat."
+        ),
     ] = "every-frame",
     compare: Annotated[
-        Path | None, typer.Option("--compare", metavar="DIR|FILE", help="Another run that stvg-eval judged, or its predictions.")
+        Path | None,
+        typer.Option(
+            "--compare",
+            metavar="DIR|FILE",
+            help="Another run that stvg-eval judged, or its predictions.",
+        ),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option("--save", metavar="OUT", help="Write what runs answer here too: --predictions and --compare read it.")
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="OUT",
+            help="Write what runs answer here too: --predictions and --compare read it.",
+        ),
     ] = None,
-    challenge: Annotated[Path | None, typer.Option("--challenge", metavar="OUT", help="Write the tubes as the challenge's .json.")] = None,
+    challenge: Annotated[
+        Path | None,
+        typer.Option(
+            "--challenge", metavar="OUT", help="Write the tubes as the challenge's .json."
+        ),
+    ] = None,
     cvat: Annotated[
         Path | None,
-        typer.Option("--cvat", metavar="DIR", help="Write tubes and truth as CVAT's tracks, a file per video, into a new folder."),
+        typer.Option(
+            "--cvat",
+            metavar="DIR",
+            help="Write tubes and truth as CVAT's tracks, a file per video, into a new folder.",
+        ),
     ] = None,
     fiftyone: Annotated[
-        Path | None, typer.Option("--fiftyone", metavar="DIR", help="Write tubes and truth as a FiftyOne data set into a new folder.")
+        Path | None,
+        typer.Option(
+            "--fiftyone",
+            metavar="DIR",
+            help="Write tubes and truth as a FiftyOne data set into a new folder.",
+        ),
     ] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the metrics here too.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the metrics here too.")
+    ] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
@@ -73,7 +122,7 @@ def evaluate(
     A run's own files are always judged by every-frame.
     """
     from cli.console.evaluate_tables import show_differences, show_metrics, show_published
-    from cli.console.exports import read_scored_predictions, check_exports, write_exports
+    from cli.console.exports import check_exports, read_scored_predictions, write_exports
     from grounding.evaluation.config import EvaluateConfig
     from grounding.evaluation.evaluate import judge, unanswered
     from grounding.evaluation.ground_truth import read_exam, read_tubes
@@ -88,12 +137,18 @@ def evaluate(
     refuse_unknown(protocol)
     runs = run or []
     if bool(runs) == (predictions is not None):
-        raise InputError("name either a run (--run DIR) or a file of predictions (--predictions FILE --truth FILE)")
+        raise InputError(
+            "name either a run (--run DIR) or a file of predictions (--predictions FILE --truth FILE)"
+        )
     if save is not None and not runs:
-        raise InputError(f"--save {save} writes what runs answer: name a run (--run DIR), or leave it out")
+        raise InputError(
+            f"--save {save} writes what runs answer: name a run (--run DIR), or leave it out"
+        )
     settings = load(EvaluateConfig, "evaluate", config, assignments or [])
     if runs:
-        from grounding.systems.checkpoint import read_provenance  # takes torch, which files alone need not wait for
+        from grounding.systems.checkpoint import (
+            read_provenance,
+        )  # takes torch, which files alone need not wait for
 
         for one in runs:
             read_provenance(one)  # before the log file, which would make the folder
@@ -101,7 +156,9 @@ def evaluate(
         log_to(runs[0] / "log.txt")
     check_no_overwrite([truth, predictions, compare], [json_out, challenge, save])
     if predictions is not None and truth is None and not (features / "index.jsonl").exists():
-        raise InputError("name what to judge by: --truth FILE, an index (tracks.npz beside it) or the challenge's .json")
+        raise InputError(
+            "name what to judge by: --truth FILE, an index (tracks.npz beside it) or the challenge's .json"
+        )
     exam = read_exam(truth or features / "index.jsonl", settings.split, settings.first_frame)
     refuse_unknown(protocol, exam.truths)
     check_exports(exam, cvat, fiftyone)
@@ -121,33 +178,61 @@ def evaluate(
             "but protocol stcat leaves them out of its means"
         )
     scores, metrics = judge(exam, tubes, protocol, settings.seed)
-    differences = {} if compare is None else compute_differences(compare, exam, scores, protocol, settings)
+    differences = (
+        {} if compare is None else compute_differences(compare, exam, scores, protocol, settings)
+    )
     if challenge is not None:
         write_challenge(challenge, tubes, settings.first_frame)
         print_info(f"wrote {len(tubes)} tubes to {challenge}")
-    write_exports(cvat, fiftyone, exam, tubes, scores, answers if runs else read_scored_predictions(predictions))
+    write_exports(
+        cvat,
+        fiftyone,
+        exam,
+        tubes,
+        scores,
+        answers if runs else read_scored_predictions(predictions),
+    )
     if json_out is not None:
         found = {f"{name}_difference": asdict(one) for name, one in differences.items()}
         write_json(json_out, {**metrics, **found, "protocol": protocol})
     log.info("protocol %s, metrics %s", protocol, json.dumps(metrics))
-    title = f"{', '.join(map(str, runs)) or predictions}, split {settings.split}" if exam.queries else str(predictions)
+    title = (
+        f"{', '.join(map(str, runs)) or predictions}, split {settings.split}"
+        if exam.queries
+        else str(predictions)
+    )
     show_metrics(f"{title}, protocol {protocol}", metrics, scores, exam.queries)
     if differences:
         show_differences(f"compared with {compare}", differences)
     show_published(exam, tubes, protocol, settings.split, scores)
 
 
-def compute_differences(other_run: Path, ground_truth: Exam, scores: Sequence[Score], protocol: str, settings: EvaluateConfig) -> dict[str, Difference]:
+def compute_differences(
+    other_run: Path,
+    ground_truth: Exam,
+    scores: Sequence[Score],
+    protocol: str,
+    settings: EvaluateConfig,
+) -> dict[str, Difference]:
     """These scores against those of another run that was judged, or of its predictions."""
     from grounding.evaluation.evaluate import score_exam
     from grounding.evaluation.ground_truth import read_tubes
     from grounding.metrics.bootstrap import differ
     from pipeline.errors import InputError
 
-    other = other_run / "predictions" / f"{settings.split}.jsonl" if other_run.is_dir() else other_run
+    other = (
+        other_run / "predictions" / f"{settings.split}.jsonl" if other_run.is_dir() else other_run
+    )
     if not other.exists():
-        raise InputError(f"{other} does not exist: --compare needs a run that stvg-eval has judged, or a file of predictions")
-    return differ(scores, score_exam(ground_truth, read_tubes(other, settings.first_frame), protocol), ground_truth.videos, settings.seed)
+        raise InputError(
+            f"{other} does not exist: --compare needs a run that stvg-eval has judged, or a file of predictions"
+        )
+    return differ(
+        scores,
+        score_exam(ground_truth, read_tubes(other, settings.first_frame), protocol),
+        ground_truth.videos,
+        settings.seed,
+    )
 
 
 def check_no_overwrite(inputs: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:
@@ -157,10 +242,14 @@ def check_no_overwrite(inputs: Sequence[Path | None], outputs: Sequence[Path | N
     read = {path.resolve() for path in inputs if path is not None}
     for path in outputs:
         if path is not None and path.resolve() in read:
-            raise InputError(f"{path} is read, and would be written over: name another file to write")
+            raise InputError(
+                f"{path} is read, and would be written over: name another file to write"
+            )
 
 
-def predict_runs(runs: Sequence[Path], store: Path, settings: EvaluateConfig, ground_truth: Exam) -> list[Prediction]:
+def predict_runs(
+    runs: Sequence[Path], store: Path, settings: EvaluateConfig, ground_truth: Exam
+) -> list[Prediction]:
     """What the runs' models answer; queries that the store has no features of score 0, and their videos are named."""
     from grounding.evaluation.evaluate import predict_split
 
@@ -168,9 +257,13 @@ def predict_runs(runs: Sequence[Path], store: Path, settings: EvaluateConfig, gr
         answers, missing = predict_split(runs, store, settings, advance)
     if missing:
         videos = sorted({query.video for query in ground_truth.queries if query.id in set(missing)})
-        named = ", ".join(videos[:20]) + (f" and {len(videos) - 20} more" if len(videos) > 20 else "")
+        named = ", ".join(videos[:20]) + (
+            f" and {len(videos) - 20} more" if len(videos) > 20 else ""
+        )
         count = f"{len(missing)} of {len(ground_truth.queries)} queries score 0"
-        print_warning(f"{count}: store {store} has no features of video {named}; {store / 'failures.jsonl'} says why")
+        print_warning(
+            f"{count}: store {store} has no features of video {named}; {store / 'failures.jsonl'} says why"
+        )
         log.warning("queries without features: %s", ", ".join(missing))
     return answers
 

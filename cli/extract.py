@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log_to, new_app, print_info, print_warning
+from cli.console.app import (
+    Assignments,
+    ConfigFile,
+    Debug,
+    handle_errors,
+    log_to,
+    new_app,
+    print_info,
+    print_warning,
+)
 from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
@@ -24,11 +33,22 @@ MAX_PRINTED_FAILURES = 20
 @handle_errors
 def extract(
     dataset: Annotated[
-        str | None, typer.Option("--dataset", metavar="NAME", help="shapes, vidstg, hcstvg-v1, hcstvg-v2, jsonl or cvat.")
+        str | None,
+        typer.Option(
+            "--dataset", metavar="NAME", help="shapes, vidstg, hcstvg-v1, hcstvg-v2, jsonl or cvat."
+        ),
     ] = None,
-    root: Annotated[Path | None, typer.Option("--root", metavar="PATH", help="The data set's folder; for jsonl the file.")] = None,
-    index: Annotated[Path | None, typer.Option("--index", metavar="FILE", help="The index that stvg-prepare wrote.")] = None,
-    store: Annotated[Path, typer.Option("--store", metavar="DIR", help="The store to fill.")] = Path("store"),
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", metavar="PATH", help="The data set's folder; for jsonl the file."),
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", metavar="FILE", help="The index that stvg-prepare wrote."),
+    ] = None,
+    store: Annotated[
+        Path, typer.Option("--store", metavar="DIR", help="The store to fill.")
+    ] = Path("store"),
     backbones: Annotated[str | None, typer.Option("--backbones", help="full or tiny.")] = None,
     weights: Annotated[
         list[str] | None,
@@ -39,11 +59,25 @@ def extract(
             "motion=ava:FILE|kinetics:FILE, text=hf:DIR|mdetr:FILE+hf:DIR, swin=torchvision.",
         ),
     ] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="Of visual products: zarr or hdf5.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=0, help="Processes; 0 works in this one.")] = None,
-    scheduler: Annotated[str | None, typer.Option("--scheduler", metavar="ADDRESS", help="An existing Dask scheduler.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made and how large it would be; write nothing.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Only check the store: 0 intact, 1 damaged.")] = False,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Of visual products: zarr or hdf5.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Processes; 0 works in this one.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="An existing Dask scheduler."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would be made and how large it would be; write nothing."
+        ),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only check the store: 0 intact, 1 damaged.")
+    ] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
@@ -58,18 +92,42 @@ def extract(
     from pipeline.extraction.run import run_extraction
 
     source = load_dataset_config(config, dataset, root, index)
-    named = {"backbones": backbones, "weights": _parse_weights(weights), "format": format_, "workers": workers, "scheduler": scheduler}
+    named = {
+        "backbones": backbones,
+        "weights": _parse_weights(weights),
+        "format": format_,
+        "workers": workers,
+        "scheduler": scheduler,
+    }
     given = {key: value for key, value in named.items() if value is not None}
-    values = merge(merge(read_section(config, "extract"), parse_assignments(assignments or [])), given)
+    values = merge(
+        merge(read_section(config, "extract"), parse_assignments(assignments or [])), given
+    )
     settings = validate(ExtractConfig, values, "section 'extract'")
     if dry_run:
-        return _print_dry_run(store, estimate_run(source.index_path, source.video_root, source.name, store, settings, print_info))
+        return _print_dry_run(
+            store,
+            estimate_run(
+                source.index_path, source.video_root, source.name, store, settings, print_info
+            ),
+        )
     with show_progress("extracting", unit="videos") as advance:
         begun = partial(log_to, store / "log.txt")
-        report = run_extraction(source.index_path, source.video_root, source.name, store, settings, advance, print_info, begun)
+        report = run_extraction(
+            source.index_path,
+            source.video_root,
+            source.name,
+            store,
+            settings,
+            advance,
+            print_info,
+            begun,
+        )
     _warn_failures(report.failures, store)
     whole = report.videos - len(report.failures)
-    print_info(f"{store}: {whole} of {report.videos} videos, {report.shards_written} shards made, {len(report.failures)} failed")
+    print_info(
+        f"{store}: {whole} of {report.videos} videos, {report.shards_written} shards made, {len(report.failures)} failed"
+    )
     _print_summary(store)
     raise typer.Exit(report.exit_code(settings.allow_failed))
 
@@ -84,7 +142,9 @@ def _parse_weights(given: list[str] | None) -> Any:
     if len(pairs) == 1 and not pairs[0][1]:
         return pairs[0][0]
     if not all(equals for _, equals, _ in pairs):
-        raise InputError(f"--weights {','.join(given)!r} mixes one source for all with sources per product")
+        raise InputError(
+            f"--weights {','.join(given)!r} mixes one source for all with sources per product"
+        )
     return {product: source for product, _, source in pairs}
 
 
@@ -94,7 +154,9 @@ def _warn_failures(failures: list[Failure], store: Path) -> None:
         what = (failure.detail.splitlines() or [failure.reason])[0]
         print_warning(what if failure.path in what else f"{failure.video}: {what}")
     if len(failures) > MAX_PRINTED_FAILURES:
-        print_warning(f"and {len(failures) - MAX_PRINTED_FAILURES} more videos failed: {store / 'failures.jsonl'} lists all")
+        print_warning(
+            f"and {len(failures) - MAX_PRINTED_FAILURES} more videos failed: {store / 'failures.jsonl'} lists all"
+        )
 
 
 def _print_dry_run(store: Path, found: DryRunReport) -> None:

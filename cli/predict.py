@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log_to_run, new_app, print_info, print_warning
+from cli.console.app import (
+    Assignments,
+    ConfigFile,
+    Debug,
+    handle_errors,
+    log_to_run,
+    new_app,
+    print_info,
+    print_warning,
+)
 from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
@@ -22,24 +31,51 @@ app = new_app()
 def predict(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="The video to look in.")],
     sentences: Annotated[
-        list[str] | None, typer.Argument(metavar='"SENTENCE"…', help="What to look for; quote each sentence.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar='"SENTENCE"…', help="What to look for; quote each sentence.", show_default=False
+        ),
     ] = None,
-    queries: Annotated[Path | None, typer.Option("--queries", metavar="FILE", help="More sentences, one per line.")] = None,
+    queries: Annotated[
+        Path | None, typer.Option("--queries", metavar="FILE", help="More sentences, one per line.")
+    ] = None,
     run: Annotated[
         list[Path] | None,
-        typer.Option("--run", metavar="DIR", help="The run whose model answers, by default runs/shapes; given again, an ensemble."),
+        typer.Option(
+            "--run",
+            metavar="DIR",
+            help="The run whose model answers, by default runs/shapes; given again, an ensemble.",
+        ),
     ] = None,
     json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="OUT", help="Write the tubes here; without it a table is shown.")
+        Path | None,
+        typer.Option(
+            "--json", metavar="OUT", help="Write the tubes here; without it a table is shown."
+        ),
     ] = None,
     video_out: Annotated[
         Path | None,
-        typer.Option("--video", metavar="OUT.mp4", help="Draw the tube on the video (several sentences: OUT-1.mp4, OUT-2.mp4…)."),
+        typer.Option(
+            "--video",
+            metavar="OUT.mp4",
+            help="Draw the tube on the video (several sentences: OUT-1.mp4, OUT-2.mp4…).",
+        ),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Tubes per sentence, of different events, at most; a window gives one.")] = 1,
+    top: Annotated[
+        int,
+        typer.Option(
+            "--top",
+            min=1,
+            help="Tubes per sentence, of different events, at most; a window gives one.",
+        ),
+    ] = 1,
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="DIR", help="Keep the video's features here: further sentences about it need not decode it again."),
+        typer.Option(
+            "--keep",
+            metavar="DIR",
+            help="Keep the video's features here: further sentences about it need not decode it again.",
+        ),
     ] = None,
     window: Annotated[
         float | None,
@@ -65,7 +101,9 @@ def predict(
         from pipeline.config import load
         from pipeline.io.jsonl import write_json
 
-        texts = checked_sentences([*(sentences or ()), *(read_sentences(queries) if queries is not None else ())])
+        texts = checked_sentences(
+            [*(sentences or ()), *(read_sentences(queries) if queries is not None else ())]
+        )
         drawings = drawing_paths(video_out, video, len(texts))
         settings = load(EvaluateConfig, "evaluate", config, assignments or [])
         runs = run or [Path("runs/shapes")]
@@ -84,7 +122,9 @@ def predict(
         draw_result(drawing, video, answers.queries[number])
 
 
-def ground_sentences(grounder: Grounder, video: Path, texts: list[str], top: int, cache_dir: Path | None) -> Answers:
+def ground_sentences(
+    grounder: Grounder, video: Path, texts: list[str], top: int, cache_dir: Path | None
+) -> Answers:
     """The answers, while a bar shows what is looked at, and where features are kept also what is answered."""
     with show_progress("looking", unit="frames") as advance:
         if cache_dir is None:
@@ -102,7 +142,9 @@ def read_sentences(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise InputError(f"--queries {path} cannot be read ({reason}): name a text file with one sentence per line") from None
+        raise InputError(
+            f"--queries {path} cannot be read ({reason}): name a text file with one sentence per line"
+        ) from None
     return [line for line in text.splitlines() if line.strip()]
 
 
@@ -114,10 +156,16 @@ def drawing_paths(out: Path | None, video: Path, count: int) -> list[Path]:
         return []
     if out.suffix.lower() != ".mp4":
         raise InputError(f"--video {out} must end in .mp4: that is what is written")
-    paths = [out] if count == 1 else [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(1, count + 1)]
+    paths = (
+        [out]
+        if count == 1
+        else [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(1, count + 1)]
+    )
     for path in paths:
         if path.resolve() == video.resolve():
-            raise InputError(f"--video {out} would overwrite the video that is asked about: name another file")
+            raise InputError(
+                f"--video {out} would overwrite the video that is asked about: name another file"
+            )
     return paths
 
 
@@ -133,7 +181,13 @@ def print_result(result: Answers) -> None:
             begin, end = tube.span_frames
             x1, y1, x2, y2 = (round(side) for side in tube.boxes[len(tube.boxes) // 2][1:])
             seconds = "{:.2f}–{:.2f}".format(*tube.span_seconds)
-            table.add_row(Text(text), seconds, f"[{begin}, {end})", f"{tube.score:.3f}", Text(f"({x1}, {y1})–({x2}, {y2})"))
+            table.add_row(
+                Text(text),
+                seconds,
+                f"[{begin}, {end})",
+                f"{tube.score:.3f}",
+                Text(f"({x1}, {y1})–({x2}, {y2})"),
+            )
     Console().print(table)
 
 
@@ -143,8 +197,15 @@ def draw_result(out: Path, video: Path, result: Answer) -> None:
     from pipeline.video import open_frames, probe
 
     facts = probe(video)
-    tube = LabeledTube(result.text, result.span_frames, {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in result.boxes})
-    with show_progress(f"drawing {out.name}", unit="frames") as advance, open_frames(facts.path, facts, range(facts.frame_count)) as frames:
+    tube = LabeledTube(
+        result.text,
+        result.span_frames,
+        {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in result.boxes},
+    )
+    with (
+        show_progress(f"drawing {out.name}", unit="frames") as advance,
+        open_frames(facts.path, facts, range(facts.frame_count)) as frames,
+    ):
         draw_tube(out, (picture for _, picture in frames), facts.edges, facts.size, tube, advance)
     print_info(f"wrote {out}")
 

@@ -18,13 +18,31 @@ LOG_EVERY = 100
 @app.command()
 @handle_errors
 def pretrain_tiny(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where appearance, motion and text.safetensors are written.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where appearance, motion and text.safetensors are written.",
+        ),
+    ],
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of scenes and training.")] = 1,
-    scenes: Annotated[int, typer.Option("--scenes", min=2, help="Scenes to draw; a tenth is held out to judge by.")] = 500,
-    appearance_steps: Annotated[int, typer.Option("--appearance-steps", min=1, help="Training steps of 32 frames.")] = 1100,
-    motion_steps: Annotated[int, typer.Option("--motion-steps", min=1, help="Training steps of 24 clips.")] = 800,
-    text_steps: Annotated[int, typer.Option("--text-steps", min=1, help="Training steps of 64 sentences.")] = 600,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes that draw scenes.")] = None,
+    scenes: Annotated[
+        int,
+        typer.Option("--scenes", min=2, help="Scenes to draw; a tenth is held out to judge by."),
+    ] = 500,
+    appearance_steps: Annotated[
+        int, typer.Option("--appearance-steps", min=1, help="Training steps of 32 frames.")
+    ] = 1100,
+    motion_steps: Annotated[
+        int, typer.Option("--motion-steps", min=1, help="Training steps of 24 clips.")
+    ] = 800,
+    text_steps: Annotated[
+        int, typer.Option("--text-steps", min=1, help="Training steps of 64 sentences.")
+    ] = 600,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes that draw scenes.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Make small weights as the shipped ones were made; the defaults are theirs."""

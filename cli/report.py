@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log_to_run, new_app, print_info, print_warning
+from cli.console.app import (
+    Assignments,
+    ConfigFile,
+    Debug,
+    handle_errors,
+    log_to_run,
+    new_app,
+    print_info,
+    print_warning,
+)
 from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
     from grounding.report.build import ReportConfig
     from grounding.visualization.attention_maps import AttentionRecorder
-    from grounding.visualization.video_source import VideoSource, VideoOpener
+    from grounding.visualization.video_source import VideoOpener, VideoSource
 
 app = new_app()
 
@@ -22,21 +31,47 @@ app = new_app()
 @app.command()
 @handle_errors
 def report(
-    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="The run to show; stvg-eval must have judged it.")],
+    run: Annotated[
+        Path,
+        typer.Option(
+            "--run", metavar="DIR", help="The run to show; stvg-eval must have judged it."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     compare: Annotated[
-        Path | None, typer.Option("--compare", metavar="DIR", help="Another run that stvg-eval judged, shown beside the first.")
+        Path | None,
+        typer.Option(
+            "--compare",
+            metavar="DIR",
+            help="Another run that stvg-eval judged, shown beside the first.",
+        ),
     ] = None,
-    features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store whose index holds the truth.")] = Path("store"),
+    features: Annotated[
+        Path,
+        typer.Option("--features", metavar="STORE", help="The store whose index holds the truth."),
+    ] = Path("store"),
     root: Annotated[
-        Path | None, typer.Option("--root", metavar="DIR", help="What the index's video paths are relative to, if it has moved.")
+        Path | None,
+        typer.Option(
+            "--root",
+            metavar="DIR",
+            help="What the index's video paths are relative to, if it has moved.",
+        ),
     ] = None,
     sweep: Annotated[
         Path | None,
-        typer.Option("--sweep", metavar="DIR", help="A finished stvg-sweep, whose table and curves are shown too."),
+        typer.Option(
+            "--sweep",
+            metavar="DIR",
+            help="A finished stvg-sweep, whose table and curves are shown too.",
+        ),
     ] = None,
     figures: Annotated[
-        bool, typer.Option("--figures", help="Add figures for papers, of a few telling queries: OUT/figures, PNG and PDF.")
+        bool,
+        typer.Option(
+            "--figures",
+            help="Add figures for papers, of a few telling queries: OUT/figures, PNG and PDF.",
+        ),
     ] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
@@ -50,12 +85,18 @@ def report(
     from pipeline.store import Store
 
     settings = load(ReportConfig, "report", config, assignments or [])
-    runs = [Judged.of_run(run, settings.split)] if compare is None else [*two_runs(run, compare, settings.split)]
+    runs = (
+        [Judged.of_run(run, settings.split)]
+        if compare is None
+        else [*two_runs(run, compare, settings.split)]
+    )
     log_to_run(run)
     exam = read_exam(features / "index.jsonl", settings.split)
     footage = make_video_opener(root or Path(Store(features).manifest.root))
     witnesses = build_attention_recorders([one.path for one in runs], features, settings)
-    print_info(f"wrote {write_report(out, exam, runs, footage, settings, witnesses, sweep, show_progress)}")
+    print_info(
+        f"wrote {write_report(out, exam, runs, footage, settings, witnesses, sweep, show_progress)}"
+    )
     if figures:
         from grounding.report.figures import FIGURES_DIR, write_figures
 
@@ -66,7 +107,9 @@ def report(
         print_info(f"wrote {out / FIGURES_DIR}")
 
 
-def build_attention_recorders(runs: Sequence[Path], store: Path, settings: ReportConfig) -> list[AttentionRecorder]:
+def build_attention_recorders(
+    runs: Sequence[Path], store: Path, settings: ReportConfig
+) -> list[AttentionRecorder]:
     """The runs' networks, to be asked what they see; none where that is not wanted."""
     from grounding.visualization.attention_maps import AttentionRecorder
     from pipeline.errors import StvgError
@@ -74,9 +117,13 @@ def build_attention_recorders(runs: Sequence[Path], store: Path, settings: Repor
     if not settings.attention_maps:
         return []
     try:
-        return [AttentionRecorder.from_run(run, store, settings.split, settings.device) for run in runs]
+        return [
+            AttentionRecorder.from_run(run, store, settings.split, settings.device) for run in runs
+        ]
     except StvgError as error:
-        raise type(error)(f"{error}; or leave out what the networks saw, with --set maps=false") from None
+        raise type(error)(
+            f"{error}; or leave out what the networks saw, with --set maps=false"
+        ) from None
 
 
 def make_video_opener(root: Path) -> VideoOpener:

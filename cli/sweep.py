@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console.app import Assignments, ConfigFile, Debug, handle_errors, log_to, new_app, print_info, print_warning
+from cli.console.app import (
+    Assignments,
+    ConfigFile,
+    Debug,
+    handle_errors,
+    log_to,
+    new_app,
+    print_info,
+    print_warning,
+)
 from cli.console.progress import ProgressLines
 
 if TYPE_CHECKING:
@@ -22,16 +31,39 @@ app = new_app()
 @app.command()
 @handle_errors
 def sweep(
-    features: Annotated[Path, typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled.")] = Path("store"),
+    features: Annotated[
+        Path,
+        typer.Option("--features", metavar="STORE", help="The store that stvg-extract filled."),
+    ] = Path("store"),
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The folder of all runs and of the table.", show_default="sweeps/TABLE")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="The folder of all runs and of the table.",
+            show_default="sweeps/TABLE",
+        ),
     ] = None,
     table: Annotated[
-        str, typer.Option("--table", metavar="NAME", help="csdvl, cgstvg, cgstvg_context, cgstvg_thresholds, costa or systems.")
+        str,
+        typer.Option(
+            "--table",
+            metavar="NAME",
+            help="csdvl, cgstvg, cgstvg_context, cgstvg_thresholds, costa or systems.",
+        ),
     ] = "csdvl",
-    seeds: Annotated[int, typer.Option("--seeds", help="How many seeds each variant is trained with, from `seed` on.")] = 3,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds", help="How many seeds each variant is trained with, from `seed` on."
+        ),
+    ] = 3,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="The preset that variants change; by default the one of the store's data set.")
+        str | None,
+        typer.Option(
+            "--preset",
+            help="The preset that variants change; by default the one of the store's data set.",
+        ),
     ] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
@@ -54,7 +86,14 @@ def sweep(
     chosen = load_table(table)
     given = merge(read_section(config, "train"), parse_assignments(assignments or []))
     folder, evaluate = out or Path("sweeps") / table, load(EvaluateConfig, "evaluate", config, [])
-    planned = plan_sweep(chosen, features, folder, lambda system: apply_preset(given, preset, system, features), evaluate, seeds)
+    planned = plan_sweep(
+        chosen,
+        features,
+        folder,
+        lambda system: apply_preset(given, preset, system, features),
+        evaluate,
+        seeds,
+    )
     log_to(folder / "log.txt")
     with show_sweep_progress() as watch:
         results = run_sweep(planned, watch)
@@ -84,14 +123,32 @@ def show_sweep_progress() -> Iterator[Callable[[SweepProgress], None]]:
         yield in_lines
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=120) as bars:
         runs, steps = bars.add_task("runs", total=None), bars.add_task("steps", total=None)
 
         def watch(place: SweepProgress) -> None:
-            bars.update(runs, completed=place.finished_runs, total=place.total_runs, description=place.activity)
+            bars.update(
+                runs,
+                completed=place.finished_runs,
+                total=place.total_runs,
+                description=place.activity,
+            )
             bars.update(steps, completed=place.finished_steps, total=place.total_steps or None)
             in_lines(place)
 

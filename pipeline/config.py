@@ -46,7 +46,9 @@ def read_section(path: Path | None, section: str) -> dict[str, Any]:
         raise InputError(f"config {path} must be a mapping of sections {', '.join(SECTIONS)}")
     for name in content:
         if name not in SECTIONS:
-            raise InputError(f"config {path}: unknown section {name!r}; the sections are {', '.join(SECTIONS)}")
+            raise InputError(
+                f"config {path}: unknown section {name!r}; the sections are {', '.join(SECTIONS)}"
+            )
     values = content.get(section) or {}
     if not isinstance(values, dict):
         raise InputError(f"config {path}: section {section!r} must be a mapping, not {values!r}")
@@ -58,7 +60,9 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
     result = dict(base)
     for key, value in override.items():
         old = result.get(key)
-        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        result[key] = (
+            merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        )
     return result
 
 
@@ -68,7 +72,9 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
-            raise InputError(f"--set {text!r} is not of the form key=value (for example --set max_steps=100)")
+            raise InputError(
+                f"--set {text!r} is not of the form key=value (for example --set max_steps=100)"
+            )
         try:
             nested: Any = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -87,7 +93,9 @@ def validate(config_class: type[ConfigT], values: Mapping[str, Any], context: st
         problem = error.errors(include_url=False)[0]
         if problem["type"] == "extra_forbidden":
             key = ".".join(str(part) for part in problem["loc"])
-            raise InputError(f"{context}: unknown key {key!r}; the keys are {', '.join(_allowed_keys(config_class, problem['loc']))}") from None
+            raise InputError(
+                f"{context}: unknown key {key!r}; the keys are {', '.join(_allowed_keys(config_class, problem['loc']))}"
+            ) from None
         raise InputError(f"{context}: {format_first_error(error)}") from None
 
 
@@ -102,13 +110,19 @@ def _allowed_keys(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
 
 
 def load(
-    config_class: type[ConfigT], section: str, file: Path | None, assignments: Sequence[str], preset: Mapping[str, Any] | None = None
+    config_class: type[ConfigT],
+    section: str,
+    file: Path | None,
+    assignments: Sequence[str],
+    preset: Mapping[str, Any] | None = None,
 ) -> ConfigT:
-    """preset < the file's section < `--set`, validated."""
+    """Preset < the file's section < `--set`, validated."""
     values = merge(merge(preset or {}, read_section(file, section)), parse_assignments(assignments))
     return validate(config_class, values, f"section {section!r}")
 
 
 def save(path: Path, section: str, config: StrictModel) -> None:
     """Write a config as the one-section YAML that would reproduce it."""
-    path.write_text(yaml.safe_dump({section: config.model_dump(mode="json")}, sort_keys=False), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({section: config.model_dump(mode="json")}, sort_keys=False), encoding="utf-8"
+    )

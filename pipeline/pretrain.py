@@ -31,7 +31,14 @@ CLIP_SECONDS = 0.8
 """Seconds a tiny motion clip spans, in training as in extraction."""
 
 
-def pretrain_tiny(output_dir: Path, seed: int, num_scenes: int, steps: dict[str, int], num_workers: int, progress: StageProgressCallback) -> dict[str, float]:
+def pretrain_tiny(
+    output_dir: Path,
+    seed: int,
+    num_scenes: int,
+    steps: dict[str, int],
+    num_workers: int,
+    progress: StageProgressCallback,
+) -> dict[str, float]:
     """Train all three backbones and write `out/{appearance,motion,text}.safetensors`; returns held-out accuracies."""
     torch.manual_seed(seed)
     seeds = [scene_seed(seed, "pretrain", index) for index in range(num_scenes)]
@@ -56,7 +63,9 @@ def generate_sentences() -> list[str]:
     for phrases in PHRASES.values():
         for does in phrases:
             said += [f"the {colour} {shape} {does}." for colour in COLORS for shape in SHAPES]
-            said += [f"which {shape} {does}?" for shape in SHAPES] + [f"what {colour} thing {does}?" for colour in COLORS]
+            said += [f"which {shape} {does}?" for shape in SHAPES] + [
+                f"what {colour} thing {does}?" for colour in COLORS
+            ]
             said.append(f"what {does}?")
     return said
 
@@ -67,10 +76,20 @@ RenderedScene = tuple[Scene, np.ndarray, np.ndarray]
 
 def _render_scene(seed: int) -> RenderedScene:
     scene = make_scene(seed)
-    return scene, np.stack(list(render.render_frames(scene))), np.stack([render.compute_boxes(scene, thing) for thing in scene.objects])
+    return (
+        scene,
+        np.stack(list(render.render_frames(scene))),
+        np.stack([render.compute_boxes(scene, thing) for thing in scene.objects]),
+    )
 
 
-def assign_cells_to_objects(boxes: np.ndarray, rows: int, columns: int, map_size: tuple[float, float], offset: tuple[float, float] = (0, 0)) -> np.ndarray:
+def assign_cells_to_objects(
+    boxes: np.ndarray,
+    rows: int,
+    columns: int,
+    map_size: tuple[float, float],
+    offset: tuple[float, float] = (0, 0),
+) -> np.ndarray:
     """Which object each cell belongs to, `[rows, columns]`, −1 for none, from xyxy boxes `[things, 4]`.
 
     `size` is the (width, height) the map covers, `offset` where the picture starts in it. A cell belongs to the
@@ -90,7 +109,12 @@ def assign_cells_to_objects(boxes: np.ndarray, rows: int, columns: int, map_size
 
 
 def _train_appearance(
-    encoder: nn.Module, train: list[RenderedScene], held: list[RenderedScene], steps: int, seed: int, progress: StageProgressCallback
+    encoder: nn.Module,
+    train: list[RenderedScene],
+    held: list[RenderedScene],
+    steps: int,
+    seed: int,
+    progress: StageProgressCallback,
 ) -> dict[str, float]:
     head = nn.Conv2d(128, len(COLORS) + len(SHAPES) + 1 + 4, 1)
     rng = np.random.default_rng([seed, 10])
@@ -101,8 +125,12 @@ def _train_appearance(
             scene, frames, boxes = films[film]
             index = rng.integers(scene.frame_count)
             height, width = frames.shape[1:3]
-            owner = assign_cells_to_objects(boxes[:, index], height // 16, width // 16, (width, height))
-            looks = np.array([(COLORS.index(t.colour), SHAPES.index(t.shape)) for t in scene.things])
+            owner = assign_cells_to_objects(
+                boxes[:, index], height // 16, width // 16, (width, height)
+            )
+            looks = np.array(
+                [(COLORS.index(t.colour), SHAPES.index(t.shape)) for t in scene.things]
+            )
             target = np.concatenate([looks[owner], boxes[owner, index]], -1)
             pictures.append(torch.from_numpy(frames[index]).permute(2, 0, 1))
             owners.append(torch.from_numpy(owner))
@@ -113,7 +141,15 @@ def _train_appearance(
         out = head(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         colour, shape, object_, box = out.split([len(COLORS), len(SHAPES), 1, 4], -1)
         rows, columns = owned.shape[1:]
-        centre = torch.stack(torch.meshgrid(torch.arange(columns) + 0.5, torch.arange(rows) + 0.5, indexing="xy"), -1) * 16
+        centre = (
+            torch.stack(
+                torch.meshgrid(
+                    torch.arange(columns) + 0.5, torch.arange(rows) + 0.5, indexing="xy"
+                ),
+                -1,
+            )
+            * 16
+        )
         wanted = (target[..., 2:] - torch.cat([centre, centre], -1)) / 16
         loss = functional.binary_cross_entropy_with_logits(object_[..., 0], owned.float())
         loss = loss + functional.cross_entropy(colour[owned], target[..., 0][owned].long())
@@ -126,10 +162,28 @@ def _train_appearance(
         }
         return loss, right
 
-    return _fit_encoder("appearance", encoder, head, lambda n: batch(train, n), lambda n: batch(held, n), judge, steps, 32, _count_validation_samples(held), progress)
+    return _fit_encoder(
+        "appearance",
+        encoder,
+        head,
+        lambda n: batch(train, n),
+        lambda n: batch(held, n),
+        judge,
+        steps,
+        32,
+        _count_validation_samples(held),
+        progress,
+    )
 
 
-def _train_motion(encoder: nn.Module, train: list[RenderedScene], held: list[RenderedScene], steps: int, seed: int, progress: StageProgressCallback) -> dict[str, float]:
+def _train_motion(
+    encoder: nn.Module,
+    train: list[RenderedScene],
+    held: list[RenderedScene],
+    steps: int,
+    seed: int,
+    progress: StageProgressCallback,
+) -> dict[str, float]:
     head = nn.Conv2d(384, len(MOTIONS) + 1, 1)
     rng = np.random.default_rng([seed, 20])
 
@@ -141,11 +195,18 @@ def _train_motion(encoder: nn.Module, train: list[RenderedScene], held: list[Ren
             seconds = np.arange(scene.frame_count) / scene.fps
             centre = rng.uniform(0, seconds[-1])
             middle = min(int(centre * scene.fps), scene.frame_count - 1)
-            picked = torch.from_numpy(frames[sample_clip_frames(seconds, centre, CLIP_SECONDS, 8)]).permute(0, 3, 1, 2)
+            picked = torch.from_numpy(
+                frames[sample_clip_frames(seconds, centre, CLIP_SECONDS, 8)]
+            ).permute(0, 3, 1, 2)
             clips.append(resize(pad_to_square(picked), (128, 128)).permute(1, 0, 2, 3))
             side = max(width, height)
-            owner = assign_cells_to_objects(boxes[:, middle], 8, 8, (side, side), ((side - width) / 2, (side - height) / 2))
-            motion = [next(MOTIONS.index(e.motion) for e in thing.events if e.begin <= middle < e.end) for thing in scene.things]
+            owner = assign_cells_to_objects(
+                boxes[:, middle], 8, 8, (side, side), ((side - width) / 2, (side - height) / 2)
+            )
+            motion = [
+                next(MOTIONS.index(e.motion) for e in thing.events if e.begin <= middle < e.end)
+                for thing in scene.things
+            ]
             owners.append(torch.from_numpy(owner))
             labels.append(torch.from_numpy(np.array([*motion, len(MOTIONS)])[owner]))
         return torch.stack(clips), torch.stack(owners) >= 0, torch.stack(labels)
@@ -157,10 +218,23 @@ def _train_motion(encoder: nn.Module, train: list[RenderedScene], held: list[Ren
         loss = functional.cross_entropy(out, label, weight=weight)
         return loss, {"motion": float((out.argmax(1) == label)[owned].float().mean())}
 
-    return _fit_encoder("motion", encoder, head, lambda n: batch(train, n), lambda n: batch(held, n), judge, steps, 24, _count_validation_samples(held), progress)
+    return _fit_encoder(
+        "motion",
+        encoder,
+        head,
+        lambda n: batch(train, n),
+        lambda n: batch(held, n),
+        judge,
+        steps,
+        24,
+        _count_validation_samples(held),
+        progress,
+    )
 
 
-def _train_text(out: Path, films: list[RenderedScene], steps: int, seed: int, progress: StageProgressCallback) -> dict[str, float]:
+def _train_text(
+    out: Path, films: list[RenderedScene], steps: int, seed: int, progress: StageProgressCallback
+) -> dict[str, float]:
     if out.resolve() == TOKENIZER_FILE.parent.resolve() or not TOKENIZER_FILE.exists():
         train_tokenizer(generate_sentences(), TOKENIZER_FILE)
     encoder = build_encoder("text", "tiny").train()
@@ -188,12 +262,29 @@ def _train_text(out: Path, films: list[RenderedScene], steps: int, seed: int, pr
 
     def judge(states: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         parts = head(states[:, 0]).split([len(part) + 1 for part in names], -1)
-        everywhere = head((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).split([len(part) + 1 for part in names], -1)
-        loss = sum(functional.cross_entropy(p, labels[:, i]) for group in (parts, everywhere) for i, p in enumerate(group))
+        everywhere = head((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).split(
+            [len(part) + 1 for part in names], -1
+        )
+        loss = sum(
+            functional.cross_entropy(p, labels[:, i])
+            for group in (parts, everywhere)
+            for i, p in enumerate(group)
+        )
         right = torch.stack([p.argmax(-1) == labels[:, i] for i, p in enumerate(parts)]).all(0)
         return torch.as_tensor(loss), {"text": float(right.float().mean())}
 
-    report = _fit_encoder("text", encoder, head, lambda n: batch(pool, n), lambda n: batch(held, n), judge, steps, 64, 256, progress)
+    report = _fit_encoder(
+        "text",
+        encoder,
+        head,
+        lambda n: batch(pool, n),
+        lambda n: batch(held, n),
+        judge,
+        steps,
+        64,
+        256,
+        progress,
+    )
     _save_encoder(encoder, out / "text.safetensors")
     return report
 
@@ -214,7 +305,9 @@ def _fit_encoder(
     rate = 3e-3 if name != "text" else 1e-3
     parameters = [*encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rate, total_steps=steps, pct_start=0.1
+    )
     for step in range(steps):
         inputs, where, target = train(size)
         states = encoder(inputs, where) if name == "text" else encoder(inputs)

@@ -62,7 +62,9 @@ class Query(StrictModel):
         if self.truth is not None:
             first, last = self.truth.span
             if not begin <= first < last <= end:
-                raise ValueError(f"truth span [{first}, {last}) does not lie in the segment [{begin}, {end})")
+                raise ValueError(
+                    f"truth span [{first}, {last}) does not lie in the segment [{begin}, {end})"
+                )
         return self
 
 
@@ -95,4 +97,6 @@ class Failure(StrictModel):
     attempts: int = 1
 
 
-_value_repr.maxstring = _value_repr.maxother = _value_repr.maxlong = 80  # and six levels deep, whatever was sent
+_value_repr.maxstring = _value_repr.maxother = _value_repr.maxlong = (
+    80  # and six levels deep, whatever was sent
+)

@@ -42,7 +42,9 @@ def compute_clip_centers(seconds: np.ndarray, stride_seconds: float) -> np.ndarr
     return seconds[0] + (np.arange(count) + 0.5) * stride_seconds
 
 
-def sample_clip_frames(seconds: np.ndarray, center: float, clip_seconds: float, count: int) -> np.ndarray:
+def sample_clip_frames(
+    seconds: np.ndarray, center: float, clip_seconds: float, count: int
+) -> np.ndarray:
     """The `count` frames of one clip: nearest to times evenly spread over `span` seconds around `centre`.
 
     Times before the first or after the last frame clamp to that frame. Frame i of the clip stands for the
@@ -54,7 +56,9 @@ def sample_clip_frames(seconds: np.ndarray, center: float, clip_seconds: float, 
 
 def sample_bin_centers(num_items: int, count: int) -> np.ndarray:
     """Indices of `count` samples at the centres of equal parts of `available` items (`[count]`, repeats if short)."""
-    return np.minimum(((np.arange(count) + 0.5) * num_items / count).astype(np.int64), num_items - 1)
+    return np.minimum(
+        ((np.arange(count) + 0.5) * num_items / count).astype(np.int64), num_items - 1
+    )
 
 
 def plan_passes(num_items: int, count: int) -> list[np.ndarray]:
@@ -65,10 +69,18 @@ def plan_passes(num_items: int, count: int) -> list[np.ndarray]:
     """
     total = max(1, math.ceil(num_items / count))
     places = np.arange(count)
-    taken = [np.minimum(((places + (p + 0.5) / total) * num_items / count).astype(np.int64), num_items - 1) for p in range(total)]
+    taken = [
+        np.minimum(
+            ((places + (p + 0.5) / total) * num_items / count).astype(np.int64), num_items - 1
+        )
+        for p in range(total)
+    ]
     missed = np.setdiff1d(np.arange(num_items), np.concatenate(taken))
     if len(missed):
-        extra = [np.sort(np.resize(part, count)) for part in np.array_split(missed, math.ceil(len(missed) / count))]
+        extra = [
+            np.sort(np.resize(part, count))
+            for part in np.array_split(missed, math.ceil(len(missed) / count))
+        ]
         taken.extend(extra)
     return taken
 
@@ -98,7 +110,10 @@ def label_frames(frames: np.ndarray, span: tuple[int, int]) -> np.ndarray:
 def label_clips(span_tau: tuple[float, float], num_clips: int) -> np.ndarray:
     """Labels `[clips]` of clips covered at least half by the span (in τ); where none is, the one nearest its middle."""
     edges = np.arange(num_clips + 1) / num_clips
-    covered = np.clip(np.minimum(edges[1:], span_tau[1]) - np.maximum(edges[:-1], span_tau[0]), 0, None) * num_clips
+    covered = (
+        np.clip(np.minimum(edges[1:], span_tau[1]) - np.maximum(edges[:-1], span_tau[0]), 0, None)
+        * num_clips
+    )
     inside = covered >= 0.5 - 1e-9
     if not inside.any():
         inside[np.argmin(np.abs((edges[1:] + edges[:-1]) / 2 - sum(span_tau) / 2))] = True

@@ -42,7 +42,10 @@ class Tracks:
     def add(self, key: str, frames: np.ndarray, boxes: np.ndarray) -> None:
         exact = np.asarray(boxes, np.float64).reshape(-1, 4)
         short = exact.astype(np.float32)
-        self._tracks[key] = (np.asarray(frames, np.int32), short if (short == exact).all() else exact)
+        self._tracks[key] = (
+            np.asarray(frames, np.int32),
+            short if (short == exact).all() else exact,
+        )
 
     def save(self, path: Path) -> None:
         keys = sorted(self._tracks)
@@ -64,11 +67,17 @@ class Tracks:
         try:
             with np.load(path, allow_pickle=False) as file:
                 if int(file["format"]) != FORMAT:
-                    raise InputError(f"{path}: format {int(file['format'])} is unknown; this version reads {FORMAT}")
-                keys, offsets, frames, boxes = (file[name] for name in ("keys", "offsets", "frames", "boxes"))
+                    raise InputError(
+                        f"{path}: format {int(file['format'])} is unknown; this version reads {FORMAT}"
+                    )
+                keys, offsets, frames, boxes = (
+                    file[name] for name in ("keys", "offsets", "frames", "boxes")
+                )
         except FileNotFoundError:
             raise InputError(f"{path} does not exist: run stvg-prepare first") from None
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{path} cannot be read as tracks ({error}): run stvg-prepare again") from None
+            raise InputError(
+                f"{path} cannot be read as tracks ({error}): run stvg-prepare again"
+            ) from None
         rows = zip(keys.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
         return cls({key: (frames[b:e], boxes[b:e]) for key, b, e in rows})

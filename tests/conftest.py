@@ -18,7 +18,17 @@ settings.register_profile("without deadlines", deadline=None)
 settings.load_profile("without deadlines")
 """No test asserts on time: an example of hypothesis that a busy machine holds up for 200 ms is no failure."""
 SAMPLING = {"fps": 5.0, "short": 96, "clip_stride_seconds": 0.4, "clip_seconds": 0.8}
-MODEL = {"d": 16, "heads": 2, "ffn": 32, "layers": 1, "frames": 4, "clips": 8, "map_channels": 8, "map_kernel": 3, "map_layers": 1}
+MODEL = {
+    "d": 16,
+    "heads": 2,
+    "ffn": 32,
+    "layers": 1,
+    "frames": 4,
+    "clips": 8,
+    "map_channels": 8,
+    "map_kernel": 3,
+    "map_layers": 1,
+}
 
 
 class TinyRun(NamedTuple):
@@ -40,13 +50,29 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     from pipeline.extraction.run import run_extraction as extract
 
     place = tmp_path_factory.mktemp("tiny")
-    made = TinyRun(place / "shapes", place / "index" / "index.jsonl", place / "store", place / "runs" / "tiny")
-    counts = {"train_videos": 1, "val_videos": 1, "test_videos": 1, "sentences_per_video": 4, "seconds": (5.0, 5.0)}
+    made = TinyRun(
+        place / "shapes", place / "index" / "index.jsonl", place / "store", place / "runs" / "tiny"
+    )
+    counts = {
+        "train_videos": 1,
+        "val_videos": 1,
+        "test_videos": 1,
+        "sentences_per_video": 4,
+        "seconds": (5.0, 5.0),
+    }
     make_shapes(made.root, ShapesConfig.model_validate(counts), workers=1)
     prepare("shapes", made.root, made.index)
-    settings = {"backbones": "tiny", "weights": "tiny", "sampling": SAMPLING, "workers": 0, "device": "cpu"}
+    settings = {
+        "backbones": "tiny",
+        "weights": "tiny",
+        "sampling": SAMPLING,
+        "workers": 0,
+        "device": "cpu",
+    }
     extract(made.index, made.root, "shapes", made.store, ExtractConfig.model_validate(settings))
-    config = CsdvlTrainConfig.model_validate({"model": MODEL, "max_steps": 2, "batch": 2, "lr": 1e-3, "device": "cpu"})
+    config = CsdvlTrainConfig.model_validate(
+        {"model": MODEL, "max_steps": 2, "batch": 2, "lr": 1e-3, "device": "cpu"}
+    )
     prepare_run_dir(made.store, made.run, config)
     train(made.store, made.run, config)
     return made

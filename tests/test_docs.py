@@ -43,7 +43,9 @@ def test_keys_and_defaults_are_the_codes(section: str) -> None:
     assert documented(section) == defaults
 
 
-@pytest.mark.parametrize(("name", "kind"), [("CG-STVG", CgstvgTrainConfig), ("CoSTA", CostaTrainConfig)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("CG-STVG", CgstvgTrainConfig), ("CoSTA", CostaTrainConfig)]
+)
 def test_a_system_s_own_defaults_are_the_codes(name: str, kind: type[TrainConfig]) -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     written = yaml.safe_load(re.search(rf"### {name}.*?```yaml\n(.*?)```", text, re.DOTALL)[1])

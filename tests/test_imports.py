@@ -39,13 +39,17 @@ def imported_with(*modules: str) -> set[str]:
     """All modules that a fresh interpreter has loaded after these."""
     program = f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted(sys.modules)))"
     root = Path(pipeline.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=False
+    )
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout))
 
 
 def test_training_asking_and_planning_extraction_import_no_libraries_of_backbones() -> None:
-    assert not imported_with(*TRAINED_AND_ASKED, "pipeline.extraction.run") & (OF_NETWORKS | OF_EXTRACTION)
+    assert not imported_with(*TRAINED_AND_ASKED, "pipeline.extraction.run") & (
+        OF_NETWORKS | OF_EXTRACTION
+    )
 
 
 @pytest.mark.parametrize("module", PLAIN)

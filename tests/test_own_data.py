@@ -24,9 +24,23 @@ REPOSITORY = Path(__file__).parents[1]
 VIDEOS = Path(os.environ.get("STVG_VIDEOS") or REPOSITORY.parent / "shared" / "videos")
 SOURCE = VIDEOS / "demo.mp4"
 FRAMES = 30  # of 28 a second
-SMALL_MODEL = [f"model.{key}" for key in ("layers=1", "frames=4", "clips=4", "map_layers=1", "map_kernel=3", "d=32", "heads=2", "ffn=64")]
+SMALL_MODEL = [
+    f"model.{key}"
+    for key in (
+        "layers=1",
+        "frames=4",
+        "clips=4",
+        "map_layers=1",
+        "map_kernel=3",
+        "d=32",
+        "heads=2",
+        "ffn=64",
+    )
+]
 pytestmark = [
-    pytest.mark.skipif(not SOURCE.is_file(), reason=f"no real videos: {SOURCE} is absent (set STVG_VIDEOS)"),
+    pytest.mark.skipif(
+        not SOURCE.is_file(), reason=f"no real videos: {SOURCE} is absent (set STVG_VIDEOS)"
+    ),
     pytest.mark.soak,  # two minutes: the full-size backbones are made and run twice
 ]
 
@@ -45,12 +59,18 @@ def shorten(source: Path, target: Path, count: int) -> Path:
 
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = old.streams.video[0]
-        copy = new.add_stream("libx264", rate=round(stream.average_rate or 25), options={"preset": "ultrafast"})
+        copy = new.add_stream(
+            "libx264", rate=round(stream.average_rate or 25), options={"preset": "ultrafast"}
+        )
         copy.width, copy.height, copy.pix_fmt = stream.width, stream.height, "yuv420p"
         for number, frame in enumerate(old.decode(stream)):
             if number == count:
                 break
-            new.mux(copy.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")))
+            new.mux(
+                copy.encode(
+                    av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")
+                )
+            )
         new.mux(copy.encode(None))
     return target
 
@@ -66,7 +86,12 @@ def test_own_data_from_video_to_tube(tmp_path: Path) -> None:
     shorten(SOURCE, tmp_path / "own" / "hall.mp4", FRAMES)
     boxes = [[40 + n, 30, 140 + n, 240] for n in range(20)]
     rows = [
-        {"video": "hall.mp4", "text": "the man walks to the left", "tube": {"begin": 5, "boxes": boxes}, "split": "train"},
+        {
+            "video": "hall.mp4",
+            "text": "the man walks to the left",
+            "tube": {"begin": 5, "boxes": boxes},
+            "split": "train",
+        },
         {"video": "hall.mp4", "text": "who stands still?", "split": "train"},
     ]
     own = tmp_path / "own" / "own.jsonl"
@@ -83,7 +108,18 @@ def test_own_data_from_video_to_tube(tmp_path: Path) -> None:
     assert Tracks.load(tmp_path / "index" / "tracks.npz")["1"][1].tolist() == boxes
 
     store = tmp_path / "store"
-    run(extract.app, *data, "--store", store, "--backbones", "full", "--weights", "random:0", "--workers", 0)
+    run(
+        extract.app,
+        *data,
+        "--store",
+        store,
+        "--backbones",
+        "full",
+        "--weights",
+        "random:0",
+        "--workers",
+        0,
+    )
     made = Store(store)
     assert made.verify() == []
     shapes = {name: made.open(name).shape("hall.mp4") for name in ("appearance", "motion")}
@@ -91,16 +127,40 @@ def test_own_data_from_video_to_tube(tmp_path: Path) -> None:
     assert made.open("text").shape("1")[1:] == (768,)
     assert all(np.isfinite(made.open(name).read("hall.mp4")).all() for name in shapes)
 
-    settings = [f"--set={text}" for text in ("max_steps=2", "batch=1", "log_every=1", "device=cpu", *SMALL_MODEL)]
-    run(train.app, "--features", store, "--run", tmp_path / "run", "--preset", "hcstvg-v1", *settings)
+    settings = [
+        f"--set={text}"
+        for text in ("max_steps=2", "batch=1", "log_every=1", "device=cpu", *SMALL_MODEL)
+    ]
+    run(
+        train.app,
+        "--features",
+        store,
+        "--run",
+        tmp_path / "run",
+        "--preset",
+        "hcstvg-v1",
+        *settings,
+    )
     assert (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["finished"] == 2
 
     video, answer = tmp_path / "own" / "hall.mp4", tmp_path / "tube.json"
-    run(predict.app, video, "the man walks to the left", "who stands still?", "--run", tmp_path / "run", "--json", answer)
+    run(
+        predict.app,
+        video,
+        "the man walks to the left",
+        "who stands still?",
+        "--run",
+        tmp_path / "run",
+        "--json",
+        answer,
+    )
     tubes = json.loads(answer.read_text())
     assert tubes["video"]["size"] == [340, 256]
-    assert [query["text"] for query in tubes["queries"]] == ["the man walks to the left", "who stands still?"]
+    assert [query["text"] for query in tubes["queries"]] == [
+        "the man walks to the left",
+        "who stands still?",
+    ]
     for query in tubes["queries"]:
         begin, end = query["span_frames"]
         assert 0 <= begin < end <= FRAMES

@@ -14,14 +14,19 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 def file_of(module: str) -> Path | None:
     whole = ROOT.joinpath(*module.split("."))
-    return next((file for file in (whole.with_suffix(".py"), whole / "__init__.py") if file.is_file()), None)
+    return next(
+        (file for file in (whole.with_suffix(".py"), whole / "__init__.py") if file.is_file()), None
+    )
 
 
 def imported(file: Path) -> set[Path]:
     """The project's files that one file imports, inside functions too, but not for types alone."""
     tree = ast.parse(file.read_text())
     types = {
-        part for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) for part in ast.walk(node)
+        part
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for part in ast.walk(node)
     }
     names: set[str] = set()
     for node in set(ast.walk(tree)) - types:
@@ -29,7 +34,11 @@ def imported(file: Path) -> set[Path]:
             names |= {one.name for one in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{one.name}" for one in node.names)}
-    return {found for name in names if name.split(".")[0] in ("pipeline", "grounding", "cli") and (found := file_of(name))}
+    return {
+        found
+        for name in names
+        if name.split(".")[0] in ("pipeline", "grounding", "cli") and (found := file_of(name))
+    }
 
 
 def all_imported(start: Path) -> set[str]:
@@ -54,10 +63,23 @@ def test_a_stage_depends_on_no_code_that_its_command_does_not_use(stage: str) ->
     deps, used = code_of(stage)
     assert [dep for dep in deps if not (ROOT / dep).exists()] == []
     data = [dep for dep in deps if dep.endswith((".yaml", "/templates"))]
-    assert [dep for dep in deps if dep not in data and not any(file == dep or file.startswith(f"{dep}/") for file in used)] == []
+    assert [
+        dep
+        for dep in deps
+        if dep not in data and not any(file == dep or file.startswith(f"{dep}/") for file in used)
+    ] == []
 
 
 def test_training_is_done_again_when_any_code_of_grounding_changes_that_it_uses() -> None:
     deps, used = code_of("train")
-    ours = {file for file in used if file.startswith("grounding/") and not file.endswith("__init__.py")}
-    assert sorted(file for file in ours if not any(file == dep or file.startswith(f"{dep}/") for dep in deps)) == []
+    ours = {
+        file for file in used if file.startswith("grounding/") and not file.endswith("__init__.py")
+    }
+    assert (
+        sorted(
+            file
+            for file in ours
+            if not any(file == dep or file.startswith(f"{dep}/") for dep in deps)
+        )
+        == []
+    )

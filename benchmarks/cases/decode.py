@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Case, LowerBound, Comparison, Measurement
+from benchmarks.case import Case, Comparison, LowerBound, Measurement
 from benchmarks.synthetic_data import make_video
-from benchmarks.timing import time_interleaved, profile_python
+from benchmarks.timing import profile_python, time_interleaved
 from pipeline.video import ProcessDecoder, VideoMetadata, open_frames, probe
 
 WORK_SECONDS = 0.002
@@ -41,7 +41,9 @@ class Decode(Case):
     def __enter__(self) -> Decode:
         super().__enter__()
         self.process_decoder = ProcessDecoder().__enter__()
-        self.paths = [make_video(self.work_dir / name, size, frames) for name, size, frames in self.videos]
+        self.paths = [
+            make_video(self.work_dir / name, size, frames) for name, size, frames in self.videos
+        ]
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -50,32 +52,57 @@ class Decode(Case):
 
     def check_agreement(self) -> None:
         for path in self.paths:
-            digests = {name: compute_digest(read) for name, read in build_readers(path, probe(path), self.process_decoder).items()}
+            digests = {
+                name: compute_digest(read)
+                for name, read in build_readers(path, probe(path), self.process_decoder).items()
+            }
             assert len(set(digests.values())) == 1, f"{path}: {digests}"
 
     def measure(self) -> list[Comparison]:
-        return [group for path in self.paths for work in (0.0, WORK_SECONDS) for group in self._measure_video(path, work)]
+        return [
+            group
+            for path in self.paths
+            for work in (0.0, WORK_SECONDS)
+            for group in self._measure_video(path, work)
+        ]
 
     def _measure_video(self, path: Path, work: float) -> list[Comparison]:
         facts = probe(path)
-        reads = {name: partial(consume, read, work, facts.frame_count) for name, read in build_readers(path, facts, self.process_decoder).items()}
+        reads = {
+            name: partial(consume, read, work, facts.frame_count)
+            for name, read in build_readers(path, facts, self.process_decoder).items()
+        }
         pixels = facts.frame_count * facts.size[0] * facts.size[1] * 3
         tops = {} if work else {name: profile_python(read) for name, read in reads.items()}
         found = {
-            name: Measurement(own, LowerBound(bytes=pixels), hotspots=tops.get(name, []), extra={"frames_per_second": facts.frame_count / min(own)})
+            name: Measurement(
+                own,
+                LowerBound(bytes=pixels),
+                hotspots=tops.get(name, []),
+                extra={"frames_per_second": facts.frame_count / min(own)},
+            )
             for name, own in time_interleaved(reads, self.rounds).items()
         }
         title = f"{path.name}, {facts.size[0]}×{facts.size[1]}, {facts.frame_count} frames"
         return [Comparison(f"{title}, {work * 1e3:.0f} ms of work each" if work else title, found)]
 
 
-def build_readers(path: Path, metadata: VideoMetadata, process_decoder: ProcessDecoder) -> dict[str, FrameOpener]:
+def build_readers(
+    path: Path, metadata: VideoMetadata, process_decoder: ProcessDecoder
+) -> dict[str, FrameOpener]:
     """The decoder that is chosen for the file first, in this process; then in the child; then the other one."""
     wanted = range(metadata.frame_count)
     with open_frames(path, metadata, wanted) as frames:
         chosen = frames.decoder
-    ways: dict[str, FrameOpener] = {chosen: lambda: open_frames(path, metadata, wanted), f"child {chosen}": lambda: process_decoder.frames(path, metadata, wanted)}
-    return ways if chosen == "pyav" else ways | {"pyav": lambda: open_frames(path, metadata, wanted, "pyav")}
+    ways: dict[str, FrameOpener] = {
+        chosen: lambda: open_frames(path, metadata, wanted),
+        f"child {chosen}": lambda: process_decoder.frames(path, metadata, wanted),
+    }
+    return (
+        ways
+        if chosen == "pyav"
+        else ways | {"pyav": lambda: open_frames(path, metadata, wanted, "pyav")}
+    )
 
 
 def consume(read: FrameOpener, work_seconds: float, expected: int) -> None:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.case import Case, LowerBound, Comparison, Measurement
+from benchmarks.case import Case, Comparison, LowerBound, Measurement
 from benchmarks.synthetic_data import fill_store, make_queries
-from benchmarks.timing import run_in_forked_process, time_interleaved, profile_torch
-from benchmarks.training_step import CHANNELS, TrainingStep, measure_bound_and_peak, build_network
+from benchmarks.timing import profile_torch, run_in_forked_process, time_interleaved
+from benchmarks.training_step import CHANNELS, TrainingStep, build_network, measure_bound_and_peak
 from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
 from grounding.modules.freezing import tune
@@ -71,21 +71,37 @@ class BackboneInputs:
         width, height = compute_appearance_size(size.video_size, size.short_side)
         frames, side = size.clip_shape
         pictures = torch.randint(0, 256, (config.model.frames, height, width, 3), dtype=torch.uint8)
-        clips = torch.randint(0, 256, (config.model.clips, 3, frames, side, side), dtype=torch.uint8)
+        clips = torch.randint(
+            0, 256, (config.model.clips, 3, frames, side, side), dtype=torch.uint8
+        )
         return cls(pictures, clips, torch.randn(size.num_tokens, CHANNELS["text"]).half().numpy())
 
     def roll(self, shift: int) -> BackboneInputs:
         """Another video: the same moments, in another order."""
-        return BackboneInputs(self.pictures.roll(shift, 0), self.clips.roll(shift, 0), self.text_states)
+        return BackboneInputs(
+            self.pictures.roll(shift, 0), self.clips.roll(shift, 0), self.text_states
+        )
 
 
 class NetworkWithBackbones(nn.Module):
     """CSDVL with its backbones before it, of which the image encoder `learns`. Given pictures for maps, and clips
-    `[B, T_d, 3, frames, side, side]` for motion maps."""
+    `[B, T_d, 3, frames, side, side]` for motion maps.
+    """
 
-    def __init__(self, network: nn.Module, image_encoder: nn.Module, motion_encoder: nn.Module, train_image_encoder: bool) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        image_encoder: nn.Module,
+        motion_encoder: nn.Module,
+        train_image_encoder: bool,
+    ) -> None:
         super().__init__()
-        self.network, self.image_encoder, self.motion_encoder, self.train_image_encoder = network, image_encoder, motion_encoder, train_image_encoder
+        self.network, self.image_encoder, self.motion_encoder, self.train_image_encoder = (
+            network,
+            image_encoder,
+            motion_encoder,
+            train_image_encoder,
+        )
         tune(image_encoder, train_image_encoder)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> NetworkWithBackbones:
@@ -97,8 +113,12 @@ class NetworkWithBackbones(nn.Module):
 
     def forward(self, inputs: Inputs) -> Any:
         pictures = inputs.appearance.permute(0, 1, 4, 2, 3)
-        maps = _encode_batches(self.image_encoder, pictures, ENCODER_BATCH_SIZES["image"], self.train_image_encoder)
-        clips = _encode_batches(self.motion_encoder, inputs.motion, ENCODER_BATCH_SIZES["motion"], False)
+        maps = _encode_batches(
+            self.image_encoder, pictures, ENCODER_BATCH_SIZES["image"], self.train_image_encoder
+        )
+        clips = _encode_batches(
+            self.motion_encoder, inputs.motion, ENCODER_BATCH_SIZES["motion"], False
+        )
         size = torch.tensor([maps.shape[2:4]] * len(maps), device=maps.device)
         return self.network(replace(inputs, appearance=maps, motion=clips, map_size=size))
 
@@ -106,7 +126,9 @@ class NetworkWithBackbones(nn.Module):
 def _encode_batches(encoder: nn.Module, seen: Tensor, together: int, learns: bool) -> Tensor:
     """What a backbone makes of `[B, T, …]`, a few at once, in float16 where it is frozen, as the store would hold it."""
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-        made = torch.cat([encoder(part) for part in seen.flatten(0, 1).split(together)]).unflatten(0, seen.shape[:2])
+        made = torch.cat([encoder(part) for part in seen.flatten(0, 1).split(together)]).unflatten(
+            0, seen.shape[:2]
+        )
     return made if learns else made.half()
 
 
@@ -127,47 +149,105 @@ class Fixture:
         settings = merge(get_preset("hcstvg-v1"), size.overrides)
         self.config = CsdvlTrainConfig.model_validate(settings)
         self.backbone_inputs = BackboneInputs.from_size(size, self.config)
-        loaded = {name: load_backbone(name, size.backbones, "random:0").encoder.to(self.device) for name in ("appearance", "motion")}
+        loaded = {
+            name: load_backbone(name, size.backbones, "random:0").encoder.to(self.device)
+            for name in ("appearance", "motion")
+        }
         self.image_encoder, self.motion_encoder = loaded.values()
-        self.network = build_network(self.config, CHANNELS | {name: encoder.channels for name, encoder in loaded.items()})
-        self.queries = make_queries([f"v{number:03}" for number in range(self.config.batch)], self.config.model.frames * MAP_STRIDE_FRAMES, size.video_size)
+        self.network = build_network(
+            self.config, CHANNELS | {name: encoder.channels for name, encoder in loaded.items()}
+        )
+        self.queries = make_queries(
+            [f"v{number:03}" for number in range(self.config.batch)],
+            self.config.model.frames * MAP_STRIDE_FRAMES,
+            size.video_size,
+        )
 
     @torch.inference_mode()
     def write_store(self, store: Path) -> None:
         """Extraction in short: every video's maps and clips, in float16."""
-        maps = _encode_batches(self.image_encoder, self.backbone_inputs.pictures.permute(0, 3, 1, 2)[None].to(self.device), ENCODER_BATCH_SIZES["image"], False)[0].cpu().numpy()
-        clips = _encode_batches(self.motion_encoder, self.backbone_inputs.clips[None].to(self.device), ENCODER_BATCH_SIZES["motion"], False)[0].cpu().numpy()
+        maps = (
+            _encode_batches(
+                self.image_encoder,
+                self.backbone_inputs.pictures.permute(0, 3, 1, 2)[None].to(self.device),
+                ENCODER_BATCH_SIZES["image"],
+                False,
+            )[0]
+            .cpu()
+            .numpy()
+        )
+        clips = (
+            _encode_batches(
+                self.motion_encoder,
+                self.backbone_inputs.clips[None].to(self.device),
+                ENCODER_BATCH_SIZES["motion"],
+                False,
+            )[0]
+            .cpu()
+            .numpy()
+        )
         rows = {"appearance": maps, "motion": clips}
-        fill_store(store, self.queries, {**{name: self._build_entries(name, own) for name, own in rows.items()}, "text": self._build_text_entries()})
+        fill_store(
+            store,
+            self.queries,
+            {
+                **{name: self._build_entries(name, own) for name, own in rows.items()},
+                "text": self._build_text_entries(),
+            },
+        )
 
     def _build_entries(self, name: str, rows: np.ndarray) -> Iterator[Entry]:
         query = self.queries[0]
         frames = (np.arange(len(rows)) + 0.5) / len(rows) * query.frame_count
         facts = {"size": list(query.size), "fps": query.fps, "frame_count": query.frame_count}
         for number, own in enumerate(self.queries):
-            yield Entry(own.video, own.video, np.roll(rows, number, 0), {"frame": frames.astype(np.int64)}, facts)
+            yield Entry(
+                own.video,
+                own.video,
+                np.roll(rows, number, 0),
+                {"frame": frames.astype(np.int64)},
+                facts,
+            )
 
     def _build_text_entries(self) -> Iterator[Entry]:
         for query in self.queries:
-            yield Entry(query.id, query.video, self.backbone_inputs.text_states, {"token": np.arange(len(self.backbone_inputs.text_states))}, {})
+            yield Entry(
+                query.id,
+                query.video,
+                self.backbone_inputs.text_states,
+                {"token": np.arange(len(self.backbone_inputs.text_states))},
+                {},
+            )
 
     def build_loader(self, store: Path) -> Loader:
         model = self.config.model
-        features = GroundingDataset.from_store(store, "train", model.frames, model.clips, device=self.device)
+        features = GroundingDataset.from_store(
+            store, "train", model.frames, model.clips, device=self.device
+        )
         return Loader(features, features.queries, self.config.batch, 0, 0, device=self.device)
 
     def build_raw_batch(self, batch: Batch) -> Batch:
         """The batch with what the backbones see in the place of what they make."""
         own = [self.backbone_inputs.roll(int(name[1:])) for name in batch.query_ids]
-        pictures, clips = (torch.stack([getattr(raw, name) for raw in own]).to(self.device) for name in ("pictures", "clips"))
-        return Batch(replace(batch.inputs, appearance=pictures, motion=clips), batch.targets, batch.query_ids)
+        pictures, clips = (
+            torch.stack([getattr(raw, name) for raw in own]).to(self.device)
+            for name in ("pictures", "clips")
+        )
+        return Batch(
+            replace(batch.inputs, appearance=pictures, motion=clips), batch.targets, batch.query_ids
+        )
 
     def build_step(self, variant: str) -> TrainingStep:
         how, network = VARIANTS[variant], copy.deepcopy(self.network)
         if how is None:
             return TrainingStep(self.config, network, self.device)
-        (learns, quick), backbones = how, (copy.deepcopy(self.image_encoder), copy.deepcopy(self.motion_encoder))
-        fed = NetworkWithBackbones(network, *map(optimize_for_inference, backbones) if quick else backbones, learns)
+        (learns, quick), backbones = (
+            how,
+            (copy.deepcopy(self.image_encoder), copy.deepcopy(self.motion_encoder)),
+        )
+        fed = NetworkWithBackbones(
+            network, *map(optimize_for_inference, backbones) if quick else backbones, learns
+        )
         return TrainingStep(self.config, fed, self.device)
 
 
@@ -208,16 +288,28 @@ class EndToEndStep(Case):
     def measure(self) -> list[Comparison]:
         made = self.fixture
         store = self.work_dir / "store"
-        least = {way: run_in_forked_process(_measure_bound_and_peak, way, self.resolved_size, self.device, store) for way in VARIANTS}  # while this process holds little
+        least = {
+            way: run_in_forked_process(
+                _measure_bound_and_peak, way, self.resolved_size, self.device, store
+            )
+            for way in VARIANTS
+        }  # while this process holds little
         with made.build_loader(store) as loader:
             batches = iter(loader)
             raw = [made.build_raw_batch(part) for part in next(batches)]
             steps = {way: made.build_step(way) for way in VARIANTS}
             first, *others = VARIANTS
-            ways = {first: lambda: steps[first](next(batches))} | {way: (lambda way=way: steps[way](raw)) for way in others}
-            tops = {way: profile_torch(step, self.device) for way, step in ways.items()}  # each has now begun
+            ways = {first: lambda: steps[first](next(batches))} | {
+                way: (lambda way=way: steps[way](raw)) for way in others
+            }
+            tops = {
+                way: profile_torch(step, self.device) for way, step in ways.items()
+            }  # each has now begun
             seconds = time_interleaved(ways, self.rounds, warmup_rounds=0, untimed_calls=1)
-        found = {way: Measurement(own, *least[way], tops[way], {"parameters": steps[way].num_parameters}) for way, own in seconds.items()}
+        found = {
+            way: Measurement(own, *least[way], tops[way], {"parameters": steps[way].num_parameters})
+            for way, own in seconds.items()
+        }
         return [Comparison(self.build_title(raw[0]), found)]
 
     def build_title(self, part: Batch) -> str:
@@ -225,7 +317,9 @@ class EndToEndStep(Case):
         return f"{pictures[0]} × {pictures[1]} frames of {pictures[3]}×{pictures[2]}, {clips[1]} clips of {clips[3]}×{clips[4]}×{clips[5]}"
 
 
-def _measure_bound_and_peak(way: str, size: EndToEndSize, device: str, store: Path) -> tuple[LowerBound, int]:
+def _measure_bound_and_peak(
+    way: str, size: EndToEndSize, device: str, store: Path
+) -> tuple[LowerBound, int]:
     made = Fixture(size, device)
     with made.build_loader(store) as loader:
         parts = next(iter(loader))

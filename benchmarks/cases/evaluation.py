@@ -12,8 +12,8 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.case import ONE_THREAD, Case, LowerBound, Comparison, Measurement
-from benchmarks.timing import time_interleaved, profile_python
+from benchmarks.case import ONE_THREAD, Case, Comparison, LowerBound, Measurement
+from benchmarks.timing import profile_python, time_interleaved
 
 VIDEO_SIZE = (640, 360)
 NUM_CHECKED = 20
@@ -38,12 +38,32 @@ class Evaluation(Case):
         from grounding.structures.tubes import Tubes
 
         super().__enter__()
-        self.true_boxes, self.predicted_boxes = sample_boxes(np.random.default_rng(0), self.num_queries, self.num_frames)
-        names, offsets = tuple(map(str, range(self.num_queries))), np.arange(self.num_queries + 1) * self.num_frames
-        frames, whole = np.tile(np.arange(self.num_frames), self.num_queries), np.tile([[0, self.num_frames]], (self.num_queries, 1))
-        true, predicted = (boxes.reshape(-1, 4) for boxes in (self.true_boxes, self.predicted_boxes))
-        self.truth_tubes = Truths(Tubes(names, whole, offsets, frames, true, framewise=True), np.full(self.num_queries, 30.0), whole)
-        self.predicted_tubes = Tubes(names, np.tile([[self.num_frames // 6, self.num_frames]], (self.num_queries, 1)), offsets, frames, predicted)
+        self.true_boxes, self.predicted_boxes = sample_boxes(
+            np.random.default_rng(0), self.num_queries, self.num_frames
+        )
+        names, offsets = (
+            tuple(map(str, range(self.num_queries))),
+            np.arange(self.num_queries + 1) * self.num_frames,
+        )
+        frames, whole = (
+            np.tile(np.arange(self.num_frames), self.num_queries),
+            np.tile([[0, self.num_frames]], (self.num_queries, 1)),
+        )
+        true, predicted = (
+            boxes.reshape(-1, 4) for boxes in (self.true_boxes, self.predicted_boxes)
+        )
+        self.truth_tubes = Truths(
+            Tubes(names, whole, offsets, frames, true, framewise=True),
+            np.full(self.num_queries, 30.0),
+            whole,
+        )
+        self.predicted_tubes = Tubes(
+            names,
+            np.tile([[self.num_frames // 6, self.num_frames]], (self.num_queries, 1)),
+            offsets,
+            frames,
+            predicted,
+        )
         self._write_files()
         return self
 
@@ -62,28 +82,54 @@ class Evaluation(Case):
 
         size = self.true_boxes.nbytes + self.predicted_boxes.nbytes
         ways: dict[str, Callable[[], object]] = {"a plain loop": self._evaluate_by_loop}
-        ways |= {protocol: partial(judge_tubes, self.truth_tubes, self.predicted_tubes, protocol) for protocol in PROTOCOLS}
+        ways |= {
+            protocol: partial(judge_tubes, self.truth_tubes, self.predicted_tubes, protocol)
+            for protocol in PROTOCOLS
+        }
         arrays = time_interleaved(ways, self.rounds)
-        arrays["a plain loop"] = [seconds * self.num_queries / min(NUM_CHECKED, self.num_queries) for seconds in arrays["a plain loop"]]
+        arrays["a plain loop"] = [
+            seconds * self.num_queries / min(NUM_CHECKED, self.num_queries)
+            for seconds in arrays["a plain loop"]
+        ]
         top = {"every-frame": profile_python(ways["every-frame"])}
-        files = time_interleaved({"json.loads": self._read_plain, "stvg-eval": self._run_stvg_eval}, 1, warmup_rounds=0)
-        read = sum((self.work_dir / name).stat().st_size for name in ("predictions.jsonl", "index.jsonl", "tracks.npz"))
+        files = time_interleaved(
+            {"json.loads": self._read_plain, "stvg-eval": self._run_stvg_eval}, 1, warmup_rounds=0
+        )
+        read = sum(
+            (self.work_dir / name).stat().st_size
+            for name in ("predictions.jsonl", "index.jsonl", "tracks.npz")
+        )
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        whole = Measurement(files["stvg-eval"], LowerBound(bytes=read), peak, extra={"bytes_of_files": read})
+        whole = Measurement(
+            files["stvg-eval"], LowerBound(bytes=read), peak, extra={"bytes_of_files": read}
+        )
         return [
             Comparison(
                 f"{self.num_queries:,} queries of {self.num_frames} frames, arrays",
-                {n: Measurement(own, LowerBound(bytes=size), hotspots=top.get(n, [])) for n, own in arrays.items()},
+                {
+                    n: Measurement(own, LowerBound(bytes=size), hotspots=top.get(n, []))
+                    for n, own in arrays.items()
+                },
             ),
-            Comparison(f"{self.num_queries:,} queries of {self.num_frames} frames, files", {"json.loads": Measurement(files["json.loads"]), "stvg-eval": whole}),
+            Comparison(
+                f"{self.num_queries:,} queries of {self.num_frames} frames, files",
+                {"json.loads": Measurement(files["json.loads"]), "stvg-eval": whole},
+            ),
         ]
 
     def _evaluate_by_loop(self) -> list[tuple[float, float]]:
-        """vIoU and sIoU of the first queries, frame by frame."""
+        """VIoU and sIoU of the first queries, frame by frame."""
         found = []
-        for a, b in zip(self.true_boxes[:NUM_CHECKED], self.predicted_boxes[:NUM_CHECKED], strict=True):
+        for a, b in zip(
+            self.true_boxes[:NUM_CHECKED], self.predicted_boxes[:NUM_CHECKED], strict=True
+        ):
             overlaps = [compute_iou(*pair) for pair in zip(a.tolist(), b.tolist(), strict=True)]
-            found.append((sum(overlaps[self.num_frames // 6 :]) / self.num_frames, sum(overlaps) / self.num_frames))
+            found.append(
+                (
+                    sum(overlaps[self.num_frames // 6 :]) / self.num_frames,
+                    sum(overlaps) / self.num_frames,
+                )
+            )
         return found
 
     def _run_stvg_eval(self) -> None:
@@ -116,18 +162,45 @@ class Evaluation(Case):
                 video, own = f"{number % self.num_videos}", number % (4 * self.num_videos)
                 if f"{own}" not in tracks:
                     tracks.add(f"{own}", np.arange(frames), self.true_boxes[own])
-                about = {"id": f"q{number}", "video": video, "path": f"{video}.mp4", "fps": 30.0, "frame_count": frames, "size": VIDEO_SIZE}
-                said = {"text": "x", "form": "declarative" if number % 2 else "interrogative", "split": "test"}
+                about = {
+                    "id": f"q{number}",
+                    "video": video,
+                    "path": f"{video}.mp4",
+                    "fps": 30.0,
+                    "frame_count": frames,
+                    "size": VIDEO_SIZE,
+                }
+                said = {
+                    "text": "x",
+                    "form": "declarative" if number % 2 else "interrogative",
+                    "split": "test",
+                }
                 truth = Truth(span=(0, frames), track=f"{own}")
-                queries.append(Query.model_validate({**about, **said, "segment": (0, frames), "truth": truth}))
-                rows = [[frame, *box] for frame, box in enumerate(self.predicted_boxes[number].tolist())]
-                file.write(json.dumps({"id": f"q{number}", "span": [frames // 6, frames], "score": 0.5, "boxes": rows}) + "\n")
+                queries.append(
+                    Query.model_validate({**about, **said, "segment": (0, frames), "truth": truth})
+                )
+                rows = [
+                    [frame, *box] for frame, box in enumerate(self.predicted_boxes[number].tolist())
+                ]
+                file.write(
+                    json.dumps(
+                        {
+                            "id": f"q{number}",
+                            "span": [frames // 6, frames],
+                            "score": 0.5,
+                            "boxes": rows,
+                        }
+                    )
+                    + "\n"
+                )
         write_jsonl(self.work_dir / "index.jsonl", queries)
         tracks.save(self.work_dir / "tracks.npz")
         write_json(self.work_dir / "defects.json", {"dataset": "vidstg"})
 
 
-def sample_boxes(rng: np.random.Generator, queries: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+def sample_boxes(
+    rng: np.random.Generator, queries: int, frames: int
+) -> tuple[np.ndarray, np.ndarray]:
     """True and predicted boxes `[queries, frames, 4]` xyxy, the predicted ones near the true."""
     corner = rng.integers(0, 200, (queries, 1, 2)) + rng.integers(0, 100, (queries, frames, 2))
     true = np.concatenate([corner, corner + np.array([180, 120])], -1).astype(np.float64)

@@ -15,8 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.case import ONE_THREAD, Case, LowerBound, Comparison, Measurement
-from benchmarks.extraction_stages import PRODUCTS, ExtractionWorkload, build_config, run_decoding, run_encoders, count_video_flops, extract_per_product
+from benchmarks.case import ONE_THREAD, Case, Comparison, LowerBound, Measurement
+from benchmarks.extraction_stages import (
+    PRODUCTS,
+    ExtractionWorkload,
+    build_config,
+    count_video_flops,
+    extract_per_product,
+    run_decoding,
+    run_encoders,
+)
 from benchmarks.machine import CORES, time_call
 from benchmarks.synthetic_data import FPS, make_queries, make_video, write_index
 from benchmarks.timing import profile_torch
@@ -24,10 +32,17 @@ from pipeline.extraction.cluster import MALLOC_ENVIRONMENT
 
 HAS_GPU = torch.cuda.is_available()
 FULL_RUN, PER_PRODUCT_RUN = "stvg-extract", "a decode pass and a file per video and product"
-DECODE_ONLY, ENCODE_ONLY, CPU_TIME = "decoding alone", "the networks alone", "all processor time, over all cores"
+DECODE_ONLY, ENCODE_ONLY, CPU_TIME = (
+    "decoding alone",
+    "the networks alone",
+    "all processor time, over all cores",
+)
 
 
-CPU_WORKLOADS = (ExtractionWorkload("tiny", 64, 8, (320, 240), 96), ExtractionWorkload("full", 2, 2, (320, 240), 320, rounds=1))
+CPU_WORKLOADS = (
+    ExtractionWorkload("tiny", 64, 8, (320, 240), 96),
+    ExtractionWorkload("full", 2, 2, (320, 240), 320, rounds=1),
+)
 GPU_WORKLOADS = (ExtractionWorkload("full", 96, 20, (640, 360), 320, "cuda"),)
 
 
@@ -56,7 +71,8 @@ class Extraction(Case):
             folder = self.work_dir / clips.title
             names = [f"{number:04d}" for number in range(clips.num_videos)]
             self.video_paths[clips.title] = [
-                make_video(folder / "videos" / f"{name}.mp4", clips.size, FPS * clips.seconds, seed) for seed, name in enumerate(names)
+                make_video(folder / "videos" / f"{name}.mp4", clips.size, FPS * clips.seconds, seed)
+                for seed, name in enumerate(names)
             ]
             write_index(folder, make_queries(names, FPS * clips.seconds, clips.size))
         return self
@@ -71,57 +87,116 @@ class Extraction(Case):
                 reader = Store(folder / "store-0").open(product)
                 for path in paths:
                     usual = np.load(folder / "npy-0" / product / f"{path.stem}.npy")
-                    tolerance = {"rtol": 1e-2, "atol": 1e-2} if clips.device == "cuda" else {"rtol": 0, "atol": 0}
-                    np.testing.assert_allclose(reader.read(path.stem).astype(np.float32), usual.astype(np.float32), **tolerance)  # type: ignore[arg-type]
+                    tolerance = (
+                        {"rtol": 1e-2, "atol": 1e-2}
+                        if clips.device == "cuda"
+                        else {"rtol": 0, "atol": 0}
+                    )
+                    np.testing.assert_allclose(
+                        reader.read(path.stem).astype(np.float32),
+                        usual.astype(np.float32),
+                        **tolerance,
+                    )  # type: ignore[arg-type]
 
     def measure(self) -> list[Comparison]:
-        return [Comparison(clips.title, self._build_measurements(clips, place[1], self.seconds[clips.title])) for clips, place in self._iterate_workloads()]
+        return [
+            Comparison(
+                clips.title, self._build_measurements(clips, place[1], self.seconds[clips.title])
+            )
+            for clips, place in self._iterate_workloads()
+        ]
 
     def _iterate_workloads(self) -> Iterator[tuple[ExtractionWorkload, tuple[Path, list[Path]]]]:
         for clips in self.workloads:
             yield clips, (self.work_dir / clips.title, self.video_paths[clips.title])
 
-    def _run_rounds(self, clips: ExtractionWorkload, folder: Path, paths: list[Path]) -> dict[str, list[float]]:
-        seconds: dict[str, list[float]] = {name: [] for name in (FULL_RUN, DECODE_ONLY, ENCODE_ONLY, CPU_TIME, PER_PRODUCT_RUN)}
+    def _run_rounds(
+        self, clips: ExtractionWorkload, folder: Path, paths: list[Path]
+    ) -> dict[str, list[float]]:
+        seconds: dict[str, list[float]] = {
+            name: [] for name in (FULL_RUN, DECODE_ONLY, ENCODE_ONLY, CPU_TIME, PER_PRODUCT_RUN)
+        }
         with warm_pools(clips, self.workers) as pools:
             for turn in range(clips.rounds):
                 with measure_cpu_time() as spent:
-                    seconds[FULL_RUN].append(time_call(partial(run_extraction, folder, f"store-{turn}", clips, self.workers)))
+                    seconds[FULL_RUN].append(
+                        time_call(
+                            partial(run_extraction, folder, f"store-{turn}", clips, self.workers)
+                        )
+                    )
                 seconds[CPU_TIME].append(spent[0] / CORES)
-                seconds[PER_PRODUCT_RUN].append(time_call(partial(run_in_new_pools, paths, clips, self.workers, str(folder / f"npy-{turn}"))))
+                seconds[PER_PRODUCT_RUN].append(
+                    time_call(
+                        partial(
+                            run_in_new_pools,
+                            paths,
+                            clips,
+                            self.workers,
+                            str(folder / f"npy-{turn}"),
+                        )
+                    )
+                )
                 for name, work in ((DECODE_ONLY, run_decoding), (ENCODE_ONLY, run_encoders)):
-                    seconds[name].append(time_call(partial(run_in_pools, pools, work, paths, clips)))
+                    seconds[name].append(
+                        time_call(partial(run_in_pools, pools, work, paths, clips))
+                    )
         return seconds
 
-    def _build_measurements(self, clips: ExtractionWorkload, paths: list[Path], seconds: dict[str, list[float]]) -> dict[str, Measurement]:
+    def _build_measurements(
+        self, clips: ExtractionWorkload, paths: list[Path], seconds: dict[str, list[float]]
+    ) -> dict[str, Measurement]:
         floors = {FULL_RUN: compute_lower_bound(clips, paths, self.workers)}
         facts = {FULL_RUN: {"videos_per_second": clips.num_videos / min(seconds[FULL_RUN])}}
         top = {FULL_RUN: profile_torch(partial(run_encoders, paths[:1], clips), clips.device)}
-        return {name: Measurement(own, floors.get(name), hotspots=top.get(name, []), extra=facts.get(name, {})) for name, own in seconds.items()}
+        return {
+            name: Measurement(
+                own, floors.get(name), hotspots=top.get(name, []), extra=facts.get(name, {})
+            )
+            for name, own in seconds.items()
+        }
 
 
-def compute_lower_bound(workload: ExtractionWorkload, paths: list[Path], workers: int) -> LowerBound:
+def compute_lower_bound(
+    workload: ExtractionWorkload, paths: list[Path], workers: int
+) -> LowerBound:
     """The networks' operations on all pictures and clips, and writing the pictures that are decoded."""
     pixels = FPS * workload.seconds * workload.size[0] * workload.size[1] * 3 * len(paths)
-    return LowerBound(count_video_flops(paths[0], workload) * len(paths), pixels, 1 if workload.device == "cuda" else workers)
+    return LowerBound(
+        count_video_flops(paths[0], workload) * len(paths),
+        pixels,
+        1 if workload.device == "cuda" else workers,
+    )
 
 
 def run_extraction(folder: Path, store: str, workload: ExtractionWorkload, workers: int) -> None:
     from pipeline.extraction.run import run_extraction
 
-    report = run_extraction(folder / "index.jsonl", folder, "benchmark", folder / store, build_config(workload, workers))
+    report = run_extraction(
+        folder / "index.jsonl", folder, "benchmark", folder / store, build_config(workload, workers)
+    )
     assert not report.failures, report.failures
 
 
-def run_in_new_pools(paths: list[Path], workload: ExtractionWorkload, workers: int, folder: str) -> None:
+def run_in_new_pools(
+    paths: list[Path], workload: ExtractionWorkload, workers: int, folder: str
+) -> None:
     """The usual way, on processes that begin now."""
     with start_pools(workers, {}) as pools:
         run_in_pools(pools, extract_per_product, paths, workload, folder)
 
 
-def run_in_pools(pools: list[ProcessPoolExecutor], function: Callable[..., None], paths: list[Path], workload: ExtractionWorkload, *extra_args: str) -> None:
+def run_in_pools(
+    pools: list[ProcessPoolExecutor],
+    function: Callable[..., None],
+    paths: list[Path],
+    workload: ExtractionWorkload,
+    *extra_args: str,
+) -> None:
     """The work on all of these processes, with as many of the videos each."""
-    for done in [pool.submit(function, paths[number :: len(pools)], workload, *extra_args) for number, pool in enumerate(pools)]:
+    for done in [
+        pool.submit(function, paths[number :: len(pools)], workload, *extra_args)
+        for number, pool in enumerate(pools)
+    ]:
         done.result()
 
 
@@ -140,7 +215,10 @@ def start_pools(workers: int, memory: dict[str, str]) -> Iterator[list[ProcessPo
         for name in [name for name in os.environ if name.startswith("MALLOC_")]:
             del os.environ[name]
         os.environ.update(memory)
-        yield [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in range(workers)]
+        yield [
+            stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+            for _ in range(workers)
+        ]
 
 
 @contextmanager

@@ -10,10 +10,33 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.case import Case, LowerBound, Comparison, Measurement
-from benchmarks.timing import run_in_spawned_process, profile_python, read_process_memory, count_folder_bytes
+from benchmarks.case import Case, Comparison, LowerBound, Measurement
+from benchmarks.timing import (
+    count_folder_bytes,
+    profile_python,
+    read_process_memory,
+    run_in_spawned_process,
+)
 
-VOCABULARY = "the an adult child dog ball in red black clothes is behind next to holds what who".split()  # noqa: SIM905
+VOCABULARY = [
+    "the",
+    "an",
+    "adult",
+    "child",
+    "dog",
+    "ball",
+    "in",
+    "red",
+    "black",
+    "clothes",
+    "is",
+    "behind",
+    "next",
+    "to",
+    "holds",
+    "what",
+    "who",
+]
 CATEGORIES = ("adult", "child", "dog", "ball/sports_ball", "bicycle", "guitar", "car")
 
 
@@ -36,32 +59,65 @@ class Index(Case):
     def __enter__(self) -> Index:
         super().__enter__()
         few = self.num_videos // self.box_subset_divisor
-        self.subsets = {"without": (self.num_videos, self.num_sentences), "with": (few, self.num_sentences * few // self.num_videos)}
+        self.subsets = {
+            "without": (self.num_videos, self.num_sentences),
+            "with": (few, self.num_sentences * few // self.num_videos),
+        }
         for name, (videos, sentences) in self.subsets.items():
-            write_annotations(self.work_dir / name, np.random.default_rng(0), videos, sentences, with_boxes=name == "with")
+            write_annotations(
+                self.work_dir / name,
+                np.random.default_rng(0),
+                videos,
+                sentences,
+                with_boxes=name == "with",
+            )
         return self
 
     def check_agreement(self) -> None:
         for name, (videos, sentences) in self.subsets.items():
             run_in_spawned_process(run_prepare, self.work_dir / name)
-            lines = [json.loads(line) for line in (self.work_dir / name / "index" / "index.jsonl").read_text(encoding="utf-8").splitlines()]
-            assert len(lines) == len({line["id"] for line in lines}) == sentences, (len(lines), sentences)
-            assert {line["video"] for line in lines} == {str(10**9 + number) for number in range(videos)}
+            lines = [
+                json.loads(line)
+                for line in (self.work_dir / name / "index" / "index.jsonl")
+                .read_text(encoding="utf-8")
+                .splitlines()
+            ]
+            assert len(lines) == len({line["id"] for line in lines}) == sentences, (
+                len(lines),
+                sentences,
+            )
+            assert {line["video"] for line in lines} == {
+                str(10**9 + number) for number in range(videos)
+            }
             assert all((line["truth"]["track"] is not None) == (name == "with") for line in lines)
 
     def measure(self) -> list[Comparison]:
         return [
-            Comparison(f"{sentences:,} queries of {videos:,} videos, {name} boxes", self._build_measurements(self.work_dir / name))
+            Comparison(
+                f"{sentences:,} queries of {videos:,} videos, {name} boxes",
+                self._build_measurements(self.work_dir / name),
+            )
             for name, (videos, sentences) in self.subsets.items()
         ]
 
     def _build_measurements(self, root: Path) -> dict[str, Measurement]:
-        plain, whole = zip(*((run_in_spawned_process(read_plain, root), run_in_spawned_process(run_prepare, root)) for _ in range(self.rounds)), strict=True)
+        plain, whole = zip(
+            *(
+                (
+                    run_in_spawned_process(read_plain, root),
+                    run_in_spawned_process(run_prepare, root),
+                )
+                for _ in range(self.rounds)
+            ),
+            strict=True,
+        )
         index = root / "index"
         read = count_folder_bytes(root / "annotations") + count_folder_bytes(root / "annotation")
         sizes = {"bytes_of_annotations": read, "bytes_of_index": count_folder_bytes(index)}
         return {
-            "json.loads of the annotations": Measurement([seconds for seconds, _ in plain], peak_bytes=max(peak for _, peak in plain)),
+            "json.loads of the annotations": Measurement(
+                [seconds for seconds, _ in plain], peak_bytes=max(peak for _, peak in plain)
+            ),
             "prepare": Measurement(
                 [seconds for seconds, _ in whole],
                 LowerBound(bytes=read + count_folder_bytes(index)),
@@ -93,30 +149,47 @@ def read_plain(root: Path) -> tuple[float, int]:
     return time.perf_counter() - began, read_process_memory("VmHWM")
 
 
-def write_annotations(root: Path, rng: np.random.Generator, num_videos: int, num_sentences: int, with_boxes: bool) -> None:
+def write_annotations(
+    root: Path, rng: np.random.Generator, num_videos: int, num_sentences: int, with_boxes: bool
+) -> None:
     """VidSTG's training file of exactly so many sentences; every video has some, an entry a caption and up to two questions."""
     frames = rng.integers(150, 1800, num_videos)
-    counts = rng.choice((1, 2, 3), num_sentences, p=(0.05, 0.66, 0.29))  # as in the real validation file
+    counts = rng.choice(
+        (1, 2, 3), num_sentences, p=(0.05, 0.66, 0.29)
+    )  # as in the real validation file
     counts = counts[: int(np.searchsorted(np.cumsum(counts), num_sentences)) + 1]
     counts[-1] -= counts.sum() - num_sentences
     owners = [*range(num_videos), *rng.integers(0, num_videos, len(counts) - num_videos).tolist()]
-    entries = [build_entry(owner, int(frames[owner]), int(count), rng) for owner, count in zip(owners, counts, strict=True)]
+    entries = [
+        build_entry(owner, int(frames[owner]), int(count), rng)
+        for owner, count in zip(owners, counts, strict=True)
+    ]
     (root / "annotations").mkdir(parents=True)
-    (root / "annotations" / "train_annotations.json").write_text(json.dumps(entries), encoding="utf-8")
+    (root / "annotations" / "train_annotations.json").write_text(
+        json.dumps(entries), encoding="utf-8"
+    )
     for number in range(num_videos if with_boxes else 0):
         path = root / "annotation" / "training" / f"{number % 1000:04d}" / f"{10**9 + number}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(build_trajectories(number, int(frames[number]), rng)), encoding="utf-8")
+        path.write_text(
+            json.dumps(build_trajectories(number, int(frames[number]), rng)), encoding="utf-8"
+        )
 
 
-def build_entry(video_index: int, frame_count: int, num_sentences: int, rng: np.random.Generator) -> dict[str, Any]:
+def build_entry(
+    video_index: int, frame_count: int, num_sentences: int, rng: np.random.Generator
+) -> dict[str, Any]:
     """An entry with the fields of the real file and `said` sentences; segment and truth lie anywhere in the video."""
     objects = build_objects(video_index)
     begin, first, end, last = np.sort(rng.choice(frame_count - 1, 4, replace=False)).tolist()
     span = {"begin_fid": first, "end_fid": end}
     subject, target = rng.choice(len(objects), 2, replace=False).tolist()
     sentences = [
-        {"description": " ".join(rng.choice(VOCABULARY, 9)) + ".", "type": "person", "target_id": subject if place < 2 else target}
+        {
+            "description": " ".join(rng.choice(VOCABULARY, 9)) + ".",
+            "type": "person",
+            "target_id": subject if place < 2 else target,
+        }
         for place in range(num_sentences)
     ]
     return {
@@ -127,7 +200,12 @@ def build_entry(video_index: int, frame_count: int, num_sentences: int, rng: np.
         "width": 640,
         "height": 360,
         "subject/objects": objects,
-        "used_relation": {"subject_tid": subject, "object_tid": target, "predicate": "watch", **span},
+        "used_relation": {
+            "subject_tid": subject,
+            "object_tid": target,
+            "predicate": "watch",
+            **span,
+        },
         "temporal_gt": span,
         "captions": sentences[:1],
         "questions": sentences[1:],
@@ -136,16 +214,26 @@ def build_entry(video_index: int, frame_count: int, num_sentences: int, rng: np.
 
 def build_objects(video_index: int) -> list[dict[str, Any]]:
     """Two to seven objects, by the video's number."""
-    return [{"tid": tid, "category": CATEGORIES[(video_index + tid) % len(CATEGORIES)]} for tid in range(2 + video_index % 6)]
+    return [
+        {"tid": tid, "category": CATEGORIES[(video_index + tid) % len(CATEGORIES)]}
+        for tid in range(2 + video_index % 6)
+    ]
 
 
-def build_trajectories(video_index: int, frame_count: int, rng: np.random.Generator) -> dict[str, Any]:
+def build_trajectories(
+    video_index: int, frame_count: int, rng: np.random.Generator
+) -> dict[str, Any]:
     """VidOR's file of one video: every object has a box in every frame."""
     objects = build_objects(video_index)
     corners = rng.integers(0, 160, (frame_count, len(objects), 2)).tolist()
     sides = [
         [
-            {"tid": tid, "bbox": {"xmin": x, "ymin": y, "xmax": x + 120, "ymax": y + 90}, "generated": 0, "tracker": "none"}
+            {
+                "tid": tid,
+                "bbox": {"xmin": x, "ymin": y, "xmax": x + 120, "ymax": y + 90},
+                "generated": 0,
+                "tracker": "none",
+            }
             for tid, (x, y) in enumerate(row)
         ]
         for row in corners

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.case import Case, LowerBound, Comparison, Measurement
-from benchmarks.synthetic_data import fill_store, make_queries, make_tracks, build_rolled_features
-from benchmarks.timing import time_interleaved, profile_python, profile_torch
+from benchmarks.case import Case, Comparison, LowerBound, Measurement
+from benchmarks.synthetic_data import build_rolled_features, fill_store, make_queries, make_tracks
+from benchmarks.timing import profile_python, profile_torch, time_interleaved
 from benchmarks.training_step import TrainingStep, count_feature_bytes
 from grounding.data.collate import collate, join_targets, to_device
 from grounding.data.dataset import GroundingDataset
@@ -44,25 +44,39 @@ class LoaderStep(Case):
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     preset_name: str = "hcstvg-v2" if torch.cuda.is_available() else "shapes"
-    overrides: dict[str, Any] = field(default_factory=lambda: {"batch": 8, "precision": "bfloat16"} if torch.cuda.is_available() else {})
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: FULL_SHAPES if torch.cuda.is_available() else TINY_SHAPES)
+    overrides: dict[str, Any] = field(
+        default_factory=lambda: (
+            {"batch": 8, "precision": "bfloat16"} if torch.cuda.is_available() else {}
+        )
+    )
+    shapes: dict[str, tuple[int, ...]] = field(
+        default_factory=lambda: FULL_SHAPES if torch.cuda.is_available() else TINY_SHAPES
+    )
     warmup_steps: int = 8
     """Steps that are not timed, so that what the loader had ready before the clock is used up."""
     num_steps: int = 16
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        self.config = CsdvlTrainConfig.model_validate({**get_preset(self.preset_name), **self.overrides})
+        self.config = CsdvlTrainConfig.model_validate(
+            {**get_preset(self.preset_name), **self.overrides}
+        )
         self.precision = self.config.precision
 
     def __enter__(self) -> LoaderStep:
         super().__enter__()
         count = (self.warmup_steps + self.num_steps) * self.config.batch
         self.queries = make_queries(
-            [f"v{number:03}" for number in range(count)], self.shapes["appearance"][0] * FRAME_STRIDES["appearance"], (160, 90)
+            [f"v{number:03}" for number in range(count)],
+            self.shapes["appearance"][0] * FRAME_STRIDES["appearance"],
+            (160, 90),
         )
         self.products = build_rolled_features(self.queries, self.shapes, FRAME_STRIDES)
-        fill_store(self.work_dir / "store", self.queries, {name: product.entries() for name, product in self.products.items()})
+        fill_store(
+            self.work_dir / "store",
+            self.queries,
+            {name: product.entries() for name, product in self.products.items()},
+        )
         torch.manual_seed(0)
         dims = (self.shapes["appearance"][-1], self.shapes["motion"][-1], self.shapes["text"][-1])
         network = get_system(self.config.system).build(dims, self.config.model)
@@ -82,33 +96,55 @@ class LoaderStep(Case):
 
     def measure(self) -> list[Comparison]:
         known = self._open_features()
-        seconds: dict[str, list[float]] = {name: [] for name in (IN_MEMORY, COLD_READ, CACHED_READ, COLLATE_ONLY)}
+        seconds: dict[str, list[float]] = {
+            name: [] for name in (IN_MEMORY, COLD_READ, CACHED_READ, COLLATE_ONLY)
+        }
         for turn in range(self.rounds + 1):  # the first is not counted
-            with self._build_loader(self._open_features()) as anew, self._build_loader(known) as before:
+            with (
+                self._build_loader(self._open_features()) as anew,
+                self._build_loader(known) as before,
+            ):
                 ways = {
                     IN_MEMORY: self._build_step_loop(lambda: self.resident_batch),
                     COLD_READ: self._build_step_loop(self._warm_up(anew)),
                     CACHED_READ: self._build_step_loop(self._warm_up(before)),
                     COLLATE_ONLY: self._build_collate_loop(self._open_features()),
                 }
-                for name, own in time_interleaved(ways, 1, warmup_rounds=0, first_index=turn).items():
+                for name, own in time_interleaved(
+                    ways, 1, warmup_rounds=0, first_index=turn
+                ).items():
                     seconds[name] += [one / self.num_steps for one in own if turn]
         size = count_feature_bytes(self.resident_batch[0])
-        floors = {IN_MEMORY: self.step.compute_lower_bound(self.resident_batch), COLLATE_ONLY: LowerBound(bytes=2 * size)}
+        floors = {
+            IN_MEMORY: self.step.compute_lower_bound(self.resident_batch),
+            COLLATE_ONLY: LowerBound(bytes=2 * size),
+        }
         floors |= dict.fromkeys((COLD_READ, CACHED_READ), floors[IN_MEMORY])
         top = {
             IN_MEMORY: profile_torch(lambda: self.step(self.resident_batch), self.device),
             COLLATE_ONLY: profile_python(self._build_collate_loop(self._open_features())),
         }
         title = f"`{self.preset_name}`, {self.config.batch} queries a step, {size / 1e6:,.1f} MB of features"
-        return [Comparison(title, {name: Measurement(own, floors[name], hotspots=top.get(name, [])) for name, own in seconds.items()})]
+        return [
+            Comparison(
+                title,
+                {
+                    name: Measurement(own, floors[name], hotspots=top.get(name, []))
+                    for name, own in seconds.items()
+                },
+            )
+        ]
 
     def _open_features(self) -> GroundingDataset:
         size = (self.config.model.frames, self.config.model.clips)
-        return GroundingDataset.from_store(self.work_dir / "store", "train", *size, device=torch.device(self.device))
+        return GroundingDataset.from_store(
+            self.work_dir / "store", "train", *size, device=torch.device(self.device)
+        )
 
     def _build_loader(self, features: GroundingDataset) -> Loader:
-        return Loader(features, self.queries, self.config.batch, 0, 0, device=torch.device(self.device))
+        return Loader(
+            features, self.queries, self.config.batch, 0, 0, device=torch.device(self.device)
+        )
 
     def _warm_up(self, loader: Loader) -> Callable[[], list[Batch]]:
         """What gives the loader's next batch, after those it had ready were used."""
@@ -128,7 +164,9 @@ class LoaderStep(Case):
         """Makes as many batches as there are steps, on the calling thread."""
 
         def work() -> None:
-            for numbers in np.arange(self.num_steps * self.config.batch).reshape(self.num_steps, -1):
+            for numbers in np.arange(self.num_steps * self.config.batch).reshape(
+                self.num_steps, -1
+            ):
                 build_batch(features, [self.queries[number] for number in numbers])
 
         return work
@@ -136,13 +174,29 @@ class LoaderStep(Case):
     def _build_first_batch(self) -> Batch:
         """The loader's first batch, from features that were never stored."""
         model, device = self.config.model, torch.device(self.device)
-        appearance, motion, text = (self.products[name] for name in ("appearance", "motion", "text"))
-        features = GroundingDataset(self.queries, make_tracks(self.queries), appearance, motion, text, model.frames, model.clips)
+        appearance, motion, text = (
+            self.products[name] for name in ("appearance", "motion", "text")
+        )
+        features = GroundingDataset(
+            self.queries,
+            make_tracks(self.queries),
+            appearance,
+            motion,
+            text,
+            model.frames,
+            model.clips,
+        )
         order = np.random.default_rng([0, 0]).permutation(len(self.queries))[: self.config.batch]
         batch = build_batch(features, [self.queries[number] for number in order])
-        return Batch(to_device(batch.inputs, device), to_device(batch.targets, device), batch.query_ids)
+        return Batch(
+            to_device(batch.inputs, device), to_device(batch.targets, device), batch.query_ids
+        )
 
 
 def build_batch(features: GroundingDataset, queries: Sequence[Query]) -> Batch:
     samples = [features.load_sample(query) for query in queries]
-    return Batch(collate(samples), join_targets([features.targets(sample) for sample in samples]), [query.id for query in queries])
+    return Batch(
+        collate(samples),
+        join_targets([features.targets(sample) for sample in samples]),
+        [query.id for query in queries],
+    )

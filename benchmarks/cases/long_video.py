@@ -6,11 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.case import ONE_THREAD, Case, LowerBound, Comparison, Measurement
+from benchmarks.case import ONE_THREAD, Case, Comparison, LowerBound, Measurement
 from benchmarks.flops import count_flops
 from benchmarks.machine import time_call
 from benchmarks.synthetic_data import FPS, TEXT, build_grounder, make_queries, make_video
-from benchmarks.timing import run_in_spawned_process, profile_torch, read_process_memory, count_folder_bytes
+from benchmarks.timing import (
+    count_folder_bytes,
+    profile_torch,
+    read_process_memory,
+    run_in_spawned_process,
+)
 from pipeline.video import probe
 
 SENTENCES = [TEXT, "another one does not"]
@@ -38,8 +43,13 @@ class LongVideo(Case):
         super().__enter__()
         frames = round(self.window_seconds * FPS)
         make_video(self.work_dir / "videos" / "v0.mp4", self.size, frames)
-        build_grounder(self.work_dir, make_queries(["v0"], frames, self.size)[0], "tiny", 96, "shapes", "cpu")
-        self.videos = {count: make_video(self.work_dir / f"{count}.mp4", self.size, round(60 * count) * FPS) for count in self.minutes}
+        build_grounder(
+            self.work_dir, make_queries(["v0"], frames, self.size)[0], "tiny", 96, "shapes", "cpu"
+        )
+        self.videos = {
+            count: make_video(self.work_dir / f"{count}.mp4", self.size, round(60 * count) * FPS)
+            for count in self.minutes
+        }
         return self
 
     def check_agreement(self) -> None:
@@ -47,18 +57,29 @@ class LongVideo(Case):
 
         grounder, path = Grounder(self.work_dir / "run", device="cpu"), self.videos[self.minutes[0]]
         assert probe(path).frame_count == round(60 * self.minutes[0]) * FPS
-        assert grounder.answer(grounder.look(path, self.work_dir / "agreed"), SENTENCES) == grounder.ask(path, SENTENCES)
+        assert grounder.answer(
+            grounder.look(path, self.work_dir / "agreed"), SENTENCES
+        ) == grounder.ask(path, SENTENCES)
 
     def measure(self) -> list[Comparison]:
-        return [Comparison(title, self._build_measurements(work, title == CACHED_QUERY)) for title, work in VARIANTS.items()]
+        return [
+            Comparison(title, self._build_measurements(work, title == CACHED_QUERY))
+            for title, work in VARIANTS.items()
+        ]
 
     def _build_measurements(self, work: WorkFactory, later: bool) -> dict[str, Measurement]:
         """By length of the video; where the time goes with the short one is found when all times are, in this process."""
         short, there = self.minutes[0], self.work_dir / f"kept-{self.minutes[0]:g}"
         found = {f"{count:g} min": self._measure_length(work, count) for count in self.minutes}
         folders = [there if later else self.work_dir / name for name in ("counted", "profiled")]
-        counted, profiled = (work(self.work_dir / "run", self.videos[short], folder) for folder in folders)
-        moved = count_folder_bytes(there) / short if later else FPS * 60 * self.size[0] * self.size[1] * 3
+        counted, profiled = (
+            work(self.work_dir / "run", self.videos[short], folder) for folder in folders
+        )
+        moved = (
+            count_folder_bytes(there) / short
+            if later
+            else FPS * 60 * self.size[0] * self.size[1] * 3
+        )
         floor = LowerBound(count_flops(counted) / short, moved)
         for way in found.values():
             way.lower_bound = floor
@@ -66,7 +87,13 @@ class LongVideo(Case):
         return found
 
     def _measure_length(self, work: WorkFactory, minutes: float) -> Measurement:
-        seconds, peak = run_in_spawned_process(measure_work, work, self.work_dir / "run", self.videos[minutes], self.work_dir / f"kept-{minutes:g}")
+        seconds, peak = run_in_spawned_process(
+            measure_work,
+            work,
+            self.work_dir / "run",
+            self.videos[minutes],
+            self.work_dir / f"kept-{minutes:g}",
+        )
         return Measurement([seconds / minutes], peak_bytes=peak)
 
 
@@ -98,4 +125,8 @@ def prepare_cached_query(run: Path, video: Path, folder: Path) -> Callable[[], o
 
 
 CACHED_QUERY = "one more sentence about what is kept"
-VARIANTS = {"streamed, one sentence": prepare_streaming, "kept": prepare_caching, CACHED_QUERY: prepare_cached_query}
+VARIANTS = {
+    "streamed, one sentence": prepare_streaming,
+    "kept": prepare_caching,
+    CACHED_QUERY: prepare_cached_query,
+}

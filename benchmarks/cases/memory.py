@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.case import ONE_THREAD, Case, LowerBound, Comparison, Measurement
+from benchmarks.case import ONE_THREAD, Case, Comparison, LowerBound, Measurement
 from benchmarks.machine import time_call
 from benchmarks.synthetic_data import FPS, make_video
-from benchmarks.timing import run_in_spawned_process, profile_torch, read_process_memory
+from benchmarks.timing import profile_torch, read_process_memory, run_in_spawned_process
 
 PAUSE_SECONDS = 0.01
 PRODUCTS = ("appearance", "motion")
@@ -36,7 +36,10 @@ class Memory(Case):
 
     def __enter__(self) -> Memory:
         super().__enter__()
-        self.videos = {length: make_video(self.work_dir / f"{length}.mp4", self.size, length * FPS) for length in self.video_seconds}
+        self.videos = {
+            length: make_video(self.work_dir / f"{length}.mp4", self.size, length * FPS)
+            for length in self.video_seconds
+        }
         self.slow_video = make_video(self.work_dir / "slow.mp4", *self.slow_video_spec)
         return self
 
@@ -45,21 +48,36 @@ class Memory(Case):
         from pipeline.features.config import SamplingConfig
         from pipeline.features.stream import extract_video
 
-        whole = extract_video(self.videos[self.video_seconds[0]], SamplingConfig(short_side=96), load_backbones()).products
+        whole = extract_video(
+            self.videos[self.video_seconds[0]], SamplingConfig(short_side=96), load_backbones()
+        ).products
         for product, rows in collect_features(self.videos[self.video_seconds[0]]).items():
             np.testing.assert_array_equal(rows, whole[product][0])
 
     def measure(self) -> list[Comparison]:
-        from benchmarks.flops import count_flops  # takes torch, which the processes that decode are to be without
+        from benchmarks.flops import (
+            count_flops,
+        )  # takes torch, which the processes that decode are to be without
 
-        shortest, each_second = partial(stream_features, self.videos[self.video_seconds[0]]), FPS * self.size[0] * self.size[1] * 3
+        shortest, each_second = (
+            partial(stream_features, self.videos[self.video_seconds[0]]),
+            FPS * self.size[0] * self.size[1] * 3,
+        )
         floor = LowerBound(count_flops(shortest) / self.video_seconds[0], each_second)
-        grows = {f"{length} s": self._measure_length(length, floor) for length in self.video_seconds}
+        grows = {
+            f"{length} s": self._measure_length(length, floor) for length in self.video_seconds
+        }
         grows[f"{self.video_seconds[0]} s"].hotspots = profile_torch(shortest, "cpu")
         by = {
-            "the child that decord runs in, stopped while its ring is full": Measurement(peak_bytes=run_in_spawned_process(measure_child_peak, self.slow_video)),
+            "the child that decord runs in, stopped while its ring is full": Measurement(
+                peak_bytes=run_in_spawned_process(measure_child_peak, self.slow_video)
+            ),
             **{
-                f"{decoder}, in the consumer's process": Measurement(peak_bytes=run_in_spawned_process(measure_decoder_peak, self.slow_video, decoder))
+                f"{decoder}, in the consumer's process": Measurement(
+                    peak_bytes=run_in_spawned_process(
+                        measure_decoder_peak, self.slow_video, decoder
+                    )
+                )
                 for decoder in ("pyav", "decord")
             },
         }
@@ -76,20 +94,29 @@ def load_backbones() -> dict[str, Any]:
     from pipeline.encoders.optimize import optimize_for_inference
     from pipeline.weights.load import load_backbone
 
-    return {product: optimize_for_inference(load_backbone(product, "tiny", "random:0").encoder) for product in PRODUCTS}
+    return {
+        product: optimize_for_inference(load_backbone(product, "tiny", "random:0").encoder)
+        for product in PRODUCTS
+    }
 
 
 def discard_rows(product: str, rows: np.ndarray) -> None: ...
 
 
-def stream_features(path: Path, on_rows: Callable[[str, np.ndarray], None] = discard_rows, encoders: dict[str, Any] | None = None) -> None:
+def stream_features(
+    path: Path,
+    on_rows: Callable[[str, np.ndarray], None] = discard_rows,
+    encoders: dict[str, Any] | None = None,
+) -> None:
     """Hand on each block of rows as it is made, decoded in a child as extraction does."""
     from pipeline.features.config import SamplingConfig
     from pipeline.features.stream import FeatureStream
     from pipeline.video import ProcessDecoder
 
     with ProcessDecoder() as child:
-        for product, rows in FeatureStream(path, SamplingConfig(short_side=96), encoders or load_backbones(), decoder=child):
+        for product, rows in FeatureStream(
+            path, SamplingConfig(short_side=96), encoders or load_backbones(), decoder=child
+        ):
             on_rows(product, rows)
 
 
@@ -103,14 +130,19 @@ def collect_features(path: Path) -> dict[str, np.ndarray]:
 def measure_streaming(path: Path) -> tuple[float, int]:
     """Seconds, and the process' peak."""
     encoders = load_backbones()
-    return time_call(lambda: stream_features(path, discard_rows, encoders)), read_process_memory("VmHWM")
+    return time_call(lambda: stream_features(path, discard_rows, encoders)), read_process_memory(
+        "VmHWM"
+    )
 
 
 def measure_decoder_peak(path: Path, decoder: Any) -> int:
     from pipeline.video import open_frames, probe
 
     facts = probe(path)
-    assert read_slowly(open_frames(path, facts, range(facts.frame_count), decoder)) == facts.frame_count
+    assert (
+        read_slowly(open_frames(path, facts, range(facts.frame_count), decoder))
+        == facts.frame_count
+    )
     return read_process_memory("VmHWM")
 
 

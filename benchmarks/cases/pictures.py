@@ -11,15 +11,19 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from benchmarks.case import ONE_THREAD, Case, LowerBound, Comparison, Measurement
-from benchmarks.timing import time_interleaved, profile_python
+from benchmarks.case import ONE_THREAD, Case, Comparison, LowerBound, Measurement
+from benchmarks.timing import profile_python, time_interleaved
 from grounding.data.images import EncodedImageBatch, can_decode_jpegs
-from grounding.data.sources import InMemorySource, ImageSource
+from grounding.data.sources import ImageSource, InMemorySource
 from pipeline.features.builders import JpegBuilder
 from pipeline.store import Entry
 
 GPU_DEVICE = torch.device("cuda")
-PILLOW, IMAGE_SOURCE, GPU_DECODER = "Pillow, one by one", "`Pictures`, on the CPU", "a batch of passes on the GPU, per pass"
+PILLOW, IMAGE_SOURCE, GPU_DECODER = (
+    "Pillow, one by one",
+    "`Pictures`, on the CPU",
+    "a batch of passes on the GPU, per pass",
+)
 JPEG_QUALITY, BATCH_SIZE = 90, 8
 
 
@@ -42,10 +46,15 @@ class ImagePassRead(Case):
         self.entry = self._build_entry()
         self.image_source = ImageSource(InMemorySource([self.entry]), self.height)
         self.frame_indices = np.arange(self.num_frames)
-        self.variants: dict[str, Callable[[], np.ndarray]] = {PILLOW: self._read_with_pillow, IMAGE_SOURCE: lambda: self.image_source.read("v", self.frame_indices)}
+        self.variants: dict[str, Callable[[], np.ndarray]] = {
+            PILLOW: self._read_with_pillow,
+            IMAGE_SOURCE: lambda: self.image_source.read("v", self.frame_indices),
+        }
         if torch.cuda.is_available() and can_decode_jpegs(GPU_DEVICE):
             waiting = [self.image_source.read_encoded("v", self.frame_indices)] * BATCH_SIZE
-            self.variants[GPU_DECODER] = lambda: EncodedImageBatch(waiting).to(GPU_DEVICE)[0].cpu().numpy()
+            self.variants[GPU_DECODER] = lambda: (
+                EncodedImageBatch(waiting).to(GPU_DEVICE)[0].cpu().numpy()
+            )
         return self
 
     def check_agreement(self) -> None:
@@ -58,27 +67,56 @@ class ImagePassRead(Case):
         seconds = time_interleaved(self.variants, self.rounds)
         if GPU_DECODER in seconds:
             seconds[GPU_DECODER] = [own / BATCH_SIZE for own in seconds[GPU_DECODER]]
-        floor = LowerBound(bytes=int(np.sum(self.entry.columns["bytes"])) + self.num_frames * self.height * self.width * 3)
+        floor = LowerBound(
+            bytes=int(np.sum(self.entry.columns["bytes"]))
+            + self.num_frames * self.height * self.width * 3
+        )
         top = {IMAGE_SOURCE: profile_python(self.variants[IMAGE_SOURCE])}
         title = f"{self.num_frames} pictures of {self.width}×{self.height}"
-        return [Comparison(title, {name: Measurement(own, None if name == GPU_DECODER else floor, hotspots=top.get(name, [])) for name, own in seconds.items()})]
+        return [
+            Comparison(
+                title,
+                {
+                    name: Measurement(
+                        own, None if name == GPU_DECODER else floor, hotspots=top.get(name, [])
+                    )
+                    for name, own in seconds.items()
+                },
+            )
+        ]
 
     def _build_entry(self) -> Entry:
         """A video of smooth noise that drifts, as extraction would store it."""
         random = torch.Generator().manual_seed(0)
         ground = functional.interpolate(
-            torch.rand(1, 3, 30, 50, generator=random), (self.height + self.num_frames, self.width), mode="bicubic"
+            torch.rand(1, 3, 30, 50, generator=random),
+            (self.height + self.num_frames, self.width),
+            mode="bicubic",
         )[0]
-        ground = (200 * ground + 12 * torch.rand(ground.shape, generator=random)).clamp(0, 255).to(torch.uint8)
+        ground = (
+            (200 * ground + 12 * torch.rand(ground.shape, generator=random))
+            .clamp(0, 255)
+            .to(torch.uint8)
+        )
         maker = JpegBuilder((self.width, self.height), np.arange(self.num_frames), JPEG_QUALITY)
-        rows = [block for number in range(self.num_frames) for block in maker.add_frame(number, ground[:, number : number + self.height].contiguous())]
-        return Entry("v", "v", np.concatenate(rows), maker.columns(), {"size": [self.width, self.height]})
+        rows = [
+            block
+            for number in range(self.num_frames)
+            for block in maker.add_frame(
+                number, ground[:, number : number + self.height].contiguous()
+            )
+        ]
+        return Entry(
+            "v", "v", np.concatenate(rows), maker.columns(), {"size": [self.width, self.height]}
+        )
 
     def _read_with_pillow(self) -> np.ndarray:
         """All pictures `[n, h, w, 3]`, opened one by one from their joined pages."""
         columns, found = self.entry.columns, []
         for number in range(self.num_frames):
             pages = np.flatnonzero(columns["frame"] == number)
-            data = b"".join(self.entry.rows[page, : columns["bytes"][page]].tobytes() for page in pages)
+            data = b"".join(
+                self.entry.rows[page, : columns["bytes"][page]].tobytes() for page in pages
+            )
             found.append(np.array(Image.open(BytesIO(data))))
         return np.stack(found)

@@ -10,11 +10,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.case import Case, LowerBound, Comparison, Measurement
+from benchmarks.case import Case, Comparison, LowerBound, Measurement
 from benchmarks.flops import count_flops
-from benchmarks.synthetic_data import FPS, TEXT, build_grounder, make_queries, make_tracks, make_video, build_rolled_features
-from benchmarks.timing import time_interleaved, profile_torch
-from benchmarks.training_step import CHANNELS, SLOWFAST_GRID, CELL_STRIDE, build_network
+from benchmarks.synthetic_data import (
+    FPS,
+    TEXT,
+    build_grounder,
+    build_rolled_features,
+    make_queries,
+    make_tracks,
+    make_video,
+)
+from benchmarks.timing import profile_torch, time_interleaved
+from benchmarks.training_step import CELL_STRIDE, CHANNELS, SLOWFAST_GRID, build_network
 from grounding.data.dataset import GroundingDataset
 from grounding.inference.predict import predict
 from grounding.systems.config import CsdvlTrainConfig
@@ -57,21 +65,42 @@ class PredictionLatency(Case):
         self.process_decoder = ProcessDecoder().__enter__()  # which decodes, as for the command
         config = CsdvlTrainConfig.model_validate(merge(get_preset("hcstvg-v1"), self.overrides))
         self.network = build_network(config).to(self.device).eval()
-        frames, (width, height) = self.seconds * FPS, compute_appearance_size(self.size, self.short_side)
+        frames, (width, height) = (
+            self.seconds * FPS,
+            compute_appearance_size(self.size, self.short_side),
+        )
         cells = (-(-height // CELL_STRIDE), -(-width // CELL_STRIDE))
         shapes = {
             "appearance": (frames // MAP_STRIDE_FRAMES, *cells, CHANNELS["appearance"]),
             "motion": (frames // CLIP_STRIDE_FRAMES, *SLOWFAST_GRID, CHANNELS["motion"]),
             "text": (NUM_TOKENS, CHANNELS["text"]),
         }
-        video, *_ = queries = make_queries([f"v{number}" for number in range(self.num_sentences)], frames, self.size)
+        video, *_ = queries = make_queries(
+            [f"v{number}" for number in range(self.num_sentences)], frames, self.size
+        )
         self.queries = [query.model_copy(update={"video": video.video}) for query in queries]
         every = {"appearance": MAP_STRIDE_FRAMES, "motion": CLIP_STRIDE_FRAMES}
         made = build_rolled_features(queries, shapes, every)
-        parts = (made["appearance"], made["motion"], made["text"], config.model.frames, config.model.clips)
-        self.features = GroundingDataset(self.queries, make_tracks(queries), *parts, device=torch.device(self.device))
+        parts = (
+            made["appearance"],
+            made["motion"],
+            made["text"],
+            config.model.frames,
+            config.model.clips,
+        )
+        self.features = GroundingDataset(
+            self.queries, make_tracks(queries), *parts, device=torch.device(self.device)
+        )
         self.video_path = make_video(self.work_dir / "videos" / "v0.mp4", self.size, frames)
-        self.grounder = build_grounder(self.work_dir, queries[0], self.backbones, self.short_side, self.preset_name, self.device, self.process_decoder)
+        self.grounder = build_grounder(
+            self.work_dir,
+            queries[0],
+            self.backbones,
+            self.short_side,
+            self.preset_name,
+            self.device,
+            self.process_decoder,
+        )
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -86,22 +115,37 @@ class PredictionLatency(Case):
             boxes = (torch.tensor([row[1:] for row in one.boxes]) for one in (alone, answer))
             torch.testing.assert_close(*boxes, rtol=0, atol=2.0 if HAS_GPU else 0.5)
         seen = self.grounder.look(self.video_path)
-        assert self.grounder.answer(seen, [TEXT]).queries == self.grounder.ask(self.video_path, [TEXT]).queries
+        assert (
+            self.grounder.answer(seen, [TEXT]).queries
+            == self.grounder.ask(self.video_path, [TEXT]).queries
+        )
 
     def measure(self) -> list[Comparison]:
         title = f"{self.seconds} s of {self.size[0]}×{self.size[1]}"
         return [
-            Comparison(f"{title}, cached features, N_short {self.short_side}", self._measure_cached_features()),
+            Comparison(
+                f"{title}, cached features, N_short {self.short_side}",
+                self._measure_cached_features(),
+            ),
             Comparison(f"{title}, {self.backbones} backbones", self._measure_video_file()),
         ]
 
     def _measure_cached_features(self) -> dict[str, Measurement]:
-        counts = {f"{count} sentence{'s' if count > 1 else ''}": count for count in (1, self.num_sentences)}
+        counts = {
+            f"{count} sentence{'s' if count > 1 else ''}": count
+            for count in (1, self.num_sentences)
+        }
         ways = {name: partial(self._predict, count) for name, count in counts.items()}
-        floors = {name: LowerBound(count_flops(work), self._count_feature_bytes(counts[name])) for name, work in ways.items()}  # each has now begun
+        floors = {
+            name: LowerBound(count_flops(work), self._count_feature_bytes(counts[name]))
+            for name, work in ways.items()
+        }  # each has now begun
         seconds = time_interleaved(ways, self.rounds, warmup_rounds=int(HAS_GPU))
         top = {"1 sentence": profile_torch(ways["1 sentence"], self.device)}
-        return {name: Measurement(own, floors[name], hotspots=top.get(name, [])) for name, own in seconds.items()}
+        return {
+            name: Measurement(own, floors[name], hotspots=top.get(name, []))
+            for name, own in seconds.items()
+        }
 
     def _measure_video_file(self) -> dict[str, Measurement]:
         seen = self.grounder.look(self.video_path)
@@ -113,13 +157,20 @@ class PredictionLatency(Case):
         moved = {"seen before": features, "from the mp4": self.seconds * FPS * prod(self.size) * 3}
         seconds = time_interleaved(ways, self.rounds)
         return {
-            name: Measurement(own, LowerBound(count_flops(ways[name]), moved[name]), hotspots=profile_torch(ways[name], self.device))
+            name: Measurement(
+                own,
+                LowerBound(count_flops(ways[name]), moved[name]),
+                hotspots=profile_torch(ways[name], self.device),
+            )
             for name, own in seconds.items()
         }
 
     def _count_feature_bytes(self, sentences: int) -> int:
         """Bytes of the video's features and of so many sentences' words."""
-        maps, clips, words = (2 * prod(getattr(self.features, name).shape("v0")) for name in ("appearance", "motion", "text"))
+        maps, clips, words = (
+            2 * prod(getattr(self.features, name).shape("v0"))
+            for name in ("appearance", "motion", "text")
+        )
         return maps + clips + sentences * words
 
     def _predict(self, sentences: int) -> list[Prediction]:

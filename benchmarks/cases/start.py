@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import cli
-from benchmarks.case import Case, LowerBound, Comparison, Measurement
-from benchmarks.timing import time_interleaved, compute_top_shares
+from benchmarks.case import Case, Comparison, LowerBound, Measurement
+from benchmarks.timing import compute_top_shares, time_interleaved
 
 CLI_DIR = Path(cli.__file__).parent
 EMPTY_PROGRAM = "python that does nothing"
@@ -25,7 +25,13 @@ print(sum(os.path.getsize(file) for file in files if isinstance(file, str) and o
 """Prints the bytes of the files that the modules so far lie in."""
 IMPORT_TIME_LINE = re.compile(r"import time: +(?P<own>\d+) \| +\d+ \| +(?P<name>\S+)")
 """A line of `-X importtime`: microseconds of a module itself, then with what it imports."""
-HEAVY_MODULES = ("torch", "pipeline.store", "pipeline.extraction.run", "grounding.training.train", "grounding.predictor.grounder")
+HEAVY_MODULES = (
+    "torch",
+    "pipeline.store",
+    "pipeline.extraction.run",
+    "grounding.training.train",
+    "grounding.predictor.grounder",
+)
 
 
 @dataclass
@@ -39,7 +45,11 @@ class Start(Case):
     packages = ("typer", "torch")
     rounds: int = 2
     commands: tuple[str, ...] = tuple(
-        sorted(path.stem for path in CLI_DIR.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8"))
+        sorted(
+            path.stem
+            for path in CLI_DIR.glob("*.py")
+            if "\ndef main(" in path.read_text(encoding="utf-8")
+        )
     )
     imports: tuple[str, ...] = HEAVY_MODULES
 
@@ -48,13 +58,27 @@ class Start(Case):
             assert "Usage" in run_program(build_help_program(command)), command
 
     def measure(self) -> list[Comparison]:
-        helps = {f"{command} --help": partial(run_program, build_help_program(command)) for command in self.commands}
-        imports = {f"import {module}": partial(run_program, f"import {module}") for module in self.imports}
+        helps = {
+            f"{command} --help": partial(run_program, build_help_program(command))
+            for command in self.commands
+        }
+        imports = {
+            f"import {module}": partial(run_program, f"import {module}") for module in self.imports
+        }
         groups = {"commands": helps, "imports": imports}
-        return [Comparison(title, self._build_measurements({EMPTY_PROGRAM: partial(run_program, "pass"), **programs})) for title, programs in groups.items()]
+        return [
+            Comparison(
+                title,
+                self._build_measurements({EMPTY_PROGRAM: partial(run_program, "pass"), **programs}),
+            )
+            for title, programs in groups.items()
+        ]
 
     def _build_measurements(self, programs: dict[str, partial[str]]) -> dict[str, Measurement]:
-        found = {name: Measurement(seconds) for name, seconds in time_interleaved(programs, self.rounds).items()}
+        found = {
+            name: Measurement(seconds)
+            for name, seconds in time_interleaved(programs, self.rounds).items()
+        }
         for name, way in found.items():
             way.lower_bound = LowerBound(bytes=count_imported_bytes(*programs[name].args))
             way.hotspots = [] if name == EMPTY_PROGRAM else profile_imports(*programs[name].args)
@@ -67,7 +91,9 @@ def build_help_program(command: str) -> str:
 
 def count_imported_bytes(program: str) -> int:
     """Of the files that the modules a program imports lie in: compiled, or machine code."""
-    return int(run_program(f"try: {program}\nexcept SystemExit: pass\n{COUNT_BYTES_CODE}").splitlines()[-1])
+    return int(
+        run_program(f"try: {program}\nexcept SystemExit: pass\n{COUNT_BYTES_CODE}").splitlines()[-1]
+    )
 
 
 def profile_imports(program: str) -> list[tuple[str, float]]:
@@ -86,4 +112,6 @@ def run_program(program: str) -> str:
 
 
 def run_python(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=True, cwd=CLI_DIR.parent)
+    return subprocess.run(
+        [sys.executable, *args], capture_output=True, text=True, check=True, cwd=CLI_DIR.parent
+    )

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from benchmarks.case import Case, LowerBound, Comparison, Measurement
-from benchmarks.synthetic_data import fill_store, make_queries, build_rolled_features
-from benchmarks.timing import time_interleaved, profile_python
-from pipeline.store import ShardKind, ProductReader, Store
+from benchmarks.case import Case, Comparison, LowerBound, Measurement
+from benchmarks.synthetic_data import build_rolled_features, fill_store, make_queries
+from benchmarks.timing import profile_python, time_interleaved
+from pipeline.store import ProductReader, ShardKind, Store
 
 KINDS: tuple[ShardKind, ...] = ("zarr", "hdf5")
 FrameSelection = tuple[np.ndarray, np.ndarray]
@@ -40,16 +40,33 @@ class StoreRead(Case):
 
     def __enter__(self) -> StoreRead:
         super().__enter__()
-        queries = make_queries([f"v{number}" for number in range(self.num_videos)], 5 * self.num_frames, (576, 320))
-        made = build_rolled_features(queries, {"appearance": (self.num_frames, *self.shape)}, {"appearance": 5})["appearance"]
-        plain = np.lib.format.open_memmap(self.work_dir / "rows.npy", "w+", np.float16, (self.num_videos * self.num_frames, *self.shape))
+        queries = make_queries(
+            [f"v{number}" for number in range(self.num_videos)], 5 * self.num_frames, (576, 320)
+        )
+        made = build_rolled_features(
+            queries, {"appearance": (self.num_frames, *self.shape)}, {"appearance": 5}
+        )["appearance"]
+        plain = np.lib.format.open_memmap(
+            self.work_dir / "rows.npy",
+            "w+",
+            np.float16,
+            (self.num_videos * self.num_frames, *self.shape),
+        )
         for number, entry in enumerate(made.entries()):
             plain[number * self.num_frames : (number + 1) * self.num_frames] = entry.rows
         plain.flush()
         mapped = np.load(self.work_dir / "rows.npy", mmap_mode="r")
-        stores = {kind: fill_store(self.work_dir / kind, queries, {"appearance": made.entries()}, kind) for kind in KINDS}
-        self.readers: dict[str, SelectionReader] = {"numpy.memmap": lambda pick: [mapped[rows] for rows in self._get_row_indices(pick)]}
-        self.readers |= {f"store, {kind}": build_selection_reader(Store(path).open("appearance")) for kind, path in stores.items()}
+        stores = {
+            kind: fill_store(self.work_dir / kind, queries, {"appearance": made.entries()}, kind)
+            for kind in KINDS
+        }
+        self.readers: dict[str, SelectionReader] = {
+            "numpy.memmap": lambda pick: [mapped[rows] for rows in self._get_row_indices(pick)]
+        }
+        self.readers |= {
+            f"store, {kind}": build_selection_reader(Store(path).open("appearance"))
+            for kind, path in stores.items()
+        }
         self.readers["zarr-python, oindex"] = self._build_zarr_reader(stores["zarr"])
         return self
 
@@ -61,31 +78,58 @@ class StoreRead(Case):
                 np.testing.assert_array_equal(np.concatenate(read(pick)), expected)
 
     def measure(self) -> list[Comparison]:
-        draws = {f"{self.num_selected} frames of one video": self._sample_one_video, f"{self.num_selected} frames, each of a random video": self._sample_many_videos}
+        draws = {
+            f"{self.num_selected} frames of one video": self._sample_one_video,
+            f"{self.num_selected} frames, each of a random video": self._sample_many_videos,
+        }
         return [Comparison(title, self._build_measurements(draw)) for title, draw in draws.items()]
 
-    def _build_measurements(self, draw: Callable[[np.random.Generator], FrameSelection]) -> dict[str, Measurement]:
+    def _build_measurements(
+        self, draw: Callable[[np.random.Generator], FrameSelection]
+    ) -> dict[str, Measurement]:
         random = np.random.default_rng(0)
         size = 2 * self.num_selected * int(np.prod(self.shape))
         seconds: dict[str, list[float]] = {name: [] for name in self.readers}
         for turn in range(self.rounds):
             pick = draw(random)
-            who = {name: read for name, read in self.readers.items() if turn < self.zarr_rounds or not name.startswith("zarr-python")}
-            for name, own in time_interleaved({name: partial(read, pick) for name, read in who.items()}, 1, warmup_rounds=0, first_index=turn).items():
+            who = {
+                name: read
+                for name, read in self.readers.items()
+                if turn < self.zarr_rounds or not name.startswith("zarr-python")
+            }
+            for name, own in time_interleaved(
+                {name: partial(read, pick) for name, read in who.items()},
+                1,
+                warmup_rounds=0,
+                first_index=turn,
+            ).items():
                 seconds[name] += own
         pick = draw(random)
-        asked = {name: count_read_bytes(partial(read, pick)) / size for name, read in self.readers.items() if name != "numpy.memmap"}
+        asked = {
+            name: count_read_bytes(partial(read, pick)) / size
+            for name, read in self.readers.items()
+            if name != "numpy.memmap"
+        }
         top = profile_python(lambda: [self.readers["store, zarr"](draw(random)) for _ in range(20)])
         return {
-            name: Measurement(own, LowerBound(bytes=2 * size), hotspots=top if name == "store, zarr" else [], extra={"bytes_read": asked.get(name)})
+            name: Measurement(
+                own,
+                LowerBound(bytes=2 * size),
+                hotspots=top if name == "store, zarr" else [],
+                extra={"bytes_read": asked.get(name)},
+            )
             for name, own in seconds.items()
         }
 
     def _sample_one_video(self, random: np.random.Generator) -> FrameSelection:
-        return np.full(self.num_selected, random.integers(self.num_videos)), random.choice(self.num_frames, self.num_selected, replace=False)
+        return np.full(self.num_selected, random.integers(self.num_videos)), random.choice(
+            self.num_frames, self.num_selected, replace=False
+        )
 
     def _sample_many_videos(self, random: np.random.Generator) -> FrameSelection:
-        return random.integers(self.num_videos, size=self.num_selected), random.integers(self.num_frames, size=self.num_selected)
+        return random.integers(self.num_videos, size=self.num_selected), random.integers(
+            self.num_frames, size=self.num_selected
+        )
 
     def _get_row_indices(self, pick: FrameSelection) -> list[np.ndarray]:
         """Rows of the plain array, one index for each array that is wanted."""
@@ -110,7 +154,10 @@ def build_selection_reader(reader: ProductReader) -> SelectionReader:
         videos, frames = pick
         if is_single_video(pick):
             return [reader.read(f"v{videos[0]}", frames)]
-        return [reader.read(f"v{video}", frame[None]) for video, frame in zip(videos.tolist(), frames, strict=True)]
+        return [
+            reader.read(f"v{video}", frame[None])
+            for video, frame in zip(videos.tolist(), frames, strict=True)
+        ]
 
     return read
 

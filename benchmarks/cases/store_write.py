@@ -10,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.case import Case, LowerBound, Comparison, Measurement
-from benchmarks.synthetic_data import RolledFeatures, fill_store, make_queries, build_rolled_features
-from benchmarks.timing import time_interleaved, profile_python
+from benchmarks.case import Case, Comparison, LowerBound, Measurement
+from benchmarks.synthetic_data import (
+    RolledFeatures,
+    build_rolled_features,
+    fill_store,
+    make_queries,
+)
+from benchmarks.timing import profile_python, time_interleaved
 from pipeline.store import ShardKind, Store
 
 KINDS: tuple[ShardKind, ...] = ("zarr", "hdf5")
@@ -32,8 +37,12 @@ class StoreWrite(Case):
 
     def __enter__(self) -> StoreWrite:
         super().__enter__()
-        self.queries = make_queries([f"v{number}" for number in range(self.num_videos)], 5 * self.num_frames, (576, 320))
-        self.features = build_rolled_features(self.queries, {"appearance": (self.num_frames, *self.shape)}, {"appearance": 5})["appearance"]
+        self.queries = make_queries(
+            [f"v{number}" for number in range(self.num_videos)], 5 * self.num_frames, (576, 320)
+        )
+        self.features = build_rolled_features(
+            self.queries, {"appearance": (self.num_frames, *self.shape)}, {"appearance": 5}
+        )["appearance"]
         self.folder_counter = count()
         return self
 
@@ -42,18 +51,40 @@ class StoreWrite(Case):
         stores = [Store(self._write_store(kind)).open("appearance") for kind in KINDS]
         for query in self.queries:
             for reader in stores:
-                np.testing.assert_array_equal(reader.read(query.video), np.load(plain / f"{query.video}.npy"))
+                np.testing.assert_array_equal(
+                    reader.read(query.video), np.load(plain / f"{query.video}.npy")
+                )
 
     def measure(self) -> list[Comparison]:
-        ways = {".npy files": lambda: write_plain(self.work_dir / f"{next(self.folder_counter)}", self.features)}
-        found = time_interleaved(ways | {f"store, {kind}": partial(self._write_store, kind) for kind in KINDS}, self.rounds)
+        ways = {
+            ".npy files": lambda: write_plain(
+                self.work_dir / f"{next(self.folder_counter)}", self.features
+            )
+        }
+        found = time_interleaved(
+            ways | {f"store, {kind}": partial(self._write_store, kind) for kind in KINDS},
+            self.rounds,
+        )
         size = 2 * self.num_videos * self.num_frames * int(np.prod(self.shape))
         top = {f"store, {kind}": profile_python(partial(self._write_store, kind)) for kind in KINDS}
         title = f"{self.num_videos} × {self.num_frames} maps of {'×'.join(map(str, self.shape))}, {size >> 20} MiB"
-        return [Comparison(title, {name: Measurement(own, LowerBound(bytes=2 * size), hotspots=top.get(name, [])) for name, own in found.items()})]
+        return [
+            Comparison(
+                title,
+                {
+                    name: Measurement(own, LowerBound(bytes=2 * size), hotspots=top.get(name, []))
+                    for name, own in found.items()
+                },
+            )
+        ]
 
     def _write_store(self, kind: ShardKind) -> Path:
-        return fill_store(self.work_dir / f"{next(self.folder_counter)}", self.queries, {"appearance": self.features.entries()}, kind)
+        return fill_store(
+            self.work_dir / f"{next(self.folder_counter)}",
+            self.queries,
+            {"appearance": self.features.entries()},
+            kind,
+        )
 
 
 def write_plain(folder: Path, features: RolledFeatures) -> Path:

@@ -39,11 +39,19 @@ from pipeline.errors import InputError, StvgError
 
 P = ParamSpec("P")
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="YAML with one section per command (`params.yaml` is one).")
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="YAML with one section per command (`params.yaml` is one)."
+    ),
 ]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of this command's section; may be repeated.", show_default=False),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of this command's section; may be repeated.",
+        show_default=False,
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -52,7 +60,10 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 PROJECT_LOGGERS = ("cli", "grounding", "pipeline")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
-TRIM_THRESHOLD_BYTES, MMAP_THRESHOLD_BYTES = 512 << 20, 32 << 20  # bytes; glibc takes no more for LARGE
+TRIM_THRESHOLD_BYTES, MMAP_THRESHOLD_BYTES = (
+    512 << 20,
+    32 << 20,
+)  # bytes; glibc takes no more for LARGE
 log = logging.getLogger("cli")
 
 
@@ -64,7 +75,11 @@ def new_app() -> typer.Typer:
     """A typer app whose errors are ours to print. Its help is plain: drawing it takes three times as long as everything else it needs."""
     settings = {"max_content_width": 120}
     return typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=False, context_settings=settings
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        no_args_is_help=False,
+        context_settings=settings,
     )
 
 
@@ -94,10 +109,15 @@ def handle_errors(body: Callable[P, None]) -> Callable[P, None]:
 
 def tune_malloc() -> None:
     """Let glibc keep what is freed, up to `KEPT` bytes, for all threads together: the buffers of a step, or of a batch of frames, are
-    else given back to the system and fetched again, page by page, by the next one. Nothing where there is another C library."""
+    else given back to the system and fetched again, page by page, by the next one. Nothing where there is another C library.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for setting, value in ((M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES), (M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)):
+        for setting, value in (
+            (M_ARENA_MAX, 1),
+            (M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES),
+            (M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES),
+        ):
             mallopt(setting, value)
 
 
@@ -115,8 +135,16 @@ def _report_error(error: BaseException, debug: bool) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     log.error("unexpected\n%s", trace)
-    files = [handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, _LogFile)]
-    where = f"the traceback is in {files[-1]}" if files else "run again with --debug to see the traceback"
+    files = [
+        handler.baseFilename
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, _LogFile)
+    ]
+    where = (
+        f"the traceback is in {files[-1]}"
+        if files
+        else "run again with --debug to see the traceback"
+    )
     return _print_error(f"unexpected {type(error).__name__}: {error} ({where})", 1)
 
 

@@ -40,9 +40,15 @@ class PrepareConfig(StrictModel):
     shapes: ShapesConfig = ShapesConfig()
 
 
-def load_dataset_config(file: Path | None, name: str | None, root: Path | None, index: Path | None = None) -> DatasetConfig:
+def load_dataset_config(
+    file: Path | None, name: str | None, root: Path | None, index: Path | None = None
+) -> DatasetConfig:
     """The file's section `dataset` under what the command line names; another name forgets the file's paths."""
     settings = load(DatasetConfig, "dataset", file, [])
-    given = {key: value for key, value in (("name", name), ("root", root), ("index", index)) if value is not None}
+    given = {
+        key: value
+        for key, value in (("name", name), ("root", root), ("index", index))
+        if value is not None
+    }
     kept = settings.model_dump() if name in (None, settings.name) else {}
     return validate(DatasetConfig, {**kept, **given}, "section 'dataset'")

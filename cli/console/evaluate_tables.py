@@ -19,16 +19,24 @@ from pipeline.records import Query
 MISSING_CELL = "–"
 
 
-def show_metrics(title: str, metrics: Mapping[str, float], scores: Sequence[Score], queries: Sequence[Query]) -> None:
+def show_metrics(
+    title: str, metrics: Mapping[str, float], scores: Sequence[Score], queries: Sequence[Query]
+) -> None:
     """This run with its 95 % intervals beside the baselines, and its means by form and by tag."""
     table = _create_table(title, "queries", *MEANS)
     _add_row(table, "this", metrics)
     if any(f"{name}_low" in metrics for name in MEANS):
         pairs = [(metrics.get(f"{name}_low"), metrics.get(f"{name}_high")) for name in MEANS]
-        intervals = [MISSING_CELL if low is None else f"{low:.3f}–{high:.3f}" for low, high in pairs]
+        intervals = [
+            MISSING_CELL if low is None else f"{low:.3f}–{high:.3f}" for low, high in pairs
+        ]
         table.add_row("95 % interval", "", *intervals, style="dim")
     for name, prefix in (("best constant", "baseline_"), ("random", "random_")):
-        own = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in metrics.items()
+            if key.startswith(prefix)
+        }
         if own:
             _add_row(table, name, own)
     create_console().print(table)
@@ -42,15 +50,29 @@ def show_metrics(title: str, metrics: Mapping[str, float], scores: Sequence[Scor
 
 def show_differences(title: str, differences: Mapping[str, Difference]) -> None:
     """This run against another on the same queries."""
-    table = _create_table(title, "this", "other", "difference", "95 % interval", "p", "better", "worse")
+    table = _create_table(
+        title, "this", "other", "difference", "95 % interval", "p", "better", "worse"
+    )
     for name, one in differences.items():
-        interval = MISSING_CELL if one.low is None or one.high is None else f"{one.low:+.4f} to {one.high:+.4f}"
+        interval = (
+            MISSING_CELL
+            if one.low is None or one.high is None
+            else f"{one.low:+.4f} to {one.high:+.4f}"
+        )
         means = (f"{one.ours:.4f}", f"{one.other:.4f}", f"{one.mean:+.4f}", interval)
-        table.add_row(name, *means, MISSING_CELL if one.p is None else f"{one.p:.4f}", str(one.better), str(one.worse))
+        table.add_row(
+            name,
+            *means,
+            MISSING_CELL if one.p is None else f"{one.p:.4f}",
+            str(one.better),
+            str(one.worse),
+        )
     create_console().print(table)
 
 
-def show_published(ground_truth: Exam, tubes: Tubes, protocol: str, split: str, scores: Sequence[Score]) -> None:
+def show_published(
+    ground_truth: Exam, tubes: Tubes, protocol: str, split: str, scores: Sequence[Score]
+) -> None:
     """The published results of this data set's split with this run: as judged (`known`), by every-frame, and as the rows were."""
     if ground_truth.dataset is None or not protocols_of(ground_truth.dataset, split):
         return
@@ -76,5 +98,13 @@ def _create_table(title: str, *columns: str) -> Table:
 
 def _add_row(table: Table, name: str, values: Mapping[str, float]) -> None:
     """A row of counts and means; a mean that is not known is a dash."""
-    cells = [values.get(column.header) for column in table.columns[1:] if isinstance(column.header, str)]
-    table.add_row(Text(name), *(MISSING_CELL if cell is None else str(cell) if isinstance(cell, int) else f"{cell:.4f}" for cell in cells))
+    cells = [
+        values.get(column.header) for column in table.columns[1:] if isinstance(column.header, str)
+    ]
+    table.add_row(
+        Text(name),
+        *(
+            MISSING_CELL if cell is None else str(cell) if isinstance(cell, int) else f"{cell:.4f}"
+            for cell in cells
+        ),
+    )

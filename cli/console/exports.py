@@ -26,25 +26,44 @@ def check_exports(ground_truth: Exam, cvat: Path | None, fiftyone: Path | None) 
 
 
 def write_exports(
-    cvat: Path | None, fiftyone: Path | None, ground_truth: Exam, tubes: Tubes, scores: Sequence[Score], predictions: Iterable[Prediction]
+    cvat: Path | None,
+    fiftyone: Path | None,
+    ground_truth: Exam,
+    tubes: Tubes,
+    scores: Sequence[Score],
+    predictions: Iterable[Prediction],
 ) -> None:
     """CVAT's files, FiftyOne's data set, or both; `answers` are the tubes with the model's confidence, where it is known."""
     if cvat is None and fiftyone is None:
         return
-    videos = list(shown_videos(ground_truth, tubes, scores, {answer.id: answer.score for answer in predictions}))
+    videos = list(
+        shown_videos(
+            ground_truth, tubes, scores, {answer.id: answer.score for answer in predictions}
+        )
+    )
     if cvat is not None:
         with show_progress("writing for CVAT", unit="videos") as advance:
             boxless = write_cvat_folder(cvat, videos, advance)
-        print_info(f"wrote the tracks of {len(videos)} videos to {cvat}; labels.json holds the labels for the 'Raw' tab of a new task")
+        print_info(
+            f"wrote the tracks of {len(videos)} videos to {cvat}; labels.json holds the labels for the 'Raw' tab of a new task"
+        )
         if boxless:
-            print_warning(f"{boxless} tubes have no box in their video, and CVAT has no tracks without any: they are not in {cvat}")
+            print_warning(
+                f"{boxless} tubes have no box in their video, and CVAT has no tracks without any: they are not in {cvat}"
+            )
     if fiftyone is not None:
         with show_progress("writing for FiftyOne", unit="videos") as advance:
             write_fiftyone(fiftyone, videos, advance)
         call = f"fiftyone.Dataset.from_dir({str(fiftyone)!r}, fiftyone.types.FiftyOneDataset, rel_dir=ROOT)"
-        print_info(f"wrote {len(videos)} videos to {fiftyone}: {call}, with the folder of the data set as ROOT")
+        print_info(
+            f"wrote {len(videos)} videos to {fiftyone}: {call}, with the folder of the data set as ROOT"
+        )
 
 
 def read_scored_predictions(predictions: Path | None) -> Iterable[Prediction]:
     """A file's predictions; none where it is the challenge's, which says nothing of confidence."""
-    return () if predictions is None or predictions.suffix == ".json" else read_jsonl(predictions, Prediction)
+    return (
+        ()
+        if predictions is None or predictions.suffix == ".json"
+        else read_jsonl(predictions, Prediction)
+    )

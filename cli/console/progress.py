@@ -19,7 +19,9 @@ log = logging.getLogger("cli")
 
 
 @contextmanager
-def show_progress(label: str, unit: str = "items", stream: TextIO | None = None) -> Iterator[ProgressCallback]:
+def show_progress(
+    label: str, unit: str = "items", stream: TextIO | None = None
+) -> Iterator[ProgressCallback]:
     """A function `advance(done, total)` that shows how far `what` has come; it may be called as often as you like."""
     stream = stream or sys.stderr
     if stream.isatty():
@@ -32,12 +34,31 @@ def show_progress(label: str, unit: str = "items", stream: TextIO | None = None)
 @contextmanager
 def _show_bar(what: str, unit: str, stream: TextIO) -> Iterator[ProgressCallback]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     lines = ProgressLines(what, unit, None)
     rate = TextColumn("{task.fields[rate]}", style="dim")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), rate)
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(file=stream), transient=False) as bars:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        rate,
+    )
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=stream),
+        transient=False,
+    ) as bars:
         task = bars.add_task(what, total=None, rate="")
 
         def advance(done: int, total: int) -> None:
@@ -51,7 +72,13 @@ def _show_bar(what: str, unit: str, stream: TextIO) -> Iterator[ProgressCallback
 class ProgressLines:
     """Plain lines in the log file and on `stream` (None: in the log only): the first, every few seconds, the last."""
 
-    def __init__(self, label: str, unit: str, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        label: str,
+        unit: str,
+        stream: TextIO | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.label, self.unit, self.stream, self.clock = label, unit, stream, clock
         self.start_time = clock()
         self.first_done: int | None = None
@@ -60,12 +87,21 @@ class ProgressLines:
         self.finished = False
 
     def __call__(self, done: int, total: int) -> None:
-        if self.first_done is None or done < self.last_done:  # the first call, or a next part of the work
-            self.first_done, self.start_time, self.last_report_time, self.finished = done, self.clock(), -LINE_INTERVAL_SECONDS, False
+        if (
+            self.first_done is None or done < self.last_done
+        ):  # the first call, or a next part of the work
+            self.first_done, self.start_time, self.last_report_time, self.finished = (
+                done,
+                self.clock(),
+                -LINE_INTERVAL_SECONDS,
+                False,
+            )
         self.last_done = done
         passed = self.clock() - self.start_time
         whole = done >= total
-        if (passed - self.last_report_time < LINE_INTERVAL_SECONDS and not whole) or (whole and self.finished):
+        if (passed - self.last_report_time < LINE_INTERVAL_SECONDS and not whole) or (
+            whole and self.finished
+        ):
             return
         self.last_report_time, self.finished = passed, whole
         line = f"{self.label}: {done}/{total} {self.unit}{self._format_rate(done, total, passed)}"

@@ -30,22 +30,38 @@ class BucketBatchSampler:
     """
 
     def __init__(
-        self, source_ids: np.ndarray, query_bytes: np.ndarray, map_sizes: np.ndarray, batch_size: int, seed: int, cache_bytes: int = CACHE_BYTES
+        self,
+        source_ids: np.ndarray,
+        query_bytes: np.ndarray,
+        map_sizes: np.ndarray,
+        batch_size: int,
+        seed: int,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.batch_size, self.seed = min(batch_size, len(source_ids)), seed
         self.steps_per_epoch = compute_steps_per_epoch(len(source_ids), batch_size)
-        _, self._first_query, self._source_index = np.unique(source_ids, return_index=True, return_inverse=True)
+        _, self._first_query, self._source_index = np.unique(
+            source_ids, return_index=True, return_inverse=True
+        )
         self._source_bytes = np.asarray(query_bytes, np.float64)[self._first_query]
         self._window_bytes = max(cache_bytes, 2 * self.batch_size * self._source_bytes.mean())
         self._bucket_index = np.unique(map_sizes, axis=0, return_inverse=True)[1].reshape(-1)
 
     @classmethod
-    def from_dataset(cls, dataset: GroundingDataset, queries: Sequence[Query], batch_size: int, seed: int) -> BucketBatchSampler:
+    def from_dataset(
+        cls, dataset: GroundingDataset, queries: Sequence[Query], batch_size: int, seed: int
+    ) -> BucketBatchSampler:
         """The plan of queries of a set of features."""
         known: dict[tuple[str, tuple[int, int]], int] = {}
         sources = [known.setdefault((query.video, query.segment), len(known)) for query in queries]
         sizes = [dataset.map_size(query) for query in queries]
-        return cls(np.array(sources), np.array([dataset.nbytes(query) for query in queries]), np.array(sizes), batch_size, seed)
+        return cls(
+            np.array(sources),
+            np.array([dataset.nbytes(query) for query in queries]),
+            np.array(sizes),
+            batch_size,
+            seed,
+        )
 
     def iterate_batches(self, start_step: int) -> Iterator[np.ndarray]:
         """The numbers `[size]` of the queries of batch `start` and of all after it, endlessly."""
@@ -57,15 +73,22 @@ class BucketBatchSampler:
     def get_epoch_batches(self, epoch: int) -> np.ndarray:
         """Its batches, `[steps, size]` numbers of queries, each at most once."""
         order = self._group_by_source(shuffle_epoch(len(self._source_index), self.seed, epoch))
-        return self._group_by_size(order[: self.steps_per_epoch * self.batch_size], np.random.default_rng([self.seed, epoch, 1]))
+        return self._group_by_size(
+            order[: self.steps_per_epoch * self.batch_size],
+            np.random.default_rng([self.seed, epoch, 1]),
+        )
 
     def _group_by_source(self, order: np.ndarray) -> np.ndarray:
         """The order, of sources that fit into memory together first, then of the next such window of sources, …"""
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        turns = np.argsort(place[self._first_query])  # a source's turn is that of one of its queries: no matter how many it has
+        turns = np.argsort(
+            place[self._first_query]
+        )  # a source's turn is that of one of its queries: no matter how many it has
         window = np.empty_like(turns)
-        window[turns] = (np.cumsum(self._source_bytes[turns]) - self._source_bytes[turns]) // self._window_bytes
+        window[turns] = (
+            np.cumsum(self._source_bytes[turns]) - self._source_bytes[turns]
+        ) // self._window_bytes
         return np.lexsort((place, window[self._source_index]))
 
     def _group_by_size(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -48,9 +48,14 @@ def collate(samples: Sequence[Sample], defer: bool = False, deduplicate: bool = 
     Where they are to stay `apart`, and where pictures are not decoded yet, `to_device` pads them. What several samples saw of a video
     lies in the batch once, unless they do not `share` it: a network that trains on maps wins little by it, and batches of one shape.
     """
-    seen, video = _deduplicate_videos(samples) if deduplicate else ([*samples], [*range(len(samples))])
+    seen, video = (
+        _deduplicate_videos(samples) if deduplicate else ([*samples], [*range(len(samples))])
+    )
     rows, columns = (max(sample.motion.shape[axis] for sample in seen) for axis in (1, 2))
-    filled = np.array([[sample.motion.shape[2] / columns, sample.motion.shape[1] / rows] * 2 for sample in seen], np.float32)
+    filled = np.array(
+        [[sample.motion.shape[2] / columns, sample.motion.shape[1] / rows] * 2 for sample in seen],
+        np.float32,
+    )
     lengths = torch.tensor([len(sample.text) for sample in samples])
     return Inputs(
         appearance=_stack_or_defer([sample.appearance for sample in seen], defer),
@@ -66,21 +71,35 @@ def collate(samples: Sequence[Sample], defer: bool = False, deduplicate: bool = 
 
 def _deduplicate_videos(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
     """The first of the samples that saw the same of a video, and which of those each sample is like. What was read once is the same
-    array (`grounding.data.dataset`)."""
+    array (`grounding.data.dataset`).
+    """
     first: dict[tuple[int, int], int] = {}
-    video = [first.setdefault((id(sample.appearance), id(sample.motion)), len(first)) for sample in samples]
+    video = [
+        first.setdefault((id(sample.appearance), id(sample.motion)), len(first))
+        for sample in samples
+    ]
     return [samples[video.index(number)] for number in range(len(first))], video
 
 
 def join_targets(targets: Sequence[Targets]) -> Targets:
     """Batches of one, joined."""
-    return Targets(*(torch.cat([getattr(target, field.name) for target in targets]) for field in fields(Targets)))
+    return Targets(
+        *(
+            torch.cat([getattr(target, field.name) for target in targets])
+            for field in fields(Targets)
+        )
+    )
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """All that a batch dataclass holds on the device, as tensors."""
     held = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return type(batch)(**{name: None if own is None else own.to(device, non_blocking=True) for name, own in held.items()})
+    return type(batch)(
+        **{
+            name: None if own is None else own.to(device, non_blocking=True)
+            for name, own in held.items()
+        }
+    )
 
 
 def _stack_or_defer(arrays: Sequence[np.ndarray | EncodedImages], defer: bool) -> Any:

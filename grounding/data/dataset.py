@@ -16,7 +16,7 @@ from torch import Tensor
 from grounding.data.cache import LRUCache
 from grounding.data.images import EncodedImages, can_decode_jpegs
 from grounding.data.sample import Sample
-from grounding.data.sources import ImageSource, FeatureSource, TokenizeFunction, TokenSource
+from grounding.data.sources import FeatureSource, ImageSource, TokenizeFunction, TokenSource
 from grounding.structures.targets import Targets
 from pipeline import sampling
 from pipeline.boxes import interpolate_boxes, xyxy_to_cxcywh
@@ -60,11 +60,22 @@ class GroundingDataset:
         device: torch.device = CPU,
     ) -> None:
         self.appearance, self.motion, self.text = appearance, motion, text
-        self._read_appearance_rows = appearance.read_encoded if isinstance(appearance, ImageSource) and can_decode_jpegs(device) else appearance.read
-        self.tracks, self.num_frames, self.num_clips, self.motion_in_square = tracks, num_frames, num_clips, motion_in_square
+        self._read_appearance_rows = (
+            appearance.read_encoded
+            if isinstance(appearance, ImageSource) and can_decode_jpegs(device)
+            else appearance.read
+        )
+        self.tracks, self.num_frames, self.num_clips, self.motion_in_square = (
+            tracks,
+            num_frames,
+            num_clips,
+            motion_in_square,
+        )
         self.reads_images = isinstance(appearance, ImageSource)
         seen = [product for product in (appearance, motion) if product is not None]
-        self.queries = [q for q in queries if all(q.video in product for product in seen) and q.id in text]
+        self.queries = [
+            q for q in queries if all(q.video in product for product in seen) and q.id in text
+        ]
         self.missing_query_ids = sorted({q.id for q in queries} - {q.id for q in self.queries})
         self._cache, self._buffer_pool = LRUCache(CACHE_BYTES), BufferPool(host_allocator(device))
 
@@ -89,10 +100,24 @@ class GroundingDataset:
         queries = [query for query in read_jsonl(store.index_path, Query) if query.split == split]
         boxed = any(query.truth is not None and query.truth.track is not None for query in queries)
         tracks = Tracks.load(store.tracks_path) if boxed else Tracks()
-        appearance: FeatureSource = ImageSource.from_store(store.open("frames")) if use_images or tokenize else store.open("appearance", allocate)
+        appearance: FeatureSource = (
+            ImageSource.from_store(store.open("frames"))
+            if use_images or tokenize
+            else store.open("appearance", allocate)
+        )
         text: FeatureSource = TokenSource(queries, tokenize) if tokenize else store.open("text")
         moving = store.open(motion, allocate) if motion else None
-        features = cls(queries, tracks, appearance, moving, text, num_frames, num_clips, motion in SQUARE_MOTION_PRODUCTS, device)
+        features = cls(
+            queries,
+            tracks,
+            appearance,
+            moving,
+            text,
+            num_frames,
+            num_clips,
+            motion in SQUARE_MOTION_PRODUCTS,
+            device,
+        )
         if not features.queries:
             raise StoreError(
                 f"store {path} has no features for any query of split {split!r}: run stvg-extract, or look into failures.jsonl"
@@ -103,7 +128,11 @@ class GroundingDataset:
     def dims(self) -> tuple[int, int, int]:
         """Channels of (appearance, motion, text); 0 without motion."""
         query = self.queries[0]
-        readers = ((self.appearance, query.video), (self.motion, query.video), (self.text, query.id))
+        readers = (
+            (self.appearance, query.video),
+            (self.motion, query.video),
+            (self.text, query.id),
+        )
         widths = [0 if reader is None else reader.shape(key)[-1] for reader, key in readers]
         return widths[0], widths[1], widths[2]
 
@@ -115,22 +144,35 @@ class GroundingDataset:
     def nbytes(self, query: Query) -> int:
         """Bytes that a query's appearance and motion take in memory."""
         maps = self.num_frames * math.prod(self.appearance.shape(query.video)[1:])
-        clips = 0 if self.motion is None else (self.num_clips or self.num_frames) * math.prod(self.motion.shape(query.video)[1:])
+        clips = (
+            0
+            if self.motion is None
+            else (self.num_clips or self.num_frames) * math.prod(self.motion.shape(query.video)[1:])
+        )
         return 2 * (maps + clips)
 
     def load_sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
         """One query's features; `rows` choose among its stored frames (training's bin centres by default)."""
         stored = self.appearance.columns(query.video)["frame"]
         own = self.rows_in_segment(query, stored)
-        chosen = own[sampling.sample_bin_centers(len(own), self.num_frames)] if rows is None else rows
+        chosen = (
+            own[sampling.sample_bin_centers(len(own), self.num_frames)] if rows is None else rows
+        )
         numbers = stored[chosen]
         return Sample(
             query=query,
             frame_indices=numbers,
             appearance=self._load_appearance(query.video, chosen),
-            frame_positions=np.clip(sampling.normalized_position(numbers, query.segment), 0, 1 - 1e-6).astype(np.float32),
+            frame_positions=np.clip(
+                sampling.normalized_position(numbers, query.segment), 0, 1 - 1e-6
+            ).astype(np.float32),
             motion=self._load_motion(query, numbers),
-            picture_in_square=np.array(picture_in_square(tuple(self.appearance.facts(query.video)["size"])) if self.motion_in_square else FULL_FRAME, np.float32),
+            picture_in_square=np.array(
+                picture_in_square(tuple(self.appearance.facts(query.video)["size"]))
+                if self.motion_in_square
+                else FULL_FRAME,
+                np.float32,
+            ),
             text=self.text_features(query),
         )
 
@@ -142,11 +184,17 @@ class GroundingDataset:
         """Rows of a query's stored frames inside its segment; the nearest one where the grid skips a short segment."""
         begin, end = query.segment
         inside = np.flatnonzero((stored_frames >= begin) & (stored_frames < end))
-        return inside if len(inside) else np.array([np.abs(stored_frames - (begin + end) / 2).argmin()])
+        return (
+            inside
+            if len(inside)
+            else np.array([np.abs(stored_frames - (begin + end) / 2).argmin()])
+        )
 
     def _load_appearance(self, video: str, rows: np.ndarray) -> np.ndarray | EncodedImages:
         """Appearance maps of stored rows, `[len(rows), H, W, C]` as stored."""
-        return self._cache.get(("appearance", video, rows.tobytes()), lambda: self._read_appearance_rows(video, rows))
+        return self._cache.get(
+            ("appearance", video, rows.tobytes()), lambda: self._read_appearance_rows(video, rows)
+        )
 
     def _load_motion(self, query: Query, frame_indices: np.ndarray) -> np.ndarray:
         """The motion of a query's segment, of clips or at frames `[T_s]`, as stored."""
@@ -161,22 +209,32 @@ class GroundingDataset:
 
         def read() -> np.ndarray:
             own = self.rows_in_segment(query, motion.columns(query.video)["frame"])
-            return _mean_pool_bins(motion.read(query.video, own), sampling.compute_pool_bins(len(own), num_clips), self._buffer_pool)
+            return _mean_pool_bins(
+                motion.read(query.video, own),
+                sampling.compute_pool_bins(len(own), num_clips),
+                self._buffer_pool,
+            )
 
         return self._cache.get(("motion", query.video, query.segment), read)
 
-    def _load_motion_at_frames(self, motion: FeatureSource, query: Query, frame_indices: np.ndarray) -> np.ndarray:
+    def _load_motion_at_frames(
+        self, motion: FeatureSource, query: Query, frame_indices: np.ndarray
+    ) -> np.ndarray:
         """The motion of the segment at frames `[T_s]`, `[T_s, h, w, C]` as stored: of the row nearest to each."""
         stored = motion.columns(query.video)["frame"]
         own = self.rows_in_segment(query, stored)
         rows = own[sampling.find_nearest_frames(stored[own], frame_indices)]
-        return self._cache.get(("motion", query.video, rows.tobytes()), lambda: motion.read(query.video, rows))
+        return self._cache.get(
+            ("motion", query.video, rows.tobytes()), lambda: motion.read(query.video, rows)
+        )
 
     def targets(self, sample: Sample) -> Targets:
         """What is true of a sample, as a batch of one."""
         query = sample.query
         if query.truth is None:
-            raise InputError(f"query {query.id} has no truth to learn from: keep it out of split {query.split!r}")
+            raise InputError(
+                f"query {query.id} has no truth to learn from: keep it out of split {query.split!r}"
+            )
         begin, end = query.truth.span
         first, last = query.segment
         span = ((begin - first) / (last - first), (end - first) / (last - first))
@@ -184,9 +242,13 @@ class GroundingDataset:
         if self.num_clips is None:
             middles, inside_clips = sample.frame_indices, inside
         else:
-            middles = (first + (np.arange(self.num_clips) + 0.5) / self.num_clips * (last - first)).astype(np.int64)
+            middles = (
+                first + (np.arange(self.num_clips) + 0.5) / self.num_clips * (last - first)
+            ).astype(np.int64)
             inside_clips = sampling.label_clips(span, self.num_clips)
-        boxes, boxed = self._get_target_boxes(query, np.concatenate([sample.frame_indices, middles]))
+        boxes, boxed = self._get_target_boxes(
+            query, np.concatenate([sample.frame_indices, middles])
+        )
         frames = len(sample.frame_indices)
         return Targets(
             boxes=boxes[:, :frames],
@@ -201,7 +263,9 @@ class GroundingDataset:
     def _get_target_boxes(self, query: Query, frame_indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """True boxes at frames, `[1, n, 4]` cxcywh, and where there is one inside the span, `[1, n]`."""
         if query.truth is None or query.truth.track is None:
-            return torch.zeros(1, len(frame_indices), 4), torch.zeros(1, len(frame_indices), dtype=torch.bool)
+            return torch.zeros(1, len(frame_indices), 4), torch.zeros(
+                1, len(frame_indices), dtype=torch.bool
+            )
         begin, end = query.truth.span
         frames, track = self.tracks[query.truth.track]
         boxes = xyxy_to_cxcywh(interpolate_boxes(frames, track, frame_indices), query.size)
@@ -209,7 +273,9 @@ class GroundingDataset:
         return torch.from_numpy(boxes).float()[None], torch.from_numpy(boxed)[None]
 
 
-def _mean_pool_bins(rows: np.ndarray, bins: Sequence[tuple[int, int]], buffer_pool: BufferPool) -> np.ndarray:
+def _mean_pool_bins(
+    rows: np.ndarray, bins: Sequence[tuple[int, int]], buffer_pool: BufferPool
+) -> np.ndarray:
     """The mean of the rows `[begin, end)` of each bin, `[n, …]` → `[bins, …]`, taken in float32; the rows where each is a bin.
 
     By NumPy, for the reason that `grounding.data.collate.padded` states.
@@ -218,7 +284,11 @@ def _mean_pool_bins(rows: np.ndarray, bins: Sequence[tuple[int, int]], buffer_po
         return rows
     result = buffer_pool.empty((len(bins), *rows.shape[1:]), rows.dtype)
     for place, (begin, end) in zip(result, bins, strict=True):
-        place[...] = np.add.reduce(rows[begin:end], 0, dtype=np.float32) / (end - begin) if end - begin > 1 else rows[begin]
+        place[...] = (
+            np.add.reduce(rows[begin:end], 0, dtype=np.float32) / (end - begin)
+            if end - begin > 1
+            else rows[begin]
+        )
     return result
 
 

@@ -27,7 +27,9 @@ def read_projections(store: Path, products: Mapping[str, Mapping[str, Any]]) -> 
         path = Path(store) / product / PROJECTION_FILE
         found[product] = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(found[product]).hexdigest() != digest:
-            problem = "is not the one its shards were made with" if found[product] else "does not exist"
+            problem = (
+                "is not the one its shards were made with" if found[product] else "does not exist"
+            )
             raise StoreError(f"{path} {problem}: restore it, or extract into another --store")
     return found
 
@@ -50,9 +52,14 @@ def load_reduction(run: Path, product: str, provenance: Mapping[str, Any]) -> Re
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != digest:
         problem = "is not the one the run was trained with" if content else "does not exist"
-        raise InputError(f"{path} {problem}: put {product}/{PROJECTION_FILE} of its store there, or train again")
+        raise InputError(
+            f"{path} {problem}: put {product}/{PROJECTION_FILE} of its store there, or train again"
+        )
     tensors = load(content)
-    return Reduction(Projection(tensors["mean"], tensors["matrix"], tensors["bias"], about["basis"]), about["int8"])
+    return Reduction(
+        Projection(tensors["mean"], tensors["matrix"], tensors["bias"], about["basis"]),
+        about["int8"],
+    )
 
 
 def apply_reduction(rows: np.ndarray, reduction: Reduction | None) -> np.ndarray:
@@ -60,10 +67,16 @@ def apply_reduction(rows: np.ndarray, reduction: Reduction | None) -> np.ndarray
     if reduction is None:
         return rows
     small, columns = reduction.apply(rows)
-    return dequantize(small, columns[SCALE_COLUMN], np.empty(small.shape, np.float16)) if SCALE_COLUMN in columns else small
+    return (
+        dequantize(small, columns[SCALE_COLUMN], np.empty(small.shape, np.float16))
+        if SCALE_COLUMN in columns
+        else small
+    )
 
 
 def _get_projection_digests(products: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Of each projected product, the digest its provenance records."""
     reductions = {name: made_from.get("reduction") or {} for name, made_from in products.items()}
-    return {name: about["basis_digest"] for name, about in reductions.items() if "basis_digest" in about}
+    return {
+        name: about["basis_digest"] for name, about in reductions.items() if "basis_digest" in about
+    }

@@ -14,7 +14,8 @@ from pipeline.encoders.image_geometry import resize
 @dataclass(frozen=True)
 class ImageTransform:
     """One look for all frames of a pass: the part `[left, top, right, bottom)` of the pictures, in their pixels, brought to
-    `size` (rows, columns), then mirrored or not."""
+    `size` (rows, columns), then mirrored or not.
+    """
 
     crop: tuple[int, int, int, int]
     size: tuple[int, int]
@@ -31,7 +32,12 @@ class ImageTransform:
         seen = images[:, top:bottom, left:right]
         if seen.shape[1:3] != self.size:
             pages = (Image.fromarray(np.ascontiguousarray(one)) for one in seen)
-            seen = np.stack([np.asarray(page.resize(self.size[::-1], Image.Resampling.BILINEAR)) for page in pages])
+            seen = np.stack(
+                [
+                    np.asarray(page.resize(self.size[::-1], Image.Resampling.BILINEAR))
+                    for page in pages
+                ]
+            )
         return seen[:, :, ::-1] if self.flip else seen
 
     def apply_to_tensor(self, images: Tensor) -> Tensor:
@@ -46,7 +52,12 @@ class ImageTransform:
     def apply_to_boxes(self, boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
         """Boxes `[…, 4]` cxcywh, shares of a picture of (rows, columns) → shares of what is seen of it."""
         left, top, right, bottom = self.crop
-        pixels = boxes.astype(np.float64) * [image_size[1], image_size[0], image_size[1], image_size[0]] - [left, top, 0, 0]
+        pixels = boxes.astype(np.float64) * [
+            image_size[1],
+            image_size[0],
+            image_size[1],
+            image_size[0],
+        ] - [left, top, 0, 0]
         seen = pixels / [right - left, bottom - top, right - left, bottom - top]
         if self.flip:
             seen[..., 0] = 1 - seen[..., 0]

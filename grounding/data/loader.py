@@ -59,11 +59,20 @@ class Loader:
         device: torch.device = CPU,
         transforms: Sequence[SampleTransform] = (),
     ) -> None:
-        self.dataset, self.queries, self.start_step, self._transforms = dataset, queries, start_step, transforms
+        self.dataset, self.queries, self.start_step, self._transforms = (
+            dataset,
+            queries,
+            start_step,
+            transforms,
+        )
         self.rank, self.world_size, self.accumulation_steps = rank, world_size, accumulation_steps
         self._batch_sampler = BucketBatchSampler.from_dataset(dataset, queries, batch_size, seed)
         self._on_gpu = device.type == "cuda"
-        self.device = torch.device("cuda", torch.cuda.current_device()) if self._on_gpu and device.index is None else device
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if self._on_gpu and device.index is None
+            else device
+        )
         self._num_readers = GPU_READER_THREADS if self._on_gpu else 1
         if self._batch_sampler.batch_size % (world_size * accumulation_steps):
             raise InputError(
@@ -75,7 +84,10 @@ class Loader:
         prepare = partial(torch.cuda.set_device, self.device) if self._on_gpu else None
         if self._on_gpu:  # one for all batches: memory that one has left is the next one's
             self._transfer_stream = torch.cuda.Stream(self.device)
-        self._reader_pool, self._transfer_pool = ThreadPoolExecutor(self._num_readers, "loader", prepare), ThreadPoolExecutor(1, "loader-sends", prepare)
+        self._reader_pool, self._transfer_pool = (
+            ThreadPoolExecutor(self._num_readers, "loader", prepare),
+            ThreadPoolExecutor(1, "loader-sends", prepare),
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +95,12 @@ class Loader:
             threads.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        made = prefetch(self._reader_pool, self._num_readers, self._load_step, enumerate(self._batch_sampler.iterate_batches(self.start_step), self.start_step))
+        made = prefetch(
+            self._reader_pool,
+            self._num_readers,
+            self._load_step,
+            enumerate(self._batch_sampler.iterate_batches(self.start_step), self.start_step),
+        )
         if not self._on_gpu:
             for step in made:
                 yield step.result()
@@ -96,7 +113,10 @@ class Loader:
     def _load_step(self, indexed_step: tuple[int, np.ndarray]) -> list[Batch]:
         """This process' parts of a step's global batch, in the machine's memory."""
         own = indexed_step[1].reshape(self.world_size, self.accumulation_steps, -1)[self.rank]
-        return [self._load_batch(part.tolist(), indexed_step[0] // self._batch_sampler.steps_per_epoch) for part in own]
+        return [
+            self._load_batch(part.tolist(), indexed_step[0] // self._batch_sampler.steps_per_epoch)
+            for part in own
+        ]
 
     def _load_batch(self, query_indices: Sequence[int], epoch: int) -> Batch:
         samples = [self.dataset.load_sample(self.queries[number]) for number in query_indices]
@@ -114,7 +134,14 @@ class Loader:
         """
         own = future.result()
         with torch.cuda.stream(self._transfer_stream):
-            parts = [Batch(to_device(part.inputs, self.device), to_device(part.targets, self.device), part.query_ids) for part in own]
+            parts = [
+                Batch(
+                    to_device(part.inputs, self.device),
+                    to_device(part.targets, self.device),
+                    part.query_ids,
+                )
+                for part in own
+            ]
         self._transfer_stream.synchronize()
         return parts
 

@@ -34,7 +34,14 @@ class NegativeSentenceSampler:
     pictures may be `flipped`, what was written of this one is not asked with its left and right exchanged either.
     """
 
-    def __init__(self, rate: float, seed: int, dataset: GroundingDataset, queries: Sequence[Query], allow_flip: bool = False) -> None:
+    def __init__(
+        self,
+        rate: float,
+        seed: int,
+        dataset: GroundingDataset,
+        queries: Sequence[Query],
+        allow_flip: bool = False,
+    ) -> None:
         self.rate, self.seed, self.dataset, self.queries = rate, seed, dataset, queries
         self._video_sentences: dict[str, set[str]] = {}
         for query in queries:
@@ -43,14 +50,23 @@ class NegativeSentenceSampler:
             if allow_flip and (told := mirror_left_right(query.text)):
                 own.add(told)
 
-    def __call__(self, sample: Sample, targets: Targets, epoch: int, query_index: int) -> tuple[Sample, Targets]:
+    def __call__(
+        self, sample: Sample, targets: Targets, epoch: int, query_index: int
+    ) -> tuple[Sample, Targets]:
         """A sample and what is true of it, as they are in an epoch; `number` is the query's place among all."""
         random = np.random.default_rng([self.seed, epoch, 3, query_index])
         if random.random() >= self.rate:
             return sample, targets
-        drawn = (self.queries[place] for place in random.integers(len(self.queries), size=NUM_DRAWS))
+        drawn = (
+            self.queries[place] for place in random.integers(len(self.queries), size=NUM_DRAWS)
+        )
         own = self._video_sentences[sample.query.video]
-        foreign = list(islice((query for query in drawn if query.text not in own), int(random.integers(1, MAX_CANDIDATES + 1))))
+        foreign = list(
+            islice(
+                (query for query in drawn if query.text not in own),
+                int(random.integers(1, MAX_CANDIDATES + 1)),
+            )
+        )
         if not foreign:  # where videos share most of their sentences
             return sample, targets
         words = set(sample.query.text.lower().split())
@@ -60,4 +76,10 @@ class NegativeSentenceSampler:
 
 def empty_targets(targets: Targets) -> Targets:
     """What is true of a video and a sentence of something else: a span without length, and no frame, clip or box in it."""
-    return replace(targets, **{name: torch.zeros_like(getattr(targets, name)) for name in ("span", "boxed", "frames", "clips", "clip_boxed")})
+    return replace(
+        targets,
+        **{
+            name: torch.zeros_like(getattr(targets, name))
+            for name in ("span", "boxed", "frames", "clips", "clip_boxed")
+        },
+    )

@@ -13,7 +13,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def prefetch(executor: ThreadPoolExecutor, depth: int, function: Callable[[Item], Result], items: Iterator[Item]) -> Iterator[Future[Result]]:
+def prefetch(
+    executor: ThreadPoolExecutor,
+    depth: int,
+    function: Callable[[Item], Result],
+    items: Iterator[Item],
+) -> Iterator[Future[Result]]:
     """The work on each item, in order, with that on the `count` next ones under way. What was given is not held here."""
     waiting: deque[Future[Result]] = deque()
     for item in items:

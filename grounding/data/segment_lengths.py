@@ -11,7 +11,9 @@ from pipeline.records import Query
 
 def summarize_segment_seconds(queries: Sequence[Query]) -> dict[str, float]:
     """The median and the longest segment of a training split, for a run's provenance."""
-    return _summarize_durations([(query.segment[1] - query.segment[0]) / query.fps for query in queries])
+    return _summarize_durations(
+        [(query.segment[1] - query.segment[0]) / query.fps for query in queries]
+    )
 
 
 def _summarize_durations(seconds: Sequence[float]) -> dict[str, float]:

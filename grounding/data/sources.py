@@ -31,7 +31,8 @@ TokenizeFunction = Callable[[list[str]], tuple[Tensor, Tensor]]
 
 class ImageSource:
     """The product `frames` as a product of pictures (`grounding.data.sources.Product`): one row per stored frame, RGB uint8 `[h, w, 3]`,
-    of which `short` is the shorter side."""
+    of which `short` is the shorter side.
+    """
 
     def __init__(self, frames: FeatureSource, short_side: int) -> None:
         self._frames, self._short_side = frames, short_side
@@ -66,15 +67,25 @@ class ImageSource:
         """The same, not decoded yet."""
         rows, columns, places = self._read_pages(key, indices)
         _, height, width, _ = self.shape(key)
-        return EncodedImages([jpeg for _, jpeg in iterate_jpegs(rows, columns)], places, (height, width))
+        return EncodedImages(
+            [jpeg for _, jpeg in iterate_jpegs(rows, columns)], places, (height, width)
+        )
 
-    def _read_pages(self, key: str, indices: np.ndarray | None) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    def _read_pages(
+        self, key: str, indices: np.ndarray | None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
         """The stored rows of the pictures wanted, each once, what is known of them, and which of them each of `indices` is."""
         columns = self._frames.columns(key)
         numbers, page = np.unique(columns["frame"], return_inverse=True)
-        own, places = np.unique(np.arange(len(numbers)) if indices is None else indices, return_inverse=True)
+        own, places = np.unique(
+            np.arange(len(numbers)) if indices is None else indices, return_inverse=True
+        )
         pages = np.flatnonzero(np.isin(page, own))
-        return self._frames.read(key, pages), {name: values[pages] for name, values in columns.items()}, places
+        return (
+            self._frames.read(key, pages),
+            {name: values[pages] for name, values in columns.items()},
+            places,
+        )
 
 
 class TokenSource:
@@ -82,7 +93,10 @@ class TokenSource:
 
     def __init__(self, queries: Sequence[Query], tokenize: TokenizeFunction) -> None:
         ids, masks = tokenize([query.text for query in queries]) if queries else ((), ())
-        self._token_ids = {query.id: own[mask, None].numpy() for query, own, mask in zip(queries, ids, masks, strict=True)}
+        self._token_ids = {
+            query.id: own[mask, None].numpy()
+            for query, own, mask in zip(queries, ids, masks, strict=True)
+        }
 
     def __contains__(self, key: object) -> bool:
         return key in self._token_ids

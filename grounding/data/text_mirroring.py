@@ -26,7 +26,9 @@ PAIRED_NOUN_PATTERN = re.compile(
     "arms?|bank|cheek|corner|ears?|edge|elbow|eyes?|feet|foot|front|half|hands?|hip|knees?|legs?|lane|row|shoulders?|sides?|thigh|thumb|wrist"
 )
 """What has a left and a right one: a side, after anything but `SUBJECTS`."""
-SUBJECT_PATTERN = re.compile("ha(d|s|ve|ving)|he|i|it|she|that|they|we|which|who|you|be(en|ing)?|gets?|got|is|are|was|were|him|them")
+SUBJECT_PATTERN = re.compile(
+    "ha(d|s|ve|ving)|he|i|it|she|that|they|we|which|who|you|be(en|ing)?|gets?|got|is|are|was|were|him|them"
+)
 DIRECTION_PATTERN = re.compile(
     "at|from|on|to|(bend|fly|go|head|jump|lean|look|point|roll|run|shift|step|swim|swing|tilt|turn|walk)(s|es|ed|ing)?|"
     "(driv|fac|gaz|glanc|mov|rid|rotat|slid)(es?|ed|ing)|bent|drove|flew|flies|gone|ran|rode|running|slid|stepp(ed|ing)|swam|swimming|swung|went"
@@ -38,33 +40,49 @@ CLAUSE_ENDINGS = ("", "and", "or", "while")
 
 def mirror_left_right(sentence: str) -> str | None:
     """The sentence that is true of the mirrored video: itself where it names no side; None where that cannot be told."""
-    words = ["" if not word[0].isalpha() else word.lower() for word in WORD_PATTERN.findall(sentence)]
+    words = [
+        "" if not word[0].isalpha() else word.lower() for word in WORD_PATTERN.findall(sentence)
+    ]
     if any("clockwise" in word for word in words):
         return None
     for place, word in enumerate(words):
-        if SIDE_PATTERN.search(word) and not (_is_side(words, place) if word in OPPOSITE_SIDE else all(map(COMPOUND_PART_PATTERN.fullmatch, word.split("-")))):
+        if SIDE_PATTERN.search(word) and not (
+            _is_side(words, place)
+            if word in OPPOSITE_SIDE
+            else all(map(COMPOUND_PART_PATTERN.fullmatch, word.split("-")))
+        ):
             return None
-    return SIDE_PATTERN.sub(lambda found: _match_case(OPPOSITE_SIDE[found[0].lower()], found[0]), sentence)
+    return SIDE_PATTERN.sub(
+        lambda found: _match_case(OPPOSITE_SIDE[found[0].lower()], found[0]), sentence
+    )
 
 
 def _is_side(words: list[str], index: int) -> bool:
     """Whether a bare left or right means a side, by the words around it."""
     word = words[index]
     two_before, before, after, two_after = (
-        words[at] if 0 <= at < len(words) else "" for at in (index - 2, index - 1, index + 1, index + 2)
+        words[at] if 0 <= at < len(words) else ""
+        for at in (index - 2, index - 1, index + 1, index + 2)
     )
     if before in ("and", "or", "to") and two_before == OPPOSITE_SIDE[word]:
         before = "to"  # "left and right": left is looked at by itself
     if after in ("and", "or", "to") and two_after == OPPOSITE_SIDE[word]:
         return not SUBJECT_PATTERN.fullmatch(before)
     if PAIRED_NOUN_PATTERN.fullmatch(after):
-        return not SUBJECT_PATTERN.fullmatch(before) and (after, two_after) not in (("side", "by"), ("hand", "in"))
+        return not SUBJECT_PATTERN.fullmatch(before) and (after, two_after) not in (
+            ("side", "by"),
+            ("hand", "in"),
+        )
     if PRECEDING_PATTERN.fullmatch(before):
         return not NON_SIDE_FOLLOWER_PATTERN.fullmatch(after)
     if before == "her":  # her left, but not "next to her left the room"
         return after == ""
-    return DIRECTION_PATTERN.fullmatch(before) is not None and (after in CLAUSE_ENDINGS or (word, after) == ("left", "to"))
+    return DIRECTION_PATTERN.fullmatch(before) is not None and (
+        after in CLAUSE_ENDINGS or (word, after) == ("left", "to")
+    )
 
 
 def _match_case(word: str, template: str) -> str:
-    return word.upper() if template.isupper() else word.capitalize() if template[0].isupper() else word
+    return (
+        word.upper() if template.isupper() else word.capitalize() if template[0].isupper() else word
+    )

@@ -41,7 +41,9 @@ class Constant:
     train_score: float
 
 
-def best_constant(train: Iterable[Query], tracks: Tracks, queries: Iterable[Query], at_most: int = 2000) -> list[Prediction]:
+def best_constant(
+    train: Iterable[Query], tracks: Tracks, queries: Iterable[Query], at_most: int = 2000
+) -> list[Prediction]:
     """The constant chosen on `train`, said of every one of `queries`."""
     return constant_predictions(choose_constant(train, tracks, at_most), queries)
 
@@ -54,7 +56,9 @@ def constant_predictions(constant: Constant, queries: Iterable[Query]) -> list[P
         width, height = query.size
         x1, y1, x2, y2 = constant.box
         box = (begin, x1 * width, y1 * height, x2 * width, y2 * height)
-        predictions.append(Prediction(id=query.id, span=(begin, end), score=constant.train_score, boxes=[box]))
+        predictions.append(
+            Prediction(id=query.id, span=(begin, end), score=constant.train_score, boxes=[box])
+        )
     return predictions
 
 
@@ -62,7 +66,9 @@ def choose_constant(train: Iterable[Query], tracks: Tracks, at_most: int = 2000)
     """Search spans × boxes jointly for the best m_vIoU on the train split (`at_most` of its queries, evenly taken)."""
     known = [query for query in train if query.truth is not None]
     if not known:
-        raise InputError("the constant baseline needs a train split with truth; this index has none")
+        raise InputError(
+            "the constant baseline needs a train split with truth; this index has none"
+        )
     boxed = _thin([query for query in known if len(truth_boxes(query, tracks)[0])], at_most)
     if not boxed:
         return _choose_span(_thin(known, at_most))
@@ -77,21 +83,38 @@ def choose_constant(train: Iterable[Query], tracks: Tracks, at_most: int = 2000)
 
 def _thin(queries: Sequence[Query], at_most: int) -> list[Query]:
     """At most `at_most` queries, evenly taken."""
-    return [queries[i * len(queries) // at_most] for i in range(at_most)] if len(queries) > at_most else list(queries)
+    return (
+        [queries[i * len(queries) // at_most] for i in range(at_most)]
+        if len(queries) > at_most
+        else list(queries)
+    )
 
 
 def _choose_span(queries: Sequence[Query]) -> Constant:
     """Without boxes only time can be chosen; the box is the middle quarter of the picture."""
     spans = span_candidates(queries)
-    means = [np.mean([temporal_iou(q.truth.span, span_to_frames(*span, q.segment)) for q in queries if q.truth]) for span in spans]
+    means = [
+        np.mean(
+            [
+                temporal_iou(q.truth.span, span_to_frames(*span, q.segment))
+                for q in queries
+                if q.truth
+            ]
+        )
+        for span in spans
+    ]
     best = int(np.argmax(means))
     return Constant(span_tau=spans[best], box=MIDDLE, train_score=float(means[best]))
 
 
 def span_candidates(queries: Sequence[Query]) -> list[tuple[float, float]]:
     """Pairs begin < end in τ of a regular grid and the quantiles of the true begins and ends."""
-    true = np.array([normalized_position(np.asarray(q.truth.span) - 0.5, q.segment) for q in queries if q.truth])
-    edges = np.unique(np.concatenate([EDGES, np.quantile(true, QUANTILES, axis=0).ravel()]).clip(0, 1))
+    true = np.array(
+        [normalized_position(np.asarray(q.truth.span) - 0.5, q.segment) for q in queries if q.truth]
+    )
+    edges = np.unique(
+        np.concatenate([EDGES, np.quantile(true, QUANTILES, axis=0).ravel()]).clip(0, 1)
+    )
     return list(itertools.combinations(edges.tolist(), 2))
 
 
@@ -110,8 +133,10 @@ def _relative_boxes(query: Query, tracks: Tracks) -> np.ndarray:
     return boxes.astype(np.float64) / np.array([*query.size, *query.size])
 
 
-def _v_iou_table(query: Query, tracks: Tracks, spans: Sequence[tuple[float, float]], boxes: np.ndarray) -> np.ndarray:
-    """vIoU of every box with every span for one query: `[boxes, spans]`, as `grounding.metrics.scores` defines it."""
+def _v_iou_table(
+    query: Query, tracks: Tracks, spans: Sequence[tuple[float, float]], boxes: np.ndarray
+) -> np.ndarray:
+    """VIoU of every box with every span for one query: `[boxes, spans]`, as `grounding.metrics.scores` defines it."""
     assert query.truth is not None
     first, last = query.truth.span
     frames, _ = truth_boxes(query, tracks)
@@ -129,8 +154,15 @@ def random_predictions(queries: Iterable[Query], seed: int = 0) -> list[Predicti
     generator = np.random.default_rng(seed)
     predictions = []
     for query in queries:
-        begin, end = np.sort(generator.choice(query.segment[1] - query.segment[0] + 1, 2, replace=False)) + query.segment[0]
-        (x1, x2), (y1, y2) = np.sort(generator.random((2, 2)), axis=1) * np.array(query.size)[:, None]
+        begin, end = (
+            np.sort(generator.choice(query.segment[1] - query.segment[0] + 1, 2, replace=False))
+            + query.segment[0]
+        )
+        (x1, x2), (y1, y2) = (
+            np.sort(generator.random((2, 2)), axis=1) * np.array(query.size)[:, None]
+        )
         box = (int(begin), float(x1), float(y1), float(x2), float(y2))
-        predictions.append(Prediction(id=query.id, span=(int(begin), int(end)), score=0.0, boxes=[box]))
+        predictions.append(
+            Prediction(id=query.id, span=(int(begin), int(end)), score=0.0, boxes=[box])
+        )
     return predictions

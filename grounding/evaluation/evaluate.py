@@ -22,7 +22,10 @@ Progress = Callable[[int, int], None]
 
 
 def predict_split(
-    runs: Sequence[Path], store: Path, config: EvaluateConfig, progress: Progress = lambda done, total: None
+    runs: Sequence[Path],
+    store: Path,
+    config: EvaluateConfig,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[list[Prediction], list[str]]:
     """What the runs' models answer together to one split of a store, and the ids of queries that the store has no features of."""
     # Imported here: judging files, and reporting, must not wait for torch.
@@ -33,16 +36,33 @@ def predict_split(
     ensemble = Ensemble.of_runs(runs, resolve_device(config.device), config.frames)
     features = ensemble.features_of(Store(store), config.split)
     with ensemble.computing():
-        answers = predict(ensemble.models, features, features.queries, config.batch, progress, config.refine, config.between)
+        answers = predict(
+            ensemble.models,
+            features,
+            features.queries,
+            config.batch,
+            progress,
+            config.refine,
+            config.between,
+        )
     return answers, features.missing_query_ids
 
 
-def judge(exam: Exam, predictions: Tubes, protocol: str = "every-frame", seed: int = 0) -> tuple[list[Score], dict[str, float]]:
+def judge(
+    exam: Exam, predictions: Tubes, protocol: str = "every-frame", seed: int = 0
+) -> tuple[list[Score], dict[str, float]]:
     """Scores, and the metrics: means, counts (`unanswered`: queries without a prediction), 95 % intervals, the baselines'
-    means, and those by form and by tag."""
+    means, and those by form and by tag.
+    """
     scores = score_exam(exam, predictions, protocol)
-    metrics = summarise(scores) | {"unanswered": len(unanswered(exam, predictions))} | confidence(scores, exam.videos, seed)
-    return scores, metrics | baseline_metrics(exam, protocol, seed) | group_metrics(scores, exam.queries)
+    metrics = (
+        summarise(scores)
+        | {"unanswered": len(unanswered(exam, predictions))}
+        | confidence(scores, exam.videos, seed)
+    )
+    return scores, metrics | baseline_metrics(exam, protocol, seed) | group_metrics(
+        scores, exam.queries
+    )
 
 
 def unanswered(exam: Exam, predictions: Tubes) -> list[str]:
@@ -55,16 +75,23 @@ def score_exam(exam: Exam, predictions: Tubes, protocol: str = "every-frame") ->
     """Each query's scores by one protocol."""
     refuse_strangers(predictions, exam.ids)
     if not len(exam.truths.tubes):
-        raise InputError("none of these queries has a truth to judge by: use an index whose queries carry `truth`")
+        raise InputError(
+            "none of these queries has a truth to judge by: use an index whose queries carry `truth`"
+        )
     scores = scores_of(judge_tubes(exam.truths, predictions, protocol))
     if not scores:
-        raise InputError(f"none of the {len(exam.truths.tubes)} queries has a prediction, and protocol {protocol} leaves such queries out")
+        raise InputError(
+            f"none of the {len(exam.truths.tubes)} queries has a prediction, and protocol {protocol} leaves such queries out"
+        )
     return scores
 
 
-def judged_as_published(exam: Exam, tubes: Tubes, split: str, known: Mapping[str, Sequence[Score]]) -> tuple[Ours, list[str]]:
+def judged_as_published(
+    exam: Exam, tubes: Tubes, split: str, known: Mapping[str, Sequence[Score]]
+) -> tuple[Ours, list[str]]:
     """Means by the protocols that stand in `known` (their scores), by every-frame, and by those of the split's published rows; by
-    form where these are. And which protocols refused the predictions, in words: one may want them complete."""
+    form where these are. And which protocols refused the predictions, in words: one may want them complete.
+    """
     dataset = exam.dataset or ""
     by_form = any(row.form is not None for row in rows_for(dataset, split))
     ours: dict[str, dict[str, dict[str, float]]] = {}
@@ -75,7 +102,9 @@ def judged_as_published(exam: Exam, tubes: Tubes, split: str, known: Mapping[str
         except InputError as error:
             refused.append(f"not judged by {name}: {error}")
             continue
-        ours[name] = summarise_by(scores, exam.queries, "form") if by_form else {"": summarise(scores)}
+        ours[name] = (
+            summarise_by(scores, exam.queries, "form") if by_form else {"": summarise(scores)}
+        )
     return ours, refused
 
 
@@ -88,12 +117,22 @@ def baseline_metrics(exam: Exam, protocol: str = "every-frame", seed: int = 0) -
         answers = {"baseline_": best_constant(exam.train, exam.tracks, exam.queries), **answers}
     found: dict[str, float] = {}
     for prefix, answer in answers.items():
-        summary = summarise(scores_of(judge_tubes(exam.truths, Tubes.of_predictions(answer), protocol)))
+        summary = summarise(
+            scores_of(judge_tubes(exam.truths, Tubes.of_predictions(answer), protocol))
+        )
         found |= {prefix + key: value for key, value in summary.items() if key not in COUNTS}
     return found
 
 
 def group_metrics(scores: Sequence[Score], queries: Sequence[Query]) -> dict[str, float]:
     """The means by form, then by tag, under flat names: `declarative_m_vIoU`, `look-alike_m_vIoU`."""
-    groups = [*summarise_by(scores, queries, "form").items(), *summarise_by(scores, queries, "tag").items()]
-    return {f"{name}_{key}": value for name, summary in groups for key, value in summary.items() if key not in COUNTS}
+    groups = [
+        *summarise_by(scores, queries, "form").items(),
+        *summarise_by(scores, queries, "tag").items(),
+    ]
+    return {
+        f"{name}_{key}": value
+        for name, summary in groups
+        for key, value in summary.items()
+        if key not in COUNTS
+    }

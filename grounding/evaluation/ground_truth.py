@@ -37,7 +37,9 @@ class Exam:
     @property
     def videos(self) -> dict[str, str]:
         """Each query's video; in the challenge's file every id is one."""
-        return {query.id: query.video for query in self.queries} or {name: name for name in self.truths.tubes.ids}
+        return {query.id: query.video for query in self.queries} or {
+            name: name for name in self.truths.tubes.ids
+        }
 
 
 def read_exam(path: Path, split: str, first_frame: int = FIRST_FRAME) -> Exam:
@@ -48,7 +50,9 @@ def read_exam(path: Path, split: str, first_frame: int = FIRST_FRAME) -> Exam:
     return exam_of(queries, tracks, split, dataset_of(path))
 
 
-def exam_of(queries: Sequence[Query], tracks: Tracks, split: str, dataset: str | None = None) -> Exam:
+def exam_of(
+    queries: Sequence[Query], tracks: Tracks, split: str, dataset: str | None = None
+) -> Exam:
     """The exam of one split of an index."""
     judged = of_split(queries, split)
     train = [query for query in queries if query.split == "train"]
@@ -89,5 +93,7 @@ def of_split(queries: Sequence[Query], split: str) -> list[Query]:
     """The queries of one split; a split that is not there is refused with those that are."""
     found = [query for query in queries if query.split == split]
     if not found:
-        raise InputError(f"no query is of split {split!r}; the index has {', '.join(sorted({query.split for query in queries})) or 'none'}")
+        raise InputError(
+            f"no query is of split {split!r}; the index has {', '.join(sorted({query.split for query in queries})) or 'none'}"
+        )
     return found

@@ -38,20 +38,31 @@ class _Entry(BaseModel):
 
     st_frame: FrameIndex = Field(strict=True)
     ed_frame: FrameIndex = Field(strict=True)
-    bbox: dict[Annotated[int, BeforeValidator(_frame_of)], tuple[Coordinate, Coordinate, Coordinate, Coordinate]]
+    bbox: dict[
+        Annotated[int, BeforeValidator(_frame_of)],
+        tuple[Coordinate, Coordinate, Coordinate, Coordinate],
+    ]
 
 
 def read_challenge(path: Path, first_frame: int = FIRST_FRAME) -> Tubes:
     """The file's tubes, numbered from 0; an InputError names the file and the entry that is not one."""
     content = read_json(path, "write it again (a file of JSON lines must end in .jsonl)")
     if not isinstance(content, Mapping):
-        raise InputError(f"{path} must be one mapping of ids to tubes; a file of JSON lines must end in .jsonl")
+        raise InputError(
+            f"{path} must be one mapping of ids to tubes; a file of JSON lines must end in .jsonl"
+        )
     entries = {name: _entry(path, name, raw, first_frame) for name, raw in content.items()}
     rows = (
-        (np.fromiter(entry.bbox, np.int64, len(entry.bbox)) - first_frame, np.array([*entry.bbox.values()], np.float64).reshape(-1, 4))
+        (
+            np.fromiter(entry.bbox, np.int64, len(entry.bbox)) - first_frame,
+            np.array([*entry.bbox.values()], np.float64).reshape(-1, 4),
+        )
         for entry in entries.values()
     )
-    spans = ((entry.st_frame - first_frame, entry.ed_frame + 1 - first_frame) for entry in entries.values())
+    spans = (
+        (entry.st_frame - first_frame, entry.ed_frame + 1 - first_frame)
+        for entry in entries.values()
+    )
     return replace(Tubes.of(entries, spans, rows), framewise=True)
 
 
@@ -60,16 +71,22 @@ def _entry(path: Path, name: str, raw: Any, first_frame: int) -> _Entry:
         name.encode()
         entry = _Entry.model_validate(raw)
     except UnicodeEncodeError:
-        raise InputError(f"{path}, {name!a}: an id with half a surrogate pair is no text; write the file again") from None
+        raise InputError(
+            f"{path}, {name!a}: an id with half a surrogate pair is no text; write the file again"
+        ) from None
     except ValidationError as error:
         raise InputError(
             f"{path}, {name!r}: {format_first_error(error)}; each id needs st_frame, ed_frame and bbox {{frame: [x1, y1, x2, y2]}}"
         ) from None
     if entry.ed_frame < entry.st_frame:
-        raise InputError(f"{path}, {name!r}: ed_frame {entry.ed_frame} is before st_frame {entry.st_frame}; both are inclusive")
+        raise InputError(
+            f"{path}, {name!r}: ed_frame {entry.ed_frame} is before st_frame {entry.st_frame}; both are inclusive"
+        )
     first = min([entry.st_frame, *entry.bbox])
     if first < first_frame:
-        raise InputError(f"{path}, {name!r}: frame {first}, but frames count from {first_frame}; --set first_frame=0 if from 0")
+        raise InputError(
+            f"{path}, {name!r}: frame {first}, but frames count from {first_frame}; --set first_frame=0 if from 0"
+        )
     return entry
 
 
@@ -84,7 +101,11 @@ def write_challenge(path: Path, tubes: Tubes, first_frame: int = FIRST_FRAME) ->
             frames = ranges(np.array([begin]), np.array([end - begin]))
             boxes, own = tubes.boxes_at(np.full(len(frames), place), frames)
             listed = zip((frames[own] + first_frame).tolist(), boxes[own].tolist(), strict=True)
-            entry = {"st_frame": begin + first_frame, "ed_frame": end - 1 + first_frame, "bbox": {str(n): box for n, box in listed}}
+            entry = {
+                "st_frame": begin + first_frame,
+                "ed_frame": end - 1 + first_frame,
+                "bbox": {str(n): box for n, box in listed},
+            }
             file.write(f"{separator}\n{json.dumps(name)}: {json.dumps(entry)}")
             separator = ","
         file.write("\n}\n" if separator == "," else "{}\n")

@@ -86,9 +86,13 @@ def load(path: Path = FILE) -> Published:
     try:
         return Published.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}): install the package again") from None
+        raise InputError(
+            f"{path} cannot be read as YAML ({' '.join(str(error).split())}): install the package again"
+        ) from None
     except ValidationError as error:
-        raise InputError(f"{path}: {format_first_error(error)}: install the package again") from None
+        raise InputError(
+            f"{path}: {format_first_error(error)}: install the package again"
+        ) from None
 
 
 @cache
@@ -97,12 +101,18 @@ def _shipped() -> Published:
 
 
 def _tables(dataset: str, split: str) -> Iterator[ResultTable]:
-    return (table for table in _shipped().tables if (table.dataset, table.split) == (dataset, split))
+    return (
+        table for table in _shipped().tables if (table.dataset, table.split) == (dataset, split)
+    )
 
 
 def rows_for(dataset: str, split: str) -> list[Row]:
     """The published rows of a data set's split, form after form, in the papers' order; [] where nothing was published."""
-    return [row.model_copy(update={"form": table.form}) for table in _tables(dataset, split) for row in table.rows]
+    return [
+        row.model_copy(update={"form": table.form})
+        for table in _tables(dataset, split)
+        for row in table.rows
+    ]
 
 
 def ablations_for(dataset: str, split: str) -> list[Ablation]:
@@ -131,23 +141,45 @@ class Line:
 def table_lines(dataset: str, split: str, ours: Ours) -> list[Line]:
     """The published rows of a split with this run's below them, one per protocol; form after form."""
     rows = rows_for(dataset, split)
-    forms = list(dict.fromkeys([row.form or "" for row in rows] + [form for means in ours.values() for form in means]))
+    forms = list(
+        dict.fromkeys(
+            [row.form or "" for row in rows] + [form for means in ours.values() for form in means]
+        )
+    )
     lines = []
     for form in forms:
         for row in rows:
             if (row.form or "") == form:
                 mark = "" if row.note is None else "*"
-                lines.append(Line(form, row.method + mark, _numbers(row.scores), row.protocol or "not stated", row.source, False))
+                lines.append(
+                    Line(
+                        form,
+                        row.method + mark,
+                        _numbers(row.scores),
+                        row.protocol or "not stated",
+                        row.source,
+                        False,
+                    )
+                )
         for protocol, means in ours.items():
             if form in means:
-                percent = {metric: 100 * means[form][metric] for metric in METRICS if metric in means[form]}
+                percent = {
+                    metric: 100 * means[form][metric] for metric in METRICS if metric in means[form]
+                }
                 lines.append(Line(form, "this run", _numbers(percent), protocol, "", True))
     return lines
 
 
 def table_notes(dataset: str, split: str) -> list[str]:
     """What is to be said below the table: how it is to be read, and the rows' notes."""
-    return [CAPTION, *(f"* {row.method}: {row.note}" for row in rows_for(dataset, split) if row.note is not None)]
+    return [
+        CAPTION,
+        *(
+            f"* {row.method}: {row.note}"
+            for row in rows_for(dataset, split)
+            if row.note is not None
+        ),
+    ]
 
 
 def paper_table(dataset: str, split: str, ours: Ours) -> Table:
@@ -157,8 +189,17 @@ def paper_table(dataset: str, split: str, ours: Ours) -> Table:
     from rich.text import Text
 
     caption = "\n".join(table_notes(dataset, split))
-    table = Table(title=Text(f"{dataset}, {split}"), caption=Text(caption), title_justify="left", caption_justify="left")
-    table.box, table.show_edge, table.padding = box.SIMPLE, False, 0  # the whole of it fits into 80 columns
+    table = Table(
+        title=Text(f"{dataset}, {split}"),
+        caption=Text(caption),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.box, table.show_edge, table.padding = (
+        box.SIMPLE,
+        False,
+        0,
+    )  # the whole of it fits into 80 columns
     for column in ("method", *METRICS, "protocol"):
         table.add_column(column, justify="right" if column in METRICS else "left", no_wrap=True)
     table.add_column("source")
@@ -169,7 +210,9 @@ def paper_table(dataset: str, split: str, ours: Ours) -> Table:
             table.add_row(Text(form or "all sentences", style="italic"))
         for line in group:
             style = "bold" if line.ours else None
-            table.add_row(*map(Text, (line.method, *line.numbers, line.protocol, line.source)), style=style)
+            table.add_row(
+                *map(Text, (line.method, *line.numbers, line.protocol, line.source)), style=style
+            )
         table.add_section()
     return table
 
@@ -177,4 +220,9 @@ def paper_table(dataset: str, split: str, ours: Ours) -> Table:
 def _numbers(percent: Mapping[Metric, float]) -> list[str]:
     """One cell per metric, with one decimal (18.15 is 18.2, as papers round); a dash for what is not known."""
     tenth = Decimal("0.1")
-    return [str(Decimal(str(percent[metric])).quantize(tenth, ROUND_HALF_UP)) if metric in percent else "–" for metric in METRICS]
+    return [
+        str(Decimal(str(percent[metric])).quantize(tenth, ROUND_HALF_UP))
+        if metric in percent
+        else "–"
+        for metric in METRICS
+    ]

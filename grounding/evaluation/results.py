@@ -14,7 +14,13 @@ from pipeline.io.jsonl import read_jsonl, write_json, write_jsonl
 from pipeline.records import Prediction
 
 
-def write_results(run: Path, split: str, predictions: Sequence[Prediction], scores: Sequence[Score], metrics: dict[str, float]) -> None:
+def write_results(
+    run: Path,
+    split: str,
+    predictions: Sequence[Prediction],
+    scores: Sequence[Score],
+    metrics: dict[str, float],
+) -> None:
     """Write `predictions/<split>.jsonl`, `scores/<split>.json`, and the metrics into `metrics.json`.
 
     The test split's keys are plain and come first; another split's keys begin with its name (`val_m_vIoU`). Those of a
@@ -25,7 +31,9 @@ def write_results(run: Path, split: str, predictions: Sequence[Prediction], scor
     path = run / "metrics.json"
     old = read_metrics(path) if path.exists() else {}
     if split == "test":
-        others = tuple(f"{file.stem}_" for file in (run / "scores").glob("*.json") if file.stem != "test")
+        others = tuple(
+            f"{file.stem}_" for file in (run / "scores").glob("*.json") if file.stem != "test"
+        )
         merged = metrics | {key: value for key, value in old.items() if key.startswith(others)}
     else:
         merged = {key: value for key, value in old.items() if not key.startswith(f"{split}_")}
@@ -66,23 +74,37 @@ class Judged:
         """What stvg-eval wrote of a split; an InputError names the file that is missing."""
         prefix = "" if split == "test" else f"{split}_"
         metrics = {
-            name.removeprefix(prefix): value for name, value in read_metrics(run / "metrics.json").items() if name.startswith(prefix)
+            name.removeprefix(prefix): value
+            for name, value in read_metrics(run / "metrics.json").items()
+            if name.startswith(prefix)
         }
         predictions = by_id(read_predictions(run / "predictions" / f"{split}.jsonl"))
-        return cls(run, run.resolve().name, predictions, {one.id: one for one in read_scores(run / "scores" / f"{split}.json")}, metrics)
+        return cls(
+            run,
+            run.resolve().name,
+            predictions,
+            {one.id: one for one in read_scores(run / "scores" / f"{split}.json")},
+            metrics,
+        )
 
     @cached_property
     def values(self) -> tuple[dict[str, float], str]:
         """What ranks the queries, by id, and its name: vIoU, or tIoU where no truth has boxes."""
         boxed = {name: one.vIoU for name, one in self.scores.items() if one.vIoU is not None}
-        return (boxed, "vIoU") if boxed else ({name: one.tIoU for name, one in self.scores.items()}, "tIoU")
+        return (
+            (boxed, "vIoU")
+            if boxed
+            else ({name: one.tIoU for name, one in self.scores.items()}, "tIoU")
+        )
 
 
 def two_runs(run: Path, other: Path, split: str) -> tuple[Judged, Judged]:
     """Two runs under names that tell them apart; an InputError where they do not score the same queries."""
     ours, theirs = (Judged.of_run(path, split) for path in (run, other))
     if unshared := ours.scores.keys() ^ theirs.scores.keys():
-        raise InputError(f"{run} and {other} do not score the same queries: {len(unshared)} are in one only, for example {min(unshared)!r}")
+        raise InputError(
+            f"{run} and {other} do not score the same queries: {len(unshared)} are in one only, for example {min(unshared)!r}"
+        )
     if ours.name == theirs.name:
         ours, theirs = replace(ours, name=str(run)), replace(theirs, name=str(other))
     return ours, theirs

@@ -42,17 +42,31 @@ class ShownVideo:
     tubes: Sequence[ShownTube]
 
 
-def shown_videos(exam: Exam, predictions: Tubes, scores: Sequence[Score], confidences: Mapping[str, float]) -> Iterator[ShownVideo]:
+def shown_videos(
+    exam: Exam, predictions: Tubes, scores: Sequence[Score], confidences: Mapping[str, float]
+) -> Iterator[ShownVideo]:
     """The videos of an exam in the order of their first queries; `confidences` of predictions by query."""
     by_video: dict[str, list[Query]] = {}
     for query in exam.queries:
         by_video.setdefault(query.path, []).append(query)
     judged = {score.id: score for score in scores}
-    kinds: tuple[tuple[Literal["truth", "prediction"], Tubes], ...] = (("truth", exam.truths.tubes), ("prediction", predictions))
-    places = [(kind, tubes, {name: place for place, name in enumerate(tubes.ids)}) for kind, tubes in kinds]
+    kinds: tuple[tuple[Literal["truth", "prediction"], Tubes], ...] = (
+        ("truth", exam.truths.tubes),
+        ("prediction", predictions),
+    )
+    places = [
+        (kind, tubes, {name: place for place, name in enumerate(tubes.ids)})
+        for kind, tubes in kinds
+    ]
     for queries in by_video.values():
         tubes = [
-            _shown(kind, query, known.slice(place[query.id], place[query.id] + 1), confidences, judged.get(query.id))
+            _shown(
+                kind,
+                query,
+                known.slice(place[query.id], place[query.id] + 1),
+                confidences,
+                judged.get(query.id),
+            )
             for query in queries
             for kind, known, place in places
             if query.id in place
@@ -61,7 +75,11 @@ def shown_videos(exam: Exam, predictions: Tubes, scores: Sequence[Score], confid
 
 
 def _shown(
-    kind: Literal["truth", "prediction"], query: Query, tube: Tubes, confidences: Mapping[str, float], score: Score | None
+    kind: Literal["truth", "prediction"],
+    query: Query,
+    tube: Tubes,
+    confidences: Mapping[str, float],
+    score: Score | None,
 ) -> ShownTube:
     """One tube within its video."""
     begin, end = np.clip(tube.spans[0], 0, query.frame_count).tolist()
@@ -75,7 +93,9 @@ def _shown(
 def refuse_unnamed(exam: Exam, option: str) -> None:
     """InputError where nothing says which videos the tubes are of."""
     if not exam.queries:
-        raise InputError(f"{option} needs an index as --truth: the challenge's file names no videos")
+        raise InputError(
+            f"{option} needs an index as --truth: the challenge's file names no videos"
+        )
 
 
 def refuse_taken(out: Path) -> None:
@@ -83,7 +103,9 @@ def refuse_taken(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: name a folder that is to be made")
     if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty, and corrections may lie in it: name a folder that is to be made")
+        raise InputError(
+            f"{out} is not empty, and corrections may lie in it: name a folder that is to be made"
+        )
 
 
 def file_names(videos: Sequence[str]) -> list[str]:

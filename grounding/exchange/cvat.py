@@ -15,16 +15,26 @@ from pipeline.io.jsonl import write_json
 from pipeline.records import Query
 
 
-def write_cvat_folder(out: Path, videos: Sequence[ShownVideo], progress: Callable[[int, int], None]) -> int:
+def write_cvat_folder(
+    out: Path, videos: Sequence[ShownVideo], progress: Callable[[int, int], None]
+) -> int:
     """`out/labels.json` and `out/<video>.xml`; returns how many tubes have no box, and so no track. `progress` counts videos."""
     refuse_taken(out)
     write_json(out / "labels.json", build_cvat_labels())
     boxless = 0
-    for number, (name, video) in enumerate(zip(file_names([video.facts.path for video in videos]), videos, strict=True)):
+    for number, (name, video) in enumerate(
+        zip(file_names([video.facts.path for video in videos]), videos, strict=True)
+    ):
         progress(number, len(videos))
         tracks = [_track(tube) for tube in video.tubes]
         boxless += sum(not len(track.frames) for track in tracks)
-        write_cvat(out / f"{name}.xml", Path(video.facts.path).name, video.facts.size, video.facts.frame_count, tracks)
+        write_cvat(
+            out / f"{name}.xml",
+            Path(video.facts.path).name,
+            video.facts.size,
+            video.facts.frame_count,
+            tracks,
+        )
     progress(len(videos), len(videos))
     return boxless
 
@@ -41,4 +51,10 @@ def _track(tube: ShownTube) -> CvatTrack:
 
 def _line(query: Query) -> dict[str, object]:
     """What a line of the data set `jsonl` says about the query, but for the sentence and the tube."""
-    return {"id": query.id, "video": query.path, "split": query.split, "segment": query.segment, "tags": query.tags}
+    return {
+        "id": query.id,
+        "video": query.path,
+        "split": query.split,
+        "segment": query.segment,
+        "tags": query.tags,
+    }

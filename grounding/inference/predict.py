@@ -66,24 +66,37 @@ def predicted(
     ensemble = [models] if isinstance(models, nn.Module) else list(models)
     for model in ensemble:
         model.eval()
-    order = sorted(range(len(queries)), key=lambda number: (features.map_size(queries[number]), queries[number].video))
+    order = sorted(
+        range(len(queries)),
+        key=lambda number: (features.map_size(queries[number]), queries[number].video),
+    )
     parts = _parts(_grouped([queries[number] for number in order], features, batch), batch)
     answers: list[Result] = []
     progress(0, len(queries))
-    with _Reader(features, _device_of(ensemble)) as read, ThreadPoolExecutor(1, "prediction") as before:
+    with (
+        _Reader(features, _device_of(ensemble)) as read,
+        ThreadPoolExecutor(1, "prediction") as before,
+    ):
         for made in prefetch(before, 1, read, parts):
             part = _answer(ensemble, made.result())
             del made  # what its passes saw gives way to what is read now
             if not part.last:
                 continue
-            closer = [second_look(features, first, between) if refine else None for first in part.group]
+            closer = [
+                second_look(features, first, between) if refine else None for first in part.group
+            ]
             see(ensemble, features, [look for look in closer if look is not None], batch)
-            answers += [finish(first, second, between) for first, second in zip(part.group, closer, strict=True)]
+            answers += [
+                finish(first, second, between)
+                for first, second in zip(part.group, closer, strict=True)
+            ]
             progress(len(answers), len(queries))
     return [answers[place] for place in np.argsort(order)]
 
 
-def _grouped(queries: Iterable[Query], features: GroundingDataset, batch: int) -> Iterable[list[Look]]:
+def _grouped(
+    queries: Iterable[Query], features: GroundingDataset, batch: int
+) -> Iterable[list[Look]]:
     """The queries' first looks, gathered until their passes fill a batch."""
     group: list[Look] = []
     for query in queries:
@@ -113,7 +126,13 @@ def _parts(groups: Iterable[list[Look]], batch: int) -> Iterator[_Part]:
             yield _Part(group, passes[start : start + batch], start + batch >= len(passes))
 
 
-def see(models: Sequence[nn.Module], features: GroundingDataset, looks: list[Look], batch: int, watch: Watch = lambda numbers, out: None) -> None:
+def see(
+    models: Sequence[nn.Module],
+    features: GroundingDataset,
+    looks: list[Look],
+    batch: int,
+    watch: Watch = lambda numbers, out: None,
+) -> None:
     """Run the passes of these looks. `watch` is shown all that each model answers to each batch."""
     with _Reader(features, _device_of(models)) as read:
         for part in _parts([looks], batch):
@@ -134,7 +153,11 @@ class _Reader:
 
     def __init__(self, features: GroundingDataset, device: torch.device) -> None:
         self.features = features
-        self._threads = ThreadPoolExecutor(GPU_READER_THREADS, "prediction-reads") if device.type == "cuda" else None
+        self._threads = (
+            ThreadPoolExecutor(GPU_READER_THREADS, "prediction-reads")
+            if device.type == "cuda"
+            else None
+        )
 
     def __enter__(self) -> _Reader:
         return self
@@ -145,11 +168,19 @@ class _Reader:
 
     def __call__(self, part: _Part) -> _Seen:
         read = map if self._threads is None else self._threads.map
-        samples = list(read(lambda own: self.features.load_sample(own[0].query, own[1]), part.passes))
-        return _Seen(part, collate(samples, defer=self._threads is not None), [sample.frame_indices for sample in samples])
+        samples = list(
+            read(lambda own: self.features.load_sample(own[0].query, own[1]), part.passes)
+        )
+        return _Seen(
+            part,
+            collate(samples, defer=self._threads is not None),
+            [sample.frame_indices for sample in samples],
+        )
 
 
-def _answer(models: Sequence[nn.Module], seen: _Seen, watch: Watch = lambda numbers, out: None) -> _Part:
+def _answer(
+    models: Sequence[nn.Module], seen: _Seen, watch: Watch = lambda numbers, out: None
+) -> _Part:
     """Let each look of a part know what the models say to its passes. What they see is held until they have."""
     inputs = to_device(seen.inputs, _device_of(models))
     for model in models:
@@ -174,14 +205,20 @@ def tube(first: Look, second: Look | None, between: bool) -> Prediction:
     boxes, seen = np.zeros((len(frames), 4)), np.zeros(len(frames))
     np.add.at(boxes, place, np.concatenate([look.boxes for look in looks]))
     np.add.at(seen, place, np.concatenate([look.seen for look in looks]))
-    corners = np.clip(cxcywh_to_xyxy(boxes / seen[:, None], query.size), 0, [*query.size, *query.size])
-    rows = [(int(frame), x1, y1, x2, y2) for frame, (x1, y1, x2, y2) in zip(frames, corners.round(2).tolist(), strict=True)]
+    corners = np.clip(
+        cxcywh_to_xyxy(boxes / seen[:, None], query.size), 0, [*query.size, *query.size]
+    )
+    rows = [
+        (int(frame), x1, y1, x2, y2)
+        for frame, (x1, y1, x2, y2) in zip(frames, corners.round(2).tolist(), strict=True)
+    ]
     return Prediction(id=query.id, span=span, score=round(score, 6), boxes=rows)
 
 
 def ranked_tube(first: Look, second: Look | None, between: bool) -> tuple[float, Prediction]:
     """A query's tube, and a number by which tubes of other segments compare with it (`SpanScores.level`): by what the first look says,
-    which is one of the whole segment in all of them."""
+    which is one of the whole segment in all of them.
+    """
     assert first.when is not None
     *_, score = first.when.best(between)
     return math.log(max(score, 1e-6)) + first.when.level, tube(first, second, between)

@@ -29,7 +29,11 @@ def second_look(features: GroundingDataset, first: Look, between: bool) -> Look 
     stored = len(features.rows_in_segment(query, product.columns(query.video)["frame"]))
     least = math.ceil((query.segment[1] - query.segment[0]) * min(1.0, seen / stored))
     window = window_around(found_span(first, None, between)[0], query.segment, least)
-    return None if window == query.segment else Look(query.model_copy(update={"segment": window}), features)
+    return (
+        None
+        if window == query.segment
+        else Look(query.model_copy(update={"segment": window}), features)
+    )
 
 
 def window_around(span: Span, segment: Span, least: int) -> Span:
@@ -52,4 +56,6 @@ def found_span(first: Look, second: Look | None, between: bool) -> tuple[Span, f
         scores = scores.closer(second.when)
     begin, end, score = scores.best(between)
     opens, closes = first.query.segment
-    return sampling.span_to_frames((begin - opens) / (closes - opens), (end - opens) / (closes - opens), (opens, closes)), score
+    return sampling.span_to_frames(
+        (begin - opens) / (closes - opens), (end - opens) / (closes - opens), (opens, closes)
+    ), score

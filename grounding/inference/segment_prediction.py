@@ -23,7 +23,9 @@ class Look:
         stored = features.appearance.columns(query.video)["frame"]
         own = features.rows_in_segment(query, stored)
         self.query = query
-        self.passes = [own[places] for places in sampling.plan_passes(len(own), features.num_frames)]
+        self.passes = [
+            own[places] for places in sampling.plan_passes(len(own), features.num_frames)
+        ]
         self.frames = stored[own]
         self.boxes, self.seen = np.zeros((len(own), 4)), np.zeros(len(own), np.int64)
         self.when: SpanScores[Any] | None = None

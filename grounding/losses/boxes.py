@@ -17,13 +17,17 @@ def box_losses(boxes: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, 
     return _summed(boxes, targets.boxes, targets.boxed.to(boxes.dtype), total)
 
 
-def cell_losses(proposed: Tensor, centres: Tensor, targets: Targets, total: Tensor) -> tuple[Tensor, Tensor]:
+def cell_losses(
+    proposed: Tensor, centres: Tensor, targets: Targets, total: Tensor
+) -> tuple[Tensor, Tensor]:
     """L1 and GIoU of the boxes `[B, T_s, cells, 4]` that the object's own cells propose, each cell for itself.
 
     The mean over a sample's own cells, summed over boxed samples, over `total` (at least 1).
     """
     own = own_cells(targets.boxes, centres) & targets.boxed[..., None]
-    return _summed(proposed, targets.boxes[:, :, None], own / own.sum(-1, keepdim=True).clamp(min=1), total)
+    return _summed(
+        proposed, targets.boxes[:, :, None], own / own.sum(-1, keepdim=True).clamp(min=1), total
+    )
 
 
 class CellWeights(Protocol):
@@ -37,20 +41,30 @@ class CellWeights(Protocol):
     def l1(self) -> float: ...
 
 
-def scratch_losses(out: FrameOutputs, targets: Targets, w: CellWeights, overlap: float, total: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def scratch_losses(
+    out: FrameOutputs, targets: Targets, w: CellWeights, overlap: float, total: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
     """What training from scratch adds (ours): the parts, and their weighted sum; `overlap` is the weight of GIoU beside `w.l1`."""
     parts, weighted = dict[str, Tensor](), total.new_zeros(())
     if w.carriers:
         parts["carriers"], parts["heard"] = (
-            carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, total) for cells in (out.carriers, out.heard)
+            carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, total)
+            for cells in (out.carriers, out.heard)
         )
         weighted = weighted + w.carriers * (parts["carriers"] + parts["heard"])
-    own_parts, from_cells = taught_cells(out.cell_boxes, out.cell_centres, targets, w, overlap, total)
+    own_parts, from_cells = taught_cells(
+        out.cell_boxes, out.cell_centres, targets, w, overlap, total
+    )
     return parts | own_parts, weighted + from_cells
 
 
 def taught_cells(
-    proposed: Tensor, centres: Tensor, targets: Targets, w: CellWeights, overlap: float, total: Tensor
+    proposed: Tensor,
+    centres: Tensor,
+    targets: Targets,
+    w: CellWeights,
+    overlap: float,
+    total: Tensor,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """`cell_losses` where they are wanted and cells propose boxes: the parts, and their weighted sum; else none, and 0."""
     if not (w.cells and len(proposed)):
@@ -68,7 +82,9 @@ def _summed(boxes: Tensor, truth: Tensor, share: Tensor, total: Tensor) -> tuple
     return (l1 * share).sum() / total.clamp(min=1), (overlap * share).sum() / total.clamp(min=1)
 
 
-def carrier_loss(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor, total: Tensor) -> Tensor:
+def carrier_loss(
+    carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor, total: Tensor
+) -> Tensor:
     """−log of the attention that lies on the object's own cells, summed over layers and boxed samples, over `total` (at least 1).
 
     `carriers` `[layers, B, T, cells]`, cell centres `[B, cells, 2]` in [0, 1], boxes `[B, T, 4]`, boxed `[B, T]`.

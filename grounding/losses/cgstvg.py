@@ -38,7 +38,9 @@ class CgstvgLossConfig(StrictModel):
     """Of the boxes that the cells on the object propose, each for itself (ours; for `box_head` attention)."""
 
 
-def cgstvg_loss(out: Outputs, targets: Targets, weights: CgstvgLossConfig, totals: Totals) -> dict[str, Tensor]:
+def cgstvg_loss(
+    out: Outputs, targets: Targets, weights: CgstvgLossConfig, totals: Totals
+) -> dict[str, Tensor]:
     """All parts and their weighted sum `loss`, each this batch's share where `totals` are those of a larger one."""
     w, share = weights, len(targets.span) / totals.queries
     l1, overlap, quality = _box_parts(out, targets, w, totals.boxed)
@@ -50,7 +52,13 @@ def cgstvg_loss(out: Outputs, targets: Targets, weights: CgstvgLossConfig, total
         "last": share * divergence(out.last, last),
         "inside": share * inside_loss(out.inside, targets.frames, w.background),
     }
-    loss = w.l1 * l1 + w.iou * overlap + w.first * parts["first"] + w.last * parts["last"] + w.inside * parts["inside"]
+    loss = (
+        w.l1 * l1
+        + w.iou * overlap
+        + w.first * parts["first"]
+        + w.last * parts["last"]
+        + w.inside * parts["inside"]
+    )
     if len(out.quality):
         parts["quality"], loss = quality, loss + w.quality * quality
     cell_parts, from_cells = scratch_losses(out, targets, w, w.iou, totals.boxed)
@@ -58,14 +66,23 @@ def cgstvg_loss(out: Outputs, targets: Targets, weights: CgstvgLossConfig, total
     return {"loss": loss + from_cells, **parts}
 
 
-def _box_parts(out: Outputs, targets: Targets, w: CgstvgLossConfig, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _box_parts(
+    out: Outputs, targets: Targets, w: CgstvgLossConfig, total: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """(Smooth) L1 and 1 − (G)IoU of the boxes and BCE of their confidence, summed over stages and boxed samples, over `total`."""
     share, truth = targets.boxed / total.clamp(min=1), targets.boxes.expand_as(out.boxes)
-    apart = functional.smooth_l1_loss(out.boxes, truth, reduction="none") if w.smooth else (out.boxes - truth).abs()
+    apart = (
+        functional.smooth_l1_loss(out.boxes, truth, reduction="none")
+        if w.smooth
+        else (out.boxes - truth).abs()
+    )
     ours, theirs = corners(out.boxes), corners(truth)
     plain = iou(ours, theirs)
     overlap, quality = 1 - (giou(ours, theirs) if w.generalised else plain), plain.new_zeros(())
     if len(out.quality):
         sure = out.quality.clamp(1e-6, 1 - 1e-6)
-        quality = (functional.binary_cross_entropy(sure, plain.detach().clamp(0, 1), reduction="none") * share).sum()
+        quality = (
+            functional.binary_cross_entropy(sure, plain.detach().clamp(0, 1), reduction="none")
+            * share
+        ).sum()
     return (apart.sum(-1) * share).sum(), (overlap * share).sum(), quality

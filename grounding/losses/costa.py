@@ -33,7 +33,9 @@ class CostaLossConfig(StrictModel):
     """Of the boxes that the cells on the object propose, each for itself (ours; for `box_head` attention)."""
 
 
-def costa_loss(out: Outputs, targets: Targets, weights: CostaLossConfig, totals: Totals) -> dict[str, Tensor]:
+def costa_loss(
+    out: Outputs, targets: Targets, weights: CostaLossConfig, totals: Totals
+) -> dict[str, Tensor]:
     """All parts and their weighted sum `loss`, each this batch's share where `totals` are those of a larger one."""
     w, share = weights, len(targets.span) / totals.queries
     layers = slice(None) if w.every_layer else slice(-1, None)
@@ -49,4 +51,8 @@ def costa_loss(out: Outputs, targets: Targets, weights: CostaLossConfig, totals:
     }
     from_cells, more = scratch_losses(out, targets, w, w.giou, totals.boxed)
     loss = w.l1 * l1 + w.giou * giou + w.first * parts["first"] + w.last * parts["last"]
-    return {"loss": loss + w.fused * parts["fused"] + w.decoded * parts["decoded"] + more, **parts, **from_cells}
+    return {
+        "loss": loss + w.fused * parts["fused"] + w.decoded * parts["decoded"] + more,
+        **parts,
+        **from_cells,
+    }

@@ -32,8 +32,12 @@ class LossConfig(StrictModel):
 def proposal_loss(logits: Tensor, span_tau: Tensor) -> Tensor:
     """BCE between the score map and the proposals' IoU with the truth, mean over valid cells."""
     count = logits.shape[-1]
-    loss = functional.binary_cross_entropy_with_logits(logits, iou_map(span_tau, count), reduction="none")
-    return (loss * valid_cells(count, logits.device)).sum() / (len(logits) * count * (count + 1) / 2)
+    loss = functional.binary_cross_entropy_with_logits(
+        logits, iou_map(span_tau, count), reduction="none"
+    )
+    return (loss * valid_cells(count, logits.device)).sum() / (
+        len(logits) * count * (count + 1) / 2
+    )
 
 
 def attentive_loss(logits: Tensor, inside: Tensor) -> Tensor:
@@ -41,7 +45,9 @@ def attentive_loss(logits: Tensor, inside: Tensor) -> Tensor:
     return -((inside * logits.log_softmax(-1)).sum(-1) / inside.sum(-1).clamp(min=1)).mean()
 
 
-def csdvl_loss(out: Outputs, targets: Targets, weights: LossConfig, totals: Totals) -> dict[str, Tensor]:
+def csdvl_loss(
+    out: Outputs, targets: Targets, weights: LossConfig, totals: Totals
+) -> dict[str, Tensor]:
     """All parts and their weighted sum `loss`, each this batch's share where `totals` are those of a larger one."""
     layers = slice(None) if weights.every_layer else slice(-1, None)
     share = len(targets.span) / totals.queries
@@ -55,13 +61,26 @@ def csdvl_loss(out: Outputs, targets: Targets, weights: LossConfig, totals: Tota
     }
     spatial = weights.l1 * l1 + weights.giou * giou
     if weights.carriers:
-        heard = carrier_loss(out.heard[None], out.heard_centres, targets.clip_boxes, targets.clip_boxed, totals.clip_boxed)
+        heard = carrier_loss(
+            out.heard[None],
+            out.heard_centres,
+            targets.clip_boxes,
+            targets.clip_boxed,
+            totals.clip_boxed,
+        )
         parts["heard"], spatial = heard, spatial + weights.carriers * heard
     if weights.carriers and len(out.carriers):  # the dynamic stream alone has no boxes
         cells = out.carriers[layers].flatten(3)
-        parts["carriers"] = carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, totals.boxed)
+        parts["carriers"] = carrier_loss(
+            cells, out.cell_centres, targets.boxes, targets.boxed, totals.boxed
+        )
         spatial = spatial + weights.carriers * parts["carriers"]
-    own_parts, from_cells = taught_cells(out.cell_boxes, out.cell_centres, targets, weights, weights.giou, totals.boxed)
+    own_parts, from_cells = taught_cells(
+        out.cell_boxes, out.cell_centres, targets, weights, weights.giou, totals.boxed
+    )
     parts, spatial = parts | own_parts, spatial + from_cells
     attentive = weights.attentive_frame * parts["frames"] + weights.attentive_clip * parts["clips"]
-    return {"loss": spatial + weights.proposals * parts["proposals"] + weights.attentive * attentive, **parts}
+    return {
+        "loss": spatial + weights.proposals * parts["proposals"] + weights.attentive * attentive,
+        **parts,
+    }

@@ -17,7 +17,9 @@ def gaussians(span: Tensor, frame_tau: Tensor, sigma: float) -> tuple[Tensor, Te
     distinct = 1 + (frame_tau.diff(dim=-1) > 0).sum(-1)
     middles = count * torch.stack([span[:, 0] + 0.5 / distinct, span[:, 1] - 0.5 / distinct], -1)
     apart = (frame_tau[:, None] * count - middles[..., None]) / sigma
-    first, last = ((-(apart**2) / 2).softmax(-1) * (span[:, 0] < span[:, 1])[:, None, None]).unbind(1)
+    first, last = ((-(apart**2) / 2).softmax(-1) * (span[:, 0] < span[:, 1])[:, None, None]).unbind(
+        1
+    )
     return first, last
 
 
@@ -30,5 +32,7 @@ def divergence(logits: Tensor, target: Tensor) -> Tensor:
 def inside_loss(logits: Tensor, inside: Tensor, background: float) -> Tensor:
     """BCE of the labels `[B, T]`, frames outside weighed with `background`, summed over stages, mean over frames; logits `[K, B, T]`."""
     weight = torch.where(inside > 0, 1.0, background)
-    loss = functional.binary_cross_entropy_with_logits(logits, inside.expand_as(logits), weight.expand_as(logits), reduction="none")
+    loss = functional.binary_cross_entropy_with_logits(
+        logits, inside.expand_as(logits), weight.expand_as(logits), reduction="none"
+    )
     return loss.mean((1, 2)).sum()

@@ -45,7 +45,9 @@ def few(videos: Iterable[str]) -> bool:
     return len(set(videos)) < FEWEST
 
 
-def confidence(scores: Sequence[Score], videos: Mapping[str, str], seed: int = 0) -> dict[str, float]:
+def confidence(
+    scores: Sequence[Score], videos: Mapping[str, str], seed: int = 0
+) -> dict[str, float]:
     """The 95 % interval of every mean: `m_vIoU_low`, `m_vIoU_high`, …; means over nothing are left out.
 
     `videos` names each query's video; with fewer than FEWEST there are no intervals.
@@ -57,16 +59,22 @@ def confidence(scores: Sequence[Score], videos: Mapping[str, str], seed: int = 0
     found: dict[str, float] = {}
     for name, column, means in zip(MEANS, table.T, drawn.T, strict=True):
         if not np.isnan(column).all():
-            found[f"{name}_low"], found[f"{name}_high"] = np.nanpercentile(means, PERCENTILES).tolist()
+            found[f"{name}_low"], found[f"{name}_high"] = np.nanpercentile(
+                means, PERCENTILES
+            ).tolist()
     return found
 
 
-def differ(ours: Sequence[Score], other: Sequence[Score], videos: Mapping[str, str], seed: int = 0) -> dict[str, Difference]:
+def differ(
+    ours: Sequence[Score], other: Sequence[Score], videos: Mapping[str, str], seed: int = 0
+) -> dict[str, Difference]:
     """Per mean, how `ours` differs from `other`; both must score the same queries."""
     theirs = {one.id: one for one in other}
     unshared = theirs.keys() ^ {one.id for one in ours}
     if unshared:
-        raise InputError(f"the two runs do not score the same queries: {len(unshared)} are in one only, for example {min(unshared)!r}")
+        raise InputError(
+            f"the two runs do not score the same queries: {len(unshared)} are in one only, for example {min(unshared)!r}"
+        )
     first, second = stacked(ours), stacked([theirs[one.id] for one in ours])
     drawn = drawn_means(first - second, [videos[one.id] for one in ours], seed)
     found: dict[str, Difference] = {}
@@ -96,7 +104,10 @@ def stacked(scores: Sequence[Score]) -> np.ndarray:
     """`[queries, means]` in the order of MEANS; NaN where a query has no such score."""
     rows = [(one.vIoU, one.tIoU, one.sIoU) for one in scores]
     values = np.array(rows, np.float64).reshape(-1, 3)
-    above = [np.where(np.isnan(values[:, 0]), np.nan, values[:, 0] > threshold) for threshold in THRESHOLDS]
+    above = [
+        np.where(np.isnan(values[:, 0]), np.nan, values[:, 0] > threshold)
+        for threshold in THRESHOLDS
+    ]
     return np.column_stack([values, *above])
 
 
@@ -110,7 +121,11 @@ def drawn_means(table: np.ndarray, videos: Sequence[str], seed: int) -> np.ndarr
     generator = np.random.default_rng(seed)
     drawn = np.empty((RESAMPLES, totals.shape[1]))
     for number in range(RESAMPLES):
-        times = np.bincount(generator.integers(count, size=count), minlength=count) if count else np.zeros(0)
+        times = (
+            np.bincount(generator.integers(count, size=count), minlength=count)
+            if count
+            else np.zeros(0)
+        )
         drawn[number] = times @ totals
     sums, counts = np.hsplit(drawn, 2)
     return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)

@@ -50,10 +50,15 @@ class Truths:
     end_is_last: bool = False
 
     @classmethod
-    def of_index(cls, queries: Iterable[Query], tracks: Tracks, dataset: str | None = None) -> Truths:
+    def of_index(
+        cls, queries: Iterable[Query], tracks: Tracks, dataset: str | None = None
+    ) -> Truths:
         """The truths of those queries that have one."""
         known = [query for query in queries if query.truth is not None]
-        fps, segments = np.array([query.fps for query in known]), np.array([query.segment for query in known], np.int64).reshape(-1, 2)
+        fps, segments = (
+            np.array([query.fps for query in known]),
+            np.array([query.segment for query in known], np.int64).reshape(-1, 2),
+        )
         return cls(Tubes.of_truth(known, tracks), fps, segments, end_is_last=dataset == "vidstg")
 
 
@@ -70,7 +75,8 @@ class Judged:
 @dataclass(frozen=True, eq=False)
 class _Rule:
     """What a protocol judges: `spans` `[q, 2]` as it reads them, the `rows` of true boxes that count, and, where only
-    sampled frames do, those of every segment as `(owners, frames)`."""
+    sampled frames do, those of every segment as `(owners, frames)`.
+    """
 
     spans: np.ndarray
     rows: np.ndarray
@@ -88,8 +94,13 @@ def judge_tubes(truths: Truths, predictions: Tubes, protocol: str = "every-frame
             f"{int(missing.sum())} of {len(places)} queries have no prediction, for example {first!r}: protocol tubedetr needs all; "
             "predict them, or judge by every-frame"
         )
-    parts = [_judge_chunk(truths, predictions, protocol, places, begin) for begin in range(0, len(places), CHUNK)]
-    t_iou, v_iou, s_iou = (np.concatenate([np.zeros(0), *(part[k] for part in parts)]) for k in range(3))
+    parts = [
+        _judge_chunk(truths, predictions, protocol, places, begin)
+        for begin in range(0, len(places), CHUNK)
+    ]
+    t_iou, v_iou, s_iou = (
+        np.concatenate([np.zeros(0), *(part[k] for part in parts)]) for k in range(3)
+    )
     if protocol != "stcat":
         return Judged(truths.tubes.ids, v_iou, t_iou, s_iou)
     kept = np.flatnonzero(~missing)
@@ -99,9 +110,13 @@ def judge_tubes(truths: Truths, predictions: Tubes, protocol: str = "every-frame
 def refuse_unknown(protocol: str, truths: Truths | None = None) -> None:
     """InputError for a name that is no protocol, or a protocol that needs an index where the truth is only tubes."""
     if protocol not in PROTOCOLS:
-        raise InputError(f"--protocol {protocol!r} is not known; the protocols are {', '.join(PROTOCOLS)}")
+        raise InputError(
+            f"--protocol {protocol!r} is not known; the protocols are {', '.join(PROTOCOLS)}"
+        )
     if truths is not None and truths.segments is None and protocol in NEED_INDEX:
-        raise InputError(f"protocol {protocol} needs an index as truth (what stvg-prepare writes), not the challenge's file")
+        raise InputError(
+            f"protocol {protocol} needs an index as truth (what stvg-prepare writes), not the challenge's file"
+        )
 
 
 def _places(ids: Sequence[str], predictions: Tubes) -> np.ndarray:
@@ -113,7 +128,9 @@ def _places(ids: Sequence[str], predictions: Tubes) -> np.ndarray:
     return np.array([found.get(name, -1) for name in ids], np.int64)
 
 
-def _judge_chunk(truths: Truths, predictions: Tubes, protocol: str, places: np.ndarray, begin: int) -> tuple[np.ndarray, ...]:
+def _judge_chunk(
+    truths: Truths, predictions: Tubes, protocol: str, places: np.ndarray, begin: int
+) -> tuple[np.ndarray, ...]:
     """`(tIoU, vIoU, sIoU)` of up to CHUNK queries from `begin`."""
     end = min(begin + CHUNK, len(places))
     part = Truths(
@@ -140,11 +157,15 @@ def _judge_chunk(truths: Truths, predictions: Tubes, protocol: str, places: np.n
         t_iou = np.where(known, _divide(_count(owners, count, shared), hull), t_iou)
         judged = hull
     elif rule.sampled is not None:
-        judged = _sampled_in_union(rule.sampled, true, said, count) - (_sampled_in(rule.sampled, true, count) - boxed)
+        judged = _sampled_in_union(rule.sampled, true, said, count) - (
+            _sampled_in(rule.sampled, true, count) - boxed
+        )
     else:
         judged = _union(true, said) - (_lengths(true) - boxed)
     v_iou = np.where(known, _divide(together, judged), np.nan)
-    s_iou = np.where(known, _divide(_count(owners, count, overlaps), _count(owners, count, 1.0)), np.nan)
+    s_iou = np.where(
+        known, _divide(_count(owners, count, overlaps), _count(owners, count, 1.0)), np.nan
+    )
     return t_iou, v_iou, s_iou
 
 
@@ -153,7 +174,11 @@ def _rule(truths: Truths, protocol: str) -> _Rule:
     tubes = truths.tubes
     everything = np.arange(len(tubes.frames))
     if protocol == "stcat" and truths.segments is not None:
-        last = np.minimum(tubes.spans[:, 1], truths.segments[:, 1] - 1) if truths.end_is_last else tubes.spans[:, 1] - 1
+        last = (
+            np.minimum(tubes.spans[:, 1], truths.segments[:, 1] - 1)
+            if truths.end_is_last
+            else tubes.spans[:, 1] - 1
+        )
         return _Rule(np.stack([tubes.spans[:, 0], last], 1), everything)
     if protocol == "tubedetr" and truths.segments is not None and truths.fps is not None:
         sampled = sampled_frames(truths.segments, truths.fps)
@@ -182,12 +207,16 @@ def sampled_frames(segments: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, n
     return owners[thinned], frames[thinned]
 
 
-def _sampled_in(sampled: tuple[np.ndarray, np.ndarray], spans: np.ndarray, count: int) -> np.ndarray:
+def _sampled_in(
+    sampled: tuple[np.ndarray, np.ndarray], spans: np.ndarray, count: int
+) -> np.ndarray:
     owners, frames = sampled
     return _count(owners, count, (frames >= spans[owners, 0]) & (frames < spans[owners, 1]))
 
 
-def _sampled_in_union(sampled: tuple[np.ndarray, np.ndarray], a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
+def _sampled_in_union(
+    sampled: tuple[np.ndarray, np.ndarray], a: np.ndarray, b: np.ndarray, count: int
+) -> np.ndarray:
     owners, frames = sampled
     inside = [(frames >= spans[owners, 0]) & (frames < spans[owners, 1]) for spans in (a, b)]
     return _count(owners, count, inside[0] | inside[1])

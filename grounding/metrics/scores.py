@@ -34,7 +34,12 @@ class Score(StrictModel):
     sIoU: float | None
 
 
-def score(queries: Iterable[Query], tracks: Tracks, predictions: Iterable[Prediction], protocol: str = "every-frame") -> list[Score]:
+def score(
+    queries: Iterable[Query],
+    tracks: Tracks,
+    predictions: Iterable[Prediction],
+    protocol: str = "every-frame",
+) -> list[Score]:
     """Score every query that has a truth, in the order of `queries`; by `every-frame` one without a prediction scores 0."""
     queries = list(queries)
     tubes = Tubes.of_predictions(predictions)
@@ -53,7 +58,9 @@ def refuse_strangers(predictions: Tubes, ids: Iterable[str]) -> None:
 
 def scores_of(judged: Judged) -> list[Score]:
     """The judged arrays as records."""
-    rows = zip(judged.ids, judged.vIoU.tolist(), judged.tIoU.tolist(), judged.sIoU.tolist(), strict=True)
+    rows = zip(
+        judged.ids, judged.vIoU.tolist(), judged.tIoU.tolist(), judged.sIoU.tolist(), strict=True
+    )
     return [Score(id=name, vIoU=_known(v), tIoU=t, sIoU=_known(s)) for name, v, t, s in rows]
 
 
@@ -85,14 +92,19 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
         summary["m_tIoU"] = float(np.mean([one.tIoU for one in scores]))
     if len(v_iou):
         summary["m_sIoU"] = float(s_iou.mean())
-        summary |= {f"vIoU@{threshold}": float((v_iou > threshold).mean()) for threshold in THRESHOLDS}
+        summary |= {
+            f"vIoU@{threshold}": float((v_iou > threshold).mean()) for threshold in THRESHOLDS
+        }
     return summary | {"queries": len(scores), "boxed_queries": len(v_iou)}
 
 
-def summarise_by(scores: Sequence[Score], queries: Iterable[Query], by: Literal["form", "tag"]) -> dict[str, dict[str, float]]:
+def summarise_by(
+    scores: Sequence[Score], queries: Iterable[Query], by: Literal["form", "tag"]
+) -> dict[str, dict[str, float]]:
     """A summary per form (`declarative`, …) or per tag, by name; a query with several tags counts in each."""
     names: Mapping[str, tuple[str, ...]] = {
-        query.id: query.tags if by == "tag" else ((query.form,) if query.form else ()) for query in queries
+        query.id: query.tags if by == "tag" else ((query.form,) if query.form else ())
+        for query in queries
     }
     groups: dict[str, list[Score]] = {}
     for one in scores:
@@ -109,7 +121,9 @@ def write_scores(path: Path, scores: Sequence[Score]) -> None:
 def read_scores(path: Path) -> list[Score]:
     """Read `scores/<split>.json`; a file that is not one is an InputError that names it."""
     try:
-        return TypeAdapter(list[Score]).validate_python(json.loads(path.read_text(encoding="utf-8")))
+        return TypeAdapter(list[Score]).validate_python(
+            json.loads(path.read_text(encoding="utf-8"))
+        )
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: run stvg-eval first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -96,12 +96,24 @@ class Cgstvg(nn.Module):
     def __init__(self, dims: tuple[int, int, int], config: CgstvgConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.project_appearance, self.project_motion = nn.Linear(dims[0], c.d), nn.Linear(dims[1], c.d)
-        self.project_text = nn.Sequential(nn.Linear(dims[2], c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout))
+        self.project_appearance, self.project_motion = (
+            nn.Linear(dims[0], c.d),
+            nn.Linear(dims[1], c.d),
+        )
+        self.project_text = nn.Sequential(
+            nn.Linear(dims[2], c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout)
+        )
         self.types = nn.Parameter(0.02 * torch.randn(3, c.d))
-        self.encoder = nn.ModuleList(EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers))
-        self.spatial = nn.ModuleList(SpatialBlock(c, sees_context=c.context and k > 0) for k in range(c.stages))
-        self.temporal = nn.ModuleList(TemporalBlock(c, sees_context=c.context and c.context_in_time and k > 0) for k in range(c.stages))
+        self.encoder = nn.ModuleList(
+            EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers)
+        )
+        self.spatial = nn.ModuleList(
+            SpatialBlock(c, sees_context=c.context and k > 0) for k in range(c.stages)
+        )
+        self.temporal = nn.ModuleList(
+            TemporalBlock(c, sees_context=c.context and c.context_in_time and k > 0)
+            for k in range(c.stages)
+        )
         self.where, self.when = (nn.Parameter(torch.randn(c.frames, c.d)) for _ in range(2))
         self.place_of_box = MLP(2 * c.d, c.d, c.d) if c.query_positions == "boxes" else None
         self.norm_spatial, self.norm_temporal = nn.LayerNorm(c.d), nn.LayerNorm(c.d)
@@ -122,27 +134,54 @@ class Cgstvg(nn.Module):
             cells = self.box_head.look(*memory.cells)
         found: list[Stage] = []
         for spatial_block, temporal_block in zip(self.spatial, self.temporal, strict=True):
-            placed = where if self.place_of_box is None else where + self.place_of_box(sine_box(boxes.detach(), self.config.d))
+            placed = (
+                where
+                if self.place_of_box is None
+                else where + self.place_of_box(sine_box(boxes.detach(), self.config.d))
+            )
             spatial = spatial_block(spatial, placed, memory, context)
             temporal, heard = temporal_block(temporal, when, memory, context)
-            with torch.autocast(where.device.type, enabled=False):  # bfloat16 would round boxes to 1/256 of the picture
-                box, carriers = self.box_head(self.norm_spatial(spatial.float()).flatten(0, 1), cells)
+            with torch.autocast(
+                where.device.type, enabled=False
+            ):  # bfloat16 would round boxes to 1/256 of the picture
+                box, carriers = self.box_head(
+                    self.norm_spatial(spatial.float()).flatten(0, 1), cells
+                )
                 moment = self.norm_temporal(temporal.float())
                 first, last = self.boundary_head(moment).unbind(-1)
                 inside = self.inside_head(moment)[..., 0]
             boxes = box.unflatten(0, (batch, frames))
             if self.config.context:
                 context = self.instance(memory, boxes, inside, truth if self.training else None)
-            found.append(Stage(boxes, first, last, inside, carriers.unflatten(0, (batch, frames)), heard, context))
+            found.append(
+                Stage(
+                    boxes,
+                    first,
+                    last,
+                    inside,
+                    carriers.unflatten(0, (batch, frames)),
+                    heard,
+                    context,
+                )
+            )
         contexts = [stage.context for stage in found if stage.context is not None]
-        stacked = {name: torch.stack([getattr(stage, name) for stage in found]) for name in ("boxes", "first", "last", "inside")}
+        stacked = {
+            name: torch.stack([getattr(stage, name) for stage in found])
+            for name in ("boxes", "first", "last", "inside")
+        }
         return Outputs(
             **stacked,
-            quality=torch.stack([context.quality for context in contexts]) if contexts else torch.zeros(0),
-            kept=torch.stack([context.kept for context in contexts]) if contexts else torch.zeros(0, dtype=torch.bool),
+            quality=torch.stack([context.quality for context in contexts])
+            if contexts
+            else torch.zeros(0),
+            kept=torch.stack([context.kept for context in contexts])
+            if contexts
+            else torch.zeros(0, dtype=torch.bool),
             frame_tau=inputs.frame_tau,
             carriers=torch.stack([stage.carriers for stage in found]),
-            cell_boxes=cells.boxes.unflatten(0, (batch, frames)) if len(cells.boxes) else torch.zeros(0),
+            cell_boxes=cells.boxes.unflatten(0, (batch, frames))
+            if len(cells.boxes)
+            else torch.zeros(0),
             cell_centres=memory.centres,
             heard=torch.stack([stage.heard for stage in found]),
         )
@@ -152,18 +191,39 @@ class Cgstvg(nn.Module):
         frames, rows, columns = inputs.appearance.shape[1:4]
         text = self.project_text(as_computed(inputs.text)) + self.types[2]
         positions, mask, centres = map_cells(inputs.map_size, rows, columns, text.shape[-1])
-        motion = from_square(self.project_motion(as_computed(inputs.motion)), inputs.square, inputs.map_size, rows, columns)
-        seen = [self.project_appearance(as_computed(inputs.appearance)).flatten(2, 3) + self.types[0], motion.flatten(2, 3) + self.types[1]]
+        motion = from_square(
+            self.project_motion(as_computed(inputs.motion)),
+            inputs.square,
+            inputs.map_size,
+            rows,
+            columns,
+        )
+        seen = [
+            self.project_appearance(as_computed(inputs.appearance)).flatten(2, 3) + self.types[0],
+            motion.flatten(2, 3) + self.types[1],
+        ]
         visual = [inputs.by_query(part + positions[:, None]) for part in seen]
-        size, positions, mask, centres = (inputs.by_query(own) for own in (inputs.map_size, positions, mask, centres))
+        size, positions, mask, centres = (
+            inputs.by_query(own) for own in (inputs.map_size, positions, mask, centres)
+        )
         states = torch.cat([*visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         tokens = torch.cat([mask, mask, inputs.text_mask], 1).repeat_interleave(frames, 0)
         heard = tokens
         if self.config.word_gain == "cells":
-            heard = words_as_loud_as_cells(torch.cat([mask, mask], 1), inputs.text_mask).repeat_interleave(frames, 0)
+            heard = words_as_loud_as_cells(
+                torch.cat([mask, mask], 1), inputs.text_mask
+            ).repeat_interleave(frames, 0)
         for layer in self.encoder:
             states = layer(states, None, heard)
-        return Memory(states, tokens, positions, centres, size.repeat_interleave(frames, 0), inputs.frame_tau, (rows, columns))
+        return Memory(
+            states,
+            tokens,
+            positions,
+            centres,
+            size.repeat_interleave(frames, 0),
+            inputs.frame_tau,
+            (rows, columns),
+        )
 
 
 @dataclass(frozen=True)
@@ -182,7 +242,8 @@ class Stage:
 @dataclass
 class Memory:
     """X̃ of B·T frames: states `[B·T, 2·H·W + L, d]` and which of them count `[B·T, 2·H·W + L]`; of their cells the positions
-    `[B, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding `[B·T, 2]`; `frame_tau` `[B, T]`."""
+    `[B, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding `[B·T, 2]`; `frame_tau` `[B, T]`.
+    """
 
     states: Tensor
     mask: Tensor
@@ -236,7 +297,9 @@ class InstanceContext(nn.Module):
         self.appearance_quality, self.motion_quality = MLP(c.d, c.d, 1), MLP(c.d, c.d, 1)
         self.join = MLP(2 * c.d, c.d, c.d)
 
-    def forward(self, memory: Memory, boxes: Tensor, inside: Tensor, truth: Targets | None) -> Context:
+    def forward(
+        self, memory: Memory, boxes: Tensor, inside: Tensor, truth: Targets | None
+    ) -> Context:
         """Boxes `[B, T, 4]`, logits of s^t `[B, T]` → the context after refinement."""
         flat, frames = boxes.flatten(0, 1), boxes.shape[:2]
         if self.config.region == "roi_align":
@@ -244,8 +307,13 @@ class InstanceContext(nn.Module):
         else:
             weights = mean_weights(flat, memory.frame_centres)
         weights = weights.to(memory.states.dtype)[:, None]
-        appearance, motion = ((weights @ cells)[:, 0].unflatten(0, frames) for cells in memory.visual.unbind(1))
-        quality = (self.appearance_quality(appearance).float().sigmoid() + self.motion_quality(motion).float().sigmoid())[..., 0] / 2
+        appearance, motion = (
+            (weights @ cells)[:, 0].unflatten(0, frames) for cells in memory.visual.unbind(1)
+        )
+        quality = (
+            self.appearance_quality(appearance).float().sigmoid()
+            + self.motion_quality(motion).float().sigmoid()
+        )[..., 0] / 2
         if truth is not None and self.config.truth_iou is not None:
             kept = _close_to(truth, boxes, self.config.truth_iou)
         else:
@@ -268,17 +336,23 @@ class InstanceContext(nn.Module):
 
 def _close_to(truth: Targets, boxes: Tensor, least: float) -> Tensor:
     """Where boxes `[B, T, 4]` have at least this GIoU with a true one, `[B, T]`."""
-    return truth.boxed & (giou(*(corners(part.detach().float()) for part in (boxes, truth.boxes))) >= least)
+    return truth.boxed & (
+        giou(*(corners(part.detach().float()) for part in (boxes, truth.boxes))) >= least
+    )
 
 
 class LookingAtContext(Looking):
     """The same, at the context."""
 
-    def at_context(self, queries: Tensor, positions: Tensor, memory: Memory, context: Context) -> Tensor:
+    def at_context(
+        self, queries: Tensor, positions: Tensor, memory: Memory, context: Context
+    ) -> Tensor:
         """At the kept context of all frames; where none is kept the queries stay as they are."""
         some = context.kept.any(1, keepdim=True)
         keys = context.tokens + memory.time
-        seen = self.attention(queries + positions + memory.time, keys, context.tokens, context.kept | ~some)
+        seen = self.attention(
+            queries + positions + memory.time, keys, context.tokens, context.kept | ~some
+        )
         return torch.where(some[..., None], self.norm(queries + self.dropout(seen)), queries)
 
 
@@ -287,15 +361,23 @@ class SpatialBlock(nn.Module):
 
     def __init__(self, config: CgstvgConfig, sees_context: bool) -> None:
         super().__init__()
-        self.frames, self.memory = (Looking(config.d, config.heads, config.dropout) for _ in range(2))
-        self.context = LookingAtContext(config.d, config.heads, config.dropout) if sees_context else None
+        self.frames, self.memory = (
+            Looking(config.d, config.heads, config.dropout) for _ in range(2)
+        )
+        self.context = (
+            LookingAtContext(config.d, config.heads, config.dropout) if sees_context else None
+        )
 
-    def forward(self, queries: Tensor, positions: Tensor, memory: Memory, context: Context | None) -> Tensor:
+    def forward(
+        self, queries: Tensor, positions: Tensor, memory: Memory, context: Context | None
+    ) -> Tensor:
         """`[B, T, d]` → `[B, T, d]`."""
         queries = self.frames.at_frames(queries, positions)
         if self.context is not None and context is not None:
             queries = self.context.at_context(queries, positions, memory, context)
-        return self.memory.at_own_frame(queries, positions, memory.states, memory.states, memory.mask)[0]
+        return self.memory.at_own_frame(
+            queries, positions, memory.states, memory.states, memory.mask
+        )[0]
 
 
 class TemporalBlock(nn.Module):
@@ -303,15 +385,23 @@ class TemporalBlock(nn.Module):
 
     def __init__(self, config: CgstvgConfig, sees_context: bool) -> None:
         super().__init__()
-        self.frames, self.memory = (Looking(config.d, config.heads, config.dropout) for _ in range(2))
-        self.context = LookingAtContext(config.d, config.heads, config.dropout) if sees_context else None
+        self.frames, self.memory = (
+            Looking(config.d, config.heads, config.dropout) for _ in range(2)
+        )
+        self.context = (
+            LookingAtContext(config.d, config.heads, config.dropout) if sees_context else None
+        )
         self.feed_forward = FeedForward(config.d, config.ffn, config.dropout)
 
-    def forward(self, queries: Tensor, positions: Tensor, memory: Memory, context: Context | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, queries: Tensor, positions: Tensor, memory: Memory, context: Context | None
+    ) -> tuple[Tensor, Tensor]:
         """`[B, T, d]` → `[B, T, d]`, and how much each motion cell was looked at, `[B, T, H·W]`."""
         queries = self.frames.at_frames(queries, positions)
         if self.context is not None and context is not None:
             queries = self.context.at_context(queries, positions, memory, context)
-        queries, weights = self.memory.at_own_frame(queries, positions, memory.states, memory.states, memory.mask)
+        queries, weights = self.memory.at_own_frame(
+            queries, positions, memory.states, memory.states, memory.mask
+        )
         count = memory.count
         return self.feed_forward(queries), weights[..., count : 2 * count]

@@ -23,5 +23,7 @@ class TransformerConfig(StrictModel):
     def _d_is_divided(self) -> Self:
         count, why = self.parts
         if self.d % count or self.d % self.heads:
-            raise ValueError(f"d must be a multiple of {count} ({why}) and of heads, not {self.d} with {self.heads} heads")
+            raise ValueError(
+                f"d must be a multiple of {count} ({why}) and of heads, not {self.d} with {self.heads} heads"
+            )
         return self

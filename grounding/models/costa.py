@@ -86,7 +86,9 @@ class CostaConfig(TransformerConfig):
     @model_validator(mode="after")
     def _groups_fit(self) -> CostaConfig:
         if self.trunk_width % GROUPS:
-            raise ValueError(f"trunk_width must be a multiple of {GROUPS} (groups of channels), not {self.trunk_width}")
+            raise ValueError(
+                f"trunk_width must be a multiple of {GROUPS} (groups of channels), not {self.trunk_width}"
+            )
         return self
 
 
@@ -108,7 +110,11 @@ class Costa(nn.Module):
     """
 
     def __init__(
-        self, dims: tuple[int, int, int], config: CostaConfig, image: AppearanceEncoder, text_encoder: TextEncoder | None = None
+        self,
+        dims: tuple[int, int, int],
+        config: CostaConfig,
+        image: AppearanceEncoder,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         super().__init__()
         c = self.config = config
@@ -117,14 +123,26 @@ class Costa(nn.Module):
         if text_encoder is not None:
             text_encoder.requires_grad_(True)
         beside = image.stage_channels if c.backbones_used == "both" else None
-        self.trunk = None if c.backbones_used == "2d" else SpaceTimeTrunk(c.trunk_width, beside, image.has_stem_pooling, c.connection)
-        self.project_video = nn.Linear(image.channels if self.trunk is None else self.trunk.widths[-1], c.d)
+        self.trunk = (
+            None
+            if c.backbones_used == "2d"
+            else SpaceTimeTrunk(c.trunk_width, beside, image.has_stem_pooling, c.connection)
+        )
+        self.project_video = nn.Linear(
+            image.channels if self.trunk is None else self.trunk.widths[-1], c.d
+        )
         words = dims[2] if text_encoder is None else text_encoder.channels
-        self.project_text = nn.Sequential(nn.Linear(words, c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout))
+        self.project_text = nn.Sequential(
+            nn.Linear(words, c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout)
+        )
         self.cls = nn.Parameter(0.02 * torch.randn(c.d))
-        self.over_space = nn.ModuleList(EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers))
+        self.over_space = nn.ModuleList(
+            EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers)
+        )
         over_time = c.layers if c.temporal_fusion else 0
-        self.over_time = nn.ModuleList(EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(over_time))
+        self.over_time = nn.ModuleList(
+            EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(over_time)
+        )
         self.attendance_head = MLP(c.d, c.d, 1)
         self.temporal_decoder, self.spatial_decoder = TemporalDecoder(c), SpatialDecoder(c)
         self.event = nn.Embedding(2, c.d) if c.entangled else None
@@ -137,11 +155,14 @@ class Costa(nn.Module):
 
     def forward(self, inputs: Inputs, truth: Targets | None = None) -> Outputs:
         """`inputs` with pictures for maps, RGB uint8 `[V, T, h, w, 3]` (`map_size` in pixels). `truth` is looked at only in training,
-        with `beta` above 0."""
+        with `beta` above 0.
+        """
         memory, cls = self.encode(inputs)
         first, last, decoded, heard = self.temporal_decoder(cls, memory)
         told = self.span(first[-1], last[-1], truth if self.training else None)
-        boxes, carriers, cell_boxes = self.spatial_decoder(self.event_part(told, cls, memory.time), cls, memory)
+        boxes, carriers, cell_boxes = self.spatial_decoder(
+            self.event_part(told, cls, memory.time), cls, memory
+        )
         return Outputs(
             boxes=boxes,
             first=first,
@@ -160,7 +181,11 @@ class Costa(nn.Module):
         """Space-time feature encoding: the frames' memory, and [CLS] of each `[B, T, d]`."""
         maps, size = self.maps(inputs.appearance, inputs.map_size)
         (batch, frames), (rows, columns) = inputs.frame_tau.shape, maps.shape[2:4]
-        words = inputs.text if self.text_encoder is None else self.text_encoder(inputs.text[..., 0], inputs.text_mask)
+        words = (
+            inputs.text
+            if self.text_encoder is None
+            else self.text_encoder(inputs.text[..., 0], inputs.text_mask)
+        )
         text = self.project_text(as_computed(words))
         positions, mask, centres = map_cells(inputs.by_query(size), rows, columns, text.shape[-1])
         positions = torch.cat([positions, torch.zeros_like(text)], 1).repeat_interleave(frames, 0)
@@ -172,9 +197,13 @@ class Costa(nn.Module):
         states = torch.cat([visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         cls = self.cls.expand(batch, frames, -1)
         everywhere = functional.pad(positions, (0, 0, 0, 1))
-        heard = functional.pad(heard, (0, 1), value=0.0 if loud else 1.0).repeat_interleave(frames, 0)  # [CLS] is one token
+        heard = functional.pad(heard, (0, 1), value=0.0 if loud else 1.0).repeat_interleave(
+            frames, 0
+        )  # [CLS] is one token
         for number, layer in enumerate(self.over_space):
-            tokens = layer(torch.cat([states, cls.reshape(batch * frames, 1, -1)], 1), everywhere, heard)
+            tokens = layer(
+                torch.cat([states, cls.reshape(batch * frames, 1, -1)], 1), everywhere, heard
+            )
             states, cls = tokens[:, :-1], tokens[:, -1].unflatten(0, (batch, frames))
             if self.config.temporal_fusion:
                 cls = self.over_time[number](cls, time, None)
@@ -220,7 +249,11 @@ class Costa(nn.Module):
     def recompute(self) -> None:
         """Gradient checkpointing of all networks (`recompute_layers`)."""
         recompute_layers(self)
-        for stack in (self.temporal_decoder, self.spatial_decoder, *([self.trunk] if self.trunk is not None else [])):
+        for stack in (
+            self.temporal_decoder,
+            self.spatial_decoder,
+            *([self.trunk] if self.trunk is not None else []),
+        ):
             recompute_layers(stack)
         recompute_layers(self.image.body, nn.Sequential)
         if self.text_encoder is not None:
@@ -230,7 +263,8 @@ class Costa(nn.Module):
 @dataclass
 class Memory:
     """What B·T frames offer the decoders: states and positions (0 at words) `[B·T, H·W + L, d]`, which of them count
-    `[B·T, H·W + L]`; centres of the cells `[B, H·W, 2]`, and the frames' places in time `[B, T, d]`."""
+    `[B·T, H·W + L]`; centres of the cells `[B, H·W, 2]`, and the frames' places in time `[B, T, d]`.
+    """
 
     states: Tensor
     positions: Tensor
@@ -245,7 +279,12 @@ class Memory:
     def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States, positions, mask and centres of the cells: what a box head attends to."""
         count, frames = self.centres.shape[1], self.time.shape[1]
-        return self.states[:, :count].float(), self.positions[:, :count], self.mask[:, :count], self.centres.repeat_interleave(frames, 0)
+        return (
+            self.states[:, :count].float(),
+            self.positions[:, :count],
+            self.mask[:, :count],
+            self.centres.repeat_interleave(frames, 0),
+        )
 
 
 class TemporalDecoder(nn.Module):
@@ -264,7 +303,9 @@ class TemporalDecoder(nn.Module):
         found = []
         for layer in self.layers:
             queries, weights = layer(queries, memory)
-            found.append((*self.boundary_head(queries).unbind(-1), weights[..., : memory.centres.shape[1]]))
+            found.append(
+                (*self.boundary_head(queries).unbind(-1), weights[..., : memory.centres.shape[1]])
+            )
         first, last, heard = (torch.stack(parts) for parts in zip(*found, strict=True))
         return first, last, self.attendance_head(queries)[..., 0], heard
 
@@ -281,7 +322,9 @@ class TemporalLayer(nn.Module):
     def forward(self, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """`[B, T, d]` → `[B, T, d]`, and the weights of the own frame's tokens `[B, T, H·W + L]`."""
         queries = self.frames.at_frames(queries, None)
-        queries, weights = self.memory.at_own_frame(queries, None, memory.placed, memory.states, memory.mask)
+        queries, weights = self.memory.at_own_frame(
+            queries, None, memory.placed, memory.states, memory.mask
+        )
         return self.feed_forward(queries), weights
 
 
@@ -299,9 +342,12 @@ class SpatialDecoder(nn.Module):
 
     def forward(self, event: Tensor, cls: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """Event parts and [CLS] `[B, T, d]` → boxes `[layers, B, T, 4]`, their carriers `[layers, B, T, H·W]` and what the cells
-        propose `[B, T, H·W, 4]` (empty without)."""
+        propose `[B, T, H·W, 4]` (empty without).
+        """
         shape = event.shape[:2]
-        with torch.autocast(event.device.type, enabled=False):  # bfloat16 would round boxes to 1/256 of the picture
+        with torch.autocast(
+            event.device.type, enabled=False
+        ):  # bfloat16 would round boxes to 1/256 of the picture
             anchors = self.first_anchor(cls.float()).sigmoid()
             cells = None if self.box_head is None else self.box_head.look(*memory.cells)
         found = []
@@ -312,9 +358,15 @@ class SpatialDecoder(nn.Module):
             found.append((boxes, carriers))
             anchors = boxes.detach()
         boxes, carriers = (torch.stack(parts) for parts in zip(*found, strict=True))
-        return boxes, carriers, event.new_zeros(0) if cells is None else cells.boxes.unflatten(0, shape)
+        return (
+            boxes,
+            carriers,
+            event.new_zeros(0) if cells is None else cells.boxes.unflatten(0, shape),
+        )
 
-    def _moved(self, event: Tensor, anchors: Tensor, cells: Cells | None, memory: Memory) -> tuple[Tensor, Tensor]:
+    def _moved(
+        self, event: Tensor, anchors: Tensor, cells: Cells | None, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
         """The anchors after a layer `[B, T, 4]`, and which cells carry them `[B, T, H·W]`."""
         if self.box_head is not None and cells is not None:
             boxes, carriers = self.box_head(event.flatten(0, 1), cells)
@@ -331,7 +383,11 @@ class SpatialLayer(nn.Module):
         super().__init__()
         c = config
         self.frames = Looking(c.d, c.heads, c.dropout)
-        self.memory, self.norm, self.dropout = PairedAttention(c.d, c.heads, c.dropout), nn.LayerNorm(c.d), nn.Dropout(c.dropout)
+        self.memory, self.norm, self.dropout = (
+            PairedAttention(c.d, c.heads, c.dropout),
+            nn.LayerNorm(c.d),
+            nn.Dropout(c.dropout),
+        )
         self.feed_forward = FeedForward(c.d, c.ffn, c.dropout)
 
     def forward(self, event: Tensor, anchors: Tensor, memory: Memory) -> Tensor:

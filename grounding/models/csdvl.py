@@ -115,19 +115,32 @@ class Csdvl(nn.Module):
         super().__init__()
         c = config
         self.streams, self.alpha, self.gain = c.streams, c.alpha, c.guide_gain
-        self.detach_guide, self.dynamic_space, self.mask_padding = c.detach_guide, c.dynamic_space, c.mask_padding
+        self.detach_guide, self.dynamic_space, self.mask_padding = (
+            c.detach_guide,
+            c.dynamic_space,
+            c.mask_padding,
+        )
         self.project_appearance = nn.Linear(dims[0], c.d)
         self.project_motion = nn.Linear(dims[1], c.d)
-        self.project_text = nn.Sequential(nn.Linear(dims[2], c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout))
+        self.project_text = nn.Sequential(
+            nn.Linear(dims[2], c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout)
+        )
         if c.streams == "both":
-            self.encoder = nn.ModuleList(EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers))
-            self.decoder = nn.ModuleList(StaticDecoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers))
+            self.encoder = nn.ModuleList(
+                EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers)
+            )
+            self.decoder = nn.ModuleList(
+                StaticDecoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers)
+            )
             self.collaboration = nn.ModuleList(collaboration_block(c) for _ in range(c.layers))
             self.object_query = nn.Parameter(torch.randn(c.d))
             self.decoder_norm = nn.LayerNorm(c.d)
             self.box_head = MLPBoxHead(c.d) if c.box_head == "mlp" else AttentionBoxHead(c.d)
             self.frame_head = nn.Linear(c.d, 1)
-        self.dynamic = nn.ModuleList(DynamicLayer(c.d, c.heads, c.ffn, c.dropout, c.text_pools_space) for _ in range(c.layers))
+        self.dynamic = nn.ModuleList(
+            DynamicLayer(c.d, c.heads, c.ffn, c.dropout, c.text_pools_space)
+            for _ in range(c.layers)
+        )
         self.listen = nn.Linear(c.d, 1) if c.clip_pool == "attention" else None
         self.proposal_head = ProposalHead(c.d, c.map_channels, c.map_kernel, c.map_layers)
         self.clip_head = MLP(c.d, c.d, c.d, 1)
@@ -135,7 +148,9 @@ class Csdvl(nn.Module):
     def forward(self, inputs: Inputs) -> Outputs:
         text, text_mask = self.project_text(as_computed(inputs.text)), inputs.text_mask
         place = Places.of(inputs, text.shape[-1], self.mask_padding)
-        clips = inputs.by_query(self.project_motion(as_computed(inputs.motion.flatten(2, 3)[:, :, place.kept])))
+        clips = inputs.by_query(
+            self.project_motion(as_computed(inputs.motion.flatten(2, 3)[:, :, place.kept]))
+        )
         if not self.dynamic_space:
             clips, place = place.mean(clips)[:, :, None], place.without_space()
         words, boxes, carried, guides = text, [], [], []
@@ -155,13 +170,19 @@ class Csdvl(nn.Module):
                 own = queries[:, 0].unflatten(0, inputs.frame_tau.shape)
                 clips, own = self.collaboration[index](clips, own, weight, place)
                 queries = own.flatten(0, 1)[:, None]
-                with torch.autocast(queries.device.type, enabled=False):  # bfloat16 would round boxes to 1/256 of the picture
+                with torch.autocast(
+                    queries.device.type, enabled=False
+                ):  # bfloat16 would round boxes to 1/256 of the picture
                     box, carriers = self.box_head(self.decoder_norm(queries[:, 0].float()), cells)
                 boxes.append(box.unflatten(0, inputs.frame_tau.shape))
                 carried.append(memory.visual(carriers))
         heard = place.heard(self.listen(clips)[..., 0] if self.listen else None, clips.shape[1])
         pooled = torch.einsum("btsd,bts->btd", clips, heard.to(clips.dtype))
-        frame_scores = self.frame_head(self.decoder_norm(own))[..., 0] if boxes else torch.zeros_like(inputs.frame_tau)
+        frame_scores = (
+            self.frame_head(self.decoder_norm(own))[..., 0]
+            if boxes
+            else torch.zeros_like(inputs.frame_tau)
+        )
         return Outputs(
             boxes=torch.stack(boxes) if boxes else whole_pictures(inputs.frame_tau)[None],
             proposals=self.proposal_head(pooled),
@@ -169,7 +190,9 @@ class Csdvl(nn.Module):
             clip_scores=self.clip_head(pooled)[..., 0],
             guides=torch.stack(guides) if guides else torch.zeros(0),
             carriers=torch.stack(carried) if carried else torch.zeros(0),
-            cell_boxes=cells.boxes.unflatten(0, inputs.frame_tau.shape) if boxes and len(cells.boxes) else torch.zeros(0),
+            cell_boxes=cells.boxes.unflatten(0, inputs.frame_tau.shape)
+            if boxes and len(cells.boxes)
+            else torch.zeros(0),
             cell_centres=place.cell_centres,
             heard=heard,
             heard_centres=place.space_centres,
@@ -178,7 +201,9 @@ class Csdvl(nn.Module):
     def encode(self, inputs: Inputs, text: Tensor, place: Places) -> Memory:
         """Cross-modal encoder: per frame `[H·W visual ; L text]` tokens (sec. 3.1)."""
         batch, frames = inputs.frame_tau.shape
-        visual = inputs.by_query(self.project_appearance(as_computed(inputs.appearance)).flatten(2, 3))
+        visual = inputs.by_query(
+            self.project_appearance(as_computed(inputs.appearance)).flatten(2, 3)
+        )
         states = torch.cat([visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         positions = torch.cat([place.cell_positions, torch.zeros_like(text)], 1)
         mask = torch.cat([place.cell_mask, inputs.text_mask], 1)
@@ -218,7 +243,12 @@ class Memory:
     def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States, positions, mask and centres of the visual tokens: what a box head attends to."""
         count = self.shape[2] * self.shape[3]
-        return self.states[:, :count].float(), self.positions[:, :count], self.mask[:, :count], self.centres
+        return (
+            self.states[:, :count].float(),
+            self.positions[:, :count],
+            self.mask[:, :count],
+            self.centres,
+        )
 
 
 @dataclass
@@ -258,7 +288,9 @@ class Places:
         device = inputs.motion.device
         map_size, square = inputs.by_query(inputs.map_size), inputs.by_query(inputs.square)
         positions, mask, middles = map_cells(map_size, rows, columns, d)
-        corners, centres, inside = (part.flatten(1, 2) for part in square_cells(square, height, width))
+        corners, centres, inside = (
+            part.flatten(1, 2) for part in square_cells(square, height, width)
+        )
         if not mask_padding:
             inside = torch.ones_like(inside)
         kept = inside.any(0).nonzero()[:, 0]
@@ -284,16 +316,26 @@ class Places:
         """The same places for motion maps of a single cell (ablation "w/o spatial", Table 4)."""
         middle = torch.full_like(self.space_centres[:, :1], 0.5)
         mask = torch.ones_like(self.space_mask[:, :1])
-        return replace(self, space=torch.zeros_like(self.space[:, :1]), space_mask=mask, space_centres=middle, motion_shape=(1, 1))
+        return replace(
+            self,
+            space=torch.zeros_like(self.space[:, :1]),
+            space_mask=mask,
+            space_centres=middle,
+            motion_shape=(1, 1),
+        )
 
     def mean(self, clips: Tensor) -> Tensor:
         """Spatial mean over cells that are picture, `[B, T_d, S, d]` → `[B, T_d, d]`."""
-        return torch.einsum("btsd,bts->btd", clips, self.heard(None, clips.shape[1]).to(clips.dtype))
+        return torch.einsum(
+            "btsd,bts->btd", clips, self.heard(None, clips.shape[1]).to(clips.dtype)
+        )
 
     def heard(self, logits: Tensor | None, clips: int) -> Tensor:
         """Weights over the cells of each clip, `[B, T_d, S]`: the softmax of logits `[B, T_d, S]`, or uniform without."""
         if logits is None:
-            return (self.space_mask / self.space_mask.sum(-1, keepdim=True))[:, None].expand(-1, clips, -1)
+            return (self.space_mask / self.space_mask.sum(-1, keepdim=True))[:, None].expand(
+                -1, clips, -1
+            )
         return logits.masked_fill(~self.space_mask[:, None], float("-inf")).softmax(-1)
 
     def guide(self, weights: Tensor) -> Tensor:
@@ -302,7 +344,9 @@ class Places:
         if (rows, columns) == (1, 1):
             placed = (weights.sum((2, 3)) / self.map_size.prod(-1, keepdim=True))[..., None]
         else:
-            placed = into_square(weights, self.map_size, self.square, rows, columns).flatten(2)[..., self.kept]
+            placed = into_square(weights, self.map_size, self.square, rows, columns).flatten(2)[
+                ..., self.kept
+            ]
         return torch.einsum("bkt,bts->bks", self.frames_of_clip, placed)[..., None]
 
     def clips_at_frames(self, clips: Tensor) -> Tensor:
@@ -316,15 +360,23 @@ class StaticDecoderLayer(nn.Module):
     def __init__(self, d: int, heads: int, ffn: int, dropout: float) -> None:
         super().__init__()
         self.self_attn, self.cross_attn = Attention(d, heads, dropout), Attention(d, heads, dropout)
-        self.norm_self, self.norm_cross, self.dropout = nn.LayerNorm(d), nn.LayerNorm(d), nn.Dropout(dropout)
+        self.norm_self, self.norm_cross, self.dropout = (
+            nn.LayerNorm(d),
+            nn.LayerNorm(d),
+            nn.Dropout(dropout),
+        )
         self.feed_forward = FeedForward(d, ffn, dropout)
 
-    def forward(self, queries: Tensor, position: Tensor, memory: Memory, alpha: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, queries: Tensor, position: Tensor, memory: Memory, alpha: float
+    ) -> tuple[Tensor, Tensor]:
         """Queries `[B·T_s, 1, d]`, their learned position `[d]` → queries and A over all tokens `[B·T_s, 1, H·W + L]`."""
         placed = queries + position
         queries = self.norm_self(queries + self.dropout(self.self_attn(placed, placed, queries)))
         placed, keys = queries + position, memory.placed
-        seen, guide = self.cross_attn.with_weights(placed, keys, memory.states, memory.mask, scale=alpha)
+        seen, guide = self.cross_attn.with_weights(
+            placed, keys, memory.states, memory.mask, scale=alpha
+        )
         queries = self.norm_cross(queries + self.dropout(seen))
         return self.feed_forward(queries), guide
 
@@ -332,7 +384,9 @@ class StaticDecoderLayer(nn.Module):
 class DynamicLayer(nn.Module):
     """One layer of the space-time cross-modal transformer (sec. 3.2, Figure 3 (b))."""
 
-    def __init__(self, d: int, heads: int, ffn: int, dropout: float, text_pools_space: bool) -> None:
+    def __init__(
+        self, d: int, heads: int, ffn: int, dropout: float, text_pools_space: bool
+    ) -> None:
         super().__init__()
         self.text_pools_space = text_pools_space
         names = ("time", "space", "words", "to_words", "to_clips")
@@ -341,14 +395,23 @@ class DynamicLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.clips_ffn, self.words_ffn = FeedForward(d, ffn, dropout), FeedForward(d, ffn, dropout)
 
-    def forward(self, clips: Tensor, words: Tensor, text_mask: Tensor, place: Places) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, clips: Tensor, words: Tensor, text_mask: Tensor, place: Places
+    ) -> tuple[Tensor, Tensor]:
         """Clips `[B, T_d, S, d]` and words `[B, L, d]` → the same shapes."""
         batch, count, cells, d = clips.shape
         # divided attention: the same cell over time, then the cells of one clip
         over_time = clips.transpose(1, 2).reshape(batch * cells, count, d)
         over_time = self._step("time", over_time, over_time, over_time, place.time)
-        x = over_time.reshape(batch, cells, count, d).transpose(1, 2).reshape(batch * count, cells, d)
-        space, space_mask = place.space.repeat_interleave(count, 0), place.space_mask.repeat_interleave(count, 0)
+        x = (
+            over_time.reshape(batch, cells, count, d)
+            .transpose(1, 2)
+            .reshape(batch * count, cells, d)
+        )
+        space, space_mask = (
+            place.space.repeat_interleave(count, 0),
+            place.space_mask.repeat_interleave(count, 0),
+        )
         x = self._step("space", x, x, x, space, space_mask).reshape(batch, count * cells, d)
         words = self._step("words", words, words, words, None, text_mask)
         # eq. (1), both directions from the states before it
@@ -363,7 +426,15 @@ class DynamicLayer(nn.Module):
         words = self.norm["to_clips"](words + self.dropout(told))
         return self.clips_ffn(x).reshape(clips.shape), self.words_ffn(words)
 
-    def _step(self, name: str, query: Tensor, key: Tensor, value: Tensor, at: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    def _step(
+        self,
+        name: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        at: Tensor | None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """`LN(x + SA(x))` with positions on queries and keys."""
         placed = query if at is None else query + at
         return self.norm[name](query + self.dropout(self.attend[name](placed, placed, value, mask)))
@@ -373,15 +444,30 @@ def collaboration_block(config: CsdvlConfig) -> nn.Module:
     """The block after each pair of layers (sec. 3.3), or what Table 5 puts in its place."""
     if config.collaboration in ("sum", "fc_sum", "concat_fc"):
         return SymmetricCollaboration(config.d, config.collaboration)
-    directions = {"full": (True, True), "none": (False, False), "s2d": (True, False), "d2s": (False, True)}
+    directions = {
+        "full": (True, True),
+        "none": (False, False),
+        "s2d": (True, False),
+        "d2s": (False, True),
+    }
     to_dynamic, to_static = directions[config.collaboration]
-    return Collaborate(config.d, config.heads, config.dropout, to_dynamic, to_static, config.query_mixing)
+    return Collaborate(
+        config.d, config.heads, config.dropout, to_dynamic, to_static, config.query_mixing
+    )
 
 
 class Collaborate(nn.Module):
     """Cross-stream collaboration (sec. 3.3, Figure 4). Both directions read the states before the block."""
 
-    def __init__(self, d: int, heads: int, dropout: float, to_dynamic: bool, to_static: bool, query_mixing: bool) -> None:
+    def __init__(
+        self,
+        d: int,
+        heads: int,
+        dropout: float,
+        to_dynamic: bool,
+        to_static: bool,
+        query_mixing: bool,
+    ) -> None:
         super().__init__()
         self.to_dynamic, self.to_static, self.query_mixing = to_dynamic, to_static, query_mixing
         self.dropout = nn.Dropout(dropout)
@@ -392,7 +478,9 @@ class Collaborate(nn.Module):
             if query_mixing:
                 self.mix, self.norm_mix = Attention(d, heads, dropout), nn.LayerNorm(d)
 
-    def forward(self, clips: Tensor, queries: Tensor, weights: Tensor, place: Places) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, clips: Tensor, queries: Tensor, weights: Tensor, place: Places
+    ) -> tuple[Tensor, Tensor]:
         """F `[B, T_d, S, d]`, O `[B, T_s, d]`, A `[B, T_s, H, W]` → new F and O."""
         told = self._dynamic_to_static(clips, queries, place) if self.to_static else queries
         if self.to_dynamic:
@@ -403,7 +491,9 @@ class Collaborate(nn.Module):
         batch, frames, d = queries.shape
         seen = place.clips_at_frames(clips + place.space[:, None]).flatten(0, 1)
         mask = place.space_mask.repeat_interleave(frames, 0)
-        asked = self.ask(queries.reshape(batch * frames, 1, d), seen, seen, mask).reshape(batch, frames, d)
+        asked = self.ask(queries.reshape(batch * frames, 1, d), seen, seen, mask).reshape(
+            batch, frames, d
+        )
         queries = self.norm_ask(queries + self.dropout(asked))
         if self.query_mixing:
             placed = queries + place.frame_time
@@ -421,12 +511,18 @@ class SymmetricCollaboration(nn.Module):
         if kind != "sum":
             self.into_dynamic, self.into_static = nn.Linear(width, d), nn.Linear(width, d)
 
-    def forward(self, clips: Tensor, queries: Tensor, weights: Tensor, place: Places) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, clips: Tensor, queries: Tensor, weights: Tensor, place: Places
+    ) -> tuple[Tensor, Tensor]:
         """F `[B, T_d, S, d]`, O `[B, T_s, d]` → new F and O; A is not used."""
-        spread = torch.einsum("bkt,btd->bkd", place.frames_of_clip, queries)[:, :, None].expand_as(clips)
+        spread = torch.einsum("bkt,btd->bkd", place.frames_of_clip, queries)[:, :, None].expand_as(
+            clips
+        )
         pooled = place.clips_at_frames(place.mean(clips))
         if self.kind == "sum":
             return clips + spread, queries + pooled
         if self.kind == "fc_sum":
             return clips + self.into_dynamic(spread), queries + self.into_static(pooled)
-        return self.into_dynamic(torch.cat([clips, spread], -1)), self.into_static(torch.cat([queries, pooled], -1))
+        return self.into_dynamic(torch.cat([clips, spread], -1)), self.into_static(
+            torch.cat([queries, pooled], -1)
+        )

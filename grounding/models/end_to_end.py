@@ -25,7 +25,9 @@ TOGETHER = 32
 class EndToEnd(nn.Module):
     """Pictures, clips and sentences to what `network` answers. Pictures are seen at their own size, whatever the batch's largest."""
 
-    def __init__(self, network: nn.Module, image: AppearanceEncoder, text_encoder: TextEncoder) -> None:
+    def __init__(
+        self, network: nn.Module, image: AppearanceEncoder, text_encoder: TextEncoder
+    ) -> None:
         super().__init__()
         self.network, self.image, self.text_encoder = network, image, text_encoder
         text_encoder.requires_grad_(True)
@@ -39,7 +41,8 @@ class EndToEnd(nn.Module):
 
     def forward(self, inputs: Inputs, *truth: Targets) -> Any:
         """`inputs` with pictures for maps, RGB uint8 `[V, T_s, h, w, 3]` (`map_size` in pixels), and ids `[B, L, 1]` for states;
-        a network that is taught gets the `truth`."""
+        a network that is taught gets the `truth`.
+        """
         maps, sizes = self.maps(inputs.appearance, inputs.map_size)
         states = self.text_encoder(inputs.text[..., 0], inputs.text_mask)
         return self.network(replace(inputs, appearance=maps, map_size=sizes, text=states), *truth)

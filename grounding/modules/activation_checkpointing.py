@@ -13,9 +13,12 @@ def recompute(model: nn.Module) -> None:
     getattr(model, "recompute", partial(recompute_layers, model))()
 
 
-def recompute_layers(model: nn.Module, stacks: type[nn.ModuleList | nn.Sequential] = nn.ModuleList) -> None:
+def recompute_layers(
+    model: nn.Module, stacks: type[nn.ModuleList | nn.Sequential] = nn.ModuleList
+) -> None:
     """From now on the layers of a model (the modules of its own `stacks`) keep only what goes in, and compute the rest
-    again in the backward pass, dropout included. Names of parameters and gradients stay the same."""
+    again in the backward pass, dropout included. Names of parameters and gradients stay the same.
+    """
     for layers in model.children():
         if isinstance(layers, stacks):
             for layer in layers:

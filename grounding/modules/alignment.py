@@ -41,18 +41,23 @@ def from_square(maps: Tensor, square: Tensor, size: Tensor, rows: int, columns: 
     """
     vertical = take_matrix(rows, size[:, 0], maps.shape[2], square[:, 1], square[:, 3])
     horizontal = take_matrix(columns, size[:, 1], maps.shape[3], square[:, 0], square[:, 2])
-    return torch.einsum("brh,bcw,bthwx->btrcx", vertical.to(maps.dtype), horizontal.to(maps.dtype), maps)
+    return torch.einsum(
+        "brh,bcw,bthwx->btrcx", vertical.to(maps.dtype), horizontal.to(maps.dtype), maps
+    )
 
 
 def take_matrix(target: int, valid: Tensor, count: int, low: Tensor, high: Tensor) -> Tensor:
     """Bilinear resizing of the part `[low, high)` `[B]` (shares) of `count` cells to `valid` `[B]` ones, as a matrix
-    `[B, target, count]`. Only cells whose centre lies in the part are taken; where none does, the nearest one."""
+    `[B, target, count]`. Only cells whose centre lies in the part are taken; where none does, the nearest one.
+    """
     cell = (torch.arange(count, device=low.device) + 0.5) / count
     place = torch.arange(target, device=low.device)
     wanted = low[:, None] + (place + 0.5) / valid[:, None] * (high - low)[:, None]
     inside = (cell > low[:, None] - 1e-6) & (cell < high[:, None] - 1e-6)
     nearest = (cell - (low + high)[:, None] / 2).abs().argmin(-1)
-    inside |= ~inside.any(-1, keepdim=True) & (torch.arange(count, device=low.device) == nearest[:, None])
+    inside |= ~inside.any(-1, keepdim=True) & (
+        torch.arange(count, device=low.device) == nearest[:, None]
+    )
     first, last = cell[inside.int().argmax(-1)], cell[count - 1 - inside.flip(-1).int().argmax(-1)]
     wanted = torch.minimum(torch.maximum(wanted, first[:, None]), last[:, None])
     weight = (1 - (wanted[..., None] - cell).abs() * count).clamp(min=0)
@@ -61,7 +66,8 @@ def take_matrix(target: int, valid: Tensor, count: int, low: Tensor, high: Tenso
 
 def square_cells(square: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where the cells of a map over the square lie in the picture: far corners and centres `[B, rows, columns, 2]` as
-    shares of the picture, and whether a cell's centre lies in the picture, `[0, 1)` both ways, `[B, rows, columns]`."""
+    shares of the picture, and whether a cell's centre lies in the picture, `[0, 1)` both ways, `[B, rows, columns]`.
+    """
     y = torch.arange(rows, device=square.device)[:, None].expand(rows, columns)
     x = torch.arange(columns, device=square.device)[None, :].expand(rows, columns)
     extent = square[:, 2:] - square[:, :2]
@@ -81,7 +87,10 @@ def clip_index(frame_tau: Tensor, clips: int) -> Tensor:
 
 def frames_to_clips(frame_tau: Tensor, clips: int) -> Tensor:
     """The averaging matrix `[B, clips, T_s]`: the mean of a clip's frames, or its nearest frame where it has none."""
-    own = clip_index(frame_tau, clips)[:, None, :] == torch.arange(clips, device=frame_tau.device)[:, None]
+    own = (
+        clip_index(frame_tau, clips)[:, None, :]
+        == torch.arange(clips, device=frame_tau.device)[:, None]
+    )
     middle = (torch.arange(clips, device=frame_tau.device) + 0.5) / clips
     nearest = (frame_tau[:, None, :] - middle[:, None]).abs().argmin(-1, keepdim=True)
     alone = torch.zeros_like(own).scatter_(-1, nearest, True)

@@ -1,5 +1,6 @@
 """Multi-head attention: with torch.nn.MultiheadAttention's parameters, and its weights at another temperature; and one whose
-queries and keys are pairs. A query that is alone costs no projection of its keys."""
+queries and keys are pairs. A query that is alone costs no projection of its keys.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +21,21 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
+    ) -> Tensor:
         """`[n, Q, d]`, `[n, K, d]`, `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count, or holds logits to add."""
         if query.shape[1] == 1:
             return self._of_one_query(_masked(self._alone(query, key), key_mask), value)
         return self._mix(*self._queries_and_keys(query, key), value, key_mask)
 
     def with_weights(
-        self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None, scale: float = 1.0
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_mask: Tensor | None = None,
+        scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """The same, and attention weights `[n, Q, K]`, mean over heads, of the projected query multiplied by `scale`."""
         if query.shape[1] == 1:
@@ -42,7 +50,8 @@ class Attention(nn.Module):
 
     def _alone(self, query: Tensor, key: Tensor) -> Tensor:
         """Logits `[n, heads, K]` of the one query of each. It is taken to where the keys come from, rather than all keys to where
-        it is: `q·(W_k x + b_k)` is `(W_kᵀq)·x` and what is the same for all keys, which the softmax does not see."""
+        it is: `q·(W_k x + b_k)` is `(W_kᵀq)·x` and what is the same for all keys, which the softmax does not see.
+        """
         (q,) = self._project(query, 0, 1)
         _, to_keys, _ = self.in_proj_weight.unflatten(0, (3, self.heads, -1))
         asked = torch.einsum("nhe,hed->nhd", q[:, :, 0], to_keys) / q.shape[-1] ** 0.5
@@ -51,8 +60,14 @@ class Attention(nn.Module):
     def _of_one_query(self, logits: Tensor, value: Tensor) -> Tensor:
         """The mix by logits `[n, heads, K]` of values `[n, K, d]`, which are projected when mixed: `[n, 1, d]`."""
         weights = functional.dropout(logits.softmax(-1), self.dropout, self.training)
-        to_values, bias = (of.unflatten(0, (3, self.heads, -1))[2] for of in (self.in_proj_weight, self.in_proj_bias))
-        mixed = torch.einsum("nhd,hed->nhe", weights @ value, to_values) + weights.sum(-1, keepdim=True) * bias
+        to_values, bias = (
+            of.unflatten(0, (3, self.heads, -1))[2]
+            for of in (self.in_proj_weight, self.in_proj_bias)
+        )
+        mixed = (
+            torch.einsum("nhd,hed->nhe", weights @ value, to_values)
+            + weights.sum(-1, keepdim=True) * bias
+        )
         return self.out_proj(mixed.flatten(1)[:, None])
 
     def _mix(self, q: Tensor, k: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -77,12 +92,15 @@ class Attention(nn.Module):
         d = x.shape[-1]
         rows = slice(first * d, end * d)
         projected = functional.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
-        return projected.unflatten(-1, (end - first, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        return (
+            projected.unflatten(-1, (end - first, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        )
 
 
 def words_as_loud_as_cells(cells: Tensor, words: Tensor) -> Tensor:
     """Masks of cells `[n, C]` and of words `[n, L]` as logits to add to a frame's tokens `[n, C + L]`: words get log(cells / words), so
-    that all of them begin with as much of the attention as all cells. Without, a dozen words are hardly heard among a hundred cells."""
+    that all of them begin with as much of the attention as all cells. Without, a dozen words are hardly heard among a hundred cells.
+    """
     gain = (cells.sum(-1, keepdim=True) / words.sum(-1, keepdim=True)).log()
     logits = torch.cat([torch.zeros_like(cells, dtype=gain.dtype), gain.expand(words.shape)], 1)
     return logits.masked_fill(~torch.cat([cells, words], 1), float("-inf"))
@@ -92,33 +110,59 @@ def _masked(logits: Tensor, key_mask: Tensor | None) -> Tensor:
     """Logits `[n, heads, K]` with -inf at keys that do not count, or with the mask's own logits added."""
     if key_mask is None:
         return logits
-    return logits + key_mask[:, None] if key_mask.is_floating_point() else logits.masked_fill(~key_mask[:, None], float("-inf"))
+    return (
+        logits + key_mask[:, None]
+        if key_mask.is_floating_point()
+        else logits.masked_fill(~key_mask[:, None], float("-inf"))
+    )
 
 
 class PairedAttention(nn.Module):
     """Attention of one query that is, as its keys are, two vectors put together in every head, what and where (Conditional DETR): what
-    is compared with what, where with where, and both count alike."""
+    is compared with what, where with where, and both count alike.
+    """
 
     def __init__(self, d: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.query_what, self.query_where = nn.Linear(d, d), nn.Linear(d, d)
-        self.key_what, self.key_where = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)  # softmax would not see a bias
+        self.key_what, self.key_where = (
+            nn.Linear(d, d, bias=False),
+            nn.Linear(d, d, bias=False),
+        )  # softmax would not see a bias
         self.value, self.out = nn.Linear(d, d), nn.Linear(d, d)
 
-    def forward(self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], value: Tensor, key_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        query: tuple[Tensor, Tensor],
+        key: tuple[Tensor, Tensor],
+        value: Tensor,
+        key_mask: Tensor,
+    ) -> Tensor:
         """Pairs of `[n, 1, d]` and of `[n, K, d]`, values `[n, K, d]` → `[n, 1, d]`. `key_mask` `[n, K]` is True at keys that count.
 
         The query goes to where keys come from, and values are projected when mixed, as in `Attention`.
         """
         what = self._asked(self.query_what(query[0]), self.key_what.weight) @ key[0].transpose(1, 2)
-        where = self._asked(self.query_where(query[1]), self.key_where.weight) @ key[1].transpose(1, 2)
+        where = self._asked(self.query_where(query[1]), self.key_where.weight) @ key[1].transpose(
+            1, 2
+        )
         logits = (what + where) / (2 * value.shape[-1] / self.heads) ** 0.5
-        weights = functional.dropout(_masked(logits, key_mask).softmax(-1), self.dropout, self.training)
-        mixed = torch.einsum("nhd,hed->nhe", weights @ value, self.value.weight.unflatten(0, (self.heads, -1)))
-        mixed = mixed + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, (self.heads, -1))
+        weights = functional.dropout(
+            _masked(logits, key_mask).softmax(-1), self.dropout, self.training
+        )
+        mixed = torch.einsum(
+            "nhd,hed->nhe", weights @ value, self.value.weight.unflatten(0, (self.heads, -1))
+        )
+        mixed = mixed + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(
+            0, (self.heads, -1)
+        )
         return self.out(mixed.flatten(1)[:, None])
 
     def _asked(self, query: Tensor, to_keys: Tensor) -> Tensor:
         """`[n, 1, d]` → by head what all of a key is multiplied with, `[n, heads, d]`."""
-        return torch.einsum("nhe,hed->nhd", query[:, 0].unflatten(-1, (self.heads, -1)), to_keys.unflatten(0, (self.heads, -1)))
+        return torch.einsum(
+            "nhe,hed->nhd",
+            query[:, 0].unflatten(-1, (self.heads, -1)),
+            to_keys.unflatten(0, (self.heads, -1)),
+        )

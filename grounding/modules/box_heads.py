@@ -13,7 +13,8 @@ from grounding.modules.layers import MLP
 @dataclass(frozen=True)
 class Cells:
     """What n frames' cells offer: which of them count `[n, HW]`; with the attention head also keys `[n, HW, d]` and the box
-    each proposes, `[n, HW, 4]` cxcywh."""
+    each proposes, `[n, HW, 4]` cxcywh.
+    """
 
     mask: Tensor
     keys: Tensor
@@ -38,7 +39,8 @@ class MLPBoxHead(nn.Module):
 
 class AttentionBoxHead(nn.Module):
     """Boxes carried by attention over cells (ours): every cell of the memory proposes the box of what lies there,
-    and the query says with one more attention which cells it means. It learns from scratch."""
+    and the query says with one more attention which cells it means. It learns from scratch.
+    """
 
     def __init__(self, d: int) -> None:
         super().__init__()
@@ -47,13 +49,22 @@ class AttentionBoxHead(nn.Module):
 
     def look(self, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Cells:
         """Visual memory `[n, HW, d]`, mask `[n, HW]`; its sine positions `[m, HW, d]` and cell centres `[m, HW, 2]` in [0, 1], of
-        the n frames or of their m queries."""
-        positions, centres = (part.repeat_interleave(len(memory) // len(part), 0) for part in (positions, centres))
+        the n frames or of their m queries.
+        """
+        positions, centres = (
+            part.repeat_interleave(len(memory) // len(part), 0) for part in (positions, centres)
+        )
         offset, size = self.mlp(memory).split(2, -1)
-        return Cells(mask, self.key(memory + positions), torch.cat([centres + 0.5 * offset.tanh(), size.sigmoid()], -1))
+        return Cells(
+            mask,
+            self.key(memory + positions),
+            torch.cat([centres + 0.5 * offset.tanh(), size.sigmoid()], -1),
+        )
 
     def forward(self, queries: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
         """Queries `[n, d]` → boxes `[n, 4]` cxcywh, the mean of the cells' boxes under the attention `[n, HW]`, which comes too."""
-        logits = torch.einsum("nd,nsd->ns", self.query(queries), cells.keys) / queries.shape[-1] ** 0.5
+        logits = (
+            torch.einsum("nd,nsd->ns", self.query(queries), cells.keys) / queries.shape[-1] ** 0.5
+        )
         weight = logits.masked_fill(~cells.mask, float("-inf")).softmax(-1)
         return torch.einsum("ns,nsc->nc", weight, cells.boxes), weight

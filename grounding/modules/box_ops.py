@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def corners(boxes: Tensor) -> Tensor:
-    """cxcywh → xyxy, `[…, 4]`."""
+    """Cxcywh → xyxy, `[…, 4]`."""
     centre, size = boxes.split(2, -1)
     return torch.cat([centre - size / 2, centre + size / 2], -1)
 
@@ -33,6 +33,13 @@ def giou(ours: Tensor, theirs: Tensor) -> Tensor:
 def _areas(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of pairs of boxes xyxy `[…, 4]`: what they share, what they cover together, and the least box around both."""
     (x1, y1, x2, y2), (u1, v1, u2, v2) = ours.unbind(-1), theirs.unbind(-1)
-    shared = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0) * (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
+    shared = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0) * (
+        torch.minimum(y2, v2) - torch.maximum(y1, v1)
+    ).clamp(min=0)
     union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
-    return shared, union, (torch.maximum(x2, u2) - torch.minimum(x1, u1)) * (torch.maximum(y2, v2) - torch.minimum(y1, v1))
+    return (
+        shared,
+        union,
+        (torch.maximum(x2, u2) - torch.minimum(x1, u1))
+        * (torch.maximum(y2, v2) - torch.minimum(y1, v1)),
+    )

@@ -1,5 +1,6 @@
 """Layers that systems share, each post-norm where it is residual: the transformer's FFN, DETR's MLP and encoder layer, and
-the attentions of a decoder with one query per frame."""
+the attentions of a decoder with one query per frame.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +44,19 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, d: int, heads: int, ffn: int, dropout: float) -> None:
         super().__init__()
-        self.self_attn, self.norm, self.dropout = Attention(d, heads, dropout), nn.LayerNorm(d), nn.Dropout(dropout)
+        self.self_attn, self.norm, self.dropout = (
+            Attention(d, heads, dropout),
+            nn.LayerNorm(d),
+            nn.Dropout(dropout),
+        )
         self.feed_forward = FeedForward(d, ffn, dropout)
 
     def forward(self, x: Tensor, positions: Tensor | None, mask: Tensor | None) -> Tensor:
         """Tokens `[n, S, d]`, positions alike (added to queries and keys) or None, mask `[n, S]` (or logits) or None → `[n, S, d]`."""
         placed = x if positions is None else x + positions
-        return self.feed_forward(self.norm(x + self.dropout(self.self_attn(placed, placed, x, mask))))
+        return self.feed_forward(
+            self.norm(x + self.dropout(self.self_attn(placed, placed, x, mask)))
+        )
 
 
 class Looking(nn.Module):
@@ -65,13 +72,20 @@ class Looking(nn.Module):
         placed = queries if positions is None else queries + positions
         return self.norm(queries + self.dropout(self.attention(placed, placed, queries)))
 
-    def at_own_frame(self, queries: Tensor, positions: Tensor | None, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def at_own_frame(
+        self, queries: Tensor, positions: Tensor | None, keys: Tensor, values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Each query `[B, T, d]` at its own frame's tokens: keys and values `[B·T, S, d]`, mask `[B·T, S]`. Gives the attention
-        weights too, `[B, T, S]`."""
+        weights too, `[B, T, S]`.
+        """
         batch, frames, d = queries.shape
-        asking = (queries if positions is None else queries + positions).reshape(batch * frames, 1, d)
+        asking = (queries if positions is None else queries + positions).reshape(
+            batch * frames, 1, d
+        )
         seen, weights = self.attention.with_weights(asking, keys, values, mask)
-        return self.norm(queries + self.dropout(seen.reshape(batch, frames, d))), weights.reshape(batch, frames, -1)
+        return self.norm(queries + self.dropout(seen.reshape(batch, frames, d))), weights.reshape(
+            batch, frames, -1
+        )
 
 
 def as_computed(features: Tensor) -> Tensor:

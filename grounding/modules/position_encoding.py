@@ -14,7 +14,9 @@ TIME_STEPS = 100.0
 
 def sine(position: Tensor, d: int) -> Tensor:
     """`[…]` → `[…, d]`: sin and cos, alternating, of the position at d/2 wavelengths."""
-    wave = TEMPERATURE ** (-2 * torch.div(torch.arange(d, device=position.device), 2, rounding_mode="floor") / d)
+    wave = TEMPERATURE ** (
+        -2 * torch.div(torch.arange(d, device=position.device), 2, rounding_mode="floor") / d
+    )
     phase = position[..., None].float() * wave
     return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], -1).flatten(-2)
 
@@ -40,13 +42,16 @@ def sine_box(boxes: Tensor, d: int) -> Tensor:
 
 def cell_corners(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
     """Far corners of a map's cells, in cells: `[rows, columns, 2]` in (x, y)."""
-    y, x = (torch.arange(1, side + 1, device=device, dtype=torch.float32) for side in (rows, columns))
+    y, x = (
+        torch.arange(1, side + 1, device=device, dtype=torch.float32) for side in (rows, columns)
+    )
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
 def learned_at(table: Tensor, tau: Tensor) -> Tensor:
     """Learned positions at places in a segment: row k of `table` `[T, d]` stands for the middle of the k-th of T equal parts, and
-    between middles they are interpolated linearly, so that no two frames share one. τ `[…]` → `[…, d]`."""
+    between middles they are interpolated linearly, so that no two frames share one. τ `[…]` → `[…, d]`.
+    """
     place = (tau * len(table) - 0.5).clamp(0, len(table) - 1)
     lower = place.long()
     upper = (lower + 1).clamp(max=len(table) - 1)
@@ -55,7 +60,8 @@ def learned_at(table: Tensor, tau: Tensor) -> Tensor:
 
 def map_cells(size: Tensor, rows: int, columns: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
     """The cells of maps of which `size` `[B, 2]` (rows, columns) is no padding: sine positions `[B, rows·columns, d]`, which
-    are not padding `[B, rows·columns]`, and their centres `[B, rows·columns, 2]` (x, y) as shares of the picture."""
+    are not padding `[B, rows·columns]`, and their centres `[B, rows·columns, 2]` (x, y) as shares of the picture.
+    """
     corner = cell_corners(rows, columns, size.device)
     whole = size.flip(-1)[:, None, None, :].float()
     parts = sine_2d(corner / whole, d), (corner <= whole).all(-1), (corner - 0.5) / whole

@@ -43,14 +43,18 @@ class ProposalHead(nn.Module):
     def __init__(self, d: int, channels: int, kernel: int, layers: int) -> None:
         super().__init__()
         self.kernel, self.widen = kernel, nn.Linear(d, channels)
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, kernel, padding=kernel // 2) for _ in range(layers))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, kernel, padding=kernel // 2) for _ in range(layers)
+        )
         self.score = nn.Conv2d(channels, 1, 1)
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # type: ignore[arg-type]
 
     def forward(self, clips: Tensor) -> Tensor:
         """`[B, T, d]` → logits `[B, T, T]`; cells with i > j hold no meaning."""
-        x = proposal_map(self.widen(clips)).permute(0, 3, 1, 2).contiguous()  # as the weights are: or each step turns all of them around
+        x = (
+            proposal_map(self.widen(clips)).permute(0, 3, 1, 2).contiguous()
+        )  # as the weights are: or each step turns all of them around
         valid = valid_cells(clips.shape[1], clips.device).to(x.dtype)[None, None]
         window = torch.ones(1, 1, self.kernel, self.kernel, dtype=x.dtype, device=x.device)
         beneath = functional.conv2d(valid, window, padding=self.kernel // 2)

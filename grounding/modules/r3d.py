@@ -40,7 +40,9 @@ class BasicBlock(nn.Module):
 
 
 def _shortcut(before: int, after: int, stride: int) -> nn.Module:
-    return nn.Sequential(nn.Conv3d(before, after, 1, (1, stride, stride), bias=False), nn.GroupNorm(GROUPS, after))
+    return nn.Sequential(
+        nn.Conv3d(before, after, 1, (1, stride, stride), bias=False), nn.GroupNorm(GROUPS, after)
+    )
 
 
 class Joint(nn.Module):
@@ -54,8 +56,14 @@ class Joint(nn.Module):
         self.connection = connection
         self.bring = None if channels is None else nn.Conv2d(channels, width, 1)
         self.norm_time = ChannelNorm(width) if channels is None or connection == "sum" else None
-        self.norm_space = ChannelNorm(width) if channels is not None and connection == "sum" else None
-        self.reduce = nn.Conv3d(2 * width, width, 1) if channels is not None and connection == "concat" else None
+        self.norm_space = (
+            ChannelNorm(width) if channels is not None and connection == "sum" else None
+        )
+        self.reduce = (
+            nn.Conv3d(2 * width, width, 1)
+            if channels is not None and connection == "concat"
+            else None
+        )
 
     def forward(self, moving: Tensor, still: Tensor | None) -> Tensor:
         """φ_l `[n, C, T, h, w]` and x_l `[n·T, C_l, h, w]` → y_l `[n, C, T, h, w]`."""
@@ -78,7 +86,9 @@ class SpaceTimeTrunk(nn.Module):
     That network has `channels` after its four stages (None: the trunk is alone), and a pooled stem, or not: then so has the trunk.
     """
 
-    def __init__(self, width: int, channels: Sequence[int] | None, pooled: bool, connection: Connection) -> None:
+    def __init__(
+        self, width: int, channels: Sequence[int] | None, pooled: bool, connection: Connection
+    ) -> None:
         super().__init__()
         self.widths = [width, 2 * width, 4 * width, 8 * width]
         stem = nn.Conv3d(3, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False)
@@ -86,11 +96,15 @@ class SpaceTimeTrunk(nn.Module):
         self.stem = nn.Sequential(stem, nn.GroupNorm(GROUPS, width), nn.ReLU(), pool)
         sizes = zip([width, *self.widths], self.widths, (1, 2, 2, 2), strict=False)
         self.stages = nn.ModuleList(
-            nn.Sequential(BasicBlock(before, after, stride), BasicBlock(after, after, 1)) for before, after, stride in sizes
+            nn.Sequential(BasicBlock(before, after, stride), BasicBlock(after, after, 1))
+            for before, after, stride in sizes
         )
         for part in (self.stem, self.stages):
             part.to(memory_format=torch.channels_last_3d)
-        self.joints = nn.ModuleList(Joint(own, theirs, connection) for own, theirs in zip(self.widths, channels or ALONE, strict=True))
+        self.joints = nn.ModuleList(
+            Joint(own, theirs, connection)
+            for own, theirs in zip(self.widths, channels or ALONE, strict=True)
+        )
 
     def forward(self, videos: Tensor, still: Sequence[Tensor] | None) -> Tensor:
         """Normalised RGB `[n, 3, T, h, w]` and x_1 … x_4, each `[n·T, C_l, h_l, w_l]` → y_4 `[n, T, H, W, C]`."""

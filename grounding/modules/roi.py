@@ -26,18 +26,27 @@ def roi_weights(boxes: Tensor, size: Tensor, shape: tuple[int, int]) -> Tensor:
     of a box lies outside is cut off; a box of no area takes what is at its place. No gradient reaches boxes.
     """
     limit = size.flip(-1).float()
-    low, high = (torch.minimum((corner * limit).clamp(min=0), limit) for corner in corners(boxes.detach().float()).split(2, -1))
-    columns, rows = (_side_weights(low[:, axis], high[:, axis], limit[:, axis], shape[1 - axis]) for axis in (0, 1))
+    low, high = (
+        torch.minimum((corner * limit).clamp(min=0), limit)
+        for corner in corners(boxes.detach().float()).split(2, -1)
+    )
+    columns, rows = (
+        _side_weights(low[:, axis], high[:, axis], limit[:, axis], shape[1 - axis])
+        for axis in (0, 1)
+    )
     return (rows[:, :, None] * columns[:, None]).flatten(1)
 
 
 def _side_weights(low: Tensor, high: Tensor, size: Tensor, cells: int) -> Tensor:
     """The weights of rows or columns `[n, cells]` in boxes from `low` to `high` `[n]`, in cells: samples are as many in every bin, and
-    no further apart than cells are."""
+    no further apart than cells are.
+    """
     length = (high - low).clamp(min=LEAST)
     samples = BINS * (length / BINS).ceil()
     number = torch.arange(BINS * math.ceil(cells / BINS), device=low.device)
-    at = low[:, None] + (number + 0.5) * (length / samples)[:, None] - 0.5  # cell c has its middle at c
+    at = (
+        low[:, None] + (number + 0.5) * (length / samples)[:, None] - 0.5
+    )  # cell c has its middle at c
     at = torch.minimum(at.clamp(min=0), size[:, None] - 1)
     near = (1 - (at[..., None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)
     return (near * (number < samples[:, None])[..., None]).sum(1) / samples[:, None]
@@ -58,5 +67,7 @@ def own_cells(boxes: Tensor, centres: Tensor) -> Tensor:
     centre, size = boxes[:, :, None].split(2, -1)
     apart = (centres[:, None] - centre).abs()
     own = (apart < size / 2).all(-1)
-    nearest = torch.zeros_like(own).scatter_(-1, apart.pow(2).sum(-1).argmin(-1, keepdim=True), True)
+    nearest = torch.zeros_like(own).scatter_(
+        -1, apart.pow(2).sum(-1).argmin(-1, keepdim=True), True
+    )
     return torch.where(own.any(-1, keepdim=True), own, nearest)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def at_own_size(pictures: Tensor, sizes: Tensor, encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def at_own_size(
+    pictures: Tensor, sizes: Tensor, encode: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Maps `[V, T, H, W, C]`, zero-padded to the largest, and their rows and columns `[V, 2]`.
 
     Pictures `[V, T, h, w, 3]` of which `sizes` `[V, 2]` are no padding; `encode` is given those of one size alone,

@@ -18,7 +18,15 @@ from grounding.data.feature_reduction import apply_reduction
 from pipeline.errors import InputError
 from pipeline.features.reduction import Reduction
 from pipeline.features.stream import FeatureStream, compute_file_digest
-from pipeline.store import ShardKind, ProductMismatchError, ProductReader, ShardBuilder, Store, StoreWriter, origin_digest
+from pipeline.store import (
+    ProductMismatchError,
+    ProductReader,
+    ShardBuilder,
+    ShardKind,
+    Store,
+    StoreWriter,
+    origin_digest,
+)
 
 KIND: ShardKind = "zarr"
 EDGES = "edge"
@@ -51,13 +59,23 @@ class Kept:
             return None
         store = Store(self.folder)
         products = {name: store.open(name) for name in self.origins if name in store.products}
-        if products.keys() != self.origins.keys() or not all(key in product for product in products.values()):
+        if products.keys() != self.origins.keys() or not all(
+            key in product for product in products.values()
+        ):
             return None
-        self._refuse([name for name, origin in self.origins.items() if store.products[name].provenance != origin])
+        self._refuse(
+            [
+                name
+                for name, origin in self.origins.items()
+                if store.products[name].provenance != origin
+            ]
+        )
         first = products[next(iter(products))]
         return KeptVideo(key, first.facts(key), first.columns(key)[EDGES], products)
 
-    def add(self, video: Path, stream: FeatureStream, reductions: Mapping[str, Reduction | None]) -> KeptVideo:
+    def add(
+        self, video: Path, stream: FeatureStream, reductions: Mapping[str, Reduction | None]
+    ) -> KeptVideo:
         """Keep what a stream makes of a video, all of it or nothing."""
         key, edges = compute_file_digest(video), stream.video_metadata.edges
         with StoreWriter(self.folder, "asked", "") as writer, ExitStack() as stack:
@@ -67,7 +85,9 @@ class Kept:
                     writer.open_product(name, KIND, origin)
                 except ProductMismatchError:
                     self._refuse([name])
-                builder = ShardBuilder(self.folder, name, key, KIND, [key], origin_digest(KIND, origin))
+                builder = ShardBuilder(
+                    self.folder, name, key, KIND, [key], origin_digest(KIND, origin)
+                )
                 builders[name] = stack.enter_context(builder)
                 builder.begin(key, key)
             for name, rows in stream:
@@ -77,7 +97,9 @@ class Kept:
                 writer.publish_shard(name, key, builder.finish())
         there = self.find(video)
         if there is None:
-            raise InputError(f"{video} became another file while it was looked at: run again when it is whole")
+            raise InputError(
+                f"{video} became another file while it was looked at: run again when it is whole"
+            )
         return there
 
     def _refuse(self, others: list[str]) -> None:

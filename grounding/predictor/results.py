@@ -81,7 +81,9 @@ class Best:
         """The best first."""
         chosen: list[Prediction] = []
         for _, _, prediction in sorted(self._kept, reverse=True):
-            if len(chosen) < self.count and not any(_same(prediction.span, other.span) for other in chosen):
+            if len(chosen) < self.count and not any(
+                _same(prediction.span, other.span) for other in chosen
+            ):
                 chosen.append(prediction)
         return chosen
 
@@ -108,5 +110,8 @@ def found(text: str, prediction: Prediction, frame_edges: np.ndarray) -> Found:
         score=prediction.score,
         span_frames=prediction.span,
         span_seconds=(round(float(frame_edges[begin]), 3), round(float(frame_edges[end]), 3)),
-        boxes=[(int(frame), x1, y1, x2, y2) for frame, (x1, y1, x2, y2) in zip(frames, boxes, strict=True)],
+        boxes=[
+            (int(frame), x1, y1, x2, y2)
+            for frame, (x1, y1, x2, y2) in zip(frames, boxes, strict=True)
+        ],
     )

@@ -21,10 +21,16 @@ def window_seconds(run: Path, about: Mapping[str, Any], grid_fps: float) -> floa
     Runs made before that held it: from the segments they were judged on, whose predictions have a box for each frame of the grid.
     An InputError where there are none.
     """
-    lengths = about.get("summarize_segment_seconds")
+    lengths = about.get("segment_seconds")
     if lengths is None:
         files = sorted((run / "predictions").glob("*.jsonl"))
-        lengths = _summarize_durations([len(answer.boxes) / grid_fps for file in files for answer in read_jsonl(file, Prediction)])
+        lengths = _summarize_durations(
+            [
+                len(answer.boxes) / grid_fps
+                for file in files
+                for answer in read_jsonl(file, Prediction)
+            ]
+        )
     if not lengths["longest"]:
         raise InputError(
             f"{run} does not say how long the segments were that it was trained on: say how long a window of a video is to be, "

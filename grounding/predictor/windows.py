@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from grounding.data.feature_reduction import apply_reduction
-from grounding.data.sources import InMemorySource, FeatureSource
+from grounding.data.sources import FeatureSource, InMemorySource
 from pipeline.features.reduction import Reduction
 from pipeline.features.stream import FeatureStream
 from pipeline.records import Span
@@ -36,7 +36,9 @@ def windows_of(frame_edges: np.ndarray, seconds: float) -> list[Span]:
     shown from `frame_edges[n]` to `frame_edges[n + 1]`, so at a variable rate windows have unequal numbers of frames.
     """
     count, length = len(frame_edges) - 1, float(frame_edges[-1])
-    if length <= seconds + length / count:  # a frame more: a container's last one may be said to last longer
+    if (
+        length <= seconds + length / count
+    ):  # a frame more: a container's last one may be said to last longer
         return [(0, count)]
     begins = np.linspace(0, length - seconds, math.ceil((length - seconds) / (seconds / 2)) + 1)
     firsts = np.searchsorted(frame_edges, begins + 1e-6, "right") - 1
@@ -44,7 +46,9 @@ def windows_of(frame_edges: np.ndarray, seconds: float) -> list[Span]:
     return list(dict.fromkeys(zip(firsts.tolist(), [*ends[:-1].tolist(), count], strict=True)))
 
 
-def kept_stretches(key: str, products: Mapping[str, FeatureSource], windows: Sequence[Span], together: int) -> Iterator[Stretch]:
+def kept_stretches(
+    key: str, products: Mapping[str, FeatureSource], windows: Sequence[Span], together: int
+) -> Iterator[Stretch]:
     """The stretches of a video whose features lie somewhere whole: each reads the rows it needs."""
     columns = {name: product.columns(key) for name, product in products.items()}
     frames = {name: own["frame"] for name, own in columns.items()}
@@ -52,14 +56,24 @@ def kept_stretches(key: str, products: Mapping[str, FeatureSource], windows: Seq
         features: dict[str, FeatureSource] = {}
         for name, product in products.items():
             rows = slice(*_rows_around(frames[name], group))
-            read = product.read(key, None if len(windows) == 1 else np.arange(rows.start, rows.stop))
-            own = {column: values[rows] for column, values in columns[name].items() if len(values) == len(frames[name])}
+            read = product.read(
+                key, None if len(windows) == 1 else np.arange(rows.start, rows.stop)
+            )
+            own = {
+                column: values[rows]
+                for column, values in columns[name].items()
+                if len(values) == len(frames[name])
+            }
             features[name] = InMemorySource([Entry(key, key, read, own, product.facts(key))])
         yield Stretch(group, features)
 
 
 def streamed_stretches(
-    key: str, stream: FeatureStream, reductions: Mapping[str, Reduction | None], windows: Sequence[Span], together: int
+    key: str,
+    stream: FeatureStream,
+    reductions: Mapping[str, Reduction | None],
+    windows: Sequence[Span],
+    together: int,
 ) -> Iterator[Stretch]:
     """The same while the video is decoded: a stretch comes as soon as its features are made, and they are dropped after it."""
     held = {name: _Held() for name in stream.builders}
@@ -67,11 +81,20 @@ def streamed_stretches(
     waiting = next(groups, None)
 
     def cut(group: tuple[Span, ...]) -> Stretch:
-        return Stretch(group, {name: InMemorySource([own.cut(key, group, stream.initial_facts)]) for name, own in held.items()})
+        return Stretch(
+            group,
+            {
+                name: InMemorySource([own.cut(key, group, stream.initial_facts)])
+                for name, own in held.items()
+            },
+        )
 
     for name, rows in stream:
         made = held[name].end
-        held[name].append(apply_reduction(rows, reductions[name]), stream.builders[name].columns(made, made + len(rows)))
+        held[name].append(
+            apply_reduction(rows, reductions[name]),
+            stream.builders[name].columns(made, made + len(rows)),
+        )
         while waiting is not None and all(own.last >= waiting[-1][1] for own in held.values()):
             yield cut(waiting)
             if (waiting := next(groups, None)) is not None:
@@ -106,8 +129,12 @@ class _Held:
         rows, columns = zip(*self._blocks, strict=True)
         frames = np.concatenate([own["frame"] for own in columns])
         around = slice(*_rows_around(frames, windows))
-        joined = {name: np.concatenate([own[name] for own in columns])[around] for name in columns[0]}
-        return Entry(key, key, (rows[0] if len(rows) == 1 else np.concatenate(rows))[around], joined, facts)
+        joined = {
+            name: np.concatenate([own[name] for own in columns])[around] for name in columns[0]
+        }
+        return Entry(
+            key, key, (rows[0] if len(rows) == 1 else np.concatenate(rows))[around], joined, facts
+        )
 
 
 def _grouped(windows: Sequence[Span], together: int) -> Iterator[tuple[Span, ...]]:

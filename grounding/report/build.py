@@ -86,7 +86,10 @@ def write_report(
     `sweep`: the folder of a finished sweep, which is shown too.
     """
     value = runs[0].values[0]
-    ranked = sorted((query for query in ground_truth.queries if query.id in runs[0].scores), key=lambda query: -value.get(query.id, -1.0))
+    ranked = sorted(
+        (query for query in ground_truth.queries if query.id in runs[0].scores),
+        key=lambda query: -value.get(query.id, -1.0),
+    )
     groups = select_gallery(runs[0], runs[1] if len(runs) > 1 else None, config.gallery_size)
     pictures = {query.id: GalleryItem(query, number) for number, query in enumerate(ranked)}
     ablations = None
@@ -96,12 +99,21 @@ def write_report(
         ablations = copy_sweep_outputs(sweep_dir, out)
     _write_videos(out, ranked, groups, runs, open_video, config, progress)
     _write_queries(out, ranked, ground_truth, runs, attention_recorders, progress)
-    _write_strips(out, [pictures[name] for group in groups for name in group.query_ids], ground_truth, runs, open_video, progress)
+    _write_strips(
+        out,
+        [pictures[name] for group in groups for name in group.query_ids],
+        ground_truth,
+        runs,
+        open_video,
+        progress,
+    )
     for file in TEMPLATES_DIR.glob("*.*s"):
         shutil.copyfile(file, out / file.name)
     shown = [(group, [pictures[name] for name in group.query_ids]) for group in groups]
     with atomic_write(out / "index.html") as aside:
-        aside.write_text(render_page(ground_truth, runs, shown, ablations, config.split), encoding="utf-8")
+        aside.write_text(
+            render_page(ground_truth, runs, shown, ablations, config.split), encoding="utf-8"
+        )
     return out / "index.html"
 
 
@@ -121,25 +133,47 @@ def _write_videos(
         shown = encode_videos(in_order, open_video, out, config.max_side, config.videos, advance)
     places = {path: place for place, path in enumerate(shown)}
     rows = [query_row(query, runs, places[query.path]) for query in ranked_queries]
-    write_query_list(out, [run.name for run in runs], rows, [video.to_dict() for video in shown.values()])
+    write_query_list(
+        out, [run.name for run in runs], rows, [video.to_dict() for video in shown.values()]
+    )
 
 
 def _write_queries(
-    out: Path, ranked_queries: Sequence[Query], ground_truth: Exam, runs: Sequence[Judged], attention_recorders: Sequence[AttentionRecorder], progress: ProgressFactory
+    out: Path,
+    ranked_queries: Sequence[Query],
+    ground_truth: Exam,
+    runs: Sequence[Judged],
+    attention_recorders: Sequence[AttentionRecorder],
+    progress: ProgressFactory,
 ) -> None:
     """Every query's details; the networks see the queries of one video together, so that its features are read once."""
     shutil.rmtree(out / QUERIES, ignore_errors=True)
     known = [{query.id for query in witness.dataset.queries} for witness in attention_recorders]
     with progress("looking", "queries") as advance:
-        for done, (number, query) in enumerate(sorted(enumerate(ranked_queries), key=lambda one: one[1].video)):
+        for done, (number, query) in enumerate(
+            sorted(enumerate(ranked_queries), key=lambda one: one[1].video)
+        ):
             advance(done, len(ranked_queries))
-            seen = [witness.record(query) if query.id in own else None for witness, own in zip(attention_recorders, known, strict=True)]
-            write_script(out / QUERIES / f"{number}.js", "take", number, query_details(query, ground_truth.tracks, runs, seen))
+            seen = [
+                witness.record(query) if query.id in own else None
+                for witness, own in zip(attention_recorders, known, strict=True)
+            ]
+            write_script(
+                out / QUERIES / f"{number}.js",
+                "take",
+                number,
+                query_details(query, ground_truth.tracks, runs, seen),
+            )
         advance(len(ranked_queries), len(ranked_queries))
 
 
 def _write_strips(
-    out: Path, gallery_items: Sequence[GalleryItem], ground_truth: Exam, runs: Sequence[Judged], open_video: VideoOpener, progress: ProgressFactory
+    out: Path,
+    gallery_items: Sequence[GalleryItem],
+    ground_truth: Exam,
+    runs: Sequence[Judged],
+    open_video: VideoOpener,
+    progress: ProgressFactory,
 ) -> None:
     """The gallery's strips; a video that cannot be read leaves a note in its place."""
     shutil.rmtree(out / STRIPS_DIR, ignore_errors=True)

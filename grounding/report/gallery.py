@@ -36,15 +36,38 @@ def select_gallery(run: Judged, other: Judged | None, max_queries: int) -> list[
     if other is not None:
         gain = {name: value[name] - other.values[0].get(name, 0.0) for name in value}
         apart = [
-            _take_group(free, f"far better than {other.name}", "", (name for name in _sort_ids(gain, -1) if gain[name] > 0), each),
-            _take_group(free, f"far worse than {other.name}", "", (name for name in _sort_ids(gain, 1) if gain[name] < 0), each),
+            _take_group(
+                free,
+                f"far better than {other.name}",
+                "",
+                (name for name in _sort_ids(gain, -1) if gain[name] > 0),
+                each,
+            ),
+            _take_group(
+                free,
+                f"far worse than {other.name}",
+                "",
+                (name for name in _sort_ids(gain, 1) if gain[name] < 0),
+                each,
+            ),
         ]
-    sure = {name: -run.predictions[name].score if name in run.predictions else 0.0 for name in value}
-    failed = sorted((name for name in value if value[name] < FAILURE_THRESHOLD), key=lambda name: (round(value[name], 2), sure[name]))
-    failures = _take_group(free, "failures", f"{measure} below {FAILURE_THRESHOLD}, the surest first", failed, each)
+    sure = {
+        name: -run.predictions[name].score if name in run.predictions else 0.0 for name in value
+    }
+    failed = sorted(
+        (name for name in value if value[name] < FAILURE_THRESHOLD),
+        key=lambda name: (round(value[name], 2), sure[name]),
+    )
+    failures = _take_group(
+        free, "failures", f"{measure} below {FAILURE_THRESHOLD}, the surest first", failed, each
+    )
     middle = []
     for near in TARGET_SCORES:
-        away = {name: abs(value - near) for name, value in free.items() if abs(value - near) <= SCORE_TOLERANCE}
+        away = {
+            name: abs(value - near)
+            for name, value in free.items()
+            if abs(value - near) <= SCORE_TOLERANCE
+        }
         middle.append(_take_group(free, f"near {near}", f"in {measure}", _sort_ids(away, 1), each))
     best = _take_group(free, "best", f"in {measure}", _sort_ids(free, -1), each)
     return [group for group in (best, *middle, failures, *apart) if group.query_ids]
@@ -54,7 +77,9 @@ def _sort_ids(values: Mapping[str, float], sign: int) -> list[str]:
     return sorted(values, key=lambda name: sign * values[name])
 
 
-def _take_group(available: dict[str, float], title: str, description: str, candidates: Iterable[str], count: int) -> GalleryGroup:
+def _take_group(
+    available: dict[str, float], title: str, description: str, candidates: Iterable[str], count: int
+) -> GalleryGroup:
     """The first of `wanted` that are still free: they are no longer."""
     ids = [name for name in candidates if name in available][:count]
     for name in ids:

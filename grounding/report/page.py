@@ -18,7 +18,15 @@ from grounding.metrics.bootstrap import differ
 from grounding.metrics.scores import MEANS, Score, summarise, summarise_by
 from grounding.report.gallery import GalleryGroup
 from grounding.structures.tubes import Tubes
-from grounding.visualization.learning_curves import HEIGHT, MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, WIDTH, is_main, read_curves
+from grounding.visualization.learning_curves import (
+    HEIGHT,
+    MARGIN_LEFT,
+    MARGIN_RIGHT,
+    MARGIN_TOP,
+    WIDTH,
+    is_main,
+    read_curves,
+)
 
 if TYPE_CHECKING:
     from grounding.report.sweep_section import Ablations
@@ -29,17 +37,28 @@ RUN_FILES = ("config.yaml", "provenance.json")
 
 
 def render_page(
-    ground_truth: Exam, runs: Sequence[Judged], gallery: Sequence[tuple[GalleryGroup, Sequence[Any]]], ablations: Ablations | None, split: str
+    ground_truth: Exam,
+    runs: Sequence[Judged],
+    gallery: Sequence[tuple[GalleryGroup, Sequence[Any]]],
+    ablations: Ablations | None,
+    split: str,
 ) -> str:
     """The page; text from data is escaped. `gallery`: per group the queries that are pictured."""
     environment = Environment(
-        loader=PackageLoader("grounding.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("grounding.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{100 * value:+.1f}"
     return environment.get_template("report.html").render(
-        **_build_summary(ground_truth, runs, split), **_build_training(runs), gallery=gallery, ablations=ablations
+        **_build_summary(ground_truth, runs, split),
+        **_build_training(runs),
+        gallery=gallery,
+        ablations=ablations,
     )
 
 
@@ -60,8 +79,13 @@ def _build_summary(ground_truth: Exam, runs: Sequence[Judged], split: str) -> di
         },
         "columns": MEANS,
         "systems": build_results_table(runs),
-        "intervals": {name: (run.metrics.get(f"{name}_low"), run.metrics.get(f"{name}_high")) for name in MEANS},
-        "differences": differ(scores, list(other.scores.values()), ground_truth.videos) if other else {},
+        "intervals": {
+            name: (run.metrics.get(f"{name}_low"), run.metrics.get(f"{name}_high"))
+            for name in MEANS
+        },
+        "differences": differ(scores, list(other.scores.values()), ground_truth.videos)
+        if other
+        else {},
         "groups": [(kind, table) for kind, table in groups if table],
         "histogram": build_histogram(scores),
         "published": _build_published_table(ground_truth, run, split),
@@ -74,7 +98,13 @@ def _build_training(runs: Sequence[Judged]) -> dict[str, Any]:
     return {
         "curves": [curve for curve in curves if is_main(curve)],
         "more_curves": [curve for curve in curves if not is_main(curve)],
-        "plot": {"width": WIDTH, "height": HEIGHT, "left": MARGIN_LEFT, "right": WIDTH - MARGIN_RIGHT, "top": MARGIN_TOP},
+        "plot": {
+            "width": WIDTH,
+            "height": HEIGHT,
+            "left": MARGIN_LEFT,
+            "right": WIDTH - MARGIN_RIGHT,
+            "top": MARGIN_TOP,
+        },
         "files": [(run, name, read_text(path)) for run, name, path in files if path.is_file()],
     }
 
@@ -85,7 +115,13 @@ def read_text(path: Path) -> str:
 
 def build_results_table(runs: Sequence[Judged]) -> list[tuple[str, dict[str, float | None]]]:
     """The headline table: the runs, then every baseline that the first one's metrics have."""
-    table = [(run.name if len(runs) > 1 else "this run", _get_mean_metrics(run.metrics, list(run.scores.values()))) for run in runs]
+    table = [
+        (
+            run.name if len(runs) > 1 else "this run",
+            _get_mean_metrics(run.metrics, list(run.scores.values())),
+        )
+        for run in runs
+    ]
     for prefix, name in BASELINES:
         values = {column: runs[0].metrics.get(prefix + column) for column in MEANS}
         if any(value is not None for value in values.values()):
@@ -93,7 +129,9 @@ def build_results_table(runs: Sequence[Judged]) -> list[tuple[str, dict[str, flo
     return table
 
 
-def _get_mean_metrics(metrics: Mapping[str, Any], scores: Sequence[Score]) -> dict[str, float | None]:
+def _get_mean_metrics(
+    metrics: Mapping[str, Any], scores: Sequence[Score]
+) -> dict[str, float | None]:
     """A run's means; those of its scores where `metrics` is silent."""
     known = summarise(scores)
     return {column: metrics.get(column, known.get(column)) for column in MEANS}
@@ -106,7 +144,10 @@ def build_histogram(scores: Sequence[Score]) -> list[tuple[str, int, float]]:
         return []
     counts, edges = np.histogram(values, bins=NUM_BINS, range=(0, 1))
     names = [f"{low:.2f}–{high:.2f}" for low, high in itertools.pairwise(edges)]
-    return [(name, int(count), round(100 * count / max(counts.max(), 1), 1)) for name, count in zip(names, counts, strict=True)]
+    return [
+        (name, int(count), round(100 * count / max(counts.max(), 1), 1))
+        for name, count in zip(names, counts, strict=True)
+    ]
 
 
 def _build_published_table(ground_truth: Exam, run: Judged, split: str) -> dict[str, Any] | None:
@@ -114,7 +155,16 @@ def _build_published_table(ground_truth: Exam, run: Judged, split: str) -> dict[
     if ground_truth.dataset is None or not protocols_of(ground_truth.dataset, split):
         return None
     tubes = Tubes.of_predictions(run.predictions.values())
-    ours, refused = judged_as_published(ground_truth, tubes, split, {"every-frame": list(run.scores.values())})
+    ours, refused = judged_as_published(
+        ground_truth, tubes, split, {"every-frame": list(run.scores.values())}
+    )
     lines = table_lines(ground_truth.dataset, split, ours)
-    forms = [(form, list(group)) for form, group in itertools.groupby(lines, lambda line: line.form)]
-    return {"dataset": ground_truth.dataset, "metrics": METRICS, "forms": forms, "notes": [*table_notes(ground_truth.dataset, split), *refused]}
+    forms = [
+        (form, list(group)) for form, group in itertools.groupby(lines, lambda line: line.form)
+    ]
+    return {
+        "dataset": ground_truth.dataset,
+        "metrics": METRICS,
+        "forms": forms,
+        "notes": [*table_notes(ground_truth.dataset, split), *refused],
+    }

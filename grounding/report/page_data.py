@@ -34,7 +34,10 @@ HTML_ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
 
 def write_script(path: Path, function_name: str, *values: Any) -> None:
     """Write a script that hands JSON values to `stvg.<call>`, atomically."""
-    arguments = ", ".join(json.dumps(value, separators=(",", ":"), allow_nan=False).translate(HTML_ESCAPES) for value in values)
+    arguments = ", ".join(
+        json.dumps(value, separators=(",", ":"), allow_nan=False).translate(HTML_ESCAPES)
+        for value in values
+    )
     with atomic_write(path) as aside:
         aside.write_text(f"stvg.{function_name}({arguments});\n", encoding="utf-8")
 
@@ -53,30 +56,60 @@ def query_row(query: Query, runs: Sequence[Judged], video_index: int) -> dict[st
         "segment": list(query.segment),
         "truth": list(query.truth.span) if query.truth else None,
         "spans": [list(answer.span) if answer else None for answer in answers],
-        "scores": [[_round_score(value) for value in (one.vIoU, one.tIoU, one.sIoU)] for one in scores],
+        "scores": [
+            [_round_score(value) for value in (one.vIoU, one.tIoU, one.sIoU)] for one in scores
+        ],
     }
 
 
-def query_details(query: Query, tracks: Tracks, runs: Sequence[Judged], query_attentions: Sequence[QueryAttention | None]) -> dict[str, Any]:
+def query_details(
+    query: Query,
+    tracks: Tracks,
+    runs: Sequence[Judged],
+    query_attentions: Sequence[QueryAttention | None],
+) -> dict[str, Any]:
     """One query as its own view has it: the tubes, and what each run's network saw, None where it was not asked."""
     frames, boxes = truth_boxes(query, tracks)
-    truth = [[frame, *box] for frame, box in zip(frames.tolist(), boxes.round(1).tolist(), strict=True)]
+    truth = [
+        [frame, *box] for frame, box in zip(frames.tolist(), boxes.round(1).tolist(), strict=True)
+    ]
     answers = [_format_prediction(run.predictions.get(query.id)) for run in runs]
-    return {"size": list(query.size), "fps": query.fps, "truth": truth, "answers": answers, "seen": [_format_attention(one) for one in query_attentions]}
+    return {
+        "size": list(query.size),
+        "fps": query.fps,
+        "truth": truth,
+        "answers": answers,
+        "seen": [_format_attention(one) for one in query_attentions],
+    }
 
 
 def _format_prediction(prediction: Prediction | None) -> dict[str, Any] | None:
     if prediction is None:
         return None
-    return {"score": round(prediction.score, 4), "boxes": [[frame, *(round(side, 1) for side in box)] for frame, *box in prediction.boxes]}
+    return {
+        "score": round(prediction.score, 4),
+        "boxes": [[frame, *(round(side, 1) for side in box)] for frame, *box in prediction.boxes],
+    }
 
 
 def _format_attention(query_attention: QueryAttention | None) -> dict[str, Any] | None:
     if query_attention is None:
         return None
-    kept = np.unique(np.linspace(0, len(query_attention.frame_indices) - 1, min(MAX_FRAMES, len(query_attention.frame_indices))).round().astype(int))
+    kept = np.unique(
+        np.linspace(
+            0,
+            len(query_attention.frame_indices) - 1,
+            min(MAX_FRAMES, len(query_attention.frame_indices)),
+        )
+        .round()
+        .astype(int)
+    )
     maps = [_encode_attention_map(attention, kept) for attention in query_attention.maps]
-    return {"frames": query_attention.frame_indices[kept].tolist(), "maps": maps, "when": _format_span_scores(query_attention.span_scores)}
+    return {
+        "frames": query_attention.frame_indices[kept].tolist(),
+        "maps": maps,
+        "when": _format_span_scores(query_attention.span_scores),
+    }
 
 
 def _encode_attention_map(attention_map: AttentionMap, frame_slots: np.ndarray) -> dict[str, Any]:
@@ -84,9 +117,17 @@ def _encode_attention_map(attention_map: AttentionMap, frame_slots: np.ndarray) 
     heat = attention_map.normalized[:, frame_slots]
     layers, frames, rows, columns = heat.shape
     file = io.BytesIO()
-    Image.fromarray((heat.swapaxes(0, 1).reshape(frames, -1) * 255).round().astype(np.uint8)).save(file, "PNG", optimize=True)
+    Image.fromarray((heat.swapaxes(0, 1).reshape(frames, -1) * 255).round().astype(np.uint8)).save(
+        file, "PNG", optimize=True
+    )
     picture = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    return {"about": attention_map.description, "layers": layers, "rows": rows, "columns": columns, "picture": picture}
+    return {
+        "about": attention_map.description,
+        "layers": layers,
+        "rows": rows,
+        "columns": columns,
+        "picture": picture,
+    }
 
 
 def _format_span_scores(span_scores: Any) -> dict[str, Any]:
@@ -94,13 +135,26 @@ def _format_span_scores(span_scores: Any) -> dict[str, Any]:
     if isinstance(span_scores, ProposalScores):
         return {"map": span_scores.mean.clip(0).round(3).tolist()}
     assert isinstance(span_scores, BoundaryScores)
-    return {"edges": span_scores.edges.tolist(), "begins": span_scores.begins.round(4).tolist(), "ends": span_scores.ends.round(4).tolist()}
+    return {
+        "edges": span_scores.edges.tolist(),
+        "begins": span_scores.begins.round(4).tolist(),
+        "ends": span_scores.ends.round(4).tolist(),
+    }
 
 
 def _round_score(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def write_query_list(out: Path, runs: Sequence[str], queries: Sequence[dict[str, Any]], videos: Sequence[Mapping[str, Any]]) -> None:
+def write_query_list(
+    out: Path,
+    runs: Sequence[str],
+    queries: Sequence[dict[str, Any]],
+    videos: Sequence[Mapping[str, Any]],
+) -> None:
     """Write `out/data.js`."""
-    write_script(out / "data.js", "start", {"runs": list(runs), "videos": list(videos), "queries": list(queries)})
+    write_script(
+        out / "data.js",
+        "start",
+        {"runs": list(runs), "videos": list(videos), "queries": list(queries)},
+    )

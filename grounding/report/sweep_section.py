@@ -7,7 +7,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from grounding.sweep.markdown import describe_table, format_claim_cells, format_costs_note, build_means_table, list_warnings
+from grounding.sweep.markdown import (
+    build_means_table,
+    describe_table,
+    format_claim_cells,
+    format_costs_note,
+    list_warnings,
+)
 from pipeline.errors import InputError
 
 SWEEP_DIR = "sweep"
@@ -17,7 +23,8 @@ SWEEP_DIR = "sweep"
 @dataclass(frozen=True)
 class Ablations:
     """What the page shows: `tables` are a head and rows, for a sweep that says what its variants cost, and `notes` of it; `claims`
-    rows of (claim, source, difference here, seen); `pictures` (title, path from the page)."""
+    rows of (claim, source, difference here, seen); `pictures` (title, path from the page).
+    """
 
     title: str
     description: str
@@ -33,16 +40,24 @@ def copy_sweep_outputs(sweep_dir: Path, out: Path) -> Ablations:
     try:
         table = json.loads((sweep_dir / "table.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{sweep_dir} holds no table.json: let stvg-sweep --out {sweep_dir} finish first") from None
+        raise InputError(
+            f"{sweep_dir} holds no table.json: let stvg-sweep --out {sweep_dir} finish first"
+        ) from None
     except ValueError as error:
-        raise InputError(f"{sweep_dir / 'table.json'} is damaged ({error}): run stvg-sweep --out {sweep_dir} again") from None
+        raise InputError(
+            f"{sweep_dir / 'table.json'} is damaged ({error}): run stvg-sweep --out {sweep_dir} again"
+        ) from None
     if (out / SWEEP_DIR).resolve() == sweep_dir.resolve():
-        raise InputError(f"--sweep {sweep_dir} is where the report puts its pictures: name another --out")
+        raise InputError(
+            f"--sweep {sweep_dir} is where the report puts its pictures: name another --out"
+        )
     (out / SWEEP_DIR).mkdir(parents=True, exist_ok=True)
     for old in (out / SWEEP_DIR).glob("*.png"):
         old.unlink()
     groups = sorted(path.stem.removeprefix("table-") for path in sweep_dir.glob("table-*.png"))
-    titles = {"table": "All queries", "curves": "Learning curves"} | {f"table-{name}": f"Only {name}" for name in groups}
+    titles = {"table": "All queries", "curves": "Learning curves"} | {
+        f"table-{name}": f"Only {name}" for name in groups
+    }
     there = [name for name in titles if (sweep_dir / f"{name}.png").is_file()]
     for name in there:
         shutil.copyfile(sweep_dir / f"{name}.png", out / SWEEP_DIR / f"{name}.png")
@@ -51,7 +66,9 @@ def copy_sweep_outputs(sweep_dir: Path, out: Path) -> Ablations:
         description=describe_table(table),
         warnings=[warning.strip("*") for warning in list_warnings(table)],
         notes=format_costs_note(table),
-        tables=[build_means_table(table, section) for section in table["sections"]] if "unit" in table else [],
+        tables=[build_means_table(table, section) for section in table["sections"]]
+        if "unit" in table
+        else [],
         claims=[format_claim_cells(claim) for claim in table["claims"]],
         images=[(titles[name], f"{SWEEP_DIR}/{name}.png") for name in there],
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from grounding.visualization.video_source import VideoSource, VideoOpener
+from grounding.visualization.video_source import VideoOpener, VideoSource
 from grounding.visualization.video_writer import TIME_BASE, compute_ticks, round_to_even, write_mp4
 from pipeline.errors import StvgError
 from pipeline.records import Query, Span
@@ -44,7 +44,12 @@ class ReportVideo:
         if self.frame_edges is None:
             return {"trouble": self.error}
         count, length = len(self.frame_edges) - 1, float(self.frame_edges[-1])
-        facts: dict[str, Any] = {"file": self.file, "first": self.frame_span[0], "count": count, "length": round(length, 4)}
+        facts: dict[str, Any] = {
+            "file": self.file,
+            "first": self.frame_span[0],
+            "count": count,
+            "length": round(length, 4),
+        }
         even_edges = np.arange(count) * (length / count)
         if np.abs(self.frame_edges[:-1] - even_edges).max() > 1e-3:
             facts["starts"] = [round(start, 4) for start in self.frame_edges[:-1].tolist()]
@@ -52,7 +57,12 @@ class ReportVideo:
 
 
 def encode_videos(
-    queries: Iterable[Query], open_video: VideoOpener, out: Path, max_side: int, max_videos: int | None, progress: Callable[[int, int], None]
+    queries: Iterable[Query],
+    open_video: VideoOpener,
+    out: Path,
+    max_side: int,
+    max_videos: int | None,
+    progress: Callable[[int, int], None],
 ) -> Mapping[str, ReportVideo]:
     """Make the videos of the queries' paths in `out/videos`, the first ones' first and no more than `most`; by path.
 
@@ -61,12 +71,20 @@ def encode_videos(
     asked: dict[str, list[Query]] = {}
     for query in queries:
         asked.setdefault(query.path, []).append(query)
-    shown = {path: ReportVideo(error=f"only {max_videos} videos are shown (report.videos)") for path in asked}
+    shown = {
+        path: ReportVideo(error=f"only {max_videos} videos are shown (report.videos)")
+        for path in asked
+    }
     wanted = list(asked)[:max_videos]
     progress(0, len(wanted))
-    pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1))  # decoders and encoder leave Python to others
+    pool = ThreadPoolExecutor(
+        min(MAX_WORKERS, os.cpu_count() or 1)
+    )  # decoders and encoder leave Python to others
     try:
-        coming = {pool.submit(_encode_or_report_error, asked[path], open_video, out, max_side): path for path in wanted}
+        coming = {
+            pool.submit(_encode_or_report_error, asked[path], open_video, out, max_side): path
+            for path in wanted
+        }
         for done, future in enumerate(as_completed(coming), 1):
             shown[coming[future]] = future.result()
             progress(done, len(wanted))
@@ -79,7 +97,9 @@ def encode_videos(
     return shown
 
 
-def _encode_or_report_error(queries: Sequence[Query], open_video: VideoOpener, out: Path, max_side: int) -> ReportVideo:
+def _encode_or_report_error(
+    queries: Sequence[Query], open_video: VideoOpener, out: Path, max_side: int
+) -> ReportVideo:
     """The video of these queries, or why there is none."""
     frames = min(query.segment[0] for query in queries), max(query.segment[1] for query in queries)
     try:
@@ -88,14 +108,35 @@ def _encode_or_report_error(queries: Sequence[Query], open_video: VideoOpener, o
         return ReportVideo(error=str(error))
 
 
-def _encode_video(video: VideoSource, frame_span: Span, out: Path, size: tuple[int, int], max_side: int) -> ReportVideo:
+def _encode_video(
+    video: VideoSource, frame_span: Span, out: Path, size: tuple[int, int], max_side: int
+) -> ReportVideo:
     """Make one video, unless it is there."""
     begin, end = frame_span
     video.check_has_frame(end - 1)
     edges = video.frame_edges[begin : end + 1] - video.frame_edges[begin]
-    made_of = repr((ENCODING_VERSION, ENCODER_OPTIONS, video.path, video.fingerprint, frame_span, size, max_side)).encode() + edges.tobytes()
+    made_of = (
+        repr(
+            (
+                ENCODING_VERSION,
+                ENCODER_OPTIONS,
+                video.path,
+                video.fingerprint,
+                frame_span,
+                size,
+                max_side,
+            )
+        ).encode()
+        + edges.tobytes()
+    )
     file = f"{VIDEOS_DIR}/{hashlib.sha256(made_of).hexdigest()[:16]}.mp4"
     if not (out / file).exists():
         scale = min(1.0, max_side / max(size))
-        write_mp4(out / file, video.read_frames(range(begin, end)), edges, (round_to_even(size[0] * scale), round_to_even(size[1] * scale)), ENCODER_OPTIONS)
+        write_mp4(
+            out / file,
+            video.read_frames(range(begin, end)),
+            edges,
+            (round_to_even(size[0] * scale), round_to_even(size[1] * scale)),
+            ENCODER_OPTIONS,
+        )
     return ReportVideo(file, frame_span, compute_ticks(edges) * float(TIME_BASE))

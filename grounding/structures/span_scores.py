@@ -75,7 +75,9 @@ class ProposalScores(SpanScores[Proposals]):
     @property
     def mean(self) -> np.ndarray:
         """The mean probability of every proposal, `[T, T]`; −1 where i > j."""
-        return np.where(np.triu(np.ones_like(self.total, dtype=bool)), self.total / self.answers, -1.0)
+        return np.where(
+            np.triu(np.ones_like(self.total, dtype=bool)), self.total / self.answers, -1.0
+        )
 
     def add(self, answer: Proposals, numbers: np.ndarray) -> None:
         self.total += answer.probabilities
@@ -91,7 +93,9 @@ class ProposalScores(SpanScores[Proposals]):
         first, last = self.segment
         opens, closes = ((edge - first) / (last - first) for edge in second.segment)
         edges = np.linspace(opens, closes, len(second.total) + 1)
-        return ProposalScores(second.segment, second.mean + interpolated(self.mean, edges[:-1], edges[1:]), 2)
+        return ProposalScores(
+            second.segment, second.mean + interpolated(self.mean, edges[:-1], edges[1:]), 2
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,9 @@ class Boundaries:
     clearly or not at all, and what they were divided by tells one from the other, as far as anything does."""
 
     def scores(self, segment: Span, frames: np.ndarray) -> BoundaryScores:
-        return BoundaryScores(segment, interval_edges(frames, segment), np.zeros(len(frames)), np.zeros(len(frames)))
+        return BoundaryScores(
+            segment, interval_edges(frames, segment), np.zeros(len(frames)), np.zeros(len(frames))
+        )
 
 
 @dataclass
@@ -144,7 +150,9 @@ class BoundaryScores(SpanScores[Boundaries]):
         """Where the pass repeats frames, each gets what it would if all were repeated as often: that varies by one."""
         frames, place, times = np.unique(numbers, return_inverse=True, return_counts=True)
         edges, more = interval_edges(frames, self.segment), times * len(frames) / len(numbers)
-        self.first += np.interp(self.edges[:-1], edges[:-1], np.bincount(place, answer.first) / more)
+        self.first += np.interp(
+            self.edges[:-1], edges[:-1], np.bincount(place, answer.first) / more
+        )
         self.last += np.interp(self.edges[1:], edges[1:], np.bincount(place, answer.last) / more)
         self.levels += answer.level
         self.answers += 1
@@ -154,9 +162,16 @@ class BoundaryScores(SpanScores[Boundaries]):
         begins, ends = self.begins, self.ends
         j = int((np.maximum.accumulate(begins) * ends).argmax())
         i = int(begins[: j + 1].argmax())
-        begin, end, score = float(self.edges[i]), float(self.edges[j + 1]), float(begins[i] * ends[j])
+        begin, end, score = (
+            float(self.edges[i]),
+            float(self.edges[j + 1]),
+            float(begins[i] * ends[j]),
+        )
         if between:
-            begin, end = _top(self.edges[: j + 1], begins[: j + 1], i), _top(self.edges[i + 1 :], ends[i:], j - i)
+            begin, end = (
+                _top(self.edges[: j + 1], begins[: j + 1], i),
+                _top(self.edges[i + 1 :], ends[i:], j - i),
+            )
         return begin, end, min(score, 1.0)
 
     def closer(self, second: BoundaryScores) -> BoundaryScores:
@@ -168,7 +183,14 @@ class BoundaryScores(SpanScores[Boundaries]):
         """
         begins = np.interp(second.edges[:-1], self.edges[:-1], self.begins)
         ends = np.interp(second.edges[1:], self.edges[1:], self.ends)
-        return BoundaryScores(second.segment, second.edges, _both(second.begins, begins), _both(second.ends, ends), 2, 2 * second.level)
+        return BoundaryScores(
+            second.segment,
+            second.edges,
+            _both(second.begins, begins),
+            _both(second.ends, ends),
+            2,
+            2 * second.level,
+        )
 
 
 def interval_edges(frames: np.ndarray, segment: Span) -> np.ndarray:
@@ -221,7 +243,9 @@ def interpolated(scores: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np
     weights = row_share[:, None, :, None] * column_share[None, :, None, :] * (cells[0] <= cells[1])
     total = weights.sum((2, 3))
     known = (total > 0) & (begins[:, None] < ends[None])
-    return np.divide((weights * scores[cells]).sum((2, 3)), total, out=np.full(total.shape, -1.0), where=known)
+    return np.divide(
+        (weights * scores[cells]).sum((2, 3)), total, out=np.full(total.shape, -1.0), where=known
+    )
 
 
 def _neighbours(places: np.ndarray, last: int) -> tuple[np.ndarray, np.ndarray]:

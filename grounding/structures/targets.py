@@ -17,7 +17,8 @@ from torch import Tensor
 class Targets:
     """What is true of B queries: boxes `[B, T_s, 4]` cxcywh, where there is one `[B, T_s]` (inside the span only),
     span `[B, 2]` in τ, labels of frames `[B, T_s]` and clips `[B, T_d]` inside the span (float 0/1), and boxes at the
-    middles of clips, `[B, T_d, 4]` and `[B, T_d]`."""
+    middles of clips, `[B, T_d, 4]` and `[B, T_d]`.
+    """
 
     boxes: Tensor
     boxed: Tensor

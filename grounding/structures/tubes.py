@@ -36,7 +36,12 @@ class Tubes:
         return len(self.ids)
 
     @classmethod
-    def of(cls, ids: Iterable[str], spans: Iterable[Sequence[int]], rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Tubes:
+    def of(
+        cls,
+        ids: Iterable[str],
+        spans: Iterable[Sequence[int]],
+        rows: Iterable[tuple[np.ndarray, np.ndarray]],
+    ) -> Tubes:
         """From each tube's `(frames [k], boxes [k, 4])`; rows are sorted, two boxes of one frame are refused."""
         names = tuple(ids)
         parts = [_sorted(name, *row) for name, row in zip(names, rows, strict=True)]
@@ -85,7 +90,14 @@ class Tubes:
         """Tubes `begin` to `end`, without copying their rows."""
         rows = slice(self.offsets[begin], self.offsets[end])
         offsets = self.offsets[begin : end + 1] - self.offsets[begin]
-        return Tubes(self.ids[begin:end], self.spans[begin:end], offsets, self.frames[rows], self.boxes[rows], self.framewise)
+        return Tubes(
+            self.ids[begin:end],
+            self.spans[begin:end],
+            offsets,
+            self.frames[rows],
+            self.boxes[rows],
+            self.framewise,
+        )
 
     @property
     def owners(self) -> np.ndarray:
@@ -130,7 +142,9 @@ def _sorted(name: str, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarra
         frames, boxes = frames[order], boxes[order]
         steps = np.diff(frames)
     if (steps == 0).any():
-        raise InputError(f"query {name!r} has two boxes for frame {frames[:-1][steps == 0][0]}; keep one")
+        raise InputError(
+            f"query {name!r} has two boxes for frame {frames[:-1][steps == 0][0]}; keep one"
+        )
     return frames, boxes
 
 
@@ -145,7 +159,9 @@ def truth_boxes(query: Query, tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
 
 def boxes_of(prediction: Prediction, frames: np.ndarray) -> np.ndarray:
     """One predicted tube's box at each of `frames` `[n]` → `[n, 4]` xyxy pixels; all zero (IoU 0) if none was predicted."""
-    return Tubes.of_predictions([prediction]).boxes_at(np.zeros(len(frames), np.int64), np.asarray(frames))[0]
+    return Tubes.of_predictions([prediction]).boxes_at(
+        np.zeros(len(frames), np.int64), np.asarray(frames)
+    )[0]
 
 
 def true_box(query: Query, tracks: Tracks, frame: int) -> np.ndarray | None:
@@ -156,7 +172,11 @@ def true_box(query: Query, tracks: Tracks, frame: int) -> np.ndarray | None:
 
 def predicted_box(prediction: Prediction | None, frame: int) -> np.ndarray | None:
     """The predicted box `[4]` at a frame of the predicted span; None without any."""
-    if prediction is None or not prediction.boxes or not prediction.span[0] <= frame < prediction.span[1]:
+    if (
+        prediction is None
+        or not prediction.boxes
+        or not prediction.span[0] <= frame < prediction.span[1]
+    ):
         return None
     return boxes_of(prediction, np.array([frame]))[0]
 

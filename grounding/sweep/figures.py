@@ -1,5 +1,6 @@
 """A sweep's pictures: dots with intervals per variant, and learning curves. Colours are Okabe and Ito's, told apart by
-readers with any colour vision; curves differ in their dashes too."""
+readers with any colour vision; curves differ in their dashes too.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +42,35 @@ def plot_table(table: Mapping[str, Any], group: str = ALL_QUERIES) -> Figure:
             own = [place for other, _, place in rows if other is section]
             one = table["variants"][section["reference"]]["groups"][group].get(metric)
             if one is not None:
-                axes.plot([100 * one["mean"]] * 2, [min(own) - 0.5, max(own) + 0.5], color=MUTED_COLOR, linestyle="--", linewidth=1, zorder=1)
+                axes.plot(
+                    [100 * one["mean"]] * 2,
+                    [min(own) - 0.5, max(own) + 0.5],
+                    color=MUTED_COLOR,
+                    linestyle="--",
+                    linewidth=1,
+                    zorder=1,
+                )
         _style_axes(axes)
         axes.set_title(f"{metric}, %", fontsize=10, color=TEXT_COLOR)
         axes.grid(axis="x", color=GRID_COLOR)
-    panels[0].set_yticks([place for *_, place in rows], [row["variant"] for _, row, _ in rows], fontsize=9, color=TEXT_COLOR)
+    panels[0].set_yticks(
+        [place for *_, place in rows],
+        [row["variant"] for _, row, _ in rows],
+        fontsize=9,
+        color=TEXT_COLOR,
+    )
     panels[0].set_ylim(max(place for *_, place in rows) + 0.8, -0.4)
     for place, title in titles:
-        panels[0].text(0.0, place, title, transform=panels[0].get_yaxis_transform(), fontsize=9, color=MUTED_COLOR, style="italic", va="center")
+        panels[0].text(
+            0.0,
+            place,
+            title,
+            transform=panels[0].get_yaxis_transform(),
+            fontsize=9,
+            color=MUTED_COLOR,
+            style="italic",
+            va="center",
+        )
     count = table["groups"][group]
     about = f"{count['queries']:,} {'' if group == ALL_QUERIES else group + ' '}queries about {count['videos']:,} videos of {table['dataset']}"
     figure.suptitle(f"{table['title']} – {about}", fontsize=11, color=TEXT_COLOR)
@@ -60,7 +82,9 @@ def plot_table(table: Mapping[str, Any], group: str = ALL_QUERIES) -> Figure:
     return figure
 
 
-def _layout_rows(table: Mapping[str, Any]) -> tuple[list[tuple[Mapping[str, Any], Mapping[str, Any], float]], list[tuple[float, str]]]:
+def _layout_rows(
+    table: Mapping[str, Any],
+) -> tuple[list[tuple[Mapping[str, Any], Mapping[str, Any], float]], list[tuple[float, str]]]:
     """Where rows and the sections' titles stand, from the top."""
     rows, titles, place = [], [], 0.0
     for section in table["sections"]:
@@ -73,18 +97,43 @@ def _layout_rows(table: Mapping[str, Any]) -> tuple[list[tuple[Mapping[str, Any]
     return rows, titles
 
 
-def _plot_estimate(axes: Axes, table: Mapping[str, Any], section: Any, row: Any, metric: str, group: str, y: float) -> None:
+def _plot_estimate(
+    axes: Axes, table: Mapping[str, Any], section: Any, row: Any, metric: str, group: str, y: float
+) -> None:
     one = table["variants"][row["variant"]]["groups"][group].get(metric)
     if one is None:
         return
     sure = is_significant(row.get("differences", {}).get(group, {}).get(metric))
     colour = TEXT_COLOR if row["variant"] == section["reference"] else ORANGE if sure else BLUE
     if len(one["seeds"]) > 1:
-        axes.plot([100 * seed for seed in one["seeds"]], [y + 0.28] * len(one["seeds"]), ".", color=colour, alpha=0.35, markersize=5)
+        axes.plot(
+            [100 * seed for seed in one["seeds"]],
+            [y + 0.28] * len(one["seeds"]),
+            ".",
+            color=colour,
+            alpha=0.35,
+            markersize=5,
+        )
     if one["low"] is not None:
-        axes.plot([100 * one["low"], 100 * one["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
+        axes.plot(
+            [100 * one["low"], 100 * one["high"]],
+            [y, y],
+            color=colour,
+            linewidth=2,
+            solid_capstyle="butt",
+            zorder=2,
+        )
     face = colour if len(one["seeds"]) > 1 else "white"
-    axes.plot([100 * one["mean"]], [y], "o", color=colour, markerfacecolor=face, markeredgewidth=1.5, markersize=6, zorder=3)
+    axes.plot(
+        [100 * one["mean"]],
+        [y],
+        "o",
+        color=colour,
+        markerfacecolor=face,
+        markeredgewidth=1.5,
+        markersize=6,
+        zorder=3,
+    )
 
 
 def plot_learning_curves(table: Mapping[str, Any], out: Path) -> Figure | None:
@@ -92,10 +141,22 @@ def plot_learning_curves(table: Mapping[str, Any], out: Path) -> Figure | None:
 
     One row of panels per section, with the loss (a moving mean) and the validation's means; None without any.
     """
-    sections = [(section["title"], _list_trained_variants(table, section)) for section in table["sections"]]
+    sections = [
+        (section["title"], _list_trained_variants(table, section)) for section in table["sections"]
+    ]
     shown = [(title, names) for title, names in sections if len(names) > 1]
-    curves = CURVE_NAMES[1:] if len({one.get("system") for one in table["variants"].values()}) > 1 else CURVE_NAMES  # losses of one system compare
-    known = [name for name in curves if any(_read_run_curves(table, out, variant, name) for _, names in shown for variant in names)]
+    curves = (
+        CURVE_NAMES[1:]
+        if len({one.get("system") for one in table["variants"].values()}) > 1
+        else CURVE_NAMES
+    )  # losses of one system compare
+    known = [
+        name
+        for name in curves
+        if any(
+            _read_run_curves(table, out, variant, name) for _, names in shown for variant in names
+        )
+    ]
     if not known:
         return None
     figure = Figure(figsize=(3.7 * len(known) + 1, 2.7 * len(shown) + 0.6), layout="constrained")
@@ -103,24 +164,50 @@ def plot_learning_curves(table: Mapping[str, Any], out: Path) -> Figure | None:
     for (title, names), line in zip(shown, panels, strict=True):
         for axes, curve in zip(line, known, strict=True):
             for number, variant in enumerate(names):
-                if not curve.startswith("val/") or curve.removeprefix("val/") in table["variants"][variant]["groups"][ALL_QUERIES]:
-                    _plot_band(axes, _read_run_curves(table, out, variant, curve), variant, number, curve, _get_step_cost(table, variant))
+                if (
+                    not curve.startswith("val/")
+                    or curve.removeprefix("val/")
+                    in table["variants"][variant]["groups"][ALL_QUERIES]
+                ):
+                    _plot_band(
+                        axes,
+                        _read_run_curves(table, out, variant, curve),
+                        variant,
+                        number,
+                        curve,
+                        _get_step_cost(table, variant),
+                    )
             if not axes.lines:  # the dynamic stream alone has no boxes to judge
                 axes.set_axis_off()
                 continue
             _style_axes(axes)
             axes.set_title(curve, fontsize=10, color=TEXT_COLOR)
             axes.grid(color=GRID_COLOR)
-            axes.set_xlabel(f"time, in steps of {table['unit']}" if "unit" in table else "step", fontsize=8, color=MUTED_COLOR)
-        line[0].legend(title=title, title_fontsize=8, fontsize=8, frameon=False, alignment="left", handlelength=3)
+            axes.set_xlabel(
+                f"time, in steps of {table['unit']}" if "unit" in table else "step",
+                fontsize=8,
+                color=MUTED_COLOR,
+            )
+        line[0].legend(
+            title=title,
+            title_fontsize=8,
+            fontsize=8,
+            frameon=False,
+            alignment="left",
+            handlelength=3,
+        )
     figure.suptitle(
-        f"{table['title']} – learning curves: mean over {len(table['seeds'])} seeds, band from lowest to highest", fontsize=11, color=TEXT_COLOR
+        f"{table['title']} – learning curves: mean over {len(table['seeds'])} seeds, band from lowest to highest",
+        fontsize=11,
+        color=TEXT_COLOR,
     )
     return figure
 
 
 def _list_trained_variants(table: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
-    return [row["variant"] for row in section["rows"] if table["variants"][row["variant"]]["of"] is None]
+    return [
+        row["variant"] for row in section["rows"] if table["variants"][row["variant"]]["of"] is None
+    ]
 
 
 def _get_step_cost(table: Mapping[str, Any], variant: str) -> float:
@@ -128,13 +215,25 @@ def _get_step_cost(table: Mapping[str, Any], variant: str) -> float:
     return table["variants"][variant].get("cost", {"step_time": 1})["step_time"]
 
 
-def _read_run_curves(table: Mapping[str, Any], out: Path, variant: str, curve: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def _read_run_curves(
+    table: Mapping[str, Any], out: Path, variant: str, curve: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Steps and values `[n]` of one curve in each of a variant's runs that has it."""
-    paths = [out / run / "curves" / "plots" / "metrics" / f"{curve}.tsv" for run in table["variants"][variant]["runs"]]
+    paths = [
+        out / run / "curves" / "plots" / "metrics" / f"{curve}.tsv"
+        for run in table["variants"][variant]["runs"]
+    ]
     return [found for path in paths if path.exists() and len((found := read_curve_table(path))[0])]
 
 
-def _plot_band(axes: Axes, runs: Sequence[tuple[np.ndarray, np.ndarray]], variant: str, style_index: int, curve: str, step_cost: float) -> None:
+def _plot_band(
+    axes: Axes,
+    runs: Sequence[tuple[np.ndarray, np.ndarray]],
+    variant: str,
+    style_index: int,
+    curve: str,
+    step_cost: float,
+) -> None:
     if not runs:
         return
     steps = runs[0][0]
@@ -155,7 +254,9 @@ def _plot_band(axes: Axes, runs: Sequence[tuple[np.ndarray, np.ndarray]], varian
         linewidth=1.6,
         label=variant,
     )
-    axes.fill_between(steps * step_cost, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        steps * step_cost, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
+    )
 
 
 def _style_axes(axes: Axes) -> None:

@@ -23,7 +23,13 @@ PUBLISHED_NOTE = "The paper's figures are of other data, features and training: 
 
 def render_markdown(table: Mapping[str, Any], image_names: Iterable[str]) -> str:
     """The whole of `table.md`; `pictures` are the names of files beside it."""
-    parts = [f"# {table['title']}", describe_table(table), *list_warnings(table), INTERVALS_NOTE, *format_costs_note(table)]
+    parts = [
+        f"# {table['title']}",
+        describe_table(table),
+        *list_warnings(table),
+        INTERVALS_NOTE,
+        *format_costs_note(table),
+    ]
     parts += ["\n".join(f"![{name}]({name})" for name in image_names)]
     if table["claims"]:
         parts += ["## What the paper says, and what is seen", format_claims_table(table)]
@@ -37,13 +43,20 @@ def render_markdown(table: Mapping[str, Any], image_names: Iterable[str]) -> str
     for group in [name for name in table["groups"] if name != ALL_QUERIES]:
         parts += [f"## Only {group} ({table['groups'][group]['queries']:,} queries)"]
         for section in table["sections"]:
-            parts += [f"### {section['title']}", format_markdown_table(*build_means_table(table, section, group)), _format_differences_table(table, section, group, MEANS[:3])]
+            parts += [
+                f"### {section['title']}",
+                format_markdown_table(*build_means_table(table, section, group)),
+                _format_differences_table(table, section, group, MEANS[:3]),
+            ]
     return "\n\n".join(parts) + "\n"
 
 
 def describe_table(table: Mapping[str, Any]) -> str:
     """What a table stands on."""
-    count, steps = table["groups"][ALL_QUERIES], " or ".join(f"{step:,}" for step in table["steps"]) + " steps each"
+    count, steps = (
+        table["groups"][ALL_QUERIES],
+        " or ".join(f"{step:,}" for step in table["steps"]) + " steps each",
+    )
     if "unit" in table:
         steps = f"all trained for the time of {table['variants'][table['unit']]['steps']:,} steps of {table['unit']}"
     return (
@@ -71,7 +84,11 @@ def format_costs_note(table: Mapping[str, Any]) -> list[str]:
 
 def get_cost_columns(table: Mapping[str, Any]) -> list[str]:
     """The columns of `format_cost_cells`."""
-    return ["parameters", "steps", f"step ÷ {table['unit']}'s", f"memory ÷ {table['unit']}'s"] if "unit" in table else []
+    return (
+        ["parameters", "steps", f"step ÷ {table['unit']}'s", f"memory ÷ {table['unit']}'s"]
+        if "unit" in table
+        else []
+    )
 
 
 def format_cost_cells(table: Mapping[str, Any], name: str) -> list[str]:
@@ -80,7 +97,12 @@ def format_cost_cells(table: Mapping[str, Any], name: str) -> list[str]:
     if "cost" not in variant:
         return [MISSING_CELL] * len(get_cost_columns(table))
     cost = variant["cost"]
-    return [f"{variant['parameters'] / 1e6:.2f} M", f"{variant['steps']:,}", f"{cost['step_time']:.2f}", f"{cost['memory']:.2f}"]
+    return [
+        f"{variant['parameters'] / 1e6:.2f} M",
+        f"{variant['steps']:,}",
+        f"{cost['step_time']:.2f}",
+        f"{cost['memory']:.2f}",
+    ]
 
 
 def format_variant_label(table: Mapping[str, Any], name: str) -> str:
@@ -102,7 +124,10 @@ def format_difference(estimate: Mapping[str, Any] | None, separator: str = " ") 
 def _format_estimate(estimate: Mapping[str, Any] | None, separator: str, sign: str) -> str:
     if estimate is None:
         return MISSING_CELL
-    mean, low, high = (None if estimate[key] is None else f"{round(100 * estimate[key], 1) + 0.0:{sign}.1f}" for key in ("mean", "low", "high"))
+    mean, low, high = (
+        None if estimate[key] is None else f"{round(100 * estimate[key], 1) + 0.0:{sign}.1f}"
+        for key in ("mean", "low", "high")
+    )
     return f"{mean}" if low is None else f"{mean}{separator}[{low}, {high}]"
 
 
@@ -111,47 +136,95 @@ def format_published(section: Mapping[str, Any], row: Mapping[str, Any], metric:
     value = row["published"].get(metric)
     if value is None:
         return MISSING_CELL
-    against = next((other["published"].get(metric) for other in section["rows"] if other["variant"] == section["reference"]), None)
-    return f"{value:.1f}" + ("" if against is None or row["variant"] == section["reference"] else f" ({value - against:+.1f})")
+    against = next(
+        (
+            other["published"].get(metric)
+            for other in section["rows"]
+            if other["variant"] == section["reference"]
+        ),
+        None,
+    )
+    return f"{value:.1f}" + (
+        ""
+        if against is None or row["variant"] == section["reference"]
+        else f" ({value - against:+.1f})"
+    )
 
 
 def format_claim_cells(claim: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """A claim's cells: what is said, by whom, the difference here, and whether it is seen."""
     said = f"{claim['higher']} > {claim['lower']} by {claim['metric']}"
-    here = MISSING_CELL if claim["difference"] is None else format_difference({**claim, "mean": claim["difference"]})
+    here = (
+        MISSING_CELL
+        if claim["difference"] is None
+        else format_difference({**claim, "mean": claim["difference"]})
+    )
     return said, claim["source"], here, claim["seen"]
 
 
 def format_claims_table(table: Mapping[str, Any]) -> str:
     """All claims; `yes` and `no` where the interval excludes 0."""
-    return format_markdown_table(["claim", "source", "difference here", "seen"], [format_claim_cells(claim) for claim in table["claims"]])
+    return format_markdown_table(
+        ["claim", "source", "difference here", "seen"],
+        [format_claim_cells(claim) for claim in table["claims"]],
+    )
 
 
 def format_markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; what could end a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
-def build_means_table(table: Mapping[str, Any], section: Mapping[str, Any], group: str = ALL_QUERIES) -> tuple[list[str], list[list[str]]]:
+def build_means_table(
+    table: Mapping[str, Any], section: Mapping[str, Any], group: str = ALL_QUERIES
+) -> tuple[list[str], list[list[str]]]:
     """The head and the rows of a section's means, with what they cost (for all queries) and seed by seed."""
     rows = []
     for row in section["rows"]:
         found = table["variants"][row["variant"]]["groups"][group]
         first = next(iter(found), None)
-        seeds = ", ".join(f"{100 * one:.1f}" for one in found[first]["seeds"]) if first else MISSING_CELL
+        seeds = (
+            ", ".join(f"{100 * one:.1f}" for one in found[first]["seeds"])
+            if first
+            else MISSING_CELL
+        )
         costs = format_cost_cells(table, row["variant"]) if group == ALL_QUERIES else []
-        rows.append([format_variant_label(table, row["variant"]), *(format_mean(found.get(metric)) for metric in MEANS), *costs, f"{first}: {seeds}"])
-    return ["", *MEANS, *(get_cost_columns(table) if group == ALL_QUERIES else []), "seed by seed"], rows
+        rows.append(
+            [
+                format_variant_label(table, row["variant"]),
+                *(format_mean(found.get(metric)) for metric in MEANS),
+                *costs,
+                f"{first}: {seeds}",
+            ]
+        )
+    return [
+        "",
+        *MEANS,
+        *(get_cost_columns(table) if group == ALL_QUERIES else []),
+        "seed by seed",
+    ], rows
 
 
-def _format_differences_table(table: Mapping[str, Any], section: Mapping[str, Any], group: str, metrics: Sequence[str]) -> str:
+def _format_differences_table(
+    table: Mapping[str, Any], section: Mapping[str, Any], group: str, metrics: Sequence[str]
+) -> str:
     rows = []
     for row in section["rows"]:
         if "differences" in row:
             found = [row["differences"][group].get(metric) for metric in metrics]
             rows.append(
-                [format_variant_label(table, row["variant"]), *(f"**{format_difference(one)}**" if is_significant(one) else format_difference(one) for one in found)]
+                [
+                    format_variant_label(table, row["variant"]),
+                    *(
+                        f"**{format_difference(one)}**"
+                        if is_significant(one)
+                        else format_difference(one)
+                        for one in found
+                    ),
+                ]
             )
     return format_markdown_table([f"minus {section['reference']}", *metrics], rows)
 
@@ -162,8 +235,14 @@ def _format_published_tables(table: Mapping[str, Any], section: Mapping[str, Any
     if source is None:
         return []
     rows = [
-        [format_variant_label(table, row["variant"]), *(format_published(section, row, metric) for metric in MEANS)]
+        [
+            format_variant_label(table, row["variant"]),
+            *(format_published(section, row, metric) for metric in MEANS),
+        ]
         for row in section["rows"]
         if row["published"]
     ]
-    return [f"{source['method']} on {source['dataset']}, {source['split']} (published). {PUBLISHED_NOTE}", format_markdown_table(["published", *MEANS], rows)]
+    return [
+        f"{source['method']} on {source['dataset']}, {source['split']} (published). {PUBLISHED_NOTE}",
+        format_markdown_table(["published", *MEANS], rows),
+    ]

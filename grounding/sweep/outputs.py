@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from grounding.sweep.figures import plot_learning_curves, save_png, plot_table
+from grounding.sweep.figures import plot_learning_curves, plot_table, save_png
 from grounding.sweep.markdown import render_markdown
 from grounding.sweep.statistics import ALL_QUERIES
 from pipeline.io.atomic import atomic_write

@@ -28,7 +28,12 @@ from grounding.sweep.time_budget import equalize_training_time
 from grounding.systems.checkpoint import CONFIG_FILE, compute_code_digest, read_provenance
 from grounding.systems.config import TrainConfig
 from grounding.systems.registry import get_system
-from grounding.training.run_directory import RESUMABLE_KEYS, RunInUseError, prepare_run_dir, lock_run_dir
+from grounding.training.run_directory import (
+    RESUMABLE_KEYS,
+    RunInUseError,
+    lock_run_dir,
+    prepare_run_dir,
+)
 from grounding.training.train import train
 from pipeline import config as configuration
 from pipeline.config import merge, validate
@@ -89,37 +94,83 @@ class Sweep:
     def iterate_runs(self) -> Iterator[tuple[str, int | None]]:
         """All there is to make, in order: every variant with the first seed, then with the next; then what is derived."""
         yield from ((name, seed) for seed in self.seeds for name in self.table.trained_variants)
-        yield from ((name, seed) for name in self.table.derived_variants for seed in self.seeds_for_variant(name))
+        yield from (
+            (name, seed)
+            for name in self.table.derived_variants
+            for seed in self.seeds_for_variant(name)
+        )
 
 
 def plan_sweep(
-    table: SweepTable, store: Path, out: Path, load_train_section: Callable[[str], Mapping[str, Any]], evaluate_config: EvaluateConfig, num_seeds: int
+    table: SweepTable,
+    store: Path,
+    out: Path,
+    load_train_section: Callable[[str], Mapping[str, Any]],
+    evaluate_config: EvaluateConfig,
+    num_seeds: int,
 ) -> Sweep:
     """Check all that can be checked before hours of training. `values`: a system's section `train`, whose `seed` is the first one."""
     if num_seeds < MIN_SEEDS:
         raise InputError(f"--seeds {num_seeds}: a table over seeds needs at least {MIN_SEEDS}")
-    configs = equalize_training_time(table, {name: _build_train_config(table, name, load_train_section) for name in table.trained_variants})
-    asked = {name: _build_evaluate_config(name, variant, configs[variant.derived_from or name], evaluate_config) for name, variant in table.variants.items()}
+    configs = equalize_training_time(
+        table,
+        {
+            name: _build_train_config(table, name, load_train_section)
+            for name in table.trained_variants
+        },
+    )
+    asked = {
+        name: _build_evaluate_config(
+            name, variant, configs[variant.derived_from or name], evaluate_config
+        )
+        for name, variant in table.variants.items()
+    }
     exam = read_exam(store / "index.jsonl", evaluate_config.split)
     if not len(exam.truths.tubes):
-        raise InputError(f"store {store}: no query of split {evaluate_config.split!r} has a truth to judge by")
+        raise InputError(
+            f"store {store}: no query of split {evaluate_config.split!r} has a truth to judge by"
+        )
     first = next(iter(configs.values())).seed
     numbers = range(first, first + num_seeds)
-    return Sweep(table, store, out, configs, asked, numbers, exam, evaluate_config.split, Store(store).manifest_digest)
+    return Sweep(
+        table,
+        store,
+        out,
+        configs,
+        asked,
+        numbers,
+        exam,
+        evaluate_config.split,
+        Store(store).manifest_digest,
+    )
 
 
-def _build_train_config(table: SweepTable, name: str, load_train_section: Callable[[str], Mapping[str, Any]]) -> TrainConfig:
+def _build_train_config(
+    table: SweepTable, name: str, load_train_section: Callable[[str], Mapping[str, Any]]
+) -> TrainConfig:
     """How a variant is trained."""
     system, changes = table.system_for_variant(name), table.variants[name].changes
-    return validate(get_system(system).config_class, merge(load_train_section(system), changes), f"section 'train', variant {name!r}")
+    return validate(
+        get_system(system).config_class,
+        merge(load_train_section(system), changes),
+        f"section 'train', variant {name!r}",
+    )
 
 
-def _build_evaluate_config(name: str, variant: Variant, train_config: TrainConfig, evaluate_config: EvaluateConfig) -> EvaluateConfig:
+def _build_evaluate_config(
+    name: str, variant: Variant, train_config: TrainConfig, evaluate_config: EvaluateConfig
+) -> EvaluateConfig:
     """How a variant's runs are asked."""
     changes = dict(variant.evaluate)
     if variant.test_frames_multiplier > 1:
-        changes["frames"] = variant.test_frames_multiplier * (evaluate_config.frames or train_config.model.frames)
-    return validate(EvaluateConfig, merge(evaluate_config.model_dump(), changes), f"section 'evaluate', variant {name!r}")
+        changes["frames"] = variant.test_frames_multiplier * (
+            evaluate_config.frames or train_config.model.frames
+        )
+    return validate(
+        EvaluateConfig,
+        merge(evaluate_config.model_dump(), changes),
+        f"section 'evaluate', variant {name!r}",
+    )
 
 
 def run_sweep(sweep: Sweep, progress: SweepProgressCallback = lambda place: None) -> SweepScores:
@@ -133,7 +184,9 @@ def run_sweep(sweep: Sweep, progress: SweepProgressCallback = lambda place: None
         nonlocal place
         own = {name: config.max_steps or steps for name, config in sweep.train_configs.items()}
         done = sum(own[name] for name, _ in made)
-        place = replace(place, finished_steps=done + step, total_steps=len(sweep.seeds) * sum(own.values()))
+        place = replace(
+            place, finished_steps=done + step, total_steps=len(sweep.seeds) * sum(own.values())
+        )
         progress(place)
 
     def judging() -> None:
@@ -144,26 +197,51 @@ def run_sweep(sweep: Sweep, progress: SweepProgressCallback = lambda place: None
             before = len(made)
             for name, seed in left:
                 with suppress(RunInUseError), lock_run_dir(sweep.get_run_dir(name, seed)):
-                    place = replace(place, activity=f"{name}, {'all seeds' if seed is None else f'seed {seed}'}", finished_runs=len(made))
+                    place = replace(
+                        place,
+                        activity=f"{name}, {'all seeds' if seed is None else f'seed {seed}'}",
+                        finished_runs=len(made),
+                    )
                     progress(place)
                     if seed is not None and sweep.table.variants[name].derived_from is None:
                         _train_run(sweep, name, seed, at, judging)
                     else:
                         _evaluate_derived(sweep, name, seed, judging)
-                    made[name, seed] = read_scores(_get_scores_path(sweep, sweep.get_run_dir(name, seed)))
+                    made[name, seed] = read_scores(
+                        _get_scores_path(sweep, sweep.get_run_dir(name, seed))
+                    )
             if len(made) == before:
-                progress(replace(place, activity=f"waiting for other processes to make {', '.join(name for name, _ in left)}", finished_runs=len(made)))
+                progress(
+                    replace(
+                        place,
+                        activity=f"waiting for other processes to make {', '.join(name for name, _ in left)}",
+                        finished_runs=len(made),
+                    )
+                )
                 time.sleep(POLL_SECONDS)
     progress(replace(place, activity="all made", finished_runs=len(runs)))
-    return {name: [made[name, seed] for seed in sweep.seeds_for_variant(name)] for name in sweep.table.variants}
+    return {
+        name: [made[name, seed] for seed in sweep.seeds_for_variant(name)]
+        for name in sweep.table.variants
+    }
 
 
-def _train_run(sweep: Sweep, name: str, seed: int, report_step: Callable[[int, int], None], report_evaluation: Callable[[], None]) -> None:
+def _train_run(
+    sweep: Sweep,
+    name: str,
+    seed: int,
+    report_step: Callable[[int, int], None],
+    report_evaluation: Callable[[], None],
+) -> None:
     """Train a run to its end and judge it, unless that has been done."""
     run, config = sweep.get_run_dir(name, seed), sweep.get_train_config(name, seed)
     made = {
         "store": sweep.store_digest,
-        "train": {key: value for key, value in config.model_dump(mode="json").items() if key not in _get_ignored_train_keys()},
+        "train": {
+            key: value
+            for key, value in config.model_dump(mode="json").items()
+            if key not in _get_ignored_train_keys()
+        },
         "evaluate": _dump_prediction_settings(sweep.evaluate_configs[name]),
         "code": compute_code_digest(),
     }
@@ -182,21 +260,38 @@ def _prepare_run(sweep: Sweep, run: Path, config: TrainConfig) -> None:
     """Take up a run, or start it. One that is finished must be of this configuration and of this many steps."""
     finished = _is_finished(run)
     try:
-        if finished and (was := configuration.read_section(run / CONFIG_FILE, "train").get("max_steps")) != config.max_steps:
-            raise InputError(f"{run} was trained with max_steps {was}, not {config.max_steps}: its schedule was another")
+        if (
+            finished
+            and (was := configuration.read_section(run / CONFIG_FILE, "train").get("max_steps"))
+            != config.max_steps
+        ):
+            raise InputError(
+                f"{run} was trained with max_steps {was}, not {config.max_steps}: its schedule was another"
+            )
         prepare_run_dir(sweep.store, run, config, resume=finished)
     except InputError as error:
-        raise InputError(f"{error}; for a sweep with other settings name another --out than {sweep.out}") from None
+        raise InputError(
+            f"{error}; for a sweep with other settings name another --out than {sweep.out}"
+        ) from None
 
 
-def _evaluate_derived(sweep: Sweep, name: str, seed: int | None, report_evaluation: Callable[[], None]) -> None:
+def _evaluate_derived(
+    sweep: Sweep, name: str, seed: int | None, report_evaluation: Callable[[], None]
+) -> None:
     """Let trained runs answer in another way, and judge that, unless it has been done."""
     variant = sweep.table.variants[name]
     assert variant.derived_from is not None
-    sources = [sweep.get_run_dir(variant.derived_from, number) for number in (sweep.seeds if seed is None else [seed])]
+    sources = [
+        sweep.get_run_dir(variant.derived_from, number)
+        for number in (sweep.seeds if seed is None else [seed])
+    ]
     made = {
         "store": sweep.store_digest,
-        "of": [_read_evaluation_record(source)["made"]["train"] | {"code": read_provenance(source)["code"]} for source in sources],
+        "of": [
+            _read_evaluation_record(source)["made"]["train"]
+            | {"code": read_provenance(source)["code"]}
+            for source in sources
+        ],
         "evaluate": _dump_prediction_settings(sweep.evaluate_configs[name]),
         "code": compute_code_digest(),
     }
@@ -206,21 +301,45 @@ def _evaluate_derived(sweep: Sweep, name: str, seed: int | None, report_evaluati
         _evaluate_runs(sweep, sources, folder, sweep.evaluate_configs[name], made)
 
 
-def _evaluate_runs(sweep: Sweep, runs: Sequence[Path], run_dir: Path, evaluate_config: EvaluateConfig, origin: Mapping[str, Any]) -> None:
+def _evaluate_runs(
+    sweep: Sweep,
+    runs: Sequence[Path],
+    run_dir: Path,
+    evaluate_config: EvaluateConfig,
+    origin: Mapping[str, Any],
+) -> None:
     """Let runs answer, write what `stvg-eval` writes into `folder`, and what it was made from."""
     log.info("judging %s", run_dir)
     (run_dir / EVALUATION_RECORD_FILE).unlink(missing_ok=True)
     answers, missing = predict_split(runs, sweep.store, evaluate_config)
     if missing:
-        log.warning("%s: %d queries score 0, the store has no features of them", run_dir, len(missing))
-    write_results(run_dir, sweep.split, answers, *judge(sweep.ground_truth, Tubes.of_predictions(answers), seed=evaluate_config.seed))
-    write_json(run_dir / EVALUATION_RECORD_FILE, {"format": 1, "made": origin, "scores": compute_files_digest([_get_scores_path(sweep, run_dir)])})
+        log.warning(
+            "%s: %d queries score 0, the store has no features of them", run_dir, len(missing)
+        )
+    write_results(
+        run_dir,
+        sweep.split,
+        answers,
+        *judge(sweep.ground_truth, Tubes.of_predictions(answers), seed=evaluate_config.seed),
+    )
+    write_json(
+        run_dir / EVALUATION_RECORD_FILE,
+        {
+            "format": 1,
+            "made": origin,
+            "scores": compute_files_digest([_get_scores_path(sweep, run_dir)]),
+        },
+    )
 
 
 def _is_evaluated(sweep: Sweep, run_dir: Path, origin: Mapping[str, Any]) -> bool:
     """Whether a folder's scores were made from the same and are unchanged: `stvg-eval` may have written others there."""
     known, scores = _read_evaluation_record(run_dir), _get_scores_path(sweep, run_dir)
-    return known.get("made") == origin and scores.exists() and known["scores"] == compute_files_digest([scores])
+    return (
+        known.get("made") == origin
+        and scores.exists()
+        and known["scores"] == compute_files_digest([scores])
+    )
 
 
 def _is_finished(run: Path) -> bool:

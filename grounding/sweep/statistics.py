@@ -26,7 +26,7 @@ import numpy as np
 
 from grounding.metrics.bootstrap import PERCENTILES, drawn_means, few, stacked
 from grounding.metrics.scores import MEANS, Score
-from grounding.sweep.run import SweepScores, Sweep
+from grounding.sweep.run import Sweep, SweepScores
 from grounding.sweep.tables import Claim, Section
 from grounding.systems.checkpoint import load_model, read_provenance
 from pipeline.records import Query
@@ -44,12 +44,26 @@ def compute_statistics(sweep: Sweep, sweep_scores: SweepScores) -> dict[str, Any
     groups = build_query_groups(sweep.ground_truth.queries, [one.id for one in order])
     videos = np.array([sweep.ground_truth.videos[one.id] for one in order])
 
-    def judged(stack: np.ndarray, only: Sequence[str], least: float, wanted: Iterable[str]) -> dict[str, dict[str, Estimate]]:
-        found = {group: compute_estimates(stack[:, groups[group]], videos[groups[group]], least) for group in wanted}
-        return {group: {name: one for name, one in means.items() if name in only} for group, means in found.items()}
+    def judged(
+        stack: np.ndarray, only: Sequence[str], least: float, wanted: Iterable[str]
+    ) -> dict[str, dict[str, Estimate]]:
+        found = {
+            group: compute_estimates(stack[:, groups[group]], videos[groups[group]], least)
+            for group in wanted
+        }
+        return {
+            group: {name: one for name, one in means.items() if name in only}
+            for group, means in found.items()
+        }
 
-    def differences(name: str, reference: str, wanted: Iterable[str] = tuple(groups)) -> dict[str, dict[str, Estimate]]:
-        both = [mean for mean in sweep.table.variants[name].metrics if mean in sweep.table.variants[reference].metrics]
+    def differences(
+        name: str, reference: str, wanted: Iterable[str] = tuple(groups)
+    ) -> dict[str, dict[str, Estimate]]:
+        both = [
+            mean
+            for mean in sweep.table.variants[name].metrics
+            if mean in sweep.table.variants[reference].metrics
+        ]
         return judged(stacks[name] - stacks[reference], both, -1.0, wanted)
 
     return {
@@ -63,13 +77,21 @@ def compute_statistics(sweep: Sweep, sweep_scores: SweepScores) -> dict[str, Any
                 "of": variant.derived_from,
                 "changes": variant.changes,
                 **_build_cost_entry(sweep, name),
-                "runs": [sweep.get_run_dir(name, seed).relative_to(sweep.out).as_posix() for seed in sweep.seeds_for_variant(name)],
+                "runs": [
+                    sweep.get_run_dir(name, seed).relative_to(sweep.out).as_posix()
+                    for seed in sweep.seeds_for_variant(name)
+                ],
                 "groups": judged(stacks[name], variant.metrics, 0.0, groups),
             }
             for name, variant in sweep.table.variants.items()
         },
         "sections": [_build_section(section, differences) for section in sweep.table.sections],
-        "claims": [_evaluate_claim(claim, differences(claim.higher, claim.lower, [ALL_QUERIES])[ALL_QUERIES]) for claim in sweep.table.claims],
+        "claims": [
+            _evaluate_claim(
+                claim, differences(claim.higher, claim.lower, [ALL_QUERIES])[ALL_QUERIES]
+            )
+            for claim in sweep.table.claims
+        ],
     }
 
 
@@ -77,10 +99,14 @@ def build_query_groups(queries: Sequence[Query], query_ids: Sequence[str]) -> di
     """Which of the scored queries (`ids`) are in a group: all, then each form and each tag."""
     names = {query.id: {query.form, *query.tags} - {None} for query in queries}
     known = sorted({str(name) for one in query_ids for name in names[one]})
-    return {ALL_QUERIES: np.ones(len(query_ids), bool)} | {name: np.array([name in names[one] for one in query_ids]) for name in known}
+    return {ALL_QUERIES: np.ones(len(query_ids), bool)} | {
+        name: np.array([name in names[one] for one in query_ids]) for name in known
+    }
 
 
-def compute_estimates(scores: np.ndarray, videos: Sequence[str] | np.ndarray, minimum: float) -> dict[str, Estimate]:
+def compute_estimates(
+    scores: np.ndarray, videos: Sequence[str] | np.ndarray, minimum: float
+) -> dict[str, Estimate]:
     """Of scores, or of their differences, `[seeds, queries, means]` (NaN where not known): each mean with its interval.
 
     No mean is below `least` or above 1, and so no interval reaches there. A mean that no query has is left out.
@@ -99,19 +125,34 @@ def compute_estimates(scores: np.ndarray, videos: Sequence[str] | np.ndarray, mi
         low, high = (None, None) if few(videos) else ends.tolist()
         seeds = own[:, place].tolist()
         mean = float(np.mean(seeds))
-        found[name] = {"mean": mean, "low": low, "high": high, "seeds": seeds, "spread": float(spread[place]) if len(own) > 1 else None}
+        found[name] = {
+            "mean": mean,
+            "low": low,
+            "high": high,
+            "seeds": seeds,
+            "spread": float(spread[place]) if len(own) > 1 else None,
+        }
     return found
 
 
 def is_significant(difference: Mapping[str, Any] | None) -> bool:
     """Whether a difference's interval excludes 0."""
-    return difference is not None and difference["low"] is not None and (difference["low"] > 0 or difference["high"] < 0)
+    return (
+        difference is not None
+        and difference["low"] is not None
+        and (difference["low"] > 0 or difference["high"] < 0)
+    )
 
 
 def _compute_seed_means(scores: np.ndarray) -> np.ndarray:
     """Each seed's means over its known queries, `[seeds, means]`."""
     known = ~np.isnan(scores)
-    return np.divide(np.where(known, scores, 0).sum(1), known.sum(1), out=np.full(scores.shape[::2], np.nan), where=known.any(1))
+    return np.divide(
+        np.where(known, scores, 0).sum(1),
+        known.sum(1),
+        out=np.full(scores.shape[::2], np.nan),
+        where=known.any(1),
+    )
 
 
 def _stack_runs(runs: Sequence[Sequence[Score]], ordered_scores: Sequence[Score]) -> np.ndarray:
@@ -123,12 +164,20 @@ def _stack_runs(runs: Sequence[Sequence[Score]], ordered_scores: Sequence[Score]
     return np.stack(tables)
 
 
-def _build_metadata(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray) -> dict[str, Any]:
+def _build_metadata(
+    sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.ndarray
+) -> dict[str, Any]:
     """What the table stands on."""
-    runs = [read_provenance(sweep.get_run_dir(name, seed)) for name in sweep.table.trained_variants for seed in sweep.seeds]
+    runs = [
+        read_provenance(sweep.get_run_dir(name, seed))
+        for name in sweep.table.trained_variants
+        for seed in sweep.seeds
+    ]
     codes = defaultdict[bool, set[str]](set)
     for run in runs:
-        codes[bool(run.get("encoders"))].add(run["code"])  # where encoders train, their sources are part of the code
+        codes[bool(run.get("encoders"))].add(
+            run["code"]
+        )  # where encoders train, their sources are part of the code
     most = max(codes.values(), key=len)
     return {
         "dataset": sweep.ground_truth.dataset,
@@ -138,13 +187,17 @@ def _build_metadata(sweep: Sweep, groups: Mapping[str, np.ndarray], videos: np.n
         "seeds": list(sweep.seeds),
         "steps": sorted({run["finished"] for run in runs}),
         "codes": sorted(most),
-        "groups": {name: {"queries": int(rows.sum()), "videos": len(set(videos[rows]))} for name, rows in groups.items()},
+        "groups": {
+            name: {"queries": int(rows.sum()), "videos": len(set(videos[rows]))}
+            for name, rows in groups.items()
+        },
     }
 
 
 def _build_cost_entry(sweep: Sweep, name: str) -> dict[str, Any]:
     """What a variant takes, where the table says it: its parameters (those of an encoder in its network among them), steps, and a
-    step's time and memory as multiples of the unit's."""
+    step's time and memory as multiples of the unit's.
+    """
     variant = sweep.table.variants[name]
     source = variant.derived_from if variant.derived_from and not variant.ensemble_seeds else name
     cost = sweep.table.variants[source].cost
@@ -152,10 +205,17 @@ def _build_cost_entry(sweep: Sweep, name: str) -> dict[str, Any]:
         return {}
     model, _, about = load_model(sweep.get_run_dir(source, sweep.seeds[0]))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"system": about["model"], "parameters": parameters, "steps": about["finished"], "cost": cost.model_dump()}
+    return {
+        "system": about["model"],
+        "parameters": parameters,
+        "steps": about["finished"],
+        "cost": cost.model_dump(),
+    }
 
 
-def _build_section(section: Section, compare_variants: Callable[[str, str], dict[str, dict[str, Estimate]]]) -> dict[str, Any]:
+def _build_section(
+    section: Section, compare_variants: Callable[[str, str], dict[str, dict[str, Estimate]]]
+) -> dict[str, Any]:
     """A section's rows: how each differs from the reference, here and in the paper."""
     source = section.published
     rows = []
@@ -164,12 +224,27 @@ def _build_section(section: Section, compare_variants: Callable[[str, str], dict
         if name != section.reference:
             row["differences"] = compare_variants(name, section.reference)
         rows.append(row)
-    published = {"dataset": source.dataset, "split": source.split, "method": source.method} if source else None
-    return {"title": section.title, "reference": section.reference, "published": published, "rows": rows}
+    published = (
+        {"dataset": source.dataset, "split": source.split, "method": source.method}
+        if source
+        else None
+    )
+    return {
+        "title": section.title,
+        "reference": section.reference,
+        "published": published,
+        "rows": rows,
+    }
 
 
 def _evaluate_claim(claim: Claim, differences: Mapping[str, Estimate]) -> dict[str, Any]:
     """Whether what a paper says is seen: yes or no where the difference's interval excludes 0, else unclear."""
     one = differences.get(claim.metric, {"mean": None, "low": None, "high": None})
     seen = "unclear" if not is_significant(one) else "yes" if one["low"] > 0 else "no"
-    return {**claim.model_dump(), "difference": one["mean"], "low": one["low"], "high": one["high"], "seen": seen}
+    return {
+        **claim.model_dump(),
+        "difference": one["mean"],
+        "low": one["low"],
+        "high": one["high"],
+        "seen": seen,
+    }

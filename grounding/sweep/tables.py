@@ -47,12 +47,20 @@ class Variant(StrictModel):
 
     @model_validator(mode="after")
     def _check_trained_or_derived(self) -> Variant:
-        if self.derived_from is None and (self.ensemble_seeds or self.evaluate or self.test_frames_multiplier > 1):
-            raise ValueError("together, evaluate and times need `of`, the variant whose runs answer")
+        if self.derived_from is None and (
+            self.ensemble_seeds or self.evaluate or self.test_frames_multiplier > 1
+        ):
+            raise ValueError(
+                "together, evaluate and times need `of`, the variant whose runs answer"
+            )
         if self.changes.keys() - {"model", "loss", "initialise"} or self.changes.get("initialise"):
-            raise ValueError(f"changes are of model and loss, not of {', '.join(sorted(self.changes))}: all variants train alike")
+            raise ValueError(
+                f"changes are of model and loss, not of {', '.join(sorted(self.changes))}: all variants train alike"
+            )
         if self.derived_from is not None and (self.changes or self.system or self.cost):
-            raise ValueError("a variant is trained with `changes` or derived with `of`, not both; `system` and `cost` are of training")
+            raise ValueError(
+                "a variant is trained with `changes` or derived with `of`, not both; `system` and `cost` are of training"
+            )
         return self
 
 
@@ -70,7 +78,14 @@ class PublishedSource(StrictModel):
         for ablation in ablations_for(self.dataset, self.split):
             if (ablation.method, ablation.variant) == (self.method, name):
                 return _stringify_metrics(ablation.scores)
-        return next((_stringify_metrics(row.scores) for row in rows_for(self.dataset, self.split) if row.method == name), {})
+        return next(
+            (
+                _stringify_metrics(row.scores)
+                for row in rows_for(self.dataset, self.split)
+                if row.method == name
+            ),
+            {},
+        )
 
 
 def _stringify_metrics(scores: Mapping[Metric, float]) -> dict[str, float]:
@@ -110,9 +125,17 @@ class SweepTable(StrictModel):
             if variant.system is None and self.system is None:
                 raise ValueError(f"variant {name!r} needs a `system`, for the table has none")
             if variant.cost is None and self.has_costs:
-                raise ValueError(f"variant {name!r} needs a `cost`: all that are trained have one, or none has")
-        if self.has_costs and self.cost_reference in self.variants and self.variants[self.cost_reference].cost != Cost(step_time=1, memory=1):
-            raise ValueError(f"variant {self.cost_reference!r}: costs are multiples of its own, which are 1")
+                raise ValueError(
+                    f"variant {name!r} needs a `cost`: all that are trained have one, or none has"
+                )
+        if (
+            self.has_costs
+            and self.cost_reference in self.variants
+            and self.variants[self.cost_reference].cost != Cost(step_time=1, memory=1)
+        ):
+            raise ValueError(
+                f"variant {self.cost_reference!r}: costs are multiples of its own, which are 1"
+            )
         return self
 
     @model_validator(mode="after")
@@ -122,18 +145,33 @@ class SweepTable(StrictModel):
                 raise ValueError(f"variant {name!r}: a name is letters, digits and _")
         for name in self._iterate_referenced_variants():
             if name not in self.variants:
-                raise ValueError(f"there is no variant {name!r}; the variants are {', '.join(self.variants)}")
+                raise ValueError(
+                    f"there is no variant {name!r}; the variants are {', '.join(self.variants)}"
+                )
         for name, variant in self.variants.items():
-            if variant.derived_from is not None and self.variants[variant.derived_from].derived_from is not None:
-                raise ValueError(f"variant {name!r} is of {variant.derived_from!r}, which is not trained itself")
+            if (
+                variant.derived_from is not None
+                and self.variants[variant.derived_from].derived_from is not None
+            ):
+                raise ValueError(
+                    f"variant {name!r} is of {variant.derived_from!r}, which is not trained itself"
+                )
         return self
 
     def _iterate_referenced_variants(self) -> Iterable[str]:
         for section in self.sections:
-            yield from (section.reference, *section.rows, *(section.published.names if section.published else ()))
+            yield from (
+                section.reference,
+                *section.rows,
+                *(section.published.names if section.published else ()),
+            )
         for claim in self.claims:
             yield from (claim.higher, claim.lower)
-        yield from (variant.derived_from for variant in self.variants.values() if variant.derived_from is not None)
+        yield from (
+            variant.derived_from
+            for variant in self.variants.values()
+            if variant.derived_from is not None
+        )
 
     @property
     def cost_reference(self) -> str:
@@ -153,11 +191,17 @@ class SweepTable(StrictModel):
 
     @property
     def trained_variants(self) -> dict[str, Variant]:
-        return {name: variant for name, variant in self.variants.items() if variant.derived_from is None}
+        return {
+            name: variant for name, variant in self.variants.items() if variant.derived_from is None
+        }
 
     @property
     def derived_variants(self) -> dict[str, Variant]:
-        return {name: variant for name, variant in self.variants.items() if variant.derived_from is not None}
+        return {
+            name: variant
+            for name, variant in self.variants.items()
+            if variant.derived_from is not None
+        }
 
 
 def load_tables(path: Path = TABLES_PATH) -> dict[str, SweepTable]:
@@ -165,7 +209,9 @@ def load_tables(path: Path = TABLES_PATH) -> dict[str, SweepTable]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}): install the package again") from None
+        raise InputError(
+            f"{path} cannot be read as YAML ({' '.join(str(error).split())}): install the package again"
+        ) from None
     found = {}
     for name, values in content.items():
         try:
@@ -179,5 +225,7 @@ def load_table(name: str, path: Path = TABLES_PATH) -> SweepTable:
     """A table by name; an InputError lists the names there are."""
     tables = load_tables(path)
     if name not in tables:
-        raise InputError(f"there is no table {name!r}; the tables are {', '.join(tables)}: name one with --table")
+        raise InputError(
+            f"there is no table {name!r}; the tables are {', '.join(tables)}: name one with --table"
+        )
     return tables[name]

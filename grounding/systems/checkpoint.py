@@ -21,7 +21,17 @@ from pipeline.weights.load import load_strict
 CONFIG_FILE = "config.yaml"
 
 
-TRAINING_CODE_FOLDERS = ("structures", "modules", "models", "losses", "data", "metrics", "systems", "inference", "training")
+TRAINING_CODE_FOLDERS = (
+    "structures",
+    "modules",
+    "models",
+    "losses",
+    "data",
+    "metrics",
+    "systems",
+    "inference",
+    "training",
+)
 """Folders of `grounding` that affect training. The report, sweeps and drawing do not."""
 ENCODER_CODE_FOLDERS = ("encoders", "features")
 """Folders of `pipeline` that affect training where encoders are trained."""
@@ -53,7 +63,11 @@ def _dump_syntax_tree(source: str) -> str:
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [  # type: ignore[attr-defined]
-                statement for statement in body if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+                statement
+                for statement in body
+                if not (
+                    isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+                )
             ]
     return ast.dump(tree)
 
@@ -63,25 +77,38 @@ def read_provenance(run: Path) -> dict[str, Any]:
     try:
         return json.loads((run / "provenance.json").read_text(encoding="utf-8"))
     except OSError:
-        raise InputError(f"{run} is not a run directory (no provenance.json): train one with stvg-train --run {run}") from None
+        raise InputError(
+            f"{run} is not a run directory (no provenance.json): train one with stvg-train --run {run}"
+        ) from None
     except ValueError:
         raise InputError(f"{run / 'provenance.json'} is damaged: train the run again") from None
 
 
 def load_model(run: Path, checkpoint: str = "best") -> tuple[nn.Module, Any, dict[str, Any]]:
     """The EMA weights of a run's `best` checkpoint (`last` where none was validated), in eval mode, on the CPU; with the
-    run's config and provenance."""
+    run's config and provenance.
+    """
     about = read_provenance(run)
     system = get_system(about["model"])
     config = configuration.load(system.config_class, "train", run / CONFIG_FILE, [])
-    names = (checkpoint, f".{checkpoint}.old", "last", ".last.old")  # `.old`: killed while the checkpoint was being replaced
-    folder = next((run / "checkpoints" / name for name in names if (run / "checkpoints" / name).exists()), None)
+    names = (
+        checkpoint,
+        f".{checkpoint}.old",
+        "last",
+        ".last.old",
+    )  # `.old`: killed while the checkpoint was being replaced
+    folder = next(
+        (run / "checkpoints" / name for name in names if (run / "checkpoints" / name).exists()),
+        None,
+    )
     if folder is None:
         raise InputError(f"{run} has no checkpoint yet: let stvg-train write one")
     model = build_model(config, about)
     try:
         state = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError):
-        raise InputError(f"{folder / 'model.safetensors'} is damaged: train the run again") from None
+        raise InputError(
+            f"{folder / 'model.safetensors'} is damaged: train the run again"
+        ) from None
     load_strict(model, state, f"weights in {folder}")
     return model.eval(), config, about

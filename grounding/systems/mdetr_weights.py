@@ -23,7 +23,12 @@ from grounding.models.csdvl import Csdvl
 from grounding.modules.box_heads import MLPBoxHead
 from pipeline.errors import InputError
 from pipeline.features.reduction import Projection
-from pipeline.weights.checkpoint_files import StateDictLayout, LoadReport, load_strict, read_state_dict
+from pipeline.weights.checkpoint_files import (
+    LoadReport,
+    StateDictLayout,
+    load_strict,
+    read_state_dict,
+)
 
 MDETR_NUM_HEADS = 8
 """Attention heads of every published MDETR: shapes do not tell them."""
@@ -52,7 +57,9 @@ DECODER_LAYER_NAMES = {
 """There is no norm2: it belonged to an attention to text alone that MDETR gave up."""
 
 
-def initialize_from_mdetr(model: Csdvl, path: Path, projection: Projection | None = None) -> LoadReport:
+def initialize_from_mdetr(
+    model: Csdvl, path: Path, projection: Projection | None = None
+) -> LoadReport:
     """Load the static stream from MDETR's checkpoint (`model_ema` where it has it); the report names every key.
 
     `basis` is the projection that the store's appearance maps went through, None where they have the backbone's own
@@ -72,19 +79,45 @@ def initialize_from_mdetr(model: Csdvl, path: Path, projection: Projection | Non
         state["query_embed.weight"] = queries[0]
     stream = build_static_stream(model)
     own = {id(parameter) for parameter in stream.parameters()}
-    scratch = sorted({name.partition(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in own})
+    scratch = sorted(
+        {
+            name.partition(".")[0]
+            for name, parameter in model.named_parameters()
+            if id(parameter) not in own
+        }
+    )
     what = f"static stream from MDETR's {path} (from scratch: {', '.join(scratch)})"
-    return load_strict(stream, state, what, StateDictLayout(ignored_pattern=IGNORED_KEYS_PATTERN if "bbox_embed" in stream else f"{IGNORED_KEYS_PATTERN}|{BOX_HEAD_KEYS_PATTERN}"))
+    return load_strict(
+        stream,
+        state,
+        what,
+        StateDictLayout(
+            ignored_pattern=IGNORED_KEYS_PATTERN
+            if "bbox_embed" in stream
+            else f"{IGNORED_KEYS_PATTERN}|{BOX_HEAD_KEYS_PATTERN}"
+        ),
+    )
 
 
 def build_static_stream(model: Csdvl) -> nn.ModuleDict:
     """The static stream under MDETR's names. Its parameters are the model's own: what is loaded here is in the model."""
     transformer = {
-        "encoder": nn.ModuleDict({"layers": _rename_submodules(model.encoder, ENCODER_LAYER_NAMES)}),
-        "decoder": nn.ModuleDict({"layers": _rename_submodules(model.decoder, DECODER_LAYER_NAMES), "norm": model.decoder_norm}),
-        "resizer": nn.ModuleDict({"fc": model.project_text[0], "layer_norm": model.project_text[1]}),
+        "encoder": nn.ModuleDict(
+            {"layers": _rename_submodules(model.encoder, ENCODER_LAYER_NAMES)}
+        ),
+        "decoder": nn.ModuleDict(
+            {
+                "layers": _rename_submodules(model.decoder, DECODER_LAYER_NAMES),
+                "norm": model.decoder_norm,
+            }
+        ),
+        "resizer": nn.ModuleDict(
+            {"fc": model.project_text[0], "layer_norm": model.project_text[1]}
+        ),
     }
-    stream = nn.ModuleDict({"transformer": nn.ModuleDict(transformer), "input_proj": model.project_appearance})
+    stream = nn.ModuleDict(
+        {"transformer": nn.ModuleDict(transformer), "input_proj": model.project_appearance}
+    )
     stream["query_embed"] = nn.ParameterDict({"weight": model.object_query})
     if isinstance(model.box_head, MLPBoxHead):
         stream["bbox_embed"] = model.box_head.mlp
@@ -92,14 +125,27 @@ def build_static_stream(model: Csdvl) -> nn.ModuleDict:
 
 
 def _rename_submodules(layers: nn.ModuleList, names: Mapping[str, str]) -> nn.ModuleList:
-    return nn.ModuleList(nn.ModuleDict({theirs: layer.get_submodule(own) for theirs, own in names.items()}) for layer in layers)
+    return nn.ModuleList(
+        nn.ModuleDict({theirs: layer.get_submodule(own) for theirs, own in names.items()})
+        for layer in layers
+    )
 
 
 def _check_sizes(model: Csdvl, state: Mapping[str, Tensor], path: Path) -> None:
     """Refuse a model of other sizes, with the keys to set. A size that the file does not tell is left to the strict loading."""
-    layers = {found[1] for name in state if (found := re.match(r"transformer\.encoder\.layers\.(\d+)\.", name))}
-    vectors = {"d": "transformer.decoder.norm.bias", "ffn": "transformer.encoder.layers.0.linear1.bias"}
-    true = {key: state[name].numel() for key, name in vectors.items() if name in state} | {"heads": MDETR_NUM_HEADS, "layers": len(layers)}
+    layers = {
+        found[1]
+        for name in state
+        if (found := re.match(r"transformer\.encoder\.layers\.(\d+)\.", name))
+    }
+    vectors = {
+        "d": "transformer.decoder.norm.bias",
+        "ffn": "transformer.encoder.layers.0.linear1.bias",
+    }
+    true = {key: state[name].numel() for key, name in vectors.items() if name in state} | {
+        "heads": MDETR_NUM_HEADS,
+        "layers": len(layers),
+    }
     first = model.get_submodule("encoder.0")
     own = {
         "d": model.object_query.numel(),
@@ -111,10 +157,14 @@ def _check_sizes(model: Csdvl, state: Mapping[str, Tensor], path: Path) -> None:
     if layers and differ:
         have = ", ".join(f"{key}={own[key]}" for key in differ)
         need = ", ".join(f"model.{key}={true[key]}" for key in differ)
-        raise InputError(f"initialise {path}: the model's {have} do not fit MDETR's weights: set {need}, or initialise=null")
+        raise InputError(
+            f"initialise {path}: the model's {have} do not fit MDETR's weights: set {need}, or initialise=null"
+        )
 
 
-def _adapt_input_projection(state: dict[str, Tensor], num_channels: int, projection: Projection | None, path: Path) -> None:
+def _adapt_input_projection(
+    state: dict[str, Tensor], num_channels: int, projection: Projection | None, path: Path
+) -> None:
     """Make `input_proj` the linear map of the store's features, `channels` wide.
 
     Features y = M(x − m) + b of a reduced store are undone as far as they can be, x' = m + M⁺(y − b), and projected as
@@ -122,7 +172,12 @@ def _adapt_input_projection(state: dict[str, Tensor], num_channels: int, project
     only of what they left out.
     """
     weight, bias = state.get("input_proj.weight"), state.get("input_proj.bias")
-    if weight is None or bias is None or weight.shape[2:] != (1, 1) or bias.shape != weight.shape[:1]:
+    if (
+        weight is None
+        or bias is None
+        or weight.shape[2:] != (1, 1)
+        or bias.shape != weight.shape[:1]
+    ):
         return  # the strict loading says so
     weight = weight[:, :, 0, 0]
     reads = num_channels if projection is None else len(projection.mean)
@@ -132,7 +187,10 @@ def _adapt_input_projection(state: dict[str, Tensor], num_channels: int, project
             " with --backbones full and --weights appearance=mdetr:FILE, or set initialise=null"
         )
     if projection is not None:
-        mean, matrix, shift = (torch.from_numpy(part).double() for part in (projection.mean, projection.matrix, projection.bias))
+        mean, matrix, shift = (
+            torch.from_numpy(part).double()
+            for part in (projection.mean, projection.matrix, projection.bias)
+        )
         whole = weight.double()
         weight = whole @ torch.linalg.pinv(matrix)
         bias = bias + whole @ mean - weight @ shift

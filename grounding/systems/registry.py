@@ -18,9 +18,20 @@ from grounding.models.costa import Costa, CostaConfig
 from grounding.models.csdvl import Csdvl, CsdvlConfig
 from grounding.models.end_to_end import EndToEnd
 from grounding.structures.targets import Targets, Totals
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, EncodersConfig, TrainConfig, CsdvlTrainConfig
+from grounding.systems.config import (
+    CgstvgTrainConfig,
+    CostaTrainConfig,
+    CsdvlTrainConfig,
+    EncodersConfig,
+    TrainConfig,
+)
 from grounding.systems.mdetr_weights import initialize_from_mdetr
-from grounding.systems.presets import CGSTVG_PRESETS, COSTA_PRESETS, CSDVL_PRESETS, STVGFORMER_PRESETS
+from grounding.systems.presets import (
+    CGSTVG_PRESETS,
+    COSTA_PRESETS,
+    CSDVL_PRESETS,
+    STVGFORMER_PRESETS,
+)
 from pipeline.config import merge
 from pipeline.encoders.text import TextEncoder
 from pipeline.errors import InputError
@@ -56,7 +67,9 @@ def build_model(config: TrainConfig, provenance: Mapping[str, Any]) -> nn.Module
     system, dims = get_system(config.system), tuple(provenance["dims"])
     if config.encoders is None:
         return system.build(dims, config.model)
-    from pipeline.encoders.appearance import AppearanceEncoder  # takes torchvision, which networks on features need not wait for
+    from pipeline.encoders.appearance import (
+        AppearanceEncoder,
+    )  # takes torchvision, which networks on features need not wait for
 
     first = load_initial_encoders(config.encoders)
     for backbone, digest in zip(first, provenance["encoders"].values(), strict=True):
@@ -71,7 +84,9 @@ def build_model(config: TrainConfig, provenance: Mapping[str, Any]) -> nn.Module
     if config.model.pictures:
         return system.build(dims, config.model, image, text)
     assert text is not None
-    return EndToEnd(system.build((image.channels, dims[1], text.channels), config.model), image, text)
+    return EndToEnd(
+        system.build((image.channels, dims[1], text.channels), config.model), image, text
+    )
 
 
 def load_initial_encoders(config: EncodersConfig) -> tuple[Backbone, Backbone | None]:
@@ -96,11 +111,15 @@ def _csdvl_selection_metric(model: CsdvlConfig) -> str:
     return "m_tIoU" if model.streams == "dynamic" else "m_vIoU"
 
 
-def _reject_mdetr(system_name: str, instruction: str) -> Callable[[Any, Path, Projection | None], object]:
+def _reject_mdetr(
+    system_name: str, instruction: str
+) -> Callable[[Any, Path, Projection | None], object]:
     """For systems that have nothing of MDETR's transformer."""
 
     def refuse(model: Any, path: Path, basis: Projection | None) -> object:
-        raise InputError(f"initialise {path}: of MDETR {system_name} takes the image and the text encoder alone: {instruction}, initialise=null")
+        raise InputError(
+            f"initialise {path}: of MDETR {system_name} takes the image and the text encoder alone: {instruction}, initialise=null"
+        )
 
     return refuse
 
@@ -110,7 +129,15 @@ def _costa_needs_targets(model: CostaConfig) -> bool:
 
 
 SYSTEMS = {
-    name: System(CsdvlTrainConfig, Csdvl, csdvl_loss, initialize_from_mdetr, presets, _csdvl_selection_metric, lambda model: False)
+    name: System(
+        CsdvlTrainConfig,
+        Csdvl,
+        csdvl_loss,
+        initialize_from_mdetr,
+        presets,
+        _csdvl_selection_metric,
+        lambda model: False,
+    )
     for name, presets in (("csdvl", CSDVL_PRESETS), ("stvgformer", STVGFORMER_PRESETS))
 } | {
     "cgstvg": System(
@@ -139,19 +166,28 @@ def get_system(name: str) -> System:
     try:
         return SYSTEMS[name]
     except KeyError:
-        raise InputError(f"there is no system {name!r}; the systems are {', '.join(SYSTEMS)}: name one with --model") from None
+        raise InputError(
+            f"there is no system {name!r}; the systems are {', '.join(SYSTEMS)}: name one with --model"
+        ) from None
 
 
-def apply_preset(section: Mapping[str, Any], preset_name: str | None, system: str, store: Path) -> dict[str, Any]:
+def apply_preset(
+    section: Mapping[str, Any], preset_name: str | None, system: str, store: Path
+) -> dict[str, Any]:
     """Section `train` with a preset under it: the one `named`, else the section's own `preset`, else that of the store's data set."""
     values = dict(section)
     written = values.pop("preset", None)
-    return merge(get_preset(preset_name or written or Store(store).manifest.dataset, system), values | {"system": system})
+    return merge(
+        get_preset(preset_name or written or Store(store).manifest.dataset, system),
+        values | {"system": system},
+    )
 
 
 def get_preset(name: str, system: str = "csdvl") -> dict[str, Any]:
     """A system's values of section `train` for a data set; an InputError lists the presets there are."""
     presets = get_system(system).presets
     if name not in presets:
-        raise InputError(f"there is no preset {name!r} of {system}; its presets are {', '.join(presets)}: name one with --preset")
+        raise InputError(
+            f"there is no preset {name!r} of {system}; its presets are {', '.join(presets)}: name one with --preset"
+        )
     return {"system": system, **presets[name]}

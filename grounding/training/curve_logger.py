@@ -9,7 +9,8 @@ from typing import Any
 
 class CurveLogger:
     """Write named values per step. Opened at step s it first forgets what a killed run wrote after s, or half wrote; of
-    `val/…` what it wrote after step `judged` (by default s)."""
+    `val/…` what it wrote after step `judged` (by default s).
+    """
 
     def __init__(self, folder: Path, step: int, validated_step: int | None = None) -> None:
         for path in folder.glob("plots/metrics/**/*.tsv"):
@@ -17,7 +18,9 @@ class CurveLogger:
             if not head:  # killed before its first row: DVCLive gives a header only to a file that is not there
                 path.unlink()
                 continue
-            until = validated_step if validated_step is not None and path.parent.name == "val" else step
+            until = (
+                validated_step if validated_step is not None and path.parent.name == "val" else step
+            )
             kept = [row for row in rows if int(row.split("\t")[0]) <= until]
             path.write_text("\n".join([head, *kept]) + "\n")
         summary = folder / "metrics.json"

@@ -44,7 +44,9 @@ class DistributedContext:
 
     def __init__(self) -> None:
         together = distributed.is_available() and distributed.is_initialized()
-        self.rank, self.world_size = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+        self.rank, self.world_size = (
+            (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+        )
 
     @property
     def is_main(self) -> bool:
@@ -86,12 +88,23 @@ class DistributedContext:
         if self.world_size == 1:
             return
         own = [parameter for parameter in parameters if parameter.requires_grad]
-        there = self.all_reduce_sum(torch.tensor([float(parameter.grad is not None) for parameter in own], device=own[0].device))
-        flat = [(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten() for parameter in own]
-        summed = self.all_reduce_sum(torch.cat(flat)).split([parameter.numel() for parameter in own])
+        there = self.all_reduce_sum(
+            torch.tensor(
+                [float(parameter.grad is not None) for parameter in own], device=own[0].device
+            )
+        )
+        flat = [
+            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+            for parameter in own
+        ]
+        summed = self.all_reduce_sum(torch.cat(flat)).split(
+            [parameter.numel() for parameter in own]
+        )
         for parameter, gradient, known in zip(own, summed, there.tolist(), strict=True):
             # In the parameter's own memory layout (convolutions have channels last): a fused optimiser walks both side by side.
-            parameter.grad = torch.empty_like(parameter).copy_(gradient.view_as(parameter)) if known else None
+            parameter.grad = (
+                torch.empty_like(parameter).copy_(gradient.view_as(parameter)) if known else None
+            )
 
     def _run_collective(self, operation: Callable[[], object]) -> None:
         try:

@@ -18,16 +18,29 @@ LrFactor = Callable[[int], float]
 
 def build_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> tuple[Adam, LambdaLR]:
     """The optimiser and its schedules over `steps`; heads and transformers are the first group (norms and biases decay too:
-    the paper asks for no exception), encoders that train follow."""
-    encoders = {"image.": (config.lr_image, constant), "text_encoder.": (config.lr_text, linear_warmup_decay(steps))}
-    rates = {"": (config.lr, constant if config.schedule == "constant" else warmup_cosine(steps)), **encoders}
+    the paper asks for no exception), encoders that train follow.
+    """
+    encoders = {
+        "image.": (config.lr_image, constant),
+        "text_encoder.": (config.lr_text, linear_warmup_decay(steps)),
+    }
+    rates = {
+        "": (config.lr, constant if config.schedule == "constant" else warmup_cosine(steps)),
+        **encoders,
+    }
     groups: defaultdict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[next((prefix for prefix in encoders if name.startswith(prefix)), "")].append(parameter)
+            groups[next((prefix for prefix in encoders if name.startswith(prefix)), "")].append(
+                parameter
+            )
     used = [prefix for prefix in rates if groups[prefix]]
     kind = AdamW if config.optimizer == "adamw" else Adam
-    optimiser = kind([{"params": groups[prefix], "lr": rates[prefix][0]} for prefix in used], weight_decay=config.weight_decay, fused=True)
+    optimiser = kind(
+        [{"params": groups[prefix], "lr": rates[prefix][0]} for prefix in used],
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
     return optimiser, LambdaLR(optimiser, [rates[prefix][1] for prefix in used])
 
 

@@ -28,12 +28,19 @@ class GracefulShutdown:
     def __enter__(self) -> GracefulShutdown:
         try:
             heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self._previous_handlers = {number: signal.signal(number, self._handle_signal) for number in heard}
+            self._previous_handlers = {
+                number: signal.signal(number, self._handle_signal) for number in heard
+            }
         except ValueError:  # not the main thread
             self._previous_handlers = {}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._restore_handlers()
         if error is None and self.received_signal:
             self._forward_signal(self.received_signal, None)

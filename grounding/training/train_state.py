@@ -36,7 +36,9 @@ class TrainState:
     @classmethod
     def create(cls, model: nn.Module, config: TrainConfig, lr_schedule_steps: int) -> TrainState:
         """That of a model before its first step."""
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        ema = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
+        )
         return cls(model, ema, *build_optimizer(model, config, lr_schedule_steps))
 
     def save(self, folder: Path) -> None:
@@ -44,7 +46,10 @@ class TrainState:
         aside = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save_file({key: value.contiguous() for key, value in self.ema_model.module.state_dict().items()}, aside / "model.safetensors")
+        save_file(
+            {key: value.contiguous() for key, value in self.ema_model.module.state_dict().items()},
+            aside / "model.safetensors",
+        )
         whole = {
             "model": self.model.state_dict(),
             "ema": self.ema_model.state_dict(),
@@ -72,9 +77,15 @@ class TrainState:
         try:
             whole = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-            raise InputError(f"{folder / 'state.pt'} is damaged: delete {folder.parent.parent} and train again") from None
+            raise InputError(
+                f"{folder / 'state.pt'} is damaged: delete {folder.parent.parent} and train again"
+            ) from None
         self.model.load_state_dict(whole["model"])
         self.ema_model.load_state_dict(whole["ema"])
         self.optimizer.load_state_dict(whole["optimiser"])
         self.lr_scheduler.load_state_dict(whole["schedule"])
-        self.step, self.validated_step, self.best_metric = whole["step"], whole["judged"], whole["best"]
+        self.step, self.validated_step, self.best_metric = (
+            whole["step"],
+            whole["judged"],
+            whole["best"],
+        )

@@ -86,13 +86,19 @@ class AttentionRecorder:
     """In which the network answers."""
 
     @classmethod
-    def from_run(cls, run: Path, store: Path, split: str, device: str = "auto", frames: int | None = None) -> AttentionRecorder:
+    def from_run(
+        cls, run: Path, store: Path, split: str, device: str = "auto", frames: int | None = None
+    ) -> AttentionRecorder:
         """The best checkpoint of a run; `frames` it sees at once are by default as in training.
 
         InputError where there is no run or checkpoint, StoreError where the store does not fit it.
         """
         ensemble = Ensemble.of_runs([run], resolve_device(device), frames)
-        return cls(ensemble.models[0].eval(), ensemble.features_of(Store(store), split), compute_context=ensemble.computing)
+        return cls(
+            ensemble.models[0].eval(),
+            ensemble.features_of(Store(store), split),
+            compute_context=ensemble.computing,
+        )
 
     @torch.inference_mode()
     def record(self, query: Query) -> QueryAttention:
@@ -113,11 +119,16 @@ class _PassAverager:
     def add(self, frame_indices: Sequence[np.ndarray], outputs: Any) -> None:
         """A batch of passes of one query: their frames, each `[T_s]`, and the network's outputs."""
         maps = get_attention_maps(outputs)
-        self.pass_maps += [(own, {kind: weights[:, place] for kind, weights in maps.items()}) for place, own in enumerate(frame_indices)]
+        self.pass_maps += [
+            (own, {kind: weights[:, place] for kind, weights in maps.items()})
+            for place, own in enumerate(frame_indices)
+        ]
 
     def compute_mean(self, frame_indices: np.ndarray) -> tuple[AttentionMap, ...]:
         """The mean of what was seen at each of `frames` `[n]`."""
-        place = np.searchsorted(frame_indices, np.concatenate([numbers for numbers, _ in self.pass_maps]))
+        place = np.searchsorted(
+            frame_indices, np.concatenate([numbers for numbers, _ in self.pass_maps])
+        )
         times = np.bincount(place)[:, None, None, None]
         found = []
         for kind in self.pass_maps[0][1]:
@@ -130,7 +141,8 @@ class _PassAverager:
 
 def get_attention_maps(outputs: Any) -> dict[str, np.ndarray]:
     """Attention by kind, of outputs without batch padding, `[layers, B, T_s, H, W]`; without carriers where an MLP finds the
-    boxes, whose carriers are uniform."""
+    boxes, whose carriers are uniform.
+    """
     looked = {"guide": outputs.guides} if isinstance(outputs, Outputs) else {"heard": outputs.heard}
     if len(outputs.cell_boxes):
         looked["carriers"] = outputs.carriers

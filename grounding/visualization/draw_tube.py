@@ -16,7 +16,13 @@ from pipeline.records import Span
 
 Box = tuple[float, float, float, float]
 ProgressCallback = Callable[[int, int], None]
-YELLOW, BLACK, WHITE, GRAY, BACKGROUND_COLOR = (255, 221, 0), (0, 0, 0), (255, 255, 255), (96, 96, 96), (24, 24, 24)
+YELLOW, BLACK, WHITE, GRAY, BACKGROUND_COLOR = (
+    (255, 221, 0),
+    (0, 0, 0),
+    (255, 255, 255),
+    (96, 96, 96),
+    (24, 24, 24),
+)
 MIN_LEGIBLE_SIDE = 480
 """Videos whose longer side is shorter are enlarged by a whole number, or no sentence could be read beneath them."""
 MAX_LINES = 4
@@ -52,14 +58,21 @@ class Canvas:
         lines = wrap_text(text, font, width - points)
         strip = round(points * (1.3 * len(lines) + 1.9))
         even = (width + width % 2, height + strip + (height + strip) % 2)
-        return cls(even, (width, height), scale, max(3, round(min(width, height) / 120)), font, lines)
+        return cls(
+            even, (width, height), scale, max(3, round(min(width, height) / 120)), font, lines
+        )
 
     @property
     def time_bar(self) -> tuple[int, int, int, int]:
         """The time bar, xyxy: from the video's first to its last moment."""
         margin = self.font.size // 2
         bottom = self.size[1] - margin
-        return margin, bottom - max(6, round(self.font.size / 2.5)), self.image_size[0] - margin, bottom
+        return (
+            margin,
+            bottom - max(6, round(self.font.size / 2.5)),
+            self.image_size[0] - margin,
+            bottom,
+        )
 
     def get_time_bar_x(self, fraction: float) -> int:
         """Where a share of the video's duration lies on the bar."""
@@ -93,17 +106,37 @@ def draw_tube(
     write_mp4(out, pictures(), frame_edges, canvas.size, {"crf": "20"})
 
 
-def render_frame(canvas: Canvas, background: Image.Image, image: np.ndarray, frame_index: int, tube: LabeledTube, frame_edges: np.ndarray) -> np.ndarray:
+def render_frame(
+    canvas: Canvas,
+    background: Image.Image,
+    image: np.ndarray,
+    frame_index: int,
+    tube: LabeledTube,
+    frame_edges: np.ndarray,
+) -> np.ndarray:
     """One frame as it will be shown, RGB uint8 `[H, W, 3]`: the picture, its box if it has one, the strip with the moment marked."""
     whole = background.copy()
     shown = Image.fromarray(image)
-    whole.paste(shown.resize(canvas.image_size, Image.Resampling.BILINEAR) if canvas.scale > 1 else shown, (0, 0))
+    whole.paste(
+        shown.resize(canvas.image_size, Image.Resampling.BILINEAR) if canvas.scale > 1 else shown,
+        (0, 0),
+    )
     pencil = ImageDraw.Draw(whole)
     if tube.span[0] <= frame_index < tube.span[1] and frame_index in tube.boxes:
         draw_box(pencil, canvas, tube.boxes[frame_index])
     left, top, _, bottom = canvas.time_bar
-    x = canvas.get_time_bar_x((frame_edges[frame_index] - frame_edges[0]) / max(frame_edges[-1] - frame_edges[0], 1e-9))
-    pencil.rectangle((max(left, x - canvas.line_width // 2), top - canvas.line_width, x + (canvas.line_width + 1) // 2, bottom - 1 + canvas.line_width), fill=WHITE)
+    x = canvas.get_time_bar_x(
+        (frame_edges[frame_index] - frame_edges[0]) / max(frame_edges[-1] - frame_edges[0], 1e-9)
+    )
+    pencil.rectangle(
+        (
+            max(left, x - canvas.line_width // 2),
+            top - canvas.line_width,
+            x + (canvas.line_width + 1) // 2,
+            bottom - 1 + canvas.line_width,
+        ),
+        fill=WHITE,
+    )
     return np.asarray(whole)
 
 
@@ -113,7 +146,10 @@ def draw_box(draw: ImageDraw.ImageDraw, canvas: Canvas, box: Box) -> None:
     x1, x2 = (round(min(max(x * canvas.scale, 0), width)) for x in box[::2])
     y1, y2 = (round(min(max(y * canvas.scale, 0), height)) for y in box[1::2])
     x2, y2 = max(x2 - 1, x1), max(y2 - 1, y1)
-    draw.rectangle((max(x1 - 1, 0), max(y1 - 1, 0), min(x2 + 1, width - 1), min(y2 + 1, height - 1)), outline=BLACK)
+    draw.rectangle(
+        (max(x1 - 1, 0), max(y1 - 1, 0), min(x2 + 1, width - 1), min(y2 + 1, height - 1)),
+        outline=BLACK,
+    )
     if min(x2 - x1, y2 - y1) > 2 * canvas.line_width + 2:
         inner = canvas.line_width
         draw.rectangle((x1 + inner, y1 + inner, x2 - inner, y2 - inner), outline=BLACK)
@@ -126,11 +162,18 @@ def draw_background(canvas: Canvas, span: Span, frame_edges: np.ndarray) -> Imag
     pencil = ImageDraw.Draw(whole)
     points = canvas.font.size
     for row, line in enumerate(canvas.text_lines):
-        pencil.text((points // 2, canvas.image_size[1] + points * (0.35 + 1.3 * row)), line, font=canvas.font, fill=WHITE)
+        pencil.text(
+            (points // 2, canvas.image_size[1] + points * (0.35 + 1.3 * row)),
+            line,
+            font=canvas.font,
+            fill=WHITE,
+        )
     left, top, right, bottom = canvas.time_bar
     pencil.rectangle((left, top, right, bottom - 1), fill=GRAY)
     length = max(frame_edges[-1] - frame_edges[0], 1e-9)
-    begin, end = (canvas.get_time_bar_x((frame_edges[edge] - frame_edges[0]) / length) for edge in span)
+    begin, end = (
+        canvas.get_time_bar_x((frame_edges[edge] - frame_edges[0]) / length) for edge in span
+    )
     pencil.rectangle((begin, top, max(end, begin + 1), bottom - 1), fill=YELLOW)
     return whole
 

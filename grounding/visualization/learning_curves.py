@@ -82,13 +82,20 @@ def read_curve_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def build_curve(name: str, steps: np.ndarray, values: np.ndarray) -> Curve:
     """Place one curve on its axes; long ones are thinned to bin means and get a smoothed line over a faint raw one."""
-    x_values, y_values = _choose_ticks(steps.min(), steps.max()), _choose_ticks(values.min(), values.max())
+    x_values, y_values = (
+        _choose_ticks(steps.min(), steps.max()),
+        _choose_ticks(values.min(), values.max()),
+    )
     x_low, x_high = min(steps.min(), x_values[0]), max(steps.max(), x_values[-1])
     y_low, y_high = min(values.min(), y_values[0]), max(values.max(), y_values[-1])
 
     def place(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
         across = MARGIN_LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - MARGIN_LEFT - MARGIN_RIGHT)
-        down = HEIGHT - MARGIN_BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - MARGIN_TOP - MARGIN_BOTTOM)
+        down = (
+            HEIGHT
+            - MARGIN_BOTTOM
+            - (y - y_low) / (y_high - y_low) * (HEIGHT - MARGIN_TOP - MARGIN_BOTTOM)
+        )
         return [(round(float(a), 1), round(float(d), 1)) for a, d in zip(across, down, strict=True)]
 
     thin_steps, thin_values = _downsample(steps), _downsample(values)
@@ -99,8 +106,13 @@ def build_curve(name: str, steps: np.ndarray, values: np.ndarray) -> Curve:
         last=f"{values[-1]:.4g}",
         best={0: f"{values.min():.4g}", 2: f"{values.max():.4g}"}.get(_get_display_rank(name), ""),
         raw=_format_points(place(thin_steps, thin_values)),
-        smooth=_format_points(place(thin_steps, _downsample(smooth_curve(values)))) if noisy else "",
-        dots=[(x, y, f"step {step:g}: {value:.4g}") for (x, y), step, value in zip(points, steps, values, strict=False)],
+        smooth=_format_points(place(thin_steps, _downsample(smooth_curve(values))))
+        if noisy
+        else "",
+        dots=[
+            (x, y, f"step {step:g}: {value:.4g}")
+            for (x, y), step, value in zip(points, steps, values, strict=False)
+        ],
         x_ticks=[Tick(place(np.array([x]), np.array([y_low]))[0][0], f"{x:g}") for x in x_values],
         y_ticks=[Tick(place(np.array([x_low]), np.array([y]))[0][1], f"{y:.4g}") for y in y_values],
     )
@@ -112,7 +124,9 @@ def _choose_ticks(low: float, high: float, count: int = 4) -> list[float]:
         low, high = low - abs(low) * 0.1 - 1e-9, high + abs(high) * 0.1 + 1e-9
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    step = next(
+        factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9)
+    )
     first = math.floor(low / step + 1e-9)
     return [round(i * step, 12) for i in range(first, math.ceil(high / step - 1e-9) + 1)]
 

@@ -29,7 +29,9 @@ class VideoSource:
         """VideoError where there is no such frame."""
         count = len(self.frame_edges) - 1
         if frame_index >= count:
-            raise VideoError("decode", "changed", f"{self.path} has {count} frames, the index says more")
+            raise VideoError(
+                "decode", "changed", f"{self.path} has {count} frames, the index says more"
+            )
 
 
 VideoOpener = Callable[[str], VideoSource]

@@ -18,7 +18,13 @@ from pipeline.io.atomic import atomic_write
 TIME_BASE = Fraction(1, 90_000)
 
 
-def write_mp4(out: Path, images: Iterable[np.ndarray], frame_edges: np.ndarray, size: tuple[int, int], encoder_options: Mapping[str, str]) -> None:
+def write_mp4(
+    out: Path,
+    images: Iterable[np.ndarray],
+    frame_edges: np.ndarray,
+    size: tuple[int, int],
+    encoder_options: Mapping[str, str],
+) -> None:
     """Write `out` atomically.
 
     `pictures` are RGB uint8 `[h, w, 3]`, one for each interval of `edges` `[n + 1]` (seconds); they are scaled to `size` (width,
@@ -27,10 +33,17 @@ def write_mp4(out: Path, images: Iterable[np.ndarray], frame_edges: np.ndarray, 
     import av
 
     ticks = compute_ticks(frame_edges)
-    rate = Fraction(float((len(ticks) - 1) / max(frame_edges[-1] - frame_edges[0], 1e-3))).limit_denominator(1001)
-    with atomic_write(out) as aside, av.open(str(aside), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    rate = Fraction(
+        float((len(ticks) - 1) / max(frame_edges[-1] - frame_edges[0], 1e-3))
+    ).limit_denominator(1001)
+    with (
+        atomic_write(out) as aside,
+        av.open(str(aside), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
         # without B-frames packets leave in the order of showing, and every one can carry its own duration
-        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "bf": "0", **encoder_options})
+        stream = container.add_stream(
+            "libx264", rate=rate, options={"preset": "veryfast", "bf": "0", **encoder_options}
+        )
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = TIME_BASE

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from pipeline.datasets import cvat, hcstvg, jsonl, vidstg
-from pipeline.datasets.parsed import DefectLog, ParsedDataset, Parser, ProgressCallback, ignore_progress
+from pipeline.datasets.parsed import (
+    DefectLog,
+    ParsedDataset,
+    Parser,
+    ProgressCallback,
+    ignore_progress,
+)
 from pipeline.errors import InputError
 
 PARSERS: dict[str, Parser] = {
@@ -15,7 +21,15 @@ PARSERS: dict[str, Parser] = {
     "cvat": cvat.parse,
 }
 
-__all__ = ["PARSERS", "DefectLog", "ParsedDataset", "Parser", "ProgressCallback", "get_parser", "ignore_progress"]
+__all__ = [
+    "PARSERS",
+    "DefectLog",
+    "ParsedDataset",
+    "Parser",
+    "ProgressCallback",
+    "get_parser",
+    "ignore_progress",
+]
 
 
 def get_parser(name: str) -> Parser:
@@ -23,4 +37,6 @@ def get_parser(name: str) -> Parser:
     try:
         return PARSERS[name]
     except KeyError:
-        raise InputError(f"unknown data set {name!r}; the data sets are {', '.join(PARSERS)}") from None
+        raise InputError(
+            f"unknown data set {name!r}; the data sets are {', '.join(PARSERS)}"
+        ) from None

@@ -46,7 +46,12 @@ class RawEntry(BaseModel):
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 MESSAGE_REPLACEMENTS = (
-    (re.compile(r"a valid dictionary or (instance of|object to extract fields from) ?\w*|a valid dictionary"), "an object"),
+    (
+        re.compile(
+            r"a valid dictionary or (instance of|object to extract fields from) ?\w*|a valid dictionary"
+        ),
+        "an object",
+    ),
     (re.compile(r"a valid (tuple|list)"), "a list"),
     (re.compile(r"; use sys\.set_int_max_str_digits\(\) to increase the limit"), ""),
     (re.compile(r"Extra inputs are not permitted"), "no such field"),
@@ -54,12 +59,25 @@ MESSAGE_REPLACEMENTS = (
 """Words of the libraries, and what is said for them."""
 
 
-def validate_raw(model: type[ModelT], content: Any, entry_kind: str, name: str, defects: DefectLog, num_queries: int = 1) -> ModelT | None:
+def validate_raw(
+    model: type[ModelT],
+    content: Any,
+    entry_kind: str,
+    name: str,
+    defects: DefectLog,
+    num_queries: int = 1,
+) -> ModelT | None:
     """The content as a `model`; None, and a defect `malformed <what>` that leaves its `queries` out, where it is none."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        defects.add(f"malformed {entry_kind}", name, simplify_message(format_first_error(error)), excluded=True, count=num_queries)
+        defects.add(
+            f"malformed {entry_kind}",
+            name,
+            simplify_message(format_first_error(error)),
+            excluded=True,
+            count=num_queries,
+        )
         return None
 
 

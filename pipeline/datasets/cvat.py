@@ -9,9 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.file_search import VideoFiles, list_files, describe_root_problem
-from pipeline.datasets.jsonl import JsonlEntry, collect_entry, add_queries
-from pipeline.datasets.parsed import NO_SPLIT, ParsedDataset, ProbeFunction, ProgressCallback, ignore_progress
+from pipeline.datasets.file_search import VideoFiles, describe_root_problem, list_files
+from pipeline.datasets.jsonl import JsonlEntry, add_queries, collect_entry
+from pipeline.datasets.parsed import (
+    NO_SPLIT,
+    ParsedDataset,
+    ProbeFunction,
+    ProgressCallback,
+    ignore_progress,
+)
 from pipeline.datasets.video_checks import probe_videos
 from pipeline.errors import InputError
 from pipeline.io.cvat_xml import PREDICTION, TRUTH, CvatTrack, CvatVideo, read_cvat
@@ -23,12 +29,18 @@ EXPECTED_LAYOUT = """{root} {problem}. Put into one folder
 and name the folder with --root."""
 
 
-def parse(root: Path, progress: ProgressCallback = ignore_progress, probe: ProbeFunction = probe_videos) -> ParsedDataset:
+def parse(
+    root: Path, progress: ProgressCallback = ignore_progress, probe: ProbeFunction = probe_videos
+) -> ParsedDataset:
     """All tracks labelled `truth` beneath the folder `root`, as queries; `progress(done, total)` counts videos."""
     root = Path(root)
     files = list_files(root, (".xml", ".zip"))
     if not files:
-        raise InputError(EXPECTED_LAYOUT.format(root=root, problem=describe_root_problem(root, "holds no export of CVAT")))
+        raise InputError(
+            EXPECTED_LAYOUT.format(
+                root=root, problem=describe_root_problem(root, "holds no export of CVAT")
+            )
+        )
     parsed, found = ParsedDataset(root), dict[str, JsonlEntry]()
     places = VideoFiles(root)
     for file in files:
@@ -40,31 +52,61 @@ def parse(root: Path, progress: ProgressCallback = ignore_progress, probe: Probe
         for video in videos:
             _collect_tracks(str(file), video, places, found, parsed)
     if not found and not parsed.defects.num_excluded:
-        raise InputError(EXPECTED_LAYOUT.format(root=root, problem="holds exports of CVAT, but no track labelled 'truth'"))
+        raise InputError(
+            EXPECTED_LAYOUT.format(
+                root=root, problem="holds exports of CVAT, but no track labelled 'truth'"
+            )
+        )
     return add_queries(found, parsed, progress, probe)
 
 
-def _collect_tracks(file: str, video: CvatVideo, places: VideoFiles, found: dict[str, JsonlEntry], parsed: ParsedDataset) -> None:
+def _collect_tracks(
+    file: str,
+    video: CvatVideo,
+    places: VideoFiles,
+    found: dict[str, JsonlEntry],
+    parsed: ParsedDataset,
+) -> None:
     """The lines of one task's tracks."""
     parsed.defects.split = NO_SPLIT
     for number, why in video.track_errors.items():
         parsed.defects.add("unreadable track", f"{file}, track {number}", why, excluded=True)
-    stated = {number: _parse_query_attribute(track, f"{file}, track {number}", parsed) for number, track in video.tracks.items()}
-    checked = {known.get("id") for number, known in stated.items() if known and video.tracks[number].label == TRUTH}
+    stated = {
+        number: _parse_query_attribute(track, f"{file}, track {number}", parsed)
+        for number, track in video.tracks.items()
+    }
+    checked = {
+        known.get("id")
+        for number, known in stated.items()
+        if known and video.tracks[number].label == TRUTH
+    }
     for number, track in video.tracks.items():
         place, known = f"{file}, track {number}", stated[number]
         if known is None:
             continue
         if track.label == PREDICTION and known.get("id") not in checked - {None}:
-            parsed.defects.add("still a prediction", place, "label it 'truth' in CVAT once it is right", excluded=True)
+            parsed.defects.add(
+                "still a prediction",
+                place,
+                "label it 'truth' in CVAT once it is right",
+                excluded=True,
+            )
         elif track.label == TRUTH:
             if "video" not in known:
                 known["video"] = places.resolve_path(video.source, video.source, parsed.defects)
-            collect_entry({**known, "text": track.attributes.get("sentence", ""), "tube": _build_tube(track)}, place, place, found, parsed)
+            collect_entry(
+                {**known, "text": track.attributes.get("sentence", ""), "tube": _build_tube(track)},
+                place,
+                place,
+                found,
+                parsed,
+            )
             parsed.defects.split = NO_SPLIT
 
 
-def _parse_query_attribute(track: CvatTrack, place: str, parsed: ParsedDataset) -> dict[str, Any] | None:
+def _parse_query_attribute(
+    track: CvatTrack, place: str, parsed: ParsedDataset
+) -> dict[str, Any] | None:
     """What the track says about its query: nothing where it was drawn anew; None, and a defect, where nobody can read it."""
     stated = track.attributes.get("query", "").strip()
     try:
@@ -73,7 +115,12 @@ def _parse_query_attribute(track: CvatTrack, place: str, parsed: ParsedDataset) 
         known = None
     if isinstance(known, dict):
         return known
-    parsed.defects.add("unreadable query", place, f"the attribute 'query' is no JSON object: {stated}", excluded=True)
+    parsed.defects.add(
+        "unreadable query",
+        place,
+        f"the attribute 'query' is no JSON object: {stated}",
+        excluded=True,
+    )
     return None
 
 

@@ -25,7 +25,12 @@ from pipeline.tracks import Tracks
 CARDS_DIR = Path(__file__).parents[2] / "data_cards"
 YAML_BLOCK = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 QUERY_SUFFIX = re.compile(r"-[cq]\d+$")  # what VidSTG's queries add to the name of their entry
-GENERATION_KEYS = {"seed", "colours", "shapes", "motions"}  # what `shapes` is made with: not in the annotations
+GENERATION_KEYS = {
+    "seed",
+    "colours",
+    "shapes",
+    "motions",
+}  # what `shapes` is made with: not in the annotations
 ALL_SPLITS = "all"
 Card = dict[str, Any]
 Queries = list[Query]
@@ -40,7 +45,9 @@ def load_card(name: str) -> Card:
         raise InputError(f"the data card {path} does not exist; install the project again")
     block = YAML_BLOCK.search(path.read_text(encoding="utf-8"))
     if block is None:
-        raise InputError(f"the card of {name!r} states no numbers to verify: its data are your own; run stvg-prepare without --verify")
+        raise InputError(
+            f"the card of {name!r} states no numbers to verify: its data are your own; run stvg-prepare without --verify"
+        )
     card: Card = yaml.safe_load(block[1])
     return card
 
@@ -70,16 +77,27 @@ def compare_with_card(card: Card, parsed_dataset: ParsedDataset) -> list[CardChe
     """Every number of the card beside the one found; parts that are not at hand are absent. Queries left out differ from any card."""
     found = summarize_dataset(parsed_dataset)
     rows = [
-        CardCheck(part, name, said, found.get(part, {}).get(name)) for part, numbers in card["splits"].items() for name, said in numbers.items()
+        CardCheck(part, name, said, found.get(part, {}).get(name))
+        for part, numbers in card["splits"].items()
+        for name, said in numbers.items()
     ]
-    stated = {name: said for name, said in card.items() if name not in GENERATION_KEYS | {"splits", "examples"}}
+    stated = {
+        name: said
+        for name, said in card.items()
+        if name not in GENERATION_KEYS | {"splits", "examples"}
+    }
     whole = found.get(ALL_SPLITS, {}) if set(card["splits"]) <= set(found) else {}
-    rows += [CardCheck(ALL_SPLITS, name, said, whole.get(name)) for name, said in flatten(stated).items()]
+    rows += [
+        CardCheck(ALL_SPLITS, name, said, whole.get(name)) for name, said in flatten(stated).items()
+    ]
     by_id = {query.id: query for query in parsed_dataset.queries}
     for name, fields in card.get("examples", {}).items():
         known = describe_query(by_id[name], parsed_dataset.tracks) if name in by_id else {}
         missing = "no such query" if fields["split"] in found else None
-        rows += [CardCheck(name, field, said, known.get(field, missing)) for field, said in fields.items()]
+        rows += [
+            CardCheck(name, field, said, known.get(field, missing))
+            for field, said in fields.items()
+        ]
     if parsed_dataset.defects.num_excluded:
         rows.append(CardCheck(ALL_SPLITS, "left out", 0, parsed_dataset.defects.num_excluded))
     return rows
@@ -90,9 +108,14 @@ def summarize_dataset(parsed_dataset: ParsedDataset) -> dict[str, dict[str, Any]
     splits: dict[str, Queries] = defaultdict(list)
     for query in parsed_dataset.queries:
         splits[query.split].append(query)
-    numbers = {split: {name: count(queries) for name, count in SPLIT_STATISTICS.items()} for split, queries in splits.items()}
+    numbers = {
+        split: {name: count(queries) for name, count in SPLIT_STATISTICS.items()}
+        for split, queries in splits.items()
+    }
     if parsed_dataset.queries:
-        numbers[ALL_SPLITS] = flatten({name: count(parsed_dataset.queries) for name, count in DATASET_STATISTICS.items()})
+        numbers[ALL_SPLITS] = flatten(
+            {name: count(parsed_dataset.queries) for name, count in DATASET_STATISTICS.items()}
+        )
     return numbers
 
 
@@ -117,7 +140,11 @@ def flatten(numbers: dict[str, Any]) -> dict[str, Any]:
     """`{tags: {neither: 54}}` as `{"tags, neither": 54}`."""
     result: dict[str, Any] = {}
     for name, value in numbers.items():
-        result |= {f"{name}, {inner}": one for inner, one in value.items()} if isinstance(value, dict) else {name: value}
+        result |= (
+            {f"{name}, {inner}": one for inner, one in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
     return result
 
 
@@ -144,12 +171,18 @@ def _mean(values: Iterable[float]) -> float:
 
 def _segment_seconds(queries: Queries) -> Iterator[float]:
     """Seconds of each entry's segment."""
-    return ((query.segment[1] - query.segment[0]) / query.fps for query in select_entry_queries(queries))
+    return (
+        (query.segment[1] - query.segment[0]) / query.fps for query in select_entry_queries(queries)
+    )
 
 
 def _span_seconds(queries: Queries) -> Iterator[float]:
     """Seconds of each entry's true span."""
-    return ((query.truth.span[1] - query.truth.span[0]) / query.fps for query in select_entry_queries(queries) if query.truth)
+    return (
+        (query.truth.span[1] - query.truth.span[0]) / query.fps
+        for query in select_entry_queries(queries)
+        if query.truth
+    )
 
 
 def _word_counts(queries: Queries) -> Iterator[int]:
@@ -174,7 +207,10 @@ def _count_tags(queries: Queries) -> dict[str, int]:
     tags = [set(query.tags) for query in queries if query.split == "test"]
     kinds = ("look-alike", "same-motion")
     one = {kind: sum(kind in found for found in tags) for kind in kinds}
-    return one | {" and ".join(kinds): sum(found >= set(kinds) for found in tags), "neither": sum(not found for found in tags)}
+    return one | {
+        " and ".join(kinds): sum(found >= set(kinds) for found in tags),
+        "neither": sum(not found for found in tags),
+    }
 
 
 def _compute_tag_shares(queries: Queries) -> dict[str, float]:
@@ -186,7 +222,9 @@ def _compute_tag_shares(queries: Queries) -> dict[str, float]:
         "both": {"look-alike", "same-motion"},
         "neither": set(),
     }
-    return {name: round(100 * counts[frozenset(kind)] / len(queries), 1) for name, kind in kinds.items()}
+    return {
+        name: round(100 * counts[frozenset(kind)] / len(queries), 1) for name, kind in kinds.items()
+    }
 
 
 def _unique_value(values: Iterable[Any]) -> Any:
@@ -204,24 +242,36 @@ SPLIT_STATISTICS: dict[str, Callable[[Queries], Any]] = {
     "interrogative": lambda queries: sum(query.form == "interrogative" for query in queries),
     "with truth": lambda queries: sum(query.truth is not None for query in queries),
     "categories asked about": lambda queries: len({query.object for query in queries} - {None}),
-    "queries per video": lambda queries: _min_max(Counter(query.video for query in queries).values()),
+    "queries per video": lambda queries: _min_max(
+        Counter(query.video for query in queries).values()
+    ),
     "words": lambda queries: _min_max(_word_counts(queries)),
     "mean words": lambda queries: _mean(_word_counts(queries)),
     "repeated sentences": lambda queries: len(_group_duplicates(queries)),
     "repeated with another span": lambda queries: _count_contradictions(_group_duplicates(queries)),
-    "repeated in one segment with another span": lambda queries: _count_contradictions(_group_duplicates(queries, "segment")),
+    "repeated in one segment with another span": lambda queries: _count_contradictions(
+        _group_duplicates(queries, "segment")
+    ),
     "fps": lambda queries: _min_max(query.fps for query in queries),
-    "entries at the lowest fps": lambda queries: Counter(query.fps for query in select_entry_queries(queries))[min(query.fps for query in queries)],
+    "entries at the lowest fps": lambda queries: Counter(
+        query.fps for query in select_entry_queries(queries)
+    )[min(query.fps for query in queries)],
     "frames": lambda queries: _min_max(query.frame_count for query in queries),
     "width": lambda queries: _min_max(query.size[0] for query in queries),
     "height": lambda queries: _min_max(query.size[1] for query in queries),
     "segment seconds": lambda queries: _min_max(_segment_seconds(queries)),
     "mean segment seconds": lambda queries: _mean(_segment_seconds(queries)),
-    "segment is the whole video": lambda queries: sum(query.segment == (0, query.frame_count) for query in select_entry_queries(queries)),
+    "segment is the whole video": lambda queries: sum(
+        query.segment == (0, query.frame_count) for query in select_entry_queries(queries)
+    ),
     "span seconds": lambda queries: _min_max(_span_seconds(queries)),
     "mean span seconds": lambda queries: _mean(_span_seconds(queries)),
-    "span is the whole segment": lambda queries: sum(bool(q.truth and q.truth.span == q.segment) for q in select_entry_queries(queries)),
-    "span ends with its segment": lambda queries: sum(bool(q.truth and q.truth.span[1] == q.segment[1]) for q in select_entry_queries(queries)),
+    "span is the whole segment": lambda queries: sum(
+        bool(q.truth and q.truth.span == q.segment) for q in select_entry_queries(queries)
+    ),
+    "span ends with its segment": lambda queries: sum(
+        bool(q.truth and q.truth.span[1] == q.segment[1]) for q in select_entry_queries(queries)
+    ),
 }
 DATASET_STATISTICS: dict[str, Callable[[Queries], Any]] = {
     "picture": lambda queries: list(_unique_value(query.size for query in queries)),

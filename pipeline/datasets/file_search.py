@@ -16,7 +16,9 @@ def list_files(root: Path, suffixes: tuple[str, ...]) -> list[PurePosixPath]:
 
     A name that cannot be written as UTF-8 is passed over: an index could not hold it.
     """
-    return sorted(path for path in _walk(root) if path.suffix.lower() in suffixes and _is_encodable(str(path)))
+    return sorted(
+        path for path in _walk(root) if path.suffix.lower() in suffixes and _is_encodable(str(path))
+    )
 
 
 def _walk(root: Path) -> Iterator[PurePosixPath]:
@@ -69,7 +71,11 @@ class VideoFiles:
             if found:
                 defects.add("video with another extension", name, f"{found[0]} is taken for it")
         if len(found) > 1:
-            defects.add("several videos of one name", name, f"{found[0]} is taken, {', '.join(found[1:4])} passed over")
+            defects.add(
+                "several videos of one name",
+                name,
+                f"{found[0]} is taken, {', '.join(found[1:4])} passed over",
+            )
         return found[0] if found else default_path
 
 

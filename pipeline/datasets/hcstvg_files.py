@@ -32,8 +32,15 @@ or name another folder with --root."""
 def find_annotation_files(version: str, root: Path) -> dict[str, Path]:
     """The file of each split that is there; an InputError says what to put below `root` where none is."""
     places = [root / place.format(version=version) for place in ANNOTATION_FOLDERS]
-    found = {split: [place / name for name in names for place in places] for split, names in ANNOTATION_FILES[version].items()}
-    files = {split: path for split, paths in found.items() if (path := next((path for path in paths if path.is_file()), None))}
+    found = {
+        split: [place / name for name in names for place in places]
+        for split, names in ANNOTATION_FILES[version].items()
+    }
+    files = {
+        split: path
+        for split, paths in found.items()
+        if (path := next((path for path in paths if path.is_file()), None))
+    }
     if not files:
         names = ", ".join(choices[0] for choices in ANNOTATION_FILES[version].values())
         problem = describe_root_problem(root, f"holds no HC-STVG v{version} annotations")
@@ -45,7 +52,9 @@ def load_entries(version: str, path: Path, root: Path) -> dict[str, Any]:
     """The entries of one file as they are written, by video; an InputError where it is no such file, or the other version's."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path} must hold an object with an entry for each video, not {type(content).__name__}; download it again")
+        raise InputError(
+            f"{path} must hold an object with an entry for each video, not {type(content).__name__}; download it again"
+        )
     _check_version(version, path, root, content)
     return content
 
@@ -68,4 +77,10 @@ def _detect_version(entry: object) -> str | None:
     fields = set(entry)
     if "bbox" in fields and fields & V1_FIELDS and not fields & V2_FIELDS:
         return "1"
-    return "2" if fields & V2_FIELDS and not fields & V1_FIELDS and ("ed_frame" in fields or "bbox" not in fields) else None
+    return (
+        "2"
+        if fields & V2_FIELDS
+        and not fields & V1_FIELDS
+        and ("ed_frame" in fields or "bbox" not in fields)
+        else None
+    )

@@ -43,14 +43,21 @@ class DefectLog:
         self._kinds: dict[str, _DefectCounts] = {}
         self.split = NO_SPLIT
 
-    def add(self, kind: str, entry: str, detail: str, *, excluded: bool = False, count: int = 1) -> None:
+    def add(
+        self, kind: str, entry: str, detail: str, *, excluded: bool = False, count: int = 1
+    ) -> None:
         """Note `count` defects of one entry; `excluded`: the entry is not in the index, which loses `count` queries by it."""
         found = self._kinds.setdefault(kind, _DefectCounts())
         found.count += count
         found.num_excluded += count * excluded
         found.num_included += not excluded
         if excluded or found.num_included <= MAX_EXAMPLES:
-            row = {"entry": _to_printable(entry), "split": self.split, "detail": _to_printable(detail), "count": count}
+            row = {
+                "entry": _to_printable(entry),
+                "split": self.split,
+                "detail": _to_printable(detail),
+                "count": count,
+            }
             found.entries.append(row | {"outcome": "left out" if excluded else "kept"})
 
     def count(self, kind: str) -> int:
@@ -67,7 +74,15 @@ class DefectLog:
         `excluded`, and the `count` of an entry left out, are queries.
         """
         kinds = sorted(self._kinds.items(), key=lambda item: (-item[1].count, item[0]))
-        return [{"kind": name, "count": kind.count, "excluded": kind.num_excluded, "entries": kind.entries} for name, kind in kinds]
+        return [
+            {
+                "kind": name,
+                "count": kind.count,
+                "excluded": kind.num_excluded,
+                "entries": kind.entries,
+            }
+            for name, kind in kinds
+        ]
 
 
 def _to_printable(text: str) -> str:
@@ -90,13 +105,17 @@ class ParsedDataset:
 class Parser(Protocol):
     """From a data set's folder (for `jsonl` its file) to all it states; `probe` looks at the videos its files leave open."""
 
-    def __call__(self, root: Path, progress: ProgressCallback = ..., probe: ProbeFunction = ...) -> ParsedDataset: ...
+    def __call__(
+        self, root: Path, progress: ProgressCallback = ..., probe: ProbeFunction = ...
+    ) -> ParsedDataset: ...
 
 
 def check_not_empty(entries: object, parsed_dataset: ParsedDataset, files: Iterable[Path]) -> None:
     """An InputError where the files hold not one entry: neither `found`, nor one that was left out."""
     if not entries and not parsed_dataset.defects.num_excluded:
-        raise InputError(f"not one entry in {', '.join(map(str, files))}; download the annotations again")
+        raise InputError(
+            f"not one entry in {', '.join(map(str, files))}; download the annotations again"
+        )
 
 
 def log_duplicates(parsed_dataset: ParsedDataset) -> None:
@@ -108,7 +127,9 @@ def log_duplicates(parsed_dataset: ParsedDataset) -> None:
         splits.setdefault(query.path, {})[query.split] = None
     for (_, video, text), ids in said.items():
         if len(ids) > 1:
-            parsed_dataset.defects.add("repeated sentence", ids[0], f"{len(ids)} times about video {video}: {text}")
+            parsed_dataset.defects.add(
+                "repeated sentence", ids[0], f"{len(ids)} times about video {video}: {text}"
+            )
     for path, found in splits.items():
         if len(found) > 1:
             parsed_dataset.defects.add("video in several splits", path, ", ".join(found))

@@ -12,7 +12,7 @@ from pipeline.datasets.parsed import NO_SPLIT
 from pipeline.datasets.video_checks import fit_to_video, log_edit_lists, probe_videos
 from pipeline.errors import InputError, VideoError
 from pipeline.io.jsonl import write_json, write_jsonl
-from pipeline.io.strict_json import read_lines, parse_json
+from pipeline.io.strict_json import parse_json, read_lines
 from pipeline.records import FORMAT, Query
 from pipeline.tracks import Tracks
 from pipeline.video import VideoMetadata
@@ -23,7 +23,8 @@ ProbeResults = dict[str, VideoMetadata | VideoError]
 @dataclass(frozen=True)
 class SplitCounts:
     """One split: `queries` in the index, about so many `videos`; how many queries were `left_out`, by kind of defect; and how
-    many of the index's queries have no video, or a truth without boxes."""
+    many of the index's queries have no video, or a truth without boxes.
+    """
 
     queries: int
     videos: int
@@ -35,7 +36,8 @@ class SplitCounts:
 @dataclass(frozen=True)
 class PrepareReport:
     """What was written. `totals` by split (`?`: left out before its split was known); `checked`: videos whose files were
-    looked at, `edit_lists`: those of them that hide frames."""
+    looked at, `edit_lists`: those of them that hide frames.
+    """
 
     dataset: str
     index_path: Path
@@ -77,7 +79,9 @@ class PrepareReport:
         return int(self.num_failures > limit)
 
 
-def prepare(dataset: str, root: Path, index_path: Path, progress: ProgressCallback = ignore_progress) -> PrepareReport:
+def prepare(
+    dataset: str, root: Path, index_path: Path, progress: ProgressCallback = ignore_progress
+) -> PrepareReport:
     """Write `index_path`, and `tracks.npz` and `defects.json` beside it; `progress(done, total)` counts files, then videos.
 
     A query whose video cannot be used is left out, and named. Where a data set's annotations are at hand but none of
@@ -91,13 +95,19 @@ def prepare(dataset: str, root: Path, index_path: Path, progress: ProgressCallba
 def check_index_path(path: Path, root: Path) -> None:
     """An InputError where writing an index to `path` would destroy something else: `root`, or a file that is no index."""
     if path.suffix != ".jsonl":
-        raise InputError(f"the index {path} must be called <name>.jsonl, so that no other file is taken for it; change --index")
+        raise InputError(
+            f"the index {path} must be called <name>.jsonl, so that no other file is taken for it; change --index"
+        )
     if path.exists() and not path.is_file():
         raise InputError(f"the index {path} is a folder or a device; name a file with --index")
     if path.exists() and root.exists() and path.samefile(root):
-        raise InputError(f"the index {path} is the data set's own file; name another file with --index")
+        raise InputError(
+            f"the index {path} is the data set's own file; name another file with --index"
+        )
     if path.is_file() and not _is_index(path):
-        raise InputError(f"{path} exists and is no index, so it is not written over; name another file with --index")
+        raise InputError(
+            f"{path} exists and is no index, so it is not written over; name another file with --index"
+        )
 
 
 def _is_index(path: Path) -> bool:
@@ -111,10 +121,19 @@ def _is_index(path: Path) -> bool:
     return True
 
 
-def write_index(dataset: str, parsed_dataset: ParsedDataset, index_path: Path, progress: ProgressCallback = ignore_progress) -> PrepareReport:
+def write_index(
+    dataset: str,
+    parsed_dataset: ParsedDataset,
+    index_path: Path,
+    progress: ProgressCallback = ignore_progress,
+) -> PrepareReport:
     """The second half of `prepare`: hold what was parsed against its videos, and write the three files."""
     facts: ProbeResults = dict(parsed_dataset.probe_results)
-    facts |= probe_videos(parsed_dataset.folder, {query.path for query in parsed_dataset.queries} - set(facts), progress)
+    facts |= probe_videos(
+        parsed_dataset.folder,
+        {query.path for query in parsed_dataset.queries} - set(facts),
+        progress,
+    )
     known = {query.id: query.split for query in parsed_dataset.queries}
     queries, without_video = _select_usable_queries(parsed_dataset, facts)
     log_edit_lists(facts, parsed_dataset.defects)
@@ -124,7 +143,10 @@ def write_index(dataset: str, parsed_dataset: ParsedDataset, index_path: Path, p
         index_path=index_path,
         queries=len(queries),
         videos=len({query.video for query in queries}),
-        checked_videos=sum(isinstance(found, VideoMetadata) or found.reason != "missing" for found in facts.values()),
+        checked_videos=sum(
+            isinstance(found, VideoMetadata) or found.reason != "missing"
+            for found in facts.values()
+        ),
         edit_lists=parsed_dataset.defects.count("edit list"),
         split_counts=_count_splits(queries, defects, known, without_video),
         defects=defects,
@@ -133,13 +155,19 @@ def write_index(dataset: str, parsed_dataset: ParsedDataset, index_path: Path, p
     return report
 
 
-def _count_splits(queries: list[Query], defects: list[dict[str, Any]], known: dict[str, str], no_videos: bool) -> dict[str, SplitCounts]:
+def _count_splits(
+    queries: list[Query], defects: list[dict[str, Any]], known: dict[str, str], no_videos: bool
+) -> dict[str, SplitCounts]:
     """The totals by split; `known`: the split of every query the annotations hold, by id; `no_videos`: not one is there."""
     left_out: dict[str, Counter[str]] = defaultdict(Counter)
     for defect in defects:
         for item in defect["entries"]:
             if item["outcome"] == "left out":
-                split = known.get(item["entry"], NO_SPLIT) if item["split"] == NO_SPLIT else item["split"]
+                split = (
+                    known.get(item["entry"], NO_SPLIT)
+                    if item["split"] == NO_SPLIT
+                    else item["split"]
+                )
                 left_out[split][defect["kind"]] += item["count"]
     by_split: dict[str, list[Query]] = defaultdict(list)
     for query in queries:
@@ -150,7 +178,9 @@ def _count_splits(queries: list[Query], defects: list[dict[str, Any]], known: di
             videos=len({query.video for query in by_split[split]}),
             left_out=dict(left_out[split].most_common()),
             without_video=len(by_split[split]) if no_videos else 0,
-            without_boxes=sum(query.truth is not None and query.truth.track is None for query in by_split[split]),
+            without_boxes=sum(
+                query.truth is not None and query.truth.track is None for query in by_split[split]
+            ),
         )
         for split in sorted({*by_split, *left_out})
     }
@@ -158,9 +188,16 @@ def _count_splits(queries: list[Query], defects: list[dict[str, Any]], known: di
 
 def _select_usable_queries(parsed: ParsedDataset, facts: ProbeResults) -> tuple[list[Query], bool]:
     """The queries that stay, and whether they do without a video because there is none at all."""
-    if parsed.queries and all(isinstance(found, VideoError) and found.reason == "missing" for found in facts.values()):
+    if parsed.queries and all(
+        isinstance(found, VideoError) and found.reason == "missing" for found in facts.values()
+    ):
         videos = {query.video for query in parsed.queries}
-        parsed.defects.add("no videos", str(parsed.folder), "not one video is there; kept as the annotations state them", count=len(videos))
+        parsed.defects.add(
+            "no videos",
+            str(parsed.folder),
+            "not one video is there; kept as the annotations state them",
+            count=len(videos),
+        )
         return parsed.queries, True
     kept = []
     for query in parsed.queries:
@@ -176,7 +213,12 @@ def _select_usable_queries(parsed: ParsedDataset, facts: ProbeResults) -> tuple[
 
 def _write_files(report: PrepareReport, queries: list[Query], tracks: Tracks) -> None:
     """The three files, the index last: where it is, the others are."""
-    used = Tracks({key: tracks[key] for key in sorted({q.truth.track for q in queries if q.truth and q.truth.track})})
+    used = Tracks(
+        {
+            key: tracks[key]
+            for key in sorted({q.truth.track for q in queries if q.truth and q.truth.track})
+        }
+    )
     used.save(report.index_path.with_name("tracks.npz"))
     summary = {
         "format": FORMAT,

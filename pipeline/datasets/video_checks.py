@@ -17,7 +17,9 @@ WORKERS = 4
 FPS_TOLERANCE = 0.01
 
 
-def probe_videos(folder: Path, paths: Iterable[str], progress: ProgressCallback, workers: int = WORKERS) -> dict[str, VideoMetadata | VideoError]:
+def probe_videos(
+    folder: Path, paths: Iterable[str], progress: ProgressCallback, workers: int = WORKERS
+) -> dict[str, VideoMetadata | VideoError]:
     """The facts of each video by its path relative to `folder`, or the error that makes it unusable."""
     wanted = sorted(set(paths))
     found: dict[str, VideoMetadata | VideoError] = {}
@@ -29,10 +31,15 @@ def probe_videos(folder: Path, paths: Iterable[str], progress: ProgressCallback,
     return found
 
 
-def assume_valid_videos(folder: Path, paths: Iterable[str], progress: ProgressCallback) -> dict[str, VideoMetadata | VideoError]:
+def assume_valid_videos(
+    folder: Path, paths: Iterable[str], progress: ProgressCallback
+) -> dict[str, VideoMetadata | VideoError]:
     """In the place of `probe_videos` where annotations alone are looked at: videos that hold whatever is said of them, unseen."""
     seconds = np.broadcast_to(np.float64(0), MAX_FRAMES)  # takes no memory
-    return {path: VideoMetadata(folder / path, (2**16, 2**16), 1.0, seconds, 0.0, False, "") for path in paths}
+    return {
+        path: VideoMetadata(folder / path, (2**16, 2**16), 1.0, seconds, 0.0, False, "")
+        for path in paths
+    }
 
 
 def _probe_or_error(path: Path) -> VideoMetadata | VideoError:
@@ -42,11 +49,17 @@ def _probe_or_error(path: Path) -> VideoMetadata | VideoError:
         return error
 
 
-def log_edit_lists(probe_results: dict[str, VideoMetadata | VideoError], defects: DefectLog) -> None:
+def log_edit_lists(
+    probe_results: dict[str, VideoMetadata | VideoError], defects: DefectLog
+) -> None:
     """Count the videos whose container hides some of their frames."""
     for path, found in sorted(probe_results.items()):
         if isinstance(found, VideoMetadata) and found.has_edit_list:
-            defects.add("edit list", path, f"{found.frame_count} frames are shown; numbers count those alone")
+            defects.add(
+                "edit list",
+                path,
+                f"{found.frame_count} frames are shown; numbers count those alone",
+            )
 
 
 def fit_to_video(query: Query, metadata: VideoMetadata, defects: DefectLog) -> Query | None:
@@ -56,18 +69,40 @@ def fit_to_video(query: Query, metadata: VideoMetadata, defects: DefectLog) -> Q
     """
     count, stated = metadata.frame_count, query.frame_count
     if abs(count - stated) > max(0.5 * query.fps, 0.02 * stated):
-        defects.add("frame count disagrees", query.id, f"the annotation says {stated} frames, {metadata.path} has {count}", excluded=True)
+        defects.add(
+            "frame count disagrees",
+            query.id,
+            f"the annotation says {stated} frames, {metadata.path} has {count}",
+            excluded=True,
+        )
         return None
     if count != stated:
-        defects.add("frame count differs", query.id, f"the annotation says {stated} frames, {metadata.path} has {count}")
+        defects.add(
+            "frame count differs",
+            query.id,
+            f"the annotation says {stated} frames, {metadata.path} has {count}",
+        )
     if abs(metadata.fps - query.fps) > FPS_TOLERANCE * query.fps:
-        defects.add("fps disagrees", query.id, f"the annotation says {query.fps:g} fps, {metadata.path} has {metadata.fps:.4g}")
+        defects.add(
+            "fps disagrees",
+            query.id,
+            f"the annotation says {query.fps:g} fps, {metadata.path} has {metadata.fps:.4g}",
+        )
     if metadata.size != query.size:
-        defects.add("picture size disagrees", query.id, f"the annotation says {_format_size(query.size)}, {metadata.path} is {_format_size(metadata.size)}")
+        defects.add(
+            "picture size disagrees",
+            query.id,
+            f"the annotation says {_format_size(query.size)}, {metadata.path} is {_format_size(metadata.size)}",
+        )
     segment = _intersect_spans(query.segment, (0, count))
     truth = query.truth and _clip_truth(query.truth, segment)
     if segment is None or (query.truth and truth is None):
-        defects.add("span beyond the video", query.id, f"segment {query.segment}, {metadata.path} has {count} frames", excluded=True)
+        defects.add(
+            "span beyond the video",
+            query.id,
+            f"segment {query.segment}, {metadata.path} has {count} frames",
+            excluded=True,
+        )
         return None
     changes = {"fps": metadata.fps, "frame_count": count, "segment": segment, "truth": truth}
     return Query.model_validate(query.model_dump() | changes)

@@ -27,8 +27,14 @@ class VidorFolder:
     """Where each video and each file of boxes lies under a root; either may be absent. `boxes`: paths by the video's id."""
 
     def __init__(self, root: Path) -> None:
-        places = [root / "annotation" / part for part in ("training", "validation")]  # the first file in the last of them counts
-        self.box_files = {path.stem: place / path for place in places for path in reversed(list_files(place, (".json",)))}
+        places = [
+            root / "annotation" / part for part in ("training", "validation")
+        ]  # the first file in the last of them counts
+        self.box_files = {
+            path.stem: place / path
+            for place in places
+            for path in reversed(list_files(place, (".json",)))
+        }
         self._video_files = VideoFiles(root, "video")
         self._video_paths: dict[str, str] = {}
 
@@ -36,11 +42,20 @@ class VidorFolder:
         """The video's path relative to the root: where it lies, else where it should; an odd place is noted once."""
         if video not in self._video_paths:
             group = f"{self.box_files[video].parent.name}/" if video in self.box_files else ""
-            self._video_paths[video] = self._video_files.resolve_path(f"{video}.mp4", f"video/{group}{video}.mp4", defects)
+            self._video_paths[video] = self._video_files.resolve_path(
+                f"{video}.mp4", f"video/{group}{video}.mp4", defects
+            )
         return self._video_paths[video]
 
 
-def add_tracks(path: Path, video: str, target_ids: Iterable[int], size: tuple[int, int], tracks: Tracks, defects: DefectLog) -> bool:
+def add_tracks(
+    path: Path,
+    video: str,
+    target_ids: Iterable[int],
+    size: tuple[int, int],
+    tracks: Tracks,
+    defects: DefectLog,
+) -> bool:
     """Add the boxes of the `targets` (object ids) of one video to `tracks` as `<video>/<tid>`, in xyxy pixels.
 
     Boxes are clipped to the picture of `size` (width, height); those left without an area are dropped, both counted.
@@ -53,11 +68,20 @@ def add_tracks(path: Path, video: str, target_ids: Iterable[int], size: tuple[in
         if not isinstance(frames, list):
             raise TypeError("trajectories is not a list")
     except (InputError, TypeError, KeyError) as error:
-        defects.add("unreadable box file", video, f"{path}: {error}; its queries keep their spans, without boxes")
+        defects.add(
+            "unreadable box file",
+            video,
+            f"{path}: {error}; its queries keep their spans, without boxes",
+        )
         return False
     malformed = _collect_boxes(frames, rows)
     if malformed:
-        defects.add("malformed box", video, f"{path}: {malformed} boxes are not as VidOR writes them; left out", count=malformed)
+        defects.add(
+            "malformed box",
+            video,
+            f"{path}: {malformed} boxes are not as VidOR writes them; left out",
+            count=malformed,
+        )
     for tid, found in rows.items():
         if found:
             _add_track(f"{video}/{tid}", found, size, tracks, defects)
@@ -92,7 +116,13 @@ def _parse_bbox(bbox: Any) -> list[float]:
     return sides
 
 
-def _add_track(key: str, found: dict[int, list[float]], size: tuple[int, int], tracks: Tracks, defects: DefectLog) -> None:
+def _add_track(
+    key: str,
+    found: dict[int, list[float]],
+    size: tuple[int, int],
+    tracks: Tracks,
+    defects: DefectLog,
+) -> None:
     frames, boxes = np.array(list(found), np.int32), np.array(list(found.values()), np.float64)
     frames, boxes = clip_boxes(key, frames, boxes, size, defects)
     if len(frames):

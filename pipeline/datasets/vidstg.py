@@ -14,9 +14,27 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.datasets.annotation_fields import SAFE_NAME_PATTERN, SignedFrameIndex, FrameCount, ObjectId, FrameRate, RawEntry, SideLength, Text, validate_raw
+from pipeline.datasets.annotation_fields import (
+    SAFE_NAME_PATTERN,
+    FrameCount,
+    FrameRate,
+    ObjectId,
+    RawEntry,
+    SideLength,
+    SignedFrameIndex,
+    Text,
+    validate_raw,
+)
 from pipeline.datasets.file_search import describe_root_problem
-from pipeline.datasets.parsed import NO_SPLIT, ParsedDataset, ProbeFunction, ProgressCallback, log_duplicates, ignore_progress, check_not_empty
+from pipeline.datasets.parsed import (
+    NO_SPLIT,
+    ParsedDataset,
+    ProbeFunction,
+    ProgressCallback,
+    check_not_empty,
+    ignore_progress,
+    log_duplicates,
+)
 from pipeline.datasets.video_checks import probe_videos
 from pipeline.datasets.vidor import VidorFolder, add_tracks
 from pipeline.errors import InputError
@@ -68,22 +86,33 @@ class _VidstgSentence(RawEntry):
 @dataclass(frozen=True)
 class _EntryQueries:
     """An entry that holds: when its event happens, the sentences about it as `{query id: (sentence, category, form)}`, and the
-    fields that their queries share."""
+    fields that their queries share.
+    """
 
     span: Span
     sentences: dict[str, tuple[_VidstgSentence, str, Literal["declarative", "interrogative"]]]
     common_fields: dict[str, Any]
 
 
-def parse(root: Path, progress: ProgressCallback = ignore_progress, probe: ProbeFunction = probe_videos) -> ParsedDataset:
+def parse(
+    root: Path, progress: ProgressCallback = ignore_progress, probe: ProbeFunction = probe_videos
+) -> ParsedDataset:
     """All queries of the splits found under `root`; `progress(done, total)` counts VidOR's files. No video is asked (`probe`)."""
     root = Path(root)
     files = {split: root / "annotations" / f"{split}_annotations.json" for split in SPLITS}
     files = {split: path for split, path in files.items() if path.is_file()}
     if not files:
-        raise InputError(EXPECTED_LAYOUT.format(root=root, problem=describe_root_problem(root, "holds no VidSTG annotations")))
+        raise InputError(
+            EXPECTED_LAYOUT.format(
+                root=root, problem=describe_root_problem(root, "holds no VidSTG annotations")
+            )
+        )
     parsed, folder = ParsedDataset(root), VidorFolder(root)
-    entries = [entry for split, path in files.items() for entry in _read_entries(split, path, folder, parsed)]
+    entries = [
+        entry
+        for split, path in files.items()
+        for entry in _read_entries(split, path, folder, parsed)
+    ]
     check_not_empty(entries, parsed, files.values())
     parsed.defects.split = NO_SPLIT
     read = _read_boxes(entries, folder, parsed, progress)
@@ -92,11 +121,15 @@ def parse(root: Path, progress: ProgressCallback = ignore_progress, probe: Probe
     return parsed
 
 
-def _read_entries(split: str, path: Path, folder: VidorFolder, parsed: ParsedDataset) -> Iterator[_EntryQueries]:
+def _read_entries(
+    split: str, path: Path, folder: VidorFolder, parsed: ParsedDataset
+) -> Iterator[_EntryQueries]:
     """The entries of one file that hold; whatever is wrong with one becomes a defect."""
     entries = read_json(path)
     if not isinstance(entries, list):
-        raise InputError(f"{path} must hold a list of entries, not {type(entries).__name__}; download it again")
+        raise InputError(
+            f"{path} must hold a list of entries, not {type(entries).__name__}; download it again"
+        )
     parsed.defects.split = split
     for number, raw in enumerate(entries):
         name = f"{split}-{number:05d}"
@@ -124,7 +157,13 @@ def _validate_entry(name: str, raw: Any, parsed: ParsedDataset) -> _VidstgEntry 
         parsed.defects.add("entry without sentences", name, f"video {entry.vid}", excluded=True)
         return None
     if not SAFE_NAME_PATTERN.fullmatch(entry.vid):
-        parsed.defects.add("video id is not a plain name", name, repr(entry.vid), excluded=True, count=entry.num_queries)
+        parsed.defects.add(
+            "video id is not a plain name",
+            name,
+            repr(entry.vid),
+            excluded=True,
+            count=entry.num_queries,
+        )
         return None
     return entry
 
@@ -140,7 +179,9 @@ def _clip_spans(name: str, entry: _VidstgEntry, parsed: ParsedDataset) -> tuple[
     used, truth = entry.used_segment, entry.temporal_gt
     begin, end = max(used.begin_fid, 0), min(used.end_fid + 1, entry.frame_count)
     if begin >= end:
-        detail = f"segment {used.begin_fid}..{used.end_fid} in a video of {entry.frame_count} frames"
+        detail = (
+            f"segment {used.begin_fid}..{used.end_fid} in a video of {entry.frame_count} frames"
+        )
         parsed.defects.add("empty segment", name, detail, excluded=True, count=entry.num_queries)
         return None
     first, last = max(truth.begin_fid, begin), min(truth.end_fid, end)
@@ -150,14 +191,20 @@ def _clip_spans(name: str, entry: _VidstgEntry, parsed: ParsedDataset) -> tuple[
         return None
     if first >= last:
         detail = f"{stated}, segment [{begin}, {end})"
-        parsed.defects.add("span outside its segment", name, detail, excluded=True, count=entry.num_queries)
+        parsed.defects.add(
+            "span outside its segment", name, detail, excluded=True, count=entry.num_queries
+        )
         return None
     if (first, last) != (truth.begin_fid, truth.end_fid):
-        parsed.defects.add("span leaves its segment", name, f"{stated}, clipped to [{first}, {last})")
+        parsed.defects.add(
+            "span leaves its segment", name, f"{stated}, clipped to [{first}, {last})"
+        )
     return (begin, end), (first, last)
 
 
-def _validate_sentences(name: str, entry: _VidstgEntry, parsed: ParsedDataset) -> Iterator[tuple[str, tuple[_VidstgSentence, str, Any]]]:
+def _validate_sentences(
+    name: str, entry: _VidstgEntry, parsed: ParsedDataset
+) -> Iterator[tuple[str, tuple[_VidstgSentence, str, Any]]]:
     """The sound captions and questions of an entry, as `(query id, (sentence, its object's category, form))`."""
     categories = {item.tid: item.category for item in entry.objects}
     for letter, form, items in zip("cq", FORMS, (entry.captions, entry.questions), strict=True):
@@ -167,35 +214,64 @@ def _validate_sentences(name: str, entry: _VidstgEntry, parsed: ParsedDataset) -
             if sentence is None:
                 continue
             if not sentence.description.strip():
-                parsed.defects.add("empty sentence", query_id, repr(sentence.description), excluded=True)
+                parsed.defects.add(
+                    "empty sentence", query_id, repr(sentence.description), excluded=True
+                )
             elif sentence.target_id not in categories:
                 detail = f"target {sentence.target_id}, objects {sorted(categories)}"
-                parsed.defects.add("target is not among the objects", query_id, detail, excluded=True)
+                parsed.defects.add(
+                    "target is not among the objects", query_id, detail, excluded=True
+                )
             else:
                 yield query_id, (sentence, categories[sentence.target_id], form)
 
 
-def _read_boxes(entries: list[_EntryQueries], folder: VidorFolder, parsed: ParsedDataset, progress: ProgressCallback) -> set[str]:
+def _read_boxes(
+    entries: list[_EntryQueries],
+    folder: VidorFolder,
+    parsed: ParsedDataset,
+    progress: ProgressCallback,
+) -> set[str]:
     """Read the wanted tracks from VidOR, video by video; the videos whose boxes are known."""
     wanted: dict[str, set[int]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for entry in entries:
         video, size = entry.common_fields["video"], entry.common_fields["size"]
-        wanted.setdefault(video, set()).update(sentence.target_id for sentence, _, _ in entry.sentences.values())
+        wanted.setdefault(video, set()).update(
+            sentence.target_id for sentence, _, _ in entry.sentences.values()
+        )
         if sizes.setdefault(video, size) != size:
             parsed.defects.add(
-                "picture sizes disagree", video, f"{size} in one entry, {sizes[video]} in another; boxes are clipped to that"
+                "picture sizes disagree",
+                video,
+                f"{size} in one entry, {sizes[video]} in another; boxes are clipped to that",
             )
     read: set[str] = set()
     for done, (video, targets) in enumerate(wanted.items(), start=1):
         if video in folder.box_files:
-            if add_tracks(folder.box_files[video], video, sorted(targets), sizes[video], parsed.tracks, parsed.defects):
+            if add_tracks(
+                folder.box_files[video],
+                video,
+                sorted(targets),
+                sizes[video],
+                parsed.tracks,
+                parsed.defects,
+            ):
                 read.add(video)
         elif folder.box_files:
-            parsed.defects.add("no box file", video, f"no annotation/*/*/{video}.json; its queries keep their spans, without boxes")
+            parsed.defects.add(
+                "no box file",
+                video,
+                f"no annotation/*/*/{video}.json; its queries keep their spans, without boxes",
+            )
         progress(done, len(wanted))
     if not folder.box_files:
-        parsed.defects.add("no VidOR annotations", str(parsed.folder), "no annotation/*/*/*.json: spans without boxes", count=len(wanted))
+        parsed.defects.add(
+            "no VidOR annotations",
+            str(parsed.folder),
+            "no annotation/*/*/*.json: spans without boxes",
+            count=len(wanted),
+        )
     return read
 
 
@@ -212,7 +288,15 @@ def _build_queries(entry: _EntryQueries, parsed: ParsedDataset, read: set[str]) 
             detail = f"object {video}/{target} has no box in [{begin}, {end}); kept without boxes"
             parsed.defects.add("no box in the span", query_id, detail)
         text = sentence.description.strip()
-        yield Query(id=query_id, text=text, form=form, object=category, truth=truth, tags=tuple(sentence.tags), **entry.common_fields)
+        yield Query(
+            id=query_id,
+            text=text,
+            form=form,
+            object=category,
+            truth=truth,
+            tags=tuple(sentence.tags),
+            **entry.common_fields,
+        )
 
 
 def _build_truth(track: str, span: Span, parsed: ParsedDataset) -> Truth:
@@ -220,4 +304,6 @@ def _build_truth(track: str, span: Span, parsed: ParsedDataset) -> Truth:
     if track not in parsed.tracks:
         return Truth(span=span)
     frames = parsed.tracks[track][0]
-    return Truth(span=span, track=track if ((frames >= span[0]) & (frames < span[1])).any() else None)
+    return Truth(
+        span=span, track=track if ((frames >= span[0]) & (frames < span[1])).any() else None
+    )

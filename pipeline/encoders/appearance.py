@@ -19,7 +19,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
     """Batch norm that is fixed, of its input's type: torchvision's makes float32 of what a convolution made in bfloat16, and all that
-    is kept for the backward pass twice as large."""
+    is kept for the backward pass twice as large.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
@@ -34,13 +35,16 @@ class TinyResNet(ResNet):
         super().__init__(BasicBlock, [1, 1, 1, 2])
         self.maxpool = nn.Identity()
 
-    def _make_layer(self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
+    def _make_layer(
+        self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False
+    ) -> nn.Sequential:
         return super()._make_layer(block, planes // 4, blocks, stride, dilate)
 
 
 class AppearanceEncoder(nn.Module):
     """RGB frames to C5 maps. `channels` is C, `stride` the pixels per cell; `widths` are the channels after each of the four stages,
-    of which the last three halve the map, and `pooled` says whether the stem ends in a pooling that does."""
+    of which the last three halve the map, and `pooled` says whether the stem ends in a pooling that does.
+    """
 
     mean: Tensor
     std: Tensor
@@ -52,7 +56,11 @@ class AppearanceEncoder(nn.Module):
             for name, norm in self.body.named_modules():
                 if name.endswith("bn3"):
                     norm.weight.fill_(INITIAL_RESIDUAL_SCALE)
-            self.stage_channels, self.stride, self.has_stem_pooling = (256, 512, 1024, 2048), 32, True
+            self.stage_channels, self.stride, self.has_stem_pooling = (
+                (256, 512, 1024, 2048),
+                32,
+                True,
+            )
         else:
             self.body = TinyResNet()
             self.stage_channels, self.stride, self.has_stem_pooling = (16, 32, 64, 128), 16, False
@@ -76,7 +84,9 @@ class AppearanceEncoder(nn.Module):
     def stem(self, images: Tensor) -> Tensor:
         """Normalised pictures `[n, 3, h, w]` → what the first stage takes."""
         body = self.body
-        return body.maxpool(body.relu(body.bn1(body.conv1(images.to(memory_format=torch.channels_last)))))
+        return body.maxpool(
+            body.relu(body.bn1(body.conv1(images.to(memory_format=torch.channels_last))))
+        )
 
     @property
     def stages(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:

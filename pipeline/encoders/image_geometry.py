@@ -30,7 +30,9 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if tuple(images.shape[-2:]) == (size[1], size[0]):
         return images
-    return functional.interpolate(images, (size[1], size[0]), mode="bilinear", antialias=True, align_corners=False)
+    return functional.interpolate(
+        images, (size[1], size[0]), mode="bilinear", antialias=True, align_corners=False
+    )
 
 
 def pad_to_square(images: Tensor) -> Tensor:

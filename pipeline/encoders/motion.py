@@ -53,8 +53,15 @@ def _build_slowfast(size: str, kind: str) -> list[nn.Module]:
     if size == "full":
         options: dict[str, object] = {"model_depth": 50}
     else:
-        options = {"model_depth": 18, "stem_dim_outs": (8, 4), "slowfast_channel_reduction_ratio": (2,)}
+        options = {
+            "model_depth": 18,
+            "stem_dim_outs": (8, 4),
+            "slowfast_channel_reduction_ratio": (2,),
+        }
     if kind == "ava":
         dilated = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 2, 2))
-        options |= {"stage_conv_b_dilations": (dilated, dilated), "stage_spatial_strides": ((1, 2, 2, 1), (1, 2, 2, 1))}
+        options |= {
+            "stage_conv_b_dilations": (dilated, dilated),
+            "stage_spatial_strides": ((1, 2, 2, 1), (1, 2, 2, 1)),
+        }
     return list(create_slowfast(**options).blocks)[:5]

@@ -43,27 +43,44 @@ class OneDnnConv(nn.Module):
     def __init__(self, convolution: nn.Conv2d | nn.Conv3d) -> None:
         super().__init__()
         self.memory_format = MEMORY_FORMATS[convolution.weight.dim()]
-        self.weight = nn.Parameter(convolution.weight.contiguous(memory_format=self.memory_format), requires_grad=False)
+        self.weight = nn.Parameter(
+            convolution.weight.contiguous(memory_format=self.memory_format), requires_grad=False
+        )
         self.bias = convolution.bias
-        self.conv_args: Any = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        self.conv_args: Any = (
+            convolution.padding,
+            convolution.stride,
+            convolution.dilation,
+            convolution.groups,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.mkldnn_convolution(x.contiguous(memory_format=self.memory_format), self.weight, self.bias, *self.conv_args)
+        return torch.mkldnn_convolution(
+            x.contiguous(memory_format=self.memory_format), self.weight, self.bias, *self.conv_args
+        )
 
 
 def _fold_norms(module: nn.Module) -> int:
     """How many there were: a batch norm is that of the convolution just before it among the module's children, as in torchvision and
-    pytorchvideo."""
+    pytorchvideo.
+    """
     children, folded = list(module.named_children()), 0
     for (_, before), (name, norm) in pairwise(children):
-        if isinstance(before, nn.Conv2d | nn.Conv3d) and getattr(norm, "running_var", None) is not None:
+        if (
+            isinstance(before, nn.Conv2d | nn.Conv3d)
+            and getattr(norm, "running_var", None) is not None
+        ):
             before.weight, before.bias = _fuse_conv_norm(before, norm)
             setattr(module, name, nn.Identity())
             folded += 1
     return folded
 
 
-def _fuse_conv_norm(convolution: nn.Conv2d | nn.Conv3d, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
+def _fuse_conv_norm(
+    convolution: nn.Conv2d | nn.Conv3d, norm: Any
+) -> tuple[nn.Parameter, nn.Parameter]:
     """Weight and bias of the convolution that does what both do."""
     statistics = norm.running_mean, norm.running_var, norm.eps
-    return fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics, norm.weight, norm.bias)
+    return fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, *statistics, norm.weight, norm.bias
+    )

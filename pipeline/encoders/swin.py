@@ -65,4 +65,6 @@ class SwinEncoder(nn.Module):
 
 def split_frame_windows(count: int) -> list[range]:
     """The windows `count` frames are encoded in: consecutive, `FRAMES` long, the last one as short as it must be."""
-    return [range(start, min(start + WINDOW_FRAMES, count)) for start in range(0, count, WINDOW_FRAMES)]
+    return [
+        range(start, min(start + WINDOW_FRAMES, count)) for start in range(0, count, WINDOW_FRAMES)
+    ]

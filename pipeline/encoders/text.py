@@ -16,7 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.encoders.huggingface_roberta import MAX_TOKENS, HuggingFaceTokenizer, RobertaArchitecture
+from pipeline.encoders.huggingface_roberta import (
+    MAX_TOKENS,
+    HuggingFaceTokenizer,
+    RobertaArchitecture,
+)
 
 TOKENIZER_FILE = Path(__file__).parent / "tiny" / "tokenizer.json"
 BOS, PAD, EOS = 0, 1, 2
@@ -36,7 +40,9 @@ class TextEncoder(nn.Module):
         from transformers import RobertaConfig, RobertaModel
 
         self.architecture = architecture
-        config = RobertaConfig(**(_get_config_values(size) if architecture is None else architecture.model_dump()))
+        config = RobertaConfig(
+            **(_get_config_values(size) if architecture is None else architecture.model_dump())
+        )
         self.channels: int = config.hidden_size
         self.roberta = RobertaModel(config, add_pooling_layer=False)
 
@@ -50,16 +56,32 @@ class TextEncoder(nn.Module):
 
     def fingerprint(self) -> bytes:
         """What decides the outputs beside the parameters: the tokenizer, and the settings that a folder brought."""
-        content = TOKENIZER_FILE.read_bytes() if self.tokenizer is None else self.tokenizer.fingerprint
-        return content if self.architecture is None else content + json.dumps(self.architecture.model_dump(), sort_keys=True).encode()
+        content = (
+            TOKENIZER_FILE.read_bytes() if self.tokenizer is None else self.tokenizer.fingerprint
+        )
+        return (
+            content
+            if self.architecture is None
+            else content + json.dumps(self.architecture.model_dump(), sort_keys=True).encode()
+        )
 
 
 def _get_config_values(size: str) -> dict[str, Any]:
     """RoBERTa-base, or the small network of the same class."""
-    shared = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": PAD, "layer_norm_eps": 1e-5}
+    shared = {
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "pad_token_id": PAD,
+        "layer_norm_eps": 1e-5,
+    }
     if size == "full":
         return {"vocab_size": 50265, **shared}
-    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    small = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+    }
     return {"vocab_size": get_vocab_size(), **small, **shared}
 
 
@@ -79,7 +101,9 @@ def get_vocab_size() -> int:
 
 def tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
     """Sentences to padded ids `[n, L]` and mask `[n, L]`, each as `<s> … </s>`, cut at `MAX_TOKENS`."""
-    ids = [[BOS, *load_shipped_tokenizer().encode(text).ids[: MAX_TOKENS - 2], EOS] for text in texts]
+    ids = [
+        [BOS, *load_shipped_tokenizer().encode(text).ids[: MAX_TOKENS - 2], EOS] for text in texts
+    ]
     length = max(len(row) for row in ids)
     tokens = torch.full((len(ids), length), PAD)
     for row, own in enumerate(ids):
@@ -96,7 +120,10 @@ def train_tokenizer(sentences: list[str], path: Path, vocab_size: int = 600) -> 
     made.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     made.train_from_iterator(sorted(sentences), trainer)
     path.parent.mkdir(parents=True, exist_ok=True)

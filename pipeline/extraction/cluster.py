@@ -18,20 +18,26 @@ from pipeline.errors import InputError, VideoError
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.plan import Job
 from pipeline.extraction.provenance import check_worker_environment, runs_on_gpu
-from pipeline.extraction.shard_task import JobResult, VideoCallback, extract_shard, existing_shards
+from pipeline.extraction.shard_task import JobResult, VideoCallback, existing_shards, extract_shard
 from pipeline.records import Failure
 from pipeline.weights.sources import absolute_source
 
 GPU_RESOURCES = {"GPU": 1}
 """What a task that runs networks on a GPU asks of the workers of another scheduler: `dask worker … --resources GPU=1`."""
-MALLOC_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
+MALLOC_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+}
 """A worker keeps the memory of tensors that are gone: to get it anew, page by page, costs a third of the time. Tasks run in
 a thread, whose own arena would never keep large blocks: there is but one arena."""
 WORKERS_PER_GPU = 3
 """Processes that share one GPU, so that one encodes while another waits for its decoder."""
 
 
-def run_jobs(jobs: Sequence[Job], config: ExtractConfig, on_video: VideoCallback) -> Iterator[tuple[Job, JobResult]]:
+def run_jobs(
+    jobs: Sequence[Job], config: ExtractConfig, on_video: VideoCallback
+) -> Iterator[tuple[Job, JobResult]]:
     """Run the jobs and yield each with its result as it ends; `count` is called after every video.
 
     A job whose workers died again and again, Dask's retries included, is taken apart: in the end each of its videos runs
@@ -49,11 +55,19 @@ def run_jobs(jobs: Sequence[Job], config: ExtractConfig, on_video: VideoCallback
         needs = GPU_RESOURCES if config.scheduler and runs_on_gpu(config) else None
 
         def submit(job: Job) -> Any:
-            return client.submit(_extract_shard_on_worker, _make_paths_absolute(job), topic, pure=False, resources=needs)
+            return client.submit(
+                _extract_shard_on_worker,
+                _make_paths_absolute(job),
+                topic,
+                pure=False,
+                resources=needs,
+            )
 
         left, suspects = {submit(job): job for job in jobs}, list[Job]()
         for future in as_completed(left):
-            job = left.pop(future)  # Dask computes a result again that is still wanted when the worker that holds it dies
+            job = left.pop(
+                future
+            )  # Dask computes a result again that is still wanted when the worker that holds it dies
             made = _get_result(future)
             if made is None:
                 there = existing_shards(job)
@@ -63,7 +77,10 @@ def run_jobs(jobs: Sequence[Job], config: ExtractConfig, on_video: VideoCallback
             yield job, made
         for job in suspects:  # one at a time: Dask blames all tasks that a dead worker had
             made = _get_result(submit(job))
-            yield job, made if made is not None else (existing_shards(job), [_build_worker_failure(job)])
+            yield (
+                job,
+                made if made is not None else (existing_shards(job), [_build_worker_failure(job)]),
+            )
 
 
 def _make_paths_absolute(job: Job) -> Job:
@@ -71,9 +88,18 @@ def _make_paths_absolute(job: Job) -> Job:
     if job.config.scheduler is None:
         return job
     weights = job.config.weights
-    absolute = absolute_source(weights) if isinstance(weights, str) else {product: absolute_source(source) for product, source in weights.items()}
+    absolute = (
+        absolute_source(weights)
+        if isinstance(weights, str)
+        else {product: absolute_source(source) for product, source in weights.items()}
+    )
     config = job.config.model_copy(update={"weights": absolute})
-    return replace(job, store=job.store.absolute(), paths={video: path.absolute() for video, path in job.paths.items()}, config=config)
+    return replace(
+        job,
+        store=job.store.absolute(),
+        paths={video: path.absolute() for video, path in job.paths.items()},
+        config=config,
+    )
 
 
 def _get_result(future: Any) -> JobResult | None:
@@ -107,18 +133,35 @@ def _open_client(config: ExtractConfig) -> Iterator[Any]:
         try:
             client = Client(config.scheduler)
         except (OSError, ValueError) as error:
-            raise InputError(f"no Dask scheduler answers at {config.scheduler} ({error}): start one, or leave out --scheduler") from None
+            raise InputError(
+                f"no Dask scheduler answers at {config.scheduler} ({error}): start one, or leave out --scheduler"
+            ) from None
         with client:
             yield client
         return
-    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DASK_LOGGING__DISTRIBUTED": "error", **MALLOC_ENVIRONMENT}
-    dask.config.set({"distributed.logging.distributed": "error", "distributed.nanny.pre-spawn-environ": environment})
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "DASK_LOGGING__DISTRIBUTED": "error",
+        **MALLOC_ENVIRONMENT,
+    }
+    dask.config.set(
+        {
+            "distributed.logging.distributed": "error",
+            "distributed.nanny.pre-spawn-environ": environment,
+        }
+    )
     # A shard that waits on a worker counts among those that killed it: let them wait at the scheduler.
     dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
     # The cluster gives a worker up that is away this long after a death, though it be away for another death: never.
     dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})
     with (
-        LocalCluster(n_workers=_count_workers(config), threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster,
+        LocalCluster(
+            n_workers=_count_workers(config),
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+        ) as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -130,7 +173,9 @@ def _count_workers(config: ExtractConfig) -> int:
     if runs_on_gpu(config):
         import torch
 
-        return config.workers or max(1, min(cores // 2, WORKERS_PER_GPU * torch.cuda.device_count()))
+        return config.workers or max(
+            1, min(cores // 2, WORKERS_PER_GPU * torch.cuda.device_count())
+        )
     return config.workers or cores
 
 
@@ -141,7 +186,10 @@ def _extract_shard_on_worker(job: Job, topic: str) -> JobResult:
         _register_fast_exit()
     else:
         check_worker_environment(job)
-    return extract_shard(_assign_gpu(job, get_worker().name), lambda video, text: get_worker().log_event(topic, (video, text)))
+    return extract_shard(
+        _assign_gpu(job, get_worker().name),
+        lambda video, text: get_worker().log_event(topic, (video, text)),
+    )
 
 
 @cache
@@ -154,6 +202,15 @@ def _assign_gpu(job: Job, worker: object) -> Job:
     """The job on the GPU that this worker of a local cluster shares; several GPUs are dealt out by the worker's number."""
     import torch
 
-    if job.config.device not in ("auto", "cuda") or not isinstance(worker, int) or torch.cuda.device_count() < 2:
+    if (
+        job.config.device not in ("auto", "cuda")
+        or not isinstance(worker, int)
+        or torch.cuda.device_count() < 2
+    ):
         return job
-    return replace(job, config=job.config.model_copy(update={"device": f"cuda:{worker % torch.cuda.device_count()}"}))
+    return replace(
+        job,
+        config=job.config.model_copy(
+            update={"device": f"cuda:{worker % torch.cuda.device_count()}"}
+        ),
+    )

@@ -46,5 +46,7 @@ def get_weight_source(product: str, config: ExtractConfig) -> str:
     if isinstance(config.weights, str):
         return config.weights
     if product not in config.weights and config.backbones != "tiny":
-        raise InputError(f"no weights are named for {product}: add --weights {product}=…, for example {product}=random:0")
+        raise InputError(
+            f"no weights are named for {product}: add --weights {product}=…, for example {product}=random:0"
+        )
     return config.weights.get(product, "tiny")

@@ -15,7 +15,9 @@ from pipeline.store import Store, StoreWriter
 class FailureLedger:
     """The failures that are current at any moment of a run: found by it, or known before and not yet tried again."""
 
-    def __init__(self, writer: StoreWriter, store: Path, index: VideoIndex, jobs: Sequence[Job]) -> None:
+    def __init__(
+        self, writer: StoreWriter, store: Path, index: VideoIndex, jobs: Sequence[Job]
+    ) -> None:
         self._writer = writer
         self._previous_failures = {failure.video: failure for failure in writer.read_failures()}
         self._new_failures: dict[str, Failure] = {}
@@ -23,8 +25,16 @@ class FailureLedger:
         for job in jobs:
             for video in () if job.is_text else job.shard.videos:
                 self._remaining_jobs[video] += 1
-        made = [product.videos for name, product in Store(store).products.items() if name in VISUAL_PRODUCTS]
-        lacked = {video for video in self._previous_failures if video in index.paths and not all(video in videos for videos in made)}
+        made = [
+            product.videos
+            for name, product in Store(store).products.items()
+            if name in VISUAL_PRODUCTS
+        ]
+        lacked = {
+            video
+            for video in self._previous_failures
+            if video in index.paths and not all(video in videos for videos in made)
+        }
         self._untried_videos = lacked - set(self._remaining_jobs)
         self.write()
 
@@ -34,12 +44,18 @@ class FailureLedger:
             self._remaining_jobs[video] -= 1
         for failure in failures:
             before = self._previous_failures.get(failure.video)
-            self._new_failures[failure.video] = failure.model_copy(update={"attempts": before.attempts + 1 if before else 1})
+            self._new_failures[failure.video] = failure.model_copy(
+                update={"attempts": before.attempts + 1 if before else 1}
+            )
         self.write()
 
     def write(self) -> list[Failure]:
         """Replace the ledger on disk; returns it, in the videos' order."""
-        waiting = self._untried_videos | {video for video, left in self._remaining_jobs.items() if left}
-        current = {video: failure for video, failure in self._previous_failures.items() if video in waiting} | self._new_failures
+        waiting = self._untried_videos | {
+            video for video, left in self._remaining_jobs.items() if left
+        }
+        current = {
+            video: failure for video, failure in self._previous_failures.items() if video in waiting
+        } | self._new_failures
         self._writer.write_failures(current.values())
         return [current[video] for video in sorted(current)]

@@ -36,14 +36,18 @@ class FileDigestCache:
 
     def save(self) -> None:
         """Remember them for the next run."""
-        seen = self._previous_digests | {str(path.absolute()): seen for path, seen in self._current_digests.items() if seen}
+        seen = self._previous_digests | {
+            str(path.absolute()): seen for path, seen in self._current_digests.items() if seen
+        }
         if len(seen) >= MIN_CACHED_FILES and seen != self._previous_digests:
             with translate_disk_full(self._path.parent):
                 write_json(self._path, seen)
 
     def _get_or_compute(self, path: Path) -> CachedDigest | None:
         try:
-            facts = path.stat()  # before reading: a file that changes in between is read again the next time
+            facts = (
+                path.stat()
+            )  # before reading: a file that changes in between is read again the next time
             before = self._previous_digests.get(str(path.absolute()))
             if before is not None and before[:2] == (facts.st_size, facts.st_mtime_ns):
                 return before
@@ -56,6 +60,8 @@ def _load_cache(path: Path) -> dict[str, CachedDigest]:
     """What the file holds; nothing if it is absent or not as it was written."""
     try:
         held = json.loads(path.read_bytes()).items()
-        return {name: (int(size), int(changed), str(digest)) for name, (size, changed, digest) in held}
+        return {
+            name: (int(size), int(changed), str(digest)) for name, (size, changed, digest) in held
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -31,7 +31,9 @@ class VideoIndex:
 def read_index(index_path: Path, video_root: Path) -> VideoIndex:
     """The queries of an index by video; InputError where it holds none, or its tracks are not beside it."""
     if not index_path.with_name("tracks.npz").is_file():
-        raise InputError(f"{index_path.with_name('tracks.npz')} does not exist: run stvg-prepare first")
+        raise InputError(
+            f"{index_path.with_name('tracks.npz')} does not exist: run stvg-prepare first"
+        )
     queries: dict[str, Query] = {}
     sentences: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for query in read_jsonl(index_path, Query):
@@ -39,7 +41,11 @@ def read_index(index_path: Path, video_root: Path) -> VideoIndex:
         sentences[query.video].append((query.id, query.text))
     if not queries:
         raise InputError(f"{index_path} holds no query: run stvg-prepare again")
-    return VideoIndex(queries, {video: video_root / query.path for video, query in queries.items()}, dict(sentences))
+    return VideoIndex(
+        queries,
+        {video: video_root / query.path for video, query in queries.items()},
+        dict(sentences),
+    )
 
 
 @dataclass(frozen=True)
@@ -64,19 +70,40 @@ class Job:
 
     def split_unfinished(self, shard_infos: Mapping[str, ShardInfo]) -> tuple[Job, list[Job]]:
         """The job as far as its shards are `made`, and for each video that they lack a job, with a shard, of its own."""
-        left = {product: videos - set(shard_infos[product].videos if product in shard_infos else ()) for product, videos in self.missing.items()}
-        again = [video for video in self.shard.videos if any(video in videos for videos in left.values())]
+        left = {
+            product: videos - set(shard_infos[product].videos if product in shard_infos else ())
+            for product, videos in self.missing.items()
+        }
+        again = [
+            video for video in self.shard.videos if any(video in videos for videos in left.values())
+        ]
         done = tuple(video for video in self.shard.videos if video not in again)
-        return replace(self, shard=Shard(self.shard.name, done)), [self._build_single_video_job(video, left) for video in again]
+        return replace(self, shard=Shard(self.shard.name, done)), [
+            self._build_single_video_job(video, left) for video in again
+        ]
 
     def build_failure(self, video: str, error: VideoError) -> Failure:
         """The ledger's line about a video of this job."""
-        return Failure(video=video, path=str(self.paths[video]), stage=error.stage, reason=error.reason, detail=error.detail)
+        return Failure(
+            video=video,
+            path=str(self.paths[video]),
+            stage=error.stage,
+            reason=error.reason,
+            detail=error.detail,
+        )
 
     def _build_single_video_job(self, video: str, left: Mapping[str, frozenset[str]]) -> Job:
-        missing = {product: frozenset({video}) for product, videos in left.items() if video in videos}
+        missing = {
+            product: frozenset({video}) for product, videos in left.items() if video in videos
+        }
         said = {video: self.sentences[video]} if self.is_text else {}
-        return replace(self, shard=plan_shards({video: 1}, 1)[0], missing=missing, paths={video: self.paths[video]}, sentences=said)
+        return replace(
+            self,
+            shard=plan_shards({video: 1}, 1)[0],
+            missing=missing,
+            paths={video: self.paths[video]},
+            sentences=said,
+        )
 
 
 def plan_jobs(
@@ -92,8 +119,14 @@ def plan_jobs(
     `there(product, shard)` says whether a shard is made, `done(product)` which videos are in made shards.
     """
     jobs: list[Job] = []
-    for group in ([p for p in config.products if p in VISUAL_PRODUCTS], [p for p in config.products if p == "text"]):
-        sizes = {v: _estimate_video_bytes(q, "text" in group, config, len(index.sentences[v])) for v, q in index.queries.items()}
+    for group in (
+        [p for p in config.products if p in VISUAL_PRODUCTS],
+        [p for p in config.products if p == "text"],
+    ):
+        sizes = {
+            v: _estimate_video_bytes(q, "text" in group, config, len(index.sentences[v]))
+            for v, q in index.queries.items()
+        }
         shards: dict[str, Shard] = {}
         lacking: dict[str, dict[str, frozenset[str]]] = defaultdict(dict)
         for product in group:
@@ -109,27 +142,43 @@ def plan_jobs(
                 again = {video: sizes[video] for name in made for video in missing[name]}
                 planned = plan_shards(again, config.shard_mb << 20)
         for name, shard in shards.items():
-            wanted = tuple(video for video in shard.videos if any(video in videos for videos in lacking[name].values()))
+            wanted = tuple(
+                video
+                for video in shard.videos
+                if any(video in videos for videos in lacking[name].values())
+            )
             said = {video: index.sentences[video] for video in wanted} if "text" in group else {}
             paths = {video: index.paths[video] for video in wanted}
-            jobs.append(Job(store, Shard(name, wanted), lacking[name], paths, said, config, provenance))
+            jobs.append(
+                Job(store, Shard(name, wanted), lacking[name], paths, said, config, provenance)
+            )
     return jobs
 
 
 def _estimate_video_bytes(query: Query, text: bool, config: ExtractConfig, sentences: int) -> int:
     """Bytes a video will take, roughly: what the shard plan goes by. The same whichever visual products are made."""
     products = ("text",) if text else ("appearance", "motion")
-    return sum(estimate_product_bytes(query, product, config, sentences) for product in products) + (not text)
+    return sum(
+        estimate_product_bytes(query, product, config, sentences) for product in products
+    ) + (not text)
 
 
-def estimate_product_bytes(query: Query, product: str, config: ExtractConfig, num_sentences: int) -> int:
+def estimate_product_bytes(
+    query: Query, product: str, config: ExtractConfig, num_sentences: int
+) -> int:
     """Bytes of a video's whole maps in one product, roughly (a JPEG: a fifth of a byte per pixel, and half a page left empty)."""
     if product == "text":
         return num_sentences * 16 * 768 * 2
     seconds = query.frame_count / max(query.fps, 1e-6)
     sampling = config.sampling
     if product == "motion":
-        return int(2 * seconds / sampling.clip_stride_seconds * (16 * 16 if config.backbones == "full" else 8 * 8) * get_num_channels(product, config))
+        return int(
+            2
+            * seconds
+            / sampling.clip_stride_seconds
+            * (16 * 16 if config.backbones == "full" else 8 * 8)
+            * get_num_channels(product, config)
+        )
     scale = min(sampling.short_side / min(query.size), 1.8 * sampling.short_side / max(query.size))
     pixels = query.size[0] * query.size[1] * scale**2
     if product == "frames":

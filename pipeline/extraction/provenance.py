@@ -26,17 +26,29 @@ SAMPLING_KEYS = {
 """The keys of `SamplingConfig` that determine a product."""
 
 
-def build_provenance(product: str, config: ExtractConfig, stored_provenance: Mapping[str, Any]) -> dict[str, Any]:
+def build_provenance(
+    product: str, config: ExtractConfig, stored_provenance: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a product is made of: encoder and weights, sampling, precision, library versions; all but its reduction.
 
     `held` is what the store says of it: weights that lie elsewhere now, or under another name, are still the same.
     """
-    about: dict[str, Any] = {"recipe": RECIPE_VERSIONS[product], "versions": {name: version(name) for name in _list_libraries(product)}}
+    about: dict[str, Any] = {
+        "recipe": RECIPE_VERSIONS[product],
+        "versions": {name: version(name) for name in _list_libraries(product)},
+    }
     if product != "frames":
         backbone = get_backbone(product, config)
-        same = stored_provenance.get("weights_digest") == backbone.digest and "weights" in stored_provenance
+        same = (
+            stored_provenance.get("weights_digest") == backbone.digest
+            and "weights" in stored_provenance
+        )
         source = stored_provenance["weights"] if same else backbone.source
-        about |= {"backbone": config.backbones, "weights": source, "weights_digest": backbone.digest}
+        about |= {
+            "backbone": config.backbones,
+            "weights": source,
+            "weights_digest": backbone.digest,
+        }
         about["precision"] = "float16" if runs_on_gpu(config) else "float32"
         if product == "motion":
             about["slowfast"] = backbone.encoder.kind
@@ -45,7 +57,9 @@ def build_provenance(product: str, config: ExtractConfig, stored_provenance: Map
     return about
 
 
-def expected_provenance(product: str, config: ExtractConfig, stored_provenance: Mapping[str, Any]) -> dict[str, Any]:
+def expected_provenance(
+    product: str, config: ExtractConfig, stored_provenance: Mapping[str, Any]
+) -> dict[str, Any]:
     """The whole provenance that the settings ask for, as far as it is known before a basis is fitted.
 
     A basis of the same name as that of `held` counts as that one: it is fitted once per store.
@@ -53,9 +67,14 @@ def expected_provenance(product: str, config: ExtractConfig, stored_provenance: 
     about = build_provenance(product, config, stored_provenance)
     if product not in config.reduce:
         return about
-    asked, before = parse_reduction(config.reduce[product]), stored_provenance.get("reduction") or {}
+    asked, before = (
+        parse_reduction(config.reduce[product]),
+        stored_provenance.get("reduction") or {},
+    )
     if asked.checkpoint is not None:
-        return about | {"reduction": Reduction(load_mdetr_projection(asked.checkpoint), asked.int8).provenance}
+        return about | {
+            "reduction": Reduction(load_mdetr_projection(asked.checkpoint), asked.int8).provenance
+        }
     outline: dict[str, Any] = {"int8": asked.int8}
     if asked.method is not None:
         outline["basis"] = asked.projection_name
@@ -66,7 +85,9 @@ def expected_provenance(product: str, config: ExtractConfig, stored_provenance: 
 
 def runs_on_gpu(config: ExtractConfig) -> bool:
     """Whether networks run on a GPU, and in half precision. Workers of another scheduler are told, they do not choose."""
-    return config.device.startswith("cuda") or (config.scheduler is None and resolve_device(config.device).type == "cuda")
+    return config.device.startswith("cuda") or (
+        config.scheduler is None and resolve_device(config.device).type == "cuda"
+    )
 
 
 def check_worker_environment(job: Job) -> None:
@@ -74,8 +95,15 @@ def check_worker_environment(job: Job) -> None:
     for product in job.missing:
         asked = job.provenance[product]
         own = build_provenance(product, job.config, asked)
-        facts = {f"{name} {of}": (of, asked["versions"].get(name)) for name, of in own["versions"].items()}
-        facts |= {f"{key} {own[key]}": (own[key], asked.get(key)) for key in ("recipe", "weights_digest") if key in own}
+        facts = {
+            f"{name} {of}": (of, asked["versions"].get(name))
+            for name, of in own["versions"].items()
+        }
+        facts |= {
+            f"{key} {own[key]}": (own[key], asked.get(key))
+            for key in ("recipe", "weights_digest")
+            if key in own
+        }
         for has, (there, here) in facts.items():
             if there != here:
                 raise StoreError(
@@ -85,5 +113,9 @@ def check_worker_environment(job: Job) -> None:
 
 
 def _list_libraries(product: str) -> list[str]:
-    libraries = ["torch", "torchvision", *(("decord", "av") if product in VISUAL_PRODUCTS else ("tokenizers", "transformers"))]
+    libraries = [
+        "torch",
+        "torchvision",
+        *(("decord", "av") if product in VISUAL_PRODUCTS else ("tokenizers", "transformers")),
+    ]
     return [*libraries, "pillow"] if product == "frames" else libraries

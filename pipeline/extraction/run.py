@@ -18,7 +18,7 @@ from pipeline.extraction.cluster import run_jobs
 from pipeline.extraction.config import ExtractConfig, get_shard_kind
 from pipeline.extraction.failure_ledger import FailureLedger
 from pipeline.extraction.file_digests import FileDigestCache
-from pipeline.extraction.fit_reduction import load_or_fit_reduction, check_reductions
+from pipeline.extraction.fit_reduction import check_reductions, load_or_fit_reduction
 from pipeline.extraction.invalidation import find_stale_text_shards, find_stale_videos
 from pipeline.extraction.plan import Job, VideoIndex, plan_jobs, read_index
 from pipeline.extraction.provenance import expected_provenance
@@ -63,7 +63,9 @@ def run_extraction(
     """
     known = read_index(index_path, video_root)
     validate_config(config)
-    loaded = [get_backbone(product, config).report for product in config.products if product != "frames"]
+    loaded = [
+        get_backbone(product, config).report for product in config.products if product != "frames"
+    ]
     on_ready()
     for backbone in loaded:
         on_message(str(backbone))
@@ -82,7 +84,9 @@ def run_extraction(
                     report.shards_written += info.entries > 0
                 ledger.record_job(job, failed)
         finally:
-            if config.scheduler is None:  # the workers of another scheduler may still be busy with a last shard
+            if (
+                config.scheduler is None
+            ):  # the workers of another scheduler may still be busy with a last shard
                 writer.remove_partial_files()
         writer.remove_partial_files()
         report.failures = ledger.write()
@@ -94,10 +98,14 @@ def validate_config(config: ExtractConfig) -> None:
     check_reductions(config)
     for product in config.weights if isinstance(config.weights, dict) else ():
         if product not in ENCODED_PRODUCTS:
-            raise InputError(f"weights are given for {product!r}; products with weights are {', '.join(ENCODED_PRODUCTS)}")
+            raise InputError(
+                f"weights are given for {product!r}; products with weights are {', '.join(ENCODED_PRODUCTS)}"
+            )
     for product in config.products:
         if product not in (*ENCODED_PRODUCTS, "frames"):
-            raise InputError(f"unknown product {product!r}; the products are {', '.join((*ENCODED_PRODUCTS, 'frames'))}")
+            raise InputError(
+                f"unknown product {product!r}; the products are {', '.join((*ENCODED_PRODUCTS, 'frames'))}"
+            )
     if config.scheduler is None:
         resolve_device(config.device)
     elif config.device == "auto":
@@ -107,7 +115,14 @@ def validate_config(config: ExtractConfig) -> None:
         )
 
 
-def _open_product(writer: StoreWriter, product: str, store: Path, config: ExtractConfig, index: VideoIndex, say: MessageCallback) -> None:
+def _open_product(
+    writer: StoreWriter,
+    product: str,
+    store: Path,
+    config: ExtractConfig,
+    index: VideoIndex,
+    say: MessageCallback,
+) -> None:
     """Begin the product, or go on with it; with `replace`, one that was made otherwise is deleted once it can be remade."""
     kind, held = get_shard_kind(product, config), writer.get_provenance(product)
     provenance = expected_provenance(product, config, held)
@@ -127,12 +142,21 @@ def _open_product(writer: StoreWriter, product: str, store: Path, config: Extrac
         writer.open_product(product, kind, provenance, basis)
 
 
-def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: MessageCallback) -> list[Job]:
+def _adopt_and_plan_jobs(
+    writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: MessageCallback
+) -> list[Job]:
     """The jobs left, after taking up what a killed run left on disk and forgetting what is no longer as it was encoded."""
     provenance = {product: writer.get_provenance(product) for product in config.products}
 
     def plan() -> list[Job]:
-        jobs = plan_jobs(path, config, index, lambda product, name: writer.adopt_shard(product, name) is not None, writer.get_completed_videos, provenance)
+        jobs = plan_jobs(
+            path,
+            config,
+            index,
+            lambda product, name: writer.adopt_shard(product, name) is not None,
+            writer.get_completed_videos,
+            provenance,
+        )
         for product in config.products:
             writer.remove_orphans(product)
         return jobs
@@ -141,7 +165,9 @@ def _adopt_and_plan_jobs(writer: StoreWriter, path: Path, config: ExtractConfig,
     return plan() if _drop_stale(writer, path, config, index, say) else jobs
 
 
-def _drop_stale(writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: MessageCallback) -> bool:
+def _drop_stale(
+    writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: MessageCallback
+) -> bool:
     """Forget what has changed since it was encoded, and nothing beside it; whether there was any."""
     writer.flush()
     store, seen, found = Store(path), FileDigestCache(path), False
@@ -149,7 +175,11 @@ def _drop_stale(writer: StoreWriter, path: Path, config: ExtractConfig, index: V
         reader = store.open(product)
         if product == "text":
             names = find_stale_text_shards(reader, index)
-            sentences = sum(len(index.sentences.get(video, ())) for name in names for video in reader.product.shards[name].videos)
+            sentences = sum(
+                len(index.sentences.get(video, ()))
+                for name in names
+                for video in reader.product.shards[name].videos
+            )
             what = f"{sentences} sentences in {len(names)} shards" if names else ""
             writer.drop_shards(product, names)
         else:
@@ -163,7 +193,9 @@ def _drop_stale(writer: StoreWriter, path: Path, config: ExtractConfig, index: V
     return found
 
 
-def _run_jobs_with_progress(jobs: Sequence[Job], config: ExtractConfig, progress: ProgressCallback) -> Iterator[tuple[Job, JobResult]]:
+def _run_jobs_with_progress(
+    jobs: Sequence[Job], config: ExtractConfig, progress: ProgressCallback
+) -> Iterator[tuple[Job, JobResult]]:
     """Run the jobs and yield each with its result as it ends; `progress` counts videos, each once.
 
     Sentences take no time beside videos: they are counted only where no video is decoded.

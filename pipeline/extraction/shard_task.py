@@ -23,8 +23,8 @@ from pipeline.errors import VideoError
 from pipeline.extraction.config import ExtractConfig, get_shard_kind, get_weight_source
 from pipeline.extraction.plan import Job
 from pipeline.features.builders import encode_texts
-from pipeline.features.reduction import Reduction, parse_reduction, load_stored_projection
-from pipeline.features.stream import FrameDecoder, FeatureStream
+from pipeline.features.reduction import Reduction, load_stored_projection, parse_reduction
+from pipeline.features.stream import FeatureStream, FrameDecoder
 from pipeline.records import Failure
 from pipeline.store import ShardBuilder, ShardInfo, has_origin, origin_digest, read_shard_info
 from pipeline.store.layout import shard_path
@@ -46,14 +46,24 @@ def extract_shard(job: Job, on_video: VideoCallback) -> JobResult:
         for product in (product for product in job.missing if product not in infos):
             kind = get_shard_kind(product, job.config)
             origin = origin_digest(kind, job.provenance[product])
-            builder = ShardBuilder(job.store, product, job.shard.name, kind, job.shard.videos, origin)
+            builder = ShardBuilder(
+                job.store, product, job.shard.name, kind, job.shard.videos, origin
+            )
             builders[product] = stack.enter_context(builder)
-        reductions = {product: load_product_reduction(product, job.config, job.store) for product in builders}
+        reductions = {
+            product: load_product_reduction(product, job.config, job.store) for product in builders
+        }
         for video in job.shard.videos:
-            wanted = {product: builder for product, builder in builders.items() if video in job.missing[product]}
+            wanted = {
+                product: builder
+                for product, builder in builders.items()
+                if video in job.missing[product]
+            }
             try:
                 if wanted:
-                    _add_sentences(job, video, wanted["text"]) if job.is_text else _add_video(job, video, wanted, reductions)
+                    _add_sentences(job, video, wanted["text"]) if job.is_text else _add_video(
+                        job, video, wanted, reductions
+                    )
             except VideoError as error:
                 failures.append(job.build_failure(video, error))
             on_video(video, job.is_text)
@@ -83,14 +93,21 @@ def _limit_to_one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _add_video(job: Job, video: str, builders: Mapping[str, ShardBuilder], reductions: Mapping[str, Reduction | None]) -> None:
+def _add_video(
+    job: Job,
+    video: str,
+    builders: Mapping[str, ShardBuilder],
+    reductions: Mapping[str, Reduction | None],
+) -> None:
     """Stream one video's features into the shards; a VideoError leaves them as they were."""
     encoders = {product: get_encoder(product, job.config) for product in builders}
     scales: dict[str, list[dict[str, np.ndarray]]] = defaultdict(list)
     for builder in builders.values():
         builder.begin(video, video)
     try:
-        stream = FeatureStream(job.paths[video], job.config.sampling, encoders, job.config.batch, shared_decoder())
+        stream = FeatureStream(
+            job.paths[video], job.config.sampling, encoders, job.config.batch, shared_decoder()
+        )
         for product, rows in stream:
             reduction = reductions[product]
             smaller, columns = reduction.apply(rows) if reduction else (rows, {})
@@ -101,7 +118,10 @@ def _add_video(job: Job, video: str, builders: Mapping[str, ShardBuilder], reduc
             builder.abandon()
         raise
     for product, builder in builders.items():
-        more = {name: np.concatenate([part[name] for part in scales[product]]) for name in scales[product][0]}
+        more = {
+            name: np.concatenate([part[name] for part in scales[product]])
+            for name in scales[product][0]
+        }
         builder.end(stream.columns[product] | more, stream.facts)
 
 
@@ -136,11 +156,19 @@ def _prepare_encoder(encoder: nn.Module, device: torch.device) -> nn.Module:
 
 
 def get_backbone(product: str, config: ExtractConfig) -> Backbone:
-    return _load_backbone(product, config.backbones, get_weight_source(product, config), config.slowfast, config.device)
+    return _load_backbone(
+        product,
+        config.backbones,
+        get_weight_source(product, config),
+        config.slowfast,
+        config.device,
+    )
 
 
 @lru_cache(maxsize=8)
-def _load_backbone(product: str, size: str, weights: str, slowfast: str | None, _device: str) -> Backbone:
+def _load_backbone(
+    product: str, size: str, weights: str, slowfast: str | None, _device: str
+) -> Backbone:
     """One for each device: `frozen` changes its encoder for where it lies."""
     return load_backbone(product, size, weights, slowfast)
 

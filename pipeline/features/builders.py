@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.encoders.image_geometry import pad_to_square, resize
 from pipeline.errors import VideoError
 from pipeline.features.images import encode_jpeg
-from pipeline.sampling import sample_clip_frames, find_nearest_frames
+from pipeline.sampling import find_nearest_frames, sample_clip_frames
 
 JPEG_ROW_BYTES = 4096
 """Bytes per row of the `frames` product: every JPEG begins on a new row, so all videos share one array shape."""
@@ -32,7 +32,10 @@ class FeatureBuilder(ABC):
 
     def add_frame(self, frame_index: int, image: Tensor) -> RowBlocks:
         """One frame, RGB uint8 `[3, h, w]` → the blocks of rows `[k, …]` that became ready."""
-        if self._next_position == len(self.frame_indices) or self.frame_indices[self._next_position] != frame_index:
+        if (
+            self._next_position == len(self.frame_indices)
+            or self.frame_indices[self._next_position] != frame_index
+        ):
             return []
         self._next_position += 1
         return self._process_frame(frame_index, image)
@@ -79,10 +82,14 @@ class _EncoderBatcher:
         inputs = torch.stack(self._pending)
         self._pending.clear()
         with inference_autocast(device):
-            maps: np.ndarray = self.encoder(inputs.to(device, non_blocking=True)).half().cpu().numpy()
+            maps: np.ndarray = (
+                self.encoder(inputs.to(device, non_blocking=True)).half().cpu().numpy()
+            )
         if not np.isfinite(maps).all():
             raise VideoError(
-                "encode", "not-finite", "its features are not finite in float16: the weights are damaged or do not belong here"
+                "encode",
+                "not-finite",
+                "its features are not finite in float16: the weights are damaged or do not belong here",
             )
         return [maps]
 
@@ -90,7 +97,13 @@ class _EncoderBatcher:
 class AppearanceBuilder(FeatureBuilder):
     """One map per frame of the grid. `size` is the resized picture's `(height, width)`."""
 
-    def __init__(self, encoder: nn.Module, image_size: tuple[int, int], frame_indices: np.ndarray, batch_size: int) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        image_size: tuple[int, int],
+        frame_indices: np.ndarray,
+        batch_size: int,
+    ) -> None:
         super().__init__(frame_indices)
         self.image_size = image_size
         self._batcher = _EncoderBatcher(encoder, batch_size)
@@ -108,7 +121,9 @@ class AppearanceBuilder(FeatureBuilder):
 class SwinBuilder(FeatureBuilder):
     """One map per frame of the grid, made in windows of the encoder's length; the last one may be shorter."""
 
-    def __init__(self, encoder: nn.Module, image_size: tuple[int, int], frame_indices: np.ndarray) -> None:
+    def __init__(
+        self, encoder: nn.Module, image_size: tuple[int, int], frame_indices: np.ndarray
+    ) -> None:
         super().__init__(frame_indices)
         self.image_size = image_size
         self._window: list[Tensor] = []
@@ -132,7 +147,9 @@ class SwinBuilder(FeatureBuilder):
 class JpegBuilder(FeatureBuilder):
     """Each frame of the grid as a JPEG, in rows of PAGE bytes; `bytes` says how many of a row's are used."""
 
-    def __init__(self, image_size: tuple[int, int], frame_indices: np.ndarray, quality: int) -> None:
+    def __init__(
+        self, image_size: tuple[int, int], frame_indices: np.ndarray, quality: int
+    ) -> None:
         super().__init__(frame_indices)
         self.image_size, self.quality = image_size, quality
         self._row_frames: list[int] = []
@@ -144,14 +161,19 @@ class JpegBuilder(FeatureBuilder):
         pages = np.zeros((-(-len(data) // JPEG_ROW_BYTES), JPEG_ROW_BYTES), np.uint8)
         pages.reshape(-1)[: len(data)] = data
         self._row_frames += [frame_index] * len(pages)
-        self._row_bytes += [JPEG_ROW_BYTES] * (len(pages) - 1) + [len(data) - JPEG_ROW_BYTES * (len(pages) - 1)]
+        self._row_bytes += [JPEG_ROW_BYTES] * (len(pages) - 1) + [
+            len(data) - JPEG_ROW_BYTES * (len(pages) - 1)
+        ]
         return [pages]
 
     def finish(self) -> RowBlocks:
         return []
 
     def columns(self, begin: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
-        return {"frame": np.array(self._row_frames[begin:end], np.int64), "bytes": np.array(self._row_bytes[begin:end], np.int64)}
+        return {
+            "frame": np.array(self._row_frames[begin:end], np.int64),
+            "bytes": np.array(self._row_bytes[begin:end], np.int64),
+        }
 
 
 class MotionBuilder(FeatureBuilder):
@@ -161,8 +183,21 @@ class MotionBuilder(FeatureBuilder):
     seconds. `pool` keeps the means of 2×2 cells.
     """
 
-    def __init__(self, encoder: nn.Module, seconds: np.ndarray, centers: np.ndarray, clip_seconds: float, pool_2x2: bool, batch_size: int) -> None:
-        self._clip_frames = np.stack([sample_clip_frames(seconds, centre, clip_seconds, encoder.frames) for centre in centers])  # type: ignore[arg-type]
+    def __init__(
+        self,
+        encoder: nn.Module,
+        seconds: np.ndarray,
+        centers: np.ndarray,
+        clip_seconds: float,
+        pool_2x2: bool,
+        batch_size: int,
+    ) -> None:
+        self._clip_frames = np.stack(
+            [
+                sample_clip_frames(seconds, centre, clip_seconds, encoder.frames)
+                for centre in centers
+            ]
+        )  # type: ignore[arg-type]
         super().__init__(np.unique(self._clip_frames))
         self.pool_2x2 = pool_2x2
         self._center_frames = find_nearest_frames(seconds, centers)
@@ -172,13 +207,24 @@ class MotionBuilder(FeatureBuilder):
         self._batcher = _EncoderBatcher(encoder, batch_size)
 
     def _process_frame(self, frame_index: int, image: Tensor) -> RowBlocks:
-        self._images[frame_index] = resize(pad_to_square(image[None]), (self._square_side, self._square_side))[0]
+        self._images[frame_index] = resize(
+            pad_to_square(image[None]), (self._square_side, self._square_side)
+        )[0]
         ready: RowBlocks = []
-        while self._next_clip < len(self._clip_frames) and self._clip_frames[self._next_clip][-1] <= frame_index:
-            clip = torch.stack([self._images[frame] for frame in self._clip_frames[self._next_clip].tolist()], 1)
+        while (
+            self._next_clip < len(self._clip_frames)
+            and self._clip_frames[self._next_clip][-1] <= frame_index
+        ):
+            clip = torch.stack(
+                [self._images[frame] for frame in self._clip_frames[self._next_clip].tolist()], 1
+            )
             ready += self._pool_blocks(self._batcher.add(clip))
             self._next_clip += 1
-        first = self._clip_frames[self._next_clip][0] if self._next_clip < len(self._clip_frames) else frame_index + 1
+        first = (
+            self._clip_frames[self._next_clip][0]
+            if self._next_clip < len(self._clip_frames)
+            else frame_index + 1
+        )
         while self._images and next(iter(self._images)) < first:
             del self._images[next(iter(self._images))]
         return ready
@@ -199,7 +245,9 @@ def average_pool_2x2(maps: np.ndarray) -> np.ndarray:
     return nn.functional.avg_pool2d(cells, 2, ceil_mode=True).permute(0, 2, 3, 1).half().numpy()
 
 
-def encode_texts(texts: list[str], encoder: nn.Module, batch_size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def encode_texts(
+    texts: list[str], encoder: nn.Module, batch_size: int = 64
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Token states `[L, C]` float16 and token ids `[L]` of each sentence, in order."""
     device = next(encoder.parameters()).device
     for start in range(0, len(texts), batch_size):

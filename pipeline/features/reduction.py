@@ -23,7 +23,9 @@ from pipeline.store.layout import PROJECTION_FILE
 from pipeline.store.quantization import SCALE_COLUMN, quantize
 
 DEFAULT_CHANNELS = 256
-REDUCTION_FORMS = "pca:K (for example pca:256), mdetr:FILE, int8, or one of the first two with +int8"
+REDUCTION_FORMS = (
+    "pca:K (for example pca:256), mdetr:FILE, int8, or one of the first two with +int8"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class ReductionSpec:
 
 def parse_reduction(text: str) -> ReductionSpec:
     """Read `pca:256`, `pca`, `mdetr:FILE`, `int8`, `pca:256+int8`, `mdetr:FILE+int8`; InputError for anything else."""
-    name, int8 = (text.removesuffix("+int8"), text.endswith("+int8")) if text != "int8" else ("", True)
+    name, int8 = (
+        (text.removesuffix("+int8"), text.endswith("+int8")) if text != "int8" else ("", True)
+    )
     source, _, value = name.partition(":")
     if source == "pca" and (name == "pca" or (value.isdecimal() and 0 < int(value) < 1 << 20)):
         return ReductionSpec("pca", int(value or DEFAULT_CHANNELS), int8=int8)
@@ -78,7 +82,9 @@ class Projection:
     @cached_property
     def file_bytes(self) -> bytes:
         """The basis as a safetensors file; the same basis gives the same bytes."""
-        return save({"mean": self.mean, "matrix": self.matrix, "bias": self.bias}, {"origin": self.name})
+        return save(
+            {"mean": self.mean, "matrix": self.matrix, "bias": self.bias}, {"origin": self.name}
+        )
 
     @property
     def digest(self) -> str:
@@ -100,7 +106,11 @@ class Reduction:
         small = rows if self.projection is None else self.projection.project(rows)
         half = small.astype(np.float16, copy=False)
         if not np.isfinite(half).all():
-            raise VideoError("encode", "not-finite", "its reduced features are not finite in float16: the weights or the basis do not fit")
+            raise VideoError(
+                "encode",
+                "not-finite",
+                "its reduced features are not finite in float16: the weights or the basis do not fit",
+            )
         if not self.int8:
             return half, {}
         steps, scales = quantize(half)
@@ -109,7 +119,11 @@ class Reduction:
     @property
     def provenance(self) -> dict[str, Any]:
         """For the product's provenance, under the key `reduction`: `verify` finds the basis' digest there."""
-        basis = {"basis": self.projection.name, "basis_digest": self.projection.digest} if self.projection else {}
+        basis = (
+            {"basis": self.projection.name, "basis_digest": self.projection.digest}
+            if self.projection
+            else {}
+        )
         return {**basis, "int8": self.int8}
 
 
@@ -117,11 +131,15 @@ def fit_pca(samples: np.ndarray, num_components: int) -> Projection:
     """The `k` directions in which samples `[n, C]` vary most, by falling variance; each one's largest part is positive."""
     n, channels = samples.shape
     if not 0 < num_components <= min(n, channels):
-        raise InputError(f"pca:{num_components} of {n} samples with {channels} channels: K must lie in [1, {min(n, channels)}]")
+        raise InputError(
+            f"pca:{num_components} of {n} samples with {channels} channels: K must lie in [1, {min(n, channels)}]"
+        )
     blocks = [slice(begin, begin + 4096) for begin in range(0, n, 4096)]
     mean = sum(samples[block].sum(0, dtype=np.float64) for block in blocks) / n
     if not np.isfinite(mean).all():
-        raise InputError(f"pca:{num_components}: the samples are not finite: the weights are damaged or do not belong here")
+        raise InputError(
+            f"pca:{num_components}: the samples are not finite: the weights are damaged or do not belong here"
+        )
     covariance = np.zeros((channels, channels))
     for block in blocks:
         centred = samples[block].astype(np.float64) - mean
@@ -130,7 +148,12 @@ def fit_pca(samples: np.ndarray, num_components: int) -> Projection:
     matrix = vectors[:, ::-1][:, :num_components].T
     largest = np.abs(matrix).argmax(1)
     matrix = matrix * np.where(matrix[np.arange(num_components), largest] < 0, -1, 1)[:, None]
-    return Projection(mean.astype(np.float32), np.ascontiguousarray(matrix, np.float32), np.zeros(num_components, np.float32), f"pca:{num_components}")
+    return Projection(
+        mean.astype(np.float32),
+        np.ascontiguousarray(matrix, np.float32),
+        np.zeros(num_components, np.float32),
+        f"pca:{num_components}",
+    )
 
 
 def sample_videos(videos: Iterable[str], count: int) -> list[str]:
@@ -142,7 +165,11 @@ def sample_cells(maps: np.ndarray, video: str, count: int) -> np.ndarray:
     """At most `count` cells `[m, C]` out of a video's maps `[n, h, w, C]`, drawn by its id."""
     cells = maps.reshape(-1, maps.shape[-1])
     seed = int.from_bytes(hashlib.sha256(video.encode()).digest()[:8], "little")
-    return cells[np.sort(np.random.default_rng(seed).choice(len(cells), min(count, len(cells)), replace=False))]
+    return cells[
+        np.sort(
+            np.random.default_rng(seed).choice(len(cells), min(count, len(cells)), replace=False)
+        )
+    ]
 
 
 def load_mdetr_projection(path: Path) -> Projection:
@@ -154,7 +181,9 @@ def load_mdetr_projection(path: Path) -> Projection:
         weight, bias = (state[f"input_proj.{name}"].float().numpy() for name in ("weight", "bias"))
         matrix = np.ascontiguousarray(weight.reshape(len(bias), -1))
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"mdetr:{path} has no input_proj (weight [256, 2048, 1, 1] and bias [256]): use MDETR's own checkpoint") from None
+        raise InputError(
+            f"mdetr:{path} has no input_proj (weight [256, 2048, 1, 1] and bias [256]): use MDETR's own checkpoint"
+        ) from None
     return Projection(np.zeros(matrix.shape[1], np.float32), matrix, bias, "mdetr")
 
 
@@ -167,11 +196,18 @@ def load_stored_projection(store: Path, product: str) -> Projection | None:
         return None
     try:
         tensors = load(content)
-        basis = Projection(tensors["mean"], tensors["matrix"], tensors["bias"], _read_projection_name(content))
-        if basis.matrix.shape != (*basis.bias.shape, *basis.mean.shape) or basis.file_bytes != content:
+        basis = Projection(
+            tensors["mean"], tensors["matrix"], tensors["bias"], _read_projection_name(content)
+        )
+        if (
+            basis.matrix.shape != (*basis.bias.shape, *basis.mean.shape)
+            or basis.file_bytes != content
+        ):
             raise ValueError("its tensors do not belong together")
     except (SafetensorError, KeyError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}): restore it, or extract into another --store") from None
+        raise StoreError(
+            f"{path} cannot be read ({error}): restore it, or extract into another --store"
+        ) from None
     return basis
 
 

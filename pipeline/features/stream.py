@@ -15,7 +15,13 @@ from torch import nn
 
 from pipeline.encoders.image_geometry import compute_appearance_size
 from pipeline.errors import VideoError
-from pipeline.features.builders import AppearanceBuilder, JpegBuilder, FeatureBuilder, MotionBuilder, SwinBuilder
+from pipeline.features.builders import (
+    AppearanceBuilder,
+    FeatureBuilder,
+    JpegBuilder,
+    MotionBuilder,
+    SwinBuilder,
+)
 from pipeline.features.config import SamplingConfig
 from pipeline.sampling import compute_clip_centers, sample_grid
 from pipeline.store import Entry
@@ -68,19 +74,30 @@ class FeatureStream:
     ) -> None:
         self.path, self.decoder, self.progress = path, decoder, progress
         self.video_metadata = decoder.probe(path)
-        self.initial_facts: dict[str, Any] = {"size": list(self.video_metadata.size), "fps": self.video_metadata.fps, "frame_count": self.video_metadata.frame_count}
+        self.initial_facts: dict[str, Any] = {
+            "size": list(self.video_metadata.size),
+            "fps": self.video_metadata.fps,
+            "frame_count": self.video_metadata.frame_count,
+        }
         self._initial_digest = _read_digest(path)
-        self.builders = {product: _create_builder(product, encoder, self.video_metadata, sampling, batch_size) for product, encoder in encoders.items()}
+        self.builders = {
+            product: _create_builder(product, encoder, self.video_metadata, sampling, batch_size)
+            for product, encoder in encoders.items()
+        }
         self.columns: dict[str, dict[str, np.ndarray]] = {}
         self.facts: dict[str, Any] = {}
 
     @torch.inference_mode()
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        wanted = np.unique(np.concatenate([maker.frame_indices for maker in self.builders.values()]))
+        wanted = np.unique(
+            np.concatenate([maker.frame_indices for maker in self.builders.values()])
+        )
         with self.decoder.frames(self.path, self.video_metadata, wanted) as frames:
             self.progress(0, len(wanted))
             for done, (number, rgb) in enumerate(frames, start=1):
-                picture = torch.from_numpy(rgb if rgb.flags.writeable else rgb.copy()).permute(2, 0, 1)
+                picture = torch.from_numpy(rgb if rgb.flags.writeable else rgb.copy()).permute(
+                    2, 0, 1
+                )
                 for product, maker in self.builders.items():
                     for rows in maker.add_frame(number, picture):
                         yield product, rows
@@ -91,22 +108,39 @@ class FeatureStream:
             seen_by = {"decoder": frames.decoder, "why": frames.reason}
         for product, maker in self.builders.items():
             columns = maker.columns()
-            self.columns[product] = columns | {"second": self.video_metadata.pts_seconds[columns["frame"]]}
+            self.columns[product] = columns | {
+                "second": self.video_metadata.pts_seconds[columns["frame"]]
+            }
         if _read_digest(self.path) != self._initial_digest:
-            detail = f"{self.path} has become another file while it was read; run again when it is whole"
+            detail = (
+                f"{self.path} has become another file while it was read; run again when it is whole"
+            )
             raise VideoError("decode", "changed", detail)
         self.facts = self.initial_facts | {"digest": self._initial_digest, **seen_by}
 
 
-def _create_builder(product: str, encoder: nn.Module, video: VideoMetadata, sampling: SamplingConfig, batch: int) -> FeatureBuilder:
+def _create_builder(
+    product: str, encoder: nn.Module, video: VideoMetadata, sampling: SamplingConfig, batch: int
+) -> FeatureBuilder:
     size = compute_appearance_size(video.size, sampling.short_side)
     if product == "motion":
         centres = compute_clip_centers(video.pts_seconds, sampling.clip_stride_seconds)
-        return MotionBuilder(encoder, video.pts_seconds, centres, sampling.clip_seconds, sampling.pool_motion_2x2, max(1, batch // 4))
+        return MotionBuilder(
+            encoder,
+            video.pts_seconds,
+            centres,
+            sampling.clip_seconds,
+            sampling.pool_motion_2x2,
+            max(1, batch // 4),
+        )
     grid = sample_grid(video.pts_seconds, sampling.fps)
     if product == "frames":
         return JpegBuilder(size, grid, sampling.jpeg_quality)
-    return SwinBuilder(encoder, size, grid) if product == "swin" else AppearanceBuilder(encoder, size, grid, batch)
+    return (
+        SwinBuilder(encoder, size, grid)
+        if product == "swin"
+        else AppearanceBuilder(encoder, size, grid, batch)
+    )
 
 
 @dataclass(frozen=True)
@@ -137,7 +171,10 @@ def extract_video(
     blocks: dict[str, list[np.ndarray]] = defaultdict(list)
     for product, rows in stream:
         blocks[product].append(rows)
-    products = {product: (np.concatenate(parts), stream.columns[product]) for product, parts in blocks.items()}
+    products = {
+        product: (np.concatenate(parts), stream.columns[product])
+        for product, parts in blocks.items()
+    }
     return ExtractedFeatures(products, stream.facts, stream.video_metadata.edges)
 
 
@@ -147,7 +184,11 @@ def _read_digest(path: Path) -> str:
         return compute_file_digest(path)
     except OSError as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-        raise VideoError("open", reason, f"{path} cannot be read any more ({error.strerror}); put it back and run again") from None
+        raise VideoError(
+            "open",
+            reason,
+            f"{path} cannot be read any more ({error.strerror}); put it back and run again",
+        ) from None
 
 
 def compute_file_digest(path: Path) -> str:

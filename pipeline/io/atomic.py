@@ -20,7 +20,9 @@ class atomic_write:  # noqa: N801 - reads as a verb: `with replacing(path) as as
         self.path = Path(path)
         if self.path.is_dir():
             raise InputError(f"{self.path} is a folder: name a file to write")
-        self.temporary_path = self.path.with_name(f".{self.path.name}.{uuid4().hex[:12]}.part")  # hosts that share a folder share process ids
+        self.temporary_path = self.path.with_name(
+            f".{self.path.name}.{uuid4().hex[:12]}.part"
+        )  # hosts that share a folder share process ids
 
     def __enter__(self) -> Path:
         if self.path.exists() and not self.path.is_file():
@@ -31,7 +33,9 @@ class atomic_write:  # noqa: N801 - reads as a verb: `with replacing(path) as as
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise InputError(f"{self.path} cannot be written ({error.strerror}): name another place") from None
+            raise InputError(
+                f"{self.path} cannot be written ({error.strerror}): name another place"
+            ) from None
         return self.temporary_path
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -54,16 +54,29 @@ class CvatVideo:
 
 def build_cvat_labels() -> list[dict[str, Any]]:
     """The labels a task needs before tracks can be imported into it, as CVAT's "Raw" tab takes them."""
-    texts = [{"name": name, "mutable": False, "input_type": "text", "default_value": "", "values": [""]} for name in ATTRIBUTES]
-    return [{"name": name, "color": colour, "type": "rectangle", "attributes": texts} for name, colour in COLORS.items()]
+    texts = [
+        {"name": name, "mutable": False, "input_type": "text", "default_value": "", "values": [""]}
+        for name in ATTRIBUTES
+    ]
+    return [
+        {"name": name, "color": colour, "type": "rectangle", "attributes": texts}
+        for name, colour in COLORS.items()
+    ]
 
 
-def write_cvat(path: Path, source: str, size: tuple[int, int], frame_count: int, tracks: Iterable[CvatTrack]) -> None:
+def write_cvat(
+    path: Path, source: str, size: tuple[int, int], frame_count: int, tracks: Iterable[CvatTrack]
+) -> None:
     """One video's file, whole or not at all; `size` is (width, height) in pixels. A track without boxes is left out: CVAT has no such."""
     root = ElementTree.Element("annotations")
     _add_text_element(root, "version", "1.1")
     task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
-    for name, value in (("name", Path(source).stem), ("size", str(frame_count)), ("mode", "interpolation"), ("overlap", "0")):
+    for name, value in (
+        ("name", Path(source).stem),
+        ("size", str(frame_count)),
+        ("mode", "interpolation"),
+        ("overlap", "0"),
+    ):
         _add_text_element(task, name, value)
     _write_labels(ElementTree.SubElement(task, "labels"))
     original = ElementTree.SubElement(task, "original_size")
@@ -78,7 +91,9 @@ def write_cvat(path: Path, source: str, size: tuple[int, int], frame_count: int,
 
 
 def _add_text_element(parent: ElementTree.Element, tag: str, text: str, **attributes: str) -> None:
-    ElementTree.SubElement(parent, tag, attributes).text = INVALID_XML_CHARACTERS.sub("\ufffd", text)
+    ElementTree.SubElement(parent, tag, attributes).text = INVALID_XML_CHARACTERS.sub(
+        "\ufffd", text
+    )
 
 
 def _write_labels(parent: ElementTree.Element) -> None:
@@ -93,22 +108,45 @@ def _write_labels(parent: ElementTree.Element) -> None:
                 _add_text_element(about, name, str(value) if name != "values" else "")
 
 
-def _write_track(root: ElementTree.Element, number: int, track: CvatTrack, frame_count: int) -> None:
+def _write_track(
+    root: ElementTree.Element, number: int, track: CvatTrack, frame_count: int
+) -> None:
     """A row for every frame with a box, and one marked `outside` where a run of them ends before the video does."""
-    parent = ElementTree.SubElement(root, "track", {"id": str(number), "label": track.label, "source": "file"})
+    parent = ElementTree.SubElement(
+        root, "track", {"id": str(number), "label": track.label, "source": "file"}
+    )
     ends = np.append(np.diff(track.frames) > 1, track.frames[-1] + 1 < frame_count)
     starts = np.append(True, np.diff(track.frames) > 1)
-    for frame, box, keyframe, end in zip(track.frames.tolist(), track.boxes.tolist(), track.keyframes | starts | ends, ends, strict=True):
+    for frame, box, keyframe, end in zip(
+        track.frames.tolist(),
+        track.boxes.tolist(),
+        track.keyframes | starts | ends,
+        ends,
+        strict=True,
+    ):
         _write_box(parent, frame, box, track.attributes, outside=False, keyframe=bool(keyframe))
         if end:
             _write_box(parent, frame + 1, box, track.attributes, outside=True, keyframe=True)
 
 
 def _write_box(
-    parent: ElementTree.Element, frame: int, box: list[float], attributes: Mapping[str, str], *, outside: bool, keyframe: bool
+    parent: ElementTree.Element,
+    frame: int,
+    box: list[float],
+    attributes: Mapping[str, str],
+    *,
+    outside: bool,
+    keyframe: bool,
 ) -> None:
-    facts = {"frame": str(frame), "outside": str(int(outside)), "occluded": "0", "keyframe": str(int(keyframe))}
-    corners = {name: f"{value:.2f}" for name, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)}
+    facts = {
+        "frame": str(frame),
+        "outside": str(int(outside)),
+        "occluded": "0",
+        "keyframe": str(int(keyframe)),
+    }
+    corners = {
+        name: f"{value:.2f}" for name, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)
+    }
     written = ElementTree.SubElement(parent, "box", facts | corners | {"z_order": "0"})
     for name, value in attributes.items():
         _add_text_element(written, "attribute", value, name=name)
@@ -125,7 +163,12 @@ def read_cvat(path: Path) -> Iterator[CvatVideo]:
             for member in (name for name in archive.namelist() if name.lower().endswith(".xml")):
                 with archive.open(member) as file:
                     yield _parse_annotations(file, f"{path}, {member}")
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # the last two: how zipfile refuses encrypted members
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:  # the last two: how zipfile refuses encrypted members
         raise InputError(f"{path} cannot be read ({error}): {EXPORT_HINT}") from None
 
 
@@ -136,11 +179,15 @@ def _parse_annotations(file: IO[bytes], name: str) -> CvatVideo:
             if root is None:
                 root = element
                 if root.tag != "annotations":
-                    raise InputError(f"{name} is no annotation of CVAT but <{root.tag}>: {EXPORT_HINT}")
+                    raise InputError(
+                        f"{name} is no annotation of CVAT but <{root.tag}>: {EXPORT_HINT}"
+                    )
             if event == "start":
                 continue
             if element.tag in ("image", "project"):
-                raise InputError(f"{name} is an export for images, or of a whole project: {EXPORT_HINT}")
+                raise InputError(
+                    f"{name} is an export for images, or of a whole project: {EXPORT_HINT}"
+                )
             if element.tag == "source":
                 video.source = (element.text or "").strip()
             elif element.tag == "track":
@@ -169,7 +216,9 @@ def _parse_track(element: ElementTree.Element) -> CvatTrack:
     if rows and rows[-1][0] - rows[0][0] > MAX_TRACK_FRAMES:
         raise ValueError(f"longer than {MAX_TRACK_FRAMES:,} frames")
     frames, boxes, keyframes = [], [], []
-    for (frame, outside, keyframe, box), (following, gone, _, further) in zip(rows, [*rows[1:], rows[-1]] if rows else [], strict=True):
+    for (frame, outside, keyframe, box), (following, gone, _, further) in zip(
+        rows, [*rows[1:], rows[-1]] if rows else [], strict=True
+    ):
         if outside:
             continue
         last = max(following, frame + 1)
@@ -179,7 +228,9 @@ def _parse_track(element: ElementTree.Element) -> CvatTrack:
         keyframes.append(np.append(keyframe, np.zeros(last - frame - 1, bool)))
     if not frames:
         raise ValueError("no box: only rectangles are read")
-    attributes = {one.get("name", ""): one.text or "" for one in element.findall("box[1]/attribute")}
+    attributes = {
+        one.get("name", ""): one.text or "" for one in element.findall("box[1]/attribute")
+    }
     joined = (np.concatenate(frames), np.concatenate(boxes), np.concatenate(keyframes).astype(bool))
     return CvatTrack(element.get("label", ""), *joined, attributes)
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError
 from pipeline.io.atomic import atomic_write
-from pipeline.io.strict_json import RepeatedKeyError, read_lines, parse_json
+from pipeline.io.strict_json import RepeatedKeyError, parse_json, read_lines
 from pipeline.validation import StrictModel, format_first_error
 
 RecordT = TypeVar("RecordT", bound=StrictModel)
@@ -27,7 +27,9 @@ def read_jsonl(path: Path, record_type: type[RecordT]) -> Iterator[RecordT]:
     for number, line in read_lines(path):
         try:
             record = record_type.model_validate_json(line)
-            if len(KEY_PATTERN.findall(line)) != _count_keys(record):  # pydantic takes the last of two equal keys without a word
+            if len(KEY_PATTERN.findall(line)) != _count_keys(
+                record
+            ):  # pydantic takes the last of two equal keys without a word
                 parse_json(line)
         except ValidationError as error:
             raise InputError(f"{path}, line {number}: {format_first_error(error)}") from None
@@ -39,7 +41,9 @@ def read_jsonl(path: Path, record_type: type[RecordT]) -> Iterator[RecordT]:
 def _count_keys(record: StrictModel) -> int:
     """How many keys a record was read from, those of records in it included."""
     values = (getattr(record, name) for name in record.model_fields_set)
-    return len(record.model_fields_set) + sum(_count_keys(value) for value in values if isinstance(value, StrictModel))
+    return len(record.model_fields_set) + sum(
+        _count_keys(value) for value in values if isinstance(value, StrictModel)
+    )
 
 
 def write_jsonl(path: Path, records: Iterable[StrictModel]) -> None:

@@ -50,7 +50,10 @@ def read_json(path: Path, remedy: str = "download it again") -> Any:
     try:
         return parse_json(content)
     except json.JSONDecodeError as error:
-        place, problem = f"{path}, line {error.lineno}, column {error.colno}", f"not JSON ({error.msg})"
+        place, problem = (
+            f"{path}, line {error.lineno}, column {error.colno}",
+            f"not JSON ({error.msg})",
+        )
     except UnicodeDecodeError as error:
         place, problem = f"{path}, byte {error.start}", "not UTF-8 text"
     except RepeatedKeyError as error:
@@ -69,7 +72,9 @@ def _read_bounded(path: Path, remedy: str) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path} is not a file")
         if status.st_size > MAX_FILE_BYTES:
-            raise InputError(f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that are read; {remedy}")
+            raise InputError(
+                f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that are read; {remedy}"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
@@ -103,9 +108,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     with file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+        for number, line in enumerate(
+            iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1
+        ):
             if len(line) > MAX_LINE_BYTES:
-                raise InputError(f"{path}, line {number} is longer than {MAX_LINE_BYTES} bytes: it is no line of records; write the file again")
+                raise InputError(
+                    f"{path}, line {number} is longer than {MAX_LINE_BYTES} bytes: it is no line of records; write the file again"
+                )
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if line.strip():

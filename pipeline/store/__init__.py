@@ -12,8 +12,8 @@ from pipeline.store.manifest import Manifest as Manifest
 from pipeline.store.manifest import Product as Product
 from pipeline.store.manifest import ShardInfo as ShardInfo
 from pipeline.store.manifest import origin_digest as origin_digest
-from pipeline.store.reader import ProductSummary as ProductSummary
 from pipeline.store.reader import ProductReader as ProductReader
+from pipeline.store.reader import ProductSummary as ProductSummary
 from pipeline.store.reader import Store as Store
 from pipeline.store.shard import has_origin as has_origin
 from pipeline.store.shard import read_shard_info as read_shard_info

@@ -21,7 +21,8 @@ def allocate_numpy(size: int) -> np.ndarray:
 
 class BufferPool:
     """Gives arrays like `np.empty`; the memory of those that are gone, with all views of them, is given again. What is large comes from
-    `allocate` at first."""
+    `allocate` at first.
+    """
 
     def __init__(self, allocate: Allocator = allocate_numpy) -> None:
         self._allocate = allocate

@@ -19,15 +19,38 @@ from uuid import uuid4
 import numpy as np
 
 from pipeline.store.disk_errors import translate_disk_full
-from pipeline.store.layout import ArraySpec, Entry, ShardKind, EntryLocation, ShardSink, ShardTable, array_name, shard_path
+from pipeline.store.layout import (
+    ArraySpec,
+    Entry,
+    EntryLocation,
+    ShardKind,
+    ShardSink,
+    ShardTable,
+    array_name,
+    shard_path,
+)
 from pipeline.store.manifest import ShardInfo
-from pipeline.store.shard import remove_atomically, has_origin, open_sink, remove_path, read_shard_info, fsync_path, fsync_tree
+from pipeline.store.shard import (
+    fsync_path,
+    fsync_tree,
+    has_origin,
+    open_sink,
+    read_shard_info,
+    remove_atomically,
+    remove_path,
+)
 
 NUMERIC_KINDS = "buif"  # NumPy's kinds: bool, unsigned, int, float
 
 
 def write_shard(
-    folder: Path, product: str, name: str, kind: ShardKind, entries: Iterable[Entry], videos: Sequence[str], origin_digest: str
+    folder: Path,
+    product: str,
+    name: str,
+    kind: ShardKind,
+    entries: Iterable[Entry],
+    videos: Sequence[str],
+    origin_digest: str,
 ) -> ShardInfo:
     """Write whole entries as `<folder>/<product>/<name>.zarr` (or `.h5`), `folder` being the store's.
 
@@ -69,10 +92,20 @@ class ShardBuilder:
     Leaving without `finish` discards everything. A full disk is a StoreError, an entry out of place a ValueError.
     """
 
-    def __init__(self, folder: Path, product: str, name: str, kind: ShardKind, videos: Sequence[str], origin_digest: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        product: str,
+        name: str,
+        kind: ShardKind,
+        videos: Sequence[str],
+        origin_digest: str,
+    ) -> None:
         self._product, self._kind, self._origin_digest = product, kind, origin_digest
         self._target_path = shard_path(folder, product, name, kind)
-        self._temporary_path = self._target_path.with_name(f".{self._target_path.name}.{uuid4().hex}.part")
+        self._temporary_path = self._target_path.with_name(
+            f".{self._target_path.name}.{uuid4().hex}.part"
+        )
         self._videos = frozenset(videos)
         self._sink: ShardSink | None = None
         self._open_entry: _OpenEntry | None = None
@@ -87,7 +120,12 @@ class ShardBuilder:
             self._sink = open_sink(self._temporary_path, self._kind)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._discard()
 
     def begin(self, key: str, video: str) -> None:
@@ -95,21 +133,33 @@ class ShardBuilder:
         if self._sink is None:
             raise ValueError(f"entry {key!r} comes to a shard that is not open for writing")
         if self._open_entry is not None:
-            raise ValueError(f"entry {key!r} comes while {self._open_entry.key!r} is open: end or abandon that first")
+            raise ValueError(
+                f"entry {key!r} comes while {self._open_entry.key!r} is open: end or abandon that first"
+            )
         if key in self._locations:
             raise ValueError(f"entry {key!r} comes twice")
         if video not in self._videos:
-            raise ValueError(f"entry {key!r} is of video {video!r}, which this shard was not planned for")
+            raise ValueError(
+                f"entry {key!r} is of video {video!r}, which this shard was not planned for"
+            )
         self._open_entry = _OpenEntry(key, video)
 
     def append(self, rows: np.ndarray) -> None:
         """Write rows `[k, *shape]` of the open entry; all its rows have one shape and one dtype."""
         entry, sink = self._require_open_entry("append")
         if rows.ndim < 2 or 0 in rows.shape[1:] or rows.dtype.kind not in NUMERIC_KINDS:
-            raise ValueError(f"entry {entry.key!r}: rows must be numbers [n, *shape], not {rows.dtype}{list(rows.shape)}")
+            raise ValueError(
+                f"entry {entry.key!r}: rows must be numbers [n, *shape], not {rows.dtype}{list(rows.shape)}"
+            )
         if entry.array and (rows.dtype.name, rows.shape[1:]) != (entry.dtype, entry.shape):
-            raise ValueError(f"entry {entry.key!r}: rows of {rows.dtype}{list(rows.shape[1:])} after {entry.dtype}{list(entry.shape)}")
-        entry.array, entry.dtype, entry.shape = array_name(rows.dtype, rows.shape[1:]), rows.dtype.name, rows.shape[1:]
+            raise ValueError(
+                f"entry {entry.key!r}: rows of {rows.dtype}{list(rows.shape[1:])} after {entry.dtype}{list(entry.shape)}"
+            )
+        entry.array, entry.dtype, entry.shape = (
+            array_name(rows.dtype, rows.shape[1:]),
+            rows.dtype.name,
+            rows.shape[1:],
+        )
         with self._discard_on_error():
             sink.append(entry.array, rows.astype(rows.dtype.newbyteorder("<"), copy=False))
         entry.row_count += len(rows)
@@ -118,9 +168,14 @@ class ShardBuilder:
         """The open entry is whole. `columns` are 1-D numbers of any length, `facts` small and JSON."""
         entry, sink = self._require_open_entry("end")
         if not entry.array:
-            raise ValueError(f"entry {entry.key!r} ends without rows: append an array of none to say their shape")
+            raise ValueError(
+                f"entry {entry.key!r} ends without rows: append an array of none to say their shape"
+            )
         plain = _normalize_facts(entry.key, facts)
-        checked = {name: self._check_column(entry.key, name, values) for name, values in sorted(columns.items())}
+        checked = {
+            name: self._check_column(entry.key, name, values)
+            for name, values in sorted(columns.items())
+        }
         with self._discard_on_error():
             sink.commit()
         spans = {}
@@ -133,7 +188,13 @@ class ShardBuilder:
         end = begin + entry.row_count
         self._arrays[entry.array] = ArraySpec(dtype=entry.dtype, shape=(end, *entry.shape))
         self._locations[entry.key] = EntryLocation(
-            key=entry.key, video=entry.video, array=entry.array, begin=begin, end=end, columns=spans, facts=plain
+            key=entry.key,
+            video=entry.video,
+            array=entry.array,
+            begin=begin,
+            end=end,
+            columns=spans,
+            facts=plain,
         )
         self._open_entry = None
 
@@ -153,15 +214,27 @@ class ShardBuilder:
         if self._sink is None:
             raise ValueError(f"shard {self._target_path.name} is not open for writing")
         if self._open_entry is not None:
-            raise ValueError(f"shard {self._target_path.name} is finished while entry {self._open_entry.key!r} is open: end or abandon it first")
+            raise ValueError(
+                f"shard {self._target_path.name} is finished while entry {self._open_entry.key!r} is open: end or abandon it first"
+            )
         if not self._locations:
             self._discard()
-            return ShardInfo(videos=(), entries=0, rows=0, bytes=0, digest=hashlib.sha256().hexdigest())
+            return ShardInfo(
+                videos=(), entries=0, rows=0, bytes=0, digest=hashlib.sha256().hexdigest()
+            )
         with self._discard_on_error():
             columns = {name: np.concatenate(parts) for name, parts in sorted(self._columns.items())}
-            specs = {name: ArraySpec(dtype=values.dtype.name, shape=values.shape) for name, values in columns.items()}
+            specs = {
+                name: ArraySpec(dtype=values.dtype.name, shape=values.shape)
+                for name, values in columns.items()
+            }
             arrays, entries = dict(sorted(self._arrays.items())), tuple(self._locations.values())
-            self._sink.finish(ShardTable(made_from=self._origin_digest, arrays=arrays, columns=specs, entries=entries), columns)
+            self._sink.finish(
+                ShardTable(
+                    made_from=self._origin_digest, arrays=arrays, columns=specs, entries=entries
+                ),
+                columns,
+            )
             fsync_tree(self._temporary_path)
             self._move_to_target()
         self._discard()
@@ -199,10 +272,14 @@ class ShardBuilder:
         """A column's values, little-endian, once they go with those of the entries before."""
         values = np.asarray(given)
         if values.ndim != 1 or values.dtype.kind not in NUMERIC_KINDS:
-            raise ValueError(f"entry {key!r}: column {name!r} must be numbers [n], not {values.dtype}{list(values.shape)}")
+            raise ValueError(
+                f"entry {key!r}: column {name!r} must be numbers [n], not {values.dtype}{list(values.shape)}"
+            )
         parts = self._columns.get(name)
         if parts and parts[0].dtype != values.dtype:
-            raise ValueError(f"entry {key!r}: column {name!r} is {values.dtype}, but {parts[0].dtype} in the entries before")
+            raise ValueError(
+                f"entry {key!r}: column {name!r} is {values.dtype}, but {parts[0].dtype} in the entries before"
+            )
         return values.astype(values.dtype.newbyteorder("<"))
 
     def _discard(self) -> None:

@@ -33,10 +33,14 @@ class ChunkWriter:
         """Write `[n, *shape]`, row by row a chunk."""
         if len(chunks) and self._file < 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self._file = os.open(
+                self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
+            )
         for block in split_into_blocks(chunks):
             rows = np.ascontiguousarray(block).reshape(len(block), -1).view(np.uint8)
-            self._write([part for row in rows for part in (row.data, memoryview(compute_crc32c(row)))])
+            self._write(
+                [part for row in rows for part in (row.data, memoryview(compute_crc32c(row)))]
+            )
             self.count += len(rows)
 
     def commit(self) -> None:
@@ -58,8 +62,15 @@ class ChunkWriter:
         """Write zarr's index of a shard, n × (offset, bytes) as uint64 and its crc32c, behind the chunks."""
         if self._file >= 0:
             size = self._end_offset // self.count
-            index = np.stack([np.arange(self.count, dtype="<u8") * size, np.full(self.count, size, "<u8")], -1)
-            self._write([memoryview(index.tobytes()), memoryview(compute_crc32c(index.view(np.uint8).reshape(-1)))])
+            index = np.stack(
+                [np.arange(self.count, dtype="<u8") * size, np.full(self.count, size, "<u8")], -1
+            )
+            self._write(
+                [
+                    memoryview(index.tobytes()),
+                    memoryview(compute_crc32c(index.view(np.uint8).reshape(-1))),
+                ]
+            )
         self.close()
 
     def close(self) -> None:
@@ -69,7 +80,9 @@ class ChunkWriter:
 
     def _write(self, parts: list[memoryview]) -> None:
         """Write all parts, whatever the system takes at once."""
-        self._end_offset += transfer_all(parts, lambda pending, done: os.writev(self._file, pending))
+        self._end_offset += transfer_all(
+            parts, lambda pending, done: os.writev(self._file, pending)
+        )
 
 
 class ChunkReader:
@@ -78,7 +91,9 @@ class ChunkReader:
     The sum of a chunk is the crc32c behind it, or, where given, `sums[chunk]` (uint32).
     """
 
-    def __init__(self, file: int, index: np.ndarray, chunk_bytes: int, checksums: np.ndarray | None = None) -> None:
+    def __init__(
+        self, file: int, index: np.ndarray, chunk_bytes: int, checksums: np.ndarray | None = None
+    ) -> None:
         self.chunk_bytes = chunk_bytes
         self._file = file
         self._index = index
@@ -92,7 +107,11 @@ class ChunkReader:
         stored = self.chunk_bytes + 4
         offsets, sizes = self._index[chunks].T
         for chunk in chunks[sizes != stored][:1]:
-            raise DamageError(f"row {chunk} is missing" if self._index[chunk, 1] == MISSING_CHUNK else f"row {chunk} has a wrong size")
+            raise DamageError(
+                f"row {chunk} is missing"
+                if self._index[chunk, 1] == MISSING_CHUNK
+                else f"row {chunk} has a wrong size"
+            )
         longest = max(1, min(MAX_RUN_CHUNKS, MAX_RUN_BYTES // stored))
         apart = np.flatnonzero(np.diff(offsets) != stored) + 1
         ends = [*apart.tolist(), len(chunks)]
@@ -101,12 +120,18 @@ class ChunkReader:
                 here = slice(part, min(part + longest, end))
                 self._read_run(int(offsets[part]), chunks[here], out_indices[here], out)
 
-    def _read_run(self, offset: int, chunks: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+    def _read_run(
+        self, offset: int, chunks: np.ndarray, places: np.ndarray, out: np.ndarray
+    ) -> None:
         """Read chunks that lie end to end, each with the four bytes behind it, and compare the checksums."""
         behind = np.empty((len(chunks), 4), np.uint8)
         rows = [out[place] for place in places.tolist()]
         try:
-            fill_buffers(self._file, [buffer for row, four in zip(rows, behind, strict=True) for buffer in (row, four)], offset)
+            fill_buffers(
+                self._file,
+                [buffer for row, four in zip(rows, behind, strict=True) for buffer in (row, four)],
+                offset,
+            )
         except (OSError, OverflowError) as error:
             reraise_system_errors(error)
             raise DamageError(f"row {chunks[0]} cannot be read ({error})") from None
@@ -136,7 +161,9 @@ def fill_buffers(file: int, buffers: list[np.ndarray], offset: int) -> None:
     transfer_all([buffer.data for buffer in buffers], read)
 
 
-def transfer_all(pending: list[memoryview], transfer: Callable[[list[memoryview], int], int]) -> int:
+def transfer_all(
+    pending: list[memoryview], transfer: Callable[[list[memoryview], int], int]
+) -> int:
     """Call `move(pending, done)`, which says how many bytes it moved, until nothing is pending; the bytes in all."""
     done = 0
     while pending:

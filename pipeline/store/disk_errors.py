@@ -17,7 +17,9 @@ def check_is_directory(store: Path) -> None:
     """StoreError where the store's path, or a folder above it, is a file."""
     for path in (store, *store.parents):
         if path.exists() and not path.is_dir():
-            raise StoreError(f"store {store} cannot be: {path} is a file, not a folder. Name another --store")
+            raise StoreError(
+                f"store {store} cannot be: {path} is a file, not a folder. Name another --store"
+            )
 
 
 @contextmanager
@@ -28,7 +30,9 @@ def translate_disk_full(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FULL_ERRNOS:
             raise
-        free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+        free = shutil.disk_usage(
+            next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        ).free
         raise StoreError(
             f"the disk of {folder} is full ({free / 2**20:.1f} MiB were free, {error.strerror or error}): what was being written is "
             "dropped, everything finished before it is kept. Make room and run stvg-extract again: it goes on from there"

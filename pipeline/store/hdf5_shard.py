@@ -18,11 +18,21 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from pipeline.store.chunks import MISSING_CHUNK, MAX_RUN_BYTES, ChunkReader, split_into_blocks
-from pipeline.store.layout import DamageError, ShardTable, column_name, reraise_system_errors, sign_table, verify_table
+from pipeline.store.chunks import MAX_RUN_BYTES, MISSING_CHUNK, ChunkReader, split_into_blocks
+from pipeline.store.layout import (
+    DamageError,
+    ShardTable,
+    column_name,
+    reraise_system_errors,
+    sign_table,
+    verify_table,
+)
 
 MAX_BUFFERED_BYTES = 8 << 20  # of an entry's rows are held in memory
-CHUNK_OVERHEAD_BYTES, ARRAY_OVERHEAD_BYTES = 64, 256 << 10  # bytes, more than HDF5 needs for its indices and headers
+CHUNK_OVERHEAD_BYTES, ARRAY_OVERHEAD_BYTES = (
+    64,
+    256 << 10,
+)  # bytes, more than HDF5 needs for its indices and headers
 H5PY_ERRORS = (
     OSError,
     RuntimeError,
@@ -60,10 +70,19 @@ class Hdf5Sink:
     def commit(self) -> None:
         if self._entry_buffer is None:
             return
-        array, shape, dtype = self._entry_buffer.array, self._entry_buffer.shape, self._entry_buffer.dtype
+        array, shape, dtype = (
+            self._entry_buffer.array,
+            self._entry_buffer.shape,
+            self._entry_buffer.dtype,
+        )
         self._reserve(len(self._entry_buffer.checksums), self._entry_buffer.row_bytes)
         if array not in self._file:
-            spec: dict[str, Any] = {"maxshape": (None, *shape), "chunks": (1, *shape), "fletcher32": True, "track_times": False}
+            spec: dict[str, Any] = {
+                "maxshape": (None, *shape),
+                "chunks": (1, *shape),
+                "fletcher32": True,
+                "track_times": False,
+            }
             self._file.create_dataset(array, shape=(0, *shape), dtype=dtype, **spec)
         dataset = self._file[array]
         place = len(dataset)
@@ -80,12 +99,23 @@ class Hdf5Sink:
             waiting.close()
 
     def finish(self, table: ShardTable, columns: Mapping[str, np.ndarray]) -> None:
-        sums = {_checksum_name(array): np.array(values, "<u4") for array, values in sorted(self._checksums.items())}
-        document = np.frombuffer(json.dumps(sign_table(table), ensure_ascii=False).encode(), np.uint8)
-        whole = {**{column_name(name): values for name, values in columns.items()}, **sums, "table": document}
+        sums = {
+            _checksum_name(array): np.array(values, "<u4")
+            for array, values in sorted(self._checksums.items())
+        }
+        document = np.frombuffer(
+            json.dumps(sign_table(table), ensure_ascii=False).encode(), np.uint8
+        )
+        whole = {
+            **{column_name(name): values for name, values in columns.items()},
+            **sums,
+            "table": document,
+        }
         for name, values in whole.items():
             self._reserve(1, values.nbytes)
-            checked: dict[str, Any] = {"chunks": values.shape, "fletcher32": True} if len(values) else {}
+            checked: dict[str, Any] = (
+                {"chunks": values.shape, "fletcher32": True} if len(values) else {}
+            )
             self._file.create_dataset(name, data=values, track_times=False, **checked)
         self._file.flush()
         size = self._file.id.get_filesize()
@@ -116,7 +146,11 @@ class _EntryBuffer:
         self.row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
         self.checksums: list[int] = []
         self._file = SpooledTemporaryFile(  # noqa: SIM115 - it lives as long as the entry is open
-            MAX_BUFFERED_BYTES, "w+b", dir=str(shard.parent), prefix=f".{shard.name}.", suffix=".part"
+            MAX_BUFFERED_BYTES,
+            "w+b",
+            dir=str(shard.parent),
+            prefix=f".{shard.name}.",
+            suffix=".part",
         )
 
     def append(self, rows: np.ndarray) -> None:
@@ -159,7 +193,9 @@ class Hdf5Source:
             reraise_system_errors(error)
             raise DamageError(f"column {name!r} cannot be read ({error})") from None
         if values.shape != spec.shape or values.dtype != np.dtype(spec.dtype):
-            raise DamageError(f"column {name!r} is {values.dtype}{list(values.shape)}, not {spec.dtype}{list(spec.shape)}")
+            raise DamageError(
+                f"column {name!r} is {values.dtype}{list(values.shape)}, not {spec.dtype}{list(spec.shape)}"
+            )
         return values
 
     def _open_chunks(self, array: str) -> ChunkReader:
@@ -169,14 +205,23 @@ class Hdf5Source:
         try:
             dataset = self._file[array]
             found = (dataset.shape, dataset.dtype, dataset.chunks, dataset.fletcher32)
-            dataset.id.chunk_iter(lambda chunk: index.__setitem__(chunk.chunk_offset[0], (chunk.byte_offset, chunk.size)))
+            dataset.id.chunk_iter(
+                lambda chunk: index.__setitem__(
+                    chunk.chunk_offset[0], (chunk.byte_offset, chunk.size)
+                )
+            )
             sums = np.asarray(self._file[_checksum_name(array)][...])
         except H5PY_ERRORS as error:
             reraise_system_errors(error)
             raise DamageError(f"its rows cannot be read ({error})") from None
-        if found != (spec.shape, np.dtype(spec.dtype), (1, *spec.shape[1:]), True) or sums.shape != spec.shape[:1]:
+        if (
+            found != (spec.shape, np.dtype(spec.dtype), (1, *spec.shape[1:]), True)
+            or sums.shape != spec.shape[:1]
+        ):
             raise DamageError(f"array {array} is not as written")
-        return ChunkReader(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC), index, spec.chunk_bytes, sums)
+        return ChunkReader(
+            os.open(self.path, os.O_RDONLY | os.O_CLOEXEC), index, spec.chunk_bytes, sums
+        )
 
 
 def _checksum_name(array: str) -> str:

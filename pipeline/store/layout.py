@@ -22,7 +22,16 @@ from pipeline.records import FORMAT
 from pipeline.validation import StrictModel, format_first_error
 
 ShardKind = Literal["zarr", "hdf5"]
-SYSTEM_ERRNOS = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
+SYSTEM_ERRNOS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOLCK,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
 PROJECTION_FILE = "basis.safetensors"
 """Beside a product's shards, where its rows were projected: the projection, which new videos need too."""
 SHARD_SUFFIXES: dict[ShardKind, str] = {"zarr": ".zarr", "hdf5": ".h5"}
@@ -143,7 +152,9 @@ def verify_table(document: Any) -> ShardTable:
     if not isinstance(document, dict) or "format" not in document:
         raise DamageError("its table is not there")
     if document["format"] != FORMAT:
-        raise DamageError(f"its table has format {document['format']!r}, which is unknown; this version reads {FORMAT}")
+        raise DamageError(
+            f"its table has format {document['format']!r}, which is unknown; this version reads {FORMAT}"
+        )
     document = dict(document)
     if document.pop("crc32c", None) != _compute_checksum(document):
         raise DamageError("its table does not match its checksum")

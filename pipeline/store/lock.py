@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import StoreError, StvgError
 from pipeline.io.jsonl import write_json
-from pipeline.store.disk_errors import translate_disk_full, check_is_directory
+from pipeline.store.disk_errors import check_is_directory, translate_disk_full
 
 
 class ExclusiveLock:
@@ -38,7 +38,9 @@ class ExclusiveLock:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise self._error_type(f"{self._resource} is in use by {self._describe_owner()}: wait until it ends, or stop it") from None
+            raise self._error_type(
+                f"{self._resource} is in use by {self._describe_owner()}: wait until it ends, or stop it"
+            ) from None
         try:
             write_json(self._owner_path, _describe_process())
         except BaseException:
@@ -46,14 +48,21 @@ class ExclusiveLock:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._owner_path.unlink(missing_ok=True)
         self._lock.release()
 
     def _describe_owner(self) -> str:
         try:
             owner = json.loads(self._owner_path.read_bytes())
-            return f"pid {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
+            return (
+                f"pid {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return "another process that has not yet written its name"
 

@@ -37,7 +37,12 @@ class ShardInfo(StrictModel):
 
 def origin_digest(kind: ShardKind, provenance: Mapping[str, Any]) -> str:
     """What a product's shards say they were made of: sha256 of its file format and provenance as canonical JSON."""
-    canonical = json.dumps({"kind": kind, "provenance": provenance}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    canonical = json.dumps(
+        {"kind": kind, "provenance": provenance},
+        sort_keys=True,
+        separators=(",", ":"),
+        allow_nan=False,
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -78,23 +83,34 @@ def load_manifest(store: Path) -> Manifest:
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise StoreError(f"{store} is not a feature store (it has no {MANIFEST_NAME}): run stvg-extract --store {store} first") from None
+        raise StoreError(
+            f"{store} is not a feature store (it has no {MANIFEST_NAME}): run stvg-extract --store {store} first"
+        ) from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}): restore it, or extract into another --store") from None
+        raise StoreError(
+            f"{path} cannot be read ({error}): restore it, or extract into another --store"
+        ) from None
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
-        raise StoreError(f"{path}: format {found!r} is unknown; this version reads {FORMAT}: extract into another --store")
+        raise StoreError(
+            f"{path}: format {found!r} is unknown; this version reads {FORMAT}: extract into another --store"
+        )
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
-        raise StoreError(f"{path}: {format_first_error(error)}: restore it, or extract into another --store") from None
+        raise StoreError(
+            f"{path}: {format_first_error(error)}: restore it, or extract into another --store"
+        ) from None
 
 
 def save_manifest(store: Path, manifest: Manifest) -> None:
     """Write it atomically, keys in sorted order below the top: the same contents give the same bytes."""
     document = manifest.model_dump(mode="json")
     products = document.pop("products")
-    write_json(Path(store) / MANIFEST_NAME, {**document, "products": json.loads(json.dumps(products, sort_keys=True))})
+    write_json(
+        Path(store) / MANIFEST_NAME,
+        {**document, "products": json.loads(json.dumps(products, sort_keys=True))},
+    )
 
 
 def compute_manifest_digest(store: Path) -> str:

@@ -16,9 +16,14 @@ import numpy as np
 from pipeline.errors import StoreError
 from pipeline.store.buffer_pool import Allocator, BufferPool, allocate_numpy
 from pipeline.store.layout import DamageError, EntryLocation, ShardSource, ShardTable, shard_path
-from pipeline.store.manifest import Product, find_changed_files, load_manifest, compute_manifest_digest
+from pipeline.store.manifest import (
+    Product,
+    compute_manifest_digest,
+    find_changed_files,
+    load_manifest,
+)
 from pipeline.store.quantization import SCALE_COLUMN, dequantize
-from pipeline.store.shard import active_entries, open_source, read_table, describe_read_error
+from pipeline.store.shard import active_entries, describe_read_error, open_source, read_table
 from pipeline.store.verify import SETTINGS_MISMATCH, IntegrityProblem, verify_files, verify_product
 
 MAX_OPEN_SHARDS = 64  # per product and process; the one used longest ago is closed first
@@ -33,9 +38,17 @@ class Store:
         self.manifest_digest = compute_manifest_digest(self.path)
         self.index_path = self.path / "index.jsonl"
         self.tracks_path = self.path / "tracks.npz"
-        present = {name: digest for name, digest in self.manifest.files.items() if (self.path / name).exists()}
-        for name, detail in find_changed_files(self.path, present):  # a missing one is an error to those who ask for it
-            raise StoreError(f"store {self.path}: {name}: {detail}: run stvg-extract again, which copies it anew")
+        present = {
+            name: digest
+            for name, digest in self.manifest.files.items()
+            if (self.path / name).exists()
+        }
+        for name, detail in find_changed_files(
+            self.path, present
+        ):  # a missing one is an error to those who ask for it
+            raise StoreError(
+                f"store {self.path}: {name}: {detail}: run stvg-extract again, which copies it anew"
+            )
 
     @property
     def products(self) -> dict[str, Product]:
@@ -45,17 +58,26 @@ class Store:
         """A product, whose rows are read into memory that `allocate` gives."""
         if product not in self.products:
             present = ", ".join(sorted(self.products)) or "none"
-            raise StoreError(f"store {self.path} has no product {product!r} (it has {present}): run stvg-extract to add it")
+            raise StoreError(
+                f"store {self.path} has no product {product!r} (it has {present}): run stvg-extract to add it"
+            )
         return ProductReader(self.path, product, self.products[product], allocate)
 
     def verify(self) -> list[IntegrityProblem]:
         """Compare every digest and every chunk's checksum; the problems found, none if the store is intact."""
-        shards = (problem for name, product in sorted(self.products.items()) for problem in verify_product(self.path, name, product))
+        shards = (
+            problem
+            for name, product in sorted(self.products.items())
+            for problem in verify_product(self.path, name, product)
+        )
         return [*verify_files(self.path, self.manifest), *shards]
 
     def summarize(self) -> list[ProductSummary]:
         """Counts and sizes by product, from the manifest alone."""
-        return [ProductSummary.from_product(name, product) for name, product in sorted(self.products.items())]
+        return [
+            ProductSummary.from_product(name, product)
+            for name, product in sorted(self.products.items())
+        ]
 
 
 @dataclass(frozen=True)
@@ -72,7 +94,9 @@ class ProductSummary:
     @classmethod
     def from_product(cls, name: str, product: Product) -> ProductSummary:
         infos = product.shards.values()
-        entries, rows, size = (sum(getattr(info, field) for info in infos) for field in ("entries", "rows", "bytes"))
+        entries, rows, size = (
+            sum(getattr(info, field) for info in infos) for field in ("entries", "rows", "bytes")
+        )
         return cls(name, len(infos), len(product.videos), entries, rows, size)
 
     @property
@@ -94,7 +118,9 @@ class ProductReader:
     memory that `allocate` gives.
     """
 
-    def __init__(self, store: Path, name: str, product: Product, allocate: Allocator = allocate_numpy) -> None:
+    def __init__(
+        self, store: Path, name: str, product: Product, allocate: Allocator = allocate_numpy
+    ) -> None:
         self.store = Path(store)
         self.name = name
         self.product = product
@@ -127,7 +153,10 @@ class ProductReader:
         """The entry's columns, each 1-D; they are the caller's own."""
         shard, place = self._find_entry(key)
         with self._translate_damage(shard, key):
-            return {name: self._get_column(shard, name)[begin:end].copy() for name, (begin, end) in place.columns.items()}
+            return {
+                name: self._get_column(shard, name)[begin:end].copy()
+                for name, (begin, end) in place.columns.items()
+            }
 
     def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
         """Rows `[len(indices), *shape]` in the asked order, repeats allowed; all rows without `indices`.
@@ -138,20 +167,32 @@ class ProductReader:
         count = place.end - place.begin
         wanted = np.arange(count) if indices is None else np.asarray(indices, np.int64).reshape(-1)
         for outside in wanted[(wanted < 0) | (wanted >= count)][:1]:
-            raise IndexError(f"product {self.name!r}, key {key!r}: row {outside} does not lie in [0, {count})")
+            raise IndexError(
+                f"product {self.name!r}, key {key!r}: row {outside} does not lie in [0, {count})"
+            )
         spec = self._tables[shard].arrays[place.array]
         begin, end = place.columns.get(SCALE_COLUMN, (0, 0))
         scaled = spec.dtype == "int8" and end - begin == count
-        out = (self._quantized_pool if scaled else self._buffer_pool).empty((len(wanted), *spec.shape[1:]), np.dtype(spec.dtype))
+        out = (self._quantized_pool if scaled else self._buffer_pool).empty(
+            (len(wanted), *spec.shape[1:]), np.dtype(spec.dtype)
+        )
         ascending = bool((np.diff(wanted) > 0).all())
-        rows, first = (wanted, np.arange(len(wanted))) if ascending else np.unique(wanted, return_index=True)
+        rows, first = (
+            (wanted, np.arange(len(wanted))) if ascending else np.unique(wanted, return_index=True)
+        )
         with self._translate_damage(shard, key):
             self._get_source(shard).read(place.array, place.begin + rows, first, out)
             scales = self._get_column(shard, SCALE_COLUMN)[begin:end] if scaled else None
         if len(rows) < len(wanted):
             repeats = np.setdiff1d(np.arange(len(wanted)), first)
             out[repeats] = out[first[np.searchsorted(rows, wanted[repeats])]]
-        return out if scales is None else dequantize(out, scales[wanted], self._buffer_pool.empty(out.shape, np.dtype(np.float16)))
+        return (
+            out
+            if scales is None
+            else dequantize(
+                out, scales[wanted], self._buffer_pool.empty(out.shape, np.dtype(np.float16))
+            )
+        )
 
     def __getstate__(self) -> tuple[Path, str, Product, Allocator]:
         return self.store, self.name, self.product, self._allocate
@@ -200,15 +241,21 @@ class ProductReader:
         places = self._load_locations()
         if key in places:
             return places[key]
-        for shard in sorted(self._damage_by_shard, key=lambda shard: key not in self.product.shards[shard].videos):
+        for shard in sorted(
+            self._damage_by_shard, key=lambda shard: key not in self.product.shards[shard].videos
+        ):
             raise self._build_damage_error(shard, self._damage_by_shard[shard], key)
-        raise StoreError(f"store {self.store}: product {self.name!r} has no entry {key!r} (of {len(places)}): run stvg-extract to add it")
+        raise StoreError(
+            f"store {self.store}: product {self.name!r} has no entry {key!r} (of {len(places)}): run stvg-extract to add it"
+        )
 
     def _get_source(self, shard: str) -> ShardSource:
         """The shard's open files."""
         with self._mutex:
             if shard not in self._sources:
-                self._sources[shard] = open_source(self._get_shard_path(shard), self.product.kind, self._tables[shard])
+                self._sources[shard] = open_source(
+                    self._get_shard_path(shard), self.product.kind, self._tables[shard]
+                )
                 if len(self._sources) > MAX_OPEN_SHARDS:
                     self._sources.popitem(last=False)
             self._sources.move_to_end(shard)
@@ -233,12 +280,20 @@ class ProductReader:
             raise self._build_read_error(shard, error) from None
 
     def _build_read_error(self, shard: str, error: OSError) -> StoreError:
-        return StoreError(f"product {self.name!r}: {describe_read_error(self._get_shard_path(shard), error)}: nothing in it was judged")
+        return StoreError(
+            f"product {self.name!r}: {describe_read_error(self._get_shard_path(shard), error)}: nothing in it was judged"
+        )
 
-    def _build_damage_error(self, shard: str, damage: DamageError, key: str | None = None) -> StoreError:
+    def _build_damage_error(
+        self, shard: str, damage: DamageError, key: str | None = None
+    ) -> StoreError:
         """Names product, shard file, and the key (or, where the whole shard is hit, its videos)."""
         videos = self.product.shards[shard].videos
-        whom = f"key {key!r}" if key is not None else f"videos {', '.join(videos[:5])}{', …' if len(videos) > 5 else ''}"
+        whom = (
+            f"key {key!r}"
+            if key is not None
+            else f"videos {', '.join(videos[:5])}{', …' if len(videos) > 5 else ''}"
+        )
         return StoreError(
             f"store {self.store}: product {self.name!r}, shard {self._get_shard_path(shard).name}, {whom}: {damage}. "
             "Delete this shard and run stvg-extract again to have it made anew"

@@ -12,7 +12,14 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline.errors import StoreError
-from pipeline.store.layout import DamageError, ShardKind, EntryLocation, ShardSink, ShardSource, ShardTable
+from pipeline.store.layout import (
+    DamageError,
+    EntryLocation,
+    ShardKind,
+    ShardSink,
+    ShardSource,
+    ShardTable,
+)
 from pipeline.store.manifest import ShardInfo, compute_files_digest
 
 MAX_REMOVE_ATTEMPTS = 8
@@ -24,7 +31,9 @@ def read_shard_info(path: Path, product: str, kind: ShardKind) -> ShardInfo:
     files = list_shard_files(path)
     videos, entries, rows = count_entries(read_valid_table(path, product, kind).entries)
     size = sum(file.stat().st_size for file in files)
-    return ShardInfo(videos=videos, entries=entries, rows=rows, bytes=size, digest=compute_files_digest(files))
+    return ShardInfo(
+        videos=videos, entries=entries, rows=rows, bytes=size, digest=compute_files_digest(files)
+    )
 
 
 def has_origin(path: Path, kind: ShardKind, origin_digest: str) -> bool:
@@ -46,7 +55,9 @@ def read_valid_table(path: Path, product: str, kind: ShardKind) -> ShardTable:
             f"{path}: product {product!r}, shard {path.name} is damaged: {damage}. Delete it and run stvg-extract again"
         ) from None
     except OSError as error:
-        raise StoreError(f"product {product!r}: {describe_read_error(path, error)}: nothing in it was judged") from None
+        raise StoreError(
+            f"product {product!r}: {describe_read_error(path, error)}: nothing in it was judged"
+        ) from None
 
 
 def describe_read_error(path: Path, error: OSError) -> str:
@@ -63,7 +74,11 @@ def active_entries(table: ShardTable, dropped: Collection[str]) -> list[EntryLoc
 def count_entries(locations: Iterable[EntryLocation]) -> tuple[tuple[str, ...], int, int]:
     """Videos (sorted), entries and rows."""
     lengths = [(place.video, place.end - place.begin) for place in locations]
-    return tuple(sorted({video for video, _ in lengths})), len(lengths), sum(length for _, length in lengths)
+    return (
+        tuple(sorted({video for video, _ in lengths})),
+        len(lengths),
+        sum(length for _, length in lengths),
+    )
 
 
 def open_sink(path: Path, kind: ShardKind) -> ShardSink:
@@ -100,7 +115,10 @@ def list_shard_files(path: Path) -> list[Path]:
     """The files of a shard in the order of their names: one for HDF5, a tree for zarr."""
     if not path.is_dir():
         return [path]
-    return sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
+    return sorted(
+        (file for file in path.rglob("*") if file.is_file()),
+        key=lambda file: file.relative_to(path).as_posix(),
+    )
 
 
 def remove_atomically(path: Path) -> None:
@@ -119,7 +137,9 @@ def remove_path(path: Path) -> None:
     for attempt in range(1, MAX_REMOVE_ATTEMPTS + 1):
         try:
             return shutil.rmtree(path)
-        except OSError as error:  # zarr's own threads may still be at work when a signal interrupts a write
+        except (
+            OSError
+        ) as error:  # zarr's own threads may still be at work when a signal interrupts a write
             if not path.exists():
                 return
             if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempt == MAX_REMOVE_ATTEMPTS:
@@ -128,10 +148,12 @@ def remove_path(path: Path) -> None:
 
 
 def fsync_tree(path: Path) -> None:
-    """fsync every file, then every folder."""
+    """Fsync every file, then every folder."""
     for file in list_shard_files(path):
         fsync_path(file)
-    folders = [path, *(child for child in path.rglob("*") if child.is_dir())] if path.is_dir() else []
+    folders = (
+        [path, *(child for child in path.rglob("*") if child.is_dir())] if path.is_dir() else []
+    )
     for folder in reversed(folders):
         fsync_path(folder)
 

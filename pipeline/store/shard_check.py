@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.errors import StoreError
 from pipeline.store.layout import SHARD_SUFFIXES, DamageError
 from pipeline.store.manifest import Product
-from pipeline.store.shard import read_table, describe_read_error
+from pipeline.store.shard import describe_read_error, read_table
 
 
 @dataclass
@@ -30,7 +30,9 @@ def check_shards(store: Path, name: str, product: Product) -> ShardCheck:
         except DamageError as damage:
             found.damage_messages.append(f"{path}: {damage}")
         except OSError as error:
-            raise StoreError(f"product {name!r}: {describe_read_error(path, error)}: nothing in it was judged") from None
+            raise StoreError(
+                f"product {name!r}: {describe_read_error(path, error)}: nothing in it was judged"
+            ) from None
     return found
 
 

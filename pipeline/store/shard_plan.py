@@ -32,7 +32,10 @@ def plan_shards(sizes: Mapping[str, int], target_bytes: int) -> list[Shard]:
             filled = 0
         groups[-1].append(video)
         filled += sizes[video]
-    return [Shard(_build_shard_name(number, videos), tuple(videos)) for number, videos in enumerate(groups)]
+    return [
+        Shard(_build_shard_name(number, videos), tuple(videos))
+        for number, videos in enumerate(groups)
+    ]
 
 
 def _build_shard_name(number: int, videos: list[str]) -> str:

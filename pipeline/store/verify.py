@@ -8,9 +8,29 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.store.layout import PROJECTION_FILE, DamageError, EntryLocation, ShardSource, ShardTable, shard_path
-from pipeline.store.manifest import Manifest, Product, ShardInfo, find_changed_files, compute_files_digest
-from pipeline.store.shard import active_entries, count_entries, open_source, read_table, list_shard_files, describe_read_error
+from pipeline.store.layout import (
+    PROJECTION_FILE,
+    DamageError,
+    EntryLocation,
+    ShardSource,
+    ShardTable,
+    shard_path,
+)
+from pipeline.store.manifest import (
+    Manifest,
+    Product,
+    ShardInfo,
+    compute_files_digest,
+    find_changed_files,
+)
+from pipeline.store.shard import (
+    active_entries,
+    count_entries,
+    describe_read_error,
+    list_shard_files,
+    open_source,
+    read_table,
+)
 
 BLOCK_BYTES = 32 << 20
 SETTINGS_MISMATCH = "it was made with other settings than the manifest says"
@@ -33,7 +53,11 @@ class IntegrityProblem:
     def __str__(self) -> str:
         if not self.videos:
             return f"{self.product + '/' if self.product else ''}{self.shard}: {self.detail}"
-        whom = f"key {self.key!r} of video {self.videos[0]!r}" if self.key is not None else f"videos {', '.join(self.videos)}"
+        whom = (
+            f"key {self.key!r} of video {self.videos[0]!r}"
+            if self.key is not None
+            else f"videos {', '.join(self.videos)}"
+        )
         return f"product {self.product!r}, shard {self.shard}, {whom}: {self.detail}"
 
 
@@ -43,8 +67,12 @@ def verify_files(store: Path, manifest: Manifest) -> Iterator[IntegrityProblem]:
         yield IntegrityProblem(None, name, None, (), f"{detail}: run stvg-extract again")
     for product, about in sorted(manifest.products.items()):
         digest = (about.provenance.get("reduction") or {}).get("basis_digest")
-        for name, detail in find_changed_files(store / product, {PROJECTION_FILE: digest} if digest else {}):
-            yield IntegrityProblem(product, name, None, (), f"{detail}: restore it, or extract into another --store")
+        for name, detail in find_changed_files(
+            store / product, {PROJECTION_FILE: digest} if digest else {}
+        ):
+            yield IntegrityProblem(
+                product, name, None, (), f"{detail}: restore it, or extract into another --store"
+            )
 
 
 def verify_product(store: Path, name: str, product: Product) -> Iterator[IntegrityProblem]:
@@ -55,14 +83,24 @@ def verify_product(store: Path, name: str, product: Product) -> Iterator[Integri
         try:
             for place, detail in _verify_shard(path, product, info, owners):
                 videos = info.videos if place is None else (place.video,)
-                yield IntegrityProblem(name, path.name, place.key if place else None, videos, detail)
+                yield IntegrityProblem(
+                    name, path.name, place.key if place else None, videos, detail
+                )
         except DamageError as damage:
             yield IntegrityProblem(name, path.name, None, info.videos, str(damage))
         except OSError as error:
-            yield IntegrityProblem(name, path.name, None, info.videos, f"{describe_read_error(path, error)}: the rest of it was not judged")
+            yield IntegrityProblem(
+                name,
+                path.name,
+                None,
+                info.videos,
+                f"{describe_read_error(path, error)}: the rest of it was not judged",
+            )
 
 
-def _verify_shard(path: Path, product: Product, info: ShardInfo, owners: dict[str, str]) -> Iterator[tuple[EntryLocation | None, str]]:
+def _verify_shard(
+    path: Path, product: Product, info: ShardInfo, owners: dict[str, str]
+) -> Iterator[tuple[EntryLocation | None, str]]:
     """What is wrong with a shard, each with the entry it hits or None; `owners` are the shards of the keys seen until now."""
     table = read_table(path, product.kind)
     if table.made_from != product.digest:
@@ -79,7 +117,9 @@ def _verify_shard(path: Path, product: Product, info: ShardInfo, owners: dict[st
         owners[place.key] = path.name
 
 
-def _find_damaged_entries(source: ShardSource, table: ShardTable) -> Iterator[tuple[EntryLocation, str]]:
+def _find_damaged_entries(
+    source: ShardSource, table: ShardTable
+) -> Iterator[tuple[EntryLocation, str]]:
     """Entries whose rows or columns cannot be read, with the reason."""
     faults = _find_damaged_columns(source, table)
     for place in table.entries:
@@ -110,7 +150,11 @@ def _find_damaged_columns(source: ShardSource, table: ShardTable) -> dict[str, s
 def _compare_with_manifest(path: Path, table: ShardTable, info: ShardInfo) -> Iterator[str]:
     """What the manifest says and the shard does not bear out, though all its rows can be read."""
     unknown = set(info.dropped) - {place.key for place in table.entries}
-    if unknown or count_entries(active_entries(table, info.dropped)) != (tuple(sorted(info.videos)), info.entries, info.rows):
+    if unknown or count_entries(active_entries(table, info.dropped)) != (
+        tuple(sorted(info.videos)),
+        info.entries,
+        info.rows,
+    ):
         yield "its entries are not those of the manifest"
     elif compute_files_digest(list_shard_files(path)) != info.digest:
         yield "its bytes are not those of the manifest, though every row matches its checksum"

@@ -17,9 +17,24 @@ from pipeline.records import Failure
 from pipeline.store.disk_errors import translate_disk_full
 from pipeline.store.layout import PROJECTION_FILE, SHARD_SUFFIXES, ShardKind, shard_path
 from pipeline.store.lock import StoreLock
-from pipeline.store.manifest import MANIFEST_NAME, Manifest, Product, ShardInfo, compute_files_digest, load_manifest, save_manifest
-from pipeline.store.shard import active_entries, count_entries, remove_atomically, remove_path, read_shard_info, read_valid_table
-from pipeline.store.shard_check import check_shards, check_no_damage
+from pipeline.store.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    Product,
+    ShardInfo,
+    compute_files_digest,
+    load_manifest,
+    save_manifest,
+)
+from pipeline.store.shard import (
+    active_entries,
+    count_entries,
+    read_shard_info,
+    read_valid_table,
+    remove_atomically,
+    remove_path,
+)
+from pipeline.store.shard_check import check_no_damage, check_shards
 
 SAVE_INTERVAL_SECONDS = 2.0
 """Seconds between two writes of a growing manifest: it grows with the shards, so one write per shard would cost their square."""
@@ -54,11 +69,18 @@ class StoreWriter:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             self.flush()
         except (OSError, StoreError):
-            if value is None:  # else that tells what went wrong, and the next run adopts what is not listed
+            if (
+                value is None
+            ):  # else that tells what went wrong, and the next run adopts what is not listed
                 raise
         finally:
             self._lock.__exit__(kind, value, trace)
@@ -68,7 +90,13 @@ class StoreWriter:
         if self._has_unsaved_changes:
             self._save(self._manifest)
 
-    def open_product(self, name: str, kind: ShardKind, provenance: Mapping[str, Any], projection: bytes | None = None) -> None:
+    def open_product(
+        self,
+        name: str,
+        kind: ShardKind,
+        provenance: Mapping[str, Any],
+        projection: bytes | None = None,
+    ) -> None:
         """Begin a product, or go on with one that was made by the same settings; otherwise an ProductMismatchError says what differs.
 
         Shards deleted from disk are forgotten, so deleting a shard or a product's folder is how to have it made anew.
@@ -87,7 +115,9 @@ class StoreWriter:
             self._write_projection(folder, projection)
             self._save_product(name, Product(kind=kind, provenance=asked, shards={}))
             return
-        found = list(describe_differences({"kind": known.kind, **known.provenance}, {"kind": kind, **asked}))
+        found = list(
+            describe_differences({"kind": known.kind, **known.provenance}, {"kind": kind, **asked})
+        )
         if found:
             raise ProductMismatchError(
                 f"store {self.path}: product {name!r} was made with other settings: {'; '.join(found)}. "
@@ -95,7 +125,11 @@ class StoreWriter:
             )
         self._write_projection(folder, projection)
         self._unchecked_products.add(name)
-        shards = {shard: info for shard, info in known.shards.items() if shard_path(self.path, name, shard, kind).exists()}
+        shards = {
+            shard: info
+            for shard, info in known.shards.items()
+            if shard_path(self.path, name, shard, kind).exists()
+        }
         if shards != known.shards:
             self._save_product(name, known.model_copy(update={"shards": shards}))
 
@@ -112,7 +146,9 @@ class StoreWriter:
     def get_provenance(self, product: str) -> dict[str, Any]:
         """What a product of this store was made of; {} if it has none."""
         known = self._manifest.products.get(product)
-        return dict(known.provenance) if known is not None and (self.path / product).is_dir() else {}
+        return (
+            dict(known.provenance) if known is not None and (self.path / product).is_dir() else {}
+        )
 
     def get_completed_videos(self, product: str) -> set[str]:
         """The videos that have an entry in a published shard."""
@@ -123,7 +159,9 @@ class StoreWriter:
         self.flush()
         self._unchecked_products.discard(name)
         remove_atomically(self.path / name)
-        products = {other: product for other, product in self._manifest.products.items() if other != name}
+        products = {
+            other: product for other, product in self._manifest.products.items() if other != name
+        }
         self._save(self._manifest.model_copy(update={"products": products}))
 
     def drop_shards(self, product: str, shard_names: Iterable[str]) -> None:
@@ -134,24 +172,35 @@ class StoreWriter:
         self.flush()
         for name in sorted(gone):
             remove_atomically(shard_path(self.path, product, name, known.kind))
-        self._save_product(product, known.model_copy(update={"shards": {n: i for n, i in known.shards.items() if n not in gone}}))
+        self._save_product(
+            product,
+            known.model_copy(
+                update={"shards": {n: i for n, i in known.shards.items() if n not in gone}}
+            ),
+        )
 
     def drop_entries(self, product: str, keys: Iterable[str]) -> None:
         """Let entries of published shards no longer count, though they lie there; a shard without any other is deleted."""
         known, gone = self._get_product(product), set(keys)
         left: dict[str, ShardInfo] = {}
         for name, info in known.shards.items() if gone else ():
-            table = read_valid_table(shard_path(self.path, product, name, known.kind), product, known.kind)
+            table = read_valid_table(
+                shard_path(self.path, product, name, known.kind), product, known.kind
+            )
             hit = gone & {place.key for place in active_entries(table, info.dropped)}
             if hit:
                 dropped = tuple(sorted({*info.dropped, *hit}))
                 videos, entries, rows = count_entries(active_entries(table, dropped))
-                left[name] = info.model_copy(update={"videos": videos, "entries": entries, "rows": rows, "dropped": dropped})
+                left[name] = info.model_copy(
+                    update={"videos": videos, "entries": entries, "rows": rows, "dropped": dropped}
+                )
         self.drop_shards(product, [name for name, info in left.items() if not info.entries])
         left = {name: info for name, info in left.items() if info.entries}
         if left:
             known = self._get_product(product)
-            self._save_product(product, known.model_copy(update={"shards": {**known.shards, **left}}))
+            self._save_product(
+                product, known.model_copy(update={"shards": {**known.shards, **left}})
+            )
 
     def publish_shard(self, product: str, shard_name: str, info: ShardInfo) -> None:
         """Put a shard into the manifest; one without entries is not written, so there is nothing to put.
@@ -162,7 +211,9 @@ class StoreWriter:
         listed = known.shards.get(shard_name)
         if info.entries == 0 or (listed is not None and listed.digest == info.digest):
             return
-        self._manifest = self._with_product(product, known.model_copy(update={"shards": {**known.shards, shard_name: info}}))
+        self._manifest = self._with_product(
+            product, known.model_copy(update={"shards": {**known.shards, shard_name: info}})
+        )
         self._has_unsaved_changes = True
         if time.monotonic() - self._last_save_time >= SAVE_INTERVAL_SECONDS:
             self.flush()
@@ -194,8 +245,13 @@ class StoreWriter:
         """
         self.flush()
         known = self._get_product(product)
-        listed = {PROJECTION_FILE, *(f"{name}{SHARD_SUFFIXES[known.kind]}" for name in known.shards)}
-        unlisted = sorted(path for path in (self.path / product).iterdir() if path.name not in listed)
+        listed = {
+            PROJECTION_FILE,
+            *(f"{name}{SHARD_SUFFIXES[known.kind]}" for name in known.shards),
+        }
+        unlisted = sorted(
+            path for path in (self.path / product).iterdir() if path.name not in listed
+        )
         for path in unlisted:
             remove_atomically(path)
         return [path.name for path in unlisted]
@@ -216,7 +272,9 @@ class StoreWriter:
         """Replace the ledger: current failures only, one per video, in the videos' order."""
         by_video = {failure.video: failure for failure in failures}
         with translate_disk_full(self.path):
-            write_jsonl(self.path / "failures.jsonl", [by_video[video] for video in sorted(by_video)])
+            write_jsonl(
+                self.path / "failures.jsonl", [by_video[video] for video in sorted(by_video)]
+            )
 
     def read_failures(self) -> list[Failure]:
         path = self.path / "failures.jsonl"
@@ -265,7 +323,9 @@ class StoreWriter:
         self._save(self._with_product(name, product))
 
     def _with_product(self, name: str, product: Product) -> Manifest:
-        return self._manifest.model_copy(update={"products": {**self._manifest.products, name: product}})
+        return self._manifest.model_copy(
+            update={"products": {**self._manifest.products, name: product}}
+        )
 
     def _save(self, manifest: Manifest) -> None:
         with translate_disk_full(self.path):
@@ -278,7 +338,9 @@ def describe_differences(stored: Any, requested: Any, field: str = "") -> Iterat
     """One phrase per field that differs, nested ones by their dotted name."""
     if isinstance(stored, dict) and isinstance(requested, dict):
         for name in sorted({*stored, *requested}):
-            yield from describe_differences(stored.get(name), requested.get(name), f"{field}.{name}" if field else name)
+            yield from describe_differences(
+                stored.get(name), requested.get(name), f"{field}.{name}" if field else name
+            )
     elif stored != requested:
         yield f"{field} is {_truncate_json(stored)} in the store, {_truncate_json(requested)} was asked for"
 

@@ -17,7 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.store.chunks import ChunkReader, ChunkWriter, compute_crc32c, fill_buffers
-from pipeline.store.layout import ArraySpec, DamageError, ShardTable, column_name, reraise_system_errors, sign_table, verify_table
+from pipeline.store.layout import (
+    ArraySpec,
+    DamageError,
+    ShardTable,
+    column_name,
+    reraise_system_errors,
+    sign_table,
+    verify_table,
+)
 
 
 class ZarrSink:
@@ -39,7 +47,10 @@ class ZarrSink:
         self._chunk_writers[self._current_array].commit()
 
     def rollback(self) -> None:
-        if self._current_array in self._chunk_writers and not self._chunk_writers[self._current_array].rollback():
+        if (
+            self._current_array in self._chunk_writers
+            and not self._chunk_writers[self._current_array].rollback()
+        ):
             shutil.rmtree(self.path / self._current_array, ignore_errors=True)
 
     def finish(self, table: ShardTable, columns: Mapping[str, np.ndarray]) -> None:
@@ -49,8 +60,12 @@ class ZarrSink:
         for name, spec in table.arrays.items():
             _create_array(group, name, spec, rows_per_chunk=1)
         for name, values in columns.items():
-            _create_array(group, column_name(name), table.columns[name], rows_per_chunk=max(1, len(values)))
-            self._chunk_writers[column_name(name)] = ChunkWriter(_chunk_file(self.path, column_name(name), 1))
+            _create_array(
+                group, column_name(name), table.columns[name], rows_per_chunk=max(1, len(values))
+            )
+            self._chunk_writers[column_name(name)] = ChunkWriter(
+                _chunk_file(self.path, column_name(name), 1)
+            )
             self._chunk_writers[column_name(name)].append(values[None] if len(values) else values)
         for stream in self._chunk_writers.values():
             stream.finish()
@@ -73,7 +88,9 @@ class ZarrSource:
             return
         if array not in self._chunk_readers:
             spec = self._table.arrays[array]
-            self._chunk_readers[array] = _open_chunks(_chunk_file(self.path, array, len(spec.shape)), spec.shape[0], spec.chunk_bytes)
+            self._chunk_readers[array] = _open_chunks(
+                _chunk_file(self.path, array, len(spec.shape)), spec.shape[0], spec.chunk_bytes
+            )
         self._chunk_readers[array].read(rows, out_indices, out.reshape(len(out), -1).view(np.uint8))
 
     def read_column(self, name: str) -> np.ndarray:

@@ -9,6 +9,14 @@ crash. Neither decoder is imported before it is used.
 from pipeline.video.container import MAX_PIXELS
 from pipeline.video.frames import FrameReader, open_frames
 from pipeline.video.metadata import VideoMetadata, probe
-from pipeline.video.process_decoder import ProcessDecoder, FrameStream
+from pipeline.video.process_decoder import FrameStream, ProcessDecoder
 
-__all__ = ["MAX_PIXELS", "ProcessDecoder", "FrameReader", "FrameStream", "VideoMetadata", "open_frames", "probe"]
+__all__ = [
+    "MAX_PIXELS",
+    "ProcessDecoder",
+    "FrameReader",
+    "FrameStream",
+    "VideoMetadata",
+    "open_frames",
+    "probe",
+]

@@ -33,7 +33,9 @@ def open_container(path: Path) -> InputContainer:
         status = path.stat()
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
-            raise VideoError("open", "missing", f"{path} does not exist; put the video there or correct its path") from None
+            raise VideoError(
+                "open", "missing", f"{path} does not exist; put the video there or correct its path"
+            ) from None
         detail = f"{path} cannot be reached ({format_ffmpeg_error(error)}); correct its path or its permissions"
         raise VideoError("open", "missing", detail) from None
     if not stat.S_ISREG(status.st_mode):
@@ -41,12 +43,20 @@ def open_container(path: Path) -> InputContainer:
     if status.st_size == 0:
         raise VideoError("open", "empty", f"{path} has zero bytes; copy or download it again")
     try:
-        return av.open(str(path), options={"max_pixels": str(2 * MAX_PIXELS)})  # opening decodes a picture where the header says little
+        return av.open(
+            str(path), options={"max_pixels": str(2 * MAX_PIXELS)}
+        )  # opening decodes a picture where the header says little
     except (av.FFmpegError, OSError, ValueError) as error:
         short = describe_truncation(path)
         if short:
-            raise VideoError("open", "truncated", f"{path}: {short}; copy or download it again") from None
-        raise VideoError("open", "unreadable", f"{path} is not a video FFmpeg can open ({format_ffmpeg_error(error)}); replace it") from None
+            raise VideoError(
+                "open", "truncated", f"{path}: {short}; copy or download it again"
+            ) from None
+        raise VideoError(
+            "open",
+            "unreadable",
+            f"{path} is not a video FFmpeg can open ({format_ffmpeg_error(error)}); replace it",
+        ) from None
 
 
 def find_best_stream(container: InputContainer, path: Path, max_pixels: int) -> VideoStream:
@@ -54,25 +64,35 @@ def find_best_stream(container: InputContainer, path: Path, max_pixels: int) -> 
     stream = container.streams.best("video")
     context = getattr(stream, "codec_context", None)
     if stream is None or context is None:
-        raise VideoError("open", "unreadable", f"{path} has no video stream FFmpeg can decode; replace it")
+        raise VideoError(
+            "open", "unreadable", f"{path} has no video stream FFmpeg can decode; replace it"
+        )
     width, height = context.width, context.height
     if width * height > max_pixels:
         detail = f"{path} is {width}x{height}, more than {max_pixels} pixels a picture; scale it down (ffmpeg -vf scale=1920:-2)"
         raise VideoError("open", "too-large", detail)
     if width <= 0 or height <= 0:
-        raise VideoError("open", "unreadable", f"{path}: its video stream has no picture size; convert it again")
+        raise VideoError(
+            "open", "unreadable", f"{path}: its video stream has no picture size; convert it again"
+        )
     context.thread_count = 1
-    context.options = {"max_pixels": str(2 * max_pixels)}  # twice: FFmpeg counts the coded size, rounded up to its blocks
+    context.options = {
+        "max_pixels": str(2 * max_pixels)
+    }  # twice: FFmpeg counts the coded size, rounded up to its blocks
     return stream  # type: ignore[return-value]
 
 
 def demux_packets(container: InputContainer, *streams: VideoStream) -> Iterator[Any]:
     """The packets of these streams (default: of all), those that flush the decoders last."""
-    with suppress(IndexError):  # PyAV may raise it behind the last packet, where the file holds streams its header did not announce
+    with suppress(
+        IndexError
+    ):  # PyAV may raise it behind the last packet, where the file holds streams its header did not announce
         yield from container.demux(*streams)
 
 
-def decode_frames(container: InputContainer, stream: VideoStream, path: Path, heartbeat: HeartbeatCallback) -> Generator[Any, None, None]:
+def decode_frames(
+    container: InputContainer, stream: VideoStream, path: Path, heartbeat: HeartbeatCallback
+) -> Generator[Any, None, None]:
     """The pictures one after another; an error while decoding becomes a VideoError `damaged` (`truncated` if the file is cut)."""
     import av
 

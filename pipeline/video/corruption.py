@@ -17,7 +17,13 @@ BOX_SIZE_64BIT = 1
 BOX_SIZE_TO_FILE_END = 0
 
 
-def check_truncation(path: Path, container: InputContainer, stream: VideoStream, video_end: float, container_end: float) -> None:
+def check_truncation(
+    path: Path,
+    container: InputContainer,
+    stream: VideoStream,
+    video_end: float,
+    container_end: float,
+) -> None:
     """VideoError `truncated` where the packets end more than max(0.5 s, 2 %) before the declared duration.
 
     The stream's own duration is held against `video_end`; without one the container's is held against `container_end`
@@ -28,8 +34,14 @@ def check_truncation(path: Path, container: InputContainer, stream: VideoStream,
     if declared is None:
         if not container.duration:
             return
-        declared, end, start = container.duration / MICROSECONDS_PER_SECOND, max(container_end, video_end), (container.start_time or 0) / MICROSECONDS_PER_SECOND
-    if "matroska" not in container.format.name:  # Matroska counts its durations from time 0, the others from their start
+        declared, end, start = (
+            container.duration / MICROSECONDS_PER_SECOND,
+            max(container_end, video_end),
+            (container.start_time or 0) / MICROSECONDS_PER_SECOND,
+        )
+    if (
+        "matroska" not in container.format.name
+    ):  # Matroska counts its durations from time 0, the others from their start
         end -= start
     if declared - end > max(0.5, 0.02 * declared):
         detail = f"{path} declares {declared:.2f} s but its packets end at {end:.2f} s; copy or download it again"

@@ -21,7 +21,16 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import VideoError
-from pipeline.video.container import MAX_PIXELS, HeartbeatCallback, find_best_stream, decode_frames, format_ffmpeg_error, open_container, ticks_to_seconds, ignore_heartbeat
+from pipeline.video.container import (
+    MAX_PIXELS,
+    HeartbeatCallback,
+    decode_frames,
+    find_best_stream,
+    format_ffmpeg_error,
+    ignore_heartbeat,
+    open_container,
+    ticks_to_seconds,
+)
 from pipeline.video.metadata import VideoMetadata
 
 MAX_READ_AHEAD_BYTES = 1 << 30
@@ -40,13 +49,25 @@ class _DecordError(Exception):
 class FrameReader:
     """Iterator of `(frame number, rgb uint8 [h, w, 3])`; `decoder` and `reason` say who reads and why."""
 
-    def __init__(self, metadata: VideoMetadata, frame_indices: np.ndarray, decoder: DecoderName, heartbeat: HeartbeatCallback) -> None:
+    def __init__(
+        self,
+        metadata: VideoMetadata,
+        frame_indices: np.ndarray,
+        decoder: DecoderName,
+        heartbeat: HeartbeatCallback,
+    ) -> None:
         self.metadata = metadata
         self.frame_indices = frame_indices
         self._heartbeat = heartbeat
         self.decoder = "decord"
         self.reason = "first choice"
-        reason = "asked for" if decoder == "pyav" else "" if decoder == "decord" else _reason_for_pyav(metadata)
+        reason = (
+            "asked for"
+            if decoder == "pyav"
+            else ""
+            if decoder == "decord"
+            else _reason_for_pyav(metadata)
+        )
         self._decord_reader: Any = None
         if not reason:
             try:
@@ -72,7 +93,12 @@ class FrameReader:
     def __enter__(self) -> FrameReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -84,7 +110,9 @@ class FrameReader:
         done = 0
         if self._decord_reader is not None:
             try:
-                for picture in _read_with_decord(self._decord_reader, self.metadata, self.frame_indices, self._heartbeat):
+                for picture in _read_with_decord(
+                    self._decord_reader, self.metadata, self.frame_indices, self._heartbeat
+                ):
                     yield picture
                     done += 1
                 return
@@ -94,17 +122,34 @@ class FrameReader:
 
 
 def open_frames(
-    path: str | Path, metadata: VideoMetadata, frame_indices: Iterable[int], decoder: DecoderName = "auto", heartbeat: HeartbeatCallback = ignore_heartbeat
+    path: str | Path,
+    metadata: VideoMetadata,
+    frame_indices: Iterable[int],
+    decoder: DecoderName = "auto",
+    heartbeat: HeartbeatCallback = ignore_heartbeat,
 ) -> FrameReader:
     """A context manager and iterator of the `wanted` (ascending) frames of the video that `facts` are about."""
-    return FrameReader(replace(metadata, path=Path(path)), validate_frame_indices(path, metadata, frame_indices), decoder, heartbeat)
+    return FrameReader(
+        replace(metadata, path=Path(path)),
+        validate_frame_indices(path, metadata, frame_indices),
+        decoder,
+        heartbeat,
+    )
 
 
-def validate_frame_indices(path: str | Path, metadata: VideoMetadata, frame_indices: Iterable[int]) -> np.ndarray:
+def validate_frame_indices(
+    path: str | Path, metadata: VideoMetadata, frame_indices: Iterable[int]
+) -> np.ndarray:
     """The wanted frame numbers `[n]` int64; ValueError unless they ascend within the video."""
-    numbers = np.asarray(frame_indices if isinstance(frame_indices, np.ndarray) else list(frame_indices), np.int64)
-    if len(numbers) and (numbers[0] < 0 or numbers[-1] >= metadata.frame_count or (np.diff(numbers) <= 0).any()):
-        raise ValueError(f"wanted frames of {path} must ascend within [0, {metadata.frame_count}), each once")
+    numbers = np.asarray(
+        frame_indices if isinstance(frame_indices, np.ndarray) else list(frame_indices), np.int64
+    )
+    if len(numbers) and (
+        numbers[0] < 0 or numbers[-1] >= metadata.frame_count or (np.diff(numbers) <= 0).any()
+    ):
+        raise ValueError(
+            f"wanted frames of {path} must ascend within [0, {metadata.frame_count}), each once"
+        )
     return numbers
 
 
@@ -117,7 +162,7 @@ def _reason_for_pyav(facts: VideoMetadata) -> str:
 
 
 def _open_decord(facts: VideoMetadata) -> Any:
-    """decord's reader, if it sees the same video as the probe did."""
+    """Decord's reader, if it sees the same video as the probe did."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -130,7 +175,9 @@ def _open_decord(facts: VideoMetadata) -> Any:
     return video
 
 
-def _read_with_decord(video: Any, facts: VideoMetadata, wanted: np.ndarray, alive: HeartbeatCallback) -> Iterator[IndexedFrame]:
+def _read_with_decord(
+    video: Any, facts: VideoMetadata, wanted: np.ndarray, alive: HeartbeatCallback
+) -> Iterator[IndexedFrame]:
     import decord
 
     keys = np.asarray(video.get_key_indices(), np.int64)
@@ -161,7 +208,9 @@ class _DlpackArray:
         return DLPACK_CPU
 
 
-def _skip_to_frame(video: Any, keys: np.ndarray, place: int, number: int, alive: HeartbeatCallback) -> None:
+def _skip_to_frame(
+    video: Any, keys: np.ndarray, place: int, number: int, alive: HeartbeatCallback
+) -> None:
     """Move from frame `place` to `number` without a seek: decord seeks in a skip that reaches a key frame, so those are read."""
     while place < number:
         alive()
@@ -175,14 +224,18 @@ def _skip_to_frame(video: Any, keys: np.ndarray, place: int, number: int, alive:
             place += 1
 
 
-def _read_with_pyav(facts: VideoMetadata, wanted: np.ndarray, alive: HeartbeatCallback) -> Iterator[IndexedFrame]:
+def _read_with_pyav(
+    facts: VideoMetadata, wanted: np.ndarray, alive: HeartbeatCallback
+) -> Iterator[IndexedFrame]:
     """The wanted pictures by timestamp (by count where the facts themselves were counted)."""
     if not len(wanted):
         return
     targets = iter(wanted.tolist())
     target = next(targets)
     with open_container(facts.path) as container:
-        stream = find_best_stream(container, facts.path, max(MAX_PIXELS, facts.size[0] * facts.size[1]))
+        stream = find_best_stream(
+            container, facts.path, max(MAX_PIXELS, facts.size[0] * facts.size[1])
+        )
         with closing(decode_frames(container, stream, facts.path, alive)) as frames:
             for frame, number in _enumerate_frames(frames, facts):
                 if number > target:
@@ -217,7 +270,9 @@ def _convert_to_rgb(frame: Any, facts: VideoMetadata) -> np.ndarray:
     except (av.FFmpegError, OSError, ValueError) as error:
         detail = f"{facts.path}: a picture cannot be turned into RGB ({format_ffmpeg_error(error)}); convert it again"
         raise VideoError("decode", "damaged", detail) from None
-    picture: np.ndarray = np.ndarray((height, width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
+    picture: np.ndarray = np.ndarray(
+        (height, width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1)
+    )
     return np.rot90(picture, facts.rotation // 90)
 
 

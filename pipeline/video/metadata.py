@@ -18,14 +18,14 @@ from pipeline.errors import VideoError
 from pipeline.video.container import (
     MAX_PIXELS,
     HeartbeatCallback,
-    find_best_stream,
     decode_frames,
     demux_packets,
+    find_best_stream,
     format_ffmpeg_error,
-    open_container,
     get_frame_rotation,
-    ticks_to_seconds,
     ignore_heartbeat,
+    open_container,
+    ticks_to_seconds,
 )
 from pipeline.video.corruption import check_truncation
 
@@ -65,7 +65,9 @@ class VideoMetadata:
     @property
     def edges(self) -> np.ndarray:
         """`[frame_count + 1]` seconds after the first frame: frame n is shown from `edges[n]` to `edges[n + 1]`, whatever the rate."""
-        return np.append(self.pts_seconds, self.pts_seconds[0] + self.duration) - self.pts_seconds[0]
+        return (
+            np.append(self.pts_seconds, self.pts_seconds[0] + self.duration) - self.pts_seconds[0]
+        )
 
 
 @dataclass
@@ -96,7 +98,9 @@ class _Packets:
         return any(self.discard_flags) or bool((self.valid_timestamps < 0).any())
 
 
-def probe(path: str | Path, max_pixels: int = MAX_PIXELS, heartbeat: HeartbeatCallback = ignore_heartbeat) -> VideoMetadata:
+def probe(
+    path: str | Path, max_pixels: int = MAX_PIXELS, heartbeat: HeartbeatCallback = ignore_heartbeat
+) -> VideoMetadata:
     """The facts of a video; a VideoError (`missing`, `empty`, `unreadable`, `truncated`, `damaged`, `too-large`) if it cannot be used."""
     path = Path(path)
     with open_container(path) as container:
@@ -105,7 +109,11 @@ def probe(path: str | Path, max_pixels: int = MAX_PIXELS, heartbeat: HeartbeatCa
         packets = _read_packets(container, stream, heartbeat)
         check_truncation(path, container, stream, packets.video_end, packets.container_end)
         doubt = _frame_count_unsafe_reason(packets, codec, container.format.name)
-        seconds, length = _decode_presentation_times(path, max_pixels, heartbeat) if doubt else _get_presentation_times(packets, stream.time_base)  # type: ignore[arg-type]
+        seconds, length = (
+            _decode_presentation_times(path, max_pixels, heartbeat)
+            if doubt
+            else _get_presentation_times(packets, stream.time_base)
+        )  # type: ignore[arg-type]
         _check_readable(path, packets, seconds)
         fps = _compute_fps(seconds, stream)
         length = length or 1 / fps
@@ -120,12 +128,16 @@ def probe(path: str | Path, max_pixels: int = MAX_PIXELS, heartbeat: HeartbeatCa
             has_edit_list=packets.has_edit_list,
             codec=codec,
             rotation=rotation,
-            decord_unsafe_reason="edit list" if packets.has_edit_list else doubt or _container_unsafe_reason(container),
+            decord_unsafe_reason="edit list"
+            if packets.has_edit_list
+            else doubt or _container_unsafe_reason(container),
             frames_counted_by_decoding=bool(doubt),
         )
 
 
-def _read_packets(container: InputContainer, stream: VideoStream, alive: HeartbeatCallback) -> _Packets:
+def _read_packets(
+    container: InputContainer, stream: VideoStream, alive: HeartbeatCallback
+) -> _Packets:
     """Read every packet once, decoding only until the first picture has come out."""
     import av
 
@@ -134,7 +146,11 @@ def _read_packets(container: InputContainer, stream: VideoStream, alive: Heartbe
         for packet in demux_packets(container):
             alive()
             ticks = packet.dts if packet.pts is None else packet.pts
-            end = ticks_to_seconds(ticks + (packet.duration or 0), packet.time_base) if packet.size and ticks is not None else 0.0
+            end = (
+                ticks_to_seconds(ticks + (packet.duration or 0), packet.time_base)
+                if packet.size and ticks is not None
+                else 0.0
+            )
             found.container_end = max(found.container_end, end)
             if packet.stream_index != stream.index:
                 continue
@@ -174,7 +190,9 @@ def _frame_count_unsafe_reason(packets: _Packets, codec: str, container_format: 
         return "does not begin with a key frame"
     if known.min() < known[0]:
         return "begins with pictures of a missing group"
-    return "may hold packets without a picture" if codec == "vp8" or container_format == "avi" else ""
+    return (
+        "may hold packets without a picture" if codec == "vp8" or container_format == "avi" else ""
+    )
 
 
 def _container_unsafe_reason(container: InputContainer) -> str:
@@ -189,10 +207,14 @@ def _get_presentation_times(packets: _Packets, base: Fraction) -> tuple[np.ndarr
     shown = np.array(packets.discard_flags, np.uint8) == 0
     ticks, lengths = packets.valid_timestamps[shown], np.array(packets.durations, np.int64)[shown]
     order = np.argsort(ticks)
-    return ticks_to_seconds(ticks[order], base), ticks_to_seconds(int(lengths[order[-1]]), base) if len(order) else 0.0
+    return ticks_to_seconds(ticks[order], base), ticks_to_seconds(
+        int(lengths[order[-1]]), base
+    ) if len(order) else 0.0
 
 
-def _decode_presentation_times(path: Path, max_pixels: int, alive: HeartbeatCallback) -> tuple[np.ndarray, float]:
+def _decode_presentation_times(
+    path: Path, max_pixels: int, alive: HeartbeatCallback
+) -> tuple[np.ndarray, float]:
     """Times `[n]` of the pictures that really come out, by decoding them all; one without a time follows its neighbour."""
     times: array[float] = array("d")
     with open_container(path) as container:
@@ -200,7 +222,9 @@ def _decode_presentation_times(path: Path, max_pixels: int, alive: HeartbeatCall
         step = 1 / float(stream.average_rate or 25)
         for frame in decode_frames(container, stream, path, alive):
             after = times[-1] + step if times else 0.0
-            times.append(after if frame.pts is None else ticks_to_seconds(frame.pts, frame.time_base))
+            times.append(
+                after if frame.pts is None else ticks_to_seconds(frame.pts, frame.time_base)
+            )
     return np.maximum.accumulate(np.array(times, np.float64)), step
 
 
@@ -214,8 +238,18 @@ def _compute_fps(seconds: np.ndarray, stream: VideoStream) -> float:
 def _check_readable(path: Path, packets: _Packets, seconds: np.ndarray) -> None:
     """VideoError for a file without a picture, or whose packets cannot all be read."""
     if packets.error:
-        raise VideoError("open", "damaged", f"{path}: its packets cannot all be read ({packets.error}); copy or convert it again")
+        raise VideoError(
+            "open",
+            "damaged",
+            f"{path}: its packets cannot all be read ({packets.error}); copy or convert it again",
+        )
     if not packets.timestamps:
-        raise VideoError("open", "unreadable", f"{path} has a video stream without a picture; replace it")
+        raise VideoError(
+            "open", "unreadable", f"{path} has a video stream without a picture; replace it"
+        )
     if packets.rotation is None or not len(seconds):
-        raise VideoError("decode", "damaged", f"{path}: no picture of it can be decoded; copy, download or convert it again")
+        raise VideoError(
+            "decode",
+            "damaged",
+            f"{path}: no picture of it can be decoded; copy, download or convert it again",
+        )

@@ -28,7 +28,10 @@ from pipeline.video.metadata import VideoMetadata
 from pipeline.video.protocol import MessageChannel, create_ring_file, map_ring, view_ring_slots
 
 WORKER_COMMAND = ("-m", "pipeline.video.worker")
-MALLOC_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+MALLOC_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
 """Pictures come and go: giving their memory back to the system and asking for it again takes a tenth of the time."""
 WAKE_INTERVAL_SECONDS = 0.02
 """While the parent waits it wakes the child this often: one that stopped just as room was given would sleep on."""
@@ -55,7 +58,12 @@ class ProcessDecoder:
     def __enter__(self) -> ProcessDecoder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     @property
@@ -69,18 +77,26 @@ class ProcessDecoder:
         facts: VideoMetadata = self._receive_reply(Path(path), self.probe_timeout)[1]
         return facts
 
-    def frames(self, path: str | Path, metadata: VideoMetadata, frame_indices: Iterable[int]) -> FrameStream:
+    def frames(
+        self, path: str | Path, metadata: VideoMetadata, frame_indices: Iterable[int]
+    ) -> FrameStream:
         """As `pipeline.video.open_frames`: the `wanted` (ascending) frames. Read it to its end, or close it, before the next request."""
-        self._request("frames", Path(path), metadata, validate_frame_indices(path, metadata, frame_indices))
+        self._request(
+            "frames", Path(path), metadata, validate_frame_indices(path, metadata, frame_indices)
+        )
         _, decoder, reason = self._receive_reply(Path(path), self.probe_timeout)
-        self._stream = FrameStream(self, Path(path), view_ring_slots(self._ring_memory, metadata.size), decoder, reason)
+        self._stream = FrameStream(
+            self, Path(path), view_ring_slots(self._ring_memory, metadata.size), decoder, reason
+        )
         return self._stream
 
     def close(self) -> None:
         """End the process."""
         self._stream = None
         self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # where a disk does not answer it dies when that does
+        with suppress(
+            subprocess.TimeoutExpired
+        ):  # where a disk does not answer it dies when that does
             self._process.wait(EXIT_TIMEOUT_SECONDS)
         self._process.stdin.close()  # type: ignore[union-attr]
         self._channel.close()
@@ -91,7 +107,13 @@ class ProcessDecoder:
             shared = (ring, other.fileno())
             command = [sys.executable, *WORKER_COMMAND, *map(str, shared)]
             environment = os.environ | MALLOC_ENVIRONMENT
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=shared, env=environment, start_new_session=True)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                pass_fds=shared,
+                env=environment,
+                start_new_session=True,
+            )
             self._ring_memory = map_ring(ring)
         finally:
             os.close(ring)
@@ -102,7 +124,9 @@ class ProcessDecoder:
     def _request(self, kind: str, path: Path, *values: Any) -> None:
         """Ask a process that is there and has no stream open."""
         if self._stream is not None:
-            raise RuntimeError(f"{self._stream.path} is still being read: close its stream before asking for {path}")
+            raise RuntimeError(
+                f"{self._stream.path} is still being read: close its stream before asking for {path}"
+            )
         if self._process.poll() is not None:
             self.close()
             self._start()
@@ -114,7 +138,9 @@ class ProcessDecoder:
         else:
             self.close()
             command = " ".join([sys.executable, *WORKER_COMMAND])
-            raise RuntimeError(f"the decoder's process does not start; what `{command}` prints says why")
+            raise RuntimeError(
+                f"the decoder's process does not start; what `{command}` prints says why"
+            )
         self._send(kind, os.getcwd(), path, *values)
 
     def _wait_until_ready(self) -> bool:
@@ -184,7 +210,14 @@ class ProcessDecoder:
 class FrameStream:
     """Iterator of `(frame number, rgb uint8 [h, w, 3])`, the picture the caller's own; `decoder` and `reason` as in `FrameReader`."""
 
-    def __init__(self, process_decoder: ProcessDecoder, path: Path, slots: np.ndarray, decoder: str, reason: str) -> None:
+    def __init__(
+        self,
+        process_decoder: ProcessDecoder,
+        path: Path,
+        slots: np.ndarray,
+        decoder: str,
+        reason: str,
+    ) -> None:
         self.path, self.decoder, self.reason = path, decoder, reason
         self._process_decoder = process_decoder
         self._slots = slots
@@ -199,7 +232,9 @@ class FrameStream:
         child = self._process_decoder
         if child._stream is not self:
             raise StopIteration
-        if 2 * self._consumed_slots >= len(self._slots):  # in halves: a process that sleeps is woken less often
+        if 2 * self._consumed_slots >= len(
+            self._slots
+        ):  # in halves: a process that sleeps is woken less often
             child._send("room", self._consumed_slots)
             self._consumed_slots = 0
         while not self._pending_indices:
@@ -216,7 +251,12 @@ class FrameStream:
     def __enter__(self) -> FrameStream:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:

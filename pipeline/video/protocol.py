@@ -83,5 +83,7 @@ def view_ring_slots(memory: mmap.mmap, size: tuple[int, int]) -> np.ndarray:
     each = width * height * 3
     slots = min(MAX_RING_SLOTS, max(2, TARGET_RING_BYTES // each))
     if slots * each > RING_BYTES:
-        raise ValueError(f"pictures of {width}x{height} do not fit the ring twice; at most {MAX_PIXELS} pixels do")
+        raise ValueError(
+            f"pictures of {width}x{height} do not fit the ring twice; at most {MAX_PIXELS} pixels do"
+        )
     return np.frombuffer(memory, np.uint8, slots * each).reshape(slots, height, width, 3)

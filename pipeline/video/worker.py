@@ -45,7 +45,9 @@ def main() -> None:
     os.close(ring)
     wire = MessageChannel(socket.socket(fileno=end))
     wire.send("ready")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # decoders print what the errors say again
+    os.dup2(
+        os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()
+    )  # decoders print what the errors say again
     serve(wire, memory)
 
 
@@ -64,7 +66,10 @@ def serve(channel: MessageChannel, memory: mmap) -> None:
     while True:
         try:
             kind, *values = channel.receive()
-            if kind in ("probe", "frames"):  # "room" and "close" may come after a stream's last picture
+            if kind in (
+                "probe",
+                "frames",
+            ):  # "room" and "close" may come after a stream's last picture
                 folder, path, *values = values
                 os.chdir(folder)
                 if kind == "probe":
@@ -95,7 +100,14 @@ class _HeartbeatSender:
             self._channel.send("alive")
 
 
-def _stream_frames(wire: MessageChannel, memory: mmap, alive: _HeartbeatSender, path: Path, facts: VideoMetadata, wanted: np.ndarray) -> None:
+def _stream_frames(
+    wire: MessageChannel,
+    memory: mmap,
+    alive: _HeartbeatSender,
+    path: Path,
+    facts: VideoMetadata,
+    wanted: np.ndarray,
+) -> None:
     """Write the wanted pictures into the ring one after another and announce their numbers, until the last or "close"."""
     slots = view_ring_slots(memory, facts.size)
     room = _SlotCounter(wire, len(slots))

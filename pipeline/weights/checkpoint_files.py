@@ -42,10 +42,18 @@ class StateDictLayout:
 
 
 STATE_DICT_LAYOUTS: dict[tuple[str, str], StateDictLayout] = {
-    ("appearance", "torchvision"): StateDictLayout(("",), "body.", rf"fc\.(weight|bias)|{BATCH_NORM_COUNTERS}"),
-    ("appearance", "mdetr"): StateDictLayout(("backbone.0.body.",), "body.", rf"transformer\..*|{MDETR_HEADS}|{BATCH_NORM_COUNTERS}"),
-    ("motion", "ava"): StateDictLayout(("model.blocks.",), "blocks.", rf"detection_head\..*|{BATCH_NORM_COUNTERS}"),
-    ("motion", "kinetics"): StateDictLayout(("blocks.",), "blocks.", rf"blocks\.6\..*|{BATCH_NORM_COUNTERS}"),
+    ("appearance", "torchvision"): StateDictLayout(
+        ("",), "body.", rf"fc\.(weight|bias)|{BATCH_NORM_COUNTERS}"
+    ),
+    ("appearance", "mdetr"): StateDictLayout(
+        ("backbone.0.body.",), "body.", rf"transformer\..*|{MDETR_HEADS}|{BATCH_NORM_COUNTERS}"
+    ),
+    ("motion", "ava"): StateDictLayout(
+        ("model.blocks.",), "blocks.", rf"detection_head\..*|{BATCH_NORM_COUNTERS}"
+    ),
+    ("motion", "kinetics"): StateDictLayout(
+        ("blocks.",), "blocks.", rf"blocks\.6\..*|{BATCH_NORM_COUNTERS}"
+    ),
     ("text", "hf"): StateDictLayout(
         ("roberta.", ""),
         "roberta.",
@@ -76,35 +84,60 @@ class LoadReport:
         if not self.loaded_keys:
             return f"{self.description}: {self.num_expected} parameters"
         line = f"{self.description}: loaded {len(self.loaded_keys)} of {self.num_expected}, none missing, none unexpected"
-        return line + (f"; {len(self.ignored_keys)} left over, as documented: {format_names(self.ignored_keys)}" if self.ignored_keys else "")
+        return line + (
+            f"; {len(self.ignored_keys)} left over, as documented: {format_names(self.ignored_keys)}"
+            if self.ignored_keys
+            else ""
+        )
 
     def format_keys(self) -> str:
         """All names, for the log."""
         return f"{self.description}: loaded {', '.join(self.loaded_keys) or 'none'}; left over {', '.join(self.ignored_keys) or 'none'}"
 
 
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], description: str, layout: StateDictLayout | None = None) -> LoadReport:
+def load_strict(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    description: str,
+    layout: StateDictLayout | None = None,
+) -> LoadReport:
     """Load every parameter of `module` from `state`, whose names follow `layout` (by default the module's own).
 
     Raises InputError that lists what is missing, unexpected, of another shape, or not finite. Names that are
     documented leftovers are neither wanted in the module nor unexpected in the state.
     """
     layout = layout or StateDictLayout()
-    prefix = next((prefix for prefix in layout.prefixes if any(name.startswith(prefix) for name in state)), layout.prefixes[0])
+    prefix = next(
+        (prefix for prefix in layout.prefixes if any(name.startswith(prefix) for name in state)),
+        layout.prefixes[0],
+    )
     left = re.compile(layout.ignored_pattern)
-    own = {prefix + key.removeprefix(layout.encoder_prefix): (key, value) for key, value in module.state_dict().items()}
+    own = {
+        prefix + key.removeprefix(layout.encoder_prefix): (key, value)
+        for key, value in module.state_dict().items()
+    }
     own = {name: entry for name, entry in own.items() if not left.fullmatch(name)}
     leftovers = sorted(name for name in state if left.fullmatch(name))
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys() - set(leftovers))
+    missing, unexpected = (
+        sorted(own.keys() - state.keys()),
+        sorted(state.keys() - own.keys() - set(leftovers)),
+    )
     common = sorted(own.keys() & state.keys())
     misshapen = [name for name in common if own[name][1].shape != state[name].shape]
     if missing or unexpected or misshapen:
-        shapes = [f"{name}: {list(state[name].shape)} for {list(own[name][1].shape)}" for name in misshapen[:MAX_LISTED_NAMES]]
+        shapes = [
+            f"{name}: {list(state[name].shape)} for {list(own[name][1].shape)}"
+            for name in misshapen[:MAX_LISTED_NAMES]
+        ]
         raise InputError(
             f"{description} do not fit: missing {_format_name_list(missing)}, unexpected {_format_name_list(unexpected)}, other shape {_format_name_list(misshapen)}"
             + (f" ({'; '.join(shapes)})" if shapes else "")
         )
-    broken = [name for name in common if state[name].is_floating_point() and not state[name].isfinite().all()]
+    broken = [
+        name
+        for name in common
+        if state[name].is_floating_point() and not state[name].isfinite().all()
+    ]
     if broken:
         raise InputError(f"{description} are damaged: not finite {_format_name_list(broken)}")
     module.load_state_dict({own[name][0]: state[name] for name in common}, strict=False)
@@ -120,7 +153,9 @@ def format_names(names: Iterable[str]) -> str:
 
 def _format_name_list(names: list[str]) -> str:
     """`['a', 'b']`, cut after the first names with the number of the others."""
-    return str(names[:MAX_LISTED_NAMES]) + (f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else "")
+    return str(names[:MAX_LISTED_NAMES]) + (
+        f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
+    )
 
 
 def read_state_dict(kind: str, path: Path) -> dict[str, Tensor]:
@@ -134,11 +169,18 @@ def read_state_dict(kind: str, path: Path) -> dict[str, Tensor]:
     if kind == "mdetr":
         content = _get_entry(content, ("model_ema", "model"), "an MDETR checkpoint", path)
     if kind in ("ava", "kinetics"):
-        content = _get_entry(content, ("model_state",), "a checkpoint of pytorchvideo's model zoo", path)
+        content = _get_entry(
+            content, ("model_state",), "a checkpoint of pytorchvideo's model zoo", path
+        )
     state = _validate_state_dict(content, path)
-    for wrong, true, prefix in (("ava", "kinetics", "blocks."), ("kinetics", "ava", "model.blocks.")):
+    for wrong, true, prefix in (
+        ("ava", "kinetics", "blocks."),
+        ("kinetics", "ava", "model.blocks."),
+    ):
         if kind == wrong and any(name.startswith(prefix) for name in state):
-            raise InputError(f"{path} holds a network of kind {true!r}, not {wrong!r}, by its names ({format_names(state)}): write {true}:{path}")
+            raise InputError(
+                f"{path} holds a network of kind {true!r}, not {wrong!r}, by its names ({format_names(state)}): write {true}:{path}"
+            )
     return state
 
 
@@ -154,13 +196,18 @@ def read_pickle(path: Path, *allowed_classes: Callable[..., Any]) -> Any:
             zipped = file.read(4) == b"PK\x03\x04"
         damaged = zipfile.ZipFile(path).testzip() if zipped else None
         if damaged is None:
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(allowed_classes)):
+            with (
+                warnings.catch_warnings(action="ignore"),
+                torch.serialization.safe_globals(list(allowed_classes)),
+            ):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         named = found[1] if found else _find_pickle_global(path)
         if named is None:
-            raise InputError(f"{path} is not a file of weights, or is damaged: it cannot be unpickled") from None
+            raise InputError(
+                f"{path} is not a file of weights, or is damaged: it cannot be unpickled"
+            ) from None
         raise InputError(
             f"{path} holds more than weights: it names {named}, and loading that could run code, so it was not loaded;"
             " save its state dict alone"
@@ -168,7 +215,9 @@ def read_pickle(path: Path, *allowed_classes: Callable[..., Any]) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged pickle or zip can raise anything
-        raise InputError(f"{path} is not a file of weights, or is damaged ({type(error).__name__})") from None
+        raise InputError(
+            f"{path} is not a file of weights, or is damaged ({type(error).__name__})"
+        ) from None
     raise InputError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
 
 
@@ -179,7 +228,11 @@ def _find_pickle_global(path: Path) -> str | None:
         with path.open("rb") as file:
             for code, value, _ in pickletools.genops(file):
                 if code.name in ("GLOBAL", "STACK_GLOBAL"):
-                    return str(value).replace(" ", ".") if code.name == "GLOBAL" else ".".join(words[-2:])
+                    return (
+                        str(value).replace(" ", ".")
+                        if code.name == "GLOBAL"
+                        else ".".join(words[-2:])
+                    )
                 if isinstance(value, str):
                     words.append(value)
     except Exception:  # a damaged pickle can raise anything
@@ -200,7 +253,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _check_is_file(path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"weights file {path} {'is not a file' if path.exists() else 'does not exist'}")
+        raise InputError(
+            f"weights file {path} {'is not a file' if path.exists() else 'does not exist'}"
+        )
 
 
 def _get_entry(content: Any, names: tuple[str, ...], what: str, path: Path) -> Any:
@@ -209,14 +264,25 @@ def _get_entry(content: Any, names: tuple[str, ...], what: str, path: Path) -> A
     for name in names:
         if held.get(name) is not None:
             return held[name]
-    raise InputError(f"{path} is not {what}: it has no {' or '.join(names)} (it holds {format_names(str(key) for key in held)})")
+    raise InputError(
+        f"{path} is not {what}: it has no {' or '.join(names)} (it holds {format_names(str(key) for key in held)})"
+    )
 
 
 def _validate_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     """The content as a state dict: names to plain tensors on the CPU."""
     if not isinstance(content, Mapping) or not content:
-        raise InputError(f"{path} does not hold a state dict, which maps names to tensors, but a {type(content).__name__}")
+        raise InputError(
+            f"{path} does not hold a state dict, which maps names to tensors, but a {type(content).__name__}"
+        )
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-            raise InputError(f"{path} does not hold a state dict: entry {name!r} is a {type(value).__name__}, not a plain tensor")
+        if (
+            not isinstance(name, str)
+            or not isinstance(value, Tensor)
+            or value.layout != torch.strided
+            or value.device.type != "cpu"
+        ):
+            raise InputError(
+                f"{path} does not hold a state dict: entry {name!r} is a {type(value).__name__}, not a plain tensor"
+            )
     return dict(content)

@@ -25,11 +25,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline.encoders.huggingface_roberta import read_architecture, read_tokenizer, find_weights_file
+from pipeline.encoders.huggingface_roberta import (
+    find_weights_file,
+    read_architecture,
+    read_tokenizer,
+)
 from pipeline.encoders.motion import MotionEncoder
 from pipeline.encoders.text import TextEncoder
 from pipeline.errors import InputError
-from pipeline.weights.checkpoint_files import STATE_DICT_LAYOUTS, LoadReport, load_strict, read_state_dict
+from pipeline.weights.checkpoint_files import (
+    STATE_DICT_LAYOUTS,
+    LoadReport,
+    load_strict,
+    read_state_dict,
+)
 from pipeline.weights.sources import TINY_WEIGHTS_DIR, WeightSource, parse_source, slowfast_variant
 
 
@@ -57,19 +66,31 @@ def load_backbone(product: str, size: str, weights: str, slowfast: str | None = 
     _check_size(product, size, source)
     with torch.random.fork_rng():
         torch.manual_seed(source.seed)
-        encoder = _build_text_encoder(size, source) if product == "text" else build_encoder(product, size, build)
-    report = _load_weights(encoder, product, source, f"{product} weights {weights} (--backbones {size})")
+        encoder = (
+            _build_text_encoder(size, source)
+            if product == "text"
+            else build_encoder(product, size, build)
+        )
+    report = _load_weights(
+        encoder, product, source, f"{product} weights {weights} (--backbones {size})"
+    )
     encoder.requires_grad_(False).eval()
     return Backbone(encoder, weights, compute_weights_digest(encoder, product), report)
 
 
 def _check_size(product: str, size: str, source: WeightSource) -> None:
     if size == "tiny" and product == "swin":
-        raise InputError("there is no tiny swin: leave the product out, or use --backbones full with weights for it, such as swin=random:0")
+        raise InputError(
+            "there is no tiny swin: leave the product out, or use --backbones full with weights for it, such as swin=random:0"
+        )
     if size != "tiny" and source.kind == "tiny":
-        raise InputError("the shipped weights fit --backbones tiny only: name weights for the full backbones, for example random:0")
+        raise InputError(
+            "the shipped weights fit --backbones tiny only: name weights for the full backbones, for example random:0"
+        )
     if size == "tiny" and source.kind == "torchvision" and source.path is None:
-        raise InputError("torchvision's own weights are for --backbones full; the tiny backbones have weights 'tiny' and 'random:SEED'")
+        raise InputError(
+            "torchvision's own weights are for --backbones full; the tiny backbones have weights 'tiny' and 'random:SEED'"
+        )
 
 
 def build_encoder(product: str, size: str, slowfast: str = "ava") -> nn.Module:
@@ -93,10 +114,14 @@ def _build_text_encoder(size: str, source: WeightSource) -> TextEncoder:
     try:
         encoder = TextEncoder(size, read_architecture(folder) if source.kind == "hf" else None)
     except (ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{folder / 'config.json'} describes a network that cannot be built: {error}") from None
+        raise InputError(
+            f"{folder / 'config.json'} describes a network that cannot be built: {error}"
+        ) from None
     config = encoder.roberta.config
     exactly = source.kind == "mdetr"
-    encoder.tokenizer = read_tokenizer(folder).adapt_to_model(config.vocab_size, config.pad_token_id, config.max_position_embeddings, exactly)
+    encoder.tokenizer = read_tokenizer(folder).adapt_to_model(
+        config.vocab_size, config.pad_token_id, config.max_position_embeddings, exactly
+    )
     return encoder
 
 
@@ -105,7 +130,11 @@ def _load_weights(encoder: nn.Module, product: str, source: WeightSource, what: 
     if source.kind == "random":
         return LoadReport(f"{what}, drawn from the seed", len(encoder.state_dict()), ())
     if source.kind == "tiny":
-        return load_strict(encoder, load_file(TINY_WEIGHTS_DIR / f"{product}.safetensors"), f"shipped {product} weights")
+        return load_strict(
+            encoder,
+            load_file(TINY_WEIGHTS_DIR / f"{product}.safetensors"),
+            f"shipped {product} weights",
+        )
     path = source.path or _get_torchvision_file(product)
     state = read_state_dict(source.kind, find_weights_file(path) if source.kind == "hf" else path)
     return load_strict(encoder, state, what, STATE_DICT_LAYOUTS[product, source.kind])

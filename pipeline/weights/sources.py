@@ -43,7 +43,13 @@ def parse_source(product: str, weights: str) -> WeightSource:
     kind, _, rest = weights.partition(":")
     if weights == "tiny" or (weights == "torchvision" and weights in SOURCE_FORMS[product]):
         return WeightSource(weights)
-    if kind == "random" and rest.isascii() and rest.isdecimal() and len(rest) < 20 and int(rest) < 1 << 63:
+    if (
+        kind == "random"
+        and rest.isascii()
+        and rest.isdecimal()
+        and len(rest) < 20
+        and int(rest) < 1 << 63
+    ):
         return WeightSource(kind, seed=int(rest))
     forms = {form.partition(":")[0]: form for form in SOURCE_FORMS[product] if ":" in form}
     if kind in forms:
@@ -51,10 +57,16 @@ def parse_source(product: str, weights: str) -> WeightSource:
         if "+hf:" in forms[kind]:
             file, _, tokenizer = rest.rpartition("+hf:")
         if file and tokenizer != "":
-            return WeightSource(kind, Path(os.path.expanduser(file)), Path(os.path.expanduser(tokenizer)) if tokenizer else None)
+            return WeightSource(
+                kind,
+                Path(os.path.expanduser(file)),
+                Path(os.path.expanduser(tokenizer)) if tokenizer else None,
+            )
     shipped = [] if product == "swin" else ["'tiny' (with --backbones tiny)"]
     named = ", ".join([*shipped, *(f"'{form}'" for form in SOURCE_FORMS[product])])
-    raise InputError(f"weights {weights!r} for {product}: allowed are {named} and 'random:SEED' (for example random:0)")
+    raise InputError(
+        f"weights {weights!r} for {product}: allowed are {named} and 'random:SEED' (for example random:0)"
+    )
 
 
 def absolute_source(weights: str) -> str:
@@ -68,7 +80,15 @@ def absolute_source(weights: str) -> str:
 
 def slowfast_variant(source: WeightSource, requested_variant: str | None = None) -> str:
     """How the motion network is built: as the weights were trained, or as asked where they do not say."""
-    own = source.kind if source.kind in ("ava", "kinetics") else "ava" if source.kind == "tiny" else None
+    own = (
+        source.kind
+        if source.kind in ("ava", "kinetics")
+        else "ava"
+        if source.kind == "tiny"
+        else None
+    )
     if own is not None and requested_variant not in (None, own):
-        raise InputError(f"weights of kind {source.kind!r} are for SlowFast built for {own!r}, not {requested_variant!r}: set slowfast to {own}")
+        raise InputError(
+            f"weights of kind {source.kind!r} are for SlowFast built for {own!r}, not {requested_variant!r}: set slowfast to {own}"
+        )
     return own or requested_variant or "ava"

@@ -12,7 +12,10 @@ from torchvision.models.video import Swin3D_T_Weights
 
 from pipeline.errors import InputError
 
-TORCHVISION_WEIGHTS: dict[str, Any] = {"appearance": ResNet101_Weights.IMAGENET1K_V1, "swin": Swin3D_T_Weights.KINETICS400_V1}
+TORCHVISION_WEIGHTS: dict[str, Any] = {
+    "appearance": ResNet101_Weights.IMAGENET1K_V1,
+    "swin": Swin3D_T_Weights.KINETICS400_V1,
+}
 """The first ImageNet weights of ResNet-101, as MDETR and the peers start from them; for the second, name their file."""
 
 
@@ -29,7 +32,9 @@ def get_torchvision_file(product: str) -> Path:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(wanted):
-        raise InputError(f"{path} is damaged or another file: its SHA-256 begins with {digest[: len(wanted)]}, not {wanted}; delete it")
+        raise InputError(
+            f"{path} is damaged or another file: its SHA-256 begins with {digest[: len(wanted)]}, not {wanted}; delete it"
+        )
     return path
 
 

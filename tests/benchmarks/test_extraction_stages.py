@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.extraction_stages import ExtractionWorkload, run_encoders, count_video_flops
+from benchmarks.extraction_stages import ExtractionWorkload, count_video_flops, run_encoders
 from benchmarks.flops import count_flops
 from benchmarks.synthetic_data import FPS, make_video
 

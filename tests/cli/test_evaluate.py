@@ -33,12 +33,26 @@ def files(tmp_path: Path) -> Path:
     """A folder with `index.jsonl` (train and test), its tracks, and `predictions.jsonl`."""
     tracks = Tracks()
     tracks.add("t", np.arange(10, 30), np.tile([10.0, 10.0, 50.0, 50.0], (20, 1)))
-    values = {"video": "v", "path": "v.mp4", "fps": 25.0, "frame_count": 50, "size": (100, 100), "segment": (0, 50), "text": "x"}
+    values = {
+        "video": "v",
+        "path": "v.mp4",
+        "fps": 25.0,
+        "frame_count": 50,
+        "size": (100, 100),
+        "segment": (0, 50),
+        "text": "x",
+    }
     truth = Truth(span=(10, 30), track="t")
-    queries = [Query.model_validate({**values, "id": split, "split": split, "truth": truth}) for split in ("train", "test")]
+    queries = [
+        Query.model_validate({**values, "id": split, "split": split, "truth": truth})
+        for split in ("train", "test")
+    ]
     write_jsonl(tmp_path / "index.jsonl", queries)
     tracks.save(tmp_path / "tracks.npz")
-    write_jsonl(tmp_path / "predictions.jsonl", [Prediction(id="test", span=(10, 25), score=1.0, boxes=[(10, 10, 10, 50, 50)])])
+    write_jsonl(
+        tmp_path / "predictions.jsonl",
+        [Prediction(id="test", span=(10, 25), score=1.0, boxes=[(10, 10, 10, 50, 50)])],
+    )
     return tmp_path
 
 
@@ -59,7 +73,14 @@ def evaluate(place: Path, *arguments: object) -> Result:
 
 
 def test_files_alone_are_judged_without_torch(files: Path) -> None:
-    given = ["--truth", str(files / "index.jsonl"), "--predictions", str(files / "predictions.jsonl"), "--json", str(files / "out.json")]
+    given = [
+        "--truth",
+        str(files / "index.jsonl"),
+        "--predictions",
+        str(files / "predictions.jsonl"),
+        "--json",
+        str(files / "out.json"),
+    ]
     code = "import sys; from cli.evaluate import app; app(standalone_mode=False); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code, *given], check=True, cwd=files)
     assert json.loads((files / "out.json").read_text())["m_vIoU"] == pytest.approx(0.75)
@@ -70,9 +91,15 @@ def test_a_run_answers_and_is_judged(place: Path) -> None:
     assert result.exit_code == 0, result.stderr
     metrics = json.loads((place / "run" / "metrics.json").read_text())
     assert list(metrics)[:5] == ["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
-    assert {"baseline_m_vIoU", "random_m_vIoU", "declarative_m_vIoU", "look-alike_m_vIoU"} <= set(metrics)
+    assert {"baseline_m_vIoU", "random_m_vIoU", "declarative_m_vIoU", "look-alike_m_vIoU"} <= set(
+        metrics
+    )
     assert json.loads((place / "out.json").read_text()) == {**metrics, "protocol": "every-frame"}
-    queries = [query for query in read_jsonl(place / "store" / "index.jsonl", Query) if query.split == "test"]
+    queries = [
+        query
+        for query in read_jsonl(place / "store" / "index.jsonl", Query)
+        if query.split == "test"
+    ]
     answers = list(read_jsonl(place / "run" / "predictions" / "test.jsonl", Prediction))
     assert [answer.id for answer in answers] == [query.id for query in queries]
     scores = json.loads((place / "run" / "scores" / "test.json").read_text())
@@ -91,19 +118,30 @@ def test_the_table_has_the_baselines_and_the_groups(place: Path) -> None:
 
 def test_another_split_and_more_frames(place: Path) -> None:
     assert evaluate(place).exit_code == 0
-    assert evaluate(place, "--set", "split=val", "--set", "frames=12", "--set", "batch=2").exit_code == 0
+    assert (
+        evaluate(place, "--set", "split=val", "--set", "frames=12", "--set", "batch=2").exit_code
+        == 0
+    )
     metrics = json.loads((place / "run" / "metrics.json").read_text())
     assert {"m_vIoU", "val_m_vIoU", "val_baseline_m_vIoU"} <= set(metrics)
     many = list(read_jsonl(place / "run" / "predictions" / "val.jsonl", Prediction))
     assert evaluate(place, "--set", "split=val").exit_code == 0
     few = list(read_jsonl(place / "run" / "predictions" / "val.jsonl", Prediction))
-    assert [[row[0] for row in answer.boxes] for answer in many] == [[row[0] for row in answer.boxes] for answer in few]
+    assert [[row[0] for row in answer.boxes] for answer in many] == [
+        [row[0] for row in answer.boxes] for answer in few
+    ]
     assert many != few
 
 
-def test_a_second_look_and_spans_at_clips_edges_are_options(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_look_and_spans_at_clips_edges_are_options(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Eight clips of 50 frames; thirteen are stored, so that a second look can be taken, here at all but the last frame."""
-    monkeypatch.setattr(grounding.inference.refine, "window_around", lambda span, segment, least: (segment[0], segment[1] - 1))
+    monkeypatch.setattr(
+        grounding.inference.refine,
+        "window_around",
+        lambda span, segment, least: (segment[0], segment[1] - 1),
+    )
     spans, scores = {}, set()
     for setting in ("refine=false", "refine=true", "between=false"):
         assert evaluate(place, "--set", setting).exit_code == 0
@@ -126,11 +164,25 @@ def test_several_runs_answer_together_and_are_left_alone(place: Path) -> None:
     result = evaluate(place, "--run", place / "twin", *written)
     assert result.exit_code == 0, result.stderr
     assert (contents(place / "run"), contents(place / "twin")) == before
-    together, tubes = json.loads((place / "out.json").read_text()), (place / "tubes.jsonl").read_bytes()
+    together, tubes = (
+        json.loads((place / "out.json").read_text()),
+        (place / "tubes.jsonl").read_bytes(),
+    )
     assert evaluate(place, *written).exit_code == 0
     assert json.loads((place / "out.json").read_text()) == together
-    assert (place / "tubes.jsonl").read_bytes() == tubes == (place / "run" / "predictions" / "test.jsonl").read_bytes()
-    again = ("--predictions", place / "tubes.jsonl", "--features", place / "store", "--compare", place / "run")
+    assert (
+        (place / "tubes.jsonl").read_bytes()
+        == tubes
+        == (place / "run" / "predictions" / "test.jsonl").read_bytes()
+    )
+    again = (
+        "--predictions",
+        place / "tubes.jsonl",
+        "--features",
+        place / "store",
+        "--compare",
+        place / "run",
+    )
     assert call(cli.evaluate, *again, "--json", place / "again.json").exit_code == 0
     found = json.loads((place / "again.json").read_text())
     assert found["m_tIoU"] == together["m_tIoU"]
@@ -150,7 +202,9 @@ def test_runs_that_do_not_fit_together_are_refused(place: Path) -> None:
 
 def test_queries_without_features_score_0_and_are_named(place: Path) -> None:
     queries = list(read_jsonl(place / "store" / "index.jsonl", Query))
-    lost = next(query for query in queries if query.split == "test").model_copy(update={"id": "lost", "video": "broken"})
+    lost = next(query for query in queries if query.split == "test").model_copy(
+        update={"id": "lost", "video": "broken"}
+    )
     write_jsonl(place / "index.jsonl", [*queries, lost])
     with StoreWriter(place / "store", "shapes", "data") as writer:
         writer.set_index(place / "index.jsonl", place / "store" / "tracks.npz")
@@ -170,7 +224,12 @@ def set_provenance(store: Path, product: str, **values: Any) -> None:
 
 
 def test_a_store_made_otherwise_is_refused(place: Path) -> None:
-    set_provenance(place / "store", "motion", weights="random:1", sampling={"clip_stride_seconds": 1.0, "clip_seconds": 0.8})
+    set_provenance(
+        place / "store",
+        "motion",
+        weights="random:1",
+        sampling={"clip_stride_seconds": 1.0, "clip_seconds": 0.8},
+    )
     result = evaluate(place)
     assert result.exit_code == 2
     assert (
@@ -214,11 +273,18 @@ def test_a_run_without_a_checkpoint_is_refused(place: Path) -> None:
 
 def test_files_are_judged_without_a_run(files: Path) -> None:
     answers, index = files / "predictions.jsonl", files / "index.jsonl"
-    result = call(cli.evaluate, "--truth", index, "--predictions", answers, "--json", files / "out.json")
+    result = call(
+        cli.evaluate, "--truth", index, "--predictions", answers, "--json", files / "out.json"
+    )
     assert result.exit_code == 0, result.stderr
     metrics = json.loads((files / "out.json").read_text())
     assert metrics["m_vIoU"] == metrics["m_tIoU"] == 0.75
-    assert {path.name for path in files.iterdir()} == {"index.jsonl", "tracks.npz", "predictions.jsonl", "out.json"}
+    assert {path.name for path in files.iterdir()} == {
+        "index.jsonl",
+        "tracks.npz",
+        "predictions.jsonl",
+        "out.json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -226,21 +292,35 @@ def test_files_are_judged_without_a_run(files: Path) -> None:
     [
         ([], "name either a run"),
         (["--run", "r", "--predictions", "p"], "name either a run"),
-        (["--run", "r", "--protocol", "best"], "'best' is not known; the protocols are every-frame, official, tubedetr, stcat"),
+        (
+            ["--run", "r", "--protocol", "best"],
+            "'best' is not known; the protocols are every-frame, official, tubedetr, stcat",
+        ),
         (["--run", "r"], "r is not a run directory (no provenance.json)"),
         (["--predictions", "nothing.jsonl", "--truth", "none.jsonl"], "none.jsonl does not exist"),
-        (["--predictions", "p", "--save", "out"], "--save out writes what runs answer: name a run (--run DIR), or leave it out"),
+        (
+            ["--predictions", "p", "--save", "out"],
+            "--save out writes what runs answer: name a run (--run DIR), or leave it out",
+        ),
         (["--run", "r", "--run", "s"], "r is not a run directory (no provenance.json)"),
         (
             ["--predictions", "p", "--set", "speed=1"],
             "unknown key 'speed'; the keys are batch, between, device, first_frame, frames, refine, seed, split",
         ),
-        (["--predictions", "p", "--set", "frames=0"], "frames: Input should be greater than or equal to 1 (got 0)"),
-        (["--predictions", "p", "--set", "first_frame=2"], "first_frame: Input should be less than or equal to 1 (got 2)"),
+        (
+            ["--predictions", "p", "--set", "frames=0"],
+            "frames: Input should be greater than or equal to 1 (got 0)",
+        ),
+        (
+            ["--predictions", "p", "--set", "first_frame=2"],
+            "first_frame: Input should be less than or equal to 1 (got 2)",
+        ),
         (["--predictions", "p", "--config", "none.yaml"], "config none.yaml does not exist"),
     ],
 )
-def test_wrong_usage_is_explained(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_usage_is_explained(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = call(cli.evaluate, *arguments)
     assert result.exit_code == 2
@@ -249,7 +329,12 @@ def test_wrong_usage_is_explained(arguments: list[str], message: str, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-FOUR_BOXES = {"a": (10, 10, 50, 50), "b": (12, 10, 50, 48), "c": (10, 20, 40, 50), "d": (0, 0, 9, 9)}
+FOUR_BOXES = {
+    "a": (10, 10, 50, 50),
+    "b": (12, 10, 50, 48),
+    "c": (10, 20, 40, 50),
+    "d": (0, 0, 9, 9),
+}
 TRUE_SPANS = {"a": (10, 30), "b": (0, 12), "c": (25, 50), "d": (5, 6)}
 
 
@@ -258,9 +343,23 @@ def four(tmp_path: Path) -> Path:
     """A folder with four queries of split `val`, two of each video, `index.jsonl`, and `ours.jsonl`, `other.jsonl`: ours are better."""
     tracks, queries = Tracks(), []
     for number, (name, span) in enumerate(TRUE_SPANS.items()):
-        tracks.add(name, np.arange(*span), np.tile([10.0, 10.0, 50.0, 50.0], (span[1] - span[0], 1)))
-        values = {"id": name, "video": f"v{number // 2}", "path": "v.mp4", "fps": 25.0, "frame_count": 50, "size": (100, 100)}
-        rest = {"segment": (0, 50), "text": "x", "split": "val", "truth": Truth(span=span, track=name)}
+        tracks.add(
+            name, np.arange(*span), np.tile([10.0, 10.0, 50.0, 50.0], (span[1] - span[0], 1))
+        )
+        values = {
+            "id": name,
+            "video": f"v{number // 2}",
+            "path": "v.mp4",
+            "fps": 25.0,
+            "frame_count": 50,
+            "size": (100, 100),
+        }
+        rest = {
+            "segment": (0, 50),
+            "text": "x",
+            "split": "val",
+            "truth": Truth(span=span, track=name),
+        }
         queries.append(Query.model_validate({**values, **rest}))
     write_jsonl(tmp_path / "index.jsonl", queries)
     tracks.save(tmp_path / "tracks.npz")
@@ -270,7 +369,9 @@ def four(tmp_path: Path) -> Path:
                 id=name,
                 span=(begin + late, end + late),
                 score=1.0,
-                boxes=[(begin + late, *FOUR_BOXES[name]), (end + late - 1, 10 + late, 10, 49, 50)][: end - begin],
+                boxes=[(begin + late, *FOUR_BOXES[name]), (end + late - 1, 10 + late, 10, 49, 50)][
+                    : end - begin
+                ],
             )
             for name, (begin, end) in TRUE_SPANS.items()
         ]
@@ -278,7 +379,9 @@ def four(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def judge_files(folder: Path, predictions: str, *arguments: object, truth: str = "index.jsonl") -> tuple[dict[str, Any], Result]:
+def judge_files(
+    folder: Path, predictions: str, *arguments: object, truth: str = "index.jsonl"
+) -> tuple[dict[str, Any], Result]:
     """What `--json` holds (nothing where the command failed), and the result."""
     out = folder / "out.json"
     out.unlink(missing_ok=True)
@@ -304,7 +407,10 @@ def test_a_run_is_compared_with_a_file(four: Path) -> None:
     for name in ("m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"):
         found = metrics[f"{name}_difference"]
         assert set(found) == {"ours", "other", "mean", "low", "high", "p", "better", "worse"}
-        assert (found["ours"], found["other"]) == (pytest.approx(metrics[name]), pytest.approx(other[name]))
+        assert (found["ours"], found["other"]) == (
+            pytest.approx(metrics[name]),
+            pytest.approx(other[name]),
+        )
         assert found["mean"] == pytest.approx(metrics[name] - other[name])
         assert found["low"] <= found["mean"] <= found["high"]
     assert (metrics["m_tIoU_difference"]["better"], metrics["m_tIoU_difference"]["worse"]) == (4, 0)
@@ -317,7 +423,9 @@ def test_a_run_is_compared_with_a_runs_folder(four: Path) -> None:
     shutil.copy(four / "other.jsonl", four / "run" / "predictions" / "val.jsonl")
     by_folder, _ = judge_files(four, "ours.jsonl", "--compare", four / "run")
     assert by_folder == judge_files(four, "ours.jsonl", "--compare", four / "other.jsonl")[0]
-    nothing, result = judge_files(four, "ours.jsonl", "--compare", four / "run", "--set", "split=test")
+    nothing, result = judge_files(
+        four, "ours.jsonl", "--compare", four / "run", "--set", "split=test"
+    )
     assert (nothing, result.exit_code) == ({}, 2)
 
 
@@ -332,7 +440,10 @@ def test_a_run_is_compared_with_itself(place: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"id": "x", "span": [0, 1], "score": 1, "boxes": []}', "1 predictions name no query of these, for example 'x'"),
+        (
+            '{"id": "x", "span": [0, 1], "score": 1, "boxes": []}',
+            "1 predictions name no query of these, for example 'x'",
+        ),
         (None, "none.jsonl does not exist"),
         ("{", "none.jsonl, line 1"),
     ],
@@ -349,18 +460,28 @@ def test_runs_that_left_out_other_queries_are_not_compared(four: Path) -> None:
     lines = (four / "other.jsonl").read_text().splitlines(keepends=True)
     (four / "part.jsonl").write_text("".join(lines[1:]))
     assert judge_files(four, "ours.jsonl", "--compare", four / "part.jsonl")[1].exit_code == 0
-    _, result = judge_files(four, "ours.jsonl", "--compare", four / "part.jsonl", "--protocol", "stcat")
+    _, result = judge_files(
+        four, "ours.jsonl", "--compare", four / "part.jsonl", "--protocol", "stcat"
+    )
     assert result.exit_code == 2
-    assert "the two runs do not score the same queries: 1 are in one only, for example 'a'" in result.stderr
+    assert (
+        "the two runs do not score the same queries: 1 are in one only, for example 'a'"
+        in result.stderr
+    )
 
 
 @pytest.mark.parametrize("first_frame", [0, 1])
 @pytest.mark.parametrize("predictions", ["ours.jsonl", "other.jsonl"])
-def test_the_challenges_file_of_a_run_is_judged_the_same(four: Path, predictions: str, first_frame: int) -> None:
+def test_the_challenges_file_of_a_run_is_judged_the_same(
+    four: Path, predictions: str, first_frame: int
+) -> None:
     counted = ("--protocol", "official", "--set", f"first_frame={first_frame}")
     samples, result = judge_files(four, predictions, "--challenge", four / "sent.json", *counted)
     assert f"wrote 4 tubes to {four / 'sent.json'}" in result.stdout.replace("\n", "")
-    assert json.loads((four / "sent.json").read_text())["a"]["st_frame"] == (10 if predictions == "ours.jsonl" else 13) + first_frame
+    assert (
+        json.loads((four / "sent.json").read_text())["a"]["st_frame"]
+        == (10 if predictions == "ours.jsonl" else 13) + first_frame
+    )
     sent, _ = judge_files(four, "sent.json", *counted)
     assert sent.pop("protocol") == samples.pop("protocol") == "official"
     assert sent == pytest.approx(samples, rel=0, abs=1e-12)
@@ -369,21 +490,31 @@ def test_the_challenges_file_of_a_run_is_judged_the_same(four: Path, predictions
 def test_boxes_beyond_the_span_leave_the_official_scores_alone(four: Path) -> None:
     """The challenge's file has the span's boxes only: vIoU and tIoU, all that the script computes, need no others."""
     wide = [
-        Prediction(id=name, span=span, score=1.0, boxes=[(0, 0, 0, 40, 40), (60, *FOUR_BOXES[name])]) for name, span in TRUE_SPANS.items()
+        Prediction(
+            id=name, span=span, score=1.0, boxes=[(0, 0, 0, 40, 40), (60, *FOUR_BOXES[name])]
+        )
+        for name, span in TRUE_SPANS.items()
     ]
     write_jsonl(four / "wide.jsonl", wide)
-    samples, _ = judge_files(four, "wide.jsonl", "--challenge", four / "sent.json", "--protocol", "official")
+    samples, _ = judge_files(
+        four, "wide.jsonl", "--challenge", four / "sent.json", "--protocol", "official"
+    )
     sent, _ = judge_files(four, "sent.json", "--protocol", "official")
     for name in ("m_vIoU", "m_tIoU", "vIoU@0.3", "vIoU@0.5"):
         assert sent[name] == pytest.approx(samples[name], rel=0, abs=1e-12)
 
 
 @pytest.mark.parametrize("protocol", ["tubedetr", "stcat"])
-def test_the_challenges_file_as_truth_lacks_what_some_protocols_need(four: Path, protocol: str) -> None:
+def test_the_challenges_file_as_truth_lacks_what_some_protocols_need(
+    four: Path, protocol: str
+) -> None:
     judge_files(four, "ours.jsonl", "--challenge", four / "sent.json")
     _, result = judge_files(four, "sent.json", "--protocol", protocol, truth="sent.json")
     assert result.exit_code == 2
-    assert f"protocol {protocol} needs an index as truth (what stvg-prepare writes), not the challenge's file" in result.stderr
+    assert (
+        f"protocol {protocol} needs an index as truth (what stvg-prepare writes), not the challenge's file"
+        in result.stderr
+    )
 
 
 def test_published_results_stand_beside_those_of_their_data_set(four: Path) -> None:
@@ -392,14 +523,20 @@ def test_published_results_stand_beside_those_of_their_data_set(four: Path) -> N
     assert result.exit_code == 0, result.stderr
     for word in ("hcstvg-v2, val", "CSDVL", "TubeDETR", "not stated", "this run"):
         assert word in result.stdout
-    ours = [line.split() for line in result.stdout.splitlines() if line.strip().startswith("this run")]
+    ours = [
+        line.split() for line in result.stdout.splitlines() if line.strip().startswith("this run")
+    ]
     assert ours[0][-1] == "every-frame"
     assert {"tubedetr", "stcat"} <= {words[-1] for words in ours}
     assert f"{100 * metrics['m_tIoU']:.1f}" == ours[0][2]
 
 
-@pytest.mark.parametrize(("beside", "split"), [(None, "val"), ("shapes", "val"), ("hcstvg-v1", "val"), ("vidstg", "val")])
-def test_nothing_is_shown_of_other_data_sets_and_splits(four: Path, beside: str | None, split: str) -> None:
+@pytest.mark.parametrize(
+    ("beside", "split"), [(None, "val"), ("shapes", "val"), ("hcstvg-v1", "val"), ("vidstg", "val")]
+)
+def test_nothing_is_shown_of_other_data_sets_and_splits(
+    four: Path, beside: str | None, split: str
+) -> None:
     if beside:
         (four / "defects.json").write_text(json.dumps({"dataset": beside}))
     _, result = judge_files(four, "ours.jsonl")
@@ -408,14 +545,23 @@ def test_nothing_is_shown_of_other_data_sets_and_splits(four: Path, beside: str 
     assert "this run" not in result.stdout
 
 
-def test_a_protocol_that_needs_all_predictions_is_left_out_of_the_published_table(four: Path) -> None:
+def test_a_protocol_that_needs_all_predictions_is_left_out_of_the_published_table(
+    four: Path,
+) -> None:
     (four / "defects.json").write_text('{"dataset": "hcstvg-v2"}')
     (four / "part.jsonl").write_text((four / "ours.jsonl").read_text().splitlines()[0])
     _, result = judge_files(four, "part.jsonl")
     assert result.exit_code == 0, result.stderr
     shown = " ".join(result.stdout.split())
-    assert "not judged by tubedetr: 3 of 4 queries have no prediction, for example 'b': protocol tubedetr needs all" in shown
-    assert "tubedetr" not in [line.split()[-1] for line in result.stdout.splitlines() if line.strip().startswith("this run")]
+    assert (
+        "not judged by tubedetr: 3 of 4 queries have no prediction, for example 'b': protocol tubedetr needs all"
+        in shown
+    )
+    assert "tubedetr" not in [
+        line.split()[-1]
+        for line in result.stdout.splitlines()
+        if line.strip().startswith("this run")
+    ]
     _, result = judge_files(four, "part.jsonl", "--protocol", "tubedetr")
     assert (result.exit_code, "3 of 4 queries have no prediction" in result.stderr) == (2, True)
 
@@ -425,14 +571,25 @@ def test_stcat_without_any_prediction_has_no_mean(four: Path) -> None:
     assert judge_files(four, "nothing.jsonl")[0]["m_tIoU"] == 0
     _, result = judge_files(four, "nothing.jsonl", "--protocol", "stcat")
     assert result.exit_code == 2
-    assert "none of the 4 queries has a prediction, and protocol stcat leaves such queries out" in result.stderr
+    assert (
+        "none of the 4 queries has a prediction, and protocol stcat leaves such queries out"
+        in result.stderr
+    )
 
 
 def test_a_runs_own_files_are_judged_by_every_frame(place: Path) -> None:
     assert evaluate(place).exit_code == 0
     plain = json.loads((place / "run" / "metrics.json").read_text())
     scores = (place / "run" / "scores" / "test.json").read_text()
-    result = evaluate(place, "--protocol", "stcat", "--json", place / "out.json", "--challenge", place / "sent.json")
+    result = evaluate(
+        place,
+        "--protocol",
+        "stcat",
+        "--json",
+        place / "out.json",
+        "--challenge",
+        place / "sent.json",
+    )
     assert result.exit_code == 0, result.stderr
     assert json.loads((place / "run" / "metrics.json").read_text()) == plain
     assert (place / "run" / "scores" / "test.json").read_text() == scores
@@ -440,12 +597,35 @@ def test_a_runs_own_files_are_judged_by_every_frame(place: Path) -> None:
     assert asked.pop("protocol") == "stcat"
     assert asked.keys() == plain.keys()
     assert asked["m_tIoU"] != plain["m_tIoU"]
-    assert list(json.loads((place / "sent.json").read_text())) == [score["id"] for score in json.loads(scores)]
+    assert list(json.loads((place / "sent.json").read_text())) == [
+        score["id"] for score in json.loads(scores)
+    ]
 
 
 def test_the_report_of_a_run_without_videos_still_opens(place: Path) -> None:
-    assert call(cli.report, "--run", place / "run", "--features", place / "store", "--out", place / "out").exit_code == 2
+    assert (
+        call(
+            cli.report,
+            "--run",
+            place / "run",
+            "--features",
+            place / "store",
+            "--out",
+            place / "out",
+        ).exit_code
+        == 2
+    )
     assert evaluate(place).exit_code == 0
-    result = call(cli.report, "--run", place / "run", "--features", place / "store", "--out", place / "out", "--root", place)
+    result = call(
+        cli.report,
+        "--run",
+        place / "run",
+        "--features",
+        place / "store",
+        "--out",
+        place / "out",
+        "--root",
+        place,
+    )
     assert result.exit_code == 0, result.stderr
     assert "No picture" in (place / "out" / "index.html").read_text(encoding="utf-8")

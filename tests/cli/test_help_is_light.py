@@ -12,11 +12,25 @@ import pytest
 import cli
 
 HEAVY = {
-    *("torch", "torchvision", "transformers", "dask", "distributed", "zarr", "h5py", "matplotlib", "decord", "av", "numpy"),
+    *(
+        "torch",
+        "torchvision",
+        "transformers",
+        "dask",
+        "distributed",
+        "zarr",
+        "h5py",
+        "matplotlib",
+        "decord",
+        "av",
+        "numpy",
+    ),
     *("pydantic", "yaml", "pygments", "markdown_it"),
 }
 FOLDER = Path(cli.__file__).parent
-COMMANDS = sorted(path.stem for path in FOLDER.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8"))
+COMMANDS = sorted(
+    path.stem for path in FOLDER.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8")
+)
 PROGRAM = """
 import json, sys
 {before}
@@ -33,7 +47,13 @@ print("\\n" + json.dumps(sorted({{name.split(".")[0] for name in sys.modules}}))
 def modules_after_help(command: str, before: str = "") -> set[str]:
     """Top-level modules a fresh interpreter has loaded once `--help` was printed."""
     program = PROGRAM.format(command=command, before=before)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=FOLDER.parent, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=FOLDER.parent,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
     return set(json.loads(done.stdout.splitlines()[-1]))

@@ -31,7 +31,9 @@ def run(tiny_run: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def video(tiny_run: Any) -> Path:
-    return tiny_run.root / next(query.path for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
+    return tiny_run.root / next(
+        query.path for query in read_jsonl(tiny_run.index, Query) if query.split == "test"
+    )
 
 
 def test_tubes_are_written_and_drawn(run: Path, video: Path, tmp_path: Path) -> None:
@@ -41,20 +43,31 @@ def test_tubes_are_written_and_drawn(run: Path, video: Path, tmp_path: Path) -> 
     content = json.loads(out.read_text())
     assert list(content) == ["format", "video", "queries"]
     assert content["format"] == 1
-    assert content["video"] == {"path": str(video), "fps": 10.0, "frame_count": 50, "size": [160, 96]}
+    assert content["video"] == {
+        "path": str(video),
+        "fps": 10.0,
+        "frame_count": 50,
+        "size": [160, 96],
+    }
     assert [query["text"] for query in content["queries"]] == list(SENTENCES)
     for query in content["queries"]:
         assert list(query) == ["text", "score", "span_frames", "span_seconds", "boxes", "others"]
         assert [row[0] for row in query["boxes"]] == list(range(*query["span_frames"]))
-        assert all(0 <= x1 <= x2 <= 160 and 0 <= y1 <= y2 <= 96 for _, x1, y1, x2, y2 in query["boxes"])
+        assert all(
+            0 <= x1 <= x2 <= 160 and 0 <= y1 <= y2 <= 96 for _, x1, y1, x2, y2 in query["boxes"]
+        )
         assert query["span_seconds"] == pytest.approx([edge / 10 for edge in query["span_frames"]])
     for number in (1, 2):
-        assert probe(tmp_path / f"drawn-{number}.mp4").duration == pytest.approx(probe(video).duration, abs=1e-3)
+        assert probe(tmp_path / f"drawn-{number}.mp4").duration == pytest.approx(
+            probe(video).duration, abs=1e-3
+        )
     assert "looking: " in result.stderr
     assert "exit code 0" in (run / "log.txt").read_text()
 
 
-def test_the_video_is_decoded_by_a_process_of_its_own(run: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_video_is_decoded_by_a_process_of_its_own(
+    run: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What that one does when a file hangs or kills it stands with its own tests."""
     asked: list[int] = []
 
@@ -71,18 +84,29 @@ def test_the_video_is_decoded_by_a_process_of_its_own(run: Path, video: Path, mo
     assert not psutil.pid_exists(asked[0])
 
 
-def test_several_runs_answer_together(run: Path, tiny_run: Any, video: Path, tmp_path: Path) -> None:
+def test_several_runs_answer_together(
+    run: Path, tiny_run: Any, video: Path, tmp_path: Path
+) -> None:
     """Two of the same say what one says; the log lies with the first."""
-    twice = call(video, *SENTENCES, "--run", run, "--run", tiny_run.run, "--json", tmp_path / "two.json")
+    twice = call(
+        video, *SENTENCES, "--run", run, "--run", tiny_run.run, "--json", tmp_path / "two.json"
+    )
     assert twice.exit_code == 0, twice.stderr
-    assert call(video, *SENTENCES, "--run", tiny_run.run, "--json", tmp_path / "one.json").exit_code == 0
-    assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
+    assert (
+        call(video, *SENTENCES, "--run", tiny_run.run, "--json", tmp_path / "one.json").exit_code
+        == 0
+    )
+    assert json.loads((tmp_path / "two.json").read_text()) == json.loads(
+        (tmp_path / "one.json").read_text()
+    )
 
 
 def test_a_table_is_shown_without_json(run: Path, video: Path, tmp_path: Path) -> None:
     queries = tmp_path / "queries.txt"
     queries.write_text("what falls?\n\n  what [b]spins[/b]?  \n", encoding="utf-8")
-    result = call(video, "--queries", queries, "--run", run, "--set", "frames=8", "--set", "device=cpu")
+    result = call(
+        video, "--queries", queries, "--run", run, "--set", "frames=8", "--set", "device=cpu"
+    )
     assert result.exit_code == 0, result.stderr
     assert "what falls?" in result.stdout
     assert "what [b]spins[/b]?" in result.stdout
@@ -107,7 +131,10 @@ def test_a_run_on_shapes_warns_about_other_videos(run: Path, video: Path, tmp_pa
     [
         ([], "no sentence: say what to look for"),
         (["a dog jumps.", " "], "sentence 2 of 2 is empty"),
-        (["--queries", "none.txt"], "--queries none.txt cannot be read (No such file or directory)"),
+        (
+            ["--queries", "none.txt"],
+            "--queries none.txt cannot be read (No such file or directory)",
+        ),
         (["--queries", "blank.txt"], "no sentence"),
         (["--queries", "latin.txt"], "--queries latin.txt cannot be read (it is not UTF-8)"),
         (["what?", "--video", "out.avi"], "--video out.avi must end in .mp4"),
@@ -116,7 +143,9 @@ def test_a_run_on_shapes_warns_about_other_videos(run: Path, video: Path, tmp_pa
         (["what?", "--run", "nothing"], "nothing is not a run directory (no provenance.json)"),
     ],
 )
-def test_wrong_usage_is_explained(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_usage_is_explained(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("blank.txt").write_text("\n \n")
     Path("latin.txt").write_bytes(b"caf\xe9\n")

@@ -26,7 +26,14 @@ QUICK = (
     "unordered.mov",
     "video_90.mov",
 )
-LONGER = ("02_cups.mp4", "demo.mp4", "editlist_cups.mp4", "flipping_a_pancake.mkv", "nasa_13013.mp4", "sine_stereo_mp2.mpg")
+LONGER = (
+    "02_cups.mp4",
+    "demo.mp4",
+    "editlist_cups.mp4",
+    "flipping_a_pancake.mkv",
+    "nasa_13013.mp4",
+    "sine_stereo_mp2.mpg",
+)
 
 
 def call(*arguments: object) -> Result:
@@ -46,7 +53,11 @@ def is_yellow(pixels: np.ndarray) -> np.ndarray:
 
 def assert_drawn(video: Path, out: Path, query: dict[str, Any]) -> None:
     """The drawn video is as long as the source, and on frames of the span yellow lies where the box's sides are."""
-    source, drawn, canvas = probe(video), probe(out), Canvas.from_video_size(probe(video).size, query["text"])
+    source, drawn, canvas = (
+        probe(video),
+        probe(out),
+        Canvas.from_video_size(probe(video).size, query["text"]),
+    )
     assert drawn.frame_count == source.frame_count
     assert drawn.duration == pytest.approx(source.duration, abs=2e-3)
     assert (drawn.codec, drawn.size) == ("h264", canvas.size)
@@ -57,16 +68,22 @@ def assert_drawn(video: Path, out: Path, query: dict[str, Any]) -> None:
             x1, y1, x2, y2 = (round(side * canvas.scale) for side in sampled[number])
             line = canvas.line_width
             top = picture[min(y1, canvas.image_size[1] - line) : y1 + line, x1 : max(x2, x1 + line)]
-            left = picture[y1 : max(y2, y1 + line), min(x1, canvas.image_size[0] - line) : x1 + line]
+            left = picture[
+                y1 : max(y2, y1 + line), min(x1, canvas.image_size[0] - line) : x1 + line
+            ]
             assert is_yellow(top).mean() > 0.6, (number, "top")
             assert is_yellow(left).mean() > 0.6, (number, "left")
 
 
 @pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"there are no videos in {VIDEOS}")
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.soak) for name in LONGER)])
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.soak) for name in LONGER)]
+)
 def test_a_real_video_is_answered_about_and_drawn(name: str, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    result = call(VIDEOS / name, "a cup moves.", "--run", run, "--json", out, "--video", tmp_path / "out.mp4")
+    result = call(
+        VIDEOS / name, "a cup moves.", "--run", run, "--json", out, "--video", tmp_path / "out.mp4"
+    )
     assert result.exit_code == 0, result.stderr
     (query,) = json.loads(out.read_text())["queries"]
     assert_drawn(VIDEOS / name, tmp_path / "out.mp4", query)
@@ -74,7 +91,9 @@ def test_a_real_video_is_answered_about_and_drawn(name: str, run: Path, tmp_path
 
 @pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"there are no videos in {VIDEOS}")
 def test_a_damaged_video_is_refused(run: Path, tmp_path: Path) -> None:
-    result = call(VIDEOS / "corrupted.mp4", "a cup moves.", "--run", run, "--json", tmp_path / "out.json")
+    result = call(
+        VIDEOS / "corrupted.mp4", "a cup moves.", "--run", run, "--json", tmp_path / "out.json"
+    )
     assert result.exit_code == 2
     assert "corrupted.mp4" in result.stderr
     assert "Traceback" not in result.stderr
@@ -85,7 +104,18 @@ def test_a_long_video_is_answered_about_and_kept(run: Path, tiny_run: Any, tmp_p
     """15 seconds by a run of 5-second segments; the second time nothing is decoded."""
     long = tmp_path / "long.mp4"
     concatenate_videos(long, sorted((tiny_run.root / "video").rglob("*.mp4")))
-    plain = call(long, "what falls?", "--run", run, "--top", 2, "--json", tmp_path / "plain.json", "--video", tmp_path / "out.mp4")
+    plain = call(
+        long,
+        "what falls?",
+        "--run",
+        run,
+        "--top",
+        2,
+        "--json",
+        tmp_path / "plain.json",
+        "--video",
+        tmp_path / "out.mp4",
+    )
     assert plain.exit_code == 0, plain.stderr
     answers = json.loads((tmp_path / "plain.json").read_text())
     assert len(answers["queries"][0]["others"]) == 1

@@ -17,13 +17,29 @@ from pipeline.records import Query
 
 def test_shapes_are_made_and_indexed(tmp_path: Path) -> None:
     config = tmp_path / "params.yaml"
-    config.write_text("prepare: {workers: 1, shapes: {train_videos: 1, val_videos: 1, test_videos: 1, seconds: [5, 5]}}\n")
+    config.write_text(
+        "prepare: {workers: 1, shapes: {train_videos: 1, val_videos: 1, test_videos: 1, seconds: [5, 5]}}\n"
+    )
     index = tmp_path / "index" / "index.jsonl"
-    arguments = ["--dataset", "shapes", "--root", str(tmp_path / "shapes"), "--index", str(index), "--config", str(config)]
+    arguments = [
+        "--dataset",
+        "shapes",
+        "--root",
+        str(tmp_path / "shapes"),
+        "--index",
+        str(index),
+        "--config",
+        str(config),
+    ]
     result = CliRunner().invoke(cli.prepare.app, arguments)
     assert result.exit_code == 0, result.stderr
     assert {query.split for query in read_jsonl(index, Query)} == {"train", "val", "test"}
-    assert sorted(path.name for path in index.parent.iterdir()) == ["defects.json", "index.jsonl", "index.log", "tracks.npz"]
+    assert sorted(path.name for path in index.parent.iterdir()) == [
+        "defects.json",
+        "index.jsonl",
+        "index.log",
+        "tracks.npz",
+    ]
 
 
 def run(*arguments: str | Path) -> Result:
@@ -34,8 +50,19 @@ def run(*arguments: str | Path) -> Result:
 def vidstg(tmp_path: Path) -> Path:
     """VidSTG's test split, its count wrong, and one entry broken."""
     span = {"begin_fid": 0, "end_fid": 9}
-    entry = {"vid": "a", "fps": 10, "frame_count": 10, "width": 64, "height": 48, "used_segment": span, "temporal_gt": span}
-    entry |= {"subject/objects": [{"tid": 1, "category": "dog"}], "captions": [{"description": "a dog [bold]runs", "target_id": 1}]}
+    entry = {
+        "vid": "a",
+        "fps": 10,
+        "frame_count": 10,
+        "width": 64,
+        "height": 48,
+        "used_segment": span,
+        "temporal_gt": span,
+    }
+    entry |= {
+        "subject/objects": [{"tid": 1, "category": "dog"}],
+        "captions": [{"description": "a dog [bold]runs", "target_id": 1}],
+    }
     (tmp_path / "vidstg" / "annotations").mkdir(parents=True)
     content = json.dumps([entry, entry, entry | {"fps": 0}])
     (tmp_path / "vidstg" / "annotations" / "test_annotations.json").write_text(content)
@@ -56,12 +83,17 @@ def test_the_report_is_a_table_that_a_log_can_hold(vidstg: Path, tmp_path: Path)
     assert "…" not in result.stdout
     assert "\x1b" not in result.stdout
     assert "all 2 1 2 2 1" in " ".join((tmp_path / "index.log").read_text().split())
-    assert f"1 left out, 2 without video, 2 without boxes; all are in {tmp_path / 'defects.json'}" in result.stderr
+    assert (
+        f"1 left out, 2 without video, 2 without boxes; all are in {tmp_path / 'defects.json'}"
+        in result.stderr
+    )
 
 
 def test_a_long_detail_goes_on_in_the_next_line(capsys: pytest.CaptureFixture[str]) -> None:
     words = " ".join(f"word{n}" for n in range(60))
-    cli.prepare.print_table("what was wrong", ("kind", "for example"), [("a kind", words), ("b", "x" * 300)])
+    cli.prepare.print_table(
+        "what was wrong", ("kind", "for example"), [("a kind", words), ("b", "x" * 300)]
+    )
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= cli.prepare.LOG_WIDTH
     text = " ".join(" ".join(lines).split())
@@ -69,16 +101,30 @@ def test_a_long_detail_goes_on_in_the_next_line(capsys: pytest.CaptureFixture[st
     assert text.count("x") == 300 + "for example".count("x")
 
 
-def test_verify_compares_with_the_card_and_writes_nothing(vidstg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_compares_with_the_card_and_writes_nothing(
+    vidstg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cards = tmp_path / "cards"
     cards.mkdir()
     card = cards / "vidstg.md"
     monkeypatch.setattr("pipeline.datasets.data_cards.FOLDER", cards)
-    (vidstg / "annotations" / "test_annotations.json").write_text(json.dumps(json.loads(text_of(vidstg))[:2]))
+    (vidstg / "annotations" / "test_annotations.json").write_text(
+        json.dumps(json.loads(text_of(vidstg))[:2])
+    )
     before = sorted(tmp_path.rglob("*"))
 
-    card.write_text("```yaml\nsplits: {train: {queries: 80684}, test: {queries: 2, frames: [10, 10]}}\n```\n")
-    result = run("--dataset", "vidstg", "--root", vidstg, "--index", tmp_path / "out" / "index.jsonl", "--verify")
+    card.write_text(
+        "```yaml\nsplits: {train: {queries: 80684}, test: {queries: 2, frames: [10, 10]}}\n```\n"
+    )
+    result = run(
+        "--dataset",
+        "vidstg",
+        "--root",
+        vidstg,
+        "--index",
+        tmp_path / "out" / "index.jsonl",
+        "--verify",
+    )
     rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert result.exit_code == 0, result.stderr
     assert "of number card says found" in rows
@@ -98,7 +144,9 @@ def test_verify_compares_with_the_card_and_writes_nothing(vidstg: Path, tmp_path
 
 def test_verify_needs_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.datasets.data_cards.FOLDER", tmp_path)
-    (tmp_path / "hcstvg-v2.md").write_text("```yaml\nsplits: {test: {queries: 2, videos: 2, with truth: 0}}\n```\n")
+    (tmp_path / "hcstvg-v2.md").write_text(
+        "```yaml\nsplits: {test: {queries: 2, videos: 2, with truth: 0}}\n```\n"
+    )
     (tmp_path / "testv2.json").write_text('{"1_a.mp4": "A man nods.", "2_a.mp4": "A man sits."}')
     result = run("--dataset", "hcstvg-v2", "--root", tmp_path, "--verify")
     assert result.exit_code == 0, result.stdout
@@ -116,7 +164,9 @@ def test_a_run_without_data_leaves_nothing_behind(name: str, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_an_index_that_would_destroy_something_is_refused_before_anything_is_done(vidstg: Path, tmp_path: Path) -> None:
+def test_an_index_that_would_destroy_something_is_refused_before_anything_is_done(
+    vidstg: Path, tmp_path: Path
+) -> None:
     own = tmp_path / "own.jsonl"
     own.write_text('{"video": "a.mp4", "text": "a dog"}\n')
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -133,7 +183,12 @@ def test_an_index_that_would_destroy_something_is_refused_before_anything_is_don
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "shapes").exists()
     for _ in range(2):  # over the first run's index there is a second
-        assert run("--dataset", "vidstg", "--root", vidstg, "--index", tmp_path / "index.jsonl").exit_code == 1
+        assert (
+            run(
+                "--dataset", "vidstg", "--root", vidstg, "--index", tmp_path / "index.jsonl"
+            ).exit_code
+            == 1
+        )
 
 
 def text_of(root: Path) -> str:
@@ -161,7 +216,10 @@ def test_verify_needs_annotations_and_a_card_with_numbers(tmp_path: Path) -> Non
 
 
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.prepare.app, ["--dataset", "films", "--root", str(tmp_path), "--index", str(tmp_path / "i.jsonl")])
+    result = CliRunner().invoke(
+        cli.prepare.app,
+        ["--dataset", "films", "--root", str(tmp_path), "--index", str(tmp_path / "i.jsonl")],
+    )
     assert result.exit_code == 2
     assert "unknown data set 'films'" in result.stderr
 
@@ -178,6 +236,8 @@ def test_the_command_line_goes_before_the_config(tmp_path: Path) -> None:
     assert load_dataset_config(config, "shapes", None).root_path == Path("data/shapes")
 
 
-@pytest.mark.parametrize(("name", "root", "folder"), [("jsonl", "/a/own.jsonl", "/a"), ("vidstg", "/a/b", "/a/b")])
+@pytest.mark.parametrize(
+    ("name", "root", "folder"), [("jsonl", "/a/own.jsonl", "/a"), ("vidstg", "/a/b", "/a/b")]
+)
 def test_videos_lie_in_the_root_or_beside_the_file(name: str, root: str, folder: str) -> None:
     assert load_dataset_config(None, name, Path(root)).video_root == Path(folder)

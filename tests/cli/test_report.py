@@ -33,15 +33,30 @@ def run(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report(run: Path, tiny_run: Any, out: Path, *arguments: object) -> Result:
-    return call(cli.report, "--run", run, "--features", tiny_run.store, "--root", tiny_run.root, "--out", out, *arguments)
+    return call(
+        cli.report,
+        "--run",
+        run,
+        "--features",
+        tiny_run.store,
+        "--root",
+        tiny_run.root,
+        "--out",
+        out,
+        *arguments,
+    )
 
 
 def script(path: Path) -> list[Any]:
     """What a script hands to the page."""
-    return json.loads("[" + path.read_text(encoding="utf-8").split("(", 1)[1].removesuffix(");\n") + "]")
+    return json.loads(
+        "[" + path.read_text(encoding="utf-8").split("(", 1)[1].removesuffix(");\n") + "]"
+    )
 
 
-def test_two_runs_are_shown_with_what_their_networks_saw(run: Path, tiny_run: Any, tmp_path: Path) -> None:
+def test_two_runs_are_shown_with_what_their_networks_saw(
+    run: Path, tiny_run: Any, tmp_path: Path
+) -> None:
     other = shutil.copytree(run, tmp_path / "other")
     result = report(run, tiny_run, tmp_path / "out", "--compare", other)
     assert result.exit_code == 0, result.stderr
@@ -60,14 +75,23 @@ def test_two_runs_are_shown_with_what_their_networks_saw(run: Path, tiny_run: An
 
 
 def test_figures_are_drawn_of_both_runs(run: Path, tiny_run: Any, tmp_path: Path) -> None:
-    result = report(run, tiny_run, tmp_path / "out", "--compare", shutil.copytree(run, tmp_path / "other"), "--figures")
+    result = report(
+        run,
+        tiny_run,
+        tmp_path / "out",
+        "--compare",
+        shutil.copytree(run, tmp_path / "other"),
+        "--figures",
+    )
     assert result.exit_code == 0, result.stderr
     stems = {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")}
     assert stems == {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert {"tubes-1", "attention-1", "attention-1-compared"} <= stems
 
 
-def test_a_run_without_checkpoint_is_shown_without_maps(run: Path, tiny_run: Any, tmp_path: Path) -> None:
+def test_a_run_without_checkpoint_is_shown_without_maps(
+    run: Path, tiny_run: Any, tmp_path: Path
+) -> None:
     bare = shutil.copytree(run, tmp_path / "bare")
     shutil.rmtree(bare / "checkpoints")
     refused = report(bare, tiny_run, tmp_path / "out")
@@ -106,13 +130,29 @@ def test_a_real_videos_frames_keep_their_numbers_and_times(name: str, tmp_path: 
     import av
 
     facts = probe(folder / name)
-    values = {"id": "q", "video": name, "path": name, "fps": facts.fps, "frame_count": facts.frame_count, "size": facts.size}
-    query = Query.model_validate({**values, "segment": (0, facts.frame_count), "text": "x", "split": "test"})
-    shown = encode_videos([query], cli.report.make_video_opener(folder), tmp_path, 480, None, lambda done, total: None)[name]
+    values = {
+        "id": "q",
+        "video": name,
+        "path": name,
+        "fps": facts.fps,
+        "frame_count": facts.frame_count,
+        "size": facts.size,
+    }
+    query = Query.model_validate(
+        {**values, "segment": (0, facts.frame_count), "text": "x", "split": "test"}
+    )
+    shown = encode_videos(
+        [query], cli.report.make_video_opener(folder), tmp_path, 480, None, lambda done, total: None
+    )[name]
     with av.open(str(tmp_path / shown.file)) as container:
-        made = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        made = [
+            (frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)
+        ]
     np.testing.assert_allclose([time for time, _ in made], facts.edges[:-1], atol=1e-3)
     with open_frames(facts.path, facts, range(facts.frame_count)) as frames:
         for (number, picture), (_, ours) in zip(frames, made, strict=True):
-            seen, source = (np.asarray(Image.fromarray(one).resize((16, 9), Image.Resampling.BOX)).astype(int) for one in (ours, picture))
+            seen, source = (
+                np.asarray(Image.fromarray(one).resize((16, 9), Image.Resampling.BOX)).astype(int)
+                for one in (ours, picture)
+            )
             assert np.abs(seen - source).mean() < 5, number

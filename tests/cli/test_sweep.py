@@ -46,17 +46,39 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 1)
     monkeypatch.setattr(grounding.metrics.bootstrap, "RESAMPLES", 400)
     shipped = grounding.sweep.tables.load_tables()
-    monkeypatch.setattr(grounding.sweep.tables, "load_tables", lambda path: {**shipped, "small": SweepTable.model_validate(TABLE)})
+    monkeypatch.setattr(
+        grounding.sweep.tables,
+        "load_tables",
+        lambda path: {**shipped, "small": SweepTable.model_validate(TABLE)},
+    )
 
 
 @pytest.fixture
 def arguments(tiny_run: Any, tmp_path: Path) -> list[str]:
     recipe = yaml.safe_load((tiny_run.run / "config.yaml").read_text())["train"]
-    config = {"train": {"model": recipe["model"], "batch": 2, "max_steps": 3, "validate_every": 3, "device": "cpu", "schedule": "constant"}}
+    config = {
+        "train": {
+            "model": recipe["model"],
+            "batch": 2,
+            "max_steps": 3,
+            "validate_every": 3,
+            "device": "cpu",
+            "schedule": "constant",
+        }
+    }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(config | {"evaluate": {"device": "cpu"}}))
     return [
         *("--features", str(tiny_run.store), "--out", str(tmp_path / "out"), "--table", "small"),
-        *("--seeds", "2", "--preset", "shapes", "--config", str(tmp_path / "params.yaml"), "--set", "checkpoint_every=1"),
+        *(
+            "--seeds",
+            "2",
+            "--preset",
+            "shapes",
+            "--config",
+            str(tmp_path / "params.yaml"),
+            "--set",
+            "checkpoint_every=1",
+        ),
     ]
 
 
@@ -64,7 +86,9 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(cli.sweep.app, arguments)
 
 
-def test_a_table_is_made_and_made_again_from_what_is_there(arguments: list[str], tmp_path: Path, tiny_run: Any) -> None:
+def test_a_table_is_made_and_made_again_from_what_is_there(
+    arguments: list[str], tmp_path: Path, tiny_run: Any
+) -> None:
     result = call(*arguments)
     assert result.exit_code == 0, result.stderr
     out = tmp_path / "out"
@@ -85,29 +109,70 @@ def test_a_table_is_made_and_made_again_from_what_is_there(arguments: list[str],
     # a run of the sweep is an ordinary one
     shutil.copytree(out / "none" / "seed-1", tmp_path / "run")
     judged = CliRunner().invoke(
-        cli.evaluate.app, ["--run", str(tmp_path / "run"), "--features", str(tiny_run.store), "--set", "device=cpu"]
+        cli.evaluate.app,
+        ["--run", str(tmp_path / "run"), "--features", str(tiny_run.store), "--set", "device=cpu"],
     )
     assert judged.exit_code == 0, judged.stderr
-    assert (tmp_path / "run" / "scores" / "test.json").read_text() == (out / "none" / "seed-1" / "scores" / "test.json").read_text()
+    assert (tmp_path / "run" / "scores" / "test.json").read_text() == (
+        out / "none" / "seed-1" / "scores" / "test.json"
+    ).read_text()
 
 
 def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> None:
-    store, out, products = tmp_path / "store", tmp_path / "out", ["appearance", "motion", "text", "frames"]
-    settings = {"backbones": "tiny", "products": products, "sampling": {"fps": 5.0, "short": 48}, "workers": 0, "device": "cpu"}
+    store, out, products = (
+        tmp_path / "store",
+        tmp_path / "out",
+        ["appearance", "motion", "text", "frames"],
+    )
+    settings = {
+        "backbones": "tiny",
+        "products": products,
+        "sampling": {"fps": 5.0, "short": 48},
+        "workers": 0,
+        "device": "cpu",
+    }
     extract(tiny_run.index, tiny_run.root, "shapes", store, ExtractConfig.model_validate(settings))
-    small = ["max_steps=6", "batch=2", "device=cpu", "model.d=8", "model.heads=2", "model.ffn=8", "model.frames=3"]
+    small = [
+        "max_steps=6",
+        "batch=2",
+        "device=cpu",
+        "model.d=8",
+        "model.heads=2",
+        "model.ffn=8",
+        "model.frames=3",
+    ]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluate": {"device": "cpu"}}))
     more = [part for one in small for part in ("--set", one)]
     result = call(
-        *("--table", "systems", "--features", str(store), "--out", str(out), "--seeds", "2", "--config", str(tmp_path / "params.yaml")),
+        *(
+            "--table",
+            "systems",
+            "--features",
+            str(store),
+            "--out",
+            str(out),
+            "--seeds",
+            "2",
+            "--config",
+            str(tmp_path / "params.yaml"),
+        ),
         *more,
     )
     assert result.exit_code == 0, result.stderr
-    assert not any(wrong in result.stderr for wrong in ("differ in their steps", "versions of the code")), "all is as planned"
+    assert not any(
+        wrong in result.stderr for wrong in ("differ in their steps", "versions of the code")
+    ), "all is as planned"
     planned = load_table("systems").variants
-    steps = {name: max(1, round(6 / variant.cost.step_time)) for name, variant in planned.items() if variant.cost}
+    steps = {
+        name: max(1, round(6 / variant.cost.step_time))
+        for name, variant in planned.items()
+        if variant.cost
+    }
     assert list(steps) == ["csdvl", "cgstvg", "costa"]
-    assert f"costa, seed 1 (run 6 of 8): {2 * sum(steps.values())}/{2 * sum(steps.values())} steps" in result.stderr
+    assert (
+        f"costa, seed 1 (run 6 of 8): {2 * sum(steps.values())}/{2 * sum(steps.values())} steps"
+        in result.stderr
+    )
     table = json.loads((out / "table.json").read_text())
     parameters = {}
     known = ("system", "parameters", "steps", "cost", "groups")
@@ -115,19 +180,42 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
     assert all(csdvl[key] == stvgformer[key] for key in known), "they are the same runs"
     for name in steps:
         run, system = out / name / "seed-1", table["variants"][name]
-        assert json.loads((run / "provenance.json").read_text())["finished"] == system["steps"] == steps[name]
-        assert yaml.safe_load((run / "config.yaml").read_text())["train"]["system"] == system["system"] == name
+        assert (
+            json.loads((run / "provenance.json").read_text())["finished"]
+            == system["steps"]
+            == steps[name]
+        )
+        assert (
+            yaml.safe_load((run / "config.yaml").read_text())["train"]["system"]
+            == system["system"]
+            == name
+        )
         parameters[name] = system["parameters"]
     assert len(set(parameters.values())) == 3
     figure = plot_learning_curves(table, out)
     assert figure is not None
-    assert "train/loss" not in [axes.get_title() for axes in figure.axes], "losses of different systems are not of one kind"
+    assert "train/loss" not in [axes.get_title() for axes in figure.axes], (
+        "losses of different systems are not of one kind"
+    )
     ends = {line.get_label(): line.get_xdata()[-1] for line in figure.axes[0].lines}
-    assert ends == pytest.approx({name: steps[name] * planned[name].cost.step_time for name in steps})
+    assert ends == pytest.approx(
+        {name: steps[name] * planned[name].cost.step_time for name in steps}
+    )
     page = tmp_path / "page"
     shown = CliRunner().invoke(
         cli.report.app,
-        ["--run", str(out / "csdvl" / "seed-0"), "--features", str(store), "--sweep", str(out), "--out", str(page), "--set", "strips=0"],
+        [
+            "--run",
+            str(out / "csdvl" / "seed-0"),
+            "--features",
+            str(store),
+            "--sweep",
+            str(out),
+            "--out",
+            str(page),
+            "--set",
+            "strips=0",
+        ],
     )
     assert shown.exit_code == 0, shown.stderr
     text = (page / "index.html").read_text()
@@ -136,7 +224,9 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
     assert "what the paper says" not in text
 
 
-def test_stopped_by_sigterm_it_goes_on(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_by_sigterm_it_goes_on(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = tmp_path / "whole"
     assert call(*arguments, "--out", str(whole)).exit_code == 0
     steps: list[int] = []
@@ -160,8 +250,12 @@ def test_stopped_by_sigterm_it_goes_on(arguments: list[str], tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(cli.sweep, "show_sweep_progress", lambda: stop_at(-1))
         assert call(*arguments).exit_code == 0
-    assert min(step for step in steps if step) >= 4, "the first run, of three steps, and one or two of the second are done"
-    ours, other = (json.loads((folder / "table.json").read_text()) for folder in (tmp_path / "out", whole))
+    assert min(step for step in steps if step) >= 4, (
+        "the first run, of three steps, and one or two of the second are done"
+    )
+    ours, other = (
+        json.loads((folder / "table.json").read_text()) for folder in (tmp_path / "out", whole)
+    )
     assert ours == other
 
 

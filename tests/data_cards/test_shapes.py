@@ -28,9 +28,19 @@ def card() -> dict[str, Any]:
 def made() -> dict[str, tuple[list[Scene], list[Said]]]:
     """Scenes, and (form, tags) of every sentence, by split, without drawing a frame."""
     config, result = ShapesConfig(), {}
-    for split, count in (("train", config.train_videos), ("val", config.val_videos), ("test", config.test_videos)):
+    for split, count in (
+        ("train", config.train_videos),
+        ("val", config.val_videos),
+        ("test", config.test_videos),
+    ):
         scenes = [
-            make_scene(scene_seed(config.seed, split, i), (config.width, config.height), config.fps, config.seconds) for i in range(count)
+            make_scene(
+                scene_seed(config.seed, split, i),
+                (config.width, config.height),
+                config.fps,
+                config.seconds,
+            )
+            for i in range(count)
         ]
         said = []
         for scene in scenes:
@@ -43,11 +53,21 @@ def made() -> dict[str, tuple[list[Scene], list[Said]]]:
 
 def test_settings_are_the_defaults(card: dict[str, Any]) -> None:
     config = ShapesConfig()
-    assert (card["seed"], card["picture"], card["fps"]) == (config.seed, [config.width, config.height], config.fps)
-    assert (card["colours"], card["shapes"], card["motions"]) == (list(COLORS), list(SHAPES), list(MOTIONS))
+    assert (card["seed"], card["picture"], card["fps"]) == (
+        config.seed,
+        [config.width, config.height],
+        config.fps,
+    )
+    assert (card["colours"], card["shapes"], card["motions"]) == (
+        list(COLORS),
+        list(SHAPES),
+        list(MOTIONS),
+    )
 
 
-def test_frame_counts(card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]) -> None:
+def test_frame_counts(
+    card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]
+) -> None:
     counts = [scene.frame_count for scenes, _ in made.values() for scene in scenes]
     assert card["frames"] == [min(counts), max(counts)]
 
@@ -58,7 +78,9 @@ def test_splits(card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Sa
         assert card["splits"][split] == {"videos": len(scenes), "sentences": len(said), **forms}
 
 
-def test_tags_of_the_test_split(card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]) -> None:
+def test_tags_of_the_test_split(
+    card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]
+) -> None:
     tags = [tags for _, tags in made["test"][1]]
     assert card["tags"] == {
         "look-alike": sum(LOOK_ALIKE in tag for tag in tags),
@@ -68,20 +90,33 @@ def test_tags_of_the_test_split(card: dict[str, Any], made: dict[str, tuple[list
     }
 
 
-def test_shares_of_all_sentences(card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]) -> None:
+def test_shares_of_all_sentences(
+    card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]
+) -> None:
     counts = Counter(tags for _, said in made.values() for _, tags in said)
     total = sum(counts.values())
-    kinds = {"look-alike only": {LOOK_ALIKE}, "same-motion only": {SAME_MOTION}, "both": {LOOK_ALIKE, SAME_MOTION}, "neither": set()}
-    assert card["shares"] == {name: round(100 * counts[frozenset(kind)] / total, 1) for name, kind in kinds.items()}
+    kinds = {
+        "look-alike only": {LOOK_ALIKE},
+        "same-motion only": {SAME_MOTION},
+        "both": {LOOK_ALIKE, SAME_MOTION},
+        "neither": set(),
+    }
+    assert card["shares"] == {
+        name: round(100 * counts[frozenset(kind)] / total, 1) for name, kind in kinds.items()
+    }
 
 
-def test_the_verifier_finds_the_same(made: dict[str, tuple[list[Scene], list[Said]]], tmp_path: Path) -> None:
+def test_the_verifier_finds_the_same(
+    made: dict[str, tuple[list[Scene], list[Said]]], tmp_path: Path
+) -> None:
     (tmp_path / "annotations").mkdir()
     for split, (scenes, _) in made.items():
         entries = [
             entry
             for index, scene in enumerate(scenes)
-            for entry in build_entries(scene, video_id(split, index), ShapesConfig().sentences_per_video)
+            for entry in build_entries(
+                scene, video_id(split, index), ShapesConfig().sentences_per_video
+            )
         ]
         (tmp_path / "annotations" / f"{split}_annotations.json").write_text(json.dumps(entries))
     rows = compare_with_card(load_card("shapes"), get_parser("shapes")(tmp_path, ignore_progress))

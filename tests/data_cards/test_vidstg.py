@@ -13,9 +13,13 @@ import pytest
 from pipeline.datasets import get_parser, ignore_progress
 from pipeline.datasets.data_cards import checks_pass, compare_with_card, load_card
 
-ANNOTATIONS = Path(os.environ.get("STVG_ANNOTATIONS") or Path(__file__).parents[3] / "shared" / "annotations")
+ANNOTATIONS = Path(
+    os.environ.get("STVG_ANNOTATIONS") or Path(__file__).parents[3] / "shared" / "annotations"
+)
 FILE = ANNOTATIONS / "val_annotations.json"
-pytestmark = pytest.mark.skipif(not FILE.is_file(), reason=f"no real annotations: {FILE} is absent (set STVG_ANNOTATIONS)")
+pytestmark = pytest.mark.skipif(
+    not FILE.is_file(), reason=f"no real annotations: {FILE} is absent (set STVG_ANNOTATIONS)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +45,15 @@ def ends(entry: dict[str, Any], field: str) -> tuple[int, int]:
     return entry[field]["begin_fid"], entry[field]["end_fid"]
 
 
-def counts_of_sentences(raw: list[dict[str, Any]], sentences: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+def counts_of_sentences(
+    raw: list[dict[str, Any]], sentences: list[tuple[dict[str, Any], dict[str, Any]]]
+) -> dict[str, Any]:
     per_video = Counter(entry["vid"] for entry, _ in sentences)
     words = [len(said["description"].split()) for _, said in sentences]
-    asked = {next(o["category"] for o in entry["subject/objects"] if o["tid"] == said["target_id"]) for entry, said in sentences}
+    asked = {
+        next(o["category"] for o in entry["subject/objects"] if o["tid"] == said["target_id"])
+        for entry, said in sentences
+    }
     return {
         "entries": len(raw),
         "queries": len(sentences),
@@ -60,10 +69,20 @@ def counts_of_sentences(raw: list[dict[str, Any]], sentences: list[tuple[dict[st
 
 
 def counts_of_frames(raw: list[dict[str, Any]]) -> dict[str, Any]:
-    segments = [(last + 1 - first) / entry["fps"] for entry in raw for first, last in [ends(entry, "used_segment")]]
-    spans = [(end - begin) / entry["fps"] for entry in raw for begin, end in [ends(entry, "temporal_gt")]]
+    segments = [
+        (last + 1 - first) / entry["fps"]
+        for entry in raw
+        for first, last in [ends(entry, "used_segment")]
+    ]
+    spans = [
+        (end - begin) / entry["fps"] for entry in raw for begin, end in [ends(entry, "temporal_gt")]
+    ]
     whole = [ends(entry, "used_segment") == (0, entry["frame_count"] - 1) for entry in raw]
-    filled = [(first, last + 1) == ends(entry, "temporal_gt") for entry in raw for first, last in [ends(entry, "used_segment")]]
+    filled = [
+        (first, last + 1) == ends(entry, "temporal_gt")
+        for entry in raw
+        for first, last in [ends(entry, "used_segment")]
+    ]
     return {
         "fps": pair([entry["fps"] for entry in raw]),
         "entries at the lowest fps": sum(entry["fps"] == 10 for entry in raw),
@@ -76,7 +95,9 @@ def counts_of_frames(raw: list[dict[str, Any]]) -> dict[str, Any]:
         "span seconds": pair(spans),
         "mean span seconds": mean(spans),
         "span is the whole segment": sum(filled),
-        "span ends with its segment": sum(entry["temporal_gt"]["end_fid"] == entry["used_segment"]["end_fid"] + 1 for entry in raw),
+        "span ends with its segment": sum(
+            entry["temporal_gt"]["end_fid"] == entry["used_segment"]["end_fid"] + 1 for entry in raw
+        ),
     }
 
 
@@ -90,12 +111,16 @@ def counts_of_repeats(sentences: list[tuple[dict[str, Any], dict[str, Any]]]) ->
     return {
         "repeated sentences": sum(count > 1 for count in times.values()),
         "repeated with another span": sum(len(found) > 1 for found in spans.values()),
-        "repeated in one segment with another span": sum(len(found) > 1 for found in spans_in_segment.values()),
+        "repeated in one segment with another span": sum(
+            len(found) > 1 for found in spans_in_segment.values()
+        ),
     }
 
 
 def test_the_validation_split(raw: Any, sentences: Any) -> None:
-    found = counts_of_sentences(raw, sentences) | counts_of_frames(raw) | counts_of_repeats(sentences)
+    found = (
+        counts_of_sentences(raw, sentences) | counts_of_frames(raw) | counts_of_repeats(sentences)
+    )
     assert load_card("vidstg")["splits"]["val"] == found
 
 
@@ -119,4 +144,9 @@ def test_the_verifier_finds_the_same(tmp_path: Path) -> None:
     (tmp_path / "annotations" / FILE.name).symlink_to(FILE)
     rows = compare_with_card(load_card("vidstg"), get_parser("vidstg")(tmp_path, ignore_progress))
     assert checks_pass(rows)
-    assert {(row.scope, row.verdict) for row in rows} == {("train", "absent"), ("val", "ok"), ("test", "absent"), ("val-00000-c0", "ok")}
+    assert {(row.scope, row.verdict) for row in rows} == {
+        ("train", "absent"),
+        ("val", "ok"),
+        ("test", "absent"),
+        ("val-00000-c0", "ok"),
+    }

@@ -32,7 +32,9 @@ def machine() -> dict[str, str]:
         key, _, value = line.partition(":")
         facts.setdefault(key.strip(), value.strip())
     return {
-        "processor": " ".join(facts.get(key, "") for key in ("model name", "cpu family", "model", "stepping")),
+        "processor": " ".join(
+            facts.get(key, "") for key in ("model name", "cpu family", "model", "stepping")
+        ),
         "instructions": hashlib.sha256(facts.get("flags", "").encode()).hexdigest()[:16],
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
@@ -65,10 +67,16 @@ def ten_losses(store: Path, run: Path, system: str) -> list[float]:
 
     torch.set_num_threads(1)
     settings = {"device": "cpu", "max_steps": STEPS, "validate_every": STEPS, "log_every": 1}
-    config = validate(get_system(system).config_class, merge(get_preset("shapes", system), settings), "frozen answers")
+    config = validate(
+        get_system(system).config_class,
+        merge(get_preset("shapes", system), settings),
+        "frozen answers",
+    )
     prepare_run_dir(store, run, config)
     train(store, run, config)
-    rows = (run / "curves" / "plots" / "metrics" / "train" / "loss.tsv").read_text().splitlines()[1:]
+    rows = (
+        (run / "curves" / "plots" / "metrics" / "train" / "loss.tsv").read_text().splitlines()[1:]
+    )
     return [float(row.split("\t")[1]) for row in rows]
 
 
@@ -77,7 +85,13 @@ def command(module: str, *arguments: str) -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     program = f"from cli.{module} import main; main()"
-    done = subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise AssertionError(f"cli.{module} {' '.join(arguments)}: {done.stderr}")
 
@@ -86,8 +100,19 @@ def small_store(folder: Path) -> Path:
     """Eight videos of `shapes` with the demo's settings (`params.yaml`), extracted in `folder`; the path of the store."""
     params = Path(__file__).parents[2] / "params.yaml"
     store, root, index = folder / "store", folder / "shapes", folder / "index" / "index.jsonl"
-    counts = [part for name, count in SMALL_COUNTS.items() for part in ("--set", f"shapes.{name}={count}")]
-    place = ("--config", str(params), "--dataset", "shapes", "--root", str(root), "--index", str(index))
+    counts = [
+        part for name, count in SMALL_COUNTS.items() for part in ("--set", f"shapes.{name}={count}")
+    ]
+    place = (
+        "--config",
+        str(params),
+        "--dataset",
+        "shapes",
+        "--root",
+        str(root),
+        "--index",
+        str(index),
+    )
     command("prepare", *place, *counts, "--set", "workers=1")
     command("extract", *place, "--store", str(store), "--set", "device=cpu", "--set", "workers=0")
     return store
@@ -98,7 +123,9 @@ def small_answers(folder: Path) -> dict[str, Any]:
     store = small_store(folder)
     return {
         "features": feature_digests(store),
-        "losses": {system: ten_losses(store, folder / "runs" / system, system) for system in SYSTEMS},
+        "losses": {
+            system: ten_losses(store, folder / "runs" / system, system) for system in SYSTEMS
+        },
     }
 
 
@@ -106,11 +133,19 @@ def demo_answers(folder: Path) -> dict[str, Any]:
     """What `make demo` leaves in `folder`: metrics, digests of shards and features; and ten-step losses on its store."""
     store = folder / "store"
     manifest = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
-    shards = {name: {key: info["digest"] for key, info in product["shards"].items()} for name, product in manifest["products"].items()}
+    shards = {
+        name: {key: info["digest"] for key, info in product["shards"].items()}
+        for name, product in manifest["products"].items()
+    }
     with tempfile.TemporaryDirectory() as runs:
         losses = {system: ten_losses(store, Path(runs) / system, system) for system in SYSTEMS}
     metrics = json.loads((folder / "runs" / "shapes" / "metrics.json").read_text(encoding="utf-8"))
-    return {"metrics": metrics, "shards": shards, "features": feature_digests(store), "losses": losses}
+    return {
+        "metrics": metrics,
+        "shards": shards,
+        "features": feature_digests(store),
+        "losses": losses,
+    }
 
 
 def main() -> None:

@@ -39,8 +39,20 @@ def _one_thread() -> Iterator[None]:
 def make_query(number: int, split: str, **changes: Any) -> Query:
     """Query `<split>-<number>` about one of the three videos; its span is [30, 60) of the segment [0, 100)."""
     video = f"v{number % 3}"
-    values = {"id": f"{split}-{number}", "video": video, "path": f"{video}.mp4", "fps": FPS, "frame_count": FRAME_COUNT}
-    rest = {"size": SIZES[video], "segment": (0, FRAME_COUNT), "text": "x", "split": split, "truth": Truth(span=(30, 60), track=video)}
+    values = {
+        "id": f"{split}-{number}",
+        "video": video,
+        "path": f"{video}.mp4",
+        "fps": FPS,
+        "frame_count": FRAME_COUNT,
+    }
+    rest = {
+        "size": SIZES[video],
+        "segment": (0, FRAME_COUNT),
+        "text": "x",
+        "split": split,
+        "truth": Truth(span=(30, 60), track=video),
+    }
     return Query.model_validate({**values, **rest, **changes})
 
 
@@ -54,7 +66,11 @@ def make_tracks() -> Tracks:
 
 
 def _visual(product: str, video: str, random: np.random.Generator) -> Entry:
-    frames = np.arange(CLIP // 2, FRAME_COUNT, CLIP) if product == "motion" else np.arange(0, FRAME_COUNT, GRID)
+    frames = (
+        np.arange(CLIP // 2, FRAME_COUNT, CLIP)
+        if product == "motion"
+        else np.arange(0, FRAME_COUNT, GRID)
+    )
     wide = SIZES[video][0] > SIZES[video][1]
     shape = (4, 4) if product == "motion" else (4, 7) if wide else (7, 4)
     rows = random.standard_normal((len(frames), *shape, CHANNELS[product])).astype(np.float16)
@@ -68,13 +84,17 @@ def _pictures(video: str) -> Entry:
     known, boxes = make_tracks()[video]
     maker = JpegBuilder((width, height), frames, 100)
     rows = []
-    for number, (left, top, right, bottom) in zip(frames.tolist(), interpolate_boxes(known, boxes, frames).round().astype(int), strict=True):
+    for number, (left, top, right, bottom) in zip(
+        frames.tolist(), interpolate_boxes(known, boxes, frames).round().astype(int), strict=True
+    ):
         picture = torch.zeros(3, height, width, dtype=torch.uint8)
         picture[:, top:bottom, left:right] = 200 if number in known else 0
         rows += maker.add_frame(number, picture)
     columns = maker.columns()
     facts = {"size": [width, height], "fps": FPS, "frame_count": FRAME_COUNT}
-    return Entry(video, video, np.concatenate(rows), columns | {"second": columns["frame"] / FPS}, facts)
+    return Entry(
+        video, video, np.concatenate(rows), columns | {"second": columns["frame"] / FPS}, facts
+    )
 
 
 def _words(query: Query, random: np.random.Generator) -> Entry:
@@ -96,24 +116,38 @@ def build_store(
     `without` leaves out entries by key, `fill` puts one number into all rows of an entry, `visual` may also hold `swin` and `frames`.
     """
     path, random = folder / name, np.random.default_rng(5)
-    known = queries or [make_query(n, "train") for n in range(8)] + [make_query(n, "val") for n in range(3)]
+    known = queries or [make_query(n, "train") for n in range(8)] + [
+        make_query(n, "val") for n in range(3)
+    ]
     (folder / "index").mkdir(exist_ok=True)
     write_jsonl(folder / "index" / "index.jsonl", known)
     make_tracks().save(folder / "index" / "tracks.npz")
     entries = {
-        product: [_pictures(video) if product == "frames" else _visual(product, video, random) for video in SIZES] for product in visual
+        product: [
+            _pictures(video) if product == "frames" else _visual(product, video, random)
+            for video in SIZES
+        ]
+        for product in visual
     }
     entries["text"] = [_words(query, random) for query in known]
     with StoreWriter(path, "shapes", "data") as writer:
         writer.set_index(folder / "index" / "index.jsonl", folder / "index" / "tracks.npz")
         for product, of_product in entries.items():
-            kept = [entry for entry in of_product if entry.key not in without and f"{product}/{entry.key}" not in without]
+            kept = [
+                entry
+                for entry in of_product
+                if entry.key not in without and f"{product}/{entry.key}" not in without
+            ]
             for entry in kept:
                 entry.rows[...] = (fill or {}).get(f"{product}/{entry.key}", entry.rows)
             kind: ShardKind = "hdf5" if product == "text" else "zarr"
-            made: dict[str, Any] = {"made": "by a test"} | ({"sampling": {"short": min(SIZES["v0"])}} if product == "frames" else {})
+            made: dict[str, Any] = {"made": "by a test"} | (
+                {"sampling": {"short": min(SIZES["v0"])}} if product == "frames" else {}
+            )
             writer.open_product(product, kind, made)
-            info = write_shard(path, product, "00000-0123abcd", kind, kept, list(SIZES), origin_digest(kind, made))
+            info = write_shard(
+                path, product, "00000-0123abcd", kind, kept, list(SIZES), origin_digest(kind, made)
+            )
             writer.publish_shard(product, "00000-0123abcd", info)
     return path
 
@@ -132,7 +166,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with pictures, made once: not to be changed."""
-    return build_store(tmp_path_factory.mktemp("pictured"), visual=("appearance", "motion", "frames"))
+    return build_store(
+        tmp_path_factory.mktemp("pictured"), visual=("appearance", "motion", "frames")
+    )
 
 
 @pytest.fixture

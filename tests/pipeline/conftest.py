@@ -35,13 +35,21 @@ def number_in(picture: np.ndarray) -> int:
 
 
 def write_video(
-    path: Path, count: int = 40, *, milliseconds: Sequence[int] | None = None, rotation: int = 0, first: int = 0, **options: Any
+    path: Path,
+    count: int = 40,
+    *,
+    milliseconds: Sequence[int] | None = None,
+    rotation: int = 0,
+    first: int = 0,
+    **options: Any,
 ) -> Path:
     """Pictures painted `first` and on: h264 with B-frames, a key frame every 12; 25 fps, or shown at the given `milliseconds`."""
     import av
 
     codec = options.pop("codec", "libx264")
-    settings = options.pop("settings", {"bf": "2", "g": "12", "sc_threshold": "0"} if codec == "libx264" else {})
+    settings = options.pop(
+        "settings", {"bf": "2", "g": "12", "sc_threshold": "0"} if codec == "libx264" else {}
+    )
     with av.open(str(path), "w", options=options.pop("container", {})) as container:
         stream = container.add_stream(codec, rate=25, options=settings)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -139,8 +147,17 @@ class Extraction:
 
         config = self.store.with_name(f"{uuid.uuid4().hex}.json")
         config.write_text(json.dumps({"extract": self.settings | settings}))
-        paths = {"root": self.data / "own.jsonl", "index": self.data / "index.jsonl", "store": self.store, "config": config}
-        arguments = ["--dataset", "jsonl", *(str(text) for name, path in paths.items() for text in (f"--{name}", path))]
+        paths = {
+            "root": self.data / "own.jsonl",
+            "index": self.data / "index.jsonl",
+            "store": self.store,
+            "config": config,
+        }
+        arguments = [
+            "--dataset",
+            "jsonl",
+            *(str(text) for name, path in paths.items() for text in (f"--{name}", path)),
+        ]
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(list(LOADED))
         program = COMMAND.format(mark={MARK: self._mark}, said=str(self.said), arguments=arguments)
@@ -159,7 +176,10 @@ class Extraction:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    process.environ().get(MARK) == self._mark
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     found.append(process)
         return found
 
@@ -176,8 +196,15 @@ class Extraction:
 
     def files(self) -> dict[str, str]:
         """Digests of all that the store holds, lock and log aside."""
-        paths = [path for path in sorted(self.store.rglob("*")) if path.is_file() and path.name not in ("lock", "lock.json", "log.txt")]
-        return {path.relative_to(self.store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+        paths = [
+            path
+            for path in sorted(self.store.rglob("*"))
+            if path.is_file() and path.name not in ("lock", "lock.json", "log.txt")
+        ]
+        return {
+            path.relative_to(self.store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in paths
+        }
 
     def finished(self) -> dict[Path, tuple[int, int]]:
         """The files of every shard that is in its place, each with its inode and the time it was written."""
@@ -194,11 +221,23 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipeline.tracks import Tracks
 
     folder = tmp_path_factory.mktemp("small")
-    common = {"fps": 25, "frame_count": 50, "size": (WIDTH, HEIGHT), "segment": (0, 30), "split": "test"}
+    common = {
+        "fps": 25,
+        "frame_count": 50,
+        "size": (WIDTH, HEIGHT),
+        "segment": (0, 30),
+        "split": "test",
+    }
     names = [f"v{number}" for number in range(8)]
     for number, name in enumerate(names):
         write_video(folder / f"{name}.mp4", 30, first=20 * number)
-    write_jsonl(folder / "index.jsonl", [Query(id=f"{n}-0", video=n, path=f"{n}.mp4", text=f"what is in {n}?", **common) for n in names])
+    write_jsonl(
+        folder / "index.jsonl",
+        [
+            Query(id=f"{n}-0", video=n, path=f"{n}.mp4", text=f"what is in {n}?", **common)
+            for n in names
+        ],
+    )
     Tracks().save(folder / "tracks.npz")
     return folder
 

@@ -38,7 +38,9 @@ def test_iou_is_symmetric_and_at_most_one(a: np.ndarray, b: np.ndarray) -> None:
 def test_iou_by_hand_and_broadcast() -> None:
     """10×10 against the same moved by 5: 50 shared of 150."""
     box = np.array([0, 0, 10, 10])
-    np.testing.assert_allclose(iou(box, np.array([[5, 0, 15, 10], [20, 20, 30, 30]])), [50 / 150, 0])
+    np.testing.assert_allclose(
+        iou(box, np.array([[5, 0, 15, 10], [20, 20, 30, 30]])), [50 / 150, 0]
+    )
 
 
 def test_boxes_without_area_share_nothing() -> None:
@@ -62,7 +64,9 @@ def test_there_and_back(raw: np.ndarray) -> None:
 
 
 def test_the_whole_picture_is_the_unit_box() -> None:
-    np.testing.assert_array_equal(xyxy_to_cxcywh(np.array([0, 0, 640, 360]), SIZE), [0.5, 0.5, 1, 1])
+    np.testing.assert_array_equal(
+        xyxy_to_cxcywh(np.array([0, 0, 640, 360]), SIZE), [0.5, 0.5, 1, 1]
+    )
 
 
 def test_between_samples_boxes_are_linear_and_outside_held() -> None:
@@ -78,4 +82,7 @@ def test_at_samples_boxes_are_exact(frames: set[int], boxes: np.ndarray) -> None
 
 
 def test_one_sample_is_held_everywhere() -> None:
-    np.testing.assert_array_equal(interpolate_boxes(np.array([5]), np.array([[1, 2, 3, 4]]), np.array([0, 5, 9])), [[1, 2, 3, 4]] * 3)
+    np.testing.assert_array_equal(
+        interpolate_boxes(np.array([5]), np.array([[1, 2, 3, 4]]), np.array([0, 5, 9])),
+        [[1, 2, 3, 4]] * 3,
+    )

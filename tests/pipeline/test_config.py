@@ -10,11 +10,21 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import StrictModel, load, merge, parse_assignments, read_section, save, validate
+from pipeline.config import (
+    StrictModel,
+    load,
+    merge,
+    parse_assignments,
+    read_section,
+    save,
+    validate,
+)
 from pipeline.errors import InputError
 
 trees: Any = st.recursive(
-    st.integers() | st.text(max_size=3), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3), max_leaves=8
+    st.integers() | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
 )
 mappings = st.dictionaries(st.sampled_from("abc"), trees, max_size=3)
 
@@ -55,7 +65,10 @@ def test_without_a_file_a_section_is_empty() -> None:
     [
         (b"train: {lr: 1", r"params\.yaml is not YAML: .*expected"),
         (b"train: \xff", r"params\.yaml is not YAML: .*utf-8"),
-        (b"[train]", r"params\.yaml must be a mapping of sections dataset, prepare, extract, train"),
+        (
+            b"[train]",
+            r"params\.yaml must be a mapping of sections dataset, prepare, extract, train",
+        ),
         (b"trian: {}", r"params\.yaml: unknown section 'trian'; the sections are dataset, prepare"),
         (b"train: 3", r"params\.yaml: section 'train' must be a mapping, not 3"),
     ],
@@ -72,7 +85,10 @@ def test_a_file_that_is_not_there_is_refused(file: Path) -> None:
 
 
 def test_merging_goes_mapping_by_mapping() -> None:
-    assert merge({"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"y": 3}, "b": {"z": 4}}) == {"a": {"x": 1, "y": 3}, "b": {"z": 4}}
+    assert merge({"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"y": 3}, "b": {"z": 4}}) == {
+        "a": {"x": 1, "y": 3},
+        "b": {"z": 4},
+    }
 
 
 @given(mappings, mappings)
@@ -97,7 +113,10 @@ def test_a_later_assignment_wins() -> None:
 
 @pytest.mark.parametrize("text", ["lr", "=3", "model.=3", ".kind=3", ""])
 def test_an_assignment_without_key_or_value_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"--set '.*' is not of the form key=value \(for example --set max_steps=100\)"):
+    with pytest.raises(
+        InputError,
+        match=r"--set '.*' is not of the form key=value \(for example --set max_steps=100\)",
+    ):
         parse_assignments([text])
 
 
@@ -112,7 +131,9 @@ def test_an_unknown_key_is_refused_with_those_there_are() -> None:
 
 
 def test_an_unknown_key_within_is_refused_with_those_of_its_level() -> None:
-    with pytest.raises(InputError, match=r"here: unknown key 'model\.widht'; the keys are kind, width"):
+    with pytest.raises(
+        InputError, match=r"here: unknown key 'model\.widht'; the keys are kind, width"
+    ):
         validate(Outer, {"model": {"widht": 1}}, "here")
 
 
@@ -149,7 +170,9 @@ def test_what_yaml_reads_as_text_may_be_a_number() -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.none() | st.integers(), st.integers())
-def test_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, lr: float, steps: int | None, width: int) -> None:
+def test_saved_is_loaded(
+    tmp_path_factory: pytest.TempPathFactory, lr: float, steps: int | None, width: int
+) -> None:
     path = tmp_path_factory.mktemp("config") / "config.yaml"
     config = Outer(lr=lr, steps=steps, model=Inner(width=width))
     save(path, "train", config)

@@ -40,10 +40,17 @@ def line(**changes: Any) -> str:
     return json.dumps({**make_query().model_dump(mode="json"), **changes})
 
 
-@given(st.text(), st.lists(st.text()), st.none() | st.sampled_from(["declarative", "interrogative"]))
-def test_a_query_survives_its_line(tmp_path_factory: pytest.TempPathFactory, text: str, tags: list[str], form: str | None) -> None:
+@given(
+    st.text(), st.lists(st.text()), st.none() | st.sampled_from(["declarative", "interrogative"])
+)
+def test_a_query_survives_its_line(
+    tmp_path_factory: pytest.TempPathFactory, text: str, tags: list[str], form: str | None
+) -> None:
     path = tmp_path_factory.mktemp("records") / "index.jsonl"
-    queries = [make_query(text=text, tags=tags, form=form, truth=Truth(span=(10, 20), track="t")), make_query(id="other")]
+    queries = [
+        make_query(text=text, tags=tags, form=form, truth=Truth(span=(10, 20), track="t")),
+        make_query(id="other"),
+    ]
     write_jsonl(path, queries)
     assert list(read_jsonl(path, Query)) == queries
     assert len(path.read_bytes().splitlines()) == 2
@@ -51,7 +58,9 @@ def test_a_query_survives_its_line(tmp_path_factory: pytest.TempPathFactory, tex
 
 def test_other_records_survive_their_line(tmp_path: Path) -> None:
     prediction = Prediction(id="q", span=(1, 3), score=0.25, boxes=[(1, 0.5, 1.5, 2.0, 3.0)])
-    failure = Failure(video="v", path="v.mp4", stage="open", reason="missing", detail="ä", attempts=2)
+    failure = Failure(
+        video="v", path="v.mp4", stage="open", reason="missing", detail="ä", attempts=2
+    )
     for record in (prediction, failure):
         write_jsonl(tmp_path / "records.jsonl", [record])
         assert list(read_jsonl(tmp_path / "records.jsonl", type(record))) == [record]
@@ -77,22 +86,41 @@ def test_empty_lines_are_skipped(tmp_path: Path) -> None:
         (b"{", "Invalid JSON"),
         (b'{"id": "\xff"}', "Invalid JSON: invalid unicode"),
         (b"[" * 100_000, "Invalid JSON: recursion limit exceeded"),
-        (line(fps=1).replace('"fps": 1', '"fps": 1e999').encode(), "fps: Input should be a finite number"),
-        (line(fps=1).replace('"fps": 1', '"fps": NaN').encode(), "fps: Input should be a finite number"),
         (
-            line(frame_count=1).replace('"frame_count": 1', '"frame_count": ' + "9" * 5000).encode(),
+            line(fps=1).replace('"fps": 1', '"fps": 1e999').encode(),
+            "fps: Input should be a finite number",
+        ),
+        (
+            line(fps=1).replace('"fps": 1', '"fps": NaN').encode(),
+            "fps: Input should be a finite number",
+        ),
+        (
+            line(frame_count=1)
+            .replace('"frame_count": 1', '"frame_count": ' + "9" * 5000)
+            .encode(),
             "Invalid JSON: number out of range",
         ),
-        (line().replace('"id": "q"', '"id": "q", "id": "r"').encode(), "the key 'id' stands twice in one object"),
         (
-            line(truth={"span": [10, 20], "track": "a"}).replace('"track"', '"span": [11, 12], "track"').encode(),
+            line().replace('"id": "q"', '"id": "q", "id": "r"').encode(),
+            "the key 'id' stands twice in one object",
+        ),
+        (
+            line(truth={"span": [10, 20], "track": "a"})
+            .replace('"track"', '"span": [11, 12], "track"')
+            .encode(),
             "the key 'span' stands twice",
         ),
         (line(**{"x" * 1000: 1}).encode(), r"x{77}\.\.\.: Extra inputs are not permitted"),
         (line(segment=[5, 5]).encode(), r"segment \[5, 5\) does not lie in \[0, 100\)"),
         (line(segment=[5, 101]).encode(), r"segment \[5, 101\) does not lie in \[0, 100\)"),
-        (line(truth={"span": [5, 20]}).encode(), r"truth span \[5, 20\) does not lie in the segment \[10, 90\)"),
-        (line(truth={"span": [20, 20]}).encode(), r"truth span \[20, 20\) does not lie in the segment"),
+        (
+            line(truth={"span": [5, 20]}).encode(),
+            r"truth span \[5, 20\) does not lie in the segment \[10, 90\)",
+        ),
+        (
+            line(truth={"span": [20, 20]}).encode(),
+            r"truth span \[20, 20\) does not lie in the segment",
+        ),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, bad: bytes, message: str) -> None:
@@ -133,8 +161,15 @@ def test_a_record_cannot_be_changed() -> None:
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
 
 
-@given(st.dictionaries(names, arrays(np.float32, (3, 4), elements=st.floats(0, 500, width=32)), max_size=4), st.integers(0, 3))
-def test_tracks_survive_their_file(tmp_path_factory: pytest.TempPathFactory, boxes: dict[str, np.ndarray], count: int) -> None:
+@given(
+    st.dictionaries(
+        names, arrays(np.float32, (3, 4), elements=st.floats(0, 500, width=32)), max_size=4
+    ),
+    st.integers(0, 3),
+)
+def test_tracks_survive_their_file(
+    tmp_path_factory: pytest.TempPathFactory, boxes: dict[str, np.ndarray], count: int
+) -> None:
     path = tmp_path_factory.mktemp("tracks") / "tracks.npz"
     tracks = Tracks()
     for start, (key, rows) in enumerate(boxes.items()):
@@ -187,8 +222,12 @@ def test_damaged_tracks_are_refused(tmp_path: Path, damage: str) -> None:
     else:
         middle = len(content) // 2
         content[middle : middle + 8] = bytes(255 - byte for byte in content[middle : middle + 8])
-        path.write_bytes({"cut": content[:middle], "flipped": content, "text": b"boxes", "empty": b""}[damage])
-    with pytest.raises(InputError, match=r"tracks\.npz cannot be read as tracks .*: run stvg-prepare again"):
+        path.write_bytes(
+            {"cut": content[:middle], "flipped": content, "text": b"boxes", "empty": b""}[damage]
+        )
+    with pytest.raises(
+        InputError, match=r"tracks\.npz cannot be read as tracks .*: run stvg-prepare again"
+    ):
         Tracks.load(path)
 
 

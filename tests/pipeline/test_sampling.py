@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.sampling import (
-    sample_bin_centers,
     compute_clip_centers,
-    sample_clip_frames,
-    sample_grid,
+    compute_pool_bins,
+    find_nearest_frames,
     label_clips,
     label_frames,
-    find_nearest_frames,
-    plan_passes,
     normalized_position,
-    compute_pool_bins,
+    plan_passes,
+    sample_bin_centers,
+    sample_clip_frames,
+    sample_grid,
     span_to_frames,
 )
 
@@ -65,14 +65,20 @@ def test_the_grid_is_the_frames_nearest_to_its_times(gaps: list[int], fps: float
 
 
 @given(milliseconds, st.lists(st.integers(-500, 40_000), min_size=1, max_size=20))
-def test_nearest_frames_are_nearest_and_the_earlier_of_two(gaps: list[int], wanted: list[int]) -> None:
+def test_nearest_frames_are_nearest_and_the_earlier_of_two(
+    gaps: list[int], wanted: list[int]
+) -> None:
     seconds = times(gaps)
     asked = 3.0 + np.array(wanted) / 1000
-    np.testing.assert_array_equal(find_nearest_frames(seconds, asked), [brute_nearest(seconds, time) for time in asked])
+    np.testing.assert_array_equal(
+        find_nearest_frames(seconds, asked), [brute_nearest(seconds, time) for time in asked]
+    )
 
 
 def test_the_only_frame_is_nearest_to_everything() -> None:
-    np.testing.assert_array_equal(find_nearest_frames(np.array([2.0]), np.array([-1.0, 2.0, 9.0])), [0, 0, 0])
+    np.testing.assert_array_equal(
+        find_nearest_frames(np.array([2.0]), np.array([-1.0, 2.0, 9.0])), [0, 0, 0]
+    )
 
 
 @given(milliseconds)
@@ -90,11 +96,15 @@ def test_a_video_of_one_frame_has_one_clip() -> None:
 
 def test_a_clip_s_frames_are_spread_over_its_span() -> None:
     """8 parts of .8 s around 1.0: middles .65, .75 … 1.35, at 20 fps frames 13, 15 … 27."""
-    np.testing.assert_array_equal(sample_clip_frames(np.arange(100) / 20, 1.0, 0.8, 8), np.arange(13, 28, 2))
+    np.testing.assert_array_equal(
+        sample_clip_frames(np.arange(100) / 20, 1.0, 0.8, 8), np.arange(13, 28, 2)
+    )
 
 
 @given(milliseconds, st.floats(-2, 40), st.integers(1, 32))
-def test_a_clip_s_frames_ascend_and_clamp_to_the_ends(gaps: list[int], centre: float, count: int) -> None:
+def test_a_clip_s_frames_ascend_and_clamp_to_the_ends(
+    gaps: list[int], centre: float, count: int
+) -> None:
     seconds = times(gaps)
     frames = sample_clip_frames(seconds, centre, 64 / 30, count)
     middles = centre + ((np.arange(count) + 0.5) / count - 0.5) * 64 / 30
@@ -134,7 +144,9 @@ def test_passes_see_every_item(available: int, count: int) -> None:
 
 
 @given(st.integers(1, 400), st.integers(1, 100))
-def test_every_pass_spreads_over_the_whole_segment_unless_it_catches_up(available: int, count: int) -> None:
+def test_every_pass_spreads_over_the_whole_segment_unless_it_catches_up(
+    available: int, count: int
+) -> None:
     total = math.ceil(available / count)
     for part in plan_passes(available, count)[:total]:
         assert part[0] <= available / count
@@ -161,7 +173,9 @@ def test_short_videos_are_stretched_evenly(available: int, count: int) -> None:
 
 
 def test_places_are_the_middles_of_frames() -> None:
-    np.testing.assert_allclose(normalized_position(np.arange(10, 14), (10, 14)), [0.125, 0.375, 0.625, 0.875])
+    np.testing.assert_allclose(
+        normalized_position(np.arange(10, 14), (10, 14)), [0.125, 0.375, 0.625, 0.875]
+    )
 
 
 def test_inside_frames_are_half_open() -> None:
@@ -173,7 +187,9 @@ def test_with_no_frame_inside_the_one_nearest_the_middle_counts() -> None:
     np.testing.assert_array_equal(label_frames(np.array([0, 10, 20]), (13, 20)), [0, 0, 1])
 
 
-@given(st.sets(st.integers(0, 300), min_size=1, max_size=30), st.integers(0, 299), st.integers(1, 100))
+@given(
+    st.sets(st.integers(0, 300), min_size=1, max_size=30), st.integers(0, 299), st.integers(1, 100)
+)
 def test_some_frame_is_always_inside(frames: set[int], begin: int, length: int) -> None:
     numbers = np.array(sorted(frames))
     inside = label_frames(numbers, (begin, begin + length))
@@ -207,7 +223,9 @@ def test_spans_round_to_frames() -> None:
     assert span_to_frames(0.0, 1.0, (100, 110)) == (100, 110)
 
 
-@pytest.mark.parametrize(("begin", "end"), [(0.5, 0.5), (0.999, 1.0), (0.51, 0.52), (0.0, 0.0), (0.9, 0.1)])
+@pytest.mark.parametrize(
+    ("begin", "end"), [(0.5, 0.5), (0.999, 1.0), (0.51, 0.52), (0.0, 0.0), (0.9, 0.1)]
+)
 def test_a_span_is_at_least_one_frame_long(begin: float, end: float) -> None:
     first, last = span_to_frames(begin, end, (100, 110))
     assert last == first + 1
@@ -220,7 +238,12 @@ def test_a_span_lies_in_its_segment(begin: float, end: float, start: int, length
 
 
 @given(st.integers(0, 50), st.integers(1, 500), st.data())
-def test_a_true_span_survives_the_way_to_places_and_back(start: int, length: int, data: st.DataObject) -> None:
+def test_a_true_span_survives_the_way_to_places_and_back(
+    start: int, length: int, data: st.DataObject
+) -> None:
     first = data.draw(st.integers(0, length - 1))
     last = data.draw(st.integers(first + 1, length))
-    assert span_to_frames(first / length, last / length, (start, start + length)) == (start + first, start + last)
+    assert span_to_frames(first / length, last / length, (start, start + length)) == (
+        start + first,
+        start + last,
+    )

@@ -33,25 +33,43 @@ class ConcatenatedScenes:
     hidden_events: tuple[HiddenEvent, ...]
 
 
-def concatenate_scenes(root: Path, queries: Sequence[Query], seed: int, seconds: float, num_hidden: int = 1) -> ConcatenatedScenes:
+def concatenate_scenes(
+    root: Path, queries: Sequence[Query], seed: int, seconds: float, num_hidden: int = 1
+) -> ConcatenatedScenes:
     """Clips of together about `seconds` in random order, among them `hidden` with a declarative query's event that is in none of
     the others; these may have two of its colour, shape and motion. Clips repeat where there are too few.
 
     `queries` are those that may be hidden, `root` the data set; all clips are of the queries' splits. Fewer are hidden where no more
     can be.
     """
-    rng, config = np.random.default_rng([seed, 3]), ShapesConfig.model_validate(json.loads((root / "shapes.json").read_text()))
+    rng, config = (
+        np.random.default_rng([seed, 3]),
+        ShapesConfig.model_validate(json.loads((root / "shapes.json").read_text())),
+    )
     splits = tuple(video_id(query.split, 0)[0] for query in queries)
-    scenes = {clip: scene for clip, scene in build_all_scenes(config).items() if clip.startswith(splits)}
+    scenes = {
+        clip: scene for clip, scene in build_all_scenes(config).items() if clip.startswith(splits)
+    }
     said = [query for query in queries if query.form == "declarative" and query.truth is not None]
     chosen: list[Query] = []
     for place in rng.permutation(len(said)).tolist():
         query = said[place]
-        alone = not any(_is_true_of_scene(query.text, scenes[other.video]) or _is_true_of_scene(other.text, scenes[query.video]) for other in chosen)
+        alone = not any(
+            _is_true_of_scene(query.text, scenes[other.video])
+            or _is_true_of_scene(other.text, scenes[query.video])
+            for other in chosen
+        )
         if alone and len(chosen) < num_hidden:
             chosen.append(query)
-    others = [clip for clip, scene in scenes.items() if not any(_is_true_of_scene(query.text, scene) for query in chosen)]
-    clips, left = [query.video for query in chosen], seconds * config.fps - sum(query.frame_count for query in chosen)
+    others = [
+        clip
+        for clip, scene in scenes.items()
+        if not any(_is_true_of_scene(query.text, scene) for query in chosen)
+    ]
+    clips, left = (
+        [query.video for query in chosen],
+        seconds * config.fps - sum(query.frame_count for query in chosen),
+    )
     while left > 0:
         for place in rng.permutation(len(others)).tolist():
             if left > 0:
@@ -64,7 +82,9 @@ def concatenate_scenes(root: Path, queries: Sequence[Query], seed: int, seconds:
         assert query.truth is not None
         first = begins[order.index(place)]
         found.append(HiddenEvent(query, (first + query.truth.span[0], first + query.truth.span[1])))
-    return ConcatenatedScenes(tuple(clips[place] for place in order), tuple(begins[:-1]), tuple(found))
+    return ConcatenatedScenes(
+        tuple(clips[place] for place in order), tuple(begins[:-1]), tuple(found)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -73,7 +93,9 @@ def build_all_scenes(config: ShapesConfig) -> dict[str, Scene]:
     counts = {"train": config.train_videos, "val": config.val_videos, "test": config.test_videos}
     size = (config.width, config.height)
     return {
-        video_id(split, index): make_scene(scene_seed(config.seed, split, index), size, config.fps, config.seconds)
+        video_id(split, index): make_scene(
+            scene_seed(config.seed, split, index), size, config.fps, config.seconds
+        )
         for split in SPLITS
         for index in range(counts[split])
     }
@@ -82,7 +104,10 @@ def build_all_scenes(config: ShapesConfig) -> dict[str, Scene]:
 def _is_true_of_scene(text: str, scene: Scene) -> bool:
     """Whether a declarative sentence is true of anything in a scene."""
     said = (
-        f"the {thing.color} {thing.shape} {phrase}." for thing in scene.objects for motion in thing.motions for phrase in PHRASES[motion]
+        f"the {thing.color} {thing.shape} {phrase}."
+        for thing in scene.objects
+        for motion in thing.motions
+        for phrase in PHRASES[motion]
     )
     return text in said
 

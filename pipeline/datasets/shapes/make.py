@@ -47,14 +47,25 @@ def scene_seed(seed: int, split: str, index: int) -> int:
     return int(np.random.SeedSequence([seed, part, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def make_shapes(root: Path, config: ShapesConfig, workers: int, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+def make_shapes(
+    root: Path,
+    config: ShapesConfig,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Make the whole data set under `root`; what is already there for the same settings is kept."""
-    stamp, begun, settings = root / "shapes.json", root / ".shapes-begun.json", config.model_dump(mode="json")
+    stamp, begun, settings = (
+        root / "shapes.json",
+        root / ".shapes-begun.json",
+        config.model_dump(mode="json"),
+    )
     if _has_settings(stamp, settings) and not begun.exists():
         progress(1, 1)
         return
     if root.exists() and any(root.iterdir()) and not (stamp.exists() or begun.exists()):
-        raise InputError(f"{root} holds files that are not `shapes`: name an empty folder with --root")
+        raise InputError(
+            f"{root} holds files that are not `shapes`: name an empty folder with --root"
+        )
     if not _has_settings(begun, settings):
         for folder in ("video", "annotation", "annotations"):
             shutil.rmtree(root / folder, ignore_errors=True)
@@ -69,7 +80,10 @@ def make_shapes(root: Path, config: ShapesConfig, workers: int, progress: Callab
             progress(done, len(jobs))
     for split in SPLITS:
         write_json(root / "annotations" / f"{split}_annotations.json", entries[split])
-        write_json(root / "annotations" / f"{split}_files.json", [video_id(split, i) for i in range(counts[split])])
+        write_json(
+            root / "annotations" / f"{split}_files.json",
+            [video_id(split, i) for i in range(counts[split])],
+        )
     write_json(stamp, settings)
     begun.unlink()
 
@@ -93,7 +107,10 @@ def _make_video(job: tuple[Path, ShapesConfig, str, int]) -> tuple[str, list[dic
     if not path.exists():  # where it does, an interrupted run made it whole
         with atomic_write(path) as aside:
             write_video(aside, render.render_frames(scene), scene.fps)
-    write_json(root / "annotation" / VIDOR_PART[split] / group / f"{vid}.json", build_trajectories(scene, vid, f"{group}/{vid}.mp4"))
+    write_json(
+        root / "annotation" / VIDOR_PART[split] / group / f"{vid}.json",
+        build_trajectories(scene, vid, f"{group}/{vid}.mp4"),
+    )
     return split, build_entries(scene, vid, config.sentences_per_video)
 
 
@@ -104,8 +121,17 @@ def build_entries(scene: Scene, vid: str, num_sentences: int) -> list[dict[str, 
     entries = []
     for sentence in write_sentences(scene, num_sentences, rng):
         span = {"begin_fid": sentence.event.begin, "end_fid": sentence.event.end}
-        said = {"description": sentence.text, "type": "shape", "target_id": sentence.object_index, "tags": list(sentence.tags)}
-        relation = {"subject_tid": sentence.object_index, "object_tid": sentence.object_index, "predicate": sentence.event.motion}
+        said = {
+            "description": sentence.text,
+            "type": "shape",
+            "target_id": sentence.object_index,
+            "tags": list(sentence.tags),
+        }
+        relation = {
+            "subject_tid": sentence.object_index,
+            "object_tid": sentence.object_index,
+            "predicate": sentence.event.motion,
+        }
         entries.append(
             {
                 "vid": vid,
@@ -126,11 +152,18 @@ def build_entries(scene: Scene, vid: str, num_sentences: int) -> list[dict[str, 
 
 def build_trajectories(scene: Scene, vid: str, video_path: str) -> dict[str, Any]:
     """VidOR's annotation file of one scene: every object's box in every frame, whole pixels as VidOR has them."""
-    tracks = [np.round(render.compute_boxes(scene, thing)).astype(int).tolist() for thing in scene.objects]
+    tracks = [
+        np.round(render.compute_boxes(scene, thing)).astype(int).tolist() for thing in scene.objects
+    ]
     sides = ("xmin", "ymin", "xmax", "ymax")
     frames = [
         [
-            {"tid": tid, "bbox": dict(zip(sides, track[frame], strict=True)), "generated": 0, "tracker": "none"}
+            {
+                "tid": tid,
+                "bbox": dict(zip(sides, track[frame], strict=True)),
+                "generated": 0,
+                "tracker": "none",
+            }
             for tid, track in enumerate(tracks)
         ]
         for frame in range(scene.frame_count)
@@ -143,10 +176,18 @@ def build_trajectories(scene: Scene, vid: str, video_path: str) -> dict[str, Any
         "fps": float(scene.fps),
         "width": scene.size[0],
         "height": scene.size[1],
-        "subject/objects": [{"tid": tid, "category": thing.shape} for tid, thing in enumerate(scene.objects)],
+        "subject/objects": [
+            {"tid": tid, "category": thing.shape} for tid, thing in enumerate(scene.objects)
+        ],
         "trajectories": frames,
         "relation_instances": [
-            {"subject_tid": tid, "object_tid": tid, "predicate": event.motion, "begin_fid": event.begin, "end_fid": event.end}
+            {
+                "subject_tid": tid,
+                "object_tid": tid,
+                "predicate": event.motion,
+                "begin_fid": event.begin,
+                "end_fid": event.end,
+            }
             for tid, thing in enumerate(scene.objects)
             for event in thing.events
         ],
@@ -160,7 +201,12 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     """
     import av
 
-    options = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
+    options = {
+        "crf": "18",
+        "preset": "veryfast",
+        "threads": "1",
+        "x264-params": "cpu-independent=1",
+    }
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.pix_fmt = "yuv420p"

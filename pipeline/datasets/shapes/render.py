@@ -34,7 +34,9 @@ def compute_boxes(scene: Scene, scene_object: SceneObject) -> np.ndarray:
     """The thing's box in every frame, xyxy in pixels `[frame_count, 4]`: the extent of its (turned) outline."""
     width, height = scene.size
     extents = [_outline_extent(scene_object.shape, float(angle)) for angle in scene_object.angles]
-    corners = np.array(extents) * (scene_object.sizes[:, None] / 2) + np.concatenate([scene_object.centers, scene_object.centers], 1)
+    corners = np.array(extents) * (scene_object.sizes[:, None] / 2) + np.concatenate(
+        [scene_object.centers, scene_object.centers], 1
+    )
     return np.clip(corners, 0, [width, height, width, height])
 
 
@@ -43,15 +45,18 @@ def render_background(size: tuple[int, int], seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, 0])
     width, height = size
     blobs = rng.uniform(0, 1, (height // 12 + 3, width // 12 + 3, 3))
-    rows, columns = np.linspace(0, blobs.shape[0] - 1.001, height), np.linspace(0, blobs.shape[1] - 1.001, width)
+    rows, columns = (
+        np.linspace(0, blobs.shape[0] - 1.001, height),
+        np.linspace(0, blobs.shape[1] - 1.001, width),
+    )
     r, c = rows.astype(int), columns.astype(int)
     fr, fc = (rows - r)[:, None, None], (columns - c)[None, :, None]
     top = blobs[r][:, c] * (1 - fc) + blobs[r][:, c + 1] * fc
     bottom = blobs[r + 1][:, c] * (1 - fc) + blobs[r + 1][:, c + 1] * fc
     smooth = top * (1 - fr) + bottom * fr
-    slant = np.linspace(-1, 1, width)[None, :, None] * rng.uniform(-14, 14) + np.linspace(-1, 1, height)[:, None, None] * rng.uniform(
-        -14, 14
-    )
+    slant = np.linspace(-1, 1, width)[None, :, None] * rng.uniform(-14, 14) + np.linspace(
+        -1, 1, height
+    )[:, None, None] * rng.uniform(-14, 14)
     grain = rng.normal(0, 5, (height, width, 1))
     tint = rng.uniform(70, 130, 3)
     return (tint + (smooth - 0.5) * rng.uniform(25, 60) + slant + grain).astype(np.float32)
@@ -82,7 +87,9 @@ def _signed_depth(shape: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if shape == "square":
         return 0.85 - np.maximum(np.abs(a), np.abs(b))
     if shape == "cross":
-        return np.maximum(np.minimum(0.34 - np.abs(a), 1 - np.abs(b)), np.minimum(0.34 - np.abs(b), 1 - np.abs(a)))
+        return np.maximum(
+            np.minimum(0.34 - np.abs(a), 1 - np.abs(b)), np.minimum(0.34 - np.abs(b), 1 - np.abs(a))
+        )
     if shape == "triangle":
         return np.minimum(0.75 - b, np.minimum((b + 1 - 2 * a) / 2.236, (b + 1 + 2 * a) / 2.236))
     radius, angle = np.hypot(a, b), np.arctan2(a, -b)
@@ -102,7 +109,9 @@ def _outline_extent(shape: str, angle: float) -> tuple[float, float, float, floa
 
 _CORNERS = {
     "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
-    "cross": [(sx * p, sy * q) for p, q in ((0.34, 1.0), (1.0, 0.34)) for sx in (-1, 1) for sy in (-1, 1)],
+    "cross": [
+        (sx * p, sy * q) for p, q in ((0.34, 1.0), (1.0, 0.34)) for sx in (-1, 1) for sy in (-1, 1)
+    ],
     "triangle": [(0.0, -1.0), (0.875, 0.75), (-0.875, 0.75)],
     "star": [(np.sin(k * 2 * np.pi / 5), -np.cos(k * 2 * np.pi / 5)) for k in range(5)],
 }

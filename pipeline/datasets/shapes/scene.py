@@ -64,13 +64,20 @@ class Scene:
     seed: int
 
 
-def make_scene(seed: int, size: tuple[int, int] = (160, 96), fps: int = 10, seconds: tuple[float, float] = (5.0, 7.0)) -> Scene:
+def make_scene(
+    seed: int,
+    size: tuple[int, int] = (160, 96),
+    fps: int = 10,
+    seconds: tuple[float, float] = (5.0, 7.0),
+) -> Scene:
     """A scene as a pure function of its seed and settings."""
     rng = np.random.default_rng(seed)
     frame_count = round(rng.uniform(*seconds) * fps)
     looks = _choose_colors_and_shapes(rng, count=int(rng.choice([3, 4], p=[0.3, 0.7])))
     things: list[SceneObject] = []
-    for events, (colour, shape) in zip(_choose_events(rng, looks, frame_count, fps), looks, strict=True):
+    for events, (colour, shape) in zip(
+        _choose_events(rng, looks, frame_count, fps), looks, strict=True
+    ):
         things.append(_place_object(rng, colour, shape, events, size, fps, frame_count, things))
     order = rng.permutation(len(things))
     return Scene(size, fps, frame_count, tuple(things[i] for i in order), seed)
@@ -92,12 +99,24 @@ def _choose_colors_and_shapes(rng: np.random.Generator, count: int) -> list[tupl
     return looks
 
 
-def _choose_events(rng: np.random.Generator, looks: list[tuple[str, str]], frame_count: int, fps: int) -> list[tuple[Event, ...]]:
+def _choose_events(
+    rng: np.random.Generator, looks: list[tuple[str, str]], frame_count: int, fps: int
+) -> list[tuple[Event, ...]]:
     """Events of each object: twins never share a motion; other objects are drawn towards motions already used."""
     chosen: list[tuple[Event, ...]] = []
     for index, look in enumerate(looks):
-        banned = {e.motion for other, events in zip(looks, chosen, strict=False) if other == look for e in events}
-        used = {e.motion for other, events in zip(looks, chosen, strict=False) if other != look for e in events}
+        banned = {
+            e.motion
+            for other, events in zip(looks, chosen, strict=False)
+            if other == look
+            for e in events
+        }
+        used = {
+            e.motion
+            for other, events in zip(looks, chosen, strict=False)
+            if other != look
+            for e in events
+        }
         best: tuple[Event, ...] = ()
         for _ in range(20):
             best = _sample_timeline(rng, banned, used if index else set(), frame_count, fps)
@@ -107,7 +126,9 @@ def _choose_events(rng: np.random.Generator, looks: list[tuple[str, str]], frame
     return chosen
 
 
-def _sample_timeline(rng: np.random.Generator, banned: set[str], used: set[str], frame_count: int, fps: int) -> tuple[Event, ...]:
+def _sample_timeline(
+    rng: np.random.Generator, banned: set[str], used: set[str], frame_count: int, fps: int
+) -> tuple[Event, ...]:
     """1–3 different motions that fill the video, each at least 1.2 s long."""
     count = int(rng.choice([1, 2, 3], p=[0.1, 0.35, 0.55]))
     allowed = [motion for motion in MOTIONS if motion not in banned]
@@ -117,10 +138,18 @@ def _sample_timeline(rng: np.random.Generator, banned: set[str], used: set[str],
     spare = rng.dirichlet(np.full(count, 1.5)) * (frame_count - count * least)
     edges = np.round(np.cumsum(np.concatenate([[0], spare + least]))).astype(int)
     edges[-1] = frame_count
-    return tuple(Event(str(m), int(b), int(e)) for m, b, e in zip(motions, edges[:-1], edges[1:], strict=True))
+    return tuple(
+        Event(str(m), int(b), int(e))
+        for m, b, e in zip(motions, edges[:-1], edges[1:], strict=True)
+    )
 
 
-def _has_motion_conflict(events: tuple[Event, ...], look: tuple[str, str], looks: list[tuple[str, str]], chosen: list[tuple[Event, ...]]) -> bool:
+def _has_motion_conflict(
+    events: tuple[Event, ...],
+    look: tuple[str, str],
+    looks: list[tuple[str, str]],
+    chosen: list[tuple[Event, ...]],
+) -> bool:
     """Whether another-looking object does one of these motions at an overlapping time (that would not tell times apart)."""
     for other, theirs in zip(looks, chosen, strict=False):
         if other == look:
@@ -145,20 +174,32 @@ def _place_object(
 ) -> SceneObject:
     """Lay an object's path into the picture where it meets the others least, out of 24 tries."""
     candidates = [_sample_trajectory(rng, events, size, fps, frame_count) for _ in range(24)]
-    overlaps = [sum(float(_mean_overlap(centres, sizes, other)) for other in others) for centres, sizes, _, _ in candidates]
+    overlaps = [
+        sum(float(_mean_overlap(centres, sizes, other)) for other in others)
+        for centres, sizes, _, _ in candidates
+    ]
     centres, sizes, angles, opacity = candidates[int(np.argmin(overlaps))]
     return SceneObject(colour, shape, events, centres, sizes, angles, opacity)
 
 
 def _sample_trajectory(
-    rng: np.random.Generator, events: tuple[Event, ...], size: tuple[int, int], fps: int, frame_count: int
+    rng: np.random.Generator,
+    events: tuple[Event, ...],
+    size: tuple[int, int],
+    fps: int,
+    frame_count: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Centres, sizes, angles and opacity per frame of an object that does the events and stays in the picture."""
     scale = min(size) / 96
     speed = rng.uniform(12, 20) * scale / fps
     turn = rng.choice([-1, 1]) * rng.uniform(2.6, 4.2) / fps
     base = rng.uniform(18, 26) * scale
-    steps, sizes, angles, opacity = np.zeros((frame_count, 2)), np.full(frame_count, base), np.zeros(frame_count), np.ones(frame_count)
+    steps, sizes, angles, opacity = (
+        np.zeros((frame_count, 2)),
+        np.full(frame_count, base),
+        np.zeros(frame_count),
+        np.ones(frame_count),
+    )
     angles += rng.uniform(-0.3, 0.3)
     for event in events:
         now = slice(event.begin, event.end)
@@ -166,12 +207,18 @@ def _sample_trajectory(
         if event.motion in DIRECTIONS:
             steps[now] = np.array(DIRECTIONS[event.motion]) * speed
         elif event.motion == "spin":
-            angles[event.begin :] += np.concatenate([ramp * turn, np.full(frame_count - event.end, len(ramp) * turn)])
+            angles[event.begin :] += np.concatenate(
+                [ramp * turn, np.full(frame_count - event.end, len(ramp) * turn)]
+            )
         elif event.motion == "blink":
-            opacity[now] = np.where((ramp - 1) / fps % BLINK_SECONDS < BLINK_SECONDS / 2 - 1e-6, 0.25, 1.0)
+            opacity[now] = np.where(
+                (ramp - 1) / fps % BLINK_SECONDS < BLINK_SECONDS / 2 - 1e-6, 0.25, 1.0
+            )
         elif event.motion == "grow":
             factor = 1 + 0.7 * ramp / len(ramp)
-            sizes[event.begin :] *= np.concatenate([factor, np.full(frame_count - event.end, factor[-1])])
+            sizes[event.begin :] *= np.concatenate(
+                [factor, np.full(frame_count - event.end, factor[-1])]
+            )
     walk = np.cumsum(steps, 0)
     low = sizes[:, None] / 2 + 1 - walk
     high = np.array(size) - sizes[:, None] / 2 - 1 - walk

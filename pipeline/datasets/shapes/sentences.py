@@ -65,34 +65,60 @@ def _build_candidates(scene: Scene, rng: np.random.Generator) -> list[Sentence]:
     for index, thing in enumerate(scene.objects):
         for event in thing.events:
             for form, description in _build_descriptions(thing):
-                doers = [t for t in scene.objects if _matches_description(t, description) and event.motion in t.motions]
+                doers = [
+                    t
+                    for t in scene.objects
+                    if _matches_description(t, description) and event.motion in t.motions
+                ]
                 if len(doers) == 1:
                     text = _build_text(form, description, event.motion, rng)
-                    result.append(Sentence(text, form, index, event, _compute_tags(scene, index, event, description)))
+                    result.append(
+                        Sentence(
+                            text,
+                            form,
+                            index,
+                            event,
+                            _compute_tags(scene, index, event, description),
+                        )
+                    )
     return result
 
 
 def _build_descriptions(thing: SceneObject) -> list[tuple[str, tuple[str | None, str | None]]]:
     full = (thing.color, thing.shape)
-    partial: list[tuple[str | None, str | None]] = [(thing.color, None), (None, thing.shape), (None, None)]
+    partial: list[tuple[str | None, str | None]] = [
+        (thing.color, None),
+        (None, thing.shape),
+        (None, None),
+    ]
     return [("declarative", full), *(("interrogative", description) for description in partial)]
 
 
 def _matches_description(thing: SceneObject, description: tuple[str | None, str | None]) -> bool:
-    return all(wanted in (None, own) for wanted, own in zip(description, thing.color_and_shape, strict=True))
+    return all(
+        wanted in (None, own)
+        for wanted, own in zip(description, thing.color_and_shape, strict=True)
+    )
 
 
-def _compute_tags(scene: Scene, index: int, event: Event, description: tuple[str | None, str | None]) -> tuple[str, ...]:
+def _compute_tags(
+    scene: Scene, index: int, event: Event, description: tuple[str | None, str | None]
+) -> tuple[str, ...]:
     others = [thing for position, thing in enumerate(scene.objects) if position != index]
     tags = []
     if any(_matches_description(thing, description) for thing in others):
         tags.append(LOOK_ALIKE)
-    if any(event.motion in thing.motions and not _matches_description(thing, description) for thing in others):
+    if any(
+        event.motion in thing.motions and not _matches_description(thing, description)
+        for thing in others
+    ):
         tags.append(SAME_MOTION)
     return tuple(tags)
 
 
-def _build_text(form: str, description: tuple[str | None, str | None], motion: str, rng: np.random.Generator) -> str:
+def _build_text(
+    form: str, description: tuple[str | None, str | None], motion: str, rng: np.random.Generator
+) -> str:
     colour, shape = description
     does = PHRASES[motion][rng.integers(len(PHRASES[motion]))]
     if form == "declarative":

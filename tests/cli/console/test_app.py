@@ -38,7 +38,12 @@ INPUT_ERROR = "raise InputError('query [bold]x[/bold] has no words: give it some
 
 def start(body: str, *arguments: str) -> subprocess.Popen[str]:
     program = COMMAND.format(body=body)
-    return subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def run(body: str, *arguments: str) -> tuple[int, str, str]:
@@ -76,14 +81,20 @@ def test_debug_shows_the_traceback() -> None:
 def test_an_unexpected_error_names_the_log_file(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     code, _, err = run("1 / 0", "--log", str(log))
-    assert (code, err) == (1, f"error: unexpected ZeroDivisionError: division by zero (the traceback is in {log})\n")
+    assert (code, err) == (
+        1,
+        f"error: unexpected ZeroDivisionError: division by zero (the traceback is in {log})\n",
+    )
     assert "Traceback (most recent call last)" in log.read_text()
 
 
 def test_an_unexpected_error_without_a_log_file_points_at_debug() -> None:
     code, _, err = run("1 / 0")
     assert code == 1
-    assert err == "error: unexpected ZeroDivisionError: division by zero (run again with --debug to see the traceback)\n"
+    assert (
+        err
+        == "error: unexpected ZeroDivisionError: division by zero (run again with --debug to see the traceback)\n"
+    )
 
 
 def test_a_command_may_choose_its_exit_code() -> None:

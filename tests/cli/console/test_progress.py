@@ -55,7 +55,10 @@ def test_a_next_part_starts_afresh() -> None:
         for done in (0, 4):
             lines(done, 4)
             clock.now += 2
-    assert stream.getvalue().splitlines() == ["preparing: 0/4 files", "preparing: 4/4 files, 2/s, 0:02 in all"] * 2
+    assert (
+        stream.getvalue().splitlines()
+        == ["preparing: 0/4 files", "preparing: 4/4 files, 2/s, 0:02 in all"] * 2
+    )
 
 
 def test_a_terminal_gets_a_bar() -> None:
@@ -71,6 +74,8 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "3/3" in stream.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")]
+)
 def test_clock_text(seconds: float, text: str) -> None:
     assert format_clock(seconds) == text

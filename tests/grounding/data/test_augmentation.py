@@ -36,9 +36,20 @@ def features(pictured: Path) -> GroundingDataset:
     return GroundingDataset.from_store(pictured, "train", FRAMES, None, None, None, use_images=True)
 
 
-def loader(features: GroundingDataset, start: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1, **config: float) -> Loader:
-    augment = Augmentation(AugmentConfig.model_validate(config or ALL), SEED, features.queries, None)
-    return Loader(features, features.queries, 4, SEED, start, rank, world, accumulate, transforms=[augment])
+def loader(
+    features: GroundingDataset,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    **config: float,
+) -> Loader:
+    augment = Augmentation(
+        AugmentConfig.model_validate(config or ALL), SEED, features.queries, None
+    )
+    return Loader(
+        features, features.queries, 4, SEED, start, rank, world, accumulate, transforms=[augment]
+    )
 
 
 def taken(loader: Loader, steps: int) -> list[list[Batch]]:
@@ -51,19 +62,37 @@ def samples(steps: list[list[Batch]]) -> dict[tuple[int, str], tuple[torch.Tenso
     found = {}
     for number, parts in enumerate(steps):
         for part in parts:
-            for name, seen, size, boxes in zip(part.query_ids, part.inputs.appearance, part.inputs.map_size, part.targets.boxes, strict=True):
+            for name, seen, size, boxes in zip(
+                part.query_ids,
+                part.inputs.appearance,
+                part.inputs.map_size,
+                part.targets.boxes,
+                strict=True,
+            ):
                 found[number, name] = (seen[:, : size[0], : size[1]], boxes)
     return found
 
 
-def drawn(query: Query, config: dict[str, float], tokenize: Any = None, text: np.ndarray | None = None) -> list[tuple[Sample, Targets]]:
+def drawn(
+    query: Query, config: dict[str, float], tokenize: Any = None, text: np.ndarray | None = None
+) -> list[tuple[Sample, Targets]]:
     """What becomes of black pictures with a white left half and a box there, in forty epochs."""
     pictures = np.zeros((1, 20, 40, 3), np.uint8)
     pictures[:, :, :20] = 255
     words = np.zeros((3, 1), np.int64) if text is None else text
-    sample = Sample(query, np.array([0]), pictures, np.zeros(1, np.float32), pictures, np.array([0, 0, 1, 1], np.float32), words)
+    sample = Sample(
+        query,
+        np.array([0]),
+        pictures,
+        np.zeros(1, np.float32),
+        pictures,
+        np.array([0, 0, 1, 1], np.float32),
+        words,
+    )
     boxes, boxed = torch.tensor([[[0.25, 0.5, 0.5, 1]]]), torch.ones(1, 1, dtype=torch.bool)
-    truth = Targets(boxes, boxed, torch.tensor([[0.2, 0.6]]), boxed.float(), boxed.float(), boxes.clone(), boxed)
+    truth = Targets(
+        boxes, boxed, torch.tensor([[0.2, 0.6]]), boxed.float(), boxed.float(), boxes.clone(), boxed
+    )
     augment = Augmentation(AugmentConfig.model_validate(config), SEED, [query], tokenize)
     return [augment(sample, truth, epoch, 0) for epoch in range(40)]
 
@@ -75,7 +104,11 @@ def test_true_boxes_are_around_what_is_seen(features: GroundingDataset) -> None:
         for part in parts:
             inputs, targets = part.inputs, part.targets
             for seen, (rows, columns), boxes, boxed in zip(
-                inputs.appearance, inputs.map_size.tolist(), targets.boxes, targets.boxed, strict=True
+                inputs.appearance,
+                inputs.map_size.tolist(),
+                targets.boxes,
+                targets.boxed,
+                strict=True,
             ):
                 sizes.add((rows, columns))
                 assert boxed.any()
@@ -102,7 +135,9 @@ def test_a_pass_is_seen_in_one_way(features: GroundingDataset) -> None:
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 4), (2, 2)])
-def test_parts_of_a_batch_are_augmented_as_the_whole(features: GroundingDataset, world: int, accumulate: int) -> None:
+def test_parts_of_a_batch_are_augmented_as_the_whole(
+    features: GroundingDataset, world: int, accumulate: int
+) -> None:
     whole = samples(taken(loader(features), 4))
     parts: dict[Any, Any] = {}
     for rank in range(world):
@@ -111,10 +146,15 @@ def test_parts_of_a_batch_are_augmented_as_the_whole(features: GroundingDataset,
 
 
 @pytest.mark.parametrize("start", [1, 3])
-def test_a_loader_that_starts_anywhere_augments_alike(features: GroundingDataset, start: int) -> None:
+def test_a_loader_that_starts_anywhere_augments_alike(
+    features: GroundingDataset, start: int
+) -> None:
     later = samples(taken(loader(features, start), 5 - start))
     whole = samples(taken(loader(features), 5))
-    assert_same({(step + start, name): seen for (step, name), seen in later.items()}, {k: v for k, v in whole.items() if k[0] >= start})
+    assert_same(
+        {(step + start, name): seen for (step, name), seen in later.items()},
+        {k: v for k, v in whole.items() if k[0] >= start},
+    )
 
 
 def assert_same(ours: dict[Any, Any], theirs: dict[Any, Any]) -> None:
@@ -128,7 +168,9 @@ def test_every_epoch_and_every_seed_draws_anew(query_of: QueryMaker) -> None:
     seen = drawn(query_of(0, "train", text=PLAIN), ALL)
     assert len({sample.appearance.tobytes() for sample, _ in seen}) > 35
     again = drawn(query_of(0, "train", text=PLAIN), ALL)
-    assert [sample.appearance.tobytes() for sample, _ in again] == [sample.appearance.tobytes() for sample, _ in seen]
+    assert [sample.appearance.tobytes() for sample, _ in again] == [
+        sample.appearance.tobytes() for sample, _ in seen
+    ]
 
 
 def test_half_are_mirrored_with_their_boxes(query_of: QueryMaker) -> None:
@@ -148,12 +190,16 @@ def tokenized(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("text", "other"), [(LEFT, RIGHT), (RIGHT, LEFT), (PLAIN, PLAIN)])
-def test_tokens_are_those_of_the_mirrored_sentence(query_of: QueryMaker, text: str, other: str) -> None:
+def test_tokens_are_those_of_the_mirrored_sentence(
+    query_of: QueryMaker, text: str, other: str
+) -> None:
     own = tokenized([text])[0][0, :, None].numpy()
     ways = set()
     for sample, _ in drawn(query_of(0, "train", text=text), {"flip": 0.5}, tokenized, own):
         right = bool(sample.appearance[0, 0, -1, 0])
-        np.testing.assert_array_equal(sample.text, tokenized([other if right else text])[0][0, :, None].numpy())
+        np.testing.assert_array_equal(
+            sample.text, tokenized([other if right else text])[0][0, :, None].numpy()
+        )
         ways.add(right)
     assert ways == {True, False}
 
@@ -179,8 +225,12 @@ def test_the_shipped_tokenizer_gives_the_mirrored_sentence_s_tokens(query_of: Qu
 
 def test_what_has_no_boxes_is_not_cut(make_store: Maker, query_of: QueryMaker) -> None:
     """It is resized and mirrored all the same: a wide picture stays as wide."""
-    store = make_store([query_of(n, "train", truth=Truth(span=(30, 60))) for n in (0, 1, 3, 4)], visual=("frames",))
-    features = GroundingDataset.from_store(store, "train", FRAMES, None, None, None, use_images=True)
+    store = make_store(
+        [query_of(n, "train", truth=Truth(span=(30, 60))) for n in (0, 1, 3, 4)], visual=("frames",)
+    )
+    features = GroundingDataset.from_store(
+        store, "train", FRAMES, None, None, None, use_images=True
+    )
     for seen, _ in samples(taken(loader(features), 6)).values():
         assert seen.shape[2] / seen.shape[1] == pytest.approx(64 / 36, rel=0.06)
 
@@ -188,7 +238,8 @@ def test_what_has_no_boxes_is_not_cut(make_store: Maker, query_of: QueryMaker) -
 @pytest.mark.parametrize("kind", [CsdvlTrainConfig, CgstvgTrainConfig])
 def test_what_reads_cached_features_cannot_be_augmented(kind: type[CsdvlTrainConfig]) -> None:
     with pytest.raises(
-        InputError, match=r"augment: (csdvl|cgstvg) reads cached features, which are of the pictures as they are: augment=null"
+        InputError,
+        match=r"augment: (csdvl|cgstvg) reads cached features, which are of the pictures as they are: augment=null",
     ):
         validate(kind, {"augment": {"flip": 0.5}}, "section 'train'")
 

@@ -40,16 +40,25 @@ def test_a_batch_is_padded_and_says_what_is_real(features: GroundingDataset) -> 
         np.testing.assert_array_equal(inputs.appearance[number].numpy(), expected)
         np.testing.assert_array_equal(inputs.motion[number].numpy(), sample.motion)
         words = len(sample.text)
-        assert inputs.text_mask[number].tolist() == [place < words for place in range(inputs.text.shape[1])]
+        assert inputs.text_mask[number].tolist() == [
+            place < words for place in range(inputs.text.shape[1])
+        ]
         np.testing.assert_array_equal(inputs.text[number, :words].numpy(), sample.text)
         assert not inputs.text[number, words:].any()
 
 
-def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(features: GroundingDataset) -> None:
+def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(
+    features: GroundingDataset,
+) -> None:
     """Whole pictures on 3×5 and 6×4 cells, in a batch on 6×5: half of the rows, and four fifths of the columns."""
     sample = features.load_sample(features.queries[0])
     maps = [np.ones((CLIPS, *shape, 5), np.float16) for shape in ((3, 5), (6, 4))]
-    inputs = collate([replace(sample, motion=motion, square=np.array([0, 0, 1, 1], np.float32)) for motion in maps])
+    inputs = collate(
+        [
+            replace(sample, motion=motion, square=np.array([0, 0, 1, 1], np.float32))
+            for motion in maps
+        ]
+    )
     assert inputs.motion.shape == (2, CLIPS, 6, 5, 5)
     torch.testing.assert_close(inputs.square, torch.tensor([[0, 0, 1, 1 / 2], [0, 0, 4 / 5, 1]]))
     for motion, (_, _, right, bottom) in zip(inputs.motion, inputs.square.tolist(), strict=True):
@@ -62,7 +71,9 @@ def test_so_it_is_in_padded_squares(features: GroundingDataset) -> None:
     sample = features.load_sample(features.queries[2])
     larger = replace(sample, motion=np.ones((CLIPS, 8, 8, 5), np.float16))
     squares = collate([sample, larger]).square
-    torch.testing.assert_close(squares, torch.tensor([[7 / 64, 0, 25 / 64, 1 / 2], [14 / 64, 0, 50 / 64, 1]]))
+    torch.testing.assert_close(
+        squares, torch.tensor([[7 / 64, 0, 25 / 64, 1 / 2], [14 / 64, 0, 50 / 64, 1]])
+    )
 
 
 def test_features_stay_in_half_precision(features: GroundingDataset) -> None:
@@ -90,23 +101,31 @@ def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -
     inputs = collate(samples)
     assert inputs.video is not None
     assert inputs.video.tolist() == [0, 1, 0, 2]
-    assert {len(own) for own in (inputs.appearance, inputs.map_size, inputs.motion, inputs.square)} == {3}
+    assert {
+        len(own) for own in (inputs.appearance, inputs.map_size, inputs.motion, inputs.square)
+    } == {3}
     assert {len(own) for own in (inputs.frame_tau, inputs.text, inputs.text_mask)} == {4}
     apart = collate([replace(sample, appearance=np.array(sample.appearance)) for sample in samples])
     assert apart.video is None
     for name in ("appearance", "map_size", "motion", "square"):
-        assert torch.equal(inputs.by_query(getattr(inputs, name)), apart.by_query(getattr(apart, name)))
+        assert torch.equal(
+            inputs.by_query(getattr(inputs, name)), apart.by_query(getattr(apart, name))
+        )
 
 
 def test_other_frames_of_a_video_are_another_look(features: GroundingDataset) -> None:
     query = features.queries[0]
-    inputs = collate([features.load_sample(query, np.arange(first, first + FRAMES)) for first in (0, 2, 0)])
+    inputs = collate(
+        [features.load_sample(query, np.arange(first, first + FRAMES)) for first in (0, 2, 0)]
+    )
     assert inputs.video is not None
     assert inputs.video.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("numbers", [(0,), (0, 3, 6), (0, 2, 5)])
-def test_what_is_padded_on_the_device_is_what_is_padded_before(features: GroundingDataset, numbers: tuple[int, ...]) -> None:
+def test_what_is_padded_on_the_device_is_what_is_padded_before(
+    features: GroundingDataset, numbers: tuple[int, ...]
+) -> None:
     """Maps of one size, and of two; two queries about one video."""
     samples = [features.load_sample(features.queries[number]) for number in numbers]
     assert_same(to_device(collate(samples, defer=True), CPU), collate(samples))
@@ -115,17 +134,24 @@ def test_what_is_padded_on_the_device_is_what_is_padded_before(features: Groundi
 def test_what_is_apart_is_not_copied_before_it_moves(features: GroundingDataset) -> None:
     samples = [features.load_sample(features.queries[number]) for number in (0, 1)]
     waiting = collate(samples, defer=True)
-    assert [id(own) for own in waiting.appearance.arrays] == [id(sample.appearance) for sample in samples]  # type: ignore[attr-defined]
+    assert [id(own) for own in waiting.appearance.arrays] == [
+        id(sample.appearance) for sample in samples
+    ]  # type: ignore[attr-defined]
     assert [id(own) for own in waiting.motion.arrays] == [id(sample.motion) for sample in samples]  # type: ignore[attr-defined]
 
 
 def test_mirrored_pictures_are_padded_on_the_device_too(features: GroundingDataset) -> None:
     """What a view gives need not lie in memory as it is counted."""
-    samples = [replace(sample, appearance=sample.appearance[:, :, ::-1]) for sample in map(features.load_sample, features.queries[:2])]
+    samples = [
+        replace(sample, appearance=sample.appearance[:, :, ::-1])
+        for sample in map(features.load_sample, features.queries[:2])
+    ]
     assert_same(to_device(collate(samples, defer=True), CPU), collate(samples))
 
 
 def test_what_is_not_to_be_shared_is_there_for_each(features: GroundingDataset) -> None:
-    inputs = collate([features.load_sample(features.queries[number]) for number in (0, 3)], deduplicate=False)
+    inputs = collate(
+        [features.load_sample(features.queries[number]) for number in (0, 3)], deduplicate=False
+    )
     assert inputs.video is None
     assert torch.equal(*inputs.appearance)

@@ -19,7 +19,7 @@ from grounding.data.sources import FeatureSource
 from grounding.inference.segment_prediction import Look
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Truth
-from pipeline.sampling import sample_bin_centers, compute_pool_bins
+from pipeline.sampling import compute_pool_bins, sample_bin_centers
 from pipeline.store import Store
 from pipeline.tracks import Tracks
 
@@ -46,9 +46,16 @@ def test_queries_without_features_are_named(make_store: Maker) -> None:
     assert {query.id for query in features.queries} == {f"train-{n}" for n in (2, 3, 5, 6)}
 
 
-@pytest.mark.parametrize(("split", "without"), [("test", ()), ("train", ("appearance/v0", "appearance/v1", "motion/v2"))])
-def test_a_split_without_features_is_refused(make_store: Maker, split: str, without: tuple[str, ...]) -> None:
-    with pytest.raises(StoreError, match=rf"has no features for any query of split '{split}': run stvg-extract, or look into failures"):
+@pytest.mark.parametrize(
+    ("split", "without"), [("test", ()), ("train", ("appearance/v0", "appearance/v1", "motion/v2"))]
+)
+def test_a_split_without_features_is_refused(
+    make_store: Maker, split: str, without: tuple[str, ...]
+) -> None:
+    with pytest.raises(
+        StoreError,
+        match=rf"has no features for any query of split '{split}': run stvg-extract, or look into failures",
+    ):
         GroundingDataset.from_store(make_store(without=without), split, FRAMES, CLIPS)
 
 
@@ -62,8 +69,12 @@ def test_a_sample_takes_the_frames_at_bin_centres(features: GroundingDataset) ->
     """Twenty stored frames 0, 5 … 95 by four: places ⌊(k + ½)·5⌋ = 2, 7, 12, 17, frames 10, 35, 60, 85."""
     sample = features.load_sample(features.queries[0])
     assert sample.frame_indices.tolist() == [10, 35, 60, 85]
-    np.testing.assert_allclose(sample.frame_positions, np.array([10.5, 35.5, 60.5, 85.5]) / 100, rtol=1e-6)
-    np.testing.assert_array_equal(sample.appearance, features.appearance.read("v0", np.array([2, 7, 12, 17])))
+    np.testing.assert_allclose(
+        sample.frame_positions, np.array([10.5, 35.5, 60.5, 85.5]) / 100, rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        sample.appearance, features.appearance.read("v0", np.array([2, 7, 12, 17]))
+    )
 
 
 def test_a_sample_stays_in_its_segment(make_store: Maker, query_of: QueryMaker) -> None:
@@ -78,7 +89,9 @@ def test_a_sample_stays_in_its_segment(make_store: Maker, query_of: QueryMaker) 
     np.testing.assert_array_equal(sample.motion, expected)
 
 
-def test_a_segment_between_stored_frames_takes_the_nearest(make_store: Maker, query_of: QueryMaker) -> None:
+def test_a_segment_between_stored_frames_takes_the_nearest(
+    make_store: Maker, query_of: QueryMaker
+) -> None:
     query = query_of(0, "train", segment=(36, 39), truth=Truth(span=(36, 38), track="v0"))
     features = GroundingDataset.from_store(make_store([query]), "train", 3, 2)
     sample = features.load_sample(query)
@@ -92,7 +105,9 @@ def test_motion_is_the_mean_of_equal_bins(store: Path, clips: int) -> None:
     """Ten stored clips brought to fewer, as many, more; summed in float32, to the bit."""
     features = GroundingDataset.from_store(store, "train", FRAMES, clips)
     stored = features.motion.read("v0").astype(np.float32)
-    expected = np.stack([stored[begin:end].mean(0) for begin, end in compute_pool_bins(10, clips)]).astype(np.float16)
+    expected = np.stack(
+        [stored[begin:end].mean(0) for begin, end in compute_pool_bins(10, clips)]
+    ).astype(np.float16)
     np.testing.assert_array_equal(features.load_sample(features.queries[0]).motion, expected)
 
 
@@ -105,7 +120,9 @@ def framewise(store: Path) -> GroundingDataset:
 def test_without_clips_each_frame_has_the_motion_nearest_to_it(framewise: GroundingDataset) -> None:
     """Frames 10, 35, 60, 85: the earlier one of clips 5 and 15, clip 35, the earlier one of 55 and 65, clip 85."""
     sample = framewise.load_sample(framewise.queries[0])
-    np.testing.assert_array_equal(sample.motion, framewise.motion.read("v0", np.array([0, 3, 5, 8])))
+    np.testing.assert_array_equal(
+        sample.motion, framewise.motion.read("v0", np.array([0, 3, 5, 8]))
+    )
 
 
 def test_motion_sparser_than_the_frames_is_repeated(store: Path) -> None:
@@ -116,7 +133,9 @@ def test_motion_sparser_than_the_frames_is_repeated(store: Path) -> None:
     np.testing.assert_array_equal(features.load_sample(features.queries[0]).motion, expected)
 
 
-def test_motion_denser_than_the_frames_is_that_of_the_frames(store: Path, query_of: QueryMaker, tracks: Tracks) -> None:
+def test_motion_denser_than_the_frames_is_that_of_the_frames(
+    store: Path, query_of: QueryMaker, tracks: Tracks
+) -> None:
     """Motion of every frame, each row full of its frame's number."""
 
     class EveryFrame:
@@ -137,7 +156,9 @@ def test_motion_denser_than_the_frames_is_that_of_the_frames(store: Path, query_
 
     opened = Store(store)
     query = query_of(0, "train", segment=(20, 60))
-    features = GroundingDataset([query], tracks, opened.open("appearance"), EveryFrame(), opened.open("text"), FRAMES, None)
+    features = GroundingDataset(
+        [query], tracks, opened.open("appearance"), EveryFrame(), opened.open("text"), FRAMES, None
+    )
     sample = features.load_sample(query)
     assert sample.motion.shape == (FRAMES, 2, 3, 1)
     assert sample.motion[:, 0, 0, 0].tolist() == sample.frame_indices.tolist() == [25, 35, 45, 55]
@@ -145,7 +166,9 @@ def test_motion_denser_than_the_frames_is_that_of_the_frames(store: Path, query_
 
 def test_motion_at_frames_stays_in_the_segment(make_store: Maker, query_of: QueryMaker) -> None:
     """Segment [20, 60): frames 20, 25 … 55; frame 20 takes the clip at 25, for that at 15, as near, is outside."""
-    features = GroundingDataset.from_store(make_store([query_of(0, "train", segment=(20, 60))]), "train", 8, None)
+    features = GroundingDataset.from_store(
+        make_store([query_of(0, "train", segment=(20, 60))]), "train", 8, None
+    )
     expected = features.motion.read("v0", np.array([2, 2, 2, 3, 3, 4, 4, 5]))
     np.testing.assert_array_equal(features.load_sample(features.queries[0]).motion, expected)
 
@@ -159,14 +182,20 @@ def test_motion_of_the_same_rows_is_that_of_the_same_frames(store: Path) -> None
         assert sample.picture_in_square.tolist() == [0, 0, 1, 1]
 
 
-def test_motion_that_is_not_of_the_square_is_of_the_whole_picture(store: Path, tracks: Tracks, features: GroundingDataset) -> None:
+def test_motion_that_is_not_of_the_square_is_of_the_whole_picture(
+    store: Path, tracks: Tracks, features: GroundingDataset
+) -> None:
     products = features.appearance, features.motion, features.text
     for squared, expected in ((True, [14 / 64, 0, 50 / 64, 1]), (False, [0, 0, 1, 1])):
-        own = GroundingDataset(features.queries, tracks, *products, FRAMES, None, motion_in_square=squared)
+        own = GroundingDataset(
+            features.queries, tracks, *products, FRAMES, None, motion_in_square=squared
+        )
         assert own.load_sample(own.queries[2]).picture_in_square.tolist() == expected
 
 
-def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(framewise: GroundingDataset) -> None:
+def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(
+    framewise: GroundingDataset,
+) -> None:
     targets = framewise.targets(framewise.load_sample(framewise.queries[0]))
     assert targets.frames.tolist() == targets.clips.tolist() == [[0, 1, 0, 0]]
     assert targets.boxed.tolist() == targets.clip_boxed.tolist() == [[False, True, False, False]]
@@ -177,7 +206,11 @@ def test_what_a_query_takes_in_memory_without_clips(framewise: GroundingDataset)
     """Of float16, four maps of 4×7 cells and 6 channels, and of 4×4 cells and 5 channels."""
     query = framewise.queries[0]
     sample = framewise.load_sample(query)
-    assert framewise.nbytes(query) == sample.appearance.nbytes + sample.motion.nbytes == 2 * 4 * (28 * 6 + 16 * 5)
+    assert (
+        framewise.nbytes(query)
+        == sample.appearance.nbytes + sample.motion.nbytes
+        == 2 * 4 * (28 * 6 + 16 * 5)
+    )
 
 
 def test_what_a_query_takes_in_memory(features: GroundingDataset) -> None:
@@ -188,20 +221,30 @@ def test_what_a_query_takes_in_memory(features: GroundingDataset) -> None:
 
 
 def test_a_sample_knows_where_its_picture_lies_in_the_square(features: GroundingDataset) -> None:
-    wide, tall = (features.load_sample(features.queries[number]).picture_in_square for number in (0, 2))
+    wide, tall = (
+        features.load_sample(features.queries[number]).picture_in_square for number in (0, 2)
+    )
     np.testing.assert_allclose(wide, [0, 14 / 64, 1, 50 / 64])
     np.testing.assert_allclose(tall, [14 / 64, 0, 50 / 64, 1])
 
 
-def test_passes_see_every_stored_frame_of_the_segment(make_store: Maker, query_of: QueryMaker) -> None:
+def test_passes_see_every_stored_frame_of_the_segment(
+    make_store: Maker, query_of: QueryMaker
+) -> None:
     query = query_of(0, "train", segment=(3, 98))
     features = GroundingDataset.from_store(make_store([query]), "train", 6, CLIPS)
     passes = [features.load_sample(query, rows) for rows in Look(query, features).passes]
     assert {len(sample.frame_indices) for sample in passes} == {6}
-    assert set(np.concatenate([sample.frame_indices for sample in passes]).tolist()) == set(range(5, 98, 5))
+    assert set(np.concatenate([sample.frame_indices for sample in passes]).tolist()) == set(
+        range(5, 98, 5)
+    )
     for sample in passes:
-        np.testing.assert_array_equal(sample.appearance, features.appearance.read("v0", sample.frame_indices // 5))
-        np.testing.assert_allclose(sample.frame_positions, (sample.frame_indices + 0.5 - 3) / 95, rtol=1e-6)
+        np.testing.assert_array_equal(
+            sample.appearance, features.appearance.read("v0", sample.frame_indices // 5)
+        )
+        np.testing.assert_allclose(
+            sample.frame_positions, (sample.frame_indices + 0.5 - 3) / 95, rtol=1e-6
+        )
 
 
 def test_what_is_true_of_a_sample(features: GroundingDataset) -> None:
@@ -210,24 +253,34 @@ def test_what_is_true_of_a_sample(features: GroundingDataset) -> None:
     torch.testing.assert_close(targets.span, torch.tensor([[0.3, 0.6]]))
     assert targets.frames.tolist() == [[0, 1, 0, 0]]
     assert targets.boxed.tolist() == [[False, True, False, False]]
-    torch.testing.assert_close(targets.boxes[0, 1], torch.tensor([13.5 / 64, 18.5 / 36, 10 / 64, 20 / 36]))
+    torch.testing.assert_close(
+        targets.boxes[0, 1], torch.tensor([13.5 / 64, 18.5 / 36, 10 / 64, 20 / 36])
+    )
     # five clips of .2: [.2, .4) is half covered, [.4, .6) wholly; their middles are frames 10, 30, 50, 70, 90
     assert targets.clips.tolist() == [[0, 1, 1, 0, 0]]
     assert targets.clip_boxed.tolist() == [[False, True, True, False, False]]
-    torch.testing.assert_close(targets.clip_boxes[0, 2], torch.tensor([15 / 64, 20 / 36, 10 / 64, 20 / 36]))
+    torch.testing.assert_close(
+        targets.clip_boxes[0, 2], torch.tensor([15 / 64, 20 / 36, 10 / 64, 20 / 36])
+    )
 
 
-def test_frames_where_the_object_has_no_box_are_not_boxed(make_store: Maker, query_of: QueryMaker) -> None:
+def test_frames_where_the_object_has_no_box_are_not_boxed(
+    make_store: Maker, query_of: QueryMaker
+) -> None:
     """The track holds frames [20, 80); the span [0, 100) reaches beyond."""
     query = query_of(0, "train", truth=Truth(span=(0, 100), track="v0"))
-    targets = (features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)).targets(features.load_sample(query))
+    targets = (
+        features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
+    ).targets(features.load_sample(query))
     assert targets.boxed.tolist() == [[False, True, True, False]]
     assert targets.frames.tolist() == [[1, 1, 1, 1]]
 
 
 def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, query_of: QueryMaker) -> None:
     query = query_of(0, "train", truth=Truth(span=(30, 60)))
-    targets = (features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)).targets(features.load_sample(query))
+    targets = (
+        features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
+    ).targets(features.load_sample(query))
     assert not targets.boxed.any()
     assert not targets.clip_boxed.any()
     assert targets.frames.any()
@@ -236,11 +289,15 @@ def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, query_of: Qu
 def test_a_query_without_truth_cannot_teach(make_store: Maker, query_of: QueryMaker) -> None:
     query = query_of(0, "train", truth=None)
     features = GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
-    with pytest.raises(InputError, match="query train-0 has no truth to learn from: keep it out of split 'train'"):
+    with pytest.raises(
+        InputError, match="query train-0 has no truth to learn from: keep it out of split 'train'"
+    ):
         features.targets(features.load_sample(query))
 
 
-def test_any_product_with_the_reader_s_methods_will_do(store: Path, query_of: QueryMaker, tracks: Tracks) -> None:
+def test_any_product_with_the_reader_s_methods_will_do(
+    store: Path, query_of: QueryMaker, tracks: Tracks
+) -> None:
     """Features just made, never stored (`stvg-predict`), give the same sample."""
 
     class InMemory:
@@ -257,7 +314,9 @@ def test_any_product_with_the_reader_s_methods_will_do(store: Path, query_of: Qu
     products: list[FeatureSource] = [InMemory(name) for name in ("appearance", "motion", "text")]
     ours = GroundingDataset([query], tracks, *products, num_frames=FRAMES, num_clips=CLIPS)
     theirs = GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
-    np.testing.assert_array_equal(ours.load_sample(query).appearance, theirs.load_sample(query).appearance)
+    np.testing.assert_array_equal(
+        ours.load_sample(query).appearance, theirs.load_sample(query).appearance
+    )
     np.testing.assert_array_equal(ours.load_sample(query).motion, theirs.load_sample(query).motion)
 
 
@@ -306,4 +365,7 @@ def test_bins_and_rows_agree(features: GroundingDataset) -> None:
     query = features.queries[0]
     chosen = features.load_sample(query, np.array([3, 3, 0, 19]))
     assert chosen.frame_indices.tolist() == [15, 15, 0, 95]
-    assert features.load_sample(query).frame_indices.tolist() == (sample_bin_centers(20, FRAMES) * 5).tolist()
+    assert (
+        features.load_sample(query).frame_indices.tolist()
+        == (sample_bin_centers(20, FRAMES) * 5).tolist()
+    )

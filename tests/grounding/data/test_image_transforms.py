@@ -33,7 +33,10 @@ def red(picture: np.ndarray) -> np.ndarray:
 def draws(count: int, **config: float) -> list[ImageTransform]:
     random = np.random.default_rng(1)
     settings = AugmentConfig.model_validate(config)
-    return [choose_image_transform(settings, (ROWS, COLUMNS), np.array(BOX), bool(number % 2), random) for number in range(count)]
+    return [
+        choose_image_transform(settings, (ROWS, COLUMNS), np.array(BOX), bool(number % 2), random)
+        for number in range(count)
+    ]
 
 
 def test_the_box_bounds_what_it_bounded(pictures: np.ndarray) -> None:
@@ -53,13 +56,19 @@ def test_the_box_bounds_what_it_bounded(pictures: np.ndarray) -> None:
 def test_a_mirrored_picture_is_the_picture_in_a_mirror(pictures: np.ndarray) -> None:
     view = ImageTransform((0, 0, COLUMNS, ROWS), (ROWS, COLUMNS), True)
     np.testing.assert_array_equal(view.apply_to_array(pictures), pictures[:, :, ::-1])
-    np.testing.assert_allclose(view.apply_to_boxes(np.array([[0.2, 0.3, 0.1, 0.2]]), (ROWS, COLUMNS)), [[0.8, 0.3, 0.1, 0.2]])
+    np.testing.assert_allclose(
+        view.apply_to_boxes(np.array([[0.2, 0.3, 0.1, 0.2]]), (ROWS, COLUMNS)),
+        [[0.8, 0.3, 0.1, 0.2]],
+    )
 
 
 def test_arrays_and_tensors_are_seen_alike(pictures: np.ndarray) -> None:
     """Pillow and torch round a grey level apart."""
     for view in draws(20, smallest=0.5, crop=0.8, least=0.3):
-        ours, theirs = view.apply_to_array(pictures), view.apply_to_tensor(torch.from_numpy(pictures)).numpy()
+        ours, theirs = (
+            view.apply_to_array(pictures),
+            view.apply_to_tensor(torch.from_numpy(pictures)).numpy(),
+        )
         assert theirs.dtype == np.uint8
         assert np.abs(ours.astype(int) - theirs).max() <= 1
 
@@ -79,12 +88,16 @@ def test_a_part_holds_what_it_must_and_as_much_as_is_asked() -> None:
 @pytest.mark.parametrize("size", [(320, 568), (320, 576), (160, 576), (568, 320), (33, 57)])
 def test_where_nothing_is_drawn_pictures_stay_as_they_are(size: tuple[int, int]) -> None:
     """Long ones too, whose shorter side is less than it would be."""
-    view = choose_image_transform(AugmentConfig(), size, np.array([1, 1, 5, 5]), False, np.random.default_rng(0))
+    view = choose_image_transform(
+        AugmentConfig(), size, np.array([1, 1, 5, 5]), False, np.random.default_rng(0)
+    )
     assert view == ImageTransform((0, 0, size[1], size[0]), size, False)
 
 
 def test_without_boxes_nothing_is_cut_off() -> None:
-    view = choose_image_transform(AugmentConfig(crop_probability=1), (ROWS, COLUMNS), None, False, np.random.default_rng(0))
+    view = choose_image_transform(
+        AugmentConfig(crop_probability=1), (ROWS, COLUMNS), None, False, np.random.default_rng(0)
+    )
     assert view.crop == (0, 0, COLUMNS, ROWS)
 
 

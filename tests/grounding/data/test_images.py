@@ -42,7 +42,9 @@ def at_once(pictured: Path) -> GroundingDataset:
 
 
 @pytest.fixture
-def late(pictured: Path, at_once: GroundingDataset, monkeypatch: pytest.MonkeyPatch) -> GroundingDataset:
+def late(
+    pictured: Path, at_once: GroundingDataset, monkeypatch: pytest.MonkeyPatch
+) -> GroundingDataset:
     """Pictures that wait to be decoded, as for a GPU."""
     monkeypatch.setattr(grounding.data.dataset, "decodes", lambda device: True)
     return features_of(pictured)
@@ -62,7 +64,9 @@ def test_pictures_are_what_pillow_decodes(pictured: Path, pictures: ImageSource)
     np.testing.assert_array_equal(pictures.read("v0")[wanted], found)
 
 
-def test_only_the_pages_of_the_frames_wanted_are_read(pictured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_pages_of_the_frames_wanted_are_read(
+    pictured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     product, read = Store(pictured).open("frames"), []
     pictures = ImageSource.from_store(product)
     inner = product.read
@@ -79,7 +83,9 @@ def test_jpegs_that_wait_are_the_pictures(pictures: ImageSource) -> None:
     assert waiting.shape == (4, 36, 64, 3)
     assert len(waiting.images) == 3
     assert waiting.nbytes < pictures.read("v0", rows).nbytes
-    np.testing.assert_array_equal(EncodedImageBatch([waiting]).to(CPU)[0].numpy(), pictures.read("v0", rows))
+    np.testing.assert_array_equal(
+        EncodedImageBatch([waiting]).to(CPU)[0].numpy(), pictures.read("v0", rows)
+    )
 
 
 def test_a_batch_that_waits_is_the_batch(at_once: GroundingDataset, late: GroundingDataset) -> None:
@@ -87,7 +93,10 @@ def test_a_batch_that_waits_is_the_batch(at_once: GroundingDataset, late: Ground
     chosen = late.queries[:3]
     waiting = collate([late.load_sample(query) for query in chosen])
     assert isinstance(waiting.appearance, EncodedImageBatch)
-    expected, found = collate([at_once.load_sample(query) for query in chosen]), to_device(waiting, CPU)
+    expected, found = (
+        collate([at_once.load_sample(query) for query in chosen]),
+        to_device(waiting, CPU),
+    )
     assert isinstance(expected.appearance, torch.Tensor)
     assert torch.equal(found.appearance, expected.appearance)
     assert torch.equal(found.map_size, expected.map_size)
@@ -96,11 +105,20 @@ def test_a_batch_that_waits_is_the_batch(at_once: GroundingDataset, late: Ground
 
 def test_a_view_of_what_waits_is_the_view_of_the_pictures(pictures: ImageSource) -> None:
     rows = np.array([5, 9])
-    view = choose_image_transform(AugmentConfig(min_scale=0.5, crop_probability=1), (36, 64), np.array([5, 5, 20, 30]), True, np.random.default_rng(3))
+    view = choose_image_transform(
+        AugmentConfig(min_scale=0.5, crop_probability=1),
+        (36, 64),
+        np.array([5, 5, 20, 30]),
+        True,
+        np.random.default_rng(3),
+    )
     seen = pictures.read_encoded("v0", rows).with_transform(view)
     assert seen.shape == (2, *view.size, 3)
     assert view.size != (36, 64)
-    found, expected = EncodedImageBatch([seen]).to(CPU)[0].numpy(), view.apply_to_array(pictures.read("v0", rows))
+    found, expected = (
+        EncodedImageBatch([seen]).to(CPU)[0].numpy(),
+        view.apply_to_array(pictures.read("v0", rows)),
+    )
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
@@ -116,7 +134,9 @@ def test_a_cpu_decodes_what_it_reads(at_once: GroundingDataset) -> None:
     assert isinstance(at_once.load_sample(at_once.queries[0]).appearance, np.ndarray)
 
 
-def test_a_gpu_without_a_decoder_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gpu_without_a_decoder_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuse(jpegs: object, device: torch.device) -> None:
         raise RuntimeError("compiled without nvJPEG\nsomewhere")
 
@@ -126,15 +146,25 @@ def test_a_gpu_without_a_decoder_is_named_once(monkeypatch: pytest.MonkeyPatch, 
         assert [can_decode_jpegs(torch.device("cuda")) for _ in range(3)] == [False] * 3
     can_decode_jpegs.cache_clear()
     (said,) = caplog.messages
-    assert said == "pictures are decoded on the CPU, for torchvision cannot on cuda: compiled without nvJPEG"
+    assert (
+        said
+        == "pictures are decoded on the CPU, for torchvision cannot on cuda: compiled without nvJPEG"
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_a_gpu_s_pictures_are_the_cpu_s_to_a_few_grey_levels(pictured: Path, pictures: ImageSource) -> None:
+def test_a_gpu_s_pictures_are_the_cpu_s_to_a_few_grey_levels(
+    pictured: Path, pictures: ImageSource
+) -> None:
     device = torch.device("cuda")
     assert can_decode_jpegs(device)
     rows = np.arange(20)
-    found = EncodedImageBatch([pictures.read_encoded("v0", rows), pictures.read_encoded("v2", rows)]).to(device).cpu().numpy()
+    found = (
+        EncodedImageBatch([pictures.read_encoded("v0", rows), pictures.read_encoded("v2", rows)])
+        .to(device)
+        .cpu()
+        .numpy()
+    )
     for own, video in zip(found, ("v0", "v2"), strict=True):
         expected = pictures.read(video).astype(int)
         own = own[:, : expected.shape[1], : expected.shape[2]]
@@ -145,9 +175,16 @@ def test_a_gpu_s_pictures_are_the_cpu_s_to_a_few_grey_levels(pictured: Path, pic
 def test_a_loader_sends_what_a_gpu_decodes(pictured: Path) -> None:
     """Augmented too: the same views of the same pictures, and the same boxes to the bit."""
     device = torch.device("cuda")
-    near, far = (GroundingDataset.from_store(pictured, "train", 4, None, None, None, use_images=True, device=on) for on in (CPU, device))
+    near, far = (
+        GroundingDataset.from_store(
+            pictured, "train", 4, None, None, None, use_images=True, device=on
+        )
+        for on in (CPU, device)
+    )
     config = AugmentConfig(flip_probability=0.5, min_scale=0.5, crop_probability=0.5)
-    for step, (ours, theirs) in enumerate(zip(*(batches(own, on, config) for own, on in ((near, CPU), (far, device))), strict=True)):
+    for step, (ours, theirs) in enumerate(
+        zip(*(batches(own, on, config) for own, on in ((near, CPU), (far, device))), strict=True)
+    ):
         assert theirs.inputs.appearance.is_cuda, step
         apart = (ours.inputs.appearance.float() - theirs.inputs.appearance.cpu().float()).abs()
         assert apart.mean() < GREY_LEVELS

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from grounding.data.batch_sampler import BucketBatchSampler, shuffle_epoch, compute_steps_per_epoch
+from grounding.data.batch_sampler import BucketBatchSampler, compute_steps_per_epoch, shuffle_epoch
 from grounding.data.collate import collate, join_targets, to_device
 from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import CPU, Batch, Loader
@@ -29,16 +29,34 @@ Maker = Callable[..., Path]
 QueryMaker = Callable[..., Query]
 
 
-def plan_of(sources: list[int], sizes: list[tuple[int, int]] | None = None, batch: int = 4, memory: int = 1000, weight: int = 1) -> BucketBatchSampler:
+def plan_of(
+    sources: list[int],
+    sizes: list[tuple[int, int]] | None = None,
+    batch: int = 4,
+    memory: int = 1000,
+    weight: int = 1,
+) -> BucketBatchSampler:
     """A plan of queries that read `sources` of `weight` bytes each."""
     count = len(sources)
-    return BucketBatchSampler(np.array(sources), np.full(count, weight), np.array(sizes or [WIDE] * count), batch, SEED, memory)
+    return BucketBatchSampler(
+        np.array(sources),
+        np.full(count, weight),
+        np.array(sizes or [WIDE] * count),
+        batch,
+        SEED,
+        memory,
+    )
 
 
 def mixed() -> BucketBatchSampler:
     """Sixty videos of five queries; 35 are wide, 15 narrow, 9 tall, and one has a size of its own. Twelve fit into memory."""
     sizes = [WIDE] * 35 + [NARROW] * 15 + [TALL] * 9 + [(10, 10)]
-    return plan_of([source for source in range(60) for _ in range(5)], [size for size in sizes for _ in range(5)], 8, memory=16)
+    return plan_of(
+        [source for source in range(60) for _ in range(5)],
+        [size for size in sizes for _ in range(5)],
+        8,
+        memory=16,
+    )
 
 
 @pytest.fixture
@@ -46,7 +64,14 @@ def features(store: Path) -> GroundingDataset:
     return GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
 
 
-def loader(features: GroundingDataset, start: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1, batch: int = 4) -> Loader:
+def loader(
+    features: GroundingDataset,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    batch: int = 4,
+) -> Loader:
     return Loader(features, features.queries, batch, SEED, start, rank, world, accumulate)
 
 
@@ -62,11 +87,17 @@ def ids(steps: list[list[Batch]]) -> list[list[str]]:
 def assert_same(one: object, other: object) -> None:
     """Every tensor of two dataclasses, to the bit."""
     for field in fields(one):  # type: ignore[arg-type]
-        torch.testing.assert_close(getattr(one, field.name), getattr(other, field.name), rtol=0, atol=0)
+        torch.testing.assert_close(
+            getattr(one, field.name), getattr(other, field.name), rtol=0, atol=0
+        )
 
 
-@pytest.mark.parametrize(("count", "batch", "steps"), [(10, 5, 2), (10, 4, 2), (3, 8, 1), (8, 8, 1)])
-def test_an_epoch_is_as_many_steps_as_there_are_whole_batches(count: int, batch: int, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "batch", "steps"), [(10, 5, 2), (10, 4, 2), (3, 8, 1), (8, 8, 1)]
+)
+def test_an_epoch_is_as_many_steps_as_there_are_whole_batches(
+    count: int, batch: int, steps: int
+) -> None:
     assert compute_steps_per_epoch(count, batch) == steps
     assert len(plan_of([*range(count)], batch=batch).get_epoch_batches(0)) == steps
 
@@ -81,7 +112,13 @@ def test_an_epoch_sees_every_query_once(epoch: int) -> None:
 
 def test_what_sits_out_an_epoch_is_drawn_anew() -> None:
     """Also the only query whose map has its size is not the one that always does."""
-    out = [set(range(10)) - set(plan_of([*range(10)], [WIDE] * 9 + [TALL]).get_epoch_batches(epoch).flatten().tolist()) for epoch in range(200)]
+    out = [
+        set(range(10))
+        - set(
+            plan_of([*range(10)], [WIDE] * 9 + [TALL]).get_epoch_batches(epoch).flatten().tolist()
+        )
+        for epoch in range(200)
+    ]
     counts = Counter(number for left in out for number in left)
     assert all(20 <= counts[number] <= 60 for number in range(10))
 
@@ -89,22 +126,39 @@ def test_what_sits_out_an_epoch_is_drawn_anew() -> None:
 @pytest.mark.parametrize("sources", [[*range(30)], [number // 3 for number in range(30)]])
 def test_one_map_size_that_fits_into_memory_is_a_plain_permutation(sources: list[int]) -> None:
     for epoch in range(3):
-        np.testing.assert_array_equal(plan_of(sources).get_epoch_batches(epoch), shuffle_epoch(30, SEED, epoch)[:28].reshape(7, 4))
+        np.testing.assert_array_equal(
+            plan_of(sources).get_epoch_batches(epoch),
+            shuffle_epoch(30, SEED, epoch)[:28].reshape(7, 4),
+        )
 
 
 def test_one_query_per_video_is_a_plain_permutation_however_little_fits() -> None:
-    np.testing.assert_array_equal(plan_of([*range(30)], memory=5).get_epoch_batches(1), shuffle_epoch(30, SEED, 1)[:28].reshape(7, 4))
+    np.testing.assert_array_equal(
+        plan_of([*range(30)], memory=5).get_epoch_batches(1),
+        shuffle_epoch(30, SEED, 1)[:28].reshape(7, 4),
+    )
 
 
 @pytest.mark.parametrize("start", [1, 2, 36, 37, 38, 75])
 def test_batches_go_on_from_any_step(start: int) -> None:
     whole = np.array(list(islice(mixed().iterate_batches(0), 80)))
-    np.testing.assert_array_equal(list(islice(mixed().iterate_batches(start), 80 - start)), whole[start:])
+    np.testing.assert_array_equal(
+        list(islice(mixed().iterate_batches(start), 80 - start)), whole[start:]
+    )
 
 
 def test_the_order_depends_on_seed_and_epoch_only() -> None:
     assert shuffle_epoch(20, 1, 2).tolist() == shuffle_epoch(20, 1, 2).tolist()
-    assert len({tuple(shuffle_epoch(20, seed, epoch).tolist()) for seed in range(3) for epoch in range(3)}) == 9
+    assert (
+        len(
+            {
+                tuple(shuffle_epoch(20, seed, epoch).tolist())
+                for seed in range(3)
+                for epoch in range(3)
+            }
+        )
+        == 9
+    )
 
 
 def test_maps_of_one_size_go_together() -> None:
@@ -117,7 +171,9 @@ def test_maps_of_one_size_go_together() -> None:
 
     plain = shuffle_epoch(300, SEED, 0)[:296].reshape(37, 8)
     assert padded(mixed().get_epoch_batches(0)) < 1.05 < 1.4 < padded(plain)
-    assert sum(len(np.unique(sizes[batch], axis=0)) > 1 for batch in mixed().get_epoch_batches(0)) <= 4
+    assert (
+        sum(len(np.unique(sizes[batch], axis=0)) > 1 for batch in mixed().get_epoch_batches(0)) <= 4
+    )
 
 
 def reads(plan: BucketBatchSampler, sources: np.ndarray, memory: int) -> float:
@@ -146,19 +202,34 @@ def test_one_read_serves_the_queries_of_a_video() -> None:
 
 def test_videos_larger_than_memory_are_still_mixed() -> None:
     sources = np.repeat(np.arange(50), 10)
-    assert np.mean([len(set(sources[batch])) for batch in plan_of(sources.tolist(), batch=8, memory=1).get_epoch_batches(0)]) > 5
+    assert (
+        np.mean(
+            [
+                len(set(sources[batch]))
+                for batch in plan_of(sources.tolist(), batch=8, memory=1).get_epoch_batches(0)
+            ]
+        )
+        > 5
+    )
 
 
 def test_videos_with_many_queries_come_no_earlier() -> None:
     """One video has 50 queries, 50 have one: where its window comes is even."""
     sources = [0] * 50 + [*range(1, 51)]
-    places = [np.mean(np.flatnonzero(plan_of(sources, memory=8).get_epoch_batches(epoch).flatten() < 50)) for epoch in range(200)]
+    places = [
+        np.mean(np.flatnonzero(plan_of(sources, memory=8).get_epoch_batches(epoch).flatten() < 50))
+        for epoch in range(200)
+    ]
     assert 40 < np.mean(places) < 60
 
 
 def test_batches_are_what_samples_give(features: GroundingDataset) -> None:
     for step, (parts, numbers) in enumerate(
-        zip(taken(loader(features), 5), BucketBatchSampler.from_dataset(features, features.queries, 4, SEED).iterate_batches(0), strict=False)
+        zip(
+            taken(loader(features), 5),
+            BucketBatchSampler.from_dataset(features, features.queries, 4, SEED).iterate_batches(0),
+            strict=False,
+        )
     ):
         samples = [features.load_sample(features.queries[number]) for number in numbers]
         (part,) = parts
@@ -168,14 +239,20 @@ def test_batches_are_what_samples_give(features: GroundingDataset) -> None:
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 4)])
-def test_all_parts_together_are_the_same_batch(features: GroundingDataset, world: int, accumulate: int) -> None:
+def test_all_parts_together_are_the_same_batch(
+    features: GroundingDataset, world: int, accumulate: int
+) -> None:
     whole = ids(taken(loader(features), 5))
     parts = [taken(loader(features, 0, rank, world, accumulate), 5) for rank in range(world)]
     for step, expected in enumerate(whole):
         own = [part[step] for part in parts]
         assert [len(accumulated) for accumulated in own] == [accumulate] * world
-        assert {len(batch.query_ids) for accumulated in own for batch in accumulated} == {4 // world // accumulate}
-        assert [name for accumulated in own for batch in accumulated for name in batch.query_ids] == expected
+        assert {len(batch.query_ids) for accumulated in own for batch in accumulated} == {
+            4 // world // accumulate
+        }
+        assert [
+            name for accumulated in own for batch in accumulated for name in batch.query_ids
+        ] == expected
 
 
 @pytest.mark.parametrize("start", [1, 3])
@@ -184,7 +261,10 @@ def test_a_loader_starts_anywhere(features: GroundingDataset, start: int) -> Non
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(features: GroundingDataset) -> None:
-    with pytest.raises(InputError, match="a batch of 4 queries cannot be cut into 3 processes × 1 accumulated parts: choose a batch that"):
+    with pytest.raises(
+        InputError,
+        match="a batch of 4 queries cannot be cut into 3 processes × 1 accumulated parts: choose a batch that",
+    ):
         loader(features, world=3)
     with pytest.raises(InputError, match="a batch of 8 queries cannot be cut into 1 processes × 3"):
         loader(features, accumulate=3, batch=100)
@@ -203,7 +283,9 @@ def test_no_thread_is_left(features: GroundingDataset, error: type[BaseException
     assert not [*threads()]
 
 
-def test_closing_waits_for_one_batch_at_most(features: GroundingDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_waits_for_one_batch_at_most(
+    features: GroundingDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[str] = []
     sample = features.load_sample
 
@@ -219,7 +301,9 @@ def test_closing_waits_for_one_batch_at_most(features: GroundingDataset, monkeyp
     assert len(made) - before <= 4
 
 
-def test_only_a_few_batches_are_made_ahead(features: GroundingDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_batches_are_made_ahead(
+    features: GroundingDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[str] = []
     sample = features.load_sample
     monkeypatch.setattr(features, "sample", lambda query: (made.append(query.id), sample(query))[1])
@@ -231,14 +315,21 @@ def test_only_a_few_batches_are_made_ahead(features: GroundingDataset, monkeypat
             assert len(made) <= 4 * (step + 2)
 
 
-def test_an_error_of_a_thread_is_raised_in_the_loop(make_store: Maker, query_of: QueryMaker) -> None:
+def test_an_error_of_a_thread_is_raised_in_the_loop(
+    make_store: Maker, query_of: QueryMaker
+) -> None:
     """The query without truth comes in the third batch; the two before it are whole."""
     queries = [query_of(number, "train") for number in range(12)]
     features = GroundingDataset.from_store(make_store(queries), "train", FRAMES, CLIPS)
-    bad = next(islice(BucketBatchSampler.from_dataset(features, queries, 4, SEED).iterate_batches(2), 1))[1]
+    bad = next(
+        islice(BucketBatchSampler.from_dataset(features, queries, 4, SEED).iterate_batches(2), 1)
+    )[1]
     features.queries[bad] = features.queries[bad].model_copy(update={"truth": None})
     seen = 0
-    with pytest.raises(InputError, match=f"query train-{bad} has no truth to learn from"), loader(features) as batches:  # noqa: PT012
+    with (
+        pytest.raises(InputError, match=f"query train-{bad} has no truth to learn from"),
+        loader(features) as batches,
+    ):
         for _ in batches:
             seen += 1
     assert seen == 2
@@ -252,21 +343,30 @@ def test_damage_is_raised_in_the_loop(make_store: Maker) -> None:
     damaged = bytearray(rows.read_bytes())
     damaged[:64] = bytes(64)
     rows.write_bytes(damaged)
-    with pytest.raises(StoreError, match=r"product 'motion'.*does not match its checksum"), loader(features) as batches:
+    with (
+        pytest.raises(StoreError, match=r"product 'motion'.*does not match its checksum"),
+        loader(features) as batches,
+    ):
         list(islice(batches, 2))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_batches_come_to_a_gpu_whole(features: GroundingDataset, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_come_to_a_gpu_whole(
+    features: GroundingDataset, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = torch.device("cuda")
-    monkeypatch.setattr(memory, "SMALL", 0)  # so that memory is used again while copies are under way
+    monkeypatch.setattr(
+        memory, "SMALL", 0
+    )  # so that memory is used again while copies are under way
     monkeypatch.setattr("grounding.data.dataset.CACHE_BYTES", 0)
     near = taken(loader(features, accumulate=2), 40)
     pinned = GroundingDataset.from_store(store, "train", FRAMES, CLIPS, device=device)
     far = taken(Loader(pinned, pinned.queries, 4, SEED, 0, accumulation_steps=2, device=device), 40)
     assert ids(near) == ids(far)
     for one, other in zip(chain(*near), chain(*far), strict=True):
-        assert {own.device.type for own in vars(other.inputs).values() if own is not None} == {"cuda"}
+        assert {own.device.type for own in vars(other.inputs).values() if own is not None} == {
+            "cuda"
+        }
         assert_same(one.inputs, to_device(other.inputs, CPU))
         assert_same(one.targets, to_device(other.targets, CPU))
     assert not [*threads()]

@@ -25,7 +25,10 @@ SMALL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "frames": 4,
 MODELS: dict[str, dict[str, Any]] = {
     "csdvl": {"model": {**SMALL, "clips": 4, "map_channels": 4, "map_kernel": 3, "map_layers": 1}},
     "cgstvg": {"model": {**SMALL, "stages": 2, "motion": "motion"}},
-    "costa": {"model": {**SMALL, "decoder_layers": 1, "trunk_width": 8}, "encoders": {"backbones": "tiny", "image": "tiny"}},
+    "costa": {
+        "model": {**SMALL, "decoder_layers": 1, "trunk_width": 8},
+        "encoders": {"backbones": "tiny", "image": "tiny"},
+    },
 }
 
 
@@ -41,7 +44,13 @@ def features(make_store: StoreMaker) -> GroundingDataset:
 
 
 def taken(
-    features: GroundingDataset, share: float, steps: int = 40, start: int = 0, rank: int = 0, world: int = 1, flipped: bool = False
+    features: GroundingDataset,
+    share: float,
+    steps: int = 40,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    flipped: bool = False,
 ) -> list[Batch]:
     changes = [NegativeSentenceSampler(share, 3, features, features.queries, flipped)]
     with Loader(features, features.queries, 8, 3, start, rank, world, transforms=changes) as loader:
@@ -53,18 +62,32 @@ def words_of(batches: list[Batch]) -> dict[tuple[int, str], tuple[torch.Tensor, 
     return {
         (step, name): (words[mask], span)
         for step, batch in enumerate(batches)
-        for name, words, mask, span in zip(batch.query_ids, batch.inputs.text, batch.inputs.text_mask, batch.targets.span, strict=True)
+        for name, words, mask, span in zip(
+            batch.query_ids,
+            batch.inputs.text,
+            batch.inputs.text_mask,
+            batch.targets.span,
+            strict=True,
+        )
     }
 
 
-def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_true_of_it(features: GroundingDataset) -> None:
+def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_true_of_it(
+    features: GroundingDataset,
+) -> None:
     own = {query.id: query for query in features.queries}
-    texts = {query.id: torch.from_numpy(features.text_features(query)) for query in features.queries}
+    texts = {
+        query.id: torch.from_numpy(features.text_features(query)) for query in features.queries
+    }
     absent = 0
     for batch in taken(features, 0.25):
         for place, name in enumerate(batch.query_ids):
             words = batch.inputs.text[place][batch.inputs.text_mask[place]]
-            writers = {own[other].video for other, text in texts.items() if text.shape == words.shape and torch.equal(text, words)}
+            writers = {
+                own[other].video
+                for other, text in texts.items()
+                if text.shape == words.shape and torch.equal(text, words)
+            }
             truth = batch.targets
             held = (truth.boxed, truth.frames, truth.clips, truth.clip_boxed)
             if truth.span[place].any():
@@ -80,14 +103,21 @@ def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_t
 def test_every_epoch_draws_anew_and_alike(features: GroundingDataset) -> None:
     first, again = (words_of(taken(features, 0.5)) for _ in range(2))
     assert all(torch.equal(first[key][0], again[key][0]) for key in first)
-    of_one = {bool(span.any()) for (_, name), (_, span) in first.items() if name == features.queries[0].id}
+    of_one = {
+        bool(span.any()) for (_, name), (_, span) in first.items() if name == features.queries[0].id
+    }
     assert of_one == {True, False}
 
 
 def test_parts_are_as_the_whole_wherever_it_begins(features: GroundingDataset) -> None:
     whole = words_of(taken(features, 0.5, 4))
-    parts = words_of(taken(features, 0.5, 4, rank=0, world=2)) | words_of(taken(features, 0.5, 4, rank=1, world=2))
-    later = {(step + 2, name): found for (step, name), found in words_of(taken(features, 0.5, 2, start=2)).items()}
+    parts = words_of(taken(features, 0.5, 4, rank=0, world=2)) | words_of(
+        taken(features, 0.5, 4, rank=1, world=2)
+    )
+    later = {
+        (step + 2, name): found
+        for (step, name), found in words_of(taken(features, 0.5, 2, start=2)).items()
+    }
     assert parts.keys() == whole.keys()
     for found in (parts, later):
         for key, (words, span) in found.items():
@@ -101,16 +131,26 @@ def test_where_every_video_has_the_same_sentences_none_is_absent(make_store: Sto
 
 
 @pytest.mark.parametrize("flipped", [False, True])
-def test_what_a_mirror_makes_true_is_absent_only_where_nothing_is_mirrored(make_store: StoreMaker, flipped: bool) -> None:
+def test_what_a_mirror_makes_true_is_absent_only_where_nothing_is_mirrored(
+    make_store: StoreMaker, flipped: bool
+) -> None:
     texts = {"v0": "a dog runs to the left.", "v1": "a dog runs to the right.", "v2": "a tree"}
-    queries = [query.model_copy(update={"text": texts[query.video]}) for query in written("train", 8)]
+    queries = [
+        query.model_copy(update={"text": texts[query.video]}) for query in written("train", 8)
+    ]
     features = GroundingDataset.from_store(make_store(queries), "train", 6, 4)
     own = {query.id: query.video for query in features.queries}
-    words = {query.video: torch.from_numpy(features.text_features(query)) for query in features.queries}
+    words = {
+        query.video: torch.from_numpy(features.text_features(query)) for query in features.queries
+    }
     asked = set()
     for (_, name), (told, span) in words_of(taken(features, 0.9, flipped=flipped)).items():
         if not span.any():
-            asked |= {(own[name], video) for video, text in words.items() if text.shape == told.shape and torch.equal(text, told)}
+            asked |= {
+                (own[name], video)
+                for video, text in words.items()
+                if text.shape == told.shape and torch.equal(text, told)
+            }
     assert {("v0", "v2"), ("v1", "v2"), ("v2", "v0")} <= asked
     assert (("v0", "v1") in asked, ("v1", "v0") in asked) == (not flipped, not flipped)
 
@@ -136,17 +176,34 @@ def test_of_an_absent_event_no_frame_is_the_first(features: GroundingDataset) ->
 
 
 @pytest.mark.parametrize("system", MODELS)
-def test_of_batches_without_any_event_every_system_learns_when_alone(make_store: StoreMaker, tmp_path: Path, system: str) -> None:
+def test_of_batches_without_any_event_every_system_learns_when_alone(
+    make_store: StoreMaker, tmp_path: Path, system: str
+) -> None:
     """With every sentence absent boxes teach nothing; what says when does, and all numbers stay finite."""
-    store = make_store(written("train", 8) + written("val", 3), visual=("appearance", "motion", "frames"))
+    store = make_store(
+        written("train", 8) + written("val", 3), visual=("appearance", "motion", "frames")
+    )
     found = {}
     for share in (0.0, 1 - 1e-9):
-        values = {**MODELS[system], "absent": share, "device": "cpu", "batch": 4, "max_steps": 3, "log_every": 1}
-        config, run = validate(SYSTEMS[system].config_class, values, "test"), tmp_path / f"run{share}"
+        values = {
+            **MODELS[system],
+            "absent": share,
+            "device": "cpu",
+            "batch": 4,
+            "max_steps": 3,
+            "log_every": 1,
+        }
+        config, run = (
+            validate(SYSTEMS[system].config_class, values, "test"),
+            tmp_path / f"run{share}",
+        )
         prepare_run_dir(store, run, config)
         train(store, run, config)
         curves = run / "curves" / "plots" / "metrics" / "train"
-        found[share] = {path.stem: [float(line.split()[1]) for line in path.read_text().splitlines()[1:]] for path in curves.glob("*.tsv")}
+        found[share] = {
+            path.stem: [float(line.split()[1]) for line in path.read_text().splitlines()[1:]]
+            for path in curves.glob("*.tsv")
+        }
     told, untold = found.values()
     assert set(told) == set(untold)
     assert all(told["l1"])

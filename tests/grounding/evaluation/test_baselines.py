@@ -31,10 +31,25 @@ def make_split(count: int, seed: int, with_boxes: bool = True) -> tuple[list[Que
         frames = np.arange(begin, end)[generator.random(end - begin) < 0.9]
         left, top = generator.uniform(0, 80), generator.uniform(60, 100)
         if with_boxes:
-            tracks.add(f"t{number}", frames, np.tile([left, top, left + 60, top + 60], (len(frames), 1)))
+            tracks.add(
+                f"t{number}", frames, np.tile([left, top, left + 60, top + 60], (len(frames), 1))
+            )
         truth = Truth(span=(begin, end), track=f"t{number}" if with_boxes else None)
-        values = {"id": f"q{number}", "video": "v", "path": "v.mp4", "fps": 25.0, "frame_count": 300, "size": (320, 240)}
-        query = {**values, "segment": (first, first + length), "text": "x", "split": "train", "truth": truth}
+        values = {
+            "id": f"q{number}",
+            "video": "v",
+            "path": "v.mp4",
+            "fps": 25.0,
+            "frame_count": 300,
+            "size": (320, 240),
+        }
+        query = {
+            **values,
+            "segment": (first, first + length),
+            "text": "x",
+            "split": "train",
+            "truth": truth,
+        }
         queries.append(Query.model_validate(query))
     return queries, tracks
 
@@ -46,7 +61,9 @@ def m_v_iou(queries: list[Query], tracks: Tracks, predictions: list[Prediction])
 def test_the_search_agrees_with_the_metrics() -> None:
     queries, tracks = make_split(12, seed=0)
     constant = choose_constant(queries, tracks)
-    assert m_v_iou(queries, tracks, constant_predictions(constant, queries)) == pytest.approx(constant.train_score)
+    assert m_v_iou(queries, tracks, constant_predictions(constant, queries)) == pytest.approx(
+        constant.train_score
+    )
 
 
 def test_no_other_candidate_is_better() -> None:
@@ -58,7 +75,10 @@ def test_no_other_candidate_is_better() -> None:
         span = spans[generator.integers(len(spans))]
         box = tuple(boxes[generator.integers(len(boxes))].tolist())
         other = type(best)(span_tau=span, box=box, train_score=0.0)
-        assert m_v_iou(queries, tracks, constant_predictions(other, queries)) <= best.train_score + 1e-9
+        assert (
+            m_v_iou(queries, tracks, constant_predictions(other, queries))
+            <= best.train_score + 1e-9
+        )
 
 
 def test_it_beats_random_on_queries_it_never_saw() -> None:

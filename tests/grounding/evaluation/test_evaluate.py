@@ -23,15 +23,31 @@ def make_index(split: str, count: int, track: bool = True) -> tuple[list[Query],
     tracks = Tracks()
     queries = []
     for number in range(count):
-        tracks.add(f"{split}{number}", np.arange(30, 60), np.tile([10.0, 10.0, 50.0, 50.0], (30, 1)))
+        tracks.add(
+            f"{split}{number}", np.arange(30, 60), np.tile([10.0, 10.0, 50.0, 50.0], (30, 1))
+        )
         truth = Truth(span=(30, 60), track=f"{split}{number}" if track else None)
-        values = {"id": f"{split}-{number}", "video": "v", "path": "v.mp4", "fps": 25.0, "frame_count": 100, "size": (100, 100)}
-        queries.append(Query.model_validate({**values, "segment": (0, 100), "text": "x", "split": split, "truth": truth}))
+        values = {
+            "id": f"{split}-{number}",
+            "video": "v",
+            "path": "v.mp4",
+            "fps": 25.0,
+            "frame_count": 100,
+            "size": (100, 100),
+        }
+        queries.append(
+            Query.model_validate(
+                {**values, "segment": (0, 100), "text": "x", "split": split, "truth": truth}
+            )
+        )
     return queries, tracks
 
 
 def answers(queries: list[Query]) -> list[Prediction]:
-    return [Prediction(id=query.id, span=(30, 60), score=1.0, boxes=[(30, 10, 10, 50, 50)]) for query in queries]
+    return [
+        Prediction(id=query.id, span=(30, 60), score=1.0, boxes=[(30, 10, 10, 50, 50)])
+        for query in queries
+    ]
 
 
 def judged(
@@ -53,7 +69,9 @@ def test_metrics_have_both_baselines_beside_them() -> None:
 
 def test_without_a_train_split_there_is_no_constant() -> None:
     queries, tracks = make_index("test", 2)
-    assert not [key for key in judged(queries, tracks, answers(queries))[1] if key.startswith("baseline_")]
+    assert not [
+        key for key in judged(queries, tracks, answers(queries))[1] if key.startswith("baseline_")
+    ]
 
 
 def test_results_go_to_their_files_test_first(tmp_path: Path) -> None:
@@ -72,12 +90,23 @@ def test_results_go_to_their_files_test_first(tmp_path: Path) -> None:
 
 def test_means_by_form_and_tag_follow_the_plain_ones() -> None:
     queries, tracks = make_index("test", 3)
-    tags, forms = (("look-alike",), ("look-alike", "same-motion"), ()), ("declarative", "interrogative", None)
-    queries = [query.model_copy(update={"tags": t, "form": f}) for query, t, f in zip(queries, tags, forms, strict=True)]
+    tags, forms = (
+        (("look-alike",), ("look-alike", "same-motion"), ()),
+        ("declarative", "interrogative", None),
+    )
+    queries = [
+        query.model_copy(update={"tags": t, "form": f})
+        for query, t, f in zip(queries, tags, forms, strict=True)
+    ]
     scores, metrics = judged(queries, tracks, answers(queries[:1]), train=True)
     assert list(metrics)[:5] == ["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
     assert metrics["declarative_m_vIoU"] == 1.0
-    assert metrics["interrogative_m_vIoU"] == metrics["same-motion_m_vIoU"] == metrics["same-motion_vIoU@0.5"] == 0.0
+    assert (
+        metrics["interrogative_m_vIoU"]
+        == metrics["same-motion_m_vIoU"]
+        == metrics["same-motion_vIoU@0.5"]
+        == 0.0
+    )
     assert metrics["look-alike_m_vIoU"] == metrics["look-alike_m_tIoU"] == 0.5
     groups = group_metrics(scores, queries)
     assert list(metrics)[-len(groups) :] == list(groups)

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grounding.evaluation.ground_truth import Exam, dataset_of, exam_of, of_split, read_exam, read_tubes
+from grounding.evaluation.ground_truth import (
+    Exam,
+    dataset_of,
+    exam_of,
+    of_split,
+    read_exam,
+    read_tubes,
+)
 from pipeline.errors import InputError
 from pipeline.io.jsonl import write_jsonl
 from pipeline.records import Prediction, Query, Truth
@@ -17,9 +24,20 @@ from pipeline.tracks import Tracks
 TUBE = {"st_frame": 4, "ed_frame": 6, "bbox": {"4": [0, 0, 5, 5], "6": [1, 1, 6, 6]}}
 
 
-def query_of(name: str, split: str = "test", truth: Truth | None = None, **changes: object) -> Query:
-    values = {"id": name, "video": f"video of {name}", "path": "v.mp4", "fps": 25.0, "frame_count": 20, "size": (100, 100)}
-    return Query.model_validate({**values, "segment": (0, 20), "text": "x", "split": split, "truth": truth, **changes})
+def query_of(
+    name: str, split: str = "test", truth: Truth | None = None, **changes: object
+) -> Query:
+    values = {
+        "id": name,
+        "video": f"video of {name}",
+        "path": "v.mp4",
+        "fps": 25.0,
+        "frame_count": 20,
+        "size": (100, 100),
+    }
+    return Query.model_validate(
+        {**values, "segment": (0, 20), "text": "x", "split": split, "truth": truth, **changes}
+    )
 
 
 @pytest.fixture
@@ -28,7 +46,10 @@ def index(tmp_path: Path) -> Path:
     tracks = Tracks()
     tracks.add("t", np.arange(10), np.tile([10.0, 10.0, 50.0, 50.0], (10, 1)))
     truth = Truth(span=(3, 6), track="t")
-    write_jsonl(tmp_path / "index.jsonl", [query_of("a", truth=truth, fps=10.0), query_of("b"), query_of("c", "train", truth)])
+    write_jsonl(
+        tmp_path / "index.jsonl",
+        [query_of("a", truth=truth, fps=10.0), query_of("b"), query_of("c", "train", truth)],
+    )
     tracks.save(tmp_path / "tracks.npz")
     return tmp_path / "index.jsonl"
 
@@ -40,7 +61,10 @@ def test_an_index_gives_one_split_and_all_that_is_known(index: Path) -> None:
     assert exam.videos == {"a": "video of a", "b": "video of b"}
     assert exam.truths.tubes.ids == ("a",)
     assert exam.truths.tubes.framewise
-    assert (exam.truths.tubes.spans.tolist(), exam.truths.tubes.frames.tolist()) == ([[3, 6]], [3, 4, 5])
+    assert (exam.truths.tubes.spans.tolist(), exam.truths.tubes.frames.tolist()) == (
+        [[3, 6]],
+        [3, 4, 5],
+    )
     assert exam.truths.fps is not None
     assert exam.truths.segments is not None
     assert (exam.truths.fps.tolist(), exam.truths.segments.tolist()) == ([10.0], [[0, 20]])
@@ -55,7 +79,10 @@ def test_the_challenges_file_gives_tubes_only(tmp_path: Path) -> None:
     assert exam.ids == ["a", "b"]
     assert exam.videos == {"a": "a", "b": "b"}
     assert exam.truths.tubes.spans.tolist() == [[3, 6], [3, 4]]
-    assert read_exam(tmp_path / "gt.json", "test", first_frame=0).truths.tubes.spans.tolist() == [[4, 7], [4, 5]]
+    assert read_exam(tmp_path / "gt.json", "test", first_frame=0).truths.tubes.spans.tolist() == [
+        [4, 7],
+        [4, 5],
+    ]
 
 
 @pytest.mark.parametrize("beside", ["manifest.json", "defects.json"])
@@ -72,7 +99,9 @@ def test_a_stores_manifest_comes_first(index: Path) -> None:
     assert dataset_of(index) == "vidstg"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "7", "{}", '{"dataset": 7}', '{"dataset": null}', "\0", "\u00ff"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "7", "{}", '{"dataset": 7}', '{"dataset": null}', "\0", "\u00ff"]
+)
 def test_a_file_that_names_no_data_set_is_passed_over(index: Path, content: str) -> None:
     index.with_name("manifest.json").write_text(content, encoding="latin-1")
     assert dataset_of(index) is None
@@ -81,7 +110,9 @@ def test_a_file_that_names_no_data_set_is_passed_over(index: Path, content: str)
 
 
 def test_answers_are_read_by_the_files_name(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "p.jsonl", [Prediction(id="a", span=(3, 6), score=1.0, boxes=[(3, 0, 0, 5, 5)])])
+    write_jsonl(
+        tmp_path / "p.jsonl", [Prediction(id="a", span=(3, 6), score=1.0, boxes=[(3, 0, 0, 5, 5)])]
+    )
     (tmp_path / "p.json").write_text(json.dumps({"a": TUBE}))
     samples, frames = read_tubes(tmp_path / "p.jsonl"), read_tubes(tmp_path / "p.json")
     assert (samples.framewise, frames.framewise) == (False, True)
@@ -95,7 +126,9 @@ def test_lines_under_the_challenges_name_are_refused_by_name(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"p\.json, line 2, column 1: not JSON"):
         read_tubes(tmp_path / "p.json")
     write_jsonl(tmp_path / "p.json", [Prediction(id="a", span=(3, 6), score=1.0, boxes=[])])
-    with pytest.raises(InputError, match=r"p\.json, 'id': .*each id needs st_frame, ed_frame and bbox"):
+    with pytest.raises(
+        InputError, match=r"p\.json, 'id': .*each id needs st_frame, ed_frame and bbox"
+    ):
         read_tubes(tmp_path / "p.json")
 
 

@@ -27,12 +27,20 @@ from grounding.evaluation.published import (
 from grounding.metrics.protocols import PROTOCOLS
 from pipeline.errors import InputError
 
-V1, V2, CHALLENGE, VIDSTG = ("hcstvg-v1", "test"), ("hcstvg-v2", "val"), ("hcstvg-v2", "test"), ("vidstg", "test")
+V1, V2, CHALLENGE, VIDSTG = (
+    ("hcstvg-v1", "test"),
+    ("hcstvg-v2", "val"),
+    ("hcstvg-v2", "test"),
+    ("vidstg", "test"),
+)
 SPLITS = (VIDSTG, V1, V2, CHALLENGE)
 ROWS = {place: rows_for(*place) for place in SPLITS}
 ABLATIONS = {place: ablations_for(*place) for place in SPLITS}
 RESULTS: list[Result] = [result for place in SPLITS for result in (*ROWS[place], *ABLATIONS[place])]
-PAPERS = {"CG-STVG baseline": "CG-STVG", "STVGFormer, 5 models": "STVGFormer"}  # of methods whose paper has another name
+PAPERS = {
+    "CG-STVG baseline": "CG-STVG",
+    "STVGFormer, 5 models": "STVGFormer",
+}  # of methods whose paper has another name
 UNROUNDED = 0.0501
 """Some tables print hundredths where another prints tenths."""
 
@@ -73,7 +81,9 @@ def shown(place: tuple[str, str], ours: Ours, width: int = 160) -> list[list[str
 def test_a_system_has_the_figures_its_paper_prints(
     place: tuple[str, str], method: str, form: str | None, expected: tuple[float | None, ...]
 ) -> None:
-    known = {metric: value for metric, value in zip(METRICS, expected, strict=True) if value is not None}
+    known = {
+        metric: value for metric, value in zip(METRICS, expected, strict=True) if value is not None
+    }
     assert row_of(place, method, form).scores == pytest.approx(known, abs=UNROUNDED)
 
 
@@ -151,8 +161,14 @@ def test_an_ablation_has_the_figures_its_paper_prints(
     found = {row.variant: row.scores for row in ABLATIONS[place] if row.method == method}
     assert found.keys() == expected.keys()
     for variant, values in expected.items():
-        known = {metric: value for metric, value in zip(("m_vIoU", "m_tIoU", "m_sIoU"), values, strict=False) if value is not None}
-        assert {metric: found[variant][metric] for metric in known} == pytest.approx(known, abs=UNROUNDED), variant
+        known = {
+            metric: value
+            for metric, value in zip(("m_vIoU", "m_tIoU", "m_sIoU"), values, strict=False)
+            if value is not None
+        }
+        assert {metric: found[variant][metric] for metric in known} == pytest.approx(
+            known, abs=UNROUNDED
+        ), variant
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda result: f"{result.method} {result.source}")
@@ -183,23 +199,49 @@ def test_a_row_says_where_it_was_read() -> None:
 
 @pytest.mark.parametrize("place", SPLITS)
 def test_a_method_stands_once_in_a_table(place: tuple[str, str]) -> None:
-    names = Counter((row.form, row.method) for row in ROWS[place]) + Counter((row.method, row.variant) for row in ABLATIONS[place])
+    names = Counter((row.form, row.method) for row in ROWS[place]) + Counter(
+        (row.method, row.variant) for row in ABLATIONS[place]
+    )
     assert set(names.values()) == {1}
 
 
 def test_methods_of_each_table() -> None:
-    forms = {form: {row.method for row in ROWS[VIDSTG] if row.form == form} for form in ("declarative", "interrogative")}
-    shared = {"STGRN", "OMRN", "STVGBert", "TubeDETR", "STCAT", "CSDVL", "CG-STVG baseline", "CG-STVG"}
+    forms = {
+        form: {row.method for row in ROWS[VIDSTG] if row.form == form}
+        for form in ("declarative", "interrogative")
+    }
+    shared = {
+        "STGRN",
+        "OMRN",
+        "STVGBert",
+        "TubeDETR",
+        "STCAT",
+        "CSDVL",
+        "CG-STVG baseline",
+        "CG-STVG",
+    }
     assert forms == {"declarative": shared | {"STGVT"}, "interrogative": shared | {"CoSTA"}}
     both = {"TubeDETR", "CSDVL", "CG-STVG baseline", "CG-STVG"}
     assert {row.method for row in ROWS[V1]} == both | {"STGVT", "STVGBert", "STCAT", "CoSTA"}
-    assert {row.method for row in ROWS[V2]} == both | {"Yu et al.", "MMN", "Aug. 2D-TAN", "STVGFormer"}
+    assert {row.method for row in ROWS[V2]} == both | {
+        "Yu et al.",
+        "MMN",
+        "Aug. 2D-TAN",
+        "STVGFormer",
+    }
 
 
 def test_protocols_are_named_only_where_they_are_known() -> None:
-    known = {"TubeDETR": "tubedetr", "STCAT": "stcat", "CG-STVG": "stcat", "CG-STVG baseline": "stcat"}
+    known = {
+        "TubeDETR": "tubedetr",
+        "STCAT": "stcat",
+        "CG-STVG": "stcat",
+        "CG-STVG baseline": "stcat",
+    }
     for place in (VIDSTG, V1, V2):
-        assert [row.protocol for row in ROWS[place]] == [known.get(row.method) for row in ROWS[place]]
+        assert [row.protocol for row in ROWS[place]] == [
+            known.get(row.method) for row in ROWS[place]
+        ]
     assert {row.protocol for row in ROWS[CHALLENGE]} == {"official"}
 
 
@@ -228,7 +270,10 @@ def test_the_table_holds_every_method(place: tuple[str, str], width: int) -> Non
     lines = shown(place, {}, width)
     for row in ROWS[place]:
         mark = "*" if row.note else ""
-        figures = [f"{row.scores[metric] + 1e-9:.1f}" if metric in row.scores else "–" for metric in METRICS]
+        figures = [
+            f"{row.scores[metric] + 1e-9:.1f}" if metric in row.scores else "–"
+            for metric in METRICS
+        ]
         words = [*(row.method + mark).split(), *figures, *(row.protocol or "not stated").split()]
         assert words in [line[: len(words)] for line in lines]
 
@@ -237,11 +282,19 @@ def test_a_run_stands_below_the_published_rows_of_each_form() -> None:
     lines = shown(
         VIDSTG,
         {
-            "every-frame": {"declarative": {"m_tIoU": 0.5, "m_vIoU": 0.12345, "queries": 7}, "interrogative": {"m_sIoU": 1.0}},
+            "every-frame": {
+                "declarative": {"m_tIoU": 0.5, "m_vIoU": 0.12345, "queries": 7},
+                "interrogative": {"m_sIoU": 1.0},
+            },
             "stcat": {"declarative": {"m_vIoU": 0.0815, "vIoU@0.3": 0.2, "vIoU@0.5": 0.1}},
         },
     )
-    order = [line for line in lines if line[:1] in (["declarative"], ["interrogative"], ["CG-STVG"]) or line[:2] == ["this", "run"]]
+    order = [
+        line
+        for line in lines
+        if line[:1] in (["declarative"], ["interrogative"], ["CG-STVG"])
+        or line[:2] == ["this", "run"]
+    ]
     assert [line for line in order if line[:2] != ["CG-STVG", "baseline"]] == [
         ["declarative"],
         ["CG-STVG", "51.4", "34.0", "47.7", "33.1", "–", "stcat", "CG-STVG,", "Table", "3"],
@@ -267,7 +320,10 @@ def test_only_this_run_is_bold() -> None:
 
 def test_the_caption_warns_and_holds_the_notes() -> None:
     caption = str(paper_table(*V2, {}).caption)
-    assert caption.splitlines() == [CAPTION, *(f"* {row.method}: {row.note}" for row in ROWS[V2] if row.note)]
+    assert caption.splitlines() == [
+        CAPTION,
+        *(f"* {row.method}: {row.note}" for row in ROWS[V2] if row.note),
+    ]
     assert "not comparable" in caption
 
 
@@ -285,10 +341,15 @@ def test_a_data_set_without_published_rows_shows_the_run_alone() -> None:
             "tables: [{dataset: mars, split: test, rows: []}]",
             r"tables\.0\.dataset: Input should be 'vidstg'.*got 'mars'",
         ),
-        ("tables: [{dataset: vidstg, split: test, rows: [{method: A, venue: B, scores: {AP: 1}, source: C}]}]", "scores.*'m_tIoU'"),
+        (
+            "tables: [{dataset: vidstg, split: test, rows: [{method: A, venue: B, scores: {AP: 1}, source: C}]}]",
+            "scores.*'m_tIoU'",
+        ),
     ],
 )
-def test_a_file_that_holds_no_results_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+def test_a_file_that_holds_no_results_is_named(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
     path = tmp_path / "published.yaml"
     if content is not None:
         path.write_text(content, encoding="utf-8")

@@ -13,7 +13,13 @@ import pytest
 from grounding.evaluation.evaluate import score_exam
 from grounding.evaluation.ground_truth import Exam, exam_of, read_exam
 from grounding.evaluation.hcstvg_challenge import write_challenge
-from grounding.exchange.annotated_videos import ShownVideo, file_names, refuse_taken, refuse_unnamed, shown_videos
+from grounding.exchange.annotated_videos import (
+    ShownVideo,
+    file_names,
+    refuse_taken,
+    refuse_unnamed,
+    shown_videos,
+)
 from grounding.exchange.cvat import write_cvat_folder
 from grounding.exchange.fiftyone import write_fiftyone
 from grounding.structures.tubes import Tubes
@@ -49,21 +55,35 @@ def exam(query_of: QueryMaker) -> Exam:
 @pytest.fixture
 def videos(exam: Exam) -> list[ShownVideo]:
     rows = [(30, 0.0, 0.0, 32.0, 18.0), (34, 8.0, 0.0, 40.0, 18.0), (60, 0.0, 0.0, 1.0, 1.0)]
-    said = [Prediction(id="test-0", span=(31, 36), score=0.25, boxes=rows), Prediction(id="test-1", span=(90, 100), score=1, boxes=[])]
+    said = [
+        Prediction(id="test-0", span=(31, 36), score=0.25, boxes=rows),
+        Prediction(id="test-1", span=(90, 100), score=1, boxes=[]),
+    ]
     tubes = Tubes.of_predictions(said)
     scores = score_exam(exam, tubes, "every-frame")
     return list(shown_videos(exam, tubes, scores, {one.id: one.score for one in said}))
 
 
 def test_a_video_shows_the_tubes_of_all_its_queries(videos: list[ShownVideo]) -> None:
-    assert [(video.facts.path, [(tube.query.id, tube.kind) for tube in video.tubes]) for video in videos] == [
+    assert [
+        (video.facts.path, [(tube.query.id, tube.kind) for tube in video.tubes]) for video in videos
+    ] == [
         ("v0.mp4", [("test-0", "truth"), ("test-0", "prediction"), ("test-3", "truth")]),
         ("sub/../v0.MKV", [("test-1", "truth"), ("test-1", "prediction")]),
     ]
     true, predicted, gaps = videos[0].tubes
-    assert (true.frames.tolist(), true.sampled.all(), true.confidence, true.score) == (list(range(30, 60)), True, None, None)
+    assert (true.frames.tolist(), true.sampled.all(), true.confidence, true.score) == (
+        list(range(30, 60)),
+        True,
+        None,
+        None,
+    )
     assert (gaps.span, gaps.frames.tolist()) == ((30, 40), [30, 31, 34])
-    assert (predicted.span, predicted.frames.tolist(), predicted.confidence) == ((31, 36), [31, 32, 33, 34, 35], 0.25)
+    assert (predicted.span, predicted.frames.tolist(), predicted.confidence) == (
+        (31, 36),
+        [31, 32, 33, 34, 35],
+        0.25,
+    )
     assert predicted.boxes[:, 0].tolist()[:4] == [2, 4, 6, 8]  # between its samples, linearly
     assert predicted.sampled.tolist() == [False, False, False, True, False]
     assert predicted.score is not None
@@ -71,73 +91,140 @@ def test_a_video_shows_the_tubes_of_all_its_queries(videos: list[ShownVideo]) ->
     assert [len(tube.frames) for tube in videos[1].tubes] == [0, 0]
 
 
-def test_cvat_gets_a_file_per_video_and_the_labels(videos: list[ShownVideo], tmp_path: Path) -> None:
+def test_cvat_gets_a_file_per_video_and_the_labels(
+    videos: list[ShownVideo], tmp_path: Path
+) -> None:
     assert write_cvat_folder(tmp_path / "out", videos, quiet) == 2  # tubes without a box
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels.json", "v0-2.xml", "v0.xml"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "labels.json",
+        "v0-2.xml",
+        "v0.xml",
+    ]
     (video,) = read_cvat(tmp_path / "out" / "v0.xml")
     assert [one.label for one in video.tracks.values()] == ["truth", "prediction", "truth"]
     about = video.tracks["1"].attributes
-    assert (about["sentence"], about["score"], about["vIoU"]) == (HOSTILE, "0.250", f"{videos[0].tubes[1].score.vIoU:.3f}")  # type: ignore[union-attr]
-    line = {"id": "test-0", "video": "v0.mp4", "split": "test", "segment": [0, 100], "tags": ["night"]}
+    assert (about["sentence"], about["score"], about["vIoU"]) == (
+        HOSTILE,
+        "0.250",
+        f"{videos[0].tubes[1].score.vIoU:.3f}",
+    )  # type: ignore[union-attr]
+    line = {
+        "id": "test-0",
+        "video": "v0.mp4",
+        "split": "test",
+        "segment": [0, 100],
+        "tags": ["night"],
+    }
     assert json.loads(about["query"]) == line
     (empty,) = read_cvat(tmp_path / "out" / "v0-2.xml")
     assert (empty.source, empty.tracks) == ("v0.MKV", {})
 
 
 def test_cvat_and_back_is_the_same_truth(tmp_path: Path, exam: Exam) -> None:
-    def probe(folder: Path, paths: Iterable[str], progress: Any) -> dict[str, VideoMetadata | VideoError]:
-        return {path: VideoMetadata(folder / path, (64, 36), 25.0, np.arange(100) / 25, 4.0, False, "h264") for path in paths}
+    def probe(
+        folder: Path, paths: Iterable[str], progress: Any
+    ) -> dict[str, VideoMetadata | VideoError]:
+        return {
+            path: VideoMetadata(
+                folder / path, (64, 36), 25.0, np.arange(100) / 25, 4.0, False, "h264"
+            )
+            for path in paths
+        }
 
     shown = list(shown_videos(exam, Tubes.of_predictions([]), [], {}))
     write_cvat_folder(tmp_path / "videos" / "out", shown, quiet)
     parsed = parse(tmp_path / "videos", probe=probe)
     back = exam_of(parsed.queries, parsed.tracks, "test")
-    assert [(query.id, query.segment, query.tags) for query in back.queries] == [("test-0", (0, 100), ("night",)), ("test-3", (0, 100), ())]
+    assert [(query.id, query.segment, query.tags) for query in back.queries] == [
+        ("test-0", (0, 100), ("night",)),
+        ("test-3", (0, 100), ()),
+    ]
     for name in ("test-0", "test-3"):
-        before, after = (one.truths.tubes.select(np.array([one.truths.tubes.ids.index(name)])) for one in (exam, back))
+        before, after = (
+            one.truths.tubes.select(np.array([one.truths.tubes.ids.index(name)]))
+            for one in (exam, back)
+        )
         assert before.frames.tolist() == after.frames.tolist()
         assert before.boxes.tolist() == after.boxes.tolist()
 
 
 def read(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    metadata, samples, frames = (json.loads((out / f"{name}.json").read_text()) for name in ("metadata", "samples", "frames"))
+    metadata, samples, frames = (
+        json.loads((out / f"{name}.json").read_text()) for name in ("metadata", "samples", "frames")
+    )
     return metadata, samples["samples"], frames["frames"]
 
 
-def test_fiftyone_gets_fractions_from_the_top_left_and_frames_from_1(videos: list[ShownVideo], tmp_path: Path) -> None:
+def test_fiftyone_gets_fractions_from_the_top_left_and_frames_from_1(
+    videos: list[ShownVideo], tmp_path: Path
+) -> None:
     write_fiftyone(tmp_path / "out", videos, quiet)
     _, samples, frames = read(tmp_path / "out")
-    assert [(one["filepath"], one["tags"]) for one in samples] == [("v0.mp4", ["test"]), ("sub/../v0.MKV", ["test"])]
-    facts = {"frame_width": 64, "frame_height": 36, "frame_rate": 25.0, "total_frame_count": 100, "duration": 4.0, "mime_type": "video/mp4"}
+    assert [(one["filepath"], one["tags"]) for one in samples] == [
+        ("v0.mp4", ["test"]),
+        ("sub/../v0.MKV", ["test"]),
+    ]
+    facts = {
+        "frame_width": 64,
+        "frame_height": 36,
+        "frame_rate": 25.0,
+        "total_frame_count": 100,
+        "duration": 4.0,
+        "mime_type": "video/mp4",
+    }
     assert {key: value for key, value in samples[0]["metadata"].items() if key != "_cls"} == facts
     true, gaps = samples[0]["truth"]["detections"]
-    assert (true["support"], true["label"], true["tags"], true["form"]) == ([31, 60], HOSTILE, ["night"], "declarative")
+    assert (true["support"], true["label"], true["tags"], true["form"]) == (
+        [31, 60],
+        HOSTILE,
+        ["night"],
+        "declarative",
+    )
     assert gaps["support"] == [31, 40]
     (said,) = samples[0]["prediction"]["detections"]
-    assert (said["support"], said["confidence"], said["query"], said["split"]) == ([32, 36], 0.25, "test-0", "test")
+    assert (said["support"], said["confidence"], said["query"], said["split"]) == (
+        [32, 36],
+        0.25,
+        "test-0",
+        "test",
+    )
     assert said["tIoU"] == pytest.approx(5 / 30)
     numbers = [one["frame_number"] for one in frames]
     assert numbers == list(range(31, 61))  # of the second video no frame has a box
     first = frames[0]
-    assert [one["bounding_box"] for one in first["truth"]["detections"]] == [[0.25, 0.25, 0.5, 0.5], [0, 0, 1, 1]]
+    assert [one["bounding_box"] for one in first["truth"]["detections"]] == [
+        [0.25, 0.25, 0.5, 0.5],
+        [0, 0, 1, 1],
+    ]
     assert [one["index"] for one in first["truth"]["detections"]] == [0, 2]
     assert (first["prediction"]["detections"], first["_sample_id"]) == ([], samples[0]["_id"])
     assert frames[3]["prediction"]["detections"][0]["bounding_box"] == [6 / 64, 0, 0.5, 0.5]
-    assert [one["query"] for one in frames[3]["truth"]["detections"]] == ["test-0"]  # the other has no box at its frame 33
+    assert [one["query"] for one in frames[3]["truth"]["detections"]] == [
+        "test-0"
+    ]  # the other has no box at its frame 33
 
 
-def test_every_document_of_fiftyone_has_an_id_of_its_own_that_stays(videos: list[ShownVideo], tmp_path: Path) -> None:
+def test_every_document_of_fiftyone_has_an_id_of_its_own_that_stays(
+    videos: list[ShownVideo], tmp_path: Path
+) -> None:
     for name in ("one", "two"):
         write_fiftyone(tmp_path / name, videos, quiet)
     assert read(tmp_path / "one") == read(tmp_path / "two")
     _, samples, frames = read(tmp_path / "one")
-    labels = [one for document in (*samples, *frames) for kind in ("truth", "prediction") for one in document[kind]["detections"]]
+    labels = [
+        one
+        for document in (*samples, *frames)
+        for kind in ("truth", "prediction")
+        for one in document[kind]["detections"]
+    ]
     ids = [one["_id"]["$oid"] for one in (*samples, *frames, *labels)]
     assert all(len(one) == 24 and int(one, 16) for one in ids)
     assert len(set(ids)) == len(ids)
 
 
-def test_what_fiftyone_is_told_of_its_fields_is_what_the_documents_hold(videos: list[ShownVideo], tmp_path: Path) -> None:
+def test_what_fiftyone_is_told_of_its_fields_is_what_the_documents_hold(
+    videos: list[ShownVideo], tmp_path: Path
+) -> None:
     write_fiftyone(tmp_path / "out", videos, quiet)
     metadata, samples, frames = read(tmp_path / "out")
 
@@ -147,7 +234,10 @@ def test_what_fiftyone_is_told_of_its_fields_is_what_the_documents_hold(videos: 
     def inner(fields: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
         return next(field["fields"] for field in fields if field["name"] == name)
 
-    for documents, fields in ((samples, metadata["sample_fields"]), (frames, metadata["frame_fields"])):
+    for documents, fields in (
+        (samples, metadata["sample_fields"]),
+        (frames, metadata["frame_fields"]),
+    ):
         for document in documents:
             assert set(document) <= names(fields)
             for kind in ("truth", "prediction"):
@@ -157,7 +247,19 @@ def test_what_fiftyone_is_told_of_its_fields_is_what_the_documents_hold(videos: 
 
 
 @pytest.mark.parametrize(
-    "video", ["../../etc/passwd", "/etc/passwd", "a/b.c.mp4", "nul\0", "一人.mkv", "", "...", "CON.mp4", "-rf.mp4", "x" * 300]
+    "video",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "a/b.c.mp4",
+        "nul\0",
+        "一人.mkv",
+        "",
+        "...",
+        "CON.mp4",
+        "-rf.mp4",
+        "x" * 300,
+    ],
 )
 def test_a_videos_name_never_becomes_a_path(video: str) -> None:
     (name,) = file_names([video])
@@ -174,7 +276,10 @@ def test_corrections_are_not_written_over(videos: list[ShownVideo], tmp_path: Pa
     refuse_taken(tmp_path / "new")
     (tmp_path / "mine.xml").write_text("corrected")
     for write in (write_cvat_folder, write_fiftyone):
-        with pytest.raises(InputError, match="is not empty, and corrections may lie in it: name a folder that is to be made"):
+        with pytest.raises(
+            InputError,
+            match="is not empty, and corrections may lie in it: name a folder that is to be made",
+        ):
             write(tmp_path, videos, quiet)
     with pytest.raises(InputError, match=r"mine\.xml is a file: name a folder that is to be made"):
         refuse_taken(tmp_path / "mine.xml")
@@ -183,5 +288,7 @@ def test_corrections_are_not_written_over(videos: list[ShownVideo], tmp_path: Pa
 
 def test_the_challenges_file_names_no_videos(tmp_path: Path) -> None:
     write_challenge(tmp_path / "truth.json", Tubes.of_predictions([]))
-    with pytest.raises(InputError, match="--cvat needs an index as --truth: the challenge's file names no videos"):
+    with pytest.raises(
+        InputError, match="--cvat needs an index as --truth: the challenge's file names no videos"
+    ):
         refuse_unnamed(read_exam(tmp_path / "truth.json", "test"), "--cvat")

@@ -59,7 +59,9 @@ def test_an_ensemble_is_as_precise_as_its_most_precise_run(tiny_run: Any, other:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-def test_all_that_asks_an_ensemble_computes_as_it_says(tiny_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_that_asks_an_ensemble_computes_as_it_says(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Judging a split, asking about a video, and looking at what a network sees."""
     inside: list[bool] = []
 
@@ -78,15 +80,20 @@ def test_all_that_asks_an_ensemble_computes_as_it_says(tiny_run: Any, monkeypatc
     monkeypatch.setattr(Csdvl, "forward", forward)
     query = next(query for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
     assert predict_split([tiny_run.run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
-    assert Grounder(tiny_run.run, device="cpu").ask(tiny_run.root / query.path, [query.text]).queries
+    assert (
+        Grounder(tiny_run.run, device="cpu").ask(tiny_run.root / query.path, [query.text]).queries
+    )
     witness = AttentionRecorder.from_run(tiny_run.run, tiny_run.store, "test", "cpu")
     assert len(witness.record(witness.dataset.queries[0]).frame_indices)
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "half"), [("bfloat16", "cuda", True), ("float32", "cuda", False), ("bfloat16", "cpu", False)]
+    ("precision", "device", "half"),
+    [("bfloat16", "cuda", True), ("float32", "cuda", False), ("bfloat16", "cpu", False)],
 )
-def test_half_precision_is_for_gpus_and_runs_validated_in_it(tiny_run: Any, precision: str, device: str, half: bool) -> None:
+def test_half_precision_is_for_gpus_and_runs_validated_in_it(
+    tiny_run: Any, precision: str, device: str, half: bool
+) -> None:
     ensemble = replace(Ensemble.of_runs([tiny_run.run], CPU), precision=precision)
     with (
         mock.patch.object(Ensemble, "device", torch.device(device)),
@@ -99,13 +106,19 @@ def test_half_precision_is_for_gpus_and_runs_validated_in_it(tiny_run: Any, prec
 
 def test_runs_with_other_clips_are_refused(tiny_run: Any, other: Path) -> None:
     set_model(other, clips=5)
-    with pytest.raises(InputError, match=r"scores the proposals of 8 clips and .*other the proposals of 5 clips: scores are averaged"):
+    with pytest.raises(
+        InputError,
+        match=r"scores the proposals of 8 clips and .*other the proposals of 5 clips: scores are averaged",
+    ):
         Ensemble.of_runs([tiny_run.run, other], CPU, frames=4)
 
 
 def test_runs_with_other_frames_need_a_number_for_all(tiny_run: Any, other: Path) -> None:
     set_model(other, frames=6)
-    with pytest.raises(InputError, match=r"was trained with 4 frames and .*other with 6: say how many .* with --set frames=N"):
+    with pytest.raises(
+        InputError,
+        match=r"was trained with 4 frames and .*other with 6: say how many .* with --set frames=N",
+    ):
         Ensemble.of_runs([tiny_run.run, other], CPU)
     assert Ensemble.of_runs([tiny_run.run, other], CPU, frames=6).frames == 6
 
@@ -124,4 +137,8 @@ def test_what_differs_is_named_and_versions_may() -> None:
     expected = {"motion": {"weights": "a", "versions": {"torch": "1"}}, "text": {"weights": "t"}}
     assert differences(expected, {**expected, "frames": {}, "motion": {"weights": "a"}}) == []
     found = {"motion": {"weights": "b", "int8": True}}
-    assert differences(expected, found) == ["motion int8 is True, not None", "motion weights is 'b', not 'a'", "text is absent"]
+    assert differences(expected, found) == [
+        "motion int8 is True, not None",
+        "motion weights is 'b', not 'a'",
+        "text is absent",
+    ]

@@ -39,7 +39,10 @@ class Known(nn.Module):
     def forward(self, inputs: Inputs) -> Outputs:
         self.calls += 1
         tau = inputs.frame_tau
-        boxes = torch.stack([tau, torch.full_like(tau, 0.5), torch.full_like(tau, 0.5), torch.full_like(tau, 0.25)], -1)
+        boxes = torch.stack(
+            [tau, torch.full_like(tau, 0.5), torch.full_like(tau, 0.5), torch.full_like(tau, 0.25)],
+            -1,
+        )
         nothing = torch.zeros(0)
         older = torch.full_like(boxes, 0.9)
         return Outputs(torch.stack([older, boxes]), self.logits(inputs), *[nothing] * 8)
@@ -72,13 +75,18 @@ def test_the_highest_valid_cell_is_the_span(features: GroundingDataset) -> None:
     assert answer.score == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
 
 
-def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(features: GroundingDataset) -> None:
+def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(
+    features: GroundingDataset,
+) -> None:
     """The box around τ is .5 wide: in a picture of 64 it is cut at both ends; its height is a quarter of 36."""
     (answer,) = predict(Known(flat), features, features.queries[:1])
     assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
     for frame, x1, y1, x2, y2 in answer.boxes:
         centre = (frame + 0.5) / 100 * 64
-        assert (x1, x2) == (pytest.approx(max(0, centre - 16), abs=0.01), pytest.approx(min(64, centre + 16), abs=0.01))
+        assert (x1, x2) == (
+            pytest.approx(max(0, centre - 16), abs=0.01),
+            pytest.approx(min(64, centre + 16), abs=0.01),
+        )
         assert (y1, y2) == (pytest.approx(13.5), pytest.approx(22.5))
 
 
@@ -136,18 +144,39 @@ def test_an_ensembles_boxes_and_probabilities_are_averaged(features: GroundingDa
 @pytest.fixture
 def model() -> Csdvl:
     torch.manual_seed(0)
-    config = CsdvlConfig(d=8, heads=2, ffn=8, layers=1, frames=FRAMES, clips=CLIPS, map_channels=4, map_kernel=3, map_layers=1)
+    config = CsdvlConfig(
+        d=8,
+        heads=2,
+        ffn=8,
+        layers=1,
+        frames=FRAMES,
+        clips=CLIPS,
+        map_channels=4,
+        map_kernel=3,
+        map_layers=1,
+    )
     return Csdvl((6, 5, 7), config)
 
 
-def test_predictions_lie_in_segment_and_picture(make_store: Maker, query_of: QueryMaker, model: Csdvl) -> None:
+def test_predictions_lie_in_segment_and_picture(
+    make_store: Maker, query_of: QueryMaker, model: Csdvl
+) -> None:
     segments = [(0, 100), (20, 61), (3, 98), (29, 60), (30, 60), (30, 31)]
-    store = make_store([query_of(number, "train", segment=segment, truth=None) for number, segment in enumerate(segments)])
+    store = make_store(
+        [
+            query_of(number, "train", segment=segment, truth=None)
+            for number, segment in enumerate(segments)
+        ]
+    )
     features = GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
-    for query, answer in zip(features.queries, predict(model, features, features.queries), strict=True):
+    for query, answer in zip(
+        features.queries, predict(model, features, features.queries), strict=True
+    ):
         begin, end = query.segment
         assert begin <= answer.span[0] < answer.span[1] <= end
-        assert [row[0] for row in answer.boxes] == [frame for frame in range(0, 100, 5) if begin <= frame < end]
+        assert [row[0] for row in answer.boxes] == [
+            frame for frame in range(0, 100, 5) if begin <= frame < end
+        ]
         corners = np.array(answer.boxes)[:, 1:]
         assert (corners >= 0).all()
         assert (corners <= [*query.size, *query.size]).all()
@@ -156,7 +185,9 @@ def test_predictions_lie_in_segment_and_picture(make_store: Maker, query_of: Que
 
 
 @pytest.mark.parametrize("refine", [False, True])
-def test_one_model_and_several_of_the_same_answer_alike(features: GroundingDataset, model: Csdvl, refine: bool) -> None:
+def test_one_model_and_several_of_the_same_answer_alike(
+    features: GroundingDataset, model: Csdvl, refine: bool
+) -> None:
     alone = predict(model, features, features.queries, refine=refine)
     assert predict([model], features, features.queries, refine=refine) == alone
     assert predict([model, model], features, features.queries, refine=refine) == alone
@@ -164,7 +195,9 @@ def test_one_model_and_several_of_the_same_answer_alike(features: GroundingDatas
 
 @pytest.mark.parametrize("refine", [False, True])
 @pytest.mark.parametrize("batch", [1, 4, 5, 100])
-def test_answers_do_not_depend_on_the_batch(features: GroundingDataset, model: Csdvl, batch: int, refine: bool) -> None:
+def test_answers_do_not_depend_on_the_batch(
+    features: GroundingDataset, model: Csdvl, batch: int, refine: bool
+) -> None:
     """Boxes are rounded to hundredths of a pixel; passes of several queries, wide and tall, share a batch."""
     expected = [predict(model, features, [query], refine=refine)[0] for query in features.queries]
     found = predict(model, features, features.queries, batch=batch, refine=refine)
@@ -181,9 +214,13 @@ def test_passes_share_batches_and_stay_together(features: GroundingDataset) -> N
     assert known.calls == 2
 
 
-def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(make_store: Maker, query_of: QueryMaker) -> None:
+def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(
+    make_store: Maker, query_of: QueryMaker
+) -> None:
     """Two wide videos and a tall one in turns; two queries a batch."""
-    features = GroundingDataset.from_store(make_store([query_of(number, "train") for number in range(6)]), "train", FRAMES, CLIPS)
+    features = GroundingDataset.from_store(
+        make_store([query_of(number, "train") for number in range(6)]), "train", FRAMES, CLIPS
+    )
     sizes: list[set[tuple[int, ...]]] = []
 
     def logits(inputs: Inputs) -> Tensor:
@@ -197,22 +234,30 @@ def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(make_st
     assert len(set.union(*sizes)) == 2
 
 
-def test_a_frame_between_stored_ones_gets_the_nearest_box(make_store: Maker, query_of: QueryMaker) -> None:
-    features = GroundingDataset.from_store(make_store([query_of(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS)
+def test_a_frame_between_stored_ones_gets_the_nearest_box(
+    make_store: Maker, query_of: QueryMaker
+) -> None:
+    features = GroundingDataset.from_store(
+        make_store([query_of(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS
+    )
     for refine in (False, True):
         (answer,) = predict(Known(flat), features, features.queries, refine=refine)
         assert (answer.span[0], [row[0] for row in answer.boxes]) == (31, [30])
 
 
 @pytest.mark.parametrize("frames", [1, 7, 20, 96])
-def test_every_frame_is_seen_whatever_the_number_at_once(store: Path, model: Csdvl, frames: int) -> None:
+def test_every_frame_is_seen_whatever_the_number_at_once(
+    store: Path, model: Csdvl, frames: int
+) -> None:
     features = GroundingDataset.from_store(store, "train", frames, CLIPS)
     (answer,) = predict(model, features, features.queries[:1])
     assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
 
 
 @pytest.mark.parametrize("refine", [False, True])
-def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(store: Path, refine: bool) -> None:
+def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(
+    store: Path, refine: bool
+) -> None:
     """One frame at once makes twenty passes of one query; samples of passes before are gone when the next ones run."""
     held: list[weakref.ref[Sample]] = []
     most = 0
@@ -232,7 +277,9 @@ def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(store: Pa
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_the_next_passes_are_read_while_those_before_them_are_answered(store: Path, broken: bool) -> None:
+def test_the_next_passes_are_read_while_those_before_them_are_answered(
+    store: Path, broken: bool
+) -> None:
     """The network's first answer waits until samples of the second part have been read; what goes wrong in reading is raised."""
     second, reads = threading.Event(), Counter[str]()
 
@@ -259,7 +306,13 @@ def test_the_next_passes_are_read_while_those_before_them_are_answered(store: Pa
 
 def test_progress_counts_queries(features: GroundingDataset, model: Csdvl) -> None:
     seen: list[tuple[int, int]] = []
-    predict(model, features, features.queries[:3], batch=1, progress=lambda done, total: seen.append((done, total)))
+    predict(
+        model,
+        features,
+        features.queries[:3],
+        batch=1,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 

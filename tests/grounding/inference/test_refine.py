@@ -69,12 +69,17 @@ class KnowingFrames(Knowing):
     late = 0.3
 
     def forward(self, inputs: Inputs) -> Said:
-        numbers, tau = inputs.appearance[:, :, 0, 0, 0].double().numpy(), inputs.frame_tau.double().numpy()
+        numbers, tau = (
+            inputs.appearance[:, :, 0, 0, 0].double().numpy(),
+            inputs.frame_tau.double().numpy(),
+        )
         length = ((numbers[:, -1] - numbers[:, 0]) / (tau[:, -1] - tau[:, 0])).round()
         starts = (numbers[:, 0] + 0.5 - tau[:, 0] * length).round()
         segments = list(zip(starts.tolist(), (starts + length).tolist(), strict=True))
         self.windows += segments
-        edges = np.stack([interval_edges(own, segment) for own, segment in zip(numbers, segments, strict=True)])
+        edges = np.stack(
+            [interval_edges(own, segment) for own, segment in zip(numbers, segments, strict=True)]
+        )
         apart = length[:, None] / FRAMES
         sides = ((edges[:, :-1], self.truth[0]), (edges[:, 1:], self.truth[1]))
         first, last = (np.exp(-(((at - side) / apart - self.late) ** 2) / 2) for at, side in sides)
@@ -82,21 +87,47 @@ class KnowingFrames(Knowing):
         return Said(boxes, first / first.sum(1, keepdims=True), last / last.sum(1, keepdims=True))
 
 
-def features_of(clip_frames: int, segment: tuple[int, int] = SEGMENT, clips: int | None = CLIPS) -> GroundingDataset:
+def features_of(
+    clip_frames: int, segment: tuple[int, int] = SEGMENT, clips: int | None = CLIPS
+) -> GroundingDataset:
     """One query about a video with an appearance map every five frames and a clip every `clip_frames`."""
     facts = {"fps": 25.0, "frame_count": FRAME_COUNT, "size": (100, 100)}
-    query = Query.model_validate({"id": "q", "video": "v", "path": "v.mp4", "segment": segment, "text": "x", "split": "test", **facts})
+    query = Query.model_validate(
+        {
+            "id": "q",
+            "video": "v",
+            "path": "v.mp4",
+            "segment": segment,
+            "text": "x",
+            "split": "test",
+            **facts,
+        }
+    )
     frames, starts = np.arange(0, FRAME_COUNT, EVERY), np.arange(0, FRAME_COUNT, clip_frames)
     motion = (starts + clip_frames / 2).astype(np.float16)[:, None, None, None]
     made = [
-        Entry("v", "v", frames.astype(np.float16)[:, None, None, None], {"frame": frames}, {"size": [100, 100]}),
+        Entry(
+            "v",
+            "v",
+            frames.astype(np.float16)[:, None, None, None],
+            {"frame": frames},
+            {"size": [100, 100]},
+        ),
         Entry("v", "v", motion, {"frame": starts + clip_frames // 2}, {"size": [100, 100]}),
         Entry("q", "v", np.zeros((2, 1), np.float16), {}),
     ]
-    return GroundingDataset([query], Tracks(), *(InMemorySource([entry]) for entry in made), num_frames=FRAMES, num_clips=clips)
+    return GroundingDataset(
+        [query],
+        Tracks(),
+        *(InMemorySource([entry]) for entry in made),
+        num_frames=FRAMES,
+        num_clips=clips,
+    )
 
 
-def ask(model: nn.Module, features: GroundingDataset, refine: bool = True, between: bool = False) -> Prediction:
+def ask(
+    model: nn.Module, features: GroundingDataset, refine: bool = True, between: bool = False
+) -> Prediction:
     (answer,) = predict(model, features, features.queries, refine=refine, between=between)
     return answer
 
@@ -124,7 +155,9 @@ def test_boxes_of_both_looks_are_averaged() -> None:
     answer = ask(Knowing((150, 180)), features_of(5))
     assert [row[0] for row in answer.boxes] == list(range(*SEGMENT, EVERY))
     for frame, x1, *_ in answer.boxes:
-        seen = [(frame + 0.5 - 100) / 160] + ([(frame + 0.5 - 120) / 80] if 120 <= frame < 200 else [])
+        seen = [(frame + 0.5 - 100) / 160] + (
+            [(frame + 0.5 - 120) / 80] if 120 <= frame < 200 else []
+        )
         assert x1 == pytest.approx(100 * np.mean(seen), abs=0.01)
 
 
@@ -137,7 +170,9 @@ def test_boxes_of_both_looks_are_averaged() -> None:
         (5, (120, 250)),  # with its margins it is
     ],
 )
-def test_where_nothing_new_can_be_seen_there_is_no_second_look(clip_frames: int, truth: tuple[int, int]) -> None:
+def test_where_nothing_new_can_be_seen_there_is_no_second_look(
+    clip_frames: int, truth: tuple[int, int]
+) -> None:
     model, features = Knowing(truth), features_of(clip_frames)
     once = ask(model, features, refine=False)
     calls = len(model.windows)
@@ -165,7 +200,9 @@ def test_the_window_holds_as_many_clips_as_the_model_sees() -> None:
         ((50, 51), 100, (0, 100)),
     ],
 )
-def test_windows_have_margins_and_stay_in_the_segment(span: tuple[int, int], least: int, window: tuple[int, int]) -> None:
+def test_windows_have_margins_and_stay_in_the_segment(
+    span: tuple[int, int], least: int, window: tuple[int, int]
+) -> None:
     assert window_around(span, (0, 100), least) == window
     moved = window_around((span[0] + 7, span[1] + 7), (7, 107), least)
     assert moved == (window[0] + 7, window[1] + 7)

@@ -34,7 +34,11 @@ def test_a_look_sums_boxes_by_frame_and_averages_maps(look: Look) -> None:
 
 def test_boundaries_lie_on_the_edges_between_all_of_a_looks_frames(look: Look) -> None:
     """Twenty frames, five apart: the first edge between two is half-way from the middle of 0 to that of 5."""
-    look.add(np.array([0, 45, 95]), np.zeros((3, 4)), Boundaries(np.array([0, 1, 0]), np.array([0, 0, 1])))
+    look.add(
+        np.array([0, 45, 95]),
+        np.zeros((3, 4)),
+        Boundaries(np.array([0, 1, 0]), np.array([0, 0, 1])),
+    )
     assert isinstance(look.when, BoundaryScores)
     assert look.when.edges.tolist() == [0, *range(3, 95, 5), 100]
     assert look.when.answers == 1

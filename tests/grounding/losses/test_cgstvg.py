@@ -18,7 +18,7 @@ from grounding.losses.temporal import divergence, gaussians, inside_loss
 from grounding.models.cgstvg import Outputs
 from grounding.structures.span_scores import Boundaries
 from grounding.structures.targets import Targets, Totals
-from pipeline.sampling import sample_bin_centers, normalized_position
+from pipeline.sampling import normalized_position, sample_bin_centers
 
 FRAMES, CELLS = 4, 6
 TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
@@ -43,7 +43,9 @@ def make_targets(boxed: list[list[int]], boxes: Tensor | None = None) -> Targets
     where, count = torch.tensor(boxed, dtype=torch.bool), len(boxed)
     some = random_boxes(count, FRAMES) if boxes is None else boxes
     inside = torch.tensor([0.0, 1.0, 1.0, 0.0]).expand(count, FRAMES)
-    return Targets(some, where, torch.tensor([[0.25, 0.75]]).expand(count, 2), inside, inside, some, where)
+    return Targets(
+        some, where, torch.tensor([[0.25, 0.75]]).expand(count, 2), inside, inside, some, where
+    )
 
 
 def make_outputs(stages: int, count: int) -> Outputs:
@@ -79,13 +81,20 @@ def test_gaussians_stand_on_the_event_s_first_and_last_sample(sigma: float) -> N
     for found, top in zip(targets, (2, 4), strict=True):
         heights = [math.exp(-((sample - top) ** 2) / (2 * sigma**2)) for sample in range(8)]
         assert found[0].argmax() == top
-        assert found[0].tolist() == pytest.approx([height / sum(heights) for height in heights], rel=1e-4)
+        assert found[0].tolist() == pytest.approx(
+            [height / sum(heights) for height in heights], rel=1e-4
+        )
 
 
 def test_gaussians_sum_to_one_wherever_spans_and_samples_lie() -> None:
     """Also where no sample lies in the span, and at the segment's ends."""
     random = torch.Generator().manual_seed(0)
-    spans = torch.cat([torch.rand(6, 2, generator=random).sort(-1).values, torch.tensor([[0.0, 0.01], [0.99, 1.0], [0.0, 1.0]])])
+    spans = torch.cat(
+        [
+            torch.rand(6, 2, generator=random).sort(-1).values,
+            torch.tensor([[0.0, 0.01], [0.99, 1.0], [0.0, 1.0]]),
+        ]
+    )
     tau = torch.rand(9, 16, generator=random).sort(-1).values
     for found in gaussians(spans, tau, 2.0):
         torch.testing.assert_close(found.sum(-1), torch.ones(9))
@@ -111,7 +120,10 @@ def test_a_model_that_says_its_targets_finds_the_span(stored: int) -> None:
     scores.add(answer, numbers)
     begin, end, _ = scores.best(between=True)
     spacing = 120 / min(stored, count)
-    assert (begin, end) == (pytest.approx(span[0], abs=spacing / 4), pytest.approx(span[1], abs=spacing / 4))
+    assert (begin, end) == (
+        pytest.approx(span[0], abs=spacing / 4),
+        pytest.approx(span[1], abs=spacing / 4),
+    )
 
 
 def test_the_divergence_of_equal_distributions_is_zero() -> None:
@@ -129,8 +141,13 @@ def test_the_divergence_by_hand() -> None:
 
 def test_the_divergence_is_torch_s() -> None:
     random = torch.Generator().manual_seed(1)
-    logits, target = torch.randn(3, 2, 5, generator=random), torch.rand(2, 5, generator=random).softmax(-1)
-    expected = sum(functional.kl_div(stage.log_softmax(-1), target, reduction="batchmean") for stage in logits)
+    logits, target = (
+        torch.randn(3, 2, 5, generator=random),
+        torch.rand(2, 5, generator=random).softmax(-1),
+    )
+    expected = sum(
+        functional.kl_div(stage.log_softmax(-1), target, reduction="batchmean") for stage in logits
+    )
     torch.testing.assert_close(divergence(logits, target), expected)
 
 
@@ -152,7 +169,10 @@ def test_the_inside_loss_by_hand(background: float) -> None:
 
 def one_box(stages: int = 1, quality: float = 0.25) -> tuple[Outputs, Targets]:
     """One query; in frames 1 and 2 `FOUND` stands for `TRUTH`, in the others, which are not boxed, something else."""
-    out, targets = make_outputs(stages, 1), make_targets([[0, 1, 1, 0]], torch.tensor(TRUTH).expand(1, FRAMES, 4))
+    out, targets = (
+        make_outputs(stages, 1),
+        make_targets([[0, 1, 1, 0]], torch.tensor(TRUTH).expand(1, FRAMES, 4)),
+    )
     out.boxes[:, :, 1:3] = torch.tensor(FOUND)
     return replace(out, quality=torch.full_like(out.quality, quality)), targets
 
@@ -175,7 +195,9 @@ def test_as_in_the_released_code_l1_and_giou() -> None:
 def test_the_spatial_confidence_learns_the_iou(stages: int, quality: float) -> None:
     """BCE with target 1/3."""
     expected = -(math.log(quality) / 3 + 2 * math.log(1 - quality) / 3)
-    assert whole_loss(*one_box(stages, quality))["quality"].item() == pytest.approx(stages * expected, rel=1e-4)
+    assert whole_loss(*one_box(stages, quality))["quality"].item() == pytest.approx(
+        stages * expected, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("quality", [0.0, 1.0])
@@ -206,7 +228,10 @@ def test_without_boxes_their_losses_are_zero_and_finite() -> None:
     out.boxes.requires_grad_()
     out.quality.requires_grad_()
     parts = whole_loss(out, targets, carriers=1.0, cells=1.0)
-    assert [parts[name].item() for name in ("l1", "iou", "quality", "carriers", "heard", "cells_l1", "cells_giou")] == [0] * 7
+    assert [
+        parts[name].item()
+        for name in ("l1", "iou", "quality", "carriers", "heard", "cells_l1", "cells_giou")
+    ] == [0] * 7
     parts["loss"].backward()
     for given in (out.boxes, out.quality):
         assert given.grad is not None
@@ -224,7 +249,14 @@ def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
     torch.testing.assert_close(parts["first"], divergence(out.first, first))
     torch.testing.assert_close(parts["last"], divergence(out.last, last))
     torch.testing.assert_close(parts["inside"], inside_loss(out.inside, targets.frames, 1.0))
-    expected = 10 * parts["first"] + 10 * parts["last"] + parts["inside"] + 5 * parts["l1"] + 3 * parts["iou"] + parts["quality"]
+    expected = (
+        10 * parts["first"]
+        + 10 * parts["last"]
+        + parts["inside"]
+        + 5 * parts["l1"]
+        + 3 * parts["iou"]
+        + parts["quality"]
+    )
     torch.testing.assert_close(parts["loss"], expected)
     assert set(parts) == {"loss", "l1", "iou", "first", "last", "inside", "quality"}
 
@@ -240,7 +272,9 @@ def test_every_weight_scales_its_part(name: str) -> None:
 def test_without_context_there_is_no_confidence_to_learn() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     with_it = whole_loss(out, targets)
-    parts = whole_loss(replace(out, quality=torch.zeros(0), kept=torch.zeros(0, dtype=torch.bool)), targets)
+    parts = whole_loss(
+        replace(out, quality=torch.zeros(0), kept=torch.zeros(0, dtype=torch.bool)), targets
+    )
     assert "quality" not in parts
     torch.testing.assert_close(parts["loss"], with_it["loss"] - with_it["quality"])
 
@@ -250,7 +284,9 @@ def test_what_cells_carry_is_taught_by_the_true_boxes() -> None:
     parts, usual = whole_loss(out, targets, carriers=2.0, cells=0.5), whole_loss(out, targets)
     total = targets.boxed.sum().float()
     for name in ("carriers", "heard"):
-        expected = carrier_loss(getattr(out, name), out.cell_centres, targets.boxes, targets.boxed, total)
+        expected = carrier_loss(
+            getattr(out, name), out.cell_centres, targets.boxes, targets.boxed, total
+        )
         torch.testing.assert_close(parts[name], expected)
     l1, giou = cell_losses(out.cell_boxes, out.cell_centres, targets, total)
     added = 2 * (parts["carriers"] + parts["heard"]) + 0.5 * (5 * l1 + 3 * giou)
@@ -258,7 +294,10 @@ def test_what_cells_carry_is_taught_by_the_true_boxes() -> None:
 
 
 def test_without_boxes_of_cells_there_is_nothing_to_teach_them() -> None:
-    out, targets = replace(make_outputs(1, 1), cell_boxes=torch.zeros(0)), make_targets([[1, 1, 0, 1]])
+    out, targets = (
+        replace(make_outputs(1, 1), cell_boxes=torch.zeros(0)),
+        make_targets([[1, 1, 0, 1]]),
+    )
     torch.testing.assert_close(whole_loss(out, targets, cells=1.0), whole_loss(out, targets))
 
 
@@ -267,12 +306,26 @@ PARTS = (slice(0, 1), slice(1, 3))
 
 def part_of(value: Outputs | Targets, own: slice) -> Any:
     """Some queries of a batch: the second axis where stages come first."""
-    per_stage = {"boxes", "first", "last", "inside", "quality", "kept", "carriers", "heard"} if isinstance(value, Outputs) else set()
+    per_stage = (
+        {"boxes", "first", "last", "inside", "quality", "kept", "carriers", "heard"}
+        if isinstance(value, Outputs)
+        else set()
+    )
     cut = {field.name: getattr(value, field.name) for field in fields(value)}
-    return replace(value, **{name: held[:, own] if name in per_stage else held[own] for name, held in cut.items()})
+    return replace(
+        value,
+        **{name: held[:, own] if name in per_stage else held[own] for name, held in cut.items()},
+    )
 
 
-@pytest.mark.parametrize("weights", [{}, {"carriers": 1.0, "cells": 0.5}, {"smooth": False, "generalised": True, "background": 0.3}])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {},
+        {"carriers": 1.0, "cells": 0.5},
+        {"smooth": False, "generalised": True, "background": 0.3},
+    ],
+)
 def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: dict[str, Any]) -> None:
     """Parts of one and two queries with 3, 2 and no boxed samples; without totals of the whole they would not."""
     out, targets = make_outputs(2, 3), make_targets([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]])

@@ -33,7 +33,15 @@ def make_targets(count: int, boxes: Tensor | None = None) -> Targets:
     """The span is the middle half of the segment; its frames are boxed."""
     inside = torch.tensor([0.0, 1.0, 1.0, 0.0]).expand(count, FRAMES)
     some = random_boxes(count, FRAMES) if boxes is None else boxes
-    return Targets(some, inside > 0, torch.tensor([[0.25, 0.75]]).expand(count, 2), inside, inside, some, inside > 0)
+    return Targets(
+        some,
+        inside > 0,
+        torch.tensor([[0.25, 0.75]]).expand(count, 2),
+        inside,
+        inside,
+        some,
+        inside > 0,
+    )
 
 
 def make_outputs(count: int) -> Outputs:
@@ -74,16 +82,22 @@ def test_boxes_outside_the_span_do_not_count() -> None:
     moved = out.boxes.clone()
     moved[:, :, [0, 3]] = 0.1
     for name in ("l1", "giou"):
-        assert whole_loss(replace(out, boxes=moved), targets)[name] == whole_loss(out, targets)[name]
+        assert (
+            whole_loss(replace(out, boxes=moved), targets)[name] == whole_loss(out, targets)[name]
+        )
 
 
 def test_boundaries_by_hand() -> None:
     """With very narrow Gaussians the target is one frame, and uniform logits over four cost log 4 in each layer."""
-    out = replace(make_outputs(2), first=torch.zeros(LAYERS, 2, FRAMES), last=torch.zeros(LAYERS, 2, FRAMES))
+    out = replace(
+        make_outputs(2), first=torch.zeros(LAYERS, 2, FRAMES), last=torch.zeros(LAYERS, 2, FRAMES)
+    )
     parts = whole_loss(out, make_targets(2), sigma=0.1)
     assert parts["first"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
     assert parts["last"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
-    assert whole_loss(out, make_targets(2), sigma=0.1, every_layer=False)["last"].item() == pytest.approx(math.log(4), rel=1e-5)
+    assert whole_loss(out, make_targets(2), sigma=0.1, every_layer=False)[
+        "last"
+    ].item() == pytest.approx(math.log(4), rel=1e-5)
 
 
 def test_attendance_by_hand() -> None:
@@ -92,7 +106,10 @@ def test_attendance_by_hand() -> None:
     parts = whole_loss(replace(make_outputs(2), fused=zeros, decoded=zeros), make_targets(2))
     for name in ("fused", "decoded"):
         assert parts[name].item() == pytest.approx(math.log(2) * (2 + 2 * 0.3) / 4, rel=1e-5)
-    assert whole_loss(make_outputs(2), make_targets(2), background=1.0)["fused"] != whole_loss(make_outputs(2), make_targets(2))["fused"]
+    assert (
+        whole_loss(make_outputs(2), make_targets(2), background=1.0)["fused"]
+        != whole_loss(make_outputs(2), make_targets(2))["fused"]
+    )
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
@@ -121,11 +138,23 @@ def test_each_part_has_its_own_weight(name: str) -> None:
 
 def test_from_scratch_cells_are_told_too() -> None:
     out, targets = make_outputs(2), make_targets(2)
-    parts, boxed = whole_loss(out, targets, **{**NOTHING, "carriers": 2.0, "cells": 3.0, "l1": 5.0, "giou": 7.0}), targets.boxed.sum()
+    parts, boxed = (
+        whole_loss(
+            out, targets, **{**NOTHING, "carriers": 2.0, "cells": 3.0, "l1": 5.0, "giou": 7.0}
+        ),
+        targets.boxed.sum(),
+    )
     for name, cells in (("carriers", out.carriers), ("heard", out.heard)):
-        torch.testing.assert_close(parts[name], carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, boxed))
+        torch.testing.assert_close(
+            parts[name], carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, boxed)
+        )
     l1, giou = cell_losses(out.cell_boxes, out.cell_centres, targets, boxed)
-    expected = 2 * (parts["carriers"] + parts["heard"]) + 3 * (5 * l1 + 7 * giou) + 5 * parts["l1"] + 7 * parts["giou"]
+    expected = (
+        2 * (parts["carriers"] + parts["heard"])
+        + 3 * (5 * l1 + 7 * giou)
+        + 5 * parts["l1"]
+        + 7 * parts["giou"]
+    )
     torch.testing.assert_close(parts["loss"], expected)
     assert "carriers" not in whole_loss(out, targets)
 
@@ -137,11 +166,20 @@ def test_parts_of_a_batch_add_up_to_it() -> None:
     by_layer = {"boxes", "first", "last", "carriers", "heard"}
 
     def part(rows: slice) -> dict[str, Tensor]:
-        own = Outputs(**{f.name: getattr(out, f.name)[(slice(None), rows) if f.name in by_layer else rows] for f in fields(Outputs)})
+        own = Outputs(
+            **{
+                f.name: getattr(out, f.name)[(slice(None), rows) if f.name in by_layer else rows]
+                for f in fields(Outputs)
+            }
+        )
         true = Targets(**{f.name: getattr(targets, f.name)[rows] for f in fields(Targets)})
         return costa_loss(own, true, weights, totals)
 
-    whole, first, second = costa_loss(out, targets, weights, totals), part(slice(0, 1)), part(slice(1, 3))
+    whole, first, second = (
+        costa_loss(out, targets, weights, totals),
+        part(slice(0, 1)),
+        part(slice(1, 3)),
+    )
     for name, value in whole.items():
         torch.testing.assert_close(first[name] + second[name], value)
 

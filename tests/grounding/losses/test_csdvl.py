@@ -90,7 +90,9 @@ def test_l1_by_hand() -> None:
 
 def test_giou_by_hand() -> None:
     """Unit squares of side .2, centres .4 apart: IoU 0, hull .6 × .2 = .12, union .08: GIoU −.04/.12, loss 4/3."""
-    targets = replace(make_targets([[1, 0, 0, 0]]), boxes=torch.tensor([0.3, 0.5, 0.2, 0.2]).expand(1, FRAMES, 4))
+    targets = replace(
+        make_targets([[1, 0, 0, 0]]), boxes=torch.tensor([0.3, 0.5, 0.2, 0.2]).expand(1, FRAMES, 4)
+    )
     boxes = torch.tensor([0.7, 0.5, 0.2, 0.2]).expand(1, 1, FRAMES, 4)
     assert boxes_of(boxes, targets)[1].item() == pytest.approx(4 / 3, abs=1e-5)
 
@@ -101,7 +103,9 @@ def test_giou_is_torchvision_s() -> None:
     total = 0.0
     for layer in range(3):
         found = corners(boxes[layer][targets.boxed])
-        total += float((1 - generalized_box_iou(found, corners(targets.boxes[targets.boxed])).diagonal()).sum())
+        total += float(
+            (1 - generalized_box_iou(found, corners(targets.boxes[targets.boxed])).diagonal()).sum()
+        )
     assert boxes_of(boxes, targets)[1].item() == pytest.approx(total / 5, rel=1e-5)
 
 
@@ -126,14 +130,24 @@ def part_of(value: Outputs | Targets, own: slice) -> Any:
     """Some queries of a batch: the second axis where layers come first."""
     per_layer = {"boxes", "guides", "carriers"} if isinstance(value, Outputs) else set()
     cut = {field.name: getattr(value, field.name) for field in fields(value)}
-    return replace(value, **{name: held[:, own] if name in per_layer else held[own] for name, held in cut.items()})
+    return replace(
+        value,
+        **{name: held[:, own] if name in per_layer else held[own] for name, held in cut.items()},
+    )
 
 
-@pytest.mark.parametrize("weights", [LossConfig(carriers=1.0, cells=0.5), LossConfig(every_layer=False, attentive=0.3)])
+@pytest.mark.parametrize(
+    "weights", [LossConfig(carriers=1.0, cells=0.5), LossConfig(every_layer=False, attentive=0.3)]
+)
 def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: LossConfig) -> None:
     """Parts of one and two queries with 3, 2 and no boxed samples; without totals of the whole they would not."""
     out, targets = make_outputs(2, 3), make_targets([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]])
-    totals = Totals(*(torch.stack(parts).sum() for parts in zip(*(Totals.of(part_of(targets, own)) for own in PARTS), strict=True)))
+    totals = Totals(
+        *(
+            torch.stack(parts).sum()
+            for parts in zip(*(Totals.of(part_of(targets, own)) for own in PARTS), strict=True)
+        )
+    )
     assert totals == Totals.of(targets)
     whole = csdvl_loss(out, targets, weights, totals)
     parts = [csdvl_loss(part_of(out, own), part_of(targets, own), weights, totals) for own in PARTS]
@@ -151,14 +165,18 @@ def test_the_proposal_loss_by_hand() -> None:
     """
     logits = torch.tensor([[[0.0, 2.0], [99.0, -1.0]]])
     expected = (math.log(2) - 0 * 1 + math.log(1 + math.e**2) - 1 + math.log(1 + math.e**-1)) / 3
-    assert proposal_loss(logits, torch.tensor([[0.0, 0.5]])).item() == pytest.approx(expected, rel=1e-5)
+    assert proposal_loss(logits, torch.tensor([[0.0, 0.5]])).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_the_attentive_loss_by_hand() -> None:
     """p = (1, 2, 1)/4 with labels 0 1 1: −(log ½ + log ¼)/2 = 1.5·log 2; p uniform over 3 with label 1 0 0: log 3. Their mean."""
     logits = torch.tensor([[0.0, math.log(2), 0.0], [5.0, 5.0, 5.0]])
     inside = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    assert attentive_loss(logits, inside).item() == pytest.approx((1.5 * math.log(2) + math.log(3)) / 2, rel=1e-5)
+    assert attentive_loss(logits, inside).item() == pytest.approx(
+        (1.5 * math.log(2) + math.log(3)) / 2, rel=1e-5
+    )
 
 
 def test_the_attentive_loss_is_zero_without_labels() -> None:
@@ -180,12 +198,16 @@ def test_the_carrier_loss_by_hand() -> None:
 def test_a_box_between_the_cells_belongs_to_the_nearest() -> None:
     carriers = torch.tensor([[[[0.1, 0.2, 0.3, 0.4]]]])
     box = torch.tensor([[[0.6, 0.45, 0.02, 0.02]]])
-    assert carriers_of(carriers, CENTRES, box, torch.tensor([[True]])).item() == pytest.approx(-math.log(0.2), rel=1e-5)
+    assert carriers_of(carriers, CENTRES, box, torch.tensor([[True]])).item() == pytest.approx(
+        -math.log(0.2), rel=1e-5
+    )
 
 
 def test_the_carrier_loss_is_summed_over_layers_and_divided_by_boxed_samples() -> None:
     """Two layers, two boxed samples, masses .5 .25 and .125 .5: log 2 · (1 + 2 + 3 + 1) / 2."""
-    carriers = torch.tensor([[[[0.5, 0.5, 0, 0], [0.25, 0.75, 0, 0]]], [[[0.125, 0.875, 0, 0], [0.5, 0.5, 0, 0]]]])
+    carriers = torch.tensor(
+        [[[[0.5, 0.5, 0, 0], [0.25, 0.75, 0, 0]]], [[[0.125, 0.875, 0, 0], [0.5, 0.5, 0, 0]]]]
+    )
     boxes = torch.tensor([0.25, 0.25, 0.2, 0.2]).expand(1, 2, 4)
     found = carriers_of(carriers, CENTRES, boxes, torch.tensor([[True, True]]))
     assert found.item() == pytest.approx(3.5 * math.log(2), rel=1e-5)
@@ -201,17 +223,32 @@ def test_without_boxes_and_without_mass_the_carrier_loss_is_finite() -> None:
 
 def test_own_cells_are_those_whose_centre_lies_in_the_box() -> None:
     boxes = torch.tensor([[[0.5, 0.3, 0.8, 0.4], [0.6, 0.45, 0.02, 0.02]]])
-    assert own_cells(boxes, CENTRES).tolist() == [[[True, True, False, False], [False, True, False, False]]]
+    assert own_cells(boxes, CENTRES).tolist() == [
+        [[True, True, False, False], [False, True, False, False]]
+    ]
 
 
 def test_the_cell_losses_by_hand() -> None:
     """Both own cells' L1 are averaged (.1 and .3), the other cells do not count; one boxed sample: .2."""
     truth = torch.tensor([0.5, 0.3, 0.8, 0.4])
     targets = replace(make_targets([[1, 0, 0, 0]]), boxes=truth.expand(1, FRAMES, 4))
-    cells = torch.stack([truth + torch.tensor([0.1, 0, 0, 0]), truth - torch.tensor([0, 0, 0.3, 0]), truth * 0 + 9, truth * 0 + 9])
+    cells = torch.stack(
+        [
+            truth + torch.tensor([0.1, 0, 0, 0]),
+            truth - torch.tensor([0, 0, 0.3, 0]),
+            truth * 0 + 9,
+            truth * 0 + 9,
+        ]
+    )
     l1, giou = cell_losses(cells.expand(1, FRAMES, 4, 4), CENTRES, targets, torch.tensor(1.0))
     assert l1.item() == pytest.approx(0.2, rel=1e-5)
-    expected = sum(1 - generalized_box_iou(corners(cell[None]), corners(truth[None])).item() for cell in cells[:2]) / 2
+    expected = (
+        sum(
+            1 - generalized_box_iou(corners(cell[None]), corners(truth[None])).item()
+            for cell in cells[:2]
+        )
+        / 2
+    )
     assert giou.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -229,7 +266,13 @@ def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
     """5·L1 + 2·GIoU + 5·BCE + 1·(.5·frame + 1·clip)."""
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     parts = whole_loss(out, targets, LossConfig())
-    expected = 5 * parts["l1"] + 2 * parts["giou"] + 5 * parts["proposals"] + 0.5 * parts["frames"] + parts["clips"]
+    expected = (
+        5 * parts["l1"]
+        + 2 * parts["giou"]
+        + 5 * parts["proposals"]
+        + 0.5 * parts["frames"]
+        + parts["clips"]
+    )
     torch.testing.assert_close(parts["loss"], expected)
     assert set(parts) == {"loss", "l1", "giou", "proposals", "frames", "clips"}
 
@@ -254,7 +297,9 @@ def test_box_losses_after_every_layer_are_an_option() -> None:
     out, targets = make_outputs(3, 1), make_targets([[1, 1, 0, 1]])
     last = whole_loss(out, targets, LossConfig(every_layer=False, carriers=1.0))
     torch.testing.assert_close(last["l1"], boxes_of(out.boxes[-1:], targets)[0])
-    expected = carriers_of(out.carriers[-1:].flatten(3), out.cell_centres, targets.boxes, targets.boxed)
+    expected = carriers_of(
+        out.carriers[-1:].flatten(3), out.cell_centres, targets.boxes, targets.boxed
+    )
     torch.testing.assert_close(last["carriers"], expected)
     assert whole_loss(out, targets, LossConfig())["l1"] > last["l1"]
 
@@ -262,5 +307,7 @@ def test_box_losses_after_every_layer_are_an_option() -> None:
 def test_parts_that_cells_carry_are_of_their_own_cells() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     parts = whole_loss(out, targets, LossConfig(carriers=1.0))
-    expected = carriers_of(out.heard[None], out.heard_centres, targets.clip_boxes, targets.clip_boxed)
+    expected = carriers_of(
+        out.heard[None], out.heard_centres, targets.clip_boxes, targets.clip_boxed
+    )
     torch.testing.assert_close(parts["heard"], expected)

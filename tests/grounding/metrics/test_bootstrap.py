@@ -20,14 +20,19 @@ def _few_videos_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def scores_of(values: np.ndarray | list[float], names: list[str] | None = None) -> list[Score]:
     ids = names or [f"q{number}" for number in range(len(values))]
-    return [Score(id=name, vIoU=value, tIoU=value / 2, sIoU=1 - value) for name, value in zip(ids, map(float, values), strict=True)]
+    return [
+        Score(id=name, vIoU=value, tIoU=value / 2, sIoU=1 - value)
+        for name, value in zip(ids, map(float, values), strict=True)
+    ]
 
 
 def one_each(scores: list[Score]) -> Videos:
     return {one.id: f"v{one.id}" for one in scores}
 
 
-def clusters(random: np.random.Generator, videos: int, sentences: int, within: float = 0.05) -> tuple[np.ndarray, Videos]:
+def clusters(
+    random: np.random.Generator, videos: int, sentences: int, within: float = 0.05
+) -> tuple[np.ndarray, Videos]:
     """Scores of which most varies from video to video, and each query's video."""
     level = np.repeat(random.uniform(0.2, 0.8, videos), sentences)
     values = np.clip(level + random.normal(0, within, len(level)), 0, 1)
@@ -48,7 +53,9 @@ def test_one_video_leaves_nothing_to_draw() -> None:
     scores = scores_of([0.1, 0.5, 0.9])
     found, means = confidence(scores, dict.fromkeys(one_each(scores), "v")), summarise(scores)
     for name in MEANS:
-        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((means[name], means[name]))
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx(
+            (means[name], means[name])
+        )
 
 
 def test_two_videos_by_hand() -> None:
@@ -61,8 +68,14 @@ def test_two_videos_by_hand() -> None:
 def test_a_seed_draws_the_same_videos() -> None:
     values, videos = clusters(np.random.default_rng(2), 15, 2)
     scores = scores_of(values)
-    assert confidence(scores, videos, seed=5) == confidence(scores, videos, seed=5) != confidence(scores, videos, seed=6)
-    assert confidence(scores, {name: f"renamed-{video}" for name, video in videos.items()}, seed=5) == confidence(scores, videos, seed=5)
+    assert (
+        confidence(scores, videos, seed=5)
+        == confidence(scores, videos, seed=5)
+        != confidence(scores, videos, seed=6)
+    )
+    assert confidence(
+        scores, {name: f"renamed-{video}" for name, video in videos.items()}, seed=5
+    ) == confidence(scores, videos, seed=5)
 
 
 def test_means_over_nothing_have_no_interval() -> None:
@@ -87,7 +100,9 @@ def test_sentences_of_one_video_do_not_count_as_many() -> None:
     assert 2.5 < wide / narrow < 3.5
 
 
-def test_intervals_hold_the_true_mean_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_hold_the_true_mean_about_as_often_as_they_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of 100 samples of 30 videos the true mean .5 lies in 95 intervals, give or take; over queries, in far fewer."""
     monkeypatch.setattr(grounding.metrics.bootstrap, "RESAMPLES", 300)
     random = np.random.default_rng(4)
@@ -113,7 +128,10 @@ def test_a_clear_improvement_is_seen_though_videos_differ_more() -> None:
     """All queries gain .1, give or take; from video to video scores differ by .6. What is hard for both cancels."""
     random = np.random.default_rng(6)
     values, videos = clusters(random, 30, 4)
-    ours, other = scores_of(np.clip(values + random.normal(0.1, 0.02, len(values)), 0, 1)), scores_of(values)
+    ours, other = (
+        scores_of(np.clip(values + random.normal(0.1, 0.02, len(values)), 0, 1)),
+        scores_of(values),
+    )
     found = differ(ours, other, videos)["m_vIoU"]
     assert found.mean == pytest.approx(0.1, abs=0.01)
     assert 0.08 < found.low < found.mean < found.high < 0.12
@@ -121,20 +139,29 @@ def test_a_clear_improvement_is_seen_though_videos_differ_more() -> None:
     assert found.better > 110
     assert found.worse < 10
     assert found.ours - found.other == pytest.approx(found.mean)
-    assert (found.ours, found.other) == (pytest.approx(summarise(ours)["m_vIoU"]), pytest.approx(summarise(other)["m_vIoU"]))
+    assert (found.ours, found.other) == (
+        pytest.approx(summarise(ours)["m_vIoU"]),
+        pytest.approx(summarise(other)["m_vIoU"]),
+    )
 
 
 def test_noise_is_no_improvement() -> None:
     random = np.random.default_rng(7)
     values, videos = clusters(random, 30, 4)
-    found = differ(scores_of(np.clip(values + random.normal(0, 0.05, len(values)), 0, 1)), scores_of(values), videos)["m_vIoU"]
+    found = differ(
+        scores_of(np.clip(values + random.normal(0, 0.05, len(values)), 0, 1)),
+        scores_of(values),
+        videos,
+    )["m_vIoU"]
     assert found.low < 0 < found.high
     assert found.p > 0.05
 
 
 def test_the_smallest_p_is_one_of_all_draws() -> None:
     scores = scores_of([0.2] * 20)
-    assert differ(scores_of([0.7] * 20), scores, one_each(scores))["m_vIoU"].p == 1 / (grounding.metrics.bootstrap.RESAMPLES + 1)
+    assert differ(scores_of([0.7] * 20), scores, one_each(scores))["m_vIoU"].p == 1 / (
+        grounding.metrics.bootstrap.RESAMPLES + 1
+    )
 
 
 def test_the_other_way_round_differences_are_negated() -> None:
@@ -145,20 +172,36 @@ def test_the_other_way_round_differences_are_negated() -> None:
     assert list(there) == list(back) == list(MEANS)
     for name in MEANS:
         one, other = there[name], back[name]
-        assert (one.mean, one.low, one.high) == pytest.approx((-other.mean, -other.high, -other.low))
-        assert (one.ours, one.other, one.better, one.worse) == (other.other, other.ours, other.worse, other.better)
+        assert (one.mean, one.low, one.high) == pytest.approx(
+            (-other.mean, -other.high, -other.low)
+        )
+        assert (one.ours, one.other, one.better, one.worse) == (
+            other.other,
+            other.ours,
+            other.worse,
+            other.better,
+        )
         assert one.p == pytest.approx(other.p)
 
 
 def test_queries_are_compared_by_id() -> None:
-    ours, other = scores_of([0.1, 0.5, 0.9], ["a", "b", "c"]), scores_of([0.9, 0.5, 0.1], ["c", "b", "a"])
+    ours, other = (
+        scores_of([0.1, 0.5, 0.9], ["a", "b", "c"]),
+        scores_of([0.9, 0.5, 0.1], ["c", "b", "a"]),
+    )
     assert differ(ours, other, one_each(ours))["m_vIoU"].better == 0
     assert differ(ours, other, one_each(ours))["m_vIoU"].mean == 0
 
 
 def test_only_queries_known_to_both_count() -> None:
-    ours = [Score(id="a", vIoU=0.5, tIoU=0.5, sIoU=0.5), Score(id="b", vIoU=None, tIoU=0.5, sIoU=None)]
-    other = [Score(id="a", vIoU=0.25, tIoU=0.5, sIoU=0.5), Score(id="b", vIoU=None, tIoU=1.0, sIoU=None)]
+    ours = [
+        Score(id="a", vIoU=0.5, tIoU=0.5, sIoU=0.5),
+        Score(id="b", vIoU=None, tIoU=0.5, sIoU=None),
+    ]
+    other = [
+        Score(id="a", vIoU=0.25, tIoU=0.5, sIoU=0.5),
+        Score(id="b", vIoU=None, tIoU=1.0, sIoU=None),
+    ]
     found = differ(ours, other, one_each(ours))
     assert (found["m_vIoU"].mean, found["m_vIoU"].better, found["m_vIoU"].worse) == (0.25, 1, 0)
     assert (found["m_tIoU"].mean, found["m_tIoU"].better, found["m_tIoU"].worse) == (-0.25, 0, 1)
@@ -167,12 +210,16 @@ def test_only_queries_known_to_both_count() -> None:
 
 def test_runs_on_other_queries_are_not_compared() -> None:
     ours, other = scores_of([0.1, 0.2], ["a", "b"]), scores_of([0.1, 0.2], ["b", "c"])
-    with pytest.raises(InputError, match="do not score the same queries: 2 are in one only, for example 'a'"):
+    with pytest.raises(
+        InputError, match="do not score the same queries: 2 are in one only, for example 'a'"
+    ):
         differ(ours, other, one_each([*ours, *other]))
 
 
 @pytest.mark.parametrize(("videos", "given"), [(9, False), (10, True)])
-def test_too_few_videos_have_no_interval(videos: int, given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_videos_have_no_interval(
+    videos: int, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 10)
     scores = scores_of([place / videos for place in range(videos)])
     assert bool(confidence(scores, one_each(scores))) is given

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import cli.evaluate
-from grounding.metrics.protocols import CHUNK, PROTOCOLS, Judged, Truths, judge_tubes, refuse_unknown, sampled_frames, temporal_iou
+from grounding.metrics.protocols import (
+    CHUNK,
+    PROTOCOLS,
+    Judged,
+    Truths,
+    judge_tubes,
+    refuse_unknown,
+    sampled_frames,
+    temporal_iou,
+)
 from grounding.metrics.scores import score, scores_of, summarise
 from grounding.structures.tubes import Tubes
 from pipeline.errors import InputError
@@ -52,8 +61,18 @@ def golden_index() -> tuple[list[Query], Tracks]:
         tracks.add(case["id"], listed(case["gt"]), four(case["gt"]["boxes"]))
         truth = Truth(span=(case["gt"]["first"], case["gt"]["last"] + 1), track=case["id"])
         facts = {key: case[key] for key in ("id", "fps", "frame_count", "segment")}
-        rest = {"video": case["id"], "path": "v.mp4", "size": (case["width"], case["height"]), "text": "x", "split": "test"}
-        queries.append(Query.model_validate({**facts, **rest, "form": case["tubedetr"]["form"], "truth": truth}))
+        rest = {
+            "video": case["id"],
+            "path": "v.mp4",
+            "size": (case["width"], case["height"]),
+            "text": "x",
+            "split": "test",
+        }
+        queries.append(
+            Query.model_validate(
+                {**facts, **rest, "form": case["tubedetr"]["form"], "truth": truth}
+            )
+        )
     return queries, tracks
 
 
@@ -63,7 +82,9 @@ def golden_predictions(protocol: str) -> list[Prediction]:
         tube = case["tubedetr" if protocol == "tubedetr" else "pred"]
         frames = tube["frame_ids"] if protocol == "tubedetr" else listed(tube).tolist()
         span = tube["span"] if protocol == "tubedetr" else (tube["first"], tube["last"] + 1)
-        rows = [(frame, *box) for frame, box in zip(frames, four(tube["boxes"]).tolist(), strict=True)]
+        rows = [
+            (frame, *box) for frame, box in zip(frames, four(tube["boxes"]).tolist(), strict=True)
+        ]
         found.append(Prediction(id=case["id"], span=span, score=1.0, boxes=rows))
     return found
 
@@ -84,15 +105,29 @@ def write_golden_challenge(path: Path, key: str) -> None:
     content = {}
     for case in CASES:
         tube = case[key]
-        boxes = {str(frame + 1): box for frame, box in zip(listed(tube).tolist(), four(tube["boxes"]).tolist(), strict=True)}
-        content[case["id"]] = {"st_frame": tube["first"] + 1, "ed_frame": tube["last"] + 1, "bbox": boxes}
+        boxes = {
+            str(frame + 1): box
+            for frame, box in zip(listed(tube).tolist(), four(tube["boxes"]).tolist(), strict=True)
+        }
+        content[case["id"]] = {
+            "st_frame": tube["first"] + 1,
+            "ed_frame": tube["last"] + 1,
+            "bbox": boxes,
+        }
     path.write_text(json.dumps(content))
 
 
 def commanded(folder: Path, truth: str, predictions: str, protocol: str) -> dict[str, Any]:
     """What `stvg-eval` writes about files."""
-    names = {"--truth": folder / truth, "--predictions": folder / predictions, "--protocol": protocol, "--json": folder / "out.json"}
-    result = CliRunner().invoke(cli.evaluate.app, [str(part) for pair in names.items() for part in pair])
+    names = {
+        "--truth": folder / truth,
+        "--predictions": folder / predictions,
+        "--protocol": protocol,
+        "--json": folder / "out.json",
+    }
+    result = CliRunner().invoke(
+        cli.evaluate.app, [str(part) for pair in names.items() for part in pair]
+    )
     assert result.exit_code == 0, result.stderr
     found: dict[str, Any] = json.loads((folder / "out.json").read_text())
     assert found["protocol"] == protocol
@@ -104,40 +139,66 @@ def assert_golden(judged: Judged, protocol: str) -> None:
     assert judged.ids == tuple(case["id"] for case in CASES)
     for key in ("vIoU", "tIoU", "sIoU"):
         if key in CASES[0][protocol]:
-            np.testing.assert_allclose(getattr(judged, key), [case[protocol][key] for case in CASES], rtol=0, atol=CLOSE, err_msg=key)
+            np.testing.assert_allclose(
+                getattr(judged, key),
+                [case[protocol][key] for case in CASES],
+                rtol=0,
+                atol=CLOSE,
+                err_msg=key,
+            )
 
 
-def assert_means(found: Mapping[str, float], expected: Mapping[str, float], prefix: str = "") -> None:
-    assert {key: found[prefix + key] for key in expected} == pytest.approx(expected, abs=CLOSE, rel=0)
+def assert_means(
+    found: Mapping[str, float], expected: Mapping[str, float], prefix: str = ""
+) -> None:
+    assert {key: found[prefix + key] for key in expected} == pytest.approx(
+        expected, abs=CLOSE, rel=0
+    )
 
 
 def test_boxes_outside_the_picture_are_judged_as_they_are() -> None:
     """The recorded scores were computed with such boxes: nothing may clip them."""
     corners = [(four(case["pred"]["boxes"]), case["width"]) for case in CASES]
     assert sum((boxes < 0).any() or (boxes[:, 2] > width).any() for boxes, width in corners) > 5
-    np.testing.assert_array_equal(golden_tubes("official", framewise=True).boxes, np.concatenate([boxes for boxes, _ in corners]))
-    np.testing.assert_array_equal(Tubes.of_truth(*golden_index()).boxes, np.concatenate([four(case["gt"]["boxes"]) for case in CASES]))
+    np.testing.assert_array_equal(
+        golden_tubes("official", framewise=True).boxes,
+        np.concatenate([boxes for boxes, _ in corners]),
+    )
+    np.testing.assert_array_equal(
+        Tubes.of_truth(*golden_index()).boxes,
+        np.concatenate([four(case["gt"]["boxes"]) for case in CASES]),
+    )
 
 
-@pytest.mark.parametrize(("protocol", "framewise"), [("official", True), ("stcat", True), ("stcat", False)])
+@pytest.mark.parametrize(
+    ("protocol", "framewise"), [("official", True), ("stcat", True), ("stcat", False)]
+)
 def test_public_evaluators_answer_the_same(protocol: str, framewise: bool) -> None:
-    judged = judge_tubes(Truths.of_index(*golden_index()), golden_tubes(protocol, framewise), protocol)
+    judged = judge_tubes(
+        Truths.of_index(*golden_index()), golden_tubes(protocol, framewise), protocol
+    )
     assert_golden(judged, protocol)
     assert_means(summarise(scores_of(judged)), GOLDEN[protocol])
 
 
 def test_tubedetr_answers_the_same_form_by_form() -> None:
-    judged = judge_tubes(Truths.of_index(*golden_index()), golden_tubes("tubedetr", framewise=False), "tubedetr")
+    judged = judge_tubes(
+        Truths.of_index(*golden_index()), golden_tubes("tubedetr", framewise=False), "tubedetr"
+    )
     assert_golden(judged, "tubedetr")
     scores = scores_of(judged)
     for form in FORMS:
-        of_form = [one for one, case in zip(scores, CASES, strict=True) if case["tubedetr"]["form"] == form]
+        of_form = [
+            one for one, case in zip(scores, CASES, strict=True) if case["tubedetr"]["form"] == form
+        ]
         assert len(of_form) == 30
         assert_means(summarise(of_form), GOLDEN["tubedetr"][form])
 
 
 def test_tubedetr_sampled_the_same_frames() -> None:
-    owners, frames = sampled_frames(np.array([case["segment"] for case in CASES]), np.array([case["fps"] for case in CASES]))
+    owners, frames = sampled_frames(
+        np.array([case["segment"] for case in CASES]), np.array([case["fps"] for case in CASES])
+    )
     for place, case in enumerate(CASES):
         assert frames[owners == place].tolist() == case["tubedetr"]["frame_ids"]
     assert max(np.bincount(owners)) == 200
@@ -161,9 +222,25 @@ def test_tubedetr_answers_the_same_through_files(tmp_path: Path) -> None:
 # Worked by hand.
 
 
-def query_of(span: Span = (100, 160), name: str = "q", segment: Span = (0, 300), fps: float = 30.0, track: str | None = "t") -> Query:
-    values = {"id": name, "video": "v", "path": "v.mp4", "fps": fps, "frame_count": 3000, "size": (640, 360), "segment": segment}
-    return Query.model_validate({**values, "text": "a dog", "split": "test", "truth": Truth(span=span, track=track)})
+def query_of(
+    span: Span = (100, 160),
+    name: str = "q",
+    segment: Span = (0, 300),
+    fps: float = 30.0,
+    track: str | None = "t",
+) -> Query:
+    values = {
+        "id": name,
+        "video": "v",
+        "path": "v.mp4",
+        "fps": fps,
+        "frame_count": 3000,
+        "size": (640, 360),
+        "segment": segment,
+    }
+    return Query.model_validate(
+        {**values, "text": "a dog", "split": "test", "truth": Truth(span=span, track=track)}
+    )
 
 
 def tracks_of(frames: Iterable[int], box: tuple[float, ...] = BOX) -> Tracks:
@@ -172,12 +249,27 @@ def tracks_of(frames: Iterable[int], box: tuple[float, ...] = BOX) -> Tracks:
     return tracks
 
 
-def tube(span: Span, frames: Iterable[int], box: tuple[float, ...] = BOX, name: str = "q", framewise: bool = False) -> Tubes:
+def tube(
+    span: Span,
+    frames: Iterable[int],
+    box: tuple[float, ...] = BOX,
+    name: str = "q",
+    framewise: bool = False,
+) -> Tubes:
     rows = [(frame, *box) for frame in frames]
-    return replace(Tubes.of_predictions([Prediction(id=name, span=span, score=1.0, boxes=rows)]), framewise=framewise)
+    return replace(
+        Tubes.of_predictions([Prediction(id=name, span=span, score=1.0, boxes=rows)]),
+        framewise=framewise,
+    )
 
 
-def judged_one(protocol: str, predicted: Tubes, query: Query | None = None, boxed: Iterable[int] = range(100, 160), **facts: Any) -> Any:
+def judged_one(
+    protocol: str,
+    predicted: Tubes,
+    query: Query | None = None,
+    boxed: Iterable[int] = range(100, 160),
+    **facts: Any,
+) -> Any:
     """`(vIoU, tIoU, sIoU)` of one query, by default with the truth [100, 160) of 30 frames a second."""
     truths = Truths.of_index([query or query_of()], tracks_of(boxed), **facts)
     found = judge_tubes(truths, predicted, protocol)
@@ -193,15 +285,22 @@ def test_one_prediction_on_a_five_fps_grid_by_every_protocol() -> None:
     assert judged_one("official", samples) == pytest.approx((0.8 * 55 / 60, 55 / 60, 0.8))
     assert judged_one("official", boxes_only)[:2] == pytest.approx((0.8 * 10 / 60, 10 / 60))
     assert judged_one("stcat", samples)[:2] == pytest.approx((0.8 * 55 / 59, 55 / 59))
-    rounded = [f"{judged_one(name, said)[0]:.3f}" for name, said in (("tubedetr", samples), ("every-frame", samples))]
+    rounded = [
+        f"{judged_one(name, said)[0]:.3f}"
+        for name, said in (("tubedetr", samples), ("every-frame", samples))
+    ]
     assert [*rounded, f"{judged_one('official', boxes_only)[0]:.3f}"] == ["0.800", "0.733", "0.133"]
 
 
 def test_the_official_denominator_is_the_hull_and_counts_frames_without_a_box() -> None:
     """Truth [100, 160) boxed in 40 of its 60 frames, predicted [110, 170): 30 boxed in both, a hull of 70."""
     boxed = [*range(100, 110), *range(130, 160)]
-    assert judged_one("official", tube((110, 170), [110]), boxed=boxed) == pytest.approx((30 / 70, 30 / 70, 1))
-    assert judged_one("every-frame", tube((110, 170), [110]), boxed=boxed) == pytest.approx((30 / 50, 50 / 70, 1))
+    assert judged_one("official", tube((110, 170), [110]), boxed=boxed) == pytest.approx(
+        (30 / 70, 30 / 70, 1)
+    )
+    assert judged_one("every-frame", tube((110, 170), [110]), boxed=boxed) == pytest.approx(
+        (30 / 50, 50 / 70, 1)
+    )
 
 
 def test_official_needs_boxes_even_in_time() -> None:
@@ -228,42 +327,67 @@ def test_stcat_loses_the_last_true_frame_of_hc_stvg() -> None:
 @pytest.mark.parametrize(("segment_end", "last"), [(300, 160), (161, 160), (160, 159)])
 def test_stcat_loses_no_frame_of_vidstg_but_the_segments_last(segment_end: int, last: int) -> None:
     """The judged end is min(end, segment end − 1)."""
-    found = judged_one("stcat", tube((100, 160), [100]), query_of(segment=(0, segment_end)), dataset="vidstg")
+    found = judged_one(
+        "stcat", tube((100, 160), [100]), query_of(segment=(0, segment_end)), dataset="vidstg"
+    )
     assert found == ((last - 100) / 60, (last - 100) / 60, 1)
 
 
 def test_only_stcat_reads_vidstg_otherwise() -> None:
     for protocol in ("every-frame", "official", "tubedetr"):
-        assert judged_one(protocol, tube((100, 160), [100]), query_of(segment=(0, 160)), dataset="vidstg") == (1, 1, 1)
+        assert judged_one(
+            protocol, tube((100, 160), [100]), query_of(segment=(0, 160)), dataset="vidstg"
+        ) == (1, 1, 1)
 
 
 def test_stcat_scores_a_truth_of_one_frame_0() -> None:
     """Its one frame is also its exclusive end: nothing is left."""
-    assert judged_one("stcat", tube((100, 101), [100]), query_of((100, 101)), boxed=[100]) == (0, 0, 1)
-    assert judged_one("every-frame", tube((100, 101), [100]), query_of((100, 101)), boxed=[100]) == (1, 1, 1)
+    assert judged_one("stcat", tube((100, 101), [100]), query_of((100, 101)), boxed=[100]) == (
+        0,
+        0,
+        1,
+    )
+    assert judged_one(
+        "every-frame", tube((100, 101), [100]), query_of((100, 101)), boxed=[100]
+    ) == (1, 1, 1)
 
 
 def test_tubedetr_judges_boxes_on_sampled_frames_only() -> None:
     """Truth [100, 160) and predicted [130, 190): sampled 102 … 156 and up to 186, 15 in the union, 5 in both."""
-    wrong_between = [(frame, *(BOX if frame % 6 == 0 else (0.0, 0.0, 1.0, 1.0))) for frame in range(100, 190)]
-    predicted = Tubes.of_predictions([Prediction(id="q", span=(130, 190), score=1.0, boxes=wrong_between)])
+    wrong_between = [
+        (frame, *(BOX if frame % 6 == 0 else (0.0, 0.0, 1.0, 1.0))) for frame in range(100, 190)
+    ]
+    predicted = Tubes.of_predictions(
+        [Prediction(id="q", span=(130, 190), score=1.0, boxes=wrong_between)]
+    )
     assert judged_one("tubedetr", predicted) == pytest.approx((5 / 15, 30 / 90, 1))
 
 
 def test_tubedetr_without_a_sampled_frame_in_the_truth_scores_0() -> None:
     """Frames 103 to 105 lie between the samples 102 and 108."""
-    assert judged_one("tubedetr", tube((103, 106), [103]), query_of((103, 106)), boxed=range(103, 106)) == (0, 1, 0)
+    assert judged_one(
+        "tubedetr", tube((103, 106), [103]), query_of((103, 106)), boxed=range(103, 106)
+    ) == (0, 1, 0)
 
 
 def test_queries_without_a_prediction_by_every_protocol() -> None:
     queries = [query_of(name="a"), query_of(name="b"), query_of(name="c")]
-    truths, predicted = Truths.of_index(queries, tracks_of(range(100, 160))), tube((100, 160), [100], name="b")
+    truths, predicted = (
+        Truths.of_index(queries, tracks_of(range(100, 160))),
+        tube((100, 160), [100], name="b"),
+    )
     for protocol in ("every-frame", "official"):
         found = judge_tubes(truths, predicted, protocol)
-        assert (found.ids, found.vIoU.tolist(), found.tIoU.tolist(), found.sIoU.tolist()) == (("a", "b", "c"), *[[0, 1, 0]] * 3)
+        assert (found.ids, found.vIoU.tolist(), found.tIoU.tolist(), found.sIoU.tolist()) == (
+            ("a", "b", "c"),
+            *[[0, 1, 0]] * 3,
+        )
     found = judge_tubes(truths, predicted, "stcat")
     assert (found.ids, found.tIoU.tolist(), found.sIoU.tolist()) == (("b",), [59 / 60], [1])
-    with pytest.raises(InputError, match="2 of 3 queries have no prediction, for example 'a': protocol tubedetr needs all"):
+    with pytest.raises(
+        InputError,
+        match="2 of 3 queries have no prediction, for example 'a': protocol tubedetr needs all",
+    ):
         judge_tubes(truths, predicted, "tubedetr")
 
 
@@ -274,14 +398,20 @@ def test_a_query_has_one_prediction() -> None:
 
 
 def test_an_unknown_protocol_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InputError, match="'best' is not known; the protocols are every-frame, official, tubedetr, stcat"):
+    with pytest.raises(
+        InputError,
+        match="'best' is not known; the protocols are every-frame, official, tubedetr, stcat",
+    ):
         refuse_unknown("best")
 
 
 @pytest.mark.parametrize("protocol", ["tubedetr", "stcat"])
 def test_sampling_and_segments_need_an_index(protocol: str) -> None:
     truths = Truths(Tubes.of_truth([query_of()], tracks_of(range(100, 160))))
-    with pytest.raises(InputError, match=rf"protocol {protocol} needs an index as truth .*, not the challenge's file"):
+    with pytest.raises(
+        InputError,
+        match=rf"protocol {protocol} needs an index as truth .*, not the challenge's file",
+    ):
         judge_tubes(truths, tube((100, 160), [100]), protocol)
 
 
@@ -296,12 +426,17 @@ def test_spans_are_half_open() -> None:
     assert temporal_iou((4, 4), (4, 4)) == temporal_iou((4, 4), (0, 9)) == 0
 
 
-some_spans = st.tuples(st.integers(0, 30), st.integers(1, 15)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+some_spans = st.tuples(st.integers(0, 30), st.integers(1, 15)).map(
+    lambda pair: (pair[0], pair[0] + pair[1])
+)
 some_box = st.tuples(*[st.floats(-20, 120, allow_subnormal=False)] * 4).map(
     lambda c: (min(c[::2]), min(c[1::2]), max(c[::2]), max(c[1::2]))
 )
 rows_of = st.dictionaries(st.integers(0, 48), some_box, max_size=12)
-rates = st.one_of(st.floats(1, 60), st.sampled_from([29.97, 30000 / 1001, 24000 / 1001, 25.0, 15.0, 5.0, 4.0, 2.5]))
+rates = st.one_of(
+    st.floats(1, 60),
+    st.sampled_from([29.97, 30000 / 1001, 24000 / 1001, 25.0, 15.0, 5.0, 4.0, 2.5]),
+)
 
 
 @given(some_spans, some_spans)
@@ -320,7 +455,9 @@ def sampled_one_by_one(segment: Span, fps: float) -> list[int]:
     return kept if len(kept) <= 200 else [kept[j * len(kept) // 200] for j in range(200)]
 
 
-@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 2000), rates), min_size=1, max_size=4))
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 2000), rates), min_size=1, max_size=4)
+)
 @settings(max_examples=40)
 def test_sampled_frames_are_those_of_the_plain_loop(videos: list[tuple[int, int, float]]) -> None:
     segments = np.array([(begin, begin + length) for begin, length, _ in videos])
@@ -330,7 +467,9 @@ def test_sampled_frames_are_those_of_the_plain_loop(videos: list[tuple[int, int,
 
 
 def test_sampled_frames_by_hand() -> None:
-    owners, frames = sampled_frames(np.array([(10, 25), (0, 600), (7, 10)]), np.array([25.0, 10.0, 4.0]))
+    owners, frames = sampled_frames(
+        np.array([(10, 25), (0, 600), (7, 10)]), np.array([25.0, 10.0, 4.0])
+    )
     assert frames[owners == 0].tolist() == [10, 15, 20]
     assert frames[owners == 1].tolist() == [2 * (j * 300 // 200) for j in range(200)]
     assert frames[owners == 2].tolist() == [7, 8, 9]
@@ -352,21 +491,41 @@ class Pair:
 def pairs(draw: st.DrawFn) -> Pair:
     span, rows = draw(some_spans), draw(rows_of)
     segment = (draw(st.integers(0, span[0])), draw(st.integers(span[1], 50)))
-    truth = {frame: box for frame, box in draw(st.dictionaries(st.integers(*span), some_box, max_size=16)).items() if frame < span[1]}
+    truth = {
+        frame: box
+        for frame, box in draw(st.dictionaries(st.integers(*span), some_box, max_size=16)).items()
+        if frame < span[1]
+    }
     return Pair(segment, draw(rates), span, truth, draw(some_spans), rows)
 
 
 def truths_of(made: list[Pair], vidstg: bool = False) -> Truths:
     columns = [
-        (np.array(sorted(pair.truth), np.int64), np.array([pair.truth[n] for n in sorted(pair.truth)]).reshape(-1, 4)) for pair in made
+        (
+            np.array(sorted(pair.truth), np.int64),
+            np.array([pair.truth[n] for n in sorted(pair.truth)]).reshape(-1, 4),
+        )
+        for pair in made
     ]
-    tubes = replace(Tubes.of(map(str, range(len(made))), [pair.span for pair in made], columns), framewise=True)
-    return Truths(tubes, np.array([pair.fps for pair in made]), np.array([pair.segment for pair in made]).reshape(-1, 2), vidstg)
+    tubes = replace(
+        Tubes.of(map(str, range(len(made))), [pair.span for pair in made], columns), framewise=True
+    )
+    return Truths(
+        tubes,
+        np.array([pair.fps for pair in made]),
+        np.array([pair.segment for pair in made]).reshape(-1, 2),
+        vidstg,
+    )
 
 
 def predicted_of(made: Mapping[int, Pair], framewise: bool) -> Tubes:
     found = [
-        Prediction(id=str(n), span=pair.said, score=1.0, boxes=[(frame, *box) for frame, box in pair.rows.items()])
+        Prediction(
+            id=str(n),
+            span=pair.said,
+            score=1.0,
+            boxes=[(frame, *box) for frame, box in pair.rows.items()],
+        )
         for n, pair in made.items()
     ]
     return replace(Tubes.of_predictions(found), framewise=framewise)
@@ -379,8 +538,12 @@ def box_at(pair: Pair, frame: int, framewise: bool) -> tuple[Any, bool]:
         return (0.0, 0.0, 0.0, 0.0), False
     if framewise and frame not in pair.rows:
         inside = frames[0] < frame < frames[-1]
-        return (0.0, 0.0, 0.0, 0.0) if inside else pair.rows[frames[0] if frame < frames[0] else frames[-1]], False
-    return [np.interp(frame, frames, [pair.rows[n][side] for n in frames]) for side in range(4)], True
+        return (0.0, 0.0, 0.0, 0.0) if inside else pair.rows[
+            frames[0] if frame < frames[0] else frames[-1]
+        ], False
+    return [
+        np.interp(frame, frames, [pair.rows[n][side] for n in frames]) for side in range(4)
+    ], True
 
 
 def overlap(a: Any, b: Any) -> float:
@@ -389,13 +552,19 @@ def overlap(a: Any, b: Any) -> float:
     return both / either if either > 0 else 0.0
 
 
-def frame_by_frame(pair: Pair, protocol: str, framewise: bool, vidstg: bool) -> tuple[float, float, float]:
+def frame_by_frame(
+    pair: Pair, protocol: str, framewise: bool, vidstg: bool
+) -> tuple[float, float, float]:
     """A protocol's sums over sets of frames → `(vIoU, tIoU, sIoU)`."""
     begin, end = pair.span
     if protocol == "stcat":
         end = min(end, pair.segment[1] - 1) if vidstg else end - 1
     true, said = set(range(begin, end)), set(range(*pair.said))
-    counted = set(sampled_one_by_one(pair.segment, pair.fps)) if protocol == "tubedetr" else set(range(100))
+    counted = (
+        set(sampled_one_by_one(pair.segment, pair.fps))
+        if protocol == "tubedetr"
+        else set(range(100))
+    )
     boxed = set(pair.truth) & counted
     found = {frame: box_at(pair, frame, framewise) for frame in boxed}
     overlaps = {frame: overlap(found[frame][0], pair.truth[frame]) for frame in boxed}
@@ -412,26 +581,43 @@ def frame_by_frame(pair: Pair, protocol: str, framewise: bool, vidstg: bool) -> 
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@given(made=st.lists(pairs(), min_size=1, max_size=4), framewise=st.booleans(), vidstg=st.booleans())
+@given(
+    made=st.lists(pairs(), min_size=1, max_size=4), framewise=st.booleans(), vidstg=st.booleans()
+)
 @quick
-def test_every_protocol_agrees_with_its_sums_frame_by_frame(protocol: str, made: list[Pair], framewise: bool, vidstg: bool) -> None:
-    found = judge_tubes(truths_of(made, vidstg), predicted_of(dict(enumerate(made)), framewise), protocol)
+def test_every_protocol_agrees_with_its_sums_frame_by_frame(
+    protocol: str, made: list[Pair], framewise: bool, vidstg: bool
+) -> None:
+    found = judge_tubes(
+        truths_of(made, vidstg), predicted_of(dict(enumerate(made)), framewise), protocol
+    )
     for place, pair in enumerate(made):
         one = [getattr(found, key)[place] for key in ("vIoU", "tIoU", "sIoU")]
-        assert one == pytest.approx(frame_by_frame(pair, protocol, framewise, vidstg), abs=CLOSE, nan_ok=True)
+        assert one == pytest.approx(
+            frame_by_frame(pair, protocol, framewise, vidstg), abs=CLOSE, nan_ok=True
+        )
         assert all(math.isnan(value) or 0 <= value <= 1 + CLOSE for value in one)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@given(span=st.tuples(st.integers(0, 30), st.integers(2, 15)), box=some_box, fps=st.floats(5, 60), framewise=st.booleans())
+@given(
+    span=st.tuples(st.integers(0, 30), st.integers(2, 15)),
+    box=some_box,
+    fps=st.floats(5, 60),
+    framewise=st.booleans(),
+)
 @quick
-def test_the_truth_itself_scores_1(protocol: str, span: Span, box: tuple[float, ...], fps: float, framewise: bool) -> None:
+def test_the_truth_itself_scores_1(
+    protocol: str, span: Span, box: tuple[float, ...], fps: float, framewise: bool
+) -> None:
     """In stcat the truth is one frame shorter; tubedetr needs a sampled frame, here the segment's first."""
     begin, end = span[0], span[0] + span[1]
     solid = (box[0], box[1], box[2] + 1, box[3] + 1)
     said = (begin, end - 1) if protocol == "stcat" else (begin, end)
     boxes = dict.fromkeys(range(begin, end), solid)
-    pair = Pair(segment=(begin, end), fps=fps, span=(begin, end), truth=boxes, said=said, rows=boxes)
+    pair = Pair(
+        segment=(begin, end), fps=fps, span=(begin, end), truth=boxes, said=said, rows=boxes
+    )
     found = judge_tubes(truths_of([pair]), predicted_of({0: pair}, framewise), protocol)
     assert [found.vIoU[0], found.tIoU[0], found.sIoU[0]] == pytest.approx([1, 1, 1])
 
@@ -443,27 +629,54 @@ def test_many_queries_at_once_are_each_alone(protocol: str, framewise: bool) -> 
     random = np.random.default_rng(3)
     made = [random_pair(random) for _ in range(2 * CHUNK + 9)]
     answered = [n for n in range(len(made)) if protocol == "tubedetr" or n % 7]
-    together = judge_tubes(truths_of(made), predicted_of({n: made[n] for n in random.permutation(answered).tolist()}, framewise), protocol)
+    together = judge_tubes(
+        truths_of(made),
+        predicted_of({n: made[n] for n in random.permutation(answered).tolist()}, framewise),
+        protocol,
+    )
     left = [n for n in range(len(made)) if protocol != "stcat" or n in answered]
     assert together.ids == tuple(map(str, left))
     for row, n in enumerate(left):
-        alone = judge_tubes(truths_of([made[n]]), predicted_of({0: made[n]} if n in answered else {}, framewise), protocol)
+        alone = judge_tubes(
+            truths_of([made[n]]),
+            predicted_of({0: made[n]} if n in answered else {}, framewise),
+            protocol,
+        )
         for key in ("vIoU", "tIoU", "sIoU"):
             np.testing.assert_array_equal(getattr(together, key)[row], getattr(alone, key)[0])
         if n not in answered:
-            assert (alone.tIoU[0], np.nan_to_num(alone.vIoU[0]), np.nan_to_num(alone.sIoU[0])) == (0, 0, 0)
+            assert (alone.tIoU[0], np.nan_to_num(alone.vIoU[0]), np.nan_to_num(alone.sIoU[0])) == (
+                0,
+                0,
+                0,
+            )
 
 
 def random_pair(random: np.random.Generator) -> Pair:
     def boxes(begin: int, end: int) -> dict[int, tuple[float, ...]]:
         frames = np.flatnonzero(random.random(end - begin) < random.choice([0.0, 0.3, 1.0])) + begin
-        return {int(frame): (*random.uniform(0, 50, 2).tolist(), *random.uniform(50, 99, 2).tolist()) for frame in frames}
+        return {
+            int(frame): (*random.uniform(0, 50, 2).tolist(), *random.uniform(50, 99, 2).tolist())
+            for frame in frames
+        }
 
     begin, first = random.integers(0, 30, 2).tolist()
     end, last = begin + int(random.integers(1, 15)), first + int(random.integers(1, 15))
-    return Pair((0, 50), float(random.choice([4.0, 25.0, 29.97])), (begin, end), boxes(begin, end), (first, last), boxes(0, 50))
+    return Pair(
+        (0, 50),
+        float(random.choice([4.0, 25.0, 29.97])),
+        (begin, end),
+        boxes(begin, end),
+        (first, last),
+        boxes(0, 50),
+    )
 
 
 def test_scores_of_records_take_the_protocol() -> None:
-    found = score([query_of()], tracks_of(range(100, 160)), [Prediction(id="q", span=(100, 159), score=1.0, boxes=[(100, *BOX)])], "stcat")
+    found = score(
+        [query_of()],
+        tracks_of(range(100, 160)),
+        [Prediction(id="q", span=(100, 159), score=1.0, boxes=[(100, *BOX)])],
+        "stcat",
+    )
     assert [(one.id, one.vIoU, one.tIoU, one.sIoU) for one in found] == [("q", 1, 1, 1)]

@@ -30,9 +30,27 @@ from pipeline.tracks import Tracks
 BOX = (100.0, 100.0, 200.0, 200.0)
 
 
-def make_query(span: tuple[int, int] = (100, 160), name: str = "q", track: str | None = "t", **fields: object) -> Query:
-    values = {"id": name, "video": "v", "path": "v.mp4", "fps": 30.0, "frame_count": 300, "size": (640, 360), "segment": (0, 300)}
-    return Query.model_validate({**values, "text": "a dog", "split": "test", "truth": Truth(span=span, track=track), **fields})
+def make_query(
+    span: tuple[int, int] = (100, 160), name: str = "q", track: str | None = "t", **fields: object
+) -> Query:
+    values = {
+        "id": name,
+        "video": "v",
+        "path": "v.mp4",
+        "fps": 30.0,
+        "frame_count": 300,
+        "size": (640, 360),
+        "segment": (0, 300),
+    }
+    return Query.model_validate(
+        {
+            **values,
+            "text": "a dog",
+            "split": "test",
+            "truth": Truth(span=span, track=track),
+            **fields,
+        }
+    )
 
 
 def make_tracks(frames: range | np.ndarray, box: tuple[float, ...] = BOX, key: str = "t") -> Tracks:
@@ -41,7 +59,9 @@ def make_tracks(frames: range | np.ndarray, box: tuple[float, ...] = BOX, key: s
     return tracks
 
 
-def predict(span: tuple[int, int], boxes: list[tuple[int, float, float, float, float]], name: str = "q") -> Prediction:
+def predict(
+    span: tuple[int, int], boxes: list[tuple[int, float, float, float, float]], name: str = "q"
+) -> Prediction:
     return Prediction(id=name, span=span, score=1.0, boxes=boxes)
 
 
@@ -59,8 +79,14 @@ def test_the_example_of_a_five_fps_grid() -> None:
 
 def test_a_late_prediction_by_hand() -> None:
     """Truth [100, 160), predicted [130, 190): 30 shared of 90; boxes exact inside: vIoU = tIoU = 1/3, sIoU = 1."""
-    (one,) = score([make_query()], make_tracks(range(100, 160)), [predict((130, 190), [(130, *BOX)])])
-    assert (one.tIoU, one.vIoU, one.sIoU) == (pytest.approx(1 / 3), pytest.approx(1 / 3), pytest.approx(1.0))
+    (one,) = score(
+        [make_query()], make_tracks(range(100, 160)), [predict((130, 190), [(130, *BOX)])]
+    )
+    assert (one.tIoU, one.vIoU, one.sIoU) == (
+        pytest.approx(1 / 3),
+        pytest.approx(1 / 3),
+        pytest.approx(1.0),
+    )
 
 
 def test_truth_frames_without_a_box_leave_both_sums() -> None:
@@ -95,7 +121,12 @@ def test_without_true_boxes_only_time_is_judged(track: str | None) -> None:
     scores = score(queries, tracks, [predict((100, 160), [(100, *BOX)], name="b")])
     assert scores[0] == Score(id="a", vIoU=None, tIoU=0.0, sIoU=None)
     summary = summarise(scores)
-    assert (summary["m_vIoU"], summary["m_tIoU"], summary["queries"], summary["boxed_queries"]) == (1.0, 0.5, 2, 1)
+    assert (summary["m_vIoU"], summary["m_tIoU"], summary["queries"], summary["boxed_queries"]) == (
+        1.0,
+        0.5,
+        2,
+        1,
+    )
 
 
 def test_queries_without_truth_are_not_judged() -> None:
@@ -125,8 +156,13 @@ def test_summaries_by_form_and_tag() -> None:
         make_query(name="b", form="interrogative", tags=("look-alike",)),
         make_query(name="c"),
     ]
-    scores = [Score(id=name, vIoU=value, tIoU=value, sIoU=value) for name, value in (("a", 0.2), ("b", 0.6), ("c", 1.0))]
-    assert {name: group["m_vIoU"] for name, group in summarise_by(scores, queries, "form").items()} == {
+    scores = [
+        Score(id=name, vIoU=value, tIoU=value, sIoU=value)
+        for name, value in (("a", 0.2), ("b", 0.6), ("c", 1.0))
+    ]
+    assert {
+        name: group["m_vIoU"] for name, group in summarise_by(scores, queries, "form").items()
+    } == {
         "declarative": 0.2,
         "interrogative": 0.6,
     }
@@ -154,19 +190,32 @@ def test_predictions_by_id() -> None:
 def test_strangers_are_refused_and_named() -> None:
     tubes = Tubes.of_predictions([predict((0, 1), [], name=name) for name in "cab"])
     refuse_strangers(tubes, "abcd")
-    with pytest.raises(InputError, match=r"2 predictions name no query of these, for example 'b': is this the right index and split\?"):
+    with pytest.raises(
+        InputError,
+        match=r"2 predictions name no query of these, for example 'b': is this the right index and split\?",
+    ):
         refuse_strangers(tubes, "ad")
 
 
 def test_what_was_judged_becomes_records() -> None:
     """NaN, a truth without boxes, is None; the numbers stay to the last bit."""
     nan, third = float("nan"), 1 / 3
-    judged = Judged(("a", "b"), vIoU=np.array([third, nan]), tIoU=np.array([0.5, 1.0]), sIoU=np.array([1.0, nan]))
-    assert scores_of(judged) == [Score(id="a", vIoU=third, tIoU=0.5, sIoU=1.0), Score(id="b", vIoU=None, tIoU=1.0, sIoU=None)]
+    judged = Judged(
+        ("a", "b"),
+        vIoU=np.array([third, nan]),
+        tIoU=np.array([0.5, 1.0]),
+        sIoU=np.array([1.0, nan]),
+    )
+    assert scores_of(judged) == [
+        Score(id="a", vIoU=third, tIoU=0.5, sIoU=1.0),
+        Score(id="b", vIoU=None, tIoU=1.0, sIoU=None),
+    ]
 
 
 def test_the_means_have_one_order() -> None:
-    summary = summarise([Score(id="a", vIoU=0.4, tIoU=0.5, sIoU=0.6), Score(id="b", vIoU=None, tIoU=0.0, sIoU=None)])
+    summary = summarise(
+        [Score(id="a", vIoU=0.4, tIoU=0.5, sIoU=0.6), Score(id="b", vIoU=None, tIoU=0.0, sIoU=None)]
+    )
     assert list(summary) == [*MEANS, "queries", "boxed_queries"]
     assert list(summary.values()) == [0.4, 0.25, 0.6, 1.0, 0.0, 2, 1]
 
@@ -175,11 +224,16 @@ def test_a_protocol_may_leave_queries_out() -> None:
     queries, tracks = [make_query(name="a"), make_query(name="b")], make_tracks(range(100, 160))
     predictions = [predict((100, 159), [(100, *BOX)], name="b")]
     assert [one.id for one in score(queries, tracks, predictions)] == ["a", "b"]
-    assert score(queries, tracks, predictions, "stcat") == [Score(id="b", vIoU=1.0, tIoU=1.0, sIoU=1.0)]
+    assert score(queries, tracks, predictions, "stcat") == [
+        Score(id="b", vIoU=1.0, tIoU=1.0, sIoU=1.0)
+    ]
 
 
 def test_scores_survive_the_file(tmp_path: Path) -> None:
-    scores = [Score(id="a", vIoU=0.25, tIoU=0.5, sIoU=1.0), Score(id="b", vIoU=None, tIoU=0.0, sIoU=None)]
+    scores = [
+        Score(id="a", vIoU=0.25, tIoU=0.5, sIoU=1.0),
+        Score(id="b", vIoU=None, tIoU=0.0, sIoU=None),
+    ]
     write_scores(tmp_path / "scores" / "test.json", scores)
     assert read_scores(tmp_path / "scores" / "test.json") == scores
 
@@ -195,9 +249,13 @@ def test_bad_score_files_are_named(tmp_path: Path) -> None:
         read_scores(tmp_path / "odd.json")
 
 
-spans = st.tuples(st.integers(0, 299), st.integers(1, 60)).map(lambda pair: (pair[0], min(pair[0] + pair[1], 300)))
+spans = st.tuples(st.integers(0, 299), st.integers(1, 60)).map(
+    lambda pair: (pair[0], min(pair[0] + pair[1], 300))
+)
 corners = st.tuples(*[st.floats(0, 300, allow_subnormal=False)] * 4)
-boxes = corners.map(lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]) + 1, max(c[1], c[3]) + 1))
+boxes = corners.map(
+    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]) + 1, max(c[1], c[3]) + 1)
+)
 frame_sets = st.sets(st.integers(0, 299), min_size=1, max_size=20).map(sorted)
 
 
@@ -218,7 +276,9 @@ def test_the_truth_itself_scores_one(span, data) -> None:
     frames = np.arange(*span)
     tracks = Tracks()
     tracks.add("t", frames, np.array([data.draw(boxes) for _ in frames]))
-    rows = [(int(frame), *map(float, box)) for frame, box in zip(frames, tracks["t"][1], strict=True)]
+    rows = [
+        (int(frame), *map(float, box)) for frame, box in zip(frames, tracks["t"][1], strict=True)
+    ]
     (one,) = score([make_query(span)], tracks, [predict(span, rows)])
     assert (one.tIoU, one.vIoU, one.sIoU) == (1.0, pytest.approx(1.0), pytest.approx(1.0))
 
@@ -226,7 +286,9 @@ def test_the_truth_itself_scores_one(span, data) -> None:
 @given(frame_sets, st.data())
 def test_interpolation_is_exact_at_samples(frames, data) -> None:
     rows = [(frame, *data.draw(boxes)) for frame in frames]
-    np.testing.assert_array_equal(boxes_of(predict((0, 300), rows), np.array(frames)), np.array(rows)[:, 1:])
+    np.testing.assert_array_equal(
+        boxes_of(predict((0, 300), rows), np.array(frames)), np.array(rows)[:, 1:]
+    )
 
 
 @given(spans, frame_sets, spans, boxes)

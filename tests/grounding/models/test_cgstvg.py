@@ -15,7 +15,14 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
-from grounding.models.cgstvg import Cgstvg, CgstvgConfig, Context, InstanceContext, LookingAtContext, Outputs
+from grounding.models.cgstvg import (
+    Cgstvg,
+    CgstvgConfig,
+    Context,
+    InstanceContext,
+    LookingAtContext,
+    Outputs,
+)
 from grounding.modules.roi import roi_weights
 from grounding.structures.inputs import Inputs
 from grounding.structures.targets import Targets, Totals
@@ -25,7 +32,16 @@ from pipeline.errors import InputError
 
 DIMS = (6, 5, 7)
 FRAMES, STAGES = 4, 3
-TINY = {"d": 16, "heads": 2, "ffn": 12, "layers": 1, "stages": STAGES, "frames": FRAMES, "theta_t": 0.3, "theta_s": 0.25}
+TINY = {
+    "d": 16,
+    "heads": 2,
+    "ffn": 12,
+    "layers": 1,
+    "stages": STAGES,
+    "frames": FRAMES,
+    "theta_t": 0.3,
+    "theta_s": 0.25,
+}
 WIDE, TALL, SMALL = (4, 8), (8, 4), (3, 5)
 """Rows and columns of appearance maps."""
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -38,13 +54,17 @@ def make_model(seed: int = 1, **changes: Any) -> Cgstvg:
     model = Cgstvg(DIMS, CgstvgConfig(**{**TINY, **changes}))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
-            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3)
+            torch.nn.init.normal_(
+                parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3
+            )
         elif name not in ("where", "when"):
             parameter.data *= 2
     return model.eval()
 
 
-def make_query(seed: int, size: tuple[int, int], words: int, swin: bool = False, frames: int = FRAMES) -> Inputs:
+def make_query(
+    seed: int, size: tuple[int, int], words: int, swin: bool = False, frames: int = FRAMES
+) -> Inputs:
     """One query without any padding: motion over the padded square, as SlowFast's, or a little coarser than the map, as Swin's."""
     random = torch.Generator().manual_seed(seed)
     rows, columns = size
@@ -65,22 +85,35 @@ def together(queries: list[Inputs]) -> Inputs:
 
     def padded(tensors: list[Tensor]) -> Tensor:
         shape = torch.tensor([tensor.shape for tensor in tensors]).amax(0).tolist()
-        whole = torch.full((len(tensors), *shape[1:]), 0 if tensors[0].dtype == torch.bool else 9, dtype=tensors[0].dtype)
+        whole = torch.full(
+            (len(tensors), *shape[1:]),
+            0 if tensors[0].dtype == torch.bool else 9,
+            dtype=tensors[0].dtype,
+        )
         for place, tensor in zip(whole, tensors, strict=True):
             place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
         return whole
 
     batch = Inputs(
-        **{field.name: padded([getattr(query, field.name) for query in queries]) for field in fields(Inputs) if field.name != "video"}
+        **{
+            field.name: padded([getattr(query, field.name) for query in queries])
+            for field in fields(Inputs)
+            if field.name != "video"
+        }
     )
     filled = [torch.tensor(query.motion.shape[2:4]).flip(0).repeat(2) for query in queries]
     rows, columns = batch.motion.shape[2:4]
-    return replace(batch, square=batch.square * torch.stack(filled) / torch.tensor([columns, rows] * 2))
+    return replace(
+        batch, square=batch.square * torch.stack(filled) / torch.tensor([columns, rows] * 2)
+    )
 
 
 def three(swin: bool = False, frames: int = FRAMES) -> list[Inputs]:
     """Queries with maps and sentences of different sizes."""
-    return [make_query(seed, size, words, swin, frames) for seed, size, words in ((0, WIDE, 4), (1, TALL, 7), (2, SMALL, 1))]
+    return [
+        make_query(seed, size, words, swin, frames)
+        for seed, size, words in ((0, WIDE, 4), (1, TALL, 7), (2, SMALL, 1))
+    ]
 
 
 def make_targets(count: int, boxes: Tensor | None = None, boxed: Tensor | None = None) -> Targets:
@@ -89,12 +122,17 @@ def make_targets(count: int, boxes: Tensor | None = None, boxed: Tensor | None =
     some = torch.rand(count, FRAMES, 4, generator=random) * 0.3 + 0.35 if boxes is None else boxes
     where = torch.ones(count, FRAMES, dtype=torch.bool) if boxed is None else boxed
     inside = torch.tensor([0.0, 1.0, 1.0, 0.0]).expand(count, FRAMES)
-    return Targets(some, where, torch.tensor([[0.2, 0.7]]).expand(count, 2), inside, inside, some, where)
+    return Targets(
+        some, where, torch.tensor([[0.2, 0.7]]).expand(count, 2), inside, inside, some, where
+    )
 
 
 def of_query(out: Outputs, number: int) -> dict[str, Tensor]:
     """What stages answer of one query."""
-    return {name: getattr(out, name)[:, number] for name in ("boxes", "first", "last", "inside", "quality", "kept", "heard", "carriers")}
+    return {
+        name: getattr(out, name)[:, number]
+        for name in ("boxes", "first", "last", "inside", "quality", "kept", "heard", "carriers")
+    }
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -114,7 +152,14 @@ def test_outputs_have_their_shapes_and_ranges(stages: int, box_head: str, swin: 
     cells = 8 * 8
     assert out.boxes.shape == (stages, 3, FRAMES, 4)
     assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
-    assert out.first.shape == out.last.shape == out.inside.shape == out.quality.shape == out.kept.shape == (stages, 3, FRAMES)
+    assert (
+        out.first.shape
+        == out.last.shape
+        == out.inside.shape
+        == out.quality.shape
+        == out.kept.shape
+        == (stages, 3, FRAMES)
+    )
     assert ((out.quality > 0) & (out.quality < 1)).all()
     assert out.kept.dtype == torch.bool
     assert out.frame_tau.shape == (3, FRAMES)
@@ -131,7 +176,9 @@ def test_without_context_nothing_is_said_of_it() -> None:
     out = model(together(three()))
     assert out.boxes.shape == (STAGES, 3, FRAMES, 4)
     assert out.quality.numel() == out.kept.numel() == 0
-    assert not [name for name, _ in model.named_parameters() if "context" in name or "instance" in name]
+    assert not [
+        name for name, _ in model.named_parameters() if "context" in name or "instance" in name
+    ]
 
 
 def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
@@ -139,8 +186,12 @@ def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
     answers = out.when()
     assert len(answers) == 3
     for number, answer in enumerate(answers):
-        np.testing.assert_allclose(answer.first, out.first[-1, number].detach().softmax(-1), rtol=1e-5)
-        np.testing.assert_allclose(answer.last, out.last[-1, number].detach().softmax(-1), rtol=1e-5)
+        np.testing.assert_allclose(
+            answer.first, out.first[-1, number].detach().softmax(-1), rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            answer.last, out.last[-1, number].detach().softmax(-1), rtol=1e-5
+        )
         assert (answer.first.sum(), answer.last.sum()) == pytest.approx((1, 1))
 
 
@@ -156,7 +207,13 @@ def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
         {"query_positions": "boxes", "refinement": "none"},
         {"region": "mean", "refinement": "none"},
         {"box_head": "attention", "word_gain": "cells", "refinement": "none"},
-        {"box_head": "attention", "region": "mean", "query_positions": "boxes", "refinement": "sum", "theta_one": 0.3},
+        {
+            "box_head": "attention",
+            "region": "mean",
+            "query_positions": "boxes",
+            "refinement": "sum",
+            "theta_one": 0.3,
+        },
     ],
 )
 @pytest.mark.parametrize("swin", [False, True])
@@ -167,8 +224,12 @@ def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str
         batch, singles = model(together(queries)), [model(query) for query in queries]
     for number, (query, single) in enumerate(zip(queries, singles, strict=True)):
         rows, columns = query.map_size[0].tolist()
-        for name in ("boxes", "first", "last", "inside") + (("quality", "kept") if model.config.context else ()):
-            torch.testing.assert_close(getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5)
+        for name in ("boxes", "first", "last", "inside") + (
+            ("quality", "kept") if model.config.context else ()
+        ):
+            torch.testing.assert_close(
+                getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
+            )
         for name in ("carriers", "heard"):
             mine = getattr(batch, name)[:, number].unflatten(-1, (8, 8))
             assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
@@ -176,7 +237,9 @@ def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str
             torch.testing.assert_close(mine[..., :rows, :columns], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(shared_is_apart: Callable[..., None]) -> None:
+def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
+    shared_is_apart: Callable[..., None],
+) -> None:
     shared_is_apart(make_model(), three(), together, ("boxes", "first", "last", "inside"))
 
 
@@ -193,7 +256,9 @@ def test_what_temporal_queries_hear_is_the_motion() -> None:
     with mock.patch.object(attention, "with_weights", noted), torch.no_grad():
         heard = model(query).heard[0]
     cells = heard.shape[-1]
-    torch.testing.assert_close(heard, found[0][1][:, 0, cells : 2 * cells].unflatten(0, heard.shape[:2]))
+    torch.testing.assert_close(
+        heard, found[0][1][:, 0, cells : 2 * cells].unflatten(0, heard.shape[:2])
+    )
 
 
 def test_in_that_batch_some_context_is_kept_and_some_dropped() -> None:
@@ -216,7 +281,9 @@ def test_other_numbers_of_frames_than_in_training_work(query_positions: str, swi
     assert [answer.first.shape for answer in batch.when()] == [(7,)] * 3
     for number, single in enumerate(singles):
         for name in ("boxes", "first", "last"):
-            torch.testing.assert_close(getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
+            )
 
 
 def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> None:
@@ -228,7 +295,15 @@ def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> Non
     with torch.no_grad():
         model(query)
     handle.remove()
-    shares = [[1, 0, 0, 0], [0.7, 0.3, 0, 0], [0.3, 0.7, 0, 0], [0, 0.7, 0.3, 0], [0, 0.5, 0.5, 0], [0, 0, 0.3, 0.7], [0, 0, 0, 1]]
+    shares = [
+        [1, 0, 0, 0],
+        [0.7, 0.3, 0, 0],
+        [0.3, 0.7, 0, 0],
+        [0, 0.7, 0.3, 0],
+        [0, 0.5, 0.5, 0],
+        [0, 0, 0.3, 0.7],
+        [0, 0, 0, 1],
+    ]
     torch.testing.assert_close(seen[0][0], torch.tensor(shares) @ model.where.detach())
 
 
@@ -236,11 +311,19 @@ def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> Non
 def test_frames_taken_twice_give_what_they_give_once(refinement: str) -> None:
     """Every average over frames, the context's too, stays as it is."""
     model, query = make_model(refinement=refinement, context_in_time=True), make_query(0, WIDE, 4)
-    twice = replace(query, **{name: getattr(query, name).repeat_interleave(2, 1) for name in ("appearance", "motion", "frame_tau")})
+    twice = replace(
+        query,
+        **{
+            name: getattr(query, name).repeat_interleave(2, 1)
+            for name in ("appearance", "motion", "frame_tau")
+        },
+    )
     with torch.no_grad():
         once, doubled = model(query), model(twice)
     for name in ("boxes", "first", "last", "quality"):
-        torch.testing.assert_close(getattr(doubled, name)[:, :, ::2], getattr(once, name), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            getattr(doubled, name)[:, :, ::2], getattr(once, name), atol=1e-5, rtol=1e-5
+        )
 
 
 # ICG
@@ -257,7 +340,10 @@ def test_the_context_is_what_lies_in_the_boxes_appearance_and_motion_apart() -> 
         weights = roi_weights(boxes[0], torch.tensor([WIDE]).expand(FRAMES, 2), WIDE)
         appearance, motion = (torch.einsum("ts,tsd->td", weights, part) for part in parts)
         tokens = model.instance.join(torch.cat([appearance, motion], -1))
-        quality = (model.instance.appearance_quality(appearance).sigmoid() + model.instance.motion_quality(motion).sigmoid())[:, 0] / 2
+        quality = (
+            model.instance.appearance_quality(appearance).sigmoid()
+            + model.instance.motion_quality(motion).sigmoid()
+        )[:, 0] / 2
     torch.testing.assert_close(context.tokens[0], tokens, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(context.quality[0], quality, atol=1e-5, rtol=1e-5)
 
@@ -268,12 +354,24 @@ def test_what_the_context_says_of_when_only_the_temporal_blocks_can_hear(in_time
     model, queries = make_model(context_in_time=in_time, refinement="none"), together(three())
     with torch.no_grad():
         all_kept = model(queries)
-        with mock.patch.object(model.instance, "kept", side_effect=lambda temporal, spatial: torch.zeros_like(temporal, dtype=torch.bool)):
+        with mock.patch.object(
+            model.instance,
+            "kept",
+            side_effect=lambda temporal, spatial: torch.zeros_like(temporal, dtype=torch.bool),
+        ):
             none_kept = model(queries)
-    for name, heard in (("boxes", True), ("first", in_time), ("last", in_time), ("inside", in_time)):
+    for name, heard in (
+        ("boxes", True),
+        ("first", in_time),
+        ("last", in_time),
+        ("inside", in_time),
+    ):
         before, after = getattr(all_kept, name), getattr(none_kept, name)
         torch.testing.assert_close(before[0], after[0])
-        assert [not torch.allclose(one, other, atol=1e-5) for one, other in zip(before[1:], after[1:], strict=True)] == [heard] * 2
+        assert [
+            not torch.allclose(one, other, atol=1e-5)
+            for one, other in zip(before[1:], after[1:], strict=True)
+        ] == [heard] * 2
 
 
 # ICR
@@ -293,9 +391,14 @@ def test_what_the_context_says_of_when_only_the_temporal_blocks_can_hear(in_time
 def test_icr_drops_what_is_under_its_threshold(refinement: str, kept: list[int]) -> None:
     """θ_t .75, θ_s .5, for one level .625; what equals a threshold is kept."""
     icr = InstanceContext(
-        CgstvgConfig.model_validate({"d": 16, "refinement": refinement, "theta_t": 0.75, "theta_s": 0.5, "theta_one": 0.625})
+        CgstvgConfig.model_validate(
+            {"d": 16, "refinement": refinement, "theta_t": 0.75, "theta_s": 0.5, "theta_one": 0.625}
+        )
     )
-    temporal, spatial = torch.tensor([[0.75, 0.5, 1.0, 0.25, 0.625]]), torch.tensor([[0.5, 1.0, 0.25, 0.25, 0.625]])
+    temporal, spatial = (
+        torch.tensor([[0.75, 0.5, 1.0, 0.25, 0.625]]),
+        torch.tensor([[0.5, 1.0, 0.25, 0.25, 0.625]]),
+    )
     assert icr.kept(temporal, spatial).int().tolist() == [kept]
 
 
@@ -321,15 +424,21 @@ def test_every_query_looks_at_kept_frames_alone_and_at_no_others(kept: list[bool
     model = make_model()
     attention = model.spatial[1].context
     assert isinstance(attention, LookingAtContext)
-    tokens, queries, positions = torch.randn(3, 1, FRAMES, 16, generator=torch.Generator().manual_seed(6))
+    tokens, queries, positions = torch.randn(
+        3, 1, FRAMES, 16, generator=torch.Generator().manual_seed(6)
+    )
     which = torch.tensor([kept])
     with torch.no_grad():
         memory = model.encode(make_query(0, WIDE, 4))
-        before = attention.at_context(queries, positions, memory, Context(tokens, which, torch.zeros(1, FRAMES)))
+        before = attention.at_context(
+            queries, positions, memory, Context(tokens, which, torch.zeros(1, FRAMES))
+        )
         for frame in range(FRAMES):
             other = tokens.clone()
             other[:, frame] += 1
-            after = attention.at_context(queries, positions, memory, Context(other, which, torch.zeros(1, FRAMES)))
+            after = attention.at_context(
+                queries, positions, memory, Context(other, which, torch.zeros(1, FRAMES))
+            )
             assert ((after - before).abs().amax(-1) > 1e-4).tolist() == [[kept[frame]] * FRAMES]
 
 
@@ -352,7 +461,9 @@ def run(model: Cgstvg, kept: list[Tensor], without: int | None = None) -> Output
 
 @pytest.mark.parametrize("in_time", [False, True])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_query_with_nothing_kept_does_without_context_and_the_others_do_not_notice(in_time: bool, stage: int) -> None:
+def test_a_query_with_nothing_kept_does_without_context_and_the_others_do_not_notice(
+    in_time: bool, stage: int
+) -> None:
     model = make_model(context_in_time=in_time)
     found, without = [LATER] * STAGES, [LATER] * STAGES
     found[stage - 1], without[stage - 1] = SECOND_HAS_NONE, ALL_SOME
@@ -374,15 +485,27 @@ def test_with_nothing_kept_gradients_are_those_of_a_stage_without_context(in_tim
         model = make_model(context_in_time=in_time)
         parameters = dict(model.named_parameters())
         out = of_query(run(model, kept, without), 1)
-        torch.cat([out[name].square().flatten() for name in ("boxes", "first", "last", "inside", "quality")]).sum().backward()
-        found.append({name: torch.zeros(()) if parameter.grad is None else parameter.grad for name, parameter in parameters.items()})
+        torch.cat(
+            [
+                out[name].square().flatten()
+                for name in ("boxes", "first", "last", "inside", "quality")
+            ]
+        ).sum().backward()
+        found.append(
+            {
+                name: torch.zeros(()) if parameter.grad is None else parameter.grad
+                for name, parameter in parameters.items()
+            }
+        )
     ours, ablated = found
     for name, gradient in ours.items():
         assert torch.isfinite(gradient).all(), name
         if ".1.context." in name:
             assert not gradient.any(), name
         else:
-            torch.testing.assert_close(gradient, ablated[name].expand_as(gradient), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                gradient, ablated[name].expand_as(gradient), atol=1e-4, rtol=1e-4
+            )
     assert ours["spatial.2.context.attention.in_proj_weight"].any()
 
 
@@ -393,7 +516,10 @@ def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
     loss = cgstvg_loss(out, targets, CgstvgLossConfig(), Totals.of(targets))["loss"]
     loss.backward()
     assert torch.isfinite(loss)
-    assert all(parameter.grad is None or torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+    assert all(
+        parameter.grad is None or torch.isfinite(parameter.grad).all()
+        for parameter in model.parameters()
+    )
 
 
 # Gradients
@@ -416,8 +542,13 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
     model, targets = make_model(dropout=0.0, refinement="none", **changes).train(), make_targets(3)
     out = model(together(three()), targets)
     cgstvg_loss(out, targets, CgstvgLossConfig(), Totals.of(targets))["loss"].backward()
-    norms = {name: 0.0 if parameter.grad is None else float(parameter.grad.abs().max()) for name, parameter in model.named_parameters()}
-    without = {f"{block}.0.frames.attention.in_proj_weight" for block in ("spatial", "temporal")} | {"boundary_head.layers.1.bias"}
+    norms = {
+        name: 0.0 if parameter.grad is None else float(parameter.grad.abs().max())
+        for name, parameter in model.named_parameters()
+    }
+    without = {
+        f"{block}.0.frames.attention.in_proj_weight" for block in ("spatial", "temporal")
+    } | {"boundary_head.layers.1.bias"}
     if changes.get("box_head") == "attention":
         without.add("box_head.key.bias")
     assert {name for name, norm in norms.items() if norm < 1e-5} == without
@@ -428,7 +559,10 @@ def test_what_is_kept_and_where_the_boxes_are_passes_no_gradient() -> None:
     model = make_model(query_positions="boxes", refinement="both")
     query = together(three())
     memory = model.encode(query)
-    boxes, inside = torch.full((3, FRAMES, 4), 0.5, requires_grad=True), torch.zeros(3, FRAMES, requires_grad=True)
+    boxes, inside = (
+        torch.full((3, FRAMES, 4), 0.5, requires_grad=True),
+        torch.zeros(3, FRAMES, requires_grad=True),
+    )
     context = model.instance(memory, boxes, inside, None)
     (context.tokens.sum() + context.quality.sum()).backward()
     assert boxes.grad is None
@@ -442,7 +576,10 @@ def test_what_is_kept_and_where_the_boxes_are_passes_no_gradient() -> None:
 def close(out: Outputs, targets: Targets, least: float) -> Tensor:
     """Which boxes of each stage have that GIoU with a true one, `[K, B, T]`, by torchvision."""
     truth = box_convert(targets.boxes, "cxcywh", "xyxy").flatten(0, 1)
-    stages = [generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy").flatten(0, 1), truth).diagonal() for boxes in out.boxes]
+    stages = [
+        generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy").flatten(0, 1), truth).diagonal()
+        for boxes in out.boxes
+    ]
     return (torch.stack(stages).unflatten(1, targets.boxed.shape) >= least) & targets.boxed
 
 
@@ -450,12 +587,17 @@ def close(out: Outputs, targets: Targets, least: float) -> Tensor:
 def test_in_training_the_context_can_be_that_of_boxes_near_the_truth(least: float) -> None:
     """True boxes are those of the first stage in frame 0, near them in frame 1, in a corner in frame 2; frame 3 is not boxed.
     What ICR says does not count."""
-    model, queries = make_model(dropout=0.0, truth_iou=least, theta_t=1.0).train(), together(three())
+    model, queries = (
+        make_model(dropout=0.0, truth_iou=least, theta_t=1.0).train(),
+        together(three()),
+    )
     with torch.no_grad():
         truth = model(queries, make_targets(3)).boxes[0].clone()
         truth[:, 1] += 0.02
         truth[:, 2] = 0.02
-        targets = make_targets(3, truth, torch.tensor([[True, True, True, False]]).expand(3, FRAMES))
+        targets = make_targets(
+            3, truth, torch.tensor([[True, True, True, False]]).expand(3, FRAMES)
+        )
         out = model(queries, targets)
     assert torch.equal(out.kept, close(out, targets, least))
     assert 0 < int(out.kept.sum()) < STAGES * int(targets.boxed.sum())

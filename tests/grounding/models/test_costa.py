@@ -28,7 +28,15 @@ from pipeline.encoders.text import TextEncoder
 from pipeline.errors import InputError
 
 FRAMES, LAYERS, WORDS = 4, 2, 7
-TINY = {"d": 16, "heads": 2, "ffn": 12, "layers": LAYERS, "decoder_layers": LAYERS, "frames": FRAMES, "trunk_width": 8}
+TINY = {
+    "d": 16,
+    "heads": 2,
+    "ffn": 12,
+    "layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "frames": FRAMES,
+    "trunk_width": 8,
+}
 WIDE, TALL, SMALL = (33, 70), (64, 35), (20, 50)
 """Heights and widths of pictures."""
 INSIDE = torch.tensor([0.0, 1.0, 1.0, 0.0])
@@ -37,12 +45,16 @@ INSIDE = torch.tensor([0.0, 1.0, 1.0, 0.0])
 def make_model(seed: int = 1, text_encoder: TextEncoder | None = None, **changes: Any) -> Costa:
     """A model in eval mode whose own parameters are all random (biases and norms too), so that nothing hides behind a zero."""
     torch.manual_seed(seed)
-    model = Costa((3, 0, WORDS), CostaConfig(**{**TINY, **changes}), AppearanceEncoder("tiny"), text_encoder)
+    model = Costa(
+        (3, 0, WORDS), CostaConfig(**{**TINY, **changes}), AppearanceEncoder("tiny"), text_encoder
+    )
     for name, parameter in model.named_parameters():
         if name.startswith(("image.", "text_encoder.")):
             continue
         if parameter.dim() == 1:
-            nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3)
+            nn.init.normal_(
+                parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3
+            )
         elif not name.startswith("trunk."):
             parameter.data *= 2
     return model.eval()
@@ -52,7 +64,9 @@ def make_query(seed: int, size: tuple[int, int], words: int, frames: int = FRAME
     """One query without any padding: pictures, token states, and no motion."""
     random = torch.Generator().manual_seed(seed)
     return Inputs(
-        appearance=torch.randint(0, 256, (1, frames, *size, 3), generator=random, dtype=torch.uint8),
+        appearance=torch.randint(
+            0, 256, (1, frames, *size, 3), generator=random, dtype=torch.uint8
+        ),
         map_size=torch.tensor([size]),
         frame_tau=torch.rand(1, frames, generator=random).sort(-1).values,
         motion=torch.zeros(1, 0, 1, 1, 0),
@@ -67,19 +81,30 @@ def together(queries: list[Inputs]) -> Inputs:
 
     def padded(tensors: list[Tensor]) -> Tensor:
         shape = torch.tensor([tensor.shape for tensor in tensors]).amax(0).tolist()
-        whole = torch.full((len(tensors), *shape[1:]), 0 if tensors[0].dtype == torch.bool else 9, dtype=tensors[0].dtype)
+        whole = torch.full(
+            (len(tensors), *shape[1:]),
+            0 if tensors[0].dtype == torch.bool else 9,
+            dtype=tensors[0].dtype,
+        )
         for place, tensor in zip(whole, tensors, strict=True):
             place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
         return whole
 
     return Inputs(
-        **{field.name: padded([getattr(query, field.name) for query in queries]) for field in fields(Inputs) if field.name != "video"}
+        **{
+            field.name: padded([getattr(query, field.name) for query in queries])
+            for field in fields(Inputs)
+            if field.name != "video"
+        }
     )
 
 
 def three(frames: int = FRAMES) -> list[Inputs]:
     """Queries with pictures and sentences of different sizes."""
-    return [make_query(seed, size, words, frames) for seed, size, words in ((0, WIDE, 4), (1, TALL, 7), (2, SMALL, 1))]
+    return [
+        make_query(seed, size, words, frames)
+        for seed, size, words in ((0, WIDE, 4), (1, TALL, 7), (2, SMALL, 1))
+    ]
 
 
 def make_targets(count: int, inside: Tensor = INSIDE) -> Targets:
@@ -87,7 +112,9 @@ def make_targets(count: int, inside: Tensor = INSIDE) -> Targets:
     random = torch.Generator().manual_seed(4)
     boxes = torch.rand(count, FRAMES, 4, generator=random) * 0.3 + 0.35
     where, frames = torch.ones(count, FRAMES, dtype=torch.bool), inside.expand(count, FRAMES)
-    return Targets(boxes, where, torch.tensor([[0.2, 0.7]]).expand(count, 2), frames, frames, boxes, where)
+    return Targets(
+        boxes, where, torch.tensor([[0.2, 0.7]]).expand(count, 2), frames, frames, boxes, where
+    )
 
 
 def loss_of(model: Costa, out: Outputs, targets: Targets, **weights: Any) -> Tensor:
@@ -105,19 +132,25 @@ def encoder_of(kind: str) -> AppearanceEncoder:
 @pytest.mark.parametrize("size", [(64, 96), (33, 70), (95, 31), (7, 9)])
 @pytest.mark.parametrize("kind", ["tiny", "full"])
 @pytest.mark.parametrize("connection", ["sum", "concat", "hadamard"])
-def test_both_networks_have_maps_of_one_size_after_every_stage_and_all_frames(size: tuple[int, int], kind: str, connection: Any) -> None:
+def test_both_networks_have_maps_of_one_size_after_every_stage_and_all_frames(
+    size: tuple[int, int], kind: str, connection: Any
+) -> None:
     """Odd sizes too; beside ResNet-101, whose stem pools, and the tiny one, whose does not."""
     image = encoder_of(kind)
     trunk = SpaceTimeTrunk(8, image.stage_channels, image.has_stem_pooling, connection)
     met: list[tuple[torch.Size, torch.Size, torch.Size]] = []
     for joint in trunk.joints:
-        joint.register_forward_hook(lambda module, given, found: met.append((given[0].shape, given[1].shape, found.shape)))
+        joint.register_forward_hook(
+            lambda module, given, found: met.append((given[0].shape, given[1].shape, found.shape))
+        )
     videos, still = torch.rand(2, 3, 3, *size), list[Tensor]()
     x = image.stem(videos.flatten(0, 1))
     for stage in image.stages:
         still.append(x := stage(x))
     y = trunk(videos.transpose(1, 2), still)
-    for (moving, seen, joined), width, channels in zip(met, (8, 16, 32, 64), image.stage_channels, strict=True):
+    for (moving, seen, joined), width, channels in zip(
+        met, (8, 16, 32, 64), image.stage_channels, strict=True
+    ):
         assert moving == joined == (2, width, 3, *seen[2:])
         assert seen[:2] == (6, channels)
     assert y.shape == (2, 3, *still[-1].shape[2:], 64)
@@ -139,7 +172,9 @@ def test_the_hadamard_product_and_the_concatenation_are_of_plain_features() -> N
     assert product.bring is not None
     assert chain.bring is not None
     assert chain.reduce is not None
-    torch.testing.assert_close(product(moving, still), moving * product.bring(still).unflatten(0, (2, 5)).transpose(1, 2))
+    torch.testing.assert_close(
+        product(moving, still), moving * product.bring(still).unflatten(0, (2, 5)).transpose(1, 2)
+    )
     both = torch.cat([moving, chain.bring(still).unflatten(0, (2, 5)).transpose(1, 2)], 1)
     torch.testing.assert_close(chain(moving, still), chain.reduce(both))
 
@@ -152,7 +187,10 @@ def test_the_trunk_sees_motion_and_the_2_d_network_does_not() -> None:
     for used, told in (("both", True), ("3d", True), ("2d", False)):
         model = make_model(backbones_used=used)
         with torch.no_grad():
-            before, after = (model.maps(pictures, query.map_size)[0][0, 0] for pictures in (query.appearance, other))
+            before, after = (
+                model.maps(pictures, query.map_size)[0][0, 0]
+                for pictures in (query.appearance, other)
+            )
         assert torch.allclose(before, after, atol=1e-6) != told
 
 
@@ -166,7 +204,10 @@ def test_the_2_d_network_alone_gives_its_c5_maps() -> None:
 
 
 def test_videos_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, pictures = make_model(), torch.cat([make_query(seed, WIDE, 4).appearance for seed in range(3)])
+    model, pictures = (
+        make_model(),
+        torch.cat([make_query(seed, WIDE, 4).appearance for seed in range(3)]),
+    )
     sizes = torch.tensor([WIDE] * 3)
     with torch.no_grad():
         whole = model.maps(pictures, sizes)[0]
@@ -185,7 +226,9 @@ def test_outputs_have_their_shapes_and_ranges(box_head: str) -> None:
     assert out.boxes.shape == (LAYERS, 3, FRAMES, 4)
     assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
     assert out.first.shape == out.last.shape == (LAYERS, 3, FRAMES)
-    assert out.fused.shape == out.decoded.shape == out.told.shape == out.frame_tau.shape == (3, FRAMES)
+    assert (
+        out.fused.shape == out.decoded.shape == out.told.shape == out.frame_tau.shape == (3, FRAMES)
+    )
     assert out.cell_centres.shape == (3, cells, 2)
     assert out.carriers.shape == out.heard.shape == (LAYERS, 3, FRAMES, cells)
     assert out.cell_boxes.shape == ((3, FRAMES, cells, 4) if box_head == "attention" else (0,))
@@ -197,8 +240,12 @@ def test_outputs_have_their_shapes_and_ranges(box_head: str) -> None:
 def test_of_when_it_says_the_last_layer_s_probabilities() -> None:
     out = make_model()(together(three()))
     for number, answer in enumerate(out.when()):
-        np.testing.assert_allclose(answer.first, out.first[-1, number].detach().softmax(-1), rtol=1e-5)
-        np.testing.assert_allclose(answer.last, out.last[-1, number].detach().softmax(-1), rtol=1e-5)
+        np.testing.assert_allclose(
+            answer.first, out.first[-1, number].detach().softmax(-1), rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            answer.last, out.last[-1, number].detach().softmax(-1), rtol=1e-5
+        )
 
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -222,10 +269,16 @@ def test_a_batch_gives_what_its_queries_give_alone(frames: int, changes: dict[st
         batch, singles = model(together(queries)), [model(query) for query in queries]
     for number, single in enumerate(singles):
         for name in ("boxes", "first", "last"):
-            torch.testing.assert_close(getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
+            )
         for name in ("fused", "decoded", "told"):
-            torch.testing.assert_close(getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5)
-        rows, columns = model.maps(queries[number].appearance, queries[number].map_size)[1][0].tolist()
+            torch.testing.assert_close(
+                getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5
+            )
+        rows, columns = model.maps(queries[number].appearance, queries[number].map_size)[1][
+            0
+        ].tolist()
         for name in ("carriers", "heard"):
             mine = getattr(batch, name)[:, number].unflatten(-1, (4, 5))
             assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
@@ -233,9 +286,13 @@ def test_a_batch_gives_what_its_queries_give_alone(frames: int, changes: dict[st
             torch.testing.assert_close(mine[..., :rows, :columns], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(shared_is_apart: Callable[..., None]) -> None:
+def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
+    shared_is_apart: Callable[..., None],
+) -> None:
     names = ("boxes", "first", "last", "fused", "decoded")
-    shared_is_apart(make_model(), three(), together, names, tolerance=1e-4)  # its gradients are sums of many, in another order
+    shared_is_apart(
+        make_model(), three(), together, names, tolerance=1e-4
+    )  # its gradients are sums of many, in another order
 
 
 # The span
@@ -243,8 +300,12 @@ def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(shared_is
 
 def test_the_likeliest_frames_are_those_of_the_best_pair_in_order() -> None:
     """First 3 and last 1 are each the likeliest, but 3 … 1 is no span."""
-    first = torch.tensor([[0.10, 0.20, 0.10, 0.60], [0.1, 0.2, 0.1, 0.6], [1.0, 0.0, 0.0, 0.0]]).log()
-    last = torch.tensor([[0.10, 0.55, 0.25, 0.10], [0.1, 0.1, 0.1, 0.7], [0.0, 0.0, 0.0, 1.0]]).log()
+    first = torch.tensor(
+        [[0.10, 0.20, 0.10, 0.60], [0.1, 0.2, 0.1, 0.6], [1.0, 0.0, 0.0, 0.0]]
+    ).log()
+    last = torch.tensor(
+        [[0.10, 0.55, 0.25, 0.10], [0.1, 0.1, 0.1, 0.7], [0.0, 0.0, 0.0, 1.0]]
+    ).log()
     found = likeliest_frames(first, last)  # products: [1, 1] .11 beats [3, 3] .06 and [1, 2] .05
     assert found.int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]]
 
@@ -254,14 +315,20 @@ def test_it_is_the_best_of_all_pairs() -> None:
     first, last = torch.randn(2, 20, 5, generator=random)
     joint = first.softmax(-1)[:, :, None] * last.softmax(-1)[:, None]
     for query, frames in enumerate(likeliest_frames(first, last)):
-        i, j = max(((i, j) for i in range(5) for j in range(i, 5)), key=lambda pair: float(joint[query][pair]))
+        i, j = max(
+            ((i, j) for i in range(5) for j in range(i, 5)),
+            key=lambda pair: float(joint[query][pair]),
+        )
         assert frames.nonzero()[:, 0].tolist() == list(range(i, j + 1))
 
 
 def test_the_event_part_places_frames_in_time_inside_the_span_alone() -> None:
     model = make_model()
     tau = torch.rand(2, 3, FRAMES).sort(-1).values
-    told, cls = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool), torch.randn(3, FRAMES, 16)
+    told, cls = (
+        torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool),
+        torch.randn(3, FRAMES, 16),
+    )
     event = model.event
     assert event is not None
     parts = [model.event_part(told, cls, sine_time(one, 16)) for one in tau]
@@ -274,7 +341,10 @@ def test_the_event_part_places_frames_in_time_inside_the_span_alone() -> None:
 def test_without_entanglement_spatial_queries_begin_as_cls() -> None:
     model, cls = make_model(entangled=False), torch.randn(1, FRAMES, 16)
     assert model.event is None
-    assert torch.equal(model.event_part(torch.ones(1, FRAMES, dtype=torch.bool), cls, torch.randn(1, FRAMES, 16)), cls)
+    assert torch.equal(
+        model.event_part(torch.ones(1, FRAMES, dtype=torch.bool), cls, torch.randn(1, FRAMES, 16)),
+        cls,
+    )
 
 
 @pytest.mark.parametrize(("beta", "true"), [(0.0, False), (1.0, True)])
@@ -316,7 +386,10 @@ def test_predictions_need_no_truth(beta: float) -> None:
 @pytest.mark.parametrize("entangled", [True, False])
 def test_boxes_know_the_span_where_decoding_is_entangled(entangled: bool) -> None:
     """Another true span moves them, and nothing of when."""
-    model, queries = make_model(entangled=entangled, beta=1.0, dropout=0.0).train(), together(three())
+    model, queries = (
+        make_model(entangled=entangled, beta=1.0, dropout=0.0).train(),
+        together(three()),
+    )
     with torch.no_grad():
         one, other = (model(queries, make_targets(3, inside)) for inside in (INSIDE, 1 - INSIDE))
     assert torch.allclose(one.boxes, other.boxes, atol=1e-6) != entangled
@@ -368,7 +441,9 @@ def changed_frame(memory: Memory, frame: int) -> Memory:
 def test_a_query_looks_at_its_own_frame_s_tokens(decoder: str) -> None:
     """With attention between frames cut off, another token of one frame changes that frame's answers alone."""
     model, query = make_model(), make_query(0, WIDE, 4)
-    layers = model.temporal_decoder.layers if decoder == "temporal" else model.spatial_decoder.layers
+    layers = (
+        model.temporal_decoder.layers if decoder == "temporal" else model.spatial_decoder.layers
+    )
     for layer in layers:
         layer.frames.at_frames = lambda queries, positions: queries
     event = torch.randn(1, FRAMES, 16, generator=torch.Generator().manual_seed(5))
@@ -385,7 +460,9 @@ def test_a_query_looks_at_its_own_frame_s_tokens(decoder: str) -> None:
         before = answer(memory, cls)
         for frame in range(FRAMES):
             after = answer(changed_frame(memory, frame), cls)
-            assert ((after - before).abs().amax(-1) > 1e-4)[0].tolist() == [place == frame for place in range(FRAMES)]
+            assert ((after - before).abs().amax(-1) > 1e-4)[0].tolist() == [
+                place == frame for place in range(FRAMES)
+            ]
 
 
 def test_memory_holds_no_cls() -> None:
@@ -397,11 +474,17 @@ def test_memory_holds_no_cls() -> None:
 @pytest.mark.parametrize("temporal_fusion", [True, False])
 def test_fusion_mixes_frames_by_its_temporal_layers_alone(temporal_fusion: bool) -> None:
     """With the 2-D network, which sees each frame for itself."""
-    model, query = make_model(backbones_used="2d", temporal_fusion=temporal_fusion), make_query(0, WIDE, 4)
+    model, query = (
+        make_model(backbones_used="2d", temporal_fusion=temporal_fusion),
+        make_query(0, WIDE, 4),
+    )
     other = query.appearance.clone()
     other[:, 1] = 255 - other[:, 1]
     with torch.no_grad():
-        before, after = (model.encode(replace(query, appearance=pictures))[1][0, 0] for pictures in (query.appearance, other))
+        before, after = (
+            model.encode(replace(query, appearance=pictures))[1][0, 0]
+            for pictures in (query.appearance, other)
+        )
     assert torch.allclose(before, after, atol=1e-6) != temporal_fusion
 
 
@@ -414,12 +497,19 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
     before, where the same hidden units are active in all frames."""
     model, targets = make_model(dropout=0.0, beta=1.0, **changes).train(), make_targets(3)
     loss_of(model, model(together(three()), targets), targets).backward()
-    should = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    norms = {name: 0.0 if parameter.grad is None else float(parameter.grad.abs().max()) for name, parameter in should.items()}
+    should = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    norms = {
+        name: 0.0 if parameter.grad is None else float(parameter.grad.abs().max())
+        for name, parameter in should.items()
+    }
     without = {"temporal_decoder.boundary_head.layers.1.bias"}
     if changes.get("box_head") == "attention":
         without.add("spatial_decoder.box_head.key.bias")
-    assert {name for name, norm in norms.items() if norm < 1e-5} - {"temporal_decoder.boundary_head.layers.0.bias"} == without
+    assert {name for name, norm in norms.items() if norm < 1e-5} - {
+        "temporal_decoder.boundary_head.layers.0.bias"
+    } == without
     learning = {name.split(".")[2] for name in should if name.startswith("image.")}
     assert learning == (set() if changes.get("backbones_used") == "3d" else set(LEARNING))
 
@@ -427,9 +517,15 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
 @pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
 def test_a_step_lowers_the_loss(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = Costa((3, 0, WORDS), CostaConfig(**{**TINY, "dropout": 0.0, "beta": 1.0, **changes}), AppearanceEncoder("tiny")).train()
+    model = Costa(
+        (3, 0, WORDS),
+        CostaConfig(**{**TINY, "dropout": 0.0, "beta": 1.0, **changes}),
+        AppearanceEncoder("tiny"),
+    ).train()
     queries, targets = together(three()), make_targets(3)
-    optimiser = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], 1e-3)
+    optimiser = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], 1e-3
+    )
     losses = []
     for _ in range(4):
         loss = loss_of(model, model(queries, targets), targets)
@@ -444,7 +540,10 @@ def test_a_frozen_image_encoder_has_no_gradient_and_never_changes() -> None:
     model, targets = make_model(tune_image=False).train(), make_targets(3)
     before = {name: value.clone() for name, value in model.image.state_dict().items()}
     loss_of(model, model(together(three()), targets), targets).backward()
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.image.parameters())
+    assert all(
+        parameter.grad is None and not parameter.requires_grad
+        for parameter in model.image.parameters()
+    )
     assert not any(module.training for module in model.image.modules())
     for name, value in model.image.state_dict().items():
         assert torch.equal(value, before[name])
@@ -474,10 +573,14 @@ def test_recomputed_layers_give_the_same_gradients_from_less() -> None:
         kept: list[int] = []
         model.train().zero_grad()
         torch.manual_seed(7)
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor
+        ):
             out = model(queries, targets)
         loss_of(model, out, targets).backward()
-        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None], sum(kept)
+        return [
+            parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+        ], sum(kept)
 
     whole, much = gradients()
     model.recompute()
@@ -495,14 +598,24 @@ def test_a_text_encoder_that_trains_reads_tokens() -> None:
     model.train()
     targets = make_targets(1)
     loss_of(model, model(inputs, targets), targets).backward()
-    learnt = [parameter for parameter in text.roberta.encoder.parameters() if parameter.grad is not None and parameter.grad.abs().max() > 0]
+    learnt = [
+        parameter
+        for parameter in text.roberta.encoder.parameters()
+        if parameter.grad is not None and parameter.grad.abs().max() > 0
+    ]
     assert len(learnt) > 10
     model.eval()
     cached = Costa((3, 0, text.channels), model.config, model.image).eval()
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith("text_encoder.")}
+    state = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith("text_encoder.")
+    }
     cached.load_state_dict(state)
     with torch.no_grad():
-        torch.testing.assert_close(cached(replace(inputs, text=text(tokens, mask))).boxes, model(inputs).boxes)
+        torch.testing.assert_close(
+            cached(replace(inputs, text=text(tokens, mask))).boxes, model(inputs).boxes
+        )
 
 
 # Configuration
@@ -531,9 +644,31 @@ def test_at_the_papers_size_it_has_a_hundredth_more_parameters_than_the_paper_st
     count = Counter[str]()
     for name, parameter in model.named_parameters():
         count[
-            next((part for part in ("trunk.joints", "trunk", "image", "text_encoder", "over_", "al_decoder") if part in name), "rest")
+            next(
+                (
+                    part
+                    for part in (
+                        "trunk.joints",
+                        "trunk",
+                        "image",
+                        "text_encoder",
+                        "over_",
+                        "al_decoder",
+                    )
+                    if part in name
+                ),
+                "rest",
+            )
         ] += parameter.numel()
     found = {part: round(number / 1e6, 1) for part, number in count.items()}
-    expected = {"trunk": 33.2, "trunk.joints": 1.4, "image": 42.4, "text_encoder": 124.1, "over_": 15.8, "al_decoder": 20.3, "rest": 0.4}
+    expected = {
+        "trunk": 33.2,
+        "trunk.joints": 1.4,
+        "image": 42.4,
+        "text_encoder": 124.1,
+        "over_": 15.8,
+        "al_decoder": 20.3,
+        "rest": 0.4,
+    }
     assert found == expected
     assert sum(count.values()) == pytest.approx(235.0e6, rel=0.011)

@@ -22,7 +22,17 @@ from pipeline.errors import InputError
 DIMS = (6, 5, 7)
 FRAMES, CLIPS = 5, 4
 KINDS = get_args(Collaboration)
-TINY = {"d": 16, "heads": 2, "ffn": 12, "layers": 2, "frames": FRAMES, "clips": CLIPS, "map_channels": 6, "map_kernel": 3, "map_layers": 2}
+TINY = {
+    "d": 16,
+    "heads": 2,
+    "ffn": 12,
+    "layers": 2,
+    "frames": FRAMES,
+    "clips": CLIPS,
+    "map_channels": 6,
+    "map_kernel": 3,
+    "map_layers": 2,
+}
 WIDE, TALL, SMALL = (4, 8), (8, 4), (3, 5)
 """Rows and columns of appearance maps."""
 
@@ -33,7 +43,9 @@ def make_model(seed: int = 0, **changes: Any) -> Csdvl:
     model = Csdvl(DIMS, CsdvlConfig(**{**TINY, **changes}))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1 and "object_query" not in name:
-            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3)
+            torch.nn.init.normal_(
+                parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3
+            )
     return model.eval()
 
 
@@ -56,7 +68,10 @@ def together(queries: list[Inputs]) -> Inputs:
     """Queries in one batch, padded with 9 rather than zeros: what masks hide must not matter."""
 
     def padded(tensors: list[Tensor], dims: tuple[int, ...], value: float = 9.0) -> Tensor:
-        shape = [max(tensor.shape[dim] for tensor in tensors) if dim in dims else tensors[0].shape[dim] for dim in range(tensors[0].dim())]
+        shape = [
+            max(tensor.shape[dim] for tensor in tensors) if dim in dims else tensors[0].shape[dim]
+            for dim in range(tensors[0].dim())
+        ]
         whole = torch.full((len(tensors), *shape[1:]), value, dtype=tensors[0].dtype)
         for place, tensor in zip(whole, tensors, strict=True):
             place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
@@ -64,7 +79,11 @@ def together(queries: list[Inputs]) -> Inputs:
 
     spread = {"appearance": (2, 3), "text": (1,), "text_mask": (1,)}
     values = {
-        field.name: padded([getattr(query, field.name) for query in queries], spread.get(field.name, ()), 9.0 * (field.name != "text_mask"))
+        field.name: padded(
+            [getattr(query, field.name) for query in queries],
+            spread.get(field.name, ()),
+            9.0 * (field.name != "text_mask"),
+        )
         for field in fields(Inputs)
         if field.name != "video"
     }
@@ -81,12 +100,18 @@ Change = Callable[[Inputs], Inputs]
 
 def other_appearance(inputs: Inputs, frames: slice = slice(None)) -> Inputs:
     appearance = inputs.appearance.clone()
-    appearance[:, frames] += torch.randn(appearance[:, frames].shape, generator=torch.Generator().manual_seed(9))
+    appearance[:, frames] += torch.randn(
+        appearance[:, frames].shape, generator=torch.Generator().manual_seed(9)
+    )
     return replace(inputs, appearance=appearance)
 
 
 def other_motion(inputs: Inputs) -> Inputs:
-    return replace(inputs, motion=inputs.motion + torch.randn(inputs.motion.shape, generator=torch.Generator().manual_seed(8)))
+    return replace(
+        inputs,
+        motion=inputs.motion
+        + torch.randn(inputs.motion.shape, generator=torch.Generator().manual_seed(8)),
+    )
 
 
 def changed(model: Csdvl, inputs: Inputs, change: Change) -> dict[str, bool]:
@@ -94,7 +119,8 @@ def changed(model: Csdvl, inputs: Inputs, change: Change) -> dict[str, bool]:
     with torch.no_grad():
         before, after = model(inputs), model(change(inputs))
     return {
-        name: not torch.equal(getattr(before, name), getattr(after, name)) for name in ("boxes", "frame_scores", "proposals", "clip_scores")
+        name: not torch.equal(getattr(before, name), getattr(after, name))
+        for name in ("boxes", "frame_scores", "proposals", "clip_scores")
     }
 
 
@@ -142,7 +168,9 @@ def test_cell_centres_are_shares_of_the_picture() -> None:
 @pytest.mark.parametrize("ours", [False, True])
 def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> None:
     """Other map sizes, other squares, other numbers of words, padded with 9: the same outputs (tolerance 1e-5)."""
-    extras = {"box_head": "attention", "clip_pool": "attention", "guide_gain": "cells"} if ours else {}
+    extras = (
+        {"box_head": "attention", "clip_pool": "attention", "guide_gain": "cells"} if ours else {}
+    )
     model = make_model(collaboration=kind, alpha=0.7, **extras)
     queries = [make_query(0, WIDE, 4), make_query(1, TALL, 7), make_query(2, SMALL, 1)]
     with torch.no_grad():
@@ -151,22 +179,36 @@ def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> Non
     for number, (query, single) in enumerate(zip(queries, singles, strict=True)):
         rows, columns = query.map_size[0].tolist()
         for name in ("proposals", "frame_scores", "clip_scores"):
-            torch.testing.assert_close(getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5
+            )
         torch.testing.assert_close(batch.boxes[:, number], single.boxes[:, 0], atol=1e-5, rtol=1e-5)
         for name in ("guides", "carriers"):
             mine = getattr(batch, name)[:, number]
-            torch.testing.assert_close(mine[..., :rows, :columns], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                mine[..., :rows, :columns], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
+            )
             assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
 
 
-def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(shared_is_apart: Callable[..., None]) -> None:
+def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
+    shared_is_apart: Callable[..., None],
+) -> None:
     model = make_model(alpha=0.7, box_head="attention", clip_pool="attention")
     queries = [make_query(0, WIDE, 4), make_query(1, WIDE, 7), make_query(2, TALL, 1)]
-    shared_is_apart(model, queries, together, ("boxes", "proposals", "frame_scores", "clip_scores", "guides"))
+    shared_is_apart(
+        model, queries, together, ("boxes", "proposals", "frame_scores", "clip_scores", "guides")
+    )
 
 
 @pytest.mark.parametrize(
-    "changes", [{"dynamic_space": False}, {"text_pools_space": False}, {"streams": "dynamic"}, {"mask_padding": False}]
+    "changes",
+    [
+        {"dynamic_space": False},
+        {"text_pools_space": False},
+        {"streams": "dynamic"},
+        {"mask_padding": False},
+    ],
 )
 def test_a_batch_gives_what_its_queries_give_alone_in_ablations(changes: dict[str, Any]) -> None:
     model = make_model(**changes)
@@ -175,7 +217,9 @@ def test_a_batch_gives_what_its_queries_give_alone_in_ablations(changes: dict[st
         batch, singles = model(together(queries)), [model(query) for query in queries]
     for number, single in enumerate(singles):
         torch.testing.assert_close(batch.boxes[:, number], single.boxes[:, 0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(batch.proposals[number], single.proposals[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            batch.proposals[number], single.proposals[0], atol=1e-5, rtol=1e-5
+        )
 
 
 # Collaboration: who hears whom
@@ -186,18 +230,32 @@ HEARS = {"none": (False, False), "s2d": (True, False), "d2s": (False, True)}
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dynamic_space", [True, False])
-def test_proposals_hear_the_appearance_only_from_static_to_dynamic(kind: str, dynamic_space: bool, query: Inputs) -> None:
+def test_proposals_hear_the_appearance_only_from_static_to_dynamic(
+    kind: str, dynamic_space: bool, query: Inputs
+) -> None:
     model = make_model(collaboration=kind, dynamic_space=dynamic_space)
     heard = HEARS.get(kind, (True, True))[0]
-    assert changed(model, query, other_appearance) == {"boxes": True, "frame_scores": True, "proposals": heard, "clip_scores": heard}
+    assert changed(model, query, other_appearance) == {
+        "boxes": True,
+        "frame_scores": True,
+        "proposals": heard,
+        "clip_scores": heard,
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dynamic_space", [True, False])
-def test_boxes_hear_the_motion_only_from_dynamic_to_static(kind: str, dynamic_space: bool, query: Inputs) -> None:
+def test_boxes_hear_the_motion_only_from_dynamic_to_static(
+    kind: str, dynamic_space: bool, query: Inputs
+) -> None:
     model = make_model(collaboration=kind, dynamic_space=dynamic_space)
     heard = HEARS.get(kind, (True, True))[1]
-    assert changed(model, query, other_motion) == {"boxes": heard, "frame_scores": heard, "proposals": True, "clip_scores": True}
+    assert changed(model, query, other_motion) == {
+        "boxes": heard,
+        "frame_scores": heard,
+        "proposals": True,
+        "clip_scores": True,
+    }
 
 
 def boxes_of_frame_0_change(model: Csdvl, query: Inputs) -> bool:
@@ -234,7 +292,11 @@ def test_a_frame_hears_only_its_own_clip_in_the_block(query: Inputs) -> None:
     other = clips.clone()
     other[:, 0] += 1
     block = model.collaboration[0]
-    moved = (block(other, queries, weights, place)[1] - block(clips, queries, weights, place)[1]).abs().sum(-1)[0]
+    moved = (
+        (block(other, queries, weights, place)[1] - block(clips, queries, weights, place)[1])
+        .abs()
+        .sum(-1)[0]
+    )
     assert (moved > 1e-4).tolist() == [True, True, False, False, False]
 
 
@@ -244,13 +306,19 @@ def test_the_collaboration_block_takes_in_place_as_well_as_content(query: Inputs
     clips, queries, weights, place = block_inputs(model, query)
     swapped = clips[:, :, torch.arange(clips.shape[2]).flip(0)]
     block = model.collaboration[0]
-    assert not torch.allclose(block(swapped, queries, weights, place)[1], block(clips, queries, weights, place)[1], atol=1e-4)
+    assert not torch.allclose(
+        block(swapped, queries, weights, place)[1],
+        block(clips, queries, weights, place)[1],
+        atol=1e-4,
+    )
 
 
 def block_inputs(model: Csdvl, inputs: Inputs) -> tuple[Any, ...]:
     """What the first collaboration block is given."""
     seen: list[tuple[Any, ...]] = []
-    handle = model.collaboration[0].register_forward_pre_hook(lambda module, args: seen.append(args))
+    handle = model.collaboration[0].register_forward_pre_hook(
+        lambda module, args: seen.append(args)
+    )
     with torch.no_grad():
         model(inputs)
     handle.remove()
@@ -262,7 +330,9 @@ def test_symmetric_blocks_by_hand(kind: str, query: Inputs) -> None:
     model = make_model(collaboration=kind)
     clips, queries, weights, place = block_inputs(model, query)
     block = model.collaboration[0]
-    spread = torch.stack([queries[:, frames].mean(1) for frames in frames_by_clip(query)], 1)[:, :, None].expand_as(clips)
+    spread = torch.stack([queries[:, frames].mean(1) for frames in frames_by_clip(query)], 1)[
+        :, :, None
+    ].expand_as(clips)
     own = (query.frame_tau[0] * CLIPS).long()
     pooled = clips.mean(2)[:, own]
     if kind == "sum":
@@ -270,7 +340,10 @@ def test_symmetric_blocks_by_hand(kind: str, query: Inputs) -> None:
     elif kind == "fc_sum":
         expected = clips + block.into_dynamic(spread), queries + block.into_static(pooled)
     else:
-        expected = block.into_dynamic(torch.cat([clips, spread], -1)), block.into_static(torch.cat([queries, pooled], -1))
+        expected = (
+            block.into_dynamic(torch.cat([clips, spread], -1)),
+            block.into_static(torch.cat([queries, pooled], -1)),
+        )
     for found, wanted in zip(block(clips, queries, weights, place), expected, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
@@ -298,7 +371,10 @@ def guide_again(model: Csdvl, query: Inputs, alpha: float) -> Tensor:
     bq, bk, _ = attention.in_proj_bias.chunk(3)
     q, k = (asked @ wq.T + bq) * alpha, keys @ wk.T + bk
     width = q.shape[-1] // attention.heads
-    heads = [(q[..., i * width : (i + 1) * width] @ k[..., i * width : (i + 1) * width].transpose(1, 2)) for i in range(attention.heads)]
+    heads = [
+        (q[..., i * width : (i + 1) * width] @ k[..., i * width : (i + 1) * width].transpose(1, 2))
+        for i in range(attention.heads)
+    ]
     over_all = torch.stack([(logits / width**0.5).softmax(-1) for logits in heads]).mean(0)[:, 0]
     rows, columns = query.map_size[0].tolist()
     assert over_all.shape[1] == rows * columns + query.text.shape[1]
@@ -309,7 +385,9 @@ def guide_again(model: Csdvl, query: Inputs, alpha: float) -> Tensor:
 def test_the_guide_is_a_second_softmax_over_all_tokens(alpha: float, query: Inputs) -> None:
     with torch.no_grad():
         model = make_model(alpha=alpha)
-        torch.testing.assert_close(model(query).guides[0, 0], guide_again(model, query, alpha), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            model(query).guides[0, 0], guide_again(model, query, alpha), atol=1e-6, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("size", [WIDE, TALL, (6, 6)])
@@ -323,13 +401,21 @@ def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
         clips, queries, weights, place = block_inputs(model, query)
         side = max(size)
         top, left = (side - rows) // 2, (side - columns) // 2
-        square = functional.pad(guide_again(model, query, 2.0), (left, side - columns - left, top, side - rows - top))
-        small = functional.interpolate(square[None], (4, 4), mode="bilinear", align_corners=False)[0].flatten(1)[:, place.kept]
-        averaged = torch.stack([small[frames].mean(0) for frames in frames_by_clip(query)])[None, :, :, None]
+        square = functional.pad(
+            guide_again(model, query, 2.0), (left, side - columns - left, top, side - rows - top)
+        )
+        small = functional.interpolate(square[None], (4, 4), mode="bilinear", align_corners=False)[
+            0
+        ].flatten(1)[:, place.kept]
+        averaged = torch.stack([small[frames].mean(0) for frames in frames_by_clip(query)])[
+            None, :, :, None
+        ]
         block = model.collaboration[0]
         strength = rows * columns if gain == "cells" else 1
         expected = block.norm_guided(clips + strength * averaged * block.guided(clips))
-        torch.testing.assert_close(block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_without_space_the_guide_is_its_mean_over_the_picture(query: Inputs) -> None:
@@ -338,10 +424,14 @@ def test_without_space_the_guide_is_its_mean_over_the_picture(query: Inputs) -> 
         clips, queries, weights, place = block_inputs(model, query)
         assert clips.shape[2] == 1
         mean = guide_again(model, query, 0.1).mean((1, 2))
-        averaged = torch.stack([mean[frames].mean() for frames in frames_by_clip(query)])[None, :, None, None]
+        averaged = torch.stack([mean[frames].mean() for frames in frames_by_clip(query)])[
+            None, :, None, None
+        ]
         block = model.collaboration[0]
         expected = block.norm_guided(clips + averaged * block.guided(clips))
-        torch.testing.assert_close(block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_alpha_changes_the_guide_and_not_the_decoder_s_own_attention(query: Inputs) -> None:
@@ -349,23 +439,38 @@ def test_alpha_changes_the_guide_and_not_the_decoder_s_own_attention(query: Inpu
         sharp, flat = (make_model(collaboration="none", alpha=alpha)(query) for alpha in (2.0, 0.1))
         assert not torch.allclose(sharp.guides, flat.guides, atol=1e-4)
         assert torch.equal(sharp.boxes, flat.boxes)
-        guided = [make_model(collaboration="s2d", alpha=alpha)(query).proposals for alpha in (2.0, 0.1)]
+        guided = [
+            make_model(collaboration="s2d", alpha=alpha)(query).proposals for alpha in (2.0, 0.1)
+        ]
         assert not torch.allclose(*guided, atol=1e-5)
 
 
 # Gradients
 
 
-def gradients(model: Csdvl, inputs: Inputs, names: tuple[str, ...] = ("boxes", "proposals", "frame_scores", "clip_scores")) -> set[str]:
+def gradients(
+    model: Csdvl,
+    inputs: Inputs,
+    names: tuple[str, ...] = ("boxes", "proposals", "frame_scores", "clip_scores"),
+) -> set[str]:
     """Names of the parameters that outputs give a gradient worth the name."""
     random = torch.Generator().manual_seed(0)
     model.zero_grad()
     out = model(inputs)
-    parts = [torch.where(valid_cells(CLIPS), out.proposals, 0.0) if name == "proposals" else getattr(out, name) for name in names]
+    parts = [
+        torch.where(valid_cells(CLIPS), out.proposals, 0.0)
+        if name == "proposals"
+        else getattr(out, name)
+        for name in names
+    ]
     total = sum((part * torch.randn(part.shape, generator=random)).sum() for part in parts)
     assert isinstance(total, Tensor)
     total.backward()
-    return {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.abs().max() > 1e-8}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and parameter.grad.abs().max() > 1e-8
+    }
 
 
 LAST_WORDS = ("dynamic.1.attend.to_clips", "dynamic.1.norm.to_clips", "dynamic.1.words_ffn")
@@ -377,7 +482,11 @@ FLAT = {"decoder.0.self_attn.in_proj_weight", "box_head.key.bias", "listen.bias"
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ours", [False, True])
 def test_gradients_reach_every_parameter(kind: str, ours: bool) -> None:
-    model = make_model(collaboration=kind, alpha=1.0, **({"box_head": "attention", "clip_pool": "attention"} if ours else {}))
+    model = make_model(
+        collaboration=kind,
+        alpha=1.0,
+        **({"box_head": "attention", "clip_pool": "attention"} if ours else {}),
+    )
     reached = gradients(model, together([make_query(0, WIDE, 4), make_query(1, TALL, 7)]))
     names = {name for name, _ in model.named_parameters()}
     assert names - reached - FLAT == {name for name in names if name.startswith(LAST_WORDS)}
@@ -387,7 +496,11 @@ def test_gradients_flow_through_the_guide_unless_it_is_detached(query: Inputs) -
     """Proposals teach the static stream only through A; with one layer that is the encoder and the decoder's attention."""
     for detach in (False, True):
         model = make_model(collaboration="full", layers=1, alpha=1.0, detach_guide=detach)
-        static = {name for name in gradients(model, query, ("proposals",)) if name.startswith(("encoder", "decoder", "project_appearance"))}
+        static = {
+            name
+            for name in gradients(model, query, ("proposals",))
+            if name.startswith(("encoder", "decoder", "project_appearance"))
+        }
         assert bool(static) is not detach
 
 
@@ -407,8 +520,14 @@ def test_the_dynamic_stream_alone_answers_with_the_whole_picture(query: Inputs) 
     assert out.boxes.shape == (1, 1, FRAMES, 4)
     assert out.boxes.unique(dim=2).flatten().tolist() == [0.5, 0.5, 1.0, 1.0]
     assert not out.frame_scores.any()
-    assert not [name for name, _ in model.named_parameters() if name.startswith(("encoder", "decoder", "collaboration", "box_head"))]
-    assert changed(model, query, other_appearance) == dict.fromkeys(("boxes", "frame_scores", "proposals", "clip_scores"), False)
+    assert not [
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("encoder", "decoder", "collaboration", "box_head"))
+    ]
+    assert changed(model, query, other_appearance) == dict.fromkeys(
+        ("boxes", "frame_scores", "proposals", "clip_scores"), False
+    )
     assert changed(model, query, other_motion)["proposals"]
 
 
@@ -431,7 +550,9 @@ def test_words_attend_to_pooled_clips_or_to_all_cells(query: Inputs) -> None:
     for pools, keys in ((True, CLIPS), (False, CLIPS * 8)):
         model = make_model(text_pools_space=pools)
         seen: list[int] = []
-        model.dynamic[0].attend["to_clips"].register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[1].shape[1]))
+        model.dynamic[0].attend["to_clips"].register_forward_pre_hook(
+            lambda module, args, seen=seen: seen.append(args[1].shape[1])
+        )
         model(query)
         assert seen == [keys]
 

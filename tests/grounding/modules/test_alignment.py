@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grounding.modules.alignment import clip_index, frames_to_clips, from_square, into_square, square_cells, take_matrix
+from grounding.modules.alignment import (
+    clip_index,
+    frames_to_clips,
+    from_square,
+    into_square,
+    square_cells,
+    take_matrix,
+)
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -35,7 +42,13 @@ SHAPES = [(4, 8), (9, 15), (10, 18), (8, 4), (18, 10), (6, 6)]
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (4, 4), (16, 16), (5, 7)])
 def test_placing_is_padding_and_resizing(height: int, width: int, rows: int, columns: int) -> None:
     maps = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    found = into_square(maps, torch.tensor([[height, width]]), torch.tensor([square_of(height, width)]), rows, columns)
+    found = into_square(
+        maps,
+        torch.tensor([[height, width]]),
+        torch.tensor([square_of(height, width)]),
+        rows,
+        columns,
+    )
     torch.testing.assert_close(found[0], padded_and_resized(maps[0], rows, columns), **TOLERANCE)
 
 
@@ -54,7 +67,9 @@ def test_batch_padding_is_not_looked_at() -> None:
 def test_a_picture_that_fills_no_whole_cells_is_placed_between_them() -> None:
     """A 9×16 map in a square of side 16 begins at row 3.5: twice as fine a grid of the same map gives the same ramp."""
     ramp = torch.arange(16.0).expand(1, 1, 9, 16)
-    found = into_square(ramp, torch.tensor([[9, 16]]), torch.tensor([square_of(9, 16)]), 16, 16)[0, 0]
+    found = into_square(ramp, torch.tensor([[9, 16]]), torch.tensor([square_of(9, 16)]), 16, 16)[
+        0, 0
+    ]
     torch.testing.assert_close(found[4:12], torch.arange(16.0).expand(8, 16), **TOLERANCE)
     torch.testing.assert_close(found[[3, 12]], 0.5 * torch.arange(16.0).expand(2, 16), **TOLERANCE)
     assert not found[:3].any()
@@ -66,7 +81,10 @@ def ramps_over_the_square(height: int, width: int, side: int) -> Tensor:
     column and the row of that map where its centre lies; those outside hold 1e3."""
     left, top, right, bottom = square_of(height, width)
     cell = (torch.arange(side) + 0.5) / side
-    column, row = (cell - left) / (right - left) * width - 0.5, (cell - top) / (bottom - top) * height - 0.5
+    column, row = (
+        (cell - left) / (right - left) * width - 0.5,
+        (cell - top) / (bottom - top) * height - 0.5,
+    )
     outside = ((cell < left) | (cell > right)) | ((cell < top) | (cell > bottom))[:, None]
     ramps = torch.stack(torch.meshgrid(column, row, indexing="xy"), -1)
     return ramps.masked_fill(outside[..., None], 1e3)[None, None]
@@ -84,32 +102,62 @@ def held(count: int, first: float, last: float) -> Tensor:
         (8, 4, 8, (0, 0), (3, 7)),
         (2, 4, 8, (0, 0), (3, 1)),  # twice as fine
         (4, 4, 8, (0, 0), (3, 3)),
-        (8, 16, 8, (0.5, 0.5), (14.5, 6.5)),  # half as fine: nothing is known beyond the outermost centres
-        (9, 16, 8, (0.5, 1), (14.5, 7)),  # rows 1.75 to 6.25 of 8: those from 2 to 5 are taken, centred at 1, 3, 5, 7
+        (
+            8,
+            16,
+            8,
+            (0.5, 0.5),
+            (14.5, 6.5),
+        ),  # half as fine: nothing is known beyond the outermost centres
+        (
+            9,
+            16,
+            8,
+            (0.5, 1),
+            (14.5, 7),
+        ),  # rows 1.75 to 6.25 of 8: those from 2 to 5 are taken, centred at 1, 3, 5, 7
     ],
 )
 def test_a_ramp_over_the_square_comes_back_as_the_picture_s(
     height: int, width: int, side: int, first: tuple[float, float], last: tuple[float, float]
 ) -> None:
     maps = ramps_over_the_square(height, width, side)
-    found = from_square(maps, torch.tensor([square_of(height, width)]), torch.tensor([[height, width]]), height, width)[0, 0]
-    torch.testing.assert_close(found[..., 0], held(width, first[0], last[0]).expand(height, -1), atol=1e-4, rtol=0)
-    torch.testing.assert_close(found[..., 1], held(height, first[1], last[1])[:, None].expand(-1, width), atol=1e-4, rtol=0)
+    found = from_square(
+        maps,
+        torch.tensor([square_of(height, width)]),
+        torch.tensor([[height, width]]),
+        height,
+        width,
+    )[0, 0]
+    torch.testing.assert_close(
+        found[..., 0], held(width, first[0], last[0]).expand(height, -1), atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        found[..., 1], held(height, first[1], last[1])[:, None].expand(-1, width), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 15), (10, 18), (18, 10), (5, 5)])
 @pytest.mark.parametrize(("rows", "columns"), [(4, 7), (7, 7), (12, 3)])
-def test_taking_from_a_map_of_the_whole_picture_is_torch_s_resizing(height: int, width: int, rows: int, columns: int) -> None:
+def test_taking_from_a_map_of_the_whole_picture_is_torch_s_resizing(
+    height: int, width: int, rows: int, columns: int
+) -> None:
     maps = torch.rand(1, 2, rows, columns, 3, generator=torch.Generator().manual_seed(0))
-    found = from_square(maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[height, width]]), height, width)
-    expected = functional.interpolate(maps[0].permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False)
+    found = from_square(
+        maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[height, width]]), height, width
+    )
+    expected = functional.interpolate(
+        maps[0].permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False
+    )
     torch.testing.assert_close(found[0].permute(0, 3, 1, 2), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 7), (5, 10), (9, 16)])
 def test_a_map_of_the_whole_picture_with_the_same_cells_stays(rows: int, columns: int) -> None:
     maps = torch.rand(1, 2, rows, columns, 3, generator=torch.Generator().manual_seed(0))
-    found = from_square(maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[rows, columns]]), rows, columns)
+    found = from_square(
+        maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[rows, columns]]), rows, columns
+    )
     torch.testing.assert_close(found, maps, atol=1e-5, rtol=0)
 
 
@@ -119,10 +167,15 @@ def test_taken_from_one_batch_each_map_is_its_own_and_its_padding_zero() -> None
     own = [torch.rand(1, 2, *shape, 3, generator=random) for shape in ((3, 5), (6, 4))]
     padded = torch.full((2, 2, 6, 5, 3), 1e3)
     padded[0, :, :3], padded[1, :, :, :4] = own[0][0], own[1][0]
-    squares, sizes = torch.tensor([[0, 0, 1, 3 / 6], [0, 0, 4 / 5, 1]]), torch.tensor([[4, 8], [6, 3]])
+    squares, sizes = (
+        torch.tensor([[0, 0, 1, 3 / 6], [0, 0, 4 / 5, 1]]),
+        torch.tensor([[4, 8], [6, 3]]),
+    )
     found = from_square(padded, squares, sizes, 6, 8)
     for got, maps, (height, width) in zip(found, own, sizes.tolist(), strict=True):
-        alone = from_square(maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[height, width]]), height, width)[0]
+        alone = from_square(
+            maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[height, width]]), height, width
+        )[0]
         torch.testing.assert_close(got[:, :height, :width], alone, atol=1e-4, rtol=0)
         assert not got[:, height:].any()
         assert not got[:, :, width:].any()
@@ -143,7 +196,9 @@ def test_what_is_taken_along_one_axis_by_hand() -> None:
 
 def test_a_part_between_two_centres_takes_the_nearest_cell() -> None:
     """Of two cells, centred at .25 and .75, the parts [.3, .4) and [.6, .7)."""
-    matrix = take_matrix(2, torch.tensor([2, 1]), 2, torch.tensor([0.3, 0.6]), torch.tensor([0.4, 0.7]))
+    matrix = take_matrix(
+        2, torch.tensor([2, 1]), 2, torch.tensor([0.3, 0.6]), torch.tensor([0.4, 0.7])
+    )
     assert matrix.tolist() == [[[1, 0], [1, 0]], [[0, 1], [0, 0]]]
 
 

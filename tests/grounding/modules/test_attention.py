@@ -33,22 +33,39 @@ def tokens() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_it_is_torch_s(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool) -> None:
+def test_it_is_torch_s(
+    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool
+) -> None:
     (ours, reference), (query, key, value, mask) = pair, tokens
     expected, _ = reference(query, key, value, key_padding_mask=~mask if masked else None)
-    torch.testing.assert_close(ours(query, key, value, mask if masked else None), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        ours(query, key, value, mask if masked else None), expected, atol=1e-6, rtol=1e-5
+    )
 
 
-def test_a_query_that_is_the_key_is_projected_with_it(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]) -> None:
+def test_a_query_that_is_the_key_is_projected_with_it(
+    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]
+) -> None:
     (ours, _), (_, key, value, mask) = pair, tokens
-    torch.testing.assert_close(ours(key, key, value, mask), ours(key.clone(), key, value, mask), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        ours(key, key, value, mask), ours(key.clone(), key, value, mask), atol=1e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_its_weights_are_torch_s(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool) -> None:
+def test_its_weights_are_torch_s(
+    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool
+) -> None:
     (ours, reference), (query, key, value, mask) = pair, tokens
-    _, expected = reference(query, key, value, key_padding_mask=~mask if masked else None, need_weights=True)
-    torch.testing.assert_close(ours.with_weights(query, key, value, mask if masked else None)[1], expected, atol=1e-6, rtol=1e-5)
+    _, expected = reference(
+        query, key, value, key_padding_mask=~mask if masked else None, need_weights=True
+    )
+    torch.testing.assert_close(
+        ours.with_weights(query, key, value, mask if masked else None)[1],
+        expected,
+        atol=1e-6,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 3.0])
@@ -82,12 +99,26 @@ def test_a_query_alone_sees_what_it_sees_among_others(
         out, weights = ours.with_weights(*given, mask if masked else None, 0.3)
         ours.zero_grad()
         (out[:, 0].square().sum() + weights[:, 0].square().sum()).backward()
-        gradients = [given[0].grad[:, :1], given[1].grad, given[2].grad, *(one.grad.clone() for one in ours.parameters())]
-        found.append([out[:, :1], weights[:, :1], ours(asked, key, value, mask if masked else None)[:, :1], *gradients])
+        gradients = [
+            given[0].grad[:, :1],
+            given[1].grad,
+            given[2].grad,
+            *(one.grad.clone() for one in ours.parameters()),
+        ]
+        found.append(
+            [
+                out[:, :1],
+                weights[:, :1],
+                ours(asked, key, value, mask if masked else None)[:, :1],
+                *gradients,
+            ]
+        )
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
 
 
-def test_masked_keys_weigh_nothing(pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]) -> None:
+def test_masked_keys_weigh_nothing(
+    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]
+) -> None:
     (ours, _), (query, key, value, mask) = pair, tokens
     _, weights = ours.with_weights(query, key, value, mask)
     assert (weights.transpose(1, 2)[~mask] == 0).all()
@@ -125,10 +156,14 @@ def test_pairs_are_compared_part_by_part(tokens: tuple[Tensor, ...]) -> None:
         return x.unflatten(-1, (HEADS, D // HEADS)).transpose(1, 2)
 
     logits = heads(paired.query_what(query)) @ heads(paired.key_what(key)).mT
-    logits = (logits + heads(paired.query_where(here)) @ heads(paired.key_where(there)).mT) / (2 * D // HEADS) ** 0.5
+    logits = (logits + heads(paired.query_where(here)) @ heads(paired.key_where(there)).mT) / (
+        2 * D // HEADS
+    ) ** 0.5
     weights = logits.masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
     expected = paired.out((weights @ heads(paired.value(value))).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(paired((query, here), (key, there), value, mask), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        paired((query, here), (key, there), value, mask), expected, atol=1e-6, rtol=1e-5
+    )
 
 
 def test_all_words_together_begin_as_loud_as_all_cells(tokens: tuple[Tensor, ...]) -> None:
@@ -145,6 +180,11 @@ def test_all_words_together_begin_as_loud_as_all_cells(tokens: tuple[Tensor, ...
         ours.in_proj_weight[: 2 * D] = 0  # queries and keys that say nothing
     _, _, value, _ = tokens
     value = value[:2]
-    halves = (value[0, :5].mean(0) + value[0, 5:].mean(0)) / 2, (value[1, :4].mean(0) + value[1, 5]) / 2
+    halves = (
+        (value[0, :5].mean(0) + value[0, 5:].mean(0)) / 2,
+        (value[1, :4].mean(0) + value[1, 5]) / 2,
+    )
     plain = ours(value[:, :1], torch.stack(halves)[:, None], torch.stack(halves)[:, None])
-    torch.testing.assert_close(ours(value[:, :1], value, value, logits), plain, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        ours(value[:, :1], value, value, logits), plain, atol=1e-6, rtol=1e-5
+    )

@@ -23,7 +23,9 @@ def cells() -> Cells:
 
 
 @pytest.mark.parametrize("head", [MLPBoxHead, AttentionBoxHead])
-def test_boxes_and_weights_have_their_shapes(head: type[MLPBoxHead] | type[AttentionBoxHead], cells: Cells) -> None:
+def test_boxes_and_weights_have_their_shapes(
+    head: type[MLPBoxHead] | type[AttentionBoxHead], cells: Cells
+) -> None:
     torch.manual_seed(0)
     own = head(D)
     seen = own.look(*cells)
@@ -66,7 +68,9 @@ def test_attention_on_one_cell_gives_that_cell_s_box(cells: Cells, cell: int) ->
     torch.testing.assert_close(seen.boxes[0, cell], boxes[0])
     offset, size = head.mlp(memory[0, cell]).split(2)
     torch.testing.assert_close(weights[0], torch.eye(CELLS)[cell])
-    torch.testing.assert_close(boxes[0], torch.cat([centres[0, cell] + 0.5 * offset.tanh(), size.sigmoid()]))
+    torch.testing.assert_close(
+        boxes[0], torch.cat([centres[0, cell] + 0.5 * offset.tanh(), size.sigmoid()])
+    )
 
 
 def test_attention_on_two_cells_gives_the_mean_of_their_boxes(cells: Cells) -> None:
@@ -78,7 +82,9 @@ def test_attention_on_two_cells_gives_the_mean_of_their_boxes(cells: Cells) -> N
     memory = memory.clone()
     memory[0, 4, 0] = memory[0, 0, 0]
     box = head(query, head.look(memory, positions, mask, centres))[0]
-    alone = [head(query, head.look(memory, one_hot(head, cell)[1], mask, centres))[0] for cell in (0, 4)]
+    alone = [
+        head(query, head.look(memory, one_hot(head, cell)[1], mask, centres))[0] for cell in (0, 4)
+    ]
     torch.testing.assert_close(box, (alone[0] + alone[1]) / 2)
 
 
@@ -87,4 +93,7 @@ def test_masked_cells_change_no_box(cells: Cells) -> None:
     head, queries = AttentionBoxHead(D), torch.randn(3, D)
     memory, positions, mask, centres = cells
     changed = torch.where(mask[..., None], memory, 50.0)
-    torch.testing.assert_close(head(queries, head.look(changed, positions, mask, centres))[0], head(queries, head.look(*cells))[0])
+    torch.testing.assert_close(
+        head(queries, head.look(changed, positions, mask, centres))[0],
+        head(queries, head.look(*cells))[0],
+    )

@@ -48,7 +48,9 @@ def random_boxes(count: int, seed: int = 0) -> Tensor:
 
 def ramps() -> Tensor:
     """A map whose cells hold their column and their row, `[1, 2, ROWS, COLUMNS]`."""
-    return torch.stack(torch.meshgrid(torch.arange(COLUMNS), torch.arange(ROWS), indexing="xy"))[None].float()
+    return torch.stack(torch.meshgrid(torch.arange(COLUMNS), torch.arange(ROWS), indexing="xy"))[
+        None
+    ].float()
 
 
 def padded(maps: Tensor, rows: int, columns: int) -> Tensor:
@@ -73,7 +75,9 @@ def centres_of(rows: int, columns: int) -> Tensor:
         ([0.5, 0.5, 1.0, 1.0], 4.5, 2.5),  # everything
     ],
 )
-def test_the_token_of_a_box_on_a_ramp_is_its_middle(box: list[float], column: float, row: float) -> None:
+def test_the_token_of_a_box_on_a_ramp_is_its_middle(
+    box: list[float], column: float, row: float
+) -> None:
     token = roi_tokens(ramps(), torch.tensor([box]), SIZE)
     torch.testing.assert_close(token, torch.tensor([[column, row]]), atol=1e-4, rtol=0)
 
@@ -82,17 +86,28 @@ def test_beyond_the_last_cells_centres_a_map_is_held() -> None:
     """The last column, [9, 10) cells: seven bins with middles at 8.57, 8.71, 8.86, 9, 9.14 …; what lies beyond 9 counts as 9.
     Their mean is 9 − (3 + 2 + 1)/7/7; of the first column so much more than 0."""
     last, first = ([x, 0.5, 0.1, 0.5] for x in (0.95, 0.05))
-    token = roi_tokens(ramps().expand(2, -1, -1, -1), torch.tensor([last, first]), SIZE.expand(2, -1))
+    token = roi_tokens(
+        ramps().expand(2, -1, -1, -1), torch.tensor([last, first]), SIZE.expand(2, -1)
+    )
     torch.testing.assert_close(token[:, 0], torch.tensor([9 - 6 / 49, 6 / 49]), atol=1e-4, rtol=0)
 
 
 def test_a_token_is_the_mean_of_torchvision_s_aligned_regions() -> None:
     """In pixels of a picture with 32 to a cell, each box on its own map: small ones, and such that have more than a sample to a bin."""
     maps = torch.randn(40, 3, ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
-    boxes = torch.cat([random_boxes(32), torch.tensor([*BORDERS[:6], [0.5, 0.5, 0.95, 0.9], [0.5, 0.5, 0.001, 0.001]])])
-    pixels = box_convert(boxes, "cxcywh", "xyxy") * 32 * torch.tensor([COLUMNS, ROWS, COLUMNS, ROWS])
+    boxes = torch.cat(
+        [
+            random_boxes(32),
+            torch.tensor([*BORDERS[:6], [0.5, 0.5, 0.95, 0.9], [0.5, 0.5, 0.001, 0.001]]),
+        ]
+    )
+    pixels = (
+        box_convert(boxes, "cxcywh", "xyxy") * 32 * torch.tensor([COLUMNS, ROWS, COLUMNS, ROWS])
+    )
     expected = roi_align(maps, [box[None] for box in pixels], 7, 1 / 32, aligned=True).mean((2, 3))
-    torch.testing.assert_close(roi_tokens(maps, boxes, SIZE.expand(40, -1)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        roi_tokens(maps, boxes, SIZE.expand(40, -1)), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("box", BORDERS)
@@ -110,7 +125,9 @@ def test_batch_padding_never_enters_a_mean(box: list[float], rows: int, columns:
     maps = torch.randn(1, 3, ROWS, COLUMNS, generator=torch.Generator().manual_seed(2))
     boxes = torch.tensor([box])
     alone = mean_tokens(maps, boxes, centres_of(ROWS, COLUMNS))
-    torch.testing.assert_close(mean_tokens(padded(maps, rows, columns), boxes, centres_of(rows, columns)), alone)
+    torch.testing.assert_close(
+        mean_tokens(padded(maps, rows, columns), boxes, centres_of(rows, columns)), alone
+    )
 
 
 def test_maps_of_one_batch_have_their_own_sizes() -> None:
@@ -141,7 +158,10 @@ def test_boxes_get_no_gradient_and_maps_get_it_where_the_box_lies() -> None:
         lambda maps, boxes: roi_tokens(maps, boxes, SIZE),
         lambda maps, boxes: mean_tokens(maps, boxes, centres_of(ROWS, COLUMNS)),
     ):
-        maps, boxes = torch.randn(1, 3, ROWS, COLUMNS).requires_grad_(), torch.tensor([[0.25, 0.5, 0.2, 0.5]], requires_grad=True)
+        maps, boxes = (
+            torch.randn(1, 3, ROWS, COLUMNS).requires_grad_(),
+            torch.tensor([[0.25, 0.5, 0.2, 0.5]], requires_grad=True),
+        )
         tokens(maps, boxes).sum().backward()
         assert boxes.grad is None
         assert maps.grad is not None
@@ -154,11 +174,17 @@ def test_boxes_get_no_gradient_and_maps_get_it_where_the_box_lies() -> None:
     ("box", "column", "row"),
     [
         ([0.5, 0.5, 0.4, 0.5], 4.5, 2.5),
-        ([0.33, 0.4, 0.22, 0.2], 2.5, 2.0),  # [.22, .44] × [.3, .5] has the centres .25 and .35 in x, 2.5/6 in y
+        (
+            [0.33, 0.4, 0.22, 0.2],
+            2.5,
+            2.0,
+        ),  # [.22, .44] × [.3, .5] has the centres .25 and .35 in x, 2.5/6 in y
         ([0.26, 0.26, 0.01, 0.01], 2.0, 1.0),  # no centre: the nearest cell
     ],
 )
-def test_a_mean_is_that_of_the_cells_whose_centre_lies_in_the_box(box: list[float], column: float, row: float) -> None:
+def test_a_mean_is_that_of_the_cells_whose_centre_lies_in_the_box(
+    box: list[float], column: float, row: float
+) -> None:
     token = mean_tokens(ramps(), torch.tensor([box]), centres_of(ROWS, COLUMNS))
     torch.testing.assert_close(token, torch.tensor([[column, row]]), atol=1e-4, rtol=0)
 
@@ -166,7 +192,16 @@ def test_a_mean_is_that_of_the_cells_whose_centre_lies_in_the_box(box: list[floa
 def test_own_cells_by_hand() -> None:
     """A 2×3 map has centres at x 1/6, 3/6, 5/6 and y 1/4, 3/4."""
     centres = torch.tensor([[[x, y] for y in (1 / 4, 3 / 4) for x in (1 / 6, 3 / 6, 5 / 6)]])
-    boxes = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.7, 0.5, 0.5, 0.8], [0.6, 0.6, 0.02, 0.02], [1.4, -0.3, 0.1, 0.1]]])
+    boxes = torch.tensor(
+        [
+            [
+                [0.25, 0.25, 0.5, 0.5],
+                [0.7, 0.5, 0.5, 0.8],
+                [0.6, 0.6, 0.02, 0.02],
+                [1.4, -0.3, 0.1, 0.1],
+            ]
+        ]
+    )
     assert own_cells(boxes, centres).int().tolist() == [
         [
             [1, 0, 0, 0, 0, 0],  # the middle column's centre lies on the edge
@@ -193,12 +228,19 @@ def test_giou_is_torchvision_s_for_whole_layers_of_boxes() -> None:
     ours, theirs = (corners(random_boxes(40, seed)) for seed in (0, 1))
     expected = generalized_box_iou(ours, theirs).diagonal()
     assert (expected < 0).any()
-    torch.testing.assert_close(giou(ours.view(2, 5, 4, 4), theirs.view(2, 5, 4, 4)), expected.view(2, 5, 4))
+    torch.testing.assert_close(
+        giou(ours.view(2, 5, 4, 4), theirs.view(2, 5, 4, 4)), expected.view(2, 5, 4)
+    )
 
 
 def test_of_boxes_without_area_every_overlap_and_its_gradient_is_a_number() -> None:
     point, box = torch.tensor([[0.3, 0.3, 0.3, 0.3]]), torch.tensor([[0.1, 0.1, 0.2, 0.2]])
-    for ours, theirs in ((point, point), (point, box), (box, torch.zeros(1, 4)), (torch.zeros(1, 4), torch.zeros(1, 4))):
+    for ours, theirs in (
+        (point, point),
+        (point, box),
+        (box, torch.zeros(1, 4)),
+        (torch.zeros(1, 4), torch.zeros(1, 4)),
+    ):
         for overlap in (iou, giou):
             told = ours.clone().requires_grad_()
             overlap(told, theirs).sum().backward()
@@ -209,8 +251,12 @@ def test_of_boxes_without_area_every_overlap_and_its_gradient_is_a_number() -> N
 
 def test_iou_by_hand() -> None:
     """Halves of each other; a corner shared (.01 of .07); side by side; and two without area."""
-    ours = torch.tensor([[0.0, 0.0, 0.2, 0.4], [0.0, 0.0, 0.2, 0.2], [0.0, 0.0, 0.5, 0.5], [0.3, 0.3, 0.3, 0.3]])
-    theirs = torch.tensor([[0.0, 0.0, 0.2, 0.2], [0.1, 0.1, 0.3, 0.3], [0.5, 0.0, 1.0, 0.5], [0.3, 0.3, 0.3, 0.3]])
+    ours = torch.tensor(
+        [[0.0, 0.0, 0.2, 0.4], [0.0, 0.0, 0.2, 0.2], [0.0, 0.0, 0.5, 0.5], [0.3, 0.3, 0.3, 0.3]]
+    )
+    theirs = torch.tensor(
+        [[0.0, 0.0, 0.2, 0.2], [0.1, 0.1, 0.3, 0.3], [0.5, 0.0, 1.0, 0.5], [0.3, 0.3, 0.3, 0.3]]
+    )
     torch.testing.assert_close(iou(ours, theirs), torch.tensor([1 / 2, 1 / 7, 0, 0]))
 
 

@@ -21,20 +21,29 @@ def detr(mask: Tensor, features: int) -> Tensor:
     halves = []
     for place in (y, x):
         phase = place[..., None] / wave
-        halves.append(torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), dim=4).flatten(3))
+        halves.append(
+            torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), dim=4).flatten(3)
+        )
     return torch.cat(halves, dim=3)
 
 
 def test_two_dimensions_are_detr_s() -> None:
     """Tolerance 2e-5: DETR adds 1e-6 to what it divides by."""
     expected = detr(torch.zeros(1, 5, 9, dtype=torch.bool), 16)[0]
-    torch.testing.assert_close(sine_2d(cell_corners(5, 9) / torch.tensor([9, 5]), 32), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        sine_2d(cell_corners(5, 9) / torch.tensor([9, 5]), 32), expected, atol=2e-5, rtol=0
+    )
 
 
 def test_padding_moves_no_position() -> None:
     mask = torch.ones(1, 6, 9, dtype=torch.bool)
     mask[:, :4, :7] = False
-    torch.testing.assert_close(sine_2d(cell_corners(4, 7) / torch.tensor([7, 4]), 32), detr(mask, 16)[0, :4, :7], atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        sine_2d(cell_corners(4, 7) / torch.tensor([7, 4]), 32),
+        detr(mask, 16)[0, :4, :7],
+        atol=2e-5,
+        rtol=0,
+    )
 
 
 def test_one_dimension_is_the_classic_formula() -> None:
@@ -43,12 +52,17 @@ def test_one_dimension_is_the_classic_formula() -> None:
     for position in range(50):
         for i in range(4):
             phase = position / 10000 ** (2 * i / 8)
-            expected[position, 2 * i], expected[position, 2 * i + 1] = math.sin(phase), math.cos(phase)
+            expected[position, 2 * i], expected[position, 2 * i + 1] = (
+                math.sin(phase),
+                math.cos(phase),
+            )
     torch.testing.assert_close(sine(torch.arange(50), 8), expected, atol=1e-5, rtol=0)
 
 
 def test_a_segment_is_a_hundred_steps_whatever_its_length() -> None:
-    torch.testing.assert_close(sine_time(torch.tensor([[0.25, 0.5]]), 8), sine(torch.tensor([[25.0, 50.0]]), 8))
+    torch.testing.assert_close(
+        sine_time(torch.tensor([[0.25, 0.5]]), 8), sine(torch.tensor([[25.0, 50.0]]), 8)
+    )
     assert TIME_STEPS == 100
 
 

@@ -23,7 +23,11 @@ def test_a_map_keeps_its_type() -> None:
 
 
 def test_valid_cells_begin_before_they_end() -> None:
-    assert valid_cells(3).tolist() == [[True, True, True], [False, True, True], [False, False, True]]
+    assert valid_cells(3).tolist() == [
+        [True, True, True],
+        [False, True, True],
+        [False, False, True],
+    ]
 
 
 @pytest.mark.parametrize("span", [(0.0, 1.0), (0.25, 0.5), (0.1, 0.33), (0.9, 1.0)])
@@ -35,7 +39,9 @@ def test_the_iou_map_by_a_loop(span: tuple[float, float]) -> None:
             begin, end = i / count, (j + 1) / count
             overlap = max(0.0, min(end, span[1]) - max(begin, span[0]))
             expected[i, j] = overlap / ((end - begin) + (span[1] - span[0]) - overlap)
-    torch.testing.assert_close(iou_map(torch.tensor([span]), count)[0], expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        iou_map(torch.tensor([span]), count)[0], expected, atol=1e-6, rtol=1e-5
+    )
 
 
 def test_the_true_cell_has_iou_one() -> None:
@@ -59,7 +65,9 @@ def constant_head(kernel: int) -> ProposalHead:
 def test_the_triangle_s_border_is_not_dimmed(count: int, kernel: int) -> None:
     """A window over v valid cells of value 2 sums to 2v/k²; times k²/v that is 2 in every valid cell."""
     logits = constant_head(kernel)(torch.zeros(1, count, 3))[0]
-    torch.testing.assert_close(logits[valid_cells(count)], torch.full((count * (count + 1) // 2,), 2.0))
+    torch.testing.assert_close(
+        logits[valid_cells(count)], torch.full((count * (count + 1) // 2,), 2.0)
+    )
 
 
 def test_values_are_divided_by_the_share_of_valid_cells_beneath() -> None:
@@ -83,4 +91,8 @@ def test_invalid_cells_stay_zero_between_convolutions() -> None:
 
 def test_any_number_of_clips_fits() -> None:
     head = ProposalHead(3, 4, 5, 2)
-    assert [head(torch.randn(2, count, 3)).shape for count in (1, 3, 16)] == [(2, 1, 1), (2, 3, 3), (2, 16, 16)]
+    assert [head(torch.randn(2, count, 3)).shape for count in (1, 3, 16)] == [
+        (2, 1, 1),
+        (2, 3, 3),
+        (2, 16, 16),
+    ]

@@ -42,13 +42,22 @@ def queries(tiny_run: Any) -> list[Query]:
     return [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
 
 
-def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
-    features = GroundingDataset.from_store(tiny_run.store, "test", grounder.ensemble.frames, grounder.ensemble.clips)
+def test_a_video_gives_the_tube_that_its_store_gives(
+    tiny_run: Any, grounder: Grounder, queries: list[Query]
+) -> None:
+    features = GroundingDataset.from_store(
+        tiny_run.store, "test", grounder.ensemble.frames, grounder.ensemble.clips
+    )
     stored = predict(grounder.ensemble.models, features, features.queries)
     asked = grounder.ask(tiny_run.root / queries[0].path, [query.text for query in queries])
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
-    expected = [answer_of(query.text, [prediction], edges) for query, prediction in zip(queries, stored, strict=True)]
-    assert [answer.span_frames for answer in asked.queries] == [answer.span_frames for answer in expected]
+    expected = [
+        answer_of(query.text, [prediction], edges)
+        for query, prediction in zip(queries, stored, strict=True)
+    ]
+    assert [answer.span_frames for answer in asked.queries] == [
+        answer.span_frames for answer in expected
+    ]
     for own, other in zip(asked.queries, expected, strict=True):
         assert own.text == other.text
         assert own.score == pytest.approx(other.score, abs=1e-5)
@@ -56,26 +65,36 @@ def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, grounder: Gr
         np.testing.assert_allclose(own.boxes, other.boxes, atol=0.02)
 
 
-def test_a_child_may_decode_while_networks_compute(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
+def test_a_child_may_decode_while_networks_compute(
+    tiny_run: Any, grounder: Grounder, queries: list[Query]
+) -> None:
     path, texts = tiny_run.root / queries[0].path, [query.text for query in queries]
     with ProcessDecoder() as decoder:
         by_child = Grounder(tiny_run.run, device="cpu", decoder=decoder)
         assert [by_child.ask(path, texts) for _ in range(2)] == [grounder.ask(path, texts)] * 2
 
 
-def test_the_features_are_the_stores_own(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
+def test_the_features_are_the_stores_own(
+    tiny_run: Any, grounder: Grounder, queries: list[Query]
+) -> None:
     stored = GroundingDataset.from_store(tiny_run.store, "test", 4, 8)
     seen = grounder.look(tiny_run.root / queries[0].path)
     for name in ("appearance", "motion"):
         own, other = seen.features[name], getattr(stored, name)
         np.testing.assert_array_equal(own.read(seen.video.path), other.read(queries[0].video))
-        np.testing.assert_array_equal(own.columns(seen.video.path)["frame"], other.columns(queries[0].video)["frame"])
+        np.testing.assert_array_equal(
+            own.columns(seen.video.path)["frame"], other.columns(queries[0].video)["frame"]
+        )
         assert own.shape(seen.video.path) == other.shape(queries[0].video)
 
 
-def test_a_video_is_looked_at_once_for_all_sentences(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
+def test_a_video_is_looked_at_once_for_all_sentences(
+    tiny_run: Any, grounder: Grounder, queries: list[Query]
+) -> None:
     counted: list[tuple[int, int]] = []
-    seen = grounder.look(tiny_run.root / queries[0].path, progress=lambda done, total: counted.append((done, total)))
+    seen = grounder.look(
+        tiny_run.root / queries[0].path, progress=lambda done, total: counted.append((done, total))
+    )
     assert counted[0] == (0, counted[0][1])
     assert counted[-1] == (counted[0][1], counted[0][1])
     np.testing.assert_allclose(seen.frame_edges, np.arange(seen.video.frame_count + 1) / 10)
@@ -85,14 +104,20 @@ def test_a_video_is_looked_at_once_for_all_sentences(tiny_run: Any, grounder: Gr
     assert [answer.text for answer in together.queries] == ["the red circle spins.", "what falls?"]
 
 
-def test_every_frame_of_the_span_has_a_box(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
+def test_every_frame_of_the_span_has_a_box(
+    tiny_run: Any, grounder: Grounder, queries: list[Query]
+) -> None:
     answers = grounder.ask(tiny_run.root / queries[0].path, ["  the red circle spins. "])
     (answer,) = answers.queries
     begin, end = answer.span_frames
     assert answer.text == "the red circle spins."
     assert [row[0] for row in answer.boxes] == list(range(begin, end))
     assert answer.span_seconds == pytest.approx((begin / 10, end / 10))
-    assert (answers.video.fps, answers.video.frame_count, answers.video.size) == (10.0, queries[0].frame_count, (160, 96))
+    assert (answers.video.fps, answers.video.frame_count, answers.video.size) == (
+        10.0,
+        queries[0].frame_count,
+        (160, 96),
+    )
     assert Answers.model_validate_json(json.dumps(answers.model_dump(mode="json"))) == answers
 
 
@@ -101,7 +126,11 @@ def test_seconds_are_those_of_the_frames_and_boxes_interpolate() -> None:
     rows = [(1, 0.0, 0.0, 10.0, 10.0), (3, 20.0, 0.0, 30.0, 10.0)]
     answer = answer_of("x", [Prediction(id="0", span=(2, 5), score=0.5, boxes=rows)], edges)
     assert answer.span_seconds == (0.2, 1.4)
-    assert answer.boxes == [(2, 10.0, 0.0, 20.0, 10.0), (3, 20.0, 0.0, 30.0, 10.0), (4, 20.0, 0.0, 30.0, 10.0)]
+    assert answer.boxes == [
+        (2, 10.0, 0.0, 20.0, 10.0),
+        (3, 20.0, 0.0, 30.0, 10.0),
+        (4, 20.0, 0.0, 30.0, 10.0),
+    ]
 
 
 def test_more_frames_may_be_seen_at_once(tiny_run: Any, queries: list[Query]) -> None:
@@ -110,7 +139,9 @@ def test_more_frames_may_be_seen_at_once(tiny_run: Any, queries: list[Query]) ->
     assert grounder.ask(tiny_run.root / queries[0].path, ["what falls?"]).queries[0].boxes
 
 
-def test_several_runs_answer_together(tiny_run: Any, grounder: Grounder, queries: list[Query]) -> None:
+def test_several_runs_answer_together(
+    tiny_run: Any, grounder: Grounder, queries: list[Query]
+) -> None:
     """Two of the same are the one; spans between clips are an option."""
     video, sentences = tiny_run.root / queries[0].path, ["what falls?", "the red circle spins."]
     once = grounder.ask(video, sentences)
@@ -121,14 +152,24 @@ def test_several_runs_answer_together(tiny_run: Any, grounder: Grounder, queries
     assert {edge for answer in literal.queries for edge in answer.span_frames} <= edges
 
 
-def test_a_second_look_may_be_asked_for(tiny_run: Any, queries: list[Query], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_look_may_be_asked_for(
+    tiny_run: Any, queries: list[Query], monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked: list[Look] = []
-    monkeypatch.setattr(grounding.inference.predict, "second_look", lambda features, first, between: looked.append(first))
-    Grounder(tiny_run.run, device="cpu", refine=True).ask(tiny_run.root / queries[0].path, ["what falls?", "what spins?"])
+    monkeypatch.setattr(
+        grounding.inference.predict,
+        "second_look",
+        lambda features, first, between: looked.append(first),
+    )
+    Grounder(tiny_run.run, device="cpu", refine=True).ask(
+        tiny_run.root / queries[0].path, ["what falls?", "what spins?"]
+    )
     assert len(looked) == 2
 
 
-def test_other_videos_than_shapes_are_doubted(tiny_run: Any, grounder: Grounder, queries: list[Query], tmp_path: Path) -> None:
+def test_other_videos_than_shapes_are_doubted(
+    tiny_run: Any, grounder: Grounder, queries: list[Query], tmp_path: Path
+) -> None:
     assert grounder.doubt(tiny_run.root / queries[0].path) == ""
     assert "was trained on `shapes`" in grounder.doubt(tmp_path / "holiday.mp4")
 
@@ -150,12 +191,17 @@ def test_other_weights_than_the_runs_are_refused(tiny_run: Any, tmp_path: Path) 
     provenance = json.loads((run / "provenance.json").read_text())
     provenance["products"]["motion"]["weights_digest"] = "0123456789abcdef"
     (run / "provenance.json").write_text(json.dumps(provenance))
-    with pytest.raises(InputError, match=r"was trained on motion features of weights 'tiny' with digest 0123456789ab…"):
+    with pytest.raises(
+        InputError,
+        match=r"was trained on motion features of weights 'tiny' with digest 0123456789ab…",
+    ):
         Grounder(run)
 
 
 def test_a_run_without_a_checkpoint_is_refused(tiny_run: Any, tmp_path: Path) -> None:
-    run = shutil.copytree(tiny_run.run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    run = shutil.copytree(
+        tiny_run.run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")
+    )
     with pytest.raises(InputError, match="has no checkpoint yet"):
         Grounder(run)
     with pytest.raises(InputError, match="is not a run directory"):
@@ -166,14 +212,24 @@ def test_a_run_without_a_checkpoint_is_refused(tiny_run: Any, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def reduced(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+def reduced(
+    tiny_run: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Path]]:
     """A store with this reduction of both visual products, and a run that took a step on it: not to be changed."""
 
     @cache
     def make(asked: str) -> tuple[Path, Path]:
         place = tmp_path_factory.mktemp("reduced")
-        settings = {"backbones": "tiny", "weights": "tiny", "workers": 0, "device": "cpu", "sampling": sampling_of(tiny_run.store)}
-        config = ExtractConfig.model_validate(settings | {"reduce": {"appearance": asked, "motion": asked}})
+        settings = {
+            "backbones": "tiny",
+            "weights": "tiny",
+            "workers": 0,
+            "device": "cpu",
+            "sampling": sampling_of(tiny_run.store),
+        }
+        config = ExtractConfig.model_validate(
+            settings | {"reduce": {"appearance": asked, "motion": asked}}
+        )
         extract(tiny_run.index, tiny_run.root, "shapes", place / "store", config)
         training = load(CsdvlTrainConfig, "train", tiny_run.run / "config.yaml", ["max_steps=1"])
         prepare_run_dir(place / "store", place / "run", training)
@@ -185,10 +241,16 @@ def reduced(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 def sampling_of(store: Path) -> dict[str, Any]:
     products = Store(store).products
-    return {key: value for name in ("appearance", "motion") for key, value in products[name].provenance["sampling"].items()}
+    return {
+        key: value
+        for name in ("appearance", "motion")
+        for key, value in products[name].provenance["sampling"].items()
+    }
 
 
-@pytest.mark.parametrize(("asked", "channels"), [("int8", (128, 384)), ("pca:6", (6, 6)), ("pca:6+int8", (6, 6))])
+@pytest.mark.parametrize(
+    ("asked", "channels"), [("int8", (128, 384)), ("pca:6", (6, 6)), ("pca:6+int8", (6, 6))]
+)
 def test_a_run_on_reduced_features_reduces_what_it_is_asked_about(
     tiny_run: Any, reduced: Any, queries: list[Query], asked: str, channels: tuple[int, int]
 ) -> None:
@@ -201,15 +263,21 @@ def test_a_run_on_reduced_features_reduces_what_it_is_asked_about(
         assert own.shape(seen.video.path)[-1] == width
         assert own.read(seen.video.path).dtype == np.float16
         np.testing.assert_array_equal(own.read(seen.video.path), other.read(queries[0].video))
-        np.testing.assert_array_equal(own.columns(seen.video.path)["frame"], other.columns(queries[0].video)["frame"])
+        np.testing.assert_array_equal(
+            own.columns(seen.video.path)["frame"], other.columns(queries[0].video)["frame"]
+        )
 
 
 def test_its_answer_is_that_of_its_store(tiny_run: Any, reduced: Any, queries: list[Query]) -> None:
     store, run = reduced("pca:6+int8")
     grounder = Grounder(run, device="cpu")
-    features = GroundingDataset.from_store(store, "test", grounder.ensemble.frames, grounder.ensemble.clips)
+    features = GroundingDataset.from_store(
+        store, "test", grounder.ensemble.frames, grounder.ensemble.clips
+    )
     asked = grounder.ask(tiny_run.root / queries[0].path, [query.text for query in queries])
-    for own, other in zip(asked.queries, predict(grounder.ensemble.models, features, features.queries), strict=True):
+    for own, other in zip(
+        asked.queries, predict(grounder.ensemble.models, features, features.queries), strict=True
+    ):
         assert own.span_frames == other.span
         assert own.score == pytest.approx(other.score, abs=1e-5)
 
@@ -217,36 +285,60 @@ def test_its_answer_is_that_of_its_store(tiny_run: Any, reduced: Any, queries: l
 def test_a_run_keeps_the_projections_of_its_store(tiny_run: Any, reduced: Any) -> None:
     store, run = reduced("pca:6")
     kept = {path.stem: path.read_bytes() for path in (run / "basis").iterdir()}
-    assert kept == {name: (store / name / "basis.safetensors").read_bytes() for name in ("appearance", "motion")}
+    assert kept == {
+        name: (store / name / "basis.safetensors").read_bytes() for name in ("appearance", "motion")
+    }
     assert not (reduced("int8")[1] / "basis").exists()
     assert not (tiny_run.run / "basis").exists()
 
 
-@pytest.mark.parametrize(("content", "problem"), [(None, "does not exist"), (b"other", "is not the one the run was trained with")])
-def test_a_run_without_its_projection_is_refused(reduced: Any, tmp_path: Path, content: bytes | None, problem: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "does not exist"), (b"other", "is not the one the run was trained with")],
+)
+def test_a_run_without_its_projection_is_refused(
+    reduced: Any, tmp_path: Path, content: bytes | None, problem: str
+) -> None:
     run = shutil.copytree(reduced("pca:6")[1], tmp_path / "run")
     (run / "basis" / "motion.safetensors").unlink()
     if content is not None:
         (run / "basis" / "motion.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=rf"motion.safetensors {problem}: put motion/basis.safetensors of its store there, or train again"):
+    with pytest.raises(
+        InputError,
+        match=rf"motion.safetensors {problem}: put motion/basis.safetensors of its store there, or train again",
+    ):
         Grounder(run)
 
 
-@pytest.mark.parametrize(("content", "problem"), [(None, "does not exist"), (b"other", "is not the one its shards were made with")])
-def test_no_run_is_opened_on_a_store_that_lost_its_projection(reduced: Any, tmp_path: Path, content: bytes | None, problem: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "does not exist"), (b"other", "is not the one its shards were made with")],
+)
+def test_no_run_is_opened_on_a_store_that_lost_its_projection(
+    reduced: Any, tmp_path: Path, content: bytes | None, problem: str
+) -> None:
     """And nothing of the run that was there is touched."""
     store, run = (shutil.copytree(path, tmp_path / path.name) for path in reduced("pca:6"))
     (store / "appearance" / "basis.safetensors").unlink()
     if content is not None:
         (store / "appearance" / "basis.safetensors").write_bytes(content)
-    with pytest.raises(StoreError, match=rf"basis.safetensors {problem}: restore it, or extract into another --store"):
-        prepare_run_dir(store, run, load(CsdvlTrainConfig, "train", run / "config.yaml", ["lr=1.0"]))
+    with pytest.raises(
+        StoreError,
+        match=rf"basis.safetensors {problem}: restore it, or extract into another --store",
+    ):
+        prepare_run_dir(
+            store, run, load(CsdvlTrainConfig, "train", run / "config.yaml", ["lr=1.0"])
+        )
     assert (run / "checkpoints" / "last").exists()
 
 
-def test_a_run_on_other_features_forgets_old_projections(tiny_run: Any, reduced: Any, tmp_path: Path) -> None:
+def test_a_run_on_other_features_forgets_old_projections(
+    tiny_run: Any, reduced: Any, tmp_path: Path
+) -> None:
     """A run directory without a checkpoint (it was killed at once) is used again."""
-    run = shutil.copytree(reduced("pca:6")[1], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    run = shutil.copytree(
+        reduced("pca:6")[1], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")
+    )
     prepare_run_dir(tiny_run.store, run, load(CsdvlTrainConfig, "train", run / "config.yaml", []))
     assert not (run / "basis").exists()
 
@@ -254,7 +346,10 @@ def test_a_run_on_other_features_forgets_old_projections(tiny_run: Any, reduced:
 # The recorded backbones
 
 
-@pytest.mark.parametrize(("recorded", "kind"), [({"slowfast": "kinetics"}, "kinetics"), ({"slowfast": "ava"}, "ava"), ({}, "ava")])
+@pytest.mark.parametrize(
+    ("recorded", "kind"),
+    [({"slowfast": "kinetics"}, "kinetics"), ({"slowfast": "ava"}, "ava"), ({}, "ava")],
+)
 def test_motion_is_built_as_recorded(tmp_path: Path, recorded: dict[str, str], kind: str) -> None:
     digest = load_backbone("motion", "tiny", "random:0", kind).digest
     about = {"backbone": "tiny", "weights": "random:0", "weights_digest": digest, **recorded}
@@ -267,14 +362,29 @@ def test_sentences_are_tokenised_as_recorded(tmp_path: Path) -> None:
     from transformers import RobertaConfig, RobertaModel
 
     folder = tmp_path / "roberta"
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    RobertaModel(RobertaConfig(vocab_size=270, max_position_embeddings=66, **small), add_pooling_layer=False).save_pretrained(folder)
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    RobertaModel(
+        RobertaConfig(vocab_size=270, max_position_embeddings=66, **small), add_pooling_layer=False
+    ).save_pretrained(folder)
     made = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    made.train_from_iterator(["hum hum hum hum"], vocab_size=270, min_frequency=1, special_tokens=special, show_progress=False)
+    made.train_from_iterator(
+        ["hum hum hum hum"],
+        vocab_size=270,
+        min_frequency=1,
+        special_tokens=special,
+        show_progress=False,
+    )
     made.save_model(str(folder))
     digest = load_backbone("text", "full", f"hf:{folder}").digest
     about = {"backbone": "full", "weights": f"hf:{folder}", "weights_digest": digest}
-    ((states, tokens),) = encode_texts(["hum the zoo"], recorded_encoder(tmp_path, "text", about, torch.device("cpu")))
+    ((states, tokens),) = encode_texts(
+        ["hum the zoo"], recorded_encoder(tmp_path, "text", about, torch.device("cpu"))
+    )
     assert tokens.tolist() == [0, *made.encode("hum the zoo").ids, 2]
     assert states.shape == (len(tokens), 16)

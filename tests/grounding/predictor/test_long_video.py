@@ -56,26 +56,46 @@ def test_joined_clips_are_one_video_of_their_frames(long_video: Path) -> None:
     np.testing.assert_allclose(facts.edges, np.arange(201) / 10)
 
 
-def test_a_window_is_as_long_as_the_segments_of_training(tiny_run: Any, grounder: Grounder, long_video: Path) -> None:
+def test_a_window_is_as_long_as_the_segments_of_training(
+    tiny_run: Any, grounder: Grounder, long_video: Path
+) -> None:
     about = json.loads((tiny_run.run / "provenance.json").read_text())
-    assert about["summarize_segment_seconds"] == {"median": 5.0, "longest": 5.0}
+    assert about["segment_seconds"] == {"median": 5.0, "longest": 5.0}
     assert grounder.window == 5.0
     assert len(windows_of(probe(long_video).edges, grounder.window)) == 7
 
 
 def test_one_long_segment_does_not_make_long_windows() -> None:
-    queries = [Query.model_construct(segment=(0, frames), fps=10.0) for frames in (100, 200, 300, 36_000)]
-    assert window_seconds(Path("run"), {"summarize_segment_seconds": summarize_segment_seconds(queries)}, 5.0) == 50.0
-    assert window_seconds(Path("run"), {"summarize_segment_seconds": summarize_segment_seconds(queries[:3])}, 5.0) == 30.0
+    queries = [
+        Query.model_construct(segment=(0, frames), fps=10.0) for frames in (100, 200, 300, 36_000)
+    ]
+    assert (
+        window_seconds(Path("run"), {"segment_seconds": summarize_segment_seconds(queries)}, 5.0)
+        == 50.0
+    )
+    assert (
+        window_seconds(
+            Path("run"), {"segment_seconds": summarize_segment_seconds(queries[:3])}, 5.0
+        )
+        == 30.0
+    )
 
 
 def test_older_runs_say_it_by_what_they_were_judged_on(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not say how long the segments were .* with --window SECONDS, or train it again"):
+    with pytest.raises(
+        InputError,
+        match=r"does not say how long the segments were .* with --window SECONDS, or train it again",
+    ):
         window_seconds(tmp_path, {}, 5.0)
     rows = [[frame, 0.0, 0.0, 1.0, 1.0] for frame in range(0, 60, 2)]
-    lines = [{"id": str(count), "span": [0, 2], "score": 0.5, "boxes": rows[:count]} for count in (20, 30, 30)]
+    lines = [
+        {"id": str(count), "span": [0, 2], "score": 0.5, "boxes": rows[:count]}
+        for count in (20, 30, 30)
+    ]
     (tmp_path / "predictions").mkdir()
-    (tmp_path / "predictions" / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "predictions" / "test.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
     assert window_seconds(tmp_path, {}, 5.0) == 6.0
 
 
@@ -85,7 +105,9 @@ def test_a_window_has_a_length(tiny_run: Any, seconds: float) -> None:
         Grounder(tiny_run.run, device="cpu", window=seconds)
 
 
-def test_a_video_of_one_window_is_answered_as_before(grounder: Grounder, tiny_run: Any, clips: list[Path]) -> None:
+def test_a_video_of_one_window_is_answered_as_before(
+    grounder: Grounder, tiny_run: Any, clips: list[Path]
+) -> None:
     """A window far longer than the video changes nothing, to the last bit."""
     wide = Grounder(tiny_run.run, device="cpu", window=1000.0)
     assert grounder.ask(clips[0], SENTENCES) == wide.ask(clips[0], SENTENCES)
@@ -96,12 +118,19 @@ def alone(seen: Seen, window: Span) -> Seen:
     begin, end = window
     features = {}
     for name, product in seen.features.items():
-        frames, facts = product.columns(seen.key)["frame"], product.facts(seen.key) | {"frame_count": end - begin}
+        frames, facts = (
+            product.columns(seen.key)["frame"],
+            product.facts(seen.key) | {"frame_count": end - begin},
+        )
         rows = np.flatnonzero((frames >= begin) & (frames < end))
-        entry = Entry(seen.key, seen.key, product.read(seen.key, rows), {"frame": frames[rows] - begin}, facts)
+        entry = Entry(
+            seen.key, seen.key, product.read(seen.key, rows), {"frame": frames[rows] - begin}, facts
+        )
         features[name] = InMemorySource([entry])
     edges = seen.frame_edges[begin : end + 1] - seen.frame_edges[begin]
-    return Seen(seen.video.model_copy(update={"frame_count": end - begin}), seen.key, {**features}, edges)
+    return Seen(
+        seen.video.model_copy(update={"frame_count": end - begin}), seen.key, {**features}, edges
+    )
 
 
 def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, long_video: Path) -> None:
@@ -113,7 +142,11 @@ def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, long_vid
         scores = [own[place].score for own in apart]
         assert len(set(scores)) > 1
         assert answer.score == pytest.approx(max(scores), abs=2e-6)
-        moved = [(own[place], begin) for own, (begin, _) in zip(apart, windows, strict=True) if own[place].score > max(scores) - 2e-6]
+        moved = [
+            (own[place], begin)
+            for own, (begin, _) in zip(apart, windows, strict=True)
+            if own[place].score > max(scores) - 2e-6
+        ]
         assert any(
             answer.span_frames == (own.span_frames[0] + begin, own.span_frames[1] + begin)
             and np.allclose(answer.boxes, np.add(own.boxes, [begin, 0, 0, 0, 0]), atol=0.02)
@@ -121,11 +154,15 @@ def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, long_vid
         )
 
 
-def test_the_best_tubes_of_a_long_video_are_in_order_and_whole(grounder: Grounder, long_video: Path) -> None:
+def test_the_best_tubes_of_a_long_video_are_in_order_and_whole(
+    grounder: Grounder, long_video: Path
+) -> None:
     answers = grounder.ask(long_video, SENTENCES, top=7)
     for answer in answers.queries:
         tubes = [answer, *answer.others]
-        assert [tube.score for tube in tubes] == sorted((tube.score for tube in tubes), reverse=True)
+        assert [tube.score for tube in tubes] == sorted(
+            (tube.score for tube in tubes), reverse=True
+        )
         assert all(0 <= tube.span_frames[0] < tube.span_frames[1] <= 200 for tube in tubes)
         for tube in tubes:
             assert tube.text == answer.text
@@ -134,35 +171,54 @@ def test_the_best_tubes_of_a_long_video_are_in_order_and_whole(grounder: Grounde
     assert len(answers.queries[0].others) >= 2
 
 
-def test_streamed_in_memory_and_kept_answers_are_the_same(grounder: Grounder, long_video: Path, tmp_path: Path) -> None:
+def test_streamed_in_memory_and_kept_answers_are_the_same(
+    grounder: Grounder, long_video: Path, tmp_path: Path
+) -> None:
     streamed = grounder.ask(long_video, SENTENCES, top=3)
     assert grounder.answer(grounder.look(long_video), SENTENCES, top=3) == streamed
-    assert grounder.answer(grounder.look(long_video, tmp_path / "kept"), SENTENCES, top=3) == streamed
+    assert (
+        grounder.answer(grounder.look(long_video, tmp_path / "kept"), SENTENCES, top=3) == streamed
+    )
 
 
-def test_what_is_kept_is_not_decoded_again(grounder: Grounder, long_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_is_not_decoded_again(
+    grounder: Grounder, long_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = grounder.answer(grounder.look(long_video, tmp_path / "kept"), SENTENCES)
-    monkeypatch.setattr(FeatureStream, "__init__", lambda *arguments, **named: pytest.fail("it was decoded again"))
+    monkeypatch.setattr(
+        FeatureStream, "__init__", lambda *arguments, **named: pytest.fail("it was decoded again")
+    )
     moved = shutil.copy(long_video, tmp_path / "renamed.mp4")
     counted: list[tuple[int, int]] = []
     seen = grounder.look(moved, tmp_path / "kept")
-    again = grounder.answer(seen, SENTENCES, progress=lambda done, total: counted.append((done, total)))
+    again = grounder.answer(
+        seen, SENTENCES, progress=lambda done, total: counted.append((done, total))
+    )
     assert again.queries == first.queries
     assert again.video.path == str(moved)
     assert counted[0] == (0, 7)
     assert counted[-1] == (7, 7)
 
 
-def test_several_videos_are_kept_in_one_folder(grounder: Grounder, clips: list[Path], long_video: Path, tmp_path: Path) -> None:
+def test_several_videos_are_kept_in_one_folder(
+    grounder: Grounder, clips: list[Path], long_video: Path, tmp_path: Path
+) -> None:
     for video in (long_video, clips[1]):
         grounder.look(video, tmp_path)
-    assert {product.name for product in tmp_path.iterdir() if product.is_dir()} == {"appearance", "motion"}
+    assert {product.name for product in tmp_path.iterdir() if product.is_dir()} == {
+        "appearance",
+        "motion",
+    }
     assert [len(product.videos) for product in Store(tmp_path).products.values()] == [2, 2]
     assert Store(tmp_path).verify() == []
-    assert grounder.answer(grounder.look(clips[1], tmp_path), SENTENCES) == grounder.ask(clips[1], SENTENCES)
+    assert grounder.answer(grounder.look(clips[1], tmp_path), SENTENCES) == grounder.ask(
+        clips[1], SENTENCES
+    )
 
 
-def test_what_is_kept_for_other_runs_is_refused(grounder: Grounder, clips: list[Path], tiny_run: Any, tmp_path: Path) -> None:
+def test_what_is_kept_for_other_runs_is_refused(
+    grounder: Grounder, clips: list[Path], tiny_run: Any, tmp_path: Path
+) -> None:
     grounder.look(clips[0], tmp_path / "kept")
     run = shutil.copytree(tiny_run.run, tmp_path / "run")
     provenance = json.loads((run / "provenance.json").read_text())
@@ -170,12 +226,15 @@ def test_what_is_kept_for_other_runs_is_refused(grounder: Grounder, clips: list[
     (run / "provenance.json").write_text(json.dumps(provenance))
     for video in (clips[0], clips[1]):
         with pytest.raises(
-            InputError, match=r"kept keeps appearance features made for a run with other .*: name another folder with --keep"
+            InputError,
+            match=r"kept keeps appearance features made for a run with other .*: name another folder with --keep",
         ):
             Grounder(run, device="cpu").look(video, tmp_path / "kept")
 
 
-def test_a_video_that_fails_leaves_nothing(grounder: Grounder, tmp_path: Path, long_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_that_fails_leaves_nothing(
+    grounder: Grounder, tmp_path: Path, long_video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(VideoError, match=r"gone\.mp4 does not exist"):
         grounder.look(tmp_path / "gone.mp4", tmp_path / "kept")
 
@@ -196,34 +255,62 @@ def test_a_video_that_fails_leaves_nothing(grounder: Grounder, tmp_path: Path, l
 def pictured(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run's store, with pictures."""
     store = tmp_path_factory.mktemp("pictured") / "store"
-    provenance = {name: product.provenance["sampling"] for name, product in Store(tiny_run.store).products.items() if name != "text"}
+    provenance = {
+        name: product.provenance["sampling"]
+        for name, product in Store(tiny_run.store).products.items()
+        if name != "text"
+    }
     sampling = provenance["appearance"] | provenance["motion"]
-    settings = {"backbones": "tiny", "weights": "tiny", "sampling": sampling, "workers": 0, "device": "cpu"}
+    settings = {
+        "backbones": "tiny",
+        "weights": "tiny",
+        "sampling": sampling,
+        "workers": 0,
+        "device": "cpu",
+    }
     products = {"products": ["appearance", "motion", "text", "frames"]}
-    extract(tiny_run.index, tiny_run.root, "shapes", store, ExtractConfig.model_validate(settings | products))
+    extract(
+        tiny_run.index,
+        tiny_run.root,
+        "shapes",
+        store,
+        ExtractConfig.model_validate(settings | products),
+    )
     return store
 
 
 SMALL = {"d": 8, "heads": 2, "ffn": 8, "frames": 3}
 SYSTEMS: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
-    "cgstvg": (CgstvgTrainConfig, {"model": {**SMALL, "layers": 1, "stages": 2, "motion": "motion"}}),
+    "cgstvg": (
+        CgstvgTrainConfig,
+        {"model": {**SMALL, "layers": 1, "stages": 2, "motion": "motion"}},
+    ),
     "costa": (
         CostaTrainConfig,
-        {"model": {**SMALL, "layers": 1, "decoder_layers": 1, "trunk_width": 8}, "encoders": {"backbones": "tiny", "image": "tiny"}},
+        {
+            "model": {**SMALL, "layers": 1, "decoder_layers": 1, "trunk_width": 8},
+            "encoders": {"backbones": "tiny", "image": "tiny"},
+        },
     ),
 }
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_other_systems_answer_about_a_long_video(pictured: Path, long_video: Path, clips: list[Path], tmp_path: Path, system: str) -> None:
+def test_other_systems_answer_about_a_long_video(
+    pictured: Path, long_video: Path, clips: list[Path], tmp_path: Path, system: str
+) -> None:
     kind, settings = SYSTEMS[system]
-    config = kind.model_validate({**settings, "system": system, "max_steps": 1, "batch": 2, "device": "cpu"})
+    config = kind.model_validate(
+        {**settings, "system": system, "max_steps": 1, "batch": 2, "device": "cpu"}
+    )
     prepare_run_dir(pictured, tmp_path / "run", config)
     train(pictured, tmp_path / "run", config)
     grounder = Grounder(tmp_path / "run", device="cpu")
     streamed = grounder.ask(long_video, SENTENCES, top=2)
     assert len(streamed.queries[0].others) == 1
-    assert grounder.answer(grounder.look(long_video, tmp_path / "kept"), SENTENCES, top=2) == streamed
+    assert (
+        grounder.answer(grounder.look(long_video, tmp_path / "kept"), SENTENCES, top=2) == streamed
+    )
     wide = Grounder(tmp_path / "run", device="cpu", window=1000.0)
     assert grounder.ask(clips[0], SENTENCES) == wide.ask(clips[0], SENTENCES)
 
@@ -251,13 +338,28 @@ def test_what_is_hidden_happens_nowhere_else(tiny_run: Any, tmp_path: Path) -> N
                         "form": "declarative",
                         "split": SPLITS[int(clip[0]) - 1],
                     }
-                    facts = {"fps": 10.0, "frame_count": scene.frame_count, "size": scene.size, "segment": (0, scene.frame_count)}
-                    queries.append(Query.model_validate({**said, **facts, "truth": {"span": (event.begin, event.end), "track": None}}))
+                    facts = {
+                        "fps": 10.0,
+                        "frame_count": scene.frame_count,
+                        "size": scene.size,
+                        "segment": (0, scene.frame_count),
+                    }
+                    queries.append(
+                        Query.model_validate(
+                            {
+                                **said,
+                                **facts,
+                                "truth": {"span": (event.begin, event.end), "track": None},
+                            }
+                        )
+                    )
     queries = [query for query in queries if query.split == "test"]
     made = concatenate_scenes(shapes, queries, seed=1, seconds=300.0, num_hidden=3)
     assert concatenate_scenes(shapes, queries, seed=1, seconds=300.0, num_hidden=3) == made
     assert {SPLITS[int(clip[0]) - 1] for clip in made.clips} == {"test"}
-    assert made.clips != concatenate_scenes(shapes, queries, seed=2, seconds=300.0, num_hidden=3).clips
+    assert (
+        made.clips != concatenate_scenes(shapes, queries, seed=2, seconds=300.0, num_hidden=3).clips
+    )
     lengths = [scenes[clip].frame_count for clip in made.clips]
     assert list(made.first_frames) == np.cumsum([0, *lengths[:-1]]).tolist()
     assert sum(lengths) >= 3000
@@ -269,6 +371,13 @@ def test_what_is_hidden_happens_nowhere_else(tiny_run: Any, tmp_path: Path) -> N
         assert own.query.truth is not None
         assert own.span == tuple(edge + made.first_frames[place] for edge in own.query.truth.span)
         looks = tuple(own.query.text.split()[1:3])
-        motion = {"rotates.": "spin", "left.": "left", "place.": "still"}[own.query.text.split()[-1]]
-        doers = [clip for clip in made.clips for thing in scenes[clip].objects if thing.color_and_shape == looks and motion in thing.motions]
+        motion = {"rotates.": "spin", "left.": "left", "place.": "still"}[
+            own.query.text.split()[-1]
+        ]
+        doers = [
+            clip
+            for clip in made.clips
+            for thing in scenes[clip].objects
+            if thing.color_and_shape == looks and motion in thing.motions
+        ]
         assert set(doers) == {own.query.video}

@@ -44,7 +44,9 @@ def test_windows_cover_every_frame_at_any_rate(lengths: list[float], seconds: fl
     assert windows[0][0] == 0
     assert windows[-1][1] == len(lengths)
     assert all(begin < end for begin, end in windows)
-    assert all(one[0] <= other[0] <= one[1] and one[1] <= other[1] for one, other in pairwise(windows))
+    assert all(
+        one[0] <= other[0] <= one[1] and one[1] <= other[1] for one, other in pairwise(windows)
+    )
 
 
 def test_an_event_of_half_a_window_lies_whole_in_one() -> None:
@@ -62,8 +64,15 @@ class Stream:
 
     def __init__(self) -> None:
         self.about = {"size": [8, 6]}
-        own = {"appearance": np.arange(0, 200, 2), "motion": np.arange(2, 200, 5), "frames": np.arange(0, 200, 2).repeat(2)}
-        self.makers = {name: SimpleNamespace(columns=lambda b, e, f=frames: {"frame": f[b:e]}) for name, frames in own.items()}
+        own = {
+            "appearance": np.arange(0, 200, 2),
+            "motion": np.arange(2, 200, 5),
+            "frames": np.arange(0, 200, 2).repeat(2),
+        }
+        self.makers = {
+            name: SimpleNamespace(columns=lambda b, e, f=frames: {"frame": f[b:e]})
+            for name, frames in own.items()
+        }
         self.frames = own
         self.given = dict.fromkeys(own, 0)
 
@@ -74,7 +83,10 @@ class Stream:
         for number in range(200):
             for name, block, late in (("appearance", 4, 0), ("motion", 3, 6), ("frames", 2, 0)):
                 made = self.given[name]
-                while made + block <= len(self.frames[name]) and self.frames[name][made + block - 1] + late <= number:
+                while (
+                    made + block <= len(self.frames[name])
+                    and self.frames[name][made + block - 1] + late <= number
+                ):
                     yield name, self.rows(name)[made : made + block]
                     made = self.given[name] = made + block
         for name, made in self.given.items():
@@ -88,35 +100,53 @@ REDUCTIONS: dict[str, Any] = dict.fromkeys(("appearance", "motion", "frames"))
 @pytest.mark.parametrize("together", [1, 3, 100])
 def test_streamed_and_kept_features_are_the_same(together: int) -> None:
     stream, windows = Stream(), windows_of(even(200), 3.0)
-    whole = {name: InMemorySource([Entry("v", "v", stream.rows(name), {"frame": stream.frames[name]})]) for name in stream.frames}
+    whole = {
+        name: InMemorySource([Entry("v", "v", stream.rows(name), {"frame": stream.frames[name]})])
+        for name in stream.frames
+    }
     streamed = list(streamed_stretches("v", stream, REDUCTIONS, windows, together))  # type: ignore[arg-type]
     kept = list(kept_stretches("v", whole, windows, together))
     assert [stretch.windows for stretch in streamed] == [stretch.windows for stretch in kept]
     assert [window for stretch in kept for window in stretch.windows] == windows
     for one, other in zip(streamed, kept, strict=True):
         for name in stream.frames:
-            np.testing.assert_array_equal(one.features[name].columns("v")["frame"], other.features[name].columns("v")["frame"])
-            np.testing.assert_array_equal(one.features[name].read("v"), other.features[name].read("v"))
+            np.testing.assert_array_equal(
+                one.features[name].columns("v")["frame"], other.features[name].columns("v")["frame"]
+            )
+            np.testing.assert_array_equal(
+                one.features[name].read("v"), other.features[name].read("v")
+            )
 
 
 def test_a_stretch_has_the_rows_of_its_windows_and_one_frame_more_on_either_side() -> None:
     stream = Stream()
-    (first, *_, last) = streamed_stretches("v", stream, REDUCTIONS, [(0, 30), (41, 71), (170, 200)], 1)  # type: ignore[arg-type]
+    (first, *_, last) = streamed_stretches(
+        "v", stream, REDUCTIONS, [(0, 30), (41, 71), (170, 200)], 1
+    )  # type: ignore[arg-type]
     assert first.features["appearance"].columns("v")["frame"].tolist() == [*range(0, 32, 2)]
     assert last.features["motion"].columns("v")["frame"].tolist() == [*range(167, 200, 5)]
-    assert last.features["frames"].columns("v")["frame"].tolist() == [*np.arange(168, 200, 2).repeat(2)]
+    assert last.features["frames"].columns("v")["frame"].tolist() == [
+        *np.arange(168, 200, 2).repeat(2)
+    ]
 
 
-def test_a_stretch_comes_before_the_video_ends_and_what_it_needed_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stretch_comes_before_the_video_ends_and_what_it_needed_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     held: dict[int, int] = {}
 
-    def append(self: Any, rows: np.ndarray, columns: dict[str, np.ndarray], plain: Any = _Held.append) -> None:
+    def append(
+        self: Any, rows: np.ndarray, columns: dict[str, np.ndarray], plain: Any = _Held.append
+    ) -> None:
         plain(self, rows, columns)
         held[id(self)] = max(held.get(id(self), 0), sum(len(block) for block, _ in self._blocks))
 
     monkeypatch.setattr(_Held, "append", append)
     stream = Stream()
-    given = [stream.given["appearance"] for _ in streamed_stretches("v", stream, REDUCTIONS, windows_of(even(200), 3.0), 1)]  # type: ignore[arg-type]
+    given = [
+        stream.given["appearance"]
+        for _ in streamed_stretches("v", stream, REDUCTIONS, windows_of(even(200), 3.0), 1)
+    ]  # type: ignore[arg-type]
     assert given[0] <= 24
     assert given == sorted(given)
     motion, appearance, frames = sorted(held.values())
@@ -134,7 +164,13 @@ def prediction(begin: int, end: int, score: float) -> Prediction:
 
 def test_of_those_that_found_the_same_the_best_counts() -> None:
     best = Best(3)
-    for one in (prediction(0, 20, 0.3), prediction(5, 20, 0.9), prediction(40, 60, 0.5), prediction(58, 70, 0.4), prediction(58, 62, 0.1)):
+    for one in (
+        prediction(0, 20, 0.3),
+        prediction(5, 20, 0.9),
+        prediction(40, 60, 0.5),
+        prediction(58, 70, 0.4),
+        prediction(58, 62, 0.1),
+    ):
         best.add(one.score, one)
     assert [own.span for own in best.chosen()] == [(5, 20), (40, 60), (58, 70)]
 
@@ -146,8 +182,17 @@ def test_of_equal_ones_the_first_counts() -> None:
     assert best.chosen()[0].span == (10, 15)
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30), st.integers(0, 20)), min_size=1, max_size=60), st.integers(1, 4))
-def test_no_more_than_are_needed_are_remembered(windows: list[tuple[int, int, int]], count: int) -> None:
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 30), st.integers(1, 30), st.integers(0, 20)),
+        min_size=1,
+        max_size=60,
+    ),
+    st.integers(1, 4),
+)
+def test_no_more_than_are_needed_are_remembered(
+    windows: list[tuple[int, int, int]], count: int
+) -> None:
     """One answer in each of half-overlapped windows of 60 frames: the few that are remembered give what all would."""
     few, all_of_them = Best(count), Best(1000)
     for place, (begin, length, score) in enumerate(windows):
@@ -175,10 +220,16 @@ def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Loo
         "segment": segment,
     }
     look = Look.__new__(Look)
-    look.query, look.passes, look.frames = Query.model_validate(query), [], np.linspace(*segment, 5)[:-1].astype(int)
+    look.query, look.passes, look.frames = (
+        Query.model_validate(query),
+        [],
+        np.linspace(*segment, 5)[:-1].astype(int),
+    )
     look.boxes, look.seen = np.full((4, 4), 0.5), np.ones(4, int)
     rest = (1 - sure) / 3
-    answer = Boundaries(np.array([rest, sure, rest, rest]), np.array([rest, rest, sure, rest]), level)
+    answer = Boundaries(
+        np.array([rest, sure, rest, rest]), np.array([rest, rest, sure, rest]), level
+    )
     look.when = answer.scores(segment, look.frames)
     look.when.add(answer, look.frames)
     return look
@@ -186,7 +237,9 @@ def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Loo
 
 def test_windows_are_compared_by_what_was_there_before_it_was_made_to_sum_to_one() -> None:
     """A window that shows nothing may be as sure of its frames as one that shows the event; the event is louder."""
-    (faint, doubtful), (clear, answer) = (ranked_tube(look_at(*one), None, False) for one in ((0.0, 0.9), (5.0, 0.6)))
+    (faint, doubtful), (clear, answer) = (
+        ranked_tube(look_at(*one), None, False) for one in ((0.0, 0.9), (5.0, 0.6))
+    )
     assert doubtful.score == pytest.approx(0.81)
     assert answer.score == pytest.approx(0.36)
     assert clear - faint == pytest.approx(5 + np.log(0.36 / 0.81))

@@ -27,7 +27,9 @@ from pipeline.records import Prediction, Query, Truth
 from pipeline.tracks import Tracks
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -58,26 +60,47 @@ def footage(path: str) -> VideoSource:
 
 
 def make_query(number: int, **changes: Any) -> Query:
-    values = {"id": f"q{number}", "video": f"v{number % 2}", "path": f"v{number % 2}.mp4", "fps": FPS, "frame_count": FRAMES, "size": SIZE}
+    values = {
+        "id": f"q{number}",
+        "video": f"v{number % 2}",
+        "path": f"v{number % 2}.mp4",
+        "fps": FPS,
+        "frame_count": FRAMES,
+        "size": SIZE,
+    }
     rest = {
         "segment": (0, FRAMES),
         "text": f"block number {number}",
         "split": "test",
         "truth": Truth(span=(10, 50), track=f"v{number % 2}"),
     }
-    kinds = {"tags": (("even", "odd")[number % 2],), "form": ("declarative", "interrogative")[number % 2]}
+    kinds = {
+        "tags": (("even", "odd")[number % 2],),
+        "form": ("declarative", "interrogative")[number % 2],
+    }
     return Query.model_validate({**values, **rest, **kinds, **changes})
 
 
 def predicted(query: Query, shift: float) -> Prediction:
     """The block at every fifth frame, `shift` pixels lower."""
-    rows = [(frame, *(side + (shift if i % 2 else 0) for i, side in enumerate(block(frame)))) for frame in range(0, FRAMES, 5)]
+    rows = [
+        (frame, *(side + (shift if i % 2 else 0) for i, side in enumerate(block(frame))))
+        for frame in range(0, FRAMES, 5)
+    ]
     return Prediction(id=query.id, span=(12, 44), score=0.5, boxes=rows)
 
 
-def judged(folder: Path, name: str, queries: list[Query], tracks: Tracks, predictions: list[Prediction]) -> Judged:
+def judged(
+    folder: Path, name: str, queries: list[Query], tracks: Tracks, predictions: list[Prediction]
+) -> Judged:
     scores = score(queries, tracks, predictions)
-    return Judged(folder, name, {one.id: one for one in predictions}, {one.id: one for one in scores}, summarise(scores))
+    return Judged(
+        folder,
+        name,
+        {one.id: one for one in predictions},
+        {one.id: one for one in scores},
+        summarise(scores),
+    )
 
 
 class Saw:
@@ -92,7 +115,12 @@ class Saw:
         weights[:, np.arange(len(frames)), 1, np.minimum(frames // 10, 5)] = 1
         scores = np.zeros((8, 8))
         scores[1, 6] = 0.9
-        return QueryAttention(query, frames, (AttentionMap("guide", weights),), ProposalScores(query.segment, scores, 1))
+        return QueryAttention(
+            query,
+            frames,
+            (AttentionMap("guide", weights),),
+            ProposalScores(query.segment, scores, 1),
+        )
 
 
 def write(folder: Path, runs: int) -> Path:
@@ -103,17 +131,39 @@ def write(folder: Path, runs: int) -> Path:
     for video in ("v0", "v1"):
         tracks.add(video, np.arange(FRAMES), np.array([block(frame) for frame in range(FRAMES)]))
     names = ["first", EVIL][:runs]
-    lower = [4 * max(0, number - 3) for number in range(len(queries))]  # from the fifth query on ever worse
+    lower = [
+        4 * max(0, number - 3) for number in range(len(queries))
+    ]  # from the fifth query on ever worse
     shown = [
-        judged(folder, name, queries, tracks, [predicted(query, 6 + 9 * run + more) for query, more in zip(queries, lower, strict=True)])
+        judged(
+            folder,
+            name,
+            queries,
+            tracks,
+            [
+                predicted(query, 6 + 9 * run + more)
+                for query, more in zip(queries, lower, strict=True)
+            ],
+        )
         for run, name in enumerate(names)
     ]
 
     def some(path: str) -> VideoSource:
         found = footage(path)
-        return found if path != "broken.mp4" else VideoSource(path, found.frame_edges[:20], "1", found.decode_frames)
+        return (
+            found
+            if path != "broken.mp4"
+            else VideoSource(path, found.frame_edges[:20], "1", found.decode_frames)
+        )
 
-    return write_report(folder / f"report{runs}", exam_of(queries, tracks, "test"), shown, some, ReportConfig(), [Saw(queries)] * runs)
+    return write_report(
+        folder / f"report{runs}",
+        exam_of(queries, tracks, "test"),
+        shown,
+        some,
+        ReportConfig(),
+        [Saw(queries)] * runs,
+    )
 
 
 @dataclass
@@ -130,7 +180,9 @@ class Opened:
     def query(self, number: int) -> None:
         """Show a query by its place in the list, its video ready."""
         self.go(f"queries/{number}")
-        self.page.wait_for_function(f"stvg.player && stvg.list.selected.at === {number} && stvg.player.video.readyState >= 2")
+        self.page.wait_for_function(
+            f"stvg.player && stvg.list.selected.at === {number} && stvg.player.video.readyState >= 2"
+        )
 
     def seek(self, frame: int) -> np.ndarray:
         """The screen at a frame, RGB `[h, w, 3]`."""
@@ -140,7 +192,9 @@ class Opened:
         return self.screen()
 
     def screen(self) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(self.page.locator(".screen").screenshot())).convert("RGB")).astype(int)
+        return np.asarray(
+            Image.open(io.BytesIO(self.page.locator(".screen").screenshot())).convert("RGB")
+        ).astype(int)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +228,12 @@ def compared(browser: Any, reports: dict[int, Path]) -> Iterator[Opened]:
 def open_page(browser: Any, index: Path) -> Iterator[Opened]:
     one = Opened(browser.new_page(viewport={"width": 1500, "height": 900}))
     one.page.set_default_timeout(120_000)
-    one.page.on("console", lambda message: one.wrong.append(message.text) if message.type in ("error", "warning") else None)
+    one.page.on(
+        "console",
+        lambda message: (
+            one.wrong.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
     one.page.on("pageerror", lambda error: one.wrong.append(str(error)))
     one.page.on("request", lambda request: one.asked.append(request.url))
     one.page.goto(index.as_uri())
@@ -192,7 +251,10 @@ def drawn_box(screen: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, 
     rows, columns = np.nonzero((np.abs(screen - colour) < 40).all(-1))
     assert len(rows) > 100, f"nothing of colour {colour} is drawn"
     scale = screen.shape[1] / SIZE[0]
-    return tuple(float(edge) / scale for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    return tuple(
+        float(edge) / scale
+        for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    )
 
 
 def white_block(screen: np.ndarray) -> tuple[float, float]:
@@ -209,7 +271,9 @@ def test_every_view_opens_from_disk(opened: Opened) -> None:
         assert page.locator(f"#view-{view}").is_visible()
         assert page.locator(".view:visible").count() == 1
     opened.go("gallery")
-    page.wait_for_function("[...document.querySelectorAll('.strip img')].slice(0, 2).every(image => image.naturalWidth > 0)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.strip img')].slice(0, 2).every(image => image.naturalWidth > 0)"
+    )
     page.locator(".strip a").first.click()
     page.wait_for_selector("#detail h2")
 
@@ -227,7 +291,9 @@ def test_a_query_is_searched_and_its_video_plays(opened: Opened) -> None:
     page.wait_for_function("stvg.player.frame > 20")
     page.evaluate("stvg.player.video.pause()")
     page.wait_for_timeout(500)
-    assert white_block(opened.screen())[0] == pytest.approx(block(page.evaluate("stvg.player.frame"))[0], abs=1.5)
+    assert white_block(opened.screen())[0] == pytest.approx(
+        block(page.evaluate("stvg.player.frame"))[0], abs=1.5
+    )
 
 
 def test_keys_step_after_a_button_was_pressed_and_leave_the_search_alone(opened: Opened) -> None:
@@ -239,7 +305,10 @@ def test_keys_step_after_a_button_was_pressed_and_leave_the_search_alone(opened:
     page.focus("#search")
     page.keyboard.press("ArrowRight")
     page.keyboard.type(" ")
-    assert (page.evaluate("stvg.player.frame"), page.evaluate("stvg.player.video.paused")) == (before + 2, True)
+    assert (page.evaluate("stvg.player.frame"), page.evaluate("stvg.player.video.paused")) == (
+        before + 2,
+        True,
+    )
 
 
 @pytest.mark.parametrize("frame", [12, 25, 33, 43])
@@ -249,9 +318,13 @@ def test_boxes_are_drawn_where_they_are_and_in_step(opened: Opened, frame: int) 
     screen = opened.seek(frame)
     x1, y1, x2, y2 = block(frame)
     assert white_block(screen) == (pytest.approx(x1, abs=1.5), pytest.approx(x2, abs=1.5))
-    assert drawn_box(screen, YELLOW) == tuple(pytest.approx(edge, abs=1) for edge in (x1, y1 + 6, x2, y2 + 6))
+    assert drawn_box(screen, YELLOW) == tuple(
+        pytest.approx(edge, abs=1) for edge in (x1, y1 + 6, x2, y2 + 6)
+    )
     opened.page.get_by_label("first").uncheck()
-    assert drawn_box(opened.screen(), GREEN) == tuple(pytest.approx(edge, abs=1) for edge in (x1, y1, x2, y2))
+    assert drawn_box(opened.screen(), GREEN) == tuple(
+        pytest.approx(edge, abs=1) for edge in (x1, y1, x2, y2)
+    )
 
 
 def test_a_frame_that_was_shown_before_a_seek_does_not_undo_it(opened: Opened) -> None:
@@ -272,9 +345,21 @@ def test_a_frame_that_was_shown_before_a_seek_does_not_undo_it(opened: Opened) -
 
 def test_a_box_is_drawn_only_inside_its_span(opened: Opened) -> None:
     opened.query(2)
-    for frame, drawn in ((11, (True, False)), (44, (True, False)), (9, (False, False)), (49, (True, False)), (50, (False, False))):
+    for frame, drawn in (
+        (11, (True, False)),
+        (44, (True, False)),
+        (9, (False, False)),
+        (49, (True, False)),
+        (50, (False, False)),
+    ):
         screen = opened.seek(frame)
-        assert tuple(bool((np.abs(screen - colour) < 40).all(-1).sum() > 50) for colour in (GREEN, YELLOW)) == drawn, frame
+        assert (
+            tuple(
+                bool((np.abs(screen - colour) < 40).all(-1).sum() > 50)
+                for colour in (GREEN, YELLOW)
+            )
+            == drawn
+        ), frame
 
 
 def test_heat_lies_over_the_object(opened: Opened) -> None:
@@ -314,7 +399,10 @@ def test_a_video_that_cannot_be_read_is_said_to_be(opened: Opened) -> None:
     opened.page.fill("#search", "broken")
     opened.page.locator("#queries tbody tr").click()
     opened.page.wait_for_selector("#detail .trouble")
-    assert "broken.mp4 has 19 frames, the index says more" in opened.page.locator("#detail .trouble").text_content()
+    assert (
+        "broken.mp4 has 19 frames, the index says more"
+        in opened.page.locator("#detail .trouble").text_content()
+    )
     assert opened.page.locator(".lane i").count() == 2
 
 
@@ -323,7 +411,9 @@ def test_queries_are_sorted_and_filtered(opened: Opened) -> None:
     page = opened.page
     page.locator("#queries th button", has_text="query").click()
     texts = page.locator("#queries tbody td:first-child a").all_text_contents()
-    assert texts == sorted(texts, key=str.lower) or texts[1:] == [f"block number {n}" for n in (0, 1, 2, 3, 4, 5, 7)]
+    assert texts == sorted(texts, key=str.lower) or texts[1:] == [
+        f"block number {n}" for n in (0, 1, 2, 3, 4, 5, 7)
+    ]
     numbers = "[...document.querySelectorAll('#queries tbody tr')].map(row => stvg.queries[row.dataset.at].scores[0][0])"
     page.locator("#queries th button", has_text="vIoU").click()
     falling = page.evaluate(numbers)
@@ -362,10 +452,17 @@ def test_two_runs_stand_side_by_side(compared: Opened) -> None:
     compared.query(2)
     screen = compared.seek(25)
     x1, y1, x2, y2 = block(25)
-    assert drawn_box(screen, YELLOW) == tuple(pytest.approx(edge, abs=1) for edge in (x1, y1 + 6, x2, y2 + 6))
-    assert drawn_box(screen, PINK) == tuple(pytest.approx(edge, abs=1) for edge in (x1, y1 + 15, x2, y2 + 15))
+    assert drawn_box(screen, YELLOW) == tuple(
+        pytest.approx(edge, abs=1) for edge in (x1, y1 + 6, x2, y2 + 6)
+    )
+    assert drawn_box(screen, PINK) == tuple(
+        pytest.approx(edge, abs=1) for edge in (x1, y1 + 15, x2, y2 + 15)
+    )
     rows = compared.page.locator(".side table").first.locator("tbody tr")
-    ours, theirs, gain = (float(rows.nth(place).locator("td").first.text_content().replace("−", "-")) for place in range(3))
+    ours, theirs, gain = (
+        float(rows.nth(place).locator("td").first.text_content().replace("−", "-"))
+        for place in range(3)
+    )
     assert gain == pytest.approx(ours - theirs, abs=0.0011)
     assert gain > 0.1
     assert compared.page.locator(".map canvas").count() == 2
@@ -375,11 +472,32 @@ def test_two_runs_stand_side_by_side(compared: Opened) -> None:
 def many(browser: Any, reports: dict[int, Path], tmp_path: Path) -> Iterator[Opened]:
     """The list of 2,000 queries, held to the same; every tenth sentence is long."""
     folder = shutil.copytree(reports[1].parent, tmp_path / "many")
-    row = {"path": "p", "video": 0, "form": "", "tags": [], "segment": [0, 60], "truth": None, "spans": [None], "scores": [[0.5, 0.5, 0.5]]}
-    rows = [{**row, "id": f"q{number}", "text": f"sentence {number}" + " and so on" * (number % 10 == 0) * 40} for number in range(2000)]
+    row = {
+        "path": "p",
+        "video": 0,
+        "form": "",
+        "tags": [],
+        "segment": [0, 60],
+        "truth": None,
+        "spans": [None],
+        "scores": [[0.5, 0.5, 0.5]],
+    }
+    rows = [
+        {
+            **row,
+            "id": f"q{number}",
+            "text": f"sentence {number}" + " and so on" * (number % 10 == 0) * 40,
+        }
+        for number in range(2000)
+    ]
     write_query_list(folder, ["first"], rows, [{"trouble": "none"}])
     for number in (1500, 1501):
-        write_script(folder / "queries" / f"{number}.js", "take", number, {"size": SIZE, "truth": [], "answers": [None], "seen": [None]})
+        write_script(
+            folder / "queries" / f"{number}.js",
+            "take",
+            number,
+            {"size": SIZE, "truth": [], "answers": [None], "seen": [None]},
+        )
     for one in open_page(browser, folder / "index.html"):
         one.go("queries")
         yield one

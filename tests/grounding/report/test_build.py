@@ -20,7 +20,7 @@ from grounding.report.build import ReportConfig, write_report
 from grounding.report.gallery import select_gallery
 from grounding.report.page import build_histogram, build_results_table
 from grounding.visualization.frame_strips import draw_strip, select_strip_frames
-from grounding.visualization.learning_curves import build_curve, read_curves, read_curve_table
+from grounding.visualization.learning_curves import build_curve, read_curve_table, read_curves
 from grounding.visualization.video_source import VideoSource
 from pipeline.errors import InputError, VideoError
 from pipeline.io.jsonl import write_json, write_jsonl
@@ -36,8 +36,20 @@ def make_queries(count: int, **fields: object) -> tuple[list[Query], Tracks]:
     queries = []
     for number in range(count):
         tracks.add(f"t{number}", np.arange(20, 60), np.tile(np.array(BOX), (40, 1)))
-        values = {"id": f"q{number}", "video": f"v{number}", "path": f"v{number}.mp4", "fps": 25.0, "frame_count": 100, "size": (160, 90)}
-        values |= {"segment": (0, 100), "text": f"sentence {number}", "split": "test", "truth": Truth(span=(20, 60), track=f"t{number}")}
+        values = {
+            "id": f"q{number}",
+            "video": f"v{number}",
+            "path": f"v{number}.mp4",
+            "fps": 25.0,
+            "frame_count": 100,
+            "size": (160, 90),
+        }
+        values |= {
+            "segment": (0, 100),
+            "text": f"sentence {number}",
+            "split": "test",
+            "truth": Truth(span=(20, 60), track=f"t{number}"),
+        }
         queries.append(Query.model_validate({**values, **fields}))
     return queries, tracks
 
@@ -92,19 +104,37 @@ def run(tmp_path: Path) -> Path:
     ):
         path = folder / "curves" / "plots" / "metrics" / f"{name}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"step\t{path.stem}\n" + "".join(f"{step}\t{value}\n" for step, value in enumerate(values)))
+        path.write_text(
+            f"step\t{path.stem}\n"
+            + "".join(f"{step}\t{value}\n" for step, value in enumerate(values))
+        )
     (folder / "config.yaml").write_text(f"train: {EVIL}\n")
     return folder
 
 
-def judged(run: Path, queries: list[Query], tracks: Tracks, predictions: list[Prediction]) -> Judged:
+def judged(
+    run: Path, queries: list[Query], tracks: Tracks, predictions: list[Prediction]
+) -> Judged:
     scores = score(queries, tracks, predictions)
     metrics = summarise(scores) | {"baseline_m_vIoU": 0.123}
-    return Judged(run, run.name, {one.id: one for one in predictions}, {one.id: one for one in scores}, metrics)
+    return Judged(
+        run,
+        run.name,
+        {one.id: one for one in predictions},
+        {one.id: one for one in scores},
+        metrics,
+    )
 
 
 def write(
-    run: Path, out: Path, queries: list[Query], tracks: Tracks, predictions: list[Prediction], footage=grey, config=None, **more: Any
+    run: Path,
+    out: Path,
+    queries: list[Query],
+    tracks: Tracks,
+    predictions: list[Prediction],
+    footage=grey,
+    config=None,
+    **more: Any,
 ) -> Page:
     exam = exam_of(queries, tracks, "test", more.pop("dataset", None))
     shown = [judged(run, queries, tracks, predictions), *more.pop("others", [])]
@@ -153,7 +183,10 @@ def test_the_folder_holds_everything(run: Path, tmp_path: Path) -> None:
 
 def test_whatever_the_data_says_is_text(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(3, text=EVIL, path=f"{EVIL}.mp4", tags=(EVIL,), form=None)
-    evil = [query.model_copy(update={"id": f"{EVIL}/../../{number}"}) for number, query in enumerate(queries)]
+    evil = [
+        query.model_copy(update={"id": f"{EVIL}/../../{number}"})
+        for number, query in enumerate(queries)
+    ]
     page = write(run, tmp_path / "out", evil, tracks, [predict(query, 20) for query in evil])
     assert page.tags.count("script") == 6
     assert EVIL in page.text
@@ -162,8 +195,16 @@ def test_whatever_the_data_says_is_text(run: Path, tmp_path: Path) -> None:
         if path.suffix in (".html", ".js"):
             assert "<script>alert" not in path.read_text(encoding="utf-8")
             assert path.suffix == ".html" or EVIL[:9] not in path.read_text(encoding="utf-8")
-    assert sorted(path.name for path in (tmp_path / "out" / "strips").iterdir()) == ["000.jpg", "001.jpg", "002.jpg"]
-    assert sorted(path.name for path in (tmp_path / "out" / "queries").iterdir()) == ["0.js", "1.js", "2.js"]
+    assert sorted(path.name for path in (tmp_path / "out" / "strips").iterdir()) == [
+        "000.jpg",
+        "001.jpg",
+        "002.jpg",
+    ]
+    assert sorted(path.name for path in (tmp_path / "out" / "queries").iterdir()) == [
+        "0.js",
+        "1.js",
+        "2.js",
+    ]
     assert re.fullmatch(r"[0-9a-f]{16}\.mp4", next((tmp_path / "out" / "videos").iterdir()).name)
 
 
@@ -175,30 +216,47 @@ def test_a_video_that_cannot_be_read_leaves_a_note(run: Path, tmp_path: Path) ->
     page = write(run, tmp_path / "out", queries, tracks, [], broken)
     assert "No picture: missing (open): v0.mp4 does not exist" in page.text
     assert page.pictures == []
-    assert page.script("data.js")[0]["videos"] == [{"trouble": f"missing (open): v{n}.mp4 does not exist"} for n in range(2)]
+    assert page.script("data.js")[0]["videos"] == [
+        {"trouble": f"missing (open): v{n}.mp4 does not exist"} for n in range(2)
+    ]
 
 
 def test_a_video_shorter_than_the_index_says_leaves_a_note(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(1)
-    page = write(run, tmp_path / "out", queries, tracks, [], lambda path: replace(grey(path), edges=np.arange(31) / 25))
-    assert page.script("data.js")[0]["videos"] == [{"trouble": "changed (decode): v0.mp4 has 30 frames, the index says more"}]
+    page = write(
+        run,
+        tmp_path / "out",
+        queries,
+        tracks,
+        [],
+        lambda path: replace(grey(path), edges=np.arange(31) / 25),
+    )
+    assert page.script("data.js")[0]["videos"] == [
+        {"trouble": "changed (decode): v0.mp4 has 30 frames, the index says more"}
+    ]
 
 
 def test_videos_are_made_once_and_the_others_go(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(3)
-    made = lambda: {path.name: path.stat().st_ino for path in (tmp_path / "out" / "videos").iterdir()}  # noqa: E731
+    made = lambda: {
+        path.name: path.stat().st_ino for path in (tmp_path / "out" / "videos").iterdir()
+    }
     write(run, tmp_path / "out", queries, tracks, [])
     first = made()
     write(run, tmp_path / "out", queries, tracks, [])
     assert made() == first
-    page = write(run, tmp_path / "out", queries, tracks, [], config=ReportConfig(videos=1, gallery_size=1))
+    page = write(
+        run, tmp_path / "out", queries, tracks, [], config=ReportConfig(videos=1, gallery_size=1)
+    )
     assert len(made()) == 1
     assert made().items() < first.items()
     assert [video.get("trouble") for video in page.script("data.js")[0]["videos"]] == [
         None,
         *["only 1 videos are shown (report.videos)"] * 2,
     ]
-    write(run, tmp_path / "out", queries, tracks, [], lambda path: replace(grey(path), stamp="other"))
+    write(
+        run, tmp_path / "out", queries, tracks, [], lambda path: replace(grey(path), stamp="other")
+    )
     assert not made().keys() & first.keys()
 
 
@@ -217,7 +275,9 @@ def test_a_videos_frames_have_their_own_times(run: Path, tmp_path: Path) -> None
             assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
             seconds = [frame.time for frame in container.decode(stream)]
         count, length = video["count"], video["length"]
-        np.testing.assert_allclose(seconds, video.get("starts") or np.arange(count) * length / count, atol=1e-3)
+        np.testing.assert_allclose(
+            seconds, video.get("starts") or np.arange(count) * length / count, atol=1e-3
+        )
     assert video["length"] == pytest.approx(50 / 25 + 30 / 10, abs=1e-3)
 
 
@@ -227,7 +287,9 @@ def test_large_videos_are_made_smaller_and_small_ones_not_larger(run: Path, tmp_
     queries, tracks = make_queries(1)
     for side, size in ((480, (160, 90)), (40, (40, 22))):
         page = write(run, tmp_path / "out", queries, tracks, [], config=ReportConfig(max_side=side))
-        with av.open(str(tmp_path / "out" / page.script("data.js")[0]["videos"][0]["file"])) as container:
+        with av.open(
+            str(tmp_path / "out" / page.script("data.js")[0]["videos"][0]["file"])
+        ) as container:
             context = container.streams.video[0].codec_context
             assert (context.width, context.height) == size
 
@@ -251,33 +313,57 @@ def test_a_bare_run_without_boxes_or_curves_has_a_page(tmp_path: Path) -> None:
 def test_two_runs_are_compared_with_intervals(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(12)
     other = judged(tmp_path / "other", queries, tracks, [predict(query, 40) for query in queries])
-    page = write(run, tmp_path / "out", queries, tracks, [predict(query, 20 + n) for n, query in enumerate(queries)], others=[other])
+    page = write(
+        run,
+        tmp_path / "out",
+        queries,
+        tracks,
+        [predict(query, 20 + n) for n, query in enumerate(queries)],
+        others=[other],
+    )
     assert "shapes minus other" in page.text
     table = page.text[page.text.index("shapes minus other") :]
-    ours, theirs, gain, low, high = map(float, re.findall(r"[-−+]?\d+\.\d", table.replace("−", "-").replace("+", ""))[:5])
+    ours, theirs, gain, low, high = map(
+        float, re.findall(r"[-−+]?\d+\.\d", table.replace("−", "-").replace("+", ""))[:5]
+    )
     assert gain == pytest.approx(ours - theirs, abs=0.11)
     assert low < gain < high
     assert "far better than other" in page.text
     data = page.script("data.js")[0]
     assert data["runs"] == ["shapes", "other"]
     assert data["queries"][0]["spans"] == [[20, 60], [40, 80]]
-    assert data["queries"][0]["scores"] == [[1.0, 1.0, 1.0], [pytest.approx(1 / 3, abs=1e-4), pytest.approx(1 / 3, abs=1e-4), 1.0]]
+    assert data["queries"][0]["scores"] == [
+        [1.0, 1.0, 1.0],
+        [pytest.approx(1 / 3, abs=1e-4), pytest.approx(1 / 3, abs=1e-4), 1.0],
+    ]
 
 
 def test_the_published_table_has_this_run_in_it(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(2, split="test")
-    page = write(run, tmp_path / "out", queries, tracks, [predict(query, 20) for query in queries], dataset="hcstvg-v1")
+    page = write(
+        run,
+        tmp_path / "out",
+        queries,
+        tracks,
+        [predict(query, 20) for query in queries],
+        dataset="hcstvg-v1",
+    )
     assert "Published results" in page.text
     assert "TubeDETR" in page.text
     assert page.text.count("100.0") > 4
-    assert "Published results" not in write(run, tmp_path / "out", queries, tracks, [], dataset="shapes").text
+    assert (
+        "Published results"
+        not in write(run, tmp_path / "out", queries, tracks, [], dataset="shapes").text
+    )
 
 
 def write_run(folder: Path, queries: list[Query], tracks: Tracks) -> Path:
     one = judged(folder, queries, tracks, [predict(query, 20) for query in queries])
     write_json(folder / "metrics.json", {**one.metrics, "val_m_vIoU": 0.25})
     write_jsonl(folder / "predictions" / "test.jsonl", one.predictions.values())
-    write_json(folder / "scores" / "test.json", [score.model_dump() for score in one.scores.values()])
+    write_json(
+        folder / "scores" / "test.json", [score.model_dump() for score in one.scores.values()]
+    )
     return folder
 
 
@@ -287,38 +373,62 @@ def test_two_runs_of_one_name_are_told_apart_and_others_refused(tmp_path: Path) 
     assert [one.name for one in two_runs(first, second, "test")] == [str(first), str(second)]
     third = write_run(tmp_path / "c", queries[:1], tracks)
     assert Judged.of_run(third, "test").name == "c"
-    with pytest.raises(InputError, match=r"do not score the same queries: 1 are in one only, for example 'q1'"):
+    with pytest.raises(
+        InputError, match=r"do not score the same queries: 1 are in one only, for example 'q1'"
+    ):
         two_runs(first, third, "test")
     with pytest.raises(InputError, match=r"val\.jsonl"):
         Judged.of_run(first, "val")
 
 
-def with_scores(values: dict[str, float], sure: dict[str, float] | None = None, name: str = "run") -> Judged:
+def with_scores(
+    values: dict[str, float], sure: dict[str, float] | None = None, name: str = "run"
+) -> Judged:
     scores = {key: Score(id=key, vIoU=value, tIoU=0.5, sIoU=0.5) for key, value in values.items()}
-    answers = {key: Prediction(id=key, span=(0, 1), score=value, boxes=[]) for key, value in (sure or {}).items()}
+    answers = {
+        key: Prediction(id=key, span=(0, 1), score=value, boxes=[])
+        for key, value in (sure or {}).items()
+    }
     return Judged(Path(name), name, answers, scores, {})
 
 
 def test_the_gallery_shows_the_best_the_middle_and_the_surest_failures() -> None:
     values = {str(i): i / 100 for i in range(101)} | {f"bad{i}": 0.0 for i in range(5)}
-    groups = {group.title: group.query_ids for group in select_gallery(with_scores(values, {"bad3": 0.99}), None, 15)}
+    groups = {
+        group.title: group.query_ids
+        for group in select_gallery(with_scores(values, {"bad3": 0.99}), None, 15)
+    }
     assert list(groups) == ["best", "near 0.8", "near 0.5", "near 0.3", "failures"]
     assert groups["best"] == ["100", "99", "98"]
     assert sorted(groups["near 0.8"]) == ["79", "80", "81"]
     assert groups["failures"][0] == "bad3"
     assert len(groups["failures"]) == 3
-    assert select_gallery(with_scores(values), None, 0) == select_gallery(with_scores({}), None, 12) == []
+    assert (
+        select_gallery(with_scores(values), None, 0)
+        == select_gallery(with_scores({}), None, 12)
+        == []
+    )
 
 
 def test_the_gallery_shows_a_query_once_and_calls_nothing_near_that_is_far() -> None:
     groups = select_gallery(with_scores({"a": 0.5, "b": 0.65, "c": 1.0}), None, 100)
-    assert [(group.title, group.query_ids) for group in groups] == [("best", ["c", "b"]), ("near 0.5", ["a"])]
+    assert [(group.title, group.query_ids) for group in groups] == [
+        ("best", ["c", "b"]),
+        ("near 0.5", ["a"]),
+    ]
 
 
 def test_the_gallery_shows_where_two_runs_differ_most() -> None:
     ours, theirs = {"won": 0.9, "lost": 0.2, "same": 0.5}, {"won": 0.1, "lost": 0.8, "same": 0.5}
-    groups = {group.title: group.query_ids for group in select_gallery(with_scores(ours), with_scores(theirs, name="other"), 7)}
-    assert groups == {"near 0.5": ["same"], "far better than other": ["won"], "far worse than other": ["lost"]}
+    groups = {
+        group.title: group.query_ids
+        for group in select_gallery(with_scores(ours), with_scores(theirs, name="other"), 7)
+    }
+    assert groups == {
+        "near 0.5": ["same"],
+        "far better than other": ["won"],
+        "far worse than other": ["lost"],
+    }
 
 
 def test_strip_frames_cover_both_spans_inside_the_segment() -> None:
@@ -348,7 +458,11 @@ def test_curves_come_in_order_and_skip_what_is_not_a_number(run: Path) -> None:
     folder = run / "curves" / "plots" / "metrics"
     (folder / "train" / "odd.tsv").write_text("step\todd\n0\tnan\n1\t2.5\nx\ty\n3\n")
     (folder / "train" / "empty.tsv").write_text("step\tempty\n")
-    assert [curve.name for curve in read_curves(folder)][:3] == ["train/loss", "train/lr", "validation/m_vIoU"]
+    assert [curve.name for curve in read_curves(folder)][:3] == [
+        "train/loss",
+        "train/lr",
+        "validation/m_vIoU",
+    ]
     steps, values = read_curve_table(folder / "train" / "odd.tsv")
     assert (steps.tolist(), values.tolist()) == ([1.0], [2.5])
     assert "train/empty" not in [curve.name for curve in read_curves(folder)]
@@ -369,7 +483,9 @@ def test_the_headline_prefers_the_metrics_file() -> None:
     assert (table["this run"]["m_vIoU"], table["this run"]["m_tIoU"]) == (0.7, 0.5)
     assert (table["constant"]["m_vIoU"], table["constant"]["m_tIoU"]) == (0.1, None)
     assert "random" not in table
-    assert [name for name, _ in build_results_table([run, with_scores({"a": 0.2}, name="other")])] == ["run", "other", "constant"]
+    assert [
+        name for name, _ in build_results_table([run, with_scores({"a": 0.2}, name="other")])
+    ] == ["run", "other", "constant"]
 
 
 def test_the_histogram_counts_every_boxed_query() -> None:
@@ -387,7 +503,14 @@ def test_a_sweep_is_shown_with_its_pictures(run: Path, tmp_path: Path) -> None:
         (sweep / f"{name}.png").write_bytes(name.encode())
     claim = {"more": "full", "less": EVIL, "metric": "m_vIoU", "source": "a paper", "seen": "yes"}
     claim |= {"difference": 0.1, "low": 0.05, "high": 0.15}
-    table = {"title": EVIL, "dataset": "shapes", "split": "test", "protocol": "every-frame", "seeds": [0, 1], "steps": [3, 4]}
+    table = {
+        "title": EVIL,
+        "dataset": "shapes",
+        "split": "test",
+        "protocol": "every-frame",
+        "seeds": [0, 1],
+        "steps": [3, 4],
+    }
     table |= {"codes": ["a"], "groups": {"all": {"queries": 480, "videos": 60}}, "claims": [claim]}
     (sweep / "table.json").write_text(json.dumps(table))
     page = write(run, tmp_path / "out", queries, tracks, [], sweep=sweep)
@@ -395,15 +518,23 @@ def test_a_sweep_is_shown_with_its_pictures(run: Path, tmp_path: Path) -> None:
     assert "480 queries about 60 videos. 2 seeds (0, 1), 3 or 4 steps each" in page.text
     assert "The runs differ in their steps (3, 4)." in page.text
     assert "+10.0 [+5.0, +15.0]" in page.text
-    assert [source for source in page.sources if "sweep" in source] == ["sweep/table.png", "sweep/curves.png", "sweep/table-odd.png"]
+    assert [source for source in page.sources if "sweep" in source] == [
+        "sweep/table.png",
+        "sweep/curves.png",
+        "sweep/table-odd.png",
+    ]
     assert (tmp_path / "out" / "sweep" / "table-odd.png").read_bytes() == b"table-odd"
     assert page.tags.count("script") == 6
-    assert not any("sweep" in source for source in write(run, tmp_path / "out", queries, tracks, []).sources)
+    assert not any(
+        "sweep" in source for source in write(run, tmp_path / "out", queries, tracks, []).sources
+    )
 
 
 def test_a_sweep_that_is_not_finished(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(3)
-    with pytest.raises(InputError, match=r"sweep holds no table\.json: let stvg-sweep --out .* finish first"):
+    with pytest.raises(
+        InputError, match=r"sweep holds no table\.json: let stvg-sweep --out .* finish first"
+    ):
         write(run, tmp_path / "out", queries, tracks, [], sweep=tmp_path / "sweep")
     (tmp_path / "table.json").write_text("{")
     with pytest.raises(InputError, match=r"table\.json is damaged"):

@@ -31,8 +31,14 @@ def exam(query_of: QueryMaker, tracks: Tracks) -> Exam:
 
 def judged(exam: Exam, name: str, span: tuple[int, int]) -> Judged:
     """A run that says this span, and boxes that are nearly right, for every query."""
-    rows = [(frame, 5 + frame / 10, 5 + frame / 10, 15 + frame / 10, 25 + frame / 10) for frame in range(0, 100, 10)]
-    said = {query.id: Prediction(id=query.id, span=span, score=1.0, boxes=rows) for query in exam.queries}
+    rows = [
+        (frame, 5 + frame / 10, 5 + frame / 10, 15 + frame / 10, 25 + frame / 10)
+        for frame in range(0, 100, 10)
+    ]
+    said = {
+        query.id: Prediction(id=query.id, span=span, score=1.0, boxes=rows)
+        for query in exam.queries
+    }
     scores = score_exam(exam, Tubes.of_predictions(said.values()))
     return Judged(Path(name), name, said, {score.id: score for score in scores}, {})
 
@@ -63,19 +69,31 @@ def test_a_query_has_its_tubes_and_its_attention_as_png_and_pdf(exam: Exam, tmp_
     runs = [judged(exam, "full", (30, 60)), judged(exam, "none", (50, 90))]
     guide = AttentionMap("guide", np.ones((1, 20, 2, 4), np.float32))
     heard = AttentionMap("heard", np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4).repeat(20, 1))
-    troubles = write_figures(tmp_path, exam, runs, footage, [witness(exam, guide), witness(exam, heard)])
+    troubles = write_figures(
+        tmp_path, exam, runs, footage, [witness(exam, guide), witness(exam, heard)]
+    )
     stems = {Path(name).stem for name in files(tmp_path)}
-    (number,) = {stem[6:] for stem in stems if stem.startswith("tubes-")}  # one of two queries: the other's video is gone
+    (number,) = {
+        stem[6:] for stem in stems if stem.startswith("tubes-")
+    }  # one of two queries: the other's video is gone
     assert stems == {f"tubes-{number}", f"attention-{number}", f"attention-{number}-compared"}
     assert files(tmp_path) == sorted(f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf"))
-    first, compared = (tmp_path / "figures" / f"attention-{number}{ending}.png" for ending in ("", "-compared"))
+    first, compared = (
+        tmp_path / "figures" / f"attention-{number}{ending}.png" for ending in ("", "-compared")
+    )
     assert first.read_bytes() != compared.read_bytes()
     assert troubles == ["test-1: missing (open): v1.mp4 is not there"]
 
 
-def test_a_network_without_maps_is_named_and_its_tubes_are_drawn(exam: Exam, tmp_path: Path) -> None:
-    troubles = write_figures(tmp_path, exam, [judged(exam, "dynamic", (30, 60))], footage, [witness(exam)])
-    assert "test-0: the network of dynamic looks at frames with no map that could be drawn" in troubles
+def test_a_network_without_maps_is_named_and_its_tubes_are_drawn(
+    exam: Exam, tmp_path: Path
+) -> None:
+    troubles = write_figures(
+        tmp_path, exam, [judged(exam, "dynamic", (30, 60))], footage, [witness(exam)]
+    )
+    assert (
+        "test-0: the network of dynamic looks at frames with no map that could be drawn" in troubles
+    )
     assert all(name.startswith("tubes") for name in files(tmp_path))
 
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from grounding.modules.frame_outputs import FrameOutputs
-from grounding.structures.span_scores import Boundaries, BoundaryScores, Proposals, ProposalScores, highest, interpolated, interval_edges
+from grounding.structures.span_scores import (
+    Boundaries,
+    BoundaryScores,
+    Proposals,
+    ProposalScores,
+    highest,
+    interpolated,
+    interval_edges,
+)
 from pipeline import sampling
 from pipeline.records import Span
 
@@ -27,7 +35,9 @@ def test_without_between_the_best_cell_is_the_span() -> None:
 def test_begin_and_end_are_where_parabolas_are_highest() -> None:
     """Scores of a parabola with its top at a begin of 1.75 and an end of 4.6, in clips."""
     begins, ends = np.meshgrid(np.arange(6), np.arange(6) + 1, indexing="ij")
-    scores = np.where(begins < ends, 0.9 - 0.02 * (begins - 1.75) ** 2 - 0.03 * (ends - 4.6) ** 2, -1.0)
+    scores = np.where(
+        begins < ends, 0.9 - 0.02 * (begins - 1.75) ** 2 - 0.03 * (ends - 4.6) ** 2, -1.0
+    )
     begin, end, score = highest(scores, between=True)
     assert (begin * 6, end * 6) == (pytest.approx(1.75), pytest.approx(4.6))
     assert score == scores[2, 4]
@@ -37,7 +47,10 @@ def test_begin_and_end_are_where_parabolas_are_highest() -> None:
     ("scores", "span"),
     [
         (map_of(5, c12=0.9), (1, 3)),  # as high on both sides
-        (map_of(5, c12=0.9, c02=0.9 - 1e-9, c13=0.5), (0.5, 3 + 1 / 6)),  # never more than half a clip away
+        (
+            map_of(5, c12=0.9, c02=0.9 - 1e-9, c13=0.5),
+            (0.5, 3 + 1 / 6),
+        ),  # never more than half a clip away
         (map_of(5, c02=0.9, c01=0.5), (0, 3 - 1 / 6)),  # nothing begins earlier
         (map_of(5, c24=0.9, c14=0.5), (2 - 1 / 6, 5)),  # nothing ends later
         (map_of(5, c22=0.9, c12=0.5, c23=0.5), (2, 3)),  # one clip cannot lose a part of itself
@@ -52,7 +65,10 @@ def test_the_edges_of_a_map_and_flat_tops(scores: np.ndarray, span: tuple[float,
 
 def test_proposals_are_averaged_and_found_in_frames_of_the_video() -> None:
     """Five clips of four frames from frame 50 on; what stands below the diagonal is no proposal."""
-    answers = [Proposals(map_of(5, c12=0.9, c30=1.0)), Proposals(map_of(5, c23=0.95, c12=0.5, c30=1.0))]
+    answers = [
+        Proposals(map_of(5, c12=0.9, c30=1.0)),
+        Proposals(map_of(5, c23=0.95, c12=0.5, c30=1.0)),
+    ]
     scores = answers[0].scores((50, 70), np.arange(50, 70))
     for answer in answers:
         scores.add(answer, np.arange(50, 70))
@@ -69,17 +85,26 @@ def test_two_looks_at_proposals_are_averaged_on_the_windows_clips() -> None:
     both = first.closer(second)
     edges = np.array([4, 7, 10, 13, 16]) / 16
     valid = np.triu(np.ones((4, 4), dtype=bool))
-    np.testing.assert_allclose(both.mean[valid], ((second.mean + interpolated(first.mean, edges[:-1], edges[1:])) / 2)[valid])
+    np.testing.assert_allclose(
+        both.mean[valid],
+        ((second.mean + interpolated(first.mean, edges[:-1], edges[1:])) / 2)[valid],
+    )
     assert (both.mean[~valid] == -1).all()
     assert both.best(between=False) == (54, 63, pytest.approx(float(both.mean[0, 2])))
 
 
-def heard(segment: Span, frames: list[int] | np.ndarray, *answers: tuple[list[int] | np.ndarray, object, object]) -> BoundaryScores:
+def heard(
+    segment: Span,
+    frames: list[int] | np.ndarray,
+    *answers: tuple[list[int] | np.ndarray, object, object],
+) -> BoundaryScores:
     """What answers of (numbers, first, last) say of a segment in which `frames` are stored."""
     nothing = Boundaries(np.zeros(0), np.zeros(0))
     scores = nothing.scores(segment, np.asarray(frames))
     for numbers, first, last in answers:
-        scores.add(Boundaries(np.asarray(first, float), np.asarray(last, float)), np.asarray(numbers))
+        scores.add(
+            Boundaries(np.asarray(first, float), np.asarray(last, float)), np.asarray(numbers)
+        )
     return scores
 
 
@@ -88,8 +113,14 @@ def test_a_frame_stands_for_what_is_nearer_to_its_middle_than_to_anothers() -> N
     assert interval_edges(np.array([30]), (31, 33)).tolist() == [31, 33]
 
 
-def test_the_event_begins_where_its_first_frames_interval_does_and_ends_where_its_lasts_does() -> None:
-    scores = heard((100, 140), [100, 110, 120, 130], ([100, 110, 120, 130], [0.1, 0.6, 0.2, 0.1], [0.0, 0.2, 0.7, 0.1]))
+def test_the_event_begins_where_its_first_frames_interval_does_and_ends_where_its_lasts_does() -> (
+    None
+):
+    scores = heard(
+        (100, 140),
+        [100, 110, 120, 130],
+        ([100, 110, 120, 130], [0.1, 0.6, 0.2, 0.1], [0.0, 0.2, 0.7, 0.1]),
+    )
     assert scores.edges.tolist() == [100, 105.5, 115.5, 125.5, 140]
     assert scores.best(between=False) == (105.5, 125.5, pytest.approx(0.42))
 
@@ -113,7 +144,11 @@ def test_one_stored_frame_is_the_whole_segment(segment: Span, frame: int, betwee
 
 def test_repeated_frames_count_as_if_all_were_repeated_as_often() -> None:
     """Of five samples two frames take two each, one takes one: means, times 5/3."""
-    repeated = heard((0, 30), [0, 10, 20], ([0, 0, 10, 10, 20], [0.1, 0.2, 0.3, 0.1, 0.3], [0.0, 0.1, 0.2, 0.2, 0.5]))
+    repeated = heard(
+        (0, 30),
+        [0, 10, 20],
+        ([0, 0, 10, 10, 20], [0.1, 0.2, 0.3, 0.1, 0.3], [0.0, 0.1, 0.2, 0.2, 0.5]),
+    )
     once = heard((0, 30), [0, 10, 20], ([0, 10, 20], [0.25, 1 / 3, 0.5], [1 / 12, 1 / 3, 5 / 6]))
     np.testing.assert_allclose(repeated.begins, once.begins)
     np.testing.assert_allclose(repeated.ends, once.ends)
@@ -144,12 +179,21 @@ def test_no_ordered_pair_has_a_higher_product(count: int) -> None:
 def test_where_all_frames_are_alike_the_span_is_a_span() -> None:
     frames = [0, 10, 20, 30]
     for between in (False, True):
-        assert heard((0, 40), frames, (frames, [0.25] * 4, [0.25] * 4)).best(between) == (0, 5.5, 0.0625)
+        assert heard((0, 40), frames, (frames, [0.25] * 4, [0.25] * 4)).best(between) == (
+            0,
+            5.5,
+            0.0625,
+        )
 
 
 def test_passes_are_interpolated_at_the_edges_of_all_frames_and_averaged() -> None:
     """Begins at 0, 5.5, 15.5, 25.5; the first pass' are at 0 and 10.5, the second's at 0 and 20.5; beyond, they are held."""
-    scores = heard((0, 40), [0, 10, 20, 30], ([0, 20], [0.2, 0.8], [0.4, 0.6]), ([10, 30], [1.0, 0.0], [0.5, 0.5]))
+    scores = heard(
+        (0, 40),
+        [0, 10, 20, 30],
+        ([0, 20], [0.2, 0.8], [0.4, 0.6]),
+        ([10, 30], [1.0, 0.0], [0.5, 0.5]),
+    )
     ones = np.array([0.2, 0.2 + 0.6 * 5.5 / 10.5, 0.8, 0.8])
     others = np.array([1.0, 1 - 5.5 / 20.5, 1 - 15.5 / 20.5, 0.0])
     np.testing.assert_allclose(scores.begins, (ones + others) / 2)
@@ -160,11 +204,20 @@ def test_passes_are_interpolated_at_the_edges_of_all_frames_and_averaged() -> No
 def test_models_are_averaged() -> None:
     """Alone the one begins at 0 and the other at 15.5; what both think possible is highest in the mean."""
     frames = [0, 10, 20]
-    one, other = (frames, [0.5, 0.4, 0.1], [0.0, 0.0, 1.0]), (frames, [0.0, 0.4, 0.6], [0.0, 0.2, 0.8])
+    one, other = (
+        (frames, [0.5, 0.4, 0.1], [0.0, 0.0, 1.0]),
+        (frames, [0.0, 0.4, 0.6], [0.0, 0.2, 0.8]),
+    )
     assert heard((0, 30), frames, one).best(between=False)[0] == 0
     assert heard((0, 30), frames, other).best(between=False)[0] == 15.5
-    assert heard((0, 30), frames, one, other).best(between=False) == (5.5, 30, pytest.approx(0.4 * 0.9))
-    assert heard((0, 30), frames, one, one).best(between=True) == heard((0, 30), frames, one).best(between=True)
+    assert heard((0, 30), frames, one, other).best(between=False) == (
+        5.5,
+        30,
+        pytest.approx(0.4 * 0.9),
+    )
+    assert heard((0, 30), frames, one, one).best(between=True) == heard((0, 30), frames, one).best(
+        between=True
+    )
 
 
 def test_boundaries_lie_where_parabolas_over_uneven_edges_are_highest() -> None:
@@ -175,25 +228,43 @@ def test_boundaries_lie_where_parabolas_over_uneven_edges_are_highest() -> None:
     first, last = 0.5 - (edges[:-1] - 21) ** 2 / 5000, 0.5 - (edges[1:] - 47.5) ** 2 / 5000
     scores = heard((0, 64), frames, (frames, first, last))
     assert scores.best(between=False)[:2] == (20.5, 49)
-    assert scores.best(between=True) == (pytest.approx(21), pytest.approx(47.5), pytest.approx(float(first[3] * last[5])))
+    assert scores.best(between=True) == (
+        pytest.approx(21),
+        pytest.approx(47.5),
+        pytest.approx(float(first[3] * last[5])),
+    )
 
 
 @pytest.mark.parametrize(
     ("first", "last", "span"),
     [
-        ([0.0, 0.4, 0.4, 0.2, 0.0], [0.0, 0.0, 0.1, 0.2, 0.7], (10.5, 50)),  # half-way between equals; nothing ends later
+        (
+            [0.0, 0.4, 0.4, 0.2, 0.0],
+            [0.0, 0.0, 0.1, 0.2, 0.7],
+            (10.5, 50),
+        ),  # half-way between equals; nothing ends later
         ([0.5, 0.4, 0.1, 0.0, 0.0], [0.1, 0.2, 0.4, 0.2, 0.1], (0, 25.5)),  # nothing begins earlier
-        ([0.0, 0.0, 0.5, 0.4, 0.1], [0.0, 0.4, 0.5, 0.1, 0.0], (15.5, 25.5)),  # one frame cannot lose a part of itself
+        (
+            [0.0, 0.0, 0.5, 0.4, 0.1],
+            [0.0, 0.4, 0.5, 0.1, 0.0],
+            (15.5, 25.5),
+        ),  # one frame cannot lose a part of itself
     ],
 )
-def test_a_boundary_moves_at_most_half_way_and_only_among_spans(first: list[float], last: list[float], span: tuple[float, float]) -> None:
+def test_a_boundary_moves_at_most_half_way_and_only_among_spans(
+    first: list[float], last: list[float], span: tuple[float, float]
+) -> None:
     frames = [0, 10, 20, 30, 40]
-    assert heard((0, 50), frames, (frames, first, last)).best(between=True)[:2] == pytest.approx(span)
+    assert heard((0, 50), frames, (frames, first, last)).best(between=True)[:2] == pytest.approx(
+        span
+    )
 
 
 @pytest.mark.parametrize("width", [0.5, 0.7, 1.0, 2.0])
 @pytest.mark.parametrize("stored", [12, 13, 18, 19, 24, 31, 36, 101])
-def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_spacing(stored: int, width: float) -> None:
+def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_spacing(
+    stored: int, width: float
+) -> None:
     """Twelve frames a pass, of those stored every five; around either boundary a Gaussian `width` times the pass' spacing wide."""
     random = np.random.default_rng(0)
     segment = (200, 200 + 5 * stored)
@@ -203,7 +274,10 @@ def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_s
         scores = heard(segment, frames)
         for places in sampling.plan_passes(stored, 12):
             edges = interval_edges(frames[places], segment)
-            first, last = (np.exp(-(((at - edge) / spacing / width) ** 2) / 2) for at, edge in ((edges[:-1], begin), (edges[1:], end)))
+            first, last = (
+                np.exp(-(((at - edge) / spacing / width) ** 2) / 2)
+                for at, edge in ((edges[:-1], begin), (edges[1:], end))
+            )
             scores.add(Boundaries(first / first.sum(), last / last.sum()), frames[places])
         moved += np.abs(np.array(scores.best(between=True)[:2]) - (begin, end)).tolist()
         kept += np.abs(np.array(scores.best(between=False)[:2]) - (begin, end)).tolist()
@@ -215,7 +289,15 @@ def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_s
 def first() -> BoundaryScores:
     """A look at [0, 80), with half of its belief in a begin at the segment's, outside of the windows below."""
     frames = np.arange(0, 80, 10)
-    return heard((0, 80), frames, (frames, [0.5, 0.0, 0.0, 0.2, 0.1, 0.1, 0.1, 0.0], [0.0, 0.0, 0.0, 0.1, 0.3, 0.1, 0.1, 0.4]))
+    return heard(
+        (0, 80),
+        frames,
+        (
+            frames,
+            [0.5, 0.0, 0.0, 0.2, 0.1, 0.1, 0.1, 0.0],
+            [0.0, 0.0, 0.0, 0.1, 0.3, 0.1, 0.1, 0.4],
+        ),
+    )
 
 
 def test_two_looks_at_boundaries_weigh_alike_in_the_window(first: BoundaryScores) -> None:
@@ -225,12 +307,18 @@ def test_two_looks_at_boundaries_weigh_alike_in_the_window(first: BoundaryScores
     both = first.closer(second)
     assert (both.segment, both.edges.tolist()) == ((20, 60), [20, 25.5, 35.5, 45.5, 60])
     known = np.array([0.2 * 4.5 / 10, 0.2, 0.1, 0.1])
-    np.testing.assert_allclose(both.begins, (np.array([0.1, 0.2, 0.6, 0.1]) + known / known.sum()) / 2)
+    np.testing.assert_allclose(
+        both.begins, (np.array([0.1, 0.2, 0.6, 0.1]) + known / known.sum()) / 2
+    )
     known = np.array([0.0, 0.1, 0.3, 0.1])
-    np.testing.assert_allclose(both.ends, (np.array([0.1, 0.1, 0.2, 0.6]) + known / known.sum()) / 2)
+    np.testing.assert_allclose(
+        both.ends, (np.array([0.1, 0.1, 0.2, 0.6]) + known / known.sum()) / 2
+    )
 
 
-def test_what_the_first_look_believes_outside_the_window_does_not_count(first: BoundaryScores) -> None:
+def test_what_the_first_look_believes_outside_the_window_does_not_count(
+    first: BoundaryScores,
+) -> None:
     frames = [20, 30, 40, 50]
     second = heard((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
     surer = BoundaryScores(first.segment, first.edges, first.first.copy(), first.last.copy(), 1)
@@ -240,7 +328,9 @@ def test_what_the_first_look_believes_outside_the_window_does_not_count(first: B
         np.testing.assert_allclose(of(surer.closer(second)), of(first.closer(second)))
 
 
-def test_where_the_first_look_gives_the_window_nothing_the_second_stands_alone(first: BoundaryScores) -> None:
+def test_where_the_first_look_gives_the_window_nothing_the_second_stands_alone(
+    first: BoundaryScores,
+) -> None:
     frames = [60, 70]
     first.first[-3:] = 0
     second = heard((60, 80), frames, (frames, [0.3, 0.7], [0.2, 0.8]))
@@ -265,7 +355,9 @@ def test_the_score_of_two_looks_is_at_most_one() -> None:
 
 @pytest.fixture
 def scores() -> np.ndarray:
-    return np.where(np.triu(np.ones((4, 4), dtype=bool)), np.random.default_rng(0).random((4, 4)), -1.0)
+    return np.where(
+        np.triu(np.ones((4, 4), dtype=bool)), np.random.default_rng(0).random((4, 4)), -1.0
+    )
 
 
 def test_a_map_read_at_its_own_cells_is_itself(scores: np.ndarray) -> None:
@@ -291,7 +383,9 @@ def test_what_probabilities_were_divided_by_tells_clear_events_from_faint_ones()
     nothing = torch.zeros(0)
 
     def gathered(more: float) -> BoundaryScores:
-        out = FrameOutputs(nothing, first + more, last + more, nothing, nothing, nothing, nothing, nothing)
+        out = FrameOutputs(
+            nothing, first + more, last + more, nothing, nothing, nothing, nothing, nothing
+        )
         made = BoundaryScores((0, 8), np.array([0.0, 2, 4, 6, 8]), np.zeros(4), np.zeros(4))
         for _ in range(2):
             made.add(out.when()[0], np.array([1, 3, 5, 7]))

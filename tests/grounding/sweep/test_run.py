@@ -16,8 +16,8 @@ import grounding.sweep.run
 from grounding.evaluation.config import EvaluateConfig
 from grounding.evaluation.evaluate import predict_split
 from grounding.metrics.scores import read_scores
-from grounding.sweep.run import SweepProgress, SweepScores, Sweep, plan_sweep, run_sweep
-from grounding.sweep.tables import SweepTable, load_tables, load_table
+from grounding.sweep.run import Sweep, SweepProgress, SweepScores, plan_sweep, run_sweep
+from grounding.sweep.tables import SweepTable, load_table, load_tables
 from grounding.systems.registry import get_preset, get_system
 from grounding.training.run_directory import lock_run_dir
 from pipeline.config import merge, validate
@@ -26,7 +26,9 @@ from pipeline.records import Query
 
 Maker = Callable[..., Path]
 QueryMaker = Callable[..., Query]
-TINY: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("sweep_recipe.yaml").read_text(encoding="utf-8"))
+TINY: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("sweep_recipe.yaml").read_text(encoding="utf-8")
+)
 TABLE: dict[str, Any] = {
     "title": "a table",
     "system": "csdvl",
@@ -36,7 +38,9 @@ TABLE: dict[str, Any] = {
         "more_frames": {"shows": "more frames", "of": "full", "times": 2},
         "ensemble": {"shows": "together", "of": "full", "together": True},
     },
-    "sections": [{"title": "part", "reference": "full", "rows": ["full", "none", "more_frames", "ensemble"]}],
+    "sections": [
+        {"title": "part", "reference": "full", "rows": ["full", "none", "more_frames", "ensemble"]}
+    ],
     "claims": [{"more": "full", "less": "none", "metric": "m_vIoU", "source": "a paper"}],
 }
 RUNS = ["full/seed-0", "none/seed-0", "full/seed-1", "none/seed-1"]
@@ -48,17 +52,33 @@ class Killed(BaseException):
 
 @pytest.fixture
 def judged_store(make_store: Maker, query_of: QueryMaker) -> Path:
-    return make_store([query_of(n, "train") for n in range(8)] + [query_of(n, "test", tags=("odd",) * (n % 2)) for n in range(4)])
+    return make_store(
+        [query_of(n, "train") for n in range(8)]
+        + [query_of(n, "test", tags=("odd",) * (n % 2)) for n in range(4)]
+    )
 
 
-def sweep_of(store: Path, seeds: int = 2, changes: dict[str, Any] | None = None, **values: Any) -> Sweep:
+def sweep_of(
+    store: Path, seeds: int = 2, changes: dict[str, Any] | None = None, **values: Any
+) -> Sweep:
     table = SweepTable.model_validate(merge(TABLE, changes or {}))
-    return plan_sweep(table, store, store.parent / "sweep", lambda system: merge(TINY, values), EvaluateConfig(device="cpu"), seeds)
+    return plan_sweep(
+        table,
+        store,
+        store.parent / "sweep",
+        lambda system: merge(TINY, values),
+        EvaluateConfig(device="cpu"),
+        seeds,
+    )
 
 
 def files_of(sweep: Sweep) -> dict[str, int]:
     """When every file of a sweep was last written, in ns."""
-    return {path.relative_to(sweep.out).as_posix(): path.stat().st_mtime_ns for path in sweep.out.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(sweep.out).as_posix(): path.stat().st_mtime_ns
+        for path in sweep.out.rglob("*")
+        if path.is_file()
+    }
 
 
 def steps_taken(sweep: Sweep) -> tuple[list[int], SweepScores]:
@@ -69,7 +89,9 @@ def steps_taken(sweep: Sweep) -> tuple[list[int], SweepScores]:
     return [place.finished_steps for place in places], results
 
 
-def test_what_another_process_makes_is_left_to_it_and_waited_for(judged_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_process_makes_is_left_to_it_and_waited_for(
+    judged_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first run is held by another until all others are made."""
     monkeypatch.setattr(grounding.sweep.run, "POLL_SECONDS", 0.0)
     sweep, order = sweep_of(judged_store), list[str]()
@@ -86,7 +108,11 @@ def test_what_another_process_makes_is_left_to_it_and_waited_for(judged_store: P
     waiting = "waiting for other processes to make full"
     assert order[:5] == ["none, seed 0", "full, seed 1", "none, seed 1", waiting, "full, seed 0"]
     assert results == {
-        name: [read_scores(sweep.get_run_dir(name, seed) / "scores" / "test.json") for seed in sweep.seeds_for_variant(name)] for name in results
+        name: [
+            read_scores(sweep.get_run_dir(name, seed) / "scores" / "test.json")
+            for seed in sweep.seeds_for_variant(name)
+        ]
+        for name in results
     }
     assert [len(results[name]) for name in TABLE["variants"]] == [2, 2, 2, 1]
 
@@ -95,15 +121,30 @@ def test_every_run_is_made_in_order_and_judged(judged_store: Path) -> None:
     sweep = sweep_of(judged_store)
     steps, results = steps_taken(sweep)
     assert sorted(set(steps)) == list(range(17))  # two variants, two seeds, four steps each
-    assert {name: len(runs) for name, runs in results.items()} == {"full": 2, "none": 2, "more_frames": 2, "ensemble": 1}
+    assert {name: len(runs) for name, runs in results.items()} == {
+        "full": 2,
+        "none": 2,
+        "more_frames": 2,
+        "ensemble": 1,
+    }
     for name, seed in sweep.iterate_runs():
         folder = sweep.get_run_dir(name, seed)
-        assert read_scores(folder / "scores" / "test.json") == results[name][0 if seed is None else seed]
+        assert (
+            read_scores(folder / "scores" / "test.json")
+            == results[name][0 if seed is None else seed]
+        )
         assert (folder / "predictions" / "test.jsonl").exists()
         assert "m_vIoU" in json.loads((folder / "metrics.json").read_text())
-    assert [sweep.get_run_dir(*run).relative_to(sweep.out).as_posix() for run in sweep.iterate_runs()][:4] == RUNS
+    assert [
+        sweep.get_run_dir(*run).relative_to(sweep.out).as_posix() for run in sweep.iterate_runs()
+    ][:4] == RUNS
     kinds = [yaml.safe_load((sweep.out / run / "config.yaml").read_text())["train"] for run in RUNS]
-    assert [(kind["model"]["collaboration"], kind["seed"]) for kind in kinds] == [("full", 0), ("none", 0), ("full", 1), ("none", 1)]
+    assert [(kind["model"]["collaboration"], kind["seed"]) for kind in kinds] == [
+        ("full", 0),
+        ("none", 0),
+        ("full", 1),
+        ("none", 1),
+    ]
 
 
 def test_what_is_there_is_not_made_again(judged_store: Path) -> None:
@@ -121,8 +162,14 @@ def test_more_seeds_make_only_the_new_runs(judged_store: Path) -> None:
     results = run_sweep(more)
     assert [len(results[name]) for name in TABLE["variants"]] == [3, 3, 3, 1]
     after = files_of(more)
-    changed = {Path(name).parent.as_posix() for name, time in after.items() if before.get(name) != time}
-    assert {name.split("/curves")[0].split("/checkpoints")[0] for name in changed if "seed-2" not in name} <= {
+    changed = {
+        Path(name).parent.as_posix() for name, time in after.items() if before.get(name) != time
+    }
+    assert {
+        name.split("/curves")[0].split("/checkpoints")[0]
+        for name in changed
+        if "seed-2" not in name
+    } <= {
         "ensemble/all-seeds",
         "ensemble/all-seeds/scores",
         "ensemble/all-seeds/predictions",
@@ -143,10 +190,20 @@ def test_a_killed_sweep_ends_as_if_it_had_not_been(judged_store: Path, at: int) 
         run_sweep(sweep, kill)
     steps, results = steps_taken(sweep)
     assert min(step for step in steps if step) >= at - 1, "what was trained is trained again"
-    whole = plan_sweep(sweep.table, judged_store, judged_store.parent / "whole", lambda system: TINY, EvaluateConfig(device="cpu"), 2)
+    whole = plan_sweep(
+        sweep.table,
+        judged_store,
+        judged_store.parent / "whole",
+        lambda system: TINY,
+        EvaluateConfig(device="cpu"),
+        2,
+    )
     assert run_sweep(whole) == results
     for run in RUNS:
-        ours, other = (load_file(folder / run / "checkpoints" / "last" / "model.safetensors") for folder in (sweep.out, whole.out))
+        ours, other = (
+            load_file(folder / run / "checkpoints" / "last" / "model.safetensors")
+            for folder in (sweep.out, whole.out)
+        )
         assert all(bool((ours[key] == other[key]).all()) for key in other)
 
 
@@ -159,7 +216,9 @@ def test_scores_that_somebody_else_wrote_are_made_again(judged_store: Path) -> N
     assert read_scores(path) == results["none"][1]
 
 
-def test_derived_variants_ask_the_runs_they_name(judged_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_derived_variants_ask_the_runs_they_name(
+    judged_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def note(runs: Any, store: Path, settings: EvaluateConfig, *rest: Any) -> Any:
@@ -170,27 +229,50 @@ def test_derived_variants_ask_the_runs_they_name(judged_store: Path, monkeypatch
     sweep = sweep_of(judged_store)
     run_sweep(sweep)
     assert asked[:4] == [([run], None) for run in RUNS]
-    assert asked[4:] == [(["full/seed-0"], 8), (["full/seed-1"], 8), (["full/seed-0", "full/seed-1"], None)]
+    assert asked[4:] == [
+        (["full/seed-0"], 8),
+        (["full/seed-1"], 8),
+        (["full/seed-0", "full/seed-1"], None),
+    ]
 
 
 def test_other_settings_need_another_folder(judged_store: Path) -> None:
     run_sweep(sweep_of(judged_store))
-    with pytest.raises(InputError, match=r"full/seed-0 cannot be resumed: lr differ.*another --out than .*sweep"):
+    with pytest.raises(
+        InputError, match=r"full/seed-0 cannot be resumed: lr differ.*another --out than .*sweep"
+    ):
         run_sweep(sweep_of(judged_store, lr=1e-3))
-    with pytest.raises(InputError, match=r"full/seed-0 was trained with max_steps 4, not 5.*another --out"):
+    with pytest.raises(
+        InputError, match=r"full/seed-0 was trained with max_steps 4, not 5.*another --out"
+    ):
         run_sweep(sweep_of(judged_store, max_steps=5))
     with pytest.raises(InputError, match=r"none/seed-0 cannot be resumed: model differ"):
-        run_sweep(sweep_of(judged_store, changes={"variants": {"none": {"changes": {"model": {"collaboration": "s2d"}}}}}))
-    before = (sweep_of(judged_store).out / "full/seed-0/checkpoints/last/model.safetensors").stat().st_mtime_ns
+        run_sweep(
+            sweep_of(
+                judged_store,
+                changes={"variants": {"none": {"changes": {"model": {"collaboration": "s2d"}}}}},
+            )
+        )
+    before = (
+        (sweep_of(judged_store).out / "full/seed-0/checkpoints/last/model.safetensors")
+        .stat()
+        .st_mtime_ns
+    )
     run_sweep(sweep_of(judged_store, log_every=3))  # changes nothing that is learned
-    assert (sweep_of(judged_store).out / "full/seed-0/checkpoints/last/model.safetensors").stat().st_mtime_ns == before
+    assert (
+        sweep_of(judged_store).out / "full/seed-0/checkpoints/last/model.safetensors"
+    ).stat().st_mtime_ns == before
 
 
-def test_what_cannot_work_is_said_before_training(judged_store: Path, store: Path, make_store: Maker, query_of: QueryMaker) -> None:
+def test_what_cannot_work_is_said_before_training(
+    judged_store: Path, store: Path, make_store: Maker, query_of: QueryMaker
+) -> None:
     with pytest.raises(InputError, match="--seeds 1: a table over seeds needs at least 2"):
         sweep_of(judged_store, seeds=1)
     with pytest.raises(InputError, match=r"variant 'none': unknown key 'model\.nothing'"):
-        sweep_of(judged_store, changes={"variants": {"none": {"changes": {"model": {"nothing": 1}}}}})
+        sweep_of(
+            judged_store, changes={"variants": {"none": {"changes": {"model": {"nothing": 1}}}}}
+        )
     with pytest.raises(InputError, match="variant 'more_frames': unknown key 'nothing'"):
         sweep_of(judged_store, changes={"variants": {"more_frames": {"evaluate": {"nothing": 1}}}})
     with pytest.raises(InputError, match="no query is of split 'test'; the index has train, val"):
@@ -201,7 +283,10 @@ def test_what_cannot_work_is_said_before_training(judged_store: Path, store: Pat
 
 
 def test_tables_are_named() -> None:
-    with pytest.raises(InputError, match=r"there is no table 'other'; the tables are csdvl, cgstvg, .*: name one with --table"):
+    with pytest.raises(
+        InputError,
+        match=r"there is no table 'other'; the tables are csdvl, cgstvg, .*: name one with --table",
+    ):
         load_table("other")
 
 
@@ -213,23 +298,45 @@ def test_tables_are_named() -> None:
             {"claims": [{"more": "fall", "less": "none", "metric": "m_vIoU", "source": "x"}]},
             "no variant 'fall'; the variants are full, none",
         ),
-        ({"variants": {"x": {"shows": "x", "of": "ensemble"}}}, "variant 'x' is of 'ensemble', which is not trained itself"),
-        ({"variants": {"x": {"shows": "x", "times": 2}}}, "need `of`, the variant whose runs answer"),
-        ({"variants": {"x": {"shows": "x", "of": "full", "changes": {"model": {}}}}}, "with `changes` or derived with `of`, not both"),
-        ({"variants": {"x": {"shows": "x", "changes": {"max_steps": {}}}}}, "changes are of model and loss, not of max_steps"),
+        (
+            {"variants": {"x": {"shows": "x", "of": "ensemble"}}},
+            "variant 'x' is of 'ensemble', which is not trained itself",
+        ),
+        (
+            {"variants": {"x": {"shows": "x", "times": 2}}},
+            "need `of`, the variant whose runs answer",
+        ),
+        (
+            {"variants": {"x": {"shows": "x", "of": "full", "changes": {"model": {}}}}},
+            "with `changes` or derived with `of`, not both",
+        ),
+        (
+            {"variants": {"x": {"shows": "x", "changes": {"max_steps": {}}}}},
+            "changes are of model and loss, not of max_steps",
+        ),
         ({"variants": {"x": {}}}, "shows"),
         ({"system": None}, "variant 'full' needs a `system`, for the table has none"),
-        ({"variants": {"full": {"cost": {"step": 1, "memory": 1}}}}, "variant 'none' needs a `cost`: all that are trained have one"),
+        (
+            {"variants": {"full": {"cost": {"step": 1, "memory": 1}}}},
+            "variant 'none' needs a `cost`: all that are trained have one",
+        ),
         (
             {"variants": {name: {"cost": {"step": 2, "memory": 1}} for name in ("full", "none")}},
             "variant 'full': costs are multiples of its own, which are 1",
         ),
-        ({"variants": {"ensemble": {"system": "costa"}}}, "derived with `of`, not both; `system` and `cost` are of training"),
+        (
+            {"variants": {"ensemble": {"system": "costa"}}},
+            "derived with `of`, not both; `system` and `cost` are of training",
+        ),
         ({"sections": []}, "sections"),
     ],
 )
-def test_a_table_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    (tmp_path / "sweeps.yaml").write_text(yaml.safe_dump({"mine": merge(TABLE, changes)}, sort_keys=False))
+def test_a_table_that_cannot_be_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "sweeps.yaml").write_text(
+        yaml.safe_dump({"mine": merge(TABLE, changes)}, sort_keys=False)
+    )
     with pytest.raises(InputError, match=f"table 'mine'.*{message}"):
         load_tables(tmp_path / "sweeps.yaml")
 
@@ -246,7 +353,11 @@ def test_shipped_tables_fit_their_system_and_the_published_results(name: str) ->
     for trained, variant in table.trained_variants.items():
         system = get_system(table.system_for_variant(trained))
         for values in system.presets:
-            validate(system.config_class, merge(get_preset(values, table.system_for_variant(trained)), variant.changes), "a preset")
+            validate(
+                system.config_class,
+                merge(get_preset(values, table.system_for_variant(trained)), variant.changes),
+                "a preset",
+            )
     for variant in table.derived_variants.values():
         validate(EvaluateConfig, variant.evaluate, "evaluate")
     for section in table.sections:
@@ -260,7 +371,10 @@ def test_shipped_tables_fit_their_system_and_the_published_results(name: str) ->
 def test_published_figures_are_the_papers() -> None:
     collaboration = load_table("csdvl").sections[0].published
     assert collaboration is not None
-    assert [collaboration.scores(name).get("m_vIoU") for name in ("full", "s2d", "d2s", "none", "no_mixing")] == [
+    assert [
+        collaboration.scores(name).get("m_vIoU")
+        for name in ("full", "s2d", "d2s", "none", "no_mixing")
+    ] == [
         38.7,
         37.5,
         37.1,

@@ -20,16 +20,27 @@ from grounding.evaluation.published import load
 from grounding.metrics.bootstrap import confidence
 from grounding.metrics.scores import MEANS, Score
 from grounding.sweep.figures import plot_learning_curves, plot_table
-from grounding.sweep.markdown import format_claims_table, format_cost_cells, format_difference, format_markdown_table, render_markdown, format_mean, format_published, list_warnings
+from grounding.sweep.markdown import (
+    format_claims_table,
+    format_cost_cells,
+    format_difference,
+    format_markdown_table,
+    format_mean,
+    format_published,
+    list_warnings,
+    render_markdown,
+)
 from grounding.sweep.outputs import write_table
 from grounding.sweep.run import Sweep, plan_sweep, run_sweep
-from grounding.sweep.statistics import compute_estimates, build_query_groups, compute_statistics
+from grounding.sweep.statistics import build_query_groups, compute_estimates, compute_statistics
 from grounding.sweep.tables import SweepTable
 from pipeline.records import Query
 
 Maker = Callable[..., Path]
 QueryMaker = Callable[..., Query]
-TINY: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("sweep_recipe.yaml").read_text(encoding="utf-8")) | {"validate_every": 2}
+TINY: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("sweep_recipe.yaml").read_text(encoding="utf-8")
+) | {"validate_every": 2}
 SOURCE = {
     "dataset": "hcstvg-v2",
     "split": "val",
@@ -43,10 +54,21 @@ TABLE = SweepTable.model_validate(
         "variants": {
             "full": {"shows": "all of it"},
             "none": {"shows": "less", "changes": {"model": {"collaboration": "none"}}},
-            "alone": {"shows": "time only", "changes": {"model": {"streams": "dynamic"}}, "only": ["m_tIoU"]},
+            "alone": {
+                "shows": "time only",
+                "changes": {"model": {"streams": "dynamic"}},
+                "only": ["m_tIoU"],
+            },
             "ensemble": {"shows": "together", "of": "full", "together": True},
         },
-        "sections": [{"title": "part", "reference": "full", "rows": ["full", "none", "alone", "ensemble"], "published": SOURCE}],
+        "sections": [
+            {
+                "title": "part",
+                "reference": "full",
+                "rows": ["full", "none", "alone", "ensemble"],
+                "published": SOURCE,
+            }
+        ],
         "claims": [
             {"more": "full", "less": "none", "metric": "m_vIoU", "source": "a paper"},
             {"more": "full", "less": "alone", "metric": "m_vIoU", "source": "a paper"},
@@ -68,7 +90,9 @@ def sweep(make_store: Maker, query_of: QueryMaker) -> Sweep:
     queries = [query_of(n, "train") for n in range(8)] + [query_of(0, "val")]
     queries += [query_of(n, "test", tags=("odd",) * (n % 2), form="declarative") for n in range(6)]
     store = make_store(queries)
-    return plan_sweep(TABLE, store, store.parent / "sweep", lambda system: TINY, EvaluateConfig(device="cpu"), 2)
+    return plan_sweep(
+        TABLE, store, store.parent / "sweep", lambda system: TINY, EvaluateConfig(device="cpu"), 2
+    )
 
 
 def scores_in(folder: Path, odd_only: bool = False) -> dict[str, np.ndarray]:
@@ -76,7 +100,11 @@ def scores_in(folder: Path, odd_only: bool = False) -> dict[str, np.ndarray]:
     rows = json.loads((folder / "scores" / "test.json").read_text())
     rows = [row for row in rows if not odd_only or int(row["id"].split("-")[1]) % 2]
     volume = np.array([row["vIoU"] for row in rows])
-    means = {"m_vIoU": volume, "m_tIoU": np.array([row["tIoU"] for row in rows]), "m_sIoU": np.array([row["sIoU"] for row in rows])}
+    means = {
+        "m_vIoU": volume,
+        "m_tIoU": np.array([row["tIoU"] for row in rows]),
+        "m_sIoU": np.array([row["sIoU"] for row in rows]),
+    }
     return means | {"vIoU@0.3": volume > 0.3, "vIoU@0.5": volume > 0.5}
 
 
@@ -87,7 +115,13 @@ def test_the_numbers_are_those_of_the_scores(sweep: Sweep) -> None:
         "declarative": {"queries": 6, "videos": 3},
         "odd": {"queries": 3, "videos": 3},
     }
-    assert (table["dataset"], table["split"], table["seeds"], table["steps"], len(table["codes"])) == ("shapes", "test", [0, 1], [4], 1)
+    assert (
+        table["dataset"],
+        table["split"],
+        table["seeds"],
+        table["steps"],
+        len(table["codes"]),
+    ) == ("shapes", "test", [0, 1], [4], 1)
     for group in ("all", "odd"):
         for name in ("full", "none"):
             runs = [scores_in(sweep.out / name / f"seed-{seed}", group == "odd") for seed in (0, 1)]
@@ -104,24 +138,46 @@ def test_the_numbers_are_those_of_the_scores(sweep: Sweep) -> None:
     variants = table["variants"]
     for name in ("none", "ensemble"):
         for mean, one in rows[name]["differences"]["odd"].items():
-            ours, other = variants[name]["groups"]["odd"][mean], variants["full"]["groups"]["odd"][mean]
+            ours, other = (
+                variants[name]["groups"]["odd"][mean],
+                variants["full"]["groups"]["odd"][mean],
+            )
             assert one["mean"] == pytest.approx(ours["mean"] - other["mean"])
             assert one["seeds"] == pytest.approx(np.subtract(ours["seeds"], other["seeds"]))
     together = scores_in(sweep.out / "ensemble" / "all-seeds")
-    assert variants["ensemble"]["groups"]["all"]["m_vIoU"]["seeds"] == pytest.approx([together["m_vIoU"].mean()])
+    assert variants["ensemble"]["groups"]["all"]["m_vIoU"]["seeds"] == pytest.approx(
+        [together["m_vIoU"].mean()]
+    )
     assert variants["ensemble"]["groups"]["all"]["m_vIoU"]["spread"] is None
-    assert list(variants["alone"]["groups"]["all"]) == list(rows["alone"]["differences"]["all"]) == ["m_tIoU"]
-    assert table["claims"][0]["difference"] == pytest.approx(-rows["none"]["differences"]["all"]["m_vIoU"]["mean"])
+    assert (
+        list(variants["alone"]["groups"]["all"])
+        == list(rows["alone"]["differences"]["all"])
+        == ["m_tIoU"]
+    )
+    assert table["claims"][0]["difference"] == pytest.approx(
+        -rows["none"]["differences"]["all"]["m_vIoU"]["mean"]
+    )
     assert (table["claims"][1]["difference"], table["claims"][1]["seen"]) == (None, "unclear")
     papers = next(one for one in load().tables if (one.dataset, one.split) == ("hcstvg-v2", "val"))
-    assert rows["full"]["published"] == next(row.scores for row in papers.rows if row.method == "CSDVL")
-    assert rows["none"]["published"] == next(row.scores for row in papers.ablations if row.variant == "no collaboration")
+    assert rows["full"]["published"] == next(
+        row.scores for row in papers.rows if row.method == "CSDVL"
+    )
+    assert rows["none"]["published"] == next(
+        row.scores for row in papers.ablations if row.variant == "no collaboration"
+    )
     assert rows["alone"]["published"] == rows["ensemble"]["published"] == {}
 
 
 def test_files(sweep: Sweep) -> None:
     table = compute_statistics(sweep, run_sweep(sweep))
-    names = ["table.json", "table.md", "table.png", "table-declarative.png", "table-odd.png", "curves.png"]
+    names = [
+        "table.json",
+        "table.md",
+        "table.png",
+        "table-declarative.png",
+        "table-odd.png",
+        "curves.png",
+    ]
     assert [path.name for path in write_table(table, sweep.out)] == names
     assert json.loads((sweep.out / "table.json").read_text()) == json.loads(json.dumps(table))
     text = (sweep.out / "table.md").read_text()
@@ -132,9 +188,17 @@ def test_files(sweep: Sweep) -> None:
             assert picture.width > 800
     figure = plot_learning_curves(table, sweep.out)
     assert figure is not None
-    assert [axes.get_title() for axes in figure.axes] == ["train/loss", "val/m_vIoU", "val/m_tIoU", "val/m_sIoU"]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "train/loss",
+        "val/m_vIoU",
+        "val/m_tIoU",
+        "val/m_sIoU",
+    ]
     assert [line.get_label() for line in figure.axes[2].lines] == ["full", "none", "alone"]
-    assert [line.get_label() for line in figure.axes[1].lines] == ["full", "none"]  # `alone` has no boxes
+    assert [line.get_label() for line in figure.axes[1].lines] == [
+        "full",
+        "none",
+    ]  # `alone` has no boxes
     assert figure.axes[1].lines[0].get_xdata().tolist() == [2, 4]
     dots = [line for line in plot_table(table).axes[1].lines if line.get_marker() == "o"]
     means = [100 * one["groups"]["all"]["m_tIoU"]["mean"] for one in table["variants"].values()]
@@ -149,15 +213,22 @@ def stack_of(values: np.ndarray) -> np.ndarray:
 def test_seeds_that_agree_leave_the_interval_of_videos() -> None:
     random = np.random.default_rng(0)
     values, videos = random.uniform(0, 1, 40), [f"v{n // 2}" for n in range(40)]
-    scores = [Score(id=str(n), vIoU=value, tIoU=value, sIoU=value) for n, value in enumerate(values.tolist())]
+    scores = [
+        Score(id=str(n), vIoU=value, tIoU=value, sIoU=value)
+        for n, value in enumerate(values.tolist())
+    ]
     known = confidence(scores, {one.id: video for one, video in zip(scores, videos, strict=True)})
     found = compute_estimates(stack_of(np.stack([values] * 3)), videos, 0.0)["m_tIoU"]
-    assert (found["low"], found["high"], found["spread"]) == pytest.approx((known["m_tIoU_low"], known["m_tIoU_high"], 0.0))
+    assert (found["low"], found["high"], found["spread"]) == pytest.approx(
+        (known["m_tIoU_low"], known["m_tIoU_high"], 0.0)
+    )
 
 
 def test_videos_that_agree_leave_student_s_t_of_the_seeds() -> None:
     seeds = np.array([0.4, 0.5, 0.6])
-    found = compute_estimates(stack_of(np.repeat(seeds[:, None], 40, 1)), [f"v{n}" for n in range(40)], 0.0)["m_vIoU"]
+    found = compute_estimates(
+        stack_of(np.repeat(seeds[:, None], 40, 1)), [f"v{n}" for n in range(40)], 0.0
+    )["m_vIoU"]
     half = 4.303 * 0.1 / np.sqrt(3)  # t of 2 degrees of freedom at 97.5 %
     assert (found["mean"], found["spread"]) == pytest.approx((0.5, 0.1))
     assert (found["low"], found["high"]) == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)
@@ -168,7 +239,9 @@ def test_what_is_hard_for_both_cancels() -> None:
     hard = random.uniform(0, 0.8, (1, 60)).repeat(2, 0)
     ours, other = stack_of(hard + 0.1), stack_of(hard)
     difference = compute_estimates(ours - other, [f"v{n}" for n in range(60)], -1.0)["m_vIoU"]
-    assert (difference["mean"], difference["low"], difference["high"]) == pytest.approx((0.1, 0.1, 0.1))
+    assert (difference["mean"], difference["low"], difference["high"]) == pytest.approx(
+        (0.1, 0.1, 0.1)
+    )
 
 
 def test_few_videos_and_unknown_scores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +257,10 @@ def test_few_videos_and_unknown_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_groups_are_forms_and_tags(query_of: QueryMaker) -> None:
-    queries = [query_of(0, "test", tags=("b", "a")), query_of(1, "test", tags=("a",), form="interrogative")]
+    queries = [
+        query_of(0, "test", tags=("b", "a")),
+        query_of(1, "test", tags=("a",), form="interrogative"),
+    ]
     found = build_query_groups(queries, ["test-1", "test-0"])
     assert {name: rows.tolist() for name, rows in found.items()} == {
         "all": [True, True],
@@ -210,12 +286,29 @@ def made_up(low: float, high: float) -> dict[str, Any]:
         "steps": [1200],
         "codes": ["a"],
         "groups": {"all": {"queries": 480, "videos": 60}},
-        "variants": {name: {"shows": name, "of": None, "runs": [], "groups": {"all": {"m_vIoU": one}}} for name in ("full", "none")},
+        "variants": {
+            name: {"shows": name, "of": None, "runs": [], "groups": {"all": {"m_vIoU": one}}}
+            for name in ("full", "none")
+        },
         "sections": [
-            {"title": "part", "reference": "full", "rows": rows, "published": {"method": "CSDVL", "dataset": "hcstvg-v2", "split": "val"}}
+            {
+                "title": "part",
+                "reference": "full",
+                "rows": rows,
+                "published": {"method": "CSDVL", "dataset": "hcstvg-v2", "split": "val"},
+            }
         ],
         "claims": [
-            {"more": "full", "less": "none", "metric": "m_vIoU", "source": "x", "difference": None, "low": None, "high": None, "seen": "no"}
+            {
+                "more": "full",
+                "less": "none",
+                "metric": "m_vIoU",
+                "source": "x",
+                "difference": None,
+                "low": None,
+                "high": None,
+                "seen": "no",
+            }
         ],
     }
 
@@ -229,11 +322,17 @@ def test_text_is_in_percent() -> None:
     texts = [format_published(section, row, "m_vIoU") for row in section["rows"]]
     assert texts == ["38.7", "36.4 (-2.3)"]
     assert format_published(section, section["rows"][0], "m_sIoU") == "–"
-    assert format_markdown_table(["a", "b"], [["1", "2|3"]]) == "| a | b |\n| --- | --- |\n| 1 | 2\\|3 |"
+    assert (
+        format_markdown_table(["a", "b"], [["1", "2|3"]])
+        == "| a | b |\n| --- | --- |\n| 1 | 2\\|3 |"
+    )
 
 
 def test_only_sure_differences_are_bold() -> None:
-    sure, unsure = render_markdown(made_up(-0.3, -0.1), ["table.png"]), render_markdown(made_up(-0.3, 0.1), [])
+    sure, unsure = (
+        render_markdown(made_up(-0.3, -0.1), ["table.png"]),
+        render_markdown(made_up(-0.3, 0.1), []),
+    )
     assert "| none | **-20.0 [-30.0, -10.0]** |" in sure
     assert "| none | -10.0 [-30.0, +10.0] |" in unsure
     assert "480 queries about 60 videos. 2 seeds (0, 1), 1,200 steps each" in sure
@@ -250,11 +349,24 @@ def test_runs_that_were_not_trained_alike_are_named() -> None:
 
 def test_what_systems_cost_stands_beside_their_means() -> None:
     table = made_up(0.1, 0.3) | {"unit": "full", "steps": [200, 1200], "claims": []}
-    table["variants"]["full"] |= {"system": "csdvl", "parameters": 314159, "steps": 1200, "cost": {"step": 1.0, "memory": 1.0}}
-    table["variants"]["none"] |= {"system": "costa", "parameters": 235_000_000, "steps": 200, "cost": {"step": 6.0, "memory": 4.25}}
+    table["variants"]["full"] |= {
+        "system": "csdvl",
+        "parameters": 314159,
+        "steps": 1200,
+        "cost": {"step": 1.0, "memory": 1.0},
+    }
+    table["variants"]["none"] |= {
+        "system": "costa",
+        "parameters": 235_000_000,
+        "steps": 200,
+        "cost": {"step": 6.0, "memory": 4.25},
+    }
     table["variants"]["ensemble"] = {"shows": "together", "of": "full"}
     text = render_markdown(table, [])
-    assert "| full | 20.0 [10.0, 30.0] | – | – | – | – | 0.31 M | 1,200 | 1.00 | 1.00 | m_vIoU: 10.0, 20.0 |" in text
+    assert (
+        "| full | 20.0 [10.0, 30.0] | – | – | – | – | 0.31 M | 1,200 | 1.00 | 1.00 | m_vIoU: 10.0, 20.0 |"
+        in text
+    )
     assert "| 235.00 M | 200 | 6.00 | 4.25 |" in text
     assert "| parameters | steps | step ÷ full's | memory ÷ full's |" in text
     assert format_cost_cells(table, "ensemble") == ["–"] * 4
@@ -266,19 +378,34 @@ def test_what_systems_cost_stands_beside_their_means() -> None:
 def test_a_table_without_costs_reads_as_ever() -> None:
     folder = Path(__file__).parents[3] / "benchmarks" / "results" / "shapes-ablations"
     text = (folder / "table.md").read_text(encoding="utf-8")
-    assert render_markdown(json.loads((folder / "table.json").read_text(encoding="utf-8")), re.findall(r"!\[(.*?)\]", text)) == text
+    assert (
+        render_markdown(
+            json.loads((folder / "table.json").read_text(encoding="utf-8")),
+            re.findall(r"!\[(.*?)\]", text),
+        )
+        == text
+    )
 
 
-def test_claims_are_seen_unclear_or_contradicted(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_are_seen_unclear_or_contradicted(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of scores set by hand the verdicts follow."""
-    monkeypatch.setattr(grounding.sweep.statistics, "read_provenance", lambda run: {"finished": 4, "code": "a"})
+    monkeypatch.setattr(
+        grounding.sweep.statistics, "read_provenance", lambda run: {"finished": 4, "code": "a"}
+    )
 
     def runs_of(name: str, levels: list[float]) -> list[list[Score]]:
-        run = [Score(id=f"test-{n}", vIoU=level, tIoU=level, sIoU=level) for n, level in enumerate(levels)]
+        run = [
+            Score(id=f"test-{n}", vIoU=level, tIoU=level, sIoU=level)
+            for n, level in enumerate(levels)
+        ]
         return [run] * len(sweep.seeds_for_variant(name))
 
     def verdict(level: float) -> str:
         results = {name: runs_of(name, [0.4, 0.5, 0.6] * 2) for name in TABLE.variants}
-        return compute_statistics(sweep, {**results, "full": runs_of("full", [level] * 6)})["claims"][0]["seen"]
+        return compute_statistics(sweep, {**results, "full": runs_of("full", [level] * 6)})[
+            "claims"
+        ][0]["seen"]
 
     assert [verdict(level) for level in (0.9, 0.1, 0.5)] == ["yes", "no", "unclear"]

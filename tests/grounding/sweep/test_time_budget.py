@@ -8,26 +8,38 @@ import pytest
 
 from grounding.sweep.tables import SweepTable
 from grounding.sweep.time_budget import equalize_training_time
-from grounding.systems.config import CgstvgTrainConfig, TrainConfig, CsdvlTrainConfig
+from grounding.systems.config import CgstvgTrainConfig, CsdvlTrainConfig, TrainConfig
 from pipeline.errors import InputError
 
 
 def table_of(step: float | None) -> SweepTable:
     """One variant beside the unit, whose step takes `step` times as long; without costs for None."""
-    costs: list[dict[str, Any]] = [{}, {}] if step is None else [{"cost": {"step": one, "memory": 1}} for one in (1, step)]
-    variants = {name: {"shows": name, "system": name, **cost} for name, cost in zip(("csdvl", "cgstvg"), costs, strict=True)}
+    costs: list[dict[str, Any]] = (
+        [{}, {}] if step is None else [{"cost": {"step": one, "memory": 1}} for one in (1, step)]
+    )
+    variants = {
+        name: {"shows": name, "system": name, **cost}
+        for name, cost in zip(("csdvl", "cgstvg"), costs, strict=True)
+    }
     section = {"title": "part", "reference": "csdvl", "rows": ["csdvl", "cgstvg"]}
-    return SweepTable.model_validate({"title": "a table", "variants": variants, "sections": [section]})
+    return SweepTable.model_validate(
+        {"title": "a table", "variants": variants, "sections": [section]}
+    )
 
 
 def limited(step: float | None, **unit: Any) -> dict[str, TrainConfig]:
-    configs = {"csdvl": CsdvlTrainConfig(**unit), "cgstvg": CgstvgTrainConfig(max_steps=77, validate_every=7, lr_schedule_steps=70)}
+    configs = {
+        "csdvl": CsdvlTrainConfig(**unit),
+        "cgstvg": CgstvgTrainConfig(max_steps=77, validate_every=7, lr_schedule_steps=70),
+    }
     return equalize_training_time(table_of(step), configs)
 
 
 @pytest.mark.parametrize("step", [0.5, 1.0, 1.1, 1.7, 3.0, 6.0, 7.3, 1000.0])
 @pytest.mark.parametrize("every", [750, 400, None])
-def test_all_train_for_the_time_of_the_unit_and_are_validated_as_often_and_last(step: float, every: int | None) -> None:
+def test_all_train_for_the_time_of_the_unit_and_are_validated_as_often_and_last(
+    step: float, every: int | None
+) -> None:
     found = limited(step, max_steps=1500, validate_every=every)
     unit, own = found["csdvl"], found["cgstvg"]
     assert (unit.max_steps, own.lr_schedule_steps) == (1500, None)
@@ -40,10 +52,16 @@ def test_all_train_for_the_time_of_the_unit_and_are_validated_as_often_and_last(
 
 def test_without_costs_all_stay_as_they_are() -> None:
     found = limited(None, max_steps=1500)
-    assert (found["cgstvg"].max_steps, found["cgstvg"].validate_every, found["cgstvg"].lr_schedule_steps) == (77, 7, 70)
+    assert (
+        found["cgstvg"].max_steps,
+        found["cgstvg"].validate_every,
+        found["cgstvg"].lr_schedule_steps,
+    ) == (77, 7, 70)
 
 
 @pytest.mark.parametrize("unit", [{}, {"max_steps": 9, "lr_schedule_steps": 20}])
 def test_a_time_that_is_not_known_is_refused(unit: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"variant 'csdvl' gives all others their training time.*--set max_steps=N"):
+    with pytest.raises(
+        InputError, match=r"variant 'csdvl' gives all others their training time.*--set max_steps=N"
+    ):
         limited(2.0, **unit)

@@ -37,8 +37,25 @@ from pipeline.weights.load import Backbone, load_backbone
 
 Maker = Callable[..., Path]
 QueryMaker = Callable[..., Query]
-SMALL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "stages": 2, "frames": 4, "motion": "motion", "refinement": "none"}
-RECIPE: dict[str, Any] = {"device": "cpu", "batch": 4, "lr": 1e-2, "ema": 0.9, "max_steps": 4, "validate_every": 2, "checkpoint_every": 1}
+SMALL: dict[str, Any] = {
+    "d": 8,
+    "heads": 2,
+    "ffn": 8,
+    "layers": 1,
+    "stages": 2,
+    "frames": 4,
+    "motion": "motion",
+    "refinement": "none",
+}
+RECIPE: dict[str, Any] = {
+    "device": "cpu",
+    "batch": 4,
+    "lr": 1e-2,
+    "ema": 0.9,
+    "max_steps": 4,
+    "validate_every": 2,
+    "checkpoint_every": 1,
+}
 CPU = torch.device("cpu")
 
 
@@ -46,14 +63,22 @@ class Killed(BaseException):
     """Ends a run at once, as a signal would."""
 
 
-def trained(store: Path, run: Path, kill_at: int | None = None, model: dict[str, Any] | None = None, **changes: Any) -> Path:
+def trained(
+    store: Path,
+    run: Path,
+    kill_at: int | None = None,
+    model: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
     """A run of a few steps, as `stvg-train --model cgstvg` makes it; with `kill_at` it ends after that step."""
 
     def progress(done: int, total: int) -> None:
         if done == kill_at:
             raise Killed
 
-    config = validate(CgstvgTrainConfig, {**RECIPE, "model": {**SMALL, **(model or {})}, **changes}, "test")
+    config = validate(
+        CgstvgTrainConfig, {**RECIPE, "model": {**SMALL, **(model or {})}, **changes}, "test"
+    )
     prepare_run_dir(store, run, config)
     train(store, run, config, progress)
     return run
@@ -89,13 +114,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(store: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("truth_iou", [None, -1.0])
-def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(store: Path, tmp_path: Path, truth_iou: float | None) -> None:
+def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
+    store: Path, tmp_path: Path, truth_iou: float | None
+) -> None:
     model = {"dropout": 0.0, "truth_iou": truth_iou}
-    ways: dict[str, dict[str, Any]] = {"whole": {}, "parts": {"accumulate": 2}, "recomputed": {"recompute": True}}
+    ways: dict[str, dict[str, Any]] = {
+        "whole": {},
+        "parts": {"accumulate": 2},
+        "recomputed": {"recompute": True},
+    }
     moments = {}
     for name, changes in ways.items():
         run = trained(store, tmp_path / name, model=model, max_steps=1, **changes)
-        state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)["optimiser"]["state"]
+        state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)[
+            "optimiser"
+        ]["state"]
         moments[name] = [one["exp_avg"] for one in state.values()]
     torch.testing.assert_close(moments["parts"], moments["whole"], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(moments["recomputed"], moments["whole"], rtol=0, atol=0)
@@ -114,19 +147,29 @@ def test_a_store_without_its_motion_is_refused(store: Path, tmp_path: Path) -> N
         trained(store, tmp_path / "run", model={"motion": "swin"})
 
 
-def test_queries_without_truth_are_answered(make_store: Maker, query_of: QueryMaker, store: Path, tmp_path: Path) -> None:
+def test_queries_without_truth_are_answered(
+    make_store: Maker, query_of: QueryMaker, store: Path, tmp_path: Path
+) -> None:
     run = trained(store, tmp_path / "run", model={"truth_iou": 0.5})
-    unknown = make_store([query_of(0, "test", truth=None), query_of(1, "test", truth=None)], name="unknown")
+    unknown = make_store(
+        [query_of(0, "test", truth=None), query_of(1, "test", truth=None)], name="unknown"
+    )
     known = make_store([query_of(0, "test"), query_of(1, "test")], name="known")
-    blind, seeing = (predict_split([run], path, EvaluateConfig(device="cpu"))[0] for path in (unknown, known))
+    blind, seeing = (
+        predict_split([run], path, EvaluateConfig(device="cpu"))[0] for path in (unknown, known)
+    )
     assert blind == seeing
     assert all(math.isfinite(answer.score) for answer in blind)
 
 
 def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, cg_run: Path) -> None:
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
-    asked = Grounder(cg_run, device="cpu").ask(tiny_run.root / queries[0].path, [query.text for query in queries])
-    assert_asked_is_stored(asked, queries, predict_split([cg_run], tiny_run.store, EvaluateConfig(device="cpu"))[0])
+    asked = Grounder(cg_run, device="cpu").ask(
+        tiny_run.root / queries[0].path, [query.text for query in queries]
+    )
+    assert_asked_is_stored(
+        asked, queries, predict_split([cg_run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
+    )
 
 
 class Means(nn.Module):
@@ -138,31 +181,57 @@ class Means(nn.Module):
         self.channels, self.stride, self.frames = 3, 16, 4
 
     def forward(self, frames: Tensor) -> Tensor:
-        return functional.avg_pool3d(frames.float(), (1, 16, 16), ceil_mode=True).permute(0, 2, 3, 4, 1) * self.scale
+        return (
+            functional.avg_pool3d(frames.float(), (1, 16, 16), ceil_mode=True).permute(
+                0, 2, 3, 4, 1
+            )
+            * self.scale
+        )
 
 
 def test_a_video_gives_the_tube_that_a_store_of_video_swin_s_maps_gives(
     tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(product: str, size: str, weights: str, slowfast: str | None = None, device: str = "cpu") -> Backbone:
+    def load(
+        product: str, size: str, weights: str, slowfast: str | None = None, device: str = "cpu"
+    ) -> Backbone:
         if product != "swin":
             return load_backbone(product, size, weights, slowfast)
         return Backbone(Means().eval(), weights, "0" * 64, LoadReport("means", 1, ()))
 
     monkeypatch.setattr(pipeline.extraction.shard_task, "_load_backbone", load)
     monkeypatch.setattr(grounding.predictor.grounder, "load_backbone", load)
-    settings = {"backbones": "tiny", "weights": "tiny", "products": ["appearance", "swin", "text"], "workers": 0, "device": "cpu"}
+    settings = {
+        "backbones": "tiny",
+        "weights": "tiny",
+        "products": ["appearance", "swin", "text"],
+        "workers": 0,
+        "device": "cpu",
+    }
     store = tmp_path / "store"
-    extract(tiny_run.index, tiny_run.root, "shapes", store, ExtractConfig.model_validate({**settings, "sampling": {"short": 96}}))
+    extract(
+        tiny_run.index,
+        tiny_run.root,
+        "shapes",
+        store,
+        ExtractConfig.model_validate({**settings, "sampling": {"short": 96}}),
+    )
     run = trained(store, tmp_path / "run", model={"motion": "swin"}, batch=2)
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
-    asked = Grounder(run, device="cpu").ask(tiny_run.root / queries[0].path, [query.text for query in queries])
-    assert_asked_is_stored(asked, queries, predict_split([run], store, EvaluateConfig(device="cpu"))[0])
+    asked = Grounder(run, device="cpu").ask(
+        tiny_run.root / queries[0].path, [query.text for query in queries]
+    )
+    assert_asked_is_stored(
+        asked, queries, predict_split([run], store, EvaluateConfig(device="cpu"))[0]
+    )
 
 
 def test_runs_answer_together(tiny_run: Any, cg_run: Path, tmp_path: Path) -> None:
     other = trained(tiny_run.store, tmp_path / "other", batch=2, seed=1)
-    alone, together = (predict_split(runs, tiny_run.store, EvaluateConfig(device="cpu"))[0] for runs in ([cg_run], [cg_run, other]))
+    alone, together = (
+        predict_split(runs, tiny_run.store, EvaluateConfig(device="cpu"))[0]
+        for runs in ([cg_run], [cg_run, other])
+    )
     assert [answer.id for answer in alone] == [answer.id for answer in together]
     assert alone != together
     assert predict_split([cg_run, cg_run], tiny_run.store, EvaluateConfig(device="cpu"))[0] == alone
@@ -175,7 +244,10 @@ def test_it_does_not_answer_together_with_csdvl(tiny_run: Any, cg_run: Path) -> 
 
 
 def test_mdetr_s_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"of MDETR CG-STVG takes the image and the text encoder alone: extract with weights mdetr:FILE"):
+    with pytest.raises(
+        InputError,
+        match=r"of MDETR CG-STVG takes the image and the text encoder alone: extract with weights mdetr:FILE",
+    ):
         trained(store, tmp_path / "run", initialise=str(tmp_path / "mdetr.pth"))
 
 
@@ -183,7 +255,11 @@ def test_mdetr_s_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
 def test_every_ablation_of_its_tables_is_a_configuration(table: str) -> None:
     built = {}
     for name, variant in load_table(table).trained_variants.items():
-        config = validate(CgstvgTrainConfig, merge(get_preset("shapes", "cgstvg"), variant.changes), name)
+        config = validate(
+            CgstvgTrainConfig, merge(get_preset("shapes", "cgstvg"), variant.changes), name
+        )
         assert isinstance(get_system("cgstvg").build((3, 3, 3), config.model), Cgstvg)
         built[name] = config.model
-    assert len({model.model_dump_json() for model in built.values()}) == len(built)  # no two are the same
+    assert len({model.model_dump_json() for model in built.values()}) == len(
+        built
+    )  # no two are the same

@@ -40,7 +40,15 @@ from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
 from pipeline.store import Store
 
-SMALL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "decoder_layers": 1, "frames": 3, "trunk_width": 8}
+SMALL: dict[str, Any] = {
+    "d": 8,
+    "heads": 2,
+    "ffn": 8,
+    "layers": 1,
+    "decoder_layers": 1,
+    "frames": 3,
+    "trunk_width": 8,
+}
 RECIPE: dict[str, Any] = {
     "device": "cpu",
     "batch": 2,
@@ -62,10 +70,20 @@ class Killed(BaseException):
 
 
 def recipe(model: dict[str, Any] | None = None, **changes: Any) -> CostaTrainConfig:
-    return validate(CostaTrainConfig, {**RECIPE, "encoders": TINY, "model": {**SMALL, **(model or {})}, **changes}, "test")
+    return validate(
+        CostaTrainConfig,
+        {**RECIPE, "encoders": TINY, "model": {**SMALL, **(model or {})}, **changes},
+        "test",
+    )
 
 
-def trained(store: Path, run: Path, kill_at: int | None = None, model: dict[str, Any] | None = None, **changes: Any) -> Path:
+def trained(
+    store: Path,
+    run: Path,
+    kill_at: int | None = None,
+    model: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
     """A run of a few steps, as `stvg-train --model costa` makes it; with `kill_at` it ends after that step."""
 
     def progress(done: int, total: int) -> None:
@@ -87,7 +105,13 @@ def pictured(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of `tiny_run`'s videos and sentences with all that CoSTA reads: pictures and token states."""
     place = tmp_path_factory.mktemp("frames") / "store"
     sampling = {"fps": 5.0, "short": 48}
-    settings = {"backbones": "tiny", "products": ["frames", "text"], "sampling": sampling, "workers": 0, "device": "cpu"}
+    settings = {
+        "backbones": "tiny",
+        "products": ["frames", "text"],
+        "sampling": sampling,
+        "workers": 0,
+        "device": "cpu",
+    }
     extract(tiny_run.index, tiny_run.root, "shapes", place, ExtractConfig.model_validate(settings))
     return place
 
@@ -139,10 +163,17 @@ def test_what_a_run_was_made_from(costa_run: Path, whole_run: Path) -> None:
 
 
 @pytest.mark.parametrize("encoders", [TINY, BOTH])
-def test_a_resumed_run_is_the_uninterrupted_one(pictured: Path, tmp_path: Path, encoders: dict[str, str]) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(
+    pictured: Path, tmp_path: Path, encoders: dict[str, str]
+) -> None:
     """Dropout, β and augmentation draw what they would have drawn."""
     augment = {"flip": 0.5, "smallest": 0.7, "crop": 0.5}
-    changes: dict[str, Any] = {"encoders": encoders, "max_steps": 4, "model": {"beta": 0.5}, "augment": augment}
+    changes: dict[str, Any] = {
+        "encoders": encoders,
+        "max_steps": 4,
+        "model": {"beta": 0.5},
+        "augment": augment,
+    }
     whole = trained(pictured, tmp_path / "whole", **changes)
     with pytest.raises(Killed):
         trained(pictured, tmp_path / "stopped", kill_at=3, **changes)
@@ -153,26 +184,43 @@ def test_a_resumed_run_is_the_uninterrupted_one(pictured: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
-def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(pictured: Path, tmp_path: Path, beta: float) -> None:
+def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
+    pictured: Path, tmp_path: Path, beta: float
+) -> None:
     model = {"dropout": 0.0, "beta": beta}
-    ways: dict[str, dict[str, Any]] = {"whole": {}, "parts": {"accumulate": 2}, "recomputed": {"recompute": True}}
+    ways: dict[str, dict[str, Any]] = {
+        "whole": {},
+        "parts": {"accumulate": 2},
+        "recomputed": {"recompute": True},
+    }
     moments = {}
     for name, changes in ways.items():
         run = trained(pictured, tmp_path / name, model=model, max_steps=1, **changes)
-        state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)["optimiser"]["state"]
+        state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)[
+            "optimiser"
+        ]["state"]
         moments[name] = [one["exp_avg"] for one in state.values()]
     torch.testing.assert_close(moments["parts"], moments["whole"], rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(moments["recomputed"], moments["whole"], rtol=0, atol=0)
 
 
-def test_augmented_training_goes_elsewhere_and_answers_the_same_pictures(pictured: Path, costa_run: Path, tmp_path: Path) -> None:
+def test_augmented_training_goes_elsewhere_and_answers_the_same_pictures(
+    pictured: Path, costa_run: Path, tmp_path: Path
+) -> None:
     """Nothing is changed at validation and test."""
     other = trained(pictured, tmp_path / "run", augment={"flip": 1.0, "smallest": 0.5})
-    assert any(not torch.equal(value, weights(costa_run)[name]) for name, value in weights(other).items())
+    assert any(
+        not torch.equal(value, weights(costa_run)[name]) for name, value in weights(other).items()
+    )
     shutil.copytree(costa_run, tmp_path / "same")
     config = tmp_path / "same" / "config.yaml"
-    config.write_text(config.read_text().replace("augment: null", "augment: {flip: 1.0, smallest: 0.5}"))
-    ours, theirs = (predict_split([run], pictured, EvaluateConfig(device="cpu"))[0] for run in (tmp_path / "same", costa_run))
+    config.write_text(
+        config.read_text().replace("augment: null", "augment: {flip: 1.0, smallest: 0.5}")
+    )
+    ours, theirs = (
+        predict_split([run], pictured, EvaluateConfig(device="cpu"))[0]
+        for run in (tmp_path / "same", costa_run)
+    )
     assert ours == theirs
 
 
@@ -183,7 +231,13 @@ def test_pictures_that_wait_for_their_device_train_and_answer_the_same(
     expected = predict_split([costa_run], pictured, EvaluateConfig(device="cpu"))[0]
     part = Loader._load_batch
     monkeypatch.setattr(grounding.data.dataset, "decodes", lambda device: True)
-    monkeypatch.setattr(Loader, "_load_batch", lambda *given: (lambda made: replace(made, inputs=to_device(made.inputs, CPU)))(part(*given)))
+    monkeypatch.setattr(
+        Loader,
+        "_load_batch",
+        lambda *given: (lambda made: replace(made, inputs=to_device(made.inputs, CPU)))(
+            part(*given)
+        ),
+    )
     late = trained(pictured, tmp_path / "run")
     for name, value in weights(costa_run).items():
         assert torch.equal(weights(late)[name], value), name
@@ -197,7 +251,11 @@ def test_what_learns_and_how_fast(pictured: Path, tuned: bool) -> None:
     model = Costa((3, 0, 1), config.model, image, text)
     optimiser, _ = build_optimizer(model, config, 10)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    rates = {names[id(parameter)]: group["initial_lr"] for group in optimiser.param_groups for parameter in group["params"]}
+    rates = {
+        names[id(parameter)]: group["initial_lr"]
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    }
     assert any(name.startswith("image.") for name in rates) == tuned
     for name, rate in rates.items():
         assert rate == (1e-3 if name.startswith(("image.", "text_encoder.")) else 1e-2)
@@ -210,11 +268,23 @@ def load_text() -> Any:
     return TextEncoder("tiny")
 
 
-def test_training_moves_what_learns_and_leaves_what_is_frozen(pictured: Path, tmp_path: Path, costa_run: Path) -> None:
+def test_training_moves_what_learns_and_leaves_what_is_frozen(
+    pictured: Path, tmp_path: Path, costa_run: Path
+) -> None:
     frozen = trained(pictured, tmp_path / "run", model={"tune_image": False})
     first = AppearanceEncoder("tiny")
-    first.load_state_dict({name.removeprefix("image."): value for name, value in weights(frozen).items() if name.startswith("image.")})
-    moved = {name for name, value in weights(costa_run).items() if not torch.equal(value, weights(frozen)[name])}
+    first.load_state_dict(
+        {
+            name.removeprefix("image."): value
+            for name, value in weights(frozen).items()
+            if name.startswith("image.")
+        }
+    )
+    moved = {
+        name
+        for name, value in weights(costa_run).items()
+        if not torch.equal(value, weights(frozen)[name])
+    }
     own = {name for name in moved if name.startswith("image.")}
     assert own
     assert {name.split(".")[2] for name in own} <= {"layer2", "layer3", "layer4"}
@@ -226,13 +296,17 @@ def test_training_moves_what_learns_and_leaves_what_is_frozen(pictured: Path, tm
 
 
 @pytest.mark.parametrize("run_of", ["costa_run", "whole_run"])
-def test_a_video_gives_the_tube_that_its_store_gives(pictured: Path, tiny_run: Any, run_of: str, request: pytest.FixtureRequest) -> None:
+def test_a_video_gives_the_tube_that_its_store_gives(
+    pictured: Path, tiny_run: Any, run_of: str, request: pytest.FixtureRequest
+) -> None:
     """Its pictures go through JPEG, as the store's did."""
     run = request.getfixturevalue(run_of)
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
     stored, missing = predict_split([run], pictured, EvaluateConfig(device="cpu"))
     assert missing == []
-    asked = Grounder(run, device="cpu").ask(tiny_run.root / queries[0].path, [query.text for query in queries])
+    asked = Grounder(run, device="cpu").ask(
+        tiny_run.root / queries[0].path, [query.text for query in queries]
+    )
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
     for own, query, prediction in zip(asked.queries, queries, stored, strict=True):
         other = answer_of(query.text, [prediction], edges)
@@ -241,7 +315,10 @@ def test_a_video_gives_the_tube_that_its_store_gives(pictured: Path, tiny_run: A
 
 
 def test_a_second_look_and_other_frames_at_test_time(pictured: Path, costa_run: Path) -> None:
-    for config in (EvaluateConfig(device="cpu", refine=True), EvaluateConfig(device="cpu", frames=5)):
+    for config in (
+        EvaluateConfig(device="cpu", refine=True),
+        EvaluateConfig(device="cpu", frames=5),
+    ):
         answers, _ = predict_split([costa_run], pictured, config)
         assert answers
         assert all(math.isfinite(answer.score) for answer in answers)
@@ -252,8 +329,13 @@ def test_runs_answer_together_about_a_store_and_about_a_video(
     pictured: Path, tiny_run: Any, tmp_path: Path, encoders: dict[str, str]
 ) -> None:
     """Each with its own encoders: the pictures are the same for all."""
-    runs = [trained(pictured, tmp_path / str(seed), encoders=encoders, seed=seed) for seed in (0, 1)]
-    alone, both = (predict_split(chosen, pictured, EvaluateConfig(device="cpu"))[0] for chosen in (runs[:1], runs))
+    runs = [
+        trained(pictured, tmp_path / str(seed), encoders=encoders, seed=seed) for seed in (0, 1)
+    ]
+    alone, both = (
+        predict_split(chosen, pictured, EvaluateConfig(device="cpu"))[0]
+        for chosen in (runs[:1], runs)
+    )
     assert alone != both
     assert predict_split([runs[0], runs[0]], pictured, EvaluateConfig(device="cpu"))[0] == alone
     query = next(query for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
@@ -265,18 +347,32 @@ def test_runs_answer_together_about_a_store_and_about_a_video(
 # Refused
 
 
-def test_it_does_not_answer_together_with_others(tiny_run: Any, costa_run: Path, whole_run: Path, tmp_path: Path) -> None:
+def test_it_does_not_answer_together_with_others(
+    tiny_run: Any, costa_run: Path, whole_run: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="the runs of an ensemble must"):
         Ensemble.of_runs([tiny_run.run, costa_run], CPU)
-    other = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "stages": 1, "frames": 3, "motion": "motion"}
+    other = {
+        "d": 8,
+        "heads": 2,
+        "ffn": 8,
+        "layers": 1,
+        "stages": 1,
+        "frames": 3,
+        "motion": "motion",
+    }
     config = CgstvgTrainConfig.model_validate({**RECIPE, "model": other})
     prepare_run_dir(tiny_run.store, tmp_path / "cgstvg", config)
     train(tiny_run.store, tmp_path / "cgstvg", config)
-    with pytest.raises(InputError, match=r"does not fit run .*appearance is absent; motion is absent"):
+    with pytest.raises(
+        InputError, match=r"does not fit run .*appearance is absent; motion is absent"
+    ):
         Ensemble.of_runs([tmp_path / "cgstvg", costa_run], CPU)
     with pytest.raises(InputError, match=r"does not fit run .*frames is absent"):
         Ensemble.of_runs([costa_run, tmp_path / "cgstvg"], CPU)
-    with pytest.raises(InputError, match="their text encoders, and so their tokenizers, are of other weights"):
+    with pytest.raises(
+        InputError, match="their text encoders, and so their tokenizers, are of other weights"
+    ):
         Ensemble.of_runs([whole_run, costa_run], CPU)
 
 
@@ -285,7 +381,9 @@ def test_a_store_without_pictures_is_refused(tiny_run: Any, tmp_path: Path) -> N
         trained(tiny_run.store, tmp_path / "run")
 
 
-def test_a_store_with_other_pictures_is_refused(pictured: Path, costa_run: Path, tmp_path: Path) -> None:
+def test_a_store_with_other_pictures_is_refused(
+    pictured: Path, costa_run: Path, tmp_path: Path
+) -> None:
     shutil.copytree(costa_run, tmp_path / "run")
     about = json.loads((tmp_path / "run" / "provenance.json").read_text())
     about["products"]["frames"]["sampling"]["jpeg_quality"] = 50
@@ -298,27 +396,41 @@ def test_first_weights_that_have_changed(costa_run: Path, tmp_path: Path) -> Non
     shutil.copytree(costa_run, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("image: tiny", "image: random:1"))
-    with pytest.raises(InputError, match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*put the same weights"):
+    with pytest.raises(
+        InputError,
+        match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*put the same weights",
+    ):
         load_model(tmp_path / "run")
 
 
-def test_another_choice_of_encoders_is_another_run(pictured: Path, costa_run: Path, tmp_path: Path) -> None:
+def test_another_choice_of_encoders_is_another_run(
+    pictured: Path, costa_run: Path, tmp_path: Path
+) -> None:
     shutil.copytree(costa_run, tmp_path / "run")
     with pytest.raises(InputError, match=r"cannot be resumed: .*encoders differ"):
-        prepare_run_dir(pictured, tmp_path / "run", recipe(encoders={**TINY, "image": "random:1"}), resume=True)
+        prepare_run_dir(
+            pictured, tmp_path / "run", recipe(encoders={**TINY, "image": "random:1"}), resume=True
+        )
     with pytest.raises(InputError, match=r"cannot be resumed: .*encoders differ"):
         prepare_run_dir(pictured, tmp_path / "run", recipe(encoders=BOTH), resume=True)
 
 
 def test_mdetr_s_checkpoint_is_refused(pictured: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"of MDETR CoSTA takes the image and the text encoder alone: encoders.image=mdetr:FILE"):
+    with pytest.raises(
+        InputError,
+        match=r"of MDETR CoSTA takes the image and the text encoder alone: encoders.image=mdetr:FILE",
+    ):
         trained(pictured, tmp_path / "run", initialise=str(tmp_path / "mdetr.pth"))
 
 
 def test_encoders_that_do_not_fit_the_system_are_refused() -> None:
-    with pytest.raises(InputError, match="encoders: costa reads pictures: name its image encoder's weights"):
+    with pytest.raises(
+        InputError, match="encoders: costa reads pictures: name its image encoder's weights"
+    ):
         validate(CostaTrainConfig, {"encoders": None}, "section 'train'")
-    with pytest.raises(InputError, match=r"encoders\.text: name the weights of csdvl's text encoder"):
+    with pytest.raises(
+        InputError, match=r"encoders\.text: name the weights of csdvl's text encoder"
+    ):
         validate(CsdvlTrainConfig, {"encoders": TINY}, "section 'train'")
 
 
@@ -333,10 +445,17 @@ def test_a_wrong_config_is_named() -> None:
 def test_every_ablation_of_its_table_is_a_configuration() -> None:
     built = {}
     for name, variant in load_table("costa").trained_variants.items():
-        config = validate(CostaTrainConfig, merge(get_preset("shapes", "costa"), variant.changes), name)
-        assert isinstance(get_system("costa").build((3, 0, 3), config.model, AppearanceEncoder("tiny"), None), Costa)
+        config = validate(
+            CostaTrainConfig, merge(get_preset("shapes", "costa"), variant.changes), name
+        )
+        assert isinstance(
+            get_system("costa").build((3, 0, 3), config.model, AppearanceEncoder("tiny"), None),
+            Costa,
+        )
         built[name] = config.model
-    assert len({model.model_dump_json() for model in built.values()}) == len(built)  # no two are the same
+    assert len({model.model_dump_json() for model in built.values()}) == len(
+        built
+    )  # no two are the same
 
 
 def test_every_published_row_of_its_table_is_found() -> None:

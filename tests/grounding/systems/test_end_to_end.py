@@ -25,7 +25,7 @@ from grounding.predictor.grounder import Grounder
 from grounding.structures.inputs import Inputs
 from grounding.systems.checkpoint import load_model, read_provenance
 from grounding.systems.config import EncodersConfig
-from grounding.systems.registry import build_model, load_initial_encoders, get_tokenizer
+from grounding.systems.registry import build_model, get_tokenizer, load_initial_encoders
 from grounding.training.distributed import DistributedContext
 from grounding.training.optimizer import build_optimizer
 from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
@@ -37,7 +37,17 @@ from pipeline.records import Query
 from pipeline.store import Store
 
 FRAMES, CLIPS = 4, 8
-MODEL = {"d": 16, "heads": 2, "ffn": 16, "layers": 1, "frames": FRAMES, "clips": CLIPS, "map_channels": 8, "map_layers": 1, "dropout": 0.0}
+MODEL = {
+    "d": 16,
+    "heads": 2,
+    "ffn": 16,
+    "layers": 1,
+    "frames": FRAMES,
+    "clips": CLIPS,
+    "map_channels": 8,
+    "map_layers": 1,
+    "dropout": 0.0,
+}
 RECIPE: dict[str, Any] = {
     "model": MODEL,
     "encoders": {"backbones": "tiny", "image": "tiny", "text": "tiny"},
@@ -107,11 +117,16 @@ def raw_inputs(store: Path, model: nn.Module, count: int = 3) -> Inputs:
 
 def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
     """The image encoder gives the stored maps, as far as a JPEG of quality 100 lets it."""
-    pictures, maps = ImageSource.from_store(Store(store).open("frames")), Store(store).open("appearance")
+    pictures, maps = (
+        ImageSource.from_store(Store(store).open("frames")),
+        Store(store).open("appearance"),
+    )
     encoder = load_initial_encoders(recipe().encoders)[0].encoder  # type: ignore[arg-type]
     for video in maps.keys():  # noqa: SIM118 - it is no mapping
         assert video in pictures
-        np.testing.assert_array_equal(pictures.columns(video)["frame"], maps.columns(video)["frame"])
+        np.testing.assert_array_equal(
+            pictures.columns(video)["frame"], maps.columns(video)["frame"]
+        )
         assert pictures.facts(video)["size"] == maps.facts(video)["size"]
         rows = np.array([3, 0, 3])
         seen = pictures.read(video, rows)
@@ -127,17 +142,26 @@ def test_tokens_are_the_sentences(store: Path, model: EndToEnd) -> None:
     tokens, states = TokenSource(queries, model.text_encoder.tokenize), Store(store).open("text")
     for query in queries:
         assert query.id in tokens
-        np.testing.assert_array_equal(tokens.read(query.id)[:, 0], states.columns(query.id)["token"])
+        np.testing.assert_array_equal(
+            tokens.read(query.id)[:, 0], states.columns(query.id)["token"]
+        )
         assert tokens.shape(query.id) == (*states.shape(query.id)[:1], 1)
     assert "another" not in tokens
 
 
-def test_it_answers_what_its_network_answers_to_its_encoders_features(store: Path, model: EndToEnd) -> None:
+def test_it_answers_what_its_network_answers_to_its_encoders_features(
+    store: Path, model: EndToEnd
+) -> None:
     raw = raw_inputs(store, model)
     pictures = raw.appearance.flatten(0, 1).permute(0, 3, 1, 2)
     maps = model.image(pictures).unflatten(0, raw.appearance.shape[:2])
     size = torch.tensor(maps.shape[2:4]).expand(len(raw.text), 2)
-    seen = replace(raw, appearance=maps, map_size=size, text=model.text_encoder(raw.text[..., 0], raw.text_mask))
+    seen = replace(
+        raw,
+        appearance=maps,
+        map_size=size,
+        text=model.text_encoder(raw.text[..., 0], raw.text_mask),
+    )
     with torch.no_grad():
         found, expected = model(raw), model.network(seen)
     torch.testing.assert_close(found.boxes, expected.boxes)
@@ -146,7 +170,10 @@ def test_it_answers_what_its_network_answers_to_its_encoders_features(store: Pat
 
 def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: EndToEnd) -> None:
     features, seen = raw_features(store, model), []
-    shared, apart = collate([features.load_sample(query) for query in features.queries[:3]]), raw_inputs(store, model)
+    shared, apart = (
+        collate([features.load_sample(query) for query in features.queries[:3]]),
+        raw_inputs(store, model),
+    )
     handle = model.image.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     with torch.no_grad():
         found, expected = model(shared), model(apart)
@@ -162,7 +189,11 @@ def test_pictures_of_other_sizes_in_a_batch_change_nothing(store: Path, model: E
     """Cut to half their width, the first query's pictures are padded in the batch; its maps are those it has alone."""
     raw = raw_inputs(store, model, count=2)
     height, width = raw.map_size[0].tolist()
-    half = replace(raw, appearance=raw.appearance.clone(), map_size=torch.tensor([[height, width // 2], [height, width]]))
+    half = replace(
+        raw,
+        appearance=raw.appearance.clone(),
+        map_size=torch.tensor([[height, width // 2], [height, width]]),
+    )
     half.appearance[0, :, :, width // 2 :] = 200
     maps, cells = model.maps(half.appearance, half.map_size)
     alone, size = model.maps(raw.appearance[:1, :, :, : width // 2], half.map_size[:1])
@@ -176,7 +207,11 @@ def test_pictures_of_other_sizes_in_a_batch_change_nothing(store: Path, model: E
 def test_what_learns_and_how_fast(model: EndToEnd) -> None:
     optimiser, _ = build_optimizer(model, recipe(), 10)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    rates = {names[id(parameter)]: group["initial_lr"] for group in optimiser.param_groups for parameter in group["params"]}
+    rates = {
+        names[id(parameter)]: group["initial_lr"]
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    }
     learning = {name for name in names.values() if name.startswith("image.") and name in rates}
     assert {name.split(".")[2] for name in learning} == set(LEARNING)
     assert not any(".bn" in name for name in learning)
@@ -191,19 +226,28 @@ def test_training_moves_the_encoders_and_leaves_what_is_frozen(run: Path) -> Non
     moved = {name for name, now in trained.named_parameters() if not torch.equal(now, before[name])}
     assert {"image.body.layer2.0.conv1.weight", "image.body.layer4.1.conv2.weight"} <= moved
     assert any(name.startswith("text_encoder.roberta.encoder.layer.0") for name in moved)
-    assert not any(name.startswith(("image.body.conv1", "image.body.layer1")) or ".bn" in name for name in moved)
+    assert not any(
+        name.startswith(("image.body.conv1", "image.body.layer1")) or ".bn" in name
+        for name in moved
+    )
     norms, own = dict(first.named_buffers()), dict(trained.named_buffers())
-    assert all(torch.equal(own[name], value) for name, value in norms.items() if name.startswith("image."))
+    assert all(
+        torch.equal(own[name], value) for name, value in norms.items() if name.startswith("image.")
+    )
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(store: Path, run: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    store: Path, run: Path, tmp_path: Path
+) -> None:
     part = recipe(max_steps=1, lr_schedule_steps=2)
     prepare_run_dir(store, tmp_path / "run", part)
     train(store, tmp_path / "run", part)
     longer = recipe(lr_schedule_steps=2)
     prepare_run_dir(store, tmp_path / "run", longer, resume=True)
     train(store, tmp_path / "run", longer)
-    expected, found = (load_model(which, "last")[0].state_dict() for which in (run, tmp_path / "run"))
+    expected, found = (
+        load_model(which, "last")[0].state_dict() for which in (run, tmp_path / "run")
+    )
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=0)
 
@@ -216,10 +260,14 @@ def test_recomputed_layers_give_the_same_gradients_from_less(store: Path, model:
         kept: list[int] = []
         model.train().zero_grad()
         torch.manual_seed(7)
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor
+        ):
             out = model(raw)
         (out.boxes.sum() + out.proposals.sum()).backward()
-        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None], sum(kept)
+        return [
+            parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+        ], sum(kept)
 
     whole, much = gradients()
     model.recompute()
@@ -229,7 +277,9 @@ def test_recomputed_layers_give_the_same_gradients_from_less(store: Path, model:
     assert little < 0.6 * much
 
 
-def test_pictures_are_encoded_in_parts(store: Path, model: EndToEnd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_encoded_in_parts(
+    store: Path, model: EndToEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = raw_inputs(store, model)
     with torch.no_grad():
         whole = model.maps(raw.appearance, raw.map_size)[0]
@@ -237,7 +287,9 @@ def test_pictures_are_encoded_in_parts(store: Path, model: EndToEnd, monkeypatch
         torch.testing.assert_close(model.maps(raw.appearance, raw.map_size)[0], whole)
 
 
-def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_parameters(model: EndToEnd) -> None:
+def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_parameters(
+    model: EndToEnd,
+) -> None:
     """Convolutions have channels last; a fused optimiser takes steps of gradient and parameter side by side in memory."""
 
     class Two(DistributedContext):
@@ -262,7 +314,9 @@ def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_paramet
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_they_train_in_parts_and_in_low_precision(store: Path, tmp_path: Path, precision: str) -> None:
+def test_they_train_in_parts_and_in_low_precision(
+    store: Path, tmp_path: Path, precision: str
+) -> None:
     """Cut into two parts, the first step has the same losses; every picture of the batch is seen in the end."""
     found = []
     for accumulate in (1, 2):
@@ -274,15 +328,21 @@ def test_they_train_in_parts_and_in_low_precision(store: Path, tmp_path: Path, p
     assert found[0] == pytest.approx(found[1], rel=0.02 if precision == "bfloat16" else 1e-4)
 
 
-def test_encoders_of_another_tokenizer_do_not_answer_together(store: Path, run: Path, tmp_path: Path) -> None:
+def test_encoders_of_another_tokenizer_do_not_answer_together(
+    store: Path, run: Path, tmp_path: Path
+) -> None:
     shutil.copytree(run, tmp_path / "other")
     about = json.loads((tmp_path / "other" / "provenance.json").read_text())
-    other = load_initial_encoders(EncodersConfig(backbones="tiny", image="tiny", text="random:1"))[1]
+    other = load_initial_encoders(EncodersConfig(backbones="tiny", image="tiny", text="random:1"))[
+        1
+    ]
     about["encoders"]["text"] = other.digest
     (tmp_path / "other" / "provenance.json").write_text(json.dumps(about))
     config = tmp_path / "other" / "config.yaml"
     config.write_text(config.read_text().replace("text: tiny", "text: random:1"))
-    with pytest.raises(InputError, match="their text encoders, and so their tokenizers, are of other weights"):
+    with pytest.raises(
+        InputError, match="their text encoders, and so their tokenizers, are of other weights"
+    ):
         predict_split([run, tmp_path / "other"], store, EvaluateConfig(device="cpu"))
 
 
@@ -290,15 +350,22 @@ def test_first_weights_that_have_changed(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("text: tiny", "text: random:1"))
-    with pytest.raises(InputError, match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*put the same weights"):
+    with pytest.raises(
+        InputError,
+        match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*put the same weights",
+    ):
         load_model(tmp_path / "run")
 
 
-def test_a_run_is_judged_on_its_store_and_asked_about_a_video(store: Path, run: Path, tiny_run: Any) -> None:
+def test_a_run_is_judged_on_its_store_and_asked_about_a_video(
+    store: Path, run: Path, tiny_run: Any
+) -> None:
     answers, missing = predict_split([run], store, EvaluateConfig(device="cpu"))
     assert answers
     assert missing == []
-    query = next(query for query in read_jsonl(Store(store).index_path, Query) if query.split == "test")
+    query = next(
+        query for query in read_jsonl(Store(store).index_path, Query) if query.split == "test"
+    )
     found = Grounder(run, device="cpu").ask(tiny_run.root / query.path, [query.text])
     own = next(answer for answer in answers if answer.id == query.id)
     assert found.queries[0].score == pytest.approx(own.score, abs=0.02)
@@ -309,10 +376,14 @@ def test_a_run_is_judged_on_its_store_and_asked_about_a_video(store: Path, run: 
         assert frame not in boxes or np.abs(np.subtract(box, boxes[frame])).max() < 3
 
 
-def test_several_runs_answer_about_a_store_but_not_about_a_video(store: Path, run: Path, tmp_path: Path, tiny_run: Any) -> None:
+def test_several_runs_answer_about_a_store_but_not_about_a_video(
+    store: Path, run: Path, tmp_path: Path, tiny_run: Any
+) -> None:
     shutil.copytree(run, tmp_path / "twin")
     assert predict_split([run, tmp_path / "twin"], store, EvaluateConfig(device="cpu"))[0]
-    with pytest.raises(InputError, match=r"each of these runs has encoders of its own.*name one run"):
+    with pytest.raises(
+        InputError, match=r"each of these runs has encoders of its own.*name one run"
+    ):
         Grounder(run, tmp_path / "twin", device="cpu")
     with pytest.raises(InputError, match="does not fit run"):
         predict_split([run, tiny_run.run], store, EvaluateConfig(device="cpu"))

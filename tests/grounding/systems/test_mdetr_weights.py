@@ -21,7 +21,7 @@ from torch.nn import functional
 from grounding.models.csdvl import Csdvl, CsdvlConfig, Places
 from grounding.structures.inputs import Inputs
 from grounding.systems.checkpoint import read_provenance
-from grounding.systems.mdetr_weights import initialize_from_mdetr, build_static_stream
+from grounding.systems.mdetr_weights import build_static_stream, initialize_from_mdetr
 from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
 from pipeline.errors import InputError
 from pipeline.features.reduction import Projection, fit_pca, load_mdetr_projection
@@ -54,7 +54,13 @@ class Size:
             for number in range(min(count, self.layers)):
                 name = template.replace("*", str(number))
                 values = torch.randn([1] if LEFT_OVER.fullmatch(name) else sides, generator=random)
-                scale = 0.3 if values.dim() == 1 else 1.5 / math.sqrt(values[0].numel()) if name != "query_embed.weight" else 1.0
+                scale = (
+                    0.3
+                    if values.dim() == 1
+                    else 1.5 / math.sqrt(values[0].numel())
+                    if name != "query_embed.weight"
+                    else 1.0
+                )
                 if "resizer.fc" in name:  # so small that the norm after it shows its epsilon
                     scale *= 1e-3
                 is_norm = "norm" in name and name.endswith("weight")
@@ -62,8 +68,20 @@ class Size:
         return state
 
     def model(self, dims: tuple[int, int, int] | None = None, **changes: Any) -> Csdvl:
-        small = {"map_channels": 4, "map_kernel": 3, "map_layers": 1, "frames": FRAMES, "clips": CLIPS, "collaboration": "none"}
-        widths = {"d": 256 // self.by, "ffn": 2048 // self.by, "heads": HEADS, "layers": self.layers}
+        small = {
+            "map_channels": 4,
+            "map_kernel": 3,
+            "map_layers": 1,
+            "frames": FRAMES,
+            "clips": CLIPS,
+            "collaboration": "none",
+        }
+        widths = {
+            "d": 256 // self.by,
+            "ffn": 2048 // self.by,
+            "heads": HEADS,
+            "layers": self.layers,
+        }
         torch.manual_seed(1)
         return Csdvl(dims or self.dims, CsdvlConfig(**{**small, **widths, **changes})).eval()
 
@@ -92,9 +110,14 @@ SMALL, REAL = Size(8, 2), Size(1, 6)
 def load(tmp_path: Path) -> Load:
     """Save a state as MDETR saves its averaged weights, and initialise a model from it."""
 
-    def load(model: Csdvl, state: Mapping[str, Tensor], basis: Projection | None = None) -> LoadReport:
+    def load(
+        model: Csdvl, state: Mapping[str, Tensor], basis: Projection | None = None
+    ) -> LoadReport:
         other = {name: torch.zeros_like(value) for name, value in state.items()}
-        torch.save({"model": other, "model_ema": dict(state), "epoch": 39, "args": Namespace(nheads=8)}, tmp_path / "mdetr.pth")
+        torch.save(
+            {"model": other, "model_ema": dict(state), "epoch": 39, "args": Namespace(nheads=8)},
+            tmp_path / "mdetr.pth",
+        )
         return initialize_from_mdetr(model, tmp_path / "mdetr.pth", basis)
 
     return load
@@ -110,15 +133,28 @@ class Reference:
         return functional.linear(x, self.state[f"{name}.weight"], self.state[f"{name}.bias"])
 
     def norm(self, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:], self.state[f"{name}.weight"], self.state[f"{name}.bias"], eps)
+        return functional.layer_norm(
+            x, x.shape[-1:], self.state[f"{name}.weight"], self.state[f"{name}.bias"], eps
+        )
 
-    def attend(self, name: str, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
+    def attend(
+        self, name: str, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None
+    ) -> Tensor:
         attention = nn.MultiheadAttention(query.shape[-1], HEADS, batch_first=True)
-        attention.load_state_dict({key.removeprefix(f"{name}."): part for key, part in self.state.items() if key.startswith(f"{name}.")})
+        attention.load_state_dict(
+            {
+                key.removeprefix(f"{name}."): part
+                for key, part in self.state.items()
+                if key.startswith(f"{name}.")
+            }
+        )
         return attention.eval()(query, key, value, key_padding_mask=padding)[0]
 
     def feed(self, layer: str, norm: str, x: Tensor) -> Tensor:
-        return self.norm(f"{layer}.{norm}", x + self.linear(f"{layer}.linear2", self.linear(f"{layer}.linear1", x).relu()))
+        return self.norm(
+            f"{layer}.{norm}",
+            x + self.linear(f"{layer}.linear2", self.linear(f"{layer}.linear1", x).relu()),
+        )
 
     @staticmethod
     def positions(padding: Tensor, d: int) -> Tensor:
@@ -135,35 +171,65 @@ class Reference:
         return torch.cat(parts, -1).flatten(1, 2)
 
     @torch.no_grad()
-    def __call__(self, maps: Tensor, padding: Tensor, words: Tensor, word_padding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, maps: Tensor, padding: Tensor, words: Tensor, word_padding: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Maps `[n, C, H, W]`, words `[n, L, C_t]`, padding True → memory `[n, H·W + L, d]`, the decoder's outputs after each
         layer, normed, `[layers, n, d]`, and their boxes."""
-        visual = functional.conv2d(maps, self.state["input_proj.weight"], self.state["input_proj.bias"]).flatten(2).transpose(1, 2)
-        text = self.norm("transformer.resizer.layer_norm", self.linear("transformer.resizer.fc", words), 1e-12)
-        memory, hidden = torch.cat([visual, text], 1), torch.cat([padding.flatten(1), word_padding], 1)
+        visual = (
+            functional.conv2d(maps, self.state["input_proj.weight"], self.state["input_proj.bias"])
+            .flatten(2)
+            .transpose(1, 2)
+        )
+        text = self.norm(
+            "transformer.resizer.layer_norm", self.linear("transformer.resizer.fc", words), 1e-12
+        )
+        memory, hidden = (
+            torch.cat([visual, text], 1),
+            torch.cat([padding.flatten(1), word_padding], 1),
+        )
         at = torch.cat([self.positions(padding, visual.shape[-1]), torch.zeros_like(text)], 1)
         for layer in (f"transformer.encoder.layers.{number}" for number in range(self.layers)):
-            memory = self.norm(f"{layer}.norm1", memory + self.attend(f"{layer}.self_attn", memory + at, memory + at, memory, hidden))
+            memory = self.norm(
+                f"{layer}.norm1",
+                memory
+                + self.attend(f"{layer}.self_attn", memory + at, memory + at, memory, hidden),
+            )
             memory = self.feed(layer, "norm2", memory)
         asked = self.state["query_embed.weight"][:1].expand(len(memory), 1, -1)
         query, outputs = torch.zeros_like(asked), []
         for layer in (f"transformer.decoder.layers.{number}" for number in range(self.layers)):
-            query = self.norm(f"{layer}.norm1", query + self.attend(f"{layer}.self_attn", query + asked, query + asked, query))
-            seen = self.attend(f"{layer}.cross_attn_image", query + asked, memory + at, memory, hidden)
+            query = self.norm(
+                f"{layer}.norm1",
+                query + self.attend(f"{layer}.self_attn", query + asked, query + asked, query),
+            )
+            seen = self.attend(
+                f"{layer}.cross_attn_image", query + asked, memory + at, memory, hidden
+            )
             query = self.feed(layer, "norm4", self.norm(f"{layer}.norm3", query + seen))
             outputs.append(self.norm("transformer.decoder.norm", query)[:, 0])
         out = torch.stack(outputs)
-        box = self.linear("bbox_embed.layers.1", self.linear("bbox_embed.layers.0", out).relu()).relu()
+        box = self.linear(
+            "bbox_embed.layers.1", self.linear("bbox_embed.layers.0", out).relu()
+        ).relu()
         return memory, out, self.linear("bbox_embed.layers.2", box).sigmoid()
 
 
-def reference_of(state: Mapping[str, Tensor], layers: int, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def reference_of(
+    state: Mapping[str, Tensor], layers: int, inputs: Inputs
+) -> tuple[Tensor, Tensor, Tensor]:
     """MDETR's answers for every frame of a batch, frame by frame of its first query, then of its second."""
     rows, columns = inputs.appearance.shape[2:4]
     row, column = torch.arange(rows)[:, None], torch.arange(columns)
-    padding = torch.stack([(row >= size[0]) | (column >= size[1]) for size in inputs.map_size]).repeat_interleave(FRAMES, 0)
-    words, word_padding = (part.repeat_interleave(FRAMES, 0) for part in (inputs.text, ~inputs.text_mask))
-    return Reference(state, layers)(inputs.appearance.flatten(0, 1).permute(0, 3, 1, 2), padding, words, word_padding)
+    padding = torch.stack(
+        [(row >= size[0]) | (column >= size[1]) for size in inputs.map_size]
+    ).repeat_interleave(FRAMES, 0)
+    words, word_padding = (
+        part.repeat_interleave(FRAMES, 0) for part in (inputs.text, ~inputs.text_mask)
+    )
+    return Reference(state, layers)(
+        inputs.appearance.flatten(0, 1).permute(0, 3, 1, 2), padding, words, word_padding
+    )
 
 
 @torch.no_grad()
@@ -173,7 +239,9 @@ def answers_of(model: Csdvl, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     hook = model.decoder_norm.register_forward_hook(lambda module, args, out: outputs.append(out))
     boxes = model(inputs).boxes.flatten(1, 2)
     hook.remove()
-    memory = model.encode(inputs, model.project_text(inputs.text), Places.of(inputs, model.object_query.numel(), True))
+    memory = model.encode(
+        inputs, model.project_text(inputs.text), Places.of(inputs, model.object_query.numel(), True)
+    )
     return memory.states, memory.mask, torch.stack(outputs[: len(boxes)]), boxes
 
 
@@ -197,9 +265,7 @@ def test_every_key_is_accounted_for(load: Load) -> None:
     assert set(report.ignored_keys) == left
     assert len(report.loaded_keys) == report.num_expected == 6 * 12 + 6 * 18 + 15
     scratch = "clip_head, collaboration, dynamic, frame_head, project_motion, proposal_head"
-    expected = (
-        rf"static stream from MDETR's \S+mdetr.pth \(from scratch: {scratch}\): loaded 195 of 195, none missing, none unexpected; \d+ left"
-    )
+    expected = rf"static stream from MDETR's \S+mdetr.pth \(from scratch: {scratch}\): loaded 195 of 195, none missing, none unexpected; \d+ left"
     assert re.match(expected, str(report))
 
 
@@ -215,7 +281,12 @@ def test_only_the_static_stream_changes(load: Load) -> None:
 
 
 def test_leftovers_of_mdetr_for_other_tasks(load: Load) -> None:
-    heads = ("isfinal_embed.weight", "contrastive_align_projection_image.bias", "qa_embed.weight", "answer_rel_head.bias")
+    heads = (
+        "isfinal_embed.weight",
+        "contrastive_align_projection_image.bias",
+        "qa_embed.weight",
+        "answer_rel_head.bias",
+    )
     report = load(SMALL.model(), SMALL.state() | {name: torch.zeros(1) for name in heads})
     assert set(heads) <= set(report.ignored_keys)
 
@@ -239,21 +310,38 @@ def broken(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("bbox_embed.layers.2.bias"), r"missing \['bbox_embed.layers.2.bias'\], unexpected \[\]"),
+        (
+            lambda state: state.pop("bbox_embed.layers.2.bias"),
+            r"missing \['bbox_embed.layers.2.bias'\], unexpected \[\]",
+        ),
         (lambda state: state.pop("query_embed.weight"), r"missing \['query_embed.weight'\]"),
         (lambda state: state.pop("input_proj.bias"), r"missing \['input_proj.bias'\]"),
-        (lambda state: state.update({"transformer.CLS.weight": torch.zeros(1)}), r"missing \[\], unexpected \['transformer.CLS.weight'\]"),
-        (lambda state: state.update({"transformer.encoder.norm.bias": torch.zeros(1)}), r"unexpected \['transformer.encoder.norm.bias'\]"),
-        (lambda state: state.update({"query_embed.weight": torch.zeros(())}), r"query_embed.weight: \[\] for \[32\]"),
+        (
+            lambda state: state.update({"transformer.CLS.weight": torch.zeros(1)}),
+            r"missing \[\], unexpected \['transformer.CLS.weight'\]",
+        ),
+        (
+            lambda state: state.update({"transformer.encoder.norm.bias": torch.zeros(1)}),
+            r"unexpected \['transformer.encoder.norm.bias'\]",
+        ),
+        (
+            lambda state: state.update({"query_embed.weight": torch.zeros(())}),
+            r"query_embed.weight: \[\] for \[32\]",
+        ),
         (
             lambda state: state.update({"input_proj.weight": torch.zeros(32, 256, 3, 3)}),
             r"input_proj.weight: \[32, 256, 3, 3\] for \[32, 256\]",
         ),
-        (lambda state: state.update({"transformer.resizer.fc.weight": torch.zeros(32, 7)}), r"fc.weight: \[32, 7\] for \[32, 96\]"),
+        (
+            lambda state: state.update({"transformer.resizer.fc.weight": torch.zeros(32, 7)}),
+            r"fc.weight: \[32, 7\] for \[32, 96\]",
+        ),
         (broken, r"are damaged: not finite \['transformer.decoder.norm.weight'\]"),
     ],
 )
-def test_a_file_that_does_not_fit_changes_nothing(load: Load, change: Callable[[dict[str, Tensor]], Any], message: str) -> None:
+def test_a_file_that_does_not_fit_changes_nothing(
+    load: Load, change: Callable[[dict[str, Tensor]], Any], message: str
+) -> None:
     state, model = SMALL.state(), SMALL.model()
     change(state)
     with pytest.raises(InputError, match=message):
@@ -264,7 +352,8 @@ def test_a_file_that_does_not_fit_changes_nothing(load: Load, change: Callable[[
 
 def test_another_network(load: Load) -> None:
     with pytest.raises(
-        InputError, match=r"static stream from MDETR's .* do not fit: missing \['bbox_embed.* unexpected \['layer1.weight'\]"
+        InputError,
+        match=r"static stream from MDETR's .* do not fit: missing \['bbox_embed.* unexpected \['layer1.weight'\]",
     ):
         load(SMALL.model(), {"layer1.weight": torch.zeros(1)})
 
@@ -272,10 +361,22 @@ def test_another_network(load: Load) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": 1}, "the model's layers=1 do not fit MDETR's weights: set model.layers=2, or initialise=null"),
-        ({"layers": 3, "ffn": 24}, "the model's ffn=24, layers=3 do not fit MDETR's weights: set model.ffn=256, model.layers=2, or"),
-        ({"d": 64, "heads": 4}, "the model's d=64, heads=4 do not fit MDETR's weights: set model.d=32, model.heads=8, or"),
-        ({"streams": "dynamic"}, "a model of streams=dynamic has no static stream: set model.streams=both, or initialise=null"),
+        (
+            {"layers": 1},
+            "the model's layers=1 do not fit MDETR's weights: set model.layers=2, or initialise=null",
+        ),
+        (
+            {"layers": 3, "ffn": 24},
+            "the model's ffn=24, layers=3 do not fit MDETR's weights: set model.ffn=256, model.layers=2, or",
+        ),
+        (
+            {"d": 64, "heads": 4},
+            "the model's d=64, heads=4 do not fit MDETR's weights: set model.d=32, model.heads=8, or",
+        ),
+        (
+            {"streams": "dynamic"},
+            "a model of streams=dynamic has no static stream: set model.streams=both, or initialise=null",
+        ),
     ],
 )
 def test_a_model_that_does_not_fit(load: Load, changes: dict[str, Any], message: str) -> None:
@@ -286,7 +387,10 @@ def test_a_model_that_does_not_fit(load: Load, changes: dict[str, Any], message:
 def reduced(inputs: Inputs, basis: Projection) -> Inputs:
     """The inputs as a store reduced with the basis gives them, before rounding to half precision."""
     flat = inputs.appearance.flatten(0, 3).numpy()
-    return replace(inputs, appearance=torch.from_numpy(basis.project(flat)).reshape(*inputs.appearance.shape[:4], -1))
+    return replace(
+        inputs,
+        appearance=torch.from_numpy(basis.project(flat)).reshape(*inputs.appearance.shape[:4], -1),
+    )
 
 
 def test_a_store_reduced_by_mdetr_itself(load: Load, tmp_path: Path) -> None:
@@ -296,28 +400,42 @@ def test_a_store_reduced_by_mdetr_itself(load: Load, tmp_path: Path) -> None:
     load(model := SMALL.model((d, *SMALL.dims[1:])), state, basis)
     torch.testing.assert_close(model.project_appearance.weight, torch.eye(d), atol=1e-6, rtol=0)
     torch.testing.assert_close(model.project_appearance.bias, torch.zeros(d), atol=1e-6, rtol=0)
-    torch.testing.assert_close(model(reduced(inputs, basis)).boxes, whole(inputs).boxes, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        model(reduced(inputs, basis)).boxes, whole(inputs).boxes, atol=1e-5, rtol=0
+    )
 
 
 def test_a_store_reduced_to_principal_components(load: Load) -> None:
     """Maps that vary in no more directions than were kept lose nothing."""
     state, inputs, kept = SMALL.state(), SMALL.inputs(), 6
     random = np.random.default_rng(0)
-    spread, middle = random.standard_normal((kept, SMALL.dims[0])), random.standard_normal(SMALL.dims[0])
-    cells = (random.standard_normal((inputs.appearance[..., 0].numel(), kept)) @ spread + middle).astype(np.float32)
+    spread, middle = (
+        random.standard_normal((kept, SMALL.dims[0])),
+        random.standard_normal(SMALL.dims[0]),
+    )
+    cells = (
+        random.standard_normal((inputs.appearance[..., 0].numel(), kept)) @ spread + middle
+    ).astype(np.float32)
     inputs.appearance = torch.from_numpy(cells).reshape(inputs.appearance.shape)
     basis = fit_pca(cells, kept)
     load(whole := SMALL.model(), state)
     load(model := SMALL.model((kept, *SMALL.dims[1:])), state, basis)
     small = reduced(inputs, basis).appearance
-    torch.testing.assert_close(model.project_appearance(small), whole.project_appearance(inputs.appearance), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model.project_appearance(small),
+        whole.project_appearance(inputs.appearance),
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 def test_features_of_another_backbone(load: Load) -> None:
     message = r"MDETR reads maps of 256 channels, and the store's backbone gives 6: extract them with --backbones full and --weights"
     with pytest.raises(InputError, match=message):
         load(SMALL.model((6, *SMALL.dims[1:])), SMALL.state())
-    basis = Projection(np.zeros(6, np.float32), np.ones((32, 6), np.float32), np.zeros(32, np.float32), "pca:32")
+    basis = Projection(
+        np.zeros(6, np.float32), np.ones((32, 6), np.float32), np.zeros(32, np.float32), "pca:32"
+    )
     with pytest.raises(InputError, match=message):
         load(SMALL.model((32, *SMALL.dims[1:])), SMALL.state(), basis)
 
@@ -329,13 +447,33 @@ def test_a_run_that_starts_from_it_says_so(load: Load, store: Path, tmp_path: Pa
     state["transformer.resizer.fc.weight"] = torch.randn(32, 7, generator=random)
     file, said = tmp_path / "mdetr.pth", list[str]()
     load(SMALL.model((6, 5, 7)), state)
-    small = {"d": 32, "ffn": 256, "heads": HEADS, "layers": 2, "frames": 4, "clips": 4, "map_channels": 4, "map_kernel": 3, "map_layers": 1}
-    values = {"model": small, "initialise": file, "batch": 4, "max_steps": 1, "lr_schedule_steps": 2, "device": "cpu"}
+    small = {
+        "d": 32,
+        "ffn": 256,
+        "heads": HEADS,
+        "layers": 2,
+        "frames": 4,
+        "clips": 4,
+        "map_channels": 4,
+        "map_kernel": 3,
+        "map_layers": 1,
+    }
+    values = {
+        "model": small,
+        "initialise": file,
+        "batch": 4,
+        "max_steps": 1,
+        "lr_schedule_steps": 2,
+        "device": "cpu",
+    }
     config = CsdvlTrainConfig.model_validate(values)
     prepare_run_dir(store, tmp_path / "run", config)
     train(store, tmp_path / "run", config, warn=said.append)
     assert [line.split()[4] for line in said] == ["appearance", "text"]
-    assert all("of MDETR's own encoder, and this run's come from 'an unknown source'" in line for line in said)
+    assert all(
+        "of MDETR's own encoder, and this run's come from 'an unknown source'" in line
+        for line in said
+    )
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert read_provenance(tmp_path / "run")["initialised"] == digest
     file.unlink()

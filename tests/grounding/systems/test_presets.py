@@ -20,8 +20,22 @@ COMMON = {
     "loss.l1": 5, "loss.giou": 2, "loss.proposals": 5, "loss.attentive": 1, "loss.attentive_frame": 0.5, "loss.attentive_clip": 1,
     "loss.carriers": 0, "loss.every_layer": True,
 }  # fmt: skip
-SHORT = {"model.frames": 48, "model.clips": 16, "model.alpha": 0.1, "model.map_kernel": 5, "model.map_layers": 8, "ema": 0.999}
-LONG = {"model.frames": 64, "model.clips": 64, "model.alpha": 1.0, "model.map_kernel": 9, "model.map_layers": 4, "ema": 0.99997}
+SHORT = {
+    "model.frames": 48,
+    "model.clips": 16,
+    "model.alpha": 0.1,
+    "model.map_kernel": 5,
+    "model.map_layers": 8,
+    "ema": 0.999,
+}
+LONG = {
+    "model.frames": 64,
+    "model.clips": 64,
+    "model.alpha": 1.0,
+    "model.map_kernel": 9,
+    "model.map_layers": 4,
+    "ema": 0.99997,
+}
 PAPERS = {
     "hcstvg-v1": {**COMMON, **SHORT, "epochs": 10},
     "hcstvg-v2": {**COMMON, **SHORT, "epochs": 4},
@@ -49,9 +63,33 @@ CG_PAPERS = {
     "hcstvg-v1": {**CG_COMMON, **CG_PAPER, "batch": 16, "epochs": 90},
     "hcstvg-v2": {**CG_COMMON, **CG_PAPER, "batch": 32, "epochs": 90},
     "vidstg": {**CG_COMMON, **CG_PAPER, "batch": 64, "epochs": 10},
-    "hcstvg-v1-code": {**CG_COMMON, **CG_CODE, "batch": 16, "model.truth_iou": 0.8, "model.theta_s": 0.4, "loss.iou": 4, "loss.first": 10},
-    "hcstvg-v2-code": {**CG_COMMON, **CG_CODE, "batch": 32, "model.truth_iou": 0.7, "model.theta_s": 0.4, "loss.iou": 4, "loss.last": 10},
-    "vidstg-code": {**CG_COMMON, **CG_CODE, "batch": 64, "model.truth_iou": 0.5, "model.theta_s": 0.25, "loss.iou": 3, "loss.first": 1},
+    "hcstvg-v1-code": {
+        **CG_COMMON,
+        **CG_CODE,
+        "batch": 16,
+        "model.truth_iou": 0.8,
+        "model.theta_s": 0.4,
+        "loss.iou": 4,
+        "loss.first": 10,
+    },
+    "hcstvg-v2-code": {
+        **CG_COMMON,
+        **CG_CODE,
+        "batch": 32,
+        "model.truth_iou": 0.7,
+        "model.theta_s": 0.4,
+        "loss.iou": 4,
+        "loss.last": 10,
+    },
+    "vidstg-code": {
+        **CG_COMMON,
+        **CG_CODE,
+        "batch": 64,
+        "model.truth_iou": 0.5,
+        "model.theta_s": 0.25,
+        "loss.iou": 3,
+        "loss.first": 1,
+    },
 }
 """CG-STVG, sec. 4, and its released code."""
 
@@ -104,13 +142,17 @@ def test_costa_s_presets_hold_its_paper_s_and_stcat_s_numbers(name: str) -> None
     assert {key: value(config, key) for key in COSTA_PAPERS[name]} == COSTA_PAPERS[name]
 
 
-@pytest.mark.parametrize(("name", "logit"), [("hcstvg-v1-code", 0.5), ("hcstvg-v2-code", 0.5), ("vidstg-code", -0.5)])
+@pytest.mark.parametrize(
+    ("name", "logit"), [("hcstvg-v1-code", 0.5), ("hcstvg-v2-code", 0.5), ("vidstg-code", -0.5)]
+)
 def test_the_released_code_s_temporal_threshold_is_of_the_logit(name: str, logit: float) -> None:
     theta = config_of(name, "cgstvg").model.theta_t
     assert math.log(theta / (1 - theta)) == pytest.approx(logit)
 
 
-@pytest.mark.parametrize(("system", "name"), [(system, name) for system, row in SYSTEMS.items() for name in row.presets])
+@pytest.mark.parametrize(
+    ("system", "name"), [(system, name) for system, row in SYSTEMS.items() for name in row.presets]
+)
 def test_every_preset_is_a_valid_config_of_its_system(system: str, name: str) -> None:
     config = config_of(name, system)
     assert isinstance(config, SYSTEMS[system].config_class)
@@ -132,12 +174,16 @@ def test_shapes_large_is_of_the_papers_size() -> None:
 
 def test_an_unknown_preset_is_refused() -> None:
     names = "hcstvg-v1, hcstvg-v2, vidstg, shapes, shapes-large"
-    with pytest.raises(InputError, match=f"there is no preset 'shape' of csdvl; its presets are {names}: name one with --preset"):
+    with pytest.raises(
+        InputError,
+        match=f"there is no preset 'shape' of csdvl; its presets are {names}: name one with --preset",
+    ):
         get_preset("shape")
 
 
 def test_an_unknown_system_is_refused() -> None:
     with pytest.raises(
-        InputError, match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, costa: name one with --model"
+        InputError,
+        match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, costa: name one with --model",
     ):
         get_preset("shapes", "detr")

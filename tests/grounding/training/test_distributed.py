@@ -58,7 +58,15 @@ OWN: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
     },
     "costa": {
-        "model": {**SMALL, **STEADY, "layers": 1, "decoder_layers": 2, "trunk_width": 8, "tune_image": True, "beta": 1.0},
+        "model": {
+            **SMALL,
+            **STEADY,
+            "layers": 1,
+            "decoder_layers": 2,
+            "trunk_width": 8,
+            "tune_image": True,
+            "beta": 1.0,
+        },
         "loss": {"carriers": 1.0, "cells": 1.0, "sigma": 1.0},
         "encoders": {"backbones": "tiny", "image": "tiny"},
         "lr": 1e-3,
@@ -100,11 +108,18 @@ def assert_close_runs(a: Path, b: Path) -> None:
     known = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_optimizer(model, recipe(system), 1)[0].param_groups
     names = [known[id(parameter)] for group in groups for parameter in group["params"]]
-    moved = {names[number]: moments["exp_avg_sq"].sqrt() > 1e-8 for number, moments in ours["optimiser"]["state"].items()}
-    assert sum(int(where.sum()) for where in moved.values()) > 0.75 * sum(where.numel() for where in moved.values())
+    moved = {
+        names[number]: moments["exp_avg_sq"].sqrt() > 1e-8
+        for number, moments in ours["optimiser"]["state"].items()
+    }
+    assert sum(int(where.sum()) for where in moved.values()) > 0.75 * sum(
+        where.numel() for where in moved.values()
+    )
     for name, where in moved.items():
         for kind, key in (("model", name), ("ema", f"module.{name}")):
-            torch.testing.assert_close(ours[kind][key][where], theirs[kind][key][where], **TOLERANCE)
+            torch.testing.assert_close(
+                ours[kind][key][where], theirs[kind][key][where], **TOLERANCE
+            )
     drawn = {path.relative_to(a): path for path in a.glob("curves/plots/metrics/**/*.tsv")}
     assert len(drawn) > 10
     for name, path in drawn.items():
@@ -112,7 +127,9 @@ def assert_close_runs(a: Path, b: Path) -> None:
 
 
 def points(path: Path) -> torch.Tensor:
-    return torch.tensor([[float(value) for value in row.split("\t")] for row in path.read_text().splitlines()[1:]])
+    return torch.tensor(
+        [[float(value) for value in row.split("\t")] for row in path.read_text().splitlines()[1:]]
+    )
 
 
 @pytest.fixture(scope="module", params=OWN)
@@ -126,12 +143,16 @@ def whole(system: str, pictured: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize("parts", [2, 8])
-def test_accumulated_parts_are_the_batch(pictured: Path, tmp_path: Path, system: str, whole: Path, parts: int) -> None:
+def test_accumulated_parts_are_the_batch(
+    pictured: Path, tmp_path: Path, system: str, whole: Path, parts: int
+) -> None:
     assert_close_runs(train_run(pictured, tmp_path / "run", system, accumulate=parts), whole)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_recomputed_layers_give_the_same_weights_to_the_bit(store: Path, tmp_path: Path, dropout: float) -> None:
+def test_recomputed_layers_give_the_same_weights_to_the_bit(
+    store: Path, tmp_path: Path, dropout: float
+) -> None:
     """Dropout drops the same in the second forward pass."""
     changes = {"model": {**RECIPE["model"], "dropout": dropout}, "max_steps": 2}
     kept = train_run(store, tmp_path / "kept", **changes)
@@ -151,25 +172,36 @@ def test_recomputing_keeps_less(store: Path) -> None:
         if recompute:
             recompute_layers(model)
         tensors: dict[int, int] = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, own=tensors: (own.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, own=tensors: (own.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t
+        ):
             kept = model(inputs)
         held.append(sum(tensors.values()))
         assert kept.proposals.requires_grad
     assert held[1] < 0.5 * held[0]
 
 
-def test_bfloat16_learns_nearly_the_same(pictured: Path, tmp_path: Path, system: str, whole: Path) -> None:
+def test_bfloat16_learns_nearly_the_same(
+    pictured: Path, tmp_path: Path, system: str, whole: Path
+) -> None:
     """The first loss agrees to bfloat16's three digits, weights and moving average stay float32, and it goes on."""
     half = train_run(pictured, tmp_path / "half", system, precision="bfloat16")
-    assert {value.dtype for value in state_of(half)["model"].values() if value.is_floating_point()} == {torch.float32}
-    losses = [points(run / "curves" / "plots" / "metrics" / "train" / "loss.tsv")[:, 1] for run in (half, whole)]
+    assert {
+        value.dtype for value in state_of(half)["model"].values() if value.is_floating_point()
+    } == {torch.float32}
+    losses = [
+        points(run / "curves" / "plots" / "metrics" / "train" / "loss.tsv")[:, 1]
+        for run in (half, whole)
+    ]
     torch.testing.assert_close(*losses, atol=0, rtol=0.02)
     assert not torch.equal(*losses)
 
 
 @pytest.mark.parametrize("collaboration", ["none", "sum", "fc_sum", "concat_fc"])
 @pytest.mark.parametrize("box_head", ["mlp", "attention"])
-def test_every_variant_runs_in_bfloat16(store: Path, tmp_path: Path, collaboration: str, box_head: str) -> None:
+def test_every_variant_runs_in_bfloat16(
+    store: Path, tmp_path: Path, collaboration: str, box_head: str
+) -> None:
     model = {**MODEL, "layers": 1, "collaboration": collaboration, "box_head": box_head}
     train_run(store, tmp_path / "run", precision="bfloat16", model=model, max_steps=1)
 
@@ -187,26 +219,44 @@ def test_a_compiled_network_learns_the_same(
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a batch of 8 queries cannot be cut into 1 processes × 3 accumulated parts"):
+    with pytest.raises(
+        InputError,
+        match="a batch of 8 queries cannot be cut into 1 processes × 3 accumulated parts",
+    ):
         train_run(store, tmp_path / "run", accumulate=3)
 
 
 @pytest.mark.parametrize(("accumulate", "named"), [(8, "train-3"), (1, "(train-[0-7](, )?){8}")])
-def test_a_loss_that_is_not_a_number_names_the_queries_of_its_part(make_store: Maker, tmp_path: Path, accumulate: int, named: str) -> None:
+def test_a_loss_that_is_not_a_number_names_the_queries_of_its_part(
+    make_store: Maker, tmp_path: Path, accumulate: int, named: str
+) -> None:
     store = make_store(fill={"text/train-3": float("nan")})
-    with pytest.raises(NonFiniteLossError, match=f"^the loss is nan at step 0, in the batch of {named}: lower lr or look at them$"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=f"^the loss is nan at step 0, in the batch of {named}: lower lr or look at them$",
+    ):
         train_run(store, tmp_path / "run", accumulate=accumulate)
 
 
-def test_a_gradient_that_is_not_a_number_names_the_batch(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_not_a_number_names_the_batch(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The root of nothing is nothing, but its slope is not a number."""
-    rootless = replace(SYSTEMS["csdvl"], loss=lambda out, targets, weights, totals: {"loss": (0 * out.proposals.sum()).sqrt()})
+    rootless = replace(
+        SYSTEMS["csdvl"],
+        loss=lambda out, targets, weights, totals: {"loss": (0 * out.proposals.sum()).sqrt()},
+    )
     monkeypatch.setitem(SYSTEMS, "csdvl", rootless)
-    with pytest.raises(NonFiniteLossError, match=r"^the gradient is (nan|inf) at step 0, in the batch of (train-\d(, )?){8}: lower lr"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"^the gradient is (nan|inf) at step 0, in the batch of (train-\d(, )?){8}: lower lr",
+    ):
         train_run(store, tmp_path / "run", accumulate=2)
 
 
-def test_first_weights_are_loaded_once(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_weights_are_loaded_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before the moving average is made of them; a resumed run does not read the file again."""
     asked: list[Any] = []
 
@@ -237,12 +287,31 @@ def config_file(folder: Path, system: str = "csdvl", **changes: Any) -> Path:
 
 
 def command(store: Path, run: Path, config: Path, system: str = "csdvl") -> list[str]:
-    return ["cli.train", "--features", str(store), "--run", str(run), "--config", str(config), "--model", system]
+    return [
+        "cli.train",
+        "--features",
+        str(store),
+        "--run",
+        str(run),
+        "--config",
+        str(config),
+        "--model",
+        system,
+    ]
 
 
 def environment(**values: Any) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD", "LOCAL_", "MASTER_"))}
-    return {**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in values.items()}}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RANK", "WORLD", "LOCAL_", "MASTER_"))
+    }
+    return {
+        **kept,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        **{name: str(value) for name, value in values.items()},
+    }
 
 
 def started(count: int, words: list[str], folder: Path) -> list[subprocess.Popen[bytes]]:
@@ -265,12 +334,16 @@ def started(count: int, words: list[str], folder: Path) -> list[subprocess.Popen
 @pytest.fixture
 def pair(store: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Two processes in the middle of an endless training."""
-    config = config_file(tmp_path, accumulate=2, max_steps=10**6, validate_every=10**6, checkpoint_every=1)
+    config = config_file(
+        tmp_path, accumulate=2, max_steps=10**6, validate_every=10**6, checkpoint_every=1
+    )
     processes = started(2, command(store, tmp_path / "run", config), tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "checkpoints" / "last").exists():
         assert time.monotonic() < deadline, [path.read_text() for path in tmp_path.glob("*.txt")]
-        assert all(process.poll() is None for process in processes), [path.read_text() for path in tmp_path.glob("*.txt")]
+        assert all(process.poll() is None for process in processes), [
+            path.read_text() for path in tmp_path.glob("*.txt")
+        ]
         time.sleep(0.2)
     yield processes
     for process in processes:
@@ -280,9 +353,23 @@ def pair(store: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]
 
 def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, whole: Path) -> None:
     """By torchrun, two processes × two accumulated parts; one of them writes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "--",
+    ]
     made = subprocess.run(
-        [*torchrun, *command(pictured, tmp_path / "run", config_file(tmp_path, system, accumulate=2), system)],
+        [
+            *torchrun,
+            *command(
+                pictured, tmp_path / "run", config_file(tmp_path, system, accumulate=2), system
+            ),
+        ],
         env=environment(),
         capture_output=True,
         text=True,
@@ -297,7 +384,9 @@ def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, whol
     ]  # fmt: skip
 
 
-def test_parts_draw_their_own_random_numbers_whichever_process_has_them(store: Path, tmp_path: Path) -> None:
+def test_parts_draw_their_own_random_numbers_whichever_process_has_them(
+    store: Path, tmp_path: Path
+) -> None:
     """With dropout, two processes of one part each are one process of two parts."""
     changes = {"model": {**RECIPE["model"], "dropout": 0.5}, "max_steps": 2}
     alone = train_run(store, tmp_path / "alone", accumulate=2, **changes)
@@ -306,14 +395,21 @@ def test_parts_draw_their_own_random_numbers_whichever_process_has_them(store: P
     assert_close_runs(tmp_path / "run", alone)
 
 
-def test_a_process_that_dies_ends_the_others(pair: list[subprocess.Popen[bytes]], tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_others(
+    pair: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
     pair[1].kill()
     assert pair[0].wait(60) == 1
-    assert "error: process 0 of 2 has lost another one, whose own message says why" in (tmp_path / "0.txt").read_text()
+    assert (
+        "error: process 0 of 2 has lost another one, whose own message says why"
+        in (tmp_path / "0.txt").read_text()
+    )
     assert state_of(tmp_path / "run")["step"] >= 1
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(pair: list[subprocess.Popen[bytes]], tmp_path: Path) -> None:
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    pair: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
     pair[1].send_signal(signal.SIGTERM)
     assert [process.wait(60) for process in pair] == [143, 143]
     assert "stopped; run the same command again to go on" in (tmp_path / "1.txt").read_text()
@@ -322,7 +418,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(pair: list[subproces
 
 def test_what_the_first_process_refuses_ends_the_others(store: Path, tmp_path: Path) -> None:
     """There is nothing to resume: the first says so, the other that it has lost the first, and none waits for ever."""
-    both = started(2, [*command(store, tmp_path / "run", config_file(tmp_path)), "--resume"], tmp_path)
+    both = started(
+        2, [*command(store, tmp_path / "run", config_file(tmp_path)), "--resume"], tmp_path
+    )
     assert [process.wait(120) for process in both] == [2, 1]
     assert "holds no checkpoint to resume" in (tmp_path / "0.txt").read_text()
     assert "has lost another one" in (tmp_path / "1.txt").read_text()
@@ -330,5 +428,11 @@ def test_what_the_first_process_refuses_ends_the_others(store: Path, tmp_path: P
 
 def test_alone_there_is_nothing_to_wait_for() -> None:
     alone = DistributedContext()
-    assert (alone.rank, alone.world_size, alone.is_main, alone.all_reduce_max(3), alone.all_gather("x")) == (0, 1, True, 3, ["x"])
+    assert (
+        alone.rank,
+        alone.world_size,
+        alone.is_main,
+        alone.all_reduce_max(3),
+        alone.all_gather("x"),
+    ) == (0, 1, True, 3, ["x"])
     assert alone.all_reduce_sum(torch.ones(2)).tolist() == [1, 1]

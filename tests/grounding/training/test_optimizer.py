@@ -25,7 +25,9 @@ class Trainable(nn.Module):
 
 
 def recipe(**changes: Any) -> CsdvlTrainConfig:
-    return validate(CsdvlTrainConfig, {"lr": 1.0, "lr_image": 0.1, "lr_text": 0.2, **changes}, "test")
+    return validate(
+        CsdvlTrainConfig, {"lr": 1.0, "lr_image": 0.1, "lr_text": 0.2, **changes}, "test"
+    )
 
 
 def test_encoders_have_rates_of_their_own() -> None:
@@ -34,7 +36,9 @@ def test_encoders_have_rates_of_their_own() -> None:
     assert [group["initial_lr"] for group in groups] == [1.0, 0.1, 0.2]
     assert [group["weight_decay"] for group in groups] == [0.5] * 3
     expected = [model.head, model.image[1], model.text_encoder]
-    assert [list(map(id, group["params"])) for group in groups] == [list(map(id, part.parameters())) for part in expected]
+    assert [list(map(id, group["params"])) for group in groups] == [
+        list(map(id, part.parameters())) for part in expected
+    ]
 
 
 def test_a_network_on_cached_features_is_one_group() -> None:
@@ -43,8 +47,12 @@ def test_a_network_on_cached_features_is_one_group() -> None:
     assert schedule.get_last_lr() == [1.0]
 
 
-@pytest.mark.parametrize(("name", "kind", "after"), [("adam", torch.optim.Adam, 0.9), ("adamw", torch.optim.AdamW, 0.95)])
-def test_adam_takes_the_decay_for_a_gradient_and_adamw_lessens_the_weight_by_it(name: str, kind: type, after: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "after"), [("adam", torch.optim.Adam, 0.9), ("adamw", torch.optim.AdamW, 0.95)]
+)
+def test_adam_takes_the_decay_for_a_gradient_and_adamw_lessens_the_weight_by_it(
+    name: str, kind: type, after: float
+) -> None:
     """A weight 1 without a gradient of its own, decay ½, rate .1: Adam's first step is the rate whatever the gradient's size, here
     that of the decay; AdamW takes .1·½ of the weight."""
     model = nn.Linear(1, 1, bias=False)

@@ -21,7 +21,17 @@ from grounding.training.train_state import TrainState
 from pipeline.config import validate
 
 Recorder = list[str]
-MODEL = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "frames": 4, "clips": 4, "map_channels": 4, "map_kernel": 3, "map_layers": 1}
+MODEL = {
+    "d": 8,
+    "heads": 2,
+    "ffn": 8,
+    "layers": 1,
+    "frames": 4,
+    "clips": 4,
+    "map_channels": 4,
+    "map_kernel": 3,
+    "map_layers": 1,
+}
 RECIPE: dict[str, Any] = {
     "model": MODEL,
     "device": "cpu",
@@ -82,7 +92,9 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def interrupted(store: Path, run: Path, owner: Any, name: str, call: int, act: Callable[[], None]) -> None:
+def interrupted(
+    store: Path, run: Path, owner: Any, name: str, call: int, act: Callable[[], None]
+) -> None:
     """Train, and do something at the start of call number `call` (from 1) of a function of the training."""
     real, calls = getattr(owner, name), []
 
@@ -105,7 +117,9 @@ def send(number: int, times: int = 1) -> Callable[[], None]:
     return act
 
 
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
+)
 def test_a_signal_lets_the_step_end_and_saves_it(
     store: Path, tmp_path: Path, whole: Path, number: int, raised: type[BaseException]
 ) -> None:
@@ -127,7 +141,9 @@ def test_a_second_signal_ends_it_at_once(store: Path, tmp_path: Path, whole: Pat
 
 
 @pytest.mark.parametrize("validation", [1, 2])
-def test_a_signal_ends_validation_at_once_and_loses_no_step(store: Path, tmp_path: Path, whole: Path, validation: int) -> None:
+def test_a_signal_ends_validation_at_once_and_loses_no_step(
+    store: Path, tmp_path: Path, whole: Path, validation: int
+) -> None:
     """The resumed run validates first, once, and draws one point, after the fourth step and after the last."""
     run = tmp_path / "run"
     with pytest.raises(Terminated):
@@ -137,7 +153,9 @@ def test_a_signal_ends_validation_at_once_and_loses_no_step(store: Path, tmp_pat
     assert_same_runs(train_run(store, run), whole)
 
 
-def test_killed_after_validation_draws_its_point_once(store: Path, tmp_path: Path, whole: Path) -> None:
+def test_killed_after_validation_draws_its_point_once(
+    store: Path, tmp_path: Path, whole: Path
+) -> None:
     """Between the curve's point and the checkpoint that knows of it."""
 
     def die() -> None:
@@ -146,7 +164,9 @@ def test_killed_after_validation_draws_its_point_once(store: Path, tmp_path: Pat
     run = tmp_path / "run"
     with pytest.raises(Terminated):
         interrupted(store, run, TrainState, "save", 2, die)
-    assert (run / "curves" / "plots" / "metrics" / "val" / "m_vIoU.tsv").read_text().count("\n") == 2
+    assert (run / "curves" / "plots" / "metrics" / "val" / "m_vIoU.tsv").read_text().count(
+        "\n"
+    ) == 2
     assert_same_runs(train_run(store, run), whole)
 
 

@@ -19,7 +19,13 @@ from grounding.models.csdvl import Collaboration
 from grounding.systems.checkpoint import compute_code_digest, load_model, read_provenance
 from grounding.training import train as training
 from grounding.training.curve_logger import CurveLogger
-from grounding.training.train import NonFiniteLossError, CsdvlTrainConfig, prepare_run_dir, lock_run_dir, train
+from grounding.training.train import (
+    CsdvlTrainConfig,
+    NonFiniteLossError,
+    lock_run_dir,
+    prepare_run_dir,
+    train,
+)
 from grounding.training.train_state import TrainState
 from pipeline.config import load, validate
 from pipeline.errors import InputError, StoreError
@@ -61,7 +67,9 @@ class Killed(BaseException):
     """Ends a run at once, as a signal would."""
 
 
-def run_training(store: Path, run: Path, resume: bool = False, kill_at: int | None = None, **changes: Any) -> Path:
+def run_training(
+    store: Path, run: Path, resume: bool = False, kill_at: int | None = None, **changes: Any
+) -> Path:
     """Open and train, as `stvg-train` does; with `kill_at` it ends after that step."""
 
     def progress(done: int, total: int) -> None:
@@ -96,14 +104,20 @@ def assert_same(a: Any, b: Any, where: str = "state") -> None:
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def assert_same_run(a: Path, b: Path) -> None:
     for which in ("last", "best"):
         assert_same(state_of(a, which), state_of(b, which), which)
         for name in ("model.safetensors",):
-            assert (a / "checkpoints" / which / name).read_bytes() == (b / "checkpoints" / which / name).read_bytes()
+            assert (a / "checkpoints" / which / name).read_bytes() == (
+                b / "checkpoints" / which / name
+            ).read_bytes()
     assert files_under(a / "curves") == files_under(b / "curves")
     assert read_provenance(a) == read_provenance(b)
 
@@ -130,7 +144,9 @@ def test_two_identical_runs_are_identical(store: Path, tmp_path: Path, whole: Pa
 
 def test_another_seed_is_another_run(store: Path, tmp_path: Path, whole: Path) -> None:
     other = run_training(store, tmp_path / "other", seed=1)
-    assert not torch.equal(state_of(other)["model"]["object_query"], state_of(whole)["model"]["object_query"])
+    assert not torch.equal(
+        state_of(other)["model"]["object_query"], state_of(whole)["model"]["object_query"]
+    )
 
 
 def test_resumed_is_uninterrupted(store: Path, tmp_path: Path, whole: Path) -> None:
@@ -151,7 +167,9 @@ def test_a_longer_resume_keeps_the_schedule(store: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kill_at", [3, 4, 5])
 @pytest.mark.parametrize("resume", [True, False])
-def test_killed_is_uninterrupted(store: Path, tmp_path: Path, whole: Path, kill_at: int, resume: bool) -> None:
+def test_killed_is_uninterrupted(
+    store: Path, tmp_path: Path, whole: Path, kill_at: int, resume: bool
+) -> None:
     """What was logged after the last checkpoint is forgotten; the same command goes on by itself, with or without --resume."""
     run = tmp_path / "run"
     with pytest.raises(Killed):
@@ -162,7 +180,9 @@ def test_killed_is_uninterrupted(store: Path, tmp_path: Path, whole: Path, kill_
     assert not list(tmp_path.glob("run.old*"))
 
 
-def test_killed_before_the_first_checkpoint_starts_over(store: Path, tmp_path: Path, whole: Path) -> None:
+def test_killed_before_the_first_checkpoint_starts_over(
+    store: Path, tmp_path: Path, whole: Path
+) -> None:
     run = tmp_path / "run"
     with pytest.raises(Killed):
         run_training(store, run, kill_at=2)
@@ -189,7 +209,9 @@ def test_logging_changes_nothing_that_is_learned(store: Path, tmp_path: Path, wh
     assert_same(state_of(quiet), state_of(whole))
 
 
-def test_a_checkpoint_killed_between_its_two_renames_is_found(store: Path, tmp_path: Path, whole: Path) -> None:
+def test_a_checkpoint_killed_between_its_two_renames_is_found(
+    store: Path, tmp_path: Path, whole: Path
+) -> None:
     run = tmp_path / "run"
     with pytest.raises(Killed):
         run_training(store, run, kill_at=4)
@@ -201,7 +223,9 @@ def test_a_checkpoint_killed_between_its_two_renames_is_found(store: Path, tmp_p
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best", "last"]
 
 
-def test_there_is_a_whole_checkpoint_at_every_moment(store: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_a_whole_checkpoint_at_every_moment(
+    store: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before each rename and removal while a checkpoint is replaced, one can be loaded; so too after an earlier kill."""
     state = TrainState.create(load_model(whole)[0], make_config(), 6)
     folder = tmp_path / "checkpoints" / "last"
@@ -239,7 +263,9 @@ def test_curves_hold_every_logged_step_once(whole: Path) -> None:
 
 def test_the_schedule_warms_up_and_ends_at_nothing(store: Path, tmp_path: Path) -> None:
     """Twenty steps: 5 % is one step of warm-up, then half a cosine."""
-    run = run_training(store, tmp_path / "run", max_steps=20, lr_schedule_steps=20, validate_every=20)
+    run = run_training(
+        store, tmp_path / "run", max_steps=20, lr_schedule_steps=20, validate_every=20
+    )
     rows = (run / "curves" / "plots" / "metrics" / "train" / "lr.tsv").read_text().splitlines()[1:]
     rates = [float(row.split("\t")[1]) for row in rows]
     assert rates[0] == pytest.approx(1e-2)
@@ -262,11 +288,15 @@ def test_curves_half_written_by_a_killed_run_are_mended(tmp_path: Path) -> None:
 
 def git(*arguments: str, folder: Path) -> str:
     settings = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    return subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.mark.parametrize("dvc", [False, True])
-def test_training_touches_nothing_of_the_repository(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dvc: bool) -> None:
+def test_training_touches_nothing_of_the_repository(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dvc: bool
+) -> None:
     """DVCLive would `dvc init` a git repository without DVC, and rewrite dvc.yaml."""
     repository = tmp_path / "repository"
     repository.mkdir()
@@ -283,7 +313,11 @@ def test_training_touches_nothing_of_the_repository(store: Path, tmp_path: Path,
     for name in [name for name in os.environ if name.startswith(("DVC", "GIT_"))]:
         monkeypatch.delenv(name)
     run_training(store, Path("runs/r"), max_steps=1)
-    after = sorted(path for path in repository.rglob("*") if ".git" not in path.parts and "runs" not in path.parts)
+    after = sorted(
+        path
+        for path in repository.rglob("*")
+        if ".git" not in path.parts and "runs" not in path.parts
+    )
     assert after == before
     assert git("status", "--porcelain", folder=repository) == ""
     assert git("log", "--all", "--oneline", folder=repository).count("\n") == 1
@@ -316,7 +350,9 @@ def test_checkpoints_hold_the_moving_average(whole: Path, which: str) -> None:
 
 def test_the_moving_average_follows_the_weights(store: Path, tmp_path: Path) -> None:
     """EMA .9: after one step it is the first weights; after two .9 of the first and .1 of the second."""
-    first, second = (state_of(run_training(store, tmp_path / str(steps), max_steps=steps)) for steps in (1, 2))
+    first, second = (
+        state_of(run_training(store, tmp_path / str(steps), max_steps=steps)) for steps in (1, 2)
+    )
     for name, value in second["model"].items():
         expected = 0.9 * first["model"][name] + 0.1 * value
         torch.testing.assert_close(second["ema"][f"module.{name}"], expected, atol=1e-7, rtol=1e-5)
@@ -333,35 +369,66 @@ def test_the_best_is_chosen_by_what_the_streams_can_do(
     assert torch.load(run / "checkpoints" / "best" / "state.pt", weights_only=True)["step"] == best
 
 
-def test_without_a_val_split_there_is_no_best(make_store: Maker, query_of: QueryMaker, tmp_path: Path) -> None:
-    run = run_training(make_store([query_of(n, "train") for n in range(4)]), tmp_path / "run", max_steps=2)
+def test_without_a_val_split_there_is_no_best(
+    make_store: Maker, query_of: QueryMaker, tmp_path: Path
+) -> None:
+    run = run_training(
+        make_store([query_of(n, "train") for n in range(4)]), tmp_path / "run", max_steps=2
+    )
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last"]
-    assert load_model(run, "best")[0].state_dict().keys() == load_model(run, "last")[0].state_dict().keys()
+    assert (
+        load_model(run, "best")[0].state_dict().keys()
+        == load_model(run, "last")[0].state_dict().keys()
+    )
 
 
-def test_val_queries_without_truth_are_not_judged(make_store: Maker, query_of: QueryMaker, tmp_path: Path) -> None:
+def test_val_queries_without_truth_are_not_judged(
+    make_store: Maker, query_of: QueryMaker, tmp_path: Path
+) -> None:
     queries = [query_of(n, "train") for n in range(4)] + [query_of(9, "val", truth=None)]
-    assert not (run_training(make_store(queries), tmp_path / "run", max_steps=2) / "checkpoints" / "best").exists()
+    assert not (
+        run_training(make_store(queries), tmp_path / "run", max_steps=2) / "checkpoints" / "best"
+    ).exists()
 
 
-def test_truth_without_boxes_is_judged_by_time(make_store: Maker, query_of: QueryMaker, tmp_path: Path) -> None:
+def test_truth_without_boxes_is_judged_by_time(
+    make_store: Maker, query_of: QueryMaker, tmp_path: Path
+) -> None:
     timed = Truth(span=(30, 60))
-    queries = [query_of(n, "train", truth=timed) for n in range(4)] + [query_of(9, "val", truth=timed)]
+    queries = [query_of(n, "train", truth=timed) for n in range(4)] + [
+        query_of(9, "val", truth=timed)
+    ]
     run = run_training(make_store(queries), tmp_path / "run", max_steps=3)
     assert state_of(run, "best")["best"] >= 0
 
 
 def test_epochs_say_how_many_steps_unless_max_steps_does(store: Path, tmp_path: Path) -> None:
     """Eight queries in batches of three are two steps an epoch."""
-    run = run_training(store, tmp_path / "run", max_steps=None, epochs=2, lr_schedule_steps=None, validate_every=None)
+    run = run_training(
+        store,
+        tmp_path / "run",
+        max_steps=None,
+        epochs=2,
+        lr_schedule_steps=None,
+        validate_every=None,
+    )
     assert state_of(run)["step"] == 4
     held = (run / "curves" / "plots" / "metrics" / "val" / "m_tIoU.tsv").read_text().splitlines()
     assert [int(row.split("\t")[0]) for row in held[1:]] == [2, 4]
 
 
 def test_the_loss_goes_down(store: Path, tmp_path: Path) -> None:
-    run = run_training(store, tmp_path / "run", max_steps=40, schedule="constant", validate_every=40, checkpoint_every=40)
-    rows = (run / "curves" / "plots" / "metrics" / "train" / "loss.tsv").read_text().splitlines()[1:]
+    run = run_training(
+        store,
+        tmp_path / "run",
+        max_steps=40,
+        schedule="constant",
+        validate_every=40,
+        checkpoint_every=40,
+    )
+    rows = (
+        (run / "curves" / "plots" / "metrics" / "train" / "loss.tsv").read_text().splitlines()[1:]
+    )
     values = [float(row.split("\t")[1]) for row in rows]
     assert sum(values[-10:]) < 0.8 * sum(values[:10])
 
@@ -371,7 +438,10 @@ def test_the_loss_goes_down(store: Path, tmp_path: Path) -> None:
 
 def test_resuming_with_other_settings_is_refused(store: Path, finished: Path) -> None:
     run, before = finished, files_under(finished)
-    with pytest.raises(InputError, match="cannot be resumed: batch, lr differ from what it was started with; name another --run"):
+    with pytest.raises(
+        InputError,
+        match="cannot be resumed: batch, lr differ from what it was started with; name another --run",
+    ):
         prepare_run_dir(store, run, make_config(lr=1.0, batch=2), resume=True)
     with pytest.raises(InputError, match="cannot be resumed: model differ"):
         prepare_run_dir(store, run, make_config(model={**TINY["model"], "alpha": 1.0}), resume=True)
@@ -380,32 +450,47 @@ def test_resuming_with_other_settings_is_refused(store: Path, finished: Path) ->
 
 def test_resuming_on_another_store_is_refused(make_store: Maker, finished: Path) -> None:
     other = make_store(name="other", without=("train-0",))
-    with pytest.raises(InputError, match="cannot be resumed: store differ from what it was started with"):
+    with pytest.raises(
+        InputError, match="cannot be resumed: store differ from what it was started with"
+    ):
         prepare_run_dir(other, finished, make_config(), resume=True)
 
 
 def test_resuming_nothing_is_refused(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no checkpoint to resume: leave out --resume to start a run there"):
+    with pytest.raises(
+        InputError, match="holds no checkpoint to resume: leave out --resume to start a run there"
+    ):
         prepare_run_dir(store, tmp_path / "run", make_config(), resume=True)
 
 
 def test_steps_logging_and_device_may_change(store: Path, finished: Path) -> None:
     run = finished
-    prepare_run_dir(store, run, make_config(max_steps=9, log_every=5, checkpoint_every=1, device="auto"), resume=True)
+    prepare_run_dir(
+        store,
+        run,
+        make_config(max_steps=9, log_every=5, checkpoint_every=1, device="auto"),
+        resume=True,
+    )
     assert (run / "checkpoints" / "last").exists()
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["max_steps"] == 9
 
 
-def test_a_run_of_other_settings_is_moved_aside_not_lost(store: Path, tmp_path: Path, finished: Path) -> None:
+def test_a_run_of_other_settings_is_moved_aside_not_lost(
+    store: Path, tmp_path: Path, finished: Path
+) -> None:
     run, before = finished, files_under(finished)
     for number in (1, 2):
         run_training(store, run, max_steps=3, seed=number)
     assert files_under(tmp_path / "run.old-1") == before
-    assert yaml.safe_load((tmp_path / "run.old-2" / "config.yaml").read_text())["train"]["seed"] == 1
+    assert (
+        yaml.safe_load((tmp_path / "run.old-2" / "config.yaml").read_text())["train"]["seed"] == 1
+    )
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["seed"] == 2
 
 
-def test_a_finished_run_is_moved_aside_without_resume(store: Path, tmp_path: Path, finished: Path) -> None:
+def test_a_finished_run_is_moved_aside_without_resume(
+    store: Path, tmp_path: Path, finished: Path
+) -> None:
     before = files_under(finished)
     prepare_run_dir(store, finished, make_config())
     assert files_under(tmp_path / "run.old-1") == before
@@ -433,14 +518,20 @@ def test_a_stopped_run_of_other_length_is_moved_aside(store: Path, tmp_path: Pat
 
 
 def test_a_resume_to_fewer_steps_is_refused(store: Path, finished: Path) -> None:
-    with pytest.raises(InputError, match="has been trained for 6 steps already: max_steps must be at least that, not 4"):
+    with pytest.raises(
+        InputError,
+        match="has been trained for 6 steps already: max_steps must be at least that, not 4",
+    ):
         run_training(store, finished, resume=True, max_steps=4)
 
 
 def test_a_second_training_of_a_run_is_refused(tmp_path: Path) -> None:
     with (
         lock_run_dir(tmp_path / "run"),
-        pytest.raises(InputError, match=rf"run .*run is in use by pid {os.getpid()} on .* since .*: wait until it ends, or stop it"),
+        pytest.raises(
+            InputError,
+            match=rf"run .*run is in use by pid {os.getpid()} on .* since .*: wait until it ends, or stop it",
+        ),
         lock_run_dir(tmp_path / "run"),
     ):
         pass
@@ -472,10 +563,21 @@ def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
         validate(CsdvlTrainConfig, setting, "test")
 
 
-@pytest.mark.parametrize("changes", [{"streams": "dynamic"}, *({"collaboration": kind} for kind in get_args(Collaboration))])
-def test_every_ablation_trains_with_the_recipe_of_shapes(store: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"streams": "dynamic"}, *({"collaboration": kind} for kind in get_args(Collaboration))],
+)
+def test_every_ablation_trains_with_the_recipe_of_shapes(
+    store: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     recipe = {"box_head": "attention", "clip_pool": "attention", "guide_gain": "cells", **changes}
-    run = run_training(store, tmp_path / "run", max_steps=1, model={**TINY["model"], **recipe}, loss={"carriers": 1.0, "cells": 1.0})
+    run = run_training(
+        store,
+        tmp_path / "run",
+        max_steps=1,
+        model={**TINY["model"], **recipe},
+        loss={"carriers": 1.0, "cells": 1.0},
+    )
     assert load_model(run)[1].model.model_dump().items() >= changes.items()
 
 
@@ -483,7 +585,10 @@ def test_every_ablation_trains_with_the_recipe_of_shapes(store: Path, tmp_path: 
     ("damage", "message"),
     [
         ("provenance.json", r"provenance\.json is damaged: train the run again"),
-        ("checkpoints/best/model.safetensors", r"model\.safetensors is damaged: train the run again"),
+        (
+            "checkpoints/best/model.safetensors",
+            r"model\.safetensors is damaged: train the run again",
+        ),
     ],
 )
 def test_a_damaged_run_is_named(finished: Path, damage: str, message: str) -> None:
@@ -506,27 +611,39 @@ def test_a_best_checkpoint_that_was_being_replaced_is_found(finished: Path) -> N
 
 
 @pytest.mark.parametrize("entry", ["appearance/v0", "motion/v0", "text/train-3"])
-def test_a_loss_that_is_not_a_number_names_the_batch(make_store: Maker, tmp_path: Path, entry: str) -> None:
+def test_a_loss_that_is_not_a_number_names_the_batch(
+    make_store: Maker, tmp_path: Path, entry: str
+) -> None:
     store = make_store(fill={entry: float("nan")})
-    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step \d, in the batch of .*train-[0369].*: lower lr or look at them"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"the loss is nan at step \d, in the batch of .*train-[0369].*: lower lr or look at them",
+    ):
         run_training(store, tmp_path / "run")
     assert NonFiniteLossError.exit_code == 1
 
 
-def test_a_split_without_truth_cannot_be_trained_on(make_store: Maker, query_of: QueryMaker, tmp_path: Path) -> None:
+def test_a_split_without_truth_cannot_be_trained_on(
+    make_store: Maker, query_of: QueryMaker, tmp_path: Path
+) -> None:
     store = make_store([query_of(0, "train", truth=None)])
     with pytest.raises(InputError, match="no query of split 'train' has a truth to learn from"):
         run_training(store, tmp_path / "run")
 
 
-def test_a_store_without_a_train_split_is_refused(make_store: Maker, query_of: QueryMaker, tmp_path: Path) -> None:
+def test_a_store_without_a_train_split_is_refused(
+    make_store: Maker, query_of: QueryMaker, tmp_path: Path
+) -> None:
     store = make_store([query_of(0, "test")])
     with pytest.raises(StoreError, match="has no features for any query of split 'train'"):
         run_training(store, tmp_path / "run")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is not a run directory \(no provenance\.json\): train one with stvg-train --run"):
+    with pytest.raises(
+        InputError,
+        match=r"is not a run directory \(no provenance\.json\): train one with stvg-train --run",
+    ):
         load_model(tmp_path)
 
 
@@ -537,6 +654,8 @@ def test_a_run_without_a_checkpoint_is_refused(store: Path, tmp_path: Path) -> N
 
 
 def test_weights_that_do_not_fit_their_config_are_refused(finished: Path) -> None:
-    (finished / "config.yaml").write_text((finished / "config.yaml").read_text().replace("map_layers: 1", "map_layers: 2"))
+    (finished / "config.yaml").write_text(
+        (finished / "config.yaml").read_text().replace("map_layers: 1", "map_layers: 2")
+    )
     with pytest.raises(InputError, match=r"weights in .*best.*proposal_head\.convs\.1"):
         load_model(finished)

@@ -18,7 +18,14 @@ MAP = {"map_channels": 8, "map_kernel": 3, "map_layers": 1}
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"model": {**SMALL, **MAP}},
     "from scratch": {
-        "model": {**SMALL, **MAP, "alpha": 1.0, "guide_gain": "cells", "box_head": "attention", "clip_pool": "attention"},
+        "model": {
+            **SMALL,
+            **MAP,
+            "alpha": 1.0,
+            "guide_gain": "cells",
+            "box_head": "attention",
+            "clip_pool": "attention",
+        },
         "loss": {"carriers": 1.0, "cells": 2.0},
         "schedule": "one-cycle",
         "clip_norm": 1.0,
@@ -40,11 +47,21 @@ GOLDEN: dict[str, list[float]] = {
 
 def losses(store: Path, run: Path, recipe: dict[str, Any]) -> list[float]:
     """The losses of twenty steps on eight queries in batches of three; no dropout, whose numbers are not everywhere the same."""
-    settings = {"device": "cpu", "batch": 3, "lr": 2e-3, "max_steps": 20, "validate_every": 20, "log_every": 1, **recipe}
+    settings = {
+        "device": "cpu",
+        "batch": 3,
+        "lr": 2e-3,
+        "max_steps": 20,
+        "validate_every": 20,
+        "log_every": 1,
+        **recipe,
+    }
     config = validate(CsdvlTrainConfig, settings, "test")
     prepare_run_dir(store, run, config)
     train(store, run, config)
-    rows = (run / "curves" / "plots" / "metrics" / "train" / "loss.tsv").read_text().splitlines()[1:]
+    rows = (
+        (run / "curves" / "plots" / "metrics" / "train" / "loss.tsv").read_text().splitlines()[1:]
+    )
     return [float(row.split("\t")[1]) for row in rows]
 
 

@@ -27,7 +27,16 @@ from pipeline.tracks import Tracks
 from pipeline.weights.load import load_backbone
 
 QueryMaker = Callable[..., Query]
-CSDVL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 2, "clips": 5, "map_channels": 4, "map_kernel": 3, "map_layers": 1}
+CSDVL: dict[str, Any] = {
+    "d": 8,
+    "heads": 2,
+    "ffn": 8,
+    "layers": 2,
+    "clips": 5,
+    "map_channels": 4,
+    "map_kernel": 3,
+    "map_layers": 1,
+}
 SMALL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "frames": 6}
 
 
@@ -51,7 +60,9 @@ def test_a_pass_that_takes_every_frame_is_told_as_it_is(store: Path, number: int
         assert attention.weights.shape == (2, 20, *one.dataset.map_size(query))
         np.testing.assert_allclose(attention.weights, weights[:, 0].numpy(), atol=1e-6)
     assert isinstance(found.span_scores, ProposalScores)
-    np.testing.assert_allclose(found.span_scores.total, out.proposals[0].double().sigmoid().numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        found.span_scores.total, out.proposals[0].double().sigmoid().numpy(), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 16])
@@ -69,27 +80,40 @@ def test_what_two_passes_saw_is_averaged(store: Path, batch: int) -> None:
                 seen.setdefault(frame, []).append(guides[:, place])
     assert max(map(len, seen.values())) > 1
     for place, frame in enumerate(found.frame_indices.tolist()):
-        np.testing.assert_allclose(found.maps[0].weights[:, place], np.mean(seen[frame], 0), atol=1e-6)
+        np.testing.assert_allclose(
+            found.maps[0].weights[:, place], np.mean(seen[frame], 0), atol=1e-6
+        )
 
 
 def test_a_layer_is_normalised_by_its_maximum_over_all_frames() -> None:
     weights = np.zeros((2, 3, 2, 2), np.float32)
     weights[0, 1, 0, 1], weights[0, 2, 1, 1], weights[1, 0, 0, 0] = 4, 1, 0.5
     shown = AttentionMap("guide", weights).normalized
-    assert (shown[0, 1, 0, 1], shown[0, 2, 1, 1], shown[0, 0].max(), shown[1, 0, 0, 0]) == (1, 0.25, 0, 1)
+    assert (shown[0, 1, 0, 1], shown[0, 2, 1, 1], shown[0, 0].max(), shown[1, 0, 0, 0]) == (
+        1,
+        0.25,
+        0,
+        1,
+    )
     assert not AttentionMap("guide", np.zeros((1, 1, 2, 2), np.float32)).normalized.any()
 
 
 @pytest.mark.parametrize(("changes", "kinds"), [({}, ["guide"]), ({"streams": "dynamic"}, [])])
-def test_only_maps_that_say_something_are_told(store: Path, changes: dict[str, Any], kinds: list[str]) -> None:
+def test_only_maps_that_say_something_are_told(
+    store: Path, changes: dict[str, Any], kinds: list[str]
+) -> None:
     found = (one := witness(store, 6, **changes)).record(one.dataset.queries[0])
     assert [attention.kind for attention in found.maps] == kinds
     assert all(attention.description for attention in found.maps)
 
 
 def cgstvg(store: Path) -> AttentionRecorder:
-    config = CgstvgConfig(**SMALL, stages=2, motion="motion", refinement="none", box_head="attention")
-    return AttentionRecorder(Cgstvg((6, 5, 7), config).eval(), GroundingDataset.from_store(store, "train", 6, None))
+    config = CgstvgConfig(
+        **SMALL, stages=2, motion="motion", refinement="none", box_head="attention"
+    )
+    return AttentionRecorder(
+        Cgstvg((6, 5, 7), config).eval(), GroundingDataset.from_store(store, "train", 6, None)
+    )
 
 
 class Noise:
@@ -121,20 +145,29 @@ def costa(store: Path) -> AttentionRecorder:
     assert isinstance(image, AppearanceEncoder)
     config = CostaConfig(**SMALL, decoder_layers=2, trunk_width=8, box_head="attention")
     opened, queries = Store(store), GroundingDataset.from_store(store, "train", 6, None).queries
-    features = GroundingDataset(queries, Tracks(), Noise(opened.open("appearance")), None, opened.open("text"), 6, None)
+    features = GroundingDataset(
+        queries, Tracks(), Noise(opened.open("appearance")), None, opened.open("text"), 6, None
+    )
     return AttentionRecorder(Costa((image.channels, 0, 7), config, image).eval(), features)
 
 
 @pytest.mark.parametrize("system", [cgstvg, costa])
 @pytest.mark.parametrize("number", [0, 2])
-def test_networks_that_answer_by_frames_tell_where_they_look(store: Path, system: Callable[[Path], AttentionRecorder], number: int) -> None:
+def test_networks_that_answer_by_frames_tell_where_they_look(
+    store: Path, system: Callable[[Path], AttentionRecorder], number: int
+) -> None:
     torch.manual_seed(0)
     one = system(store)
     query = one.dataset.queries[number]
     found = one.record(query)
     assert [attention.kind for attention in found.maps] == ["heard", "carriers"]
     assert isinstance(found.span_scores, BoundaryScores)
-    assert len(found.span_scores.begins) == len(found.span_scores.ends) == len(found.frame_indices) == 20
+    assert (
+        len(found.span_scores.begins)
+        == len(found.span_scores.ends)
+        == len(found.frame_indices)
+        == 20
+    )
     layers, frames, rows, columns = found.maps[0].weights.shape
     assert (layers, frames) == (2, 20)
     assert (rows < columns) == (query.size[1] < query.size[0])
@@ -143,13 +176,19 @@ def test_networks_that_answer_by_frames_tell_where_they_look(store: Path, system
     with torch.inference_mode():
         heard = one.model(collate([sample])).heard[-1, 0]
     place = np.searchsorted(found.frame_indices, sample.frame_indices[0])
-    np.testing.assert_allclose(found.maps[0].weights[-1, place].ravel(), heard[0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        found.maps[0].weights[-1, place].ravel(), heard[0].numpy(), atol=1e-6
+    )
 
 
 def test_a_run_s_network_tells_what_it_answers(tiny_run: Any) -> None:
     one = AttentionRecorder.from_run(tiny_run.run, tiny_run.store, "test", device="cpu")
-    for query, answer in zip(one.dataset.queries, predict(one.model, one.dataset, one.dataset.queries), strict=True):
-        assert one.record(query).span_scores.best(between=True)[2] == pytest.approx(answer.score, abs=1e-6)
+    for query, answer in zip(
+        one.dataset.queries, predict(one.model, one.dataset, one.dataset.queries), strict=True
+    ):
+        assert one.record(query).span_scores.best(between=True)[2] == pytest.approx(
+            answer.score, abs=1e-6
+        )
 
 
 def test_without_a_checkpoint_there_is_nothing_to_ask(tiny_run: Any, tmp_path: Path) -> None:

@@ -17,7 +17,13 @@ BOX = (100.0, 40.0, 300.0, 200.0)
 SIZE = (512, 288)
 
 
-def make(out: Path, edges: np.ndarray, size: tuple[int, int] = SIZE, text: str = "the red circle spins.", box: tuple = BOX) -> Canvas:
+def make(
+    out: Path,
+    edges: np.ndarray,
+    size: tuple[int, int] = SIZE,
+    text: str = "the red circle spins.",
+    box: tuple = BOX,
+) -> Canvas:
     """Grey frames with a tube over frames 2 to 5; the canvas it was drawn on."""
     tube = LabeledTube(text, (2, 6), dict.fromkeys(range(2, 6), box))
     grey = np.full((size[1], size[0], 3), 128, np.uint8)
@@ -60,7 +66,9 @@ def test_small_pictures_are_enlarged_and_the_box_with_them(tmp_path: Path) -> No
     canvas = make(tmp_path / "out.mp4", np.arange(11) / 10, (160, 96), box=(40.0, 20.0, 80.0, 60.0))
     assert canvas.scale == 3
     rows, columns = np.nonzero(yellow_in(pictures(tmp_path / "out.mp4")[3], canvas))
-    np.testing.assert_allclose((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), (120, 60, 240, 180), atol=2)
+    np.testing.assert_allclose(
+        (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), (120, 60, 240, 180), atol=2
+    )
 
 
 def test_a_box_beyond_the_picture_is_clipped(tmp_path: Path) -> None:
@@ -75,11 +83,15 @@ def test_the_bar_shows_the_span(tmp_path: Path) -> None:
     _, top, _, bottom = canvas.time_bar
     row = is_yellow(pictures(tmp_path / "out.mp4")[0][(top + bottom) // 2])
     columns = np.flatnonzero(row)
-    assert (columns.min(), columns.max()) == pytest.approx((canvas.get_time_bar_x(0.2), canvas.get_time_bar_x(0.6)), abs=3)
+    assert (columns.min(), columns.max()) == pytest.approx(
+        (canvas.get_time_bar_x(0.2), canvas.get_time_bar_x(0.6)), abs=3
+    )
 
 
 @pytest.mark.parametrize(
-    "edges", [np.arange(31) / 30, np.array([0, 0.04, 0.08, 0.58, 0.62, 1.62, 1.7, 1.74, 2.5])], ids=["even", "variable"]
+    "edges",
+    [np.arange(31) / 30, np.array([0, 0.04, 0.08, 0.58, 0.62, 1.62, 1.7, 1.74, 2.5])],
+    ids=["even", "variable"],
 )
 def test_frames_are_shown_as_long_as_in_the_source(edges: np.ndarray, tmp_path: Path) -> None:
     make(tmp_path / "out.mp4", edges)
@@ -121,12 +133,21 @@ def test_nothing_is_left_where_frames_fail(tmp_path: Path) -> None:
         raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError, match="no more"):
-        draw_tube(tmp_path / "out.mp4", failing(), np.arange(5) / 5, SIZE, LabeledTube("x", (0, 1), {}))  # type: ignore[arg-type]
+        draw_tube(
+            tmp_path / "out.mp4", failing(), np.arange(5) / 5, SIZE, LabeledTube("x", (0, 1), {})
+        )  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    "text", ["what spins?", "a man in a red coat walks away", "Donaudampfschifffahrtsgesellschaft" * 3, "word " * 200, ""]
+    "text",
+    [
+        "what spins?",
+        "a man in a red coat walks away",
+        "Donaudampfschifffahrtsgesellschaft" * 3,
+        "word " * 200,
+        "",
+    ],
 )
 def test_lines_fit_the_strip(text: str) -> None:
     font = ImageFont.load_default(14)

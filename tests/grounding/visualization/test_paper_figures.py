@@ -16,20 +16,20 @@ from PIL import Image
 from grounding.visualization.attention_maps import AttentionMap
 from grounding.visualization.paper_figures import (
     DPI,
-    NUM_FRAMES,
     HEATMAP_COLORS,
+    NUM_FRAMES,
     OTHER_COLOR,
+    PAGE_WIDTH,
     RUN_COLOR,
     TRUE_COLOR,
-    PAGE_WIDTH,
     RunPrediction,
-    plot_attention,
-    sample_frames,
     overlay_heatmap,
-    save_figure,
-    select_layers,
+    plot_attention,
     plot_tubes,
     plot_window,
+    sample_frames,
+    save_figure,
+    select_layers,
 )
 from pipeline.records import Prediction, Query, Span
 from pipeline.tracks import Tracks
@@ -52,13 +52,17 @@ def pictures(window: Span = WINDOW) -> dict[int, np.ndarray]:
 def frames_of(figure: Figure) -> list[Axes]:
     """The frames of a figure, row after row."""
     frames = [axes for axes in figure.axes if axes.images and axes.get_position().width < 0.2]
-    return sorted(frames, key=lambda axes: (-round(axes.get_position().y0, 3), axes.get_position().x0))
+    return sorted(
+        frames, key=lambda axes: (-round(axes.get_position().y0, 3), axes.get_position().x0)
+    )
 
 
 def drawn(figure: Figure, colour: str) -> dict[int, list[float]]:
     """The boxes of one colour by their place among the frames: x, y, width, height in shares of the picture."""
     return {
-        place: [round(value, 6) for value in (*patch.get_xy(), patch.get_width(), patch.get_height())]
+        place: [
+            round(value, 6) for value in (*patch.get_xy(), patch.get_width(), patch.get_height())
+        ]
         for place, axes in enumerate(frames_of(figure))
         for patch in axes.patches
         if isinstance(patch, Rectangle) and to_hex(patch.get_edgecolor()) == to_hex(colour)
@@ -77,13 +81,20 @@ def bars(figure: Figure) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize(
     ("window", "numbers"),
-    [((0, 8), list(range(8))), ((20, 60), list(range(22, 60, 5))), ((10, 12), [10] * 4 + [11] * 4), ((5, 6), [5] * 8)],
+    [
+        ((0, 8), list(range(8))),
+        ((20, 60), list(range(22, 60, 5))),
+        ((10, 12), [10] * 4 + [11] * 4),
+        ((5, 6), [5] * 8),
+    ],
 )
 def test_frames_are_the_middles_of_equal_parts(window: Span, numbers: list[int]) -> None:
     assert sample_frames(window) == numbers
 
 
-def test_the_window_holds_every_span_and_a_fifth_around_within_the_segment(query_of: QueryMaker) -> None:
+def test_the_window_holds_every_span_and_a_fifth_around_within_the_segment(
+    query_of: QueryMaker,
+) -> None:
     query = query_of(0, "test")  # [30, 60) of 100 frames
     assert plot_window(query, [said((40, 70))]) == (22, 78)
     assert plot_window(query, [said((40, 70)), said((0, 20))]) == (0, 84)
@@ -91,39 +102,75 @@ def test_the_window_holds_every_span_and_a_fifth_around_within_the_segment(query
     assert plot_window(query_of(0, "test", truth=None), []) == (0, 100)
 
 
-def test_boxes_stand_where_they_are_and_only_while_they_hold(query_of: QueryMaker, tracks: Tracks) -> None:
+def test_boxes_stand_where_they_are_and_only_while_they_hold(
+    query_of: QueryMaker, tracks: Tracks
+) -> None:
     query = query_of(0, "test")
-    figure = plot_tubes(query, tracks, [said((25, 40)), said((50, 100), 10, "none")], WINDOW, pictures())
+    figure = plot_tubes(
+        query, tracks, [said((25, 40)), said((50, 100), 10, "none")], WINDOW, pictures()
+    )
     true, ours, other = (drawn(figure, colour) for colour in (TRUE_COLOR, RUN_COLOR, OTHER_COLOR))
     assert list(true) == [2, 3, 4, 5, 6, 7]  # frames 32 to 57 of [30, 60)
     assert true[2] == [round(8.2 / 64, 6), round(8.2 / 36, 6), round(10 / 64, 6), round(20 / 36, 6)]
     assert ours == {1: [0.27, 0, 0.5, 0.5], 2: [0.32, 0, 0.5, 0.5], 3: [0.37, 0, 0.5, 0.5]}
     assert list(other) == [6, 7]
-    assert other[6] == [round(10 / 64 + 0.52, 6), 0, round(1 - 10 / 64 - 0.52, 6), 0.5]  # cut at the picture's edge
-    assert bars(figure) == {TRUE_COLOR: [0.25, 1.0], RUN_COLOR: [0.125, 0.5], OTHER_COLOR: [0.75, 2.0]}
+    assert other[6] == [
+        round(10 / 64 + 0.52, 6),
+        0,
+        round(1 - 10 / 64 - 0.52, 6),
+        0.5,
+    ]  # cut at the picture's edge
+    assert bars(figure) == {
+        TRUE_COLOR: [0.25, 1.0],
+        RUN_COLOR: [0.125, 0.5],
+        OTHER_COLOR: [0.75, 2.0],
+    }
 
 
-def test_a_query_without_truth_or_answer_is_drawn_without_them(query_of: QueryMaker, tracks: Tracks) -> None:
-    figure = plot_tubes(query_of(0, "test", truth=None), tracks, [RunPrediction("full", None, None)], WINDOW, pictures())
+def test_a_query_without_truth_or_answer_is_drawn_without_them(
+    query_of: QueryMaker, tracks: Tracks
+) -> None:
+    figure = plot_tubes(
+        query_of(0, "test", truth=None),
+        tracks,
+        [RunPrediction("full", None, None)],
+        WINDOW,
+        pictures(),
+    )
     assert not drawn(figure, TRUE_COLOR)
     assert not drawn(figure, RUN_COLOR)
     assert not bars(figure)
 
 
-def test_attention_is_that_of_the_nearest_frame_in_every_layer_shown(query_of: QueryMaker, tracks: Tracks) -> None:
+def test_attention_is_that_of_the_nearest_frame_in_every_layer_shown(
+    query_of: QueryMaker, tracks: Tracks
+) -> None:
     """Layer l gives frame i the weight (l + 1)·i in its left half: normalised by each layer's maximum all layers look alike."""
     seen = np.arange(0, 100, 10)
     weights = np.zeros((2, 10, 2, 4), np.float32)
     weights[..., :2] = np.arange(1, 3)[:, None, None, None] * np.arange(10)[:, None, None]
-    figure = plot_attention(query_of(0, "test"), tracks, said((25, 40)), WINDOW, pictures(), seen, AttentionMap("guide", weights))
+    figure = plot_attention(
+        query_of(0, "test"),
+        tracks,
+        said((25, 40)),
+        WINDOW,
+        pictures(),
+        seen,
+        AttentionMap("guide", weights),
+    )
     shown = [axes.images[0].get_array() for axes in frames_of(figure)]
     assert len(shown) == 3 * NUM_FRAMES
-    for place, frame in enumerate((2, 3, 3, 4, 4, 5, 5, 6)):  # the seen frames 20, 30, … that are nearest to 22, 27, 32, …
+    for place, frame in enumerate(
+        (2, 3, 3, 4, 4, 5, 5, 6)
+    ):  # the seen frames 20, 30, … that are nearest to 22, 27, 32, …
         expected = overlay_heatmap(pictures()[22], weights[1, frame] / weights[1].max())
         assert np.allclose(shown[NUM_FRAMES + place], expected)
         assert np.allclose(shown[2 * NUM_FRAMES + place], expected)
     assert any("A of eq. (2)" in text.get_text() for text in figure.texts)
-    assert [text.get_text() for text in figure.texts if text.get_text().startswith("layer")] == ["layer 1", "layer 2"]
+    assert [text.get_text() for text in figure.texts if text.get_text().startswith("layer")] == [
+        "layer 1",
+        "layer 2",
+    ]
 
 
 def test_the_map_covers_the_whole_picture() -> None:
@@ -131,26 +178,45 @@ def test_the_map_covers_the_whole_picture() -> None:
     weights[1, 3] = 1
     picture = overlay_heatmap(np.full((36, 64, 3), 255, np.uint8), weights)
     assert picture.shape == (36, 64, 3)
-    assert picture[-1, -1] == pytest.approx(0.45 + 0.55 * np.array(HEATMAP_COLORS(1.0)[:3]), abs=1e-6)
+    assert picture[-1, -1] == pytest.approx(
+        0.45 + 0.55 * np.array(HEATMAP_COLORS(1.0)[:3]), abs=1e-6
+    )
     assert picture[0, 0] == pytest.approx(0.45 + 0.55 * np.array(HEATMAP_COLORS(0.0)[:3]), abs=1e-6)
 
 
-@pytest.mark.parametrize(("count", "layers"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (6, [0, 2, 5]), (12, [0, 6, 11])])
+@pytest.mark.parametrize(
+    ("count", "layers"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (6, [0, 2, 5]), (12, [0, 6, 11])]
+)
 def test_layers_are_shown_evenly_with_the_last(count: int, layers: list[int]) -> None:
     assert select_layers(count) == layers
 
 
-@pytest.mark.parametrize("text", ["costs $5 and $6 <b>\\frac{1}{2}</b> & %", "一人の男\x07\n" + "a long word " * 60])
-def test_any_sentence_is_drawn(text: str, query_of: QueryMaker, tracks: Tracks, tmp_path: Path) -> None:
-    figure = plot_tubes(query_of(0, "test", text=text), tracks, [said((25, 40), name="a very long run's name")], WINDOW, pictures())
+@pytest.mark.parametrize(
+    "text", ["costs $5 and $6 <b>\\frac{1}{2}</b> & %", "一人の男\x07\n" + "a long word " * 60]
+)
+def test_any_sentence_is_drawn(
+    text: str, query_of: QueryMaker, tracks: Tracks, tmp_path: Path
+) -> None:
+    figure = plot_tubes(
+        query_of(0, "test", text=text),
+        tracks,
+        [said((25, 40), name="a very long run's name")],
+        WINDOW,
+        pictures(),
+    )
     save_figure(figure, tmp_path / "one")
     with Image.open(tmp_path / "one.png") as image:
         assert image.width == int(PAGE_WIDTH * DPI)
     assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF-")
 
 
-def test_the_same_figure_is_the_same_file(query_of: QueryMaker, tracks: Tracks, tmp_path: Path) -> None:
+def test_the_same_figure_is_the_same_file(
+    query_of: QueryMaker, tracks: Tracks, tmp_path: Path
+) -> None:
     for name in ("one", "two"):
-        save_figure(plot_tubes(query_of(0, "test"), tracks, [said((25, 40))], WINDOW, pictures()), tmp_path / name)
+        save_figure(
+            plot_tubes(query_of(0, "test"), tracks, [said((25, 40))], WINDOW, pictures()),
+            tmp_path / name,
+        )
     for kind in ("png", "pdf"):
         assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()

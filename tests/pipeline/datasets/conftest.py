@@ -23,10 +23,18 @@ def entry() -> Callable[..., dict[str, Any]]:
             "width": 100,
             "height": 50,
             "subject/objects": [{"tid": 0, "category": "dog"}, {"tid": 3, "category": "ball"}],
-            "used_relation": {"subject_tid": 0, "object_tid": 3, "predicate": "chase", "begin_fid": 4, "end_fid": 14},
+            "used_relation": {
+                "subject_tid": 0,
+                "object_tid": 3,
+                "predicate": "chase",
+                "begin_fid": 4,
+                "end_fid": 14,
+            },
             "temporal_gt": {"begin_fid": 4, "end_fid": 14},
             "captions": [{"description": "a dog chases a ball.", "type": "object", "target_id": 0}],
-            "questions": [{"description": "what does the dog chase?", "type": "object", "target_id": 3}],
+            "questions": [
+                {"description": "what does the dog chase?", "type": "object", "target_id": 3}
+            ],
         }
         return fields | changes
 
@@ -51,8 +59,19 @@ def tree(tmp_path: Path) -> Callable[..., Path]:
 def vidor(tmp_path: Path) -> Callable[..., None]:
     """Write VidOR's file of one video from `{frame: [(tid, xmin, ymin, xmax, ymax)]}` over 20 frames."""
 
-    def write(video: str, boxes: dict[int, list[tuple[float, ...]]], part: str = "training", group: str = "0007") -> None:
-        frames = [[{"tid": row[0], "bbox": dict(zip(SIDES, row[1:], strict=True))} for row in boxes.get(n, [])] for n in range(20)]
+    def write(
+        video: str,
+        boxes: dict[int, list[tuple[float, ...]]],
+        part: str = "training",
+        group: str = "0007",
+    ) -> None:
+        frames = [
+            [
+                {"tid": row[0], "bbox": dict(zip(SIDES, row[1:], strict=True))}
+                for row in boxes.get(n, [])
+            ]
+            for n in range(20)
+        ]
         path = tmp_path / "annotation" / part / group / f"{video}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"video_path": "../../etc/passwd", "trajectories": frames}))

@@ -14,7 +14,13 @@ from pipeline.datasets.cvat import parse
 from pipeline.errors import InputError
 from pipeline.io.cvat_xml import CvatTrack, write_cvat
 
-KNOWN = {"id": "q/../1", "video": "clips/a.mp4", "split": "train", "segment": [0, 30], "tags": ["night"]}
+KNOWN = {
+    "id": "q/../1",
+    "video": "clips/a.mp4",
+    "split": "train",
+    "segment": [0, 30],
+    "tags": ["night"],
+}
 
 
 @pytest.fixture
@@ -25,7 +31,9 @@ def root(tmp_path: Path, make_video: Any) -> Path:
     return tmp_path
 
 
-def track(label: str = "truth", sentence: str = "a dog", frames: tuple[int, ...] = (5, 6, 8), **query: Any) -> CvatTrack:
+def track(
+    label: str = "truth", sentence: str = "a dog", frames: tuple[int, ...] = (5, 6, 8), **query: Any
+) -> CvatTrack:
     boxes = np.tile([1.0, 2.0, 30.0, 40.25], (len(frames), 1))
     attributes = {"sentence": sentence, "query": json.dumps(query) if query else ""}
     return CvatTrack(label, np.array(frames), boxes, np.ones(len(frames), bool), attributes)
@@ -37,14 +45,23 @@ def write(root: Path, *tracks: CvatTrack, name: str = "done/a.xml", source: str 
 
 
 def defects(parsed: Any) -> dict[str, list[tuple[str, str]]]:
-    return {row["kind"]: [(item["entry"], item["detail"]) for item in row["entries"]] for row in parsed.defects.to_list()}
+    return {
+        row["kind"]: [(item["entry"], item["detail"]) for item in row["entries"]]
+        for row in parsed.defects.to_list()
+    }
 
 
 def test_a_corrected_track_is_its_querys_truth(root: Path) -> None:
     write(root, track("prediction", frames=(1, 2), **KNOWN), track(sentence="a big dog", **KNOWN))
     parsed = get_parser("cvat")(root)
     (query,) = parsed.queries
-    assert (query.id, query.path, query.split, query.segment, query.tags) == ("q/../1", "clips/a.mp4", "train", (0, 30), ("night",))
+    assert (query.id, query.path, query.split, query.segment, query.tags) == (
+        "q/../1",
+        "clips/a.mp4",
+        "train",
+        (0, 30),
+        ("night",),
+    )
     assert (query.text, query.frame_count, query.size) == ("a big dog", 40, (128, 48))
     assert query.truth is not None
     assert query.truth.span == (5, 9)
@@ -64,7 +81,9 @@ def test_a_track_drawn_anew_is_about_the_video_of_its_task(root: Path) -> None:
 
 
 def test_what_is_left_out_is_named(root: Path) -> None:
-    bad = CvatTrack("truth", np.array([1]), np.zeros((1, 4)), np.ones(1, bool), {"sentence": "x", "query": "[1"})
+    bad = CvatTrack(
+        "truth", np.array([1]), np.zeros((1, 4)), np.ones(1, bool), {"sentence": "x", "query": "[1"}
+    )
     write(
         root,
         track("prediction", **KNOWN),
@@ -80,8 +99,12 @@ def test_what_is_left_out_is_named(root: Path) -> None:
     parsed = parse(root)
     found = defects(parsed)
     assert [query.id for query in parsed.queries] == ["c"]
-    assert found["still a prediction"] == [("done/a.xml, track 0", "label it 'truth' in CVAT once it is right")]
-    assert found["unreadable query"] == [("done/a.xml, track 1", "the attribute 'query' is no JSON object: [1")]
+    assert found["still a prediction"] == [
+        ("done/a.xml, track 0", "label it 'truth' in CVAT once it is right")
+    ]
+    assert found["unreadable query"] == [
+        ("done/a.xml, track 1", "the attribute 'query' is no JSON object: [1")
+    ]
     assert [entry for entry, _ in found["empty sentence"]] == ["done/a.xml, track 2"]
     assert [entry for entry, _ in found["malformed line"]] == ["done/a.xml, track 4"]
     assert found["repeated id"] == [("z.xml, track 0", "id 'c' stands before it too")]

@@ -13,12 +13,25 @@ import yaml
 
 import pipeline.datasets.data_cards as cards
 from pipeline.datasets import ParsedDataset
-from pipeline.datasets.data_cards import ALL_SPLITS, CardCheck, checks_pass, compare_with_card, describe_query, flatten, load_card, summarize_dataset
+from pipeline.datasets.data_cards import (
+    ALL_SPLITS,
+    CardCheck,
+    checks_pass,
+    compare_with_card,
+    describe_query,
+    flatten,
+    load_card,
+    summarize_dataset,
+)
 from pipeline.errors import InputError
 from pipeline.records import Query, Truth
 
 FILES = sorted(cards.CARDS_DIR.glob("*.md"))
-STATED = {path.stem: yaml.safe_load(cards.YAML_BLOCK.search(path.read_text())[1]) for path in FILES if path.stem not in ("jsonl", "cvat")}  # type: ignore[index]
+STATED = {
+    path.stem: yaml.safe_load(cards.YAML_BLOCK.search(path.read_text())[1])
+    for path in FILES
+    if path.stem not in ("jsonl", "cvat")
+}  # type: ignore[index]
 
 
 def query(name: str, span: tuple[int, int] | None, **changes: Any) -> Query:
@@ -32,7 +45,12 @@ def query(name: str, span: tuple[int, int] | None, **changes: Any) -> Query:
         "size": (64, 48),
         "segment": (0, 50),
     }
-    fields |= {"text": "who runs so fast", "form": "interrogative", "split": "test", "object": "dog"}
+    fields |= {
+        "text": "who runs so fast",
+        "form": "interrogative",
+        "split": "test",
+        "object": "dog",
+    }
     return Query.model_validate(fields | {"truth": span and Truth(span=span)} | changes)
 
 
@@ -44,10 +62,21 @@ def parsed() -> ParsedDataset:
         query("test-00000-c0", (10, 50), form="declarative", text="a dog runs."),
         query("test-00000-q0", (10, 50)),
         query("test-00001-q0", (0, 50)),
-        query("test-00002-q0", (20, 80), video="w", fps=25.004, frame_count=80, size=(32, 96), segment=(0, 80), object="cat"),
+        query(
+            "test-00002-q0",
+            (20, 80),
+            video="w",
+            fps=25.004,
+            frame_count=80,
+            size=(32, 96),
+            segment=(0, 80),
+            object="cat",
+        ),
         query("val-00000-q0", None, split="val"),
     ]
-    found.queries[2] = found.queries[2].model_copy(update={"truth": Truth(span=(0, 50), track="v/1")})
+    found.queries[2] = found.queries[2].model_copy(
+        update={"truth": Truth(span=(0, 50), track="v/1")}
+    )
     found.tracks.add("v/1", np.array([0, 1]), np.array([[1, 2, 3.5, 4], [1, 2, 3, 4]]))
     return found
 
@@ -85,7 +114,9 @@ def test_each_number_of_a_split(parsed: ParsedDataset) -> None:
 
 def test_without_truth_there_are_no_spans_to_count(parsed: ParsedDataset) -> None:
     found = summarize_dataset(parsed)["val"]
-    assert [found[name] for name in ("with truth", "span seconds", "span ends with its segment")] == [0, [], 0]
+    assert [
+        found[name] for name in ("with truth", "span seconds", "span ends with its segment")
+    ] == [0, [], 0]
     assert math.isnan(found["mean span seconds"])
     stated = {"splits": {"val": {"mean span seconds": 9.7}}}
     assert [row.verdict for row in compare_with_card(stated, parsed)] == ["differs"]
@@ -115,7 +146,11 @@ def test_numbers_of_all_splits_together(parsed: ParsedDataset) -> None:
 def test_a_repeat_in_another_segment_contradicts_nothing(parsed: ParsedDataset) -> None:
     parsed.queries = [query("a", (0, 10)), query("b", (60, 70), segment=(50, 100))]
     found = summarize_dataset(parsed)["test"]
-    names = ("repeated sentences", "repeated with another span", "repeated in one segment with another span")
+    names = (
+        "repeated sentences",
+        "repeated with another span",
+        "repeated in one segment with another span",
+    )
     assert [found[name] for name in names] == [1, 1, 0]
 
 
@@ -139,7 +174,11 @@ def test_an_example_states_its_span_and_boxes(parsed: ParsedDataset) -> None:
 def test_rows_agree_differ_or_are_absent(parsed: ParsedDataset) -> None:
     card = {
         "splits": {"test": {"queries": 4, "videos": 3}, "train": {"queries": 7}},
-        "examples": {"test-00001-q0": {"split": "test", "boxes": 2}, "test-9": {"split": "test"}, "train-1": {"split": "train"}},
+        "examples": {
+            "test-00001-q0": {"split": "test", "boxes": 2},
+            "test-9": {"split": "test"},
+            "train-1": {"split": "train"},
+        },
         "tags": {"neither": 4},
         "seed": 0,
     }
@@ -155,7 +194,10 @@ def test_rows_agree_differ_or_are_absent(parsed: ParsedDataset) -> None:
         ("train-1", "split", "train", None, "absent"),
     ]
     del card["splits"]["train"]  # type: ignore[attr-defined]
-    assert ("all", "tags, neither", 4, 4) in [(row.scope, row.statistic, row.expected, row.actual) for row in compare_with_card(card, parsed)]
+    assert ("all", "tags, neither", 4, 4) in [
+        (row.scope, row.statistic, row.expected, row.actual)
+        for row in compare_with_card(card, parsed)
+    ]
 
 
 def test_something_left_out_never_agrees(parsed: ParsedDataset) -> None:
@@ -178,7 +220,9 @@ def test_a_card_without_numbers_says_so() -> None:
 
 
 def test_an_unknown_name_lists_the_names() -> None:
-    with pytest.raises(InputError, match=r"unknown data set '\.\./secrets'; the data sets are shapes, vidstg,"):
+    with pytest.raises(
+        InputError, match=r"unknown data set '\.\./secrets'; the data sets are shapes, vidstg,"
+    ):
         load_card("../secrets")
 
 
@@ -191,12 +235,23 @@ def test_a_card_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("name", STATED)
 def test_a_card_states_only_what_the_verifier_counts(name: str) -> None:
     card = STATED[name]
-    together = {key: value for key, value in card.items() if key not in cards.GENERATION_KEYS | {"splits", "examples"}}
-    known = flatten({key: count([query("a", None)]) for key, count in cards.DATASET_STATISTICS.items()})
+    together = {
+        key: value
+        for key, value in card.items()
+        if key not in cards.GENERATION_KEYS | {"splits", "examples"}
+    }
+    known = flatten(
+        {key: count([query("a", None)]) for key, count in cards.DATASET_STATISTICS.items()}
+    )
     assert set(flatten(together)) <= set(known)
-    assert {number for numbers in card["splits"].values() for number in numbers} <= set(cards.SPLIT_STATISTICS)
+    assert {number for numbers in card["splits"].values() for number in numbers} <= set(
+        cards.SPLIT_STATISTICS
+    )
     fields = set(describe_query(query("a", None), ParsedDataset(Path()).tracks))
-    assert all({"split"} < set(stated) <= fields and stated["split"] in card["splits"] for stated in card.get("examples", {}).values())
+    assert all(
+        {"split"} < set(stated) <= fields and stated["split"] in card["splits"]
+        for stated in card.get("examples", {}).values()
+    )
     assert name == "shapes" or not cards.GENERATION_KEYS & set(card)
 
 
@@ -209,9 +264,13 @@ def numbers_in(value: Any) -> set[str]:
     return {f"{value:g}", f"{value:,}", str(value)} if isinstance(value, int | float) else set()
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "shapes"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem != "shapes"], ids=lambda path: path.stem
+)
 def test_the_prose_of_a_card_states_no_other_numbers(path: Path) -> None:
-    prose = re.sub(r"```.*?```|`[^`]*`|\"[^\"]*\"", "", path.read_text(), flags=re.DOTALL)  # code, names, what others said
+    prose = re.sub(
+        r"```.*?```|`[^`]*`|\"[^\"]*\"", "", path.read_text(), flags=re.DOTALL
+    )  # code, names, what others said
     found = set(re.findall(r"(?<![\w.])\d+(?:[.,]\d+)*(?!-based)\b", prose))
     years = {number for number in found if re.fullmatch(r"(19|20)\d\d", number)}
     assert found - years <= numbers_in(STATED.get(path.stem, {}))

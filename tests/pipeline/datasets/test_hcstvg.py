@@ -21,7 +21,10 @@ IN_V2 = {"English": "A woman waves.", "img_size": [50, 100], "ed_frame": 159}
 
 def outcome(parsed: ParsedDataset) -> dict[str, list[tuple[str, str]]]:
     """Each kind of defect: the entries it names, and what became of them."""
-    return {row["kind"]: [(item["entry"], item["outcome"]) for item in row["entries"]] for row in parsed.defects.to_list()}
+    return {
+        row["kind"]: [(item["entry"], item["outcome"]) for item in row["entries"]]
+        for row in parsed.defects.to_list()
+    }
 
 
 def without(entry: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -32,8 +35,18 @@ def test_an_entry_of_version_1(clips: Any, clip: Any) -> None:
     """`st_frame` counts from 1, the tube is as long as its boxes, `img_num` is 20 seconds of frames, boxes are x, y, width, height."""
     parsed = parse_v1(clips("train.json", {NAME: clip()}))
     (query,) = parsed.queries
-    assert (query.id, query.video, query.path, query.split) == (NAME, NAME, f"video/{NAME}", "train")
-    assert (query.fps, query.frame_count, query.size, query.segment) == (24, 480, (100, 50), (0, 480))
+    assert (query.id, query.video, query.path, query.split) == (
+        NAME,
+        NAME,
+        f"video/{NAME}",
+        "train",
+    )
+    assert (query.fps, query.frame_count, query.size, query.segment) == (
+        24,
+        480,
+        (100, 50),
+        (0, 480),
+    )
     assert (query.text, query.form, query.object) == ("The man opens the bag.", None, None)
     assert query.truth is not None
     assert (query.truth.span, query.truth.track) == ((156, 159), NAME)
@@ -74,7 +87,9 @@ def test_either_words_are_read_in_either_version(clips: Any, clip: Any, parse: A
 
 
 @pytest.mark.parametrize(("img_num", "fps"), [(200, 10.0), (599, 29.95), (1200, 60.0)])
-def test_the_rate_is_img_num_over_20_seconds(clips: Any, clip: Any, img_num: int, fps: float) -> None:
+def test_the_rate_is_img_num_over_20_seconds(
+    clips: Any, clip: Any, img_num: int, fps: float
+) -> None:
     entry = clip(img_num=img_num, st_time=156 / fps, ed_time=159 / fps)
     parsed = parse_v1(clips("train.json", {NAME: entry}))
     assert (parsed.queries[0].fps, parsed.queries[0].frame_count) == (fps, img_num)
@@ -103,7 +118,9 @@ def test_the_boxes_say_how_long_the_tube_is(clips: Any, clip: Any) -> None:
         ({"st_time": 10**400}, True),
     ],
 )
-def test_frames_win_over_times(clips: Any, clip: Any, times: dict[str, Any], reported: bool) -> None:
+def test_frames_win_over_times(
+    clips: Any, clip: Any, times: dict[str, Any], reported: bool
+) -> None:
     parsed = parse_v1(clips("train.json", {NAME: clip(**times)}))
     assert parsed.queries[0].truth is not None
     assert parsed.queries[0].truth.span == (156, 159)
@@ -111,8 +128,12 @@ def test_frames_win_over_times(clips: Any, clip: Any, times: dict[str, Any], rep
 
 
 @pytest.mark.parametrize(("st_frame", "span"), [(0, (0, 2)), (479, (478, 480))])
-def test_a_tube_that_leaves_the_video_is_clipped(clips: Any, clip: Any, st_frame: int, span: tuple[int, int]) -> None:
-    parsed = parse_v1(clips("train.json", {NAME: clip(st_frame=st_frame, st_time=None, ed_time=None)}))
+def test_a_tube_that_leaves_the_video_is_clipped(
+    clips: Any, clip: Any, st_frame: int, span: tuple[int, int]
+) -> None:
+    parsed = parse_v1(
+        clips("train.json", {NAME: clip(st_frame=st_frame, st_time=None, ed_time=None)})
+    )
     assert parsed.queries[0].truth is not None
     assert parsed.queries[0].truth.span == span
     frames, boxes = parsed.tracks[NAME]
@@ -127,7 +148,10 @@ def test_boxes_are_clipped_to_the_picture(clips: Any, clip: Any) -> None:
     frames, kept = parsed.tracks[NAME]
     assert frames.tolist() == [156, 160]
     assert kept.tolist() == [[0, 2, 25, 50], [1, 2, 31, 42]]
-    assert {row["kind"]: row["count"] for row in parsed.defects.to_list()} == {"box outside picture": 2, "box without area": 3}
+    assert {row["kind"]: row["count"] for row in parsed.defects.to_list()} == {
+        "box outside picture": 2,
+        "box without area": 3,
+    }
 
 
 def test_a_tube_whose_boxes_all_lie_outside_keeps_its_span(clips: Any, clip: Any) -> None:
@@ -161,8 +185,12 @@ def test_a_tube_whose_boxes_all_lie_outside_keeps_its_span(clips: Any, clip: Any
         ({"st_frame": -9}, "span beyond the video"),
     ],
 )
-def test_a_broken_entry_is_left_out_by_name(clips: Any, clip: Any, changes: dict[str, Any], kind: str) -> None:
-    parsed = parse_v1(clips("train.json", {"1_a.mp4": clip(), "2_a.mp4": clip(**changes), "3_a.mp4": clip()}))
+def test_a_broken_entry_is_left_out_by_name(
+    clips: Any, clip: Any, changes: dict[str, Any], kind: str
+) -> None:
+    parsed = parse_v1(
+        clips("train.json", {"1_a.mp4": clip(), "2_a.mp4": clip(**changes), "3_a.mp4": clip()})
+    )
     assert [query.id for query in parsed.queries] == ["1_a.mp4", "3_a.mp4"]
     assert outcome(parsed) == {kind: [("2_a.mp4", "left out")]}
 
@@ -177,11 +205,25 @@ def test_an_entry_of_any_type_is_a_defect(clips: Any, entry: Any) -> None:
 def test_what_is_wrong_with_boxes_is_said(clips: Any, clip: Any) -> None:
     parsed = parse_v1(clips("train.json", {NAME: clip(bbox=[[1, 2, 3]])}))
     (row,) = parsed.defects.to_list()[0]["entries"]
-    assert row["detail"].startswith("bbox: not a list of [x, y, width, height] in pixels, each at most 1000000 (got [[1, 2, 3]])")
+    assert row["detail"].startswith(
+        "bbox: not a list of [x, y, width, height] in pixels, each at most 1000000 (got [[1, 2, 3]])"
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["../a.mp4", "/etc/a.mp4", "a/b.mp4", "a\0.mp4", "a\n.mp4", "", "..", ".hidden.mp4", "a\\b.mp4", "\ud800.mp4"]
+    "name",
+    [
+        "../a.mp4",
+        "/etc/a.mp4",
+        "a/b.mp4",
+        "a\0.mp4",
+        "a\n.mp4",
+        "",
+        "..",
+        ".hidden.mp4",
+        "a\\b.mp4",
+        "\ud800.mp4",
+    ],
 )
 def test_a_name_that_is_not_plain_never_becomes_a_path(clips: Any, clip: Any, name: str) -> None:
     parsed = parse_v1(clips("train.json", {name: clip(), NAME: clip()}))
@@ -204,7 +246,9 @@ def test_a_name_in_two_splits_counts_once(clips: Any, clip: Any) -> None:
     assert outcome(parsed) == {"repeated id": [(NAME, "left out")]}
 
 
-def test_one_video_in_two_splits_is_reported_and_kept(clips: Any, clip: Any, tmp_path: Path) -> None:
+def test_one_video_in_two_splits_is_reported_and_kept(
+    clips: Any, clip: Any, tmp_path: Path
+) -> None:
     (tmp_path / "1_a.mp4").touch()
     clips("train.json", {"1_a.mp4": clip()})
     parsed = parse_v1(clips("test.json", {"1_a.mkv": clip()}))
@@ -213,7 +257,13 @@ def test_one_video_in_two_splits_is_reported_and_kept(clips: Any, clip: Any, tmp
 
 
 def test_videos_are_found_anywhere_below_the_root(clips: Any, clip: Any, tmp_path: Path) -> None:
-    places = ["v1_video/1_a.mp4", "video/7/2_a.mkv", "parts/b/3_a.mp4", "parts/a/3_a.mp4", "4_a.mkv"]
+    places = [
+        "v1_video/1_a.mp4",
+        "video/7/2_a.mkv",
+        "parts/b/3_a.mp4",
+        "parts/a/3_a.mp4",
+        "4_a.mkv",
+    ]
     for place in places:
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).touch()
@@ -231,12 +281,18 @@ def test_videos_are_found_anywhere_below_the_root(clips: Any, clip: Any, tmp_pat
         "several videos of one name": [("3_a.mp4", "kept")],
         "video with another extension": [("4_a.mp4", "kept")],
     }
-    (twice,) = [row["entries"][0]["detail"] for row in parsed.defects.to_list() if row["kind"] == "several videos of one name"]
+    (twice,) = [
+        row["entries"][0]["detail"]
+        for row in parsed.defects.to_list()
+        if row["kind"] == "several videos of one name"
+    ]
     assert twice == "parts/a/3_a.mp4 is taken, parts/b/3_a.mp4 passed over"
 
 
 @pytest.mark.parametrize("file", ["22_a.MP4", "parts/22_a.Mp4"])
-def test_the_case_of_an_extension_does_not_count(clips: Any, clip: Any, tmp_path: Path, file: str) -> None:
+def test_the_case_of_an_extension_does_not_count(
+    clips: Any, clip: Any, tmp_path: Path, file: str
+) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
     parsed = parse_v1(clips("train.json", {"22_a.mp4": clip()}))
@@ -260,7 +316,9 @@ def test_the_case_of_an_extension_does_not_count(clips: Any, clip: Any, tmp_path
         ("annotations/query_v2.json", parse_v2, "test"),
     ],
 )
-def test_where_annotations_may_lie(clips: Any, clip: Any, place: str, parse: Any, split: str) -> None:
+def test_where_annotations_may_lie(
+    clips: Any, clip: Any, place: str, parse: Any, split: str
+) -> None:
     assert [query.split for query in parse(clips(place, {NAME: clip()})).queries] == [split]
 
 
@@ -272,7 +330,14 @@ def test_version_2s_own_names_come_first(clips: Any, clip: Any) -> None:
 
 
 BARE = {"English": "A woman waves.", "img_num": 480, "img_size": [50, 100]}
-FIRST = {"caption": "A man.", "img_num": 480, "width": 100, "height": 50, "st_frame": 157, "bbox": [[1, 2, 30, 40]]}
+FIRST = {
+    "caption": "A man.",
+    "img_num": 480,
+    "width": 100,
+    "height": 50,
+    "st_frame": 157,
+    "bbox": [[1, 2, 30, 40]],
+}
 SECOND = BARE | {"st_frame": 157, "ed_frame": 157, "bbox": [[1, 2, 30, 40]]}
 
 
@@ -285,7 +350,9 @@ SECOND = BARE | {"st_frame": 157, "ed_frame": 157, "bbox": [[1, 2, 30, 40]]}
         (parse_v1, "annotations/test.json", [BARE, "A woman waves."], "2"),
     ],
 )
-def test_the_other_versions_root_is_refused(clips: Any, parse: Any, place: str, entries: list[Any], other: str) -> None:
+def test_the_other_versions_root_is_refused(
+    clips: Any, parse: Any, place: str, entries: list[Any], other: str
+) -> None:
     root = clips(place, {f"{number}_a.mp4": entry for number, entry in enumerate(entries)})
     message = rf"{place} is HC-STVG v{other}'s: 2 of its {len(entries)} entries .* read it with --dataset hcstvg-v{other}, or name"
     with pytest.raises(InputError, match=message):
@@ -300,25 +367,41 @@ def test_the_other_versions_root_is_refused(clips: Any, parse: Any, place: str, 
         (parse_v2, "train.json", [FIRST | {"ed_frame": 157}]),
         (parse_v2, "train.json", [FIRST, SECOND]),
         (parse_v1, "annos/hcstvg_v1/train.json", [SECOND]),
-        (parse_v1, "train.json", [{key: value for key, value in SECOND.items() if key != "ed_frame"}]),
+        (
+            parse_v1,
+            "train.json",
+            [{key: value for key, value in SECOND.items() if key != "ed_frame"}],
+        ),
         (parse_v1, "train.json", [FIRST, SECOND]),
     ],
 )
-def test_the_other_versions_words_alone_are_read(clips: Any, parse: Any, place: str, entries: list[Any]) -> None:
+def test_the_other_versions_words_alone_are_read(
+    clips: Any, parse: Any, place: str, entries: list[Any]
+) -> None:
     parsed = parse(clips(place, {f"{number}_a.mp4": entry for number, entry in enumerate(entries)}))
-    assert [query.truth.span for query in parsed.queries if query.truth] == [(156, 157)] * len(entries)
+    assert [query.truth.span for query in parsed.queries if query.truth] == [(156, 157)] * len(
+        entries
+    )
 
 
 def test_files_without_an_entry_are_refused(clips: Any, clip: Any) -> None:
     clips("train.json", {})
-    with pytest.raises(InputError, match=r"not one entry in \S+train\.json, \S+test\.json; download the annotations again"):
+    with pytest.raises(
+        InputError,
+        match=r"not one entry in \S+train\.json, \S+test\.json; download the annotations again",
+    ):
         parse_v1(clips("test.json", {}))
-    assert outcome(parse_v1(clips("test.json", {NAME: 7}))) == {"malformed entry": [(NAME, "left out")]}
+    assert outcome(parse_v1(clips("test.json", {NAME: 7}))) == {
+        "malformed entry": [(NAME, "left out")]
+    }
 
 
 def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file is a file, and the data set's folder is wanted\. Put there\n  train\.json"):
+    with pytest.raises(
+        InputError,
+        match=r"file is a file, and the data set's folder is wanted\. Put there\n  train\.json",
+    ):
         parse_v1(tmp_path / "file")
     with pytest.raises(InputError, match=r"nowhere does not exist\. Put there\n  trainv2\.json"):
         parse_v2(tmp_path / "nowhere")
@@ -335,7 +418,12 @@ def test_sentences_without_truth(clips: Any, clip: Any, tmp_path: Path, make_vid
     parsed = parse_v2(clips("queryv2.json", entries))
     stated, bare = parsed.queries
     assert (stated.frame_count, stated.fps, stated.size, stated.truth) == (480, 24, (100, 50), None)
-    assert (bare.frame_count, bare.fps, bare.size, bare.truth) == (40, pytest.approx(25), (128, 48), None)
+    assert (bare.frame_count, bare.fps, bare.size, bare.truth) == (
+        40,
+        pytest.approx(25),
+        (128, 48),
+        None,
+    )
     assert (bare.text, bare.segment) == ("A man runs.", (0, 40))
     assert outcome(parsed) == {"video missing": [("3_a.mp4", "left out")]}
 
@@ -344,21 +432,32 @@ def test_sentences_without_truth(clips: Any, clip: Any, tmp_path: Path, make_vid
     ("parse", "message"),
     [
         (parse_v1, r"holds no HC-STVG v1 annotations\. Put there\n  train\.json, test\.json\n"),
-        (parse_v2, r"holds no HC-STVG v2 annotations\. Put there\n  trainv2\.json, valv2\.json, testv2\.json\n"),
+        (
+            parse_v2,
+            r"holds no HC-STVG v2 annotations\. Put there\n  trainv2\.json, valv2\.json, testv2\.json\n",
+        ),
     ],
 )
-def test_a_folder_without_annotations_says_what_to_put_there(tmp_path: Path, parse: Any, message: str) -> None:
+def test_a_folder_without_annotations_says_what_to_put_there(
+    tmp_path: Path, parse: Any, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         parse(tmp_path)
 
 
 def test_a_file_that_is_not_an_object_is_named(clips: Any) -> None:
-    with pytest.raises(InputError, match=r"train\.json must hold an object with an entry for each video, not list"):
+    with pytest.raises(
+        InputError, match=r"train\.json must hold an object with an entry for each video, not list"
+    ):
         parse_v1(clips("train.json", []))
 
 
-@pytest.mark.parametrize(("version", "file"), [("hcstvg-v1", "train.json"), ("hcstvg-v2", "trainv2.json")])
-def test_from_the_folder_to_the_index(clips: Any, clip: Any, tmp_path: Path, make_video: Any, version: str, file: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "file"), [("hcstvg-v1", "train.json"), ("hcstvg-v2", "trainv2.json")]
+)
+def test_from_the_folder_to_the_index(
+    clips: Any, clip: Any, tmp_path: Path, make_video: Any, version: str, file: str
+) -> None:
     sound = clip(img_num=500, width=128, height=48, st_time=None, ed_time=None)
     make_video(tmp_path / "1_a.mp4", 500)
     (tmp_path / "2_a.mp4").write_bytes(b"")

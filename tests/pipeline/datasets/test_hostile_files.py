@@ -24,7 +24,22 @@ from pipeline.records import Prediction, Query
 from pipeline.tracks import Tracks
 
 NASTY = (
-    *("null", "true", "[]", "{}", "[[]]", '""', "-1", "0", "1.5", "2147483648", "-9223372036854775809", "1e308", "-1e308", "1e-320"),
+    *(
+        "null",
+        "true",
+        "[]",
+        "{}",
+        "[[]]",
+        '""',
+        "-1",
+        "0",
+        "1.5",
+        "2147483648",
+        "-9223372036854775809",
+        "1e308",
+        "-1e308",
+        "1e-320",
+    ),
     *(
         "1e999",
         "-1e999",
@@ -37,7 +52,17 @@ NASTY = (
         '{"a": 1, "a": 2}',
         "[[1, 2, 3]]",
     ),
-    *('"../../evil"', '"/etc/passwd"', '"a\\u0000b"', '"\\ud800"', '"a\\nb"', '"\\u202e"', '"1"', '"' + "x" * 5000 + '"', "[null, [1]]"),
+    *(
+        '"../../evil"',
+        '"/etc/passwd"',
+        '"a\\u0000b"',
+        '"\\ud800"',
+        '"a\\nb"',
+        '"\\u202e"',
+        '"1"',
+        '"' + "x" * 5000 + '"',
+        "[null, [1]]",
+    ),
 )
 """Pieces of JSON to stand where a sound value stood."""
 BOX = {"xmin": 1, "ymin": 2, "xmax": 30, "ymax": 40}
@@ -49,8 +74,24 @@ LINE = {
     "tube": {"begin": 5, "boxes": [[1, 2, 30, 40], None]},
     "tags": ["b"],
 }
-QUERY = {"format": 1, "id": "q", "video": "v", "path": "v.mp4", "fps": 25.0, "frame_count": 100, "size": [64, 48], "segment": [10, 90]}
-QUERY |= {"text": "who", "form": None, "split": "val", "object": None, "truth": {"span": [20, 30], "track": "t"}, "tags": []}
+QUERY = {
+    "format": 1,
+    "id": "q",
+    "video": "v",
+    "path": "v.mp4",
+    "fps": 25.0,
+    "frame_count": 100,
+    "size": [64, 48],
+    "segment": [10, 90],
+}
+QUERY |= {
+    "text": "who",
+    "form": None,
+    "split": "val",
+    "object": None,
+    "truth": {"span": [20, 30], "track": "t"},
+    "tags": [],
+}
 ANSWER = {"id": "q", "span": [1, 3], "score": 0.5, "boxes": [[1, 0.5, 1.5, 2, 3]]}
 
 
@@ -70,33 +111,55 @@ def forms(entry: Any, clip: Any) -> dict[str, Form]:
     """Each kind of annotations, of sound entries."""
     asked = entry(captions=[{"description": "a dog.", "target_id": 0, "tags": ["night"]}])
     first, sentences = clip(), "annotations/val_annotations.json"
-    second = {key: value for key, value in first.items() if key not in ("caption", "width", "height")}
+    second = {
+        key: value for key, value in first.items() if key not in ("caption", "width", "height")
+    }
     second |= {"English": "A man.", "img_size": [50, 100], "ed_frame": 159}
     boxes = "annotation/training/1/101.json"
     found = {sentences: [asked], boxes: {"trajectories": [[{"tid": 0, "bbox": BOX}]] * 20}}
     return {
         "vidstg": Form("vidstg", {sentences: [asked, asked]}, sentences),
         "vidor": Form("vidstg", found, boxes),
-        "hcstvg-v1": Form("hcstvg-v1", {"train.json": {"1_a.mp4": first, "2_a.mkv": first}}, "train.json"),
-        "hcstvg-v2": Form("hcstvg-v2", {"trainv2.json": {"1_a.mp4": second, "2_a.mkv": second}}, "trainv2.json"),
-        "queries": Form("hcstvg-v2", {"queryv2.json": {"1_a.mp4": "A man.", "2_a.mkv": second}}, "queryv2.json"),
-        "jsonl": Form("jsonl", {"data.jsonl": [LINE, {"video": "a.mp4", "text": "a cat"}]}, "data.jsonl"),
+        "hcstvg-v1": Form(
+            "hcstvg-v1", {"train.json": {"1_a.mp4": first, "2_a.mkv": first}}, "train.json"
+        ),
+        "hcstvg-v2": Form(
+            "hcstvg-v2", {"trainv2.json": {"1_a.mp4": second, "2_a.mkv": second}}, "trainv2.json"
+        ),
+        "queries": Form(
+            "hcstvg-v2", {"queryv2.json": {"1_a.mp4": "A man.", "2_a.mkv": second}}, "queryv2.json"
+        ),
+        "jsonl": Form(
+            "jsonl", {"data.jsonl": [LINE, {"video": "a.mp4", "text": "a cat"}]}, "data.jsonl"
+        ),
     }
 
 
-SETTINGS = settings(max_examples=300, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    max_examples=300, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def places_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The way to every value inside a value, itself left out."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in inside:
         yield (*place, key)
         yield from places_in(item, (*place, key))
 
 
 def written(content: Any, lines: bool) -> bytes:
-    return b"".join(json.dumps(row).encode() + b"\n" for row in content) if lines else json.dumps(content).encode()
+    return (
+        b"".join(json.dumps(row).encode() + b"\n" for row in content)
+        if lines
+        else json.dumps(content).encode()
+    )
 
 
 @st.composite
@@ -118,20 +181,34 @@ def damaged(draw: st.DrawFn, content: Any, lines: bool) -> bytes:
         elif kind == "delete":
             del holder[last]
         elif kind == "double":
-            pieces[f'"{mark}"'] = f"{json.dumps(holder[last])}, {json.dumps(last)}: {draw(st.sampled_from(NASTY))}"
+            pieces[f'"{mark}"'] = (
+                f"{json.dumps(holder[last])}, {json.dumps(last)}: {draw(st.sampled_from(NASTY))}"
+            )
             holder[last] = mark
         else:
-            holder[draw(st.sampled_from(["../evil", "/etc/x.mp4", "a\0", "\ud800", "", "x" * 5000]))] = holder.pop(last)
+            holder[
+                draw(st.sampled_from(["../evil", "/etc/x.mp4", "a\0", "\ud800", "", "x" * 5000]))
+            ] = holder.pop(last)
     text = written(content, lines)
     for mark, piece in pieces.items():
         text = text.replace(mark.encode(), piece.encode(errors="surrogatepass"))
     place = draw(st.integers(0, len(text)))
-    bytes_in = draw(st.sampled_from([b"", b"", b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"\n", b"}", b"[", b"\\u0000"]))
-    return draw(st.sampled_from([text, text, text, text[:place], text[:place] + bytes_in + text[place:]]))
+    bytes_in = draw(
+        st.sampled_from(
+            [b"", b"", b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"\n", b"}", b"[", b"\\u0000"]
+        )
+    )
+    return draw(
+        st.sampled_from([text, text, text, text[:place], text[:place] + bytes_in + text[place:]])
+    )
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def parse_here(form: Form, root: Path) -> ParsedDataset | None:
@@ -139,7 +216,9 @@ def parse_here(form: Form, root: Path) -> ParsedDataset | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return get_parser(form.parser)(root / form.victim if form.parser == "jsonl" else root, ignore_progress)
+            return get_parser(form.parser)(
+                root / form.victim if form.parser == "jsonl" else root, ignore_progress
+            )
     except InputError as error:
         problem = str(error)
     assert str(root / form.victim) in problem
@@ -183,7 +262,9 @@ def house(tmp_path: Path, make_video: Any) -> Path:
 def build(form: Form, root: Path, victim: bytes) -> None:
     for place, content in form.files.items():
         (root / place).parent.mkdir(parents=True, exist_ok=True)
-        (root / place).write_bytes(victim if place == form.victim else written(content, place.endswith("l")))
+        (root / place).write_bytes(
+            victim if place == form.victim else written(content, place.endswith("l"))
+        )
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -217,7 +298,9 @@ def test_whatever_is_in_a_file(name: str, house: Path, forms: dict[str, Form]) -
     run()
 
 
-@pytest.mark.parametrize(("kind", "row"), [(Query, QUERY), (Prediction, ANSWER)], ids=["index", "predictions"])
+@pytest.mark.parametrize(
+    ("kind", "row"), [(Query, QUERY), (Prediction, ANSWER)], ids=["index", "predictions"]
+)
 def test_whatever_is_in_a_file_of_records(kind: Any, row: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
 
@@ -243,7 +326,10 @@ WHOLE = {
     "UTF-16": ("{}".encode("utf-16"), r"byte 0: not UTF-8"),
     "deep nesting": (b"[" * 100_000 + b"]" * 100_000, r"JSON nested too deeply"),
     "5000 digits": (b"[" + b"9" * 5000 + b"]", r"not JSON \(a number of thousands"),
-    "a key twice": (b'{\n"a": 1, "a": 2}', r"line 2, column 9: the key 'a' stands twice in one object"),
+    "a key twice": (
+        b'{\n"a": 1, "a": 2}',
+        r"line 2, column 9: the key 'a' stands twice in one object",
+    ),
     "another type": (b"7", r"must hold"),
     "empty": (b"", r"line 1, column 1: not JSON"),
 }
@@ -251,7 +337,9 @@ WHOLE = {
 
 @pytest.mark.parametrize("damage", WHOLE)
 @pytest.mark.parametrize("name", ["vidstg", "hcstvg-v1", "hcstvg-v2"])
-def test_a_file_that_cannot_be_read_is_an_error_with_its_place(name: str, damage: str, tmp_path: Path, forms: dict[str, Form]) -> None:
+def test_a_file_that_cannot_be_read_is_an_error_with_its_place(
+    name: str, damage: str, tmp_path: Path, forms: dict[str, Form]
+) -> None:
     form, (content, message) = forms[name], WHOLE[damage]
     build(form, tmp_path, content)
     with pytest.raises(InputError, match=rf"{Path(form.victim).name}(, |: | ){message}"):
@@ -259,30 +347,46 @@ def test_a_file_that_cannot_be_read_is_an_error_with_its_place(name: str, damage
 
 
 @pytest.mark.parametrize("damage", WHOLE)
-def test_a_file_of_boxes_that_cannot_be_read_is_a_defect(damage: str, tmp_path: Path, forms: dict[str, Form]) -> None:
+def test_a_file_of_boxes_that_cannot_be_read_is_a_defect(
+    damage: str, tmp_path: Path, forms: dict[str, Form]
+) -> None:
     form = forms["vidor"]
     build(form, tmp_path, WHOLE[damage][0])
     parsed = PARSERS["vidstg"](tmp_path, ignore_progress)
     assert [query.truth.track for query in parsed.queries if query.truth] == [None, None]
-    assert [(row["kind"], row["entries"][0]["entry"]) for row in parsed.defects.to_list()] == [("unreadable box file", "101")]
+    assert [(row["kind"], row["entries"][0]["entry"]) for row in parsed.defects.to_list()] == [
+        ("unreadable box file", "101")
+    ]
 
 
 @pytest.mark.parametrize("name", ["vidstg", "vidor", "hcstvg-v1", "hcstvg-v2"])
-def test_a_file_above_the_limit_is_refused_unread(name: str, tmp_path: Path, forms: dict[str, Form]) -> None:
+def test_a_file_above_the_limit_is_refused_unread(
+    name: str, tmp_path: Path, forms: dict[str, Form]
+) -> None:
     form = forms[name]
     build(form, tmp_path, b"")
     with (tmp_path / form.victim).open("wb") as file:
         file.truncate(json_files.MAX_FILE_BYTES + 1)
     if name == "vidor":
-        assert PARSERS[form.parser](tmp_path, ignore_progress).defects.count("unreadable box file") == 1
+        assert (
+            PARSERS[form.parser](tmp_path, ignore_progress).defects.count("unreadable box file")
+            == 1
+        )
     else:
-        with pytest.raises(InputError, match=rf"{Path(form.victim).name} has 536870913 bytes, more than the 536870912 that are read"):
+        with pytest.raises(
+            InputError,
+            match=rf"{Path(form.victim).name} has 536870913 bytes, more than the 536870912 that are read",
+        ):
             PARSERS[form.parser](tmp_path, ignore_progress)
 
 
-def test_a_line_above_the_limit_is_refused_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_above_the_limit_is_refused_by_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(json_files, "MAX_LINE_BYTES", 1000)
-    (tmp_path / "data.jsonl").write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | {"text": "x" * 1000}))
+    (tmp_path / "data.jsonl").write_text(
+        json.dumps(LINE) + "\n" + json.dumps(LINE | {"text": "x" * 1000})
+    )
     with pytest.raises(InputError, match=r"data\.jsonl, line 2 is longer than 1000 bytes"):
         PARSERS["jsonl"](tmp_path / "data.jsonl", ignore_progress)
 
@@ -290,7 +394,11 @@ def test_a_line_above_the_limit_is_refused_by_number(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("name", FORMS)
 def test_a_byte_order_mark_is_passed_over(name: str, house: Path, forms: dict[str, Form]) -> None:
     form = forms[name]
-    build(form, house / "root", b"\xef\xbb\xbf" + written(form.files[form.victim], form.parser == "jsonl"))
+    build(
+        form,
+        house / "root",
+        b"\xef\xbb\xbf" + written(form.files[form.victim], form.parser == "jsonl"),
+    )
     parsed = parse_here(form, house / "root")
     assert parsed is not None
     assert parsed.queries
@@ -306,7 +414,9 @@ def test_a_report_can_be_written_and_has_an_end(tmp_path: Path) -> None:
     assert (row["entry"], len(row["detail"]), row["detail"][-4:]) == ("\\ud800", 500, "x...")
 
 
-def test_files_whose_names_are_no_text_are_passed_over(tmp_path: Path, forms: dict[str, Form]) -> None:
+def test_files_whose_names_are_no_text_are_passed_over(
+    tmp_path: Path, forms: dict[str, Form]
+) -> None:
     """An index is UTF-8: a video in a folder whose name is not cannot stand in it."""
     form = forms["hcstvg-v1"]
     build(form, tmp_path, written(form.files[form.victim], False))

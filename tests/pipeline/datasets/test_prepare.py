@@ -39,7 +39,9 @@ def entry(vid: str, **changes: Any) -> dict[str, Any]:
 def root(tmp_path: Path, make_video: Any) -> Callable[..., Path]:
     """A VidSTG folder: the entries, a sound video and a VidOR file for each of the `videos`."""
 
-    def make(entries: list[Any], videos: list[str], box: tuple[float, ...] = (1, 2, 30, 40)) -> Path:
+    def make(
+        entries: list[Any], videos: list[str], box: tuple[float, ...] = (1, 2, 30, 40)
+    ) -> Path:
         (tmp_path / "annotations").mkdir()
         (tmp_path / "annotations" / "test_annotations.json").write_text(json.dumps(entries))
         bbox = dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
@@ -48,7 +50,9 @@ def root(tmp_path: Path, make_video: Any) -> Callable[..., Path]:
         for vid in videos:
             make_video(tmp_path / "video" / "0001" / f"{vid}.mp4", FRAMES)
             content = {"trajectories": [[{"tid": 1, "bbox": bbox}]] * FRAMES}
-            (tmp_path / "annotation" / "validation" / "0001" / f"{vid}.json").write_text(json.dumps(content))
+            (tmp_path / "annotation" / "validation" / "0001" / f"{vid}.json").write_text(
+                json.dumps(content)
+            )
         return tmp_path
 
     return make
@@ -62,8 +66,18 @@ def outcome(report: PrepareReport) -> dict[str, list[str]]:
 def test_a_sound_data_set(root: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     index = tmp_path / "out" / "index.jsonl"
-    report = prepare("vidstg", root([entry("a"), entry("b")], ["a", "b"]), index, lambda done, total: seen.append((done, total)))
-    assert (report.queries, report.videos, report.queries_by_split, report.left_out) == (2, 2, {"test": 2}, 0)
+    report = prepare(
+        "vidstg",
+        root([entry("a"), entry("b")], ["a", "b"]),
+        index,
+        lambda done, total: seen.append((done, total)),
+    )
+    assert (report.queries, report.videos, report.queries_by_split, report.left_out) == (
+        2,
+        2,
+        {"test": 2},
+        0,
+    )
     assert (report.num_failures, report.exit_code(), report.defects) == (0, 0, [])
     assert seen == [(1, 2), (2, 2), (1, 2), (2, 2)]
     queries = list(read_jsonl(index, Query))
@@ -80,16 +94,30 @@ def test_a_sound_data_set(root: Any, tmp_path: Path) -> None:
         "checked_videos": 2,
         "edit_lists": 0,
         "splits": {"test": 2},
-        "totals": {"test": {"queries": 2, "videos": 2, "left_out": {}, "without_video": 0, "without_boxes": 0}},
+        "totals": {
+            "test": {
+                "queries": 2,
+                "videos": 2,
+                "left_out": {},
+                "without_video": 0,
+                "without_boxes": 0,
+            }
+        },
         "left_out": 0,
         "without_video": 0,
         "without_boxes": 0,
         "defects": [],
     }
-    assert sorted(path.name for path in index.parent.iterdir()) == ["defects.json", "index.jsonl", "tracks.npz"]
+    assert sorted(path.name for path in index.parent.iterdir()) == [
+        "defects.json",
+        "index.jsonl",
+        "tracks.npz",
+    ]
 
 
-def test_everything_that_can_be_wrong_is_named_and_the_rest_goes_on(root: Any, cut: Any, tmp_path: Path) -> None:
+def test_everything_that_can_be_wrong_is_named_and_the_rest_goes_on(
+    root: Any, cut: Any, tmp_path: Path
+) -> None:
     entries = [entry(vid) for vid in ("good", "missing", "zero", "short", "words")]
     entries.append(entry("good", temporal_gt={"begin_fid": 9, "end_fid": 9}))
     folder = root(entries, ["good", "missing", "zero", "short", "words"], box=(-4, 2, 30, 40))
@@ -119,10 +147,30 @@ def test_everything_that_can_be_wrong_is_named_and_the_rest_goes_on(root: Any, c
 
 
 def test_what_the_video_says_otherwise_is_counted(root: Any, tmp_path: Path) -> None:
-    longer = entry("longer", frame_count=33, used_segment={"begin_fid": 0, "end_fid": 32}, temporal_gt={"begin_fid": 5, "end_fid": 33})
-    beyond = entry("beyond", frame_count=33, used_segment={"begin_fid": 30, "end_fid": 32}, temporal_gt={"begin_fid": 30, "end_fid": 33})
-    entries = [longer, beyond, entry("other", frame_count=60), entry("fps", fps=30), entry("size", width=256, height=96)]
-    report = prepare("vidstg", root(entries, ["longer", "beyond", "other", "fps", "size"]), tmp_path / "index.jsonl")
+    longer = entry(
+        "longer",
+        frame_count=33,
+        used_segment={"begin_fid": 0, "end_fid": 32},
+        temporal_gt={"begin_fid": 5, "end_fid": 33},
+    )
+    beyond = entry(
+        "beyond",
+        frame_count=33,
+        used_segment={"begin_fid": 30, "end_fid": 32},
+        temporal_gt={"begin_fid": 30, "end_fid": 33},
+    )
+    entries = [
+        longer,
+        beyond,
+        entry("other", frame_count=60),
+        entry("fps", fps=30),
+        entry("size", width=256, height=96),
+    ]
+    report = prepare(
+        "vidstg",
+        root(entries, ["longer", "beyond", "other", "fps", "size"]),
+        tmp_path / "index.jsonl",
+    )
     assert outcome(report) == {
         "no box in the span": ["test-00001-c0"],
         "frame count differs": ["test-00000-c0", "test-00001-c0"],
@@ -141,10 +189,15 @@ def test_what_the_video_says_otherwise_is_counted(root: Any, tmp_path: Path) -> 
     assert report.num_failures == 2
 
 
-def test_without_any_video_the_index_is_made_from_the_annotations(root: Any, tmp_path: Path) -> None:
+def test_without_any_video_the_index_is_made_from_the_annotations(
+    root: Any, tmp_path: Path
+) -> None:
     report = prepare("vidstg", root([entry("a"), entry("b")], []), tmp_path / "index.jsonl")
     assert len(list(read_jsonl(tmp_path / "index.jsonl", Query))) == 2
-    assert outcome(report) == {"no VidOR annotations": [str(tmp_path)], "no videos": [str(tmp_path)]}
+    assert outcome(report) == {
+        "no VidOR annotations": [str(tmp_path)],
+        "no videos": [str(tmp_path)],
+    }
     assert (report.left_out, report.without_video, report.without_boxes) == (0, 2, 2)
     assert report.split_counts == {"test": SplitCounts(2, 2, {}, 2, 2)}
     assert report.checked_videos == 0
@@ -153,7 +206,9 @@ def test_without_any_video_the_index_is_made_from_the_annotations(root: Any, tmp
 
 def test_own_sentences(tmp_path: Path, make_video: Any) -> None:
     make_video(tmp_path / "a.mp4", FRAMES)
-    (tmp_path / "data.jsonl").write_text('{"video": "a.mp4", "text": "a dog"}\n{"video": "b.mp4", "text": "a cat"}\n')
+    (tmp_path / "data.jsonl").write_text(
+        '{"video": "a.mp4", "text": "a dog"}\n{"video": "b.mp4", "text": "a cat"}\n'
+    )
     report = prepare("jsonl", tmp_path / "data.jsonl", tmp_path / "out" / "index.jsonl")
     assert outcome(report) == {"video missing": ["2"]}
     assert (report.queries, report.without_boxes, report.exit_code()) == (1, 0, 1)
@@ -167,11 +222,18 @@ def test_an_edit_list_is_counted(tmp_path: Path, make_video: Any) -> None:
 
     whole = make_video(tmp_path / "whole.mp4", FRAMES)
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
-    with av.open(str(whole)) as old, av.open(str(tmp_path / "edited.mp4"), "w", options=options) as new:
+    with (
+        av.open(str(whole)) as old,
+        av.open(str(tmp_path / "edited.mp4"), "w", options=options) as new,
+    ):
         copy = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(old.streams.video[0]):
             if packet.dts is not None:
-                packet.pts, packet.dts, packet.stream = packet.pts - 7 * 512, packet.dts - 7 * 512, copy
+                packet.pts, packet.dts, packet.stream = (
+                    packet.pts - 7 * 512,
+                    packet.dts - 7 * 512,
+                    copy,
+                )
                 new.mux(packet)
     (tmp_path / "data.jsonl").write_text('{"video": "edited.mp4", "text": "a dog"}\n')
     report = prepare("jsonl", tmp_path / "data.jsonl", tmp_path / "index.jsonl")
@@ -205,21 +267,40 @@ def test_totals_know_the_split_of_each_entry_left_out(root: Any, tmp_path: Path)
         "val": SplitCounts(1, 1, {"malformed entry": 1, "video missing": 1}, 0, 0),
     }
     assert (report.left_out, report.queries_by_split) == (4, {"test": 1, "val": 1})
-    assert json.loads((tmp_path / "defects.json").read_text())["totals"]["train"]["left_out"] == {"malformed entry": 1}
+    assert json.loads((tmp_path / "defects.json").read_text())["totals"]["train"]["left_out"] == {
+        "malformed entry": 1
+    }
 
 
 def test_what_is_left_out_is_counted_in_queries(root: Any, tmp_path: Path) -> None:
     """An entry of three sentences that is left out fails three times, as its sentences would one by one."""
-    asked = {"questions": [{"description": "who?", "target_id": 1}, {"description": "what?", "target_id": 1}]}
-    entries = [entry("a"), entry("a", temporal_gt={"begin_fid": 9, "end_fid": 9}, **asked), entry("a", fps=0, **asked)]
+    asked = {
+        "questions": [
+            {"description": "who?", "target_id": 1},
+            {"description": "what?", "target_id": 1},
+        ]
+    }
+    entries = [
+        entry("a"),
+        entry("a", temporal_gt={"begin_fid": 9, "end_fid": 9}, **asked),
+        entry("a", fps=0, **asked),
+    ]
     report = prepare("vidstg", root(entries, ["a"]), tmp_path / "index.jsonl")
-    assert report.split_counts == {"test": SplitCounts(1, 1, {"empty span": 3, "malformed entry": 3}, 0, 0)}
+    assert report.split_counts == {
+        "test": SplitCounts(1, 1, {"empty span": 3, "malformed entry": 3}, 0, 0)
+    }
     assert outcome(report) == {"empty span": ["test-00001"], "malformed entry": ["test-00002"]}
     assert (report.queries, report.left_out, report.num_failures) == (1, 6, 6)
     assert [report.exit_code(allowed) for allowed in (5, 6, 0.85, 0.86)] == [1, 0, 1, 0]
     summary = json.loads((tmp_path / "defects.json").read_text())
-    assert (summary["left_out"], summary["totals"]["test"]["left_out"]) == (6, {"empty span": 3, "malformed entry": 3})
-    assert [(row["excluded"], row["entries"][0]["count"]) for row in summary["defects"]] == [(3, 3), (3, 3)]
+    assert (summary["left_out"], summary["totals"]["test"]["left_out"]) == (
+        6,
+        {"empty span": 3, "malformed entry": 3},
+    )
+    assert [(row["excluded"], row["entries"][0]["count"]) for row in summary["defects"]] == [
+        (3, 3),
+        (3, 3),
+    ]
 
 
 def test_only_the_first_of_the_kept_are_named_and_all_that_are_left_out() -> None:
@@ -229,8 +310,12 @@ def test_only_the_first_of_the_kept_are_named_and_all_that_are_left_out() -> Non
         defects.add("kind", f"lost {number}", "", excluded=True, count=2)
     (row,) = defects.to_list()
     assert (row["count"], row["excluded"], defects.num_excluded) == (90, 60, 60)
-    assert [item["entry"] for item in row["entries"] if item["outcome"] == "kept"] == [f"kept {number}" for number in range(20)]
-    assert [item["entry"] for item in row["entries"] if item["outcome"] == "left out"] == [f"lost {number}" for number in range(30)]
+    assert [item["entry"] for item in row["entries"] if item["outcome"] == "kept"] == [
+        f"kept {number}" for number in range(20)
+    ]
+    assert [item["entry"] for item in row["entries"] if item["outcome"] == "left out"] == [
+        f"lost {number}" for number in range(30)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +327,9 @@ def test_only_the_first_of_the_kept_are_named_and_all_that_are_left_out() -> Non
         ("jsonl", "", "\n"),
     ],
 )
-def test_where_no_entry_is_nothing_is_written(dataset: str, place: str, content: str, tmp_path: Path) -> None:
+def test_where_no_entry_is_nothing_is_written(
+    dataset: str, place: str, content: str, tmp_path: Path
+) -> None:
     path = tmp_path / "root" / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
@@ -261,28 +348,55 @@ def test_an_index_goes_over_an_index_alone(tmp_path: Path) -> None:
         sound.write_text(content)
         check_index_path(sound, root)
     check_index_path(tmp_path / "nowhere" / "index.jsonl", tmp_path / "absent")
-    for name in ("index.json", "defects.json", "tracks.npz", "index.log", "index", "index.jsonl.log"):
+    for name in (
+        "index.json",
+        "defects.json",
+        "tracks.npz",
+        "index.log",
+        "index",
+        "index.jsonl.log",
+    ):
         with pytest.raises(InputError, match=rf"the index \S+/{name} must be called <name>\.jsonl"):
             check_index_path(tmp_path / name, root)
     for name in ("root", "link"):
-        with pytest.raises(InputError, match=rf"the index \S+/{name}\.jsonl is the data set's own file; name another"):
+        with pytest.raises(
+            InputError,
+            match=rf"the index \S+/{name}\.jsonl is the data set's own file; name another",
+        ):
             check_index_path(tmp_path / f"{name}.jsonl", root)
     with pytest.raises(InputError, match=r"the index \S+/folder\.jsonl is a folder or a device"):
         check_index_path(tmp_path / "folder.jsonl", root)
     for content in (root.read_text(), "video,text\n", "[" * 100_000, '["format"]', "\n7"):
         sound.write_text(content)
-        with pytest.raises(InputError, match=r"sound\.jsonl exists and is no index, so it is not written over; name another"):
+        with pytest.raises(
+            InputError,
+            match=r"sound\.jsonl exists and is no index, so it is not written over; name another",
+        ):
             prepare("jsonl", root, sound)
         assert sound.read_text() == content
 
 
 def test_totals_know_the_split_of_what_hcstvg_leaves_out(tmp_path: Path) -> None:
-    sound = {"bbox": [[1, 2, 3, 4]], "st_frame": 1, "img_num": 200, "caption": "a man", "width": 64, "height": 48}
-    (tmp_path / "train.json").write_text(json.dumps({"a.mp4": sound, "b.mp4": {**sound, "caption": " "}}))
-    (tmp_path / "test.json").write_text(json.dumps({"c.mp4": sound, "d.mp4": {**sound, "img_num": -1}, "a.mp4": sound}))
+    sound = {
+        "bbox": [[1, 2, 3, 4]],
+        "st_frame": 1,
+        "img_num": 200,
+        "caption": "a man",
+        "width": 64,
+        "height": 48,
+    }
+    (tmp_path / "train.json").write_text(
+        json.dumps({"a.mp4": sound, "b.mp4": {**sound, "caption": " "}})
+    )
+    (tmp_path / "test.json").write_text(
+        json.dumps({"c.mp4": sound, "d.mp4": {**sound, "img_num": -1}, "a.mp4": sound})
+    )
     report = prepare("hcstvg-v1", tmp_path, tmp_path / "index.jsonl")
     left_out = {split: totals.left_out for split, totals in report.split_counts.items()}
-    assert left_out == {"train": {"empty sentence": 1}, "test": {"malformed entry": 1, "repeated id": 1}}
+    assert left_out == {
+        "train": {"empty sentence": 1},
+        "test": {"malformed entry": 1, "repeated id": 1},
+    }
 
 
 EXPECTED = {

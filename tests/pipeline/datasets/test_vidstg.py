@@ -15,7 +15,9 @@ from pipeline.datasets.vidstg import parse
 from pipeline.errors import InputError
 
 REPOSITORY = Path(__file__).parents[3]
-ANNOTATIONS = Path(os.environ.get("STVG_ANNOTATIONS") or REPOSITORY.parent / "shared" / "annotations")
+ANNOTATIONS = Path(
+    os.environ.get("STVG_ANNOTATIONS") or REPOSITORY.parent / "shared" / "annotations"
+)
 BOX = (1, 2, 30, 40)
 
 
@@ -25,12 +27,19 @@ def kinds(parsed: ParsedDataset) -> dict[str, tuple[int, int]]:
 
 
 def named(parsed: ParsedDataset, kind: str) -> list[str]:
-    return [item["entry"] for row in parsed.defects.to_list() if row["kind"] == kind for item in row["entries"]]
+    return [
+        item["entry"]
+        for row in parsed.defects.to_list()
+        if row["kind"] == kind
+        for item in row["entries"]
+    ]
 
 
 def test_each_caption_and_question_is_a_query(tree: Any, entry: Any, vidor: Any) -> None:
     vidor("101", {4: [(0, *BOX), (3, 5, 5, 9, 9)]})
-    caption, question = parse(tree(val=[entry(vid="x", captions=[], questions=[]), entry()])).queries
+    caption, question = parse(
+        tree(val=[entry(vid="x", captions=[], questions=[]), entry()])
+    ).queries
     assert (caption.id, question.id) == ("val-00001-c0", "val-00001-q0")
     assert (caption.form, question.form) == ("declarative", "interrogative")
     assert (caption.object, question.object) == ("dog", "ball")
@@ -59,7 +68,16 @@ def test_the_first_frame_belongs_to_segment_and_span(tree: Any, entry: Any) -> N
 
 def test_a_truth_may_end_with_its_segment(tree: Any, entry: Any) -> None:
     """`temporal_gt.end_fid` = `used_segment.end_fid` + 1: the last frame of both is the same, and nothing is clipped."""
-    parsed = parse(tree(test=[entry(used_segment={"begin_fid": 2, "end_fid": 13}, temporal_gt={"begin_fid": 4, "end_fid": 14})]))
+    parsed = parse(
+        tree(
+            test=[
+                entry(
+                    used_segment={"begin_fid": 2, "end_fid": 13},
+                    temporal_gt={"begin_fid": 4, "end_fid": 14},
+                )
+            ]
+        )
+    )
     query = parsed.queries[0]
     assert query.truth is not None
     assert query.segment[1] == query.truth.span[1] == 14
@@ -105,7 +123,16 @@ def test_a_span_that_leaves_its_segment_is_clipped_and_counted(tree: Any, entry:
 
 
 def test_boxes_come_from_either_half_of_vidor(tree: Any, entry: Any, vidor: Any) -> None:
-    vidor("101", {3: [(0, *BOX)], 4: [(0, 2, 2, 30, 40), (9, 0, 0, 1, 1)], 6: [(0, *BOX), (0, 9, 9, 10, 10)]}, "validation", "1000")
+    vidor(
+        "101",
+        {
+            3: [(0, *BOX)],
+            4: [(0, 2, 2, 30, 40), (9, 0, 0, 1, 1)],
+            6: [(0, *BOX), (0, 9, 9, 10, 10)],
+        },
+        "validation",
+        "1000",
+    )
     parsed = parse(tree(test=[entry(questions=[])]))
     frames, boxes = parsed.tracks["101/0"]
     assert frames.tolist() == [3, 4, 6]
@@ -129,8 +156,13 @@ def test_a_video_is_found_where_it_lies(tree: Any, entry: Any, tmp_path: Path) -
     assert parse(tree(test=[entry()])).queries[0].path == "video/0042/101.mp4"
 
 
-@pytest.mark.parametrize(("file", "noted"), [("0042/101.MP4", []), ("0042/101.mkv", ["101.mp4"]), ("0042/101.WEBM", ["101.mp4"])])
-def test_a_video_is_found_whatever_its_extension(tree: Any, entry: Any, tmp_path: Path, file: str, noted: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("file", "noted"),
+    [("0042/101.MP4", []), ("0042/101.mkv", ["101.mp4"]), ("0042/101.WEBM", ["101.mp4"])],
+)
+def test_a_video_is_found_whatever_its_extension(
+    tree: Any, entry: Any, tmp_path: Path, file: str, noted: list[str]
+) -> None:
     (tmp_path / "video" / "0042").mkdir(parents=True)
     (tmp_path / "video" / file).touch()
     parsed = parse(tree(test=[entry(), entry()]))
@@ -139,7 +171,9 @@ def test_a_video_is_found_whatever_its_extension(tree: Any, entry: Any, tmp_path
     assert not parsed.defects.num_excluded
 
 
-def test_boxes_are_found_in_files_of_upper_case(tree: Any, entry: Any, vidor: Any, tmp_path: Path) -> None:
+def test_boxes_are_found_in_files_of_upper_case(
+    tree: Any, entry: Any, vidor: Any, tmp_path: Path
+) -> None:
     vidor("101", {4: [(0, *BOX)]})
     path = tmp_path / "annotation" / "training" / "0007" / "101.json"
     path.rename(path.with_suffix(".JSON"))
@@ -147,7 +181,15 @@ def test_boxes_are_found_in_files_of_upper_case(tree: Any, entry: Any, vidor: An
 
 
 def test_boxes_are_clipped_to_the_picture(tree: Any, entry: Any, vidor: Any) -> None:
-    vidor("101", {4: [(0, -5, 2, 30, 60)], 5: [(0, 120, 2, 130, 40)], 6: [(0, 20, 20, 20, 30)], 7: [(0, *BOX)]})
+    vidor(
+        "101",
+        {
+            4: [(0, -5, 2, 30, 60)],
+            5: [(0, 120, 2, 130, 40)],
+            6: [(0, 20, 20, 20, 30)],
+            7: [(0, *BOX)],
+        },
+    )
     parsed = parse(tree(test=[entry(questions=[])]))
     frames, boxes = parsed.tracks["101/0"]
     assert frames.tolist() == [4, 7]
@@ -155,19 +197,25 @@ def test_boxes_are_clipped_to_the_picture(tree: Any, entry: Any, vidor: Any) -> 
     assert kinds(parsed) == {"box outside picture": (2, 0), "box without area": (2, 0)}
 
 
-def test_a_target_without_a_box_in_the_span_keeps_its_span(tree: Any, entry: Any, vidor: Any) -> None:
+def test_a_target_without_a_box_in_the_span_keeps_its_span(
+    tree: Any, entry: Any, vidor: Any
+) -> None:
     vidor("101", {3: [(0, *BOX)], 14: [(0, *BOX)]})
     parsed = parse(tree(test=[entry()]))
     assert [query.truth.track for query in parsed.queries if query.truth] == [None, None]
     assert named(parsed, "no box in the span") == ["test-00000-c0", "test-00000-q0"]
 
 
-def test_vidor_files_that_are_broken_or_absent_are_named(tree: Any, entry: Any, vidor: Any, tmp_path: Path) -> None:
+def test_vidor_files_that_are_broken_or_absent_are_named(
+    tree: Any, entry: Any, vidor: Any, tmp_path: Path
+) -> None:
     vidor("101", {4: [(0, *BOX)]})
     good = tmp_path / "annotation" / "training" / "0007" / "101.json"
     (good.parent / "102.json").write_text('{"trajectories": [')
     (good.parent / "103.json").write_text("[1, 2]")
-    (good.parent / "105.json").write_text('{"trajectories": [7, [{"tid": 0}], [{"tid": 0, "bbox": {"xmin": NaN}}], [null]]}')
+    (good.parent / "105.json").write_text(
+        '{"trajectories": [7, [{"tid": 0}], [{"tid": 0, "bbox": {"xmin": NaN}}], [null]]}'
+    )
     parsed = parse(tree(test=[entry(vid=vid) for vid in ("101", "102", "103", "104", "105")]))
     assert len(parsed.queries) == 10
     assert named(parsed, "unreadable box file") == ["102", "103"]
@@ -175,8 +223,12 @@ def test_vidor_files_that_are_broken_or_absent_are_named(tree: Any, entry: Any, 
     assert kinds(parsed)["malformed box"] == (4, 0)
 
 
-@pytest.mark.parametrize("side", ["NaN", "1e999", "1000001", "-1000001", "1" + "0" * 400, '"left"', "null", "[1]"])
-def test_a_box_with_a_side_that_is_no_place_is_left_out(tree: Any, entry: Any, vidor: Any, tmp_path: Path, side: str) -> None:
+@pytest.mark.parametrize(
+    "side", ["NaN", "1e999", "1000001", "-1000001", "1" + "0" * 400, '"left"', "null", "[1]"]
+)
+def test_a_box_with_a_side_that_is_no_place_is_left_out(
+    tree: Any, entry: Any, vidor: Any, tmp_path: Path, side: str
+) -> None:
     vidor("101", {4: [(0, 987654, *BOX[1:])], 5: [(0, *BOX)]})
     path = tmp_path / "annotation" / "training" / "0007" / "101.json"
     path.write_text(path.read_text().replace("987654", side))
@@ -185,7 +237,9 @@ def test_a_box_with_a_side_that_is_no_place_is_left_out(tree: Any, entry: Any, v
     assert kinds(parsed) == {"malformed box": (1, 0)}
 
 
-def test_the_kind_of_an_object_id_is_exact(tree: Any, entry: Any, vidor: Any, tmp_path: Path) -> None:
+def test_the_kind_of_an_object_id_is_exact(
+    tree: Any, entry: Any, vidor: Any, tmp_path: Path
+) -> None:
     """1 is neither true nor 1.0."""
     vidor("101", {4: [(0, *BOX)], 5: [(False, *BOX)], 6: [(0.0, *BOX)]})
     parsed = parse(tree(test=[entry(questions=[])]))
@@ -195,7 +249,9 @@ def test_the_kind_of_an_object_id_is_exact(tree: Any, entry: Any, vidor: Any, tm
 
 def test_tags_are_carried(tree: Any, entry: Any) -> None:
     caption = {"description": "a dog", "target_id": 0, "tags": ["look-alike"]}
-    assert parse(tree(test=[entry(captions=[caption], questions=[])])).queries[0].tags == ("look-alike",)
+    assert parse(tree(test=[entry(captions=[caption], questions=[])])).queries[0].tags == (
+        "look-alike",
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,9 +285,16 @@ def test_tags_are_carried(tree: Any, entry: Any) -> None:
         ({"temporal_gt": {"begin_fid": 14, "end_fid": 16}}, "span outside its segment"),
     ],
 )
-def test_a_broken_entry_is_left_out_by_name(tree: Any, entry: Any, changes: dict[str, Any], kind: str) -> None:
+def test_a_broken_entry_is_left_out_by_name(
+    tree: Any, entry: Any, changes: dict[str, Any], kind: str
+) -> None:
     parsed = parse(tree(test=[entry(), entry(**changes), entry(vid="102")]))
-    assert [query.id[:10] for query in parsed.queries] == ["test-00000", "test-00000", "test-00002", "test-00002"]
+    assert [query.id[:10] for query in parsed.queries] == [
+        "test-00000",
+        "test-00000",
+        "test-00002",
+        "test-00002",
+    ]
     assert named(parsed, kind) == ["test-00001"]
     sentences = (changes.get(key, [{}]) for key in ("captions", "questions"))
     lost = sum(len(found) for found in sentences if isinstance(found, list)) or 1
@@ -248,12 +311,18 @@ def test_a_broken_entry_is_left_out_by_name(tree: Any, entry: Any, changes: dict
         ({"temporal_gt": {"begin_fid": 14, "end_fid": 16}}, "span outside its segment"),
     ],
 )
-def test_an_entry_left_out_counts_as_all_its_queries(tree: Any, entry: Any, changes: dict[str, Any], kind: str) -> None:
+def test_an_entry_left_out_counts_as_all_its_queries(
+    tree: Any, entry: Any, changes: dict[str, Any], kind: str
+) -> None:
     question = {"description": "what?", "target_id": 3}
-    parsed = parse(tree(test=[entry(), entry(questions=[question, question], **changes), entry(captions=7)]))
+    parsed = parse(
+        tree(test=[entry(), entry(questions=[question, question], **changes), entry(captions=7)])
+    )
     assert kinds(parsed)[kind] == ((4, 4) if kind == "malformed entry" else (3, 3))
     assert named(parsed, kind)[0] == "test-00001"
-    assert parsed.defects.num_excluded == 4  # of an entry whose captions are no list, the one question
+    assert (
+        parsed.defects.num_excluded == 4
+    )  # of an entry whose captions are no list, the one question
 
 
 @pytest.mark.parametrize("raw", [7, {}, {"captions": 7, "questions": "what?"}])
@@ -272,7 +341,9 @@ def test_an_entry_whose_queries_cannot_be_counted_is_one(tree: Any, entry: Any, 
         ({"description": "a dog", "target_id": 8}, "target is not among the objects"),
     ],
 )
-def test_a_broken_sentence_is_left_out_by_name(tree: Any, entry: Any, sentence: Any, kind: str) -> None:
+def test_a_broken_sentence_is_left_out_by_name(
+    tree: Any, entry: Any, sentence: Any, kind: str
+) -> None:
     parsed = parse(tree(test=[entry(captions=[sentence])]))
     assert [query.id for query in parsed.queries] == ["test-00000-q0"]
     assert named(parsed, kind) == ["test-00000-c0"]
@@ -303,36 +374,60 @@ def test_a_file_that_is_not_json_is_named_with_the_place(tree: Any, tmp_path: Pa
     with pytest.raises(InputError, match=r"val_annotations.json"):
         parse(tmp_path)
     path.write_text("{}")
-    with pytest.raises(InputError, match=r"val_annotations.json must hold a list of entries, not dict"):
+    with pytest.raises(
+        InputError, match=r"val_annotations.json must hold a list of entries, not dict"
+    ):
         parse(tmp_path)
 
 
 def test_a_folder_without_annotations_says_what_to_put_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no VidSTG annotations. Put there\n  annotations/\{train,val,test\}_annotations.json"):
+    with pytest.raises(
+        InputError,
+        match=r"holds no VidSTG annotations. Put there\n  annotations/\{train,val,test\}_annotations.json",
+    ):
         parse(tmp_path)
 
 
 def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file is a file, and the data set's folder is wanted\. Put there\n  annotations/"):
+    with pytest.raises(
+        InputError,
+        match=r"file is a file, and the data set's folder is wanted\. Put there\n  annotations/",
+    ):
         parse(tmp_path / "file")
     with pytest.raises(InputError, match=r"nowhere does not exist\. Put there\n  annotations/"):
         parse(tmp_path / "nowhere")
 
 
 def test_files_without_an_entry_are_refused(tree: Any, entry: Any) -> None:
-    with pytest.raises(InputError, match=r"not one entry in \S+train_annotations\.json, \S+test_annotations\.json; download"):
+    with pytest.raises(
+        InputError,
+        match=r"not one entry in \S+train_annotations\.json, \S+test_annotations\.json; download",
+    ):
         parse(tree(train=[], test=[]))
     assert len(parse(tree(train=[], test=[entry()])).queries) == 2
-    assert kinds(parse(tree(train=[], test=[7]))) == {"malformed entry": (1, 1), "no VidOR annotations": (0, 0)}
+    assert kinds(parse(tree(train=[], test=[7]))) == {
+        "malformed entry": (1, 1),
+        "no VidOR annotations": (0, 0),
+    }
 
 
-@pytest.mark.skipif(not ANNOTATIONS.is_dir(), reason=f"no real annotations: {ANNOTATIONS} is absent (set STVG_ANNOTATIONS)")
+@pytest.mark.skipif(
+    not ANNOTATIONS.is_dir(),
+    reason=f"no real annotations: {ANNOTATIONS} is absent (set STVG_ANNOTATIONS)",
+)
 def test_the_real_validation_file(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "val_annotations.json").symlink_to(ANNOTATIONS / "val_annotations.json")
+    (tmp_path / "annotations" / "val_annotations.json").symlink_to(
+        ANNOTATIONS / "val_annotations.json"
+    )
     parsed = parse(tmp_path)
-    raw = {f"val-{number:05d}": entry for number, entry in enumerate(json.loads((ANNOTATIONS / "val_annotations.json").read_text()))}
+    raw = {
+        f"val-{number:05d}": entry
+        for number, entry in enumerate(
+            json.loads((ANNOTATIONS / "val_annotations.json").read_text())
+        )
+    }
     assert len(parsed.queries) == len({query.id for query in parsed.queries}) == 8956
     assert len({query.video for query in parsed.queries}) == 602
     assert sum(query.form == "declarative" for query in parsed.queries) == 3996

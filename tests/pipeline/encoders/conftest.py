@@ -10,7 +10,12 @@ import torch
 from torch import nn
 from torchvision.models import ResNet, resnet101
 
-SENTENCES = ["the red circle moves to the left.", "a man in red opens the door", "what spins?", "ein Hund läuft – 犬が走る 🐕"]
+SENTENCES = [
+    "the red circle moves to the left.",
+    "a man in red opens the door",
+    "what spins?",
+    "ein Hund läuft – 犬が走る 🐕",
+]
 
 
 def with_statistics(model: nn.Module, last: str) -> nn.Module:
@@ -47,7 +52,13 @@ def save_tokenizer() -> Callable[..., None]:
         made = ByteLevelBPETokenizer()
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         words = [f"{number * 7919:x}" for number in range(500)]
-        made.train_from_iterator([*SENTENCES, *words] * 2, vocab_size=entries, min_frequency=1, special_tokens=special, show_progress=False)
+        made.train_from_iterator(
+            [*SENTENCES, *words] * 2,
+            vocab_size=entries,
+            min_frequency=1,
+            special_tokens=special,
+            show_progress=False,
+        )
         assert made.get_vocab_size() == entries
         made.save_model(str(folder))
 

@@ -23,14 +23,23 @@ def pictures() -> torch.Tensor:
     return torch.rand(2, 3, 65, 33, generator=torch.Generator().manual_seed(0)) * 255
 
 
-def test_full_equals_torchvisions_body(full: AppearanceEncoder, resnet: ResNet, pictures: torch.Tensor) -> None:
+def test_full_equals_torchvisions_body(
+    full: AppearanceEncoder, resnet: ResNet, pictures: torch.Tensor
+) -> None:
     theirs = resnet
     state = {
-        key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+        key: value
+        for key, value in theirs.state_dict().items()
+        if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
     }
     full.body.load_state_dict(state)
-    normed = (pictures / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    stages = [getattr(theirs, name) for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")]
+    normed = (pictures / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(
+        IMAGENET_STD
+    ).view(3, 1, 1)
+    stages = [
+        getattr(theirs, name)
+        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    ]
     with torch.inference_mode():
         wanted = nn.Sequential(*stages)(normed).permute(0, 2, 3, 1)
         torch.testing.assert_close(full(pictures), wanted, rtol=1e-3, atol=1e-4)
@@ -42,12 +51,16 @@ def test_every_norm_of_full_is_frozen(full: AppearanceEncoder) -> None:
     assert all(isinstance(norm, FrozenBatchNorm2d) for norm in norms)
 
 
-def test_frozen_norms_are_torchvisions_and_keep_what_is_kept_for_gradients_small(full: AppearanceEncoder, pictures: torch.Tensor) -> None:
+def test_frozen_norms_are_torchvisions_and_keep_what_is_kept_for_gradients_small(
+    full: AppearanceEncoder, pictures: torch.Tensor
+) -> None:
     """In float32 to the bit; among convolutions in bfloat16 torchvision's give float32."""
     ours = next(norm for norm in full.modules() if isinstance(norm, FrozenBatchNorm2d))
     theirs = FrozenBatchNorm2d(len(ours.weight))
     for name, values in theirs.state_dict().items():
-        values.copy_(torch.rand(values.shape, generator=torch.Generator().manual_seed(len(name))) + 0.5)
+        values.copy_(
+            torch.rand(values.shape, generator=torch.Generator().manual_seed(len(name))) + 0.5
+        )
     fresh = type(ours)(len(ours.weight))
     fresh.load_state_dict(theirs.state_dict())
     x = torch.randn(2, len(ours.weight), 5, 4)
@@ -84,7 +97,9 @@ def test_pictures_are_normalised_by_imagenets_statistics() -> None:
 
 
 @pytest.mark.parametrize("size", ["full", "tiny"])
-def test_a_batch_equals_its_pictures_alone(full: AppearanceEncoder, pictures: torch.Tensor, size: str) -> None:
+def test_a_batch_equals_its_pictures_alone(
+    full: AppearanceEncoder, pictures: torch.Tensor, size: str
+) -> None:
     encoder = full if size == "full" else AppearanceEncoder("tiny").eval()
     with torch.inference_mode():
         alone = torch.cat([encoder(picture[None]) for picture in pictures])

@@ -11,18 +11,30 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel
 
-from pipeline.encoders.huggingface_roberta import read_architecture, read_tokenizer, find_weights_file
+from pipeline.encoders.huggingface_roberta import (
+    find_weights_file,
+    read_architecture,
+    read_tokenizer,
+)
 from pipeline.encoders.text import TextEncoder, get_vocab_size
 from pipeline.errors import InputError
 from pipeline.weights.load import load_backbone
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 40}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, save_tokenizer: Callable[..., None]) -> Path:
     save_tokenizer(tmp_path / "roberta")
-    RobertaModel(RobertaConfig(vocab_size=300, pad_token_id=1, **SMALL)).save_pretrained(tmp_path / "roberta")
+    RobertaModel(RobertaConfig(vocab_size=300, pad_token_id=1, **SMALL)).save_pretrained(
+        tmp_path / "roberta"
+    )
     return tmp_path / "roberta"
 
 
@@ -51,15 +63,24 @@ def test_roberta_bases_config_is_understood(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "bert"}, r"config.json does not describe a RoBERTa encoder: model_type: .*'roberta' \(got 'bert'\)"),
+        (
+            {"model_type": "bert"},
+            r"config.json does not describe a RoBERTa encoder: model_type: .*'roberta' \(got 'bert'\)",
+        ),
         ({"is_decoder": True}, "does not describe a RoBERTa encoder: is_decoder"),
-        ({"position_embedding_type": "relative_key"}, "does not describe a RoBERTa encoder: position_embedding_type"),
+        (
+            {"position_embedding_type": "relative_key"},
+            "does not describe a RoBERTa encoder: position_embedding_type",
+        ),
         ({"hidden_size": "wide"}, "does not describe a RoBERTa encoder: hidden_size"),
         ({"num_hidden_layers": 0}, "does not describe a RoBERTa encoder: num_hidden_layers"),
         ({"hidden_size": 33}, "config.json describes a network that cannot be built: .*33"),
         ({"hidden_act": "magic"}, "config.json describes a network that cannot be built: .*magic"),
         ({"num_hidden_layers": 2}, r"do not fit: missing \['encoder.layer.1.*unexpected \[\]"),
-        ({"vocab_size": 299}, "the tokenizer in .* has 300 entries, the weights have 299: name the folder of the tokenizer"),
+        (
+            {"vocab_size": 299},
+            "the tokenizer in .* has 300 entries, the weights have 299: name the folder of the tokenizer",
+        ),
         ({"pad_token_id": 2}, "pads with id 1, the weights with 2: they do not belong together"),
     ],
 )
@@ -72,7 +93,9 @@ def test_a_config_that_does_not_fit(folder: Path, values: dict[str, Any], messag
 
 def test_a_config_that_is_not_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json does not describe a RoBERTa encoder: Invalid JSON"):
+    with pytest.raises(
+        InputError, match=r"config\.json does not describe a RoBERTa encoder: Invalid JSON"
+    ):
         load(folder)
 
 
@@ -81,7 +104,10 @@ def test_a_config_that_is_not_json(folder: Path) -> None:
     [
         ("config.json", "has no config.json: name a Hugging Face RoBERTa folder"),
         ("model.safetensors", "has neither model.safetensors nor pytorch_model.bin"),
-        ("merges.txt", "has no tokenizer: put RoBERTa's tokenizer.json there, or its vocab.json and merges.txt"),
+        (
+            "merges.txt",
+            "has no tokenizer: put RoBERTa's tokenizer.json there, or its vocab.json and merges.txt",
+        ),
         ("vocab.json", "has no tokenizer"),
     ],
 )
@@ -93,7 +119,9 @@ def test_a_part_that_is_absent(folder: Path, name: str, message: str) -> None:
 
 def test_a_folder_that_is_absent_or_a_file(tmp_path: Path) -> None:
     for read in (read_architecture, find_weights_file, read_tokenizer):
-        with pytest.raises(InputError, match="nothing does not exist: hf: wants a Hugging Face RoBERTa folder"):
+        with pytest.raises(
+            InputError, match="nothing does not exist: hf: wants a Hugging Face RoBERTa folder"
+        ):
             read(tmp_path / "nothing")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is not a folder: hf: wants"):
@@ -116,5 +144,8 @@ def test_a_spelled_special_token_is_words(folder: Path) -> None:
 def test_mdetrs_text_weights_want_exactly_their_tokenizer(folder: Path, tmp_path: Path) -> None:
     """The folder's has 300 entries: too few to be the one that MDETR was trained with."""
     torch.save({"model": {"transformer.text_encoder.a": torch.zeros(1)}}, tmp_path / "mdetr.pth")
-    with pytest.raises(InputError, match=rf"has 300 entries, the weights have {get_vocab_size()}: name the folder of the tokenizer"):
+    with pytest.raises(
+        InputError,
+        match=rf"has 300 entries, the weights have {get_vocab_size()}: name the folder of the tokenizer",
+    ):
         load_backbone("text", "tiny", f"mdetr:{tmp_path / 'mdetr.pth'}+hf:{folder}")

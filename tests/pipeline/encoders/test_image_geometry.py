@@ -7,7 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.encoders.image_geometry import compute_appearance_size, pad_to_square, picture_in_square, resize
+from pipeline.encoders.image_geometry import (
+    compute_appearance_size,
+    pad_to_square,
+    picture_in_square,
+    resize,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,8 @@ def test_resize_keeps_pictures_of_that_size() -> None:
 
 def test_resize_keeps_a_flat_picture_flat() -> None:
     assert torch.equal(
-        resize(torch.full((1, 3, 50, 90), 77, dtype=torch.uint8), (20, 11)), torch.full((1, 3, 11, 20), 77, dtype=torch.uint8)
+        resize(torch.full((1, 3, 50, 90), 77, dtype=torch.uint8), (20, 11)),
+        torch.full((1, 3, 11, 20), 77, dtype=torch.uint8),
     )
 
 
@@ -69,5 +75,7 @@ def test_bytes_are_resized_as_pillow_does(size: tuple[int, int]) -> None:
     """The published weights were trained on pictures that Pillow had resized."""
     pixels = np.random.default_rng(0).integers(0, 256, (120, 214, 3), np.uint8)
     wanted = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-    found = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], size)[0].permute(1, 2, 0).numpy()
+    found = (
+        resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], size)[0].permute(1, 2, 0).numpy()
+    )
     assert np.abs(found.astype(int) - wanted).max() <= 1

@@ -8,11 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.encoders.motion import ALPHA, KINETICS_MEAN, KINETICS_STD, MotionEncoder, select_slow_frames
+from pipeline.encoders.motion import (
+    ALPHA,
+    KINETICS_MEAN,
+    KINETICS_STD,
+    MotionEncoder,
+    select_slow_frames,
+)
 
 
 def clips(encoder: MotionEncoder, side: int, count: int = 1) -> torch.Tensor:
-    return torch.rand(count, 3, encoder.num_frames, side, side, generator=torch.Generator().manual_seed(0)) * 255
+    return (
+        torch.rand(
+            count, 3, encoder.num_frames, side, side, generator=torch.Generator().manual_seed(0)
+        )
+        * 255
+    )
 
 
 def test_full_equals_pytorchvideos_blocks_by_hand() -> None:
@@ -24,7 +35,9 @@ def test_full_equals_pytorchvideos_blocks_by_hand() -> None:
 
         dilations = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 2, 2))
         theirs = create_slowfast(
-            model_depth=50, stage_conv_b_dilations=(dilations, dilations), stage_spatial_strides=((1, 2, 2, 1), (1, 2, 2, 1))
+            model_depth=50,
+            stage_conv_b_dilations=(dilations, dilations),
+            stage_spatial_strides=((1, 2, 2, 1), (1, 2, 2, 1)),
         ).eval()
     blocks = nn.ModuleList(list(theirs.blocks)[:5])
     blocks.load_state_dict(ava.blocks.state_dict())
@@ -64,7 +77,11 @@ def test_the_input_is_not_modified() -> None:
 
 
 def test_slow_frames_reach_from_the_first_to_the_last() -> None:
-    assert select_slow_frames(32).tolist() == torch.linspace(0, 31, 8).long().tolist() == [0, 4, 8, 13, 17, 22, 26, 31]
+    assert (
+        select_slow_frames(32).tolist()
+        == torch.linspace(0, 31, 8).long().tolist()
+        == [0, 4, 8, 13, 17, 22, 26, 31]
+    )
     assert select_slow_frames(8).tolist() == [0, 7]
     assert ALPHA == 4
 
@@ -73,4 +90,6 @@ def test_a_batch_equals_its_clips_alone() -> None:
     encoder = MotionEncoder("tiny").eval()
     given = clips(encoder, 64, count=3)
     with torch.inference_mode():
-        torch.testing.assert_close(encoder(given), torch.cat([encoder(clip[None]) for clip in given]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            encoder(given), torch.cat([encoder(clip[None]) for clip in given]), rtol=1e-4, atol=1e-5
+        )

@@ -16,21 +16,35 @@ from pipeline.encoders.swin import SwinEncoder
 from pipeline.encoders.text import TextEncoder
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.shard_task import get_backbone, get_encoder
-from pipeline.weights.load import load_backbone, compute_weights_digest
+from pipeline.weights.load import compute_weights_digest, load_backbone
 
-KINDS = [("appearance", "tiny"), ("appearance", "full"), ("motion", "tiny"), ("motion", "full"), ("motion", "kinetics")]
+KINDS = [
+    ("appearance", "tiny"),
+    ("appearance", "full"),
+    ("motion", "tiny"),
+    ("motion", "full"),
+    ("motion", "kinetics"),
+]
 CONVOLUTIONS = {"appearance": nn.Conv2d, "motion": nn.Conv3d}
 
 
 def encoder_with_statistics(product: str, kind: str) -> nn.Module:
     """Every norm has scales (small ones at blocks' ends), shifts and statistics of its own."""
     size = "tiny" if kind == "tiny" else "full"
-    encoder = AppearanceEncoder(size) if product == "appearance" else MotionEncoder(size, "ava" if kind != "kinetics" else kind)
+    encoder = (
+        AppearanceEncoder(size)
+        if product == "appearance"
+        else MotionEncoder(size, "ava" if kind != "kinetics" else kind)
+    )
     generator = torch.Generator().manual_seed(3)
     for name, norm in encoder.named_modules():
         if isinstance(getattr(norm, "running_var", None), Tensor):
             scale = 0.3 if name.endswith(("bn3", "norm_c")) else 1.0
-            for values, low, high in ((norm.weight, 0.8, 1.2), (norm.bias, -0.2, 0.2), (norm.running_mean, -0.2, 0.2)):
+            for values, low, high in (
+                (norm.weight, 0.8, 1.2),
+                (norm.bias, -0.2, 0.2),
+                (norm.running_mean, -0.2, 0.2),
+            ):
                 values.data.uniform_(low * scale, high * scale, generator=generator)
             norm.running_var.uniform_(0.5, 2, generator=generator)
     return encoder.eval()
@@ -38,7 +52,9 @@ def encoder_with_statistics(product: str, kind: str) -> nn.Module:
 
 def given(encoder: nn.Module, count: int = 2) -> Tensor:
     shape = (3, encoder.num_frames, 64, 64) if isinstance(encoder, MotionEncoder) else (3, 65, 33)
-    return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def near(maps: Tensor, wanted: Tensor) -> None:
@@ -88,14 +104,19 @@ def test_without_onednn_norms_are_folded_all_the_same(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     encoder = encoder_with_statistics("appearance", "tiny")
     quick = optimize_for_inference(deepcopy(encoder))
-    assert not [module for module in quick.modules() if isinstance(module, OneDnnConv | nn.BatchNorm2d)]
+    assert not [
+        module for module in quick.modules() if isinstance(module, OneDnnConv | nn.BatchNorm2d)
+    ]
     with torch.inference_mode():
         near(quick(given(encoder)), encoder(given(encoder)))
 
 
 def test_an_encoder_that_has_no_batch_norms_stays_as_it_is() -> None:
     for encoder in (TextEncoder("tiny"), SwinEncoder()):
-        modules, before = list(encoder.modules()), {name: (value.clone(), value.stride()) for name, value in encoder.state_dict().items()}
+        modules, before = (
+            list(encoder.modules()),
+            {name: (value.clone(), value.stride()) for name, value in encoder.state_dict().items()},
+        )
         assert list(optimize_for_inference(encoder).modules()) == modules
         for name, value in encoder.state_dict().items():
             assert torch.equal(value, before[name][0])
@@ -103,10 +124,16 @@ def test_an_encoder_that_has_no_batch_norms_stays_as_it_is() -> None:
 
 
 def test_the_digest_is_that_of_the_weights_as_they_were_loaded() -> None:
-    config = ExtractConfig.model_validate({"backbones": "tiny", "weights": "random:5", "device": "cpu"})
+    config = ExtractConfig.model_validate(
+        {"backbones": "tiny", "weights": "random:5", "device": "cpu"}
+    )
     for product in CONVOLUTIONS:
         loaded = load_backbone(product, "tiny", "random:5")
         quick = get_encoder(product, config)
-        assert get_backbone(product, config).digest == loaded.digest == compute_weights_digest(loaded.encoder, product)
+        assert (
+            get_backbone(product, config).digest
+            == loaded.digest
+            == compute_weights_digest(loaded.encoder, product)
+        )
         with torch.inference_mode():
             near(quick(given(quick)), loaded.encoder(given(quick)))

@@ -24,7 +24,10 @@ from pipeline.weights.checkpoint_files import STATE_DICT_LAYOUTS, load_strict
 from pipeline.weights.load import load_backbone
 
 REPOSITORY = Path(__file__).parents[3]
-GOLDEN = Path(os.environ.get("STVG_GOLDEN") or REPOSITORY.parent / "shared" / "golden") / "mdetr_state_dict.json"
+GOLDEN = (
+    Path(os.environ.get("STVG_GOLDEN") or REPOSITORY.parent / "shared" / "golden")
+    / "mdetr_state_dict.json"
+)
 SENTENCES = ["the red circle moves", "a man in red opens the door <pad>", "", "ein Hund – 犬"]
 MDETR_REST = {
     "transformer.encoder.layers.0.linear1.weight": torch.zeros(4, 2),
@@ -43,16 +46,32 @@ MDETR_REST = {
 def save_mdetr(path: Path, state: dict[str, Tensor], **changes: Any) -> Path:
     """A checkpoint as MDETR writes it: plain weights (here zeros), averaged ones, the optimiser, and its settings."""
     plain = {name: torch.zeros_like(value) for name, value in state.items()}
-    args = Namespace(lr=1e-4, backbone="resnet101", load_dataset_config="configs/pretrain.json", combine_datasets=["flickr", "mixed"], ema=True)
-    optimizer = {"state": {0: {"step": 7, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-5, "params": [0]}]}
-    torch.save({"model": plain, "model_ema": state, "optimizer": optimizer, "epoch": 39, "args": args} | changes, path)
+    args = Namespace(
+        lr=1e-4,
+        backbone="resnet101",
+        load_dataset_config="configs/pretrain.json",
+        combine_datasets=["flickr", "mixed"],
+        ema=True,
+    )
+    optimizer = {
+        "state": {0: {"step": 7, "exp_avg": torch.zeros(3)}},
+        "param_groups": [{"lr": 1e-5, "params": [0]}],
+    }
+    torch.save(
+        {"model": plain, "model_ema": state, "optimizer": optimizer, "epoch": 39, "args": args}
+        | changes,
+        path,
+    )
     return path
 
 
 def their_c5(model: ResNet, pictures: Tensor) -> Tensor:
     preset = ResNet101_Weights.IMAGENET1K_V1.transforms()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std))
-    stages = [getattr(model, name) for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")]
+    stages = [
+        getattr(model, name)
+        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    ]
     return nn.Sequential(*stages)((pictures / 255 - mean) / std).permute(0, 2, 3, 1)
 
 
@@ -67,7 +86,9 @@ def torchvision_digest(resnet: ResNet, tmp_path_factory: pytest.TempPathFactory)
     torch.save(resnet.state_dict(), path)
     loaded = load_backbone("appearance", "full", f"torchvision:{path}")
     with torch.inference_mode():
-        torch.testing.assert_close(loaded.encoder(pictures()), their_c5(resnet, pictures()), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            loaded.encoder(pictures()), their_c5(resnet, pictures()), rtol=1e-3, atol=1e-4
+        )
     assert (len(loaded.report.loaded_keys), loaded.report.num_expected) == (520, 520)
     assert len(loaded.report.ignored_keys) == 2 + 104
     assert {"fc.weight", "fc.bias", "bn1.num_batches_tracked"} <= set(loaded.report.ignored_keys)
@@ -75,26 +96,42 @@ def torchvision_digest(resnet: ResNet, tmp_path_factory: pytest.TempPathFactory)
     return loaded.digest
 
 
-def test_torchvisions_file_of_the_old_format_is_the_same(resnet: ResNet, torchvision_digest: str, tmp_path: Path) -> None:
+def test_torchvisions_file_of_the_old_format_is_the_same(
+    resnet: ResNet, torchvision_digest: str, tmp_path: Path
+) -> None:
     """`resnet101-63fe2227.pth` is not a zip, and has no counters."""
-    state = {name: value for name, value in resnet.state_dict().items() if not name.endswith("num_batches_tracked")}
+    state = {
+        name: value
+        for name, value in resnet.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     loaded = load_backbone("appearance", "full", f"torchvision:{tmp_path / 'old.pth'}")
     assert loaded.digest == torchvision_digest
     assert loaded.report.ignored_keys == ("fc.bias", "fc.weight")
 
 
-def test_mdetrs_resnet_is_its_averaged_one(resnet: ResNet, torchvision_digest: str, tmp_path: Path) -> None:
-    body = {name: value for name, value in resnet.state_dict().items() if not name.startswith("fc.") and "num_batches" not in name}
+def test_mdetrs_resnet_is_its_averaged_one(
+    resnet: ResNet, torchvision_digest: str, tmp_path: Path
+) -> None:
+    body = {
+        name: value
+        for name, value in resnet.state_dict().items()
+        if not name.startswith("fc.") and "num_batches" not in name
+    }
     state = {f"backbone.0.body.{name}": value for name, value in body.items()} | MDETR_REST
-    loaded = load_backbone("appearance", "full", f"mdetr:{save_mdetr(tmp_path / 'mdetr.pth', state)}")
+    loaded = load_backbone(
+        "appearance", "full", f"mdetr:{save_mdetr(tmp_path / 'mdetr.pth', state)}"
+    )
     assert loaded.digest == torchvision_digest
     assert len(loaded.report.loaded_keys) == loaded.report.num_expected == 520
     assert set(loaded.report.ignored_keys) == set(MDETR_REST)
 
 
 @pytest.mark.parametrize("kind", ["ava", "kinetics"])
-def test_pytorchvideos_slowfast(kind: str, slowfast: Callable[[str], nn.Module], tmp_path: Path) -> None:
+def test_pytorchvideos_slowfast(
+    kind: str, slowfast: Callable[[str], nn.Module], tmp_path: Path
+) -> None:
     """Before its pooling and head, built as the source's: the maps of AVA's network are twice as fine."""
     theirs = slowfast(kind)
     path = tmp_path / "slowfast.pyth"
@@ -109,7 +146,11 @@ def test_pytorchvideos_slowfast(kind: str, slowfast: Callable[[str], nn.Module],
         wanted = torch.cat([path.mean(2) for path in paths], 1).permute(0, 2, 3, 1)
         torch.testing.assert_close(loaded.encoder(clips), wanted, rtol=1e-4, atol=1e-5)
     assert wanted.shape[1:] == ((4, 4, 2304) if kind == "ava" else (2, 2, 2304))
-    head = {"detection_head.proj.weight", "detection_head.proj.bias"} if kind == "ava" else {"blocks.6.proj.weight", "blocks.6.proj.bias"}
+    head = (
+        {"detection_head.proj.weight", "detection_head.proj.bias"}
+        if kind == "ava"
+        else {"blocks.6.proj.weight", "blocks.6.proj.bias"}
+    )
     assert {name for name in loaded.report.ignored_keys if "num_batches" not in name} == head
     assert len(loaded.report.loaded_keys) == loaded.report.num_expected
 
@@ -120,7 +161,9 @@ def test_torchvisions_video_swin(tmp_path: Path) -> None:
     torch.save(theirs.state_dict(), tmp_path / "swin.pth")
     loaded = load_backbone("swin", "full", f"torchvision:{tmp_path / 'swin.pth'}")
     ours = SwinEncoder().eval()
-    ours.body.load_state_dict({name: value for name, value in theirs.state_dict().items() if not name.startswith("head.")})
+    ours.body.load_state_dict(
+        {name: value for name, value in theirs.state_dict().items() if not name.startswith("head.")}
+    )
     frames = torch.rand(1, 3, 3, 40, 40) * 255
     with torch.inference_mode():
         assert torch.equal(loaded.encoder(frames), ours(frames))
@@ -197,10 +240,16 @@ def test_a_hugging_face_folder_with_a_pickle(folder: Path) -> None:
     """The older `pytorch_model.bin`, which held the positions too."""
     model = small_roberta(300, RobertaForMaskedLM)
     (folder / "model.safetensors").unlink()
-    torch.save(model.state_dict() | {"roberta.embeddings.position_ids": torch.arange(40)[None]}, folder / "pytorch_model.bin")
+    torch.save(
+        model.state_dict() | {"roberta.embeddings.position_ids": torch.arange(40)[None]},
+        folder / "pytorch_model.bin",
+    )
     loaded = load_backbone("text", "full", f"hf:{folder}")
     assert "roberta.embeddings.position_ids" in loaded.report.ignored_keys
-    save_file({name: value.clone() for name, value in model.roberta.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: value.clone() for name, value in model.roberta.state_dict().items()},
+        folder / "model.safetensors",
+    )
     assert load_backbone("text", "full", f"hf:{folder}").digest == loaded.digest
 
 
@@ -226,17 +275,27 @@ def test_long_sentences_are_cut_where_the_positions_end(folder: Path) -> None:
         assert encoder(tokens, mask).isfinite().all()
 
 
-def test_mdetrs_roberta_with_a_folders_tokenizer(folder: Path, tmp_path: Path, save_tokenizer: Callable[..., None]) -> None:
+def test_mdetrs_roberta_with_a_folders_tokenizer(
+    folder: Path, tmp_path: Path, save_tokenizer: Callable[..., None]
+) -> None:
     """At the tiny size: names, the averaged weights, the tokenizer. Of the folder nothing but the tokenizer is read."""
     encoder = TextEncoder("tiny").eval()
     save_tokenizer(tmp_path / "tokenizer", get_vocab_size())
-    state = {f"transformer.text_encoder.{name}": value for name, value in encoder.roberta.state_dict().items()} | MDETR_REST
-    extra = {f"transformer.text_encoder.{name}": torch.zeros(2) for name in ("embeddings.position_ids", "pooler.dense.weight")}
+    state = {
+        f"transformer.text_encoder.{name}": value
+        for name, value in encoder.roberta.state_dict().items()
+    } | MDETR_REST
+    extra = {
+        f"transformer.text_encoder.{name}": torch.zeros(2)
+        for name in ("embeddings.position_ids", "pooler.dense.weight")
+    }
     state |= extra | {"backbone.0.body.conv1.weight": torch.zeros(1)}
     path = save_mdetr(tmp_path / "mdetr.pth", state)
     loaded = load_backbone("text", "tiny", f"mdetr:{path}+hf:{tmp_path / 'tokenizer'}")
     tokens, mask = loaded.encoder.tokenize(SENTENCES)
-    theirs = RobertaTokenizerFast.from_pretrained(tmp_path / "tokenizer")(SENTENCES, padding=True, split_special_tokens=True)
+    theirs = RobertaTokenizerFast.from_pretrained(tmp_path / "tokenizer")(
+        SENTENCES, padding=True, split_special_tokens=True
+    )
     assert tokens.tolist() == theirs["input_ids"]
     with torch.inference_mode():
         assert torch.equal(loaded.encoder(tokens, mask), encoder(tokens, mask))
@@ -244,21 +303,36 @@ def test_mdetrs_roberta_with_a_folders_tokenizer(folder: Path, tmp_path: Path, s
 
 
 def test_the_plain_weights_serve_where_mdetr_kept_no_average(tmp_path: Path) -> None:
-    state = {name.replace("body.", "backbone.0.body."): value for name, value in AppearanceEncoder("tiny").state_dict().items()}
+    state = {
+        name.replace("body.", "backbone.0.body."): value
+        for name, value in AppearanceEncoder("tiny").state_dict().items()
+    }
     path = save_mdetr(tmp_path / "mdetr.pth", state, model=state, model_ema=None)
     loaded = load_backbone("appearance", "tiny", f"mdetr:{path}")
-    assert torch.equal(loaded.encoder.state_dict()["body.conv1.weight"], state["backbone.0.body.conv1.weight"])
+    assert torch.equal(
+        loaded.encoder.state_dict()["body.conv1.weight"], state["backbone.0.body.conv1.weight"]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
-@pytest.mark.skipif(not GOLDEN.exists(), reason=f"the list of MDETR's names is not at {GOLDEN} (set STVG_GOLDEN)")
-@pytest.mark.parametrize(("product", "prefix"), [("appearance", "backbone.0.body."), ("text", "transformer.text_encoder.")])
+@pytest.mark.skipif(
+    not GOLDEN.exists(), reason=f"the list of MDETR's names is not at {GOLDEN} (set STVG_GOLDEN)"
+)
+@pytest.mark.parametrize(
+    ("product", "prefix"),
+    [("appearance", "backbone.0.body."), ("text", "transformer.text_encoder.")],
+)
 def test_the_names_and_shapes_are_mdetrs(product: str, prefix: str) -> None:
-    golden = {name: torch.zeros(()).expand(shape) for name, shape in json.loads(GOLDEN.read_text()).items()}
+    golden = {
+        name: torch.zeros(()).expand(shape)
+        for name, shape in json.loads(GOLDEN.read_text()).items()
+    }
     with torch.device("meta"):
         encoder = AppearanceEncoder() if product == "appearance" else TextEncoder()
     report = load_strict(encoder, golden, "MDETR", STATE_DICT_LAYOUTS[product, "mdetr"])
     own = {name for name in golden if name.startswith(prefix) and ".pooler." not in name}
     assert set(report.loaded_keys) == own
-    assert len(report.loaded_keys) == report.num_expected == {"appearance": 520, "text": 197}[product]
+    assert (
+        len(report.loaded_keys) == report.num_expected == {"appearance": 520, "text": 197}[product]
+    )
     assert set(report.ignored_keys) == set(golden) - own

@@ -22,19 +22,25 @@ def encoder(theirs: SwinTransformer3d) -> SwinEncoder:
 
 
 def filled(encoder: SwinEncoder, theirs: SwinTransformer3d) -> SwinEncoder:
-    encoder.body.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("head.")})
+    encoder.body.load_state_dict(
+        {key: value for key, value in theirs.state_dict().items() if not key.startswith("head.")}
+    )
     return encoder.eval()
 
 
 def frames(count: int, height: int = 70, width: int = 100, clips: int = 1) -> Tensor:
-    return torch.rand(clips, 3, count, height, width, generator=torch.Generator().manual_seed(1)) * 255
+    return (
+        torch.rand(clips, 3, count, height, width, generator=torch.Generator().manual_seed(1)) * 255
+    )
 
 
 def their_maps(model: SwinTransformer3d, pictures: Tensor) -> Tensor:
     """The library's forward before its pooling and head, with its own channel statistics."""
     preset = Swin3D_T_Weights.KINETICS400_V1.transforms()
     mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (preset.mean, preset.std))
-    return model.norm(model.features(model.pos_drop(model.patch_embed((pictures / 255 - mean) / std))))
+    return model.norm(
+        model.features(model.pos_drop(model.patch_embed((pictures / 255 - mean) / std)))
+    )
 
 
 def test_at_the_librarys_stride_it_is_the_librarys_network(theirs: SwinTransformer3d) -> None:
@@ -59,10 +65,18 @@ def test_at_stride_one_it_is_the_librarys_network_with_that_stride(encoder: Swin
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9])
 @pytest.mark.parametrize("size", [(64, 96), (33, 31)])
-def test_every_frame_has_a_map_with_a_cell_for_every_begun_stride(encoder: SwinEncoder, count: int, size: tuple[int, int]) -> None:
+def test_every_frame_has_a_map_with_a_cell_for_every_begun_stride(
+    encoder: SwinEncoder, count: int, size: tuple[int, int]
+) -> None:
     with torch.inference_mode():
         maps = encoder(frames(count, *size))
-    assert maps.shape == (1, count, -(-size[0] // encoder.stride), -(-size[1] // encoder.stride), encoder.channels)
+    assert maps.shape == (
+        1,
+        count,
+        -(-size[0] // encoder.stride),
+        -(-size[1] // encoder.stride),
+        encoder.channels,
+    )
 
 
 def test_a_batch_equals_its_windows_alone(encoder: SwinEncoder) -> None:
@@ -80,8 +94,12 @@ def test_the_input_is_not_modified(encoder: SwinEncoder) -> None:
     assert torch.equal(given, before)
 
 
-@pytest.mark.parametrize(("count", "lengths"), [(0, []), (1, [1]), (16, [16]), (17, [16, 1]), (40, [16, 16, 8])])
-def test_windows_follow_each_other_and_hold_every_frame_once(count: int, lengths: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("count", "lengths"), [(0, []), (1, [1]), (16, [16]), (17, [16, 1]), (40, [16, 16, 8])]
+)
+def test_windows_follow_each_other_and_hold_every_frame_once(
+    count: int, lengths: list[int]
+) -> None:
     windows = split_frame_windows(count)
     assert [len(window) for window in windows] == lengths
     assert [frame for window in windows for frame in window] == list(range(count))

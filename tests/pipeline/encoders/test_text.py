@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaModel
 
-from pipeline.encoders.text import BOS, EOS, MAX_TOKENS, PAD, TOKENIZER_FILE, TextEncoder, tokenize, load_shipped_tokenizer, get_vocab_size
+from pipeline.encoders.text import (
+    BOS,
+    EOS,
+    MAX_TOKENS,
+    PAD,
+    TOKENIZER_FILE,
+    TextEncoder,
+    get_vocab_size,
+    load_shipped_tokenizer,
+    tokenize,
+)
 
 SENTENCES = ["the red circle moves to the left.", "what spins?", "", "ein Hund läuft – 犬が走る 🐕"]
 
@@ -28,7 +38,10 @@ def test_states_equal_transformers(tiny: TextEncoder) -> None:
 
 
 def test_an_encoder_without_its_own_tokenizer_takes_the_shipped_one(tiny: TextEncoder) -> None:
-    assert all(torch.equal(ours, shipped) for ours, shipped in zip(tiny.tokenize(SENTENCES), tokenize(SENTENCES), strict=True))
+    assert all(
+        torch.equal(ours, shipped)
+        for ours, shipped in zip(tiny.tokenize(SENTENCES), tokenize(SENTENCES), strict=True)
+    )
     assert tiny.fingerprint() == TOKENIZER_FILE.read_bytes()
 
 
@@ -44,7 +57,11 @@ def test_padding_does_not_change_states(tiny: TextEncoder) -> None:
 def test_full_is_roberta_base() -> None:
     with torch.device("meta"):
         encoder = TextEncoder("full")
-    assert (encoder.channels, encoder.roberta.config.vocab_size, encoder.roberta.config.num_hidden_layers) == (768, 50265, 12)
+    assert (
+        encoder.channels,
+        encoder.roberta.config.vocab_size,
+        encoder.roberta.config.num_hidden_layers,
+    ) == (768, 50265, 12)
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 124_055_040
 
 
@@ -57,7 +74,9 @@ def test_any_string_encodes_and_is_read_back(text: str) -> None:
     assert mask.all()
     if tokens.shape[1] < MAX_TOKENS:
         assert tokens[0, -1] == EOS
-        assert load_shipped_tokenizer().decode(tokens[0, 1:-1].tolist()).removeprefix(" ") == text.removeprefix(" ")
+        assert load_shipped_tokenizer().decode(tokens[0, 1:-1].tolist()).removeprefix(
+            " "
+        ) == text.removeprefix(" ")
 
 
 @pytest.mark.parametrize("text", ["<pad>", "a <s> b </s> c", "<mask><unk>"])

@@ -51,11 +51,22 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         def begin(what: str, *arguments: str) -> subprocess.Popen[bytes]:
             with said.open("ab") as log:
                 command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments]
-                process = stack.enter_context(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log))
+                process = stack.enter_context(
+                    subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+                )
             stack.callback(process.kill)
             return process
 
-        begin("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", "file.json")
+        begin(
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--scheduler-file",
+            "file.json",
+        )
         until((folder / "file.json").exists)
         address = json.loads((folder / "file.json").read_text())["address"]
         quiet = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0")
@@ -95,7 +106,9 @@ shard_task.FeatureStream = Deadly
 """Run by each worker as it starts."""
 
 
-def test_a_video_that_kills_its_workers_costs_no_other(extraction: Extractions, tmp_path: Path, small_data: Path) -> None:
+def test_a_video_that_kills_its_workers_costs_no_other(
+    extraction: Extractions, tmp_path: Path, small_data: Path
+) -> None:
     """`v3` shares its shard; shards that were made, or waited, on a worker that died may be made again."""
     import dask
     import distributed  # noqa: F401 - its defaults are there before they are changed
@@ -104,18 +117,45 @@ def test_a_video_that_kills_its_workers_costs_no_other(extraction: Extractions, 
     harm.write_text(DEADLY)
     config = ExtractConfig.model_validate(one.settings)
     seen: list[tuple[int, int]] = []
-    with dask.config.set({"distributed.worker.preload": [str(harm)], "distributed.scheduler.allowed-failures": 0}):
-        report = run_extraction(small_data / "index.jsonl", small_data, "jsonl", one.store, config, lambda done, total: seen.append((done, total)))
+    with dask.config.set(
+        {"distributed.worker.preload": [str(harm)], "distributed.scheduler.allowed-failures": 0}
+    ):
+        report = run_extraction(
+            small_data / "index.jsonl",
+            small_data,
+            "jsonl",
+            one.store,
+            config,
+            lambda done, total: seen.append((done, total)),
+        )
     assert len(report.failures) == 1, report.failures
     (failure,) = report.failures
     assert (failure.video, failure.stage, failure.reason) == ("v2", "worker", "died")
-    assert f"{small_data}/v2.mp4: the worker process died each time this video was encoded" in failure.detail
+    assert (
+        f"{small_data}/v2.mp4: the worker process died each time this video was encoded"
+        in failure.detail
+    )
     assert list(read_jsonl(one.store / "failures.jsonl", Failure)) == report.failures
-    held = [video for info in Store(one.store).products["appearance"].shards.values() for video in info.videos]
+    held = [
+        video
+        for info in Store(one.store).products["appearance"].shards.values()
+        for video in info.videos
+    ]
     assert sorted(held) == [f"v{number}" for number in (0, 1, 3, 4, 5, 6, 7)]
     assert seen[-1] == (8, 8)
-    assert run_extraction(small_data / "index.jsonl", small_data, "jsonl", one.store, config.model_copy(update={"workers": 0})).failures == []
-    assert sorted(Store(one.store).open("appearance").keys()) == [f"v{number}" for number in range(8)]
+    assert (
+        run_extraction(
+            small_data / "index.jsonl",
+            small_data,
+            "jsonl",
+            one.store,
+            config.model_copy(update={"workers": 0}),
+        ).failures
+        == []
+    )
+    assert sorted(Store(one.store).open("appearance").keys()) == [
+        f"v{number}" for number in range(8)
+    ]
 
 
 @pytest.mark.soak

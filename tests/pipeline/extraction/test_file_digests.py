@@ -51,14 +51,29 @@ def test_one_with_the_same_size_and_time_is_not(tmp_path: Path, video: Path) -> 
     assert remembered(tmp_path, video) == first != compute_file_digest(video)
 
 
-@pytest.mark.parametrize("content", ["", "no", "[]", "3", '{"a": 1}', '{"a": [1, 2]}', '{"a": ["x", 2, "y"]}', '{"a": null}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "no",
+        "[]",
+        "3",
+        '{"a": 1}',
+        '{"a": [1, 2]}',
+        '{"a": ["x", 2, "y"]}',
+        '{"a": null}',
+        "\x00",
+    ],
+)
 def test_a_damaged_memory_costs_a_reading(tmp_path: Path, video: Path, content: str) -> None:
     (tmp_path / CACHE_FILE_NAME).write_text(content)
     assert remembered(tmp_path, video) == compute_file_digest(video)
     assert list(json.loads((tmp_path / CACHE_FILE_NAME).read_text())) == [str(video)]
 
 
-def test_a_file_that_cannot_be_read_has_none_and_is_not_remembered(tmp_path: Path, video: Path) -> None:
+def test_a_file_that_cannot_be_read_has_none_and_is_not_remembered(
+    tmp_path: Path, video: Path
+) -> None:
     files = FileDigestCache(tmp_path)
     assert files.get_digest(tmp_path / "none") is None
     assert files.get_digest(tmp_path) is None
@@ -66,7 +81,9 @@ def test_a_file_that_cannot_be_read_has_none_and_is_not_remembered(tmp_path: Pat
     assert not (tmp_path / CACHE_FILE_NAME).exists()
 
 
-def test_nothing_is_written_where_nothing_is_new(tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_where_nothing_is_new(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remembered(tmp_path, video)
 
     def refuse(*_: Any) -> None:

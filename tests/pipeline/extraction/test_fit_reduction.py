@@ -16,7 +16,7 @@ from pipeline.extraction import fit_reduction as fitting
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.run import run_extraction
 from pipeline.extraction.shard_task import get_encoder
-from pipeline.features.reduction import Reduction, fit_pca, sample_cells, load_stored_projection
+from pipeline.features.reduction import Reduction, fit_pca, load_stored_projection, sample_cells
 from pipeline.features.stream import extract_video
 from pipeline.io.jsonl import write_jsonl
 from pipeline.records import Query
@@ -49,8 +49,17 @@ def data(tmp_path: Path, make_video: Callable[..., Path]) -> Path:
 
 
 def write_index(folder: Path, videos: tuple[str, ...], seconds: float = 0.5) -> None:
-    facts: dict[str, Any] = {"fps": 24, "frame_count": int(24 * seconds), "size": (128, 48), "segment": (0, 12), "split": "test"}
-    write_jsonl(folder / "index.jsonl", [Query(id=v, video=v, path=f"{v}.mp4", text="what moves?", **facts) for v in videos])
+    facts: dict[str, Any] = {
+        "fps": 24,
+        "frame_count": int(24 * seconds),
+        "size": (128, 48),
+        "segment": (0, 12),
+        "split": "test",
+    }
+    write_jsonl(
+        folder / "index.jsonl",
+        [Query(id=v, video=v, path=f"{v}.mp4", text="what moves?", **facts) for v in videos],
+    )
     Tracks().save(folder / "tracks.npz")
 
 
@@ -61,7 +70,9 @@ def extract(data: Path, tmp_path: Path) -> Extract:
     def extract_into(store: str = "s", **changes: Any) -> list[str]:
         said: list[str] = []
         config = ExtractConfig.model_validate(BASE | changes)
-        run_extraction(data / "index.jsonl", data, "jsonl", tmp_path / store, config, on_message=said.append)
+        run_extraction(
+            data / "index.jsonl", data, "jsonl", tmp_path / store, config, on_message=said.append
+        )
         return [line for line in said if line.startswith("fitting")]
 
     return extract_into
@@ -70,7 +81,9 @@ def extract(data: Path, tmp_path: Path) -> Extract:
 def maps_of(data: Path, product: str, video: str) -> np.ndarray:
     """A video's maps before any reduction."""
     config = ExtractConfig.model_validate(BASE)
-    return extract_video(data / f"{video}.mp4", config.sampling, {product: get_encoder(product, config)}).products[product][0]
+    return extract_video(
+        data / f"{video}.mp4", config.sampling, {product: get_encoder(product, config)}
+    ).products[product][0]
 
 
 def width(store: Path) -> int:
@@ -78,12 +91,24 @@ def width(store: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("product", "asked"), [("appearance", "pca:4"), ("appearance", "pca:4+int8"), ("motion", "pca:6"), ("motion", "int8")]
+    ("product", "asked"),
+    [
+        ("appearance", "pca:4"),
+        ("appearance", "pca:4+int8"),
+        ("motion", "pca:6"),
+        ("motion", "int8"),
+    ],
 )
-def test_the_store_holds_the_maps_after_their_projection(data: Path, tmp_path: Path, extract: Extract, product: str, asked: str) -> None:
+def test_the_store_holds_the_maps_after_their_projection(
+    data: Path, tmp_path: Path, extract: Extract, product: str, asked: str
+) -> None:
     said = extract(products=[product], reduce={product: asked})
     basis, int8 = load_stored_projection(tmp_path / "s", product), asked.endswith("int8")
-    assert said == ([] if asked == "int8" else [f"fitting {asked.removesuffix('+int8')} for {product} on up to 32 videos"])
+    assert said == (
+        []
+        if asked == "int8"
+        else [f"fitting {asked.removesuffix('+int8')} for {product} on up to 32 videos"]
+    )
     assert (basis is None) == (asked == "int8")
     opened = Store(tmp_path / "s")
     assert opened.products[product].provenance["reduction"] == Reduction(basis, int8).provenance
@@ -94,7 +119,9 @@ def test_the_store_holds_the_maps_after_their_projection(data: Path, tmp_path: P
     assert opened.verify() == []
 
 
-def test_the_basis_is_that_of_every_videos_cells(data: Path, tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_basis_is_that_of_every_videos_cells(
+    data: Path, tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Chosen, and seen, by their ids: the order of the videos in the index does not matter."""
     monkeypatch.setattr(fitting, "SECONDS", 0.2)
     monkeypatch.setattr(fitting, "CELLS", 10)
@@ -103,7 +130,9 @@ def test_the_basis_is_that_of_every_videos_cells(data: Path, tmp_path: Path, ext
     order = fitting.sample_videos(VIDEOS, 3)
     found = load_stored_projection(tmp_path / "s", "appearance")
     assert found is not None
-    assert found.file_bytes == fit_pca(np.concatenate([cells[video] for video in order]), 4).file_bytes
+    assert (
+        found.file_bytes == fit_pca(np.concatenate([cells[video] for video in order]), 4).file_bytes
+    )
     write_index(data, VIDEOS[::-1])
     extract("other")
     again = load_stored_projection(tmp_path / "other", "appearance")
@@ -111,7 +140,9 @@ def test_the_basis_is_that_of_every_videos_cells(data: Path, tmp_path: Path, ext
     assert again.file_bytes == found.file_bytes
 
 
-def test_few_videos_and_few_maps_are_looked_at(data: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_videos_and_few_maps_are_looked_at(
+    data: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Memory is bounded: a video of ten hours gives no more maps than one of two minutes."""
     looked: list[tuple[str, float, float]] = []
 
@@ -130,7 +161,9 @@ def test_few_videos_and_few_maps_are_looked_at(data: Path, extract: Extract, mon
     assert looked == [(video, 64 / 36000, 36000 / 64) for video in fitting.sample_videos(VIDEOS, 2)]
 
 
-def test_the_stores_own_basis_is_used_again(data: Path, tmp_path: Path, extract: Extract, make_video: Callable[..., Path]) -> None:
+def test_the_stores_own_basis_is_used_again(
+    data: Path, tmp_path: Path, extract: Extract, make_video: Callable[..., Path]
+) -> None:
     write_index(data, ("a",))
     assert extract() == ["fitting pca:4 for appearance on up to 32 videos"]
     before = (tmp_path / "s" / "appearance" / "basis.safetensors").read_bytes()
@@ -146,13 +179,21 @@ def test_the_stores_own_basis_is_used_again(data: Path, tmp_path: Path, extract:
 @pytest.mark.parametrize(
     ("reduce", "message"),
     [
-        ({"appearance": "pca:8"}, r"'appearance' was made with other settings: reduction.basis is \"pca:4\" in the store, \"pca:8\" was"),
+        (
+            {"appearance": "pca:8"},
+            r"'appearance' was made with other settings: reduction.basis is \"pca:4\" in the store, \"pca:8\" was",
+        ),
         ({"appearance": "pca:4+int8"}, "reduction.int8 is false in the store, true was asked for"),
         ({"appearance": "int8"}, r"reduction.basis is \"pca:4\" in the store, null was asked for"),
-        ({}, r"reduction is \{.* in the store, null was asked for. Extract into another --store, or delete"),
+        (
+            {},
+            r"reduction is \{.* in the store, null was asked for. Extract into another --store, or delete",
+        ),
     ],
 )
-def test_another_reduction_is_refused_or_made_anew(tmp_path: Path, extract: Extract, reduce: dict[str, str], message: str) -> None:
+def test_another_reduction_is_refused_or_made_anew(
+    tmp_path: Path, extract: Extract, reduce: dict[str, str], message: str
+) -> None:
     extract()
     before = (tmp_path / "s" / "manifest.json").read_bytes()
     with pytest.raises(StoreError, match=message):
@@ -165,18 +206,27 @@ def test_another_reduction_is_refused_or_made_anew(tmp_path: Path, extract: Extr
         rows = [Store(tmp_path / store).open("appearance").read(video) for store in ("s", "fresh")]
         np.testing.assert_array_equal(*rows)
     assert Store(tmp_path / "s").verify() == []
-    assert (tmp_path / "s" / "appearance" / "basis.safetensors").exists() == any("pca" in text for text in reduce.values())
+    assert (tmp_path / "s" / "appearance" / "basis.safetensors").exists() == any(
+        "pca" in text for text in reduce.values()
+    )
 
 
 def test_replacing_the_weights_fits_anew(tmp_path: Path, extract: Extract) -> None:
     extract()
-    assert extract(weights="random:1", replace=True) == ["fitting pca:4 for appearance on up to 32 videos"]
+    assert extract(weights="random:1", replace=True) == [
+        "fitting pca:4 for appearance on up to 32 videos"
+    ]
     extract("fresh", weights="random:1")
-    contents = [(tmp_path / store / "appearance" / "basis.safetensors").read_bytes() for store in ("s", "fresh")]
+    contents = [
+        (tmp_path / store / "appearance" / "basis.safetensors").read_bytes()
+        for store in ("s", "fresh")
+    ]
     assert contents[0] == contents[1]
 
 
-def test_videos_that_cannot_be_read_are_passed_over(data: Path, tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_videos_that_cannot_be_read_are_passed_over(
+    data: Path, tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However many: the next one takes the place of the one that fails."""
     monkeypatch.setattr(fitting, "VIDEOS", 1)
     bad, good = fitting.sample_videos(VIDEOS, 3)[:2]
@@ -195,31 +245,49 @@ def test_videos_that_cannot_be_read_are_passed_over(data: Path, tmp_path: Path, 
 def test_without_any_readable_video_nothing_is_fitted(data: Path, extract: Extract) -> None:
     for video in VIDEOS:
         (data / f"{video}.mp4").unlink()
-    with pytest.raises(InputError, match="pca:4 for appearance cannot be fitted: none of the videos can be read; run stvg-prepare"):
+    with pytest.raises(
+        InputError,
+        match="pca:4 for appearance cannot be fitted: none of the videos can be read; run stvg-prepare",
+    ):
         extract()
 
 
 def test_more_directions_than_samples_are_refused(data: Path, extract: Extract) -> None:
     write_index(data, ("a",))
-    with pytest.raises(InputError, match=r"pca:100 of 8 samples with 128 channels: K must lie in \[1, 8\]"):
+    with pytest.raises(
+        InputError, match=r"pca:100 of 8 samples with 128 channels: K must lie in \[1, 8\]"
+    ):
         extract(reduce={"appearance": "pca:100"})
     write_index(data, VIDEOS)
-    with pytest.raises(InputError, match=r"pca:256 of 24 samples with 128 channels: K must lie in \[1, 24\]"):
+    with pytest.raises(
+        InputError, match=r"pca:256 of 24 samples with 128 channels: K must lie in \[1, 24\]"
+    ):
         extract(reduce={"appearance": "pca"})
 
 
 @pytest.mark.parametrize(
     ("reduce", "message"),
     [
-        ({"text": "int8"}, "reduce is given for 'text'; products that can be reduced are appearance, motion, swin"),
+        (
+            {"text": "int8"},
+            "reduce is given for 'text'; products that can be reduced are appearance, motion, swin",
+        ),
         ({"frames": "pca:4"}, "reduce is given for 'frames'"),
-        ({"apearance": "pca:4"}, "reduce is given for 'apearance'; products that can be reduced are appearance, motion, swin"),
-        ({"motion": "mdetr:x.pth"}, "reduce 'mdetr:x.pth' is for appearance: .* motion may have pca:256 or int8"),
+        (
+            {"apearance": "pca:4"},
+            "reduce is given for 'apearance'; products that can be reduced are appearance, motion, swin",
+        ),
+        (
+            {"motion": "mdetr:x.pth"},
+            "reduce 'mdetr:x.pth' is for appearance: .* motion may have pca:256 or int8",
+        ),
         ({"appearance": "pca:4", "swin": "pca4"}, "reduction 'pca4' is unknown; allowed are pca:K"),
         ({"appearance": "mdetr:gone.pth"}, "gone.pth"),
     ],
 )
-def test_reductions_that_make_no_sense_are_refused(extract: Extract, reduce: dict[str, str], message: str) -> None:
+def test_reductions_that_make_no_sense_are_refused(
+    extract: Extract, reduce: dict[str, str], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         extract(products=["appearance", "motion", "text"], reduce=reduce)
 
@@ -228,16 +296,25 @@ def test_mdetrs_own_projection_is_stored(data: Path, tmp_path: Path, extract: Ex
     """y = W·x + b, as MDETR's `input_proj` gives it."""
     random = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(8, 128, 1, 1, generator=random), torch.randn(8, generator=random)
-    torch.save({"model": {"input_proj.weight": weight, "input_proj.bias": bias}}, tmp_path / "mdetr.pth")
+    torch.save(
+        {"model": {"input_proj.weight": weight, "input_proj.bias": bias}}, tmp_path / "mdetr.pth"
+    )
     reduce = {"appearance": f"mdetr:{tmp_path / 'mdetr.pth'}"}
     assert extract(reduce=reduce) == []
     opened = Store(tmp_path / "s")
     assert opened.products["appearance"].provenance["reduction"]["basis"] == "mdetr"
     maps = torch.from_numpy(maps_of(data, "appearance", "b")).float().permute(0, 3, 1, 2)
     wanted = torch.nn.functional.conv2d(maps, weight, bias).permute(0, 2, 3, 1)
-    np.testing.assert_allclose(opened.open("appearance").read("b"), wanted.half().numpy(), rtol=2e-3, atol=2e-3)
-    torch.save({"model": {"input_proj.weight": weight + 1, "input_proj.bias": bias}}, tmp_path / "mdetr.pth")
-    with pytest.raises(StoreError, match=r"reduction.basis_digest is .* in the store, .* was asked for"):
+    np.testing.assert_allclose(
+        opened.open("appearance").read("b"), wanted.half().numpy(), rtol=2e-3, atol=2e-3
+    )
+    torch.save(
+        {"model": {"input_proj.weight": weight + 1, "input_proj.bias": bias}},
+        tmp_path / "mdetr.pth",
+    )
+    with pytest.raises(
+        StoreError, match=r"reduction.basis_digest is .* in the store, .* was asked for"
+    ):
         extract(reduce=reduce)
 
 
@@ -245,7 +322,10 @@ def test_a_damaged_basis_stops_the_run(tmp_path: Path, extract: Extract) -> None
     extract()
     path = tmp_path / "s" / "appearance" / "basis.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(StoreError, match=r"basis.safetensors cannot be read .*: restore it, or extract into another --store"):
+    with pytest.raises(
+        StoreError,
+        match=r"basis.safetensors cannot be read .*: restore it, or extract into another --store",
+    ):
         extract()
     assert [problem.shard for problem in Store(tmp_path / "s").verify()] == ["basis.safetensors"]
 
@@ -268,5 +348,8 @@ def test_a_basis_without_a_product_is_not_trusted(tmp_path: Path, extract: Extra
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest | {"products": {}}))
     extract(weights="random:1")
     extract("fresh", weights="random:1")
-    contents = [(tmp_path / store / "appearance" / "basis.safetensors").read_bytes() for store in ("s", "fresh")]
+    contents = [
+        (tmp_path / store / "appearance" / "basis.safetensors").read_bytes()
+        for store in ("s", "fresh")
+    ]
     assert contents[0] == contents[1]

@@ -84,7 +84,9 @@ def seconds(small_data: Path, whole: Any, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize(("seed", "wanted"), [(0, 4), pytest.param(1, 40, marks=pytest.mark.soak)])
-def test_killed_at_random_moments_it_ends_the_same(extraction: Extractions, whole: Any, seconds: float, seed: int, wanted: int) -> None:
+def test_killed_at_random_moments_it_ends_the_same(
+    extraction: Extractions, whole: Any, seconds: float, seed: int, wanted: int
+) -> None:
     """Also while its decoder is stopped. No finished shard is made again."""
     random = np.random.default_rng(seed)
     kills, stores = 0, 0
@@ -113,7 +115,11 @@ def test_killed_with_its_workers(extraction: Extractions, seed: int, wanted: int
     assert here.run() == 0
     kills, stores = 0, 0
     while kills < wanted:
-        one, finished, code = extraction(f"s{stores}", products=("appearance",), workers=2), {}, None
+        one, finished, code = (
+            extraction(f"s{stores}", products=("appearance",), workers=2),
+            {},
+            None,
+        )
         while code != 0:
             process = one.start(workers=2 if kills < wanted else 0)
             if kills < wanted:
@@ -139,7 +145,9 @@ def test_killed_with_its_workers(extraction: Extractions, seed: int, wanted: int
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("count", [0, pytest.param(2, marks=pytest.mark.soak)])
-def test_stopped_by_a_signal_it_keeps_what_is_finished(extraction: Extractions, whole: Any, number: int, count: int) -> None:
+def test_stopped_by_a_signal_it_keeps_what_is_finished(
+    extraction: Extractions, whole: Any, number: int, count: int
+) -> None:
     """Ctrl-C reaches the workers too."""
     one = extraction("s", workers=count)
     process = one.start()
@@ -153,14 +161,18 @@ def test_stopped_by_a_signal_it_keeps_what_is_finished(extraction: Extractions, 
     nothing_left(one)
     assert Store(one.store).verify() == []
     assert count or leftovers(one) == []
-    finished = {path: seen for path, seen in one.finished().items() if path in finished or count == 0}
+    finished = {
+        path: seen for path, seen in one.finished().items() if path in finished or count == 0
+    }
     assert finished
     assert one.run(workers=0) == 0
     assert finished.items() <= one.finished().items()
     assert one.files() == whole.files()
 
 
-def test_a_second_run_is_refused_until_the_first_is_dead(extraction: Extractions, whole: Any) -> None:
+def test_a_second_run_is_refused_until_the_first_is_dead(
+    extraction: Extractions, whole: Any
+) -> None:
     one = extraction("s")
     process = one.start()
     until(one.finished, process)
@@ -176,7 +188,9 @@ def test_a_second_run_is_refused_until_the_first_is_dead(extraction: Extractions
 
 
 @pytest.mark.parametrize(("seed", "wanted"), [(0, 2), pytest.param(1, 20, marks=pytest.mark.soak)])
-def test_a_decoder_killed_from_outside_costs_one_video(extraction: Extractions, whole: Any, seed: int, wanted: int) -> None:
+def test_a_decoder_killed_from_outside_costs_one_video(
+    extraction: Extractions, whole: Any, seed: int, wanted: int
+) -> None:
     random = np.random.default_rng(seed)
     kills, stores = 0, 0
     while kills < wanted:
@@ -188,8 +202,13 @@ def test_a_decoder_killed_from_outside_costs_one_video(extraction: Extractions, 
             decoder.kill()
             kills += 1
         process.join()
-        failed = {failure.video: failure.reason for failure in read_jsonl(one.store / "failures.jsonl", Failure)}
-        assert (process.exitcode, set(failed.values())) in ((0, set()), (1, {"crashed"})), one.said.read_text()
+        failed = {
+            failure.video: failure.reason
+            for failure in read_jsonl(one.store / "failures.jsonl", Failure)
+        }
+        assert (process.exitcode, set(failed.values())) in ((0, set()), (1, {"crashed"})), (
+            one.said.read_text()
+        )
         assert len(failed) <= 1
         assert one.run() == 0
         for product in ("appearance", "motion", "text"):
@@ -233,8 +252,18 @@ def harmed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def index_of(folder: Path, paths: list[Path]) -> Path:
     """An index of one sentence about each video, as in `small_data`."""
-    common = {"fps": 25, "frame_count": 50, "size": (128, 48), "segment": (0, 30), "split": "test", "text": "what is there?"}
-    write_jsonl(folder / "index.jsonl", [Query(id=f"{path.stem}-0", video=path.stem, path=path.name, **common) for path in paths])
+    common = {
+        "fps": 25,
+        "frame_count": 50,
+        "size": (128, 48),
+        "segment": (0, 30),
+        "split": "test",
+        "text": "what is there?",
+    }
+    write_jsonl(
+        folder / "index.jsonl",
+        [Query(id=f"{path.stem}-0", video=path.stem, path=path.name, **common) for path in paths],
+    )
     Tracks().save(folder / "tracks.npz")
     return folder / "index.jsonl"
 
@@ -245,14 +274,26 @@ def test_a_decoder_that_hangs_or_crashes_takes_no_other_video_along(
 ) -> None:
     data, one = tmp_path / "data", extraction("s", tmp_path / "data")
     data.mkdir()
-    videos = [make_video(data / f"v{number}.avi", 30, codec="mpeg4", first=20 * number) for number in range(8)]
+    videos = [
+        make_video(data / f"v{number}.avi", 30, codec="mpeg4", first=20 * number)
+        for number in range(8)
+    ]
     index = index_of(data, videos)
-    config = ExtractConfig.model_validate(one.settings | {"products": ("appearance", "motion"), "shard_mb": 2})
+    config = ExtractConfig.model_validate(
+        one.settings | {"products": ("appearance", "motion"), "shard_mb": 2}
+    )
     report = run_extraction(index, data, "jsonl", one.store, config)
-    assert {failure.video: failure.reason for failure in report.failures} == {"v2": "hung", "v5": "crashed"}
+    assert {failure.video: failure.reason for failure in report.failures} == {
+        "v2": "hung",
+        "v5": "crashed",
+    }
     assert report.failures == list(read_jsonl(one.store / "failures.jsonl", Failure))
     assert "SIGSEGV" in report.failures[1].detail
-    held = {video for info in Store(one.store).products["motion"].shards.values() for video in info.videos}
+    held = {
+        video
+        for info in Store(one.store).products["motion"].shards.values()
+        for video in info.videos
+    }
     assert held == {f"v{number}" for number in (0, 1, 3, 4, 6, 7)}
     monkeypatch.undo()
     fewer = index_of(data, [video for video in videos if video.stem in held])
@@ -287,9 +328,20 @@ print("codes", first, second)
 """
 
 
-@pytest.mark.parametrize("size", [1200, *(pytest.param(size, marks=pytest.mark.soak) for size in (4, 16, 40, 64, 100, 400, 800, 1600))])
+@pytest.mark.parametrize(
+    "size",
+    [
+        1200,
+        *(
+            pytest.param(size, marks=pytest.mark.soak)
+            for size in (4, 16, 40, 64, 100, 400, 800, 1600)
+        ),
+    ],
+)
 @pytest.mark.parametrize("count", [0, pytest.param(2, marks=pytest.mark.soak)])
-def test_a_disk_that_runs_full(extraction: Extractions, small_data: Path, tmp_path: Path, size: int, count: int) -> None:
+def test_a_disk_that_runs_full(
+    extraction: Extractions, small_data: Path, tmp_path: Path, size: int, count: int
+) -> None:
     """On a file system of a few KiB, which grows before the second run."""
     if shutil.which("unshare") is None:
         pytest.skip("unshare is not installed")
@@ -298,9 +350,29 @@ def test_a_disk_that_runs_full(extraction: Extractions, small_data: Path, tmp_pa
     disk, config = tmp_path / "disk", tmp_path / "config.json"
     disk.mkdir()
     config.write_text(json.dumps({"extract": here.settings | {"workers": count}}))
-    paths = {"root": small_data / "own.jsonl", "index": small_data / "index.jsonl", "store": disk / "store", "config": config}
-    arguments = ["--dataset", "jsonl", *(str(text) for name, path in paths.items() for text in (f"--{name}", path))]
-    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", ON_SMALL_DISK, str(disk), str(size), *arguments]
+    paths = {
+        "root": small_data / "own.jsonl",
+        "index": small_data / "index.jsonl",
+        "store": disk / "store",
+        "config": config,
+    }
+    arguments = [
+        "--dataset",
+        "jsonl",
+        *(str(text) for name, path in paths.items() for text in (f"--{name}", path)),
+    ]
+    command = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        sys.executable,
+        "-c",
+        ON_SMALL_DISK,
+        str(disk),
+        str(size),
+        *arguments,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode == 77 or "unshare" in done.stderr.split(":")[0]:
         pytest.skip("this machine lets no user mount a file system of his own")
@@ -311,7 +383,9 @@ def test_a_disk_that_runs_full(extraction: Extractions, small_data: Path, tmp_pa
     assert count or "Traceback" not in done.stderr
     first, second = extraction("first"), extraction("second")
     assert size < 1000 or first.finished()
-    assert {path.relative_to(first.store): seen[1] for path, seen in first.finished().items()}.items() <= {
+    assert {
+        path.relative_to(first.store): seen[1] for path, seen in first.finished().items()
+    }.items() <= {
         path.relative_to(second.store): seen[1] for path, seen in second.finished().items()
     }.items()
     assert leftovers(second) == []
@@ -335,20 +409,39 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
 
 @pytest.mark.usefixtures("one_thread", "impatient")
 @pytest.mark.parametrize("count", [16, pytest.param(500, marks=pytest.mark.soak)])
-def test_each_mutant_is_in_the_store_or_in_the_ledger(extraction: Extractions, tmp_path: Path, make_video: Any, count: int) -> None:
-    data, one = tmp_path / "data", extraction("s", tmp_path / "data", products=("appearance", "motion"))
+def test_each_mutant_is_in_the_store_or_in_the_ledger(
+    extraction: Extractions, tmp_path: Path, make_video: Any, count: int
+) -> None:
+    data, one = (
+        tmp_path / "data",
+        extraction("s", tmp_path / "data", products=("appearance", "motion")),
+    )
     data.mkdir()
-    kinds = [("mp4", "libx264"), ("mkv", "libx264"), ("avi", "mpeg4"), ("ts", "libx264"), ("webm", "libvpx-vp9"), ("mpg", "mpeg2video")]
-    contents = {suffix: make_video(data / f"sane.{suffix}", 30, codec=codec).read_bytes() for suffix, codec in kinds}
+    kinds = [
+        ("mp4", "libx264"),
+        ("mkv", "libx264"),
+        ("avi", "mpeg4"),
+        ("ts", "libx264"),
+        ("webm", "libvpx-vp9"),
+        ("mpg", "mpeg2video"),
+    ]
+    contents = {
+        suffix: make_video(data / f"sane.{suffix}", 30, codec=codec).read_bytes()
+        for suffix, codec in kinds
+    }
     random, paths = np.random.default_rng(0), [data / "sane.mp4"]
     for number in range(count):
         suffix = kinds[number % len(kinds)][0]
         paths.append(data / f"m{number:03d}.{suffix}")
         paths[-1].write_bytes(mutated(contents[suffix], random))
-    report = run_extraction(index_of(data, paths), data, "jsonl", one.store, ExtractConfig.model_validate(one.settings))
+    report = run_extraction(
+        index_of(data, paths), data, "jsonl", one.store, ExtractConfig.model_validate(one.settings)
+    )
     failed = [failure.video for failure in report.failures]
     for product in ("appearance", "motion"):
-        assert sorted([*failed, *Store(one.store).open(product).keys()]) == sorted(path.stem for path in paths)
+        assert sorted([*failed, *Store(one.store).open(product).keys()]) == sorted(
+            path.stem for path in paths
+        )
     assert Store(one.store).verify() == []
     assert "sane" not in failed
     assert count // 8 < len(failed) < count, Counter(failure.reason for failure in report.failures)

@@ -26,15 +26,24 @@ def write_minutes(path: Path, minutes: int) -> None:
     """One encoded minute of noise that moves, over and over."""
     import av
 
-    pictures = np.random.default_rng(0).integers(0, 256, (RATE * 60, SIZE[1] // 8, SIZE[0] // 8, 3), np.uint8)
+    pictures = np.random.default_rng(0).integers(
+        0, 256, (RATE * 60, SIZE[1] // 8, SIZE[0] // 8, 3), np.uint8
+    )
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"bf": "0", "g": "50", "preset": "ultrafast"})
+        stream = container.add_stream(
+            "libx264", rate=RATE, options={"bf": "0", "g": "50", "preset": "ultrafast"}
+        )
         stream.width, stream.height = SIZE
         stream.pix_fmt = "yuv420p"
-        frames = [av.VideoFrame.from_ndarray(picture.repeat(8, 0).repeat(8, 1), format="rgb24") for picture in pictures]
+        frames = [
+            av.VideoFrame.from_ndarray(picture.repeat(8, 0).repeat(8, 1), format="rgb24")
+            for picture in pictures
+        ]
         packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
         step = packets[1].pts - packets[0].pts
-        again = [(bytes(packet), packet.pts, packet.is_keyframe, packet.time_base) for packet in packets]
+        again = [
+            (bytes(packet), packet.pts, packet.is_keyframe, packet.time_base) for packet in packets
+        ]
         for minute in range(minutes):
             for content, pts, key, base in again:
                 packet = av.Packet(content)
@@ -58,10 +67,19 @@ def peaks(extraction: Extractions, folder: Path, minutes: int) -> tuple[int, int
     data = folder / f"{minutes} minutes"
     data.mkdir(parents=True)
     write_minutes(data / "v.mp4", minutes)
-    common = {"fps": RATE, "frame_count": 60 * RATE * minutes, "size": SIZE, "segment": (0, 30), "split": "test", "text": "what is there?"}
+    common = {
+        "fps": RATE,
+        "frame_count": 60 * RATE * minutes,
+        "size": SIZE,
+        "segment": (0, 30),
+        "split": "test",
+        "text": "what is there?",
+    }
     write_jsonl(data / "index.jsonl", [Query(id="v-0", video="v", path="v.mp4", **common)])
     Tracks().save(data / "tracks.npz")
-    one = extraction(str(data / "store"), data, sampling=SAMPLING, products=("appearance", "motion", "frames"))
+    one = extraction(
+        str(data / "store"), data, sampling=SAMPLING, products=("appearance", "motion", "frames")
+    )
     began = time.monotonic()
     process = one.start()
     main, decoder = 0, 0
@@ -71,12 +89,16 @@ def peaks(extraction: Extractions, folder: Path, minutes: int) -> tuple[int, int
         process.join(0.02)
     assert process.exitcode == 0, one.said.read_text()
     assert Store(one.store).open("appearance").shape("v")[0] == 60 * minutes
-    print(f"{minutes} minutes: encoder {main / 2**20:.1f} MiB, decoder {decoder / 2**20:.1f} MiB, {time.monotonic() - began:.1f} s")
+    print(
+        f"{minutes} minutes: encoder {main / 2**20:.1f} MiB, decoder {decoder / 2**20:.1f} MiB, {time.monotonic() - began:.1f} s"
+    )
     return main, decoder
 
 
 @pytest.mark.parametrize(("short", "long"), [(2, 10), pytest.param(5, 60, marks=pytest.mark.soak)])
-def test_memory_does_not_grow_with_the_video(extraction: Extractions, tmp_path: Path, short: int, long: int) -> None:
+def test_memory_does_not_grow_with_the_video(
+    extraction: Extractions, tmp_path: Path, short: int, long: int
+) -> None:
     """What grows with the video grows every time. decord also decodes ahead while its reader has to wait for a core: the best
     of a few tries counts."""
     few = peaks(extraction, tmp_path, short)

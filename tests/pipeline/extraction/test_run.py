@@ -22,7 +22,7 @@ from cli.extract import _warn_failures, app
 from pipeline.errors import InputError, StoreError
 from pipeline.extraction import file_digests as seen_module
 from pipeline.extraction.config import ExtractConfig
-from pipeline.extraction.dry_run import estimate_stored_bytes, estimate_run
+from pipeline.extraction.dry_run import estimate_run, estimate_stored_bytes
 from pipeline.extraction.plan import estimate_product_bytes
 from pipeline.extraction.run import ExtractionReport, run_extraction
 from pipeline.extraction.shard_task import get_encoder
@@ -52,8 +52,19 @@ def settings(**changes: Any) -> ExtractConfig:
 
 def query(video: str, **changes: Any) -> Query:
     """The index says the videos are longer than they are, so that two fill a shard."""
-    fields: dict[str, Any] = {"id": f"{video}-0", "video": video, "path": f"{video}.mp4", "fps": 25, "frame_count": 50, "size": (128, 48)}
-    return Query(**fields | {"segment": (0, FRAMES), "text": f"what moves in {video}?", "split": "test"} | changes)
+    fields: dict[str, Any] = {
+        "id": f"{video}-0",
+        "video": video,
+        "path": f"{video}.mp4",
+        "fps": 25,
+        "frame_count": 50,
+        "size": (128, 48),
+    }
+    return Query(
+        **fields
+        | {"segment": (0, FRAMES), "text": f"what moves in {video}?", "split": "test"}
+        | changes
+    )
 
 
 def write_index(folder: Path, queries: list[Query]) -> Path:
@@ -94,26 +105,43 @@ def data(tmp_path: Path, originals: dict[str, bytes]) -> Path:
     return folder
 
 
-def extract(data: Path, store: Path, progress: Callable[[int, int], None] = lambda done, total: None, **changes: Any) -> ExtractionReport:
+def extract(
+    data: Path,
+    store: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **changes: Any,
+) -> ExtractionReport:
     return run_extraction(data / "index.jsonl", data, "jsonl", store, settings(**changes), progress)
 
 
 def told(data: Path, store: Path, **changes: Any) -> list[str]:
     """What a run says."""
     lines: list[str] = []
-    run_extraction(data / "index.jsonl", data, "jsonl", store, settings(**changes), on_message=lines.append)
+    run_extraction(
+        data / "index.jsonl", data, "jsonl", store, settings(**changes), on_message=lines.append
+    )
     return lines
 
 
 def files(store: Path) -> dict[str, str]:
     """Digests of all that a store holds, locks aside."""
-    paths = [path for path in sorted(store.rglob("*")) if path.is_file() and path.name not in ("lock", "lock.json")]
-    return {path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    paths = [
+        path
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name not in ("lock", "lock.json")
+    ]
+    return {
+        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 def ledger(store: Path) -> dict[str, tuple[str, int]]:
     """video → (reason, attempts)."""
-    return {failure.video: (failure.reason, failure.attempts) for failure in read_jsonl(store / "failures.jsonl", Failure)}
+    return {
+        failure.video: (failure.reason, failure.attempts)
+        for failure in read_jsonl(store / "failures.jsonl", Failure)
+    }
 
 
 def entries(store: Path, product: str) -> list[str]:
@@ -122,8 +150,16 @@ def entries(store: Path, product: str) -> list[str]:
 
     own = Store(store).products[product]
     suffix = {"zarr": ".zarr", "hdf5": ".h5"}[own.kind]
-    tables = [(read_table(store / product / f"{name}{suffix}", own.kind), info) for name, info in own.shards.items()]
-    return sorted(place.video for table, info in tables for place in table.entries if place.key not in info.dropped)
+    tables = [
+        (read_table(store / product / f"{name}{suffix}", own.kind), info)
+        for name, info in own.shards.items()
+    ]
+    return sorted(
+        place.video
+        for table, info in tables
+        for place in table.entries
+        if place.key not in info.dropped
+    )
 
 
 class StopError(Exception):
@@ -141,8 +177,15 @@ def stop_after(videos: int) -> Callable[[int, int], None]:
 def test_every_product_holds_every_video(data: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     products = ("appearance", "motion", "text", "frames")
-    report = extract(data, tmp_path / "s", lambda done, total: seen.append((done, total)), products=products)
-    assert (report.videos, report.failures, report.shards_written, report.exit_code(0)) == (4, [], 7, 0)
+    report = extract(
+        data, tmp_path / "s", lambda done, total: seen.append((done, total)), products=products
+    )
+    assert (report.videos, report.failures, report.shards_written, report.exit_code(0)) == (
+        4,
+        [],
+        7,
+        0,
+    )
     assert seen == [*((done, 4) for done in range(5)), (4, 4)]
     for product in products:
         assert entries(tmp_path / "s", product) == list(VIDEOS)
@@ -151,12 +194,16 @@ def test_every_product_holds_every_video(data: Path, tmp_path: Path) -> None:
     assert store.index_path.read_bytes() == (data / "index.jsonl").read_bytes()
     assert ledger(tmp_path / "s") == {}
     config = settings()
-    encoders = {product: get_encoder(product, config) for product in ("appearance", "motion", "frames")}
+    encoders = {
+        product: get_encoder(product, config) for product in ("appearance", "motion", "frames")
+    }
     wanted = extract_video(data / "c.mp4", config.sampling, encoders)
     for product, (rows, columns) in wanted.products.items():
         reader = store.open(product)
         assert np.array_equal(reader.read("c"), rows)
-        assert all(np.array_equal(reader.columns("c")[name], values) for name, values in columns.items())
+        assert all(
+            np.array_equal(reader.columns("c")[name], values) for name, values in columns.items()
+        )
         assert reader.facts("c") == wanted.facts
     assert store.open("text").facts("c-0") == {"text": "what moves in c?"}
 
@@ -170,7 +217,9 @@ def test_a_second_run_does_nothing(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("videos", [1, 2, 3, 4])
-def test_a_stopped_run_ends_as_an_uninterrupted_one(data: Path, tmp_path: Path, videos: int) -> None:
+def test_a_stopped_run_ends_as_an_uninterrupted_one(
+    data: Path, tmp_path: Path, videos: int
+) -> None:
     extract(data, tmp_path / "whole")
     with pytest.raises(StopError):
         extract(data, tmp_path / "s", stop_after(videos))
@@ -188,7 +237,9 @@ def test_a_shard_that_a_killed_run_left_unlisted_is_taken_up(data: Path, tmp_pat
     assert files(tmp_path / "s") == whole
 
 
-def test_bad_videos_are_named_and_the_rest_goes_on(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
+def test_bad_videos_are_named_and_the_rest_goes_on(
+    data: Path, tmp_path: Path, originals: dict[str, bytes]
+) -> None:
     (data / "a.mp4").unlink()
     (data / "b.mp4").write_bytes(b"")
     (data / "d.mp4").write_bytes(originals["d"][: len(originals["d"]) // 2])
@@ -196,12 +247,17 @@ def test_bad_videos_are_named_and_the_rest_goes_on(data: Path, tmp_path: Path, o
     assert ledger(tmp_path / "s") == {"a": ("missing", 1), "b": ("empty", 1), "d": ("truncated", 1)}
     assert [failure.video for failure in report.failures] == ["a", "b", "d"]
     assert "a.mp4 does not exist" in report.failures[0].detail
-    assert [entries(tmp_path / "s", product) for product in ("appearance", "text")] == [["c"], list(VIDEOS)]
+    assert [entries(tmp_path / "s", product) for product in ("appearance", "text")] == [
+        ["c"],
+        list(VIDEOS),
+    ]
     assert extract(data, tmp_path / "s").shards_written == 0
     assert {attempts for _, attempts in ledger(tmp_path / "s").values()} == {2}
 
 
-def test_a_repaired_video_lands_in_an_overlay_shard(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
+def test_a_repaired_video_lands_in_an_overlay_shard(
+    data: Path, tmp_path: Path, originals: dict[str, bytes]
+) -> None:
     (data / "d.mp4").write_bytes(b"")
     extract(data, tmp_path / "s")
     first = set(Store(tmp_path / "s").products["appearance"].shards)
@@ -216,7 +272,9 @@ def test_a_repaired_video_lands_in_an_overlay_shard(data: Path, tmp_path: Path, 
     assert extract(data, tmp_path / "s").shards_written == 0
 
 
-def test_an_overlay_shard_with_a_failure_left_behind_is_retried(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
+def test_an_overlay_shard_with_a_failure_left_behind_is_retried(
+    data: Path, tmp_path: Path, originals: dict[str, bytes]
+) -> None:
     """Two of a shard failed, one is repaired, the run is killed before it lists the overlay: the other is not forgotten."""
     for name in ("b", "c"):
         (data / f"{name}.mp4").write_bytes(b"")
@@ -225,14 +283,18 @@ def test_an_overlay_shard_with_a_failure_left_behind_is_retried(data: Path, tmp_
     extract(data, tmp_path / "s")
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     product = manifest["products"]["appearance"]
-    product["shards"] = {name: info for name, info in product["shards"].items() if info["videos"] != ["b"]}
+    product["shards"] = {
+        name: info for name, info in product["shards"].items() if info["videos"] != ["b"]
+    }
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
     extract(data, tmp_path / "s")
     assert ledger(tmp_path / "s") == {"c": ("empty", 3)}
     assert entries(tmp_path / "s", "appearance") == ["a", "b", "d"]
 
 
-def test_the_ledger_of_a_stopped_run_keeps_what_it_did_not_reach(data: Path, tmp_path: Path) -> None:
+def test_the_ledger_of_a_stopped_run_keeps_what_it_did_not_reach(
+    data: Path, tmp_path: Path
+) -> None:
     for name in ("a", "d"):
         (data / f"{name}.mp4").write_bytes(b"")
     extract(data, tmp_path / "s")
@@ -255,22 +317,31 @@ def test_a_product_added_later_equals_one_made_at_once(data: Path, tmp_path: Pat
     before = files(tmp_path / "s" / "frames")
     assert extract(data, tmp_path / "s", products=("appearance", "frames")).shards_written == 2
     assert files(tmp_path / "s" / "frames") == before
-    assert {**files(tmp_path / "s"), "manifest.json": ""} == {**files(tmp_path / "whole"), "manifest.json": ""}
+    assert {**files(tmp_path / "s"), "manifest.json": ""} == {
+        **files(tmp_path / "whole"),
+        "manifest.json": "",
+    }
     assert Store(tmp_path / "s").products == Store(tmp_path / "whole").products
 
 
-def test_no_entry_stands_twice_when_products_lack_different_videos(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
+def test_no_entry_stands_twice_when_products_lack_different_videos(
+    data: Path, tmp_path: Path, originals: dict[str, bytes]
+) -> None:
     """`a` was missing when appearance was made: now appearance lacks one video of the shard, frames both."""
     (data / "a.mp4").unlink()
     extract(data, tmp_path / "s", products=("appearance",))
     (data / "a.mp4").write_bytes(originals["a"])
     extract(data, tmp_path / "s", products=("appearance", "frames"))
-    assert [entries(tmp_path / "s", product) for product in ("appearance", "frames")] == [list(VIDEOS)] * 2
+    assert [entries(tmp_path / "s", product) for product in ("appearance", "frames")] == [
+        list(VIDEOS)
+    ] * 2
     write_index(data, [query(video) for video in (*VIDEOS, "b2")])
     (data / "b2.mp4").write_bytes(originals["a"])
     extract(data, tmp_path / "s", products=("frames",))
     extract(data, tmp_path / "s", products=("appearance", "frames"))
-    assert [entries(tmp_path / "s", product) for product in ("appearance", "frames")] == [sorted((*VIDEOS, "b2"))] * 2
+    assert [entries(tmp_path / "s", product) for product in ("appearance", "frames")] == [
+        sorted((*VIDEOS, "b2"))
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -285,11 +356,16 @@ def test_no_entry_stands_twice_when_products_lack_different_videos(data: Path, t
             {"products": ("frames",), "sampling": {"short": 32, "jpeg_quality": 50}},
             r"'frames'.*sampling.jpeg_quality is 90 in the store, 50",
         ),
-        ({"products": ("text",), "weights": {"text": "tiny"}}, r"'text'.*weights is \"random:0\" in the store, \"tiny\" was asked for"),
+        (
+            {"products": ("text",), "weights": {"text": "tiny"}},
+            r"'text'.*weights is \"random:0\" in the store, \"tiny\" was asked for",
+        ),
         ({"format": "hdf5"}, r"kind is \"zarr\" in the store, \"hdf5\" was asked for"),
     ],
 )
-def test_a_store_made_otherwise_is_refused_or_remade(data: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_store_made_otherwise_is_refused_or_remade(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     extract(data, tmp_path / "s", products=("appearance", "text", "frames"))
     before = files(tmp_path / "s")
     with pytest.raises(StoreError, match=message):
@@ -306,7 +382,8 @@ def test_a_store_made_otherwise_is_refused_or_remade(data: Path, tmp_path: Path,
 def test_other_backbones_are_refused(data: Path, tmp_path: Path) -> None:
     extract(data, tmp_path / "s", products=("appearance",))
     with pytest.raises(
-        StoreError, match=r"'appearance' was made with other settings: backbone is \"tiny\" in the store, \"full\" was asked for"
+        StoreError,
+        match=r"'appearance' was made with other settings: backbone is \"tiny\" in the store, \"full\" was asked for",
     ):
         extract(data, tmp_path / "s", products=("appearance",), backbones="full")
 
@@ -314,18 +391,27 @@ def test_other_backbones_are_refused(data: Path, tmp_path: Path) -> None:
 def test_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:
     extract(data, tmp_path / "s", products=("text",))
     for attempt in (run_extraction, estimate_run):
-        with pytest.raises(StoreError, match="holds dataset 'jsonl', not 'vidstg': extract into another --store"):
+        with pytest.raises(
+            StoreError, match="holds dataset 'jsonl', not 'vidstg': extract into another --store"
+        ):
             attempt(data / "index.jsonl", data, "vidstg", tmp_path / "s", settings())
 
 
-def test_a_changed_video_is_made_anew_and_nothing_beside_it(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
+def test_a_changed_video_is_made_anew_and_nothing_beside_it(
+    data: Path, tmp_path: Path, originals: dict[str, bytes]
+) -> None:
     products = ("appearance", "motion", "frames")
-    for product in products:  # one after the other, so that a product is looked at in every shape of job
+    for (
+        product
+    ) in products:  # one after the other, so that a product is looked at in every shape of job
         extract(data, tmp_path / "s", products=(product,))
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("*/*.zarr")}
     (data / "a.mp4").write_bytes(originals["c"])
     lines = told(data, tmp_path / "s", products=products)
-    assert {f"{product}: 1 videos are made anew: what they were made of has changed" for product in products} < set(lines)
+    assert {
+        f"{product}: 1 videos are made anew: what they were made of has changed"
+        for product in products
+    } < set(lines)
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     extract(data, tmp_path / "fresh", products=products)
     for product in products:
@@ -337,7 +423,9 @@ def test_a_changed_video_is_made_anew_and_nothing_beside_it(data: Path, tmp_path
     assert extract(data, tmp_path / "s", products=products).shards_written == 0
 
 
-def test_a_video_may_change_again_and_with_its_neighbours(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
+def test_a_video_may_change_again_and_with_its_neighbours(
+    data: Path, tmp_path: Path, originals: dict[str, bytes]
+) -> None:
     """Alone in its overlay, which goes; then with all others of the first shard, which goes too."""
     extract(data, tmp_path / "s")
     for changed in ({"a": "c"}, {"a": "d"}, {"a": "b", "b": "a"}, {"b": "c", "d": "a"}):
@@ -346,12 +434,16 @@ def test_a_video_may_change_again_and_with_its_neighbours(data: Path, tmp_path: 
         extract(data, tmp_path / "s")
         extract(data, tmp_path / "fresh", replace=True)
         assert entries(tmp_path / "s", "appearance") == list(VIDEOS)
-        made, good = (Store(path).open("appearance") for path in (tmp_path / "s", tmp_path / "fresh"))
+        made, good = (
+            Store(path).open("appearance") for path in (tmp_path / "s", tmp_path / "fresh")
+        )
         assert all(np.array_equal(made.read(video), good.read(video)) for video in VIDEOS)
         assert extract(data, tmp_path / "s").shards_written == 0
 
 
-def test_a_changed_video_that_cannot_be_decoded_is_in_the_ledger(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
+def test_a_changed_video_that_cannot_be_decoded_is_in_the_ledger(
+    data: Path, tmp_path: Path, originals: dict[str, bytes]
+) -> None:
     extract(data, tmp_path / "s")
     (data / "a.mp4").write_bytes(b"")
     for attempts in (1, 2):
@@ -364,7 +456,9 @@ def test_a_changed_video_that_cannot_be_decoded_is_in_the_ledger(data: Path, tmp
 
 
 @pytest.mark.parametrize("videos", [1, 2])
-def test_stopped_while_changed_videos_are_made_anew(data: Path, tmp_path: Path, originals: dict[str, bytes], videos: int) -> None:
+def test_stopped_while_changed_videos_are_made_anew(
+    data: Path, tmp_path: Path, originals: dict[str, bytes], videos: int
+) -> None:
     for name in ("whole", "s"):
         extract(data, tmp_path / name)
     for name, other in {"a": "c", "d": "b"}.items():
@@ -383,7 +477,9 @@ def test_a_vanished_video_keeps_its_features(data: Path, tmp_path: Path) -> None
     assert (report.shards_written, report.failures) == (0, [])
 
 
-def test_a_changed_video_costs_no_other_that_is_gone(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
+def test_a_changed_video_costs_no_other_that_is_gone(
+    data: Path, tmp_path: Path, originals: dict[str, bytes]
+) -> None:
     """All four share a shard: deleting it would lose what cannot be made again."""
     extract(data, tmp_path / "s", shard_mb=64)
     before = Store(tmp_path / "s").open("appearance").read("b")
@@ -396,13 +492,17 @@ def test_a_changed_video_costs_no_other_that_is_gone(data: Path, tmp_path: Path,
     assert np.array_equal(after.read("a"), after.read("c"))
 
 
-def test_each_video_file_is_read_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_video_file_is_read_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For all products of a run; and by later runs only if it has changed, once there are enough to remember them."""
     products = ("appearance", "frames")
     extract(data, tmp_path / "s", products=products)
     read: list[str] = []
     digest = seen_module.compute_file_digest
-    monkeypatch.setattr(seen_module, "compute_file_digest", lambda path: [read.append(path.stem), digest(path)][1])
+    monkeypatch.setattr(
+        seen_module, "compute_file_digest", lambda path: [read.append(path.stem), digest(path)][1]
+    )
     extract(data, tmp_path / "s", products=products)
     assert read == list(VIDEOS)
     assert not (tmp_path / "s" / seen_module.CACHE_FILE_NAME).exists()
@@ -436,12 +536,17 @@ def test_threads_do_not_change_a_bit(data: Path, tmp_path: Path) -> None:
     ],
     ids=["changed", "added", "swapped", "moved to another video"],
 )
-def test_changed_sentences_are_encoded_anew(data: Path, tmp_path: Path, queries: list[Query]) -> None:
+def test_changed_sentences_are_encoded_anew(
+    data: Path, tmp_path: Path, queries: list[Query]
+) -> None:
     extract(data, tmp_path / "s", products=("text",))
     write_index(data, queries)
     extract(data, tmp_path / "fresh", products=("text",))
     lines = told(data, tmp_path / "s", products=("text",))
-    assert "text: 4 sentences in 1 shards are made anew: what they were made of has changed" in lines or len(queries) != 4
+    assert (
+        "text: 4 sentences in 1 shards are made anew: what they were made of has changed" in lines
+        or len(queries) != 4
+    )
     assert files(tmp_path / "s") == files(tmp_path / "fresh")
     assert extract(data, tmp_path / "s", products=("text",)).shards_written == 0
 
@@ -453,36 +558,64 @@ def test_fixing_a_truth_invalidates_nothing(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "s" / "index.jsonl").read_bytes() == (data / "index.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(("failed", "allowed", "code"), [(1, 0, 1), (1, 1, 0), (2, 1, 1), (1, 0.25, 0), (2, 0.25, 1), (0, 0, 0)])
+@pytest.mark.parametrize(
+    ("failed", "allowed", "code"),
+    [(1, 0, 1), (1, 1, 0), (2, 1, 1), (1, 0.25, 0), (2, 0.25, 1), (0, 0, 0)],
+)
 def test_allowed_failures_are_a_count_or_a_share(failed: int, allowed: float, code: int) -> None:
     failure = Failure(video="a", path="a.mp4", stage="open", reason="missing", detail="gone")
     assert ExtractionReport(videos=4, failures=[failure] * failed).exit_code(allowed) == code
 
 
 def test_unknown_products_and_weights_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown product 'sound'; the products are appearance, motion, text, swin, frames"):
+    with pytest.raises(
+        InputError,
+        match="unknown product 'sound'; the products are appearance, motion, text, swin, frames",
+    ):
         extract(data, tmp_path / "s", products=("sound",))
-    with pytest.raises(InputError, match="weights are given for 'apperance'; products with weights are appearance, motion, text"):
+    with pytest.raises(
+        InputError,
+        match="weights are given for 'apperance'; products with weights are appearance, motion, text",
+    ):
         extract(data, tmp_path / "s", weights={"apperance": "random:0"})
     with pytest.raises(InputError, match="shipped weights fit --backbones tiny only"):
         extract(data, tmp_path / "s", backbones="full", weights="tiny")
-    with pytest.raises(InputError, match="no weights are named for appearance: add --weights appearance=…, for example app"):
+    with pytest.raises(
+        InputError,
+        match="no weights are named for appearance: add --weights appearance=…, for example app",
+    ):
         extract(data, tmp_path / "s", backbones="full", weights={"text": "random:0"})
     assert not (tmp_path / "s").exists()
 
 
 def test_a_device_that_is_not_here_or_not_said_is_refused(data: Path, tmp_path: Path) -> None:
-    for attempt in (extract, lambda *where, **changes: estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(**changes))):
+    for attempt in (
+        extract,
+        lambda *where, **changes: estimate_run(
+            data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(**changes)
+        ),
+    ):
         with pytest.raises(InputError, match="device 'foo' is not here"):
             attempt(data, tmp_path / "s", device="foo")
-        with pytest.raises(InputError, match=r"with --scheduler each worker would choose.*: add --set device=cpu or --set device=cuda"):
+        with pytest.raises(
+            InputError,
+            match=r"with --scheduler each worker would choose.*: add --set device=cpu or --set device=cuda",
+        ):
             attempt(data, tmp_path / "s", scheduler="tcp://127.0.0.1:1")
     assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"products": ()}, {"shard_mb": 0}, {"workers": -1}, {"batch": 0}, {"allow_failed": -1}, {"sampling": {"fps": 0}}, {"format": "npz"}],
+    [
+        {"products": ()},
+        {"shard_mb": 0},
+        {"workers": -1},
+        {"batch": 0},
+        {"allow_failed": -1},
+        {"sampling": {"fps": 0}},
+        {"format": "npz"},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(changes))):
@@ -509,7 +642,11 @@ def test_two_workers_one_of_them_killed(data: Path, tmp_path: Path) -> None:
     began: set[psutil.Process] = set()
 
     def kill_one(done: int, total: int) -> None:
-        workers = [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+        workers = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "spawn_main" in " ".join(child.cmdline())
+        ]
         began.update(process for worker in workers for process in (worker, *worker.children()))
         if done and not killed:
             killed.append(workers[0].pid)
@@ -526,18 +663,32 @@ def test_two_workers_one_of_them_killed(data: Path, tmp_path: Path) -> None:
 def test_the_survey_tells_what_a_run_will_do(data: Path, tmp_path: Path) -> None:
     (data / "a.mp4").unlink()
     found = estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "none" / "s", settings())
-    assert (found.videos, found.missing_files, found.pending_videos, found.pending_shards, found.pending_seconds) == (4, 1, 4, 3, 8)
+    assert (
+        found.videos,
+        found.missing_files,
+        found.pending_videos,
+        found.pending_shards,
+        found.pending_seconds,
+    ) == (4, 1, 4, 3, 8)
     assert 4 * 98304 / 4 < found.estimated_bytes < 1e6
     assert found.free_bytes > 0
     assert not (tmp_path / "none").exists()
     assert extract(data, tmp_path / "s").shards_written == 3
     before = files(tmp_path / "s")
-    found = estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(products=("appearance", "text", "frames")))
+    found = estimate_run(
+        data / "index.jsonl",
+        data,
+        "jsonl",
+        tmp_path / "s",
+        settings(products=("appearance", "text", "frames")),
+    )
     assert (found.pending_videos, found.pending_shards) == (4, 3)
     assert files(tmp_path / "s") == before
 
 
-def test_the_survey_counts_what_has_changed_or_was_deleted(data: Path, tmp_path: Path, originals: dict[str, bytes]) -> None:
+def test_the_survey_counts_what_has_changed_or_was_deleted(
+    data: Path, tmp_path: Path, originals: dict[str, bytes]
+) -> None:
     def lacking() -> tuple[int, int]:
         found = estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings())
         return found.pending_videos, found.pending_shards
@@ -566,16 +717,34 @@ def test_the_survey_counts_what_has_changed_or_was_deleted(data: Path, tmp_path:
         ("frames", {}, 1),
     ],
 )
-def test_sizes_are_those_of_reduced_maps_and_the_plan_is_not(product: str, changes: dict[str, Any], share: float) -> None:
-    about, whole = query("a"), settings(**{key: value for key, value in changes.items() if key == "backbones"})
-    assert estimate_stored_bytes(about, product, settings(**changes), 3) == pytest.approx(share * estimate_product_bytes(about, product, whole, 3), rel=0.01)
-    assert estimate_product_bytes(about, product, settings(**changes), 3) == pytest.approx(estimate_product_bytes(about, product, whole, 3))
+def test_sizes_are_those_of_reduced_maps_and_the_plan_is_not(
+    product: str, changes: dict[str, Any], share: float
+) -> None:
+    about, whole = (
+        query("a"),
+        settings(**{key: value for key, value in changes.items() if key == "backbones"}),
+    )
+    assert estimate_stored_bytes(about, product, settings(**changes), 3) == pytest.approx(
+        share * estimate_product_bytes(about, product, whole, 3), rel=0.01
+    )
+    assert estimate_product_bytes(about, product, settings(**changes), 3) == pytest.approx(
+        estimate_product_bytes(about, product, whole, 3)
+    )
 
 
 def command(data: Path, store: Path, *more: str) -> Any:
     config = data / "params.yaml"
     config.write_text(json.dumps({"extract": BASE}))
-    options = ["--dataset", "jsonl", "--root", str(data / "own.jsonl"), "--index", str(data / "index.jsonl"), "--store", str(store)]
+    options = [
+        "--dataset",
+        "jsonl",
+        "--root",
+        str(data / "own.jsonl"),
+        "--index",
+        str(data / "index.jsonl"),
+        "--store",
+        str(store),
+    ]
     return CliRunner().invoke(app, [*options, "--config", str(config), *more])
 
 
@@ -589,26 +758,43 @@ def test_the_command_exits_1_where_videos_failed(data: Path, tmp_path: Path) -> 
     assert ledger(tmp_path / "s") == {"a": ("missing", 2)}
 
 
-def test_failures_are_told_in_a_line_each_up_to_twenty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_told_in_a_line_each_up_to_twenty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     details = ["/d/0.mp4 is cut\nmore", "its frames\nare damaged", "", *["gone"] * 20]
-    named = [Failure(video=f"v{n}", path=f"/d/{n}.mp4", stage="open", reason="bad", detail=text) for n, text in enumerate(details)]
+    named = [
+        Failure(video=f"v{n}", path=f"/d/{n}.mp4", stage="open", reason="bad", detail=text)
+        for n, text in enumerate(details)
+    ]
     _warn_failures(named, tmp_path)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:4] == ["warning: /d/0.mp4 is cut", "warning: v1: its frames", "warning: v2: bad", "warning: v3: gone"]
+    assert lines[:4] == [
+        "warning: /d/0.mp4 is cut",
+        "warning: v1: its frames",
+        "warning: v2: bad",
+        "warning: v3: gone",
+    ]
     assert lines[20:] == [f"warning: and 3 more videos failed: {tmp_path}/failures.jsonl lists all"]
     _warn_failures(named[:20], tmp_path)
     assert len(capsys.readouterr().err.splitlines()) == 20
 
 
-@pytest.mark.parametrize("options", [("--weights", "hf:nowhere"), ("--set", "device=foo"), ("--index", "nowhere.jsonl")])
-def test_a_start_that_fails_on_its_input_leaves_nothing(data: Path, tmp_path: Path, options: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "options", [("--weights", "hf:nowhere"), ("--set", "device=foo"), ("--index", "nowhere.jsonl")]
+)
+def test_a_start_that_fails_on_its_input_leaves_nothing(
+    data: Path, tmp_path: Path, options: tuple[str, str]
+) -> None:
     done = command(data, tmp_path / "s", *options)
     assert done.exit_code == 2, done.stderr
     assert not (tmp_path / "s").exists()
 
 
 def test_the_log_names_every_key(data: Path, tmp_path: Path) -> None:
-    assert command(data, tmp_path / "s", "--weights", "tiny", "--set", "products=[text]").exit_code == 0
+    assert (
+        command(data, tmp_path / "s", "--weights", "tiny", "--set", "products=[text]").exit_code
+        == 0
+    )
     assert "shipped text weights: loaded roberta." in (tmp_path / "s" / "log.txt").read_text()
 
 
@@ -629,9 +815,19 @@ def test_the_command_verifies(data: Path, tmp_path: Path) -> None:
 
 
 def test_weights_of_one_source_and_per_product_are_not_mixed(data: Path, tmp_path: Path) -> None:
-    done = command(data, tmp_path / "s", "--weights", "random:0", "--weights", "appearance=random:1")
+    done = command(
+        data, tmp_path / "s", "--weights", "random:0", "--weights", "appearance=random:1"
+    )
     assert done.exit_code == 2
     assert "mixes one source for all with sources per product" in done.stderr
-    assert command(data, tmp_path / "s", "--weights", "appearance=random:1", "--weights", "text=tiny").exit_code == 0
+    assert (
+        command(
+            data, tmp_path / "s", "--weights", "appearance=random:1", "--weights", "text=tiny"
+        ).exit_code
+        == 0
+    )
     products = Store(tmp_path / "s").products
-    assert [products[name].provenance["weights"] for name in ("appearance", "text")] == ["random:1", "tiny"]
+    assert [products[name].provenance["weights"] for name in ("appearance", "text")] == [
+        "random:1",
+        "tiny",
+    ]

@@ -57,17 +57,38 @@ class Work:
         self.ticks: list[tuple[str, bool]] = []
 
     def job(self, store: Path, videos: tuple[str, ...] = VIDEOS, **changes: Any) -> Job:
-        base = {"products": PRODUCTS, "sampling": {"short": 32, "clip_seconds": 0.2}, "batch": 2, "device": "cpu", "weights": "random:0"}
+        base = {
+            "products": PRODUCTS,
+            "sampling": {"short": 32, "clip_seconds": 0.2},
+            "batch": 2,
+            "device": "cpu",
+            "weights": "random:0",
+        }
         lacking = {product: frozenset(videos) for product in PRODUCTS}
         paths = {video: self.folder / f"{video}.mp4" for video in videos}
         provenance = {product: {"settings": dict(changes)} for product in PRODUCTS}
-        return Job(store, Shard(NAME, videos), lacking, paths, {}, ExtractConfig.model_validate(base | changes), provenance)
+        return Job(
+            store,
+            Shard(NAME, videos),
+            lacking,
+            paths,
+            {},
+            ExtractConfig.model_validate(base | changes),
+            provenance,
+        )
 
-    def make(self, job: Job, trouble: Callable[[str, float], float] = lambda product, bright: 1) -> Any:
+    def make(
+        self, job: Job, trouble: Callable[[str, float], float] = lambda product, bright: 1
+    ) -> Any:
         """`trouble` gets a product and a brightness, and may raise; else what it gives multiplies the maps."""
 
         def backbone(product: str, *rest: Any) -> Backbone:
-            return Backbone(Encoder(product, lambda bright: trouble(product, bright)), "random:0", "", LoadReport(product, 0, ()))
+            return Backbone(
+                Encoder(product, lambda bright: trouble(product, bright)),
+                "random:0",
+                "",
+                LoadReport(product, 0, ()),
+            )
 
         self.monkeypatch.setattr(shards, "_load_backbone", backbone)
         return extract_shard(job, lambda video, text: self.ticks.append((video, text)))
@@ -97,7 +118,10 @@ def write_brightening(path: Path) -> None:
 def files(store: Path) -> dict[str, str]:
     """Digests of all that lies in a store, half-written files included."""
     paths = [path for path in sorted(store.rglob("*")) if path.is_file()]
-    return {path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {
+        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 def out_of_memory(of: str) -> Callable[[str, float], float]:
@@ -115,24 +139,34 @@ def huge(of: str) -> Callable[[str, float], float]:
 
 @pytest.mark.parametrize("kind", ["zarr", "hdf5"])
 @pytest.mark.parametrize("of", ["appearance", "motion", "swin"])
-@pytest.mark.parametrize(("make_trouble", "reason"), [(huge, "not-finite"), (out_of_memory, "out-of-memory")])
-def test_a_video_that_fails_midway_leaves_no_trace(work: Work, tmp_path: Path, of: str, kind: str, make_trouble: Any, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("make_trouble", "reason"), [(huge, "not-finite"), (out_of_memory, "out-of-memory")]
+)
+def test_a_video_that_fails_midway_leaves_no_trace(
+    work: Work, tmp_path: Path, of: str, kind: str, make_trouble: Any, reason: str
+) -> None:
     """Of none of the products, whichever of them failed; and the videos after it are as they are without it."""
     infos, failed = work.make(work.job(tmp_path / "s", format=kind), make_trouble(of))
-    assert [(failure.video, failure.stage, failure.reason) for failure in failed] == [("b", "encode", reason)]
+    assert [(failure.video, failure.stage, failure.reason) for failure in failed] == [
+        ("b", "encode", reason)
+    ]
     assert work.ticks == [("a", False), ("b", False), ("c", False)]
     work.make(work.job(tmp_path / "without", ("a", "c"), format=kind))
     assert files(tmp_path / "s") == files(tmp_path / "without")
-    assert {product: info.videos for product, info in infos.items()} == dict.fromkeys(PRODUCTS, ("a", "c"))
+    assert {product: info.videos for product, info in infos.items()} == dict.fromkeys(
+        PRODUCTS, ("a", "c")
+    )
 
 
-def test_the_failing_video_was_half_written(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_failing_video_was_half_written(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So the test above tests something: rows of `b` reach every product's shard before it fails."""
     written: list[tuple[str, str]] = []
     append = shards.ShardBuilder.append
 
     def noted(self: Any, rows: np.ndarray) -> None:
-        written.append((self._product, self._prepare_run_dir.key))
+        written.append((self._product, self._open_entry.key))
         append(self, rows)
 
     monkeypatch.setattr(shards.ShardBuilder, "append", noted)
@@ -156,7 +190,9 @@ def test_a_truncated_video_leaves_no_trace(work: Work, tmp_path: Path) -> None:
     assert files(tmp_path / "s") == files(tmp_path / "without")
 
 
-def test_damage_that_shows_late_leaves_no_trace(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_that_shows_late_leaves_no_trace(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The decoder fails at `b`'s last pictures: all that was streamed until then is taken back."""
 
     class Decoder:
@@ -195,7 +231,9 @@ def test_damage_that_shows_late_leaves_no_trace(work: Work, tmp_path: Path, monk
     assert files(tmp_path / "s") == files(tmp_path / "without")
 
 
-def test_a_reduction_that_fails_closes_the_video(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reduction_that_fails_closes_the_video(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The stream is left in the middle: the decoder must be free for the next video."""
 
     class Failing(Reduction):
@@ -204,7 +242,11 @@ def test_a_reduction_that_fails_closes_the_video(work: Work, tmp_path: Path, mon
                 raise VideoError("encode", "not-finite", "its reduced features are not finite")
             return super().apply(rows)
 
-    monkeypatch.setattr(shards, "load_product_reduction", lambda product, *rest: Failing(None, int8=True) if product == "appearance" else None)
+    monkeypatch.setattr(
+        shards,
+        "load_product_reduction",
+        lambda product, *rest: Failing(None, int8=True) if product == "appearance" else None,
+    )
     _, failed = work.make(work.job(tmp_path / "s"))
     assert [failure.video for failure in failed] == ["b"]
     work.make(work.job(tmp_path / "without", ("a", "c")))
@@ -226,7 +268,11 @@ def test_a_shard_that_is_there_is_kept(work: Work, tmp_path: Path, kind: Any) ->
     """Another run of the task was first: nothing is looked at again; what is lacking is made."""
     first, _ = work.make(work.job(tmp_path / "s", format=kind))
     before = files(tmp_path / "s")
-    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.joinpath("s").rglob("*") if path.is_file()}
+    stamps = {
+        path: path.stat().st_mtime_ns
+        for path in tmp_path.joinpath("s").rglob("*")
+        if path.is_file()
+    }
 
     def never(product: str, bright: float) -> float:
         raise AssertionError(product)
@@ -244,7 +290,11 @@ def test_a_shard_that_is_there_is_kept(work: Work, tmp_path: Path, kind: Any) ->
     again, failed = work.make(work.job(tmp_path / "s", format=kind), only_motion)
     assert (again, failed) == (first, [])
     assert files(tmp_path / "s") == before
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items() if "motion" not in path.parts)
+    assert all(
+        path.stat().st_mtime_ns == stamp
+        for path, stamp in stamps.items()
+        if "motion" not in path.parts
+    )
 
 
 def test_products_may_lack_different_videos(work: Work, tmp_path: Path) -> None:
@@ -265,13 +315,17 @@ def test_a_shard_without_any_good_video_is_not_written(work: Work, tmp_path: Pat
     for video in VIDEOS:
         (tmp_path / f"{video}.mp4").write_bytes(b"")
     infos, failed = work.make(work.job(tmp_path / "s"))
-    assert [(failure.video, failure.reason) for failure in failed] == [(video, "empty") for video in VIDEOS]
+    assert [(failure.video, failure.reason) for failure in failed] == [
+        (video, "empty") for video in VIDEOS
+    ]
     assert [info.entries for info in infos.values()] == [0] * 4
     assert files(tmp_path / "s") == {}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, StvgError, RuntimeError])
-def test_other_errors_end_the_task_and_leave_nothing(work: Work, tmp_path: Path, error: type[BaseException]) -> None:
+def test_other_errors_end_the_task_and_leave_nothing(
+    work: Work, tmp_path: Path, error: type[BaseException]
+) -> None:
     def trouble(product: str, bright: float) -> float:
         if bright > BRIGHT:
             raise error("not a video's fault")
@@ -290,7 +344,15 @@ SAID = {"b": [("1", "who sits?"), ("0", "a dog")], "a": [("2", "a dog")]}
 def text_job(tmp_path: Path) -> Job:
     config = ExtractConfig.model_validate({"backbones": "tiny", "weights": "tiny", "device": "cpu"})
     paths = {video: tmp_path / f"{video}.mp4" for video in SAID}
-    return Job(tmp_path / "s", Shard(NAME, ("b", "a")), {"text": frozenset(SAID)}, paths, SAID, config, {"text": {}})
+    return Job(
+        tmp_path / "s",
+        Shard(NAME, ("b", "a")),
+        {"text": frozenset(SAID)},
+        paths,
+        SAID,
+        config,
+        {"text": {}},
+    )
 
 
 def test_sentences_stand_in_the_order_of_the_index(tmp_path: Path) -> None:
@@ -304,7 +366,9 @@ def test_sentences_stand_in_the_order_of_the_index(tmp_path: Path) -> None:
     ]
 
 
-def test_a_video_whose_sentences_fail_leaves_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_whose_sentences_fail_leaves_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def encode(texts: list[str], *rest: Any) -> Any:
         yield from shards_encode_texts(texts[:1], *rest)
         if "who sits?" in texts:
@@ -314,7 +378,9 @@ def test_a_video_whose_sentences_fail_leaves_none_of_them(tmp_path: Path, monkey
     shards_encode_texts = shards.encode_texts
     monkeypatch.setattr(shards, "encode_texts", encode)
     infos, failed = extract_shard(text_job(tmp_path), lambda video, text: None)
-    assert [(failure.video, failure.reason, failure.path) for failure in failed] == [("b", "out-of-memory", str(tmp_path / "b.mp4"))]
+    assert [(failure.video, failure.reason, failure.path) for failure in failed] == [
+        ("b", "out-of-memory", str(tmp_path / "b.mp4"))
+    ]
     assert (infos["text"].videos, infos["text"].entries) == (("a",), 1)
 
 
@@ -324,13 +390,24 @@ def test_a_job_is_taken_apart_into_its_videos(work: Work, tmp_path: Path) -> Non
     made, parts = job.split_unfinished({})
     assert made.shard == Shard(NAME, ())
     assert [part.shard.videos for part in parts] == [("a",), ("b",), ("c",)]
-    assert [sorted(part.missing) for part in parts] == [["appearance", "frames"], ["appearance", "frames"], ["appearance", "motion"]]
-    assert all(videos == frozenset(part.shard.videos) for part in parts for videos in part.missing.values())
+    assert [sorted(part.missing) for part in parts] == [
+        ["appearance", "frames"],
+        ["appearance", "frames"],
+        ["appearance", "motion"],
+    ]
+    assert all(
+        videos == frozenset(part.shard.videos) for part in parts for videos in part.missing.values()
+    )
     assert len({job.shard.name, *(part.shard.name for part in parts)}) == 4
-    assert [part.sentences for part in text_job(tmp_path).split_unfinished({})[1]] == [{"b": SAID["b"]}, {"a": SAID["a"]}]
+    assert [part.sentences for part in text_job(tmp_path).split_unfinished({})[1]] == [
+        {"b": SAID["b"]},
+        {"a": SAID["a"]},
+    ]
     assert not any(part.sentences for part in parts)
     infos, _ = work.make(work.job(tmp_path / "s", ("a", "b")))
-    made, parts = job.split_unfinished({product: infos[product] for product in ("appearance", "motion")})
+    made, parts = job.split_unfinished(
+        {product: infos[product] for product in ("appearance", "motion")}
+    )
     assert made.shard == Shard(NAME, ())
     assert [part.missing for part in parts] == [
         {"frames": frozenset("a")},

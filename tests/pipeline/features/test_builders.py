@@ -17,8 +17,15 @@ from pipeline.errors import InputError
 from pipeline.extraction import shard_task as shards
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.run import run_extraction
-from pipeline.features.builders import JPEG_ROW_BYTES, AppearanceBuilder, JpegBuilder, FeatureBuilder, MotionBuilder, SwinBuilder
-from pipeline.features.images import encode_jpeg, decode_jpegs
+from pipeline.features.builders import (
+    JPEG_ROW_BYTES,
+    AppearanceBuilder,
+    FeatureBuilder,
+    JpegBuilder,
+    MotionBuilder,
+    SwinBuilder,
+)
+from pipeline.features.images import decode_jpegs, encode_jpeg
 from pipeline.io.jsonl import write_jsonl
 from pipeline.records import Query
 from pipeline.sampling import sample_clip_frames
@@ -80,7 +87,11 @@ def noise(number: int) -> Tensor:
     return torch.randint(0, 256, (3, 120, 160), dtype=torch.uint8, generator=generator)
 
 
-def blocks_of(maker: FeatureBuilder, picture: Callable[[int], Tensor] = picture_of, numbers: Any = range(COUNT)) -> list[np.ndarray]:
+def blocks_of(
+    maker: FeatureBuilder,
+    picture: Callable[[int], Tensor] = picture_of,
+    numbers: Any = range(COUNT),
+) -> list[np.ndarray]:
     blocks = [rows for number in numbers for rows in maker.add_frame(number, picture(number))]
     return blocks + maker.finish()
 
@@ -140,7 +151,9 @@ def test_appearance_rows_show_the_frames_of_the_grid() -> None:
 def test_motion_rows_show_the_frames_of_their_clips() -> None:
     maker = motion()
     rows = np.concatenate(blocks_of(maker, lambda number: picture_of(number)[:, :, :12]))[:, 0, 0]
-    np.testing.assert_allclose(rows, [4 * sample_clip_frames(SECONDS, centre, 0.16, 4) for centre in CENTRES], atol=0.1)
+    np.testing.assert_allclose(
+        rows, [4 * sample_clip_frames(SECONDS, centre, 0.16, 4) for centre in CENTRES], atol=0.1
+    )
     assert (np.abs(SECONDS[maker.columns()["frame"]] - CENTRES) <= 0.02 + 1e-9).all()
 
 
@@ -150,7 +163,10 @@ def test_pooled_motion_is_pooled_block_by_block() -> None:
             return pictures[:, 0, :, :4, :4].permute(0, 2, 3, 1)
 
     maps, means = (
-        np.concatenate(blocks_of(MotionBuilder(Cells(), SECONDS, CENTRES, 0.16, pool, 3))).astype(np.float32) for pool in (False, True)
+        np.concatenate(blocks_of(MotionBuilder(Cells(), SECONDS, CENTRES, 0.16, pool, 3))).astype(
+            np.float32
+        )
+        for pool in (False, True)
     )
     assert (maps.shape[1:], means.shape[1:]) == ((4, 4, 4), (2, 2, 4))
     np.testing.assert_allclose(means, maps.reshape(-1, 2, 2, 2, 2, 4).mean((2, 4)), rtol=1e-3)
@@ -182,7 +198,9 @@ def test_jpegs_begin_on_pages_of_their_own() -> None:
     maker = jpeg()
     blocks = blocks_of(maker, noise)
     columns = maker.columns()
-    assert [len(rows) for rows in blocks] == [int((columns["frame"] == number).sum()) for number in GRID]
+    assert [len(rows) for rows in blocks] == [
+        int((columns["frame"] == number).sum()) for number in GRID
+    ]
     assert min(len(rows) for rows in blocks) > 1
     rows = np.concatenate(blocks)
     assert (rows.shape[1], rows.dtype) == (JPEG_ROW_BYTES, np.uint8)
@@ -203,38 +221,58 @@ def test_jpegs_are_whole_and_their_colours_halved(quality: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings(
-            "ignore", "The image decoding and encoding capabilities of TorchVision", DeprecationWarning
+            "ignore",
+            "The image decoding and encoding capabilities of TorchVision",
+            DeprecationWarning,
         )  # of all of them
         rows = np.concatenate(blocks_of(maker, smooth))
         found = dict(decode_jpegs(rows, maker.columns()))
     assert list(found) == GRID.tolist()
     for number, picture in found.items():
         assert (picture.shape, picture.dtype) == ((120, 160, 3), np.uint8)
-        assert np.abs(picture.astype(float) - smooth(number).permute(1, 2, 0).numpy()).mean() < {1: 30, 75: 3, 90: 2, 100: 1}[quality]
+        assert (
+            np.abs(picture.astype(float) - smooth(number).permute(1, 2, 0).numpy()).mean()
+            < {1: 30, 75: 3, 90: 2, 100: 1}[quality]
+        )
     image = Image.open(BytesIO(encode_jpeg(smooth(0), quality)))
     assert JpegImagePlugin.get_sampling(image) == 2  # 4:2:0
 
 
 def smooth(number: int) -> Tensor:
     """A picture of gradients, red to the right and blue downwards."""
-    red, blue = torch.linspace(0, 255, 160).expand(120, -1), torch.linspace(0, 255, 120)[:, None].expand(-1, 160)
+    red, blue = (
+        torch.linspace(0, 255, 160).expand(120, -1),
+        torch.linspace(0, 255, 120)[:, None].expand(-1, 160),
+    )
     return torch.stack([red, torch.full_like(red, number), blue]).byte()
 
 
 def test_jpegs_are_of_the_resized_picture() -> None:
     maker = JpegBuilder((80, 60), np.array([0]), 100)
     ((_, picture),) = decode_jpegs(np.concatenate(blocks_of(maker, smooth)), maker.columns())
-    assert np.abs(picture.astype(float) - resize(smooth(0)[None], (80, 60))[0].permute(1, 2, 0).numpy()).mean() < 1
+    assert (
+        np.abs(
+            picture.astype(float) - resize(smooth(0)[None], (80, 60))[0].permute(1, 2, 0).numpy()
+        ).mean()
+        < 1
+    )
 
 
-def test_swin_through_the_engine(tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def backbone(product: str, size: str, weights: str, slowfast: str | None, device: str) -> Backbone:
+def test_swin_through_the_engine(
+    tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backbone(
+        product: str, size: str, weights: str, slowfast: str | None, device: str
+    ) -> Backbone:
         return Backbone(WindowMeans(), weights, "0123", LoadReport(product, 0, ()))
 
     monkeypatch.setattr(shards, "_load_backbone", backbone)
     write_index(tmp_path, make_video(tmp_path / "v.mp4", 33))
     asked = settings(backbones="full", weights="random:0")
-    assert run_extraction(tmp_path / "index.jsonl", tmp_path, "jsonl", tmp_path / "s", asked).failures == []
+    assert (
+        run_extraction(tmp_path / "index.jsonl", tmp_path, "jsonl", tmp_path / "s", asked).failures
+        == []
+    )
     store = Store(tmp_path / "s")
     reader = store.open("swin")
     assert reader.shape("v") == (7, 2, 3, 2)
@@ -247,16 +285,35 @@ def test_swin_through_the_engine(tmp_path: Path, make_video: Callable[..., Path]
     assert store.verify() == []
 
 
-def test_swin_is_refused_with_tiny_backbones(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+def test_swin_is_refused_with_tiny_backbones(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
     write_index(tmp_path, make_video(tmp_path / "v.mp4", 3))
-    with pytest.raises(InputError, match="there is no tiny swin: leave the product out, or use --backbones full"):
-        run_extraction(tmp_path / "index.jsonl", tmp_path, "jsonl", tmp_path / "s", settings(backbones="tiny", weights="tiny"))
+    with pytest.raises(
+        InputError, match="there is no tiny swin: leave the product out, or use --backbones full"
+    ):
+        run_extraction(
+            tmp_path / "index.jsonl",
+            tmp_path,
+            "jsonl",
+            tmp_path / "s",
+            settings(backbones="tiny", weights="tiny"),
+        )
     assert not (tmp_path / "s").exists()
 
 
 def write_index(folder: Path, video: Path) -> None:
-    facts: dict[str, Any] = {"fps": 25, "frame_count": 33, "size": (128, 48), "segment": (0, 33), "split": "test"}
-    write_jsonl(folder / "index.jsonl", [Query(id="v", video="v", path=video.name, text="what moves?", **facts)])
+    facts: dict[str, Any] = {
+        "fps": 25,
+        "frame_count": 33,
+        "size": (128, 48),
+        "segment": (0, 33),
+        "split": "test",
+    }
+    write_jsonl(
+        folder / "index.jsonl",
+        [Query(id="v", video="v", path=video.name, text="what moves?", **facts)],
+    )
     Tracks().save(folder / "tracks.npz")
 
 

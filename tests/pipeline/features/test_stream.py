@@ -13,11 +13,16 @@ from torch import nn
 
 from pipeline.encoders.image_geometry import compute_appearance_size, pad_to_square, resize
 from pipeline.errors import VideoError
-from pipeline.features.builders import JPEG_ROW_BYTES, MotionBuilder, encode_texts, average_pool_2x2
+from pipeline.features.builders import JPEG_ROW_BYTES, MotionBuilder, average_pool_2x2, encode_texts
 from pipeline.features.config import SamplingConfig
 from pipeline.features.images import decode_jpegs
-from pipeline.features.stream import DIGEST_BYTES, FeatureStream, extract_video, compute_file_digest
-from pipeline.sampling import compute_clip_centers, sample_clip_frames, sample_grid, find_nearest_frames
+from pipeline.features.stream import DIGEST_BYTES, FeatureStream, compute_file_digest, extract_video
+from pipeline.sampling import (
+    compute_clip_centers,
+    find_nearest_frames,
+    sample_clip_frames,
+    sample_grid,
+)
 from pipeline.video import open_frames, probe
 from pipeline.weights.load import load_backbone
 
@@ -28,7 +33,9 @@ UNEVEN = np.cumsum([0, *[20, 40, 100, 33] * 10])[:40].tolist()
 
 @pytest.fixture(scope="module")
 def encoders() -> dict[str, nn.Module]:
-    return {"frames": nn.Identity()} | {name: load_backbone(name, "tiny", "random:0").encoder for name in ("appearance", "motion")}
+    return {"frames": nn.Identity()} | {
+        name: load_backbone(name, "tiny", "random:0").encoder for name in ("appearance", "motion")
+    }
 
 
 class Means(nn.Module):
@@ -46,7 +53,9 @@ class Means(nn.Module):
 def pictures_of(path: Path) -> dict[int, torch.Tensor]:
     facts = probe(path)
     with open_frames(path, facts, range(facts.frame_count)) as frames:
-        return {number: torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None] for number, rgb in frames}
+        return {
+            number: torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None] for number, rgb in frames
+        }
 
 
 def test_rows_and_columns(make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]) -> None:
@@ -76,18 +85,28 @@ def test_rows_and_columns(make_video: Any, tmp_path: Path, encoders: dict[str, n
 
 
 @pytest.mark.parametrize("uneven", [False, True])
-def test_equals_one_frame_at_a_time(make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module], uneven: bool) -> None:
-    path = make_video(tmp_path / "v.mp4", 40, milliseconds=UNEVEN) if uneven else make_video(tmp_path / "v.mp4", 40)
+def test_equals_one_frame_at_a_time(
+    make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module], uneven: bool
+) -> None:
+    path = (
+        make_video(tmp_path / "v.mp4", 40, milliseconds=UNEVEN)
+        if uneven
+        else make_video(tmp_path / "v.mp4", 40)
+    )
     made = extract_video(path, SAMPLING, encoders, batch_size=3)
     facts, pictures = probe(path), pictures_of(path)
     numbers = sample_grid(facts.pts_seconds, SAMPLING.fps)
     centres = compute_clip_centers(facts.pts_seconds, SAMPLING.clip_stride_seconds)
     with torch.inference_mode():
         size = compute_appearance_size(facts.size, SAMPLING.short_side)
-        maps = [encoders["appearance"](resize(pictures[number], size))[0] for number in numbers.tolist()]
+        maps = [
+            encoders["appearance"](resize(pictures[number], size))[0] for number in numbers.tolist()
+        ]
         clips = []
         for centre in centres:
-            chosen = sample_clip_frames(facts.pts_seconds, centre, SAMPLING.clip_seconds, 8).tolist()
+            chosen = sample_clip_frames(
+                facts.pts_seconds, centre, SAMPLING.clip_seconds, 8
+            ).tolist()
             squares = [resize(pad_to_square(pictures[number]), (128, 128)) for number in chosen]
             clips.append(encoders["motion"](torch.stack(squares, 2))[0])
     rows, columns = made.products["appearance"]
@@ -98,26 +117,40 @@ def test_equals_one_frame_at_a_time(make_video: Any, tmp_path: Path, encoders: d
     np.testing.assert_allclose(rows, torch.stack(clips).numpy(), rtol=2e-3, atol=2e-3)
 
 
-def test_batches_do_not_matter(make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]) -> None:
+def test_batches_do_not_matter(
+    make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]
+) -> None:
     path = make_video(tmp_path / "v.mp4", 30)
     one, many = (extract_video(path, SAMPLING, encoders, batch_size=batch) for batch in (1, 16))
     for product, (rows, columns) in one.products.items():
         np.testing.assert_allclose(rows, many.products[product][0], rtol=2e-3, atol=2e-3)
-        assert all(np.array_equal(values, many.products[product][1][name]) for name, values in columns.items())
+        assert all(
+            np.array_equal(values, many.products[product][1][name])
+            for name, values in columns.items()
+        )
 
 
-def test_products_alone_equal_products_together(make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]) -> None:
+def test_products_alone_equal_products_together(
+    make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]
+) -> None:
     path = make_video(tmp_path / "v.mp4", 20)
     together = extract_video(path, SAMPLING, encoders)
     for product, encoder in encoders.items():
-        assert np.array_equal(extract_video(path, SAMPLING, {product: encoder}).products[product][0], together.products[product][0])
+        assert np.array_equal(
+            extract_video(path, SAMPLING, {product: encoder}).products[product][0],
+            together.products[product][0],
+        )
 
 
-def test_a_variable_rate_goes_by_timestamps(make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]) -> None:
+def test_a_variable_rate_goes_by_timestamps(
+    make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]
+) -> None:
     path = make_video(tmp_path / "v.mp4", 40, milliseconds=UNEVEN)
     _, columns = extract_video(path, SAMPLING, {"frames": encoders["frames"]}).products["frames"]
     numbers, first = np.unique(columns["frame"], return_index=True)
-    wanted = [int(np.abs(np.array(UNEVEN) - 200 * k).argmin()) for k in range(UNEVEN[-1] // 200 + 1)]
+    wanted = [
+        int(np.abs(np.array(UNEVEN) - 200 * k).argmin()) for k in range(UNEVEN[-1] // 200 + 1)
+    ]
     assert numbers.tolist() == wanted
     assert columns["second"][first] == pytest.approx(np.array(UNEVEN)[wanted] / 1000, abs=1e-3)
 
@@ -125,16 +158,25 @@ def test_a_variable_rate_goes_by_timestamps(make_video: Any, tmp_path: Path, enc
 def test_clips_at_the_edges_clamp(make_video: Any, tmp_path: Path) -> None:
     """A clip longer than the video begins and ends with repeats of its first and last frame."""
     path = make_video(tmp_path / "v.mp4", 10)
-    rows, columns = extract_video(path, replace_sampling(clip_seconds=2.0), {"motion": Means()}).products["motion"]
-    brightness = {number: float(resize(pad_to_square(picture), (16, 16)).float().mean()) for number, picture in pictures_of(path).items()}
+    rows, columns = extract_video(
+        path, replace_sampling(clip_seconds=2.0), {"motion": Means()}
+    ).products["motion"]
+    brightness = {
+        number: float(resize(pad_to_square(picture), (16, 16)).float().mean())
+        for number, picture in pictures_of(path).items()
+    }
     chosen = [0, 0, 0, 2, 8, 9, 9, 9]
     assert columns["frame"].tolist() == [5]
     assert rows[0, 0, 0] == pytest.approx([brightness[number] for number in chosen], rel=1e-2)
 
 
-def test_one_frame_is_a_video(make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]) -> None:
+def test_one_frame_is_a_video(
+    make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]
+) -> None:
     made = extract_video(make_video(tmp_path / "v.mp4", 1), SAMPLING, encoders)
-    assert {product: columns["frame"][:1].tolist() for product, (_, columns) in made.products.items()} == {key: [0] for key in encoders}
+    assert {
+        product: columns["frame"][:1].tolist() for product, (_, columns) in made.products.items()
+    } == {key: [0] for key in encoders}
     assert [len(made.products[product][0]) for product in ("appearance", "motion")] == [1, 1]
 
 
@@ -145,7 +187,14 @@ def replace_sampling(**changes: float) -> SamplingConfig:
 @pytest.mark.parametrize("span", [0.2, 0.8, 64 / 30])
 def test_the_motion_maker_keeps_a_clip_and_a_stride(span: float) -> None:
     seconds = np.arange(2000) / 25
-    maker = MotionBuilder(Means(), seconds, compute_clip_centers(seconds, SAMPLING.clip_stride_seconds), span, pool_2x2=False, batch_size=1000)
+    maker = MotionBuilder(
+        Means(),
+        seconds,
+        compute_clip_centers(seconds, SAMPLING.clip_stride_seconds),
+        span,
+        pool_2x2=False,
+        batch_size=1000,
+    )
     most = 0
     for number in range(2000):
         maker.add_frame(number, torch.zeros(3, 2, 2, dtype=torch.uint8))
@@ -154,9 +203,13 @@ def test_the_motion_maker_keeps_a_clip_and_a_stride(span: float) -> None:
     assert maker.finish()[0].shape == (200, 1, 1, 8)
 
 
-def test_jpeg_frames_round_trip(make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]) -> None:
+def test_jpeg_frames_round_trip(
+    make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]
+) -> None:
     path = make_video(tmp_path / "v.mp4", 20)
-    rows, columns = extract_video(path, replace_sampling(short=500, jpeg_quality=100), {"frames": encoders["frames"]}).products["frames"]
+    rows, columns = extract_video(
+        path, replace_sampling(short=500, jpeg_quality=100), {"frames": encoders["frames"]}
+    ).products["frames"]
     assert len(rows) > len(np.unique(columns["frame"]))
     pictures = pictures_of(path)
     found = dict(decode_jpegs(rows, columns))
@@ -172,7 +225,9 @@ def test_features_outside_float16_are_a_failure(make_video: Any, tmp_path: Path)
         def forward(self, clips: torch.Tensor) -> torch.Tensor:
             return super().forward(clips) * 1e6
 
-    with pytest.raises(VideoError, match=r"not-finite \(encode\): its features are not finite in float16"):
+    with pytest.raises(
+        VideoError, match=r"not-finite \(encode\): its features are not finite in float16"
+    ):
         extract_video(make_video(tmp_path / "v.mp4", 10), SAMPLING, {"motion": Huge()})
 
 

@@ -14,7 +14,9 @@ from pipeline.errors import InputError
 from pipeline.io.cvat_xml import ATTRIBUTES, CvatTrack, build_cvat_labels, read_cvat, write_cvat
 
 
-def track(frames: list[int], keyframes: list[int], label: str = "truth", **attributes: str) -> CvatTrack:
+def track(
+    frames: list[int], keyframes: list[int], label: str = "truth", **attributes: str
+) -> CvatTrack:
     """A box that moves right by a pixel per frame."""
     left = np.array(frames, float)
     boxes = np.stack([left, left * 0 + 2, left + 10, left * 0 + 12.346], -1)
@@ -27,38 +29,78 @@ def write(path: Path, *tracks: CvatTrack, frame_count: int = 20) -> ElementTree.
 
 
 def rows(element: ElementTree.Element) -> list[tuple[int, str, str]]:
-    return [(int(box.attrib["frame"]), box.attrib["outside"], box.attrib["keyframe"]) for box in element.iter("box")]
+    return [
+        (int(box.attrib["frame"]), box.attrib["outside"], box.attrib["keyframe"])
+        for box in element.iter("box")
+    ]
 
 
 def test_a_track_is_what_cvats_importer_takes(tmp_path: Path) -> None:
     root = write(tmp_path / "a.xml", track([3, 4, 5], [3, 5], sentence="a dog", score="0.5"))
     assert (root.tag, root.findtext("version")) == ("annotations", "1.1")
-    assert (root.findtext("meta/task/size"), root.findtext("meta/task/source")) == ("20", "dog run.mp4")
-    assert [root.findtext(f"meta/task/original_size/{side}") for side in ("width", "height")] == ["64", "36"]
+    assert (root.findtext("meta/task/size"), root.findtext("meta/task/source")) == (
+        "20",
+        "dog run.mp4",
+    )
+    assert [root.findtext(f"meta/task/original_size/{side}") for side in ("width", "height")] == [
+        "64",
+        "36",
+    ]
     (one,) = root.findall("track")
     assert (one.get("id"), one.get("label")) == ("0", "truth")
-    assert rows(one) == [(3, "0", "1"), (4, "0", "0"), (5, "0", "1"), (6, "1", "1")]  # gone after frame 5, or CVAT would show it to the end
+    assert rows(one) == [
+        (3, "0", "1"),
+        (4, "0", "0"),
+        (5, "0", "1"),
+        (6, "1", "1"),
+    ]  # gone after frame 5, or CVAT would show it to the end
     first = one.find("box")
     assert first is not None
-    assert [first.get(name) for name in ("xtl", "ytl", "xbr", "ybr", "occluded")] == ["3.00", "2.00", "13.00", "12.35", "0"]
+    assert [first.get(name) for name in ("xtl", "ytl", "xbr", "ybr", "occluded")] == [
+        "3.00",
+        "2.00",
+        "13.00",
+        "12.35",
+        "0",
+    ]
     for box in one.iter("box"):  # CVAT takes a track's attributes from its last box
-        assert {item.get("name"): item.text for item in box} == {"sentence": "a dog", "score": "0.5"}
+        assert {item.get("name"): item.text for item in box} == {
+            "sentence": "a dog",
+            "score": "0.5",
+        }
 
 
-def test_frames_without_a_box_are_outside_and_the_last_frame_has_none_after_it(tmp_path: Path) -> None:
+def test_frames_without_a_box_are_outside_and_the_last_frame_has_none_after_it(
+    tmp_path: Path,
+) -> None:
     root = write(tmp_path / "a.xml", track([2, 3, 7, 8, 9], [2]), track([], []), frame_count=10)
     assert len(root.findall("track")) == 1
-    assert rows(root) == [(2, "0", "1"), (3, "0", "1"), (4, "1", "1"), (7, "0", "1"), (8, "0", "0"), (9, "0", "0")]
+    assert rows(root) == [
+        (2, "0", "1"),
+        (3, "0", "1"),
+        (4, "1", "1"),
+        (7, "0", "1"),
+        (8, "0", "0"),
+        (9, "0", "0"),
+    ]
 
 
 def test_the_labels_of_a_task_are_those_of_its_file(tmp_path: Path) -> None:
     root = write(tmp_path / "a.xml", track([1], [1]))
-    assert [label.findtext("name") for label in root.iter("label")] == [label["name"] for label in build_cvat_labels()] == ["truth", "prediction"]
+    assert (
+        [label.findtext("name") for label in root.iter("label")]
+        == [label["name"] for label in build_cvat_labels()]
+        == ["truth", "prediction"]
+    )
     for label in build_cvat_labels():
-        assert [(one["name"], one["input_type"], one["mutable"]) for one in label["attributes"]] == [
-            (name, "text", False) for name in ATTRIBUTES
-        ]
-    assert [one.findtext("input_type") for one in root.iter("attribute") if one.find("input_type") is not None] == ["text"] * 8
+        assert [
+            (one["name"], one["input_type"], one["mutable"]) for one in label["attributes"]
+        ] == [(name, "text", False) for name in ATTRIBUTES]
+    assert [
+        one.findtext("input_type")
+        for one in root.iter("attribute")
+        if one.find("input_type") is not None
+    ] == ["text"] * 8
 
 
 HOSTILE = ['<a href="x">&amp; ]]> --></a>', "一人の男 🐕", "a\nb\tc", "'\"&<>"]
@@ -85,7 +127,11 @@ def test_what_is_written_is_read_from_a_file_and_from_a_zip(tmp_path: Path) -> N
         archive.writestr("images/frame_000000.png", b"")
     for path in (tmp_path / "a.xml", tmp_path / "a.zip"):
         (video,) = read_cvat(path)
-        assert (video.source, video.track_errors, list(video.tracks)) == ("dog run.mp4", {}, ["0", "1"])
+        assert (video.source, video.track_errors, list(video.tracks)) == (
+            "dog run.mp4",
+            {},
+            ["0", "1"],
+        )
         for own, found in zip(tracks, video.tracks.values(), strict=True):
             assert (found.label, found.attributes) == (own.label, own.attributes)
             assert found.frames.tolist() == own.frames.tolist()
@@ -132,7 +178,9 @@ def test_boxes_between_keyframes_are_interpolated_and_held_before_an_end(tmp_pat
         ('<box frame="1" outside="0"/>', "a box without xtl"),
     ],
 )
-def test_a_track_that_is_no_tube_says_why_and_the_others_are_read(boxes: str, why: str, tmp_path: Path) -> None:
+def test_a_track_that_is_no_tube_says_why_and_the_others_are_read(
+    boxes: str, why: str, tmp_path: Path
+) -> None:
     good = f'<track id="8" label="truth">{box(1)}</track></annotations>'
     video = read(tmp_path, xml(boxes).replace("</annotations>", good))
     assert list(video.tracks) == ["8"]
@@ -145,13 +193,27 @@ def test_a_track_that_is_no_tube_says_why_and_the_others_are_read(boxes: str, wh
         ("a.xml", b"", r"a\.xml is not XML .*: export the task from CVAT as 'CVAT for video 1\.1'"),
         ("a.xml", b"<annotations><track>", r"a\.xml is not XML"),
         ("a.xml", b"<html/>", r"a\.xml is no annotation of CVAT but <html>"),
-        ("a.xml", xml("", "<image id='0'/>").encode(), r"a\.xml is an export for images, or of a whole project"),
-        ("a.xml", xml("", "<meta><project/></meta>").encode(), r"a\.xml is an export for images, or of a whole project"),
+        (
+            "a.xml",
+            xml("", "<image id='0'/>").encode(),
+            r"a\.xml is an export for images, or of a whole project",
+        ),
+        (
+            "a.xml",
+            xml("", "<meta><project/></meta>").encode(),
+            r"a\.xml is an export for images, or of a whole project",
+        ),
         ("a.zip", b"PK", r"a\.zip cannot be read .*zip"),
-        ("a.xml", b'<!DOCTYPE a [<!ENTITY x SYSTEM "/etc/passwd">]><annotations>&x;</annotations>', r"a\.xml is not XML"),
+        (
+            "a.xml",
+            b'<!DOCTYPE a [<!ENTITY x SYSTEM "/etc/passwd">]><annotations>&x;</annotations>',
+            r"a\.xml is not XML",
+        ),
     ],
 )
-def test_a_file_that_is_not_cvats_is_refused_by_name(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_cvats_is_refused_by_name(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=message):
         read(tmp_path, content, name)
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.io import strict_json as json_files
-from pipeline.io.strict_json import MAX_FILE_BYTES, read_lines, parse_json, read_json
+from pipeline.io.strict_json import MAX_FILE_BYTES, parse_json, read_json, read_lines
 
 
 @pytest.fixture
@@ -29,12 +29,18 @@ def path(tmp_path: Path) -> Path:
         (b"[" * 100_000, r"a\.json: JSON nested too deeply"),
         (b'{"a":' * 100_000, r"a\.json: JSON nested too deeply"),
         (b"[" + b"9" * 5000 + b"]", r"a\.json: not JSON \(a number of thousands"),
-        (b'{"a": 1, "b": 2, "a": 3}', r"a\.json, line 1, column 18: the key 'a' stands twice in one object"),
+        (
+            b'{"a": 1, "b": 2, "a": 3}',
+            r"a\.json, line 1, column 18: the key 'a' stands twice in one object",
+        ),
         (
             b'{"a": {"b": 1},\n "c": [{"b": 2,\n  "d\\"{": 0, "b" : 3}]}',
             r"a\.json, line 3, column 14: the key 'b' stands twice in one object",
         ),
-        (b'{"a": 1, "\\u0061": 2}', r"a\.json, line 1, column 10: the key 'a' stands twice in one object"),
+        (
+            b'{"a": 1, "\\u0061": 2}',
+            r"a\.json, line 1, column 10: the key 'a' stands twice in one object",
+        ),
     ],
 )
 def test_what_is_not_json_is_named_with_its_place(path: Path, content: bytes, message: str) -> None:
@@ -58,7 +64,10 @@ def test_a_byte_order_mark_is_passed_over(path: Path) -> None:
 def test_a_file_above_the_limit_is_refused_unread(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
-    with pytest.raises(InputError, match=rf"a\.json has {MAX_FILE_BYTES + 1} bytes, more than the {MAX_FILE_BYTES} that are read; download it again"):
+    with pytest.raises(
+        InputError,
+        match=rf"a\.json has {MAX_FILE_BYTES + 1} bytes, more than the {MAX_FILE_BYTES} that are read; download it again",
+    ):
         read_json(path)
 
 
@@ -79,12 +88,17 @@ def test_lines_carry_their_numbers(path: Path) -> None:
     assert list(read_lines(path)) == [(2, b"[1]\r\n"), (4, b"[2]\n"), (6, b"[3]")]
 
 
-def test_a_line_above_the_limit_is_refused_before_it_is_read_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_above_the_limit_is_refused_before_it_is_read_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(json_files, "MAX_LINE_BYTES", 100)
     path.write_bytes(b"[1]\n" + b"x" * 99 + b"\n" + b"y" * 101)
     found = read_lines(path)
     assert [next(found)[0], next(found)[0]] == [1, 2]
-    with pytest.raises(InputError, match=r"a\.json, line 3 is longer than 100 bytes: it is no line of records; write the file again"):
+    with pytest.raises(
+        InputError,
+        match=r"a\.json, line 3 is longer than 100 bytes: it is no line of records; write the file again",
+    ):
         next(found)
 
 

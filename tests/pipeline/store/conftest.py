@@ -33,10 +33,25 @@ def sample() -> list[Entry]:
     def entry(key: str, count: int, shape: tuple[int, ...], video: str | None = None) -> Entry:
         rows = random.standard_normal((count, *shape)).astype(np.float16)
         rows[1:2] = 0
-        columns = {"frame": np.arange(count, dtype=np.int64) * 3, "second": np.arange(count) / 5, "empty": np.zeros(0, np.int32)}
-        return Entry(key, video or key, rows, columns, {"decoder": "decord", "size": [640, 360], "seconds": 0.1})
+        columns = {
+            "frame": np.arange(count, dtype=np.int64) * 3,
+            "second": np.arange(count) / 5,
+            "empty": np.zeros(0, np.int32),
+        }
+        return Entry(
+            key,
+            video or key,
+            rows,
+            columns,
+            {"decoder": "decord", "size": [640, 360], "seconds": 0.1},
+        )
 
-    return [entry("wide", 9, (2, 3, 4)), entry("tall", 7, (3, 2, 4)), entry("wide too", 40, (2, 3, 4)), entry("none/../ü", 0, (2, 3, 4))]
+    return [
+        entry("wide", 9, (2, 3, 4)),
+        entry("tall", 7, (3, 2, 4)),
+        entry("wide too", 40, (2, 3, 4)),
+        entry("none/../ü", 0, (2, 3, 4)),
+    ]
 
 
 @pytest.fixture
@@ -48,7 +63,9 @@ def make_store(tmp_path: Path) -> Maker:
         with StoreWriter(path, "shapes", "data") as writer:
             writer.open_product("appearance", kind, PROVENANCE)
             videos = [entry.video for entry in entries]
-            info = write_shard(path, "appearance", SHARD, kind, entries, videos, origin_digest(kind, PROVENANCE))
+            info = write_shard(
+                path, "appearance", SHARD, kind, entries, videos, origin_digest(kind, PROVENANCE)
+            )
             writer.publish_shard("appearance", SHARD, info)
         return path
 

@@ -17,7 +17,12 @@ def address(array: np.ndarray) -> int:
 def test_what_is_gone_is_given_again() -> None:
     memory = BufferPool()
     first = memory.empty((MIN_POOLED_BYTES, 2), HALF)
-    assert (first.shape, first.dtype, first.flags.writeable, first.flags.c_contiguous) == ((MIN_POOLED_BYTES, 2), HALF, True, True)
+    assert (first.shape, first.dtype, first.flags.writeable, first.flags.c_contiguous) == (
+        (MIN_POOLED_BYTES, 2),
+        HALF,
+        True,
+        True,
+    )
     place = address(first)
     other = memory.empty((MIN_POOLED_BYTES, 2), HALF)
     assert address(other) != place

@@ -19,7 +19,7 @@ import pytest
 import zarr
 
 from pipeline.errors import StoreError
-from pipeline.store import Entry, ShardKind, ShardBuilder, Store, StoreWriter, write_shard
+from pipeline.store import Entry, ShardBuilder, ShardKind, Store, StoreWriter, write_shard
 
 LIBRARIES = ("3.1.6", "2.0.0")  # zarr's and HDF5's, which wrote the shards of DIGESTS
 MADE = "of this"
@@ -30,7 +30,11 @@ DIGESTS = {
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 def videos_of(entries: list[Entry]) -> list[str]:
@@ -48,11 +52,16 @@ def stream(shard: ShardBuilder, entry: Entry, blocks: int) -> None:
 def test_a_shard_keeps_its_bytes(kind: ShardKind, tmp_path: Path, sample: list[Entry]) -> None:
     if (zarr.__version__, h5py.version.hdf5_version) != LIBRARIES:
         pytest.skip(f"the digests are those of zarr {LIBRARIES[0]} and HDF5 {LIBRARIES[1]}")
-    assert write_shard(tmp_path, "appearance", "s", kind, sample, videos_of(sample), MADE).digest == DIGESTS[kind]
+    assert (
+        write_shard(tmp_path, "appearance", "s", kind, sample, videos_of(sample), MADE).digest
+        == DIGESTS[kind]
+    )
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 50])
-def test_blocks_make_the_shard_that_whole_entries_make(kind: ShardKind, tmp_path: Path, sample: list[Entry], blocks: int) -> None:
+def test_blocks_make_the_shard_that_whole_entries_make(
+    kind: ShardKind, tmp_path: Path, sample: list[Entry], blocks: int
+) -> None:
     info = write_shard(tmp_path / "whole", "p", "s", kind, sample, videos_of(sample), MADE)
     with ShardBuilder(tmp_path / "blocks", "p", "s", kind, videos_of(sample), MADE) as shard:
         for entry in sample:
@@ -65,7 +74,13 @@ def test_blocks_make_the_shard_that_whole_entries_make(kind: ShardKind, tmp_path
 @pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("shape", [(2, 3, 4), (3, 2, 4), (5, 5)])
 def test_an_abandoned_entry_never_was(
-    kind: ShardKind, tmp_path: Path, sample: list[Entry], shape: tuple[int, ...], place: int, waiting: int, monkeypatch: pytest.MonkeyPatch
+    kind: ShardKind,
+    tmp_path: Path,
+    sample: list[Entry],
+    shape: tuple[int, ...],
+    place: int,
+    waiting: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever array it went to, one that was new among them, and wherever it came."""
     monkeypatch.setattr("pipeline.store.hdf5_shard.MAX_BUFFERED_BYTES", waiting)
@@ -85,7 +100,9 @@ def test_an_abandoned_entry_never_was(
     assert contents(tmp_path / "without") == contents(tmp_path / "with")
 
 
-def test_an_entry_may_come_again_after_it_was_abandoned(kind: ShardKind, tmp_path: Path, sample: list[Entry]) -> None:
+def test_an_entry_may_come_again_after_it_was_abandoned(
+    kind: ShardKind, tmp_path: Path, sample: list[Entry]
+) -> None:
     with ShardBuilder(tmp_path, "p", "s", kind, videos_of(sample), MADE) as shard:
         shard.begin("wide", "wide")
         shard.append(sample[1].rows)
@@ -104,7 +121,9 @@ def test_nothing_but_abandoned_entries_is_no_shard(kind: ShardKind, tmp_path: Pa
     assert list((tmp_path / "p").iterdir()) == []
 
 
-def test_leaving_without_finish_discards_everything(kind: ShardKind, tmp_path: Path, sample: list[Entry]) -> None:
+def test_leaving_without_finish_discards_everything(
+    kind: ShardKind, tmp_path: Path, sample: list[Entry]
+) -> None:
     with ShardBuilder(tmp_path, "p", "s", kind, videos_of(sample), MADE) as shard:
         stream(shard, sample[0], 2)
         shard.begin("tall", "tall")
@@ -115,7 +134,10 @@ def test_leaving_without_finish_discards_everything(kind: ShardKind, tmp_path: P
 def test_several_shards_are_built_at_once(tmp_path: Path, sample: list[Entry]) -> None:
     places = [("appearance", "zarr"), ("motion", "zarr"), ("text", "hdf5"), ("frames", "hdf5")]
     with ExitStack() as stack:
-        shards = [stack.enter_context(ShardBuilder(tmp_path, product, "s", kind, videos_of(sample), MADE)) for product, kind in places]  # type: ignore[arg-type]
+        shards = [
+            stack.enter_context(ShardBuilder(tmp_path, product, "s", kind, videos_of(sample), MADE))
+            for product, kind in places
+        ]  # type: ignore[arg-type]
         for entry in sample:
             for shard in shards:
                 shard.begin(entry.key, entry.video)
@@ -126,7 +148,9 @@ def test_several_shards_are_built_at_once(tmp_path: Path, sample: list[Entry]) -
                 shard.end(entry.columns, entry.facts)
         infos = [shard.finish() for shard in shards]
     for (product, kind), info in zip(places, infos, strict=True):
-        assert info == write_shard(tmp_path / "alone", product, "s", kind, sample, videos_of(sample), MADE)  # type: ignore[arg-type]
+        assert info == write_shard(
+            tmp_path / "alone", product, "s", kind, sample, videos_of(sample), MADE
+        )  # type: ignore[arg-type]
 
 
 def test_memory_stays_bounded(kind: ShardKind, tmp_path: Path) -> None:
@@ -155,12 +179,20 @@ def test_memory_stays_bounded(kind: ShardKind, tmp_path: Path) -> None:
         ("begin begin", "entry 'v' comes while 'v' is open: end or abandon that first"),
         ("begin end", "entry 'v' ends without rows: append an array of none to say their shape"),
         ("begin append other", r"entry 'v': rows of float16\[3\] after float16\[2\]"),
-        ("begin append finish", r"shard s\.(zarr|h5) is finished while entry 'v' is open: end or abandon it first"),
-        ("begin append end finish begin", "entry 'v' comes to a shard that is not open for writing"),
+        (
+            "begin append finish",
+            r"shard s\.(zarr|h5) is finished while entry 'v' is open: end or abandon it first",
+        ),
+        (
+            "begin append end finish begin",
+            "entry 'v' comes to a shard that is not open for writing",
+        ),
         ("begin append end finish finish", r"shard s\.(zarr|h5) is not open for writing"),
     ],
 )
-def test_steps_out_of_order_are_refused(kind: ShardKind, tmp_path: Path, steps: str, message: str) -> None:
+def test_steps_out_of_order_are_refused(
+    kind: ShardKind, tmp_path: Path, steps: str, message: str
+) -> None:
     with ShardBuilder(tmp_path, "p", "s", kind, ["v"], MADE) as shard:
         actions: dict[str, Callable[[], object]] = {
             "begin": lambda: shard.begin("v", "v"),
@@ -182,7 +214,11 @@ FULL = r"the disk of .*p is full \(\d+\.\d MiB were free, No space left on devic
 
 @pytest.mark.parametrize("broken", ["rows", "fsync", "rename"])
 def test_a_full_disk_leaves_what_was_finished(
-    kind: ShardKind, tmp_path: Path, sample: list[Entry], broken: str, monkeypatch: pytest.MonkeyPatch
+    kind: ShardKind,
+    tmp_path: Path,
+    sample: list[Entry],
+    broken: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     takes_room = "writev" if kind == "zarr" else "posix_fallocate"
 
@@ -238,7 +274,18 @@ def test_a_disk_that_runs_full(kind: ShardKind, tmp_path: Path, width: int) -> N
     """On a file system of 8 MiB in a mount namespace of its own."""
     if shutil.which("unshare") is None:
         pytest.skip("unshare is not installed")
-    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", ON_SMALL_DISK, str(tmp_path), kind, str(width)]
+    command = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        sys.executable,
+        "-c",
+        ON_SMALL_DISK,
+        str(tmp_path),
+        kind,
+        str(width),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 77 or "unshare" in done.stderr.split(":")[0]:
         pytest.skip("this machine lets no user mount a file system of his own")
@@ -246,7 +293,9 @@ def test_a_disk_that_runs_full(kind: ShardKind, tmp_path: Path, width: int) -> N
     assert done.stdout.startswith(f"the disk of {tmp_path}/store/p is full (")
 
 
-def test_a_full_disk_is_told_by_the_writer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_by_the_writer_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
@@ -254,8 +303,14 @@ def test_a_full_disk_is_told_by_the_writer_too(tmp_path: Path, monkeypatch: pyte
         writer.open_product("p", "zarr", {})
         before = hashlib.sha256((tmp_path / "manifest.json").read_bytes())
         monkeypatch.setattr(os, "fsync", full)
-        for act in (lambda: writer.open_product("q", "zarr", {}), lambda: writer.drop_product("p"), lambda: writer.write_failures([])):
-            with pytest.raises(StoreError, match=r"the disk of .* is full \(.*Disk quota exceeded\)"):
+        for act in (
+            lambda: writer.open_product("q", "zarr", {}),
+            lambda: writer.drop_product("p"),
+            lambda: writer.write_failures([]),
+        ):
+            with pytest.raises(
+                StoreError, match=r"the disk of .* is full \(.*Disk quota exceeded\)"
+            ):
                 act()
         assert hashlib.sha256((tmp_path / "manifest.json").read_bytes()).digest() == before.digest()
         assert set(Store(tmp_path).products) == {"p"}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import Entry, ShardKind, ProductReader, Store, write_shard
+from pipeline.store import Entry, ProductReader, ShardKind, Store, write_shard
 
 Maker = Callable[..., Path]
 
@@ -61,7 +61,11 @@ ALLOCATED: list[np.ndarray] = []
 
 @pytest.mark.parametrize("pickled", [False, True])
 def test_rows_are_read_into_the_memory_that_is_given(
-    kind: ShardKind, sample: list[Entry], make_store: Maker, pickled: bool, monkeypatch: pytest.MonkeyPatch
+    kind: ShardKind,
+    sample: list[Entry],
+    make_store: Maker,
+    pickled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pipeline.store.buffer_pool.SMALL", 0)
     reader = Store(make_store(kind, sample)).open("appearance", from_ones)
@@ -74,7 +78,9 @@ def test_rows_are_read_into_the_memory_that_is_given(
 
 
 @pytest.mark.parametrize("index", [-1, 9])
-def test_a_row_outside_is_refused(kind: ShardKind, sample: list[Entry], make_store: Maker, index: int) -> None:
+def test_a_row_outside_is_refused(
+    kind: ShardKind, sample: list[Entry], make_store: Maker, index: int
+) -> None:
     reader = Store(make_store(kind, sample)).open("appearance")
     with pytest.raises(IndexError, match=rf"key 'wide': row {index} does not lie in \[0, 9\)"):
         reader.read("wide", np.array([0, index]))
@@ -91,7 +97,16 @@ def test_an_unknown_key_is_refused(kind: ShardKind, sample: list[Entry], make_st
 
 def test_many_sentences_of_one_video(kind: ShardKind, tmp_path: Path, make_store: Maker) -> None:
     rows = np.arange(20 * 8, dtype=np.float16).reshape(20, 8)
-    entries = [Entry(f"q{i}", f"v{i % 2}", rows[i : i + i % 4 + 1], {"token": np.arange(i % 4 + 1)}, {"text": f"ä {i}"}) for i in range(12)]
+    entries = [
+        Entry(
+            f"q{i}",
+            f"v{i % 2}",
+            rows[i : i + i % 4 + 1],
+            {"token": np.arange(i % 4 + 1)},
+            {"text": f"ä {i}"},
+        )
+        for i in range(12)
+    ]
     path = make_store(kind, entries)
     assert_reads(Store(path).open("appearance"), entries)
     assert Store(path).products["appearance"].videos == {"v0", "v1"}
@@ -113,17 +128,27 @@ def test_a_memory_map_can_be_written(kind: ShardKind, tmp_path: Path, make_store
     assert_reads(Store(make_store(kind, entries)).open("appearance"), [Entry("a", "a", rows[::2])])
 
 
-def test_same_entries_give_the_same_bytes(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
+def test_same_entries_give_the_same_bytes(
+    kind: ShardKind, sample: list[Entry], make_store: Maker
+) -> None:
     contents = []
     for name in ("one", "two"):
         path = make_store(kind, sample, name)
-        contents.append({file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != "lock"})
+        contents.append(
+            {
+                file.relative_to(path): file.read_bytes()
+                for file in path.rglob("*")
+                if file.is_file() and file.name != "lock"
+            }
+        )
     assert contents[0] == contents[1]
     assert len(contents[0]) < 15
 
 
 def test_the_two_formats_agree(sample: list[Entry], make_store: Maker) -> None:
-    readers = [Store(make_store(kind, sample, kind)).open("appearance") for kind in ("zarr", "hdf5")]
+    readers = [
+        Store(make_store(kind, sample, kind)).open("appearance") for kind in ("zarr", "hdf5")
+    ]
     for key in readers[0].keys():  # noqa: SIM118 - a reader is not a mapping
         assert readers[0].read(key).tobytes() == readers[1].read(key).tobytes()
         assert readers[0].facts(key) == readers[1].facts(key)
@@ -133,7 +158,9 @@ def _sum_in_child(reader: ProductReader, queue: multiprocessing.Queue[float]) ->
     queue.put(float(reader.read("wide").astype(np.float64).sum()))
 
 
-def test_a_reader_survives_pickling_and_forking(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_reader_survives_pickling_and_forking(
+    kind: ShardKind, sample: list[Entry], make_store: Maker
+) -> None:
     reader = Store(make_store(kind, sample)).open("appearance")
     expected = float(reader.read("wide").astype(np.float64).sum())
     assert_reads(pickle.loads(pickle.dumps(reader)), sample)
@@ -153,14 +180,28 @@ def test_a_reader_survives_pickling_and_forking(kind: ShardKind, sample: list[En
     [
         (Entry("a", "b", np.zeros((1, 2))), "of video 'b', which this shard was not planned for"),
         (Entry("a", "a", np.zeros(3)), r"rows must be numbers \[n, \*shape\], not float64\[3\]"),
-        (Entry("a", "a", np.zeros((3, 0))), r"rows must be numbers \[n, \*shape\], not float64\[3, 0\]"),
+        (
+            Entry("a", "a", np.zeros((3, 0))),
+            r"rows must be numbers \[n, \*shape\], not float64\[3, 0\]",
+        ),
         (Entry("a", "a", np.array([["x"]])), "rows must be numbers"),
-        (Entry("a", "a", np.zeros((1, 2)), {"word": np.array(["x"])}), "column 'word' must be numbers"),
-        (Entry("a", "a", np.zeros((1, 2)), {}, {"size": np.zeros(2)}), "entry 'a': its facts are not JSON"),
-        (Entry("a", "a", np.zeros((1, 2)), {}, {"size": float("nan")}), "entry 'a': its facts are not JSON"),
+        (
+            Entry("a", "a", np.zeros((1, 2)), {"word": np.array(["x"])}),
+            "column 'word' must be numbers",
+        ),
+        (
+            Entry("a", "a", np.zeros((1, 2)), {}, {"size": np.zeros(2)}),
+            "entry 'a': its facts are not JSON",
+        ),
+        (
+            Entry("a", "a", np.zeros((1, 2)), {}, {"size": float("nan")}),
+            "entry 'a': its facts are not JSON",
+        ),
     ],
 )
-def test_an_entry_out_of_place_is_refused(kind: ShardKind, tmp_path: Path, entry: Entry, message: str) -> None:
+def test_an_entry_out_of_place_is_refused(
+    kind: ShardKind, tmp_path: Path, entry: Entry, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         write_shard(tmp_path, "text", "00000-0123abcd", kind, [entry], ["a"], "of this")
     assert list((tmp_path / "text").iterdir()) == []
@@ -171,10 +212,17 @@ def test_entries_that_clash_are_refused(kind: ShardKind, tmp_path: Path) -> None
     other = Entry("b", "a", np.zeros((1, 2)), {"frame": np.zeros(1, np.int32)})
     with pytest.raises(ValueError, match="entry 'a' comes twice"):
         write_shard(tmp_path, "text", "00000-0123abcd", kind, [one, one], ["a"], "of this")
-    with pytest.raises(ValueError, match="entry 'b': column 'frame' is int32, but int64 in the entries before"):
+    with pytest.raises(
+        ValueError, match="entry 'b': column 'frame' is int32, but int64 in the entries before"
+    ):
         write_shard(tmp_path, "text", "00000-0123abcd", kind, [one, other], ["a"], "of this")
 
 
 def test_importing_the_store_stays_light() -> None:
     code = "import sys, pipeline.store; print(sorted({'zarr', 'h5py', 'torch', 'dask'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

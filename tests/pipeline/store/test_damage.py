@@ -42,7 +42,9 @@ def row_file(path: Path) -> Path:
     return shard if shard.is_file() else shard / "rows_float16_2x3x4" / "c/0/0/0/0"
 
 
-def test_every_flipped_bit_in_rows_is_noticed_and_named(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
+def test_every_flipped_bit_in_rows_is_noticed_and_named(
+    kind: ShardKind, sample: list[Entry], make_store: Maker
+) -> None:
     """Also in the four bytes behind a row: zarr's checksum. Behind HDF5's stands one that the reader leaves to others."""
     path = make_store(kind, sample)
     file = row_file(path)
@@ -56,7 +58,10 @@ def test_every_flipped_bit_in_rows_is_noticed_and_named(kind: ShardKind, sample:
         bit = int(random.integers(8))
         flip(file, position, bit)
         reader = Store(path).open("appearance")
-        with pytest.raises(StoreError, match=f"{SHARD}, key '{entry.key}': .*Delete this shard and run stvg-extract again"):
+        with pytest.raises(
+            StoreError,
+            match=f"{SHARD}, key '{entry.key}': .*Delete this shard and run stvg-extract again",
+        ):
             reader.read(entry.key, np.array([0, row, 5]))
         other = sample[2] if entry is sample[0] else sample[0]
         np.testing.assert_array_equal(reader.read(other.key), other.rows)
@@ -70,7 +75,10 @@ def assert_error_or_harmless(path: Path, sample: list[Entry]) -> None:
     reader = store.open("appearance")
     said, read = "", []
     try:
-        read = [(reader.read(entry.key), reader.columns(entry.key), reader.facts(entry.key)) for entry in sample]
+        read = [
+            (reader.read(entry.key), reader.columns(entry.key), reader.facts(entry.key))
+            for entry in sample
+        ]
     except StoreError as error:
         said = str(error)
     assert read or re.search(SHARD, said)
@@ -83,7 +91,9 @@ def assert_error_or_harmless(path: Path, sample: list[Entry]) -> None:
     assert all(problem.videos and re.search(SHARD, str(problem)) for problem in problems)
 
 
-def test_a_flipped_bit_anywhere_is_an_error_or_harmless(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_flipped_bit_anywhere_is_an_error_or_harmless(
+    kind: ShardKind, sample: list[Entry], make_store: Maker
+) -> None:
     path = make_store(kind, sample)
     files = sorted(file for file in (path / "appearance").rglob("*") if file.is_file())
     random = np.random.default_rng(4)
@@ -96,7 +106,9 @@ def test_a_flipped_bit_anywhere_is_an_error_or_harmless(kind: ShardKind, sample:
     assert Store(path).verify() == []
 
 
-def test_a_file_cut_anywhere_is_an_error_or_harmless(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_file_cut_anywhere_is_an_error_or_harmless(
+    kind: ShardKind, sample: list[Entry], make_store: Maker
+) -> None:
     path = make_store(kind, sample)
     files = sorted(file for file in (path / "appearance").rglob("*") if file.is_file())
     random = np.random.default_rng(5)
@@ -109,7 +121,9 @@ def test_a_file_cut_anywhere_is_an_error_or_harmless(kind: ShardKind, sample: li
     assert Store(path).verify() == []
 
 
-def test_verify_names_the_entries_hit(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
+def test_verify_names_the_entries_hit(
+    kind: ShardKind, sample: list[Entry], make_store: Maker
+) -> None:
     path = make_store(kind, sample)
     file = row_file(path)
     for entry in (sample[0], sample[2]):
@@ -119,11 +133,15 @@ def test_verify_names_the_entries_hit(kind: ShardKind, sample: list[Entry], make
         ("appearance", "wide", ("wide",)),
         ("appearance", "wide too", ("wide too",)),
     ]
-    assert str(problems[0]).startswith(f"product 'appearance', shard {shard_of(path).name}, key 'wide' of video 'wide': row")
+    assert str(problems[0]).startswith(
+        f"product 'appearance', shard {shard_of(path).name}, key 'wide' of video 'wide': row"
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_cut_file_is_noticed_and_named(kind: ShardKind, sample: list[Entry], make_store: Maker, share: float) -> None:
+def test_a_cut_file_is_noticed_and_named(
+    kind: ShardKind, sample: list[Entry], make_store: Maker, share: float
+) -> None:
     path = make_store(kind, sample)
     file = row_file(path)
     with file.open("r+b") as opened:
@@ -133,7 +151,9 @@ def test_a_cut_file_is_noticed_and_named(kind: ShardKind, sample: list[Entry], m
     assert "wide" in {video for problem in Store(path).verify() for video in problem.videos}
 
 
-def test_a_missing_shard_is_named_with_its_videos(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_missing_shard_is_named_with_its_videos(
+    kind: ShardKind, sample: list[Entry], make_store: Maker
+) -> None:
     path = make_store(kind, sample)
     shard = shard_of(path)
     shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
@@ -146,7 +166,9 @@ def test_a_missing_shard_is_named_with_its_videos(kind: ShardKind, sample: list[
     assert (problem.key, problem.videos) == (None, ("none/../ü", "tall", "wide", "wide too"))
 
 
-def test_a_missing_chunk_is_not_read_as_zeros(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_missing_chunk_is_not_read_as_zeros(
+    kind: ShardKind, sample: list[Entry], make_store: Maker
+) -> None:
     path = make_store(kind, sample)
     if kind == "zarr":
         import zarr
@@ -163,12 +185,17 @@ def test_a_missing_chunk_is_not_read_as_zeros(kind: ShardKind, sample: list[Entr
         Store(path).open("appearance").read("wide" if kind == "zarr" else "wide too")
 
 
-def test_other_bytes_with_right_checksums_are_found_by_the_digest(sample: list[Entry], make_store: Maker) -> None:
+def test_other_bytes_with_right_checksums_are_found_by_the_digest(
+    sample: list[Entry], make_store: Maker
+) -> None:
     path = make_store("zarr", sample)
     file = shard_of(path) / "rows_float16_2x3x4" / "zarr.json"
     file.write_text(file.read_text() + "\n")
     (problem,) = Store(path).verify()
-    assert problem.detail == "its bytes are not those of the manifest, though every row matches its checksum"
+    assert (
+        problem.detail
+        == "its bytes are not those of the manifest, though every row matches its checksum"
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,9 +204,15 @@ def test_other_bytes_with_right_checksums_are_found_by_the_digest(sample: list[E
         (None, r"is not a feature store \(it has no manifest\.json\): run stvg-extract --store"),
         ("{", r"manifest\.json cannot be read .*: restore it, or extract into another --store"),
         ("[]", "format None is unknown; this version reads 1"),
-        ('{"format": 9}', r"manifest\.json: format 9 is unknown; this version reads 1: extract into another --store"),
+        (
+            '{"format": 9}',
+            r"manifest\.json: format 9 is unknown; this version reads 1: extract into another --store",
+        ),
         ('{"format": 1, "root": "."}', r"manifest\.json: dataset: Field required"),
-        ('{"format": 1, "root": ".", "dataset": "shapes"}', r"manifest\.json: files: Field required"),
+        (
+            '{"format": 1, "root": ".", "dataset": "shapes"}',
+            r"manifest\.json: files: Field required",
+        ),
     ],
 )
 def test_a_bad_manifest_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
@@ -189,15 +222,22 @@ def test_a_bad_manifest_is_refused(tmp_path: Path, content: str | None, message:
         Store(tmp_path)
 
 
-def test_an_unknown_product_and_an_unknown_table_format(sample: list[Entry], make_store: Maker) -> None:
+def test_an_unknown_product_and_an_unknown_table_format(
+    sample: list[Entry], make_store: Maker
+) -> None:
     path = make_store("zarr", sample)
-    with pytest.raises(StoreError, match=r"has no product 'motion' \(it has appearance\): run stvg-extract to add it"):
+    with pytest.raises(
+        StoreError,
+        match=r"has no product 'motion' \(it has appearance\): run stvg-extract to add it",
+    ):
         Store(path).open("motion")
     file = shard_of(path) / "zarr.json"
     document = json.loads(file.read_text())
     document["attributes"]["format"] = 2
     file.write_text(json.dumps(document))
-    with pytest.raises(StoreError, match="its table has format 2, which is unknown; this version reads 1"):
+    with pytest.raises(
+        StoreError, match="its table has format 2, which is unknown; this version reads 1"
+    ):
         Store(path).open("appearance").keys()
 
 
@@ -210,21 +250,40 @@ def test_what_the_machine_refuses_is_not_called_damage(
     reader = Store(make_store(kind, sample)).open("appearance")
     reader.keys()
     monkeypatch.setattr(*((os, "open") if kind == "zarr" else (h5py, "File")), refuse)
-    with pytest.raises(StoreError, match=r"product 'appearance': .*0123abcd.* cannot be read \(Too many open files\): nothing in it was"):
+    with pytest.raises(
+        StoreError,
+        match=r"product 'appearance': .*0123abcd.* cannot be read \(Too many open files\): nothing in it was",
+    ):
         reader.read("wide")
 
 
-@pytest.mark.parametrize(("number", "said"), [(errno.EACCES, "Permission denied"), (errno.EMFILE, "Too many open files")])
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.EACCES, "Permission denied"), (errno.EMFILE, "Too many open files")]
+)
 def test_verify_names_what_the_machine_refuses_and_goes_on(
-    kind: ShardKind, sample: list[Entry], make_store: Maker, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+    kind: ShardKind,
+    sample: list[Entry],
+    make_store: Maker,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    said: str,
 ) -> None:
     """Whether the table is refused or the rows; another shard's damage is found all the same."""
     path = make_store(kind, sample)
     second = [Entry("late", "late", sample[0].rows)]
     with StoreWriter(path, "shapes", "data") as writer:
         made = writer.products["appearance"].digest
-        writer.publish_shard("appearance", "00001-0123abcd", write_shard(path, "appearance", "00001-0123abcd", kind, second, ["late"], made))
-    content = next(file for file in path.rglob("00001-0123abcd*/rows_*/c/0/0/0/0" if kind == "zarr" else "00001-0123abcd.h5"))
+        writer.publish_shard(
+            "appearance",
+            "00001-0123abcd",
+            write_shard(path, "appearance", "00001-0123abcd", kind, second, ["late"], made),
+        )
+    content = next(
+        file
+        for file in path.rglob(
+            "00001-0123abcd*/rows_*/c/0/0/0/0" if kind == "zarr" else "00001-0123abcd.h5"
+        )
+    )
     flip(content, content.read_bytes().index(second[0].rows[4].tobytes()), 0)
     late = ("late", ("late",), "row 4 does not match its checksum")
     true = os.open
@@ -244,7 +303,10 @@ def test_verify_names_what_the_machine_refuses_and_goes_on(
         problems = Store(path).verify()
     hit = ("none/../ü", "tall", "wide", "wide too")
     assert [(problem.key, problem.videos) for problem in problems] == [(None, hit), late[:2]]
-    assert re.search(rf"00000-0123abcd\.(zarr|h5) cannot be read \({said}\): the rest of it was not judged", problems[0].detail)
+    assert re.search(
+        rf"00000-0123abcd\.(zarr|h5) cannot be read \({said}\): the rest of it was not judged",
+        problems[0].detail,
+    )
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.store.verify.read_table", refuse_table)
         problems = Store(path).verify()
@@ -254,7 +316,9 @@ def test_verify_names_what_the_machine_refuses_and_goes_on(
     ]
 
 
-def test_a_manifest_that_drops_what_is_not_there_is_noticed(kind: ShardKind, sample: list[Entry], make_store: Maker) -> None:
+def test_a_manifest_that_drops_what_is_not_there_is_noticed(
+    kind: ShardKind, sample: list[Entry], make_store: Maker
+) -> None:
     path = make_store(kind, sample)
     text = (path / "manifest.json").read_text()
     (path / "manifest.json").write_text(text.replace('"dropped": []', '"dropped": ["long"]'))
@@ -266,7 +330,9 @@ def test_a_manifest_that_drops_what_is_not_there_is_noticed(kind: ShardKind, sam
 def test_a_file_is_no_store(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / below
-    message = rf"store {path} cannot be: {tmp_path}/file is a file, not a folder\. Name another --store"
+    message = (
+        rf"store {path} cannot be: {tmp_path}/file is a file, not a folder\. Name another --store"
+    )
     with pytest.raises(StoreError, match=message):
         Store(path)
     with pytest.raises(StoreError, match=message):

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import ProductSummary, Entry, ShardKind, ShardInfo, Store, StoreWriter, origin_digest, write_shard
+from pipeline.store import (
+    Entry,
+    ProductSummary,
+    ShardInfo,
+    ShardKind,
+    Store,
+    StoreWriter,
+    origin_digest,
+    write_shard,
+)
 from pipeline.store.layout import shard_path
 
 FPS = {"fps": 5}
@@ -20,10 +29,18 @@ VIDEOS = [("v1", "v1"), ("v2", "v2"), ("v3", "v3")]
 def write(store: Path, kind: ShardKind, name: str, keys: Keys, value: int = 1) -> ShardInfo:
     """A shard of entries `(key, video)`, the n-th of n rows."""
     entries = [
-        Entry(key, video, np.full((count, 3), value, np.float16), {"frame": np.arange(count) * value}, {"value": value})
+        Entry(
+            key,
+            video,
+            np.full((count, 3), value, np.float16),
+            {"frame": np.arange(count) * value},
+            {"value": value},
+        )
         for count, (key, video) in enumerate(keys, start=1)
     ]
-    return write_shard(store, "p", name, kind, entries, [video for _, video in keys], origin_digest(kind, FPS))
+    return write_shard(
+        store, "p", name, kind, entries, [video for _, video in keys], origin_digest(kind, FPS)
+    )
 
 
 @pytest.fixture
@@ -40,7 +57,9 @@ def leave(writer: StoreWriter) -> None:
     writer.__exit__(None, None, None)
 
 
-def test_what_was_dropped_is_nowhere_to_be_read(kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]) -> None:
+def test_what_was_dropped_is_nowhere_to_be_read(
+    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+) -> None:
     writer = opened(kind)
     whole = write(tmp_path, kind, "s", VIDEOS)
     writer.publish_shard("p", "s", whole)
@@ -48,9 +67,18 @@ def test_what_was_dropped_is_nowhere_to_be_read(kind: ShardKind, tmp_path: Path,
     assert writer.get_completed_videos("p") == {"v1", "v3"}
     leave(writer)
     store = Store(tmp_path)
-    info = ShardInfo(videos=("v1", "v3"), entries=2, rows=4, bytes=whole.bytes, digest=whole.digest, dropped=("v2",))
+    info = ShardInfo(
+        videos=("v1", "v3"),
+        entries=2,
+        rows=4,
+        bytes=whole.bytes,
+        digest=whole.digest,
+        dropped=("v2",),
+    )
     assert store.products["p"].shards == {"s": info}
-    assert store.summarize() == [ProductSummary("p", shards=1, videos=2, entries=2, rows=4, bytes=whole.bytes)]
+    assert store.summarize() == [
+        ProductSummary("p", shards=1, videos=2, entries=2, rows=4, bytes=whole.bytes)
+    ]
     reader = store.open("p")
     assert (reader.keys(), len(reader), "v2" in reader) == (["v1", "v3"], 2, False)
     for ask in (reader.read, reader.columns, reader.facts, reader.shape):
@@ -61,7 +89,9 @@ def test_what_was_dropped_is_nowhere_to_be_read(kind: ShardKind, tmp_path: Path,
 
 
 @pytest.mark.parametrize("overlay", ["a", "z"])
-def test_another_shard_may_hold_the_key(kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter], overlay: str) -> None:
+def test_another_shard_may_hold_the_key(
+    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter], overlay: str
+) -> None:
     """Whichever of the two is read first."""
     writer = opened(kind)
     writer.publish_shard("p", "s", write(tmp_path, kind, "s", VIDEOS))
@@ -82,32 +112,44 @@ def test_another_shard_may_hold_the_key(kind: ShardKind, tmp_path: Path, opened:
     leave(again)
 
 
-def test_a_key_in_two_shards_is_a_problem_unless_dropped(kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]) -> None:
+def test_a_key_in_two_shards_is_a_problem_unless_dropped(
+    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+) -> None:
     writer = opened(kind)
     for name in ("a", "b"):
         writer.publish_shard("p", name, write(tmp_path, kind, name, VIDEOS))
     leave(writer)
     assert [(problem.key, problem.detail) for problem in Store(tmp_path).verify()] == [
-        (video, f"it is also in shard {shard_path(tmp_path, 'p', 'a', kind).name}") for video, _ in VIDEOS
+        (video, f"it is also in shard {shard_path(tmp_path, 'p', 'a', kind).name}")
+        for video, _ in VIDEOS
     ]
 
 
-def test_a_shard_without_any_other_entry_is_deleted(kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]) -> None:
+def test_a_shard_without_any_other_entry_is_deleted(
+    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+) -> None:
     writer = opened(kind)
     writer.publish_shard("p", "one", write(tmp_path, kind, "one", [("v1", "v1"), ("v2", "v2")]))
     writer.publish_shard("p", "two", write(tmp_path, kind, "two", [("v3", "v3"), ("v4", "v4")]))
     writer.drop_entries("p", ["v1"])
     writer.drop_entries("p", ["v2", "v3"])
     assert set(writer.products["p"].shards) == {"two"}
-    assert (writer.products["p"].shards["two"].dropped, writer.get_completed_videos("p")) == (("v3",), {"v4"})
+    assert (writer.products["p"].shards["two"].dropped, writer.get_completed_videos("p")) == (
+        ("v3",),
+        {"v4"},
+    )
     assert list((tmp_path / "p").iterdir()) == [shard_path(tmp_path, "p", "two", kind)]
     leave(writer)
     assert Store(tmp_path).verify() == []
 
 
-def test_a_video_counts_while_one_of_its_sentences_does(kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]) -> None:
+def test_a_video_counts_while_one_of_its_sentences_does(
+    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+) -> None:
     writer = opened(kind)
-    writer.publish_shard("p", "s", write(tmp_path, kind, "s", [("q0", "v1"), ("q1", "v1"), ("q2", "v2")]))
+    writer.publish_shard(
+        "p", "s", write(tmp_path, kind, "s", [("q0", "v1"), ("q1", "v1"), ("q2", "v2")])
+    )
     writer.drop_entries("p", ["q1"])
     assert writer.get_completed_videos("p") == {"v1", "v2"}
     writer.drop_entries("p", ["q0"])
@@ -116,7 +158,9 @@ def test_a_video_counts_while_one_of_its_sentences_does(kind: ShardKind, tmp_pat
     assert Store(tmp_path).verify() == []
 
 
-def test_it_stays_dropped(kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]) -> None:
+def test_it_stays_dropped(
+    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+) -> None:
     writer = opened(kind)
     whole = write(tmp_path, kind, "s", VIDEOS)
     writer.publish_shard("p", "s", whole)
@@ -136,7 +180,9 @@ def test_it_stays_dropped(kind: ShardKind, tmp_path: Path, opened: Callable[[Sha
     assert Store(tmp_path).verify() == []
 
 
-def test_a_shard_made_anew_under_its_name_has_all_its_entries(kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]) -> None:
+def test_a_shard_made_anew_under_its_name_has_all_its_entries(
+    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+) -> None:
     writer = opened(kind)
     writer.publish_shard("p", "s", write(tmp_path, kind, "s", VIDEOS))
     writer.drop_entries("p", ["v1"])
@@ -147,9 +193,13 @@ def test_a_shard_made_anew_under_its_name_has_all_its_entries(kind: ShardKind, t
     assert Store(tmp_path).verify() == []
 
 
-def test_its_bytes_are_verified_all_the_same(kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]) -> None:
+def test_its_bytes_are_verified_all_the_same(
+    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+) -> None:
     writer = opened(kind)
-    writer.publish_shard("p", "s", write(tmp_path, kind, "s", [("v1", "v1"), ("v2", "v2")], value=7))
+    writer.publish_shard(
+        "p", "s", write(tmp_path, kind, "s", [("v1", "v1"), ("v2", "v2")], value=7)
+    )
     writer.drop_entries("p", ["v2"])
     leave(writer)
     path = shard_path(tmp_path, "p", "s", kind)
@@ -162,7 +212,10 @@ def test_its_bytes_are_verified_all_the_same(kind: ShardKind, tmp_path: Path, op
 
 
 def test_a_kill_amid_it_loses_no_more_than_was_dropped(
-    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter], monkeypatch: pytest.MonkeyPatch
+    kind: ShardKind,
+    tmp_path: Path,
+    opened: Callable[[ShardKind], StoreWriter],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The shard is gone before the manifest forgets it, so that nobody adopts it again."""
 
@@ -185,11 +238,16 @@ def test_a_kill_amid_it_loses_no_more_than_was_dropped(
     assert Store(tmp_path).verify() == []
 
 
-def test_entries_of_a_damaged_shard_cannot_be_dropped(kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]) -> None:
+def test_entries_of_a_damaged_shard_cannot_be_dropped(
+    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+) -> None:
     writer = opened(kind)
     writer.publish_shard("p", "s", write(tmp_path, kind, "s", VIDEOS))
     path = shard_path(tmp_path, "p", "s", kind)
     (path if path.is_file() else path / "zarr.json").write_bytes(b"")
-    with pytest.raises(StoreError, match=r"product 'p', shard s\.\w+ is damaged: .*Delete it and run stvg-extract again"):
+    with pytest.raises(
+        StoreError,
+        match=r"product 'p', shard s\.\w+ is damaged: .*Delete it and run stvg-extract again",
+    ):
         writer.drop_entries("p", ["v1"])
     leave(writer)

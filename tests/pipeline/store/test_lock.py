@@ -50,19 +50,25 @@ with StoreLock(Path(sys.argv[1])):
 
 @pytest.fixture
 def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
 
 
-def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path, owner: subprocess.Popen[str]) -> None:
+def test_a_second_writer_is_told_who_the_first_is(
+    tmp_path: Path, owner: subprocess.Popen[str]
+) -> None:
     message = rf"is in use by pid {owner.pid} on \S+ since 20\S+ \(-c .*\): wait until it ends, or stop it"
     with pytest.raises(StoreError, match=message):
         StoreWriter(tmp_path, "shapes", "data").__enter__()
     (tmp_path / "lock.json").unlink()
-    with pytest.raises(StoreError, match="in use by another process that has not yet written its name"):
+    with pytest.raises(
+        StoreError, match="in use by another process that has not yet written its name"
+    ):
         StoreLock(tmp_path).__enter__()
 
 
@@ -75,7 +81,9 @@ def test_a_killed_owner_holds_nothing(tmp_path: Path, owner: subprocess.Popen[st
 
 
 def second_writer(store: Path) -> str:
-    return subprocess.run([sys.executable, "-c", SECOND, str(store)], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", SECOND, str(store)], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_a_second_process_is_told_who_the_first_is(tmp_path: Path) -> None:
@@ -91,7 +99,12 @@ def test_a_second_process_is_told_who_the_first_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", [socket.gethostname(), "elsewhere"])
 def test_what_a_dead_owner_left_means_nothing(tmp_path: Path, host: str) -> None:
-    left = {"pid": 1 << 30, "host": host, "command": "stvg-extract", "since": "2026-01-01T00:00:00+00:00"}
+    left = {
+        "pid": 1 << 30,
+        "host": host,
+        "command": "stvg-extract",
+        "since": "2026-01-01T00:00:00+00:00",
+    }
     (tmp_path / "lock.json").write_text(json.dumps(left))
     (tmp_path / "lock").touch()
     with StoreLock(tmp_path):
@@ -99,16 +112,28 @@ def test_what_a_dead_owner_left_means_nothing(tmp_path: Path, host: str) -> None
     assert not (tmp_path / "lock.json").exists()
 
 
-def test_an_owner_on_another_host_is_named_by_it(tmp_path: Path, owner: subprocess.Popen[str]) -> None:
+def test_an_owner_on_another_host_is_named_by_it(
+    tmp_path: Path, owner: subprocess.Popen[str]
+) -> None:
     """The lock is held, on a file system that two hosts share; the pid is that of nobody here."""
-    named = {"pid": 1 << 30, "host": "elsewhere", "command": "stvg-extract --dataset vidstg", "since": "2026-01-01T00:00:00+00:00"}
+    named = {
+        "pid": 1 << 30,
+        "host": "elsewhere",
+        "command": "stvg-extract --dataset vidstg",
+        "since": "2026-01-01T00:00:00+00:00",
+    }
     (tmp_path / "lock.json").write_text(json.dumps(named))
-    with pytest.raises(StoreError, match=r"in use by pid 1073741824 on elsewhere since 2026-\S+ \(stvg-extract --dataset vidstg\): wait"):
+    with pytest.raises(
+        StoreError,
+        match=r"in use by pid 1073741824 on elsewhere since 2026-\S+ \(stvg-extract --dataset vidstg\): wait",
+    ):
         StoreLock(tmp_path).__enter__()
 
 
 def test_a_child_that_outlives_its_owner_holds_nothing(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", LEAVE_CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", LEAVE_CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         try:

@@ -12,21 +12,38 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.store import Entry, ShardKind, Product, ShardBuilder, ShardInfo, Store, StoreWriter, has_origin, origin_digest, write_shard
+from pipeline.store import (
+    Entry,
+    Product,
+    ShardBuilder,
+    ShardInfo,
+    ShardKind,
+    Store,
+    StoreWriter,
+    has_origin,
+    origin_digest,
+    write_shard,
+)
 from pipeline.store.layout import shard_path
 
 OURS, THEIRS = {"fps": 5}, {"fps": 7}
 Write = Callable[[Path, ShardKind, dict[str, Any]], ShardInfo]
 
 
-def whole(store: Path, kind: ShardKind, provenance: dict[str, Any], name: str = "s", product: str = "p") -> ShardInfo:
+def whole(
+    store: Path, kind: ShardKind, provenance: dict[str, Any], name: str = "s", product: str = "p"
+) -> ShardInfo:
     """A shard of two videos whose numbers are their frames' rate."""
     made = origin_digest(kind, provenance)
-    return write_shard(store, product, name, kind, entries_of(provenance, ("v1", "v2")), ["v1", "v2"], made)
+    return write_shard(
+        store, product, name, kind, entries_of(provenance, ("v1", "v2")), ["v1", "v2"], made
+    )
 
 
 def streamed(store: Path, kind: ShardKind, provenance: dict[str, Any]) -> ShardInfo:
-    with ShardBuilder(store, "p", "s", kind, ["v1", "v2"], origin_digest(kind, provenance)) as shard:
+    with ShardBuilder(
+        store, "p", "s", kind, ["v1", "v2"], origin_digest(kind, provenance)
+    ) as shard:
         for entry in entries_of(provenance, ("v1", "v2")):
             shard.begin(entry.key, entry.video)
             shard.append(entry.rows)
@@ -35,11 +52,18 @@ def streamed(store: Path, kind: ShardKind, provenance: dict[str, Any]) -> ShardI
 
 
 def entries_of(provenance: dict[str, Any], videos: Sequence[str]) -> list[Entry]:
-    return [Entry(video, video, np.full((4, 3), provenance["fps"], np.float16), {"frame": np.arange(4)}) for video in videos]
+    return [
+        Entry(video, video, np.full((4, 3), provenance["fps"], np.float16), {"frame": np.arange(4)})
+        for video in videos
+    ]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 def damage(path: Path) -> None:
@@ -50,13 +74,28 @@ def damage(path: Path) -> None:
 
 
 def test_it_is_the_digest_of_format_and_settings(kind: ShardKind) -> None:
-    expected = hashlib.sha256(f'{{"kind":"{kind}","provenance":{{"a":{{"b":[1,2]}},"fps":5}}}}'.encode()).hexdigest()
+    expected = hashlib.sha256(
+        f'{{"kind":"{kind}","provenance":{{"a":{{"b":[1,2]}},"fps":5}}}}'.encode()
+    ).hexdigest()
     assert origin_digest(kind, {"fps": 5, "a": {"b": (1, 2)}}) == expected
-    assert Product(kind=kind, provenance={"a": {"b": [1, 2]}, "fps": 5}, shards={}).digest == expected
-    assert len({origin_digest("zarr", OURS), origin_digest("hdf5", OURS), origin_digest("zarr", THEIRS)}) == 3
+    assert (
+        Product(kind=kind, provenance={"a": {"b": [1, 2]}, "fps": 5}, shards={}).digest == expected
+    )
+    assert (
+        len(
+            {
+                origin_digest("zarr", OURS),
+                origin_digest("hdf5", OURS),
+                origin_digest("zarr", THEIRS),
+            }
+        )
+        == 3
+    )
 
 
-def test_only_a_whole_shard_of_these_settings_is_made_from_them(kind: ShardKind, tmp_path: Path) -> None:
+def test_only_a_whole_shard_of_these_settings_is_made_from_them(
+    kind: ShardKind, tmp_path: Path
+) -> None:
     path, ours = shard_path(tmp_path, "p", "s", kind), origin_digest(kind, OURS)
     assert not has_origin(path, kind, ours)
     whole(tmp_path, kind, OURS)
@@ -68,7 +107,9 @@ def test_only_a_whole_shard_of_these_settings_is_made_from_them(kind: ShardKind,
 
 @pytest.mark.parametrize("write", [whole, streamed])
 @pytest.mark.parametrize("before", ["same", "other", "damaged"])
-def test_one_of_other_settings_or_damaged_makes_way(kind: ShardKind, tmp_path: Path, write: Write, before: str) -> None:
+def test_one_of_other_settings_or_damaged_makes_way(
+    kind: ShardKind, tmp_path: Path, write: Write, before: str
+) -> None:
     alone = whole(tmp_path / "alone", kind, OURS)
     path = shard_path(tmp_path / "store", "p", "s", kind)
     whole(tmp_path / "store", kind, THEIRS if before == "other" else OURS)
@@ -80,8 +121,12 @@ def test_one_of_other_settings_or_damaged_makes_way(kind: ShardKind, tmp_path: P
     assert (path.stat().st_ino == there) == (before == "same")
 
 
-def test_one_that_comes_while_ours_is_written_makes_way_too(kind: ShardKind, tmp_path: Path) -> None:
-    with ShardBuilder(tmp_path / "store", "p", "s", kind, ["v1", "v2"], origin_digest(kind, OURS)) as shard:
+def test_one_that_comes_while_ours_is_written_makes_way_too(
+    kind: ShardKind, tmp_path: Path
+) -> None:
+    with ShardBuilder(
+        tmp_path / "store", "p", "s", kind, ["v1", "v2"], origin_digest(kind, OURS)
+    ) as shard:
         for entry in entries_of(OURS, ("v1", "v2")):
             shard.begin(entry.key, entry.video)
             shard.append(entry.rows)
@@ -136,7 +181,9 @@ def test_a_late_workers_shard_is_not_adopted(kind: ShardKind, tmp_path: Path) ->
     assert Store(tmp_path).products["p"].shards == {"late": info}
 
 
-def test_a_late_workers_shard_under_a_listed_name_is_refused_and_made_anew(kind: ShardKind, tmp_path: Path) -> None:
+def test_a_late_workers_shard_under_a_listed_name_is_refused_and_made_anew(
+    kind: ShardKind, tmp_path: Path
+) -> None:
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("p", kind, OURS)
         writer.publish_shard("p", "s", whole(tmp_path, kind, OURS))
@@ -144,7 +191,10 @@ def test_a_late_workers_shard_under_a_listed_name_is_refused_and_made_anew(kind:
     (problem,) = Store(tmp_path).verify()
     assert (problem.key, problem.videos) == (None, ("v1", "v2"))
     assert problem.detail == "it was made with other settings than the manifest says"
-    with pytest.raises(StoreError, match=r"shard s\.(zarr|h5), key 'v1': it was made with other settings than the manifest says\. Delete"):
+    with pytest.raises(
+        StoreError,
+        match=r"shard s\.(zarr|h5), key 'v1': it was made with other settings than the manifest says\. Delete",
+    ):
         Store(tmp_path).open("p").read("v1")
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("p", kind, OURS)
@@ -161,7 +211,12 @@ def test_all_damaged_shards_are_named_at_once(kind: ShardKind, tmp_path: Path) -
         with StoreWriter(tmp_path, "shapes", "data") as writer:
             for product in products:
                 writer.open_product(product, kind, OURS)
-            return {name for product in products for name in ("a", "b", "c") if writer.adopt_shard(product, name)}
+            return {
+                name
+                for product in products
+                for name in ("a", "b", "c")
+                if writer.adopt_shard(product, name)
+            }
 
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         for product in ("p", "q", "r"):
@@ -169,12 +224,19 @@ def test_all_damaged_shards_are_named_at_once(kind: ShardKind, tmp_path: Path) -
             for name in ("a", "b"):
                 writer.publish_shard(product, name, whole(tmp_path, kind, OURS, name, product))
     whole(tmp_path, kind, OURS, "c", "q")
-    hit = [shard_path(tmp_path, product, name, kind) for product, name in (("p", "a"), ("q", "b"), ("q", "c"))]
+    hit = [
+        shard_path(tmp_path, product, name, kind)
+        for product, name in (("p", "a"), ("q", "b"), ("q", "c"))
+    ]
     for path in [*hit, shard_path(tmp_path, "r", "a", kind)]:
         damage(path)
-    with pytest.raises(StoreError, match=r"3 damaged shards\. Delete what is named here and run stvg-extract again") as refused:
+    with pytest.raises(
+        StoreError, match=r"3 damaged shards\. Delete what is named here and run stvg-extract again"
+    ) as refused:
         go_on("p", "q")
-    assert [line.split(": ")[0] for line in str(refused.value).splitlines()[1:]] == [str(path) for path in hit]
+    assert [line.split(": ")[0] for line in str(refused.value).splitlines()[1:]] == [
+        str(path) for path in hit
+    ]
     with pytest.raises(StoreError, match=r"1 damaged shard\. Delete"):
         go_on("r")
     for path in hit:
@@ -182,17 +244,24 @@ def test_all_damaged_shards_are_named_at_once(kind: ShardKind, tmp_path: Path) -
     assert go_on("p", "q") == {"a", "b"}
 
 
-def test_a_shard_damaged_after_that_is_named_when_it_is_adopted(kind: ShardKind, tmp_path: Path) -> None:
+def test_a_shard_damaged_after_that_is_named_when_it_is_adopted(
+    kind: ShardKind, tmp_path: Path
+) -> None:
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("p", kind, OURS)
         assert writer.adopt_shard("p", "s") is None
         whole(tmp_path, kind, OURS)
         damage(shard_path(tmp_path, "p", "s", kind))
-        with pytest.raises(StoreError, match=r"product 'p', shard s\.\w+ is damaged: .*\. Delete it and run stvg-extract again"):
+        with pytest.raises(
+            StoreError,
+            match=r"product 'p', shard s\.\w+ is damaged: .*\. Delete it and run stvg-extract again",
+        ):
             writer.adopt_shard("p", "s")
 
 
-def test_a_resumption_that_the_machine_refuses_judges_nothing(tmp_path: Path, kind: ShardKind, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumption_that_the_machine_refuses_judges_nothing(
+    tmp_path: Path, kind: ShardKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path, kind: ShardKind) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -202,5 +271,8 @@ def test_a_resumption_that_the_machine_refuses_judges_nothing(tmp_path: Path, ki
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("p", kind, OURS)
         monkeypatch.setattr("pipeline.store.shard_check.read_table", refuse)
-        with pytest.raises(StoreError, match=r"product 'p': \S+s\.\w+ cannot be read \(Permission denied\): nothing in it was judged"):
+        with pytest.raises(
+            StoreError,
+            match=r"product 'p': \S+s\.\w+ cannot be read \(Permission denied\): nothing in it was judged",
+        ):
             writer.adopt_shard("p", "s")

@@ -15,7 +15,9 @@ SIZES = st.dictionaries(st.text(max_size=8), st.integers(0, 50), max_size=30)
 
 @settings(max_examples=60)
 @given(SIZES, st.integers(1, 60), st.randoms())
-def test_every_id_once_in_order_within_the_target(sizes: dict[str, int], target: int, random: Random) -> None:
+def test_every_id_once_in_order_within_the_target(
+    sizes: dict[str, int], target: int, random: Random
+) -> None:
     plan = plan_shards(sizes, target)
     assert [video for shard in plan for video in shard.videos] == sorted(sizes)
     for shard in plan:
@@ -29,7 +31,10 @@ def test_every_id_once_in_order_within_the_target(sizes: dict[str, int], target:
 def test_names_tell_position_and_videos() -> None:
     first = plan_shards({"a": 1, "b": 1, "c": 1}, 2)
     overlay = plan_shards({"b": 1}, 2)
-    assert [(shard.name[:6], shard.videos) for shard in first] == [("00000-", ("a", "b")), ("00001-", ("c",))]
+    assert [(shard.name[:6], shard.videos) for shard in first] == [
+        ("00000-", ("a", "b")),
+        ("00001-", ("c",)),
+    ]
     assert overlay[0].name.startswith("00000-")
     assert overlay[0].name != first[0].name
     assert first[0].name == "00000-3554d2b8"  # printf '["a", "b"]' | sha256sum

@@ -16,7 +16,17 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.records import Failure
-from pipeline.store import ProductSummary, Entry, ShardKind, Manifest, Store, StoreWriter, origin_digest, plan_shards, write_shard
+from pipeline.store import (
+    Entry,
+    Manifest,
+    ProductSummary,
+    ShardKind,
+    Store,
+    StoreWriter,
+    origin_digest,
+    plan_shards,
+    write_shard,
+)
 from pipeline.store.manifest import save_manifest
 
 Maker = Callable[..., Path]
@@ -39,7 +49,15 @@ def extract(path: Path, kind: ShardKind, stop_after: int = 99, publish: bool = T
             if number == stop_after:
                 return
             if writer.adopt_shard("motion", shard.name) is None:
-                info = write_shard(path, "motion", shard.name, kind, entries_of(shard.videos), shard.videos, MADE[kind])
+                info = write_shard(
+                    path,
+                    "motion",
+                    shard.name,
+                    kind,
+                    entries_of(shard.videos),
+                    shard.videos,
+                    MADE[kind],
+                )
                 if publish:
                     writer.publish_shard("motion", shard.name, info)
 
@@ -50,7 +68,9 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("publish", [True, False])
-def test_a_run_that_was_stopped_ends_in_the_same_store(kind: ShardKind, tmp_path: Path, publish: bool) -> None:
+def test_a_run_that_was_stopped_ends_in_the_same_store(
+    kind: ShardKind, tmp_path: Path, publish: bool
+) -> None:
     extract(tmp_path / "once", kind)
     extract(tmp_path / "twice", kind, stop_after=2, publish=publish)
     assert len(Store(tmp_path / "twice").products["motion"].videos) == (4 if publish else 0)
@@ -60,7 +80,9 @@ def test_a_run_that_was_stopped_ends_in_the_same_store(kind: ShardKind, tmp_path
     assert Store(tmp_path / "once").manifest_digest == Store(tmp_path / "twice").manifest_digest
 
 
-def test_the_manifest_is_written_every_few_seconds_and_before_anything_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_is_written_every_few_seconds_and_before_anything_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, written = 100.0, 0
 
     def save(store: Path, manifest: Manifest) -> None:
@@ -74,8 +96,12 @@ def test_the_manifest_is_written_every_few_seconds_and_before_anything_is_delete
     monkeypatch.setattr("pipeline.store.writer.save_manifest", save)
     monkeypatch.setattr("pipeline.store.writer.time.monotonic", lambda: now)
     names = [f"s{number:02d}" for number in range(10)]
-    infos = {name: write_shard(tmp_path, "motion", name, "zarr", [], [], MADE["zarr"]) for name in names}
-    infos = {name: info.model_copy(update={"entries": 1, "digest": name}) for name, info in infos.items()}
+    infos = {
+        name: write_shard(tmp_path, "motion", name, "zarr", [], [], MADE["zarr"]) for name in names
+    }
+    infos = {
+        name: info.model_copy(update={"entries": 1, "digest": name}) for name, info in infos.items()
+    }
     with StoreWriter(tmp_path, "shapes", "data") as writer:
         writer.open_product("motion", "zarr", FPS)
         begin = written
@@ -108,7 +134,9 @@ def _kill(*_: object) -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_what_was_published_is_on_disk_after_an_exception(kind: ShardKind, tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_published_is_on_disk_after_an_exception(
+    kind: ShardKind, tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unless the disk is full: then the exception is what is told, the lock is free, and the next run adopts."""
 
     def no_room(*_: object) -> None:
@@ -117,7 +145,11 @@ def test_what_was_published_is_on_disk_after_an_exception(kind: ShardKind, tmp_p
     def publish_and(then: Callable[[], None]) -> None:
         with StoreWriter(tmp_path, "shapes", "data") as writer:
             writer.open_product("motion", kind, FPS)
-            writer.publish_shard("motion", "s", write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind]))
+            writer.publish_shard(
+                "motion",
+                "s",
+                write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind]),
+            )
             then()
 
     def fail() -> None:
@@ -135,13 +167,19 @@ def test_what_was_published_is_on_disk_after_an_exception(kind: ShardKind, tmp_p
     assert Store(tmp_path).products["motion"].videos == {"v1"}
 
 
-def test_a_disk_that_is_full_at_the_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_at_the_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_room(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     writer = StoreWriter(tmp_path, "shapes", "data").__enter__()
     writer.open_product("motion", "zarr", FPS)
-    writer.publish_shard("motion", "s", write_shard(tmp_path, "motion", "s", "zarr", entries_of(("v1",)), ["v1"], MADE["zarr"]))
+    writer.publish_shard(
+        "motion",
+        "s",
+        write_shard(tmp_path, "motion", "s", "zarr", entries_of(("v1",)), ["v1"], MADE["zarr"]),
+    )
     monkeypatch.setattr("pipeline.store.writer.save_manifest", no_room)
     with pytest.raises(StoreError, match=r"the disk of .* is full"):
         writer.__exit__(None, None, None)
@@ -164,7 +202,9 @@ test.extract(Path(sys.argv[1]), sys.argv[2])
 """
 
 
-def test_what_was_published_before_a_kill_is_adopted(kind: ShardKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_published_before_a_kill_is_adopted(
+    kind: ShardKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two of three shards are published and not yet listed: only the third is made."""
     extract(tmp_path / "once", kind)
     root = Path(__file__).parents[3]
@@ -185,7 +225,9 @@ def test_what_was_published_before_a_kill_is_adopted(kind: ShardKind, tmp_path: 
     assert contents(tmp_path / "once") == contents(tmp_path / "twice")
 
 
-def test_a_dropped_product_is_gone_at_once_or_not_at_all(kind: ShardKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dropped_product_is_gone_at_once_or_not_at_all(
+    kind: ShardKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     extract(tmp_path, kind)
     before = contents(tmp_path)
     with StoreWriter(tmp_path, "shapes", "data") as writer, monkeypatch.context() as patch:
@@ -219,7 +261,9 @@ def test_a_writer_that_was_overtaken_keeps_the_first_shard(kind: ShardKind, tmp_
         write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind])
 
     info = write_shard(tmp_path, "motion", "s", kind, overtaken(), ["v1"], MADE[kind])
-    assert info == write_shard(tmp_path / "other", "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind])
+    assert info == write_shard(
+        tmp_path / "other", "motion", "s", kind, entries_of(("v1",)), ["v1"], MADE[kind]
+    )
     assert len(list((tmp_path / "motion").iterdir())) == 1
 
 
@@ -230,13 +274,17 @@ def test_a_shard_without_entries_is_not_written(kind: ShardKind, tmp_path: Path)
         writer.publish_shard("motion", "s", info)
         assert (info.entries, info.videos, info.bytes) == (0, (), 0)
         assert writer.get_completed_videos("motion") == set()
-        info = write_shard(tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1", "v2"], MADE[kind])
+        info = write_shard(
+            tmp_path, "motion", "s", kind, entries_of(("v1",)), ["v1", "v2"], MADE[kind]
+        )
         writer.publish_shard("motion", "s", info)
         assert (info.entries, info.videos) == (1, ("v1",))
         assert writer.get_completed_videos("motion") == {"v1"}
 
 
-def test_a_failed_write_leaves_nothing_and_the_next_writer_clears_up(kind: ShardKind, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing_and_the_next_writer_clears_up(
+    kind: ShardKind, tmp_path: Path
+) -> None:
     def broken() -> Iterator[Entry]:
         yield from entries_of(("v1",))
         raise OSError("disk full")
@@ -261,17 +309,24 @@ def test_shards_of_another_plan_are_removed(kind: ShardKind, tmp_path: Path) -> 
     assert Store(tmp_path).verify() == []
 
 
-def test_another_provenance_is_refused_with_its_fields(kind: ShardKind, make_store: Maker, sample: list[Entry]) -> None:
+def test_another_provenance_is_refused_with_its_fields(
+    kind: ShardKind, make_store: Maker, sample: list[Entry]
+) -> None:
     path = make_store(kind, sample)
     with StoreWriter(path, "shapes", "data") as writer:
         settings = r'weights\.digest is "aa" in the store, "bb" was asked for'
         message = rf"product 'appearance' was made with other settings: {settings}\. Extract .* delete .*appearance to have"
         with pytest.raises(StoreError, match=message):
             writer.open_product("appearance", kind, {"weights": {"digest": "bb"}, "fps": 5})
-        with pytest.raises(StoreError, match=r"fps is 5 in the store, null was asked for; size is null in the store, \[1, 2\] was"):
+        with pytest.raises(
+            StoreError,
+            match=r"fps is 5 in the store, null was asked for; size is null in the store, \[1, 2\] was",
+        ):
             writer.open_product("appearance", kind, {"weights": {"digest": "aa"}, "size": (1, 2)})
         other: ShardKind = "zarr" if kind == "hdf5" else "hdf5"
-        with pytest.raises(StoreError, match=f'kind is "{kind}" in the store, "{other}" was asked for'):
+        with pytest.raises(
+            StoreError, match=f'kind is "{kind}" in the store, "{other}" was asked for'
+        ):
             writer.open_product("appearance", other, {"weights": {"digest": "aa"}, "fps": 5})
         with pytest.raises(ValueError, match="product 'text' has not been opened"):
             writer.get_completed_videos("text")
@@ -289,13 +344,18 @@ def test_what_was_deleted_is_forgotten(kind: ShardKind, tmp_path: Path) -> None:
         assert writer.get_completed_videos("motion") == set()
     os.rmdir(tmp_path / "motion")
     extract(tmp_path, kind)
-    assert {name: data for name, data in contents(tmp_path).items() if not name.startswith("gone")} == before
+    assert {
+        name: data for name, data in contents(tmp_path).items() if not name.startswith("gone")
+    } == before
 
 
 def test_shards_that_no_manifest_knows_are_refused(kind: ShardKind, tmp_path: Path) -> None:
     extract(tmp_path, kind)
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(StoreError, match=r"motion holds shards that manifest\.json does not know: delete the folder"):
+    with pytest.raises(
+        StoreError,
+        match=r"motion holds shards that manifest\.json does not know: delete the folder",
+    ):
         extract(tmp_path, kind)
 
 
@@ -314,21 +374,31 @@ def test_index_and_failures(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", "shapes", "data") as writer:
         with pytest.raises(StoreError, match=r"b\.npz does not exist: run stvg-prepare first"):
             writer.set_index(index, tracks)
-        with pytest.raises(StoreError, match=rf"{tmp_path}/none\.jsonl does not exist: run stvg-prepare first"):
+        with pytest.raises(
+            StoreError, match=rf"{tmp_path}/none\.jsonl does not exist: run stvg-prepare first"
+        ):
             writer.set_index(tmp_path / "none.jsonl", tracks)
         tracks.write_bytes(b"2")
         writer.set_index(index, tracks)
         assert writer.read_failures() == []
-        failures = [Failure(video=v, path=v, stage="open", reason="missing", detail="", attempts=n) for n, v in enumerate("bab")]
+        failures = [
+            Failure(video=v, path=v, stage="open", reason="missing", detail="", attempts=n)
+            for n, v in enumerate("bab")
+        ]
         writer.write_failures(failures)
         assert writer.read_failures() == [failures[1], failures[2]]
     store = Store(tmp_path / "store")
     assert (store.index_path.read_text(), store.tracks_path.read_bytes()) == ("1\n", b"2")
-    assert store.manifest.files == {"index.jsonl": hashlib.sha256(b"1\n").hexdigest(), "tracks.npz": hashlib.sha256(b"2").hexdigest()}
+    assert store.manifest.files == {
+        "index.jsonl": hashlib.sha256(b"1\n").hexdigest(),
+        "tracks.npz": hashlib.sha256(b"2").hexdigest(),
+    }
 
 
 @pytest.mark.parametrize("name", ["index.jsonl", "tracks.npz"])
-def test_an_index_or_tracks_that_are_not_the_manifests_are_noticed(tmp_path: Path, name: str) -> None:
+def test_an_index_or_tracks_that_are_not_the_manifests_are_noticed(
+    tmp_path: Path, name: str
+) -> None:
     def fill() -> None:
         with StoreWriter(tmp_path / "store", "shapes", "data") as writer:
             writer.set_index(tmp_path / "index.jsonl", tmp_path / "tracks.npz")
@@ -340,15 +410,24 @@ def test_an_index_or_tracks_that_are_not_the_manifests_are_noticed(tmp_path: Pat
     assert store.verify() == []
     file = tmp_path / "store" / name
     content = file.read_bytes()
-    for other, message in ((content + b"x", "its bytes are not those of the manifest"), (None, "it is missing")):
+    for other, message in (
+        (content + b"x", "its bytes are not those of the manifest"),
+        (None, "it is missing"),
+    ):
         file.unlink()
         if other is not None:
             file.write_bytes(other)
-        assert [str(problem) for problem in store.verify()] == [f"{name}: {message}: run stvg-extract again"]
+        assert [str(problem) for problem in store.verify()] == [
+            f"{name}: {message}: run stvg-extract again"
+        ]
         if other is None:
-            Store(tmp_path / "store")  # whoever needs the file will say so: without truth, nobody needs tracks
+            Store(
+                tmp_path / "store"
+            )  # whoever needs the file will say so: without truth, nobody needs tracks
             continue
-        with pytest.raises(StoreError, match=rf"{name}: {message}: run stvg-extract again, which copies it anew"):
+        with pytest.raises(
+            StoreError, match=rf"{name}: {message}: run stvg-extract again, which copies it anew"
+        ):
             Store(tmp_path / "store")
     fill()
     assert Store(tmp_path / "store").verify() == []

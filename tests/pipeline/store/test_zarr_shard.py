@@ -20,13 +20,17 @@ def test_zarr_reads_every_entry(sample: list[Entry], shard: str, make_store: Mak
     places = {place["key"]: place for place in group.attrs["entries"]}
     for entry in sample:
         place = places[entry.key]
-        np.testing.assert_array_equal(group[place["array"]][place["begin"] : place["end"]], entry.rows)
+        np.testing.assert_array_equal(
+            group[place["array"]][place["begin"] : place["end"]], entry.rows
+        )
         for name, values in entry.columns.items():
             begin, end = place["columns"][name]
             np.testing.assert_array_equal(group[f"column_{name}"][begin:end], values)
 
 
-def test_zarr_would_write_the_same_bytes(sample: list[Entry], shard: str, tmp_path: Path, make_store: Maker) -> None:
+def test_zarr_would_write_the_same_bytes(
+    sample: list[Entry], shard: str, tmp_path: Path, make_store: Maker
+) -> None:
     group = make_store("zarr", sample) / "appearance" / f"{shard}.zarr"
     rows = np.concatenate([entry.rows for entry in sample if entry.rows.shape[1:] == (2, 3, 4)])
     array = zarr.create_array(
@@ -42,10 +46,14 @@ def test_zarr_would_write_the_same_bytes(sample: list[Entry], shard: str, tmp_pa
     )
     array[:] = rows
     for file in ("zarr.json", "c/0/0/0/0"):
-        assert (group / "rows_float16_2x3x4" / file).read_bytes() == (tmp_path / "theirs.zarr" / file).read_bytes()
+        assert (group / "rows_float16_2x3x4" / file).read_bytes() == (
+            tmp_path / "theirs.zarr" / file
+        ).read_bytes()
 
 
-def test_our_reader_reads_what_zarr_wrote(sample: list[Entry], shard: str, make_store: Maker) -> None:
+def test_our_reader_reads_what_zarr_wrote(
+    sample: list[Entry], shard: str, make_store: Maker
+) -> None:
     """Rows rewritten by zarr-python in place (in whatever chunk order it likes) are read."""
     path = make_store("zarr", sample)
     group = zarr.open_group(path / "appearance" / f"{shard}.zarr", mode="r+")

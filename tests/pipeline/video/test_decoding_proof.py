@@ -43,7 +43,10 @@ PLAIN: dict[str, dict[str, Any]] = {
     "one_group.mp4": {"settings": {"g": "1000", "bf": "2", "sc_threshold": "0"}},
     "uneven.mp4": {"milliseconds": UNEVEN},
     "uneven.mkv": {"milliseconds": UNEVEN},
-    "edited.mp4": {"milliseconds": [40 * (number - 7) for number in range(FRAMES)], "container": EDITED},
+    "edited.mp4": {
+        "milliseconds": [40 * (number - 7) for number in range(FRAMES)],
+        "container": EDITED,
+    },
     "late.mp4": {"milliseconds": [1200 + 40 * number for number in range(FRAMES)]},
     "late.mkv": {"milliseconds": [1200 + 40 * number for number in range(FRAMES)]},
     "turned90.mp4": {"rotation": 90},
@@ -55,8 +58,14 @@ PLAIN: dict[str, dict[str, Any]] = {
     "part2.mkv": {"codec": "mpeg4", "settings": {"g": "12", "bf": "2"}},
     "part2.mp4": {"codec": "mpeg4", "settings": {"g": "12", "bf": "0"}},
     "mpeg2.mpg": {"codec": "mpeg2video", "settings": {"g": "12", "bf": "2"}},
-    "vp8.webm": {"codec": "libvpx", "settings": {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "16"}},
-    "vp9.webm": {"codec": "libvpx-vp9", "settings": {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"}},
+    "vp8.webm": {
+        "codec": "libvpx",
+        "settings": {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "16"},
+    },
+    "vp9.webm": {
+        "codec": "libvpx-vp9",
+        "settings": {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"},
+    },
     "motion_jpeg.avi": {"codec": "mjpeg", "settings": {"strict": "unofficial"}},
 }
 # name: codec, its settings, sizes (width, height) of its streams, which of them is marked as default: the best
@@ -94,8 +103,14 @@ def write_sized(path: Path, pictures: list[np.ndarray]) -> Path:
         for number, picture in enumerate(pictures):
             for stream in streams:
                 shown = picture if stream is streams[best] else pictures[-1 - number]
-                room = ((0, stream.height - shown.shape[0]), (0, stream.width - shown.shape[1]), (0, 0))
-                frame = av.VideoFrame.from_ndarray(np.pad(shown, room, constant_values=96), format="rgb24")
+                room = (
+                    (0, stream.height - shown.shape[0]),
+                    (0, stream.width - shown.shape[1]),
+                    (0, 0),
+                )
+                frame = av.VideoFrame.from_ndarray(
+                    np.pad(shown, room, constant_values=96), format="rgb24"
+                )
                 frame.pts = number
                 container.mux(stream.encode(frame))
         for stream in streams:
@@ -124,11 +139,17 @@ def videos() -> Path:
 def made(tmp_path: Path, make_video: Any, read_number: Callable[[np.ndarray], int]) -> list[Case]:
     """Every made file this PyAV can encode."""
     paths = [
-        make_video(tmp_path / name, FRAMES, **options) for name, options in PLAIN.items() if has_encoder(options.get("codec", "libx264"))
+        make_video(tmp_path / name, FRAMES, **options)
+        for name, options in PLAIN.items()
+        if has_encoder(options.get("codec", "libx264"))
     ]
     with open_frames(paths[0], probe(paths[0]), range(FRAMES)) as reader:
         pictures = [picture for _, picture in reader]
-    paths += [write_sized(tmp_path / name, pictures) for name, (codec, *_) in SIZED.items() if has_encoder(codec)]
+    paths += [
+        write_sized(tmp_path / name, pictures)
+        for name, (codec, *_) in SIZED.items()
+        if has_encoder(codec)
+    ]
 
     def case(path: Path) -> Case:
         facts = probe(path)
@@ -136,7 +157,10 @@ def made(tmp_path: Path, make_video: Any, read_number: Callable[[np.ndarray], in
         assert facts.frame_count == FRAMES - first, path.name
 
         def wrong(read: list[tuple[int, np.ndarray]]) -> int:
-            return sum(read_number(np.rot90(picture, -facts.rotation // 90)[:, :128]) != number + first for number, picture in read)
+            return sum(
+                read_number(np.rot90(picture, -facts.rotation // 90)[:, :128]) != number + first
+                for number, picture in read
+            )
 
         return Case(path, facts, wrong)
 
@@ -149,11 +173,19 @@ def real_case(path: Path) -> Case:
 
     with av.open(str(path)) as container:
         frames = container.decode(container.streams.best("video"))
-        marks = np.stack([mark(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)) for frame in frames])
+        marks = np.stack(
+            [
+                mark(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
+                for frame in frames
+            ]
+        )
 
     def wrong(read: list[tuple[int, np.ndarray]]) -> int:
         far = [np.abs(marks - mark(picture)).mean(1) for _, picture in read]
-        return sum(bool(distances[number] > distances.min()) for (number, _), distances in zip(read, far, strict=True))
+        return sum(
+            bool(distances[number] > distances.min())
+            for (number, _), distances in zip(read, far, strict=True)
+        )
 
     facts = probe(path)
     assert facts.frame_count == len(marks)
@@ -173,7 +205,9 @@ def subsets(case: Case, random: np.random.Generator) -> Iterator[np.ndarray]:
         yield first + np.sort(random.choice(last - first + 1, size, replace=False))
 
 
-def requests(cases: list[Case], routes: dict[Any, int], random: np.random.Generator) -> list[Request]:
+def requests(
+    cases: list[Case], routes: dict[Any, int], random: np.random.Generator
+) -> list[Request]:
     """`routes` says how many requests of each file go which way; all in one random order."""
     found = [
         (case, route, wanted)
@@ -196,7 +230,9 @@ def check(asked: list[Request]) -> Counter[str]:
             served[f"{route} {stream.decoder}"] += 1
             wrong = case.wrong(read)
             if [number for number, _ in read] != wanted.tolist() or wrong:
-                faults.append(f"{case.path.name} by {route} ({stream.decoder}, {stream.reason}): {wrong} of {wanted.tolist()} are wrong")
+                faults.append(
+                    f"{case.path.name} by {route} ({stream.decoder}, {stream.reason}): {wrong} of {wanted.tolist()} are wrong"
+                )
     assert not faults
     return served
 
@@ -205,7 +241,16 @@ def test_two_thousand_requests_of_made_videos(made: list[Case]) -> None:
     routes = {"auto": 30, "pyav": 16, "child": 12}
     served = check(requests(made, routes, np.random.default_rng(0)))
     assert sum(served.values()) >= 2000
-    assert min(served["auto decord"], served["child decord"], served["auto pyav"], served["pyav pyav"], served["child pyav"]) >= 100
+    assert (
+        min(
+            served["auto decord"],
+            served["child decord"],
+            served["auto pyav"],
+            served["pyav pyav"],
+            served["child pyav"],
+        )
+        >= 100
+    )
 
 
 @pytest.mark.parametrize("codec", ["libx265", "libsvtav1", "libvpx-vp9"])
@@ -217,14 +262,23 @@ def test_the_proof_covers(codec: str) -> None:
 def test_real_videos(videos: Path) -> None:
     cases = [real_case(path) for path in sorted(videos.iterdir()) if path.name not in REFUSED]
     served = check(requests(cases, {"auto": 2, "pyav": 1, "child": 2}, np.random.default_rng(1)))
-    assert min(served["auto decord"], served["auto pyav"], served["child decord"], served["child pyav"]) >= 8
+    assert (
+        min(
+            served["auto decord"], served["auto pyav"], served["child decord"], served["child pyav"]
+        )
+        >= 8
+    )
 
 
 def test_the_other_files_are_refused_with_a_reason(videos: Path) -> None:
     with ProcessDecoder() as child:
         for name, reason in REFUSED.items():
             with pytest.raises(VideoError, match=f"{reason} .*{name}"):
-                list(child.frames(videos / name, facts := child.probe(videos / name), range(facts.frame_count)))
+                list(
+                    child.frames(
+                        videos / name, facts := child.probe(videos / name), range(facts.frame_count)
+                    )
+                )
 
 
 @pytest.mark.soak

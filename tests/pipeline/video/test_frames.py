@@ -24,7 +24,9 @@ from pipeline.video.container import demux_packets
 
 REPOSITORY = Path(__file__).parents[3]
 VIDEOS = Path(os.environ.get("STVG_VIDEOS") or REPOSITORY.parent / "shared" / "videos")
-needs_videos = pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"no real videos: {VIDEOS} is absent (set STVG_VIDEOS)")
+needs_videos = pytest.mark.skipif(
+    not VIDEOS.is_dir(), reason=f"no real videos: {VIDEOS} is absent (set STVG_VIDEOS)"
+)
 # file: frames shown (after edit lists, of the best stream), decoder
 REAL = {
     "02_cups.mp4": (300, "decord"),
@@ -51,9 +53,13 @@ Numbers = Callable[..., list[tuple[int, int]]]
 def numbers(read_number: Callable[[np.ndarray], int]) -> Numbers:
     """Of each wanted frame (default: all): its number, and the number painted on its picture."""
 
-    def read(path: Path, wanted: Any = None, decoder: Any = "auto", turned: int = 0) -> list[tuple[int, int]]:
+    def read(
+        path: Path, wanted: Any = None, decoder: Any = "auto", turned: int = 0
+    ) -> list[tuple[int, int]]:
         facts = probe(path)
-        with open_frames(path, facts, range(facts.frame_count) if wanted is None else wanted, decoder) as reader:
+        with open_frames(
+            path, facts, range(facts.frame_count) if wanted is None else wanted, decoder
+        ) as reader:
             return [(number, read_number(np.rot90(picture, -turned))) for number, picture in reader]
 
     return read
@@ -63,7 +69,14 @@ def same(wanted: Any) -> list[tuple[int, int]]:
     return [(number, number) for number in wanted]
 
 
-def remux(source: Path, target: Path, *, first: int = 0, shift: int = 0, options: dict[str, str] | None = None) -> Path:
+def remux(
+    source: Path,
+    target: Path,
+    *,
+    first: int = 0,
+    shift: int = 0,
+    options: dict[str, str] | None = None,
+) -> Path:
     """Copy packets without decoding: from packet `first` on, `shift` frames earlier (negative times make an edit list)."""
     import av
 
@@ -81,10 +94,17 @@ def remux(source: Path, target: Path, *, first: int = 0, shift: int = 0, options
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("name", ["plain.mp4", "plain.mkv", "plain.mov"])
-def test_each_number_shows_its_picture(tmp_path: Path, make_video: Any, numbers: Numbers, name: str, decoder: str) -> None:
+def test_each_number_shows_its_picture(
+    tmp_path: Path, make_video: Any, numbers: Numbers, name: str, decoder: str
+) -> None:
     path = make_video(tmp_path / name)
     facts = probe(path)
-    assert (facts.frame_count, facts.size, facts.codec, facts.has_edit_list) == (40, (128, 48), "h264", False)
+    assert (facts.frame_count, facts.size, facts.codec, facts.has_edit_list) == (
+        40,
+        (128, 48),
+        "h264",
+        False,
+    )
     assert facts.fps == pytest.approx(25)
     assert facts.duration == pytest.approx(1.6)
     assert numbers(path, decoder=decoder) == same(range(40))
@@ -92,19 +112,25 @@ def test_each_number_shows_its_picture(tmp_path: Path, make_video: Any, numbers:
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("settings", ["open-gop=0", "open-gop=1", "intra-refresh=1"])
-def test_any_ascending_choice_of_frames(tmp_path: Path, make_video: Any, numbers: Numbers, settings: str, decoder: str) -> None:
+def test_any_ascending_choice_of_frames(
+    tmp_path: Path, make_video: Any, numbers: Numbers, settings: str, decoder: str
+) -> None:
     """Also across key frames (0, 12, 24, 36), where decord's own skip would seek and go wrong unless groups are closed."""
     settings += ":keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"
     path = make_video(tmp_path / "plain.mp4", settings={"x264-params": settings})
     random = np.random.default_rng(3)
-    choices = [np.sort(random.choice(40, size=size, replace=False)).tolist() for size in (1, 2, 5, 9, 20)]
+    choices = [
+        np.sort(random.choice(40, size=size, replace=False)).tolist() for size in (1, 2, 5, 9, 20)
+    ]
     for wanted in [*choices, [39], [12], [11, 12, 13, 36], list(range(5, 40, 6)), []]:
         assert numbers(path, wanted, decoder) == same(wanted)
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("name", ["uneven.mp4", "uneven.mkv"])
-def test_variable_rate_goes_by_timestamps(tmp_path: Path, make_video: Any, numbers: Numbers, name: str, decoder: str) -> None:
+def test_variable_rate_goes_by_timestamps(
+    tmp_path: Path, make_video: Any, numbers: Numbers, name: str, decoder: str
+) -> None:
     path = make_video(tmp_path / name, milliseconds=UNEVEN)
     assert probe(path).pts_seconds * 1000 == pytest.approx(np.array(UNEVEN), abs=0.6)
     assert numbers(path, decoder=decoder) == same(range(40))
@@ -112,7 +138,9 @@ def test_variable_rate_goes_by_timestamps(tmp_path: Path, make_video: Any, numbe
 
 def test_an_edit_list_hides_frames(tmp_path: Path, make_video: Any, numbers: Numbers) -> None:
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
-    path = remux(make_video(tmp_path / "whole.mp4"), tmp_path / "edited.mp4", shift=7, options=options)
+    path = remux(
+        make_video(tmp_path / "whole.mp4"), tmp_path / "edited.mp4", shift=7, options=options
+    )
     facts = probe(path)
     assert facts.has_edit_list
     assert facts.pts_seconds[0] == 0
@@ -120,11 +148,16 @@ def test_an_edit_list_hides_frames(tmp_path: Path, make_video: Any, numbers: Num
     with open_frames(path, facts, [0]) as reader:
         assert (reader.decoder, reader.reason) == ("pyav", "edit list")
     with open_frames(path, replace(facts, doubt=""), [0]) as reader:
-        assert (reader.decoder, reader.reason) == ("pyav", "decord counts 40 frames, the packets 33")
+        assert (reader.decoder, reader.reason) == (
+            "pyav",
+            "decord counts 40 frames, the packets 33",
+        )
 
 
 @pytest.mark.parametrize("name", ["headless.mkv", "headless.mp4"])
-def test_a_video_without_its_first_key_frame_begins_at_the_next(tmp_path: Path, make_video: Any, numbers: Numbers, name: str) -> None:
+def test_a_video_without_its_first_key_frame_begins_at_the_next(
+    tmp_path: Path, make_video: Any, numbers: Numbers, name: str
+) -> None:
     path = remux(make_video(tmp_path / "whole.mp4"), tmp_path / name, first=5)
     assert probe(path).frames_counted_by_decoding
     assert numbers(path) == [(n, n + 12) for n in range(28)]
@@ -136,7 +169,9 @@ def test_a_start_later_than_zero(tmp_path: Path, make_video: Any, numbers: Numbe
     assert numbers(path) == same(range(40))
 
 
-def test_other_containers_are_read_by_pyav(tmp_path: Path, make_video: Any, numbers: Numbers) -> None:
+def test_other_containers_are_read_by_pyav(
+    tmp_path: Path, make_video: Any, numbers: Numbers
+) -> None:
     """decord begins an MPEG-TS file one group of pictures late."""
     for name in ("plain.ts", "plain.avi"):
         path = make_video(tmp_path / name)
@@ -146,7 +181,9 @@ def test_other_containers_are_read_by_pyav(tmp_path: Path, make_video: Any, numb
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_rotation_is_applied(tmp_path: Path, make_video: Any, numbers: Numbers, rotation: int) -> None:
+def test_rotation_is_applied(
+    tmp_path: Path, make_video: Any, numbers: Numbers, rotation: int
+) -> None:
     path = make_video(tmp_path / "turned.mp4", rotation=rotation)
     facts = probe(path)
     assert facts.rotation == rotation
@@ -157,19 +194,26 @@ def test_rotation_is_applied(tmp_path: Path, make_video: Any, numbers: Numbers, 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("rotation", [0, 90])
-def test_pictures_are_the_callers_own_or_borrowed(tmp_path: Path, make_video: Any, rotation: int, decoder: Any) -> None:
+def test_pictures_are_the_callers_own_or_borrowed(
+    tmp_path: Path, make_video: Any, rotation: int, decoder: Any
+) -> None:
     path = make_video(tmp_path / "plain.mp4", rotation=rotation)
     facts = probe(path)
     with open_frames(path, facts, range(40), decoder) as reader:
         own = [picture for _, picture in reader]
-    assert all(picture.flags.owndata and picture.flags.c_contiguous and picture.flags.writeable for picture in own)
+    assert all(
+        picture.flags.owndata and picture.flags.c_contiguous and picture.flags.writeable
+        for picture in own
+    )
     with open_frames(path, facts, range(40), decoder) as reader:
         for (number, picture), kept in zip(reader.iterate_views(), own, strict=True):
             assert not picture.flags.owndata
             assert np.array_equal(picture, kept), number
 
 
-def test_pyav_goes_on_where_decord_fails(tmp_path: Path, make_video: Any, numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyav_goes_on_where_decord_fails(
+    tmp_path: Path, make_video: Any, numbers: Numbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make_video(tmp_path / "plain.mp4")
     opened = frames_module._open_decord
 
@@ -194,7 +238,9 @@ def test_pyav_goes_on_where_decord_fails(tmp_path: Path, make_video: Any, number
     assert numbers(path, range(1, 40, 2)) == same(range(1, 40, 2))
 
 
-def test_decord_is_not_let_to_decode_a_long_video_ahead(tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decord_is_not_let_to_decode_a_long_video_ahead(
+    tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make_video(tmp_path / "plain.mp4")
     monkeypatch.setattr(frames_module, "MAX_READ_AHEAD_BYTES", 40 * 128 * 48 * 3 - 1)
     with open_frames(path, probe(path), [0]) as reader:
@@ -202,7 +248,9 @@ def test_decord_is_not_let_to_decode_a_long_video_ahead(tmp_path: Path, make_vid
 
 
 @pytest.mark.parametrize("wanted", [[3, 2], [1, 1], [-1], [40]])
-def test_wanted_frames_must_ascend_within_the_video(tmp_path: Path, make_video: Any, wanted: list[int]) -> None:
+def test_wanted_frames_must_ascend_within_the_video(
+    tmp_path: Path, make_video: Any, wanted: list[int]
+) -> None:
     path = make_video(tmp_path / "plain.mp4")
     with pytest.raises(ValueError, match=r"must ascend within \[0, 40\)"):
         open_frames(path, probe(path), wanted)
@@ -219,23 +267,36 @@ def test_wanted_frames_must_ascend_within_the_video(tmp_path: Path, make_video: 
         ("cut.mkv", {}, 0.8),
     ],
 )
-def test_a_file_cut_short_is_refused(tmp_path: Path, make_video: Any, cut: Any, name: str, options: dict[str, Any], share: float) -> None:
+def test_a_file_cut_short_is_refused(
+    tmp_path: Path, make_video: Any, cut: Any, name: str, options: dict[str, Any], share: float
+) -> None:
     path = cut(make_video(tmp_path / name, 100, **options), share)
-    with pytest.raises(VideoError, match=rf"truncated \(open\): .*{name}.*copy or download it again"):
+    with pytest.raises(
+        VideoError, match=rf"truncated \(open\): .*{name}.*copy or download it again"
+    ):
         probe(path)
 
 
-def test_a_cut_that_costs_no_frames_is_accepted(tmp_path: Path, make_video: Any, cut: Any, numbers: Numbers) -> None:
+def test_a_cut_that_costs_no_frames_is_accepted(
+    tmp_path: Path, make_video: Any, cut: Any, numbers: Numbers
+) -> None:
     assert numbers(cut(make_video(tmp_path / "tail.mkv", 100), 0.97)) == same(range(100))
 
 
-def test_a_file_that_breaks_off_within_its_last_frames_fails_when_read(tmp_path: Path, make_video: Any, cut: Any, numbers: Numbers) -> None:
+def test_a_file_that_breaks_off_within_its_last_frames_fails_when_read(
+    tmp_path: Path, make_video: Any, cut: Any, numbers: Numbers
+) -> None:
     path = cut(make_video(tmp_path / "tail.mp4", 100, container={"movflags": "faststart"}), 0.99)
-    with pytest.raises(VideoError, match=r"truncated \(decode\): .*decoding fails after \d+ frames \(the file ends \d+ bytes before"):
+    with pytest.raises(
+        VideoError,
+        match=r"truncated \(decode\): .*decoding fails after \d+ frames \(the file ends \d+ bytes before",
+    ):
         numbers(path)
 
 
-def test_damage_is_an_error_whichever_decoder_meets_it(tmp_path: Path, make_video: Any, numbers: Numbers) -> None:
+def test_damage_is_an_error_whichever_decoder_meets_it(
+    tmp_path: Path, make_video: Any, numbers: Numbers
+) -> None:
     import av
 
     path = make_video(tmp_path / "damaged.mp4")
@@ -246,7 +307,9 @@ def test_damage_is_an_error_whichever_decoder_meets_it(tmp_path: Path, make_vide
     content[start : start + size] = bytes(size)
     path.write_bytes(content)
     for decoder in ("auto", "pyav"):
-        with pytest.raises(VideoError, match=r"damaged \(decode\): .*damaged.mp4: decoding fails after \d+ frames"):
+        with pytest.raises(
+            VideoError, match=r"damaged \(decode\): .*damaged.mp4: decoding fails after \d+ frames"
+        ):
             numbers(path, decoder=decoder)
 
 
@@ -256,19 +319,31 @@ def test_a_packet_without_a_picture_is_named(tmp_path: Path, make_video: Any) ->
     seconds = facts.pts_seconds.copy()
     seconds[5] += 0.01
     with (
-        pytest.raises(VideoError, match=r"damaged \(decode\): .*plain.mp4: frame 5 of 40 \(at 0.21 s\) has a packet but no picture"),
+        pytest.raises(
+            VideoError,
+            match=r"damaged \(decode\): .*plain.mp4: frame 5 of 40 \(at 0.21 s\) has a packet but no picture",
+        ),
         open_frames(path, replace(facts, seconds=seconds), [5], "pyav") as reader,
     ):
         next(reader)
 
 
-def test_a_picture_that_is_no_rgb_is_named(tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_is_no_rgb_is_named(
+    tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import av
 
     path = make_video(tmp_path / "plain.avi")
     refuse = MagicMock(side_effect=av.error.OSError(95, "Operation not supported"))
-    monkeypatch.setattr(frames_module, "decoded", lambda *given: (MagicMock(pts=0, reformat=refuse) for _ in range(1)))
-    with pytest.raises(VideoError, match=r"damaged \(decode\): .*plain.avi: a picture cannot be turned into RGB \(Operation not supp"):
+    monkeypatch.setattr(
+        frames_module,
+        "decoded",
+        lambda *given: (MagicMock(pts=0, reformat=refuse) for _ in range(1)),
+    )
+    with pytest.raises(
+        VideoError,
+        match=r"damaged \(decode\): .*plain.avi: a picture cannot be turned into RGB \(Operation not supp",
+    ):
         next(open_frames(path, probe(path), [0]))
 
 
@@ -290,7 +365,10 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(16000))
     for path, message in [
-        (tmp_path / "absent.mp4", r"missing \(open\): .*absent.mp4 does not exist; put the video there"),
+        (
+            tmp_path / "absent.mp4",
+            r"missing \(open\): .*absent.mp4 does not exist; put the video there",
+        ),
         (tmp_path / ("x" * 300), r"missing \(open\): .* cannot be reached"),
         (empty, r"empty \(open\): .*empty.mp4 has zero bytes"),
         (tmp_path, r"unreadable \(open\): .* is not a file"),
@@ -302,7 +380,10 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
 
 
 def test_too_large_a_picture_is_refused_before_decoding(tmp_path: Path, make_video: Any) -> None:
-    with pytest.raises(VideoError, match=r"too-large \(open\): .*plain.mp4 is 128x48, more than 6143 pixels a picture; scale it down"):
+    with pytest.raises(
+        VideoError,
+        match=r"too-large \(open\): .*plain.mp4 is 128x48, more than 6143 pixels a picture; scale it down",
+    ):
         probe(make_video(tmp_path / "plain.mp4"), max_pixels=128 * 48 - 1)
 
 
@@ -325,11 +406,23 @@ def test_real_videos_are_read_whole(name: str) -> None:
 
 
 @needs_videos
-@pytest.mark.parametrize("name", ["demo.mp4", "flipping_a_pancake.mkv", "video_90.mov", "unordered.mov", "test_non_zero_start.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo.mp4",
+        "flipping_a_pancake.mkv",
+        "video_90.mov",
+        "unordered.mov",
+        "test_non_zero_start.mp4",
+    ],
+)
 def test_both_decoders_show_the_same(name: str) -> None:
     facts = probe(VIDEOS / name)
     wanted = range(0, facts.frame_count, 3)
-    with open_frames(VIDEOS / name, facts, wanted, "decord") as one, open_frames(VIDEOS / name, facts, wanted, "pyav") as other:
+    with (
+        open_frames(VIDEOS / name, facts, wanted, "decord") as one,
+        open_frames(VIDEOS / name, facts, wanted, "pyav") as other,
+    ):
         for (number, a), (same_number, b) in zip(one, other, strict=True):
             assert number == same_number
             assert np.abs(a.astype(int) - b).mean() < 1

@@ -69,7 +69,11 @@ def state(pid: int) -> str:
 
 def peak_mib(pid: int) -> float:
     """The most memory a process has had, its part of the ring and of libraries included."""
-    return next(int(line.split()[1]) / 1024 for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) / 1024
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
@@ -89,14 +93,22 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     ],
 )
 def test_it_gives_what_the_decoders_give(
-    tmp_path: Path, make_video: Any, child: ProcessDecoder, name: str, options: dict[str, Any], decoder: str
+    tmp_path: Path,
+    make_video: Any,
+    child: ProcessDecoder,
+    name: str,
+    options: dict[str, Any],
+    decoder: str,
 ) -> None:
     path = make_video(tmp_path / name, 100, **options)
     facts, here = child.probe(path), probe(path)
     assert repr(facts) == repr(here)
     assert np.array_equal(facts.pts_seconds, here.pts_seconds)
     for wanted in (range(100), [3], range(0, 100, 7), []):
-        with child.frames(path, facts, wanted) as stream, open_frames(path, facts, wanted) as reader:
+        with (
+            child.frames(path, facts, wanted) as stream,
+            open_frames(path, facts, wanted) as reader,
+        ):
             assert (stream.decoder, stream.reason) == (reader.decoder, reader.reason)
             assert stream.decoder == decoder
             pictures = list(stream)  # kept while others follow: each is the caller's own
@@ -106,7 +118,9 @@ def test_it_gives_what_the_decoders_give(
                 assert np.array_equal(picture, truth)
 
 
-def test_a_change_of_decoders_on_the_way_is_told(tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_decoders_on_the_way_is_told(
+    tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = (
         "from pipeline.video import frames, worker\n"
         "def failing(video, facts, wanted, alive):\n"
@@ -123,7 +137,9 @@ def test_a_change_of_decoders_on_the_way_is_told(tmp_path: Path, make_video: Any
         assert (stream.decoder, stream.reason) == ("pyav", "lost")
 
 
-def test_errors_are_the_same(tmp_path: Path, make_video: Any, cut: Any, child: ProcessDecoder) -> None:
+def test_errors_are_the_same(
+    tmp_path: Path, make_video: Any, cut: Any, child: ProcessDecoder
+) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video\n" * 100)
     cut(make_video(tmp_path / "cut.mp4", 100), 0.5)
@@ -133,9 +149,15 @@ def test_errors_are_the_same(tmp_path: Path, make_video: Any, cut: Any, child: P
             probe(tmp_path / name)
         with pytest.raises(VideoError) as there:
             child.probe(tmp_path / name)
-        assert (there.value.stage, there.value.reason, there.value.detail) == (here.value.stage, here.value.reason, here.value.detail)
+        assert (there.value.stage, there.value.reason, there.value.detail) == (
+            here.value.stage,
+            here.value.reason,
+            here.value.detail,
+        )
     path = cut(make_video(tmp_path / "tail.mp4", 100, container={"movflags": "faststart"}), 0.99)
-    with pytest.raises(VideoError, match=r"truncated \(decode\): .*tail.mp4: decoding fails after \d+ frames"):
+    with pytest.raises(
+        VideoError, match=r"truncated \(decode\): .*tail.mp4: decoding fails after \d+ frames"
+    ):
         list(child.frames(path, facts := child.probe(path), range(facts.frame_count)))
     with pytest.raises(ValueError, match=r"must ascend within \[0, \d+\), each once"):
         child.frames(path, facts, [3, 2])
@@ -153,7 +175,9 @@ def test_relative_paths_begin_where_the_caller_is(
 
 
 @pytest.mark.parametrize("taken", [0, 1, 35, 100])
-def test_a_stream_closed_early_leaves_the_process_usable(tmp_path: Path, make_video: Any, child: ProcessDecoder, taken: int) -> None:
+def test_a_stream_closed_early_leaves_the_process_usable(
+    tmp_path: Path, make_video: Any, child: ProcessDecoder, taken: int
+) -> None:
     path = make_video(tmp_path / "plain.mp4", 100)
     facts, pid = child.probe(path), child.pid
     for _ in range(3):
@@ -170,7 +194,10 @@ def test_one_stream_at_a_time(tmp_path: Path, make_video: Any, child: ProcessDec
     facts = child.probe(path)
     stream = child.frames(path, facts, range(40))
     next(stream)
-    with pytest.raises(RuntimeError, match=r"plain.mp4 is still being read: close its stream before asking for .*other.mp4"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"plain.mp4 is still being read: close its stream before asking for .*other.mp4",
+    ):
         child.probe("other.mp4")
     assert [number for number, _ in stream] == list(range(1, 40))
     assert child.probe(path).frame_count == 40
@@ -178,17 +205,24 @@ def test_one_stream_at_a_time(tmp_path: Path, make_video: Any, child: ProcessDec
 
 @pytest.mark.parametrize("at", ["probe", "picture"])
 @pytest.mark.parametrize("code", ["time.sleep(1000)", HOLD_THE_LOCK, "signal.pause()"])
-def test_a_hang_is_cut_off_and_named(tmp_path: Path, make_video: Any, sabotage: Sabotage, at: str, code: str) -> None:
+def test_a_hang_is_cut_off_and_named(
+    tmp_path: Path, make_video: Any, sabotage: Sabotage, at: str, code: str
+) -> None:
     bad, good = make_video(tmp_path / "bad.avi"), make_video(tmp_path / "good.avi")
     sabotage(at, code)
     with ProcessDecoder(frame_timeout=0.5, probe_timeout=0.7 if at == "probe" else 60) as child:
         assert child.probe(good).frame_count == 40
         pid, begun = child.pid, time.monotonic()
-        with pytest.raises(VideoError, match=r"hung \(decode\): .*bad.avi: the decoder gave nothing for 0.[57] s and was killed; convert"):
+        with pytest.raises(
+            VideoError,
+            match=r"hung \(decode\): .*bad.avi: the decoder gave nothing for 0.[57] s and was killed; convert",
+        ):
             list(child.frames(bad, child.probe(bad), range(40)))
         assert time.monotonic() - begun < 3
         assert state(pid) == ""
-        assert [number for number, _ in child.frames(good, child.probe(good), range(40))] == list(range(40))
+        assert [number for number, _ in child.frames(good, child.probe(good), range(40))] == list(
+            range(40)
+        )
         assert child.pid != pid
 
 
@@ -209,23 +243,35 @@ def test_a_crash_is_named_and_harms_no_other_video(
     sabotage(at, code)
     with ProcessDecoder() as child:
         for _ in range(2):
-            with pytest.raises(VideoError, match=rf"crashed \(decode\): .*bad.avi: the decoder's process died of it \({death}\); convert"):
+            with pytest.raises(
+                VideoError,
+                match=rf"crashed \(decode\): .*bad.avi: the decoder's process died of it \({death}\); convert",
+            ):
                 list(child.frames(bad, child.probe(bad), range(40)))
-            assert [number for number, _ in child.frames(good, child.probe(good), range(40))] == list(range(40))
+            assert [
+                number for number, _ in child.frames(good, child.probe(good), range(40))
+            ] == list(range(40))
 
 
-def test_any_other_exception_of_a_decoder_is_the_videos(tmp_path: Path, make_video: Any, sabotage: Sabotage) -> None:
+def test_any_other_exception_of_a_decoder_is_the_videos(
+    tmp_path: Path, make_video: Any, sabotage: Sabotage
+) -> None:
     bad = make_video(tmp_path / "bad.avi")
     sabotage("picture", "raise MemoryError('no room')")
     with ProcessDecoder() as child:
         pid = child.pid
-        with pytest.raises(VideoError, match=r"failed \(decode\): .*bad.avi: the decoder failed in a way .* \(MemoryError: no room\)"):
+        with pytest.raises(
+            VideoError,
+            match=r"failed \(decode\): .*bad.avi: the decoder failed in a way .* \(MemoryError: no room\)",
+        ):
             list(child.frames(bad, child.probe(bad), range(40)))
         assert child.probe(bad).frame_count == 40
         assert child.pid == pid
 
 
-def test_the_limit_counts_neither_the_consumers_time_nor_work_that_goes_on(tmp_path: Path, make_video: Any, sabotage: Sabotage) -> None:
+def test_the_limit_counts_neither_the_consumers_time_nor_work_that_goes_on(
+    tmp_path: Path, make_video: Any, sabotage: Sabotage
+) -> None:
     path = make_video(tmp_path / "plain.avi", 60)
     sabotage("packet", "worker.HEARTBEAT_INTERVAL_SECONDS = 0.05; time.sleep(0.03)")
     with ProcessDecoder(frame_timeout=0.5) as child:
@@ -238,7 +284,9 @@ def test_the_limit_counts_neither_the_consumers_time_nor_work_that_goes_on(tmp_p
             assert len(list(stream)) == 39
 
 
-def test_a_process_that_died_unasked_is_replaced(tmp_path: Path, make_video: Any, child: ProcessDecoder) -> None:
+def test_a_process_that_died_unasked_is_replaced(
+    tmp_path: Path, make_video: Any, child: ProcessDecoder
+) -> None:
     path = make_video(tmp_path / "plain.mp4")
     child.probe(path)
     pid = child.pid
@@ -250,9 +298,16 @@ def test_a_process_that_died_unasked_is_replaced(tmp_path: Path, make_video: Any
     assert child.probe(path).frame_count == 40
 
 
-def test_a_process_that_does_not_start_is_no_fault_of_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_start_is_no_fault_of_the_video(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(child_module, "COMMAND", ("-c", "raise SystemExit(3)"))
-    with ProcessDecoder() as child, pytest.raises(RuntimeError, match=r"does not start; what `.*python.* -c raise SystemExit\(3\)` prints"):
+    with (
+        ProcessDecoder() as child,
+        pytest.raises(
+            RuntimeError, match=r"does not start; what `.*python.* -c raise SystemExit\(3\)` prints"
+        ),
+    ):
         child.probe("any.mp4")
 
 
@@ -280,7 +335,9 @@ def test_it_outlives_the_thread_that_started_it(tmp_path: Path, make_video: Any)
 
 
 @pytest.mark.parametrize("doing", ["idle", "stopped", "hanging", "starting"])
-def test_it_dies_with_its_parent_and_leaves_nothing(tmp_path: Path, make_video: Any, doing: str) -> None:
+def test_it_dies_with_its_parent_and_leaves_nothing(
+    tmp_path: Path, make_video: Any, doing: str
+) -> None:
     path = make_video(tmp_path / "plain.mp4", 100)
     lines = {
         "starting": "child = ProcessDecoder()",
@@ -294,14 +351,22 @@ def test_it_dies_with_its_parent_and_leaves_nothing(tmp_path: Path, make_video: 
         f"path = Path(sys.argv[1]); hang = {hang!r}\n"
         f"{lines[doing]}\nprint(child.pid, flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert state(pid) == "T" if doing == "stopped" else state(pid) in "RS"
         if doing != "starting":
-            shared = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if " rw-s " in line]
+            shared = [
+                line
+                for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
+                if " rw-s " in line
+            ]
             assert len(shared) == 1
-            assert shared[0].endswith("/memfd:pictures (deleted)")  # memory without a name goes with the last who maps it
+            assert shared[0].endswith(
+                "/memfd:pictures (deleted)"
+            )  # memory without a name goes with the last who maps it
         parent.kill()
     assert until(lambda: state(pid) in ("", "Z"), 2)
 
@@ -361,13 +426,17 @@ def test_a_picture_bomb_is_refused_by_its_size(tmp_path: Path, child: ProcessDec
     path = large_video(tmp_path / "bomb.mp4", (8192, 8192), 1)
     assert path.stat().st_size < 200 << 10
     with pytest.raises(
-        VideoError, match=r"too-large \(open\): .*bomb.mp4 is 8192x8192, more than 16777216 pixels a picture; scale it down"
+        VideoError,
+        match=r"too-large \(open\): .*bomb.mp4 is 8192x8192, more than 16777216 pixels a picture; scale it down",
     ):
         child.probe(path)
     assert peak_mib(child.pid) < 130  # the picture alone takes 96 MiB, twice that as RGB
 
 
-@pytest.mark.parametrize(("size", "slots"), [((128, 48), 32), ((1280, 720), 24), ((1920, 1080), 10), ((3840, 2160), 2), ((4096, 4096), 2)])
+@pytest.mark.parametrize(
+    ("size", "slots"),
+    [((128, 48), 32), ((1280, 720), 24), ((1920, 1080), 10), ((3840, 2160), 2), ((4096, 4096), 2)],
+)
 def test_the_ring_holds_a_few_pictures(size: tuple[int, int], slots: int) -> None:
     descriptor = create_ring_file()
     memory = map_ring(descriptor)
@@ -375,7 +444,10 @@ def test_the_ring_holds_a_few_pictures(size: tuple[int, int], slots: int) -> Non
     pictures = view_ring_slots(memory, size)
     assert pictures.shape == (slots, size[1], size[0], 3)
     assert pictures.nbytes <= RING_BYTES
-    with pytest.raises(ValueError, match=r"pictures of 4096x4097 do not fit the ring twice; at most 16777216 pixels do"):
+    with pytest.raises(
+        ValueError,
+        match=r"pictures of 4096x4097 do not fit the ring twice; at most 16777216 pixels do",
+    ):
         view_ring_slots(memory, (4096, 4097))
 
 
@@ -433,6 +505,20 @@ def test_mutants_give_frames_or_an_error(tmp_path: Path, make_video: Any, count:
             path.write_bytes(mutated(source.read_bytes(), random))
             ended[end_of(child, path)] += 1
             path.unlink()
-        assert [found for found, _ in child.frames(whole[0], child.probe(whole[0]), range(60))] == list(range(60))
-    assert set(ended) <= {"decord", "pyav", "unreadable", "truncated", "damaged", "too-large", "empty", "hung", "crashed"}
-    assert min(ended["decord"], ended["pyav"], ended["damaged"], ended["truncated"]) >= count // 50, ended
+        assert [
+            found for found, _ in child.frames(whole[0], child.probe(whole[0]), range(60))
+        ] == list(range(60))
+    assert set(ended) <= {
+        "decord",
+        "pyav",
+        "unreadable",
+        "truncated",
+        "damaged",
+        "too-large",
+        "empty",
+        "hung",
+        "crashed",
+    }
+    assert (
+        min(ended["decord"], ended["pyav"], ended["damaged"], ended["truncated"]) >= count // 50
+    ), ended

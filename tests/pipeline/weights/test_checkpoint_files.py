@@ -18,7 +18,13 @@ from torchvision.models import resnet18
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.motion import MotionEncoder
 from pipeline.errors import InputError
-from pipeline.weights.checkpoint_files import STATE_DICT_LAYOUTS, LoadReport, load_strict, read_pickle, read_state_dict
+from pipeline.weights.checkpoint_files import (
+    STATE_DICT_LAYOUTS,
+    LoadReport,
+    load_strict,
+    read_pickle,
+    read_state_dict,
+)
 from pipeline.weights.load import load_backbone
 
 KINDS = ("torchvision", "mdetr", "ava", "kinetics", "hf")
@@ -41,7 +47,10 @@ class Unknown:
 @pytest.fixture
 def state() -> dict[str, Tensor]:
     """What a `torchvision:FILE` for the tiny network holds."""
-    return {name.removeprefix("body."): value for name, value in AppearanceEncoder("tiny").state_dict().items()}
+    return {
+        name.removeprefix("body."): value
+        for name, value in AppearanceEncoder("tiny").state_dict().items()
+    }
 
 
 @pytest.fixture
@@ -72,19 +81,30 @@ def test_what_fits_is_loaded_and_told(load: Callable[[Any], Any], state: dict[st
 
 
 def test_half_precision_is_widened(load: Callable[[Any], Any], state: dict[str, Tensor]) -> None:
-    loaded = load({name: value.half() if value.is_floating_point() else value for name, value in state.items()}).encoder
+    loaded = load(
+        {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in state.items()
+        }
+    ).encoder
     assert loaded.dtype == torch.float32
-    assert torch.equal(loaded.state_dict()["body.conv1.weight"], state["conv1.weight"].half().float())
+    assert torch.equal(
+        loaded.state_dict()["body.conv1.weight"], state["conv1.weight"].half().float()
+    )
 
 
 def test_a_missing_key(load: Callable[[Any], Any], state: dict[str, Tensor]) -> None:
     del state["layer1.0.conv1.weight"]
-    with pytest.raises(InputError, match=r"missing \['layer1.0.conv1.weight'\], unexpected \[\], other shape \[\]"):
+    with pytest.raises(
+        InputError, match=r"missing \['layer1.0.conv1.weight'\], unexpected \[\], other shape \[\]"
+    ):
         load(state)
 
 
 def test_an_extra_key(load: Callable[[Any], Any], state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match=r"missing \[\], unexpected \['layer5.weight'\], other shape \[\]"):
+    with pytest.raises(
+        InputError, match=r"missing \[\], unexpected \['layer5.weight'\], other shape \[\]"
+    ):
         load(state | {"layer5.weight": torch.zeros(1)})
 
 
@@ -101,7 +121,9 @@ def test_another_architecture(load: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite(load: Callable[[Any], Any], state: dict[str, Tensor], value: float) -> None:
+def test_values_that_are_not_finite(
+    load: Callable[[Any], Any], state: dict[str, Tensor], value: float
+) -> None:
     state["conv1.weight"][0, 0, 0, 0] = value
     with pytest.raises(InputError, match=r"are damaged: not finite \['conv1.weight'\]"):
         load(state)
@@ -134,7 +156,8 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, kind: str, form: 
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(
-        InputError, match=r"evil.pth (holds more than weights: it names \w+\.mkdir, .* was not loaded|is not a file of weights)"
+        InputError,
+        match=r"evil.pth (holds more than weights: it names \w+\.mkdir, .* was not loaded|is not a file of weights)",
     ):
         read_state_dict(kind, path)
     assert not marker.exists()
@@ -146,14 +169,22 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, kind: str, form: 
 def test_what_a_pickle_names_is_told(tmp_path: Path) -> None:
     torch.save({"model": Runs(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(
-        InputError, match=r"holds more than weights: it names \w+\.mkdir, .* so it was not loaded; save its state dict alone"
+        InputError,
+        match=r"holds more than weights: it names \w+\.mkdir, .* so it was not loaded; save its state dict alone",
     ):
         read_state_dict("mdetr", tmp_path / "evil.pth")
 
 
 def test_settings_are_let_through_for_mdetr_alone(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
-    torch.save({"model": {"a": torch.ones(1)}, "model_state": {"blocks.a": torch.ones(1)}, "args": Namespace(lr=1)}, path)
+    torch.save(
+        {
+            "model": {"a": torch.ones(1)},
+            "model_state": {"blocks.a": torch.ones(1)},
+            "args": Namespace(lr=1),
+        },
+        path,
+    )
     assert read_state_dict("mdetr", path) == {"a": torch.ones(1)}
     for kind in set(KINDS) - {"mdetr"}:
         with pytest.raises(InputError, match=r"it names argparse\.Namespace"):
@@ -165,7 +196,9 @@ def test_settings_are_let_through_for_mdetr_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.7, 0.999])
-def test_a_truncated_file(tmp_path: Path, state: dict[str, Tensor], zipped: bool, share: float) -> None:
+def test_a_truncated_file(
+    tmp_path: Path, state: dict[str, Tensor], zipped: bool, share: float
+) -> None:
     path = tmp_path / "net.pth"
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
@@ -180,12 +213,21 @@ def test_a_flipped_bit(tmp_path: Path, state: dict[str, Tensor]) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"net.pth is damaged: the checksum of its part net/data/\d+ is wrong"):
+    with pytest.raises(
+        InputError, match=r"net.pth is damaged: the checksum of its part net/data/\d+ is wrong"
+    ):
         read_state_dict("torchvision", path)
 
 
 @pytest.mark.parametrize(
-    "content", [b"<html>404</html>", b"PK\x03\x04 not a zip", bytes(range(256)) * 40, b"\x80\x02.", b"version https://git-lfs"]
+    "content",
+    [
+        b"<html>404</html>",
+        b"PK\x03\x04 not a zip",
+        bytes(range(256)) * 40,
+        b"\x80\x02.",
+        b"version https://git-lfs",
+    ],
 )
 def test_a_file_of_something_else(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "net.pth").write_bytes(content)
@@ -204,15 +246,23 @@ def test_a_file_that_is_absent_or_a_folder(tmp_path: Path, name: str) -> None:
 
 def test_a_damaged_safetensors_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(InputError, match=r"model\.safetensors is not a safetensors file, or is damaged"):
+    with pytest.raises(
+        InputError, match=r"model\.safetensors is not a safetensors file, or is damaged"
+    ):
         read_state_dict("hf", tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("mdetr", r"is not an MDETR checkpoint: it has no model_ema or model \(it holds state_dict, epoch\)"),
-        ("ava", r"is not a checkpoint of pytorchvideo's model zoo: it has no model_state \(it holds state_dict, epoch\)"),
+        (
+            "mdetr",
+            r"is not an MDETR checkpoint: it has no model_ema or model \(it holds state_dict, epoch\)",
+        ),
+        (
+            "ava",
+            r"is not a checkpoint of pytorchvideo's model zoo: it has no model_state \(it holds state_dict, epoch\)",
+        ),
         ("kinetics", r"it has no model_state"),
     ],
 )
@@ -225,21 +275,36 @@ def test_a_checkpoint_of_something_else(tmp_path: Path, kind: str, message: str)
         read_state_dict(kind, tmp_path / "net.pth")
 
 
-@pytest.mark.parametrize(("kind", "true", "prefix"), [("ava", "kinetics", ""), ("kinetics", "ava", "model.")])
-def test_one_slowfast_is_not_taken_for_the_other(tmp_path: Path, kind: str, true: str, prefix: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "true", "prefix"), [("ava", "kinetics", ""), ("kinetics", "ava", "model.")]
+)
+def test_one_slowfast_is_not_taken_for_the_other(
+    tmp_path: Path, kind: str, true: str, prefix: str
+) -> None:
     """At full size their shapes are the same; only the names tell."""
-    state = {prefix + name: value for name, value in MotionEncoder("tiny", true).state_dict().items()}
+    state = {
+        prefix + name: value for name, value in MotionEncoder("tiny", true).state_dict().items()
+    }
     path = tmp_path / "net.pyth"
     torch.save({"model_state": state}, path)
     with pytest.raises(
-        InputError, match=rf"holds a network of kind '{true}', not '{kind}', by its names .* write {true}:{re.escape(str(path))}"
+        InputError,
+        match=rf"holds a network of kind '{true}', not '{kind}', by its names .* write {true}:{re.escape(str(path))}",
     ):
         load_backbone("motion", "tiny", f"{kind}:{path}")
     assert load_backbone("motion", "tiny", f"{true}:{path}").encoder.kind == true
 
 
 def test_an_mdetr_without_the_part_that_is_asked_for(tmp_path: Path) -> None:
-    torch.save({"model": {"transformer.decoder.norm.bias": torch.zeros(2), "extra.weight": torch.zeros(2)}}, tmp_path / "mdetr.pth")
+    torch.save(
+        {
+            "model": {
+                "transformer.decoder.norm.bias": torch.zeros(2),
+                "extra.weight": torch.zeros(2),
+            }
+        },
+        tmp_path / "mdetr.pth",
+    )
     message = r"missing \['backbone.0.body.bn1.bias', .* and \d+ more, unexpected \['extra.weight'\], other shape \[\]"
     with pytest.raises(InputError, match=message):
         load_backbone("appearance", "tiny", f"mdetr:{tmp_path / 'mdetr.pth'}")
@@ -247,7 +312,11 @@ def test_an_mdetr_without_the_part_that_is_asked_for(tmp_path: Path) -> None:
 
 def test_names_of_a_layout_are_the_files() -> None:
     module = torch.nn.ModuleDict({"body": torch.nn.Linear(1, 1)})
-    state = {"backbone.0.body.weight": torch.full((1, 1), 3.0), "backbone.0.body.bias": torch.zeros(1), "class_embed.bias": torch.zeros(1)}
+    state = {
+        "backbone.0.body.weight": torch.full((1, 1), 3.0),
+        "backbone.0.body.bias": torch.zeros(1),
+        "class_embed.bias": torch.zeros(1),
+    }
     report = load_strict(module, state, "it", STATE_DICT_LAYOUTS["appearance", "mdetr"])
     names = ("backbone.0.body.bias", "backbone.0.body.weight")
     assert report == LoadReport("it", 2, names, ignored_keys=("class_embed.bias",))

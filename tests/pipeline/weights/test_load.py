@@ -12,13 +12,23 @@ from torch import nn
 from pipeline.devices import resolve_device
 from pipeline.errors import InputError
 from pipeline.weights.checkpoint_files import STATE_DICT_LAYOUTS
-from pipeline.weights.load import build_encoder, load_backbone, load_strict, compute_weights_digest
-from pipeline.weights.sources import ENCODED_PRODUCTS, CSDVL_PRODUCTS, SOURCE_FORMS, TINY_WEIGHTS_DIR, WeightSource, parse_source, slowfast_variant
+from pipeline.weights.load import build_encoder, compute_weights_digest, load_backbone, load_strict
+from pipeline.weights.sources import (
+    CSDVL_PRODUCTS,
+    ENCODED_PRODUCTS,
+    SOURCE_FORMS,
+    TINY_WEIGHTS_DIR,
+    WeightSource,
+    parse_source,
+    slowfast_variant,
+)
 
 
 @pytest.mark.parametrize("product", CSDVL_PRODUCTS)
 def test_random_weights_are_a_function_of_the_seed(product: str) -> None:
-    first, same, other = (load_backbone(product, "tiny", source) for source in ("random:3", "random:3", "random:4"))
+    first, same, other = (
+        load_backbone(product, "tiny", source) for source in ("random:3", "random:3", "random:4")
+    )
     assert first.digest == same.digest != other.digest
     for key, value in first.encoder.state_dict().items():
         assert torch.equal(value, same.encoder.state_dict()[key])
@@ -37,7 +47,11 @@ def test_random_weights_leave_the_global_generator_alone(product: str) -> None:
 def test_the_shipped_weights_load_and_are_frozen(product: str) -> None:
     loaded = load_backbone(product, "tiny", "tiny")
     assert loaded.source == "tiny"
-    assert len(loaded.report.loaded_keys) == loaded.report.num_expected == len(loaded.encoder.state_dict())
+    assert (
+        len(loaded.report.loaded_keys)
+        == loaded.report.num_expected
+        == len(loaded.encoder.state_dict())
+    )
     assert loaded.digest == compute_weights_digest(loaded.encoder, product)
     assert not loaded.encoder.training
     assert not any(parameter.requires_grad for parameter in loaded.encoder.parameters())
@@ -64,21 +78,42 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.parametrize("source", [*UNKNOWN, "torchvision", "torchvision:x", "mdetr:x", "hf:x", "ava", "ava:", "kinetics", "kinetics:"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        *UNKNOWN,
+        "torchvision",
+        "torchvision:x",
+        "mdetr:x",
+        "hf:x",
+        "ava",
+        "ava:",
+        "kinetics",
+        "kinetics:",
+    ],
+)
 def test_an_unknown_source_is_refused(source: str) -> None:
     message = rf"weights '{source}' for motion: allowed are 'tiny' .*, 'ava:FILE', 'kinetics:FILE' and 'random:SEED'"
     with pytest.raises(InputError, match=message):
         load_backbone("motion", "tiny", source)
 
 
-@pytest.mark.parametrize("source", ["mdetr:x", "mdetr:x+hf:", "mdetr:+hf:y", "hf:", "torchvision", "ava:x"])
+@pytest.mark.parametrize(
+    "source", ["mdetr:x", "mdetr:x+hf:", "mdetr:+hf:y", "hf:", "torchvision", "ava:x"]
+)
 def test_an_unknown_source_of_text_is_refused(source: str) -> None:
-    with pytest.raises(InputError, match=r"for text: allowed are 'tiny' .*, 'hf:DIR', 'mdetr:FILE\+hf:DIR' and 'random:SEED'"):
+    with pytest.raises(
+        InputError,
+        match=r"for text: allowed are 'tiny' .*, 'hf:DIR', 'mdetr:FILE\+hf:DIR' and 'random:SEED'",
+    ):
         load_backbone("text", "full", source)
 
 
 def test_no_shipped_weights_are_offered_for_swin() -> None:
-    with pytest.raises(InputError, match="for swin: allowed are 'torchvision', 'torchvision:FILE' and 'random:SEED'"):
+    with pytest.raises(
+        InputError,
+        match="for swin: allowed are 'torchvision', 'torchvision:FILE' and 'random:SEED'",
+    ):
         load_backbone("swin", "full", "ava:x")
 
 
@@ -101,7 +136,11 @@ def test_sources_are_parsed(product: str, text: str, source: WeightSource) -> No
 
 
 def test_every_source_from_a_file_has_a_layout() -> None:
-    forms = {(product, form.partition(":")[0]) for product, allowed in SOURCE_FORMS.items() for form in allowed}
+    forms = {
+        (product, form.partition(":")[0])
+        for product, allowed in SOURCE_FORMS.items()
+        for form in allowed
+    }
     assert forms == set(STATE_DICT_LAYOUTS)
     assert set(SOURCE_FORMS) == set(ENCODED_PRODUCTS)
 
@@ -122,19 +161,25 @@ def test_slowfast_is_built_as_the_source_was(source: str, asked: str | None, bui
 
 
 @pytest.mark.parametrize(
-    ("source", "asked", "own"), [("ava:x", "kinetics", "ava"), ("kinetics:x", "ava", "kinetics"), ("tiny", "kinetics", "ava")]
+    ("source", "asked", "own"),
+    [("ava:x", "kinetics", "ava"), ("kinetics:x", "ava", "kinetics"), ("tiny", "kinetics", "ava")],
 )
-def test_slowfast_of_one_kind_with_weights_of_the_other_is_refused(source: str, asked: str, own: str) -> None:
+def test_slowfast_of_one_kind_with_weights_of_the_other_is_refused(
+    source: str, asked: str, own: str
+) -> None:
     kind = source.partition(":")[0]
     with pytest.raises(
-        InputError, match=f"weights of kind '{kind}' are for SlowFast built for '{own}', not '{asked}': set slowfast to {own}"
+        InputError,
+        match=f"weights of kind '{kind}' are for SlowFast built for '{own}', not '{asked}': set slowfast to {own}",
     ):
         load_backbone("motion", "tiny", source, asked)
 
 
 @pytest.mark.parametrize("source", ["tiny", "random:0", "torchvision"])
 def test_there_is_no_tiny_swin(source: str) -> None:
-    with pytest.raises(InputError, match="there is no tiny swin: leave the product out, or use --backbones full"):
+    with pytest.raises(
+        InputError, match="there is no tiny swin: leave the product out, or use --backbones full"
+    ):
         load_backbone("swin", "tiny", source)
 
 
@@ -146,13 +191,18 @@ def test_swin_is_drawn_by_its_seed() -> None:
 
 
 def test_torchvisions_own_weights_are_full_size() -> None:
-    with pytest.raises(InputError, match="torchvision's own weights are for --backbones full; the tiny backbones have"):
+    with pytest.raises(
+        InputError,
+        match="torchvision's own weights are for --backbones full; the tiny backbones have",
+    ):
         load_backbone("appearance", "tiny", "torchvision")
 
 
 @pytest.mark.parametrize("product", ENCODED_PRODUCTS)
 def test_the_shipped_weights_do_not_fit_full_backbones(product: str) -> None:
-    with pytest.raises(InputError, match="shipped weights fit --backbones tiny only: name weights for the full"):
+    with pytest.raises(
+        InputError, match="shipped weights fit --backbones tiny only: name weights for the full"
+    ):
         load_backbone(product, "full", "tiny")
 
 
@@ -161,12 +211,17 @@ def test_the_shipped_weights_do_not_fit_full_backbones(product: str) -> None:
     [
         ({"0.bias": None}, r"missing \['0.bias'\], unexpected \[\], other shape \[\]"),
         ({"extra": torch.zeros(1)}, r"missing \[\], unexpected \['extra'\], other shape \[\]"),
-        ({"1.weight": torch.zeros(9)}, r"missing \[\], unexpected \[\], other shape \['1.weight'\]"),
+        (
+            {"1.weight": torch.zeros(9)},
+            r"missing \[\], unexpected \[\], other shape \['1.weight'\]",
+        ),
     ],
 )
 def test_what_does_not_fit_is_listed(change: dict[str, torch.Tensor | None], message: str) -> None:
     module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    state = {key: value for key, value in {**module.state_dict(), **change}.items() if value is not None}
+    state = {
+        key: value for key, value in {**module.state_dict(), **change}.items() if value is not None
+    }
     with pytest.raises(InputError, match="some weights do not fit: " + message):
         load_strict(module, state, "some weights")
 
@@ -187,13 +242,19 @@ def test_the_digest_covers_names_shapes_and_values() -> None:
 def test_slowfast_can_be_built_for_kinetics() -> None:
     clips = torch.zeros(1, 3, 8, 64, 64)
     with torch.no_grad():
-        sides = [load_backbone("motion", "tiny", "random:0", kind).encoder(clips).shape[1:3] for kind in ("ava", "kinetics")]
+        sides = [
+            load_backbone("motion", "tiny", "random:0", kind).encoder(clips).shape[1:3]
+            for kind in ("ava", "kinetics")
+        ]
     assert sides == [(4, 4), (2, 2)]
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(InputError, match="device 'foo' is not here: allowed are auto, cpu, and cuda where there is a GPU"):
+    with pytest.raises(
+        InputError,
+        match="device 'foo' is not here: allowed are auto, cpu, and cuda where there is a GPU",
+    ):
         resolve_device("foo")
 
 
@@ -201,7 +262,10 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 def test_a_plain_pickle_that_holds_code_is_refused_as_that(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "old.pth"
     path.write_bytes(pickle.dumps({"model": {}, "args": Path("x")}, protocol=protocol))
-    with pytest.raises(InputError, match=r"old.pth holds more than weights: it names pathlib\.\w+, and loading that could run code"):
+    with pytest.raises(
+        InputError,
+        match=r"old.pth holds more than weights: it names pathlib\.\w+, and loading that could run code",
+    ):
         load_backbone("appearance", "tiny", f"torchvision:{path}")
 
 

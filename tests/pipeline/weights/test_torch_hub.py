@@ -35,24 +35,34 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def publish(monkeypatch: pytest.MonkeyPatch, product: str, content: bytes) -> str:
     """Let `content` be what torchvision publishes for a product; returns its file name."""
     name = f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    monkeypatch.setitem(torch_hub.TORCHVISION_WEIGHTS, product, SimpleNamespace(url=f"https://example.org/models/{name}"))
+    monkeypatch.setitem(
+        torch_hub.TORCHVISION_WEIGHTS,
+        product,
+        SimpleNamespace(url=f"https://example.org/models/{name}"),
+    )
     return name
 
 
 def test_which_weights_they_are() -> None:
-    assert torch_hub.TORCHVISION_WEIGHTS == {"appearance": ResNet101_Weights.IMAGENET1K_V1, "swin": Swin3D_T_Weights.KINETICS400_V1}
+    assert torch_hub.TORCHVISION_WEIGHTS == {
+        "appearance": ResNet101_Weights.IMAGENET1K_V1,
+        "swin": Swin3D_T_Weights.KINETICS400_V1,
+    }
 
 
-@pytest.mark.parametrize(("product", "name"), [("appearance", "resnet101-63fe2227.pth"), ("swin", "swin3d_t-7615ae03.pth")])
+@pytest.mark.parametrize(
+    ("product", "name"),
+    [("appearance", "resnet101-63fe2227.pth"), ("swin", "swin3d_t-7615ae03.pth")],
+)
 def test_where_to_put_an_absent_file_is_told(cache: Path, product: str, name: str) -> None:
-    message = (
-        rf"cannot be fetched \(.*no network.*\): put https://\S+/{name} at {cache / name}, or name the file: {product}=torchvision:FILE"
-    )
+    message = rf"cannot be fetched \(.*no network.*\): put https://\S+/{name} at {cache / name}, or name the file: {product}=torchvision:FILE"
     with pytest.raises(InputError, match=message):
         load_backbone(product, "full", "torchvision")
 
 
-def test_a_whole_cached_file_is_loaded(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_cached_file_is_loaded(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = swin3d_t(weights=None)
     torch.save(theirs.state_dict(), tmp_path / "made.pth")
     name = publish(monkeypatch, "swin", (tmp_path / "made.pth").read_bytes())
@@ -64,7 +74,9 @@ def test_a_whole_cached_file_is_loaded(cache: Path, tmp_path: Path, monkeypatch:
     assert loaded.digest == load_backbone("swin", "full", f"torchvision:{cache / name}").digest
 
 
-def test_an_absent_file_is_fetched_into_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_file_is_fetched_into_the_cache(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = publish(monkeypatch, "appearance", b"weights")
 
     def fetch(url: str, target: str, digest: str, progress: bool) -> None:
@@ -80,6 +92,7 @@ def test_a_damaged_cached_file_is_not_used(cache: Path, monkeypatch: pytest.Monk
     cache.mkdir(parents=True)
     (cache / name).write_bytes(b"weight")
     with pytest.raises(
-        InputError, match=rf"{name} is damaged or another file: its SHA-256 begins with \w{{8}}, not {name[4:12]}; delete it"
+        InputError,
+        match=rf"{name} is damaged or another file: its SHA-256 begins with \w{{8}}, not {name[4:12]}; delete it",
     ):
         get_torchvision_file("appearance")

@@ -12,7 +12,14 @@ from pydantic import ValidationError
 
 from pipeline.datasets.prepare import prepare
 from pipeline.datasets.shapes import make, render
-from pipeline.datasets.shapes.make import SPLITS, ShapesConfig, build_entries, make_shapes, scene_seed, video_id
+from pipeline.datasets.shapes.make import (
+    SPLITS,
+    ShapesConfig,
+    build_entries,
+    make_shapes,
+    scene_seed,
+    video_id,
+)
 from pipeline.datasets.shapes.scene import make_scene
 from pipeline.datasets.vidstg import parse
 from pipeline.errors import InputError
@@ -33,14 +40,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_vidstgs_parser_reads_it_without_a_defect(made: Path) -> None:
     parsed = parse(made)
     assert parsed.defects.to_list() == []
     assert {query.split for query in parsed.queries} == set(SPLITS)
-    assert len(parsed.queries) == sum(len(json.loads(path.read_text())) for path in made.glob("annotations/*_annotations.json"))
+    assert len(parsed.queries) == sum(
+        len(json.loads(path.read_text())) for path in made.glob("annotations/*_annotations.json")
+    )
 
 
 def test_queries_say_what_the_scene_is(made: Path, tmp_path: Path) -> None:
@@ -63,19 +76,28 @@ def test_queries_say_what_the_scene_is(made: Path, tmp_path: Path) -> None:
             thing = int(query.truth.track.rpartition("/")[2])
             event = next(e for e in scene.objects[thing].events if e.begin == query.truth.span[0])
             assert query.truth.span == (event.begin, event.end)
-            assert (query.object, query.split, query.frame_count) == (scene.objects[thing].shape, split, scene.frame_count)
+            assert (query.object, query.split, query.frame_count) == (
+                scene.objects[thing].shape,
+                split,
+                scene.frame_count,
+            )
             said = wanted[query.text]
             assert list(query.tags) == (said["captions"] or said["questions"])[0]["tags"]
             frames, boxes = tracks[query.truth.track]
             assert frames.tolist() == list(range(scene.frame_count))
-            np.testing.assert_allclose(boxes, render.compute_boxes(scene, scene.objects[thing]), atol=0.5)
+            np.testing.assert_allclose(
+                boxes, render.compute_boxes(scene, scene.objects[thing]), atol=0.5
+            )
 
 
 def test_videos_are_what_the_annotations_say(made: Path) -> None:
     for path in made.glob("annotation/*/*/*.json"):
         said = json.loads(path.read_text())
         facts = probe(made / "video" / said["video_path"])
-        assert (facts.frame_count, facts.size) == (said["frame_count"], (said["width"], said["height"]))
+        assert (facts.frame_count, facts.size) == (
+            said["frame_count"],
+            (said["width"], said["height"]),
+        )
         assert facts.fps == pytest.approx(said["fps"])
 
 
@@ -86,7 +108,12 @@ def test_two_makes_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
 
 def test_splits_share_no_video_and_no_seed() -> None:
     splits = (*SPLITS, "pretrain")
-    seeds = [scene_seed(seed, split, index) for seed in (0, 1) for split in splits for index in range(600)]
+    seeds = [
+        scene_seed(seed, split, index)
+        for seed in (0, 1)
+        for split in splits
+        for index in range(600)
+    ]
     assert len(set(seeds)) == len(seeds)
     ids = [video_id(split, index) for split in SPLITS for index in range(600)]
     assert len(set(ids)) == len(ids)
@@ -103,7 +130,9 @@ def test_a_finished_make_is_kept(made: Path) -> None:
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match="holds files that are not `shapes`: name an empty folder with --root"):
+    with pytest.raises(
+        InputError, match="holds files that are not `shapes`: name an empty folder with --root"
+    ):
         make_shapes(tmp_path, SMALL, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -12,10 +12,23 @@ from pipeline.datasets.shapes import render
 from pipeline.datasets.shapes.scene import SHAPES, Event, Scene, SceneObject, make_scene
 
 
-def alone(shape: str, size: float, angle: float, centre: tuple[float, float] = (60.3, 47.8), opacity: float = 1.0) -> Scene:
+def alone(
+    shape: str,
+    size: float,
+    angle: float,
+    centre: tuple[float, float] = (60.3, 47.8),
+    opacity: float = 1.0,
+) -> Scene:
     """A scene of one object in one frame."""
-    state = {"centres": np.array([centre]), "sizes": np.array([size]), "angles": np.array([angle]), "opacity": np.array([opacity])}
-    return Scene((120, 96), 10, 1, (SceneObject("red", shape, (Event("still", 0, 1),), **state),), seed=4)
+    state = {
+        "centres": np.array([centre]),
+        "sizes": np.array([size]),
+        "angles": np.array([angle]),
+        "opacity": np.array([opacity]),
+    }
+    return Scene(
+        (120, 96), 10, 1, (SceneObject("red", shape, (Event("still", 0, 1),), **state),), seed=4
+    )
 
 
 def drawn(scene: Scene) -> np.ndarray:
@@ -49,8 +62,14 @@ def test_every_object_of_a_scene_is_drawn_in_its_box(seed: int) -> None:
     for thing in scene.objects:
         own = replace(scene, things=(thing,))
         empty = replace(scene, things=())
-        frames = zip(islice(render.render_frames(own), 0, None, 10), islice(render.render_frames(empty), 0, None, 10), strict=True)
-        for (with_it, without), box in zip(frames, render.compute_boxes(scene, thing)[::10], strict=True):
+        frames = zip(
+            islice(render.render_frames(own), 0, None, 10),
+            islice(render.render_frames(empty), 0, None, 10),
+            strict=True,
+        )
+        for (with_it, without), box in zip(
+            frames, render.compute_boxes(scene, thing)[::10], strict=True
+        ):
             changed = np.abs(with_it.astype(int) - without).max(-1) > 12
             x1, y1, x2, y2 = box
             outside = changed.copy()
@@ -62,7 +81,11 @@ def test_every_object_of_a_scene_is_drawn_in_its_box(seed: int) -> None:
 def test_a_faint_object_is_fainter() -> None:
     whole, faint, empty = (
         next(render.render_frames(scene)).astype(int)
-        for scene in (alone("circle", 30, 0), alone("circle", 30, 0, opacity=0.25), replace(alone("circle", 30, 0), things=()))
+        for scene in (
+            alone("circle", 30, 0),
+            alone("circle", 30, 0, opacity=0.25),
+            replace(alone("circle", 30, 0), things=()),
+        )
     )
     assert np.abs(faint - empty).sum() == pytest.approx(np.abs(whole - empty).sum() / 4, rel=0.1)
 
@@ -74,4 +97,7 @@ def test_frames_are_a_function_of_the_scene() -> None:
 
 
 def test_backgrounds_differ() -> None:
-    assert np.abs(render.render_background((40, 30), 1) - render.render_background((40, 30), 2)).mean() > 5
+    assert (
+        np.abs(render.render_background((40, 30), 1) - render.render_background((40, 30), 2)).mean()
+        > 5
+    )

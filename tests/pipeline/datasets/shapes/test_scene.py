@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 
 from pipeline.datasets.shapes.render import compute_boxes
-from pipeline.datasets.shapes.scene import BLINK_SECONDS, DIRECTIONS, MOTIONS, Event, Scene, SceneObject, make_scene
+from pipeline.datasets.shapes.scene import (
+    BLINK_SECONDS,
+    DIRECTIONS,
+    MOTIONS,
+    Event,
+    Scene,
+    SceneObject,
+    make_scene,
+)
 
 SCENES = [make_scene(seed) for seed in range(300)]
-EVENTS = [(scene, thing, event) for scene in SCENES for thing in scene.objects for event in thing.events]
+EVENTS = [
+    (scene, thing, event) for scene in SCENES for thing in scene.objects for event in thing.events
+]
 
 
 def doing(motion: str) -> list[tuple[Scene, SceneObject, Event]]:
@@ -85,13 +95,20 @@ def test_only_what_grows_changes_its_size() -> None:
         ratio = np.diff(thing.sizes[event.begin : event.end])
         assert (ratio > 0).all() if event.motion == "grow" else np.abs(ratio).max() < 1e-9
     for _, thing, event in doing("grow"):
-        assert 1.6 < thing.sizes[event.end - 1] / thing.sizes[max(event.begin - 1, 0)] < 1.75 or event.begin == 0
+        assert (
+            1.6 < thing.sizes[event.end - 1] / thing.sizes[max(event.begin - 1, 0)] < 1.75
+            or event.begin == 0
+        )
 
 
 def test_only_what_spins_turns() -> None:
     for scene, thing, event in EVENTS:
         turns = np.diff(thing.angles[event.begin : event.end])
-        assert 0.25 < abs(turns.mean()) * 10 / scene.fps < 0.43 if event.motion == "spin" else np.abs(turns).max() < 1e-9
+        assert (
+            0.25 < abs(turns.mean()) * 10 / scene.fps < 0.43
+            if event.motion == "spin"
+            else np.abs(turns).max() < 1e-9
+        )
 
 
 def test_only_what_blinks_fades() -> None:
@@ -107,7 +124,12 @@ def test_only_what_blinks_fades() -> None:
 
 
 def test_twins_share_no_motion() -> None:
-    twins = [(a, b) for scene in SCENES for a, b in combinations(scene.objects, 2) if a.color_and_shape == b.color_and_shape]
+    twins = [
+        (a, b)
+        for scene in SCENES
+        for a, b in combinations(scene.objects, 2)
+        if a.color_and_shape == b.color_and_shape
+    ]
     assert 0.65 < len(twins) / len(SCENES) < 0.85
     assert not any(a.motions & b.motions for a, b in twins)
 

@@ -22,20 +22,34 @@ SAID = {
     "grow": "grows|gets bigger|becomes larger",
 }
 SCENES = [make_scene(seed) for seed in range(300)]
-WRITTEN = [(scene, sentence) for scene in SCENES for sentence in write_sentences(scene, 8, np.random.default_rng([scene.seed, 2]))]
+WRITTEN = [
+    (scene, sentence)
+    for scene in SCENES
+    for sentence in write_sentences(scene, 8, np.random.default_rng([scene.seed, 2]))
+]
 
 
 def understood(text: str) -> tuple[str | None, str | None, str]:
     """Colour, shape and motion that a sentence names."""
     (motion,) = [name for name, phrases in SAID.items() if re.search(f" ({phrases})[.?]$", text)]
     words = re.findall(r"\w+", text)
-    return next((c for c in COLORS if c in words), None), next((s for s in SHAPES if s in words), None), motion
+    return (
+        next((c for c in COLORS if c in words), None),
+        next((s for s in SHAPES if s in words), None),
+        motion,
+    )
 
 
 def events_meant(scene: Scene, text: str) -> list[tuple[int, Event]]:
     colour, shape, motion = understood(text)
-    fitting = [n for n, t in enumerate(scene.objects) if colour in (None, t.color) and shape in (None, t.shape)]
-    return [(n, event) for n in fitting for event in scene.objects[n].events if event.motion == motion]
+    fitting = [
+        n
+        for n, t in enumerate(scene.objects)
+        if colour in (None, t.color) and shape in (None, t.shape)
+    ]
+    return [
+        (n, event) for n in fitting for event in scene.objects[n].events if event.motion == motion
+    ]
 
 
 def test_each_sentence_is_true_of_one_object_and_one_time() -> None:
@@ -47,10 +61,23 @@ def test_each_sentence_is_true_of_one_object_and_one_time() -> None:
 def test_tags_say_what_makes_it_hard() -> None:
     for scene, sentence in WRITTEN:
         colour, shape, motion = understood(sentence.text)
-        others = [thing for number, thing in enumerate(scene.objects) if number != sentence.object_index]
-        alike = [thing for thing in others if colour in (None, thing.color) and shape in (None, thing.shape)]
-        same = [thing for thing in others if motion in thing.motions and not any(thing is one for one in alike)]
-        assert ("look-alike" in sentence.tags, "same-motion" in sentence.tags) == (bool(alike), bool(same))
+        others = [
+            thing for number, thing in enumerate(scene.objects) if number != sentence.object_index
+        ]
+        alike = [
+            thing
+            for thing in others
+            if colour in (None, thing.color) and shape in (None, thing.shape)
+        ]
+        same = [
+            thing
+            for thing in others
+            if motion in thing.motions and not any(thing is one for one in alike)
+        ]
+        assert ("look-alike" in sentence.tags, "same-motion" in sentence.tags) == (
+            bool(alike),
+            bool(same),
+        )
 
 
 def test_shares_of_tags_are_near_what_is_aimed_at() -> None:
