@@ -3,8 +3,9 @@
     make bench                                        # everything
     .venv/bin/python -m benchmarks [CASE …]           # some cases; what others found before stays in the table
 
-Writes benchmarks/results/cpu.{json,md}, or gpu.{json,md} where there is a GPU. A case first checks that what it compares gives
-the same; one that fails is named at the end, keeps its old numbers and makes the exit code 1.
+Writes benchmarks/results/cpu.{json,md}, or gpu.{json,md} where there is a GPU. A case first checks
+that what it compares gives the same; one that fails is named at the end, keeps its old numbers and
+makes the exit code 1.
 """
 
 from __future__ import annotations

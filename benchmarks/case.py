@@ -1,4 +1,6 @@
-"""What a case of the benchmark is, and what it finds: groups of ways to do one thing, each way held against the group's first."""
+"""What a case of the benchmark is, and what it finds: groups of ways to do one thing, each way held
+against the group's first.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from benchmarks.machine import Rates
 
 @dataclass(frozen=True)
 class LowerBound:
-    """What a way cannot do without: floating point operations, and bytes read plus bytes written, each thing once; `cores` processes
-    share them.
+    """What a way cannot do without: floating point operations, and bytes read plus bytes written,
+    each thing once; `cores` processes share them.
     """
 
     operations: float = 0.0
@@ -32,7 +34,9 @@ class LowerBound:
 
 @dataclass
 class Measurement:
-    """One way to do a thing: seconds by round, bytes of memory at the peak, where the time goes (name, share), and other facts."""
+    """One way to do a thing: seconds by round, bytes of memory at the peak, where the time goes
+    (name, share), and other facts.
+    """
 
     seconds: list[float] = field(default_factory=list)
     lower_bound: LowerBound | None = None
@@ -43,7 +47,9 @@ class Measurement:
 
 @dataclass
 class Comparison:
-    """Ways that do the same thing and were measured in turns; the first is what the others are multiples of."""
+    """Ways that do the same thing and were measured in turns; the first is what the others are
+    multiples of.
+    """
 
     title: str
     measurements: dict[str, Measurement]
@@ -84,8 +90,9 @@ class Comparison:
 
 
 class Case(ABC):
-    """One thing that is measured, in a process of its own; its sizes are its fields. In a `with` block `place` is a folder for
-    what it makes; then `agree` comes first, and `measure` is believed only where that passes.
+    """One thing that is measured, in a process of its own; its sizes are its fields. In a `with`
+    block `place` is a folder for what it makes; then `agree` comes first, and `measure` is believed
+    only where that passes.
 
     A case's docstring says what is held against what: it stands on the page of results.
     """

@@ -1,6 +1,8 @@
-"""Measure how dense the code is and how it names things: `python -m benchmarks.code_style [FOLDER ...]`.
+"""Measure how dense the code is and how it names things: `python -m benchmarks.code_style [FOLDER
+...]`.
 
-Prints one column per folder. The figures are a thermometer, not a gate: code that a reader likes goes before a figure.
+Prints one column per folder. The figures are a thermometer, not a gate: code that a reader likes
+goes before a figure.
 """
 
 from __future__ import annotations
@@ -194,7 +196,9 @@ def _count_node(node: ast.AST, counts: Counts) -> None:
 
 
 def _names_bound(node: ast.AST) -> Iterator[str]:
-    """Yield the names that a node binds: variables, parameters, functions, classes, attributes of self."""
+    """Yield the names that a node binds: variables, parameters, functions, classes, attributes of
+    self.
+    """
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         yield node.id
     elif isinstance(node, ast.arg):

@@ -1,4 +1,6 @@
-"""The parts of an extraction, each alone: decoding, the networks, and the networks' shapes without their numbers."""
+"""The parts of an extraction, each alone: decoding, the networks, and the networks' shapes without
+their numbers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ PRODUCTS = ("appearance", "motion")
 
 @dataclass(frozen=True)
 class ExtractionWorkload:
-    """`videos` clips of `seconds`, `size` (width, height) pixels, through backbones of one size; `short` is N_short."""
+    """`videos` clips of `seconds`, `size` (width, height) pixels, through backbones of one size;
+    `short` is N_short.
+    """
 
     backbones: str
     num_videos: int
@@ -104,8 +108,8 @@ def run_encoders(paths: list[Path], workload: ExtractionWorkload) -> None:
 
 
 def count_video_flops(path: Path, workload: ExtractionWorkload) -> float:
-    """Of the networks on one of the videos, counted without computing anything but shapes: on networks as they are loaded, for oneDNN's
-    convolutions must compute.
+    """Of the networks on one of the videos, counted without computing anything but shapes: on
+    networks as they are loaded, for oneDNN's convolutions must compute.
     """
     from pipeline.extraction.config import get_weight_source
     from pipeline.weights.load import load_backbone
@@ -160,7 +164,9 @@ class ShapeOnlyModule(nn.Module):
 
 
 def extract_per_product(paths: list[Path], workload: ExtractionWorkload, folder: str) -> None:
-    """One decode pass per product, in the same process as the network, one file per video and product."""
+    """One decode pass per product, in the same process as the network, one file per video and
+    product.
+    """
     from pipeline.features.stream import extract_video
 
     settings = build_config(workload)

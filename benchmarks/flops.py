@@ -1,7 +1,9 @@
-"""The floating point operations of a piece of work: what it must multiply and add, whatever computes it.
+"""The floating point operations of a piece of work: what it must multiply and add, whatever
+computes it.
 
-torch's own count takes every tap of a convolution for a product, also where it lies on padding, which no kernel needs to multiply; and
-it counts the gradient of grouped weights as that of dense ones. Here a tap counts where it meets the input. Bytes are not looked at.
+torch's own count takes every tap of a convolution for a product, also where it lies on padding,
+which no kernel needs to multiply; and it counts the gradient of grouped weights as that of dense
+ones. Here a tap counts where it meets the input. Bytes are not looked at.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class _NoModuleTracker(nullcontext[None]):
-    """Stands in for the tracker of modules, which cannot follow networks that learn in inference mode: all counts are of the whole."""
+    """Stands in for the tracker of modules, which cannot follow networks that learn in inference
+    mode: all counts are of the whole.
+    """
 
     parents = ("Global",)
 
 
 def count_flops(function: Callable[[], object]) -> float:
-    """Floating point operations of the matrix products, convolutions and attentions in it, backward with forward."""
+    """Floating point operations of the matrix products, convolutions and attentions in it, backward
+    with forward.
+    """
     own = {
         ops.aten.convolution: _conv_flops,
         ops.aten.convolution_backward: _conv_backward_flops,
@@ -47,7 +53,9 @@ def _conv_flops(
     *more: Any,
     out_shape: Size,
 ) -> int:
-    """Of `aten::convolution`: shapes `[n, channels, …]` and `[channels, channels of a group, …]` in the place of tensors."""
+    """Of `aten::convolution`: shapes `[n, channels, …]` and `[channels, channels of a group, …]` in
+    the place of tensors.
+    """
     return 2 * _count_products(seen, weight, out_shape, stride, padding, dilation, transposed)
 
 
@@ -79,7 +87,9 @@ def _conv_backward_flops(
     wanted: Sequence[bool],
     out_shape: Any,
 ) -> int:
-    """Of `aten::convolution_backward`: the products of the forward pass once for each gradient that is `wanted` of (input, weight)."""
+    """Of `aten::convolution_backward`: the products of the forward pass once for each gradient that
+    is `wanted` of (input, weight).
+    """
     return (
         2
         * _count_products(seen, weight, gradient, stride, padding, dilation, transposed)
@@ -96,7 +106,9 @@ def _count_products(
     dilation: Sequence[int],
     transposed: bool,
 ) -> int:
-    """Of a number of the input and one of the weight. A transposed convolution is one from its output to its input."""
+    """Of a number of the input and one of the weight. A transposed convolution is one from its
+    output to its input.
+    """
     few, many = (seen, made) if transposed else (made, seen)
     axes = zip(many[2:], few[2:], weight[2:], stride, padding, dilation, strict=True)
     return seen[0] * weight[0] * weight[1] * prod(count_taps(*axis) for axis in axes)

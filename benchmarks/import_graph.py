@@ -1,4 +1,5 @@
-"""Print the imports between folders as a Mermaid graph: `python -m benchmarks.import_graph [grounding|pipeline]`.
+"""Print the imports between folders as a Mermaid graph: `python -m benchmarks.import_graph
+[grounding|pipeline]`.
 
 An arrow `a --> b` says that some module of `a` imports a module of `b`. Imports run downwards only: the layers in
 `pyproject.toml` hold that, and `docs/architecture.md` shows this graph.
@@ -14,7 +15,9 @@ PACKAGES = ("grounding", "pipeline")
 
 
 def folder_imports(package: str) -> list[tuple[str, str]]:
-    """Return the pairs (importing, imported) of sub-packages and modules directly under a package, sorted."""
+    """Return the pairs (importing, imported) of sub-packages and modules directly under a package,
+    sorted.
+    """
     graph = grimp.build_graph(package, include_external_packages=False, cache_dir=None)
     pairs = set()
 
@@ -28,7 +31,9 @@ def folder_imports(package: str) -> list[tuple[str, str]]:
 
 
 def find_implied_pairs(pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Return the pairs that follow from a chain of two or more other pairs, so that a drawing can leave them out."""
+    """Return the pairs that follow from a chain of two or more other pairs, so that a drawing can
+    leave them out.
+    """
     targets: dict[str, set[str]] = {}
     for source, target in pairs:
         targets.setdefault(source, set()).add(target)
@@ -51,7 +56,9 @@ def find_implied_pairs(pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def format_mermaid(package: str) -> str:
-    """Return a package's folder imports as the text of a Mermaid graph; arrows that follow from others are left out."""
+    """Return a package's folder imports as the text of a Mermaid graph; arrows that follow from
+    others are left out.
+    """
     pairs = folder_imports(package)
     shown = [pair for pair in pairs if pair not in find_implied_pairs(pairs)]
     return "\n".join(["graph TD", *(f"    {source} --> {target}" for source, target in shown)])

@@ -1,4 +1,6 @@
-"""What a measurement was made on, and how fast that machine multiplies and copies: what floors are reckoned with."""
+"""What a measurement was made on, and how fast that machine multiplies and copies: what floors are
+reckoned with.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,16 @@ TRIES = 5
 MATRIX_SIDES = {"cpu": (512, 2048), "cuda": (8192,)}
 """Of the matrices that are multiplied."""
 CONV_INPUT_SHAPES = {"cpu": (4, 256, 36, 64), "cuda": (64, 256, 72, 128)}
-"""What a convolution of 3×3 sees, without padding: on a CPU its kernels are of another library than those of products, and faster."""
+"""What a convolution of 3×3 sees, without padding: on a CPU its kernels are of another library than
+those of products, and faster.
+"""
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one process, with its threads: floating point operations per second in matrix products or convolutions, whichever is faster,
-    and bytes read plus bytes written per second in copying.
+    """Of one process, with its threads: floating point operations per second in matrix products or
+    convolutions, whichever is faster, and bytes read plus bytes written per second in copying.
     """
 
     operations: float
@@ -95,7 +99,9 @@ def synchronize() -> None:
 
 
 def describe_machine(*packages: str) -> str:
-    """System, cores, memory, GPU, and the versions of Python and the packages named, as one sentence."""
+    """System, cores, memory, GPU, and the versions of Python and the packages named, as one
+    sentence.
+    """
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -1,9 +1,12 @@
-"""What each way of storing features takes on disk, and how far what is read is from what was computed.
+"""What each way of storing features takes on disk, and how far what is read is from what was
+computed.
 
-    .venv/bin/python -m benchmarks.reduction_costs VIDEO …     # a minute; writes benchmarks/results/reductions.md
+.venv/bin/python -m benchmarks.reduction_costs VIDEO … # a minute; writes
+benchmarks/results/reductions.md
 
-Frames of natural videos go through the full-size appearance backbone (random weights) and are stored in every way there is.
-It is no part of `make bench`: it needs natural videos, and measures no time.
+Frames of natural videos go through the full-size appearance backbone (random weights) and are
+stored in every way there is. It is no part of `make bench`: it needs natural videos, and measures
+no time.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ def main() -> None:
 
 
 def measure_reductions(work_dir: Path, videos: list[Path], frames: int) -> list[str]:
-    """Table rows: bytes per frame on disk of every option, and how far the features read are from those computed."""
+    """Table rows: bytes per frame on disk of every option, and how far the features read are from
+    those computed.
+    """
     maps = {path.name: encode_frames(path, frames) for path in videos}
     cells = np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in maps.values()])
     basis = fit_pca(cells, 256)
@@ -88,7 +93,9 @@ def measure_reductions(work_dir: Path, videos: list[Path], frames: int) -> list[
 
 
 def encode_frames(path: Path, frames: int) -> np.ndarray:
-    """Appearance maps `[n, H, W, C]` float16 of frames spread over a video, by ResNet-101 with random weights."""
+    """Appearance maps `[n, H, W, C]` float16 of frames spread over a video, by ResNet-101 with
+    random weights.
+    """
     import torch
 
     from pipeline.encoders.image_geometry import compute_appearance_size, resize
@@ -110,7 +117,9 @@ def encode_frames(path: Path, frames: int) -> np.ndarray:
 def compute_relative_error(
     maps: dict[str, np.ndarray], reconstructions: dict[str, np.ndarray], reduction: Reduction
 ) -> float:
-    """‖read − computed‖ ÷ ‖computed‖ over all numbers, both less the mean of their channel; projections are taken back."""
+    """‖read − computed‖ ÷ ‖computed‖ over all numbers, both less the mean of their channel;
+    projections are taken back.
+    """
     mean = np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in maps.values()]).mean(
         0, dtype=np.float64
     )

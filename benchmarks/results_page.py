@@ -1,4 +1,6 @@
-"""The page of results: one table of all cases, and under it what each compares and where its time goes."""
+"""The page of results: one table of all cases, and under it what each compares and where its time
+goes.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ TEXT = "a thing moves"
 
 
 def make_video(path: Path, size: tuple[int, int], frames: int, seed: int = 0) -> Path:
-    """A texture that moves, `size` (width, height) at 25 fps, as h264 with B-frames and a key frame every two seconds."""
+    """A texture that moves, `size` (width, height) at 25 fps, as h264 with B-frames and a key frame
+    every two seconds.
+    """
     import av
 
     (width, height), random = size, np.random.default_rng(seed)
@@ -45,7 +47,9 @@ def make_video(path: Path, size: tuple[int, int], frames: int, seed: int = 0) ->
 
 
 def make_queries(videos: Sequence[str], frames: int, size: tuple[int, int]) -> list[Query]:
-    """One query of split train for each video (`videos/NAME.mp4`), whose event takes its middle half."""
+    """One query of split train for each video (`videos/NAME.mp4`), whose event takes its middle
+    half.
+    """
     common = {
         "fps": float(FPS),
         "frame_count": frames,
@@ -90,7 +94,8 @@ def write_index(folder: Path, queries: Sequence[Query]) -> Path:
 
 
 class RolledFeatures:
-    """A product that lies in memory (`grounding.data.sources.Product`): each entry is the same rows, rolled by its number.
+    """A product that lies in memory (`grounding.data.sources.Product`): each entry is the same
+    rows, rolled by its number.
 
     `every` are the frames from one row to the next; None for sentences, whose rows are tokens.
     """
@@ -132,7 +137,9 @@ def build_rolled_features(
     shapes: Mapping[str, tuple[int, ...]],
     frame_strides: Mapping[str, int],
 ) -> dict[str, RolledFeatures]:
-    """Random float16 features of products, `shapes` of their entries `[rows, …]`; sentences have the name of their video."""
+    """Random float16 features of products, `shapes` of their entries `[rows, …]`; sentences have
+    the name of their video.
+    """
     random, keys, first = np.random.default_rng(0), [query.video for query in queries], queries[0]
     facts = {"size": list(first.size), "fps": first.fps, "frame_count": first.frame_count}
     return {
@@ -181,7 +188,9 @@ def build_grounder(
     device: str,
     decoder: Any = None,
 ) -> Any:
-    """A run that took one step on one video, ready to be asked; videos are decoded in this process, or by `decoder`."""
+    """A run that took one step on one video, ready to be asked; videos are decoded in this process,
+    or by `decoder`.
+    """
     from grounding.predictor.grounder import Grounder
     from grounding.systems.config import CsdvlTrainConfig
     from grounding.systems.registry import get_preset

@@ -29,8 +29,9 @@ def time_interleaved(
     first_index: int = 0,
     untimed_calls: int = 0,
 ) -> dict[str, list[float]]:
-    """Seconds of each way by round. Every round another way begins, from number `begin` on; the `warm` first rounds are not counted.
-    Before it is timed a way is called `settle` times, in every round: memory is then as it left it itself, and not as another did.
+    """Seconds of each way by round. Every round another way begins, from number `begin` on; the
+    `warm` first rounds are not counted. Before it is timed a way is called `settle` times, in every
+    round: memory is then as it left it itself, and not as another did.
     """
     found: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup_rounds + rounds):
@@ -49,8 +50,9 @@ def run_in_spawned_process(function: Callable[..., T], *args: Any) -> T:
 
 
 def run_in_forked_process(function: Callable[..., T], *args: Any) -> T:
-    """As `apart`, but from a process that has imported the work's module and done nothing else: importing takes longer than many steps.
-    A step's own memory is the same there; a whole process's is not. Where there is a GPU it is `apart`: its driver is not forked.
+    """As `apart`, but from a process that has imported the work's module and done nothing else:
+    importing takes longer than many steps. A step's own memory is the same there; a whole process's
+    is not. Where there is a GPU it is `apart`: its driver is not forked.
     """
     if has_gpu():
         return run_in_spawned_process(function, *args)
@@ -67,7 +69,9 @@ def _run_in_context(context: Any, work: Callable[..., T], *given: Any) -> T:
 
 
 def measure_peak_bytes(step: Callable[[], object], device: str) -> int:
-    """Bytes at the peak of a step beyond those before it. Call it `apart`, when a step of the same size has been made."""
+    """Bytes at the peak of a step beyond those before it. Call it `apart`, when a step of the same
+    size has been made.
+    """
     gc.collect()
     if device == "cuda":
         import torch
@@ -86,7 +90,9 @@ def measure_peak_bytes(step: Callable[[], object], device: str) -> int:
 
 
 def trim_heap() -> None:
-    """Return to the system what is freed and kept (`tune_malloc`), so that a step's own memory is seen whole."""
+    """Return to the system what is freed and kept (`tune_malloc`), so that a step's own memory is
+    seen whole.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -120,7 +126,9 @@ def profile_torch(function: Callable[[], object], device: str) -> list[tuple[str
 
 
 def profile_python(function: Callable[[], object]) -> list[tuple[str, float]]:
-    """The functions that take most of the calling thread's time, without those they call, with their shares of it."""
+    """The functions that take most of the calling thread's time, without those they call, with
+    their shares of it.
+    """
     profiler = cProfile.Profile()
     profiler.runcall(function)
     stats: dict[tuple[str, int, str], tuple[Any, ...]] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]

@@ -29,8 +29,10 @@ CELL_STRIDE, SLOWFAST_GRID = 32, (16, 16)
 CHANNELS = {"appearance": 2048, "motion": 2304, "swin": 768, "text": 768}
 """Of the full-size backbones."""
 PARAMETER_BYTES = 4 * 15
-"""Of each that learns, in float32: its weight is read four times (forward, backward, optimiser, moving average) and written, its
-gradient written and read, and read and written once more by clipping, its two moments and its moving average read and written."""
+"""Of each that learns, in float32: its weight is read four times (forward, backward, optimiser,
+moving average) and written, its gradient written and read, and read and written once more by
+clipping, its two moments and its moving average read and written.
+"""
 
 
 class TrainingStep:
@@ -51,7 +53,9 @@ class TrainingStep:
         return sum(parameter.numel() for parameter in self.state.model.parameters())
 
     def compute_lower_bound(self, parts: list[Batch]) -> LowerBound:
-        """Of a step on these: its operations; its features read once, and what the optimiser does with each parameter that learns."""
+        """Of a step on these: its operations; its features read once, and what the optimiser does
+        with each parameter that learns.
+        """
         learning = sum(
             parameter.numel()
             for parameter in self.state.model.parameters()
@@ -66,7 +70,9 @@ class TrainingStep:
 def measure_bound_and_peak(
     step: TrainingStep, parts: list[Batch], device: str
 ) -> tuple[LowerBound, int]:
-    """Of a step that is made for the first time, in a process of its own: the peak is that of the second."""
+    """Of a step that is made for the first time, in a process of its own: the peak is that of the
+    second.
+    """
     floor = step.compute_lower_bound(parts)  # a whole step
     return floor, measure_peak_bytes(lambda: step(parts), device)
 
@@ -77,7 +83,9 @@ def count_feature_bytes(part: Batch) -> int:
 
 
 def build_network(config: TrainConfig, channels: Mapping[str, int] = CHANNELS) -> nn.Module:
-    """A system's network for features of these channels, from a seed; one that is given pictures has the image encoder of its recipe."""
+    """A system's network for features of these channels, from a seed; one that is given pictures
+    has the image encoder of its recipe.
+    """
     torch.manual_seed(0)
     model = config.model
     if not model.pictures:
@@ -103,8 +111,9 @@ def build_random_batch(
     motion_grid: tuple[int, int] = SLOWFAST_GRID,
     stride: int = CELL_STRIDE,
 ) -> Batch:
-    """Random features (of a network that is given pictures: pictures) of a `video` (width, height) at N_short; `square` are the rows and
-    columns of maps of the padded square, `stride` the pixels between cells of a picture's own.
+    """Random features (of a network that is given pictures: pictures) of a `video` (width, height)
+    at N_short; `square` are the rows and columns of maps of the padded square, `stride` the pixels
+    between cells of a picture's own.
     """
     width, height = compute_appearance_size(video_size, short_side)
     rows, columns = (
@@ -158,7 +167,9 @@ def _random_motion(
 
 
 def build_middle_half_targets(frame_positions: Tensor, num_clips: int, batch: int) -> Targets:
-    """Targets of an event that takes the middle half of its segment, with one box that stands still."""
+    """Targets of an event that takes the middle half of its segment, with one box that stands
+    still.
+    """
     at, box = (torch.arange(num_clips) + 0.5) / num_clips, torch.tensor([0.5, 0.5, 0.2, 0.4])
     inside, inside_clips = (
         ((place > 0.25) & (place < 0.75)).expand(batch, -1) for place in (frame_positions, at)

@@ -1,4 +1,6 @@
-"""A run small enough to be made in seconds, for the tests that need a model with its data set and its store."""
+"""A run small enough to be made in seconds, for the tests that need a model with its data set and
+its store.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,18 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-"""Before torch is imported: its networks here are small, and threads that wait for a busy core cost ten times their work."""
+"""Before torch is imported: its networks here are small, and threads that wait for a busy core cost
+ten times their work.
+"""
 signal.signal(signal.SIGINT, signal.default_int_handler)
-"""A shell ignores Ctrl-C for what it starts in the background; tests send it, to themselves and to what they start."""
+"""A shell ignores Ctrl-C for what it starts in the background; tests send it, to themselves and to
+what they start.
+"""
 settings.register_profile("without deadlines", deadline=None)
 settings.load_profile("without deadlines")
-"""No test asserts on time: an example of hypothesis that a busy machine holds up for 200 ms is no failure."""
+"""No test asserts on time: an example of hypothesis that a busy machine holds up for 200 ms is no
+failure.
+"""
 SAMPLING = {"fps": 5.0, "short": 96, "clip_stride_seconds": 0.4, "clip_seconds": 0.8}
 MODEL = {
     "d": 16,
@@ -32,7 +40,9 @@ MODEL = {
 
 
 class TinyRun(NamedTuple):
-    """`root` holds the data set `shapes` (three videos), `index` its queries, `store` their features; `run` took two steps on it."""
+    """`root` holds the data set `shapes` (three videos), `index` its queries, `store` their
+    features; `run` took two steps on it.
+    """
 
     root: Path
     index: Path

@@ -1,4 +1,6 @@
-"""Importing what a command runs is quick: what only some networks need, or only extraction, is imported where it is used."""
+"""Importing what a command runs is quick: what only some networks need, or only extraction, is
+imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ PLAIN = (
     "grounding.evaluation.results",
     "benchmarks.cases.memory",
 )
-"""What reads and writes files: the child that decodes, the store, an index, what judges tubes and shows them; and what measures the
-memory of decoders, in processes that import it."""
+"""What reads and writes files: the child that decodes, the store, an index, what judges tubes and
+shows them; and what measures the memory of decoders, in processes that import it.
+"""
 
 
 def imported_with(*modules: str) -> set[str]:

@@ -1,4 +1,6 @@
-"""A team's own video and sentences, through every command, with the full-size backbones (weights by seed)."""
+"""A team's own video and sentences, through every command, with the full-size backbones (weights by
+seed).
+"""
 
 from __future__ import annotations
 

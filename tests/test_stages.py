@@ -52,7 +52,9 @@ def all_imported(start: Path) -> set[str]:
 
 
 def code_of(stage: str) -> tuple[list[str], set[str]]:
-    """The files and folders of code that a stage depends on, and the files that its command imports."""
+    """The files and folders of code that a stage depends on, and the files that its command
+    imports.
+    """
     command = STAGES[stage]["cmd"].split()[0].removeprefix("stvg-")
     deps = [dep for dep in STAGES[stage]["deps"] if dep.startswith(("pipeline/", "grounding/"))]
     return deps, all_imported(ROOT / "cli" / f"{'evaluate' if command == 'eval' else command}.py")

@@ -22,11 +22,12 @@ FrameOpener = Callable[[], Any]
 
 @dataclass
 class Decode(Case):
-    """Reading whole videos in order, opening included, with PyAV and with decord (where it is trusted with the file), in the
-    process that reads and in a child process that is reused, as extraction does; for a consumer that only takes the pictures, and
-    for one that computes for 2 ms after each: the child decodes meanwhile. One thread a decoder. All give the same pictures, to the
-    bit. The floor is writing the pictures; what the codec must compute is not in it. Where the time goes is said of the process that
-    reads: of a child's it is what it waits.
+    """Reading whole videos in order, opening included, with PyAV and with decord (where it is
+    trusted with the file), in the process that reads and in a child process that is reused, as
+    extraction does; for a consumer that only takes the pictures, and for one that computes for 2 ms
+    after each: the child decodes meanwhile. One thread a decoder. All give the same pictures, to
+    the bit. The floor is writing the pictures; what the codec must compute is not in it. Where the
+    time goes is said of the process that reads: of a child's it is what it waits.
     """
 
     packages = ("numpy", "av", "decord")
@@ -90,7 +91,9 @@ class Decode(Case):
 def build_readers(
     path: Path, metadata: VideoMetadata, process_decoder: ProcessDecoder
 ) -> dict[str, FrameOpener]:
-    """The decoder that is chosen for the file first, in this process; then in the child; then the other one."""
+    """The decoder that is chosen for the file first, in this process; then in the child; then the
+    other one.
+    """
     wanted = range(metadata.frame_count)
     with open_frames(path, metadata, wanted) as frames:
         chosen = frames.decoder

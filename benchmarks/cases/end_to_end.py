@@ -1,7 +1,9 @@
-"""The headline: a training step of CSDVL from the store, against the same network fed by its backbones in every step.
+"""The headline: a training step of CSDVL from the store, against the same network fed by its
+backbones in every step.
 
-ResNet-101 sees the frames and SlowFast the clips of every query of every step: frozen, as a run without a store would have it, and with
-the image encoder training, as the paper and its peers do. The words' states are stored in all of them.
+ResNet-101 sees the frames and SlowFast the clips of every query of every step: frozen, as a run
+without a store would have it, and with the image encoder training, as the paper and its peers do.
+The words' states are stored in all of them.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ ENCODER_BATCH_SIZES = {"image": 16, "motion": 4}
 
 @dataclass(frozen=True)
 class EndToEndSize:
-    """`given` is laid over the preset `hcstvg-v1`; N_short and the sides of the clips are in pixels; the sentence has `words` tokens."""
+    """`given` is laid over the preset `hcstvg-v1`; N_short and the sides of the clips are in
+    pixels; the sentence has `words` tokens.
+    """
 
     overrides: dict[str, Any]
     short_side: int
@@ -51,7 +55,9 @@ class EndToEndSize:
 
     @classmethod
     def for_device(cls, device: str) -> EndToEndSize:
-        """The paper's for a GPU (8 queries, bfloat16); for a CPU one query, of a quarter of the frames and clips."""
+        """The paper's for a GPU (8 queries, bfloat16); for a CPU one query, of a quarter of the
+        frames and clips.
+        """
         if device == "cuda":
             return cls({"batch": 8, "precision": "bfloat16"}, 320)
         return cls({"batch": 1, "model": {"frames": 12, "clips": 4}}, 320)
@@ -59,7 +65,9 @@ class EndToEndSize:
 
 @dataclass
 class BackboneInputs:
-    """What the backbones see of every video: pictures `[T_s, h, w, 3]`, clips `[T_d, 3, frames, side, side]` uint8, and words."""
+    """What the backbones see of every video: pictures `[T_s, h, w, 3]`, clips `[T_d, 3, frames,
+    side, side]` uint8, and words.
+    """
 
     pictures: Tensor
     clips: Tensor
@@ -124,7 +132,9 @@ class NetworkWithBackbones(nn.Module):
 
 
 def _encode_batches(encoder: nn.Module, seen: Tensor, together: int, learns: bool) -> Tensor:
-    """What a backbone makes of `[B, T, …]`, a few at once, in float16 where it is frozen, as the store would hold it."""
+    """What a backbone makes of `[B, T, …]`, a few at once, in float16 where it is frozen, as the
+    store would hold it.
+    """
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         made = torch.cat([encoder(part) for part in seen.flatten(0, 1).split(together)]).unflatten(
             0, seen.shape[:2]
@@ -138,11 +148,15 @@ VARIANTS = {
     "both frozen, as extraction runs them": (False, True),
     "ResNet-101 trains, SlowFast frozen": (True, False),
 }
-"""Whether the image encoder learns, and whether the backbones are made quick by `pipeline.encoders.optimize`."""
+"""Whether the image encoder learns, and whether the backbones are made quick by
+`pipeline.encoders.optimize`.
+"""
 
 
 class Fixture:
-    """The network, its backbones and the batches of every way; `store` holds what the backbones make of the pictures."""
+    """The network, its backbones and the batches of every way; `store` holds what the backbones
+    make of the pictures.
+    """
 
     def __init__(self, size: EndToEndSize, device: str) -> None:
         self.size, self.device = size, torch.device(device)
@@ -253,12 +267,14 @@ class Fixture:
 
 @dataclass
 class EndToEndStep(Case):
-    """A whole training step of CSDVL (preset `hcstvg-v1`) on batches that the loader reads from the store, against the same step on
-    the same queries' decoded pictures and clips, with ResNet-101 and SlowFast R50 before the same network: frozen, as their libraries
-    give them and as quick as extraction makes them, and with the image encoder training, as the paper's does. The second of two steps
-    in a row is timed. Decoding is in none of them. On a CPU with a quarter of the paper's frames and clips and one query, on a GPU at
-    the paper's size. The boxes of the first three are checked to agree (features are float16 in all). Wanted: at least 4 against frozen
-    backbones and 8 against fine-tuned ones. Memory: a step's peak less what there was before it.
+    """A whole training step of CSDVL (preset `hcstvg-v1`) on batches that the loader reads from the
+    store, against the same step on the same queries' decoded pictures and clips, with ResNet-101
+    and SlowFast R50 before the same network: frozen, as their libraries give them and as quick as
+    extraction makes them, and with the image encoder training, as the paper's does. The second of
+    two steps in a row is timed. Decoding is in none of them. On a CPU with a quarter of the paper's
+    frames and clips and one query, on a GPU at the paper's size. The boxes of the first three are
+    checked to agree (features are float16 in all). Wanted: at least 4 against frozen backbones and
+    8 against fine-tuned ones. Memory: a step's peak less what there was before it.
     """
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"

@@ -21,9 +21,10 @@ NUM_CHECKED = 20
 
 @dataclass
 class Evaluation(Case):
-    """`judge_tubes` on arrays under each protocol, against a plain loop over the frames of the same boxes (timed on twenty queries
-    and multiplied), with which it agrees to 1e-9; and a whole `stvg-eval` on files, which also draws intervals, judges baselines
-    and prints the published table, against reading both files with `json.loads`. One thread. The floor is reading the boxes.
+    """`judge_tubes` on arrays under each protocol, against a plain loop over the frames of the same
+    boxes (timed on twenty queries and multiplied), with which it agrees to 1e-9; and a whole
+    `stvg-eval` on files, which also draws intervals, judges baselines and prints the published
+    table, against reading both files with `json.loads`. One thread. The floor is reading the boxes.
     """
 
     packages = ("numpy", "pydantic")
@@ -151,7 +152,9 @@ class Evaluation(Case):
                     json.loads(line)
 
     def _write_files(self) -> None:
-        """The index, its tracks and the predictions as files; sentences share the boxes of four objects a video."""
+        """The index, its tracks and the predictions as files; sentences share the boxes of four
+        objects a video.
+        """
         from pipeline.io.jsonl import write_json, write_jsonl
         from pipeline.records import Query, Truth
         from pipeline.tracks import Tracks

@@ -48,12 +48,14 @@ GPU_WORKLOADS = (ExtractionWorkload("full", 96, 20, (640, 360), 320, "cuda"),)
 
 @dataclass
 class Extraction(Case):
-    """Appearance and motion of made videos through a whole extraction (random weights, as many workers of one thread as there are
-    cores, each with a decoder in a child process; starting Dask, checks and the manifest counted), against its parts: every frame
-    decoded and dropped, and the networks on pictures at hand, on as many processes that have begun and hold the networks; all
-    processor time spread over the cores; and the usual way on as many processes, which begin too, one decode pass and one `.npy` file
-    per video and product. The longest of the parts is what no schedule can beat. Both ways of the first round give the same features,
-    to the bit (to 1 % on a GPU). The floor is the networks' operations, and writing the pictures that are decoded.
+    """Appearance and motion of made videos through a whole extraction (random weights, as many
+    workers of one thread as there are cores, each with a decoder in a child process; starting Dask,
+    checks and the manifest counted), against its parts: every frame decoded and dropped, and the
+    networks on pictures at hand, on as many processes that have begun and hold the networks; all
+    processor time spread over the cores; and the usual way on as many processes, which begin too,
+    one decode pass and one `.npy` file per video and product. The longest of the parts is what no
+    schedule can beat. Both ways of the first round give the same features, to the bit (to 1 % on a
+    GPU). The floor is the networks' operations, and writing the pictures that are decoded.
     """
 
     packages = ("torch", "torchvision", "decord", "av", "dask")
@@ -159,7 +161,9 @@ class Extraction(Case):
 def compute_lower_bound(
     workload: ExtractionWorkload, paths: list[Path], workers: int
 ) -> LowerBound:
-    """The networks' operations on all pictures and clips, and writing the pictures that are decoded."""
+    """The networks' operations on all pictures and clips, and writing the pictures that are
+    decoded.
+    """
     pixels = FPS * workload.seconds * workload.size[0] * workload.size[1] * 3 * len(paths)
     return LowerBound(
         count_video_flops(paths[0], workload) * len(paths),
@@ -202,7 +206,9 @@ def run_in_pools(
 
 @contextmanager
 def warm_pools(workload: ExtractionWorkload, workers: int) -> Iterator[list[ProcessPoolExecutor]]:
-    """As many processes as the run has workers, which have imported what they need and made their networks."""
+    """As many processes as the run has workers, which have imported what they need and made their
+    networks.
+    """
     with start_pools(workers, MALLOC_ENVIRONMENT) as pools:
         run_in_pools(pools, run_encoders, [], workload)
         yield pools
@@ -210,7 +216,9 @@ def warm_pools(workload: ExtractionWorkload, workers: int) -> Iterator[list[Proc
 
 @contextmanager
 def start_pools(workers: int, memory: dict[str, str]) -> Iterator[list[ProcessPoolExecutor]]:
-    """Fresh ones, each on its own; `memory` are their settings of the allocator, which Dask leaves behind."""
+    """Fresh ones, each on its own; `memory` are their settings of the allocator, which Dask leaves
+    behind.
+    """
     with ExitStack() as stack:
         for name in [name for name in os.environ if name.startswith("MALLOC_")]:
             del os.environ[name]

@@ -42,18 +42,21 @@ CATEGORIES = ("adult", "child", "dog", "ball/sports_ball", "bicycle", "guitar", 
 
 @dataclass
 class Index(Case):
-    """`pipeline.datasets.prepare.prepare` on a training split drawn from a seed and written as VidSTG's files: as many videos and sentences
-    as VidSTG's; then a share of them with VidOR's boxes of two to seven objects in each of 150 to 1,800 frames. No videos are
-    there, so none is probed. First, `json.loads` of the same annotation files. Every index is checked: all sentences, each once,
-    with a track or without. The floor is reading the files and writing the index. The start of Python is not counted; memory is the
-    process's highest.
+    """`pipeline.datasets.prepare.prepare` on a training split drawn from a seed and written as
+    VidSTG's files: as many videos and sentences as VidSTG's; then a share of them with VidOR's
+    boxes of two to seven objects in each of 150 to 1,800 frames. No videos are there, so none is
+    probed. First, `json.loads` of the same annotation files. Every index is checked: all sentences,
+    each once, with a track or without. The floor is reading the files and writing the index. The
+    start of Python is not counted; memory is the process's highest.
     """
 
     packages = ("pydantic", "numpy")
     num_videos: int = 5436
     num_sentences: int = 80684
     box_subset_divisor: int = 20
-    """One video in so many is indexed with boxes: VidOR's files of all of them would take gigabytes."""
+    """One video in so many is indexed with boxes: VidOR's files of all of them would take
+    gigabytes.
+    """
     rounds: int = 2
 
     def __enter__(self) -> Index:
@@ -152,7 +155,9 @@ def read_plain(root: Path) -> tuple[float, int]:
 def write_annotations(
     root: Path, rng: np.random.Generator, num_videos: int, num_sentences: int, with_boxes: bool
 ) -> None:
-    """VidSTG's training file of exactly so many sentences; every video has some, an entry a caption and up to two questions."""
+    """VidSTG's training file of exactly so many sentences; every video has some, an entry a caption
+    and up to two questions.
+    """
     frames = rng.integers(150, 1800, num_videos)
     counts = rng.choice(
         (1, 2, 3), num_sentences, p=(0.05, 0.66, 0.29)
@@ -179,7 +184,9 @@ def write_annotations(
 def build_entry(
     video_index: int, frame_count: int, num_sentences: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """An entry with the fields of the real file and `said` sentences; segment and truth lie anywhere in the video."""
+    """An entry with the fields of the real file and `said` sentences; segment and truth lie
+    anywhere in the video.
+    """
     objects = build_objects(video_index)
     begin, first, end, last = np.sort(rng.choice(frame_count - 1, 4, replace=False)).tolist()
     span = {"begin_fid": first, "end_fid": end}

@@ -35,11 +35,12 @@ COLD_READ, CACHED_READ, IN_MEMORY, COLLATE_ONLY = (
 
 @dataclass
 class LoaderStep(Case):
-    """Whole training steps of CSDVL with one batch that is on the device already, against the same with batches from the store
-    through the loader: with nothing of it in the process' memory (the system's cache is warm), and with all of it, as in later
-    epochs over a store that fits. Features are random, of real shapes, every query about a video of its own. Both ways give the
-    same batch, to the bit. Last, what making a batch takes on one thread: what the loop would wait without the loader. On a GPU at
-    the papers' size in bfloat16.
+    """Whole training steps of CSDVL with one batch that is on the device already, against the same
+    with batches from the store through the loader: with nothing of it in the process' memory (the
+    system's cache is warm), and with all of it, as in later epochs over a store that fits. Features
+    are random, of real shapes, every query about a video of its own. Both ways give the same batch,
+    to the bit. Last, what making a batch takes on one thread: what the loop would wait without the
+    loader. On a GPU at the papers' size in bfloat16.
     """
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,7 +20,9 @@ from pipeline.video import probe
 
 SENTENCES = [TEXT, "another one does not"]
 WorkFactory = Callable[[Path, Path, Path], Callable[[], object]]
-"""Of a run, a video and a folder for its features: all that comes before the clock, and gives what is timed."""
+"""Of a run, a video and a folder for its features: all that comes before the clock, and gives what
+is timed.
+"""
 
 
 @dataclass
@@ -68,7 +70,9 @@ class LongVideo(Case):
         ]
 
     def _build_measurements(self, work: WorkFactory, later: bool) -> dict[str, Measurement]:
-        """By length of the video; where the time goes with the short one is found when all times are, in this process."""
+        """By length of the video; where the time goes with the short one is found when all times
+        are, in this process.
+        """
         short, there = self.minutes[0], self.work_dir / f"kept-{self.minutes[0]:g}"
         found = {f"{count:g} min": self._measure_length(work, count) for count in self.minutes}
         folders = [there if later else self.work_dir / name for name in ("counted", "profiled")]

@@ -22,10 +22,12 @@ PRODUCTS = ("appearance", "motion")
 
 @dataclass
 class Memory(Case):
-    """Peak memory of a whole process that streams a video's features (tiny backbones), and its time for a second of video, networks at
-    hand, for videos of growing length, against the shortest: neither must grow with the video. The floor is the networks' operations on
-    the shortest, and writing the pictures. And the memory of the process that decodes a 720p video for a consumer that pauses 10 ms
-    after each picture, by decoder; the child is stopped while its ring is full. Frames and rows are counted first.
+    """Peak memory of a whole process that streams a video's features (tiny backbones), and its time
+    for a second of video, networks at hand, for videos of growing length, against the shortest:
+    neither must grow with the video. The floor is the networks' operations on the shortest, and
+    writing the pictures. And the memory of the process that decodes a 720p video for a consumer
+    that pauses 10 ms after each picture, by decoder; the child is stopped while its ring is full.
+    Frames and rows are counted first.
     """
 
     packages = ("torch", "av", "decord")

@@ -1,4 +1,6 @@
-"""How fast the pictures of a pass are read from the product `frames`, for networks whose image encoder trains."""
+"""How fast the pictures of a pass are read from the product `frames`, for networks whose image
+encoder trains.
+"""
 
 from __future__ import annotations
 

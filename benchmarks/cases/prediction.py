@@ -40,12 +40,14 @@ NUM_TOKENS = 20
 
 @dataclass
 class PredictionLatency(Case):
-    """An answer about a 20 s video at 5 maps a second. From cached features: CSDVL of the preset `hcstvg-v1`, one sentence, against
-    several about the same video; sentences alone and together get the same tubes. From the file: a run of one step is asked
-    (`Grounder`), from the mp4 and again about the video it has seen; both answer alike. On a GPU with the full backbones and
-    N_short 320 (wanted: 25 ms from cached features, 0.5 s from the mp4; the paper states 0.5 s on an RTX 3090); on a CPU with
-    N_short 160, and the tiny backbones and preset `shapes` from the file. The floor is the networks' operations, and reading the
-    features, or writing the pictures that are decoded.
+    """An answer about a 20 s video at 5 maps a second. From cached features: CSDVL of the preset
+    `hcstvg-v1`, one sentence, against several about the same video; sentences alone and together
+    get the same tubes. From the file: a run of one step is asked (`Grounder`), from the mp4 and
+    again about the video it has seen; both answer alike. On a GPU with the full backbones and
+    N_short 320 (wanted: 25 ms from cached features, 0.5 s from the mp4; the paper states 0.5 s on
+    an RTX 3090); on a CPU with N_short 160, and the tiny backbones and preset `shapes` from the
+    file. The floor is the networks' operations, and reading the features, or writing the pictures
+    that are decoded.
     """
 
     packages = ("torch", "numpy", "decord", "av")

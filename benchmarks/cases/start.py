@@ -36,10 +36,12 @@ HEAVY_MODULES = (
 
 @dataclass
 class Start(Case):
-    """Whole processes, against a Python that does nothing: every command's `--help`, which is checked to print its usage and must
-    take less than half a second, and imports of the heaviest parts, which a command pays once its arguments are known to be good.
-    The floor is reading the compiled modules and the extension modules that the process imports, each once; of the libraries that
-    those link, which are mapped and not read, nothing is in it. Where the time goes is said of importing alone, by package.
+    """Whole processes, against a Python that does nothing: every command's `--help`, which is
+    checked to print its usage and must take less than half a second, and imports of the heaviest
+    parts, which a command pays once its arguments are known to be good. The floor is reading the
+    compiled modules and the extension modules that the process imports, each once; of the libraries
+    that those link, which are mapped and not read, nothing is in it. Where the time goes is said of
+    importing alone, by package.
     """
 
     packages = ("typer", "torch")
@@ -97,7 +99,9 @@ def count_imported_bytes(program: str) -> int:
 
 
 def profile_imports(program: str) -> list[tuple[str, float]]:
-    """The packages (their first two names) whose modules take most of the time of importing, without what they import of others."""
+    """The packages (their first two names) whose modules take most of the time of importing,
+    without what they import of others.
+    """
     times: defaultdict[str, float] = defaultdict(float)
     for line in run_python("-X", "importtime", "-c", program).stderr.splitlines():
         found = IMPORT_TIME_LINE.fullmatch(line)

@@ -19,14 +19,17 @@ KINDS: tuple[ShardKind, ...] = ("zarr", "hdf5")
 FrameSelection = tuple[np.ndarray, np.ndarray]
 """Numbers of videos, and of a frame in each."""
 SelectionReader = Callable[[FrameSelection], list[np.ndarray]]
-"""The frames of a pick, in one array if they are of one video, else in one array each: what a reader gives without copying again."""
+"""The frames of a pick, in one array if they are of one video, else in one array each: what a
+reader gives without copying again.
+"""
 
 
 @dataclass
 class StoreRead(Case):
-    """Random frames of maps of real size, from files whose pages are cached, read by a plain `numpy.memmap`, by our reader from
-    both formats, and by zarr-python. All give the same numbers. Ours compares the checksum of every frame, which a memory map
-    cannot, and uses the memory of results that are gone again, where NumPy asks the system for fresh pages. `bytes_read`: what it
+    """Random frames of maps of real size, from files whose pages are cached, read by a plain
+    `numpy.memmap`, by our reader from both formats, and by zarr-python. All give the same numbers.
+    Ours compares the checksum of every frame, which a memory map cannot, and uses the memory of
+    results that are gone again, where NumPy asks the system for fresh pages. `bytes_read`: what it
     asks the system for, as a share of what is wanted.
     """
 
@@ -163,7 +166,9 @@ def build_selection_reader(reader: ProductReader) -> SelectionReader:
 
 
 def count_read_bytes(function: Callable[[], object]) -> int:
-    """Bytes a read asks the system for, from the page cache or from disk, when it has been made before."""
+    """Bytes a read asks the system for, from the page cache or from disk, when it has been made
+    before.
+    """
     function()
     before = _get_total_read_bytes()
     function()

@@ -25,8 +25,9 @@ KINDS: tuple[ShardKind, ...] = ("zarr", "hdf5")
 
 @dataclass
 class StoreWrite(Case):
-    """Maps of real size written into a new store, in both formats (checksums, an index of chunks, synced to the disk, a manifest),
-    against one `.npy` file for each video, each synced too. All are read back and hold the same numbers.
+    """Maps of real size written into a new store, in both formats (checksums, an index of chunks,
+    synced to the disk, a manifest), against one `.npy` file for each video, each synced too. All
+    are read back and hold the same numbers.
     """
 
     packages = ("numpy", "zarr", "h5py")

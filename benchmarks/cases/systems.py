@@ -1,8 +1,9 @@
 """Training steps of the systems beside each other.
 
-Each system's preset for HC-STVG v1 on full-size features, or pictures for CoSTA, whose image encoder is a part of it: on a GPU 8 queries
-in bfloat16; on a CPU one without dropout, and without CoSTA, whose step would take more memory than most machines have, and once more
-all of them with few small frames. And each system's preset for `shapes`, as it is.
+Each system's preset for HC-STVG v1 on full-size features, or pictures for CoSTA, whose image
+encoder is a part of it: on a GPU 8 queries in bfloat16; on a CPU one without dropout, and without
+CoSTA, whose step would take more memory than most machines have, and once more all of them with few
+small frames. And each system's preset for `shapes`, as it is.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ PAPER_SHORT_SIDES = {"csdvl": 320, "cgstvg": 420, "costa": 320}
 
 @dataclass(frozen=True)
 class SystemsSize:
-    """What steps see: `given` is laid over each system's preset; `short` is N_short of each system that is measured."""
+    """What steps see: `given` is laid over each system's preset; `short` is N_short of each system
+    that is measured.
+    """
 
     title: str
     preset: str
@@ -53,9 +56,12 @@ class SystemsSize:
     stride: int
     """Pixels between cells of the appearance maps."""
     single_batch: bool = True
-    """A system that is given pictures takes a step's queries at once, and not one after the other."""
+    """A system that is given pictures takes a step's queries at once, and not one after the other.
+    """
     rounds: int = 3
-    """Of one, a CPU takes minutes for each step: there the systems are not checked again at this size."""
+    """Of one, a CPU takes minutes for each step: there the systems are not checked again at this
+    size.
+    """
 
 
 def get_sizes(device: str) -> tuple[SystemsSize, ...]:
@@ -118,10 +124,11 @@ def get_sizes(device: str) -> tuple[SystemsSize, ...]:
 
 @dataclass
 class Systems(Case):
-    """Whole training steps (forward, loss, backward, clipping, optimiser, moving average) of each system's presets `hcstvg-v1` and `shapes`
-    from features at hand (CoSTA: from pictures; with `hcstvg-v1` its ResNet-101 trains), against CSDVL's. A step is on the preset's
-    own batch. Memory: what a step takes at its peak beyond what was there before. A query's boxes alone and in a batch of two are checked
-    to be the same first.
+    """Whole training steps (forward, loss, backward, clipping, optimiser, moving average) of each
+    system's presets `hcstvg-v1` and `shapes` from features at hand (CoSTA: from pictures; with
+    `hcstvg-v1` its ResNet-101 trains), against CSDVL's. A step is on the preset's own batch.
+    Memory: what a step takes at its peak beyond what was there before. A query's boxes alone and in
+    a batch of two are checked to be the same first.
     """
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -215,7 +222,9 @@ def build_step(name: str, size: SystemsSize, device: str) -> tuple[TrainingStep,
 
 
 def _select_overrides(name: str, size: SystemsSize) -> dict[str, Any]:
-    """The settings without those of clips where a system answers by frames; CoSTA's words are stored, as the others' are."""
+    """The settings without those of clips where a system answers by frames; CoSTA's words are
+    stored, as the others' are.
+    """
     fields = type(get_system(name).config_class.model_fields["model"].default).model_fields
     own = {
         **size.overrides,

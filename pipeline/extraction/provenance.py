@@ -51,7 +51,7 @@ def build_provenance(
         }
         about["precision"] = "float16" if runs_on_gpu(config) else "float32"
         if product == "motion":
-            about["slowfast"] = backbone.encoder.kind
+            about["slowfast"] = backbone.encoder.variant
     if product in VISUAL_PRODUCTS:
         about["sampling"] = {key: getattr(config.sampling, key) for key in SAMPLING_KEYS[product]}
     return about

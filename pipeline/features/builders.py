@@ -128,7 +128,7 @@ class SwinBuilder(FeatureBuilder):
         self.image_size = image_size
         self._window: list[Tensor] = []
         self._batcher = _EncoderBatcher(encoder, 1)
-        self._window_length: int = encoder.frames  # type: ignore[assignment]
+        self._window_length: int = encoder.num_frames  # type: ignore[assignment]
 
     def _process_frame(self, frame_index: int, image: Tensor) -> RowBlocks:
         self._window.append(resize(image[None], self.image_size)[0])
@@ -194,14 +194,14 @@ class MotionBuilder(FeatureBuilder):
     ) -> None:
         self._clip_frames = np.stack(
             [
-                sample_clip_frames(seconds, centre, clip_seconds, encoder.frames)
-                for centre in centers
+                sample_clip_frames(seconds, center, clip_seconds, encoder.num_frames)  # type: ignore[arg-type]
+                for center in centers
             ]
-        )  # type: ignore[arg-type]
+        )
         super().__init__(np.unique(self._clip_frames))
         self.pool_2x2 = pool_2x2
         self._center_frames = find_nearest_frames(seconds, centers)
-        self._square_side: int = encoder.side  # type: ignore[assignment]
+        self._square_side: int = encoder.square_side  # type: ignore[assignment]
         self._images: dict[int, Tensor] = {}
         self._next_clip = 0
         self._batcher = _EncoderBatcher(encoder, batch_size)

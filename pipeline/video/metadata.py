@@ -112,8 +112,8 @@ def probe(
         seconds, length = (
             _decode_presentation_times(path, max_pixels, heartbeat)
             if doubt
-            else _get_presentation_times(packets, stream.time_base)
-        )  # type: ignore[arg-type]
+            else _get_presentation_times(packets, stream.time_base)  # type: ignore[arg-type]
+        )
         _check_readable(path, packets, seconds)
         fps = _compute_fps(seconds, stream)
         length = length or 1 / fps

@@ -1,4 +1,6 @@
-"""Every case of the benchmark runs at small sizes: what it compares agrees, and what it finds can be written down. No time is looked at."""
+"""Every case of the benchmark runs at small sizes: what it compares agrees, and what it finds can
+be written down. No time is looked at.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,9 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def here(work: Callable[..., Any], *given: Any) -> Any:
-    """What is measured in a process of its own is done in this one: a process takes seconds to begin."""
+    """What is measured in a process of its own is done in this one: a process takes seconds to
+    begin.
+    """
     return work(*given)
 
 

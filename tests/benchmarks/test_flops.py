@@ -1,4 +1,6 @@
-"""Operations are those that must be done: a convolution's are counted against the same convolution of ones, whose results add them up."""
+"""Operations are those that must be done: a convolution's are counted against the same convolution
+of ones, whose results add them up.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`stvg-eval` and `stvg-report`: what they write, and what they refuse. Asserted on files, not on what is printed."""
+"""`stvg-eval` and `stvg-report`: what they write, and what they refuse. Asserted on files, not on
+what is printed.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +138,9 @@ def test_another_split_and_more_frames(place: Path) -> None:
 def test_a_second_look_and_spans_at_clips_edges_are_options(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight clips of 50 frames; thirteen are stored, so that a second look can be taken, here at all but the last frame."""
+    """Eight clips of 50 frames; thirteen are stored, so that a second look can be taken, here at
+    all but the last frame.
+    """
     monkeypatch.setattr(
         grounding.inference.refine,
         "window_around",
@@ -157,7 +161,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_several_runs_answer_together_and_are_left_alone(place: Path) -> None:
-    """Two of the same are the one. What they answer is written where it is asked for, and can be judged again."""
+    """Two of the same are the one. What they answer is written where it is asked for, and can be
+    judged again.
+    """
     shutil.copytree(place / "run", place / "twin")
     before = contents(place / "run"), contents(place / "twin")
     written = ("--save", place / "tubes.jsonl", "--json", place / "out.json")
@@ -340,7 +346,9 @@ TRUE_SPANS = {"a": (10, 30), "b": (0, 12), "c": (25, 50), "d": (5, 6)}
 
 @pytest.fixture
 def four(tmp_path: Path) -> Path:
-    """A folder with four queries of split `val`, two of each video, `index.jsonl`, and `ours.jsonl`, `other.jsonl`: ours are better."""
+    """A folder with four queries of split `val`, two of each video, `index.jsonl`, and
+    `ours.jsonl`, `other.jsonl`: ours are better.
+    """
     tracks, queries = Tracks(), []
     for number, (name, span) in enumerate(TRUE_SPANS.items()):
         tracks.add(
@@ -488,7 +496,9 @@ def test_the_challenges_file_of_a_run_is_judged_the_same(
 
 
 def test_boxes_beyond_the_span_leave_the_official_scores_alone(four: Path) -> None:
-    """The challenge's file has the span's boxes only: vIoU and tIoU, all that the script computes, need no others."""
+    """The challenge's file has the span's boxes only: vIoU and tIoU, all that the script computes,
+    need no others.
+    """
     wide = [
         Prediction(
             id=name, span=span, score=1.0, boxes=[(0, 0, 0, 40, 40), (60, *FOUR_BOXES[name])]

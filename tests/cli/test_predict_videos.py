@@ -1,4 +1,6 @@
-"""`stvg-predict` on real videos of many kinds, and on a long one: the box is drawn where the JSON says, as long as the source lasts."""
+"""`stvg-predict` on real videos of many kinds, and on a long one: the box is drawn where the JSON
+says, as long as the source lasts.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def is_yellow(pixels: np.ndarray) -> np.ndarray:
 
 
 def assert_drawn(video: Path, out: Path, query: dict[str, Any]) -> None:
-    """The drawn video is as long as the source, and on frames of the span yellow lies where the box's sides are."""
+    """The drawn video is as long as the source, and on frames of the span yellow lies where the
+    box's sides are.
+    """
     source, drawn, canvas = (
         probe(video),
         probe(out),

@@ -1,4 +1,6 @@
-"""A few steps of `stvg-pretrain-tiny`: the files it writes are whole, and are the shipped ones' shape."""
+"""A few steps of `stvg-pretrain-tiny`: the files it writes are whole, and are the shipped ones'
+shape.
+"""
 
 from __future__ import annotations
 

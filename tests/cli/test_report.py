@@ -123,7 +123,9 @@ REAL = (
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_videos_frames_keep_their_numbers_and_times(name: str, tmp_path: Path) -> None:
-    """Whatever the container says: frame n of the report's video is the source's, shown at its time."""
+    """Whatever the container says: frame n of the report's video is the source's, shown at its
+    time.
+    """
     folder = Path(__file__).parents[3] / "shared" / "videos"
     if not (folder / name).is_file():
         pytest.skip(f"{folder / name} is not there")

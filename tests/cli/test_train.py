@@ -134,7 +134,9 @@ def test_what_is_refused(
 def test_a_stopped_command_saves_and_goes_on(
     tiny_run: Any, tmp_path: Path, number: int, code: int
 ) -> None:
-    """A second training of the run is refused meanwhile; afterwards the same command takes up the step that was saved."""
+    """A second training of the run is refused meanwhile; afterwards the same command takes up the
+    step that was saved.
+    """
     run = tmp_path / "run"
     arguments = words(
         tiny_run.store,

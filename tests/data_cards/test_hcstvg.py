@@ -1,4 +1,6 @@
-"""The card's example of HC-STVG v1, from an entry with the fields of the real one: frames counted from one, `xywh` boxes."""
+"""The card's example of HC-STVG v1, from an entry with the fields of the real one: frames counted
+from one, `xywh` boxes.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def test_every_video_has_one_sentence(name: str, splits: list[str]) -> None:
 
 
 def test_bare_test_sentences_are_counted_without_a_video(tmp_path: Path) -> None:
-    """What the annotations hold does not depend on which videos are at hand, nor are those looked at."""
+    """What the annotations hold does not depend on which videos are at hand, nor are those looked
+    at.
+    """
     (tmp_path / "7_a.mp4").write_bytes(b"no video")
     entries = {
         "7_a.mp4": "A man nods.",

@@ -1,4 +1,6 @@
-"""Every number the card of VidSTG states of its validation split is the one in the real file, counted here from the raw fields."""
+"""Every number the card of VidSTG states of its validation split is the one in the real file,
+counted here from the raw fields.
+"""
 
 from __future__ import annotations
 

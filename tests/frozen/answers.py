@@ -1,7 +1,9 @@
-"""Reference results of the whole system on `shapes`, used to prove that a refactoring changes nothing.
+"""Reference results of the whole system on `shapes`, used to prove that a refactoring changes
+nothing.
 
-`python -m tests.frozen.answers small|demo` computes them anew and writes them to `answers.json`, together with the
-machine they were computed on. On the same kind of machine they are compared to the last digit.
+`python -m tests.frozen.answers small|demo` computes them anew and writes them to `answers.json`,
+together with the machine they were computed on. On the same kind of machine they are compared to
+the last digit.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def machine() -> dict[str, str]:
 
 
 def feature_digests(store: Path) -> dict[str, str]:
-    """SHA-256 of the contents of every product: keys, rows and columns of all entries, in the order of the shards."""
+    """SHA-256 of the contents of every product: keys, rows and columns of all entries, in the order
+    of the shards.
+    """
     from pipeline.store import Store
 
     opened, digests = Store(store), {}
@@ -97,7 +101,9 @@ def command(module: str, *arguments: str) -> None:
 
 
 def small_store(folder: Path) -> Path:
-    """Eight videos of `shapes` with the demo's settings (`params.yaml`), extracted in `folder`; the path of the store."""
+    """Eight videos of `shapes` with the demo's settings (`params.yaml`), extracted in `folder`; the
+    path of the store.
+    """
     params = Path(__file__).parents[2] / "params.yaml"
     store, root, index = folder / "store", folder / "shapes", folder / "index" / "index.jsonl"
     counts = [
@@ -130,7 +136,9 @@ def small_answers(folder: Path) -> dict[str, Any]:
 
 
 def demo_answers(folder: Path) -> dict[str, Any]:
-    """What `make demo` leaves in `folder`: metrics, digests of shards and features; and ten-step losses on its store."""
+    """What `make demo` leaves in `folder`: metrics, digests of shards and features; and ten-step
+    losses on its store.
+    """
     store = folder / "store"
     manifest = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
     shards = {

@@ -1,4 +1,6 @@
-"""The four systems, the extraction and the demo give the results that were recorded in `answers.json`."""
+"""The four systems, the extraction and the demo give the results that were recorded in
+`answers.json`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ RECORDED: dict[str, Any] = json.loads(answers.FILE.read_text(encoding="utf-8"))
 
 
 def check(found: dict[str, Any], name: str) -> None:
-    """Compare to the last digit on the machine of the record; elsewhere kernels round differently, so losses to 0.1 %."""
+    """Compare to the last digit on the machine of the record; elsewhere kernels round differently,
+    so losses to 0.1 %.
+    """
     recorded = dict(RECORDED[name])
     if recorded.pop("machine") == answers.machine():
         assert found == recorded

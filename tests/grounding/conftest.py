@@ -1,4 +1,6 @@
-"""A store of two wide videos and a tall one with random features, as `stvg-extract` would have written them."""
+"""A store of two wide videos and a tall one with random features, as `stvg-extract` would have
+written them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def make_query(number: int, split: str, **changes: Any) -> Query:
-    """Query `<split>-<number>` about one of the three videos; its span is [30, 60) of the segment [0, 100)."""
+    """Query `<split>-<number>` about one of the three videos; its span is [30, 60) of the segment
+    [0, 100).
+    """
     video = f"v{number % 3}"
     values = {
         "id": f"{split}-{number}",
@@ -111,9 +115,11 @@ def build_store(
     fill: dict[str, float] | None = None,
     visual: tuple[str, ...] = ("appearance", "motion"),
 ) -> Path:
-    """Write a store about `queries` (by default eight of split train, three of val) into `folder` and give its path.
+    """Write a store about `queries` (by default eight of split train, three of val) into `folder`
+    and give its path.
 
-    `without` leaves out entries by key, `fill` puts one number into all rows of an entry, `visual` may also hold `swin` and `frames`.
+    `without` leaves out entries by key, `fill` puts one number into all rows of an entry, `visual`
+    may also hold `swin` and `frames`.
     """
     path, random = folder / name, np.random.default_rng(5)
     known = queries or [make_query(n, "train") for n in range(8)] + [

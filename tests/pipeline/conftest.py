@@ -21,7 +21,9 @@ VideoMaker = Callable[..., Path]
 
 
 def painted(number: int) -> np.ndarray:
-    """RGB `[48, 128, 3]`: block i of the top 16 rows is white where bit i of the number is set; the rest is grey."""
+    """RGB `[48, 128, 3]`: block i of the top 16 rows is white where bit i of the number is set; the
+    rest is grey.
+    """
     picture = np.full((HEIGHT, WIDTH, 3), 96, np.uint8)
     for bit in range(BITS):
         picture[:BLOCK, bit * BLOCK : (bit + 1) * BLOCK] = 255 if number >> bit & 1 else 0
@@ -43,7 +45,9 @@ def write_video(
     first: int = 0,
     **options: Any,
 ) -> Path:
-    """Pictures painted `first` and on: h264 with B-frames, a key frame every 12; 25 fps, or shown at the given `milliseconds`."""
+    """Pictures painted `first` and on: h264 with B-frames, a key frame every 12; 25 fps, or shown
+    at the given `milliseconds`.
+    """
     import av
 
     codec = options.pop("codec", "libx264")
@@ -127,13 +131,16 @@ SETTINGS: dict[str, Any] = {
     "workers": 0,
     "device": "cpu",
 }
-"""Of runs on small videos; as `small_data` says its videos are longer than they are, two of them fill a shard."""
+"""Of runs on small videos; as `small_data` says its videos are longer than they are, two of them
+fill a shard.
+"""
 
 
 class Extraction:
     """`stvg-extract` into one store, by processes of their own: they may be killed.
 
-    They are forked from a server that has imported what takes seconds, and carry a mark that all their descendants inherit.
+    They are forked from a server that has imported what takes seconds, and carry a mark that all
+    their descendants inherit.
     """
 
     def __init__(self, data: Path, store: Path, **settings: Any) -> None:
@@ -207,7 +214,9 @@ class Extraction:
         }
 
     def finished(self) -> dict[Path, tuple[int, int]]:
-        """The files of every shard that is in its place, each with its inode and the time it was written."""
+        """The files of every shard that is in its place, each with its inode and the time it was
+        written.
+        """
         shards = [path for path in self.store.glob("*/[!.]*") if path.suffix in (".zarr", ".h5")]
         files = [file for shard in shards for file in (shard, *shard.rglob("*")) if file.is_file()]
         return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
@@ -215,7 +224,9 @@ class Extraction:
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of eight videos of 30 frames (`v0.mp4` …) and an index of one sentence about each. Read only."""
+    """A folder of eight videos of 30 frames (`v0.mp4` …) and an index of one sentence about each.
+    Read only.
+    """
     from pipeline.io.jsonl import write_jsonl
     from pipeline.records import Query
     from pipeline.tracks import Tracks
@@ -244,7 +255,9 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def extraction(tmp_path: Path, small_data: Path) -> Iterator[Callable[..., Extraction]]:
-    """Extractions of `small_data`, or of another folder, into stores of the test's own; nothing of them outlives the test."""
+    """Extractions of `small_data`, or of another folder, into stores of the test's own; nothing of
+    them outlives the test.
+    """
     made: list[Extraction] = []
 
     def extraction_into(name: str, data: Path = small_data, **settings: Any) -> Extraction:

@@ -1,4 +1,6 @@
-"""Which frames and clips are taken: stated as facts that hold for any video, and worked by hand where the rule is ours."""
+"""Which frames and clips are taken: stated as facts that hold for any video, and worked by hand
+where the rule is ours.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +133,9 @@ def test_bin_centres_are_in_their_bins(available: int, count: int) -> None:
 
 
 def test_passes_by_hand() -> None:
-    """Seven items by four: P = 2, pass p takes ⌊(k + (p + ½)/2)·7/4⌋: k + ¼ → 0, 2, 3, 5 and k + ¾ → 1, 3, 4, 6."""
+    """Seven items by four: P = 2, pass p takes ⌊(k + (p + ½)/2)·7/4⌋: k + ¼ → 0, 2, 3, 5 and k + ¾
+    → 1, 3, 4, 6.
+    """
     assert [part.tolist() for part in plan_passes(7, 4)] == [[0, 2, 3, 5], [1, 3, 4, 6]]
 
 

@@ -1,4 +1,6 @@
-"""The frame of every command: errors become one line and an exit code, tracebacks go to the log, signals unwind."""
+"""The frame of every command: errors become one line and an exit code, tracebacks go to the log,
+signals unwind.
+"""
 
 from __future__ import annotations
 

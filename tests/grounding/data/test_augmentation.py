@@ -1,4 +1,6 @@
-"""Augmented samples: boxes, sizes and words are true of the pictures, and each is a function of seed, epoch and query alone."""
+"""Augmented samples: boxes, sizes and words are true of the pictures, and each is a function of
+seed, epoch and query alone.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ def drawn(
 
 
 def test_true_boxes_are_around_what_is_seen(features: GroundingDataset) -> None:
-    """From the store through the loader: the box of a pass' every frame bounds its grey object to a pixel; what is padding stays black."""
+    """From the store through the loader: the box of a pass' every frame bounds its grey object to a
+    pixel; what is padding stays black.
+    """
     sizes = set()
     for parts in taken(loader(features), 12):
         for part in parts:
@@ -125,7 +129,9 @@ def test_true_boxes_are_around_what_is_seen(features: GroundingDataset) -> None:
 
 
 def test_a_pass_is_seen_in_one_way(features: GroundingDataset) -> None:
-    """What does not move from frame to frame does not move: the box goes right by a tenth of a pixel a frame, or left in a mirror."""
+    """What does not move from frame to frame does not move: the box goes right by a tenth of a
+    pixel a frame, or left in a mirror.
+    """
     ways = set()
     for _, boxes in samples(taken(loader(features, flip=0.5), 4)).values():
         steps = torch.diff(boxes[0:1, 1:4, 0] if boxes.ndim == 3 else boxes[1:4, 0]).sign()

@@ -50,7 +50,9 @@ def test_a_batch_is_padded_and_says_what_is_real(features: GroundingDataset) -> 
 def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(
     features: GroundingDataset,
 ) -> None:
-    """Whole pictures on 3×5 and 6×4 cells, in a batch on 6×5: half of the rows, and four fifths of the columns."""
+    """Whole pictures on 3×5 and 6×4 cells, in a batch on 6×5: half of the rows, and four fifths of
+    the columns.
+    """
     sample = features.load_sample(features.queries[0])
     maps = [np.ones((CLIPS, *shape, 5), np.float16) for shape in ((3, 5), (6, 4))]
     inputs = collate(
@@ -96,7 +98,9 @@ def test_a_batch_moves_to_a_device_whole(features: GroundingDataset) -> None:
 
 
 def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -> None:
-    """Queries 0 and 3 are about one video, 2 about another; 1 about a third that is of the first's size."""
+    """Queries 0 and 3 are about one video, 2 about another; 1 about a third that is of the first's
+    size.
+    """
     samples = [features.load_sample(features.queries[number]) for number in (3, 2, 0, 1)]
     inputs = collate(samples)
     assert inputs.video is not None

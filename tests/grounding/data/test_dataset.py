@@ -66,7 +66,9 @@ def test_a_store_without_truth_needs_no_tracks(make_store: Maker, query_of: Quer
 
 
 def test_a_sample_takes_the_frames_at_bin_centres(features: GroundingDataset) -> None:
-    """Twenty stored frames 0, 5 … 95 by four: places ⌊(k + ½)·5⌋ = 2, 7, 12, 17, frames 10, 35, 60, 85."""
+    """Twenty stored frames 0, 5 … 95 by four: places ⌊(k + ½)·5⌋ = 2, 7, 12, 17, frames 10, 35, 60,
+    85.
+    """
     sample = features.load_sample(features.queries[0])
     assert sample.frame_indices.tolist() == [10, 35, 60, 85]
     np.testing.assert_allclose(
@@ -118,7 +120,9 @@ def framewise(store: Path) -> GroundingDataset:
 
 
 def test_without_clips_each_frame_has_the_motion_nearest_to_it(framewise: GroundingDataset) -> None:
-    """Frames 10, 35, 60, 85: the earlier one of clips 5 and 15, clip 35, the earlier one of 55 and 65, clip 85."""
+    """Frames 10, 35, 60, 85: the earlier one of clips 5 and 15, clip 35, the earlier one of 55 and
+    65, clip 85.
+    """
     sample = framewise.load_sample(framewise.queries[0])
     np.testing.assert_array_equal(
         sample.motion, framewise.motion.read("v0", np.array([0, 3, 5, 8]))
@@ -165,7 +169,9 @@ def test_motion_denser_than_the_frames_is_that_of_the_frames(
 
 
 def test_motion_at_frames_stays_in_the_segment(make_store: Maker, query_of: QueryMaker) -> None:
-    """Segment [20, 60): frames 20, 25 … 55; frame 20 takes the clip at 25, for that at 15, as near, is outside."""
+    """Segment [20, 60): frames 20, 25 … 55; frame 20 takes the clip at 25, for that at 15, as near,
+    is outside.
+    """
     features = GroundingDataset.from_store(
         make_store([query_of(0, "train", segment=(20, 60))]), "train", 8, None
     )
@@ -174,7 +180,9 @@ def test_motion_at_frames_stays_in_the_segment(make_store: Maker, query_of: Quer
 
 
 def test_motion_of_the_same_rows_is_that_of_the_same_frames(store: Path) -> None:
-    """Whatever the product: with that of appearance both are the same, and its maps are of the whole picture."""
+    """Whatever the product: with that of appearance both are the same, and its maps are of the
+    whole picture.
+    """
     features = GroundingDataset.from_store(store, "train", FRAMES, None, motion="appearance")
     for query in features.queries[:3]:
         sample = features.load_sample(query, np.array([3, 3, 0, 19]))
@@ -248,7 +256,9 @@ def test_passes_see_every_stored_frame_of_the_segment(
 
 
 def test_what_is_true_of_a_sample(features: GroundingDataset) -> None:
-    """Span [30, 60) of [0, 100), frames 10, 35, 60, 85: one is inside. At frame 35 the box is [8.5, 18.5] × [8.5, 28.5] of 64×36."""
+    """Span [30, 60) of [0, 100), frames 10, 35, 60, 85: one is inside. At frame 35 the box is [8.5,
+    18.5] × [8.5, 28.5] of 64×36.
+    """
     targets = features.targets(features.load_sample(features.queries[0]))
     torch.testing.assert_close(targets.span, torch.tensor([[0.3, 0.6]]))
     assert targets.frames.tolist() == [[0, 1, 0, 0]]
@@ -256,7 +266,8 @@ def test_what_is_true_of_a_sample(features: GroundingDataset) -> None:
     torch.testing.assert_close(
         targets.boxes[0, 1], torch.tensor([13.5 / 64, 18.5 / 36, 10 / 64, 20 / 36])
     )
-    # five clips of .2: [.2, .4) is half covered, [.4, .6) wholly; their middles are frames 10, 30, 50, 70, 90
+    # five clips of .2: [.2, .4) is half covered, [.4, .6) wholly; their middles are frames 10, 30,
+    # 50, 70, 90
     assert targets.clips.tolist() == [[0, 1, 1, 0, 0]]
     assert targets.clip_boxed.tolist() == [[False, True, True, False, False]]
     torch.testing.assert_close(
@@ -333,7 +344,9 @@ def test_recent_arrays_are_read_once_and_the_oldest_forgotten() -> None:
 
 
 def test_threads_that_want_one_array_read_it_once() -> None:
-    """The others wait for the first; what it cannot read, none of them gets, and the next one tries again."""
+    """The others wait for the first; what it cannot read, none of them gets, and the next one tries
+    again.
+    """
     recent, reads, start = LRUCache(max_bytes=100), [], Barrier(4)
 
     def read() -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Pictures: decoded as they are read, or kept as JPEGs until they are on their device; the same either way."""
+"""Pictures: decoded as they are read, or kept as JPEGs until they are on their device; the same
+either way.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The order of training: every query once an epoch, the same for any number of processes; and batches made ahead of use."""
+"""The order of training: every query once an epoch, the same for any number of processes; and
+batches made ahead of use.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def plan_of(
 
 
 def mixed() -> BucketBatchSampler:
-    """Sixty videos of five queries; 35 are wide, 15 narrow, 9 tall, and one has a size of its own. Twelve fit into memory."""
+    """Sixty videos of five queries; 35 are wide, 15 narrow, 9 tall, and one has a size of its own.
+    Twelve fit into memory.
+    """
     sizes = [WIDE] * 35 + [NARROW] * 15 + [TALL] * 9 + [(10, 10)]
     return plan_of(
         [source for source in range(60) for _ in range(5)],
@@ -162,7 +166,9 @@ def test_the_order_depends_on_seed_and_epoch_only() -> None:
 
 
 def test_maps_of_one_size_go_together() -> None:
-    """Only what is left over of the four sizes, at most seven of each, is mixed; a plain permutation mixes nearly every batch."""
+    """Only what is left over of the four sizes, at most seven of each, is mixed; a plain
+    permutation mixes nearly every batch.
+    """
     sizes = np.repeat(np.array([WIDE] * 35 + [NARROW] * 15 + [TALL] * 9 + [(10, 10)]), 5, 0)
 
     def padded(batches: np.ndarray) -> float:
@@ -190,7 +196,9 @@ def reads(plan: BucketBatchSampler, sources: np.ndarray, memory: int) -> float:
 
 
 def test_one_read_serves_the_queries_of_a_video() -> None:
-    """200 videos of ten queries, twenty in memory: each is read about once, not about nine times; and batches are of many videos."""
+    """200 videos of ten queries, twenty in memory: each is read about once, not about nine times;
+    and batches are of many videos.
+    """
     sources = np.repeat(np.arange(200), 10)
     near, far = (plan_of(sources.tolist(), batch=8, memory=memory) for memory in (20, 10**6))
     assert reads(near, sources, 20) < 0.11

@@ -1,4 +1,6 @@
-"""Sentences of which nothing is true: how many, whose, what is learned from them, and that parts of a batch agree with the whole."""
+"""Sentences of which nothing is true: how many, whose, what is learned from them, and that parts of
+a batch agree with the whole.
+"""
 
 from __future__ import annotations
 
@@ -179,7 +181,9 @@ def test_of_an_absent_event_no_frame_is_the_first(features: GroundingDataset) ->
 def test_of_batches_without_any_event_every_system_learns_when_alone(
     make_store: StoreMaker, tmp_path: Path, system: str
 ) -> None:
-    """With every sentence absent boxes teach nothing; what says when does, and all numbers stay finite."""
+    """With every sentence absent boxes teach nothing; what says when does, and all numbers stay
+    finite.
+    """
     store = make_store(
         written("train", 8) + written("val", 3), visual=("appearance", "motion", "frames")
     )

@@ -1,4 +1,6 @@
-"""Left and right are exchanged where they are sides, and nowhere else; where that cannot be told there is no mirrored sentence."""
+"""Left and right are exchanged where they are sides, and nowhere else; where that cannot be told
+there is no mirrored sentence.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,9 @@ def test_shapes_that_go_to_a_side_go_to_the_other() -> None:
     not ANNOTATIONS.exists(), reason="VidSTG's annotations are not beside the project"
 )
 def test_every_side_in_vidstg_s_sentences_is_exchanged() -> None:
-    """149 of its 8,956 validation sentences name a side, and no left or right in them is anything else."""
+    """149 of its 8,956 validation sentences name a side, and no left or right in them is anything
+    else.
+    """
     entries = json.loads(ANNOTATIONS.read_text())
     sentences = [
         said["description"]

@@ -1,4 +1,6 @@
-"""The two baselines: what the search finds is what the metrics say, and the draws stay where they belong."""
+"""The two baselines: what the search finds is what the metrics say, and the draws stay where they
+belong.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from pipeline.tracks import Tracks
 
 
 def make_split(count: int, seed: int, with_boxes: bool = True) -> tuple[list[Query], Tracks]:
-    """Queries whose events gather around the middle of their segments, their objects around the left of the picture."""
+    """Queries whose events gather around the middle of their segments, their objects around the
+    left of the picture.
+    """
     generator = np.random.default_rng(seed)
     queries, tracks = [], Tracks()
     for number in range(count):

@@ -1,4 +1,6 @@
-"""What answers are judged by: the truth of an index or of the challenge's file, and the answers from either kind of file."""
+"""What answers are judged by: the truth of an index or of the challenge's file, and the answers
+from either kind of file.
+"""
 
 from __future__ import annotations
 

@@ -71,7 +71,9 @@ def test_gaps_and_boxes_outside_the_span_are_kept(tmp_path: Path) -> None:
 
 
 def test_samples_are_interpolated_where_they_are_written(tmp_path: Path) -> None:
-    """Samples at 10 and 12 of the span [9, 14): held at 9 and 13, half way at 11; nothing outside the span."""
+    """Samples at 10 and 12 of the span [9, 14): held at 9 and 13, half way at 11; nothing outside
+    the span.
+    """
     rows = [(10, 0.0, 0.0, 10.0, 10.0), (12, 4.0, 4.0, 14.0, 14.0), (20, 9.0, 9.0, 9.0, 9.0)]
     write_challenge(
         tmp_path / "a.json", predicted(Prediction(id="q", span=(9, 13), score=1.0, boxes=rows))

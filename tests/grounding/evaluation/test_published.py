@@ -1,4 +1,6 @@
-"""The published results: figures as their papers print them, plausible row by row, and the table with a run in it."""
+"""The published results: figures as their papers print them, plausible row by row, and the table
+with a run in it.
+"""
 
 from __future__ import annotations
 
@@ -173,7 +175,9 @@ def test_an_ablation_has_the_figures_its_paper_prints(
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda result: f"{result.method} {result.source}")
 def test_figures_can_be_those_of_one_set_of_tubes(result: Result) -> None:
-    """A tube's vIoU is at most its tIoU; the shares above .3 and .5 bound the mean of vIoU from both sides."""
+    """A tube's vIoU is at most its tIoU; the shares above .3 and .5 bound the mean of vIoU from
+    both sides.
+    """
     scores = result.scores
     assert scores
     assert all(0 < value < 100 for value in scores.values())

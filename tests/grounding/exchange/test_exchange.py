@@ -1,4 +1,6 @@
-"""Tubes for other tools, against expectations made by hand: what is shown, CVAT's files, FiftyOne's data set, and the way back."""
+"""Tubes for other tools, against expectations made by hand: what is shown, CVAT's files, FiftyOne's
+data set, and the way back.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def quiet(done: int, total: int) -> None:
 
 @pytest.fixture
 def exam(query_of: QueryMaker) -> Exam:
-    """Two queries about a video, one about another; the second's truth has boxes at 30, 31 and 34 only, the third's has none."""
+    """Two queries about a video, one about another; the second's truth has boxes at 30, 31 and 34
+    only, the third's has none.
+    """
     tracks = Tracks()
     tracks.add("v0", np.arange(20, 80), np.tile([16.0, 9.0, 48.0, 27.0], (60, 1)))
     tracks.add("gaps", np.array([30, 31, 34]), np.tile([0.0, 0.0, 64.0, 36.0], (3, 1)))

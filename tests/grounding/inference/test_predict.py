@@ -78,7 +78,9 @@ def test_the_highest_valid_cell_is_the_span(features: GroundingDataset) -> None:
 def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(
     features: GroundingDataset,
 ) -> None:
-    """The box around τ is .5 wide: in a picture of 64 it is cut at both ends; its height is a quarter of 36."""
+    """The box around τ is .5 wide: in a picture of 64 it is cut at both ends; its height is a
+    quarter of 36.
+    """
     (answer,) = predict(Known(flat), features, features.queries[:1])
     assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
     for frame, x1, y1, x2, y2 in answer.boxes:
@@ -91,7 +93,9 @@ def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(
 
 
 def test_boxes_and_maps_seen_twice_are_averaged(features: GroundingDataset) -> None:
-    """The passes of one query answer with their number in the batch: probabilities and boxes are their mean."""
+    """The passes of one query answer with their number in the batch: probabilities and boxes are
+    their mean.
+    """
     query = features.queries[0]
     passes = Look(query, features).passes
 
@@ -130,7 +134,9 @@ class Saying(Known):
 
 
 def test_an_ensembles_boxes_and_probabilities_are_averaged(features: GroundingDataset) -> None:
-    """Cell (1, 2) has σ(2) and σ(0), cell (2, 3) σ(0) and σ(3): the second one is higher in the mean."""
+    """Cell (1, 2) has σ(2) and σ(0), cell (2, 3) σ(0) and σ(3): the second one is higher in the
+    mean.
+    """
     models = [
         Saying(spike(1, 2, 2.0), torch.tensor([0.25, 0.5, 0.25, 0.25])),
         Saying(spike(2, 3, 3.0), torch.tensor([0.5, 0.5, 0.25, 0.75])),
@@ -198,7 +204,9 @@ def test_one_model_and_several_of_the_same_answer_alike(
 def test_answers_do_not_depend_on_the_batch(
     features: GroundingDataset, model: Csdvl, batch: int, refine: bool
 ) -> None:
-    """Boxes are rounded to hundredths of a pixel; passes of several queries, wide and tall, share a batch."""
+    """Boxes are rounded to hundredths of a pixel; passes of several queries, wide and tall, share a
+    batch.
+    """
     expected = [predict(model, features, [query], refine=refine)[0] for query in features.queries]
     found = predict(model, features, features.queries, batch=batch, refine=refine)
     for ours, theirs in zip(found, expected, strict=True):
@@ -207,7 +215,9 @@ def test_answers_do_not_depend_on_the_batch(
 
 
 def test_passes_share_batches_and_stay_together(features: GroundingDataset) -> None:
-    """Twenty frames by six are four passes a query (or more): three queries fit two batches of eight."""
+    """Twenty frames by six are four passes a query (or more): three queries fit two batches of
+    eight.
+    """
     known = Known(flat)
     each = len(Look(features.queries[0], features).passes)
     predict(known, features, features.queries[:3], batch=2 * each)
@@ -258,7 +268,9 @@ def test_every_frame_is_seen_whatever_the_number_at_once(
 def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(
     store: Path, refine: bool
 ) -> None:
-    """One frame at once makes twenty passes of one query; samples of passes before are gone when the next ones run."""
+    """One frame at once makes twenty passes of one query; samples of passes before are gone when
+    the next ones run.
+    """
     held: list[weakref.ref[Sample]] = []
     most = 0
 
@@ -280,7 +292,9 @@ def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(
 def test_the_next_passes_are_read_while_those_before_them_are_answered(
     store: Path, broken: bool
 ) -> None:
-    """The network's first answer waits until samples of the second part have been read; what goes wrong in reading is raised."""
+    """The network's first answer waits until samples of the second part have been read; what goes
+    wrong in reading is raised.
+    """
     second, reads = threading.Event(), Counter[str]()
 
     class Noted(GroundingDataset):

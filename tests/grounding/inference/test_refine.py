@@ -1,4 +1,6 @@
-"""The second look, with models that know the truth: one says every proposal's IoU with it, one its first and last frames."""
+"""The second look, with models that know the truth: one says every proposal's IoU with it, one its
+first and last frames.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ SEGMENT = (100, 260)
 
 @dataclass(eq=False)
 class Knowing(nn.Module):
-    """Reads from the motion features when it is looking, since they hold the middles of their clips; boxes are at τ."""
+    """Reads from the motion features when it is looking, since they hold the middles of their
+    clips; boxes are at τ.
+    """
 
     truth: tuple[float, float]
     windows: list[tuple[float, float]] = field(default_factory=list)
@@ -63,7 +67,8 @@ class Said:
 class KnowingFrames(Knowing):
     """Reads from the appearance maps, which hold their frames' numbers, when it is looking.
 
-    It says Gaussians as wide as its frames are apart, and begins and ends a share `late` of that too late.
+    It says Gaussians as wide as its frames are apart, and begins and ends a share `late` of that
+    too late.
     """
 
     late = 0.3
@@ -90,7 +95,9 @@ class KnowingFrames(Knowing):
 def features_of(
     clip_frames: int, segment: tuple[int, int] = SEGMENT, clips: int | None = CLIPS
 ) -> GroundingDataset:
-    """One query about a video with an appearance map every five frames and a clip every `clip_frames`."""
+    """One query about a video with an appearance map every five frames and a clip every
+    `clip_frames`.
+    """
     facts = {"fps": 25.0, "frame_count": FRAME_COUNT, "size": (100, 100)}
     query = Query.model_validate(
         {
@@ -133,7 +140,9 @@ def ask(
 
 
 def test_the_second_look_finds_the_boundary_on_the_finer_grid() -> None:
-    """Clips of 20 frames hold [140, 180) best; the window [120, 200) has clips of 10, and the truth is on their edges."""
+    """Clips of 20 frames hold [140, 180) best; the window [120, 200) has clips of 10, and the truth
+    is on their edges.
+    """
     model, features = Knowing((150, 180)), features_of(5)
     assert ask(model, features, refine=False).span == (140, 180)
     model.windows.clear()
@@ -151,7 +160,9 @@ def test_a_truth_between_fine_clips_is_found_to_half_a_clip() -> None:
 
 
 def test_boxes_of_both_looks_are_averaged() -> None:
-    """Each stored frame is seen once by each look: at τ of the segment, and in the window at τ of the window."""
+    """Each stored frame is seen once by each look: at τ of the segment, and in the window at τ of
+    the window.
+    """
     answer = ask(Knowing((150, 180)), features_of(5))
     assert [row[0] for row in answer.boxes] == list(range(*SEGMENT, EVERY))
     for frame, x1, *_ in answer.boxes:
@@ -181,7 +192,9 @@ def test_where_nothing_new_can_be_seen_there_is_no_second_look(
 
 
 def test_the_window_holds_as_many_clips_as_the_model_sees() -> None:
-    """The best is one clip of 20 frames; 16 clips of 10 are stored, so that eight of them are 80 frames."""
+    """The best is one clip of 20 frames; 16 clips of 10 are stored, so that eight of them are 80
+    frames.
+    """
     model = Knowing((160, 180))
     ask(model, features_of(10))
     assert sorted(set(model.windows)) == [(100, 260), (130, 210)]
@@ -210,9 +223,11 @@ def test_windows_have_margins_and_stay_in_the_segment(
 
 @pytest.mark.parametrize("truth", [(150, 180), (143, 178), (161, 199)])
 def test_first_and_last_frames_are_found_closer_by_the_second_look(truth: tuple[int, int]) -> None:
-    """Eight of 32 frames are 20 frames apart, so the answer 6 frames late; in the window they are closer, and less late.
+    """Eight of 32 frames are 20 frames apart, so the answer 6 frames late; in the window they are
+    closer, and less late.
 
-    There are only as many clips as the model sees: where it takes motion at its frames, they do not matter.
+    There are only as many clips as the model sees: where it takes motion at its frames, they do not
+    matter.
     """
     model, features = KnowingFrames(truth), features_of(20, clips=None)
     once = ask(model, features, refine=False, between=True)
@@ -238,7 +253,9 @@ def test_where_all_frames_are_seen_at_once_there_is_no_second_look_at_them() -> 
 
 
 def test_models_of_first_and_last_frames_answer_together() -> None:
-    """One begins and ends early, one late, and both together in between; two that are alike answer as one."""
+    """One begins and ends early, one late, and both together in between; two that are alike answer
+    as one.
+    """
     early, late = KnowingFrames((140, 170)), KnowingFrames((152, 182))
     features = features_of(20, clips=None)
     alone = [ask(model, features, between=True) for model in (early, late)]

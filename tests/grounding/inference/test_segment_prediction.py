@@ -33,7 +33,9 @@ def test_a_look_sums_boxes_by_frame_and_averages_maps(look: Look) -> None:
 
 
 def test_boundaries_lie_on_the_edges_between_all_of_a_looks_frames(look: Look) -> None:
-    """Twenty frames, five apart: the first edge between two is half-way from the middle of 0 to that of 5."""
+    """Twenty frames, five apart: the first edge between two is half-way from the middle of 0 to
+    that of 5.
+    """
     look.add(
         np.array([0, 45, 95]),
         np.zeros((3, 4)),

@@ -22,7 +22,9 @@ from pipeline.sampling import normalized_position, sample_bin_centers
 
 FRAMES, CELLS = 4, 6
 TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
-"""[.3, .7] × [.3, .7] and [.4, .8] × [.4, .6]: .06 of .16 + .08 − .06 are shared, IoU 1/3; of the hull .2 is .02 neither's, GIoU 7/30."""
+"""[.3, .7] × [.3, .7] and [.4, .8] × [.4, .6]: .06 of .16 + .08 − .06 are shared, IoU 1/3; of the
+hull .2 is .02 neither's, GIoU 7/30.
+"""
 NOTHING = dict.fromkeys(("first", "last", "inside", "l1", "iou", "quality"), 0.0)
 """Every weight 0."""
 
@@ -133,7 +135,9 @@ def test_the_divergence_of_equal_distributions_is_zero() -> None:
 
 
 def test_the_divergence_by_hand() -> None:
-    """From (½, ½, 0) to the uniform one log 3 − log 2, from a certain sample to it log 3: their mean, in each of two stages."""
+    """From (½, ½, 0) to the uniform one log 3 − log 2, from a certain sample to it log 3: their
+    mean, in each of two stages.
+    """
     target = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
     found = divergence(torch.full((2, 2, 3), 5.0), target)
     assert found.item() == pytest.approx(2 * (math.log(3) - math.log(2) / 2), rel=1e-5)
@@ -156,8 +160,10 @@ def test_the_divergence_is_torch_s() -> None:
 
 @pytest.mark.parametrize("background", [1.0, 0.3])
 def test_the_inside_loss_by_hand(background: float) -> None:
-    """Probabilities ½, ¾ of frames inside: log 2 + log 4/3; ¾, ¼ of frames outside: log 4 + log 4/3, weighed. A second stage
-    says ½ to all: 2 log 2 + 2 log 2, half of it weighed. The mean is over four frames."""
+    """Probabilities ½, ¾ of frames inside: log 2 + log 4/3; ¾, ¼ of frames outside: log 4 + log
+    4/3, weighed. A second stage says ½ to all: 2 log 2 + 2 log 2, half of it weighed. The mean is
+    over four frames.
+    """
     logits = torch.tensor([[[0.0, math.log(3), math.log(3), -math.log(3)]], [[0.0] * 4]])
     found = inside_loss(logits, torch.tensor([[1.0, 1.0, 0.0, 0.0]]), background)
     first = math.log(2) + math.log(4 / 3) + background * (math.log(4) + math.log(4 / 3))
@@ -168,7 +174,9 @@ def test_the_inside_loss_by_hand(background: float) -> None:
 
 
 def one_box(stages: int = 1, quality: float = 0.25) -> tuple[Outputs, Targets]:
-    """One query; in frames 1 and 2 `FOUND` stands for `TRUTH`, in the others, which are not boxed, something else."""
+    """One query; in frames 1 and 2 `FOUND` stands for `TRUTH`, in the others, which are not boxed,
+    something else.
+    """
     out, targets = (
         make_outputs(stages, 1),
         make_targets([[0, 1, 1, 0]], torch.tensor(TRUTH).expand(1, FRAMES, 4)),
@@ -179,7 +187,9 @@ def one_box(stages: int = 1, quality: float = 0.25) -> tuple[Outputs, Targets]:
 
 @pytest.mark.parametrize("stages", [1, 3])
 def test_the_box_losses_by_hand(stages: int) -> None:
-    """Off by (.1, 0, 0, −.2): smooth L1 (.01 + .04)/2, IoU 1/3. Each stage adds the mean over its boxed frames."""
+    """Off by (.1, 0, 0, −.2): smooth L1 (.01 + .04)/2, IoU 1/3. Each stage adds the mean over its
+    boxed frames.
+    """
     parts = whole_loss(*one_box(stages))
     assert parts["l1"].item() == pytest.approx(stages * 0.025, rel=1e-4)
     assert parts["iou"].item() == pytest.approx(stages * 2 / 3, rel=1e-4)
@@ -242,7 +252,9 @@ def test_without_boxes_their_losses_are_zero_and_finite() -> None:
 
 
 def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
-    """λ_s λ_e λ_t λ_l λ_i λ_b = 10 10 1 5 3 1; Gaussians of two samples, every frame as heavy as any."""
+    """λ_s λ_e λ_t λ_l λ_i λ_b = 10 10 1 5 3 1; Gaussians of two samples, every frame as heavy as
+    any.
+    """
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     parts = whole_loss(out, targets)
     first, last = gaussians(targets.span, out.frame_tau, 2.0)
@@ -327,7 +339,9 @@ def part_of(value: Outputs | Targets, own: slice) -> Any:
     ],
 )
 def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: dict[str, Any]) -> None:
-    """Parts of one and two queries with 3, 2 and no boxed samples; without totals of the whole they would not."""
+    """Parts of one and two queries with 3, 2 and no boxed samples; without totals of the whole they
+    would not.
+    """
     out, targets = make_outputs(2, 3), make_targets([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]])
     config, totals = CgstvgLossConfig(**weights), Totals.of(targets)
     whole = cgstvg_loss(out, targets, config, totals)

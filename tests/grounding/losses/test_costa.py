@@ -18,7 +18,9 @@ from grounding.structures.targets import Targets, Totals
 
 FRAMES, CELLS, LAYERS = 4, 6, 3
 TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
-"""[.3, .7] × [.3, .7] and [.4, .8] × [.4, .6]: .06 of .16 + .08 − .06 are shared, IoU 1/3; of the hull .2 is .02 neither's, GIoU 7/30."""
+"""[.3, .7] × [.3, .7] and [.4, .8] × [.4, .6]: .06 of .16 + .08 − .06 are shared, IoU 1/3; of the
+hull .2 is .02 neither's, GIoU 7/30.
+"""
 NOTHING = dict.fromkeys(("first", "last", "fused", "decoded", "l1", "giou"), 0.0)
 """Every weight 0."""
 
@@ -68,7 +70,9 @@ def whole_loss(out: Outputs, targets: Targets, **weights: Any) -> dict[str, Tens
 
 
 def test_boxes_by_hand() -> None:
-    """L1 .1 + .2 and GIoU loss 1 − 7/30 of every boxed frame, in each of three layers, or in the last."""
+    """L1 .1 + .2 and GIoU loss 1 − 7/30 of every boxed frame, in each of three layers, or in the
+    last.
+    """
     out = replace(make_outputs(2), boxes=torch.tensor(FOUND).expand(LAYERS, 2, FRAMES, 4))
     targets = make_targets(2, torch.tensor(TRUTH).expand(2, FRAMES, 4))
     for every, layers in ((True, LAYERS), (False, 1)):
@@ -88,7 +92,9 @@ def test_boxes_outside_the_span_do_not_count() -> None:
 
 
 def test_boundaries_by_hand() -> None:
-    """With very narrow Gaussians the target is one frame, and uniform logits over four cost log 4 in each layer."""
+    """With very narrow Gaussians the target is one frame, and uniform logits over four cost log 4
+    in each layer.
+    """
     out = replace(
         make_outputs(2), first=torch.zeros(LAYERS, 2, FRAMES), last=torch.zeros(LAYERS, 2, FRAMES)
     )

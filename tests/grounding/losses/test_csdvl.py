@@ -89,7 +89,9 @@ def test_l1_by_hand() -> None:
 
 
 def test_giou_by_hand() -> None:
-    """Unit squares of side .2, centres .4 apart: IoU 0, hull .6 × .2 = .12, union .08: GIoU −.04/.12, loss 4/3."""
+    """Unit squares of side .2, centres .4 apart: IoU 0, hull .6 × .2 = .12, union .08: GIoU
+    −.04/.12, loss 4/3.
+    """
     targets = replace(
         make_targets([[1, 0, 0, 0]]), boxes=torch.tensor([0.3, 0.5, 0.2, 0.2]).expand(1, FRAMES, 4)
     )
@@ -140,7 +142,9 @@ def part_of(value: Outputs | Targets, own: slice) -> Any:
     "weights", [LossConfig(carriers=1.0, cells=0.5), LossConfig(every_layer=False, attentive=0.3)]
 )
 def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: LossConfig) -> None:
-    """Parts of one and two queries with 3, 2 and no boxed samples; without totals of the whole they would not."""
+    """Parts of one and two queries with 3, 2 and no boxed samples; without totals of the whole they
+    would not.
+    """
     out, targets = make_outputs(2, 3), make_targets([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]])
     totals = Totals(
         *(
@@ -159,9 +163,11 @@ PARTS = (slice(0, 1), slice(1, 3))
 
 
 def test_the_proposal_loss_by_hand() -> None:
-    """Two clips, truth [0, .5): IoU (0, 0) 1, (0, 1) ½, (1, 1) 0; logits 0, 2, −1 there, 99 where i > j.
+    """Two clips, truth [0, .5): IoU (0, 0) 1, (0, 1) ½, (1, 1) 0; logits 0, 2, −1 there, 99 where i
+    > j.
 
-    BCE with logit x and target y is log(1 + eˣ) − xy: log 2; log(1 + e²) − 1; log(1 + e⁻¹). Their mean.
+    BCE with logit x and target y is log(1 + eˣ) − xy: log 2; log(1 + e²) − 1; log(1 + e⁻¹). Their
+    mean.
     """
     logits = torch.tensor([[[0.0, 2.0], [99.0, -1.0]]])
     expected = (math.log(2) - 0 * 1 + math.log(1 + math.e**2) - 1 + math.log(1 + math.e**-1)) / 3
@@ -171,7 +177,9 @@ def test_the_proposal_loss_by_hand() -> None:
 
 
 def test_the_attentive_loss_by_hand() -> None:
-    """p = (1, 2, 1)/4 with labels 0 1 1: −(log ½ + log ¼)/2 = 1.5·log 2; p uniform over 3 with label 1 0 0: log 3. Their mean."""
+    """p = (1, 2, 1)/4 with labels 0 1 1: −(log ½ + log ¼)/2 = 1.5·log 2; p uniform over 3 with
+    label 1 0 0: log 3. Their mean.
+    """
     logits = torch.tensor([[0.0, math.log(2), 0.0], [5.0, 5.0, 5.0]])
     inside = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
     assert attentive_loss(logits, inside).item() == pytest.approx(
@@ -188,7 +196,9 @@ CENTRES = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
 
 
 def test_the_carrier_loss_by_hand() -> None:
-    """The box [.1, .9] × [.1, .5] holds cells 0 and 1 with .5 + .2 of the attention; the other frame is not boxed: −log .7."""
+    """The box [.1, .9] × [.1, .5] holds cells 0 and 1 with .5 + .2 of the attention; the other
+    frame is not boxed: −log .7.
+    """
     carriers = torch.tensor([[[[0.5, 0.2, 0.2, 0.1], [0.0, 0.0, 0.0, 1.0]]]])
     boxes = torch.tensor([[[0.5, 0.3, 0.8, 0.4], [0.5, 0.3, 0.8, 0.4]]])
     found = carriers_of(carriers, CENTRES, boxes, torch.tensor([[True, False]]))
@@ -229,7 +239,9 @@ def test_own_cells_are_those_whose_centre_lies_in_the_box() -> None:
 
 
 def test_the_cell_losses_by_hand() -> None:
-    """Both own cells' L1 are averaged (.1 and .3), the other cells do not count; one boxed sample: .2."""
+    """Both own cells' L1 are averaged (.1 and .3), the other cells do not count; one boxed sample:
+    .2.
+    """
     truth = torch.tensor([0.5, 0.3, 0.8, 0.4])
     targets = replace(make_targets([[1, 0, 0, 0]]), boxes=truth.expand(1, FRAMES, 4))
     cells = torch.stack(

@@ -59,7 +59,9 @@ def test_one_video_leaves_nothing_to_draw() -> None:
 
 
 def test_two_videos_by_hand() -> None:
-    """Draws are (a, a), (a, b) or (b, b): the 2.5 % and 97.5 % points are the videos themselves, of two and of one sentence."""
+    """Draws are (a, a), (a, b) or (b, b): the 2.5 % and 97.5 % points are the videos themselves, of
+    two and of one sentence.
+    """
     found = confidence(scores_of([0.25, 0.35, 0.75]), {"q0": "a", "q1": "a", "q2": "b"})
     assert (found["m_vIoU_low"], found["m_vIoU_high"]) == (pytest.approx(0.3), pytest.approx(0.75))
     assert (found["vIoU@0.5_low"], found["vIoU@0.5_high"]) == (0, 1)
@@ -92,7 +94,9 @@ def test_queries_without_boxes_leave_the_means_of_boxes_only() -> None:
 
 
 def test_sentences_of_one_video_do_not_count_as_many() -> None:
-    """Ten sentences that share their video's difficulty: the interval over videos is about √10 as wide as a naive one."""
+    """Ten sentences that share their video's difficulty: the interval over videos is about √10 as
+    wide as a naive one.
+    """
     values, videos = clusters(np.random.default_rng(3), 40, 10)
     scores = scores_of(values)
     over_videos, naive = confidence(scores, videos), confidence(scores, one_each(scores))
@@ -103,7 +107,9 @@ def test_sentences_of_one_video_do_not_count_as_many() -> None:
 def test_intervals_hold_the_true_mean_about_as_often_as_they_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of 100 samples of 30 videos the true mean .5 lies in 95 intervals, give or take; over queries, in far fewer."""
+    """Of 100 samples of 30 videos the true mean .5 lies in 95 intervals, give or take; over
+    queries, in far fewer.
+    """
     monkeypatch.setattr(grounding.metrics.bootstrap, "RESAMPLES", 300)
     random = np.random.default_rng(4)
     held = {"videos": 0, "queries": 0}
@@ -125,7 +131,9 @@ def test_a_run_does_not_differ_from_itself() -> None:
 
 
 def test_a_clear_improvement_is_seen_though_videos_differ_more() -> None:
-    """All queries gain .1, give or take; from video to video scores differ by .6. What is hard for both cancels."""
+    """All queries gain .1, give or take; from video to video scores differ by .6. What is hard for
+    both cancels.
+    """
     random = np.random.default_rng(6)
     values, videos = clusters(random, 30, 4)
     ours, other = (

@@ -1,4 +1,6 @@
-"""The four protocols: what public evaluators answered, examples worked by hand, and the sums written out frame by frame."""
+"""The four protocols: what public evaluators answered, examples worked by hand, and the sums
+written out frame by frame.
+"""
 
 from __future__ import annotations
 
@@ -270,7 +272,9 @@ def judged_one(
     boxed: Iterable[int] = range(100, 160),
     **facts: Any,
 ) -> Any:
-    """`(vIoU, tIoU, sIoU)` of one query, by default with the truth [100, 160) of 30 frames a second."""
+    """`(vIoU, tIoU, sIoU)` of one query, by default with the truth [100, 160) of 30 frames a
+    second.
+    """
     truths = Truths.of_index([query or query_of()], tracks_of(boxed), **facts)
     found = judge_tubes(truths, predicted, protocol)
     return tuple(getattr(found, key).tolist()[0] for key in ("vIoU", "tIoU", "sIoU"))
@@ -293,7 +297,9 @@ def test_one_prediction_on_a_five_fps_grid_by_every_protocol() -> None:
 
 
 def test_the_official_denominator_is_the_hull_and_counts_frames_without_a_box() -> None:
-    """Truth [100, 160) boxed in 40 of its 60 frames, predicted [110, 170): 30 boxed in both, a hull of 70."""
+    """Truth [100, 160) boxed in 40 of its 60 frames, predicted [110, 170): 30 boxed in both, a hull
+    of 70.
+    """
     boxed = [*range(100, 110), *range(130, 160)]
     assert judged_one("official", tube((110, 170), [110]), boxed=boxed) == pytest.approx(
         (30 / 70, 30 / 70, 1)
@@ -353,7 +359,9 @@ def test_stcat_scores_a_truth_of_one_frame_0() -> None:
 
 
 def test_tubedetr_judges_boxes_on_sampled_frames_only() -> None:
-    """Truth [100, 160) and predicted [130, 190): sampled 102 … 156 and up to 186, 15 in the union, 5 in both."""
+    """Truth [100, 160) and predicted [130, 190): sampled 102 … 156 and up to 186, 15 in the union,
+    5 in both.
+    """
     wrong_between = [
         (frame, *(BOX if frame % 6 == 0 else (0.0, 0.0, 1.0, 1.0))) for frame in range(100, 190)
     ]
@@ -610,7 +618,9 @@ def test_every_protocol_agrees_with_its_sums_frame_by_frame(
 def test_the_truth_itself_scores_1(
     protocol: str, span: Span, box: tuple[float, ...], fps: float, framewise: bool
 ) -> None:
-    """In stcat the truth is one frame shorter; tubedetr needs a sampled frame, here the segment's first."""
+    """In stcat the truth is one frame shorter; tubedetr needs a sampled frame, here the segment's
+    first.
+    """
     begin, end = span[0], span[0] + span[1]
     solid = (box[0], box[1], box[2] + 1, box[3] + 1)
     said = (begin, end - 1) if protocol == "stcat" else (begin, end)
@@ -625,7 +635,9 @@ def test_the_truth_itself_scores_1(
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("framewise", [False, True])
 def test_many_queries_at_once_are_each_alone(protocol: str, framewise: bool) -> None:
-    """More than two chunks, some without true boxes, without predicted boxes or without a prediction, in another order."""
+    """More than two chunks, some without true boxes, without predicted boxes or without a
+    prediction, in another order.
+    """
     random = np.random.default_rng(3)
     made = [random_pair(random) for _ in range(2 * CHUNK + 9)]
     answered = [n for n in range(len(made)) if protocol == "tubedetr" or n % 7]

@@ -66,7 +66,9 @@ def predict(
 
 
 def test_the_example_of_a_five_fps_grid() -> None:
-    """30 fps, truth [100, 160), ten sampled frames 102, 108 … 156 with box IoU .8: 55/60 × .8 = .7333."""
+    """30 fps, truth [100, 160), ten sampled frames 102, 108 … 156 with box IoU .8: 55/60 × .8 =
+    .7333.
+    """
     grid = range(102, 157, 6)
     prediction = predict((102, 157), [(frame, 100, 100, 200, 180) for frame in grid])
     (one,) = score([make_query()], make_tracks(range(300)), [prediction])
@@ -78,7 +80,9 @@ def test_the_example_of_a_five_fps_grid() -> None:
 
 
 def test_a_late_prediction_by_hand() -> None:
-    """Truth [100, 160), predicted [130, 190): 30 shared of 90; boxes exact inside: vIoU = tIoU = 1/3, sIoU = 1."""
+    """Truth [100, 160), predicted [130, 190): 30 shared of 90; boxes exact inside: vIoU = tIoU =
+    1/3, sIoU = 1.
+    """
     (one,) = score(
         [make_query()], make_tracks(range(100, 160)), [predict((130, 190), [(130, *BOX)])]
     )
@@ -90,7 +94,9 @@ def test_a_late_prediction_by_hand() -> None:
 
 
 def test_truth_frames_without_a_box_leave_both_sums() -> None:
-    """Truth [100, 160) boxed in 40 of its 60 frames, predicted exactly in [110, 170): 30 boxed shared of 70 − 20."""
+    """Truth [100, 160) boxed in 40 of its 60 frames, predicted exactly in [110, 170): 30 boxed
+    shared of 70 − 20.
+    """
     boxed = np.concatenate([range(100, 110), range(130, 160)])
     (one,) = score([make_query()], make_tracks(boxed), [predict((110, 170), [(110, *BOX)])])
     assert one.vIoU == pytest.approx(30 / 50)

@@ -26,8 +26,9 @@ def assert_shared_is_apart(
     names: tuple[str, ...],
     tolerance: float = 1e-5,
 ) -> None:
-    """Two sentences about one video and one about another, of three queries: the outputs of these names, and what parameters are taught
-    by them, are those of three videos."""
+    """Two sentences about one video and one about another, of three queries: the outputs of these
+    names, and what parameters are taught by them, are those of three videos.
+    """
     first, other, alone = queries
     apart = together(
         [first, replace(other, **{name: getattr(first, name) for name in OF_VIDEOS}), alone]

@@ -1,4 +1,6 @@
-"""CG-STVG at tiny size: batch = singles, what the context tells and what a stage does without it, where gradients go."""
+"""CG-STVG at tiny size: batch = singles, what the context tells and what a stage does without it,
+where gradients go.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,9 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 def make_model(seed: int = 1, **changes: Any) -> Cgstvg:
-    """A model in eval mode whose parameters are all random (biases and norms too), so that nothing hides behind a zero; its
-    weights are large enough for frames to differ."""
+    """A model in eval mode whose parameters are all random (biases and norms too), so that nothing
+    hides behind a zero; its weights are large enough for frames to differ.
+    """
     torch.manual_seed(seed)
     model = Cgstvg(DIMS, CgstvgConfig(**{**TINY, **changes}))
     for name, parameter in model.named_parameters():
@@ -65,7 +68,9 @@ def make_model(seed: int = 1, **changes: Any) -> Cgstvg:
 def make_query(
     seed: int, size: tuple[int, int], words: int, swin: bool = False, frames: int = FRAMES
 ) -> Inputs:
-    """One query without any padding: motion over the padded square, as SlowFast's, or a little coarser than the map, as Swin's."""
+    """One query without any padding: motion over the padded square, as SlowFast's, or a little
+    coarser than the map, as Swin's.
+    """
     random = torch.Generator().manual_seed(seed)
     rows, columns = size
     motion = (rows - 1, columns - 1) if swin else (6, 6)
@@ -218,7 +223,9 @@ def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
 )
 @pytest.mark.parametrize("swin", [False, True])
 def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str, Any]) -> None:
-    """Other map sizes, squares and numbers of words, padded with 9: the same outputs (tolerance 1e-5)."""
+    """Other map sizes, squares and numbers of words, padded with 9: the same outputs (tolerance
+    1e-5).
+    """
     model, queries = make_model(**changes), three(swin)
     with torch.no_grad():
         batch, singles = model(together(queries)), [model(query) for query in queries]
@@ -287,7 +294,9 @@ def test_other_numbers_of_frames_than_in_training_work(query_positions: str, swi
 
 
 def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> None:
-    """Each of four positions stands for the middle of a quarter of the segment; between middles they are interpolated."""
+    """Each of four positions stands for the middle of a quarter of the segment; between middles
+    they are interpolated.
+    """
     model, tau = make_model(), torch.tensor([[0.1, 0.2, 0.3, 0.45, 0.5, 0.8, 0.9]])
     query = replace(make_query(0, WIDE, 4, frames=7), frame_tau=tau)
     seen: list[Tensor] = []
@@ -420,7 +429,9 @@ def test_a_stage_s_confidences_refine_its_context(refinement: str) -> None:
 
 @pytest.mark.parametrize("kept", [[True, False, True, False], [False, False, False, True]])
 def test_every_query_looks_at_kept_frames_alone_and_at_no_others(kept: list[bool]) -> None:
-    """Another token of one frame changes what all frames' queries take from the context, or that of none."""
+    """Another token of one frame changes what all frames' queries take from the context, or that of
+    none.
+    """
     model = make_model()
     attention = model.spatial[1].context
     assert isinstance(attention, LookingAtContext)
@@ -450,7 +461,9 @@ LATER = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.boo
 
 
 def run(model: Cgstvg, kept: list[Tensor], without: int | None = None) -> Outputs:
-    """The three queries, with `kept` `[B, T]` after each stage; stage `without` has no attention to the context."""
+    """The three queries, with `kept` `[B, T]` after each stage; stage `without` has no attention to
+    the context.
+    """
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(model.instance, "kept", side_effect=kept))
         if without is not None:
@@ -537,8 +550,10 @@ def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
     ],
 )
 def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any]) -> None:
-    """In the first stage queries have no content: attention among them has nothing to weigh, and nothing to choose between.
-    And a softmax never sees what all of its logits share: the last bias of first and last, that of the box head's keys."""
+    """In the first stage queries have no content: attention among them has nothing to weigh, and
+    nothing to choose between. And a softmax never sees what all of its logits share: the last bias
+    of first and last, that of the box head's keys.
+    """
     model, targets = make_model(dropout=0.0, refinement="none", **changes).train(), make_targets(3)
     out = model(together(three()), targets)
     cgstvg_loss(out, targets, CgstvgLossConfig(), Totals.of(targets))["loss"].backward()
@@ -555,7 +570,9 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
 
 
 def test_what_is_kept_and_where_the_boxes_are_passes_no_gradient() -> None:
-    """The context after the first stage tells the second of the memory, never of the first one's boxes or its s^t."""
+    """The context after the first stage tells the second of the memory, never of the first one's
+    boxes or its s^t.
+    """
     model = make_model(query_positions="boxes", refinement="both")
     query = together(three())
     memory = model.encode(query)
@@ -585,8 +602,9 @@ def close(out: Outputs, targets: Targets, least: float) -> Tensor:
 
 @pytest.mark.parametrize("least", [-0.3, 0.0, 0.7])
 def test_in_training_the_context_can_be_that_of_boxes_near_the_truth(least: float) -> None:
-    """True boxes are those of the first stage in frame 0, near them in frame 1, in a corner in frame 2; frame 3 is not boxed.
-    What ICR says does not count."""
+    """True boxes are those of the first stage in frame 0, near them in frame 1, in a corner in
+    frame 2; frame 3 is not boxed. What ICR says does not count.
+    """
     model, queries = (
         make_model(dropout=0.0, truth_iou=least, theta_t=1.0).train(),
         together(three()),

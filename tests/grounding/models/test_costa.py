@@ -1,4 +1,6 @@
-"""CoSTA at tiny size: every stage's maps, batch = singles, what the span tells the entangled query, anchors that move, gradients."""
+"""CoSTA at tiny size: every stage's maps, batch = singles, what the span tells the entangled query,
+anchors that move, gradients.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ INSIDE = torch.tensor([0.0, 1.0, 1.0, 0.0])
 
 
 def make_model(seed: int = 1, text_encoder: TextEncoder | None = None, **changes: Any) -> Costa:
-    """A model in eval mode whose own parameters are all random (biases and norms too), so that nothing hides behind a zero."""
+    """A model in eval mode whose own parameters are all random (biases and norms too), so that
+    nothing hides behind a zero.
+    """
     torch.manual_seed(seed)
     model = Costa(
         (3, 0, WORDS), CostaConfig(**{**TINY, **changes}), AppearanceEncoder("tiny"), text_encoder
@@ -77,7 +81,9 @@ def make_query(seed: int, size: tuple[int, int], words: int, frames: int = FRAME
 
 
 def together(queries: list[Inputs]) -> Inputs:
-    """Queries in one batch, padded with 9 rather than zeros: what masks and sizes hide must not matter."""
+    """Queries in one batch, padded with 9 rather than zeros: what masks and sizes hide must not
+    matter.
+    """
 
     def padded(tensors: list[Tensor]) -> Tensor:
         shape = torch.tensor([tensor.shape for tensor in tensors]).amax(0).tolist()
@@ -263,7 +269,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
 @pytest.mark.parametrize("frames", [FRAMES, 7])
 def test_a_batch_gives_what_its_queries_give_alone(frames: int, changes: dict[str, Any]) -> None:
-    """Other picture sizes and numbers of words, padded with 9, and other numbers of frames than in training (tolerance 1e-5)."""
+    """Other picture sizes and numbers of words, padded with 9, and other numbers of frames than in
+    training (tolerance 1e-5).
+    """
     model, queries = make_model(**changes), three(frames)
     with torch.no_grad():
         batch, singles = model(together(queries)), [model(query) for query in queries]
@@ -439,7 +447,9 @@ def changed_frame(memory: Memory, frame: int) -> Memory:
 
 @pytest.mark.parametrize("decoder", ["temporal", "spatial"])
 def test_a_query_looks_at_its_own_frame_s_tokens(decoder: str) -> None:
-    """With attention between frames cut off, another token of one frame changes that frame's answers alone."""
+    """With attention between frames cut off, another token of one frame changes that frame's
+    answers alone.
+    """
     model, query = make_model(), make_query(0, WIDE, 4)
     layers = (
         model.temporal_decoder.layers if decoder == "temporal" else model.spatial_decoder.layers
@@ -493,8 +503,9 @@ def test_fusion_mixes_frames_by_its_temporal_layers_alone(temporal_fusion: bool)
 
 @pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
 def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any]) -> None:
-    """A softmax never sees what all of its logits share: the last bias of first and last, that of the box head's keys; and the bias
-    before, where the same hidden units are active in all frames."""
+    """A softmax never sees what all of its logits share: the last bias of first and last, that of
+    the box head's keys; and the bias before, where the same hidden units are active in all frames.
+    """
     model, targets = make_model(dropout=0.0, beta=1.0, **changes).train(), make_targets(3)
     loss_of(model, model(together(three()), targets), targets).backward()
     should = {
@@ -552,7 +563,9 @@ def test_a_frozen_image_encoder_has_no_gradient_and_never_changes() -> None:
 
 
 def test_the_first_anchors_learn_and_later_ones_pass_no_gradient() -> None:
-    """Of the positions that layers are given, and of the anchors that they move, the first layer's alone have one."""
+    """Of the positions that layers are given, and of the anchors that they move, the first layer's
+    alone have one.
+    """
     model = make_model(dropout=0.0).train()
     given: list[bool] = []
     for layer in model.spatial_decoder.layers:
@@ -566,7 +579,9 @@ def test_the_first_anchors_learn_and_later_ones_pass_no_gradient() -> None:
 
 
 def test_recomputed_layers_give_the_same_gradients_from_less() -> None:
-    """In training, dropout and β included: the same gradients, and a fraction of what is kept for them."""
+    """In training, dropout and β included: the same gradients, and a fraction of what is kept for
+    them.
+    """
     model, queries, targets = make_model(), together(three()), make_targets(3)
 
     def gradients() -> tuple[list[Tensor], int]:

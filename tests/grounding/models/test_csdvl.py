@@ -1,4 +1,6 @@
-"""CSDVL at tiny size: batch = singles, what each variant lets one stream hear of the other, and eq. (2) worked out again."""
+"""CSDVL at tiny size: batch = singles, what each variant lets one stream hear of the other, and eq.
+(2) worked out again.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ WIDE, TALL, SMALL = (4, 8), (8, 4), (3, 5)
 
 
 def make_model(seed: int = 0, **changes: Any) -> Csdvl:
-    """A model in eval mode whose parameters are all random (biases and norms too), so that nothing hides behind a zero."""
+    """A model in eval mode whose parameters are all random (biases and norms too), so that nothing
+    hides behind a zero.
+    """
     torch.manual_seed(seed)
     model = Csdvl(DIMS, CsdvlConfig(**{**TINY, **changes}))
     for name, parameter in model.named_parameters():
@@ -167,7 +171,9 @@ def test_cell_centres_are_shares_of_the_picture() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ours", [False, True])
 def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> None:
-    """Other map sizes, other squares, other numbers of words, padded with 9: the same outputs (tolerance 1e-5)."""
+    """Other map sizes, other squares, other numbers of words, padded with 9: the same outputs
+    (tolerance 1e-5).
+    """
     extras = (
         {"box_head": "attention", "clip_pool": "attention", "guide_gain": "cells"} if ours else {}
     )
@@ -278,7 +284,9 @@ def test_query_mixing_mixes_frames(query_mixing: bool, query: Inputs) -> None:
 
 
 def test_both_directions_read_the_states_before_the_block(query: Inputs) -> None:
-    """In one layer boxes cannot hear other frames through the guided clips: those go into the next layer."""
+    """In one layer boxes cannot hear other frames through the guided clips: those go into the next
+    layer.
+    """
     loud = {"collaboration": "full", "query_mixing": False, "alpha": 4.0, "guide_gain": "cells"}
     assert not boxes_of_frame_0_change(make_model(layers=1, **loud), query)
     assert boxes_of_frame_0_change(make_model(layers=2, **loud), query)
@@ -301,7 +309,9 @@ def test_a_frame_hears_only_its_own_clip_in_the_block(query: Inputs) -> None:
 
 
 def test_the_collaboration_block_takes_in_place_as_well_as_content(query: Inputs) -> None:
-    """Queries read values that carry the cells' positions: swapping two cells' contents changes what they hear."""
+    """Queries read values that carry the cells' positions: swapping two cells' contents changes
+    what they hear.
+    """
     model = make_model(collaboration="d2s", query_mixing=False)
     clips, queries, weights, place = block_inputs(model, query)
     swapped = clips[:, :, torch.arange(clips.shape[2]).flip(0)]
@@ -362,7 +372,9 @@ def frames_by_clip(query: Inputs) -> list[list[int]]:
 
 
 def guide_again(model: Csdvl, query: Inputs, alpha: float) -> Tensor:
-    """A of the first layer over a single query's own cells `[T_s, H, W]`, head by head from what the cross-attention is given."""
+    """A of the first layer over a single query's own cells `[T_s, H, W]`, head by head from what
+    the cross-attention is given.
+    """
     attention = model.decoder[0].cross_attn
     with mock.patch.object(attention, "with_weights", wraps=attention.with_weights) as called:
         model(query)
@@ -393,7 +405,9 @@ def test_the_guide_is_a_second_softmax_over_all_tokens(alpha: float, query: Inpu
 @pytest.mark.parametrize("size", [WIDE, TALL, (6, 6)])
 @pytest.mark.parametrize("gain", ["one", "cells"])
 def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
-    """A padded to the square and resized by torch, averaged over each clip's frames, times FC(F), added, normalised."""
+    """A padded to the square and resized by torch, averaged over each clip's frames, times FC(F),
+    added, normalised.
+    """
     query = make_query(5, size, 4)
     model = make_model(collaboration="s2d", alpha=2.0, guide_gain=gain)
     rows, columns = size
@@ -476,7 +490,9 @@ def gradients(
 LAST_WORDS = ("dynamic.1.attend.to_clips", "dynamic.1.norm.to_clips", "dynamic.1.words_ffn")
 """The words after the last dynamic layer are not looked at."""
 FLAT = {"decoder.0.self_attn.in_proj_weight", "box_head.key.bias", "listen.bias"}
-"""Zero by their nature, up to rounding: the first self-attention sees one query of content 0; a softmax sees no common bias."""
+"""Zero by their nature, up to rounding: the first self-attention sees one query of content 0; a
+softmax sees no common bias.
+"""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -493,7 +509,9 @@ def test_gradients_reach_every_parameter(kind: str, ours: bool) -> None:
 
 
 def test_gradients_flow_through_the_guide_unless_it_is_detached(query: Inputs) -> None:
-    """Proposals teach the static stream only through A; with one layer that is the encoder and the decoder's attention."""
+    """Proposals teach the static stream only through A; with one layer that is the encoder and the
+    decoder's attention.
+    """
     for detach in (False, True):
         model = make_model(collaboration="full", layers=1, alpha=1.0, detach_guide=detach)
         static = {
@@ -532,7 +550,9 @@ def test_the_dynamic_stream_alone_answers_with_the_whole_picture(query: Inputs) 
 
 
 def permuted_picture(inputs: Inputs) -> Inputs:
-    """The motion cells of a wide picture (rows 1 and 2 of 4) in another order, the same in every clip."""
+    """The motion cells of a wide picture (rows 1 and 2 of 4) in another order, the same in every
+    clip.
+    """
     motion = inputs.motion.clone()
     motion[:, :, 1:3] = inputs.motion[:, :, 1:3].flip(2, 3)
     return replace(inputs, motion=motion)

@@ -1,4 +1,6 @@
-"""Maps into the motion square, and back, against torch's own padding and resizing; frames to clips by hand."""
+"""Maps into the motion square, and back, against torch's own padding and resizing; frames to clips
+by hand.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def square_of(height: int, width: int) -> list[float]:
 
 
 SHAPES = [(4, 8), (9, 15), (10, 18), (8, 4), (18, 10), (6, 6)]
-"""Landscape, portrait, square; the difference of the sides is even, so the picture fills whole cells."""
+"""Landscape, portrait, square; the difference of the sides is even, so the picture fills whole
+cells.
+"""
 
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
@@ -65,7 +69,9 @@ def test_batch_padding_is_not_looked_at() -> None:
 
 
 def test_a_picture_that_fills_no_whole_cells_is_placed_between_them() -> None:
-    """A 9×16 map in a square of side 16 begins at row 3.5: twice as fine a grid of the same map gives the same ramp."""
+    """A 9×16 map in a square of side 16 begins at row 3.5: twice as fine a grid of the same map
+    gives the same ramp.
+    """
     ramp = torch.arange(16.0).expand(1, 1, 9, 16)
     found = into_square(ramp, torch.tensor([[9, 16]]), torch.tensor([square_of(9, 16)]), 16, 16)[
         0, 0
@@ -77,8 +83,10 @@ def test_a_picture_that_fills_no_whole_cells_is_placed_between_them() -> None:
 
 
 def ramps_over_the_square(height: int, width: int, side: int) -> Tensor:
-    """Motion maps `[1, 1, side, side, 2]` over the padded square of a `[height, width]` map: each cell in the picture holds the
-    column and the row of that map where its centre lies; those outside hold 1e3."""
+    """Motion maps `[1, 1, side, side, 2]` over the padded square of a `[height, width]` map: each
+    cell in the picture holds the column and the row of that map where its centre lies; those
+    outside hold 1e3.
+    """
     left, top, right, bottom = square_of(height, width)
     cell = (torch.arange(side) + 0.5) / side
     column, row = (
@@ -182,7 +190,9 @@ def test_taken_from_one_batch_each_map_is_its_own_and_its_padding_zero() -> None
 
 
 def test_what_is_taken_along_one_axis_by_hand() -> None:
-    """Of four cells with centres at 1/8, 3/8 … the halves: to two, to three cells (at 1/12, 3/12, 5/12), and none of padding."""
+    """Of four cells with centres at 1/8, 3/8 … the halves: to two, to three cells (at 1/12, 3/12,
+    5/12), and none of padding.
+    """
     low, high = torch.tensor([0.0, 0.5, 0.0]), torch.tensor([0.5, 1.0, 0.5])
     matrix = take_matrix(4, torch.tensor([2, 2, 3]), 4, low, high)
     none = [0.0] * 4
@@ -203,7 +213,9 @@ def test_a_part_between_two_centres_takes_the_nearest_cell() -> None:
 
 
 def test_cells_of_the_square_as_shares_of_a_landscape_picture() -> None:
-    """A picture in rows 1 and 2 of a 4×4 square: cell (1, 0)'s centre lies at x 1/8, y 1/4, its far corner at 1/4, 1/2."""
+    """A picture in rows 1 and 2 of a 4×4 square: cell (1, 0)'s centre lies at x 1/8, y 1/4, its far
+    corner at 1/4, 1/2.
+    """
     corners, centres, inside = square_cells(torch.tensor([square_of(2, 4)]), 4, 4)
     assert inside[0].tolist() == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
     assert centres[0, 1, 0].tolist() == pytest.approx([1 / 8, 1 / 4])
@@ -218,7 +230,9 @@ def test_cells_of_the_square_as_shares_of_a_portrait_picture() -> None:
 
 
 def test_the_picture_is_half_open_so_a_16_by_9_one_fills_9_of_16_rows() -> None:
-    """It reaches from row 3.5 to 12.5: row 3's centre lies on its first edge, row 12's on its last; 7/16 = 44 % is padding."""
+    """It reaches from row 3.5 to 12.5: row 3's centre lies on its first edge, row 12's on its last;
+    7/16 = 44 % is padding.
+    """
     _, _, inside = square_cells(torch.tensor([[0, 3.5 / 16, 1, 12.5 / 16]]), 16, 16)
     assert inside[0].all(1).nonzero()[:, 0].tolist() == list(range(3, 12))
 
@@ -234,7 +248,9 @@ def test_clips_take_the_mean_of_their_frames() -> None:
 
 
 def test_a_clip_without_frames_takes_the_nearest() -> None:
-    """Four clips with middles .125, .375, .625, .875; frames at .1 and .7: clip 1 takes frame 0 (.275 away, .325), clip 3 frame 1."""
+    """Four clips with middles .125, .375, .625, .875; frames at .1 and .7: clip 1 takes frame 0
+    (.275 away, .325), clip 3 frame 1.
+    """
     matrix = frames_to_clips(torch.tensor([[0.1, 0.7]]), 4)
     assert matrix[0].tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
 

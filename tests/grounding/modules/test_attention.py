@@ -146,7 +146,9 @@ def test_a_new_one_starts_as_torch_s() -> None:
 
 
 def test_pairs_are_compared_part_by_part(tokens: tuple[Tensor, ...]) -> None:
-    """In every head the logits are those of what with what and of where with where, together; keys that do not count have no weight."""
+    """In every head the logits are those of what with what and of where with where, together; keys
+    that do not count have no weight.
+    """
     torch.manual_seed(2)
     (queries, key, value, mask), paired = tokens, PairedAttention(D, HEADS)
     query = queries[:, :1]
@@ -167,7 +169,9 @@ def test_pairs_are_compared_part_by_part(tokens: tuple[Tensor, ...]) -> None:
 
 
 def test_all_words_together_begin_as_loud_as_all_cells(tokens: tuple[Tensor, ...]) -> None:
-    """Where nothing is preferred yet, half of the attention is the words', however few they are; what does not count stays unheard."""
+    """Where nothing is preferred yet, half of the attention is the words', however few they are;
+    what does not count stays unheard.
+    """
     cells = torch.tensor([[True] * 5, [True] * 4 + [False]])
     words = torch.tensor([[True, True], [True, False]])
     logits = words_as_loud_as_cells(cells, words)

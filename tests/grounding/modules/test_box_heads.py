@@ -48,7 +48,9 @@ def test_the_paper_s_head_looks_at_the_query_only(cells: Cells) -> None:
 
 
 def one_hot(head: AttentionBoxHead, cell: int) -> tuple[Tensor, Tensor]:
-    """A query and positions that put all attention on one cell, whatever the memory: the key's first channel is 1000 there."""
+    """A query and positions that put all attention on one cell, whatever the memory: the key's
+    first channel is 1000 there.
+    """
     for layer in (head.query, head.key):
         torch.nn.init.zeros_(layer.bias)
         torch.nn.init.eye_(layer.weight)

@@ -1,4 +1,6 @@
-"""Boxes on maps: tokens against ramps and torchvision's RoIAlign, what padding and borders must not do, IoU."""
+"""Boxes on maps: tokens against ramps and torchvision's RoIAlign, what padding and borders must not
+do, IoU.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def padded(maps: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def centres_of(rows: int, columns: int) -> Tensor:
-    """Centres of the cells of a `[rows, columns]` map of which `SIZE` is no padding, `[1, cells, 2]`."""
+    """Centres of the cells of a `[rows, columns]` map of which `SIZE` is no padding, `[1, cells,
+    2]`.
+    """
     return map_cells(SIZE, rows, columns, 8)[2]
 
 
@@ -83,8 +87,10 @@ def test_the_token_of_a_box_on_a_ramp_is_its_middle(
 
 
 def test_beyond_the_last_cells_centres_a_map_is_held() -> None:
-    """The last column, [9, 10) cells: seven bins with middles at 8.57, 8.71, 8.86, 9, 9.14 …; what lies beyond 9 counts as 9.
-    Their mean is 9 − (3 + 2 + 1)/7/7; of the first column so much more than 0."""
+    """The last column, [9, 10) cells: seven bins with middles at 8.57, 8.71, 8.86, 9, 9.14 …; what
+    lies beyond 9 counts as 9. Their mean is 9 − (3 + 2 + 1)/7/7; of the first column so much more
+    than 0.
+    """
     last, first = ([x, 0.5, 0.1, 0.5] for x in (0.95, 0.05))
     token = roi_tokens(
         ramps().expand(2, -1, -1, -1), torch.tensor([last, first]), SIZE.expand(2, -1)
@@ -93,7 +99,9 @@ def test_beyond_the_last_cells_centres_a_map_is_held() -> None:
 
 
 def test_a_token_is_the_mean_of_torchvision_s_aligned_regions() -> None:
-    """In pixels of a picture with 32 to a cell, each box on its own map: small ones, and such that have more than a sample to a bin."""
+    """In pixels of a picture with 32 to a cell, each box on its own map: small ones, and such that
+    have more than a sample to a bin.
+    """
     maps = torch.randn(40, 3, ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     boxes = torch.cat(
         [

@@ -12,7 +12,9 @@ from grounding.modules.position_encoding import TIME_STEPS, cell_corners, sine, 
 
 
 def detr(mask: Tensor, features: int) -> Tensor:
-    """DETR's PositionEmbeddingSine(normalize=True) for a padding mask `[B, H, W]` → `[B, H, W, 2·features]`."""
+    """DETR's PositionEmbeddingSine(normalize=True) for a padding mask `[B, H, W]` → `[B, H, W,
+    2·features]`.
+    """
     there = (~mask).float()
     y, x = there.cumsum(1), there.cumsum(2)
     y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi

@@ -51,7 +51,9 @@ def test_the_true_cell_has_iou_one() -> None:
 
 
 def constant_head(kernel: int) -> ProposalHead:
-    """Every clip feature is widened to 2, every convolution sums its window with weight 1/kernel², the score passes it on."""
+    """Every clip feature is widened to 2, every convolution sums its window with weight 1/kernel²,
+    the score passes it on.
+    """
     head = ProposalHead(3, 1, kernel, 1)
     for parameter in head.parameters():
         torch.nn.init.zeros_(parameter)
@@ -63,7 +65,9 @@ def constant_head(kernel: int) -> ProposalHead:
 
 @pytest.mark.parametrize(("count", "kernel"), [(5, 3), (4, 5)])
 def test_the_triangle_s_border_is_not_dimmed(count: int, kernel: int) -> None:
-    """A window over v valid cells of value 2 sums to 2v/k²; times k²/v that is 2 in every valid cell."""
+    """A window over v valid cells of value 2 sums to 2v/k²; times k²/v that is 2 in every valid
+    cell.
+    """
     logits = constant_head(kernel)(torch.zeros(1, count, 3))[0]
     torch.testing.assert_close(
         logits[valid_cells(count)], torch.full((count * (count + 1) // 2,), 2.0)
@@ -71,7 +75,9 @@ def test_the_triangle_s_border_is_not_dimmed(count: int, kernel: int) -> None:
 
 
 def test_values_are_divided_by_the_share_of_valid_cells_beneath() -> None:
-    """Three clips, kernel 3, bias 1: cell (0, 0) sees (0,0), (0,1), (1,1): (2·3/9 + 1)·9/3 = 5; (1, 1) sees six: 3.5."""
+    """Three clips, kernel 3, bias 1: cell (0, 0) sees (0,0), (0,1), (1,1): (2·3/9 + 1)·9/3 = 5; (1,
+    1) sees six: 3.5.
+    """
     head = constant_head(3)
     torch.nn.init.ones_(head.convs[0].bias)
     logits = head(torch.zeros(1, 3, 3))[0]
@@ -80,7 +86,9 @@ def test_values_are_divided_by_the_share_of_valid_cells_beneath() -> None:
 
 
 def test_invalid_cells_stay_zero_between_convolutions() -> None:
-    """After the first of two convolutions cells i > j are zero, so a second one hears nothing from them."""
+    """After the first of two convolutions cells i > j are zero, so a second one hears nothing from
+    them.
+    """
     torch.manual_seed(0)
     head = ProposalHead(3, 4, 3, 2)
     seen = []

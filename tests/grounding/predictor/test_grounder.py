@@ -215,7 +215,9 @@ def test_a_run_without_a_checkpoint_is_refused(tiny_run: Any, tmp_path: Path) ->
 def reduced(
     tiny_run: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Path, Path]]:
-    """A store with this reduction of both visual products, and a run that took a step on it: not to be changed."""
+    """A store with this reduction of both visual products, and a run that took a step on it: not to
+    be changed.
+    """
 
     @cache
     def make(asked: str) -> tuple[Path, Path]:

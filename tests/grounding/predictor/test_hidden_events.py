@@ -1,8 +1,10 @@
-"""Twenty hours of distractors with an event hidden in each: how often the best tubes of the whole hour are of that event.
+"""Twenty hours of distractors with an event hidden in each: how often the best tubes of the whole
+hour are of that event.
 
-They are made of the features that `make demo` left (`store/`), clip after clip: decoding them would take hours and give the same but at
-the cuts, where a motion clip sees both sides. The run that is asked is trained here,
-as the demo's but on a share of absent sentences, too (docs/prediction.md); `STVG_RUN` names another.
+They are made of the features that `make demo` left (`store/`), clip after clip: decoding them would
+take hours and give the same but at the cuts, where a motion clip sees both sides. The run that is
+asked is trained here, as the demo's but on a share of absent sentences, too (docs/prediction.md);
+`STVG_RUN` names another.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ pytestmark = pytest.mark.soak
 
 
 class Spliced:
-    """Clips of a store's product, one after the other, read as one video's (`grounding.data.sources.Product`)."""
+    """Clips of a store's product, one after the other, read as one video's
+    (`grounding.data.sources.Product`).
+    """
 
     def __init__(self, product: ProductReader, made: ConcatenatedScenes) -> None:
         self._product, self._clips = product, made.clips
@@ -103,9 +107,11 @@ def hours(grounder: Grounder) -> Iterator[tuple[Seen, HiddenEvent]]:
 def test_an_event_hidden_in_an_hour_is_found_far_more_often_than_by_chance(
     grounder: Grounder,
 ) -> None:
-    """Found: a tube with a tIoU above .3. Of about a thousand windows one or two show the event: by chance it is among the best ten in 0.2
-    hours of 20, in three with a probability of .1 %, and among the best hundred in 2. Two such runs reached 9 and 17, 5 and 16. All
-    frames of a window are seen in one pass, which takes a third of the time."""
+    """Found: a tube with a tIoU above .3. Of about a thousand windows one or two show the event: by
+    chance it is among the best ten in 0.2 hours of 20, in three with a probability of .1 %, and
+    among the best hundred in 2. Two such runs reached 9 and 17, 5 and 16. All frames of a window
+    are seen in one pass, which takes a third of the time.
+    """
     places: list[int | None] = []
     for seen, hidden in hours(grounder):
         answer = grounder.answer(seen, [hidden.query.text], top=TOP).queries[0]

@@ -1,4 +1,6 @@
-"""Asking about a video longer than what a run was trained on: window by window, streamed or kept, by every system."""
+"""Asking about a video longer than what a run was trained on: window by window, streamed or kept,
+by every system.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +136,9 @@ def alone(seen: Seen, window: Span) -> Seen:
 
 
 def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, long_video: Path) -> None:
-    """The answer about all of it is the surest of those about its windows, each alone, moved to where the window begins."""
+    """The answer about all of it is the surest of those about its windows, each alone, moved to
+    where the window begins.
+    """
     seen = grounder.look(long_video)
     windows = windows_of(seen.frame_edges, grounder.window)
     apart = [grounder.answer(alone(seen, window), SENTENCES).queries for window in windows]

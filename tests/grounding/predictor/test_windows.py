@@ -1,4 +1,6 @@
-"""Windows of long videos: what they cover, that only their rows are held, and which of their answers are the best."""
+"""Windows of long videos: what they cover, that only their rows are held, and which of their
+answers are the best.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +61,9 @@ def test_an_event_of_half_a_window_lies_whole_in_one() -> None:
 
 
 class Stream:
-    """What a `FeatureStream` gives of 200 frames: maps of every second one, four at a time, and clips of every fifth, three at a time,
-    as late as clips come; `frames` with two rows for each."""
+    """What a `FeatureStream` gives of 200 frames: maps of every second one, four at a time, and
+    clips of every fifth, three at a time, as late as clips come; `frames` with two rows for each.
+    """
 
     def __init__(self) -> None:
         self.about = {"size": [8, 6]}
@@ -193,7 +196,9 @@ def test_of_equal_ones_the_first_counts() -> None:
 def test_no_more_than_are_needed_are_remembered(
     windows: list[tuple[int, int, int]], count: int
 ) -> None:
-    """One answer in each of half-overlapped windows of 60 frames: the few that are remembered give what all would."""
+    """One answer in each of half-overlapped windows of 60 frames: the few that are remembered give
+    what all would.
+    """
     few, all_of_them = Best(count), Best(1000)
     for place, (begin, length, score) in enumerate(windows):
         one = prediction(place * 30 + begin, place * 30 + begin + length, score / 20)
@@ -207,7 +212,9 @@ def test_no_more_than_are_needed_are_remembered(
 
 
 def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Look:
-    """What CG-STVG or CoSTA says of a window of four frames: its event is of the middle two, with the probability `sure` at each end."""
+    """What CG-STVG or CoSTA says of a window of four frames: its event is of the middle two, with
+    the probability `sure` at each end.
+    """
     query = {
         "id": "q",
         "video": "v",
@@ -236,7 +243,9 @@ def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Loo
 
 
 def test_windows_are_compared_by_what_was_there_before_it_was_made_to_sum_to_one() -> None:
-    """A window that shows nothing may be as sure of its frames as one that shows the event; the event is louder."""
+    """A window that shows nothing may be as sure of its frames as one that shows the event; the
+    event is louder.
+    """
     (faint, doubtful), (clear, answer) = (
         ranked_tube(look_at(*one), None, False) for one in ((0.0, 0.9), (5.0, 0.6))
     )
@@ -246,7 +255,9 @@ def test_windows_are_compared_by_what_was_there_before_it_was_made_to_sum_to_one
 
 
 def test_a_second_look_sharpens_an_answer_and_leaves_its_place_among_the_windows() -> None:
-    """It is of a part of the window, and what it makes sum to one is another sum; some windows have none."""
+    """It is of a part of the window, and what it makes sum to one is another sum; some windows have
+    none.
+    """
     first, closer = look_at(5.0, 0.6), look_at(50.0, 0.9, (2, 6))
     plain, sharpened = (ranked_tube(first, second, False) for second in (None, closer))
     assert sharpened[0] == plain[0]

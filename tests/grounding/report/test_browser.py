@@ -1,4 +1,6 @@
-"""The report in a real browser: headless Chromium opens it from disk. Skipped where none is installed."""
+"""The report in a real browser: headless Chromium opens it from disk. Skipped where none is
+installed.
+"""
 
 from __future__ import annotations
 
@@ -215,7 +217,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> dict[int,
 
 @pytest.fixture
 def opened(browser: Any, reports: dict[int, Path]) -> Iterator[Opened]:
-    """The report of one run. At the end nothing may have failed, and nothing been asked for but files beside the page."""
+    """The report of one run. At the end nothing may have failed, and nothing been asked for but
+    files beside the page.
+    """
     yield from open_page(browser, reports[1])
 
 
@@ -258,7 +262,9 @@ def drawn_box(screen: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, 
 
 
 def white_block(screen: np.ndarray) -> tuple[float, float]:
-    """Where the video itself shows the block: left and right edge in pixels of the video, along a row that no box crosses."""
+    """Where the video itself shows the block: left and right edge in pixels of the video, along a
+    row that no box crosses.
+    """
     row = screen[int(screen.shape[0] * 40 / SIZE[1])]
     lit = np.nonzero((row[3:-3] > 215).all(-1))[0] + 3  # at its very edges the page shines through
     return lit.min() * SIZE[0] / screen.shape[1], (lit.max() + 1) * SIZE[0] / screen.shape[1]
@@ -313,7 +319,9 @@ def test_keys_step_after_a_button_was_pressed_and_leave_the_search_alone(opened:
 
 @pytest.mark.parametrize("frame", [12, 25, 33, 43])
 def test_boxes_are_drawn_where_they_are_and_in_step(opened: Opened, frame: int) -> None:
-    """The video shows its block, the truth lies around it, the prediction (between its samples too) six pixels lower."""
+    """The video shows its block, the truth lies around it, the prediction (between its samples too)
+    six pixels lower.
+    """
     opened.query(2)
     screen = opened.seek(frame)
     x1, y1, x2, y2 = block(frame)
@@ -328,7 +336,9 @@ def test_boxes_are_drawn_where_they_are_and_in_step(opened: Opened, frame: int) 
 
 
 def test_a_frame_that_was_shown_before_a_seek_does_not_undo_it(opened: Opened) -> None:
-    """Browsers may tell of the video's first frame when the view already seeks the event: its boxes would stay at frame 0."""
+    """Browsers may tell of the video's first frame when the view already seeks the event: its boxes
+    would stay at frame 0.
+    """
     opened.page.evaluate("""() => {
         const ask = HTMLVideoElement.prototype.requestVideoFrameCallback;
         HTMLVideoElement.prototype.requestVideoFrameCallback = function (tell) { window.tell = tell; return ask.call(this, tell); };
@@ -430,7 +440,9 @@ def test_queries_are_sorted_and_filtered(opened: Opened) -> None:
 
 
 def test_a_query_left_while_its_maps_are_decoded_does_not_come_back(opened: Opened) -> None:
-    """Of a first query what was seen is at hand; a second one's takes long, and the first is chosen again meanwhile."""
+    """Of a first query what was seen is at hand; a second one's takes long, and the first is chosen
+    again meanwhile.
+    """
     opened.query(2)
     page = opened.page
     page.evaluate("""() => {
@@ -516,7 +528,9 @@ def test_thousands_of_queries_open_with_few_rows(many: Opened) -> None:
 
 
 def test_every_row_is_reached_by_scrolling(many: Opened) -> None:
-    """Page by page no row is left out; by one long pull of the bar the last one is reached, and the first one again."""
+    """Page by page no row is left out; by one long pull of the bar the last one is reached, and the
+    first one again.
+    """
     page = many.page
     seen: list[int] = []
     for _ in range(30):

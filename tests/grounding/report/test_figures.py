@@ -1,4 +1,6 @@
-"""A report's figures for papers: which files there are, and what is said where something cannot be drawn."""
+"""A report's figures for papers: which files there are, and what is said where something cannot be
+drawn.
+"""
 
 from __future__ import annotations
 

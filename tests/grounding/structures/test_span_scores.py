@@ -1,4 +1,6 @@
-"""When the event happens: the best span of proposal maps and of first and last frames, over passes, models and two looks."""
+"""When the event happens: the best span of proposal maps and of first and last frames, over passes,
+models and two looks.
+"""
 
 from __future__ import annotations
 
@@ -187,7 +189,9 @@ def test_where_all_frames_are_alike_the_span_is_a_span() -> None:
 
 
 def test_passes_are_interpolated_at_the_edges_of_all_frames_and_averaged() -> None:
-    """Begins at 0, 5.5, 15.5, 25.5; the first pass' are at 0 and 10.5, the second's at 0 and 20.5; beyond, they are held."""
+    """Begins at 0, 5.5, 15.5, 25.5; the first pass' are at 0 and 10.5, the second's at 0 and 20.5;
+    beyond, they are held.
+    """
     scores = heard(
         (0, 40),
         [0, 10, 20, 30],
@@ -202,7 +206,9 @@ def test_passes_are_interpolated_at_the_edges_of_all_frames_and_averaged() -> No
 
 
 def test_models_are_averaged() -> None:
-    """Alone the one begins at 0 and the other at 15.5; what both think possible is highest in the mean."""
+    """Alone the one begins at 0 and the other at 15.5; what both think possible is highest in the
+    mean.
+    """
     frames = [0, 10, 20]
     one, other = (
         (frames, [0.5, 0.4, 0.1], [0.0, 0.0, 1.0]),
@@ -265,7 +271,9 @@ def test_a_boundary_moves_at_most_half_way_and_only_among_spans(
 def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_spacing(
     stored: int, width: float
 ) -> None:
-    """Twelve frames a pass, of those stored every five; around either boundary a Gaussian `width` times the pass' spacing wide."""
+    """Twelve frames a pass, of those stored every five; around either boundary a Gaussian `width`
+    times the pass' spacing wide.
+    """
     random = np.random.default_rng(0)
     segment = (200, 200 + 5 * stored)
     frames, spacing = np.arange(*segment, 5), 5 * stored / 12
@@ -287,7 +295,9 @@ def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_s
 
 @pytest.fixture
 def first() -> BoundaryScores:
-    """A look at [0, 80), with half of its belief in a begin at the segment's, outside of the windows below."""
+    """A look at [0, 80), with half of its belief in a begin at the segment's, outside of the
+    windows below.
+    """
     frames = np.arange(0, 80, 10)
     return heard(
         (0, 80),
@@ -301,7 +311,9 @@ def first() -> BoundaryScores:
 
 
 def test_two_looks_at_boundaries_weigh_alike_in_the_window(first: BoundaryScores) -> None:
-    """The window's begins are at 20, 25.5, 35.5, 45.5, its ends at 25.5, 35.5, 45.5, 60, of which the first look knows all but two."""
+    """The window's begins are at 20, 25.5, 35.5, 45.5, its ends at 25.5, 35.5, 45.5, 60, of which
+    the first look knows all but two.
+    """
     frames = [20, 30, 40, 50]
     second = heard((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
     both = first.closer(second)
@@ -346,7 +358,9 @@ def test_two_looks_that_agree_agree_with_both() -> None:
 
 
 def test_the_score_of_two_looks_is_at_most_one() -> None:
-    """Two passes that know nothing sum to more than one that is sure, whose probability is brought to their sum."""
+    """Two passes that know nothing sum to more than one that is sure, whose probability is brought
+    to their sum.
+    """
     frames = [0, 10]
     sure = heard((0, 20), frames, (frames, [1.0, 0.0], [1.0, 0.0]))
     vague = heard((0, 20), frames, ([0], [1.0], [1.0]), ([10], [1.0], [1.0]))
@@ -378,7 +392,9 @@ def test_between_cells_scores_are_linear_and_only_proposals_count(scores: np.nda
 
 
 def test_what_probabilities_were_divided_by_tells_clear_events_from_faint_ones() -> None:
-    """Logits that are all higher by one give the same span and score, and a level higher by one for each boundary."""
+    """Logits that are all higher by one give the same span and score, and a level higher by one for
+    each boundary.
+    """
     first, last = torch.tensor([[[0.0, 2.0, 0.0, 0.0]]]), torch.tensor([[[0.0, 0.0, 3.0, 0.0]]])
     nothing = torch.zeros(0)
 

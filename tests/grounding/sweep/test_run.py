@@ -1,4 +1,6 @@
-"""Sweeps: what is there is not made again, what was stopped goes on, and derived variants ask the runs they name."""
+"""Sweeps: what is there is not made again, what was stopped goes on, and derived variants ask the
+runs they name.
+"""
 
 from __future__ import annotations
 
@@ -179,7 +181,9 @@ def test_more_seeds_make_only_the_new_runs(judged_store: Path) -> None:
 
 @pytest.mark.parametrize("at", [3, 4, 14])
 def test_a_killed_sweep_ends_as_if_it_had_not_been(judged_store: Path, at: int) -> None:
-    """Step 4 is the end of the first run, before it is judged; 14 lies between two checkpoints of the last."""
+    """Step 4 is the end of the first run, before it is judged; 14 lies between two checkpoints of
+    the last.
+    """
 
     def kill(place: SweepProgress) -> None:
         if place.finished_steps == at:

@@ -1,4 +1,6 @@
-"""CG-STVG through the commands' own functions: trained, resumed, judged, asked, together and closer, as CSDVL is."""
+"""CG-STVG through the commands' own functions: trained, resumed, judged, asked, together and
+closer, as CSDVL is.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def trained(
     model: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """A run of a few steps, as `stvg-train --model cgstvg` makes it; with `kill_at` it ends after that step."""
+    """A run of a few steps, as `stvg-train --model cgstvg` makes it; with `kill_at` it ends after
+    that step.
+    """
 
     def progress(done: int, total: int) -> None:
         if done == kill_at:
@@ -173,7 +177,9 @@ def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, cg_run: Path
 
 
 class Means(nn.Module):
-    """Stands for Video Swin, which has no tiny build: windows of frames to maps of their 16×16 means."""
+    """Stands for Video Swin, which has no tiny build: windows of frames to maps of their 16×16
+    means.
+    """
 
     def __init__(self) -> None:
         super().__init__()

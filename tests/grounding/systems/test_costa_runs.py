@@ -1,4 +1,6 @@
-"""CoSTA through the commands' own functions: trained on pictures, resumed, judged, asked, together and closer, as the others are."""
+"""CoSTA through the commands' own functions: trained on pictures, resumed, judged, asked, together
+and closer, as the others are.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def trained(
     model: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """A run of a few steps, as `stvg-train --model costa` makes it; with `kill_at` it ends after that step."""
+    """A run of a few steps, as `stvg-train --model costa` makes it; with `kill_at` it ends after
+    that step.
+    """
 
     def progress(done: int, total: int) -> None:
         if done == kill_at:
@@ -102,7 +106,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def pictured(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of `tiny_run`'s videos and sentences with all that CoSTA reads: pictures and token states."""
+    """A store of `tiny_run`'s videos and sentences with all that CoSTA reads: pictures and token
+    states.
+    """
     place = tmp_path_factory.mktemp("frames") / "store"
     sampling = {"fps": 5.0, "short": 48}
     settings = {

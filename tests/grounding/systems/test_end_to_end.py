@@ -1,4 +1,6 @@
-"""Image and text encoders that train with the network, on pictures and tokens in the place of maps and token states."""
+"""Image and text encoders that train with the network, on pictures and tokens in the place of maps
+and token states.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +188,9 @@ def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: En
 
 
 def test_pictures_of_other_sizes_in_a_batch_change_nothing(store: Path, model: EndToEnd) -> None:
-    """Cut to half their width, the first query's pictures are padded in the batch; its maps are those it has alone."""
+    """Cut to half their width, the first query's pictures are padded in the batch; its maps are
+    those it has alone.
+    """
     raw = raw_inputs(store, model, count=2)
     height, width = raw.map_size[0].tolist()
     half = replace(
@@ -290,7 +294,9 @@ def test_pictures_are_encoded_in_parts(
 def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_parameters(
     model: EndToEnd,
 ) -> None:
-    """Convolutions have channels last; a fused optimiser takes steps of gradient and parameter side by side in memory."""
+    """Convolutions have channels last; a fused optimiser takes steps of gradient and parameter side
+    by side in memory.
+    """
 
     class Two(DistributedContext):
         """As the first of two processes, of which the other has no gradients."""
@@ -317,7 +323,9 @@ def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_paramet
 def test_they_train_in_parts_and_in_low_precision(
     store: Path, tmp_path: Path, precision: str
 ) -> None:
-    """Cut into two parts, the first step has the same losses; every picture of the batch is seen in the end."""
+    """Cut into two parts, the first step has the same losses; every picture of the batch is seen in
+    the end.
+    """
     found = []
     for accumulate in (1, 2):
         parts = recipe(precision=precision, accumulate=accumulate, max_steps=1, log_every=1)

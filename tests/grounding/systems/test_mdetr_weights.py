@@ -1,4 +1,6 @@
-"""CSDVL with MDETR's weights: it gives what MDETR's formula gives, and every name of the file is accounted for."""
+"""CSDVL with MDETR's weights: it gives what MDETR's formula gives, and every name of the file is
+accounted for.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ from pipeline.features.reduction import Projection, fit_pca, load_mdetr_projecti
 from pipeline.weights.checkpoint_files import LoadReport
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_mdetr.json").read_text(encoding="utf-8"))
-"""Names of MDETR's ResNet-101 checkpoint, `*` for a layer's number: how many layers, and the shape. Of its backbone the first block."""
+"""Names of MDETR's ResNet-101 checkpoint, `*` for a layer's number: how many layers, and the shape.
+Of its backbone the first block.
+"""
 LEFT_OVER = re.compile(r"(backbone|transformer\.text_encoder|class_embed)\..*")
 HEADS, FRAMES, CLIPS, MOTION = 8, 2, 2, 5
 Load = Callable[..., LoadReport]
@@ -124,7 +128,9 @@ def load(tmp_path: Path) -> Load:
 
 
 class Reference:
-    """MDETR's transformer for its first query alone, from its published formulas, on `torch.nn` attention."""
+    """MDETR's transformer for its first query alone, from its published formulas, on `torch.nn`
+    attention.
+    """
 
     def __init__(self, state: Mapping[str, Tensor], layers: int) -> None:
         self.state, self.layers = state, layers
@@ -158,7 +164,9 @@ class Reference:
 
     @staticmethod
     def positions(padding: Tensor, d: int) -> Tensor:
-        """Padding `[n, H, W]` → `[n, H·W, d]`: count the cells that are picture, down and across, and scale the counts to 2π."""
+        """Padding `[n, H, W]` → `[n, H·W, d]`: count the cells that are picture, down and across,
+        and scale the counts to 2π.
+        """
         parts = []
         for axis in (1, 2):
             count = (~padding).cumsum(axis).float()
@@ -175,7 +183,8 @@ class Reference:
         self, maps: Tensor, padding: Tensor, words: Tensor, word_padding: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Maps `[n, C, H, W]`, words `[n, L, C_t]`, padding True → memory `[n, H·W + L, d]`, the decoder's outputs after each
-        layer, normed, `[layers, n, d]`, and their boxes."""
+        layer, normed, `[layers, n, d]`, and their boxes.
+        """
         visual = (
             functional.conv2d(maps, self.state["input_proj.weight"], self.state["input_proj.bias"])
             .flatten(2)
@@ -218,7 +227,9 @@ class Reference:
 def reference_of(
     state: Mapping[str, Tensor], layers: int, inputs: Inputs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """MDETR's answers for every frame of a batch, frame by frame of its first query, then of its second."""
+    """MDETR's answers for every frame of a batch, frame by frame of its first query, then of its
+    second.
+    """
     rows, columns = inputs.appearance.shape[2:4]
     row, column = torch.arange(rows)[:, None], torch.arange(columns)
     padding = torch.stack(
@@ -234,7 +245,9 @@ def reference_of(
 
 @torch.no_grad()
 def answers_of(model: Csdvl, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Our memory with the mask of its tokens, the decoder's normed outputs after each layer, boxes: shapes as the reference's."""
+    """Our memory with the mask of its tokens, the decoder's normed outputs after each layer, boxes:
+    shapes as the reference's.
+    """
     outputs: list[Tensor] = []
     hook = model.decoder_norm.register_forward_hook(lambda module, args, out: outputs.append(out))
     boxes = model(inputs).boxes.flatten(1, 2)
@@ -441,7 +454,9 @@ def test_features_of_another_backbone(load: Load) -> None:
 
 
 def test_a_run_that_starts_from_it_says_so(load: Load, store: Path, tmp_path: Path) -> None:
-    """Two warnings, for the store's features come from no MDETR; the file's digest, which a resumed run keeps without the file."""
+    """Two warnings, for the store's features come from no MDETR; the file's digest, which a resumed
+    run keeps without the file.
+    """
     random, state = torch.Generator().manual_seed(3), SMALL.state()
     state["input_proj.weight"] = torch.randn(32, 6, 1, 1, generator=random)
     state["transformer.resizer.fc.weight"] = torch.randn(32, 7, generator=random)

@@ -41,7 +41,9 @@ PAPERS = {
     "hcstvg-v2": {**COMMON, **SHORT, "epochs": 4},
     "vidstg": {**COMMON, **LONG, "epochs": 10},
 }
-"""Supplement B.1 and B.2; 2D-TAN for the maps. STVGFormer's λ (5, 2, .5, 5, 1) are the same, multiplied out."""
+"""Supplement B.1 and B.2; 2D-TAN for the maps. STVGFormer's λ (5, 2, .5, 5, 1) are the same,
+multiplied out.
+"""
 
 
 CG_COMMON = {

@@ -1,4 +1,6 @@
-"""A step is the same however its batch is cut: over accumulated parts, over processes; and in less memory or precision."""
+"""A step is the same however its batch is cut: over accumulated parts, over processes; and in less
+memory or precision.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ RECIPE: dict[str, Any] = {
     "checkpoint_every": 2,
     "log_every": 1,
 }
-"""One epoch is one step: every batch holds wide and tall maps, so that parts are padded unlike the whole."""
+"""One epoch is one step: every batch holds wide and tall maps, so that parts are padded unlike the
+whole.
+"""
 OWN: dict[str, dict[str, Any]] = {
     "csdvl": {},
     "cgstvg": {
@@ -74,10 +78,14 @@ OWN: dict[str, dict[str, Any]] = {
         "max_steps": 1,
     },
 }
-"""Where their recipes differ, in what does not turn on a number's last digits: CG-STVG's thresholds do."""
+"""Where their recipes differ, in what does not turn on a number's last digits: CG-STVG's thresholds
+do.
+"""
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
-"""After four steps, float32: sums are taken in another order. Found: at most 1.3e-6. CoSTA is held to it after one: its norms leave most
-gradients of its convolutions small, AdamW makes whole steps of small ones, and what was rounding grows tenfold with every step."""
+"""After four steps, float32: sums are taken in another order. Found: at most 1.3e-6. CoSTA is held
+to it after one: its norms leave most gradients of its convolutions small, AdamW makes whole steps
+of small ones, and what was rounding grows tenfold with every step.
+"""
 
 
 def recipe(system: str = "csdvl", **changes: Any) -> TrainConfig:
@@ -98,8 +106,9 @@ def state_of(run: Path) -> dict[str, Any]:
 def assert_close_runs(a: Path, b: Path) -> None:
     """AdamW's moments, the weights that a gradient moves, their moving average, and every curve.
 
-    Some gradients are nothing but rounding (a key's bias, where softmax takes what is the same for all keys away), and
-    AdamW makes a whole step of them in any direction: such weights are free, and change no output.
+    Some gradients are nothing but rounding (a key's bias, where softmax takes what is the same for
+    all keys away), and AdamW makes a whole step of them in any direction: such weights are free,
+    and change no output.
     """
     ours, theirs = state_of(a), state_of(b)
     system, model = read_provenance(a)["model"], load_model(a)[0]
@@ -184,7 +193,9 @@ def test_recomputing_keeps_less(store: Path) -> None:
 def test_bfloat16_learns_nearly_the_same(
     pictured: Path, tmp_path: Path, system: str, whole: Path
 ) -> None:
-    """The first loss agrees to bfloat16's three digits, weights and moving average stay float32, and it goes on."""
+    """The first loss agrees to bfloat16's three digits, weights and moving average stay float32,
+    and it goes on.
+    """
     half = train_run(pictured, tmp_path / "half", system, precision="bfloat16")
     assert {
         value.dtype for value in state_of(half)["model"].values() if value.is_floating_point()
@@ -209,7 +220,9 @@ def test_every_variant_runs_in_bfloat16(
 def test_a_compiled_network_learns_the_same(
     pictured: Path, tmp_path: Path, system: str, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced by torch.compile and run without a compiler of machine code; the checkpoint's names are the network's own."""
+    """Traced by torch.compile and run without a compiler of machine code; the checkpoint's names
+    are the network's own.
+    """
     compiled: list[torch.nn.Module] = []
     trace = partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or trace(model))
@@ -417,7 +430,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
 
 
 def test_what_the_first_process_refuses_ends_the_others(store: Path, tmp_path: Path) -> None:
-    """There is nothing to resume: the first says so, the other that it has lost the first, and none waits for ever."""
+    """There is nothing to resume: the first says so, the other that it has lost the first, and none
+    waits for ever.
+    """
     both = started(
         2, [*command(store, tmp_path / "run", config_file(tmp_path)), "--resume"], tmp_path
     )

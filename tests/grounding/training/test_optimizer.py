@@ -53,8 +53,9 @@ def test_a_network_on_cached_features_is_one_group() -> None:
 def test_adam_takes_the_decay_for_a_gradient_and_adamw_lessens_the_weight_by_it(
     name: str, kind: type, after: float
 ) -> None:
-    """A weight 1 without a gradient of its own, decay ½, rate .1: Adam's first step is the rate whatever the gradient's size, here
-    that of the decay; AdamW takes .1·½ of the weight."""
+    """A weight 1 without a gradient of its own, decay ½, rate .1: Adam's first step is the rate
+    whatever the gradient's size, here that of the decay; AdamW takes .1·½ of the weight.
+    """
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
     optimiser, _ = build_optimizer(model, recipe(lr=0.1, weight_decay=0.5, optimiser=name), 100)
@@ -76,7 +77,9 @@ def rates(steps: int, **changes: Any) -> list[list[float]]:
 
 
 def test_the_text_encoder_warms_up_for_one_percent_then_falls_to_nothing() -> None:
-    """Of 200 steps two: half, whole, whole; then a line that reaches 0 at step 200. The others are constant."""
+    """Of 200 steps two: half, whole, whole; then a line that reaches 0 at step 200. The others are
+    constant.
+    """
     head, image, text = rates(200)
     assert head == [1.0] * 201
     assert image == [0.1] * 201

@@ -1,4 +1,6 @@
-"""SIGTERM and Ctrl-C: the step is finished and saved, the signal handed on, and who resumes ends where nobody stopped."""
+"""SIGTERM and Ctrl-C: the step is finished and saved, the signal handed on, and who resumes ends
+where nobody stopped.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ def handlers() -> Iterator[None]:
 def interrupted(
     store: Path, run: Path, owner: Any, name: str, call: int, act: Callable[[], None]
 ) -> None:
-    """Train, and do something at the start of call number `call` (from 1) of a function of the training."""
+    """Train, and do something at the start of call number `call` (from 1) of a function of the
+    training.
+    """
     real, calls = getattr(owner, name), []
 
     def acting(*arguments: Any, **named: Any) -> Any:
@@ -144,7 +148,9 @@ def test_a_second_signal_ends_it_at_once(store: Path, tmp_path: Path, whole: Pat
 def test_a_signal_ends_validation_at_once_and_loses_no_step(
     store: Path, tmp_path: Path, whole: Path, validation: int
 ) -> None:
-    """The resumed run validates first, once, and draws one point, after the fourth step and after the last."""
+    """The resumed run validates first, once, and draws one point, after the fourth step and after
+    the last.
+    """
     run = tmp_path / "run"
     with pytest.raises(Terminated):
         interrupted(store, run, training, "validate", validation, send(signal.SIGTERM))
@@ -179,7 +185,9 @@ def test_training_works_outside_the_main_thread(store: Path, tmp_path: Path, who
 
 
 def test_one_of_several_waits_whatever_is_repeated() -> None:
-    """torchrun repeats a Ctrl-C that the terminal has sent to all; a process alone takes the second at its word."""
+    """torchrun repeats a Ctrl-C that the terminal has sent to all; a process alone takes the second
+    at its word.
+    """
     stop = GracefulShutdown(is_distributed=True)
     stop.__enter__()
     send(signal.SIGINT, times=3)()

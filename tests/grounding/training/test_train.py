@@ -1,4 +1,6 @@
-"""Training: a resumed run is the uninterrupted one bit for bit, and nothing outside the run directory is touched."""
+"""Training: a resumed run is the uninterrupted one bit for bit, and nothing outside the run
+directory is touched.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ TINY: dict[str, Any] = {
     "checkpoint_every": 3,
     "log_every": 1,
 }
-"""Eight queries in batches of three: an epoch is two steps, so step 3 lies in the middle of one. Dropout is on."""
+"""Eight queries in batches of three: an epoch is two steps, so step 3 lies in the middle of one.
+Dropout is on.
+"""
 
 
 def make_config(**changes: Any) -> CsdvlTrainConfig:
@@ -150,7 +154,9 @@ def test_another_seed_is_another_run(store: Path, tmp_path: Path, whole: Path) -
 
 
 def test_resumed_is_uninterrupted(store: Path, tmp_path: Path, whole: Path) -> None:
-    """Three steps, stop in the middle of an epoch, three more: model, EMA, optimiser, schedule, generators and curves."""
+    """Three steps, stop in the middle of an epoch, three more: model, EMA, optimiser, schedule,
+    generators and curves.
+    """
     run = run_training(store, tmp_path / "run", max_steps=3)
     assert state_of(run)["step"] == 3
     run_training(store, run, resume=True)
@@ -170,7 +176,9 @@ def test_a_longer_resume_keeps_the_schedule(store: Path, tmp_path: Path) -> None
 def test_killed_is_uninterrupted(
     store: Path, tmp_path: Path, whole: Path, kill_at: int, resume: bool
 ) -> None:
-    """What was logged after the last checkpoint is forgotten; the same command goes on by itself, with or without --resume."""
+    """What was logged after the last checkpoint is forgotten; the same command goes on by itself,
+    with or without --resume.
+    """
     run = tmp_path / "run"
     with pytest.raises(Killed):
         run_training(store, run, kill_at=kill_at)
@@ -226,7 +234,9 @@ def test_a_checkpoint_killed_between_its_two_renames_is_found(
 def test_there_is_a_whole_checkpoint_at_every_moment(
     store: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before each rename and removal while a checkpoint is replaced, one can be loaded; so too after an earlier kill."""
+    """Before each rename and removal while a checkpoint is replaced, one can be loaded; so too
+    after an earlier kill.
+    """
     state = TrainState.create(load_model(whole)[0], make_config(), 6)
     folder = tmp_path / "checkpoints" / "last"
     state.save(folder)
@@ -349,7 +359,9 @@ def test_checkpoints_hold_the_moving_average(whole: Path, which: str) -> None:
 
 
 def test_the_moving_average_follows_the_weights(store: Path, tmp_path: Path) -> None:
-    """EMA .9: after one step it is the first weights; after two .9 of the first and .1 of the second."""
+    """EMA .9: after one step it is the first weights; after two .9 of the first and .1 of the
+    second.
+    """
     first, second = (
         state_of(run_training(store, tmp_path / str(steps), max_steps=steps)) for steps in (1, 2)
     )

@@ -1,4 +1,5 @@
-"""The first losses of fixed tiny runs, pinned: a change that was not meant to change training shows here.
+"""The first losses of fixed tiny runs, pinned: a change that was not meant to change training shows
+here.
 
 Where one is meant to, print `losses(...)` and say in the commit why they are others.
 """
@@ -46,7 +47,9 @@ GOLDEN: dict[str, list[float]] = {
 
 
 def losses(store: Path, run: Path, recipe: dict[str, Any]) -> list[float]:
-    """The losses of twenty steps on eight queries in batches of three; no dropout, whose numbers are not everywhere the same."""
+    """The losses of twenty steps on eight queries in batches of three; no dropout, whose numbers
+    are not everywhere the same.
+    """
     settings = {
         "device": "cpu",
         "batch": 3,
@@ -67,6 +70,8 @@ def losses(store: Path, run: Path, recipe: dict[str, Any]) -> list[float]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_first_losses_are_the_known_ones(store: Path, tmp_path: Path, name: str) -> None:
-    """To 0.01 %: kernels of other machines and versions round differently, and twenty steps carry that on."""
+    """To 0.01 %: kernels of other machines and versions round differently, and twenty steps carry
+    that on.
+    """
     found = losses(store, tmp_path / "run", RECIPES[name])
     assert found == pytest.approx(GOLDEN[name], rel=1e-4), found

@@ -1,4 +1,6 @@
-"""What networks see is told as they saw it: every stored frame once, in the picture's place, for all three systems."""
+"""What networks see is told as they saw it: every stored frame once, in the picture's place, for
+all three systems.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ SMALL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "frames": 6}
 
 
 def witness(store: Path, frames: int, **changes: Any) -> AttentionRecorder:
-    """A network of random weights with the store's training queries, of which number 2 is about a tall video."""
+    """A network of random weights with the store's training queries, of which number 2 is about a
+    tall video.
+    """
     torch.manual_seed(0)
     model = Csdvl((6, 5, 7), CsdvlConfig(**{**CSDVL, "frames": frames, **changes}))
     return AttentionRecorder(model.eval(), GroundingDataset.from_store(store, "train", frames, 5))
@@ -117,7 +121,9 @@ def cgstvg(store: Path) -> AttentionRecorder:
 
 
 class Noise:
-    """Pictures of 96×64 pixels, or of 64×96 for the tall video, instead of the stored maps: tiny networks make 3×2 cells of them."""
+    """Pictures of 96×64 pixels, or of 64×96 for the tall video, instead of the stored maps: tiny
+    networks make 3×2 cells of them.
+    """
 
     def __init__(self, maps: Any) -> None:
         self.maps = maps

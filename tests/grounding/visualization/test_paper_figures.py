@@ -1,4 +1,6 @@
-"""Figures for papers: which frames they show, where boxes, bars and heat lie, and that any sentence can be drawn."""
+"""Figures for papers: which frames they show, where boxes, bars and heat lie, and that any sentence
+can be drawn.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ WINDOW = (20, 60)
 
 
 def said(span: Span, left: float = 0.0, name: str = "full") -> RunPrediction:
-    """A box of half the picture's width and height whose left edge moves by a hundredth of 64 pixels a frame."""
+    """A box of half the picture's width and height whose left edge moves by a hundredth of 64
+    pixels a frame.
+    """
     rows = [(frame, left + 0.64 * frame, 0.0, left + 0.64 * frame + 32, 18.0) for frame in (0, 100)]
     return RunPrediction(name, Prediction(id="test-0", span=span, score=1.0, boxes=rows), 0.5)
 
@@ -58,7 +62,9 @@ def frames_of(figure: Figure) -> list[Axes]:
 
 
 def drawn(figure: Figure, colour: str) -> dict[int, list[float]]:
-    """The boxes of one colour by their place among the frames: x, y, width, height in shares of the picture."""
+    """The boxes of one colour by their place among the frames: x, y, width, height in shares of the
+    picture.
+    """
     return {
         place: [
             round(value, 6) for value in (*patch.get_xy(), patch.get_width(), patch.get_height())
@@ -145,7 +151,9 @@ def test_a_query_without_truth_or_answer_is_drawn_without_them(
 def test_attention_is_that_of_the_nearest_frame_in_every_layer_shown(
     query_of: QueryMaker, tracks: Tracks
 ) -> None:
-    """Layer l gives frame i the weight (l + 1)·i in its left half: normalised by each layer's maximum all layers look alike."""
+    """Layer l gives frame i the weight (l + 1)·i in its left half: normalised by each layer's
+    maximum all layers look alike.
+    """
     seen = np.arange(0, 100, 10)
     weights = np.zeros((2, 10, 2, 4), np.float32)
     weights[..., :2] = np.arange(1, 3)[:, None, None, None] * np.arange(10)[:, None, None]

@@ -57,7 +57,9 @@ def tree(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def vidor(tmp_path: Path) -> Callable[..., None]:
-    """Write VidOR's file of one video from `{frame: [(tid, xmin, ymin, xmax, ymax)]}` over 20 frames."""
+    """Write VidOR's file of one video from `{frame: [(tid, xmin, ymin, xmax, ymax)]}` over 20
+    frames.
+    """
 
     def write(
         video: str,
@@ -84,7 +86,9 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 @pytest.fixture
 def clip() -> Callable[..., dict[str, Any]]:
-    """A sound entry of HC-STVG v1 (its 480 frames at 24 fps, 100x50 pixels); keyword arguments replace its fields."""
+    """A sound entry of HC-STVG v1 (its 480 frames at 24 fps, 100x50 pixels); keyword arguments
+    replace its fields.
+    """
 
     def make(**changes: Any) -> dict[str, Any]:
         fields: dict[str, Any] = {

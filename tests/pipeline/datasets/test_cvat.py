@@ -1,4 +1,6 @@
-"""Truth from CVAT: what was exported and corrected, what was drawn anew, and what is left out by name."""
+"""Truth from CVAT: what was exported and corrected, what was drawn anew, and what is left out by
+name.
+"""
 
 from __future__ import annotations
 

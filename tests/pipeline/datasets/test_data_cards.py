@@ -1,4 +1,6 @@
-"""Data cards: what they may state, each number counted by hand on a few queries, and the comparison."""
+"""Data cards: what they may state, each number counted by hand on a few queries, and the
+comparison.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def query(name: str, span: tuple[int, int] | None, **changes: Any) -> Query:
 
 @pytest.fixture
 def parsed() -> ParsedDataset:
-    """Two entries of one video and one of another, in two splits; the first has a caption and a question."""
+    """Two entries of one video and one of another, in two splits; the first has a caption and a
+    question.
+    """
     found = ParsedDataset(Path())
     found.queries = [
         query("test-00000-c0", (10, 50), form="declarative", text="a dog runs."),

@@ -32,7 +32,9 @@ def without(entry: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def test_an_entry_of_version_1(clips: Any, clip: Any) -> None:
-    """`st_frame` counts from 1, the tube is as long as its boxes, `img_num` is 20 seconds of frames, boxes are x, y, width, height."""
+    """`st_frame` counts from 1, the tube is as long as its boxes, `img_num` is 20 seconds of
+    frames, boxes are x, y, width, height.
+    """
     parsed = parse_v1(clips("train.json", {NAME: clip()}))
     (query,) = parsed.queries
     assert (query.id, query.video, query.path, query.split) == (
@@ -64,7 +66,9 @@ def test_the_first_frame_is_frame_0(clips: Any, clip: Any) -> None:
 
 
 def test_an_entry_of_version_2(clips: Any, clip: Any) -> None:
-    """`img_size` is [height, width], with or without channels; `ed_frame` is the last frame, counted from 1."""
+    """`img_size` is [height, width], with or without channels; `ed_frame` is the last frame,
+    counted from 1.
+    """
     entry = without(clip(), "caption", "width", "height") | IN_V2
     clips("trainv2.json", {"1_a.mp4": entry})
     parsed = parse_v2(clips("valv2.json", {"2_a.mp4": entry | {"img_size": [50, 100, 3]}}))
@@ -323,7 +327,9 @@ def test_where_annotations_may_lie(
 
 
 def test_version_2s_own_names_come_first(clips: Any, clip: Any) -> None:
-    """Some copy the validation file to `test.json`: the file with version 2's name wins, wherever it lies."""
+    """Some copy the validation file to `test.json`: the file with version 2's name wins, wherever
+    it lies.
+    """
     clips("test.json", {"1_a.mp4": clip()})
     parsed = parse_v2(clips("annos/query_v2.json", {"2_a.mp4": clip()}))
     assert [query.id for query in parsed.queries] == ["2_a.mp4"]
@@ -408,7 +414,9 @@ def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
 
 
 def test_sentences_without_truth(clips: Any, clip: Any, tmp_path: Path, make_video: Any) -> None:
-    """Test sentences may say nothing else: the video says the rest, and without it they are left out by name."""
+    """Test sentences may say nothing else: the video says the rest, and without it they are left
+    out by name.
+    """
     make_video(tmp_path / "2_a.mp4")
     entries = {
         "1_a.mp4": without(clip(), "bbox", "st_frame", "st_time", "ed_time"),

@@ -1,4 +1,6 @@
-"""Annotations damaged in every way a hand or a disk can think of: a defect or an InputError by name, and nothing else."""
+"""Annotations damaged in every way a hand or a disk can think of: a defect or an InputError by
+name, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,9 @@ ANSWER = {"id": "q", "span": [1, 3], "score": 0.5, "boxes": [[1, 0.5, 1.5, 2, 3]
 
 
 class Form(NamedTuple):
-    """A kind of annotations: its parser's name, the files of a sound root as `{place: content}`, and which of them is damaged."""
+    """A kind of annotations: its parser's name, the files of a sound root as `{place: content}`,
+    and which of them is damaged.
+    """
 
     parser: str
     files: dict[str, Any]
@@ -164,7 +168,9 @@ def written(content: Any, lines: bool) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: Any, lines: bool) -> bytes:
-    """The content as JSON (or JSON lines) with one to three values replaced, keys deleted, doubled or renamed, or bytes changed."""
+    """The content as JSON (or JSON lines) with one to three values replaced, keys deleted, doubled
+    or renamed, or bytes changed.
+    """
     content, pieces = deepcopy(content), {}
     for number in range(draw(st.integers(0, 3))):
         places = list(places_in(content))
@@ -212,7 +218,9 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 def parse_here(form: Form, root: Path) -> ParsedDataset | None:
-    """What the parser gives, warnings being errors; None for an InputError, which must name the damaged file."""
+    """What the parser gives, warnings being errors; None for an InputError, which must name the
+    damaged file.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -227,7 +235,9 @@ def parse_here(form: Form, root: Path) -> ParsedDataset | None:
 
 
 def check(parsed: ParsedDataset, form: Form, out: Path) -> None:
-    """All of it can be written and read again; boxes lie in the pictures, and no name leads out of the root."""
+    """All of it can be written and read again; boxes lie in the pictures, and no name leads out of
+    the root.
+    """
     for query in parsed.queries:
         if form.parser != "jsonl":
             assert SAFE_NAME_PATTERN.fullmatch(query.path.rpartition("/")[2])
@@ -251,7 +261,9 @@ def check(parsed: ParsedDataset, form: Form, out: Path) -> None:
 
 @pytest.fixture
 def house(tmp_path: Path, make_video: Any) -> Path:
-    """`house/root` is the data set's place, with the films `a.mp4` and `1_a.mp4`; `house/out` is for what is written."""
+    """`house/root` is the data set's place, with the films `a.mp4` and `1_a.mp4`; `house/out` is
+    for what is written.
+    """
     for folder in (tmp_path / "root", tmp_path / "out"):
         folder.mkdir()
     make_video(tmp_path / "root" / "a.mp4")

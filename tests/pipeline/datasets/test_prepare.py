@@ -1,4 +1,6 @@
-"""From a folder to the three files: each unusable video and each broken entry is named, and the rest goes on."""
+"""From a folder to the three files: each unusable video and each broken entry is named, and the
+rest goes on.
+"""
 
 from __future__ import annotations
 
@@ -273,7 +275,9 @@ def test_totals_know_the_split_of_each_entry_left_out(root: Any, tmp_path: Path)
 
 
 def test_what_is_left_out_is_counted_in_queries(root: Any, tmp_path: Path) -> None:
-    """An entry of three sentences that is left out fails three times, as its sentences would one by one."""
+    """An entry of three sentences that is left out fails three times, as its sentences would one by
+    one.
+    """
     asked = {
         "questions": [
             {"description": "who?", "target_id": 1},

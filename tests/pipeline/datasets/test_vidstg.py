@@ -52,7 +52,9 @@ def test_each_caption_and_question_is_a_query(tree: Any, entry: Any, vidor: Any)
 
 
 def test_a_span_ends_before_its_end_and_a_segment_with_it(tree: Any, entry: Any) -> None:
-    """`temporal_gt.end_fid` is exclusive, `used_segment.end_fid` inclusive: [4, 14) lies in [2, 13 + 1)."""
+    """`temporal_gt.end_fid` is exclusive, `used_segment.end_fid` inclusive: [4, 14) lies in [2, 13
+    + 1).
+    """
     query = parse(tree(test=[entry()])).queries[0]
     assert query.segment == (2, 14)
     assert query.truth is not None
@@ -67,7 +69,9 @@ def test_the_first_frame_belongs_to_segment_and_span(tree: Any, entry: Any) -> N
 
 
 def test_a_truth_may_end_with_its_segment(tree: Any, entry: Any) -> None:
-    """`temporal_gt.end_fid` = `used_segment.end_fid` + 1: the last frame of both is the same, and nothing is clipped."""
+    """`temporal_gt.end_fid` = `used_segment.end_fid` + 1: the last frame of both is the same, and
+    nothing is clipped.
+    """
     parsed = parse(
         tree(
             test=[

@@ -1,4 +1,6 @@
-"""The libraries' own networks, with statistics and scales that a wrong normalisation would show, and a small tokenizer folder."""
+"""The libraries' own networks, with statistics and scales that a wrong normalisation would show,
+and a small tokenizer folder.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ SENTENCES = [
 
 
 def with_statistics(model: nn.Module, last: str) -> nn.Module:
-    """The model in eval mode, every batch norm with scales (small ones at blocks' ends), shifts and running statistics of its own."""
+    """The model in eval mode, every batch norm with scales (small ones at blocks' ends), shifts and
+    running statistics of its own.
+    """
     generator = torch.Generator().manual_seed(3)
     for name, norm in model.named_modules():
         if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
@@ -43,7 +47,9 @@ def resnet() -> ResNet:
 
 @pytest.fixture(scope="session")
 def save_tokenizer() -> Callable[..., None]:
-    """Train a byte-level BPE of `entries` entries and write RoBERTa's `vocab.json` and `merges.txt` into a folder."""
+    """Train a byte-level BPE of `entries` entries and write RoBERTa's `vocab.json` and `merges.txt`
+    into a folder.
+    """
 
     def save(folder: Path, entries: int = 300) -> None:
         from tokenizers import ByteLevelBPETokenizer

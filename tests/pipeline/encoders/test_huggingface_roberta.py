@@ -1,4 +1,6 @@
-"""A Hugging Face folder that is not RoBERTa's, not whole, or not the weights' own, is refused with the reason."""
+"""A Hugging Face folder that is not RoBERTa's, not whole, or not the weights' own, is refused with
+the reason.
+"""
 
 from __future__ import annotations
 

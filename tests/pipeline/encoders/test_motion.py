@@ -1,4 +1,6 @@
-"""The motion stream is pytorchvideo's SlowFast before its pooling, both pathways averaged over time."""
+"""The motion stream is pytorchvideo's SlowFast before its pooling, both pathways averaged over
+time.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def clips(encoder: MotionEncoder, side: int, count: int = 1) -> torch.Tensor:
 
 
 def test_full_equals_pytorchvideos_blocks_by_hand() -> None:
-    """Side 64: the network before its head is fully convolutional. The dilations are written out from its AVA model."""
+    """Side 64: the network before its head is fully convolutional. The dilations are written out
+    from its AVA model.
+    """
     ava = MotionEncoder("full", "ava").eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,6 @@
-"""An encoder made quick computes what it did, and its digest stays that of the weights that were loaded."""
+"""An encoder made quick computes what it did, and its digest stays that of the weights that were
+loaded.
+"""
 
 from __future__ import annotations
 

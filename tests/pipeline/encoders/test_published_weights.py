@@ -1,4 +1,6 @@
-"""Every published format of weights loads, by its real names, and gives what the library's own network gives."""
+"""Every published format of weights loads, by its real names, and gives what the library's own
+network gives.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ MDETR_REST = {
 
 
 def save_mdetr(path: Path, state: dict[str, Tensor], **changes: Any) -> Path:
-    """A checkpoint as MDETR writes it: plain weights (here zeros), averaged ones, the optimiser, and its settings."""
+    """A checkpoint as MDETR writes it: plain weights (here zeros), averaged ones, the optimiser,
+    and its settings.
+    """
     plain = {name: torch.zeros_like(value) for name, value in state.items()}
     args = Namespace(
         lr=1e-4,
@@ -132,7 +136,9 @@ def test_mdetrs_resnet_is_its_averaged_one(
 def test_pytorchvideos_slowfast(
     kind: str, slowfast: Callable[[str], nn.Module], tmp_path: Path
 ) -> None:
-    """Before its pooling and head, built as the source's: the maps of AVA's network are twice as fine."""
+    """Before its pooling and head, built as the source's: the maps of AVA's network are twice as
+    fine.
+    """
     theirs = slowfast(kind)
     path = tmp_path / "slowfast.pyth"
     torch.save({"model_state": theirs.state_dict()}, path)
@@ -189,7 +195,9 @@ def small_roberta(vocabulary: int, cls: type = RobertaModel) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path, save_tokenizer: Callable[..., None]) -> Path:
-    """A Hugging Face folder as `save_pretrained` writes that of `roberta-base`: a language model with its head."""
+    """A Hugging Face folder as `save_pretrained` writes that of `roberta-base`: a language model
+    with its head.
+    """
     save_tokenizer(tmp_path / "roberta")
     small_roberta(300, RobertaForMaskedLM).save_pretrained(tmp_path / "roberta")
     return tmp_path / "roberta"
@@ -278,7 +286,9 @@ def test_long_sentences_are_cut_where_the_positions_end(folder: Path) -> None:
 def test_mdetrs_roberta_with_a_folders_tokenizer(
     folder: Path, tmp_path: Path, save_tokenizer: Callable[..., None]
 ) -> None:
-    """At the tiny size: names, the averaged weights, the tokenizer. Of the folder nothing but the tokenizer is read."""
+    """At the tiny size: names, the averaged weights, the tokenizer. Of the folder nothing but the
+    tokenizer is read.
+    """
     encoder = TextEncoder("tiny").eval()
     save_tokenizer(tmp_path / "tokenizer", get_vocab_size())
     state = {

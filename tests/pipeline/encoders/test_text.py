@@ -1,4 +1,6 @@
-"""The text stream is transformers' RoBERTa; the shipped tokenizer encodes whatever a person may write."""
+"""The text stream is transformers' RoBERTa; the shipped tokenizer encodes whatever a person may
+write.
+"""
 
 from __future__ import annotations
 

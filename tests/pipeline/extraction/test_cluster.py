@@ -1,4 +1,6 @@
-"""The same bytes from one process, from workers on this machine and from a Dask cluster that loses some of its own."""
+"""The same bytes from one process, from workers on this machine and from a Dask cluster that loses
+some of its own.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,9 @@ shard_task.FeatureStream = Deadly
 def test_a_video_that_kills_its_workers_costs_no_other(
     extraction: Extractions, tmp_path: Path, small_data: Path
 ) -> None:
-    """`v3` shares its shard; shards that were made, or waited, on a worker that died may be made again."""
+    """`v3` shares its shard; shards that were made, or waited, on a worker that died may be made
+    again.
+    """
     import dask
     import distributed  # noqa: F401 - its defaults are there before they are changed
 

@@ -1,4 +1,6 @@
-"""The projection of a reduced product: fitted once, kept in the store, used by every run that adds to it."""
+"""The projection of a reduced product: fitted once, kept in the store, used by every run that adds
+to it.
+"""
 
 from __future__ import annotations
 
@@ -340,7 +342,9 @@ def test_a_lost_basis_is_fitted_again(tmp_path: Path, extract: Extract) -> None:
 
 
 def test_a_basis_without_a_product_is_not_trusted(tmp_path: Path, extract: Extract) -> None:
-    """Killed after the basis was written and before the manifest told of it; then the weights are others."""
+    """Killed after the basis was written and before the manifest told of it; then the weights are
+    others.
+    """
     extract()
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     for shard in (tmp_path / "s" / "appearance").glob("*.zarr"):

@@ -1,4 +1,6 @@
-"""Runs that are killed, stopped or starved at any moment, and videos that harm their decoder: the store ends the same."""
+"""Runs that are killed, stopped or starved at any moment, and videos that harm their decoder: the
+store ends the same.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def kill(process: Any) -> bool:
 
 
 def works(decoder: psutil.Process) -> bool:
-    """Whether its start is behind it: it is silent from then on, and dies with its parent even if something stops it."""
+    """Whether its start is behind it: it is silent from then on, and dies with its parent even if
+    something stops it.
+    """
     try:
         return Path(f"/proc/{decoder.pid}/fd/2").readlink() == Path(os.devnull)
     except OSError:
@@ -110,7 +114,9 @@ def test_killed_at_random_moments_it_ends_the_same(
 
 @pytest.mark.parametrize(("seed", "wanted"), [(0, 1), pytest.param(1, 24, marks=pytest.mark.soak)])
 def test_killed_with_its_workers(extraction: Extractions, seed: int, wanted: int) -> None:
-    """Two workers: now and then one of them is killed, then the first process, some time after the first decoder began."""
+    """Two workers: now and then one of them is killed, then the first process, some time after the
+    first decoder began.
+    """
     random, here = np.random.default_rng(seed), extraction("here", products=("appearance",))
     assert here.run() == 0
     kills, stores = 0, 0
@@ -246,7 +252,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def harmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoders begun from now on hang in `v2.avi`, holding the interpreter's lock, and crash in `v5.avi`."""
+    """Decoders begun from now on hang in `v2.avi`, holding the interpreter's lock, and crash in
+    `v5.avi`.
+    """
     monkeypatch.setattr(child_module, "COMMAND", ("-c", HARM))
 
 

@@ -63,7 +63,9 @@ def peak(process: psutil.Process) -> int:
 
 
 def peaks(extraction: Extractions, folder: Path, minutes: int) -> tuple[int, int]:
-    """The peaks in bytes of the process that encodes and of the one that decodes a video of so many minutes."""
+    """The peaks in bytes of the process that encodes and of the one that decodes a video of so many
+    minutes.
+    """
     data = folder / f"{minutes} minutes"
     data.mkdir(parents=True)
     write_minutes(data / "v.mp4", minutes)
@@ -99,8 +101,9 @@ def peaks(extraction: Extractions, folder: Path, minutes: int) -> tuple[int, int
 def test_memory_does_not_grow_with_the_video(
     extraction: Extractions, tmp_path: Path, short: int, long: int
 ) -> None:
-    """What grows with the video grows every time. decord also decodes ahead while its reader has to wait for a core: the best
-    of a few tries counts."""
+    """What grows with the video grows every time. decord also decodes ahead while its reader has to
+    wait for a core: the best of a few tries counts.
+    """
     few = peaks(extraction, tmp_path, short)
     for again in range(TRIES):
         many = peaks(extraction, tmp_path / str(again), long)

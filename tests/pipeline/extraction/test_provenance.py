@@ -1,4 +1,6 @@
-"""What a product is made of: recorded whole, and its values are those that its recipe number stands for."""
+"""What a product is made of: recorded whole, and its values are those that its recipe number stands
+for.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,9 @@ GOLDEN: dict[str, tuple[tuple[int, ...], list[float]]] = {
         ],
     ),
 }
-"""By product, the shape of what is made of `Moving` pictures (or `SENTENCE`) and every so manyth of its numbers."""
+"""By product, the shape of what is made of `Moving` pictures (or `SENTENCE`) and every so manyth of
+its numbers.
+"""
 SENTENCE = "What does the red ball hit?"
 
 
@@ -131,7 +135,9 @@ def picture(number: int) -> np.ndarray:
 
 
 def made(product: str, folder: Path) -> np.ndarray:
-    """What the product's encoder, with weights drawn from seed 0, makes of the pictures or of the sentence."""
+    """What the product's encoder, with weights drawn from seed 0, makes of the pictures or of the
+    sentence.
+    """
     size = "full" if product == "swin" else "tiny"
     encoder = (
         None

@@ -1,4 +1,6 @@
-"""All videos of an index into a store: whatever happens on the way, it ends the same, and what failed is named."""
+"""All videos of an index into a store: whatever happens on the way, it ends the same, and what
+failed is named.
+"""
 
 from __future__ import annotations
 
@@ -275,7 +277,9 @@ def test_a_repaired_video_lands_in_an_overlay_shard(
 def test_an_overlay_shard_with_a_failure_left_behind_is_retried(
     data: Path, tmp_path: Path, originals: dict[str, bytes]
 ) -> None:
-    """Two of a shard failed, one is repaired, the run is killed before it lists the overlay: the other is not forgotten."""
+    """Two of a shard failed, one is repaired, the run is killed before it lists the overlay: the
+    other is not forgotten.
+    """
     for name in ("b", "c"):
         (data / f"{name}.mp4").write_bytes(b"")
     extract(data, tmp_path / "s")
@@ -327,7 +331,9 @@ def test_a_product_added_later_equals_one_made_at_once(data: Path, tmp_path: Pat
 def test_no_entry_stands_twice_when_products_lack_different_videos(
     data: Path, tmp_path: Path, originals: dict[str, bytes]
 ) -> None:
-    """`a` was missing when appearance was made: now appearance lacks one video of the shard, frames both."""
+    """`a` was missing when appearance was made: now appearance lacks one video of the shard, frames
+    both.
+    """
     (data / "a.mp4").unlink()
     extract(data, tmp_path / "s", products=("appearance",))
     (data / "a.mp4").write_bytes(originals["a"])
@@ -495,7 +501,9 @@ def test_a_changed_video_costs_no_other_that_is_gone(
 def test_each_video_file_is_read_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For all products of a run; and by later runs only if it has changed, once there are enough to remember them."""
+    """For all products of a run; and by later runs only if it has changed, once there are enough to
+    remember them.
+    """
     products = ("appearance", "frames")
     extract(data, tmp_path / "s", products=products)
     read: list[str] = []
@@ -636,7 +644,9 @@ def test_an_index_without_tracks_is_refused(data: Path, tmp_path: Path) -> None:
 
 
 def test_two_workers_one_of_them_killed(data: Path, tmp_path: Path) -> None:
-    """Dask starts the worker anew and runs its shard again: the store is the one made in one process. No decoder stays behind."""
+    """Dask starts the worker anew and runs its shard again: the store is the one made in one
+    process. No decoder stays behind.
+    """
     extract(data, tmp_path / "whole")
     killed: list[int] = []
     began: set[psutil.Process] = set()

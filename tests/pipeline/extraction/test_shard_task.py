@@ -33,7 +33,9 @@ BRIGHT = 130
 
 
 class Encoder(nn.Module):
-    """Any of the networks: means over colours, of every fourth pixel. `trouble` is called with the brightest picture's mean."""
+    """Any of the networks: means over colours, of every fourth pixel. `trouble` is called with the
+    brightest picture's mean.
+    """
 
     frames, side, channels = 4, 16, 1
 
@@ -80,7 +82,9 @@ class Work:
     def make(
         self, job: Job, trouble: Callable[[str, float], float] = lambda product, bright: 1
     ) -> Any:
-        """`trouble` gets a product and a brightness, and may raise; else what it gives multiplies the maps."""
+        """`trouble` gets a product and a brightness, and may raise; else what it gives multiplies
+        the maps.
+        """
 
         def backbone(product: str, *rest: Any) -> Backbone:
             return Backbone(
@@ -96,7 +100,9 @@ class Work:
 
 @pytest.fixture
 def work(tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Work:
-    """`b` is the middle one of three videos, and has a bright end: trouble comes once much of it is written."""
+    """`b` is the middle one of three videos, and has a bright end: trouble comes once much of it is
+    written.
+    """
     make_video(tmp_path / "a.mp4", 12)
     make_video(tmp_path / "c.mp4", 27)
     write_brightening(tmp_path / "b.mp4")
@@ -145,7 +151,9 @@ def huge(of: str) -> Callable[[str, float], float]:
 def test_a_video_that_fails_midway_leaves_no_trace(
     work: Work, tmp_path: Path, of: str, kind: str, make_trouble: Any, reason: str
 ) -> None:
-    """Of none of the products, whichever of them failed; and the videos after it are as they are without it."""
+    """Of none of the products, whichever of them failed; and the videos after it are as they are
+    without it.
+    """
     infos, failed = work.make(work.job(tmp_path / "s", format=kind), make_trouble(of))
     assert [(failure.video, failure.stage, failure.reason) for failure in failed] == [
         ("b", "encode", reason)

@@ -173,7 +173,9 @@ def test_pooled_motion_is_pooled_block_by_block() -> None:
 
 
 def test_swin_rows_are_frames_in_windows() -> None:
-    """17 frames of the grid, four at a time, the last alone: each row is its frame's, whatever the window."""
+    """17 frames of the grid, four at a time, the last alone: each row is its frame's, whatever the
+    window.
+    """
     maker = swin()
     blocks = blocks_of(maker)
     assert [len(rows) for rows in blocks] == [4, 4, 4, 4, 1] == maker._batcher.encoder.given  # type: ignore[attr-defined]

@@ -1,4 +1,6 @@
-"""Reductions lose what they say and no more, are a function of their input alone, and are undone by the store's reader."""
+"""Reductions lose what they say and no more, are a function of their input alone, and are undone by
+the store's reader.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""CVAT's tracks: the file as CVAT's own importer takes it, what is read from one, and what is refused by name."""
+"""CVAT's tracks: the file as CVAT's own importer takes it, what is read from one, and what is
+refused by name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""JSON from others: what is not JSON, too large or ambiguous is an error that names the file and the place."""
+"""JSON from others: what is not JSON, too large or ambiguous is an error that names the file and
+the place.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A small product with all that is awkward: two map sizes, rows of zeros, an entry without rows, an empty column."""
+"""A small product with all that is awkward: two map sizes, rows of zeros, an entry without rows, an
+empty column.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Rows streamed to disk, blocks at a time, make the shard that whole entries make; what was abandoned leaves no trace."""
+"""Rows streamed to disk, blocks at a time, make the shard that whole entries make; what was
+abandoned leaves no trace.
+"""
 
 from __future__ import annotations
 

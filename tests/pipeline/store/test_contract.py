@@ -1,4 +1,6 @@
-"""Both file formats keep one contract: what was written is read, in any order, and damage aside nothing differs."""
+"""Both file formats keep one contract: what was written is read, in any order, and damage aside
+nothing differs.
+"""
 
 from __future__ import annotations
 

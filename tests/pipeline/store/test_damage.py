@@ -45,7 +45,9 @@ def row_file(path: Path) -> Path:
 def test_every_flipped_bit_in_rows_is_noticed_and_named(
     kind: ShardKind, sample: list[Entry], make_store: Maker
 ) -> None:
-    """Also in the four bytes behind a row: zarr's checksum. Behind HDF5's stands one that the reader leaves to others."""
+    """Also in the four bytes behind a row: zarr's checksum. Behind HDF5's stands one that the
+    reader leaves to others.
+    """
     path = make_store(kind, sample)
     file = row_file(path)
     content = file.read_bytes()

@@ -1,4 +1,6 @@
-"""Entries whose source has changed: they lie in their shard and no longer count, and another shard may hold their key."""
+"""Entries whose source has changed: they lie in their shard and no longer count, and another shard
+may hold their key.
+"""
 
 from __future__ import annotations
 

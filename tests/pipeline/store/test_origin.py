@@ -1,4 +1,6 @@
-"""A shard says what it was made of: one of other settings is never taken for ours, nor a damaged one for whole."""
+"""A shard says what it was made of: one of other settings is never taken for ours, nor a damaged
+one for whole.
+"""
 
 from __future__ import annotations
 

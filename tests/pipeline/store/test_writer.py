@@ -1,4 +1,6 @@
-"""The writer resumes, adopts, refuses what does not fit, and leaves the same store whatever the way there."""
+"""The writer resumes, adopts, refuses what does not fit, and leaves the same store whatever the way
+there.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def entries_of(videos: tuple[str, ...]) -> Iterator[Entry]:
 
 
 def extract(path: Path, kind: ShardKind, stop_after: int = 99, publish: bool = True) -> None:
-    """What a run does: adopt, else write and publish; `stop_after` shards it is gone, perhaps before publishing."""
+    """What a run does: adopt, else write and publish; `stop_after` shards it is gone, perhaps
+    before publishing.
+    """
     with StoreWriter(path, "shapes", "data") as writer:
         writer.open_product("motion", kind, FPS)
         for number, shard in enumerate(plan_shards(SIZES, 20)):
@@ -137,7 +141,9 @@ def _kill(*_: object) -> None:
 def test_what_was_published_is_on_disk_after_an_exception(
     kind: ShardKind, tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless the disk is full: then the exception is what is told, the lock is free, and the next run adopts."""
+    """Unless the disk is full: then the exception is what is told, the lock is free, and the next
+    run adopts.
+    """
 
     def no_room(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,7 +1,8 @@
-"""Right frames, proved: thousands of requests of any ascending frames, of every kind of file, by every decoder, in any order.
+"""Right frames, proved: thousands of requests of any ascending frames, of every kind of file, by
+every decoder, in any order.
 
-Made videos carry their number in every picture. In real ones a picture is the right one where no picture of a plain
-decode from beginning to end is nearer to it than the one of its number.
+Made videos carry their number in every picture. In real ones a picture is the right one where no
+picture of a plain decode from beginning to end is nearer to it than the one of its number.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ PLAIN: dict[str, dict[str, Any]] = {
     },
     "motion_jpeg.avi": {"codec": "mjpeg", "settings": {"strict": "unofficial"}},
 }
-# name: codec, its settings, sizes (width, height) of its streams, which of them is marked as default: the best
+# name: codec, its settings, sizes (width, height) of its streams, which of them is marked as
+# default: the best
 SIZED: dict[str, tuple[str, dict[str, str], list[tuple[int, int]], int]] = {
     "odd.mkv": ("libvpx-vp9", {"g": "12", "cpu-used": "8"}, [(131, 51)], 0),
     "odd_part2.mkv": ("mpeg4", {"g": "12"}, [(133, 49)], 0),

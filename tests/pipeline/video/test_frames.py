@@ -1,4 +1,6 @@
-"""Every frame number shows its own picture, whichever decoder reads, and every unusable file is refused by name."""
+"""Every frame number shows its own picture, whichever decoder reads, and every unusable file is
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def remux(
     shift: int = 0,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Copy packets without decoding: from packet `first` on, `shift` frames earlier (negative times make an edit list)."""
+    """Copy packets without decoding: from packet `first` on, `shift` frames earlier (negative times
+    make an edit list).
+    """
     import av
 
     with av.open(str(source)) as old, av.open(str(target), "w", options=options or {}) as new:
@@ -115,7 +119,9 @@ def test_each_number_shows_its_picture(
 def test_any_ascending_choice_of_frames(
     tmp_path: Path, make_video: Any, numbers: Numbers, settings: str, decoder: str
 ) -> None:
-    """Also across key frames (0, 12, 24, 36), where decord's own skip would seek and go wrong unless groups are closed."""
+    """Also across key frames (0, 12, 24, 36), where decord's own skip would seek and go wrong
+    unless groups are closed.
+    """
     settings += ":keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"
     path = make_video(tmp_path / "plain.mp4", settings={"x264-params": settings})
     random = np.random.default_rng(3)

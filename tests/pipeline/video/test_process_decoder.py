@@ -1,4 +1,6 @@
-"""The decoder's process gives what the decoders give, and whatever it does to itself costs one video."""
+"""The decoder's process gives what the decoders give, and whatever it does to itself costs one
+video.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def child() -> Iterator[ProcessDecoder]:
 
 @pytest.fixture
 def sabotage(monkeypatch: pytest.MonkeyPatch) -> Sabotage:
-    """Let children begun from now on do something (Python code) at each probe or picture of a file named `bad…`."""
+    """Let children begun from now on do something (Python code) at each probe or picture of a file
+    named `bad…`.
+    """
 
     def prepare(at: str, code: str) -> None:
         wrapped = {
@@ -409,7 +413,9 @@ def large_video(path: Path, size: tuple[int, int], count: int) -> Path:
 
 
 def test_it_is_stopped_while_the_consumer_is_slow(tmp_path: Path, child: ProcessDecoder) -> None:
-    """decord would decode all of it ahead: 530 MiB. Stopped, the process stays below what its ring and libraries take, and a bit."""
+    """decord would decode all of it ahead: 530 MiB. Stopped, the process stays below what its ring
+    and libraries take, and a bit.
+    """
     path = large_video(tmp_path / "large.mp4", (1280, 720), 200)
     facts = child.probe(path)
     with child.frames(path, facts, range(200)) as stream:

@@ -1,4 +1,6 @@
-"""Files that are not what they should be: none is run, none is taken for another, each is named with its fault."""
+"""Files that are not what they should be: none is run, none is taken for another, each is named
+with its fault.
+"""
 
 from __future__ import annotations
 
@@ -292,7 +294,7 @@ def test_one_slowfast_is_not_taken_for_the_other(
         match=rf"holds a network of kind '{true}', not '{kind}', by its names .* write {true}:{re.escape(str(path))}",
     ):
         load_backbone("motion", "tiny", f"{kind}:{path}")
-    assert load_backbone("motion", "tiny", f"{true}:{path}").encoder.kind == true
+    assert load_backbone("motion", "tiny", f"{true}:{path}").encoder.variant == true
 
 
 def test_an_mdetr_without_the_part_that_is_asked_for(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""torchvision's own weights come from torch hub's cache, and only as the whole files they should be."""
+"""torchvision's own weights come from torch hub's cache, and only as the whole files they should
+be.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`shapes` on disk: VidSTG's layout, the same bytes each time, splits that share nothing, taken up where it was left."""
+"""`shapes` on disk: VidSTG's layout, the same bytes each time, splits that share nothing, taken up
+where it was left.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Scenes: a function of their seed, inside the picture, and built so that motion and looks both matter."""
+"""Scenes: a function of their seed, inside the picture, and built so that motion and looks both
+matter.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def test_events_fill_the_video_in_turn() -> None:
 
 @pytest.mark.parametrize("motion", list(DIRECTIONS))
 def test_a_direction_is_where_the_object_goes(motion: str) -> None:
-    """It may be stopped by the picture's edge, but never goes back, and nearly always moves all the time."""
+    """It may be stopped by the picture's edge, but never goes back, and nearly always moves all the
+    time.
+    """
     direction, going = np.array(DIRECTIONS[motion]), []
     for _, thing, event in doing(motion):
         steps = np.diff(thing.centers[event.begin : event.end], axis=0)
@@ -135,7 +139,9 @@ def test_twins_share_no_motion() -> None:
 
 
 def test_most_rivals_do_not_overlap_in_time() -> None:
-    """20 draws do not always find a timeline free of clashes: about one pair in seven overlaps. No sentence is ambiguous by it."""
+    """20 draws do not always find a timeline free of clashes: about one pair in seven overlaps. No
+    sentence is ambiguous by it.
+    """
     rivals = overlapping = 0
     for scene in SCENES:
         for a, b in combinations(scene.objects, 2):

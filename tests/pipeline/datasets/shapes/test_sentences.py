@@ -1,4 +1,6 @@
-"""Every sentence is true of one object and one time only; read back here by rules of this file's own."""
+"""Every sentence is true of one object and one time only; read back here by rules of this file's
+own.
+"""
 
 from __future__ import annotations
 
