@@ -357,7 +357,7 @@ def test_no_entry_stands_twice_when_products_lack_different_videos(
             {"weights": "random:1"},
             r"product 'appearance' was made with other settings: weights is \"random:0\" in the store, \"random:1\" was",
         ),
-        ({"sampling": {"short": 48}}, r"sampling.short is 32 in the store, 48 was asked for"),
+        ({"sampling": {"short": 48}}, r"sampling.short_side is 32 in the store, 48 was asked for"),
         (
             {"products": ("frames",), "sampling": {"short": 32, "jpeg_quality": 50}},
             r"'frames'.*sampling.jpeg_quality is 90 in the store, 50",

@@ -208,7 +208,7 @@ def test_jpeg_frames_round_trip(
 ) -> None:
     path = make_video(tmp_path / "v.mp4", 20)
     rows, columns = extract_video(
-        path, replace_sampling(short=500, jpeg_quality=100), {"frames": encoders["frames"]}
+        path, replace_sampling(short_side=500, jpeg_quality=100), {"frames": encoders["frames"]}
     ).products["frames"]
     assert len(rows) > len(np.unique(columns["frame"]))
     pictures = pictures_of(path)
