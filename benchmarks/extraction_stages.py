@@ -55,7 +55,7 @@ def build_config(workload: ExtractionWorkload, workers: int = 0) -> Any:
             **given,
             "weights": weights,
             "workers": workers,
-            "sampling": {"short": workload.short_side},
+            "sampling": {"short_side": workload.short_side},
         }
     )
 

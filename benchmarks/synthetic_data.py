@@ -205,7 +205,7 @@ def build_grounder(
         "weights": "random:0",
         "workers": 0,
         "device": device,
-        "sampling": {"short": short_side},
+        "sampling": {"short_side": short_side},
     }
     report = run_extraction(
         index, work_dir, "benchmark", work_dir / "asked-store", ExtractConfig.model_validate(given)

@@ -25,7 +25,7 @@ settings.load_profile("without deadlines")
 """No test asserts on time: an example of hypothesis that a busy machine holds up for 200 ms is no
 failure.
 """
-SAMPLING = {"fps": 5.0, "short": 96, "clip_stride_seconds": 0.4, "clip_seconds": 0.8}
+SAMPLING = {"fps": 5.0, "short_side": 96, "clip_stride_seconds": 0.4, "clip_seconds": 0.8}
 MODEL = {
     "d": 16,
     "heads": 2,

@@ -40,7 +40,7 @@ class ImageSource:
     @classmethod
     def from_store(cls, frames: ProductReader) -> ImageSource:
         """Those of a store's product."""
-        return cls(frames, int(frames.product.provenance["sampling"]["short"]))
+        return cls(frames, int(frames.product.provenance["sampling"]["short_side"]))
 
     def __contains__(self, key: object) -> bool:
         return key in self._frames

@@ -20,7 +20,7 @@ RECIPE_VERSIONS = {"appearance": 2, "motion": 2, "swin": 1, "frames": 1, "text":
 SAMPLING_KEYS = {
     "appearance": ("fps", "short"),
     "swin": ("fps", "short"),
-    "frames": ("fps", "short", "jpeg_quality"),
+    "frames": ("fps", "short_side", "jpeg_quality"),
     "motion": ("clip_stride_seconds", "clip_seconds", "pool_motion_2x2"),
 }
 """The keys of `SamplingConfig` that determine a product."""

@@ -127,7 +127,7 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
     settings = {
         "backbones": "tiny",
         "products": products,
-        "sampling": {"fps": 5.0, "short": 48},
+        "sampling": {"fps": 5.0, "short_side": 48},
         "workers": 0,
         "device": "cpu",
     }

@@ -148,7 +148,7 @@ def build_store(
                 entry.rows[...] = (fill or {}).get(f"{product}/{entry.key}", entry.rows)
             kind: ShardKind = "hdf5" if product == "text" else "zarr"
             made: dict[str, Any] = {"made": "by a test"} | (
-                {"sampling": {"short": min(SIZES["v0"])}} if product == "frames" else {}
+                {"sampling": {"short_side": min(SIZES["v0"])}} if product == "frames" else {}
             )
             writer.open_product(product, kind, made)
             info = write_shard(

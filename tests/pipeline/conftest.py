@@ -126,7 +126,7 @@ SETTINGS: dict[str, Any] = {
     "backbones": "tiny",
     "weights": "random:0",
     "products": ["appearance", "motion", "text"],
-    "sampling": {"short": 32, "clip_seconds": 0.4, "clip_stride_seconds": 0.2},
+    "sampling": {"short_side": 32, "clip_seconds": 0.4, "clip_stride_seconds": 0.2},
     "shard_mb": 1,
     "workers": 0,
     "device": "cpu",

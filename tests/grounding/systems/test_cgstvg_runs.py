@@ -220,7 +220,7 @@ def test_a_video_gives_the_tube_that_a_store_of_video_swin_s_maps_gives(
         tiny_run.root,
         "shapes",
         store,
-        ExtractConfig.model_validate({**settings, "sampling": {"short": 96}}),
+        ExtractConfig.model_validate({**settings, "sampling": {"short_side": 96}}),
     )
     run = trained(store, tmp_path / "run", model={"motion": "swin"}, batch=2)
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]

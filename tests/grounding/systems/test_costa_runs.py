@@ -110,7 +110,7 @@ def pictured(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     states.
     """
     place = tmp_path_factory.mktemp("frames") / "store"
-    sampling = {"fps": 5.0, "short": 48}
+    sampling = {"fps": 5.0, "short_side": 48}
     settings = {
         "backbones": "tiny",
         "products": ["frames", "text"],

@@ -75,7 +75,7 @@ def store(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "backbones": "tiny",
         "products": ["frames"],
-        "sampling": {"fps": 5.0, "short": 96, "jpeg_quality": 100},
+        "sampling": {"fps": 5.0, "short_side": 96, "jpeg_quality": 100},
         "workers": 0,
         "device": "cpu",
     }

@@ -32,7 +32,7 @@ BASE: dict[str, Any] = {
     "weights": "random:0",
     "products": ["appearance"],
     "reduce": {"appearance": "pca:4"},
-    "sampling": {"short": 32, "clip_seconds": 0.4, "clip_stride_seconds": 0.2},
+    "sampling": {"short_side": 32, "clip_seconds": 0.4, "clip_stride_seconds": 0.2},
     "workers": 0,
     "device": "cpu",
 }

@@ -19,7 +19,7 @@ from pipeline.tracks import Tracks
 Extractions = Callable[..., Any]
 RATE, SIZE = 10, (64, 48)
 TRIES = 3
-SAMPLING = {"fps": 1.0, "short": 32, "clip_stride_seconds": 4.0, "clip_seconds": 2.0}
+SAMPLING = {"fps": 1.0, "short_side": 32, "clip_stride_seconds": 4.0, "clip_seconds": 2.0}
 
 
 def write_minutes(path: Path, minutes: int) -> None:

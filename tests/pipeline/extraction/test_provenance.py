@@ -194,7 +194,7 @@ def test_what_determines_a_product_is_recorded() -> None:
         "tiny",
         "random:0",
     )
-    assert appearance["sampling"] == {"fps": 5.0, "short": 320}
+    assert appearance["sampling"] == {"fps": 5.0, "short_side": 320}
     assert list(appearance["versions"]) == ["torch", "torchvision", "decord", "av"]
     assert (motion["slowfast"], set(motion["sampling"])) == (
         "ava",

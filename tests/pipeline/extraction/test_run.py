@@ -41,7 +41,7 @@ BASE: dict[str, Any] = {
     "backbones": "tiny",
     "weights": "random:0",
     "products": ("appearance", "text"),
-    "sampling": {"short": 32, "clip_seconds": 0.4, "clip_stride_seconds": 0.2},
+    "sampling": {"short_side": 32, "clip_seconds": 0.4, "clip_stride_seconds": 0.2},
     "shard_mb": 1,
     "workers": 0,
 }
@@ -357,9 +357,12 @@ def test_no_entry_stands_twice_when_products_lack_different_videos(
             {"weights": "random:1"},
             r"product 'appearance' was made with other settings: weights is \"random:0\" in the store, \"random:1\" was",
         ),
-        ({"sampling": {"short": 48}}, r"sampling.short_side is 32 in the store, 48 was asked for"),
         (
-            {"products": ("frames",), "sampling": {"short": 32, "jpeg_quality": 50}},
+            {"sampling": {"short_side": 48}},
+            r"sampling.short_side is 32 in the store, 48 was asked for",
+        ),
+        (
+            {"products": ("frames",), "sampling": {"short_side": 32, "jpeg_quality": 50}},
             r"'frames'.*sampling.jpeg_quality is 90 in the store, 50",
         ),
         (

@@ -61,7 +61,7 @@ class Work:
     def job(self, store: Path, videos: tuple[str, ...] = VIDEOS, **changes: Any) -> Job:
         base = {
             "products": PRODUCTS,
-            "sampling": {"short": 32, "clip_seconds": 0.2},
+            "sampling": {"short_side": 32, "clip_seconds": 0.2},
             "batch": 2,
             "device": "cpu",
             "weights": "random:0",

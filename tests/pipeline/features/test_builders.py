@@ -283,7 +283,7 @@ def test_swin_through_the_engine(
     assert set(columns) == {"frame", "second"}
     assert columns["frame"].tolist() == [0, 5, 10, 15, 20, 25, 30]
     assert columns["second"] == pytest.approx(columns["frame"] / 25)
-    assert store.products["swin"].provenance["sampling"] == {"fps": 5.0, "short": 32}
+    assert store.products["swin"].provenance["sampling"] == {"fps": 5.0, "short_side": 32}
     assert store.verify() == []
 
 
@@ -320,5 +320,5 @@ def write_index(folder: Path, video: Path) -> None:
 
 
 def settings(**changes: Any) -> ExtractConfig:
-    base = {"products": ["swin"], "sampling": {"short": 32}, "workers": 0, "device": "cpu"}
+    base = {"products": ["swin"], "sampling": {"short_side": 32}, "workers": 0, "device": "cpu"}
     return ExtractConfig.model_validate(base | changes)
