@@ -18,8 +18,8 @@ from pipeline.features.stream import VISUAL_PRODUCTS
 RECIPE_VERSIONS = {"appearance": 2, "motion": 2, "swin": 1, "frames": 1, "text": 1}
 """By product, how this code makes it: to be raised by whoever changes its values. A test compares some of them."""
 SAMPLING_KEYS = {
-    "appearance": ("fps", "short"),
-    "swin": ("fps", "short"),
+    "appearance": ("fps", "short_side"),
+    "swin": ("fps", "short_side"),
     "frames": ("fps", "short_side", "jpeg_quality"),
     "motion": ("clip_stride_seconds", "clip_seconds", "pool_motion_2x2"),
 }
