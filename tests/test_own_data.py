@@ -5,7 +5,6 @@ seed).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Query
 from pipeline.store import Store
 from pipeline.tracks import Tracks
+from tests.assets.clips import clips_and_shared
 
-REPOSITORY = Path(__file__).parents[1]
-VIDEOS = Path(os.environ.get("STVG_VIDEOS") or REPOSITORY.parent / "shared" / "videos")
-SOURCE = VIDEOS / "demo.mp4"
-FRAMES = 30  # of 28 a second
+FRAMES = 30
+# of each source: its size, and how many maps `FRAMES` of its 28 or 30 frames a second are worth
+SOURCES = {"demo.mp4": ((340, 256), 6), "sound.mp4": ((320, 240), 5)}
 SMALL_MODEL = [
     f"model.{key}"
     for key in (
@@ -39,12 +38,7 @@ SMALL_MODEL = [
         "ffn=64",
     )
 ]
-pytestmark = [
-    pytest.mark.skipif(
-        not SOURCE.is_file(), reason=f"no real videos: {SOURCE} is absent (set STVG_VIDEOS)"
-    ),
-    pytest.mark.soak,  # two minutes: the full-size backbones are made and run twice
-]
+pytestmark = pytest.mark.soak  # two minutes each: the full-size backbones are made and run twice
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +77,11 @@ def run(app: typer.Typer, *arguments: Any) -> str:
     return done.stdout
 
 
-def test_own_data_from_video_to_tube(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", clips_and_shared(["sound.mp4"], ["demo.mp4"]))
+def test_own_data_from_video_to_tube(source: Path, tmp_path: Path) -> None:
+    size, maps = SOURCES[source.name]
     (tmp_path / "own").mkdir()
-    shorten(SOURCE, tmp_path / "own" / "hall.mp4", FRAMES)
+    shorten(source, tmp_path / "own" / "hall.mp4", FRAMES)
     boxes = [[40 + n, 30, 140 + n, 240] for n in range(20)]
     rows = [
         {
@@ -102,9 +98,8 @@ def test_own_data_from_video_to_tube(tmp_path: Path) -> None:
 
     run(prepare.app, *data)
     queries = list(read_jsonl(tmp_path / "index" / "index.jsonl", Query))
-    assert [(query.video, query.frame_count, query.size, query.split) for query in queries] == [
-        ("hall.mp4", FRAMES, (340, 256), "train")
-    ] * 2
+    found = [(query.video, query.frame_count, query.size, query.split) for query in queries]
+    assert found == [("hall.mp4", FRAMES, size, "train")] * 2
     assert queries[0].truth is not None
     assert queries[0].truth.span == (5, 25)
     assert Tracks.load(tmp_path / "index" / "tracks.npz")["1"][1].tolist() == boxes
@@ -125,7 +120,7 @@ def test_own_data_from_video_to_tube(tmp_path: Path) -> None:
     made = Store(store)
     assert made.verify() == []
     shapes = {name: made.open(name).shape("hall.mp4") for name in ("appearance", "motion")}
-    assert shapes == {"appearance": (6, 10, 14, 2048), "motion": (3, 16, 16, 2304)}
+    assert shapes == {"appearance": (maps, 10, 14, 2048), "motion": (3, 16, 16, 2304)}
     assert made.open("text").shape("1")[1:] == (768,)
     assert all(np.isfinite(made.open(name).read("hall.mp4")).all() for name in shapes)
 
@@ -158,7 +153,7 @@ def test_own_data_from_video_to_tube(tmp_path: Path) -> None:
         answer,
     )
     tubes = json.loads(answer.read_text())
-    assert tubes["video"]["size"] == [340, 256]
+    assert tubes["video"]["size"] == list(size)
     assert [query["text"] for query in tubes["queries"]] == [
         "the man walks to the left",
         "who stands still?",

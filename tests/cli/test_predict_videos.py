@@ -17,8 +17,8 @@ import cli.predict
 from grounding.visualization.draw_tube import Canvas
 from pipeline.datasets.shapes.joined import concatenate_videos
 from pipeline.video import open_frames, probe
+from tests.assets.clips import WHOLE, clips_and_shared
 
-VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
 QUICK = (
     "av1_video.mkv",
     "discard_first_keyframe.mp4",
@@ -28,14 +28,17 @@ QUICK = (
     "unordered.mov",
     "video_90.mov",
 )
-LONGER = (
-    "02_cups.mp4",
-    "demo.mp4",
-    "editlist_cups.mp4",
-    "flipping_a_pancake.mkv",
-    "nasa_13013.mp4",
-    "sine_stereo_mp2.mpg",
-)
+LONGER = [
+    pytest.param(name, marks=pytest.mark.soak)
+    for name in (
+        "02_cups.mp4",
+        "demo.mp4",
+        "editlist_cups.mp4",
+        "flipping_a_pancake.mkv",
+        "nasa_13013.mp4",
+        "sine_stereo_mp2.mpg",
+    )
+]
 
 
 def call(*arguments: object) -> Result:
@@ -79,27 +82,21 @@ def assert_drawn(video: Path, out: Path, query: dict[str, Any]) -> None:
             assert is_yellow(left).mean() > 0.6, (number, "left")
 
 
-@pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"there are no videos in {VIDEOS}")
-@pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.soak) for name in LONGER)]
-)
-def test_a_real_video_is_answered_about_and_drawn(name: str, run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("video", clips_and_shared(WHOLE, [*QUICK, *LONGER]))
+def test_a_real_video_is_answered_about_and_drawn(video: Path, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    result = call(
-        VIDEOS / name, "a cup moves.", "--run", run, "--json", out, "--video", tmp_path / "out.mp4"
-    )
+    made = ("--json", out, "--video", tmp_path / "out.mp4")
+    result = call(video, "a cup moves.", "--run", run, *made)
     assert result.exit_code == 0, result.stderr
     (query,) = json.loads(out.read_text())["queries"]
-    assert_drawn(VIDEOS / name, tmp_path / "out.mp4", query)
+    assert_drawn(video, tmp_path / "out.mp4", query)
 
 
-@pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"there are no videos in {VIDEOS}")
-def test_a_damaged_video_is_refused(run: Path, tmp_path: Path) -> None:
-    result = call(
-        VIDEOS / "corrupted.mp4", "a cup moves.", "--run", run, "--json", tmp_path / "out.json"
-    )
+@pytest.mark.parametrize("video", clips_and_shared(["cut_short.mp4"], ["corrupted.mp4"]))
+def test_a_damaged_video_is_refused(video: Path, run: Path, tmp_path: Path) -> None:
+    result = call(video, "a cup moves.", "--run", run, "--json", tmp_path / "out.json")
     assert result.exit_code == 2
-    assert "corrupted.mp4" in result.stderr
+    assert video.name in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out.json").exists()
 

@@ -17,6 +17,7 @@ import cli.report
 from grounding.report.videos import encode_videos
 from pipeline.records import Query
 from pipeline.video import open_frames, probe
+from tests.assets.clips import WHOLE, clips_and_shared
 
 
 def call(command: object, *arguments: object) -> Result:
@@ -121,17 +122,15 @@ REAL = (
 )
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_a_real_videos_frames_keep_their_numbers_and_times(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("video", clips_and_shared(WHOLE, REAL))
+def test_a_real_videos_frames_keep_their_numbers_and_times(video: Path, tmp_path: Path) -> None:
     """Whatever the container says: frame n of the report's video is the source's, shown at its
     time.
     """
-    folder = Path(__file__).parents[3] / "shared" / "videos"
-    if not (folder / name).is_file():
-        pytest.skip(f"{folder / name} is not there")
     import av
 
-    facts = probe(folder / name)
+    folder, name = video.parent, video.name
+    facts = probe(video)
     values = {
         "id": "q",
         "video": name,

@@ -7,7 +7,6 @@ picture of a plain decode from beginning to end is nearer to it than the one of 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ import pytest
 
 from pipeline.errors import VideoError
 from pipeline.video import ProcessDecoder, VideoMetadata, open_frames, probe
+from tests.assets.clips import FOLDER, SHARED, WHOLE, clips_and_shared
 
-REPOSITORY = Path(__file__).parents[3]
-VIDEOS = Path(os.environ.get("STVG_VIDEOS") or REPOSITORY.parent / "shared" / "videos")
 FRAMES = 60
 EDITED = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
 UNEVEN = np.cumsum([0, *[20, 40, 100, 33] * FRAMES])[:FRAMES].tolist()
@@ -78,7 +76,10 @@ SIZED: dict[str, tuple[str, dict[str, str], list[tuple[int, int]], int]] = {
     "two_streams.mp4": ("libx264", {"bf": "2", "g": "12"}, [(128, 48), (256, 96)], 1),
     "two_streams.mkv": ("libx264", {"bf": "2", "g": "12"}, [(256, 96), (128, 48)], 1),
 }
-REFUSED = {"corrupted.mp4": "damaged", "README.md": "unreadable"}
+REFUSED = {
+    FOLDER: {"cut_short.mp4": "truncated", "README.md": "unreadable"},
+    SHARED: {"corrupted.mp4": "damaged", "README.md": "unreadable"},
+}
 Request = tuple["Case", Literal["auto", "pyav", "child"], np.ndarray]
 
 
@@ -130,11 +131,18 @@ def has_encoder(codec: str) -> bool:
     return True
 
 
-@pytest.fixture
-def videos() -> Path:
-    if not VIDEOS.is_dir():
-        pytest.skip(f"no real videos: {VIDEOS} is absent (set STVG_VIDEOS)")
-    return VIDEOS
+def read_all(child: ProcessDecoder, path: Path) -> None:
+    """Read every frame of a file."""
+    facts = child.probe(path)
+    list(child.frames(path, facts, range(facts.frame_count)))
+
+
+def readable(folder: Path) -> list[Path]:
+    """The videos of a folder that are not refused; none where there is no such folder."""
+    if folder == FOLDER:
+        return [clip.path for clip in WHOLE.values()]
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if path.name not in REFUSED[folder]]
 
 
 @pytest.fixture
@@ -261,8 +269,9 @@ def test_the_proof_covers(codec: str) -> None:
         pytest.skip(f"this PyAV cannot encode with {codec}: no such video was made")
 
 
-def test_real_videos(videos: Path) -> None:
-    cases = [real_case(path) for path in sorted(videos.iterdir()) if path.name not in REFUSED]
+@pytest.mark.parametrize("folder", clips_and_shared([""], [""]))
+def test_real_videos(folder: Path) -> None:
+    cases = [real_case(path) for path in readable(folder)]
     served = check(requests(cases, {"auto": 2, "pyav": 1, "child": 2}, np.random.default_rng(1)))
     assert (
         min(
@@ -272,20 +281,17 @@ def test_real_videos(videos: Path) -> None:
     )
 
 
-def test_the_other_files_are_refused_with_a_reason(videos: Path) -> None:
+@pytest.mark.parametrize("folder", clips_and_shared([""], [""]))
+def test_the_other_files_are_refused_with_a_reason(folder: Path) -> None:
     with ProcessDecoder() as child:
-        for name, reason in REFUSED.items():
+        for name, reason in REFUSED[folder].items():
             with pytest.raises(VideoError, match=f"{reason} .*{name}"):
-                list(
-                    child.frames(
-                        videos / name, facts := child.probe(videos / name), range(facts.frame_count)
-                    )
-                )
+                read_all(child, folder / name)
 
 
 @pytest.mark.soak
-def test_many_requests_of_real_and_made_videos(videos: Path, made: list[Case]) -> None:
-    real = [real_case(path) for path in sorted(videos.iterdir()) if path.name not in REFUSED]
+def test_many_requests_of_real_and_made_videos(made: list[Case]) -> None:
+    real = [real_case(path) for folder in REFUSED for path in readable(folder)]
     check(requests(real, {"auto": 20, "pyav": 20, "child": 20}, np.random.default_rng(2)))
     for seed in range(3, 8):
         check(requests(made, {"auto": 60, "pyav": 40, "child": 60}, np.random.default_rng(seed)))

@@ -4,7 +4,6 @@ refused by name.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -23,12 +22,9 @@ from pipeline.errors import VideoError
 from pipeline.video import frames as frames_module
 from pipeline.video import open_frames, probe
 from pipeline.video.container import demux_packets
+from tests.assets.clips import FIRST_CHOICE, FOLDER, SHARED, WHOLE, clips_and_shared
 
 REPOSITORY = Path(__file__).parents[3]
-VIDEOS = Path(os.environ.get("STVG_VIDEOS") or REPOSITORY.parent / "shared" / "videos")
-needs_videos = pytest.mark.skipif(
-    not VIDEOS.is_dir(), reason=f"no real videos: {VIDEOS} is absent (set STVG_VIDEOS)"
-)
 # file: frames shown (after edit lists, of the best stream), decoder
 REAL = {
     "02_cups.mp4": (300, "decord"),
@@ -45,6 +41,24 @@ REAL = {
     "unordered.mov": (4, "decord"),
     "sine_stereo_mp2.mpg": (100, "pyav"),
 }
+MADE = {name: (len(clip.seconds), FIRST_CHOICE[name][0]) for name, clip in WHOLE.items()}
+KNOWN = REAL | MADE
+REFUSED = {
+    FOLDER: {
+        **dict.fromkeys(("README.md", "clips.py", "facts.json", "make_assets.py"), "unreadable"),
+        "cut_short.mp4": "truncated",
+    },
+    SHARED: {"corrupted.mp4": "damaged", "README.md": "unreadable"},
+}
+"""The other files of each folder."""
+SAME = [
+    "demo.mp4",
+    "flipping_a_pancake.mkv",
+    "video_90.mov",
+    "unordered.mov",
+    "test_non_zero_start.mp4",
+]
+SAME_CLIPS = [name for name, (decoder, _) in FIRST_CHOICE.items() if decoder == "decord"]
 UNEVEN = np.cumsum([0, *[20, 40, 100, 33] * 10])[:40].tolist()
 
 
@@ -248,7 +262,7 @@ def test_decord_is_not_let_to_decode_a_long_video_ahead(
     tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_video(tmp_path / "plain.mp4")
-    monkeypatch.setattr(frames_module, "MAX_READ_AHEAD_BYTES", 40 * 128 * 48 * 3 - 1)
+    monkeypatch.setattr(frames_module, "READ_AHEAD_BYTES", 40 * 128 * 48 * 3 - 1)
     with open_frames(path, probe(path), [0]) as reader:
         assert (reader.decoder, reader.reason) == ("pyav", "decord may decode 0 MiB ahead")
 
@@ -398,49 +412,36 @@ def test_importing_brings_no_decoder() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
-@needs_videos
-@pytest.mark.parametrize("name", REAL)
-def test_real_videos_are_read_whole(name: str) -> None:
-    count, decoder = REAL[name]
-    facts = probe(VIDEOS / name)
+@pytest.mark.parametrize("path", clips_and_shared(WHOLE, REAL))
+def test_real_videos_are_read_whole(path: Path) -> None:
+    count, decoder = KNOWN[path.name]
+    facts = probe(path)
     assert facts.frame_count == count
     assert (np.diff(facts.pts_seconds) > 0).all()
-    with open_frames(VIDEOS / name, facts, range(count)) as reader:
+    with open_frames(path, facts, range(count)) as reader:
         shapes = {picture.shape for _, picture in reader}
         assert reader.decoder == decoder
     assert shapes == {(facts.size[1], facts.size[0], 3)}
 
 
-@needs_videos
-@pytest.mark.parametrize(
-    "name",
-    [
-        "demo.mp4",
-        "flipping_a_pancake.mkv",
-        "video_90.mov",
-        "unordered.mov",
-        "test_non_zero_start.mp4",
-    ],
-)
-def test_both_decoders_show_the_same(name: str) -> None:
-    facts = probe(VIDEOS / name)
+@pytest.mark.parametrize("path", clips_and_shared(SAME_CLIPS, SAME))
+def test_both_decoders_show_the_same(path: Path) -> None:
+    facts = probe(path)
     wanted = range(0, facts.frame_count, 3)
-    with (
-        open_frames(VIDEOS / name, facts, wanted, "decord") as one,
-        open_frames(VIDEOS / name, facts, wanted, "pyav") as other,
-    ):
+    about = (path, facts, wanted)
+    with open_frames(*about, "decord") as one, open_frames(*about, "pyav") as other:
         for (number, a), (same_number, b) in zip(one, other, strict=True):
             assert number == same_number
             assert np.abs(a.astype(int) - b).mean() < 1
 
 
-@needs_videos
-def test_every_other_file_beside_them_is_refused_with_a_reason() -> None:
+@pytest.mark.parametrize("folder", clips_and_shared([""], [""]))
+def test_every_other_file_beside_them_is_refused_with_a_reason(folder: Path) -> None:
     reasons = {}
-    for path in sorted(VIDEOS.iterdir()):
-        if path.name not in REAL:
+    for path in sorted(folder.iterdir()):
+        if path.name not in KNOWN and path.name != "__pycache__":
             with pytest.raises(VideoError, match=re.escape(str(path))) as refused:
                 for _ in open_frames(path, facts := probe(path), range(facts.frame_count)):
                     pass
             reasons[path.name] = refused.value.reason
-    assert reasons == {"corrupted.mp4": "damaged", "README.md": "unreadable"}
+    assert reasons == REFUSED[folder]
