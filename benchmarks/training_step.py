@@ -14,7 +14,7 @@ from benchmarks.timing import measure_peak_bytes
 from grounding.data.collate import to_device
 from grounding.data.dataset import FULL_FRAME, SQUARE_MOTION_PRODUCTS
 from grounding.data.loader import Batch
-from grounding.structures.inputs import Inputs
+from grounding.structures.inputs import ModelInputs
 from grounding.structures.targets import Targets
 from grounding.systems.config import TrainConfig
 from grounding.systems.registry import get_system
@@ -122,19 +122,19 @@ def build_random_batch(
     clips = model.clips or model.frames
     tau = (torch.arange(model.frames) + 0.5) / model.frames
     torch.manual_seed(0)
-    inputs = Inputs(
+    inputs = ModelInputs(
         appearance=_random_appearance(
             model, (batch, model.frames, rows, columns), channels["appearance"]
         ),
         map_size=torch.tensor([[rows, columns]] * batch),
-        frame_tau=tau.expand(batch, -1),
+        frame_positions=tau.expand(batch, -1),
         motion=_random_motion(
             model,
             (batch, clips),
             motion_grid if model.motion in SQUARE_MOTION_PRODUCTS else (rows, columns),
             channels,
         ),
-        square=torch.tensor(
+        picture_in_square=torch.tensor(
             [
                 picture_in_square(video_size)
                 if model.motion in SQUARE_MOTION_PRODUCTS
@@ -176,10 +176,10 @@ def build_middle_half_targets(frame_positions: Tensor, num_clips: int, batch: in
     )
     return Targets(
         boxes=box.expand(batch, len(frame_positions), 4),
-        boxed=inside,
+        box_mask=inside,
         span=torch.tensor([[0.25, 0.75]] * batch),
-        frames=inside.float(),
-        clips=inside_clips.float(),
+        frame_labels=inside.float(),
+        clip_labels=inside_clips.float(),
         clip_boxes=box.expand(batch, num_clips, 4),
-        clip_boxed=inside_clips,
+        clip_box_mask=inside_clips,
     )

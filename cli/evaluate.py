@@ -164,7 +164,7 @@ def evaluate(
     check_exports(exam, cvat, fiftyone)
     if runs:
         answers = predict_runs(runs, features, settings, exam)
-        tubes = Tubes.of_predictions(answers)
+        tubes = Tubes.from_predictions(answers)
         if len(runs) == 1:
             write_results(runs[0], settings.split, answers, *judge(exam, tubes, seed=settings.seed))
         if save is not None:

@@ -24,8 +24,8 @@ from benchmarks.timing import profile_torch, run_in_forked_process, time_interle
 from benchmarks.training_step import CHANNELS, TrainingStep, build_network, measure_bound_and_peak
 from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
-from grounding.modules.freezing import tune
-from grounding.structures.inputs import Inputs
+from grounding.modules.freezing import set_trainable
+from grounding.structures.inputs import ModelInputs
 from grounding.systems.config import CsdvlTrainConfig
 from grounding.systems.registry import get_preset
 from pipeline.config import merge
@@ -78,9 +78,9 @@ class BackboneInputs:
         torch.manual_seed(0)
         width, height = compute_appearance_size(size.video_size, size.short_side)
         frames, side = size.clip_shape
-        pictures = torch.randint(0, 256, (config.model.frames, height, width, 3), dtype=torch.uint8)
+        pictures = torch.randint(0, 256, (config.model.num_frames, height, width, 3), dtype=torch.uint8)
         clips = torch.randint(
-            0, 256, (config.model.clips, 3, frames, side, side), dtype=torch.uint8
+            0, 256, (config.model.num_clips, 3, frames, side, side), dtype=torch.uint8
         )
         return cls(pictures, clips, torch.randn(size.num_tokens, CHANNELS["text"]).half().numpy())
 
@@ -110,7 +110,7 @@ class NetworkWithBackbones(nn.Module):
             motion_encoder,
             train_image_encoder,
         )
-        tune(image_encoder, train_image_encoder)  # type: ignore[arg-type]
+        set_trainable(image_encoder, train_image_encoder)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> NetworkWithBackbones:
         """The backbones' norms keep their statistics."""
@@ -119,7 +119,7 @@ class NetworkWithBackbones(nn.Module):
         self.motion_encoder.eval()
         return self
 
-    def forward(self, inputs: Inputs) -> Any:
+    def forward(self, inputs: ModelInputs) -> Any:
         pictures = inputs.appearance.permute(0, 1, 4, 2, 3)
         maps = _encode_batches(
             self.image_encoder, pictures, ENCODER_BATCH_SIZES["image"], self.train_image_encoder
@@ -173,7 +173,7 @@ class Fixture:
         )
         self.queries = make_queries(
             [f"v{number:03}" for number in range(self.config.batch)],
-            self.config.model.frames * MAP_STRIDE_FRAMES,
+            self.config.model.num_frames * MAP_STRIDE_FRAMES,
             size.video_size,
         )
 
@@ -236,7 +236,7 @@ class Fixture:
     def build_loader(self, store: Path) -> Loader:
         model = self.config.model
         features = GroundingDataset.from_store(
-            store, "train", model.frames, model.clips, device=self.device
+            store, "train", model.num_frames, model.num_clips, device=self.device
         )
         return Loader(features, features.queries, self.config.batch, 0, 0, device=self.device)
 

@@ -137,7 +137,7 @@ class LoaderStep(Case):
         ]
 
     def _open_features(self) -> GroundingDataset:
-        size = (self.config.model.frames, self.config.model.clips)
+        size = (self.config.model.num_frames, self.config.model.num_clips)
         return GroundingDataset.from_store(
             self.work_dir / "store", "train", *size, device=torch.device(self.device)
         )
@@ -184,8 +184,8 @@ class LoaderStep(Case):
             appearance,
             motion,
             text,
-            model.frames,
-            model.clips,
+            model.num_frames,
+            model.num_clips,
         )
         order = np.random.default_rng([0, 0]).permutation(len(self.queries))[: self.config.batch]
         batch = build_batch(features, [self.queries[number] for number in order])

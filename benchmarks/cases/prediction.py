@@ -87,8 +87,8 @@ class PredictionLatency(Case):
             made["appearance"],
             made["motion"],
             made["text"],
-            config.model.frames,
-            config.model.clips,
+            config.model.num_frames,
+            config.model.num_clips,
         )
         self.features = GroundingDataset(
             self.queries, make_tracks(queries), *parts, device=torch.device(self.device)

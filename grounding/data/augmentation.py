@@ -151,8 +151,8 @@ def _enclosing_box(targets: Targets, size: ImageSize) -> np.ndarray | None:
     """What the true boxes cover of pictures of a size, xyxy in whole pixels; None without any."""
     boxes = np.concatenate(
         [
-            targets.boxes.numpy()[targets.boxed.numpy()],
-            targets.clip_boxes.numpy()[targets.clip_boxed.numpy()],
+            targets.boxes.numpy()[targets.box_mask.numpy()],
+            targets.clip_boxes.numpy()[targets.clip_box_mask.numpy()],
         ]
     )
     if not len(boxes):

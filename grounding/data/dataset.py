@@ -252,12 +252,12 @@ class GroundingDataset:
         frames = len(sample.frame_indices)
         return Targets(
             boxes=boxes[:, :frames],
-            boxed=boxed[:, :frames],
+            box_mask=boxed[:, :frames],
             span=torch.tensor([span]),
-            frames=torch.from_numpy(inside).float()[None],
-            clips=torch.from_numpy(inside_clips).float()[None],
+            frame_labels=torch.from_numpy(inside).float()[None],
+            clip_labels=torch.from_numpy(inside_clips).float()[None],
             clip_boxes=boxes[:, frames:],
-            clip_boxed=boxed[:, frames:],
+            clip_box_mask=boxed[:, frames:],
         )
 
     def _get_target_boxes(self, query: Query, frame_indices: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from grounding.data.collate import collate, join_targets, to_device
 from grounding.data.dataset import CPU, GroundingDataset
 from grounding.data.prefetch import GPU_READER_THREADS, prefetch
 from grounding.data.sample import Sample
-from grounding.structures.inputs import Inputs
+from grounding.structures.inputs import ModelInputs
 from grounding.structures.targets import Targets
 from pipeline.errors import InputError
 from pipeline.records import Query
@@ -32,7 +32,7 @@ SampleTransform = Callable[[Sample, Targets, int, int], tuple[Sample, Targets]]
 class Batch:
     """One process' part of a step, on the device."""
 
-    inputs: Inputs
+    inputs: ModelInputs
     targets: Targets
     query_ids: list[str]
 

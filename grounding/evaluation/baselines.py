@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grounding.metrics.protocols import temporal_iou
-from grounding.structures.tubes import truth_boxes
+from grounding.structures.tubes import ground_truth_boxes
 from pipeline.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query
@@ -69,7 +69,7 @@ def choose_constant(train: Iterable[Query], tracks: Tracks, at_most: int = 2000)
         raise InputError(
             "the constant baseline needs a train split with truth; this index has none"
         )
-    boxed = _thin([query for query in known if len(truth_boxes(query, tracks)[0])], at_most)
+    boxed = _thin([query for query in known if len(ground_truth_boxes(query, tracks)[0])], at_most)
     if not boxed:
         return _choose_span(_thin(known, at_most))
     spans = span_candidates(boxed)
@@ -129,7 +129,7 @@ def box_candidates(queries: Sequence[Query], tracks: Tracks) -> np.ndarray:
 
 def _relative_boxes(query: Query, tracks: Tracks) -> np.ndarray:
     """True boxes `[n, 4]`, xyxy in [0, 1] of the picture."""
-    boxes = truth_boxes(query, tracks)[1]
+    boxes = ground_truth_boxes(query, tracks)[1]
     return boxes.astype(np.float64) / np.array([*query.size, *query.size])
 
 
@@ -139,7 +139,7 @@ def _v_iou_table(
     """VIoU of every box with every span for one query: `[boxes, spans]`, as `grounding.metrics.scores` defines it."""
     assert query.truth is not None
     first, last = query.truth.span
-    frames, _ = truth_boxes(query, tracks)
+    frames, _ = ground_truth_boxes(query, tracks)
     overlaps = iou(boxes[:, None], _relative_boxes(query, tracks)[None])
     sums = np.concatenate([np.zeros((len(boxes), 1)), overlaps.cumsum(1)], axis=1)
     tried = np.array([span_to_frames(*span, query.segment) for span in spans])

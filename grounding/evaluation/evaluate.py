@@ -118,7 +118,7 @@ def baseline_metrics(exam: Exam, protocol: str = "every-frame", seed: int = 0) -
     found: dict[str, float] = {}
     for prefix, answer in answers.items():
         summary = summarise(
-            scores_of(judge_tubes(exam.truths, Tubes.of_predictions(answer), protocol))
+            scores_of(judge_tubes(exam.truths, Tubes.from_predictions(answer), protocol))
         )
         found |= {prefix + key: value for key, value in summary.items() if key not in COUNTS}
     return found

@@ -76,7 +76,7 @@ def read_tubes(path: Path, first_frame: int = FIRST_FRAME) -> Tubes:
     if path.suffix == ".json":
         return read_challenge(path, first_frame)
     try:
-        return Tubes.of_predictions(read_jsonl(path, Prediction))
+        return Tubes.from_predictions(read_jsonl(path, Prediction))
     except InputError as error:
         place = "" if str(path) in str(error) else f"{path}: "
         raise InputError(f"{place}{error}; the challenge's file must end in .json") from None

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from grounding.structures.tubes import Tubes, ranges
+from grounding.structures.tubes import Tubes, concatenate_ranges
 from pipeline.errors import InputError
 from pipeline.io.atomic import atomic_write
 from pipeline.io.strict_json import read_json
@@ -63,7 +63,7 @@ def read_challenge(path: Path, first_frame: int = FIRST_FRAME) -> Tubes:
         (entry.st_frame - first_frame, entry.ed_frame + 1 - first_frame)
         for entry in entries.values()
     )
-    return replace(Tubes.of(entries, spans, rows), framewise=True)
+    return replace(Tubes.from_rows(entries, spans, rows), framewise=True)
 
 
 def _entry(path: Path, name: str, raw: Any, first_frame: int) -> _Entry:
@@ -98,7 +98,7 @@ def write_challenge(path: Path, tubes: Tubes, first_frame: int = FIRST_FRAME) ->
             begin, end = tubes.spans[place].tolist()
             if begin == end:
                 continue
-            frames = ranges(np.array([begin]), np.array([end - begin]))
+            frames = concatenate_ranges(np.array([begin]), np.array([end - begin]))
             boxes, own = tubes.boxes_at(np.full(len(frames), place), frames)
             listed = zip((frames[own] + first_frame).tolist(), boxes[own].tolist(), strict=True)
             entry = {

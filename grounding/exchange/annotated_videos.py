@@ -12,7 +12,7 @@ import numpy as np
 
 from grounding.evaluation.ground_truth import Exam
 from grounding.metrics.scores import Score
-from grounding.structures.tubes import Tubes, ranges
+from grounding.structures.tubes import Tubes, concatenate_ranges
 from pipeline.errors import InputError
 from pipeline.records import Query, Span
 
@@ -83,7 +83,7 @@ def _shown(
 ) -> ShownTube:
     """One tube within its video."""
     begin, end = np.clip(tube.spans[0], 0, query.frame_count).tolist()
-    frames = ranges(np.array([begin]), np.array([end - begin]))
+    frames = concatenate_ranges(np.array([begin]), np.array([end - begin]))
     boxes, own = tube.boxes_at(np.zeros(len(frames), np.int64), frames)
     sampled = np.isin(frames, tube.frames)
     about = (confidences.get(query.id), score) if kind == "prediction" else (None, None)

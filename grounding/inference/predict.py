@@ -21,7 +21,7 @@ from grounding.data.dataset import GroundingDataset
 from grounding.data.prefetch import GPU_READER_THREADS, prefetch
 from grounding.inference.refine import found_span, second_look
 from grounding.inference.segment_prediction import Look
-from grounding.structures.inputs import Inputs
+from grounding.structures.inputs import ModelInputs
 from pipeline.boxes import cxcywh_to_xyxy
 from pipeline.records import Prediction, Query
 
@@ -144,7 +144,7 @@ class _Seen:
     """What the passes of a part see, in the machine's memory, and the numbers `[T_s]` of each one's frames."""
 
     part: _Part
-    inputs: Inputs
+    inputs: ModelInputs
     numbers: list[np.ndarray]
 
 
@@ -220,5 +220,5 @@ def ranked_tube(first: Look, second: Look | None, between: bool) -> tuple[float,
     which is one of the whole segment in all of them.
     """
     assert first.when is not None
-    *_, score = first.when.best(between)
-    return math.log(max(score, 1e-6)) + first.when.level, tube(first, second, between)
+    *_, score = first.when.best_span(between)
+    return math.log(max(score, 1e-6)) + first.when.log_normalizer, tube(first, second, between)

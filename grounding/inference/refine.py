@@ -53,8 +53,8 @@ def found_span(first: Look, second: Look | None, between: bool) -> tuple[Span, f
     scores = first.when
     if second is not None:
         assert second.when is not None
-        scores = scores.closer(second.when)
-    begin, end, score = scores.best(between)
+        scores = scores.combine_refined(second.when)
+    begin, end, score = scores.best_span(between)
     opens, closes = first.query.segment
     return sampling.span_to_frames(
         (begin - opens) / (closes - opens), (end - opens) / (closes - opens), (opens, closes)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from grounding.data.dataset import GroundingDataset
-from grounding.structures.span_scores import Answer, SpanScores
+from grounding.structures.span_scores import SpanPrediction, SpanScores
 from pipeline import sampling
 from pipeline.records import Query
 
@@ -30,7 +30,7 @@ class Look:
         self.boxes, self.seen = np.zeros((len(own), 4)), np.zeros(len(own), np.int64)
         self.when: SpanScores[Any] | None = None
 
-    def add(self, numbers: np.ndarray, boxes: np.ndarray, answer: Answer) -> None:
+    def add(self, numbers: np.ndarray, boxes: np.ndarray, answer: SpanPrediction) -> None:
         """One model's answer to one pass: its frames' numbers `[T_s]`, boxes `[T_s, 4]` cxcywh, when the event happens.
 
         All models answer in the same way.
@@ -39,5 +39,5 @@ class Look:
         np.add.at(self.boxes, place, boxes)
         np.add.at(self.seen, place, 1)
         if self.when is None:
-            self.when = answer.scores(self.query.segment, self.frames)
+            self.when = answer.init_scores(self.query.segment, self.frames)
         self.when.add(answer, numbers)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grounding.structures.tubes import Tubes, ranges, row_keys
+from grounding.structures.tubes import Tubes, concatenate_ranges, encode_row_keys
 from pipeline.boxes import iou
 from pipeline.errors import InputError
 from pipeline.records import Query, Span
@@ -59,7 +59,7 @@ class Truths:
             np.array([query.fps for query in known]),
             np.array([query.segment for query in known], np.int64).reshape(-1, 2),
         )
-        return cls(Tubes.of_truth(known, tracks), fps, segments, end_is_last=dataset == "vidstg")
+        return cls(Tubes.from_ground_truth(known, tracks), fps, segments, end_is_last=dataset == "vidstg")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def _judge_chunk(
     predicted = predictions.select(places[begin:end])
     rule = _rule(part, protocol)
     true, said = rule.spans, predicted.spans
-    owners, frames = part.tubes.owners[rule.rows], part.tubes.frames[rule.rows]
+    owners, frames = part.tubes.row_tubes[rule.rows], part.tubes.frames[rule.rows]
     boxes, own = predicted.boxes_at(owners, frames)
     overlaps = iou(boxes, part.tubes.boxes[rule.rows])
     in_truth = (frames >= true[owners, 0]) & (frames < true[owners, 1])
@@ -182,7 +182,7 @@ def _rule(truths: Truths, protocol: str) -> _Rule:
         return _Rule(np.stack([tubes.spans[:, 0], last], 1), everything)
     if protocol == "tubedetr" and truths.segments is not None and truths.fps is not None:
         sampled = sampled_frames(truths.segments, truths.fps)
-        kept = np.flatnonzero(np.isin(tubes.keys(), row_keys(*sampled), assume_unique=True))
+        kept = np.flatnonzero(np.isin(tubes.row_keys(), encode_row_keys(*sampled), assume_unique=True))
         return _Rule(tubes.spans, kept, sampled)
     return _Rule(tubes.spans, everything)
 
@@ -194,7 +194,7 @@ def sampled_frames(segments: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, n
     """
     lengths = _lengths(segments)
     owners = np.repeat(np.arange(len(segments)), lengths)
-    frames = ranges(segments[:, 0], lengths)
+    frames = concatenate_ranges(segments[:, 0], lengths)
     rate = (SAMPLES_PER_SECOND / fps)[owners]
     grows = np.floor(frames * rate) > np.floor((frames - 1) * rate)
     kept = grows | (frames == segments[owners, 0])
@@ -202,7 +202,7 @@ def sampled_frames(segments: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, n
     counts = np.bincount(owners, minlength=len(segments))
     starts = np.cumsum(counts) - counts
     taken = np.minimum(counts, MOST_SAMPLES)
-    place = ranges(np.zeros(len(counts), np.int64), taken)
+    place = concatenate_ranges(np.zeros(len(counts), np.int64), taken)
     thinned = np.repeat(starts, taken) + place * np.repeat(counts, taken) // np.repeat(taken, taken)
     return owners[thinned], frames[thinned]
 

@@ -42,7 +42,7 @@ def score(
 ) -> list[Score]:
     """Score every query that has a truth, in the order of `queries`; by `every-frame` one without a prediction scores 0."""
     queries = list(queries)
-    tubes = Tubes.of_predictions(predictions)
+    tubes = Tubes.from_predictions(predictions)
     refuse_strangers(tubes, (query.id for query in queries))
     return scores_of(judge_tubes(Truths.of_index(queries, tracks), tubes, protocol))
 

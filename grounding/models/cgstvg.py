@@ -33,15 +33,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from grounding.models.config import TransformerConfig
-from grounding.modules.alignment import from_square
-from grounding.modules.attention import words_as_loud_as_cells
+from grounding.modules.alignment import from_square_grid
+from grounding.modules.attention import balance_text_attention
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
-from grounding.modules.box_ops import corners, giou, whole_pictures
-from grounding.modules.frame_outputs import FrameOutputs
-from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking, as_computed
-from grounding.modules.position_encoding import learned_at, map_cells, sine_box, sine_time
-from grounding.modules.roi import mean_weights, roi_weights
-from grounding.structures.inputs import Inputs
+from grounding.modules.box_ops import cxcywh_to_xyxy, generalized_box_iou, full_frame_boxes
+from grounding.modules.frame_outputs import FramewiseOutputs
+from grounding.modules.layers import MLP, EncoderLayer, FeedForward, FrameQueryAttention, to_compute_dtype
+from grounding.modules.position_encoding import interpolate_learned_positions, cell_positions, sinusoidal_box, sinusoidal_time
+from grounding.modules.roi import mean_pool_weights, roi_align_weights
+from grounding.structures.inputs import ModelInputs
 from grounding.structures.targets import Targets
 
 Refinement = Literal["none", "temporal", "spatial", "both", "sum", "product"]
@@ -50,14 +50,14 @@ Refinement = Literal["none", "temporal", "spatial", "both", "sum", "product"]
 class CgstvgConfig(TransformerConfig):
     """Everything that shapes the network; the defaults are the paper's."""
 
-    clips: ClassVar[None] = None
+    num_clips: ClassVar[None] = None
     """It has no clips: motion is taken at each frame."""
-    pictures: ClassVar[bool] = False
+    uses_images: ClassVar[bool] = False
     """It is given maps."""
-    layers: int = Field(default=6, ge=0)
-    stages: int = Field(default=6, ge=1)
-    frames: int = Field(default=64, ge=1)
-    motion: Literal["swin", "motion"] = "swin"
+    num_layers: int = Field(default=6, ge=0)
+    num_stages: int = Field(default=6, ge=1)
+    num_frames: int = Field(default=64, ge=1)
+    motion_product: Literal["swin", "motion"] = "swin"
     """The product that motion maps come from."""
     query_positions: Literal["learned", "boxes"] = "learned"
     context: bool = True
@@ -66,27 +66,27 @@ class CgstvgConfig(TransformerConfig):
     """ICR: by temporal confidence, spatial confidence, one after the other (`both`), or by their sum or product (one level)."""
     theta_t: float = Field(default=0.7, ge=0, le=1)
     theta_s: float = Field(default=0.8, ge=0, le=1)
-    theta_one: float = Field(default=0.75, ge=0, le=1)
+    single_threshold: float = Field(default=0.75, ge=0, le=1)
     """Of the one-level refinements: half the sum, or the square root of the product, must reach it."""
-    context_in_time: bool = False
+    temporal_context: bool = False
     """The temporal blocks look at the context, too."""
-    region: Literal["roi_align", "mean"] = "roi_align"
-    truth_iou: float | None = Field(default=None, ge=-1, le=1)
+    region_pooling: Literal["roi_align", "mean"] = "roi_align"
+    teacher_iou: float | None = Field(default=None, ge=-1, le=1)
     """In training the context is that of the frames whose box has at least this GIoU with the true one."""
     box_head: Literal["mlp", "attention"] = "mlp"
-    word_gain: Literal["one", "cells"] = "one"
+    text_balance: Literal["one", "cells"] = "one"
     """Among a frame's tokens every word counts as one of them, or all words together begin as loud as all cells."""
 
 
 @dataclass
-class Outputs(FrameOutputs):
+class CgstvgOutputs(FramewiseOutputs):
     """What the network answers, after every stage."""
 
-    inside: Tensor
+    inside_logits: Tensor
     """Logits `[K, B, T]` of the temporal confidence s^t."""
-    quality: Tensor
+    box_confidence: Tensor
     """Spatial confidence s^s in [0, 1], `[K, B, T]`; empty without context."""
-    kept: Tensor
+    context_mask: Tensor
     """`[K, B, T]`: the frames whose context the next stage looks at; empty without context."""
 
 
@@ -97,47 +97,47 @@ class Cgstvg(nn.Module):
         super().__init__()
         c = self.config = config
         self.project_appearance, self.project_motion = (
-            nn.Linear(dims[0], c.d),
-            nn.Linear(dims[1], c.d),
+            nn.Linear(dims[0], c.hidden_dim),
+            nn.Linear(dims[1], c.hidden_dim),
         )
         self.project_text = nn.Sequential(
-            nn.Linear(dims[2], c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout)
+            nn.Linear(dims[2], c.hidden_dim), nn.LayerNorm(c.hidden_dim, eps=1e-12), nn.Dropout(c.dropout)
         )
-        self.types = nn.Parameter(0.02 * torch.randn(3, c.d))
+        self.stream_embeddings = nn.Parameter(0.02 * torch.randn(3, c.hidden_dim))
         self.encoder = nn.ModuleList(
-            EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers)
+            EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout) for _ in range(c.num_layers)
         )
-        self.spatial = nn.ModuleList(
-            SpatialBlock(c, sees_context=c.context and k > 0) for k in range(c.stages)
+        self.spatial_blocks = nn.ModuleList(
+            SpatialBlock(c, uses_context=c.context and k > 0) for k in range(c.num_stages)
         )
-        self.temporal = nn.ModuleList(
-            TemporalBlock(c, sees_context=c.context and c.context_in_time and k > 0)
-            for k in range(c.stages)
+        self.temporal_blocks = nn.ModuleList(
+            TemporalBlock(c, uses_context=c.context and c.temporal_context and k > 0)
+            for k in range(c.num_stages)
         )
-        self.where, self.when = (nn.Parameter(torch.randn(c.frames, c.d)) for _ in range(2))
-        self.place_of_box = MLP(2 * c.d, c.d, c.d) if c.query_positions == "boxes" else None
-        self.norm_spatial, self.norm_temporal = nn.LayerNorm(c.d), nn.LayerNorm(c.d)
-        self.box_head = MLPBoxHead(c.d) if c.box_head == "mlp" else AttentionBoxHead(c.d)
-        self.boundary_head, self.inside_head = MLP(c.d, c.d, 2), MLP(c.d, c.d, 1)
+        self.spatial_query, self.temporal_query = (nn.Parameter(torch.randn(c.num_frames, c.hidden_dim)) for _ in range(2))
+        self.box_position_projection = MLP(2 * c.hidden_dim, c.hidden_dim, c.hidden_dim) if c.query_positions == "boxes" else None
+        self.norm_spatial, self.norm_temporal = nn.LayerNorm(c.hidden_dim), nn.LayerNorm(c.hidden_dim)
+        self.box_head = MLPBoxHead(c.hidden_dim) if c.box_head == "mlp" else AttentionBoxHead(c.hidden_dim)
+        self.boundary_head, self.inside_head = MLP(c.hidden_dim, c.hidden_dim, 2), MLP(c.hidden_dim, c.hidden_dim, 1)
         if c.context:
-            self.instance = InstanceContext(c)
+            self.instance_context = InstanceContext(c)
 
-    def forward(self, inputs: Inputs, truth: Targets | None = None) -> Outputs:
+    def forward(self, inputs: ModelInputs, targets: Targets | None = None) -> CgstvgOutputs:
         """`truth` is looked at only in training with `truth_iou`."""
         memory = self.encode(inputs)
-        batch, frames = inputs.frame_tau.shape
-        where, when = (learned_at(table, inputs.frame_tau) for table in (self.where, self.when))
+        batch, frames = inputs.frame_positions.shape
+        where, when = (interpolate_learned_positions(table, inputs.frame_positions) for table in (self.spatial_query, self.temporal_query))
         spatial, temporal = torch.zeros_like(where), torch.zeros_like(when)
-        boxes: Tensor = whole_pictures(inputs.frame_tau)
-        context: Context | None = None
+        boxes: Tensor = full_frame_boxes(inputs.frame_positions)
+        context: InstanceContextOutputs | None = None
         with torch.autocast(where.device.type, enabled=False):
-            cells = self.box_head.look(*memory.cells)
-        found: list[Stage] = []
-        for spatial_block, temporal_block in zip(self.spatial, self.temporal, strict=True):
+            cells = self.box_head.prepare(*memory.cells)
+        found: list[DecoderStageOutputs] = []
+        for spatial_block, temporal_block in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
             placed = (
                 where
-                if self.place_of_box is None
-                else where + self.place_of_box(sine_box(boxes.detach(), self.config.d))
+                if self.box_position_projection is None
+                else where + self.box_position_projection(sinusoidal_box(boxes.detach(), self.config.hidden_dim))
             )
             spatial = spatial_block(spatial, placed, memory, context)
             temporal, heard = temporal_block(temporal, when, memory, context)
@@ -152,9 +152,9 @@ class Cgstvg(nn.Module):
                 inside = self.inside_head(moment)[..., 0]
             boxes = box.unflatten(0, (batch, frames))
             if self.config.context:
-                context = self.instance(memory, boxes, inside, truth if self.training else None)
+                context = self.instance_context(memory, boxes, inside, targets if self.training else None)
             found.append(
-                Stage(
+                DecoderStageOutputs(
                     boxes,
                     first,
                     last,
@@ -169,78 +169,78 @@ class Cgstvg(nn.Module):
             name: torch.stack([getattr(stage, name) for stage in found])
             for name in ("boxes", "first", "last", "inside")
         }
-        return Outputs(
+        return CgstvgOutputs(
             **stacked,
-            quality=torch.stack([context.quality for context in contexts])
+            box_confidence=torch.stack([context.box_confidence for context in contexts])
             if contexts
             else torch.zeros(0),
-            kept=torch.stack([context.kept for context in contexts])
+            context_mask=torch.stack([context.context_mask for context in contexts])
             if contexts
             else torch.zeros(0, dtype=torch.bool),
-            frame_tau=inputs.frame_tau,
-            carriers=torch.stack([stage.carriers for stage in found]),
+            frame_positions=inputs.frame_positions,
+            box_attention=torch.stack([stage.box_attention for stage in found]),
             cell_boxes=cells.boxes.unflatten(0, (batch, frames))
             if len(cells.boxes)
             else torch.zeros(0),
-            cell_centres=memory.centres,
-            heard=torch.stack([stage.heard for stage in found]),
+            cell_centers=memory.centers,
+            temporal_attention=torch.stack([stage.temporal_attention for stage in found]),
         )
 
-    def encode(self, inputs: Inputs) -> Memory:
+    def encode(self, inputs: ModelInputs) -> CgstvgMemory:
         """Fusion (sec. 3.1): per frame `[H·W appearance ; H·W motion ; L text]`, positions and types added once, at the input."""
         frames, rows, columns = inputs.appearance.shape[1:4]
-        text = self.project_text(as_computed(inputs.text)) + self.types[2]
-        positions, mask, centres = map_cells(inputs.map_size, rows, columns, text.shape[-1])
-        motion = from_square(
-            self.project_motion(as_computed(inputs.motion)),
-            inputs.square,
+        text = self.project_text(to_compute_dtype(inputs.text)) + self.stream_embeddings[2]
+        positions, mask, centres = cell_positions(inputs.map_size, rows, columns, text.shape[-1])
+        motion = from_square_grid(
+            self.project_motion(to_compute_dtype(inputs.motion)),
+            inputs.picture_in_square,
             inputs.map_size,
             rows,
             columns,
         )
         seen = [
-            self.project_appearance(as_computed(inputs.appearance)).flatten(2, 3) + self.types[0],
-            motion.flatten(2, 3) + self.types[1],
+            self.project_appearance(to_compute_dtype(inputs.appearance)).flatten(2, 3) + self.stream_embeddings[0],
+            motion.flatten(2, 3) + self.stream_embeddings[1],
         ]
-        visual = [inputs.by_query(part + positions[:, None]) for part in seen]
+        visual = [inputs.expand_to_queries(part + positions[:, None]) for part in seen]
         size, positions, mask, centres = (
-            inputs.by_query(own) for own in (inputs.map_size, positions, mask, centres)
+            inputs.expand_to_queries(own) for own in (inputs.map_size, positions, mask, centres)
         )
         states = torch.cat([*visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         tokens = torch.cat([mask, mask, inputs.text_mask], 1).repeat_interleave(frames, 0)
         heard = tokens
-        if self.config.word_gain == "cells":
-            heard = words_as_loud_as_cells(
+        if self.config.text_balance == "cells":
+            heard = balance_text_attention(
                 torch.cat([mask, mask], 1), inputs.text_mask
             ).repeat_interleave(frames, 0)
         for layer in self.encoder:
             states = layer(states, None, heard)
-        return Memory(
+        return CgstvgMemory(
             states,
             tokens,
             positions,
             centres,
             size.repeat_interleave(frames, 0),
-            inputs.frame_tau,
+            inputs.frame_positions,
             (rows, columns),
         )
 
 
 @dataclass(frozen=True)
-class Stage:
+class DecoderStageOutputs:
     """What a decoding stage finds; names and shapes as in `Outputs`, without the stages."""
 
     boxes: Tensor
-    first: Tensor
-    last: Tensor
-    inside: Tensor
-    carriers: Tensor
-    heard: Tensor
-    context: Context | None
+    start_logits: Tensor
+    end_logits: Tensor
+    inside_logits: Tensor
+    box_attention: Tensor
+    temporal_attention: Tensor
+    context: InstanceContextOutputs | None
 
 
 @dataclass
-class Memory:
+class CgstvgMemory:
     """X̃ of B·T frames: states `[B·T, 2·H·W + L, d]` and which of them count `[B·T, 2·H·W + L]`; of their cells the positions
     `[B, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding `[B·T, 2]`; `frame_tau` `[B, T]`.
     """
@@ -248,44 +248,44 @@ class Memory:
     states: Tensor
     mask: Tensor
     positions: Tensor
-    centres: Tensor
+    centers: Tensor
     size: Tensor
-    frame_tau: Tensor
+    frame_positions: Tensor
     shape: tuple[int, int]
 
     @property
-    def count(self) -> int:
+    def num_frames(self) -> int:
         """Cells of a map."""
         return self.shape[0] * self.shape[1]
 
     @cached_property
-    def time(self) -> Tensor:
+    def time_positions(self) -> Tensor:
         """Sine positions of the frames, `[B, T, d]`."""
-        return sine_time(self.frame_tau, self.states.shape[-1])
+        return sinusoidal_time(self.frame_positions, self.states.shape[-1])
 
     @property
-    def visual(self) -> Tensor:
+    def visual_states(self) -> Tensor:
         """Appearance and motion cells, `[B·T, 2, H·W, d]`."""
-        return self.states[:, : 2 * self.count].unflatten(1, (2, self.count))
+        return self.states[:, : 2 * self.num_frames].unflatten(1, (2, self.num_frames))
 
     @cached_property
-    def frame_centres(self) -> Tensor:
+    def frame_centers(self) -> Tensor:
         """`[B·T, H·W, 2]`."""
-        return self.centres.repeat_interleave(self.frame_tau.shape[1], 0)
+        return self.centers.repeat_interleave(self.frame_positions.shape[1], 0)
 
     @property
     def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States, positions, mask and centres of the appearance tokens: what a box head attends to."""
-        return self.visual[:, 0].float(), self.positions, self.mask[:, : self.count], self.centres
+        return self.visual_states[:, 0].float(), self.positions, self.mask[:, : self.num_frames], self.centers
 
 
 @dataclass
-class Context:
+class InstanceContextOutputs:
     """What a stage hands to the next: a token per frame `[B, T, d]`, which are kept `[B, T]`, and s^s `[B, T]`."""
 
     tokens: Tensor
-    kept: Tensor
-    quality: Tensor
+    context_mask: Tensor
+    box_confidence: Tensor
 
 
 class InstanceContext(nn.Module):
@@ -294,33 +294,33 @@ class InstanceContext(nn.Module):
     def __init__(self, config: CgstvgConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.appearance_quality, self.motion_quality = MLP(c.d, c.d, 1), MLP(c.d, c.d, 1)
-        self.join = MLP(2 * c.d, c.d, c.d)
+        self.appearance_confidence, self.motion_confidence = MLP(c.hidden_dim, c.hidden_dim, 1), MLP(c.hidden_dim, c.hidden_dim, 1)
+        self.fuse_motion = MLP(2 * c.hidden_dim, c.hidden_dim, c.hidden_dim)
 
     def forward(
-        self, memory: Memory, boxes: Tensor, inside: Tensor, truth: Targets | None
-    ) -> Context:
+        self, memory: CgstvgMemory, boxes: Tensor, inside: Tensor, targets: Targets | None
+    ) -> InstanceContextOutputs:
         """Boxes `[B, T, 4]`, logits of s^t `[B, T]` → the context after refinement."""
         flat, frames = boxes.flatten(0, 1), boxes.shape[:2]
-        if self.config.region == "roi_align":
-            weights = roi_weights(flat, memory.size, memory.shape)
+        if self.config.region_pooling == "roi_align":
+            weights = roi_align_weights(flat, memory.size, memory.shape)
         else:
-            weights = mean_weights(flat, memory.frame_centres)
+            weights = mean_pool_weights(flat, memory.frame_centers)
         weights = weights.to(memory.states.dtype)[:, None]
         appearance, motion = (
-            (weights @ cells)[:, 0].unflatten(0, frames) for cells in memory.visual.unbind(1)
+            (weights @ cells)[:, 0].unflatten(0, frames) for cells in memory.visual_states.unbind(1)
         )
         quality = (
-            self.appearance_quality(appearance).float().sigmoid()
-            + self.motion_quality(motion).float().sigmoid()
+            self.appearance_confidence(appearance).float().sigmoid()
+            + self.motion_confidence(motion).float().sigmoid()
         )[..., 0] / 2
-        if truth is not None and self.config.truth_iou is not None:
-            kept = _close_to(truth, boxes, self.config.truth_iou)
+        if targets is not None and self.config.teacher_iou is not None:
+            kept = _frames_near_truth(targets, boxes, self.config.teacher_iou)
         else:
-            kept = self.kept(inside.detach().float().sigmoid(), quality.detach())
-        return Context(self.join(torch.cat([appearance, motion], -1)), kept, quality)
+            kept = self.select_context(inside.detach().float().sigmoid(), quality.detach())
+        return InstanceContextOutputs(self.fuse_motion(torch.cat([appearance, motion], -1)), kept, quality)
 
-    def kept(self, temporal: Tensor, spatial: Tensor) -> Tensor:
+    def select_context(self, temporal: Tensor, spatial: Tensor) -> Tensor:
         """Which frames pass the filters, by s^t and s^s `[B, T]`."""
         c = self.config
         passes = {
@@ -328,30 +328,30 @@ class InstanceContext(nn.Module):
             "temporal": temporal >= c.theta_t,
             "spatial": spatial >= c.theta_s,
             "both": (temporal >= c.theta_t) & (spatial >= c.theta_s),
-            "sum": (temporal + spatial) / 2 >= c.theta_one,
-            "product": (temporal * spatial).sqrt() >= c.theta_one,
+            "sum": (temporal + spatial) / 2 >= c.single_threshold,
+            "product": (temporal * spatial).sqrt() >= c.single_threshold,
         }
         return passes[c.refinement]
 
 
-def _close_to(truth: Targets, boxes: Tensor, least: float) -> Tensor:
+def _frames_near_truth(truth: Targets, boxes: Tensor, least: float) -> Tensor:
     """Where boxes `[B, T, 4]` have at least this GIoU with a true one, `[B, T]`."""
-    return truth.boxed & (
-        giou(*(corners(part.detach().float()) for part in (boxes, truth.boxes))) >= least
+    return truth.box_mask & (
+        generalized_box_iou(*(cxcywh_to_xyxy(part.detach().float()) for part in (boxes, truth.boxes))) >= least
     )
 
 
-class LookingAtContext(Looking):
+class ContextAttention(FrameQueryAttention):
     """The same, at the context."""
 
-    def at_context(
-        self, queries: Tensor, positions: Tensor, memory: Memory, context: Context
+    def attend_context(
+        self, queries: Tensor, positions: Tensor, memory: CgstvgMemory, context: InstanceContextOutputs
     ) -> Tensor:
         """At the kept context of all frames; where none is kept the queries stay as they are."""
-        some = context.kept.any(1, keepdim=True)
-        keys = context.tokens + memory.time
+        some = context.context_mask.any(1, keepdim=True)
+        keys = context.tokens + memory.time_positions
         seen = self.attention(
-            queries + positions + memory.time, keys, context.tokens, context.kept | ~some
+            queries + positions + memory.time_positions, keys, context.tokens, context.context_mask | ~some
         )
         return torch.where(some[..., None], self.norm(queries + self.dropout(seen)), queries)
 
@@ -359,23 +359,23 @@ class LookingAtContext(Looking):
 class SpatialBlock(nn.Module):
     """`Q ← CA(CA(SA(Q), C), X̃)` (sec. 3.2); without context `CA(SA(Q), X̃)`."""
 
-    def __init__(self, config: CgstvgConfig, sees_context: bool) -> None:
+    def __init__(self, config: CgstvgConfig, uses_context: bool) -> None:
         super().__init__()
-        self.frames, self.memory = (
-            Looking(config.d, config.heads, config.dropout) for _ in range(2)
+        self.frame_attention, self.memory_attention = (
+            FrameQueryAttention(config.hidden_dim, config.num_heads, config.dropout) for _ in range(2)
         )
-        self.context = (
-            LookingAtContext(config.d, config.heads, config.dropout) if sees_context else None
+        self.context_attention = (
+            ContextAttention(config.hidden_dim, config.num_heads, config.dropout) if uses_context else None
         )
 
     def forward(
-        self, queries: Tensor, positions: Tensor, memory: Memory, context: Context | None
+        self, queries: Tensor, positions: Tensor, memory: CgstvgMemory, context: InstanceContextOutputs | None
     ) -> Tensor:
         """`[B, T, d]` → `[B, T, d]`."""
-        queries = self.frames.at_frames(queries, positions)
-        if self.context is not None and context is not None:
-            queries = self.context.at_context(queries, positions, memory, context)
-        return self.memory.at_own_frame(
+        queries = self.frame_attention.attend_frames(queries, positions)
+        if self.context_attention is not None and context is not None:
+            queries = self.context_attention.attend_context(queries, positions, memory, context)
+        return self.memory_attention.attend_within_frame(
             queries, positions, memory.states, memory.states, memory.mask
         )[0]
 
@@ -383,25 +383,25 @@ class SpatialBlock(nn.Module):
 class TemporalBlock(nn.Module):
     """`P ← MLP(CA(SA(P), X̃))` (sec. 3.2), the MLP being a transformer's FFN; with `context_in_time` (Table 7) CA(…, C) before X̃."""
 
-    def __init__(self, config: CgstvgConfig, sees_context: bool) -> None:
+    def __init__(self, config: CgstvgConfig, uses_context: bool) -> None:
         super().__init__()
-        self.frames, self.memory = (
-            Looking(config.d, config.heads, config.dropout) for _ in range(2)
+        self.frame_attention, self.memory_attention = (
+            FrameQueryAttention(config.hidden_dim, config.num_heads, config.dropout) for _ in range(2)
         )
-        self.context = (
-            LookingAtContext(config.d, config.heads, config.dropout) if sees_context else None
+        self.context_attention = (
+            ContextAttention(config.hidden_dim, config.num_heads, config.dropout) if uses_context else None
         )
-        self.feed_forward = FeedForward(config.d, config.ffn, config.dropout)
+        self.feed_forward = FeedForward(config.hidden_dim, config.ffn_dim, config.dropout)
 
     def forward(
-        self, queries: Tensor, positions: Tensor, memory: Memory, context: Context | None
+        self, queries: Tensor, positions: Tensor, memory: CgstvgMemory, context: InstanceContextOutputs | None
     ) -> tuple[Tensor, Tensor]:
         """`[B, T, d]` → `[B, T, d]`, and how much each motion cell was looked at, `[B, T, H·W]`."""
-        queries = self.frames.at_frames(queries, positions)
-        if self.context is not None and context is not None:
-            queries = self.context.at_context(queries, positions, memory, context)
-        queries, weights = self.memory.at_own_frame(
+        queries = self.frame_attention.attend_frames(queries, positions)
+        if self.context_attention is not None and context is not None:
+            queries = self.context_attention.attend_context(queries, positions, memory, context)
+        queries, weights = self.memory_attention.attend_within_frame(
             queries, positions, memory.states, memory.states, memory.mask
         )
-        count = memory.count
+        count = memory.num_frames
         return self.feed_forward(queries), weights[..., count : 2 * count]

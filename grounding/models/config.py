@@ -14,16 +14,16 @@ class TransformerConfig(StrictModel):
 
     parts: ClassVar[tuple[int, str]] = (4, "two dimensions of sine positions")
     """What d must be a multiple of, and why."""
-    d: int = Field(default=256, ge=8)
-    heads: int = Field(default=8, ge=1)
-    ffn: int = Field(default=2048, ge=1)
+    hidden_dim: int = Field(default=256, ge=8)
+    num_heads: int = Field(default=8, ge=1)
+    ffn_dim: int = Field(default=2048, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _d_is_divided(self) -> Self:
+    def _check_heads_divide_hidden_dim(self) -> Self:
         count, why = self.parts
-        if self.d % count or self.d % self.heads:
+        if self.hidden_dim % count or self.hidden_dim % self.num_heads:
             raise ValueError(
-                f"d must be a multiple of {count} ({why}) and of heads, not {self.d} with {self.heads} heads"
+                f"d must be a multiple of {count} ({why}) and of heads, not {self.hidden_dim} with {self.num_heads} heads"
             )
         return self

@@ -32,23 +32,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grounding.models.config import TransformerConfig
-from grounding.modules.activation_checkpointing import recompute_layers
-from grounding.modules.attention import PairedAttention, words_as_loud_as_cells
-from grounding.modules.box_heads import AttentionBoxHead, Cells
-from grounding.modules.frame_outputs import FrameOutputs, likeliest_frames
-from grounding.modules.freezing import tune
-from grounding.modules.layers import MLP, EncoderLayer, FeedForward, Looking, as_computed
-from grounding.modules.position_encoding import map_cells, sine_box, sine_time
-from grounding.modules.r3d import GROUPS, Connection, SpaceTimeTrunk
-from grounding.modules.variable_resolution import at_own_size
-from grounding.structures.inputs import Inputs
+from grounding.modules.activation_checkpointing import checkpoint_layers
+from grounding.modules.attention import PairedAttention, balance_text_attention
+from grounding.modules.box_heads import AttentionBoxHead, CellProposals
+from grounding.modules.frame_outputs import FramewiseOutputs, most_likely_span
+from grounding.modules.freezing import set_trainable
+from grounding.modules.layers import MLP, EncoderLayer, FeedForward, FrameQueryAttention, to_compute_dtype
+from grounding.modules.position_encoding import cell_positions, sinusoidal_box, sinusoidal_time
+from grounding.modules.r3d import NORM_GROUPS, LateralFusion, R3dTrunk
+from grounding.modules.variable_resolution import encode_by_resolution
+from grounding.structures.inputs import ModelInputs
 from grounding.structures.targets import Targets
 
 if TYPE_CHECKING:
     from pipeline.encoders.appearance import AppearanceEncoder
     from pipeline.encoders.text import TextEncoder
 
-TOGETHER = 1 << 22
+MAX_CONVOLUTION_PIXELS = 1 << 22
 """Pixels of videos that are encoded at once: what a pass without gradients holds does not grow with the batch."""
 
 
@@ -56,50 +56,50 @@ class CostaConfig(TransformerConfig):
     """Everything that shapes the network; the defaults are the paper's, or STCAT's where it states none."""
 
     parts: ClassVar[tuple[int, str]] = (8, "a box' sine positions")
-    pictures: ClassVar[bool] = True
+    uses_images: ClassVar[bool] = True
     """It is given the frames themselves."""
-    motion: ClassVar[None] = None
+    motion_product: ClassVar[None] = None
     """It reads no motion: it has a network for that."""
-    clips: ClassVar[None] = None
+    num_clips: ClassVar[None] = None
     """It has no clips: it answers by frames."""
-    layers: int = Field(default=6, ge=1)
+    num_layers: int = Field(default=6, ge=1)
     """N: layers of fusion."""
-    decoder_layers: int = Field(default=6, ge=1)
+    num_decoder_layers: int = Field(default=6, ge=1)
     """Of the temporal and of the spatial decoder, each."""
-    frames: int = Field(default=64, ge=1)
-    backbones_used: Literal["both", "2d", "3d"] = "both"
-    connection: Connection = "sum"
-    trunk_width: int = Field(default=64, ge=GROUPS)
+    num_frames: int = Field(default=64, ge=1)
+    backbones: Literal["both", "2d", "3d"] = "both"
+    connection: LateralFusion = "sum"
+    r3d_width: int = Field(default=64, ge=NORM_GROUPS)
     """Channels of the 3-D network's stem and first stage; twice as many after each further stage."""
-    tune_image: bool = True
+    train_image_encoder: bool = True
     """The 2-D network trains, but for its stem, its first stage and its norms; false: it stays as it is."""
     temporal_fusion: bool = True
     """Fusion has layers over time."""
-    entangled: bool = True
+    entangled_queries: bool = True
     """The spatial decoder is told the span; false: its queries begin as [CLS]."""
-    beta: float = Field(default=0.9, ge=0, le=1)
+    teacher_forcing_rate: float = Field(default=0.9, ge=0, le=1)
     """How often in training that is the true span."""
     box_head: Literal["mlp", "attention"] = "mlp"
-    word_gain: Literal["one", "cells"] = "one"
+    text_balance: Literal["one", "cells"] = "one"
     """Among a frame's tokens every word counts as one of them, or all words together begin as loud as all cells."""
 
     @model_validator(mode="after")
-    def _groups_fit(self) -> CostaConfig:
-        if self.trunk_width % GROUPS:
+    def _check_groups_fit(self) -> CostaConfig:
+        if self.r3d_width % NORM_GROUPS:
             raise ValueError(
-                f"trunk_width must be a multiple of {GROUPS} (groups of channels), not {self.trunk_width}"
+                f"trunk_width must be a multiple of {NORM_GROUPS} (groups of channels), not {self.r3d_width}"
             )
         return self
 
 
 @dataclass
-class Outputs(FrameOutputs):
+class CostaOutputs(FramewiseOutputs):
     """What the network answers: boxes are the anchors after every layer of the spatial decoder, the rest is the temporal decoder's."""
 
-    fused: Tensor
-    decoded: Tensor
+    encoder_presence_logits: Tensor
+    decoder_presence_logits: Tensor
     """Logits `[B, T]` of the object's attendance, by the encoder's [CLS] and by the temporal decoder's last queries."""
-    told: Tensor
+    event_mask: Tensor
     """`[B, T]`: the frames that the entangled queries hold for the event's."""
 
 
@@ -113,155 +113,155 @@ class Costa(nn.Module):
         self,
         dims: tuple[int, int, int],
         config: CostaConfig,
-        image: AppearanceEncoder,
+        image_encoder: AppearanceEncoder,
         text_encoder: TextEncoder | None = None,
     ) -> None:
         super().__init__()
         c = self.config = config
-        self.image, self.text_encoder = image, text_encoder
-        tune(image, c.tune_image and c.backbones_used != "3d")
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+        set_trainable(image_encoder, c.train_image_encoder and c.backbones != "3d")
         if text_encoder is not None:
             text_encoder.requires_grad_(True)
-        beside = image.stage_channels if c.backbones_used == "both" else None
-        self.trunk = (
+        beside = image_encoder.stage_channels if c.backbones == "both" else None
+        self.r3d = (
             None
-            if c.backbones_used == "2d"
-            else SpaceTimeTrunk(c.trunk_width, beside, image.has_stem_pooling, c.connection)
+            if c.backbones == "2d"
+            else R3dTrunk(c.r3d_width, beside, image_encoder.has_stem_pooling, c.connection)
         )
         self.project_video = nn.Linear(
-            image.channels if self.trunk is None else self.trunk.widths[-1], c.d
+            image_encoder.channels if self.r3d is None else self.r3d.widths[-1], c.hidden_dim
         )
         words = dims[2] if text_encoder is None else text_encoder.channels
         self.project_text = nn.Sequential(
-            nn.Linear(words, c.d), nn.LayerNorm(c.d, eps=1e-12), nn.Dropout(c.dropout)
+            nn.Linear(words, c.hidden_dim), nn.LayerNorm(c.hidden_dim, eps=1e-12), nn.Dropout(c.dropout)
         )
-        self.cls = nn.Parameter(0.02 * torch.randn(c.d))
-        self.over_space = nn.ModuleList(
-            EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(c.layers)
+        self.class_token = nn.Parameter(0.02 * torch.randn(c.hidden_dim))
+        self.spatial_encoder = nn.ModuleList(
+            EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout) for _ in range(c.num_layers)
         )
-        over_time = c.layers if c.temporal_fusion else 0
-        self.over_time = nn.ModuleList(
-            EncoderLayer(c.d, c.heads, c.ffn, c.dropout) for _ in range(over_time)
+        over_time = c.num_layers if c.temporal_fusion else 0
+        self.temporal_encoder = nn.ModuleList(
+            EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout) for _ in range(over_time)
         )
-        self.attendance_head = MLP(c.d, c.d, 1)
+        self.presence_head = MLP(c.hidden_dim, c.hidden_dim, 1)
         self.temporal_decoder, self.spatial_decoder = TemporalDecoder(c), SpatialDecoder(c)
-        self.event = nn.Embedding(2, c.d) if c.entangled else None
+        self.event_token = nn.Embedding(2, c.hidden_dim) if c.entangled_queries else None
 
     def train(self, mode: bool = True) -> Costa:
         """Train or evaluate; the 2-D network's norms keep their statistics either way."""
         super().train(mode)
-        self.image.eval()
+        self.image_encoder.eval()
         return self
 
-    def forward(self, inputs: Inputs, truth: Targets | None = None) -> Outputs:
+    def forward(self, inputs: ModelInputs, targets: Targets | None = None) -> CostaOutputs:
         """`inputs` with pictures for maps, RGB uint8 `[V, T, h, w, 3]` (`map_size` in pixels). `truth` is looked at only in training,
         with `beta` above 0.
         """
         memory, cls = self.encode(inputs)
         first, last, decoded, heard = self.temporal_decoder(cls, memory)
-        told = self.span(first[-1], last[-1], truth if self.training else None)
+        told = self.select_span(first[-1], last[-1], targets if self.training else None)
         boxes, carriers, cell_boxes = self.spatial_decoder(
-            self.event_part(told, cls, memory.time), cls, memory
+            self.embed_event(told, cls, memory.time), cls, memory
         )
-        return Outputs(
+        return CostaOutputs(
             boxes=boxes,
-            first=first,
-            last=last,
-            fused=self.attendance_head(cls)[..., 0],
-            decoded=decoded,
-            told=told,
-            frame_tau=inputs.frame_tau,
-            carriers=carriers,
+            start_logits=first,
+            end_logits=last,
+            encoder_presence_logits=self.presence_head(cls)[..., 0],
+            decoder_presence_logits=decoded,
+            event_mask=told,
+            frame_positions=inputs.frame_positions,
+            box_attention=carriers,
             cell_boxes=cell_boxes,
-            cell_centres=memory.centres,
-            heard=heard,
+            cell_centers=memory.centers,
+            temporal_attention=heard,
         )
 
-    def encode(self, inputs: Inputs) -> tuple[Memory, Tensor]:
+    def encode(self, inputs: ModelInputs) -> tuple[CostaMemory, Tensor]:
         """Space-time feature encoding: the frames' memory, and [CLS] of each `[B, T, d]`."""
-        maps, size = self.maps(inputs.appearance, inputs.map_size)
-        (batch, frames), (rows, columns) = inputs.frame_tau.shape, maps.shape[2:4]
+        maps, size = self.encode_images(inputs.appearance, inputs.map_size)
+        (batch, frames), (rows, columns) = inputs.frame_positions.shape, maps.shape[2:4]
         words = (
             inputs.text
             if self.text_encoder is None
             else self.text_encoder(inputs.text[..., 0], inputs.text_mask)
         )
-        text = self.project_text(as_computed(words))
-        positions, mask, centres = map_cells(inputs.by_query(size), rows, columns, text.shape[-1])
+        text = self.project_text(to_compute_dtype(words))
+        positions, mask, centres = cell_positions(inputs.expand_to_queries(size), rows, columns, text.shape[-1])
         positions = torch.cat([positions, torch.zeros_like(text)], 1).repeat_interleave(frames, 0)
-        loud, counted = self.config.word_gain == "cells", torch.cat([mask, inputs.text_mask], 1)
-        heard = words_as_loud_as_cells(mask, inputs.text_mask) if loud else counted
+        loud, counted = self.config.text_balance == "cells", torch.cat([mask, inputs.text_mask], 1)
+        heard = balance_text_attention(mask, inputs.text_mask) if loud else counted
         mask = counted.repeat_interleave(frames, 0)
-        time = sine_time(inputs.frame_tau, text.shape[-1])
-        visual = inputs.by_query(self.project_video(maps).flatten(2, 3))
+        time = sinusoidal_time(inputs.frame_positions, text.shape[-1])
+        visual = inputs.expand_to_queries(self.project_video(maps).flatten(2, 3))
         states = torch.cat([visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
-        cls = self.cls.expand(batch, frames, -1)
+        cls = self.class_token.expand(batch, frames, -1)
         everywhere = functional.pad(positions, (0, 0, 0, 1))
         heard = functional.pad(heard, (0, 1), value=0.0 if loud else 1.0).repeat_interleave(
             frames, 0
         )  # [CLS] is one token
-        for number, layer in enumerate(self.over_space):
+        for number, layer in enumerate(self.spatial_encoder):
             tokens = layer(
                 torch.cat([states, cls.reshape(batch * frames, 1, -1)], 1), everywhere, heard
             )
             states, cls = tokens[:, :-1], tokens[:, -1].unflatten(0, (batch, frames))
             if self.config.temporal_fusion:
-                cls = self.over_time[number](cls, time, None)
-        return Memory(states, positions, mask, centres, time), cls
+                cls = self.temporal_encoder[number](cls, time, None)
+        return CostaMemory(states, positions, mask, centres, time), cls
 
-    def maps(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_images(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Spatio-temporal maps `[V, T, H, W, C]`, zero-padded to the largest, and their rows and columns `[V, 2]`.
 
         Pictures are encoded at their own size: nothing of a query's batch reaches them.
         """
-        return at_own_size(pictures, sizes, self._encoded)
+        return encode_by_resolution(images, sizes, self._encode_resolution)
 
-    def _encoded(self, alike: Tensor) -> Tensor:
+    def _encode_resolution(self, images: Tensor) -> Tensor:
         """Videos of one size `[n, T, h, w, 3]` → `[n, T, H, W, C]`, as many at once as have `TOGETHER` pixels, or one."""
-        count = max(1, TOGETHER // alike[0, ..., 0].numel())
-        return torch.cat([self.video_maps(part) for part in alike.split(count)])
+        count = max(1, MAX_CONVOLUTION_PIXELS // images[0, ..., 0].numel())
+        return torch.cat([self.encode_videos(part) for part in images.split(count)])
 
-    def video_maps(self, videos: Tensor) -> Tensor:
+    def encode_videos(self, videos: Tensor) -> Tensor:
         """RGB `[n, T, h, w, 3]` → y_4 `[n, T, H, W, C]` (of the 2-D network alone x_4)."""
-        pictures = self.image.normalize(videos.flatten(0, 1).permute(0, 3, 1, 2))
+        pictures = self.image_encoder.normalize(videos.flatten(0, 1).permute(0, 3, 1, 2))
         still: list[Tensor] = []
-        if self.config.backbones_used != "3d":
-            x = self.image.stem(pictures)
-            for stage in self.image.stages:
+        if self.config.backbones != "3d":
+            x = self.image_encoder.stem(pictures)
+            for stage in self.image_encoder.stages:
                 x = stage(x)
                 still.append(x)
-        if self.trunk is None:
+        if self.r3d is None:
             return still[-1].permute(0, 2, 3, 1).unflatten(0, videos.shape[:2])
-        return self.trunk(pictures.unflatten(0, videos.shape[:2]).transpose(1, 2), still or None)
+        return self.r3d(pictures.unflatten(0, videos.shape[:2]).transpose(1, 2), still or None)
 
-    def span(self, first: Tensor, last: Tensor, truth: Targets | None) -> Tensor:
+    def select_span(self, start_logits: Tensor, end_logits: Tensor, targets: Targets | None) -> Tensor:
         """The frames `[B, T]` that are taken for the event's: by logits `[B, T]`, or with probability β, query by query, the true ones."""
-        predicted = likeliest_frames(first.detach(), last.detach())
-        if truth is None:
+        predicted = most_likely_span(start_logits.detach(), end_logits.detach())
+        if targets is None:
             return predicted
-        taught = torch.rand(len(predicted), 1, device=predicted.device) < self.config.beta
-        return torch.where(taught, truth.frames > 0, predicted)
+        taught = torch.rand(len(predicted), 1, device=predicted.device) < self.config.teacher_forcing_rate
+        return torch.where(taught, targets.frame_labels > 0, predicted)
 
-    def event_part(self, told: Tensor, cls: Tensor, time: Tensor) -> Tensor:
+    def embed_event(self, event_mask: Tensor, cls: Tensor, time: Tensor) -> Tensor:
         """Eq. (4): `Emb(a_i)`, inside the span with `PE(i)`; without entanglement [CLS]. `[B, T, d]`."""
-        return cls if self.event is None else self.event(told.long()) + told[..., None] * time
+        return cls if self.event_token is None else self.event_token(event_mask.long()) + event_mask[..., None] * time
 
-    def recompute(self) -> None:
+    def enable_activation_checkpointing(self) -> None:
         """Gradient checkpointing of all networks (`recompute_layers`)."""
-        recompute_layers(self)
+        checkpoint_layers(self)
         for stack in (
             self.temporal_decoder,
             self.spatial_decoder,
-            *([self.trunk] if self.trunk is not None else []),
+            *([self.r3d] if self.r3d is not None else []),
         ):
-            recompute_layers(stack)
-        recompute_layers(self.image.body, nn.Sequential)
+            checkpoint_layers(stack)
+        checkpoint_layers(self.image_encoder.body, nn.Sequential)
         if self.text_encoder is not None:
-            recompute_layers(self.text_encoder.roberta.encoder)
+            checkpoint_layers(self.text_encoder.roberta.encoder)
 
 
 @dataclass
-class Memory:
+class CostaMemory:
     """What B·T frames offer the decoders: states and positions (0 at words) `[B·T, H·W + L, d]`, which of them count
     `[B·T, H·W + L]`; centres of the cells `[B, H·W, 2]`, and the frames' places in time `[B, T, d]`.
     """
@@ -269,21 +269,21 @@ class Memory:
     states: Tensor
     positions: Tensor
     mask: Tensor
-    centres: Tensor
+    centers: Tensor
     time: Tensor
 
     def __post_init__(self) -> None:
-        self.placed = self.states + self.positions
+        self.positioned_states = self.states + self.positions
 
     @property
     def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States, positions, mask and centres of the cells: what a box head attends to."""
-        count, frames = self.centres.shape[1], self.time.shape[1]
+        count, frames = self.centers.shape[1], self.time.shape[1]
         return (
             self.states[:, :count].float(),
             self.positions[:, :count],
             self.mask[:, :count],
-            self.centres.repeat_interleave(frames, 0),
+            self.centers.repeat_interleave(frames, 0),
         )
 
 
@@ -293,21 +293,21 @@ class TemporalDecoder(nn.Module):
     def __init__(self, config: CostaConfig) -> None:
         super().__init__()
         c = config
-        self.ask, self.mix = MLP(c.d, c.d, c.d), nn.Linear(c.d, c.d)
-        self.layers = nn.ModuleList(TemporalLayer(c) for _ in range(c.decoder_layers))
-        self.boundary_head, self.attendance_head = MLP(c.d, c.d, 2), MLP(c.d, c.d, 1)
+        self.event_query, self.query_mixer = MLP(c.hidden_dim, c.hidden_dim, c.hidden_dim), nn.Linear(c.hidden_dim, c.hidden_dim)
+        self.layers = nn.ModuleList(TemporalLayer(c) for _ in range(c.num_decoder_layers))
+        self.boundary_head, self.presence_head = MLP(c.hidden_dim, c.hidden_dim, 2), MLP(c.hidden_dim, c.hidden_dim, 1)
 
-    def forward(self, cls: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, cls: Tensor, memory: CostaMemory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`[B, T, d]` → logits of first and last `[layers, B, T]`, of attendance `[B, T]`, weights of cells `[layers, B, T, H·W]`."""
-        queries = self.mix(self.ask(cls) + memory.time)  # eq. (2)
+        queries = self.query_mixer(self.event_query(cls) + memory.time)  # eq. (2)
         found = []
         for layer in self.layers:
             queries, weights = layer(queries, memory)
             found.append(
-                (*self.boundary_head(queries).unbind(-1), weights[..., : memory.centres.shape[1]])
+                (*self.boundary_head(queries).unbind(-1), weights[..., : memory.centers.shape[1]])
             )
         first, last, heard = (torch.stack(parts) for parts in zip(*found, strict=True))
-        return first, last, self.attendance_head(queries)[..., 0], heard
+        return first, last, self.presence_head(queries)[..., 0], heard
 
 
 class TemporalLayer(nn.Module):
@@ -316,14 +316,14 @@ class TemporalLayer(nn.Module):
     def __init__(self, config: CostaConfig) -> None:
         super().__init__()
         c = config
-        self.frames, self.memory = (Looking(c.d, c.heads, c.dropout) for _ in range(2))
-        self.feed_forward = FeedForward(c.d, c.ffn, c.dropout)
+        self.frame_attention, self.memory_attention = (FrameQueryAttention(c.hidden_dim, c.num_heads, c.dropout) for _ in range(2))
+        self.feed_forward = FeedForward(c.hidden_dim, c.ffn_dim, c.dropout)
 
-    def forward(self, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Tensor, memory: CostaMemory) -> tuple[Tensor, Tensor]:
         """`[B, T, d]` → `[B, T, d]`, and the weights of the own frame's tokens `[B, T, H·W + L]`."""
-        queries = self.frames.at_frames(queries, None)
-        queries, weights = self.memory.at_own_frame(
-            queries, None, memory.placed, memory.states, memory.mask
+        queries = self.frame_attention.attend_frames(queries, None)
+        queries, weights = self.memory_attention.attend_within_frame(
+            queries, None, memory.positioned_states, memory.states, memory.mask
         )
         return self.feed_forward(queries), weights
 
@@ -334,13 +334,13 @@ class SpatialDecoder(nn.Module):
     def __init__(self, config: CostaConfig) -> None:
         super().__init__()
         c = config
-        self.d = c.d
-        self.first_anchor = MLP(c.d, c.d, 4)
-        self.layers = nn.ModuleList(SpatialLayer(c) for _ in range(c.decoder_layers))
-        self.move = MLP(c.d, c.d, c.d, 4) if c.box_head == "mlp" else None
-        self.box_head = AttentionBoxHead(c.d) if c.box_head == "attention" else None
+        self.hidden_dim = c.hidden_dim
+        self.initial_anchor = MLP(c.hidden_dim, c.hidden_dim, 4)
+        self.layers = nn.ModuleList(SpatialLayer(c) for _ in range(c.num_decoder_layers))
+        self.anchor_update = MLP(c.hidden_dim, c.hidden_dim, c.hidden_dim, 4) if c.box_head == "mlp" else None
+        self.box_head = AttentionBoxHead(c.hidden_dim) if c.box_head == "attention" else None
 
-    def forward(self, event: Tensor, cls: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, event: Tensor, cls: Tensor, memory: CostaMemory) -> tuple[Tensor, Tensor, Tensor]:
         """Event parts and [CLS] `[B, T, d]` → boxes `[layers, B, T, 4]`, their carriers `[layers, B, T, H·W]` and what the cells
         propose `[B, T, H·W, 4]` (empty without).
         """
@@ -348,13 +348,13 @@ class SpatialDecoder(nn.Module):
         with torch.autocast(
             event.device.type, enabled=False
         ):  # bfloat16 would round boxes to 1/256 of the picture
-            anchors = self.first_anchor(cls.float()).sigmoid()
-            cells = None if self.box_head is None else self.box_head.look(*memory.cells)
+            anchors = self.initial_anchor(cls.float()).sigmoid()
+            cells = None if self.box_head is None else self.box_head.prepare(*memory.cells)
         found = []
         for layer in self.layers:
-            event = layer(event, sine_box(anchors, self.d // 2), memory)
+            event = layer(event, sinusoidal_box(anchors, self.hidden_dim // 2), memory)
             with torch.autocast(event.device.type, enabled=False):
-                boxes, carriers = self._moved(event.float(), anchors, cells, memory)
+                boxes, carriers = self._update_anchors(event.float(), anchors, cells, memory)
             found.append((boxes, carriers))
             anchors = boxes.detach()
         boxes, carriers = (torch.stack(parts) for parts in zip(*found, strict=True))
@@ -364,16 +364,16 @@ class SpatialDecoder(nn.Module):
             event.new_zeros(0) if cells is None else cells.boxes.unflatten(0, shape),
         )
 
-    def _moved(
-        self, event: Tensor, anchors: Tensor, cells: Cells | None, memory: Memory
+    def _update_anchors(
+        self, event: Tensor, anchors: Tensor, cells: CellProposals | None, memory: CostaMemory
     ) -> tuple[Tensor, Tensor]:
         """The anchors after a layer `[B, T, 4]`, and which cells carry them `[B, T, H·W]`."""
         if self.box_head is not None and cells is not None:
             boxes, carriers = self.box_head(event.flatten(0, 1), cells)
             return boxes.view_as(anchors), carriers.unflatten(0, anchors.shape[:2])
-        assert self.move is not None
+        assert self.anchor_update is not None
         mask = memory.cells[2].unflatten(0, anchors.shape[:2])
-        return (anchors.logit(1e-5) + self.move(event)).sigmoid(), mask / mask.sum(-1, keepdim=True)
+        return (anchors.logit(1e-5) + self.anchor_update(event)).sigmoid(), mask / mask.sum(-1, keepdim=True)
 
 
 class SpatialLayer(nn.Module):
@@ -382,17 +382,17 @@ class SpatialLayer(nn.Module):
     def __init__(self, config: CostaConfig) -> None:
         super().__init__()
         c = config
-        self.frames = Looking(c.d, c.heads, c.dropout)
-        self.memory, self.norm, self.dropout = (
-            PairedAttention(c.d, c.heads, c.dropout),
-            nn.LayerNorm(c.d),
+        self.frame_attention = FrameQueryAttention(c.hidden_dim, c.num_heads, c.dropout)
+        self.memory_attention, self.norm, self.dropout = (
+            PairedAttention(c.hidden_dim, c.num_heads, c.dropout),
+            nn.LayerNorm(c.hidden_dim),
             nn.Dropout(c.dropout),
         )
-        self.feed_forward = FeedForward(c.d, c.ffn, c.dropout)
+        self.feed_forward = FeedForward(c.hidden_dim, c.ffn_dim, c.dropout)
 
-    def forward(self, event: Tensor, anchors: Tensor, memory: Memory) -> Tensor:
+    def forward(self, event: Tensor, anchors: Tensor, memory: CostaMemory) -> Tensor:
         """Event parts and the anchors' positions `[B, T, d]` → event parts."""
-        event = self.frames.at_frames(event, anchors)
+        event = self.frame_attention.attend_frames(event, anchors)
         both = event.flatten(0, 1)[:, None], anchors.flatten(0, 1)[:, None]
-        seen = self.memory(both, (memory.states, memory.positions), memory.states, memory.mask)
+        seen = self.memory_attention(both, (memory.states, memory.positions), memory.states, memory.mask)
         return self.feed_forward(self.norm(event + self.dropout(seen.view_as(event))))

@@ -8,12 +8,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute(model: nn.Module) -> None:
+def enable_activation_checkpointing(model: nn.Module) -> None:
     """`recompute_layers`, or what a model with encoders of its own does in its place."""
-    getattr(model, "recompute", partial(recompute_layers, model))()
+    getattr(model, "recompute", partial(checkpoint_layers, model))()
 
 
-def recompute_layers(
+def checkpoint_layers(
     model: nn.Module, stacks: type[nn.ModuleList | nn.Sequential] = nn.ModuleList
 ) -> None:
     """From now on the layers of a model (the modules of its own `stacks`) keep only what goes in, and compute the rest

@@ -22,7 +22,7 @@ def resize_matrix(target: int, valid: Tensor, padded: int, low: Tensor, high: Te
     return weight * (cells < valid[:, None])[:, None, :]
 
 
-def into_square(maps: Tensor, valid: Tensor, square: Tensor, rows: int, columns: int) -> Tensor:
+def to_square_grid(maps: Tensor, valid: Tensor, square: Tensor, rows: int, columns: int) -> Tensor:
     """Place maps `[B, T, H, W]` into their padded squares and resize to `[B, T, rows, columns]`.
 
     `valid` `[B, 2]` holds the (rows, columns) of each map that are not batch padding, `square` `[B, 4]` where the
@@ -33,20 +33,20 @@ def into_square(maps: Tensor, valid: Tensor, square: Tensor, rows: int, columns:
     return torch.einsum("brh,bthw,bcw->btrc", vertical, maps.float(), horizontal)
 
 
-def from_square(maps: Tensor, square: Tensor, size: Tensor, rows: int, columns: int) -> Tensor:
+def from_square_grid(maps: Tensor, square: Tensor, size: Tensor, rows: int, columns: int) -> Tensor:
     """Motion maps `[B, T, h, w, C]` on the cells of the picture's own map, `[B, T, rows, columns, C]`: bilinear between the
     cells whose centres lie in the picture, which takes `square` `[B, 4]` (xyxy shares) of a motion map.
 
     `size` `[B, 2]` are the rows and columns that are not batch padding; the others are zero.
     """
-    vertical = take_matrix(rows, size[:, 0], maps.shape[2], square[:, 1], square[:, 3])
-    horizontal = take_matrix(columns, size[:, 1], maps.shape[3], square[:, 0], square[:, 2])
+    vertical = crop_resize_matrix(rows, size[:, 0], maps.shape[2], square[:, 1], square[:, 3])
+    horizontal = crop_resize_matrix(columns, size[:, 1], maps.shape[3], square[:, 0], square[:, 2])
     return torch.einsum(
         "brh,bcw,bthwx->btrcx", vertical.to(maps.dtype), horizontal.to(maps.dtype), maps
     )
 
 
-def take_matrix(target: int, valid: Tensor, count: int, low: Tensor, high: Tensor) -> Tensor:
+def crop_resize_matrix(target: int, valid: Tensor, count: int, low: Tensor, high: Tensor) -> Tensor:
     """Bilinear resizing of the part `[low, high)` `[B]` (shares) of `count` cells to `valid` `[B]` ones, as a matrix
     `[B, target, count]`. Only cells whose centre lies in the part are taken; where none does, the nearest one.
     """
@@ -64,7 +64,7 @@ def take_matrix(target: int, valid: Tensor, count: int, low: Tensor, high: Tenso
     return weight * (place < valid[:, None])[..., None]
 
 
-def square_cells(square: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+def square_cell_coordinates(square: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where the cells of a map over the square lie in the picture: far corners and centres `[B, rows, columns, 2]` as
     shares of the picture, and whether a cell's centre lies in the picture, `[0, 1)` both ways, `[B, rows, columns]`.
     """
@@ -80,19 +80,19 @@ def square_cells(square: Tensor, rows: int, columns: int) -> tuple[Tensor, Tenso
     return in_picture(1.0), centre, ((centre > -1e-6) & (centre < 1 - 1e-6)).all(-1)
 
 
-def clip_index(frame_tau: Tensor, clips: int) -> Tensor:
+def frame_clip_indices(frame_positions: Tensor, clips: int) -> Tensor:
     """The clip ⌊clips·τ⌋ each frame belongs to; `[B, T_s]` → `[B, T_s]`."""
-    return (frame_tau * clips).long().clamp(0, clips - 1)
+    return (frame_positions * clips).long().clamp(0, clips - 1)
 
 
-def frames_to_clips(frame_tau: Tensor, clips: int) -> Tensor:
+def frames_to_clips_matrix(frame_positions: Tensor, clips: int) -> Tensor:
     """The averaging matrix `[B, clips, T_s]`: the mean of a clip's frames, or its nearest frame where it has none."""
     own = (
-        clip_index(frame_tau, clips)[:, None, :]
-        == torch.arange(clips, device=frame_tau.device)[:, None]
+        frame_clip_indices(frame_positions, clips)[:, None, :]
+        == torch.arange(clips, device=frame_positions.device)[:, None]
     )
-    middle = (torch.arange(clips, device=frame_tau.device) + 0.5) / clips
-    nearest = (frame_tau[:, None, :] - middle[:, None]).abs().argmin(-1, keepdim=True)
+    middle = (torch.arange(clips, device=frame_positions.device) + 0.5) / clips
+    nearest = (frame_positions[:, None, :] - middle[:, None]).abs().argmin(-1, keepdim=True)
     alone = torch.zeros_like(own).scatter_(-1, nearest, True)
     chosen = torch.where(own.any(-1, keepdim=True), own, alone).float()
     return chosen / chosen.sum(-1, keepdim=True)

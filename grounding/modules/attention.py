@@ -12,12 +12,12 @@ from torch.nn import functional
 class Attention(nn.Module):
     """softmax(QKᵀ/√d_k)V over `heads` heads. Parameter names and layout are torch.nn.MultiheadAttention's."""
 
-    def __init__(self, d: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * d, d))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d))
-        self.out_proj = nn.Linear(d, d)
+        self.num_heads, self.dropout = num_heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden_dim))
+        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -26,8 +26,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`[n, Q, d]`, `[n, K, d]`, `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count, or holds logits to add."""
         if query.shape[1] == 1:
-            return self._of_one_query(_masked(self._alone(query, key), key_mask), value)
-        return self._mix(*self._queries_and_keys(query, key), value, key_mask)
+            return self._attend_single_query(_mask_logits(self._is_self_attention(query, key), key_mask), value)
+        return self._attend(*self._queries_and_keys(query, key), value, key_mask)
 
     def with_weights(
         self,
@@ -39,29 +39,29 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The same, and attention weights `[n, Q, K]`, mean over heads, of the projected query multiplied by `scale`."""
         if query.shape[1] == 1:
-            logits = self._alone(query, key)
-            seen = self._of_one_query(_masked(logits, key_mask), value)
-            return seen, _masked(logits * scale, key_mask).softmax(-1).mean(1, keepdim=True)
+            logits = self._is_self_attention(query, key)
+            seen = self._attend_single_query(_mask_logits(logits, key_mask), value)
+            return seen, _mask_logits(logits * scale, key_mask).softmax(-1).mean(1, keepdim=True)
         q, k = self._queries_and_keys(query, key)
         logits = q * scale @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         if key_mask is not None:
             logits = logits.masked_fill(~key_mask[:, None, None, :], float("-inf"))
-        return self._mix(q, k, value, key_mask), logits.softmax(-1).mean(1)
+        return self._attend(q, k, value, key_mask), logits.softmax(-1).mean(1)
 
-    def _alone(self, query: Tensor, key: Tensor) -> Tensor:
+    def _is_self_attention(self, query: Tensor, key: Tensor) -> Tensor:
         """Logits `[n, heads, K]` of the one query of each. It is taken to where the keys come from, rather than all keys to where
         it is: `q·(W_k x + b_k)` is `(W_kᵀq)·x` and what is the same for all keys, which the softmax does not see.
         """
         (q,) = self._project(query, 0, 1)
-        _, to_keys, _ = self.in_proj_weight.unflatten(0, (3, self.heads, -1))
+        _, to_keys, _ = self.in_proj_weight.unflatten(0, (3, self.num_heads, -1))
         asked = torch.einsum("nhe,hed->nhd", q[:, :, 0], to_keys) / q.shape[-1] ** 0.5
         return asked @ key.transpose(1, 2)
 
-    def _of_one_query(self, logits: Tensor, value: Tensor) -> Tensor:
+    def _attend_single_query(self, logits: Tensor, value: Tensor) -> Tensor:
         """The mix by logits `[n, heads, K]` of values `[n, K, d]`, which are projected when mixed: `[n, 1, d]`."""
         weights = functional.dropout(logits.softmax(-1), self.dropout, self.training)
         to_values, bias = (
-            of.unflatten(0, (3, self.heads, -1))[2]
+            of.unflatten(0, (3, self.num_heads, -1))[2]
             for of in (self.in_proj_weight, self.in_proj_bias)
         )
         mixed = (
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         )
         return self.out_proj(mixed.flatten(1)[:, None])
 
-    def _mix(self, q: Tensor, k: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         mask = None if key_mask is None else key_mask[:, None, None, :]
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)
@@ -93,20 +93,20 @@ class Attention(nn.Module):
         rows = slice(first * d, end * d)
         projected = functional.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
         return (
-            projected.unflatten(-1, (end - first, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+            projected.unflatten(-1, (end - first, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         )
 
 
-def words_as_loud_as_cells(cells: Tensor, words: Tensor) -> Tensor:
+def balance_text_attention(cells: Tensor, text_tokens: Tensor) -> Tensor:
     """Masks of cells `[n, C]` and of words `[n, L]` as logits to add to a frame's tokens `[n, C + L]`: words get log(cells / words), so
     that all of them begin with as much of the attention as all cells. Without, a dozen words are hardly heard among a hundred cells.
     """
-    gain = (cells.sum(-1, keepdim=True) / words.sum(-1, keepdim=True)).log()
-    logits = torch.cat([torch.zeros_like(cells, dtype=gain.dtype), gain.expand(words.shape)], 1)
-    return logits.masked_fill(~torch.cat([cells, words], 1), float("-inf"))
+    gain = (cells.sum(-1, keepdim=True) / text_tokens.sum(-1, keepdim=True)).log()
+    logits = torch.cat([torch.zeros_like(cells, dtype=gain.dtype), gain.expand(text_tokens.shape)], 1)
+    return logits.masked_fill(~torch.cat([cells, text_tokens], 1), float("-inf"))
 
 
-def _masked(logits: Tensor, key_mask: Tensor | None) -> Tensor:
+def _mask_logits(logits: Tensor, key_mask: Tensor | None) -> Tensor:
     """Logits `[n, heads, K]` with -inf at keys that do not count, or with the mask's own logits added."""
     if key_mask is None:
         return logits
@@ -122,15 +122,15 @@ class PairedAttention(nn.Module):
     is compared with what, where with where, and both count alike.
     """
 
-    def __init__(self, d: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.query_what, self.query_where = nn.Linear(d, d), nn.Linear(d, d)
-        self.key_what, self.key_where = (
-            nn.Linear(d, d, bias=False),
-            nn.Linear(d, d, bias=False),
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query_content, self.query_position = nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
+        self.key_content, self.key_position = (
+            nn.Linear(hidden_dim, hidden_dim, bias=False),
+            nn.Linear(hidden_dim, hidden_dim, bias=False),
         )  # softmax would not see a bias
-        self.value, self.out = nn.Linear(d, d), nn.Linear(d, d)
+        self.value, self.out = nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
 
     def forward(
         self,
@@ -143,26 +143,26 @@ class PairedAttention(nn.Module):
 
         The query goes to where keys come from, and values are projected when mixed, as in `Attention`.
         """
-        what = self._asked(self.query_what(query[0]), self.key_what.weight) @ key[0].transpose(1, 2)
-        where = self._asked(self.query_where(query[1]), self.key_where.weight) @ key[1].transpose(
+        what = self._project_query(self.query_content(query[0]), self.key_content.weight) @ key[0].transpose(1, 2)
+        where = self._project_query(self.query_position(query[1]), self.key_position.weight) @ key[1].transpose(
             1, 2
         )
-        logits = (what + where) / (2 * value.shape[-1] / self.heads) ** 0.5
+        logits = (what + where) / (2 * value.shape[-1] / self.num_heads) ** 0.5
         weights = functional.dropout(
-            _masked(logits, key_mask).softmax(-1), self.dropout, self.training
+            _mask_logits(logits, key_mask).softmax(-1), self.dropout, self.training
         )
         mixed = torch.einsum(
-            "nhd,hed->nhe", weights @ value, self.value.weight.unflatten(0, (self.heads, -1))
+            "nhd,hed->nhe", weights @ value, self.value.weight.unflatten(0, (self.num_heads, -1))
         )
         mixed = mixed + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(
-            0, (self.heads, -1)
+            0, (self.num_heads, -1)
         )
         return self.out(mixed.flatten(1)[:, None])
 
-    def _asked(self, query: Tensor, to_keys: Tensor) -> Tensor:
+    def _project_query(self, query: Tensor, to_keys: Tensor) -> Tensor:
         """`[n, 1, d]` → by head what all of a key is multiplied with, `[n, heads, d]`."""
         return torch.einsum(
             "nhe,hed->nhd",
-            query[:, 0].unflatten(-1, (self.heads, -1)),
-            to_keys.unflatten(0, (self.heads, -1)),
+            query[:, 0].unflatten(-1, (self.num_heads, -1)),
+            to_keys.unflatten(0, (self.num_heads, -1)),
         )

@@ -11,7 +11,7 @@ from grounding.modules.layers import MLP
 
 
 @dataclass(frozen=True)
-class Cells:
+class CellProposals:
     """What n frames' cells offer: which of them count `[n, HW]`; with the attention head also keys `[n, HW, d]` and the box
     each proposes, `[n, HW, 4]` cxcywh.
     """
@@ -24,15 +24,15 @@ class Cells:
 class MLPBoxHead(nn.Module):
     """The paper's head (sec. 3.4): a 3-layer MLP on the query, sigmoid, cxcywh. It leans on MDETR's weights."""
 
-    def __init__(self, d: int) -> None:
+    def __init__(self, hidden_dim: int) -> None:
         super().__init__()
-        self.mlp = MLP(d, d, d, 4)
+        self.mlp = MLP(hidden_dim, hidden_dim, hidden_dim, 4)
 
-    def look(self, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Cells:
+    def prepare(self, memory: Tensor, positions: Tensor, mask: Tensor, centers: Tensor) -> CellProposals:
         """Nothing is taken from the cells: keys and boxes are empty."""
-        return Cells(mask, memory.new_zeros(0), memory.new_zeros(0))
+        return CellProposals(mask, memory.new_zeros(0), memory.new_zeros(0))
 
-    def forward(self, queries: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Tensor, cells: CellProposals) -> tuple[Tensor, Tensor]:
         """Queries `[n, d]` → boxes `[n, 4]` cxcywh, and uniform weights `[n, HW]`."""
         return self.mlp(queries).sigmoid(), cells.mask / cells.mask.sum(-1, keepdim=True)
 
@@ -42,26 +42,26 @@ class AttentionBoxHead(nn.Module):
     and the query says with one more attention which cells it means. It learns from scratch.
     """
 
-    def __init__(self, d: int) -> None:
+    def __init__(self, hidden_dim: int) -> None:
         super().__init__()
-        self.query, self.key = nn.Linear(d, d), nn.Linear(d, d)
-        self.mlp = MLP(d, d, 4)
+        self.query, self.key = nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
+        self.mlp = MLP(hidden_dim, hidden_dim, 4)
 
-    def look(self, memory: Tensor, positions: Tensor, mask: Tensor, centres: Tensor) -> Cells:
+    def prepare(self, memory: Tensor, positions: Tensor, mask: Tensor, centers: Tensor) -> CellProposals:
         """Visual memory `[n, HW, d]`, mask `[n, HW]`; its sine positions `[m, HW, d]` and cell centres `[m, HW, 2]` in [0, 1], of
         the n frames or of their m queries.
         """
-        positions, centres = (
-            part.repeat_interleave(len(memory) // len(part), 0) for part in (positions, centres)
+        positions, centers = (
+            part.repeat_interleave(len(memory) // len(part), 0) for part in (positions, centers)
         )
         offset, size = self.mlp(memory).split(2, -1)
-        return Cells(
+        return CellProposals(
             mask,
             self.key(memory + positions),
-            torch.cat([centres + 0.5 * offset.tanh(), size.sigmoid()], -1),
+            torch.cat([centers + 0.5 * offset.tanh(), size.sigmoid()], -1),
         )
 
-    def forward(self, queries: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Tensor, cells: CellProposals) -> tuple[Tensor, Tensor]:
         """Queries `[n, d]` → boxes `[n, 4]` cxcywh, the mean of the cells' boxes under the attention `[n, HW]`, which comes too."""
         logits = (
             torch.einsum("nd,nsd->ns", self.query(queries), cells.keys) / queries.shape[-1] ** 0.5

@@ -9,14 +9,14 @@ from torch import nn
 if TYPE_CHECKING:
     from pipeline.encoders.appearance import AppearanceEncoder
 
-LEARNING = ("layer2", "layer3", "layer4")
+TRAINABLE_PREFIXES = ("layer2", "layer3", "layer4")
 """The stages of a ResNet that train, as in DETR and MDETR: its stem, its first stage and all batch norms stay as they are."""
 
 
-def tune(image: AppearanceEncoder, learns: bool) -> None:
+def set_trainable(image_encoder: AppearanceEncoder, trainable: bool) -> None:
     """Let the convolutions of `LEARNING` train, or nothing."""
-    image.requires_grad_(False)
-    for stage in LEARNING if learns else ():
-        for module in image.body.get_submodule(stage).modules():
+    image_encoder.requires_grad_(False)
+    for stage in TRAINABLE_PREFIXES if trainable else ():
+        for module in image_encoder.body.get_submodule(stage).modules():
             if isinstance(module, nn.Conv2d):
                 module.requires_grad_(True)

@@ -16,10 +16,10 @@ from grounding.modules.attention import Attention
 class FeedForward(nn.Module):
     """`LN(x + W₂·dropout(relu(W₁x)))`, the post-norm FFN of a transformer layer; `[…, d]` → `[…, d]`."""
 
-    def __init__(self, d: int, inner: int, dropout: float) -> None:
+    def __init__(self, hidden_dim: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
-        self.linear1, self.linear2 = nn.Linear(d, inner), nn.Linear(inner, d)
-        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(d)
+        self.linear1, self.linear2 = nn.Linear(hidden_dim, ffn_dim), nn.Linear(ffn_dim, hidden_dim)
+        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.dropout(functional.relu(self.linear1(x)))
@@ -42,14 +42,14 @@ class MLP(nn.Module):
 class EncoderLayer(nn.Module):
     """DETR's encoder layer, post-norm: self-attention over a frame's visual and text tokens, FFN."""
 
-    def __init__(self, d: int, heads: int, ffn: int, dropout: float) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
         self.self_attn, self.norm, self.dropout = (
-            Attention(d, heads, dropout),
-            nn.LayerNorm(d),
+            Attention(hidden_dim, num_heads, dropout),
+            nn.LayerNorm(hidden_dim),
             nn.Dropout(dropout),
         )
-        self.feed_forward = FeedForward(d, ffn, dropout)
+        self.feed_forward = FeedForward(hidden_dim, ffn_dim, dropout)
 
     def forward(self, x: Tensor, positions: Tensor | None, mask: Tensor | None) -> Tensor:
         """Tokens `[n, S, d]`, positions alike (added to queries and keys) or None, mask `[n, S]` (or logits) or None → `[n, S, d]`."""
@@ -59,20 +59,20 @@ class EncoderLayer(nn.Module):
         )
 
 
-class Looking(nn.Module):
+class FrameQueryAttention(nn.Module):
     """A post-norm attention of one query per frame, `LN(x + Attention(x, …))`."""
 
-    def __init__(self, d: int, heads: int, dropout: float) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.attention = Attention(d, heads, dropout)
-        self.norm, self.dropout = nn.LayerNorm(d), nn.Dropout(dropout)
+        self.attention = Attention(hidden_dim, num_heads, dropout)
+        self.norm, self.dropout = nn.LayerNorm(hidden_dim), nn.Dropout(dropout)
 
-    def at_frames(self, queries: Tensor, positions: Tensor | None) -> Tensor:
+    def attend_frames(self, queries: Tensor, positions: Tensor | None) -> Tensor:
         """The queries of all frames at each other, `[B, T, d]`, with positions alike or None."""
         placed = queries if positions is None else queries + positions
         return self.norm(queries + self.dropout(self.attention(placed, placed, queries)))
 
-    def at_own_frame(
+    def attend_within_frame(
         self, queries: Tensor, positions: Tensor | None, keys: Tensor, values: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Each query `[B, T, d]` at its own frame's tokens: keys and values `[B·T, S, d]`, mask `[B·T, S]`. Gives the attention
@@ -88,6 +88,6 @@ class Looking(nn.Module):
         )
 
 
-def as_computed(features: Tensor) -> Tensor:
+def to_compute_dtype(features: Tensor) -> Tensor:
     """Features as a network's first layer takes them: autocast casts by itself, without a float32 copy in between."""
     return features if torch.is_autocast_enabled(features.device.type) else features.float()

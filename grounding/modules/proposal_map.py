@@ -7,29 +7,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def proposal_map(clips: Tensor) -> Tensor:
+def build_proposal_map(clips: Tensor) -> Tensor:
     """Clip features `[B, T, d]` → `[B, T, T, d]`: cell (i, j) is the mean of clips i..j, 0 where i > j."""
     count = clips.shape[1]
     sums = functional.pad(clips.float().cumsum(1), (0, 0, 1, 0))
     index = torch.arange(count, device=clips.device)
     length = (index[None, :] - index[:, None] + 1).clamp(min=1)
     means = (sums[:, None, 1:] - sums[:, :-1, None]) / length[..., None]
-    return (means * valid_cells(count, clips.device)[..., None]).to(clips.dtype)
+    return (means * valid_proposal_mask(count, clips.device)[..., None]).to(clips.dtype)
 
 
-def valid_cells(count: int, device: torch.device | None = None) -> Tensor:
+def valid_proposal_mask(count: int, device: torch.device | None = None) -> Tensor:
     """`[T, T]`, True where i ≤ j."""
     return torch.ones(count, count, dtype=torch.bool, device=device).triu()
 
 
-def iou_map(span_tau: Tensor, count: int) -> Tensor:
+def proposal_iou_map(span_positions: Tensor, count: int) -> Tensor:
     """Temporal IoU of every proposal `[i/T, (j+1)/T)` with spans `[B, 2]` in τ → `[B, T, T]`; 0 where i > j."""
-    edges = torch.arange(count + 1, device=span_tau.device) / count
+    edges = torch.arange(count + 1, device=span_positions.device) / count
     begin, end = edges[:-1, None], edges[None, 1:]
-    first, last = span_tau[:, 0, None, None], span_tau[:, 1, None, None]
+    first, last = span_positions[:, 0, None, None], span_positions[:, 1, None, None]
     overlap = (torch.minimum(end, last) - torch.maximum(begin, first)).clamp(min=0)
     union = (end - begin).clamp(min=0) + (last - first) - overlap
-    return overlap / union.clamp(min=1e-9) * valid_cells(count, span_tau.device)
+    return overlap / union.clamp(min=1e-9) * valid_proposal_mask(count, span_positions.device)
 
 
 class ProposalHead(nn.Module):
@@ -40,9 +40,9 @@ class ProposalHead(nn.Module):
     times larger.)
     """
 
-    def __init__(self, d: int, channels: int, kernel: int, layers: int) -> None:
+    def __init__(self, hidden_dim: int, channels: int, kernel: int, layers: int) -> None:
         super().__init__()
-        self.kernel, self.widen = kernel, nn.Linear(d, channels)
+        self.kernel, self.residual_projection = kernel, nn.Linear(hidden_dim, channels)
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, kernel, padding=kernel // 2) for _ in range(layers)
         )
@@ -53,9 +53,9 @@ class ProposalHead(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """`[B, T, d]` → logits `[B, T, T]`; cells with i > j hold no meaning."""
         x = (
-            proposal_map(self.widen(clips)).permute(0, 3, 1, 2).contiguous()
+            build_proposal_map(self.residual_projection(clips)).permute(0, 3, 1, 2).contiguous()
         )  # as the weights are: or each step turns all of them around
-        valid = valid_cells(clips.shape[1], clips.device).to(x.dtype)[None, None]
+        valid = valid_proposal_mask(clips.shape[1], clips.device).to(x.dtype)[None, None]
         window = torch.ones(1, 1, self.kernel, self.kernel, dtype=x.dtype, device=x.device)
         beneath = functional.conv2d(valid, window, padding=self.kernel // 2)
         for conv in self.convs:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Connection = Literal["sum", "concat", "hadamard"]
-ALONE = (None, None, None, None)
+LateralFusion = Literal["sum", "concat", "hadamard"]
+STANDALONE_FUSIONS = (None, None, None, None)
 """What a trunk without a 2-D network beside it meets after its stages."""
-GROUPS = 8
+NORM_GROUPS = 8
 """Of channels, that a norm is over. Batch norms would make a query's features depend on the others of its batch."""
 
 
@@ -26,37 +26,37 @@ class ChannelNorm(nn.LayerNorm):
 class BasicBlock(nn.Module):
     """R3D's block: two 3×3×3 convolutions and a shortcut. The stride is of space alone; `[n, C, T, h, w]` → `[n, C', T, h', w']`."""
 
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(before, after, 3, (1, stride, stride), 1, bias=False)
-        self.conv2 = nn.Conv3d(after, after, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = nn.GroupNorm(GROUPS, after), nn.GroupNorm(GROUPS, after)
-        fits = (before, stride) == (after, 1)
-        self.shortcut = nn.Identity() if fits else _shortcut(before, after, stride)
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, (1, stride, stride), 1, bias=False)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = nn.GroupNorm(NORM_GROUPS, out_channels), nn.GroupNorm(NORM_GROUPS, out_channels)
+        fits = (in_channels, stride) == (out_channels, 1)
+        self.shortcut = nn.Identity() if fits else _build_shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = functional.relu(self.norm1(self.conv1(x)))
         return functional.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
-def _shortcut(before: int, after: int, stride: int) -> nn.Module:
+def _build_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv3d(before, after, 1, (1, stride, stride), bias=False), nn.GroupNorm(GROUPS, after)
+        nn.Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False), nn.GroupNorm(NORM_GROUPS, out_channels)
     )
 
 
-class Joint(nn.Module):
+class LateralConnection(nn.Module):
     """`φ_l(y_{l−1}) ⊙ x_l`: both normed and summed; or concatenated and brought back to φ's width; or multiplied.
 
     `width` are φ_l's channels, `channels` x_l's. With None for those, φ is alone, and normed.
     """
 
-    def __init__(self, width: int, channels: int | None, connection: Connection) -> None:
+    def __init__(self, width: int, channels: int | None, connection: LateralFusion) -> None:
         super().__init__()
         self.connection = connection
-        self.bring = None if channels is None else nn.Conv2d(channels, width, 1)
-        self.norm_time = ChannelNorm(width) if channels is None or connection == "sum" else None
-        self.norm_space = (
+        self.project_image = None if channels is None else nn.Conv2d(channels, width, 1)
+        self.norm_video = ChannelNorm(width) if channels is None or connection == "sum" else None
+        self.norm_image = (
             ChannelNorm(width) if channels is not None and connection == "sum" else None
         )
         self.reduce = (
@@ -65,35 +65,35 @@ class Joint(nn.Module):
             else None
         )
 
-    def forward(self, moving: Tensor, still: Tensor | None) -> Tensor:
+    def forward(self, video_features: Tensor, image_features: Tensor | None) -> Tensor:
         """φ_l `[n, C, T, h, w]` and x_l `[n·T, C_l, h, w]` → y_l `[n, C, T, h, w]`."""
-        if self.norm_time is not None:
-            moving = self.norm_time(moving)
-        if still is None or self.bring is None:
-            return moving
-        brought = self.bring(still)
-        if self.norm_space is not None:
-            brought = self.norm_space(brought)
-        brought = brought.unflatten(0, (len(moving), -1)).transpose(1, 2)
+        if self.norm_video is not None:
+            video_features = self.norm_video(video_features)
+        if image_features is None or self.project_image is None:
+            return video_features
+        brought = self.project_image(image_features)
+        if self.norm_image is not None:
+            brought = self.norm_image(brought)
+        brought = brought.unflatten(0, (len(video_features), -1)).transpose(1, 2)
         if self.reduce is not None:
-            return self.reduce(torch.cat([moving, brought], 1))
-        return moving + brought if self.connection == "sum" else moving * brought
+            return self.reduce(torch.cat([video_features, brought], 1))
+        return video_features + brought if self.connection == "sum" else video_features * brought
 
 
-class SpaceTimeTrunk(nn.Module):
+class R3dTrunk(nn.Module):
     """R3D-18 with temporal stride 1, `width` channels after its stem, at the map sizes of a 2-D network.
 
     That network has `channels` after its four stages (None: the trunk is alone), and a pooled stem, or not: then so has the trunk.
     """
 
     def __init__(
-        self, width: int, channels: Sequence[int] | None, pooled: bool, connection: Connection
+        self, width: int, channels: Sequence[int] | None, pooled: bool, connection: LateralFusion
     ) -> None:
         super().__init__()
         self.widths = [width, 2 * width, 4 * width, 8 * width]
         stem = nn.Conv3d(3, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False)
         pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)) if pooled else nn.Identity()
-        self.stem = nn.Sequential(stem, nn.GroupNorm(GROUPS, width), nn.ReLU(), pool)
+        self.stem = nn.Sequential(stem, nn.GroupNorm(NORM_GROUPS, width), nn.ReLU(), pool)
         sizes = zip([width, *self.widths], self.widths, (1, 2, 2, 2), strict=False)
         self.stages = nn.ModuleList(
             nn.Sequential(BasicBlock(before, after, stride), BasicBlock(after, after, 1))
@@ -101,14 +101,14 @@ class SpaceTimeTrunk(nn.Module):
         )
         for part in (self.stem, self.stages):
             part.to(memory_format=torch.channels_last_3d)
-        self.joints = nn.ModuleList(
-            Joint(own, theirs, connection)
-            for own, theirs in zip(self.widths, channels or ALONE, strict=True)
+        self.lateral_connections = nn.ModuleList(
+            LateralConnection(own, theirs, connection)
+            for own, theirs in zip(self.widths, channels or STANDALONE_FUSIONS, strict=True)
         )
 
-    def forward(self, videos: Tensor, still: Sequence[Tensor] | None) -> Tensor:
+    def forward(self, videos: Tensor, image_features: Sequence[Tensor] | None) -> Tensor:
         """Normalised RGB `[n, 3, T, h, w]` and x_1 … x_4, each `[n·T, C_l, h_l, w_l]` → y_4 `[n, T, H, W, C]`."""
         y = self.stem(videos.to(memory_format=torch.channels_last_3d))
-        for stage, joint, x in zip(self.stages, self.joints, still or ALONE, strict=True):
+        for stage, joint, x in zip(self.stages, self.lateral_connections, image_features or STANDALONE_FUSIONS, strict=True):
             y = joint(stage(y), x)
         return y.permute(0, 2, 3, 4, 1)

@@ -7,17 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-from grounding.modules.box_ops import corners
+from grounding.modules.box_ops import cxcywh_to_xyxy
 
-BINS = 7
+ROI_BINS = 7
 """RoIAlign's output is 7×7."""
 
 
-LEAST = 1e-3
+MIN_SIDE = 1e-3
 """Cells that a box is wide and high at least."""
 
 
-def roi_weights(boxes: Tensor, size: Tensor, shape: tuple[int, int]) -> Tensor:
+def roi_align_weights(boxes: Tensor, size: Tensor, shape: tuple[int, int]) -> Tensor:
     """How much of each cell of maps of `shape` (rows, columns) is in the mean over the bins of RoIAlign: boxes `[n, 4]` cxcywh in
     [0, 1] → `[n, H·W]`, which sums to 1.
 
@@ -28,7 +28,7 @@ def roi_weights(boxes: Tensor, size: Tensor, shape: tuple[int, int]) -> Tensor:
     limit = size.flip(-1).float()
     low, high = (
         torch.minimum((corner * limit).clamp(min=0), limit)
-        for corner in corners(boxes.detach().float()).split(2, -1)
+        for corner in cxcywh_to_xyxy(boxes.detach().float()).split(2, -1)
     )
     columns, rows = (
         _side_weights(low[:, axis], high[:, axis], limit[:, axis], shape[1 - axis])
@@ -41,9 +41,9 @@ def _side_weights(low: Tensor, high: Tensor, size: Tensor, cells: int) -> Tensor
     """The weights of rows or columns `[n, cells]` in boxes from `low` to `high` `[n]`, in cells: samples are as many in every bin, and
     no further apart than cells are.
     """
-    length = (high - low).clamp(min=LEAST)
-    samples = BINS * (length / BINS).ceil()
-    number = torch.arange(BINS * math.ceil(cells / BINS), device=low.device)
+    length = (high - low).clamp(min=MIN_SIDE)
+    samples = ROI_BINS * (length / ROI_BINS).ceil()
+    number = torch.arange(ROI_BINS * math.ceil(cells / ROI_BINS), device=low.device)
     at = (
         low[:, None] + (number + 0.5) * (length / samples)[:, None] - 0.5
     )  # cell c has its middle at c
@@ -52,20 +52,20 @@ def _side_weights(low: Tensor, high: Tensor, size: Tensor, cells: int) -> Tensor
     return (near * (number < samples[:, None])[..., None]).sum(1) / samples[:, None]
 
 
-def mean_weights(boxes: Tensor, centres: Tensor) -> Tensor:
+def mean_pool_weights(boxes: Tensor, centers: Tensor) -> Tensor:
     """The boxes' own cells, all alike: boxes `[n, 4]` cxcywh, cells' centres `[n, H·W, 2]` → `[n, H·W]`, which sums to 1."""
-    own = own_cells(boxes.detach()[:, None], centres)[:, 0].float()
+    own = cells_in_box(boxes.detach()[:, None], centers)[:, 0].float()
     return own / own.sum(-1, keepdim=True)
 
 
-def own_cells(boxes: Tensor, centres: Tensor) -> Tensor:
+def cells_in_box(boxes: Tensor, centers: Tensor) -> Tensor:
     """Which cells are a box's own, `[B, T, cells]`: those whose centre lies in it; where none does, the nearest one.
 
     Boxes `[B, T, 4]` cxcywh, cell centres `[B, cells, 2]`, both in [0, 1]; cells with centres beyond 1 are padding, and nobody's.
     """
-    centres = centres.masked_fill((centres > 1).any(-1, keepdim=True), torch.inf)
+    centers = centers.masked_fill((centers > 1).any(-1, keepdim=True), torch.inf)
     centre, size = boxes[:, :, None].split(2, -1)
-    apart = (centres[:, None] - centre).abs()
+    apart = (centers[:, None] - centre).abs()
     own = (apart < size / 2).all(-1)
     nearest = torch.zeros_like(own).scatter_(
         -1, apart.pow(2).sum(-1).argmin(-1, keepdim=True), True

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 
-def at_own_size(
-    pictures: Tensor, sizes: Tensor, encode: Callable[[Tensor], Tensor]
+def encode_by_resolution(
+    images: Tensor, sizes: Tensor, encode: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Maps `[V, T, H, W, C]`, zero-padded to the largest, and their rows and columns `[V, 2]`.
 
@@ -20,7 +20,7 @@ def at_own_size(
     for height, width in sizes.unique(dim=0).tolist():
         own = (sizes == torch.tensor([height, width], device=sizes.device)).all(1).nonzero()[:, 0]
         places.append(own)
-        seen.append(encode(pictures[own, :, :height, :width]))
+        seen.append(encode(images[own, :, :height, :width]))
     rows, columns = (max(maps.shape[axis] for maps in seen) for axis in (2, 3))
     padded = seen[0].new_zeros(len(sizes), seen[0].shape[1], rows, columns, seen[0].shape[-1])
     cells = torch.zeros_like(sizes)

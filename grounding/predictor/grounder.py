@@ -310,7 +310,7 @@ def trained_encoders(ensemble: Ensemble) -> dict[str, nn.Module]:
             f"{', '.join(map(str, ensemble.runs))}: each of these runs has encoders of its own, and a video is encoded once: name one run "
             "(stvg-eval lets several answer about a store)"
         )
-    return {"appearance": first.image, "text": first.text_encoder}
+    return {"appearance": first.image_encoder, "text": first.text_encoder}
 
 
 def recorded_encoder(

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from grounding.structures.tubes import boxes_of
+from grounding.structures.tubes import prediction_boxes
 from pipeline.records import FORMAT, Prediction, Span
 from pipeline.validation import StrictModel
 
@@ -104,7 +104,7 @@ def found(text: str, prediction: Prediction, frame_edges: np.ndarray) -> Found:
     """A prediction with its boxes interpolated to every frame of the span, and the span in seconds."""
     begin, end = prediction.span
     frames = np.arange(begin, end)
-    boxes = boxes_of(prediction, frames).round(2).tolist()
+    boxes = prediction_boxes(prediction, frames).round(2).tolist()
     return Found(
         text=text,
         score=prediction.score,

@@ -154,7 +154,7 @@ def _build_published_table(ground_truth: Exam, run: Judged, split: str) -> dict[
     """The paper's table with this run in it; None where nothing was published of the data set's split."""
     if ground_truth.dataset is None or not protocols_of(ground_truth.dataset, split):
         return None
-    tubes = Tubes.of_predictions(run.predictions.values())
+    tubes = Tubes.from_predictions(run.predictions.values())
     ours, refused = judged_as_published(
         ground_truth, tubes, split, {"every-frame": list(run.scores.values())}
     )

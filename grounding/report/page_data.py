@@ -18,7 +18,7 @@ from PIL import Image
 
 from grounding.evaluation.results import Judged
 from grounding.structures.span_scores import BoundaryScores, ProposalScores
-from grounding.structures.tubes import truth_boxes
+from grounding.structures.tubes import ground_truth_boxes
 from pipeline.io.atomic import atomic_write
 from pipeline.records import Prediction, Query
 from pipeline.tracks import Tracks
@@ -69,7 +69,7 @@ def query_details(
     query_attentions: Sequence[QueryAttention | None],
 ) -> dict[str, Any]:
     """One query as its own view has it: the tubes, and what each run's network saw, None where it was not asked."""
-    frames, boxes = truth_boxes(query, tracks)
+    frames, boxes = ground_truth_boxes(query, tracks)
     truth = [
         [frame, *box] for frame, box in zip(frames.tolist(), boxes.round(1).tolist(), strict=True)
     ]
@@ -137,8 +137,8 @@ def _format_span_scores(span_scores: Any) -> dict[str, Any]:
     assert isinstance(span_scores, BoundaryScores)
     return {
         "edges": span_scores.edges.tolist(),
-        "begins": span_scores.begins.round(4).tolist(),
-        "ends": span_scores.ends.round(4).tolist(),
+        "begins": span_scores.start_probabilities.round(4).tolist(),
+        "ends": span_scores.end_probabilities.round(4).tolist(),
     }
 
 

@@ -21,23 +21,23 @@ class Targets:
     """
 
     boxes: Tensor
-    boxed: Tensor
+    box_mask: Tensor
     span: Tensor
-    frames: Tensor
-    clips: Tensor
+    frame_labels: Tensor
+    clip_labels: Tensor
     clip_boxes: Tensor
-    clip_boxed: Tensor
+    clip_box_mask: Tensor
 
 
-class Totals(NamedTuple):
+class LossNormalizers(NamedTuple):
     """How many queries, boxed samples and boxed clips a whole batch has; numbers as 0-dim float tensors."""
 
-    queries: Tensor
-    boxed: Tensor
-    clip_boxed: Tensor
+    num_queries: Tensor
+    num_boxed_frames: Tensor
+    num_boxed_clips: Tensor
 
     @classmethod
-    def of(cls, targets: Targets) -> Totals:
+    def from_targets(cls, targets: Targets) -> LossNormalizers:
         """Those of targets that are the whole batch; those of parts add up."""
         queries = targets.span.new_full((), len(targets.span), dtype=torch.float32)
-        return cls(queries, targets.boxed.sum().float(), targets.clip_boxed.sum().float())
+        return cls(queries, targets.box_mask.sum().float(), targets.clip_box_mask.sum().float())

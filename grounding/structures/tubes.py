@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from pipeline.records import Prediction, Query
 from pipeline.tracks import Tracks
 
-STRIDE = np.int64(1) << 40
+FRAME_KEY_STRIDE = np.int64(1) << 40
 """Frame numbers lie below it: `tube · STRIDE + frame` orders the rows of all tubes."""
 
 
@@ -36,7 +36,7 @@ class Tubes:
         return len(self.ids)
 
     @classmethod
-    def of(
+    def from_rows(
         cls,
         ids: Iterable[str],
         spans: Iterable[Sequence[int]],
@@ -44,7 +44,7 @@ class Tubes:
     ) -> Tubes:
         """From each tube's `(frames [k], boxes [k, 4])`; rows are sorted, two boxes of one frame are refused."""
         names = tuple(ids)
-        parts = [_sorted(name, *row) for name, row in zip(names, rows, strict=True)]
+        parts = [_sort_rows(name, *row) for name, row in zip(names, rows, strict=True)]
         return cls(
             ids=names,
             spans=np.array(list(spans), np.int64).reshape(-1, 2),
@@ -54,7 +54,7 @@ class Tubes:
         )
 
     @classmethod
-    def of_predictions(cls, predictions: Iterable[Prediction]) -> Tubes:
+    def from_predictions(cls, predictions: Iterable[Prediction]) -> Tubes:
         """Predicted tubes: their rows are samples. Read one by one, so that a file need not fit into memory as records."""
         ids, spans, rows = [], [], []
         for prediction in predictions:
@@ -62,27 +62,27 @@ class Tubes:
             spans.append(prediction.span)
             table = np.array(prediction.boxes, np.float64).reshape(-1, 5)
             rows.append((table[:, 0].astype(np.int64), table[:, 1:]))
-        return cls.of(ids, spans, rows)
+        return cls.from_rows(ids, spans, rows)
 
     @classmethod
-    def of_truth(cls, queries: Iterable[Query], tracks: Tracks) -> Tubes:
+    def from_ground_truth(cls, queries: Iterable[Query], tracks: Tracks) -> Tubes:
         """The true tubes of the queries that have a truth; no rows where no box is known."""
         known = [query for query in queries if query.truth is not None]
-        tubes = cls.of(
+        tubes = cls.from_rows(
             (query.id for query in known),
             (query.truth.span for query in known if query.truth),
-            (truth_boxes(query, tracks) for query in known),
+            (ground_truth_boxes(query, tracks) for query in known),
         )
         return replace(tubes, framewise=True)
 
-    def select(self, places: np.ndarray) -> Tubes:
+    def select(self, indices: np.ndarray) -> Tubes:
         """The tubes at `places`, in that order; at −1 an empty tube `[0, 0)` without rows."""
-        there = places >= 0
-        counts = np.where(there, np.diff(self.offsets)[places] if len(self) else 0, 0)
-        spans = np.zeros((len(places), 2), np.int64)
-        spans[there] = self.spans[places[there]]
-        rows = ranges(self.offsets[places], counts)
-        ids = tuple(self.ids[place] if place >= 0 else "" for place in places.tolist())
+        there = indices >= 0
+        counts = np.where(there, np.diff(self.offsets)[indices] if len(self) else 0, 0)
+        spans = np.zeros((len(indices), 2), np.int64)
+        spans[there] = self.spans[indices[there]]
+        rows = concatenate_ranges(self.offsets[indices], counts)
+        ids = tuple(self.ids[place] if place >= 0 else "" for place in indices.tolist())
         offsets = np.concatenate([[0], np.cumsum(counts)])
         return Tubes(ids, spans, offsets, self.frames[rows], self.boxes[rows], self.framewise)
 
@@ -100,15 +100,15 @@ class Tubes:
         )
 
     @property
-    def owners(self) -> np.ndarray:
+    def row_tubes(self) -> np.ndarray:
         """`[n]`: the tube of each row."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
-    def keys(self) -> np.ndarray:
+    def row_keys(self) -> np.ndarray:
         """`[n]`: tube and frame of each row in one ascending number."""
-        return row_keys(self.owners, self.frames)
+        return encode_row_keys(self.row_tubes, self.frames)
 
-    def boxes_at(self, owners: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def boxes_at(self, tube_indices: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The box of tube `owners[i]` at `frames[i]` → boxes `[m, 4]` float64, and where a tube has one of its own `[m]`.
 
         Exact at rows. Where a tube has none (no rows at all, or a gap of a frame-wise tube) the box is all zeros.
@@ -116,8 +116,8 @@ class Tubes:
         """
         if len(self.frames) == 0:
             return np.zeros((len(frames), 4)), np.zeros(len(frames), bool)
-        first, last = self.offsets[owners], self.offsets[owners + 1] - 1
-        left = np.searchsorted(self.keys(), row_keys(owners, frames), side="right") - 1
+        first, last = self.offsets[tube_indices], self.offsets[tube_indices + 1] - 1
+        left = np.searchsorted(self.row_keys(), encode_row_keys(tube_indices, frames), side="right") - 1
         near = np.clip(left, first, np.maximum(last, first)).clip(max=len(self.frames) - 1)
         right = np.minimum(near + 1, np.maximum(last, near)).clip(max=len(self.frames) - 1)
         start, stop = self.frames[near].astype(np.float64), self.frames[right].astype(np.float64)
@@ -134,7 +134,7 @@ class Tubes:
         return boxes, ~empty
 
 
-def _sorted(name: str, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sort_rows(name: str, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows in the order of their frames."""
     steps = np.diff(frames)
     if (steps < 0).any():
@@ -148,7 +148,7 @@ def _sorted(name: str, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarra
     return frames, boxes
 
 
-def truth_boxes(query: Query, tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
+def ground_truth_boxes(query: Query, tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
     """The true span's frames that have a box, `[n]`, and their boxes `[n, 4]` xyxy pixels; empty where none is known."""
     if query.truth is None or query.truth.track is None:
         return np.zeros(0, np.int32), np.zeros((0, 4), np.float32)
@@ -157,16 +157,16 @@ def truth_boxes(query: Query, tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
     return frames[first:last], boxes[first:last]
 
 
-def boxes_of(prediction: Prediction, frames: np.ndarray) -> np.ndarray:
+def prediction_boxes(prediction: Prediction, frames: np.ndarray) -> np.ndarray:
     """One predicted tube's box at each of `frames` `[n]` → `[n, 4]` xyxy pixels; all zero (IoU 0) if none was predicted."""
-    return Tubes.of_predictions([prediction]).boxes_at(
+    return Tubes.from_predictions([prediction]).boxes_at(
         np.zeros(len(frames), np.int64), np.asarray(frames)
     )[0]
 
 
-def true_box(query: Query, tracks: Tracks, frame: int) -> np.ndarray | None:
+def ground_truth_box(query: Query, tracks: Tracks, frame: int) -> np.ndarray | None:
     """The box `[4]` that is true at a frame of the true span; None without any."""
-    frames, boxes = truth_boxes(query, tracks)
+    frames, boxes = ground_truth_boxes(query, tracks)
     return next(iter(boxes[frames == frame]), None)
 
 
@@ -178,14 +178,14 @@ def predicted_box(prediction: Prediction | None, frame: int) -> np.ndarray | Non
         or not prediction.span[0] <= frame < prediction.span[1]
     ):
         return None
-    return boxes_of(prediction, np.array([frame]))[0]
+    return prediction_boxes(prediction, np.array([frame]))[0]
 
 
-def row_keys(owners: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    return owners * STRIDE + frames
+def encode_row_keys(tube_indices: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    return tube_indices * FRAME_KEY_STRIDE + frames
 
 
-def ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def concatenate_ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """`begins[i], begins[i] + 1, …` for `lengths[i]` numbers each, one after the other."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - (ends - lengths), lengths)

@@ -320,7 +320,7 @@ def _evaluate_runs(
         run_dir,
         sweep.split,
         answers,
-        *judge(sweep.ground_truth, Tubes.of_predictions(answers), seed=evaluate_config.seed),
+        *judge(sweep.ground_truth, Tubes.from_predictions(answers), seed=evaluate_config.seed),
     )
     write_json(
         run_dir / EVALUATION_RECORD_FILE,

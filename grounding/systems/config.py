@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from grounding.data.augmentation import AugmentConfig
 from grounding.losses.cgstvg import CgstvgLossConfig
 from grounding.losses.costa import CostaLossConfig
-from grounding.losses.csdvl import LossConfig
+from grounding.losses.csdvl import CsdvlLossConfig
 from grounding.models.cgstvg import CgstvgConfig
 from grounding.models.costa import CostaConfig
 from grounding.models.csdvl import CsdvlConfig
@@ -102,7 +102,7 @@ class CsdvlTrainConfig(TrainConfig):
 
     system: Literal["csdvl", "stvgformer"] = "csdvl"
     model: CsdvlConfig = CsdvlConfig()
-    loss: LossConfig = LossConfig()
+    loss: CsdvlLossConfig = CsdvlLossConfig()
 
 
 class CgstvgTrainConfig(TrainConfig):

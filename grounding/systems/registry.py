@@ -17,7 +17,7 @@ from grounding.models.cgstvg import Cgstvg
 from grounding.models.costa import Costa, CostaConfig
 from grounding.models.csdvl import Csdvl, CsdvlConfig
 from grounding.models.end_to_end import EndToEnd
-from grounding.structures.targets import Targets, Totals
+from grounding.structures.targets import Targets, LossNormalizers
 from grounding.systems.config import (
     CgstvgTrainConfig,
     CostaTrainConfig,
@@ -48,7 +48,7 @@ class System:
     build: Callable[..., nn.Module]
     """From the stored features' channels (appearance, motion, text) and `config.model`; of a network that is given pictures also
     from its image encoder, and from its text encoder, or None where token states are stored."""
-    loss: Callable[[Any, Targets, Any, Totals], dict[str, Tensor]]
+    loss: Callable[[Any, Targets, Any, LossNormalizers], dict[str, Tensor]]
     """Of the network's outputs, with `config.loss`; the key `loss` is what training minimises."""
     load_pretrained: Callable[[Any, Path, Projection | None], object]
     """Loads published weights into what it has of them; the basis is that of a reduced store's appearance maps. Gives a report."""
@@ -125,7 +125,7 @@ def _reject_mdetr(
 
 
 def _costa_needs_targets(model: CostaConfig) -> bool:
-    return model.entangled and model.beta > 0
+    return model.entangled_queries and model.teacher_forcing_rate > 0
 
 
 SYSTEMS = {

@@ -23,8 +23,8 @@ from grounding.data.negative_sampling import NegativeSentenceSampler
 from grounding.data.sources import TokenizeFunction
 from grounding.inference.predict import predict
 from grounding.metrics.scores import score, summarise
-from grounding.modules.activation_checkpointing import recompute
-from grounding.structures.targets import Totals
+from grounding.modules.activation_checkpointing import enable_activation_checkpointing
+from grounding.structures.targets import LossNormalizers
 from grounding.systems.checkpoint import read_provenance
 from grounding.systems.config import CsdvlTrainConfig as CsdvlTrainConfig
 from grounding.systems.config import TrainConfig
@@ -168,9 +168,9 @@ def train_step(
     numbers (dropout) are a function of seed, step and the part's place in the batch alone.
     """
     system = get_system(config.system)
-    totals = Totals(
+    totals = LossNormalizers(
         *dist.all_reduce_sum(
-            torch.stack([torch.stack(Totals.of(part.targets)) for part in batches]).sum(0)
+            torch.stack([torch.stack(LossNormalizers.from_targets(part.targets)) for part in batches]).sum(0)
         )
     )
     found: list[dict[str, Tensor]] = []
@@ -293,7 +293,7 @@ def _init_or_resume(
         state.load(checkpoints / "last")
         log.info("resumed %s at step %d", run, state.step)
     if config.activation_checkpointing:
-        recompute(model)
+        enable_activation_checkpointing(model)
     return state
 
 

@@ -26,7 +26,7 @@ from grounding.data.dataset import GroundingDataset
 from grounding.inference.ensemble import Ensemble
 from grounding.inference.predict import see
 from grounding.inference.segment_prediction import Look
-from grounding.models.csdvl import Outputs
+from grounding.models.csdvl import CsdvlOutputs
 from grounding.structures.span_scores import SpanScores
 from pipeline.devices import resolve_device
 from pipeline.records import Query
@@ -143,14 +143,14 @@ def get_attention_maps(outputs: Any) -> dict[str, np.ndarray]:
     """Attention by kind, of outputs without batch padding, `[layers, B, T_s, H, W]`; without carriers where an MLP finds the
     boxes, whose carriers are uniform.
     """
-    looked = {"guide": outputs.guides} if isinstance(outputs, Outputs) else {"heard": outputs.heard}
+    looked = {"guide": outputs.guidance} if isinstance(outputs, CsdvlOutputs) else {"heard": outputs.heard}
     if len(outputs.cell_boxes):
-        looked["carriers"] = outputs.carriers
+        looked["carriers"] = outputs.box_attention
     maps = {}
     for kind, weights in looked.items():
         if not weights.numel():
             continue  # the dynamic stream alone has no A
         if weights.dim() == 4:  # cells in one row: [K, B, T, H·W]
-            weights = weights.unflatten(-1, (-1, len(outputs.cell_centres[0, :, 0].unique())))
+            weights = weights.unflatten(-1, (-1, len(outputs.cell_centers[0, :, 0].unique())))
         maps[kind] = weights.float().cpu().numpy()
     return maps

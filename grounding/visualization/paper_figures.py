@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from grounding.structures.tubes import predicted_box, true_box
+from grounding.structures.tubes import predicted_box, ground_truth_box
 from pipeline.io.atomic import atomic_write
 from pipeline.records import Prediction, Query, Span
 from pipeline.tracks import Tracks
@@ -100,7 +100,7 @@ def plot_tubes(
     )
     for place, number in enumerate(numbers):
         axes = page.add_frame(0, place, images[number])
-        _draw_outline(axes, true_box(query, tracks, number), query.size, TRUE_COLOR)
+        _draw_outline(axes, ground_truth_box(query, tracks, number), query.size, TRUE_COLOR)
         for one, colour in reversed(
             [*zip(run_predictions, (RUN_COLOR, OTHER_COLOR), strict=False)]
         ):
@@ -131,7 +131,7 @@ def plot_attention(
     )
     for place, number in enumerate(numbers):
         axes = page.add_frame(0, place, images[number])
-        _draw_outline(axes, true_box(query, tracks, number), query.size, TRUE_COLOR)
+        _draw_outline(axes, ground_truth_box(query, tracks, number), query.size, TRUE_COLOR)
         _draw_outline(axes, predicted_box(run_prediction.prediction, number), query.size, RUN_COLOR)
         nearest = int(np.abs(attention_frames - number).argmin())
         for row, layer in enumerate(layers, start=1):

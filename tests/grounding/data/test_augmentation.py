@@ -111,7 +111,7 @@ def test_true_boxes_are_around_what_is_seen(features: GroundingDataset) -> None:
                 inputs.appearance,
                 inputs.map_size.tolist(),
                 targets.boxes,
-                targets.boxed,
+                targets.box_mask,
                 strict=True,
             ):
                 sizes.add((rows, columns))
@@ -124,7 +124,7 @@ def test_true_boxes_are_around_what_is_seen(features: GroundingDataset) -> None:
                     (top, left), (bottom, right) = found.min(0), found.max(0) + 1
                     np.testing.assert_allclose([left, top, right, bottom], expected, atol=1.2)
             assert torch.equal(targets.boxes, targets.clip_boxes)
-            assert (inputs.square == torch.tensor([0, 0, 1, 1])).all()
+            assert (inputs.picture_in_square == torch.tensor([0, 0, 1, 1])).all()
     assert len(sizes) > 20
 
 

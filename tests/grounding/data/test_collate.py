@@ -11,7 +11,7 @@ import torch
 
 from grounding.data.collate import collate, join_targets, to_device
 from grounding.data.dataset import GroundingDataset
-from grounding.structures.inputs import Inputs
+from grounding.structures.inputs import ModelInputs
 
 FRAMES, CLIPS = 4, 5
 CPU = torch.device("cpu")
@@ -22,8 +22,8 @@ def features(store: Path) -> GroundingDataset:
     return GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
 
 
-def assert_same(one: Inputs, other: Inputs) -> None:
-    for field in fields(Inputs):
+def assert_same(one: ModelInputs, other: ModelInputs) -> None:
+    for field in fields(ModelInputs):
         own, its = getattr(one, field.name), getattr(other, field.name)
         assert own is its is None or torch.equal(own, its), field.name
 
@@ -62,8 +62,8 @@ def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(
         ]
     )
     assert inputs.motion.shape == (2, CLIPS, 6, 5, 5)
-    torch.testing.assert_close(inputs.square, torch.tensor([[0, 0, 1, 1 / 2], [0, 0, 4 / 5, 1]]))
-    for motion, (_, _, right, bottom) in zip(inputs.motion, inputs.square.tolist(), strict=True):
+    torch.testing.assert_close(inputs.picture_in_square, torch.tensor([[0, 0, 1, 1 / 2], [0, 0, 4 / 5, 1]]))
+    for motion, (_, _, right, bottom) in zip(inputs.motion, inputs.picture_in_square.tolist(), strict=True):
         assert motion[:, : round(6 * bottom), : round(5 * right)].eq(1).all()
         assert motion.sum() == motion[:, : round(6 * bottom), : round(5 * right)].numel()
 
@@ -72,7 +72,7 @@ def test_so_it_is_in_padded_squares(features: GroundingDataset) -> None:
     """A tall picture in the middle of 4×4 cells that lie in a corner of 8×8."""
     sample = features.load_sample(features.queries[2])
     larger = replace(sample, motion=np.ones((CLIPS, 8, 8, 5), np.float16))
-    squares = collate([sample, larger]).square
+    squares = collate([sample, larger]).picture_in_square
     torch.testing.assert_close(
         squares, torch.tensor([[7 / 64, 0, 25 / 64, 1 / 2], [14 / 64, 0, 50 / 64, 1]])
     )
@@ -103,17 +103,17 @@ def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -
     """
     samples = [features.load_sample(features.queries[number]) for number in (3, 2, 0, 1)]
     inputs = collate(samples)
-    assert inputs.video is not None
-    assert inputs.video.tolist() == [0, 1, 0, 2]
+    assert inputs.video_indices is not None
+    assert inputs.video_indices.tolist() == [0, 1, 0, 2]
     assert {
-        len(own) for own in (inputs.appearance, inputs.map_size, inputs.motion, inputs.square)
+        len(own) for own in (inputs.appearance, inputs.map_size, inputs.motion, inputs.picture_in_square)
     } == {3}
-    assert {len(own) for own in (inputs.frame_tau, inputs.text, inputs.text_mask)} == {4}
+    assert {len(own) for own in (inputs.frame_positions, inputs.text, inputs.text_mask)} == {4}
     apart = collate([replace(sample, appearance=np.array(sample.appearance)) for sample in samples])
-    assert apart.video is None
+    assert apart.video_indices is None
     for name in ("appearance", "map_size", "motion", "square"):
         assert torch.equal(
-            inputs.by_query(getattr(inputs, name)), apart.by_query(getattr(apart, name))
+            inputs.expand_to_queries(getattr(inputs, name)), apart.expand_to_queries(getattr(apart, name))
         )
 
 
@@ -122,8 +122,8 @@ def test_other_frames_of_a_video_are_another_look(features: GroundingDataset) ->
     inputs = collate(
         [features.load_sample(query, np.arange(first, first + FRAMES)) for first in (0, 2, 0)]
     )
-    assert inputs.video is not None
-    assert inputs.video.tolist() == [0, 1, 0]
+    assert inputs.video_indices is not None
+    assert inputs.video_indices.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("numbers", [(0,), (0, 3, 6), (0, 2, 5)])
@@ -157,5 +157,5 @@ def test_what_is_not_to_be_shared_is_there_for_each(features: GroundingDataset) 
     inputs = collate(
         [features.load_sample(features.queries[number]) for number in (0, 3)], deduplicate=False
     )
-    assert inputs.video is None
+    assert inputs.video_indices is None
     assert torch.equal(*inputs.appearance)

@@ -205,8 +205,8 @@ def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(
     framewise: GroundingDataset,
 ) -> None:
     targets = framewise.targets(framewise.load_sample(framewise.queries[0]))
-    assert targets.frames.tolist() == targets.clips.tolist() == [[0, 1, 0, 0]]
-    assert targets.boxed.tolist() == targets.clip_boxed.tolist() == [[False, True, False, False]]
+    assert targets.frame_labels.tolist() == targets.clip_labels.tolist() == [[0, 1, 0, 0]]
+    assert targets.box_mask.tolist() == targets.clip_box_mask.tolist() == [[False, True, False, False]]
     torch.testing.assert_close(targets.clip_boxes, targets.boxes)
 
 
@@ -261,15 +261,15 @@ def test_what_is_true_of_a_sample(features: GroundingDataset) -> None:
     """
     targets = features.targets(features.load_sample(features.queries[0]))
     torch.testing.assert_close(targets.span, torch.tensor([[0.3, 0.6]]))
-    assert targets.frames.tolist() == [[0, 1, 0, 0]]
-    assert targets.boxed.tolist() == [[False, True, False, False]]
+    assert targets.frame_labels.tolist() == [[0, 1, 0, 0]]
+    assert targets.box_mask.tolist() == [[False, True, False, False]]
     torch.testing.assert_close(
         targets.boxes[0, 1], torch.tensor([13.5 / 64, 18.5 / 36, 10 / 64, 20 / 36])
     )
     # five clips of .2: [.2, .4) is half covered, [.4, .6) wholly; their middles are frames 10, 30,
     # 50, 70, 90
-    assert targets.clips.tolist() == [[0, 1, 1, 0, 0]]
-    assert targets.clip_boxed.tolist() == [[False, True, True, False, False]]
+    assert targets.clip_labels.tolist() == [[0, 1, 1, 0, 0]]
+    assert targets.clip_box_mask.tolist() == [[False, True, True, False, False]]
     torch.testing.assert_close(
         targets.clip_boxes[0, 2], torch.tensor([15 / 64, 20 / 36, 10 / 64, 20 / 36])
     )
@@ -283,8 +283,8 @@ def test_frames_where_the_object_has_no_box_are_not_boxed(
     targets = (
         features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
     ).targets(features.load_sample(query))
-    assert targets.boxed.tolist() == [[False, True, True, False]]
-    assert targets.frames.tolist() == [[1, 1, 1, 1]]
+    assert targets.box_mask.tolist() == [[False, True, True, False]]
+    assert targets.frame_labels.tolist() == [[1, 1, 1, 1]]
 
 
 def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, query_of: QueryMaker) -> None:
@@ -292,9 +292,9 @@ def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, query_of: Qu
     targets = (
         features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
     ).targets(features.load_sample(query))
-    assert not targets.boxed.any()
-    assert not targets.clip_boxed.any()
-    assert targets.frames.any()
+    assert not targets.box_mask.any()
+    assert not targets.clip_box_mask.any()
+    assert targets.frame_labels.any()
 
 
 def test_a_query_without_truth_cannot_teach(make_store: Maker, query_of: QueryMaker) -> None:

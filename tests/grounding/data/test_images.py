@@ -102,7 +102,7 @@ def test_a_batch_that_waits_is_the_batch(at_once: GroundingDataset, late: Ground
     assert isinstance(expected.appearance, torch.Tensor)
     assert torch.equal(found.appearance, expected.appearance)
     assert torch.equal(found.map_size, expected.map_size)
-    assert torch.equal(found.square, expected.square)
+    assert torch.equal(found.square, expected.picture_in_square)
 
 
 def test_a_view_of_what_waits_is_the_view_of_the_pictures(pictures: ImageSource) -> None:

@@ -15,7 +15,7 @@ from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
 from grounding.data.negative_sampling import NegativeSentenceSampler
 from grounding.losses.csdvl import proposal_loss
-from grounding.losses.temporal import divergence, gaussians
+from grounding.losses.temporal import boundary_divergence, boundary_distributions
 from grounding.systems.registry import SYSTEMS
 from grounding.training.train import prepare_run_dir, train
 from pipeline.config import validate
@@ -91,7 +91,7 @@ def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_t
                 if text.shape == words.shape and torch.equal(text, words)
             }
             truth = batch.targets
-            held = (truth.boxed, truth.frames, truth.clips, truth.clip_boxed)
+            held = (truth.box_mask, truth.frame_labels, truth.clip_labels, truth.clip_box_mask)
             if truth.span[place].any():
                 assert writers == {own[name].video}
                 assert all(of[place].any() for of in held)
@@ -166,11 +166,11 @@ def test_no_proposal_answers_what_is_absent(features: GroundingDataset) -> None:
 
 def test_of_an_absent_event_no_frame_is_the_first(features: GroundingDataset) -> None:
     tau = (torch.arange(6) + 0.5)[None] / 6
-    first, last = gaussians(torch.tensor([[0.2, 0.7], [0.0, 0.0]]), tau.expand(2, -1), 1.0)
+    first, last = boundary_distributions(torch.tensor([[0.2, 0.7], [0.0, 0.0]]), tau.expand(2, -1), 1.0)
     assert first[0].sum() == pytest.approx(1)
     assert not torch.stack([first, last])[:, 1].any()
     logits = torch.randn(1, 2, 6, requires_grad=True)
-    loss = divergence(logits, first)
+    loss = boundary_divergence(logits, first)
     loss.backward()
     assert torch.isfinite(loss)
     assert logits.grad is not None

@@ -55,7 +55,7 @@ def judged(
 ) -> tuple[list[Score], dict[str, float]]:
     """`train`: the same queries are the train split too."""
     more = [query.model_copy(update={"split": "train"}) for query in queries] if train else []
-    return judge(exam_of([*queries, *more], tracks, "test"), Tubes.of_predictions(predictions))
+    return judge(exam_of([*queries, *more], tracks, "test"), Tubes.from_predictions(predictions))
 
 
 def test_metrics_have_both_baselines_beside_them() -> None:

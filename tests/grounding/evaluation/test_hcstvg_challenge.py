@@ -34,7 +34,7 @@ def as_columns(tubes: Tubes) -> tuple[Any, ...]:
 
 
 def predicted(*predictions: Prediction) -> Tubes:
-    return Tubes.of_predictions(predictions)
+    return Tubes.from_predictions(predictions)
 
 
 def test_both_ends_are_inclusive_and_frames_count_from_1(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_what_is_written_is_read(
     path = tmp_path_factory.getbasetemp() / "round.json"
     rows = [(begin + np.arange(len(boxes)), np.array(boxes)) for begin, boxes in made.values()]
     tubes = replace(
-        Tubes.of(made, [(begin, begin + len(boxes)) for begin, boxes in made.values()], rows),
+        Tubes.from_rows(made, [(begin, begin + len(boxes)) for begin, boxes in made.values()], rows),
         framewise=True,
     )
     write_challenge(path, tubes, first_frame)
@@ -334,7 +334,7 @@ def test_an_id_that_is_no_text_is_refused_or_written(tmp_path: Path) -> None:
 
 def test_an_empty_span_is_left_out(tmp_path: Path) -> None:
     spans = {"none": (5, 5), "one": (5, 6)}
-    tubes = Tubes.of_predictions(
+    tubes = Tubes.from_predictions(
         [Prediction(id=name, span=span, score=1.0, boxes=[]) for name, span in spans.items()]
     )
     write_challenge(tmp_path / "out.json", tubes)

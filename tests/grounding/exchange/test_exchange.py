@@ -63,7 +63,7 @@ def videos(exam: Exam) -> list[ShownVideo]:
         Prediction(id="test-0", span=(31, 36), score=0.25, boxes=rows),
         Prediction(id="test-1", span=(90, 100), score=1, boxes=[]),
     ]
-    tubes = Tubes.of_predictions(said)
+    tubes = Tubes.from_predictions(said)
     scores = score_exam(exam, tubes, "every-frame")
     return list(shown_videos(exam, tubes, scores, {one.id: one.score for one in said}))
 
@@ -135,7 +135,7 @@ def test_cvat_and_back_is_the_same_truth(tmp_path: Path, exam: Exam) -> None:
             for path in paths
         }
 
-    shown = list(shown_videos(exam, Tubes.of_predictions([]), [], {}))
+    shown = list(shown_videos(exam, Tubes.from_predictions([]), [], {}))
     write_cvat_folder(tmp_path / "videos" / "out", shown, quiet)
     parsed = parse(tmp_path / "videos", probe=probe)
     back = exam_of(parsed.queries, parsed.tracks, "test")
@@ -291,7 +291,7 @@ def test_corrections_are_not_written_over(videos: list[ShownVideo], tmp_path: Pa
 
 
 def test_the_challenges_file_names_no_videos(tmp_path: Path) -> None:
-    write_challenge(tmp_path / "truth.json", Tubes.of_predictions([]))
+    write_challenge(tmp_path / "truth.json", Tubes.from_predictions([]))
     with pytest.raises(
         InputError, match="--cvat needs an index as --truth: the challenge's file names no videos"
     ):

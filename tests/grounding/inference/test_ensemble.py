@@ -20,7 +20,7 @@ from grounding.evaluation.evaluate import predict_split
 from grounding.inference.ensemble import Ensemble, differences
 from grounding.models.csdvl import Csdvl
 from grounding.predictor.grounder import Grounder
-from grounding.structures.inputs import Inputs
+from grounding.structures.inputs import ModelInputs
 from grounding.visualization.attention_maps import AttentionRecorder
 from pipeline.errors import InputError
 from pipeline.io.jsonl import read_jsonl
@@ -71,7 +71,7 @@ def test_all_that_asks_an_ensemble_computes_as_it_says(
         yield
         inside.pop()
 
-    def forward(network: Csdvl, inputs: Inputs) -> Any:
+    def forward(network: Csdvl, inputs: ModelInputs) -> Any:
         assert inside
         return answer(network, inputs)
 

@@ -19,8 +19,8 @@ from grounding.data.dataset import GroundingDataset
 from grounding.data.sample import Sample
 from grounding.inference.predict import predict
 from grounding.inference.segment_prediction import Look
-from grounding.models.csdvl import Csdvl, CsdvlConfig, Outputs
-from grounding.structures.inputs import Inputs
+from grounding.models.csdvl import Csdvl, CsdvlConfig, CsdvlOutputs
+from grounding.structures.inputs import ModelInputs
 from pipeline.errors import StoreError
 from pipeline.records import Query
 
@@ -32,28 +32,28 @@ QueryMaker = Callable[..., Query]
 class Known(nn.Module):
     """Says the box of every frame by its τ, and spans by a map of logits per query of the batch."""
 
-    def __init__(self, logits: Callable[[Inputs], Tensor]) -> None:
+    def __init__(self, logits: Callable[[ModelInputs], Tensor]) -> None:
         super().__init__()
         self.anchor, self.logits, self.calls = nn.Parameter(torch.zeros(1)), logits, 0
 
-    def forward(self, inputs: Inputs) -> Outputs:
+    def forward(self, inputs: ModelInputs) -> CsdvlOutputs:
         self.calls += 1
-        tau = inputs.frame_tau
+        tau = inputs.frame_positions
         boxes = torch.stack(
             [tau, torch.full_like(tau, 0.5), torch.full_like(tau, 0.5), torch.full_like(tau, 0.25)],
             -1,
         )
         nothing = torch.zeros(0)
         older = torch.full_like(boxes, 0.9)
-        return Outputs(torch.stack([older, boxes]), self.logits(inputs), *[nothing] * 8)
+        return CsdvlOutputs(torch.stack([older, boxes]), self.logits(inputs), *[nothing] * 8)
 
 
-def flat(inputs: Inputs) -> Tensor:
-    return torch.zeros(len(inputs.frame_tau), CLIPS, CLIPS)
+def flat(inputs: ModelInputs) -> Tensor:
+    return torch.zeros(len(inputs.frame_positions), CLIPS, CLIPS)
 
 
-def spike(i: int, j: int, value: float = 2.0) -> Callable[[Inputs], Tensor]:
-    def logits(inputs: Inputs) -> Tensor:
+def spike(i: int, j: int, value: float = 2.0) -> Callable[[ModelInputs], Tensor]:
+    def logits(inputs: ModelInputs) -> Tensor:
         result = flat(inputs)
         result[:, i, j] = value
         result[:, 4, 0] = 9.0  # not a valid cell
@@ -100,9 +100,9 @@ def test_boxes_and_maps_seen_twice_are_averaged(features: GroundingDataset) -> N
     passes = Look(query, features).passes
 
     class Numbered(Known):
-        def forward(self, inputs: Inputs) -> Outputs:
+        def forward(self, inputs: ModelInputs) -> CsdvlOutputs:
             out = super().forward(inputs)
-            number = torch.arange(len(inputs.frame_tau)) / 10
+            number = torch.arange(len(inputs.frame_positions)) / 10
             boxes = out.boxes.clone()
             boxes[-1] = 0.5
             boxes[-1, ..., 0] = number[:, None]
@@ -124,11 +124,11 @@ def test_boxes_and_maps_seen_twice_are_averaged(features: GroundingDataset) -> N
 class Saying(Known):
     """The same box in all frames, `[4]` cxcywh."""
 
-    def __init__(self, logits: Callable[[Inputs], Tensor], box: Tensor) -> None:
+    def __init__(self, logits: Callable[[ModelInputs], Tensor], box: Tensor) -> None:
         super().__init__(logits)
         self.box = box
 
-    def forward(self, inputs: Inputs) -> Outputs:
+    def forward(self, inputs: ModelInputs) -> CsdvlOutputs:
         out = super().forward(inputs)
         return replace(out, boxes=self.box.expand_as(out.boxes))
 
@@ -151,15 +151,15 @@ def test_an_ensembles_boxes_and_probabilities_are_averaged(features: GroundingDa
 def model() -> Csdvl:
     torch.manual_seed(0)
     config = CsdvlConfig(
-        d=8,
-        heads=2,
-        ffn=8,
-        layers=1,
-        frames=FRAMES,
-        clips=CLIPS,
-        map_channels=4,
-        map_kernel=3,
-        map_layers=1,
+        hidden_dim=8,
+        num_heads=2,
+        ffn_dim=8,
+        num_layers=1,
+        num_frames=FRAMES,
+        num_clips=CLIPS,
+        proposal_map_channels=4,
+        proposal_map_kernel=3,
+        proposal_map_layers=1,
     )
     return Csdvl((6, 5, 7), config)
 
@@ -233,7 +233,7 @@ def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(
     )
     sizes: list[set[tuple[int, ...]]] = []
 
-    def logits(inputs: Inputs) -> Tensor:
+    def logits(inputs: ModelInputs) -> Tensor:
         sizes.append({tuple(size) for size in inputs.map_size.tolist()})
         return flat(inputs)
 
@@ -306,7 +306,7 @@ def test_the_next_passes_are_read_while_those_before_them_are_answered(
                     raise StoreError("damaged")
             return super().load_sample(query, rows)
 
-    def waiting(inputs: Inputs) -> Tensor:
+    def waiting(inputs: ModelInputs) -> Tensor:
         assert second.wait(60)
         return flat(inputs)
 

@@ -15,10 +15,10 @@ from grounding.data.dataset import GroundingDataset
 from grounding.data.sources import InMemorySource
 from grounding.inference.predict import predict
 from grounding.inference.refine import window_around
-from grounding.models.csdvl import Outputs
-from grounding.modules.proposal_map import iou_map
-from grounding.structures.inputs import Inputs
-from grounding.structures.span_scores import Boundaries, interval_edges
+from grounding.models.csdvl import CsdvlOutputs
+from grounding.modules.proposal_map import proposal_iou_map
+from grounding.structures.inputs import ModelInputs
+from grounding.structures.span_scores import BoundaryPrediction, interval_edges
 from pipeline.records import Prediction, Query
 from pipeline.store import Entry
 from pipeline.tracks import Tracks
@@ -40,16 +40,16 @@ class Knowing(nn.Module):
         super().__init__()
         self.anchor = nn.Parameter(torch.zeros(1))
 
-    def forward(self, inputs: Inputs) -> Outputs:
+    def forward(self, inputs: ModelInputs) -> CsdvlOutputs:
         middles = inputs.motion[:, :, 0, 0, 0].float()
         half = (middles[:, 1] - middles[:, 0]) / 2
         begin, end = middles[:, 0] - half, middles[:, -1] + half
         self.windows += zip(begin.tolist(), end.tolist(), strict=True)
         span = (torch.tensor([self.truth]) - begin[:, None]) / (end - begin)[:, None]
-        tau, nothing = inputs.frame_tau, torch.zeros(0)
+        tau, nothing = inputs.frame_positions, torch.zeros(0)
         boxes = torch.stack([tau, *(torch.full_like(tau, side) for side in (0.5, 0.0, 0.25))], -1)
-        logits: Tensor = iou_map(span, CLIPS).clamp(1e-7, 1 - 1e-7).logit()
-        return Outputs(boxes[None], logits, *[nothing] * 8)
+        logits: Tensor = proposal_iou_map(span, CLIPS).clamp(1e-7, 1 - 1e-7).logit()
+        return CsdvlOutputs(boxes[None], logits, *[nothing] * 8)
 
 
 @dataclass
@@ -60,8 +60,8 @@ class Said:
     first: np.ndarray
     last: np.ndarray
 
-    def when(self) -> list[Boundaries]:
-        return [Boundaries(*both) for both in zip(self.first, self.last, strict=True)]
+    def when(self) -> list[BoundaryPrediction]:
+        return [BoundaryPrediction(*both) for both in zip(self.first, self.last, strict=True)]
 
 
 class KnowingFrames(Knowing):
@@ -73,10 +73,10 @@ class KnowingFrames(Knowing):
 
     late = 0.3
 
-    def forward(self, inputs: Inputs) -> Said:
+    def forward(self, inputs: ModelInputs) -> Said:
         numbers, tau = (
             inputs.appearance[:, :, 0, 0, 0].double().numpy(),
-            inputs.frame_tau.double().numpy(),
+            inputs.frame_positions.double().numpy(),
         )
         length = ((numbers[:, -1] - numbers[:, 0]) / (tau[:, -1] - tau[:, 0])).round()
         starts = (numbers[:, 0] + 0.5 - tau[:, 0] * length).round()

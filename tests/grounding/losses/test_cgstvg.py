@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grounding.losses.boxes import carrier_loss, cell_losses
+from grounding.losses.boxes import box_attention_loss, cell_box_losses
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
-from grounding.losses.temporal import divergence, gaussians, inside_loss
-from grounding.models.cgstvg import Outputs
-from grounding.structures.span_scores import Boundaries
-from grounding.structures.targets import Targets, Totals
+from grounding.losses.temporal import boundary_divergence, boundary_distributions, inside_loss
+from grounding.models.cgstvg import CgstvgOutputs
+from grounding.structures.span_scores import BoundaryPrediction
+from grounding.structures.targets import Targets, LossNormalizers
 from pipeline.sampling import normalized_position, sample_bin_centers
 
 FRAMES, CELLS = 4, 6
@@ -50,27 +50,27 @@ def make_targets(boxed: list[list[int]], boxes: Tensor | None = None) -> Targets
     )
 
 
-def make_outputs(stages: int, count: int) -> Outputs:
+def make_outputs(stages: int, count: int) -> CgstvgOutputs:
     random = torch.Generator().manual_seed(2)
     cells = torch.rand(2, stages, count, FRAMES, CELLS, generator=random)
-    return Outputs(
+    return CgstvgOutputs(
         boxes=random_boxes(stages, count, FRAMES, seed=3),
-        first=torch.randn(stages, count, FRAMES, generator=random),
-        last=torch.randn(stages, count, FRAMES, generator=random),
-        inside=torch.randn(stages, count, FRAMES, generator=random),
-        quality=torch.rand(stages, count, FRAMES, generator=random),
-        kept=torch.ones(stages, count, FRAMES, dtype=torch.bool),
-        frame_tau=uniform_tau(FRAMES).expand(count, FRAMES),
-        carriers=cells[0] / cells[0].sum(-1, keepdim=True),
+        start_logits=torch.randn(stages, count, FRAMES, generator=random),
+        end_logits=torch.randn(stages, count, FRAMES, generator=random),
+        inside_logits=torch.randn(stages, count, FRAMES, generator=random),
+        box_confidence=torch.rand(stages, count, FRAMES, generator=random),
+        context_mask=torch.ones(stages, count, FRAMES, dtype=torch.bool),
+        frame_positions=uniform_tau(FRAMES).expand(count, FRAMES),
+        box_attention=cells[0] / cells[0].sum(-1, keepdim=True),
         cell_boxes=random_boxes(count, FRAMES, CELLS, seed=4),
-        cell_centres=torch.rand(count, CELLS, 2, generator=random),
-        heard=cells[1] / cells[1].sum(-1, keepdim=True) / 2,
+        cell_centers=torch.rand(count, CELLS, 2, generator=random),
+        temporal_attention=cells[1] / cells[1].sum(-1, keepdim=True) / 2,
     )
 
 
-def whole_loss(out: Outputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
+def whole_loss(out: CgstvgOutputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
     """The loss of a whole batch."""
-    return cgstvg_loss(out, targets, CgstvgLossConfig(**weights), Totals.of(targets))
+    return cgstvg_loss(out, targets, CgstvgLossConfig(**weights), LossNormalizers.from_targets(targets))
 
 
 # First and last
@@ -79,7 +79,7 @@ def whole_loss(out: Outputs, targets: Targets, **weights: Any) -> dict[str, Tens
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
 def test_gaussians_stand_on_the_event_s_first_and_last_sample(sigma: float) -> None:
     """The span [2/8, 5/8) holds samples 2, 3 and 4 of 8."""
-    targets = gaussians(torch.tensor([[2 / 8, 5 / 8]]), uniform_tau(8), sigma)
+    targets = boundary_distributions(torch.tensor([[2 / 8, 5 / 8]]), uniform_tau(8), sigma)
     for found, top in zip(targets, (2, 4), strict=True):
         heights = [math.exp(-((sample - top) ** 2) / (2 * sigma**2)) for sample in range(8)]
         assert found[0].argmax() == top
@@ -98,13 +98,13 @@ def test_gaussians_sum_to_one_wherever_spans_and_samples_lie() -> None:
         ]
     )
     tau = torch.rand(9, 16, generator=random).sort(-1).values
-    for found in gaussians(spans, tau, 2.0):
+    for found in boundary_distributions(spans, tau, 2.0):
         torch.testing.assert_close(found.sum(-1), torch.ones(9))
         assert (found >= 0).all()
 
 
 def test_an_event_of_one_sample_begins_and_ends_with_it() -> None:
-    first, last = gaussians(torch.tensor([[3 / 8, 4 / 8]]), uniform_tau(8), 1.0)
+    first, last = boundary_distributions(torch.tensor([[3 / 8, 4 / 8]]), uniform_tau(8), 1.0)
     assert first.argmax() == 3
     torch.testing.assert_close(first, last)
 
@@ -116,11 +116,11 @@ def test_a_model_that_says_its_targets_finds_the_span(stored: int) -> None:
     frames = (np.arange(stored) * 120) // stored
     numbers = frames[sample_bin_centers(stored, count)]
     tau = torch.from_numpy(normalized_position(numbers, (0, 120))).float()[None]
-    targets = gaussians(torch.tensor([span]) / 120, tau, 1.0)
-    answer = Boundaries(*(target[0].double().numpy() for target in targets))
-    scores = answer.scores((0, 120), np.unique(numbers))
+    targets = boundary_distributions(torch.tensor([span]) / 120, tau, 1.0)
+    answer = BoundaryPrediction(*(target[0].double().numpy() for target in targets))
+    scores = answer.init_scores((0, 120), np.unique(numbers))
     scores.add(answer, numbers)
-    begin, end, _ = scores.best(between=True)
+    begin, end, _ = scores.best_span(subframe_boundaries=True)
     spacing = 120 / min(stored, count)
     assert (begin, end) == (
         pytest.approx(span[0], abs=spacing / 4),
@@ -131,7 +131,7 @@ def test_a_model_that_says_its_targets_finds_the_span(stored: int) -> None:
 def test_the_divergence_of_equal_distributions_is_zero() -> None:
     target = torch.tensor([[0.1, 0.2, 0.7], [0.0, 0.5, 0.5]])
     logits = target.clamp(min=1e-12).log() + 3
-    assert divergence(logits.expand(2, 2, 3), target).item() == pytest.approx(0, abs=1e-6)
+    assert boundary_divergence(logits.expand(2, 2, 3), target).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_divergence_by_hand() -> None:
@@ -139,7 +139,7 @@ def test_the_divergence_by_hand() -> None:
     mean, in each of two stages.
     """
     target = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
-    found = divergence(torch.full((2, 2, 3), 5.0), target)
+    found = boundary_divergence(torch.full((2, 2, 3), 5.0), target)
     assert found.item() == pytest.approx(2 * (math.log(3) - math.log(2) / 2), rel=1e-5)
 
 
@@ -152,7 +152,7 @@ def test_the_divergence_is_torch_s() -> None:
     expected = sum(
         functional.kl_div(stage.log_softmax(-1), target, reduction="batchmean") for stage in logits
     )
-    torch.testing.assert_close(divergence(logits, target), expected)
+    torch.testing.assert_close(boundary_divergence(logits, target), expected)
 
 
 # Inside
@@ -173,7 +173,7 @@ def test_the_inside_loss_by_hand(background: float) -> None:
 # Boxes
 
 
-def one_box(stages: int = 1, quality: float = 0.25) -> tuple[Outputs, Targets]:
+def one_box(stages: int = 1, quality: float = 0.25) -> tuple[CgstvgOutputs, Targets]:
     """One query; in frames 1 and 2 `FOUND` stands for `TRUTH`, in the others, which are not boxed,
     something else.
     """
@@ -182,7 +182,7 @@ def one_box(stages: int = 1, quality: float = 0.25) -> tuple[Outputs, Targets]:
         make_targets([[0, 1, 1, 0]], torch.tensor(TRUTH).expand(1, FRAMES, 4)),
     )
     out.boxes[:, :, 1:3] = torch.tensor(FOUND)
-    return replace(out, quality=torch.full_like(out.quality, quality)), targets
+    return replace(out, quality=torch.full_like(out.box_confidence, quality)), targets
 
 
 @pytest.mark.parametrize("stages", [1, 3])
@@ -217,11 +217,11 @@ def test_a_confidence_that_is_certain_and_wrong_costs_a_finite_loss(quality: flo
 
 def test_the_spatial_confidence_learns_on_boxed_frames_alone_and_teaches_no_boxes() -> None:
     out, targets = one_box(stages=2)
-    out.quality.requires_grad_()
+    out.box_confidence.requires_grad_()
     out.boxes.requires_grad_()
     whole_loss(out, targets, **NOTHING | {"quality": 1.0})["loss"].backward()
-    assert out.quality.grad is not None
-    assert out.quality.grad.ne(0).tolist() == [[[False, True, True, False]]] * 2
+    assert out.box_confidence.grad is not None
+    assert out.box_confidence.grad.ne(0).tolist() == [[[False, True, True, False]]] * 2
     assert out.boxes.grad is None or not out.boxes.grad.any()
 
 
@@ -236,14 +236,14 @@ def test_boxes_learn_on_boxed_frames_alone() -> None:
 def test_without_boxes_their_losses_are_zero_and_finite() -> None:
     out, targets = make_outputs(2, 2), make_targets([[0] * 4] * 2)
     out.boxes.requires_grad_()
-    out.quality.requires_grad_()
+    out.box_confidence.requires_grad_()
     parts = whole_loss(out, targets, carriers=1.0, cells=1.0)
     assert [
         parts[name].item()
         for name in ("l1", "iou", "quality", "carriers", "heard", "cells_l1", "cells_giou")
     ] == [0] * 7
     parts["loss"].backward()
-    for given in (out.boxes, out.quality):
+    for given in (out.boxes, out.box_confidence):
         assert given.grad is not None
         assert not given.grad.any()
 
@@ -257,10 +257,10 @@ def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
     """
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     parts = whole_loss(out, targets)
-    first, last = gaussians(targets.span, out.frame_tau, 2.0)
-    torch.testing.assert_close(parts["first"], divergence(out.first, first))
-    torch.testing.assert_close(parts["last"], divergence(out.last, last))
-    torch.testing.assert_close(parts["inside"], inside_loss(out.inside, targets.frames, 1.0))
+    first, last = boundary_distributions(targets.span, out.frame_positions, 2.0)
+    torch.testing.assert_close(parts["first"], boundary_divergence(out.start_logits, first))
+    torch.testing.assert_close(parts["last"], boundary_divergence(out.end_logits, last))
+    torch.testing.assert_close(parts["inside"], inside_loss(out.inside_logits, targets.frame_labels, 1.0))
     expected = (
         10 * parts["first"]
         + 10 * parts["last"]
@@ -294,13 +294,13 @@ def test_without_context_there_is_no_confidence_to_learn() -> None:
 def test_what_cells_carry_is_taught_by_the_true_boxes() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     parts, usual = whole_loss(out, targets, carriers=2.0, cells=0.5), whole_loss(out, targets)
-    total = targets.boxed.sum().float()
+    total = targets.box_mask.sum().float()
     for name in ("carriers", "heard"):
-        expected = carrier_loss(
-            getattr(out, name), out.cell_centres, targets.boxes, targets.boxed, total
+        expected = box_attention_loss(
+            getattr(out, name), out.cell_centers, targets.boxes, targets.box_mask, total
         )
         torch.testing.assert_close(parts[name], expected)
-    l1, giou = cell_losses(out.cell_boxes, out.cell_centres, targets, total)
+    l1, giou = cell_box_losses(out.cell_boxes, out.cell_centers, targets, total)
     added = 2 * (parts["carriers"] + parts["heard"]) + 0.5 * (5 * l1 + 3 * giou)
     torch.testing.assert_close(parts["loss"], usual["loss"] + added)
 
@@ -316,11 +316,11 @@ def test_without_boxes_of_cells_there_is_nothing_to_teach_them() -> None:
 PARTS = (slice(0, 1), slice(1, 3))
 
 
-def part_of(value: Outputs | Targets, own: slice) -> Any:
+def part_of(value: CgstvgOutputs | Targets, own: slice) -> Any:
     """Some queries of a batch: the second axis where stages come first."""
     per_stage = (
         {"boxes", "first", "last", "inside", "quality", "kept", "carriers", "heard"}
-        if isinstance(value, Outputs)
+        if isinstance(value, CgstvgOutputs)
         else set()
     )
     cut = {field.name: getattr(value, field.name) for field in fields(value)}
@@ -343,7 +343,7 @@ def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: dict[str, 
     would not.
     """
     out, targets = make_outputs(2, 3), make_targets([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]])
-    config, totals = CgstvgLossConfig(**weights), Totals.of(targets)
+    config, totals = CgstvgLossConfig(**weights), LossNormalizers.from_targets(targets)
     whole = cgstvg_loss(out, targets, config, totals)
     parts = [cgstvg_loss(part_of(out, own), part_of(targets, own), config, totals) for own in PARTS]
     for name, value in whole.items():

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from grounding.losses.boxes import carrier_loss, cell_losses
+from grounding.losses.boxes import box_attention_loss, cell_box_losses
 from grounding.losses.costa import CostaLossConfig, costa_loss
-from grounding.losses.temporal import divergence, gaussians, inside_loss
-from grounding.models.costa import Outputs
-from grounding.structures.targets import Targets, Totals
+from grounding.losses.temporal import boundary_divergence, boundary_distributions, inside_loss
+from grounding.models.costa import CostaOutputs
+from grounding.structures.targets import Targets, LossNormalizers
 
 FRAMES, CELLS, LAYERS = 4, 6, 3
 TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
@@ -46,27 +46,27 @@ def make_targets(count: int, boxes: Tensor | None = None) -> Targets:
     )
 
 
-def make_outputs(count: int) -> Outputs:
+def make_outputs(count: int) -> CostaOutputs:
     random = torch.Generator().manual_seed(2)
     cells = torch.rand(2, LAYERS, count, FRAMES, CELLS, generator=random)
-    return Outputs(
+    return CostaOutputs(
         boxes=random_boxes(LAYERS, count, FRAMES, seed=3),
-        first=torch.randn(LAYERS, count, FRAMES, generator=random),
-        last=torch.randn(LAYERS, count, FRAMES, generator=random),
-        fused=torch.randn(count, FRAMES, generator=random),
-        decoded=torch.randn(count, FRAMES, generator=random),
-        told=torch.ones(count, FRAMES, dtype=torch.bool),
-        frame_tau=((torch.arange(FRAMES) + 0.5) / FRAMES).expand(count, FRAMES),
-        carriers=cells[0] / cells[0].sum(-1, keepdim=True),
+        start_logits=torch.randn(LAYERS, count, FRAMES, generator=random),
+        end_logits=torch.randn(LAYERS, count, FRAMES, generator=random),
+        encoder_presence_logits=torch.randn(count, FRAMES, generator=random),
+        decoder_presence_logits=torch.randn(count, FRAMES, generator=random),
+        event_mask=torch.ones(count, FRAMES, dtype=torch.bool),
+        frame_positions=((torch.arange(FRAMES) + 0.5) / FRAMES).expand(count, FRAMES),
+        box_attention=cells[0] / cells[0].sum(-1, keepdim=True),
         cell_boxes=random_boxes(count, FRAMES, CELLS, seed=4),
-        cell_centres=torch.rand(count, CELLS, 2, generator=random),
-        heard=cells[1] / cells[1].sum(-1, keepdim=True) / 2,
+        cell_centers=torch.rand(count, CELLS, 2, generator=random),
+        temporal_attention=cells[1] / cells[1].sum(-1, keepdim=True) / 2,
     )
 
 
-def whole_loss(out: Outputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
+def whole_loss(out: CostaOutputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
     """The loss of a whole batch."""
-    return costa_loss(out, targets, CostaLossConfig(**weights), Totals.of(targets))
+    return costa_loss(out, targets, CostaLossConfig(**weights), LossNormalizers.from_targets(targets))
 
 
 def test_boxes_by_hand() -> None:
@@ -123,10 +123,10 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     out, targets = make_outputs(2), make_targets(2)
     parts = whole_loss(out, targets)
     expected = {
-        "first": divergence(out.first, gaussians(targets.span, out.frame_tau, 2.0)[0]),
-        "last": divergence(out.last, gaussians(targets.span, out.frame_tau, 2.0)[1]),
-        "fused": inside_loss(out.fused[None], targets.frames, 0.3),
-        "decoded": inside_loss(out.decoded[None], targets.frames, 0.3),
+        "first": boundary_divergence(out.start_logits, boundary_distributions(targets.span, out.frame_positions, 2.0)[0]),
+        "last": boundary_divergence(out.end_logits, boundary_distributions(targets.span, out.frame_positions, 2.0)[1]),
+        "fused": inside_loss(out.encoder_presence_logits[None], targets.frame_labels, 0.3),
+        "decoded": inside_loss(out.decoder_presence_logits[None], targets.frame_labels, 0.3),
     }
     assert parts.keys() == {"loss", "l1", "giou", *expected}
     for name, value in expected.items():
@@ -148,13 +148,13 @@ def test_from_scratch_cells_are_told_too() -> None:
         whole_loss(
             out, targets, **{**NOTHING, "carriers": 2.0, "cells": 3.0, "l1": 5.0, "giou": 7.0}
         ),
-        targets.boxed.sum(),
+        targets.box_mask.sum(),
     )
-    for name, cells in (("carriers", out.carriers), ("heard", out.heard)):
+    for name, cells in (("carriers", out.box_attention), ("heard", out.temporal_attention)):
         torch.testing.assert_close(
-            parts[name], carrier_loss(cells, out.cell_centres, targets.boxes, targets.boxed, boxed)
+            parts[name], box_attention_loss(cells, out.cell_centers, targets.boxes, targets.box_mask, boxed)
         )
-    l1, giou = cell_losses(out.cell_boxes, out.cell_centres, targets, boxed)
+    l1, giou = cell_box_losses(out.cell_boxes, out.cell_centers, targets, boxed)
     expected = (
         2 * (parts["carriers"] + parts["heard"])
         + 3 * (5 * l1 + 7 * giou)
@@ -167,15 +167,15 @@ def test_from_scratch_cells_are_told_too() -> None:
 
 def test_parts_of_a_batch_add_up_to_it() -> None:
     out, targets = make_outputs(3), make_targets(3)
-    targets = replace(targets, boxed=targets.boxed & torch.tensor([[False], [True], [True]]))
-    weights, totals = CostaLossConfig(carriers=1.0, cells=1.0), Totals.of(targets)
+    targets = replace(targets, boxed=targets.box_mask & torch.tensor([[False], [True], [True]]))
+    weights, totals = CostaLossConfig(box_attention=1.0, cell_boxes=1.0), LossNormalizers.from_targets(targets)
     by_layer = {"boxes", "first", "last", "carriers", "heard"}
 
     def part(rows: slice) -> dict[str, Tensor]:
-        own = Outputs(
+        own = CostaOutputs(
             **{
                 f.name: getattr(out, f.name)[(slice(None), rows) if f.name in by_layer else rows]
-                for f in fields(Outputs)
+                for f in fields(CostaOutputs)
             }
         )
         true = Targets(**{f.name: getattr(targets, f.name)[rows] for f in fields(Targets)})
@@ -192,7 +192,7 @@ def test_parts_of_a_batch_add_up_to_it() -> None:
 
 def test_a_batch_without_boxes_has_a_finite_loss() -> None:
     targets = make_targets(2)
-    targets = replace(targets, boxed=torch.zeros_like(targets.boxed))
+    targets = replace(targets, boxed=torch.zeros_like(targets.box_mask))
     parts = whole_loss(make_outputs(2), targets, carriers=1.0, cells=1.0)
     assert all(torch.isfinite(value) for value in parts.values())
     assert parts["l1"] == parts["giou"] == 0

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from grounding.losses.boxes import box_losses, carrier_loss, cell_losses, corners, own_cells
-from grounding.losses.csdvl import LossConfig, attentive_loss, csdvl_loss, proposal_loss
-from grounding.models.csdvl import Outputs
-from grounding.structures.targets import Targets, Totals
+from grounding.losses.boxes import box_losses, box_attention_loss, cell_box_losses, cxcywh_to_xyxy, cells_in_box
+from grounding.losses.csdvl import CsdvlLossConfig, temporal_attention_loss, csdvl_loss, proposal_loss
+from grounding.models.csdvl import CsdvlOutputs
+from grounding.structures.targets import Targets, LossNormalizers
 
 FRAMES, CLIPS = 4, 3
 
@@ -30,51 +30,51 @@ def make_targets(boxed: list[list[int]]) -> Targets:
     count = len(where)
     return Targets(
         boxes=random_boxes(count, FRAMES),
-        boxed=where,
+        box_mask=where,
         span=torch.tensor([[0.0, 0.5]]).expand(count, 2),
-        frames=where.float(),
-        clips=torch.tensor([[1.0, 1.0, 0.0]]).expand(count, CLIPS),
+        frame_labels=where.float(),
+        clip_labels=torch.tensor([[1.0, 1.0, 0.0]]).expand(count, CLIPS),
         clip_boxes=random_boxes(count, CLIPS, seed=1),
-        clip_boxed=torch.tensor([[True, False, False]]).expand(count, CLIPS),
+        clip_box_mask=torch.tensor([[True, False, False]]).expand(count, CLIPS),
     )
 
 
-def make_outputs(layers: int, count: int, cells: int = 4) -> Outputs:
+def make_outputs(layers: int, count: int, cells: int = 4) -> CsdvlOutputs:
     random = torch.Generator().manual_seed(2)
     maps = torch.rand(layers, count, FRAMES, 2, cells // 2, generator=random)
     heard = torch.rand(count, CLIPS, cells, generator=random)
-    return Outputs(
+    return CsdvlOutputs(
         boxes=random_boxes(layers, count, FRAMES, seed=3),
-        proposals=torch.randn(count, CLIPS, CLIPS, generator=random),
-        frame_scores=torch.randn(count, FRAMES, generator=random),
-        clip_scores=torch.randn(count, CLIPS, generator=random),
-        guides=maps,
-        carriers=maps / maps.sum((-1, -2), keepdim=True),
+        proposal_logits=torch.randn(count, CLIPS, CLIPS, generator=random),
+        frame_logits=torch.randn(count, FRAMES, generator=random),
+        clip_logits=torch.randn(count, CLIPS, generator=random),
+        guidance=maps,
+        box_attention=maps / maps.sum((-1, -2), keepdim=True),
         cell_boxes=random_boxes(count, FRAMES, cells, seed=4),
-        cell_centres=torch.rand(count, cells, 2, generator=random),
-        heard=heard / heard.sum(-1, keepdim=True),
-        heard_centres=torch.rand(count, cells, 2, generator=random),
+        cell_centers=torch.rand(count, cells, 2, generator=random),
+        temporal_attention=heard / heard.sum(-1, keepdim=True),
+        temporal_cell_centers=torch.rand(count, cells, 2, generator=random),
     )
 
 
 def boxes_of(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     """The box losses of a whole batch."""
-    return box_losses(boxes, targets, targets.boxed.sum().float())
+    return box_losses(boxes, targets, targets.box_mask.sum().float())
 
 
 def carriers_of(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor) -> Tensor:
     """The carrier loss of a whole batch."""
-    return carrier_loss(carriers, centres, boxes, boxed, boxed.sum().float())
+    return box_attention_loss(carriers, centres, boxes, boxed, boxed.sum().float())
 
 
-def whole_loss(out: Outputs, targets: Targets, weights: LossConfig) -> dict[str, Tensor]:
+def whole_loss(out: CsdvlOutputs, targets: Targets, weights: CsdvlLossConfig) -> dict[str, Tensor]:
     """The loss of a whole batch."""
-    return csdvl_loss(out, targets, weights, Totals.of(targets))
+    return csdvl_loss(out, targets, weights, LossNormalizers.from_targets(targets))
 
 
 def test_corners_are_torchvision_s() -> None:
     boxes = random_boxes(3, 2)
-    torch.testing.assert_close(corners(boxes), box_convert(boxes, "cxcywh", "xyxy"))
+    torch.testing.assert_close(cxcywh_to_xyxy(boxes), box_convert(boxes, "cxcywh", "xyxy"))
 
 
 def test_l1_by_hand() -> None:
@@ -104,9 +104,9 @@ def test_giou_is_torchvision_s() -> None:
     boxes = random_boxes(3, 2, FRAMES, seed=5)
     total = 0.0
     for layer in range(3):
-        found = corners(boxes[layer][targets.boxed])
+        found = cxcywh_to_xyxy(boxes[layer][targets.box_mask])
         total += float(
-            (1 - generalized_box_iou(found, corners(targets.boxes[targets.boxed])).diagonal()).sum()
+            (1 - generalized_box_iou(found, cxcywh_to_xyxy(targets.boxes[targets.box_mask])).diagonal()).sum()
         )
     assert boxes_of(boxes, targets)[1].item() == pytest.approx(total / 5, rel=1e-5)
 
@@ -128,9 +128,9 @@ def test_without_boxes_box_losses_are_zero_and_finite() -> None:
     assert not boxes.grad.any()
 
 
-def part_of(value: Outputs | Targets, own: slice) -> Any:
+def part_of(value: CsdvlOutputs | Targets, own: slice) -> Any:
     """Some queries of a batch: the second axis where layers come first."""
-    per_layer = {"boxes", "guides", "carriers"} if isinstance(value, Outputs) else set()
+    per_layer = {"boxes", "guides", "carriers"} if isinstance(value, CsdvlOutputs) else set()
     cut = {field.name: getattr(value, field.name) for field in fields(value)}
     return replace(
         value,
@@ -139,20 +139,20 @@ def part_of(value: Outputs | Targets, own: slice) -> Any:
 
 
 @pytest.mark.parametrize(
-    "weights", [LossConfig(carriers=1.0, cells=0.5), LossConfig(every_layer=False, attentive=0.3)]
+    "weights", [CsdvlLossConfig(box_attention=1.0, cell_boxes=0.5), CsdvlLossConfig(every_layer=False, temporal_attention=0.3)]
 )
-def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: LossConfig) -> None:
+def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: CsdvlLossConfig) -> None:
     """Parts of one and two queries with 3, 2 and no boxed samples; without totals of the whole they
     would not.
     """
     out, targets = make_outputs(2, 3), make_targets([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]])
-    totals = Totals(
+    totals = LossNormalizers(
         *(
             torch.stack(parts).sum()
-            for parts in zip(*(Totals.of(part_of(targets, own)) for own in PARTS), strict=True)
+            for parts in zip(*(LossNormalizers.from_targets(part_of(targets, own)) for own in PARTS), strict=True)
         )
     )
-    assert totals == Totals.of(targets)
+    assert totals == LossNormalizers.from_targets(targets)
     whole = csdvl_loss(out, targets, weights, totals)
     parts = [csdvl_loss(part_of(out, own), part_of(targets, own), weights, totals) for own in PARTS]
     for name, value in whole.items():
@@ -182,13 +182,13 @@ def test_the_attentive_loss_by_hand() -> None:
     """
     logits = torch.tensor([[0.0, math.log(2), 0.0], [5.0, 5.0, 5.0]])
     inside = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    assert attentive_loss(logits, inside).item() == pytest.approx(
+    assert temporal_attention_loss(logits, inside).item() == pytest.approx(
         (1.5 * math.log(2) + math.log(3)) / 2, rel=1e-5
     )
 
 
 def test_the_attentive_loss_is_zero_without_labels() -> None:
-    assert attentive_loss(torch.randn(1, 3), torch.zeros(1, 3)).item() == 0
+    assert temporal_attention_loss(torch.randn(1, 3), torch.zeros(1, 3)).item() == 0
 
 
 CENTRES = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]])
@@ -233,7 +233,7 @@ def test_without_boxes_and_without_mass_the_carrier_loss_is_finite() -> None:
 
 def test_own_cells_are_those_whose_centre_lies_in_the_box() -> None:
     boxes = torch.tensor([[[0.5, 0.3, 0.8, 0.4], [0.6, 0.45, 0.02, 0.02]]])
-    assert own_cells(boxes, CENTRES).tolist() == [
+    assert cells_in_box(boxes, CENTRES).tolist() == [
         [[True, True, False, False], [False, True, False, False]]
     ]
 
@@ -252,11 +252,11 @@ def test_the_cell_losses_by_hand() -> None:
             truth * 0 + 9,
         ]
     )
-    l1, giou = cell_losses(cells.expand(1, FRAMES, 4, 4), CENTRES, targets, torch.tensor(1.0))
+    l1, giou = cell_box_losses(cells.expand(1, FRAMES, 4, 4), CENTRES, targets, torch.tensor(1.0))
     assert l1.item() == pytest.approx(0.2, rel=1e-5)
     expected = (
         sum(
-            1 - generalized_box_iou(corners(cell[None]), corners(truth[None])).item()
+            1 - generalized_box_iou(cxcywh_to_xyxy(cell[None]), cxcywh_to_xyxy(truth[None])).item()
             for cell in cells[:2]
         )
         / 2
@@ -267,17 +267,17 @@ def test_the_cell_losses_by_hand() -> None:
 def test_cells_that_propose_the_pooled_box_lose_what_it_loses() -> None:
     out, targets = make_outputs(1, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     same = replace(out, cell_boxes=out.boxes[0, :, :, None].expand(-1, -1, 4, -1))
-    parts = whole_loss(same, targets, LossConfig(cells=2.0))
+    parts = whole_loss(same, targets, CsdvlLossConfig(cell_boxes=2.0))
     torch.testing.assert_close(parts["cells_l1"], parts["l1"])
     torch.testing.assert_close(parts["cells_giou"], parts["giou"])
-    added = parts["loss"] - whole_loss(same, targets, LossConfig())["loss"]
+    added = parts["loss"] - whole_loss(same, targets, CsdvlLossConfig())["loss"]
     torch.testing.assert_close(added, 2 * (5 * parts["cells_l1"] + 2 * parts["cells_giou"]))
 
 
 def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
     """5·L1 + 2·GIoU + 5·BCE + 1·(.5·frame + 1·clip)."""
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    parts = whole_loss(out, targets, LossConfig())
+    parts = whole_loss(out, targets, CsdvlLossConfig())
     expected = (
         5 * parts["l1"]
         + 2 * parts["giou"]
@@ -291,8 +291,8 @@ def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
 
 def test_every_weight_scales_its_part() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    nothing = LossConfig(l1=0, giou=0, proposals=0, attentive=0)
-    parts = whole_loss(out, targets, LossConfig(carriers=1))
+    nothing = CsdvlLossConfig(l1=0, giou=0, proposals=0, temporal_attention=0)
+    parts = whole_loss(out, targets, CsdvlLossConfig(box_attention=1))
     alone = {
         "l1": parts["l1"],
         "giou": parts["giou"],
@@ -307,19 +307,19 @@ def test_every_weight_scales_its_part() -> None:
 
 def test_box_losses_after_every_layer_are_an_option() -> None:
     out, targets = make_outputs(3, 1), make_targets([[1, 1, 0, 1]])
-    last = whole_loss(out, targets, LossConfig(every_layer=False, carriers=1.0))
+    last = whole_loss(out, targets, CsdvlLossConfig(every_layer=False, box_attention=1.0))
     torch.testing.assert_close(last["l1"], boxes_of(out.boxes[-1:], targets)[0])
     expected = carriers_of(
-        out.carriers[-1:].flatten(3), out.cell_centres, targets.boxes, targets.boxed
+        out.box_attention[-1:].flatten(3), out.cell_centers, targets.boxes, targets.box_mask
     )
     torch.testing.assert_close(last["carriers"], expected)
-    assert whole_loss(out, targets, LossConfig())["l1"] > last["l1"]
+    assert whole_loss(out, targets, CsdvlLossConfig())["l1"] > last["l1"]
 
 
 def test_parts_that_cells_carry_are_of_their_own_cells() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    parts = whole_loss(out, targets, LossConfig(carriers=1.0))
+    parts = whole_loss(out, targets, CsdvlLossConfig(box_attention=1.0))
     expected = carriers_of(
-        out.heard[None], out.heard_centres, targets.clip_boxes, targets.clip_boxed
+        out.temporal_attention[None], out.temporal_cell_centers, targets.clip_boxes, targets.clip_box_mask
     )
     torch.testing.assert_close(parts["heard"], expected)

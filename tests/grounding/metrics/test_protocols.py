@@ -92,7 +92,7 @@ def golden_predictions(protocol: str) -> list[Prediction]:
 
 
 def golden_tubes(protocol: str, framewise: bool) -> Tubes:
-    return replace(Tubes.of_predictions(golden_predictions(protocol)), framewise=framewise)
+    return replace(Tubes.from_predictions(golden_predictions(protocol)), framewise=framewise)
 
 
 def write_golden(folder: Path, protocol: str) -> None:
@@ -167,7 +167,7 @@ def test_boxes_outside_the_picture_are_judged_as_they_are() -> None:
         np.concatenate([boxes for boxes, _ in corners]),
     )
     np.testing.assert_array_equal(
-        Tubes.of_truth(*golden_index()).boxes,
+        Tubes.from_ground_truth(*golden_index()).boxes,
         np.concatenate([four(case["gt"]["boxes"]) for case in CASES]),
     )
 
@@ -260,7 +260,7 @@ def tube(
 ) -> Tubes:
     rows = [(frame, *box) for frame in frames]
     return replace(
-        Tubes.of_predictions([Prediction(id=name, span=span, score=1.0, boxes=rows)]),
+        Tubes.from_predictions([Prediction(id=name, span=span, score=1.0, boxes=rows)]),
         framewise=framewise,
     )
 
@@ -365,7 +365,7 @@ def test_tubedetr_judges_boxes_on_sampled_frames_only() -> None:
     wrong_between = [
         (frame, *(BOX if frame % 6 == 0 else (0.0, 0.0, 1.0, 1.0))) for frame in range(100, 190)
     ]
-    predicted = Tubes.of_predictions(
+    predicted = Tubes.from_predictions(
         [Prediction(id="q", span=(130, 190), score=1.0, boxes=wrong_between)]
     )
     assert judged_one("tubedetr", predicted) == pytest.approx((5 / 15, 30 / 90, 1))
@@ -400,7 +400,7 @@ def test_queries_without_a_prediction_by_every_protocol() -> None:
 
 
 def test_a_query_has_one_prediction() -> None:
-    twice = Tubes.of_predictions([Prediction(id="q", span=(0, 1), score=1.0, boxes=[])] * 2)
+    twice = Tubes.from_predictions([Prediction(id="q", span=(0, 1), score=1.0, boxes=[])] * 2)
     with pytest.raises(InputError, match="query 'q' has two predictions; keep one"):
         judged_one("every-frame", twice)
 
@@ -415,7 +415,7 @@ def test_an_unknown_protocol_is_refused_with_those_there_are() -> None:
 
 @pytest.mark.parametrize("protocol", ["tubedetr", "stcat"])
 def test_sampling_and_segments_need_an_index(protocol: str) -> None:
-    truths = Truths(Tubes.of_truth([query_of()], tracks_of(range(100, 160))))
+    truths = Truths(Tubes.from_ground_truth([query_of()], tracks_of(range(100, 160))))
     with pytest.raises(
         InputError,
         match=rf"protocol {protocol} needs an index as truth .*, not the challenge's file",
@@ -516,7 +516,7 @@ def truths_of(made: list[Pair], vidstg: bool = False) -> Truths:
         for pair in made
     ]
     tubes = replace(
-        Tubes.of(map(str, range(len(made))), [pair.span for pair in made], columns), framewise=True
+        Tubes.from_rows(map(str, range(len(made))), [pair.span for pair in made], columns), framewise=True
     )
     return Truths(
         tubes,
@@ -536,7 +536,7 @@ def predicted_of(made: Mapping[int, Pair], framewise: bool) -> Tubes:
         )
         for n, pair in made.items()
     ]
-    return replace(Tubes.of_predictions(found), framewise=framewise)
+    return replace(Tubes.from_predictions(found), framewise=framewise)
 
 
 def box_at(pair: Pair, frame: int, framewise: bool) -> tuple[Any, bool]:

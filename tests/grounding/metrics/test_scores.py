@@ -22,7 +22,7 @@ from grounding.metrics.scores import (
     summarise_by,
     write_scores,
 )
-from grounding.structures.tubes import Tubes, boxes_of
+from grounding.structures.tubes import Tubes, prediction_boxes
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query, Truth
 from pipeline.tracks import Tracks
@@ -143,7 +143,7 @@ def test_boxes_are_interpolated_between_samples_and_held_outside() -> None:
     prediction = predict((0, 20), [(20, 10, 10, 30, 30), (10, 0, 0, 20, 20)])
     wanted = np.array([0, 10, 15, 20, 99])
     expected = [[0, 0, 20, 20], [0, 0, 20, 20], [5, 5, 25, 25], [10, 10, 30, 30], [10, 10, 30, 30]]
-    np.testing.assert_array_equal(boxes_of(prediction, wanted), expected)
+    np.testing.assert_array_equal(prediction_boxes(prediction, wanted), expected)
 
 
 def test_thresholds_are_strict() -> None:
@@ -194,7 +194,7 @@ def test_predictions_by_id() -> None:
 
 
 def test_strangers_are_refused_and_named() -> None:
-    tubes = Tubes.of_predictions([predict((0, 1), [], name=name) for name in "cab"])
+    tubes = Tubes.from_predictions([predict((0, 1), [], name=name) for name in "cab"])
     refuse_strangers(tubes, "abcd")
     with pytest.raises(
         InputError,
@@ -293,7 +293,7 @@ def test_the_truth_itself_scores_one(span, data) -> None:
 def test_interpolation_is_exact_at_samples(frames, data) -> None:
     rows = [(frame, *data.draw(boxes)) for frame in frames]
     np.testing.assert_array_equal(
-        boxes_of(predict((0, 300), rows), np.array(frames)), np.array(rows)[:, 1:]
+        prediction_boxes(predict((0, 300), rows), np.array(frames)), np.array(rows)[:, 1:]
     )
 
 

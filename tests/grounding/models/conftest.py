@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from grounding.structures.inputs import Inputs
+from grounding.structures.inputs import ModelInputs
 
 OF_VIDEOS = ("appearance", "map_size", "motion", "square")
 
@@ -21,8 +21,8 @@ def shared_is_apart() -> Callable[..., None]:
 
 def assert_shared_is_apart(
     model: nn.Module,
-    queries: list[Inputs],
-    together: Callable[[list[Inputs]], Inputs],
+    queries: list[ModelInputs],
+    together: Callable[[list[ModelInputs]], ModelInputs],
     names: tuple[str, ...],
     tolerance: float = 1e-5,
 ) -> None:

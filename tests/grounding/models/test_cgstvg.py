@@ -20,14 +20,14 @@ from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
 from grounding.models.cgstvg import (
     Cgstvg,
     CgstvgConfig,
-    Context,
+    InstanceContextOutputs,
     InstanceContext,
-    LookingAtContext,
-    Outputs,
+    ContextAttention,
+    CgstvgOutputs,
 )
-from grounding.modules.roi import roi_weights
-from grounding.structures.inputs import Inputs
-from grounding.structures.targets import Targets, Totals
+from grounding.modules.roi import roi_align_weights
+from grounding.structures.inputs import ModelInputs
+from grounding.structures.targets import Targets, LossNormalizers
 from pipeline.config import validate
 from pipeline.encoders.image_geometry import picture_in_square
 from pipeline.errors import InputError
@@ -67,25 +67,25 @@ def make_model(seed: int = 1, **changes: Any) -> Cgstvg:
 
 def make_query(
     seed: int, size: tuple[int, int], words: int, swin: bool = False, frames: int = FRAMES
-) -> Inputs:
+) -> ModelInputs:
     """One query without any padding: motion over the padded square, as SlowFast's, or a little
     coarser than the map, as Swin's.
     """
     random = torch.Generator().manual_seed(seed)
     rows, columns = size
     motion = (rows - 1, columns - 1) if swin else (6, 6)
-    return Inputs(
+    return ModelInputs(
         appearance=torch.randn(1, frames, rows, columns, DIMS[0], generator=random),
         map_size=torch.tensor([size]),
-        frame_tau=torch.rand(1, frames, generator=random).sort(-1).values,
+        frame_positions=torch.rand(1, frames, generator=random).sort(-1).values,
         motion=torch.randn(1, frames, *motion, DIMS[1], generator=random),
-        square=torch.tensor([WHOLE if swin else picture_in_square((columns, rows))]),
+        picture_in_square=torch.tensor([WHOLE if swin else picture_in_square((columns, rows))]),
         text=torch.randn(1, words, DIMS[2], generator=random),
         text_mask=torch.ones(1, words, dtype=torch.bool),
     )
 
 
-def together(queries: list[Inputs]) -> Inputs:
+def together(queries: list[ModelInputs]) -> ModelInputs:
     """Queries in one batch, padded with 9 rather than zeros: what masks hide must not matter."""
 
     def padded(tensors: list[Tensor]) -> Tensor:
@@ -99,21 +99,21 @@ def together(queries: list[Inputs]) -> Inputs:
             place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
         return whole
 
-    batch = Inputs(
+    batch = ModelInputs(
         **{
             field.name: padded([getattr(query, field.name) for query in queries])
-            for field in fields(Inputs)
+            for field in fields(ModelInputs)
             if field.name != "video"
         }
     )
     filled = [torch.tensor(query.motion.shape[2:4]).flip(0).repeat(2) for query in queries]
     rows, columns = batch.motion.shape[2:4]
     return replace(
-        batch, square=batch.square * torch.stack(filled) / torch.tensor([columns, rows] * 2)
+        batch, square=batch.picture_in_square * torch.stack(filled) / torch.tensor([columns, rows] * 2)
     )
 
 
-def three(swin: bool = False, frames: int = FRAMES) -> list[Inputs]:
+def three(swin: bool = False, frames: int = FRAMES) -> list[ModelInputs]:
     """Queries with maps and sentences of different sizes."""
     return [
         make_query(seed, size, words, swin, frames)
@@ -132,7 +132,7 @@ def make_targets(count: int, boxes: Tensor | None = None, boxed: Tensor | None =
     )
 
 
-def of_query(out: Outputs, number: int) -> dict[str, Tensor]:
+def of_query(out: CgstvgOutputs, number: int) -> dict[str, Tensor]:
     """What stages answer of one query."""
     return {
         name: getattr(out, name)[:, number]
@@ -171,7 +171,7 @@ def test_outputs_have_their_shapes_and_ranges(stages: int, box_head: str, swin: 
     assert out.cell_centres.shape == (3, cells, 2)
     assert out.carriers.shape == out.heard.shape == (stages, 3, FRAMES, cells)
     assert out.cell_boxes.shape == ((3, FRAMES, cells, 4) if box_head == "attention" else (0,))
-    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(Outputs))
+    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CgstvgOutputs))
     torch.testing.assert_close(out.carriers.sum(-1), torch.ones(stages, 3, FRAMES))
     assert ((out.heard.sum(-1) > 0) & (out.heard.sum(-1) < 1)).all()  # the words take the rest
 
@@ -253,7 +253,7 @@ def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
 def test_what_temporal_queries_hear_is_the_motion() -> None:
     """Of the weights over appearance cells, motion cells and words, those in the middle."""
     model, query = make_model(stages=1), make_query(0, WIDE, 4)
-    attention, found = model.temporal[0].memory.attention, []
+    attention, found = model.temporal_blocks[0].memory.attention, []
     weighed = attention.with_weights
 
     def noted(*given: Any) -> Any:
@@ -300,7 +300,7 @@ def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> Non
     model, tau = make_model(), torch.tensor([[0.1, 0.2, 0.3, 0.45, 0.5, 0.8, 0.9]])
     query = replace(make_query(0, WIDE, 4, frames=7), frame_tau=tau)
     seen: list[Tensor] = []
-    handle = model.spatial[0].register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    handle = model.spatial_blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     with torch.no_grad():
         model(query)
     handle.remove()
@@ -313,7 +313,7 @@ def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> Non
         [0, 0, 0.3, 0.7],
         [0, 0, 0, 1],
     ]
-    torch.testing.assert_close(seen[0][0], torch.tensor(shares) @ model.where.detach())
+    torch.testing.assert_close(seen[0][0], torch.tensor(shares) @ model.spatial_query.detach())
 
 
 @pytest.mark.parametrize("refinement", ["none", "both"])
@@ -343,15 +343,15 @@ def test_the_context_is_what_lies_in_the_boxes_appearance_and_motion_apart() -> 
     boxes, logits = torch.rand(1, FRAMES, 4) * 0.5 + 0.2, torch.zeros(1, FRAMES)
     with torch.no_grad():
         memory = model.encode(query)
-        context = model.instance(memory, boxes, logits, None)
+        context = model.instance_context(memory, boxes, logits, None)
         count = WIDE[0] * WIDE[1]
         parts = (memory.states[:, :count], memory.states[:, count : 2 * count])
-        weights = roi_weights(boxes[0], torch.tensor([WIDE]).expand(FRAMES, 2), WIDE)
+        weights = roi_align_weights(boxes[0], torch.tensor([WIDE]).expand(FRAMES, 2), WIDE)
         appearance, motion = (torch.einsum("ts,tsd->td", weights, part) for part in parts)
-        tokens = model.instance.join(torch.cat([appearance, motion], -1))
+        tokens = model.instance_context.fuse_motion(torch.cat([appearance, motion], -1))
         quality = (
-            model.instance.appearance_quality(appearance).sigmoid()
-            + model.instance.motion_quality(motion).sigmoid()
+            model.instance_context.appearance_confidence(appearance).sigmoid()
+            + model.instance_context.motion_confidence(motion).sigmoid()
         )[:, 0] / 2
     torch.testing.assert_close(context.tokens[0], tokens, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(context.quality[0], quality, atol=1e-5, rtol=1e-5)
@@ -364,7 +364,7 @@ def test_what_the_context_says_of_when_only_the_temporal_blocks_can_hear(in_time
     with torch.no_grad():
         all_kept = model(queries)
         with mock.patch.object(
-            model.instance,
+            model.instance_context,
             "kept",
             side_effect=lambda temporal, spatial: torch.zeros_like(temporal, dtype=torch.bool),
         ):
@@ -408,13 +408,13 @@ def test_icr_drops_what_is_under_its_threshold(refinement: str, kept: list[int])
         torch.tensor([[0.75, 0.5, 1.0, 0.25, 0.625]]),
         torch.tensor([[0.5, 1.0, 0.25, 0.25, 0.625]]),
     )
-    assert icr.kept(temporal, spatial).int().tolist() == [kept]
+    assert icr.select_context(temporal, spatial).int().tolist() == [kept]
 
 
 def test_the_paper_s_thresholds_are_the_default() -> None:
-    icr = InstanceContext(CgstvgConfig(d=16))
+    icr = InstanceContext(CgstvgConfig(hidden_dim=16))
     temporal, spatial = torch.tensor([[0.7, 0.69, 0.7, 1.0]]), torch.tensor([[0.8, 1.0, 0.79, 1.0]])
-    assert icr.kept(temporal, spatial).tolist() == [[True, False, False, True]]
+    assert icr.select_context(temporal, spatial).tolist() == [[True, False, False, True]]
 
 
 @pytest.mark.parametrize("refinement", ["temporal", "spatial", "both", "sum", "product"])
@@ -423,7 +423,7 @@ def test_a_stage_s_confidences_refine_its_context(refinement: str) -> None:
     model = make_model(refinement=refinement, theta_one=0.3)
     with torch.no_grad():
         out = model(together(three()))
-        assert torch.equal(out.kept, model.instance.kept(out.inside.sigmoid(), out.quality))
+        assert torch.equal(out.kept, model.instance_context.select_context(out.inside.sigmoid(), out.quality))
     assert 0 < int(out.kept.sum()) < out.kept.numel()
 
 
@@ -433,22 +433,22 @@ def test_every_query_looks_at_kept_frames_alone_and_at_no_others(kept: list[bool
     none.
     """
     model = make_model()
-    attention = model.spatial[1].context
-    assert isinstance(attention, LookingAtContext)
+    attention = model.spatial_blocks[1].context
+    assert isinstance(attention, ContextAttention)
     tokens, queries, positions = torch.randn(
         3, 1, FRAMES, 16, generator=torch.Generator().manual_seed(6)
     )
     which = torch.tensor([kept])
     with torch.no_grad():
         memory = model.encode(make_query(0, WIDE, 4))
-        before = attention.at_context(
-            queries, positions, memory, Context(tokens, which, torch.zeros(1, FRAMES))
+        before = attention.attend_context(
+            queries, positions, memory, InstanceContextOutputs(tokens, which, torch.zeros(1, FRAMES))
         )
         for frame in range(FRAMES):
             other = tokens.clone()
             other[:, frame] += 1
-            after = attention.at_context(
-                queries, positions, memory, Context(other, which, torch.zeros(1, FRAMES))
+            after = attention.attend_context(
+                queries, positions, memory, InstanceContextOutputs(other, which, torch.zeros(1, FRAMES))
             )
             assert ((after - before).abs().amax(-1) > 1e-4).tolist() == [[kept[frame]] * FRAMES]
 
@@ -460,14 +460,14 @@ ALL_SOME = SECOND_HAS_NONE | torch.tensor([[0], [1], [0]], dtype=torch.bool)
 LATER = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
 
 
-def run(model: Cgstvg, kept: list[Tensor], without: int | None = None) -> Outputs:
+def run(model: Cgstvg, kept: list[Tensor], without: int | None = None) -> CgstvgOutputs:
     """The three queries, with `kept` `[B, T]` after each stage; stage `without` has no attention to
     the context.
     """
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(model.instance, "kept", side_effect=kept))
+        stack.enter_context(mock.patch.object(model.instance_context, "kept", side_effect=kept))
         if without is not None:
-            for blocks in (model.spatial, model.temporal):
+            for blocks in (model.spatial_blocks, model.temporal_blocks):
                 stack.enter_context(mock.patch.object(blocks[without], "context", None))
         return model(together(three()))
 
@@ -482,7 +482,7 @@ def test_a_query_with_nothing_kept_does_without_context_and_the_others_do_not_no
     found[stage - 1], without[stage - 1] = SECOND_HAS_NONE, ALL_SOME
     with torch.no_grad():
         out, ablated, usual = run(model, found), run(model, found, stage), run(model, without)
-    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(Outputs))
+    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CgstvgOutputs))
     assert_same(of_query(out, 1), of_query(ablated, 1))
     assert not torch.allclose(out.boxes[stage, 1], usual.boxes[stage, 1], atol=1e-4)
     for number in (0, 2):
@@ -526,7 +526,7 @@ def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
     model = make_model()
     nothing = [torch.zeros(3, FRAMES, dtype=torch.bool)] * STAGES
     out, targets = run(model, nothing), make_targets(3)
-    loss = cgstvg_loss(out, targets, CgstvgLossConfig(), Totals.of(targets))["loss"]
+    loss = cgstvg_loss(out, targets, CgstvgLossConfig(), LossNormalizers.from_targets(targets))["loss"]
     loss.backward()
     assert torch.isfinite(loss)
     assert all(
@@ -556,7 +556,7 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
     """
     model, targets = make_model(dropout=0.0, refinement="none", **changes).train(), make_targets(3)
     out = model(together(three()), targets)
-    cgstvg_loss(out, targets, CgstvgLossConfig(), Totals.of(targets))["loss"].backward()
+    cgstvg_loss(out, targets, CgstvgLossConfig(), LossNormalizers.from_targets(targets))["loss"].backward()
     norms = {
         name: 0.0 if parameter.grad is None else float(parameter.grad.abs().max())
         for name, parameter in model.named_parameters()
@@ -580,7 +580,7 @@ def test_what_is_kept_and_where_the_boxes_are_passes_no_gradient() -> None:
         torch.full((3, FRAMES, 4), 0.5, requires_grad=True),
         torch.zeros(3, FRAMES, requires_grad=True),
     )
-    context = model.instance(memory, boxes, inside, None)
+    context = model.instance_context(memory, boxes, inside, None)
     (context.tokens.sum() + context.quality.sum()).backward()
     assert boxes.grad is None
     assert inside.grad is None
@@ -590,14 +590,14 @@ def test_what_is_kept_and_where_the_boxes_are_passes_no_gradient() -> None:
 # Truth
 
 
-def close(out: Outputs, targets: Targets, least: float) -> Tensor:
+def close(out: CgstvgOutputs, targets: Targets, least: float) -> Tensor:
     """Which boxes of each stage have that GIoU with a true one, `[K, B, T]`, by torchvision."""
     truth = box_convert(targets.boxes, "cxcywh", "xyxy").flatten(0, 1)
     stages = [
         generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy").flatten(0, 1), truth).diagonal()
         for boxes in out.boxes
     ]
-    return (torch.stack(stages).unflatten(1, targets.boxed.shape) >= least) & targets.boxed
+    return (torch.stack(stages).unflatten(1, targets.box_mask.shape) >= least) & targets.box_mask
 
 
 @pytest.mark.parametrize("least", [-0.3, 0.0, 0.7])
@@ -618,7 +618,7 @@ def test_in_training_the_context_can_be_that_of_boxes_near_the_truth(least: floa
         )
         out = model(queries, targets)
     assert torch.equal(out.kept, close(out, targets, least))
-    assert 0 < int(out.kept.sum()) < STAGES * int(targets.boxed.sum())
+    assert 0 < int(out.kept.sum()) < STAGES * int(targets.box_mask.sum())
 
 
 def test_in_training_without_it_the_truth_is_not_looked_at() -> None:
@@ -635,7 +635,7 @@ def test_predictions_need_no_truth(least: float) -> None:
     model, queries = make_model(truth_iou=least), together(three())
     with torch.no_grad():
         told, untold = model(queries, make_targets(3)), model(queries)
-    for field in fields(Outputs):
+    for field in fields(CgstvgOutputs):
         assert torch.equal(getattr(told, field.name), getattr(untold, field.name))
     assert torch.equal(untold.kept, (untold.inside.sigmoid() >= 0.3) & (untold.quality >= 0.25))
 

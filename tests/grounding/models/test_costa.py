@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 import grounding.models.costa
 from grounding.losses.costa import CostaLossConfig, costa_loss
-from grounding.models.costa import Costa, CostaConfig, Memory, Outputs
-from grounding.modules.frame_outputs import likeliest_frames
-from grounding.modules.freezing import LEARNING
-from grounding.modules.position_encoding import sine_box, sine_time
-from grounding.modules.r3d import Joint, SpaceTimeTrunk
-from grounding.structures.inputs import Inputs
-from grounding.structures.targets import Targets, Totals
+from grounding.models.costa import Costa, CostaConfig, CostaMemory, CostaOutputs
+from grounding.modules.frame_outputs import most_likely_span
+from grounding.modules.freezing import TRAINABLE_PREFIXES
+from grounding.modules.position_encoding import sinusoidal_box, sinusoidal_time
+from grounding.modules.r3d import LateralConnection, R3dTrunk
+from grounding.structures.inputs import ModelInputs
+from grounding.structures.targets import Targets, LossNormalizers
 from pipeline.config import validate
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
@@ -64,23 +64,23 @@ def make_model(seed: int = 1, text_encoder: TextEncoder | None = None, **changes
     return model.eval()
 
 
-def make_query(seed: int, size: tuple[int, int], words: int, frames: int = FRAMES) -> Inputs:
+def make_query(seed: int, size: tuple[int, int], words: int, frames: int = FRAMES) -> ModelInputs:
     """One query without any padding: pictures, token states, and no motion."""
     random = torch.Generator().manual_seed(seed)
-    return Inputs(
+    return ModelInputs(
         appearance=torch.randint(
             0, 256, (1, frames, *size, 3), generator=random, dtype=torch.uint8
         ),
         map_size=torch.tensor([size]),
-        frame_tau=torch.rand(1, frames, generator=random).sort(-1).values,
+        frame_positions=torch.rand(1, frames, generator=random).sort(-1).values,
         motion=torch.zeros(1, 0, 1, 1, 0),
-        square=torch.tensor([[0.0, 0.0, 1.0, 1.0]]),
+        picture_in_square=torch.tensor([[0.0, 0.0, 1.0, 1.0]]),
         text=torch.randn(1, words, WORDS, generator=random),
         text_mask=torch.ones(1, words, dtype=torch.bool),
     )
 
 
-def together(queries: list[Inputs]) -> Inputs:
+def together(queries: list[ModelInputs]) -> ModelInputs:
     """Queries in one batch, padded with 9 rather than zeros: what masks and sizes hide must not
     matter.
     """
@@ -96,16 +96,16 @@ def together(queries: list[Inputs]) -> Inputs:
             place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
         return whole
 
-    return Inputs(
+    return ModelInputs(
         **{
             field.name: padded([getattr(query, field.name) for query in queries])
-            for field in fields(Inputs)
+            for field in fields(ModelInputs)
             if field.name != "video"
         }
     )
 
 
-def three(frames: int = FRAMES) -> list[Inputs]:
+def three(frames: int = FRAMES) -> list[ModelInputs]:
     """Queries with pictures and sentences of different sizes."""
     return [
         make_query(seed, size, words, frames)
@@ -123,8 +123,8 @@ def make_targets(count: int, inside: Tensor = INSIDE) -> Targets:
     )
 
 
-def loss_of(model: Costa, out: Outputs, targets: Targets, **weights: Any) -> Tensor:
-    return costa_loss(out, targets, CostaLossConfig(**weights), Totals.of(targets))["loss"]
+def loss_of(model: Costa, out: CostaOutputs, targets: Targets, **weights: Any) -> Tensor:
+    return costa_loss(out, targets, CostaLossConfig(**weights), LossNormalizers.from_targets(targets))["loss"]
 
 
 @cache
@@ -143,9 +143,9 @@ def test_both_networks_have_maps_of_one_size_after_every_stage_and_all_frames(
 ) -> None:
     """Odd sizes too; beside ResNet-101, whose stem pools, and the tiny one, whose does not."""
     image = encoder_of(kind)
-    trunk = SpaceTimeTrunk(8, image.stage_channels, image.has_stem_pooling, connection)
+    trunk = R3dTrunk(8, image.stage_channels, image.has_stem_pooling, connection)
     met: list[tuple[torch.Size, torch.Size, torch.Size]] = []
-    for joint in trunk.joints:
+    for joint in trunk.lateral_connections:
         joint.register_forward_hook(
             lambda module, given, found: met.append((given[0].shape, given[1].shape, found.shape))
         )
@@ -163,9 +163,9 @@ def test_both_networks_have_maps_of_one_size_after_every_stage_and_all_frames(
 
 
 def test_a_stage_is_the_sum_of_both_networks_normed() -> None:
-    joint = Joint(8, 3, "sum")
+    joint = LateralConnection(8, 3, "sum")
     moving, still = torch.randn(2, 8, 5, 2, 3), torch.randn(10, 3, 2, 3)
-    bring, layer_norm = joint.bring, nn.functional.layer_norm
+    bring, layer_norm = joint.project_image, nn.functional.layer_norm
     assert bring is not None
     frames = moving.transpose(1, 2).flatten(0, 1)
     expected = sum(layer_norm(part.permute(0, 2, 3, 1), [8]) for part in (frames, bring(still)))
@@ -174,14 +174,14 @@ def test_a_stage_is_the_sum_of_both_networks_normed() -> None:
 
 def test_the_hadamard_product_and_the_concatenation_are_of_plain_features() -> None:
     moving, still = torch.randn(2, 8, 5, 2, 3), torch.randn(10, 3, 2, 3)
-    product, chain = Joint(8, 3, "hadamard"), Joint(8, 3, "concat")
-    assert product.bring is not None
-    assert chain.bring is not None
+    product, chain = LateralConnection(8, 3, "hadamard"), LateralConnection(8, 3, "concat")
+    assert product.project_image is not None
+    assert chain.project_image is not None
     assert chain.reduce is not None
     torch.testing.assert_close(
-        product(moving, still), moving * product.bring(still).unflatten(0, (2, 5)).transpose(1, 2)
+        product(moving, still), moving * product.project_image(still).unflatten(0, (2, 5)).transpose(1, 2)
     )
-    both = torch.cat([moving, chain.bring(still).unflatten(0, (2, 5)).transpose(1, 2)], 1)
+    both = torch.cat([moving, chain.project_image(still).unflatten(0, (2, 5)).transpose(1, 2)], 1)
     torch.testing.assert_close(chain(moving, still), chain.reduce(both))
 
 
@@ -194,7 +194,7 @@ def test_the_trunk_sees_motion_and_the_2_d_network_does_not() -> None:
         model = make_model(backbones_used=used)
         with torch.no_grad():
             before, after = (
-                model.maps(pictures, query.map_size)[0][0, 0]
+                model.encode_images(pictures, query.map_size)[0][0, 0]
                 for pictures in (query.appearance, other)
             )
         assert torch.allclose(before, after, atol=1e-6) != told
@@ -203,8 +203,8 @@ def test_the_trunk_sees_motion_and_the_2_d_network_does_not() -> None:
 def test_the_2_d_network_alone_gives_its_c5_maps() -> None:
     model, query = make_model(backbones_used="2d"), make_query(0, WIDE, 4)
     with torch.no_grad():
-        maps, size = model.maps(query.appearance, query.map_size)
-        expected = model.image(query.appearance[0].permute(0, 3, 1, 2))
+        maps, size = model.encode_images(query.appearance, query.map_size)
+        expected = model.image_encoder(query.appearance[0].permute(0, 3, 1, 2))
     torch.testing.assert_close(maps[0], expected)
     assert size.tolist() == [list(expected.shape[1:3])]
 
@@ -216,9 +216,9 @@ def test_videos_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     sizes = torch.tensor([WIDE] * 3)
     with torch.no_grad():
-        whole = model.maps(pictures, sizes)[0]
+        whole = model.encode_images(pictures, sizes)[0]
         monkeypatch.setattr(grounding.models.costa, "TOGETHER", 1)
-        torch.testing.assert_close(model.maps(pictures, sizes)[0], whole, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.encode_images(pictures, sizes)[0], whole, atol=1e-4, rtol=1e-4)
 
 
 # Shapes, and a batch is its queries
@@ -238,7 +238,7 @@ def test_outputs_have_their_shapes_and_ranges(box_head: str) -> None:
     assert out.cell_centres.shape == (3, cells, 2)
     assert out.carriers.shape == out.heard.shape == (LAYERS, 3, FRAMES, cells)
     assert out.cell_boxes.shape == ((3, FRAMES, cells, 4) if box_head == "attention" else (0,))
-    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(Outputs))
+    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CostaOutputs))
     torch.testing.assert_close(out.carriers.sum(-1), torch.ones(LAYERS, 3, FRAMES))
     assert ((out.heard.sum(-1) > 0) & (out.heard.sum(-1) < 1)).all()  # the words take the rest
 
@@ -284,7 +284,7 @@ def test_a_batch_gives_what_its_queries_give_alone(frames: int, changes: dict[st
             torch.testing.assert_close(
                 getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5
             )
-        rows, columns = model.maps(queries[number].appearance, queries[number].map_size)[1][
+        rows, columns = model.encode_images(queries[number].appearance, queries[number].map_size)[1][
             0
         ].tolist()
         for name in ("carriers", "heard"):
@@ -314,7 +314,7 @@ def test_the_likeliest_frames_are_those_of_the_best_pair_in_order() -> None:
     last = torch.tensor(
         [[0.10, 0.55, 0.25, 0.10], [0.1, 0.1, 0.1, 0.7], [0.0, 0.0, 0.0, 1.0]]
     ).log()
-    found = likeliest_frames(first, last)  # products: [1, 1] .11 beats [3, 3] .06 and [1, 2] .05
+    found = most_likely_span(first, last)  # products: [1, 1] .11 beats [3, 3] .06 and [1, 2] .05
     assert found.int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]]
 
 
@@ -322,7 +322,7 @@ def test_it_is_the_best_of_all_pairs() -> None:
     random = torch.Generator().manual_seed(3)
     first, last = torch.randn(2, 20, 5, generator=random)
     joint = first.softmax(-1)[:, :, None] * last.softmax(-1)[:, None]
-    for query, frames in enumerate(likeliest_frames(first, last)):
+    for query, frames in enumerate(most_likely_span(first, last)):
         i, j = max(
             ((i, j) for i in range(5) for j in range(i, 5)),
             key=lambda pair: float(joint[query][pair]),
@@ -337,20 +337,20 @@ def test_the_event_part_places_frames_in_time_inside_the_span_alone() -> None:
         torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool),
         torch.randn(3, FRAMES, 16),
     )
-    event = model.event
+    event = model.event_token
     assert event is not None
-    parts = [model.event_part(told, cls, sine_time(one, 16)) for one in tau]
+    parts = [model.embed_event(told, cls, sinusoidal_time(one, 16)) for one in tau]
     for part, one in zip(parts, tau, strict=True):
-        torch.testing.assert_close(part[told], event.weight[1] + sine_time(one, 16)[told])
+        torch.testing.assert_close(part[told], event.weight[1] + sinusoidal_time(one, 16)[told])
         torch.testing.assert_close(part[~told], event.weight[0].expand(int((~told).sum()), -1))
     assert not torch.allclose(parts[0][told], parts[1][told])
 
 
 def test_without_entanglement_spatial_queries_begin_as_cls() -> None:
     model, cls = make_model(entangled=False), torch.randn(1, FRAMES, 16)
-    assert model.event is None
+    assert model.event_token is None
     assert torch.equal(
-        model.event_part(torch.ones(1, FRAMES, dtype=torch.bool), cls, torch.randn(1, FRAMES, 16)),
+        model.embed_event(torch.ones(1, FRAMES, dtype=torch.bool), cls, torch.randn(1, FRAMES, 16)),
         cls,
     )
 
@@ -360,7 +360,7 @@ def test_in_training_beta_says_how_often_the_span_is_the_true_one(beta: float, t
     model, queries = make_model(beta=beta, dropout=0.0).train(), together(three())
     with torch.no_grad():
         out = model(queries, make_targets(3))
-    predicted = likeliest_frames(out.first[-1], out.last[-1])
+    predicted = most_likely_span(out.first[-1], out.last[-1])
     assert torch.equal(out.told, INSIDE.bool().expand(3, -1) if true else predicted)
     assert not torch.equal(predicted, INSIDE.bool().expand(3, -1))
 
@@ -372,12 +372,12 @@ def test_beta_is_drawn_for_every_query_by_torch_s_generator() -> None:
     first[:, 0], last[:, 0] = 9, 9
     targets = make_targets(2000)
     torch.manual_seed(3)
-    told = model.span(first, last, targets)
+    told = model.select_span(first, last, targets)
     true = (told == INSIDE.bool()).all(1)
     assert float(true.float().mean()) == pytest.approx(0.9, abs=0.03)
     assert (told[~true] == torch.tensor([True, False, False, False])).all()
     torch.manual_seed(3)
-    assert torch.equal(model.span(first, last, targets), told)
+    assert torch.equal(model.select_span(first, last, targets), told)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
@@ -386,9 +386,9 @@ def test_predictions_need_no_truth(beta: float) -> None:
     model, queries = make_model(beta=beta), together(three())
     with torch.no_grad():
         told, untold = model(queries, make_targets(3)), model(queries)
-    for field in fields(Outputs):
+    for field in fields(CostaOutputs):
         assert torch.equal(getattr(told, field.name), getattr(untold, field.name))
-    assert torch.equal(untold.told, likeliest_frames(untold.first[-1], untold.last[-1]))
+    assert torch.equal(untold.told, most_likely_span(untold.first[-1], untold.last[-1]))
 
 
 @pytest.mark.parametrize("entangled", [True, False])
@@ -419,26 +419,26 @@ def test_anchors_move_layer_by_layer(box_head: str) -> None:
         query = together(three())
         out = model(query)
         cls = model.encode(query)[1]
-        first = model.spatial_decoder.first_anchor(cls).sigmoid()
+        first = model.spatial_decoder.initial_anchor(cls).sigmoid()
     for anchors, positions in zip((first, *out.boxes[:-1]), given, strict=True):
-        torch.testing.assert_close(sine_box(anchors, 8), positions)
+        torch.testing.assert_close(sinusoidal_box(anchors, 8), positions)
     assert (out.boxes[1] - out.boxes[0]).abs().max() > 1e-3
 
 
 def test_without_a_move_anchors_stay() -> None:
     model = make_model()
-    move = model.spatial_decoder.move
+    move = model.spatial_decoder.anchor_update
     assert move is not None
     for parameter in move.layers[-1].parameters():
         nn.init.zeros_(parameter)
     with torch.no_grad():
         query = together(three())
-        anchors = model.spatial_decoder.first_anchor(model.encode(query)[1]).sigmoid()
+        anchors = model.spatial_decoder.initial_anchor(model.encode(query)[1]).sigmoid()
         for boxes in model(query).boxes:
             torch.testing.assert_close(boxes, anchors, atol=1e-5, rtol=1e-5)
 
 
-def changed_frame(memory: Memory, frame: int) -> Memory:
+def changed_frame(memory: CostaMemory, frame: int) -> CostaMemory:
     """The same memory with other tokens in one frame."""
     states = memory.states.clone()
     states[frame] += 1
@@ -458,7 +458,7 @@ def test_a_query_looks_at_its_own_frame_s_tokens(decoder: str) -> None:
         layer.frames.at_frames = lambda queries, positions: queries
     event = torch.randn(1, FRAMES, 16, generator=torch.Generator().manual_seed(5))
 
-    def answer(memory: Memory, cls: Tensor) -> Tensor:
+    def answer(memory: CostaMemory, cls: Tensor) -> Tensor:
         return (
             model.temporal_decoder(cls, memory)[0][-1, ..., None]
             if decoder == "temporal"
@@ -477,7 +477,7 @@ def test_a_query_looks_at_its_own_frame_s_tokens(decoder: str) -> None:
 
 def test_memory_holds_no_cls() -> None:
     memory, cls = make_model().encode(make_query(0, WIDE, 4))
-    assert memory.states.shape == memory.placed.shape == (FRAMES, 3 * 5 + 4, 16)
+    assert memory.states.shape == memory.positioned_states.shape == (FRAMES, 3 * 5 + 4, 16)
     assert cls.shape == (1, FRAMES, 16)
 
 
@@ -522,7 +522,7 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
         "temporal_decoder.boundary_head.layers.0.bias"
     } == without
     learning = {name.split(".")[2] for name in should if name.startswith("image.")}
-    assert learning == (set() if changes.get("backbones_used") == "3d" else set(LEARNING))
+    assert learning == (set() if changes.get("backbones_used") == "3d" else set(TRAINABLE_PREFIXES))
 
 
 @pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
@@ -549,17 +549,17 @@ def test_a_step_lowers_the_loss(changes: dict[str, Any]) -> None:
 
 def test_a_frozen_image_encoder_has_no_gradient_and_never_changes() -> None:
     model, targets = make_model(tune_image=False).train(), make_targets(3)
-    before = {name: value.clone() for name, value in model.image.state_dict().items()}
+    before = {name: value.clone() for name, value in model.image_encoder.state_dict().items()}
     loss_of(model, model(together(three()), targets), targets).backward()
     assert all(
         parameter.grad is None and not parameter.requires_grad
-        for parameter in model.image.parameters()
+        for parameter in model.image_encoder.parameters()
     )
-    assert not any(module.training for module in model.image.modules())
-    for name, value in model.image.state_dict().items():
+    assert not any(module.training for module in model.image_encoder.modules())
+    for name, value in model.image_encoder.state_dict().items():
         assert torch.equal(value, before[name])
-    assert model.trunk is not None
-    assert all(parameter.grad is not None for parameter in model.trunk.parameters())
+    assert model.r3d is not None
+    assert all(parameter.grad is not None for parameter in model.r3d.parameters())
 
 
 def test_the_first_anchors_learn_and_later_ones_pass_no_gradient() -> None:
@@ -573,7 +573,7 @@ def test_the_first_anchors_learn_and_later_ones_pass_no_gradient() -> None:
     out = model(together(three()), make_targets(3))
     assert given == [True, False]
     out.boxes[0].sum().backward()
-    anchor = model.spatial_decoder.first_anchor.layers[0].weight.grad
+    anchor = model.spatial_decoder.initial_anchor.layers[0].weight.grad
     assert anchor is not None
     assert anchor.abs().max() > 0
 
@@ -598,7 +598,7 @@ def test_recomputed_layers_give_the_same_gradients_from_less() -> None:
         ], sum(kept)
 
     whole, much = gradients()
-    model.recompute()
+    model.enable_activation_checkpointing()
     again, little = gradients()
     for ours, theirs in zip(again, whole, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -620,7 +620,7 @@ def test_a_text_encoder_that_trains_reads_tokens() -> None:
     ]
     assert len(learnt) > 10
     model.eval()
-    cached = Costa((3, 0, text.channels), model.config, model.image).eval()
+    cached = Costa((3, 0, text.channels), model.config, model.image_encoder).eval()
     state = {
         name: value
         for name, value in model.state_dict().items()

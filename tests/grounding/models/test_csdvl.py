@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grounding.models.csdvl import Collaboration, Csdvl, CsdvlConfig, Outputs
-from grounding.modules.proposal_map import valid_cells
-from grounding.structures.inputs import Inputs
+from grounding.models.csdvl import CollaborationKind, Csdvl, CsdvlConfig, CsdvlOutputs
+from grounding.modules.proposal_map import valid_proposal_mask
+from grounding.structures.inputs import ModelInputs
 from pipeline.config import validate
 from pipeline.encoders.image_geometry import picture_in_square
 from pipeline.errors import InputError
 
 DIMS = (6, 5, 7)
 FRAMES, CLIPS = 5, 4
-KINDS = get_args(Collaboration)
+KINDS = get_args(CollaborationKind)
 TINY = {
     "d": 16,
     "heads": 2,
@@ -53,22 +53,22 @@ def make_model(seed: int = 0, **changes: Any) -> Csdvl:
     return model.eval()
 
 
-def make_query(seed: int, size: tuple[int, int], words: int) -> Inputs:
+def make_query(seed: int, size: tuple[int, int], words: int) -> ModelInputs:
     """One query without any padding."""
     random = torch.Generator().manual_seed(seed)
     rows, columns = size
-    return Inputs(
+    return ModelInputs(
         appearance=torch.randn(1, FRAMES, rows, columns, DIMS[0], generator=random),
         map_size=torch.tensor([size]),
-        frame_tau=torch.rand(1, FRAMES, generator=random).sort(-1).values,
+        frame_positions=torch.rand(1, FRAMES, generator=random).sort(-1).values,
         motion=torch.randn(1, CLIPS, 4, 4, DIMS[1], generator=random),
-        square=torch.tensor([picture_in_square((columns, rows))]),
+        picture_in_square=torch.tensor([picture_in_square((columns, rows))]),
         text=torch.randn(1, words, DIMS[2], generator=random),
         text_mask=torch.ones(1, words, dtype=torch.bool),
     )
 
 
-def together(queries: list[Inputs]) -> Inputs:
+def together(queries: list[ModelInputs]) -> ModelInputs:
     """Queries in one batch, padded with 9 rather than zeros: what masks hide must not matter."""
 
     def padded(tensors: list[Tensor], dims: tuple[int, ...], value: float = 9.0) -> Tensor:
@@ -88,21 +88,21 @@ def together(queries: list[Inputs]) -> Inputs:
             spread.get(field.name, ()),
             9.0 * (field.name != "text_mask"),
         )
-        for field in fields(Inputs)
+        for field in fields(ModelInputs)
         if field.name != "video"
     }
-    return Inputs(**values)
+    return ModelInputs(**values)
 
 
 @pytest.fixture
-def query() -> Inputs:
+def query() -> ModelInputs:
     return make_query(3, WIDE, 4)
 
 
-Change = Callable[[Inputs], Inputs]
+Change = Callable[[ModelInputs], ModelInputs]
 
 
-def other_appearance(inputs: Inputs, frames: slice = slice(None)) -> Inputs:
+def other_appearance(inputs: ModelInputs, frames: slice = slice(None)) -> ModelInputs:
     appearance = inputs.appearance.clone()
     appearance[:, frames] += torch.randn(
         appearance[:, frames].shape, generator=torch.Generator().manual_seed(9)
@@ -110,7 +110,7 @@ def other_appearance(inputs: Inputs, frames: slice = slice(None)) -> Inputs:
     return replace(inputs, appearance=appearance)
 
 
-def other_motion(inputs: Inputs) -> Inputs:
+def other_motion(inputs: ModelInputs) -> ModelInputs:
     return replace(
         inputs,
         motion=inputs.motion
@@ -118,7 +118,7 @@ def other_motion(inputs: Inputs) -> Inputs:
     )
 
 
-def changed(model: Csdvl, inputs: Inputs, change: Change) -> dict[str, bool]:
+def changed(model: Csdvl, inputs: ModelInputs, change: Change) -> dict[str, bool]:
     """Which outputs a change of the input changes."""
     with torch.no_grad():
         before, after = model(inputs), model(change(inputs))
@@ -147,7 +147,7 @@ def test_outputs_have_their_shapes_and_ranges(box_head: str, clip_pool: str) -> 
     assert out.cell_centres.shape == (3, rows * columns, 2)
     assert out.heard.shape[:2] == (3, CLIPS)
     assert out.heard_centres.shape == (3, out.heard.shape[2], 2)
-    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(Outputs))
+    assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CsdvlOutputs))
     torch.testing.assert_close(out.carriers.sum((-1, -2)), torch.ones(2, 3, FRAMES))
     torch.testing.assert_close(out.heard.sum(-1), torch.ones(3, CLIPS))
 
@@ -237,7 +237,7 @@ HEARS = {"none": (False, False), "s2d": (True, False), "d2s": (False, True)}
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dynamic_space", [True, False])
 def test_proposals_hear_the_appearance_only_from_static_to_dynamic(
-    kind: str, dynamic_space: bool, query: Inputs
+    kind: str, dynamic_space: bool, query: ModelInputs
 ) -> None:
     model = make_model(collaboration=kind, dynamic_space=dynamic_space)
     heard = HEARS.get(kind, (True, True))[0]
@@ -252,7 +252,7 @@ def test_proposals_hear_the_appearance_only_from_static_to_dynamic(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dynamic_space", [True, False])
 def test_boxes_hear_the_motion_only_from_dynamic_to_static(
-    kind: str, dynamic_space: bool, query: Inputs
+    kind: str, dynamic_space: bool, query: ModelInputs
 ) -> None:
     model = make_model(collaboration=kind, dynamic_space=dynamic_space)
     heard = HEARS.get(kind, (True, True))[1]
@@ -264,7 +264,7 @@ def test_boxes_hear_the_motion_only_from_dynamic_to_static(
     }
 
 
-def boxes_of_frame_0_change(model: Csdvl, query: Inputs) -> bool:
+def boxes_of_frame_0_change(model: Csdvl, query: ModelInputs) -> bool:
     """Whether frame 0's box hears the other frames' appearance."""
     with torch.no_grad():
         before, after = model(query).boxes, model(other_appearance(query, slice(1, None))).boxes
@@ -273,17 +273,17 @@ def boxes_of_frame_0_change(model: Csdvl, query: Inputs) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["none", "s2d"])
-def test_frames_mix_only_in_the_collaboration_block(kind: str, query: Inputs) -> None:
+def test_frames_mix_only_in_the_collaboration_block(kind: str, query: ModelInputs) -> None:
     assert not boxes_of_frame_0_change(make_model(collaboration=kind), query)
 
 
 @pytest.mark.parametrize("query_mixing", [True, False])
-def test_query_mixing_mixes_frames(query_mixing: bool, query: Inputs) -> None:
+def test_query_mixing_mixes_frames(query_mixing: bool, query: ModelInputs) -> None:
     model = make_model(collaboration="d2s", query_mixing=query_mixing)
     assert boxes_of_frame_0_change(model, query) == query_mixing
 
 
-def test_both_directions_read_the_states_before_the_block(query: Inputs) -> None:
+def test_both_directions_read_the_states_before_the_block(query: ModelInputs) -> None:
     """In one layer boxes cannot hear other frames through the guided clips: those go into the next
     layer.
     """
@@ -292,7 +292,7 @@ def test_both_directions_read_the_states_before_the_block(query: Inputs) -> None
     assert boxes_of_frame_0_change(make_model(layers=2, **loud), query)
 
 
-def test_a_frame_hears_only_its_own_clip_in_the_block(query: Inputs) -> None:
+def test_a_frame_hears_only_its_own_clip_in_the_block(query: ModelInputs) -> None:
     """The block alone: clip 0's features reach frames of clip 0 and, without mixing, no others."""
     model = make_model(collaboration="d2s", query_mixing=False)
     query = replace(query, frame_tau=torch.tensor([[0.1, 0.2, 0.4, 0.6, 0.9]]))
@@ -308,7 +308,7 @@ def test_a_frame_hears_only_its_own_clip_in_the_block(query: Inputs) -> None:
     assert (moved > 1e-4).tolist() == [True, True, False, False, False]
 
 
-def test_the_collaboration_block_takes_in_place_as_well_as_content(query: Inputs) -> None:
+def test_the_collaboration_block_takes_in_place_as_well_as_content(query: ModelInputs) -> None:
     """Queries read values that carry the cells' positions: swapping two cells' contents changes
     what they hear.
     """
@@ -323,7 +323,7 @@ def test_the_collaboration_block_takes_in_place_as_well_as_content(query: Inputs
     )
 
 
-def block_inputs(model: Csdvl, inputs: Inputs) -> tuple[Any, ...]:
+def block_inputs(model: Csdvl, inputs: ModelInputs) -> tuple[Any, ...]:
     """What the first collaboration block is given."""
     seen: list[tuple[Any, ...]] = []
     handle = model.collaboration[0].register_forward_pre_hook(
@@ -336,14 +336,14 @@ def block_inputs(model: Csdvl, inputs: Inputs) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("kind", ["sum", "fc_sum", "concat_fc"])
-def test_symmetric_blocks_by_hand(kind: str, query: Inputs) -> None:
+def test_symmetric_blocks_by_hand(kind: str, query: ModelInputs) -> None:
     model = make_model(collaboration=kind)
     clips, queries, weights, place = block_inputs(model, query)
     block = model.collaboration[0]
     spread = torch.stack([queries[:, frames].mean(1) for frames in frames_by_clip(query)], 1)[
         :, :, None
     ].expand_as(clips)
-    own = (query.frame_tau[0] * CLIPS).long()
+    own = (query.frame_positions[0] * CLIPS).long()
     pooled = clips.mean(2)[:, own]
     if kind == "sum":
         expected = clips + spread, queries + pooled
@@ -358,9 +358,9 @@ def test_symmetric_blocks_by_hand(kind: str, query: Inputs) -> None:
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def frames_by_clip(query: Inputs) -> list[list[int]]:
+def frames_by_clip(query: ModelInputs) -> list[list[int]]:
     """The frames of each clip of a single query, or the one nearest to the clip's middle."""
-    tau = query.frame_tau[0]
+    tau = query.frame_positions[0]
     chosen = []
     for clip in range(CLIPS):
         own = [frame for frame in range(FRAMES) if clip / CLIPS <= tau[frame] < (clip + 1) / CLIPS]
@@ -371,7 +371,7 @@ def frames_by_clip(query: Inputs) -> list[list[int]]:
 # Equation (2)
 
 
-def guide_again(model: Csdvl, query: Inputs, alpha: float) -> Tensor:
+def guide_again(model: Csdvl, query: ModelInputs, alpha: float) -> Tensor:
     """A of the first layer over a single query's own cells `[T_s, H, W]`, head by head from what
     the cross-attention is given.
     """
@@ -394,7 +394,7 @@ def guide_again(model: Csdvl, query: Inputs, alpha: float) -> Tensor:
 
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 4.0])
-def test_the_guide_is_a_second_softmax_over_all_tokens(alpha: float, query: Inputs) -> None:
+def test_the_guide_is_a_second_softmax_over_all_tokens(alpha: float, query: ModelInputs) -> None:
     with torch.no_grad():
         model = make_model(alpha=alpha)
         torch.testing.assert_close(
@@ -432,7 +432,7 @@ def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
         )
 
 
-def test_without_space_the_guide_is_its_mean_over_the_picture(query: Inputs) -> None:
+def test_without_space_the_guide_is_its_mean_over_the_picture(query: ModelInputs) -> None:
     with torch.no_grad():
         model = make_model(collaboration="s2d", dynamic_space=False)
         clips, queries, weights, place = block_inputs(model, query)
@@ -448,7 +448,7 @@ def test_without_space_the_guide_is_its_mean_over_the_picture(query: Inputs) -> 
         )
 
 
-def test_alpha_changes_the_guide_and_not_the_decoder_s_own_attention(query: Inputs) -> None:
+def test_alpha_changes_the_guide_and_not_the_decoder_s_own_attention(query: ModelInputs) -> None:
     with torch.no_grad():
         sharp, flat = (make_model(collaboration="none", alpha=alpha)(query) for alpha in (2.0, 0.1))
         assert not torch.allclose(sharp.guides, flat.guides, atol=1e-4)
@@ -464,7 +464,7 @@ def test_alpha_changes_the_guide_and_not_the_decoder_s_own_attention(query: Inpu
 
 def gradients(
     model: Csdvl,
-    inputs: Inputs,
+    inputs: ModelInputs,
     names: tuple[str, ...] = ("boxes", "proposals", "frame_scores", "clip_scores"),
 ) -> set[str]:
     """Names of the parameters that outputs give a gradient worth the name."""
@@ -472,7 +472,7 @@ def gradients(
     model.zero_grad()
     out = model(inputs)
     parts = [
-        torch.where(valid_cells(CLIPS), out.proposals, 0.0)
+        torch.where(valid_proposal_mask(CLIPS), out.proposals, 0.0)
         if name == "proposals"
         else getattr(out, name)
         for name in names
@@ -508,7 +508,7 @@ def test_gradients_reach_every_parameter(kind: str, ours: bool) -> None:
     assert names - reached - FLAT == {name for name in names if name.startswith(LAST_WORDS)}
 
 
-def test_gradients_flow_through_the_guide_unless_it_is_detached(query: Inputs) -> None:
+def test_gradients_flow_through_the_guide_unless_it_is_detached(query: ModelInputs) -> None:
     """Proposals teach the static stream only through A; with one layer that is the encoder and the
     decoder's attention.
     """
@@ -522,7 +522,7 @@ def test_gradients_flow_through_the_guide_unless_it_is_detached(query: Inputs) -
         assert bool(static) is not detach
 
 
-def test_detaching_changes_no_output(query: Inputs) -> None:
+def test_detaching_changes_no_output(query: ModelInputs) -> None:
     with torch.no_grad():
         ours, theirs = (make_model(detach_guide=detach)(query) for detach in (False, True))
     assert torch.equal(ours.proposals, theirs.proposals)
@@ -532,7 +532,7 @@ def test_detaching_changes_no_output(query: Inputs) -> None:
 # Ablations
 
 
-def test_the_dynamic_stream_alone_answers_with_the_whole_picture(query: Inputs) -> None:
+def test_the_dynamic_stream_alone_answers_with_the_whole_picture(query: ModelInputs) -> None:
     model = make_model(streams="dynamic")
     out = model(query)
     assert out.boxes.shape == (1, 1, FRAMES, 4)
@@ -549,7 +549,7 @@ def test_the_dynamic_stream_alone_answers_with_the_whole_picture(query: Inputs) 
     assert changed(model, query, other_motion)["proposals"]
 
 
-def permuted_picture(inputs: Inputs) -> Inputs:
+def permuted_picture(inputs: ModelInputs) -> ModelInputs:
     """The motion cells of a wide picture (rows 1 and 2 of 4) in another order, the same in every
     clip.
     """
@@ -558,7 +558,7 @@ def permuted_picture(inputs: Inputs) -> Inputs:
     return replace(inputs, motion=motion)
 
 
-def test_without_space_the_order_of_motion_cells_is_nothing(query: Inputs) -> None:
+def test_without_space_the_order_of_motion_cells_is_nothing(query: ModelInputs) -> None:
     for space in (False, True):
         model = make_model(dynamic_space=space, streams="dynamic")
         with torch.no_grad():
@@ -566,11 +566,11 @@ def test_without_space_the_order_of_motion_cells_is_nothing(query: Inputs) -> No
         assert torch.allclose(before, after, atol=1e-5) is not space
 
 
-def test_words_attend_to_pooled_clips_or_to_all_cells(query: Inputs) -> None:
+def test_words_attend_to_pooled_clips_or_to_all_cells(query: ModelInputs) -> None:
     for pools, keys in ((True, CLIPS), (False, CLIPS * 8)):
         model = make_model(text_pools_space=pools)
         seen: list[int] = []
-        model.dynamic[0].attend["to_clips"].register_forward_pre_hook(
+        model.dynamic_layers[0].attend["to_clips"].register_forward_pre_hook(
             lambda module, args, seen=seen: seen.append(args[1].shape[1])
         )
         model(query)
@@ -578,7 +578,7 @@ def test_words_attend_to_pooled_clips_or_to_all_cells(query: Inputs) -> None:
 
 
 @pytest.mark.parametrize("mask_padding", [True, False])
-def test_padding_of_the_square_is_heard_only_unmasked(mask_padding: bool, query: Inputs) -> None:
+def test_padding_of_the_square_is_heard_only_unmasked(mask_padding: bool, query: ModelInputs) -> None:
     """The wide picture fills rows 1 and 2 of 4; rows 0 and 3 are padding."""
     motion = query.motion.clone()
     motion[:, :, [0, 3]] += 5
@@ -587,14 +587,14 @@ def test_padding_of_the_square_is_heard_only_unmasked(mask_padding: bool, query:
     assert set(heard.values()) == {not mask_padding}
 
 
-def test_with_attention_a_clip_is_heard_from_the_cells_it_chooses(query: Inputs) -> None:
+def test_with_attention_a_clip_is_heard_from_the_cells_it_chooses(query: ModelInputs) -> None:
     model = make_model(clip_pool="attention")
     assert model(query).heard.std(-1).min() > 1e-3
     uniform = make_model(clip_pool="mean")(query).heard
     torch.testing.assert_close(uniform, torch.full_like(uniform, 1 / 8))
 
 
-def test_only_the_last_word_counts_as_padding_says(query: Inputs) -> None:
+def test_only_the_last_word_counts_as_padding_says(query: ModelInputs) -> None:
     mask = query.text_mask.clone()
     mask[:, -1] = False
     model = make_model()
@@ -605,7 +605,7 @@ def test_only_the_last_word_counts_as_padding_says(query: Inputs) -> None:
     torch.testing.assert_close(masked.proposals, short.proposals, atol=1e-5, rtol=1e-5)
 
 
-def test_dropout_acts_in_training_only(query: Inputs) -> None:
+def test_dropout_acts_in_training_only(query: ModelInputs) -> None:
     model = make_model(dropout=0.5)
     assert torch.equal(model(query).proposals, model(query).proposals)
     model.train()

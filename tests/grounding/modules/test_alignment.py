@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from grounding.modules.alignment import (
-    clip_index,
-    frames_to_clips,
-    from_square,
-    into_square,
-    square_cells,
-    take_matrix,
+    frame_clip_indices,
+    frames_to_clips_matrix,
+    from_square_grid,
+    to_square_grid,
+    square_cell_coordinates,
+    crop_resize_matrix,
 )
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
@@ -46,7 +46,7 @@ cells.
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (4, 4), (16, 16), (5, 7)])
 def test_placing_is_padding_and_resizing(height: int, width: int, rows: int, columns: int) -> None:
     maps = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    found = into_square(
+    found = to_square_grid(
         maps,
         torch.tensor([[height, width]]),
         torch.tensor([square_of(height, width)]),
@@ -63,7 +63,7 @@ def test_batch_padding_is_not_looked_at() -> None:
     for place, one in zip(padded, maps, strict=True):
         place[:, : one.shape[1], : one.shape[2]] = one
     squares = torch.tensor([square_of(*shape) for shape in SHAPES])
-    found = into_square(padded, torch.tensor(SHAPES), squares, 8, 8)
+    found = to_square_grid(padded, torch.tensor(SHAPES), squares, 8, 8)
     for got, one in zip(found, maps, strict=True):
         torch.testing.assert_close(got, padded_and_resized(one, 8, 8), atol=1e-5, rtol=1e-5)
 
@@ -73,7 +73,7 @@ def test_a_picture_that_fills_no_whole_cells_is_placed_between_them() -> None:
     gives the same ramp.
     """
     ramp = torch.arange(16.0).expand(1, 1, 9, 16)
-    found = into_square(ramp, torch.tensor([[9, 16]]), torch.tensor([square_of(9, 16)]), 16, 16)[
+    found = to_square_grid(ramp, torch.tensor([[9, 16]]), torch.tensor([square_of(9, 16)]), 16, 16)[
         0, 0
     ]
     torch.testing.assert_close(found[4:12], torch.arange(16.0).expand(8, 16), **TOLERANCE)
@@ -130,7 +130,7 @@ def test_a_ramp_over_the_square_comes_back_as_the_picture_s(
     height: int, width: int, side: int, first: tuple[float, float], last: tuple[float, float]
 ) -> None:
     maps = ramps_over_the_square(height, width, side)
-    found = from_square(
+    found = from_square_grid(
         maps,
         torch.tensor([square_of(height, width)]),
         torch.tensor([[height, width]]),
@@ -151,7 +151,7 @@ def test_taking_from_a_map_of_the_whole_picture_is_torch_s_resizing(
     height: int, width: int, rows: int, columns: int
 ) -> None:
     maps = torch.rand(1, 2, rows, columns, 3, generator=torch.Generator().manual_seed(0))
-    found = from_square(
+    found = from_square_grid(
         maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[height, width]]), height, width
     )
     expected = functional.interpolate(
@@ -163,7 +163,7 @@ def test_taking_from_a_map_of_the_whole_picture_is_torch_s_resizing(
 @pytest.mark.parametrize(("rows", "columns"), [(4, 7), (5, 10), (9, 16)])
 def test_a_map_of_the_whole_picture_with_the_same_cells_stays(rows: int, columns: int) -> None:
     maps = torch.rand(1, 2, rows, columns, 3, generator=torch.Generator().manual_seed(0))
-    found = from_square(
+    found = from_square_grid(
         maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[rows, columns]]), rows, columns
     )
     torch.testing.assert_close(found, maps, atol=1e-5, rtol=0)
@@ -179,9 +179,9 @@ def test_taken_from_one_batch_each_map_is_its_own_and_its_padding_zero() -> None
         torch.tensor([[0, 0, 1, 3 / 6], [0, 0, 4 / 5, 1]]),
         torch.tensor([[4, 8], [6, 3]]),
     )
-    found = from_square(padded, squares, sizes, 6, 8)
+    found = from_square_grid(padded, squares, sizes, 6, 8)
     for got, maps, (height, width) in zip(found, own, sizes.tolist(), strict=True):
-        alone = from_square(
+        alone = from_square_grid(
             maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[height, width]]), height, width
         )[0]
         torch.testing.assert_close(got[:, :height, :width], alone, atol=1e-4, rtol=0)
@@ -194,7 +194,7 @@ def test_what_is_taken_along_one_axis_by_hand() -> None:
     5/12), and none of padding.
     """
     low, high = torch.tensor([0.0, 0.5, 0.0]), torch.tensor([0.5, 1.0, 0.5])
-    matrix = take_matrix(4, torch.tensor([2, 2, 3]), 4, low, high)
+    matrix = crop_resize_matrix(4, torch.tensor([2, 2, 3]), 4, low, high)
     none = [0.0] * 4
     expected = [
         [[1, 0, 0, 0], [0, 1, 0, 0], none, none],
@@ -206,7 +206,7 @@ def test_what_is_taken_along_one_axis_by_hand() -> None:
 
 def test_a_part_between_two_centres_takes_the_nearest_cell() -> None:
     """Of two cells, centred at .25 and .75, the parts [.3, .4) and [.6, .7)."""
-    matrix = take_matrix(
+    matrix = crop_resize_matrix(
         2, torch.tensor([2, 1]), 2, torch.tensor([0.3, 0.6]), torch.tensor([0.4, 0.7])
     )
     assert matrix.tolist() == [[[1, 0], [1, 0]], [[0, 1], [0, 0]]]
@@ -216,7 +216,7 @@ def test_cells_of_the_square_as_shares_of_a_landscape_picture() -> None:
     """A picture in rows 1 and 2 of a 4×4 square: cell (1, 0)'s centre lies at x 1/8, y 1/4, its far
     corner at 1/4, 1/2.
     """
-    corners, centres, inside = square_cells(torch.tensor([square_of(2, 4)]), 4, 4)
+    corners, centres, inside = square_cell_coordinates(torch.tensor([square_of(2, 4)]), 4, 4)
     assert inside[0].tolist() == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
     assert centres[0, 1, 0].tolist() == pytest.approx([1 / 8, 1 / 4])
     assert corners[0, 1, 0].tolist() == pytest.approx([1 / 4, 1 / 2])
@@ -224,7 +224,7 @@ def test_cells_of_the_square_as_shares_of_a_landscape_picture() -> None:
 
 
 def test_cells_of_the_square_as_shares_of_a_portrait_picture() -> None:
-    _, centres, inside = square_cells(torch.tensor([square_of(4, 2)]), 4, 4)
+    _, centres, inside = square_cell_coordinates(torch.tensor([square_of(4, 2)]), 4, 4)
     assert inside[0, 0].tolist() == [False, True, True, False]
     assert centres[0, 0, 1].tolist() == pytest.approx([1 / 4, 1 / 8])
 
@@ -233,17 +233,17 @@ def test_the_picture_is_half_open_so_a_16_by_9_one_fills_9_of_16_rows() -> None:
     """It reaches from row 3.5 to 12.5: row 3's centre lies on its first edge, row 12's on its last;
     7/16 = 44 % is padding.
     """
-    _, _, inside = square_cells(torch.tensor([[0, 3.5 / 16, 1, 12.5 / 16]]), 16, 16)
+    _, _, inside = square_cell_coordinates(torch.tensor([[0, 3.5 / 16, 1, 12.5 / 16]]), 16, 16)
     assert inside[0].all(1).nonzero()[:, 0].tolist() == list(range(3, 12))
 
 
 def test_frames_belong_to_clips_half_open() -> None:
     tau = torch.tensor([[0.0, 0.2499, 0.25, 0.9999, 1.0]])
-    assert clip_index(tau, 4).tolist() == [[0, 0, 1, 3, 3]]
+    assert frame_clip_indices(tau, 4).tolist() == [[0, 0, 1, 3, 3]]
 
 
 def test_clips_take_the_mean_of_their_frames() -> None:
-    matrix = frames_to_clips(torch.tensor([[0.1, 0.2, 0.6]]), 2)
+    matrix = frames_to_clips_matrix(torch.tensor([[0.1, 0.2, 0.6]]), 2)
     torch.testing.assert_close(matrix, torch.tensor([[[0.5, 0.5, 0], [0, 0, 1.0]]]))
 
 
@@ -251,10 +251,10 @@ def test_a_clip_without_frames_takes_the_nearest() -> None:
     """Four clips with middles .125, .375, .625, .875; frames at .1 and .7: clip 1 takes frame 0
     (.275 away, .325), clip 3 frame 1.
     """
-    matrix = frames_to_clips(torch.tensor([[0.1, 0.7]]), 4)
+    matrix = frames_to_clips_matrix(torch.tensor([[0.1, 0.7]]), 4)
     assert matrix[0].tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
 
 
 def test_every_clip_s_weights_sum_to_one() -> None:
-    matrix = frames_to_clips(torch.rand(5, 9, generator=torch.Generator().manual_seed(0)), 7)
+    matrix = frames_to_clips_matrix(torch.rand(5, 9, generator=torch.Generator().manual_seed(0)), 7)
     torch.testing.assert_close(matrix.sum(-1), torch.ones(5, 7))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grounding.modules.attention import Attention, PairedAttention, words_as_loud_as_cells
+from grounding.modules.attention import Attention, PairedAttention, balance_text_attention
 
 D, HEADS = 16, 4
 
@@ -157,8 +157,8 @@ def test_pairs_are_compared_part_by_part(tokens: tuple[Tensor, ...]) -> None:
     def heads(x: Tensor) -> Tensor:
         return x.unflatten(-1, (HEADS, D // HEADS)).transpose(1, 2)
 
-    logits = heads(paired.query_what(query)) @ heads(paired.key_what(key)).mT
-    logits = (logits + heads(paired.query_where(here)) @ heads(paired.key_where(there)).mT) / (
+    logits = heads(paired.query_content(query)) @ heads(paired.key_content(key)).mT
+    logits = (logits + heads(paired.query_position(here)) @ heads(paired.key_position(there)).mT) / (
         2 * D // HEADS
     ) ** 0.5
     weights = logits.masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
@@ -174,7 +174,7 @@ def test_all_words_together_begin_as_loud_as_all_cells(tokens: tuple[Tensor, ...
     """
     cells = torch.tensor([[True] * 5, [True] * 4 + [False]])
     words = torch.tensor([[True, True], [True, False]])
-    logits = words_as_loud_as_cells(cells, words)
+    logits = balance_text_attention(cells, words)
     shares = logits.softmax(-1)
     torch.testing.assert_close(shares[:, 5:].sum(-1), torch.full((2,), 0.5))
     assert (shares[:, :5] > 0).equal(cells)

@@ -28,7 +28,7 @@ def test_boxes_and_weights_have_their_shapes(
 ) -> None:
     torch.manual_seed(0)
     own = head(D)
-    seen = own.look(*cells)
+    seen = own.prepare(*cells)
     boxes, weights = own(torch.randn(3, D), seen)
     assert boxes.shape == (3, 4)
     assert seen.boxes.shape == ((3, CELLS, 4) if head is AttentionBoxHead else (0,))
@@ -42,7 +42,7 @@ def test_boxes_and_weights_have_their_shapes(
 
 def test_the_paper_s_head_looks_at_the_query_only(cells: Cells) -> None:
     head, queries = MLPBoxHead(D), torch.randn(3, D)
-    boxes, weights = head(queries, head.look(*cells))
+    boxes, weights = head(queries, head.prepare(*cells))
     torch.testing.assert_close(boxes, head.mlp(queries).sigmoid())
     torch.testing.assert_close(weights[1], torch.tensor([0.25] * 4 + [0.0] * 2))
 
@@ -65,7 +65,7 @@ def test_attention_on_one_cell_gives_that_cell_s_box(cells: Cells, cell: int) ->
     head = AttentionBoxHead(D)
     query, positions = one_hot(head, cell)
     memory, _, mask, centres = (part[:1] for part in cells)
-    seen = head.look(memory, positions, mask, centres)
+    seen = head.prepare(memory, positions, mask, centres)
     boxes, weights = head(query, seen)
     torch.testing.assert_close(seen.boxes[0, cell], boxes[0])
     offset, size = head.mlp(memory[0, cell]).split(2)
@@ -83,9 +83,9 @@ def test_attention_on_two_cells_gives_the_mean_of_their_boxes(cells: Cells) -> N
     memory, _, mask, centres = (part[:1] for part in cells)
     memory = memory.clone()
     memory[0, 4, 0] = memory[0, 0, 0]
-    box = head(query, head.look(memory, positions, mask, centres))[0]
+    box = head(query, head.prepare(memory, positions, mask, centres))[0]
     alone = [
-        head(query, head.look(memory, one_hot(head, cell)[1], mask, centres))[0] for cell in (0, 4)
+        head(query, head.prepare(memory, one_hot(head, cell)[1], mask, centres))[0] for cell in (0, 4)
     ]
     torch.testing.assert_close(box, (alone[0] + alone[1]) / 2)
 
@@ -96,6 +96,6 @@ def test_masked_cells_change_no_box(cells: Cells) -> None:
     memory, positions, mask, centres = cells
     changed = torch.where(mask[..., None], memory, 50.0)
     torch.testing.assert_close(
-        head(queries, head.look(changed, positions, mask, centres))[0],
-        head(queries, head.look(*cells))[0],
+        head(queries, head.prepare(changed, positions, mask, centres))[0],
+        head(queries, head.prepare(*cells))[0],
     )

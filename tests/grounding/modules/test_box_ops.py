@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou, roi_align
 
-from grounding.modules.box_ops import corners, giou, iou
-from grounding.modules.position_encoding import map_cells
-from grounding.modules.roi import mean_weights, own_cells, roi_weights
+from grounding.modules.box_ops import cxcywh_to_xyxy, generalized_box_iou, box_iou
+from grounding.modules.position_encoding import cell_positions
+from grounding.modules.roi import mean_pool_weights, cells_in_box, roi_align_weights
 
 ROWS, COLUMNS = 6, 10
 SIZE = torch.tensor([[ROWS, COLUMNS]])
@@ -30,11 +30,11 @@ BORDERS = [
 
 def roi_tokens(maps: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
     """What is in boxes `[n, 4]`, of maps `[n, C, H, W]`: `[n, C]`."""
-    return weighed(maps, roi_weights(boxes, size, (maps.shape[2], maps.shape[3])))
+    return weighed(maps, roi_align_weights(boxes, size, (maps.shape[2], maps.shape[3])))
 
 
 def mean_tokens(maps: Tensor, boxes: Tensor, centres: Tensor) -> Tensor:
-    return weighed(maps, mean_weights(boxes, centres))
+    return weighed(maps, mean_pool_weights(boxes, centres))
 
 
 def weighed(maps: Tensor, weights: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def centres_of(rows: int, columns: int) -> Tensor:
     """Centres of the cells of a `[rows, columns]` map of which `SIZE` is no padding, `[1, cells,
     2]`.
     """
-    return map_cells(SIZE, rows, columns, 8)[2]
+    return cell_positions(SIZE, rows, columns, 8)[2]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_own_cells_by_hand() -> None:
             ]
         ]
     )
-    assert own_cells(boxes, centres).int().tolist() == [
+    assert cells_in_box(boxes, centres).int().tolist() == [
         [
             [1, 0, 0, 0, 0, 0],  # the middle column's centre lies on the edge
             [0, 1, 1, 0, 1, 1],
@@ -222,22 +222,22 @@ def test_own_cells_by_hand() -> None:
 
 def test_corners_are_torchvision_s() -> None:
     boxes = random_boxes(6).reshape(2, 3, 4)
-    torch.testing.assert_close(corners(boxes), box_convert(boxes, "cxcywh", "xyxy"))
+    torch.testing.assert_close(cxcywh_to_xyxy(boxes), box_convert(boxes, "cxcywh", "xyxy"))
 
 
 def test_iou_is_torchvision_s() -> None:
-    ours, theirs = (corners(random_boxes(40, seed)) for seed in (0, 1))
-    found = iou(ours, theirs)
+    ours, theirs = (cxcywh_to_xyxy(random_boxes(40, seed)) for seed in (0, 1))
+    found = box_iou(ours, theirs)
     assert 0 < int((found > 0).sum()) < 40
     torch.testing.assert_close(found, box_iou(ours, theirs).diagonal())
 
 
 def test_giou_is_torchvision_s_for_whole_layers_of_boxes() -> None:
-    ours, theirs = (corners(random_boxes(40, seed)) for seed in (0, 1))
+    ours, theirs = (cxcywh_to_xyxy(random_boxes(40, seed)) for seed in (0, 1))
     expected = generalized_box_iou(ours, theirs).diagonal()
     assert (expected < 0).any()
     torch.testing.assert_close(
-        giou(ours.view(2, 5, 4, 4), theirs.view(2, 5, 4, 4)), expected.view(2, 5, 4)
+        generalized_box_iou(ours.view(2, 5, 4, 4), theirs.view(2, 5, 4, 4)), expected.view(2, 5, 4)
     )
 
 
@@ -249,12 +249,12 @@ def test_of_boxes_without_area_every_overlap_and_its_gradient_is_a_number() -> N
         (box, torch.zeros(1, 4)),
         (torch.zeros(1, 4), torch.zeros(1, 4)),
     ):
-        for overlap in (iou, giou):
+        for overlap in (box_iou, generalized_box_iou):
             told = ours.clone().requires_grad_()
             overlap(told, theirs).sum().backward()
             assert told.grad is not None
             assert torch.isfinite(told.grad).all()
-    assert giou(point, point).item() == 0
+    assert generalized_box_iou(point, point).item() == 0
 
 
 def test_iou_by_hand() -> None:
@@ -265,7 +265,7 @@ def test_iou_by_hand() -> None:
     theirs = torch.tensor(
         [[0.0, 0.0, 0.2, 0.2], [0.1, 0.1, 0.3, 0.3], [0.5, 0.0, 1.0, 0.5], [0.3, 0.3, 0.3, 0.3]]
     )
-    torch.testing.assert_close(iou(ours, theirs), torch.tensor([1 / 2, 1 / 7, 0, 0]))
+    torch.testing.assert_close(box_iou(ours, theirs), torch.tensor([1 / 2, 1 / 7, 0, 0]))
 
 
 def test_a_box_of_no_area_takes_what_is_at_its_place() -> None:

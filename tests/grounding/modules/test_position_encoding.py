@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grounding.modules.position_encoding import TIME_STEPS, cell_corners, sine, sine_2d, sine_time
+from grounding.modules.position_encoding import TIME_SCALE, cell_corners, sinusoidal, sinusoidal_2d, sinusoidal_time
 
 
 def detr(mask: Tensor, features: int) -> Tensor:
@@ -33,7 +33,7 @@ def test_two_dimensions_are_detr_s() -> None:
     """Tolerance 2e-5: DETR adds 1e-6 to what it divides by."""
     expected = detr(torch.zeros(1, 5, 9, dtype=torch.bool), 16)[0]
     torch.testing.assert_close(
-        sine_2d(cell_corners(5, 9) / torch.tensor([9, 5]), 32), expected, atol=2e-5, rtol=0
+        sinusoidal_2d(cell_corners(5, 9) / torch.tensor([9, 5]), 32), expected, atol=2e-5, rtol=0
     )
 
 
@@ -41,7 +41,7 @@ def test_padding_moves_no_position() -> None:
     mask = torch.ones(1, 6, 9, dtype=torch.bool)
     mask[:, :4, :7] = False
     torch.testing.assert_close(
-        sine_2d(cell_corners(4, 7) / torch.tensor([7, 4]), 32),
+        sinusoidal_2d(cell_corners(4, 7) / torch.tensor([7, 4]), 32),
         detr(mask, 16)[0, :4, :7],
         atol=2e-5,
         rtol=0,
@@ -58,19 +58,19 @@ def test_one_dimension_is_the_classic_formula() -> None:
                 math.sin(phase),
                 math.cos(phase),
             )
-    torch.testing.assert_close(sine(torch.arange(50), 8), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sinusoidal(torch.arange(50), 8), expected, atol=1e-5, rtol=0)
 
 
 def test_a_segment_is_a_hundred_steps_whatever_its_length() -> None:
     torch.testing.assert_close(
-        sine_time(torch.tensor([[0.25, 0.5]]), 8), sine(torch.tensor([[25.0, 50.0]]), 8)
+        sinusoidal_time(torch.tensor([[0.25, 0.5]]), 8), sinusoidal(torch.tensor([[25.0, 50.0]]), 8)
     )
-    assert TIME_STEPS == 100
+    assert TIME_SCALE == 100
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_any_shape_gains_one_dimension(shape: tuple[int, ...]) -> None:
-    assert sine(torch.rand(shape), 8).shape == (*shape, 8)
+    assert sinusoidal(torch.rand(shape), 8).shape == (*shape, 8)
 
 
 def test_corners_are_the_far_ones_in_x_y_order() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grounding.modules.proposal_map import ProposalHead, iou_map, proposal_map, valid_cells
+from grounding.modules.proposal_map import ProposalHead, proposal_iou_map, build_proposal_map, valid_proposal_mask
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -15,15 +15,15 @@ def test_the_map_holds_the_means_of_clips(count: int) -> None:
     for i in range(count):
         for j in range(i, count):
             expected[:, i, j] = clips[:, i : j + 1].mean(1)
-    torch.testing.assert_close(proposal_map(clips), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(build_proposal_map(clips), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_map_keeps_its_type() -> None:
-    assert proposal_map(torch.randn(1, 4, 2).bfloat16()).dtype == torch.bfloat16
+    assert build_proposal_map(torch.randn(1, 4, 2).bfloat16()).dtype == torch.bfloat16
 
 
 def test_valid_cells_begin_before_they_end() -> None:
-    assert valid_cells(3).tolist() == [
+    assert valid_proposal_mask(3).tolist() == [
         [True, True, True],
         [False, True, True],
         [False, False, True],
@@ -40,12 +40,12 @@ def test_the_iou_map_by_a_loop(span: tuple[float, float]) -> None:
             overlap = max(0.0, min(end, span[1]) - max(begin, span[0]))
             expected[i, j] = overlap / ((end - begin) + (span[1] - span[0]) - overlap)
     torch.testing.assert_close(
-        iou_map(torch.tensor([span]), count)[0], expected, atol=1e-6, rtol=1e-5
+        proposal_iou_map(torch.tensor([span]), count)[0], expected, atol=1e-6, rtol=1e-5
     )
 
 
 def test_the_true_cell_has_iou_one() -> None:
-    found = iou_map(torch.tensor([[0.25, 0.75], [0.0, 0.25]]), 4)
+    found = proposal_iou_map(torch.tensor([[0.25, 0.75], [0.0, 0.25]]), 4)
     assert found[0, 1, 2] == pytest.approx(1.0)
     assert found[1, 0, 0] == pytest.approx(1.0)
 
@@ -57,7 +57,7 @@ def constant_head(kernel: int) -> ProposalHead:
     head = ProposalHead(3, 1, kernel, 1)
     for parameter in head.parameters():
         torch.nn.init.zeros_(parameter)
-    torch.nn.init.constant_(head.widen.bias, 2.0)
+    torch.nn.init.constant_(head.residual_projection.bias, 2.0)
     torch.nn.init.constant_(head.convs[0].weight, 1 / kernel**2)
     torch.nn.init.ones_(head.score.weight)
     return head
@@ -70,7 +70,7 @@ def test_the_triangle_s_border_is_not_dimmed(count: int, kernel: int) -> None:
     """
     logits = constant_head(kernel)(torch.zeros(1, count, 3))[0]
     torch.testing.assert_close(
-        logits[valid_cells(count)], torch.full((count * (count + 1) // 2,), 2.0)
+        logits[valid_proposal_mask(count)], torch.full((count * (count + 1) // 2,), 2.0)
     )
 
 
@@ -94,7 +94,7 @@ def test_invalid_cells_stay_zero_between_convolutions() -> None:
     seen = []
     head.convs[1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     head(torch.randn(2, 5, 3))
-    assert not seen[0].permute(2, 3, 0, 1)[~valid_cells(5)].any()
+    assert not seen[0].permute(2, 3, 0, 1)[~valid_proposal_mask(5)].any()
 
 
 def test_any_number_of_clips_fits() -> None:

@@ -18,7 +18,7 @@ from grounding.inference.predict import ranked_tube, tube
 from grounding.inference.segment_prediction import Look
 from grounding.predictor.results import Best
 from grounding.predictor.windows import _Held, kept_stretches, streamed_stretches, windows_of
-from grounding.structures.span_scores import Boundaries
+from grounding.structures.span_scores import BoundaryPrediction
 from pipeline.records import Prediction, Query
 from pipeline.store import Entry
 
@@ -234,10 +234,10 @@ def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Loo
     )
     look.boxes, look.seen = np.full((4, 4), 0.5), np.ones(4, int)
     rest = (1 - sure) / 3
-    answer = Boundaries(
+    answer = BoundaryPrediction(
         np.array([rest, sure, rest, rest]), np.array([rest, rest, sure, rest]), level
     )
-    look.when = answer.scores(segment, look.frames)
+    look.when = answer.init_scores(segment, look.frames)
     look.when.add(answer, look.frames)
     return look
 

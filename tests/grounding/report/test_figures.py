@@ -41,7 +41,7 @@ def judged(exam: Exam, name: str, span: tuple[int, int]) -> Judged:
         query.id: Prediction(id=query.id, span=span, score=1.0, boxes=rows)
         for query in exam.queries
     }
-    scores = score_exam(exam, Tubes.of_predictions(said.values()))
+    scores = score_exam(exam, Tubes.from_predictions(said.values()))
     return Judged(Path(name), name, said, {score.id: score for score in scores}, {})
 
 

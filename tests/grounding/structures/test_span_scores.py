@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from grounding.modules.frame_outputs import FrameOutputs
+from grounding.modules.frame_outputs import FramewiseOutputs
 from grounding.structures.span_scores import (
-    Boundaries,
+    BoundaryPrediction,
     BoundaryScores,
-    Proposals,
+    ProposalPrediction,
     ProposalScores,
-    highest,
-    interpolated,
+    highest_span,
+    interpolate_scores,
     interval_edges,
 )
 from pipeline import sampling
@@ -31,7 +31,7 @@ def map_of(count: int, fill: float = 0.1, **cells: float) -> np.ndarray:
 
 
 def test_without_between_the_best_cell_is_the_span() -> None:
-    assert highest(map_of(5, c12=0.9, c02=0.8, c13=0.8), between=False) == (1 / 5, 3 / 5, 0.9)
+    assert highest_span(map_of(5, c12=0.9, c02=0.8, c13=0.8), subframe_boundaries=False) == (1 / 5, 3 / 5, 0.9)
 
 
 def test_begin_and_end_are_where_parabolas_are_highest() -> None:
@@ -40,7 +40,7 @@ def test_begin_and_end_are_where_parabolas_are_highest() -> None:
     scores = np.where(
         begins < ends, 0.9 - 0.02 * (begins - 1.75) ** 2 - 0.03 * (ends - 4.6) ** 2, -1.0
     )
-    begin, end, score = highest(scores, between=True)
+    begin, end, score = highest_span(scores, subframe_boundaries=True)
     assert (begin * 6, end * 6) == (pytest.approx(1.75), pytest.approx(4.6))
     assert score == scores[2, 4]
 
@@ -61,38 +61,38 @@ def test_begin_and_end_are_where_parabolas_are_highest() -> None:
     ],
 )
 def test_the_edges_of_a_map_and_flat_tops(scores: np.ndarray, span: tuple[float, float]) -> None:
-    found = highest(scores, between=True)
+    found = highest_span(scores, subframe_boundaries=True)
     assert found[:2] == pytest.approx(tuple(edge / len(scores) for edge in span), abs=1e-6)
 
 
 def test_proposals_are_averaged_and_found_in_frames_of_the_video() -> None:
     """Five clips of four frames from frame 50 on; what stands below the diagonal is no proposal."""
     answers = [
-        Proposals(map_of(5, c12=0.9, c30=1.0)),
-        Proposals(map_of(5, c23=0.95, c12=0.5, c30=1.0)),
+        ProposalPrediction(map_of(5, c12=0.9, c30=1.0)),
+        ProposalPrediction(map_of(5, c23=0.95, c12=0.5, c30=1.0)),
     ]
-    scores = answers[0].scores((50, 70), np.arange(50, 70))
+    scores = answers[0].init_scores((50, 70), np.arange(50, 70))
     for answer in answers:
         scores.add(answer, np.arange(50, 70))
-    assert scores.best(between=False) == (54, 62, pytest.approx(0.7))
+    assert scores.best_span(subframe_boundaries=False) == (54, 62, pytest.approx(0.7))
     np.testing.assert_array_equal(scores.mean == -1, np.tril(np.ones((5, 5)), -1) > 0)
 
 
 def test_two_looks_at_proposals_are_averaged_on_the_windows_clips() -> None:
     """The window [54, 66) has clips of three frames; the first look's map is read at those."""
-    first = Proposals(map_of(4, c12=0.8)).scores((50, 66), np.arange(50, 66))
-    first.add(Proposals(map_of(4, c12=0.8)), np.arange(50, 66))
-    second = Proposals(map_of(4, c12=0.4)).scores((54, 66), np.arange(54, 66))
-    second.add(Proposals(map_of(4, c12=0.4)), np.arange(54, 66))
-    both = first.closer(second)
+    first = ProposalPrediction(map_of(4, c12=0.8)).init_scores((50, 66), np.arange(50, 66))
+    first.add(ProposalPrediction(map_of(4, c12=0.8)), np.arange(50, 66))
+    second = ProposalPrediction(map_of(4, c12=0.4)).init_scores((54, 66), np.arange(54, 66))
+    second.add(ProposalPrediction(map_of(4, c12=0.4)), np.arange(54, 66))
+    both = first.combine_refined(second)
     edges = np.array([4, 7, 10, 13, 16]) / 16
     valid = np.triu(np.ones((4, 4), dtype=bool))
     np.testing.assert_allclose(
         both.mean[valid],
-        ((second.mean + interpolated(first.mean, edges[:-1], edges[1:])) / 2)[valid],
+        ((second.mean + interpolate_scores(first.mean, edges[:-1], edges[1:])) / 2)[valid],
     )
     assert (both.mean[~valid] == -1).all()
-    assert both.best(between=False) == (54, 63, pytest.approx(float(both.mean[0, 2])))
+    assert both.best_span(subframe_boundaries=False) == (54, 63, pytest.approx(float(both.mean[0, 2])))
 
 
 def heard(
@@ -101,11 +101,11 @@ def heard(
     *answers: tuple[list[int] | np.ndarray, object, object],
 ) -> BoundaryScores:
     """What answers of (numbers, first, last) say of a segment in which `frames` are stored."""
-    nothing = Boundaries(np.zeros(0), np.zeros(0))
-    scores = nothing.scores(segment, np.asarray(frames))
+    nothing = BoundaryPrediction(np.zeros(0), np.zeros(0))
+    scores = nothing.init_scores(segment, np.asarray(frames))
     for numbers, first, last in answers:
         scores.add(
-            Boundaries(np.asarray(first, float), np.asarray(last, float)), np.asarray(numbers)
+            BoundaryPrediction(np.asarray(first, float), np.asarray(last, float)), np.asarray(numbers)
         )
     return scores
 
@@ -124,7 +124,7 @@ def test_the_event_begins_where_its_first_frames_interval_does_and_ends_where_it
         ([100, 110, 120, 130], [0.1, 0.6, 0.2, 0.1], [0.0, 0.2, 0.7, 0.1]),
     )
     assert scores.edges.tolist() == [100, 105.5, 115.5, 125.5, 140]
-    assert scores.best(between=False) == (105.5, 125.5, pytest.approx(0.42))
+    assert scores.best_span(subframe_boundaries=False) == (105.5, 125.5, pytest.approx(0.42))
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])
@@ -133,7 +133,7 @@ def test_an_event_may_be_one_frame_long(place: int, between: bool) -> None:
     certain = np.eye(4)[place]
     begin, end = [(100, 105.5), (105.5, 115.5), (115.5, 125.5), (125.5, 140)][place]
     frames = [100, 110, 120, 130]
-    assert heard((100, 140), frames, (frames, certain, certain)).best(between) == (begin, end, 1)
+    assert heard((100, 140), frames, (frames, certain, certain)).best_span(between) == (begin, end, 1)
 
 
 @pytest.mark.parametrize("between", [False, True])
@@ -141,7 +141,7 @@ def test_an_event_may_be_one_frame_long(place: int, between: bool) -> None:
 def test_one_stored_frame_is_the_whole_segment(segment: Span, frame: int, between: bool) -> None:
     """Also where the nearest one lies outside; a pass repeats it."""
     scores = heard(segment, [frame], ([frame] * 3, [0.2, 0.5, 0.3], [0.5, 0.5, 0.0]))
-    assert scores.best(between) == (*segment, pytest.approx(1))
+    assert scores.best_span(between) == (*segment, pytest.approx(1))
 
 
 def test_repeated_frames_count_as_if_all_were_repeated_as_often() -> None:
@@ -152,16 +152,16 @@ def test_repeated_frames_count_as_if_all_were_repeated_as_often() -> None:
         ([0, 0, 10, 10, 20], [0.1, 0.2, 0.3, 0.1, 0.3], [0.0, 0.1, 0.2, 0.2, 0.5]),
     )
     once = heard((0, 30), [0, 10, 20], ([0, 10, 20], [0.25, 1 / 3, 0.5], [1 / 12, 1 / 3, 5 / 6]))
-    np.testing.assert_allclose(repeated.begins, once.begins)
-    np.testing.assert_allclose(repeated.ends, once.ends)
-    assert repeated.best(between=False) == (15.5, 30, pytest.approx(5 / 12))
+    np.testing.assert_allclose(repeated.start_probabilities, once.start_probabilities)
+    np.testing.assert_allclose(repeated.end_probabilities, once.end_probabilities)
+    assert repeated.best_span(subframe_boundaries=False) == (15.5, 30, pytest.approx(5 / 12))
 
 
 def test_of_a_begin_that_is_likeliest_after_the_end_the_best_ordered_pair_is_found() -> None:
     """.6 · .9 would end before it begins; .3 · .9 is higher than .6 · .06."""
     frames = [0, 10, 20, 30]
     scores = heard((0, 40), frames, (frames, [0.3, 0.06, 0.6, 0.04], [0.02, 0.9, 0.06, 0.02]))
-    assert scores.best(between=False) == (0, 15.5, pytest.approx(0.27))
+    assert scores.best_span(subframe_boundaries=False) == (0, 15.5, pytest.approx(0.27))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40])
@@ -170,7 +170,7 @@ def test_no_ordered_pair_has_a_higher_product(count: int) -> None:
     frames = np.arange(count) * 3
     for _ in range(50):
         first, last = random.dirichlet(np.full(count, 0.3), 2)
-        begin, end, score = heard((0, 3 * count), frames, (frames, first, last)).best(between=False)
+        begin, end, score = heard((0, 3 * count), frames, (frames, first, last)).best_span(subframe_boundaries=False)
         products = np.triu(np.outer(first, last))
         edges = interval_edges(frames, (0, 3 * count))
         i, j = np.unravel_index(products.argmax(), products.shape)
@@ -181,7 +181,7 @@ def test_no_ordered_pair_has_a_higher_product(count: int) -> None:
 def test_where_all_frames_are_alike_the_span_is_a_span() -> None:
     frames = [0, 10, 20, 30]
     for between in (False, True):
-        assert heard((0, 40), frames, (frames, [0.25] * 4, [0.25] * 4)).best(between) == (
+        assert heard((0, 40), frames, (frames, [0.25] * 4, [0.25] * 4)).best_span(between) == (
             0,
             5.5,
             0.0625,
@@ -200,9 +200,9 @@ def test_passes_are_interpolated_at_the_edges_of_all_frames_and_averaged() -> No
     )
     ones = np.array([0.2, 0.2 + 0.6 * 5.5 / 10.5, 0.8, 0.8])
     others = np.array([1.0, 1 - 5.5 / 20.5, 1 - 15.5 / 20.5, 0.0])
-    np.testing.assert_allclose(scores.begins, (ones + others) / 2)
+    np.testing.assert_allclose(scores.start_probabilities, (ones + others) / 2)
     ones = np.array([0.4, 0.4 + 0.2 * 5 / 29.5, 0.4 + 0.2 * 15 / 29.5, 0.6])
-    np.testing.assert_allclose(scores.ends, (ones + 0.5) / 2)
+    np.testing.assert_allclose(scores.end_probabilities, (ones + 0.5) / 2)
 
 
 def test_models_are_averaged() -> None:
@@ -214,15 +214,15 @@ def test_models_are_averaged() -> None:
         (frames, [0.5, 0.4, 0.1], [0.0, 0.0, 1.0]),
         (frames, [0.0, 0.4, 0.6], [0.0, 0.2, 0.8]),
     )
-    assert heard((0, 30), frames, one).best(between=False)[0] == 0
-    assert heard((0, 30), frames, other).best(between=False)[0] == 15.5
-    assert heard((0, 30), frames, one, other).best(between=False) == (
+    assert heard((0, 30), frames, one).best_span(subframe_boundaries=False)[0] == 0
+    assert heard((0, 30), frames, other).best_span(subframe_boundaries=False)[0] == 15.5
+    assert heard((0, 30), frames, one, other).best_span(subframe_boundaries=False) == (
         5.5,
         30,
         pytest.approx(0.4 * 0.9),
     )
-    assert heard((0, 30), frames, one, one).best(between=True) == heard((0, 30), frames, one).best(
-        between=True
+    assert heard((0, 30), frames, one, one).best_span(subframe_boundaries=True) == heard((0, 30), frames, one).best_span(
+        subframe_boundaries=True
     )
 
 
@@ -233,8 +233,8 @@ def test_boundaries_lie_where_parabolas_over_uneven_edges_are_highest() -> None:
     assert edges[3], edges[6] == (20.5, 49)
     first, last = 0.5 - (edges[:-1] - 21) ** 2 / 5000, 0.5 - (edges[1:] - 47.5) ** 2 / 5000
     scores = heard((0, 64), frames, (frames, first, last))
-    assert scores.best(between=False)[:2] == (20.5, 49)
-    assert scores.best(between=True) == (
+    assert scores.best_span(subframe_boundaries=False)[:2] == (20.5, 49)
+    assert scores.best_span(subframe_boundaries=True) == (
         pytest.approx(21),
         pytest.approx(47.5),
         pytest.approx(float(first[3] * last[5])),
@@ -261,7 +261,7 @@ def test_a_boundary_moves_at_most_half_way_and_only_among_spans(
     first: list[float], last: list[float], span: tuple[float, float]
 ) -> None:
     frames = [0, 10, 20, 30, 40]
-    assert heard((0, 50), frames, (frames, first, last)).best(between=True)[:2] == pytest.approx(
+    assert heard((0, 50), frames, (frames, first, last)).best_span(subframe_boundaries=True)[:2] == pytest.approx(
         span
     )
 
@@ -286,9 +286,9 @@ def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_s
                 np.exp(-(((at - edge) / spacing / width) ** 2) / 2)
                 for at, edge in ((edges[:-1], begin), (edges[1:], end))
             )
-            scores.add(Boundaries(first / first.sum(), last / last.sum()), frames[places])
-        moved += np.abs(np.array(scores.best(between=True)[:2]) - (begin, end)).tolist()
-        kept += np.abs(np.array(scores.best(between=False)[:2]) - (begin, end)).tolist()
+            scores.add(BoundaryPrediction(first / first.sum(), last / last.sum()), frames[places])
+        moved += np.abs(np.array(scores.best_span(subframe_boundaries=True)[:2]) - (begin, end)).tolist()
+        kept += np.abs(np.array(scores.best_span(subframe_boundaries=False)[:2]) - (begin, end)).tolist()
     assert max(moved) < spacing / 4
     assert np.mean(moved) < 0.75 * np.mean(kept)
 
@@ -316,15 +316,15 @@ def test_two_looks_at_boundaries_weigh_alike_in_the_window(first: BoundaryScores
     """
     frames = [20, 30, 40, 50]
     second = heard((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
-    both = first.closer(second)
+    both = first.combine_refined(second)
     assert (both.segment, both.edges.tolist()) == ((20, 60), [20, 25.5, 35.5, 45.5, 60])
     known = np.array([0.2 * 4.5 / 10, 0.2, 0.1, 0.1])
     np.testing.assert_allclose(
-        both.begins, (np.array([0.1, 0.2, 0.6, 0.1]) + known / known.sum()) / 2
+        both.start_probabilities, (np.array([0.1, 0.2, 0.6, 0.1]) + known / known.sum()) / 2
     )
     known = np.array([0.0, 0.1, 0.3, 0.1])
     np.testing.assert_allclose(
-        both.ends, (np.array([0.1, 0.1, 0.2, 0.6]) + known / known.sum()) / 2
+        both.end_probabilities, (np.array([0.1, 0.1, 0.2, 0.6]) + known / known.sum()) / 2
     )
 
 
@@ -333,20 +333,20 @@ def test_what_the_first_look_believes_outside_the_window_does_not_count(
 ) -> None:
     frames = [20, 30, 40, 50]
     second = heard((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
-    surer = BoundaryScores(first.segment, first.edges, first.first.copy(), first.last.copy(), 1)
-    surer.first[0] /= 4
-    surer.last[-1] /= 4
+    surer = BoundaryScores(first.segment, first.edges, first.start.copy(), first.end.copy(), 1)
+    surer.start[0] /= 4
+    surer.end[-1] /= 4
     for of in (lambda scores: scores.begins, lambda scores: scores.ends):
-        np.testing.assert_allclose(of(surer.closer(second)), of(first.closer(second)))
+        np.testing.assert_allclose(of(surer.combine_refined(second)), of(first.combine_refined(second)))
 
 
 def test_where_the_first_look_gives_the_window_nothing_the_second_stands_alone(
     first: BoundaryScores,
 ) -> None:
     frames = [60, 70]
-    first.first[-3:] = 0
+    first.start[-3:] = 0
     second = heard((60, 80), frames, (frames, [0.3, 0.7], [0.2, 0.8]))
-    np.testing.assert_allclose(first.closer(second).begins, second.begins)
+    np.testing.assert_allclose(first.combine_refined(second).start_probabilities, second.start_probabilities)
 
 
 def test_two_looks_that_agree_agree_with_both() -> None:
@@ -354,7 +354,7 @@ def test_two_looks_that_agree_agree_with_both() -> None:
     frames = [0, 10, 20]
     answer = (frames, [0.2, 0.5, 0.3], [0.1, 0.4, 0.5])
     once, often = heard((0, 30), frames, answer), heard((0, 30), frames, *[answer] * 5)
-    assert once.closer(often).best(between=True) == pytest.approx(once.best(between=True))
+    assert once.combine_refined(often).best_span(subframe_boundaries=True) == pytest.approx(once.best_span(subframe_boundaries=True))
 
 
 def test_the_score_of_two_looks_is_at_most_one() -> None:
@@ -364,7 +364,7 @@ def test_the_score_of_two_looks_is_at_most_one() -> None:
     frames = [0, 10]
     sure = heard((0, 20), frames, (frames, [1.0, 0.0], [1.0, 0.0]))
     vague = heard((0, 20), frames, ([0], [1.0], [1.0]), ([10], [1.0], [1.0]))
-    assert sure.closer(vague).best(between=False) == (0, 5.5, 1.0)
+    assert sure.combine_refined(vague).best_span(subframe_boundaries=False) == (0, 5.5, 1.0)
 
 
 @pytest.fixture
@@ -376,12 +376,12 @@ def scores() -> np.ndarray:
 
 def test_a_map_read_at_its_own_cells_is_itself(scores: np.ndarray) -> None:
     edges = np.arange(5) / 4
-    np.testing.assert_allclose(interpolated(scores, edges[:-1], edges[1:]), scores, atol=1e-12)
+    np.testing.assert_allclose(interpolate_scores(scores, edges[:-1], edges[1:]), scores, atol=1e-12)
 
 
 def test_between_cells_scores_are_linear_and_only_proposals_count(scores: np.ndarray) -> None:
     def at(begin: float, end: float) -> float:
-        return float(interpolated(scores, np.array([begin / 4]), np.array([end / 4]))[0, 0])
+        return float(interpolate_scores(scores, np.array([begin / 4]), np.array([end / 4]))[0, 0])
 
     assert at(0.5, 3) == pytest.approx((scores[0, 2] + scores[1, 2]) / 2)
     assert at(1, 3.25) == pytest.approx(0.75 * scores[1, 2] + 0.25 * scores[1, 3])
@@ -399,15 +399,15 @@ def test_what_probabilities_were_divided_by_tells_clear_events_from_faint_ones()
     nothing = torch.zeros(0)
 
     def gathered(more: float) -> BoundaryScores:
-        out = FrameOutputs(
+        out = FramewiseOutputs(
             nothing, first + more, last + more, nothing, nothing, nothing, nothing, nothing
         )
         made = BoundaryScores((0, 8), np.array([0.0, 2, 4, 6, 8]), np.zeros(4), np.zeros(4))
         for _ in range(2):
-            made.add(out.when()[0], np.array([1, 3, 5, 7]))
+            made.add(out.span_predictions()[0], np.array([1, 3, 5, 7]))
         return made
 
     faint, clear = gathered(0.0), gathered(1.0)
-    assert clear.best(True) == pytest.approx(faint.best(True))
-    assert clear.level == pytest.approx(faint.level + 2)
-    assert ProposalScores((0, 8), np.zeros((4, 4))).level == 0
+    assert clear.best_span(True) == pytest.approx(faint.best_span(True))
+    assert clear.log_normalizer == pytest.approx(faint.log_normalizer + 2)
+    assert ProposalScores((0, 8), np.zeros((4, 4))).log_normalizer == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grounding.structures.tubes import Tubes, boxes_of, ranges, truth_boxes
+from grounding.structures.tubes import Tubes, prediction_boxes, concatenate_ranges, ground_truth_boxes
 from pipeline.boxes import interpolate_boxes
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query, Truth
@@ -26,7 +26,7 @@ def tubes_of(tubes: list[Rows], framewise: bool = False) -> Tubes:
         (np.array(list(tube), np.int64), np.array(list(tube.values()), np.float64).reshape(-1, 4))
         for tube in tubes
     ]
-    made = Tubes.of(
+    made = Tubes.from_rows(
         [f"q{number}" for number in range(len(tubes))],
         [(number, number + 5) for number in range(len(tubes))],
         rows,
@@ -135,9 +135,9 @@ def test_rows_in_any_order_are_sorted(rows: Rows, random: object) -> None:
 
 def test_two_boxes_of_one_frame_are_refused() -> None:
     with pytest.raises(InputError, match="query 'a' has two boxes for frame 4; keep one"):
-        Tubes.of(["a"], [(0, 9)], [(np.array([4, 7, 4]), np.zeros((3, 4)))])
+        Tubes.from_rows(["a"], [(0, 9)], [(np.array([4, 7, 4]), np.zeros((3, 4)))])
     with pytest.raises(InputError, match="query 'b' has two boxes for frame 7; keep one"):
-        Tubes.of_predictions(
+        Tubes.from_predictions(
             [Prediction(id="b", span=(0, 9), score=1.0, boxes=[(7, 0, 0, 1, 1), (7, 0, 0, 1, 1)])]
         )
 
@@ -156,7 +156,7 @@ def test_selected_tubes_keep_their_rows_and_missing_ones_are_empty(
             assert (alone.ids, alone.spans.tolist(), len(alone.frames)) == (("",), [[0, 0]], 0)
         else:
             assert same(alone, tubes_of(tubes).slice(place, place + 1))
-    assert (np.diff(chosen.keys()) > 0).all()
+    assert (np.diff(chosen.row_keys()) > 0).all()
 
 
 def test_a_slice_keeps_whether_a_tube_is_frame_wise() -> None:
@@ -164,7 +164,7 @@ def test_a_slice_keeps_whether_a_tube_is_frame_wise() -> None:
     part = tubes.slice(1, 3)
     assert (part.ids, part.framewise) == (("q1", "q2"), True)
     assert part.spans.tolist() == [[1, 6], [2, 7]]
-    assert (part.offsets.tolist(), part.owners.tolist(), part.frames.tolist()) == (
+    assert (part.offsets.tolist(), part.row_tubes.tolist(), part.frames.tolist()) == (
         [0, 0, 2],
         [1, 1],
         [2, 5],
@@ -172,7 +172,7 @@ def test_a_slice_keeps_whether_a_tube_is_frame_wise() -> None:
 
 
 def test_no_tubes_at_all() -> None:
-    nothing = Tubes.of_predictions([])
+    nothing = Tubes.from_predictions([])
     assert (len(nothing), nothing.spans.shape, nothing.boxes.shape, nothing.offsets.tolist()) == (
         0,
         (0, 2),
@@ -184,7 +184,7 @@ def test_no_tubes_at_all() -> None:
 
 
 def test_predictions_are_samples_with_their_spans() -> None:
-    tubes = Tubes.of_predictions(
+    tubes = Tubes.from_predictions(
         [
             Prediction(
                 id="a", span=(2, 9), score=1.0, boxes=[(7, 1, 2, 3, 4), (2, -5, 0.1, 700, 9)]
@@ -207,16 +207,16 @@ def test_the_truth_is_what_its_track_has_inside_the_span() -> None:
         query_of("c", track=None),
         query_of("d", span=(7, 9)),
     ]
-    tubes = Tubes.of_truth(queries, tracks)
+    tubes = Tubes.from_ground_truth(queries, tracks)
     assert (tubes.ids, tubes.framewise) == (("a", "c", "d"), True)
     assert (tubes.offsets.tolist(), tubes.frames.tolist()) == ([0, 2, 2, 2], [3, 5])
     assert tubes.boxes.tolist() == [[4.1, 5.1, 6.1, 7.1], [8.1, 9.1, 10.1, 11.1]]
-    assert [len(truth_boxes(query, tracks)[0]) for query in queries] == [2, 0, 0, 0]
+    assert [len(ground_truth_boxes(query, tracks)[0]) for query in queries] == [2, 0, 0, 0]
 
 
 def test_a_tube_without_boxes_is_all_zeros() -> None:
     assert (
-        boxes_of(Prediction(id="a", span=(0, 3), score=1.0, boxes=[]), np.arange(3)).tolist()
+        prediction_boxes(Prediction(id="a", span=(0, 3), score=1.0, boxes=[]), np.arange(3)).tolist()
         == [[0, 0, 0, 0]] * 3
     )
 
@@ -226,4 +226,4 @@ def test_a_tube_without_boxes_is_all_zeros() -> None:
 def test_ranges_follow_one_another(parts: list[tuple[int, int]]) -> None:
     expected = [begin + step for begin, length in parts for step in range(length)]
     begins, lengths = (np.array([part[side] for part in parts], np.int64) for side in (0, 1))
-    assert ranges(begins, lengths).tolist() == expected
+    assert concatenate_ranges(begins, lengths).tolist() == expected

@@ -149,12 +149,12 @@ def test_it_reads_pictures_and_cached_words_and_no_motion(pictured: Path) -> Non
     np.testing.assert_array_equal(sample.text, words.read(query.id))
     assert features.nbytes(query) == 2 * sample.appearance.size
     inputs = collate([sample, features.load_sample(features.queries[1])])
-    assert inputs.video is not None  # both are about one video
-    assert inputs.video.tolist() == [0, 0]
+    assert inputs.video_indices is not None  # both are about one video
+    assert inputs.video_indices.tolist() == [0, 0]
     assert inputs.motion.shape == (1, 0, 1, 1, 0)
-    assert inputs.square.tolist() == [[0, 0, 1, 1]]
+    assert inputs.picture_in_square.tolist() == [[0, 0, 1, 1]]
     truth = features.targets(sample)
-    assert torch.equal(truth.clips, truth.frames)
+    assert torch.equal(truth.clip_labels, truth.frame_labels)
 
 
 def test_what_a_run_was_made_from(costa_run: Path, whole_run: Path) -> None:

@@ -22,9 +22,9 @@ from grounding.data.sources import ImageSource, TokenSource
 from grounding.evaluation.config import EvaluateConfig
 from grounding.evaluation.evaluate import predict_split
 from grounding.models.end_to_end import EndToEnd
-from grounding.modules.freezing import LEARNING
+from grounding.modules.freezing import TRAINABLE_PREFIXES
 from grounding.predictor.grounder import Grounder
-from grounding.structures.inputs import Inputs
+from grounding.structures.inputs import ModelInputs
 from grounding.systems.checkpoint import load_model, read_provenance
 from grounding.systems.config import EncodersConfig
 from grounding.systems.registry import build_model, get_tokenizer, load_initial_encoders
@@ -110,7 +110,7 @@ def raw_features(store: Path, model: nn.Module) -> GroundingDataset:
     return GroundingDataset.from_store(store, "train", FRAMES, CLIPS, get_tokenizer(model))
 
 
-def raw_inputs(store: Path, model: nn.Module, count: int = 3) -> Inputs:
+def raw_inputs(store: Path, model: nn.Module, count: int = 3) -> ModelInputs:
     """Of the first queries, which are about one video, each with its own pictures."""
     features = raw_features(store, model)
     samples = (features.load_sample(query) for query in features.queries[:count])
@@ -156,7 +156,7 @@ def test_it_answers_what_its_network_answers_to_its_encoders_features(
 ) -> None:
     raw = raw_inputs(store, model)
     pictures = raw.appearance.flatten(0, 1).permute(0, 3, 1, 2)
-    maps = model.image(pictures).unflatten(0, raw.appearance.shape[:2])
+    maps = model.image_encoder(pictures).unflatten(0, raw.appearance.shape[:2])
     size = torch.tensor(maps.shape[2:4]).expand(len(raw.text), 2)
     seen = replace(
         raw,
@@ -176,7 +176,7 @@ def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: En
         collate([features.load_sample(query) for query in features.queries[:3]]),
         raw_inputs(store, model),
     )
-    handle = model.image.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    handle = model.image_encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     with torch.no_grad():
         found, expected = model(shared), model(apart)
     handle.remove()
@@ -199,13 +199,13 @@ def test_pictures_of_other_sizes_in_a_batch_change_nothing(store: Path, model: E
         map_size=torch.tensor([[height, width // 2], [height, width]]),
     )
     half.appearance[0, :, :, width // 2 :] = 200
-    maps, cells = model.maps(half.appearance, half.map_size)
-    alone, size = model.maps(raw.appearance[:1, :, :, : width // 2], half.map_size[:1])
+    maps, cells = model.encode_images(half.appearance, half.map_size)
+    alone, size = model.encode_images(raw.appearance[:1, :, :, : width // 2], half.map_size[:1])
     assert cells[0].tolist() == size[0].tolist() != cells[1].tolist()
     rows, columns = size[0].tolist()
     torch.testing.assert_close(maps[0, :, :rows, :columns], alone[0])
     assert (maps[0, :, :, columns:] == 0).all()
-    torch.testing.assert_close(maps[1], model.maps(raw.appearance[1:], raw.map_size[1:])[0][0])
+    torch.testing.assert_close(maps[1], model.encode_images(raw.appearance[1:], raw.map_size[1:])[0][0])
 
 
 def test_what_learns_and_how_fast(model: EndToEnd) -> None:
@@ -217,7 +217,7 @@ def test_what_learns_and_how_fast(model: EndToEnd) -> None:
         for parameter in group["params"]
     }
     learning = {name for name in names.values() if name.startswith("image.") and name in rates}
-    assert {name.split(".")[2] for name in learning} == set(LEARNING)
+    assert {name.split(".")[2] for name in learning} == set(TRAINABLE_PREFIXES)
     assert not any(".bn" in name for name in learning)
     for name, rate in rates.items():
         assert rate == (1e-2 if name.startswith("image.") else 1e-3)
@@ -274,7 +274,7 @@ def test_recomputed_layers_give_the_same_gradients_from_less(store: Path, model:
         ], sum(kept)
 
     whole, much = gradients()
-    model.recompute()
+    model.enable_activation_checkpointing()
     again, little = gradients()
     for ours, theirs in zip(again, whole, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -286,9 +286,9 @@ def test_pictures_are_encoded_in_parts(
 ) -> None:
     raw = raw_inputs(store, model)
     with torch.no_grad():
-        whole = model.maps(raw.appearance, raw.map_size)[0]
+        whole = model.encode_images(raw.appearance, raw.map_size)[0]
         monkeypatch.setattr(grounding.models.end_to_end, "TOGETHER", 5)
-        torch.testing.assert_close(model.maps(raw.appearance, raw.map_size)[0], whole)
+        torch.testing.assert_close(model.encode_images(raw.appearance, raw.map_size)[0], whole)
 
 
 def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_parameters(

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grounding.models.csdvl import Csdvl, CsdvlConfig, Places
-from grounding.structures.inputs import Inputs
+from grounding.models.csdvl import Csdvl, CsdvlConfig, TokenGeometry
+from grounding.structures.inputs import ModelInputs
 from grounding.systems.checkpoint import read_provenance
 from grounding.systems.mdetr_weights import build_static_stream, initialize_from_mdetr
 from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
@@ -89,19 +89,19 @@ class Size:
         torch.manual_seed(1)
         return Csdvl(dims or self.dims, CsdvlConfig(**{**small, **widths, **changes})).eval()
 
-    def inputs(self, seed: int = 2) -> Inputs:
+    def inputs(self, seed: int = 2) -> ModelInputs:
         """Two queries whose maps and sentences differ in size; 9 where there is only padding."""
         random = torch.Generator().manual_seed(seed)
         appearance = torch.randn(2, FRAMES, 4, 5, self.dims[0], generator=random)
         appearance[1, :, 3:], appearance[1, :, :, 2:] = 9, 9
         text = torch.randn(2, 4, self.dims[2], generator=random)
         text[0, 3:] = 9
-        return Inputs(
+        return ModelInputs(
             appearance=appearance,
             map_size=torch.tensor([[4, 5], [3, 2]]),
-            frame_tau=torch.tensor([[0.2, 0.7], [0.1, 0.9]]),
+            frame_positions=torch.tensor([[0.2, 0.7], [0.1, 0.9]]),
             motion=torch.randn(2, CLIPS, 4, 4, MOTION, generator=random),
-            square=torch.tensor([[0, 0.1, 1, 0.9], [1 / 6, 0, 5 / 6, 1]]),
+            picture_in_square=torch.tensor([[0, 0.1, 1, 0.9], [1 / 6, 0, 5 / 6, 1]]),
             text=text,
             text_mask=torch.tensor([[True] * 3 + [False], [True] * 4]),
         )
@@ -225,7 +225,7 @@ class Reference:
 
 
 def reference_of(
-    state: Mapping[str, Tensor], layers: int, inputs: Inputs
+    state: Mapping[str, Tensor], layers: int, inputs: ModelInputs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """MDETR's answers for every frame of a batch, frame by frame of its first query, then of its
     second.
@@ -244,7 +244,7 @@ def reference_of(
 
 
 @torch.no_grad()
-def answers_of(model: Csdvl, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def answers_of(model: Csdvl, inputs: ModelInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Our memory with the mask of its tokens, the decoder's normed outputs after each layer, boxes:
     shapes as the reference's.
     """
@@ -253,7 +253,7 @@ def answers_of(model: Csdvl, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     boxes = model(inputs).boxes.flatten(1, 2)
     hook.remove()
     memory = model.encode(
-        inputs, model.project_text(inputs.text), Places.of(inputs, model.object_query.numel(), True)
+        inputs, model.project_text(inputs.text), TokenGeometry.from_inputs(inputs, model.object_query.numel(), True)
     )
     return memory.states, memory.mask, torch.stack(outputs[: len(boxes)]), boxes
 
@@ -397,7 +397,7 @@ def test_a_model_that_does_not_fit(load: Load, changes: dict[str, Any], message:
         load(SMALL.model(**changes), SMALL.state())
 
 
-def reduced(inputs: Inputs, basis: Projection) -> Inputs:
+def reduced(inputs: ModelInputs, basis: Projection) -> ModelInputs:
     """The inputs as a store reduced with the basis gives them, before rounding to half precision."""
     flat = inputs.appearance.flatten(0, 3).numpy()
     return replace(

@@ -22,7 +22,7 @@ import yaml
 
 from grounding.data.collate import collate
 from grounding.data.dataset import GroundingDataset
-from grounding.modules.activation_checkpointing import recompute_layers
+from grounding.modules.activation_checkpointing import checkpoint_layers
 from grounding.systems.checkpoint import load_model, read_provenance
 from grounding.systems.config import TrainConfig
 from grounding.systems.registry import SYSTEMS
@@ -179,7 +179,7 @@ def test_recomputing_keeps_less(store: Path) -> None:
     for recompute in (False, True):
         model = SYSTEMS["csdvl"].build(features.dims, config.model)
         if recompute:
-            recompute_layers(model)
+            checkpoint_layers(model)
         tensors: dict[int, int] = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, own=tensors: (own.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t

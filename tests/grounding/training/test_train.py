@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from grounding.models.csdvl import Collaboration
+from grounding.models.csdvl import CollaborationKind
 from grounding.systems.checkpoint import compute_code_digest, load_model, read_provenance
 from grounding.training import train as training
 from grounding.training.curve_logger import CurveLogger
@@ -577,7 +577,7 @@ def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"streams": "dynamic"}, *({"collaboration": kind} for kind in get_args(Collaboration))],
+    [{"streams": "dynamic"}, *({"collaboration": kind} for kind in get_args(CollaborationKind))],
 )
 def test_every_ablation_trains_with_the_recipe_of_shapes(
     store: Path, tmp_path: Path, changes: dict[str, Any]

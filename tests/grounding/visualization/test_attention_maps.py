@@ -113,7 +113,7 @@ def test_only_maps_that_say_something_are_told(
 
 def cgstvg(store: Path) -> AttentionRecorder:
     config = CgstvgConfig(
-        **SMALL, stages=2, motion="motion", refinement="none", box_head="attention"
+        **SMALL, num_stages=2, motion_product="motion", refinement="none", box_head="attention"
     )
     return AttentionRecorder(
         Cgstvg((6, 5, 7), config).eval(), GroundingDataset.from_store(store, "train", 6, None)
@@ -149,7 +149,7 @@ class Noise:
 def costa(store: Path) -> AttentionRecorder:
     image = load_backbone("appearance", "tiny", "tiny").encoder
     assert isinstance(image, AppearanceEncoder)
-    config = CostaConfig(**SMALL, decoder_layers=2, trunk_width=8, box_head="attention")
+    config = CostaConfig(**SMALL, num_decoder_layers=2, r3d_width=8, box_head="attention")
     opened, queries = Store(store), GroundingDataset.from_store(store, "train", 6, None).queries
     features = GroundingDataset(
         queries, Tracks(), Noise(opened.open("appearance")), None, opened.open("text"), 6, None
@@ -169,8 +169,8 @@ def test_networks_that_answer_by_frames_tell_where_they_look(
     assert [attention.kind for attention in found.maps] == ["heard", "carriers"]
     assert isinstance(found.span_scores, BoundaryScores)
     assert (
-        len(found.span_scores.begins)
-        == len(found.span_scores.ends)
+        len(found.span_scores.start_probabilities)
+        == len(found.span_scores.end_probabilities)
         == len(found.frame_indices)
         == 20
     )
@@ -192,7 +192,7 @@ def test_a_run_s_network_tells_what_it_answers(tiny_run: Any) -> None:
     for query, answer in zip(
         one.dataset.queries, predict(one.model, one.dataset, one.dataset.queries), strict=True
     ):
-        assert one.record(query).span_scores.best(between=True)[2] == pytest.approx(
+        assert one.record(query).span_scores.best_span(subframe_boundaries=True)[2] == pytest.approx(
             answer.score, abs=1e-6
         )
 
