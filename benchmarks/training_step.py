@@ -88,9 +88,9 @@ def build_network(config: TrainConfig, channels: Mapping[str, int] = CHANNELS) -
     """
     torch.manual_seed(0)
     model = config.model
-    if not model.pictures:
+    if not model.uses_images:
         return get_system(config.system).build(
-            (channels["appearance"], channels[model.motion], channels["text"]), model
+            (channels["appearance"], channels[model.motion_product], channels["text"]), model
         )
     assert config.encoders is not None
     image = load_backbone("appearance", config.encoders.backbones, config.encoders.image).encoder
@@ -117,27 +117,27 @@ def build_random_batch(
     """
     width, height = compute_appearance_size(video_size, short_side)
     rows, columns = (
-        (height, width) if model.pictures else (-(-height // stride), -(-width // stride))
+        (height, width) if model.uses_images else (-(-height // stride), -(-width // stride))
     )
-    clips = model.clips or model.frames
-    tau = (torch.arange(model.frames) + 0.5) / model.frames
+    clips = model.num_clips or model.frames
+    tau = (torch.arange(model.num_frames) + 0.5) / model.frames
     torch.manual_seed(0)
     inputs = ModelInputs(
         appearance=_random_appearance(
-            model, (batch, model.frames, rows, columns), channels["appearance"]
+            model, (batch, model.num_frames, rows, columns), channels["appearance"]
         ),
         map_size=torch.tensor([[rows, columns]] * batch),
         frame_positions=tau.expand(batch, -1),
         motion=_random_motion(
             model,
             (batch, clips),
-            motion_grid if model.motion in SQUARE_MOTION_PRODUCTS else (rows, columns),
+            motion_grid if model.motion_product in SQUARE_MOTION_PRODUCTS else (rows, columns),
             channels,
         ),
         picture_in_square=torch.tensor(
             [
                 picture_in_square(video_size)
-                if model.motion in SQUARE_MOTION_PRODUCTS
+                if model.motion_product in SQUARE_MOTION_PRODUCTS
                 else FULL_FRAME
             ]
             * batch
@@ -153,7 +153,7 @@ def build_random_batch(
 
 
 def _random_appearance(model: Any, shape: tuple[int, ...], channels: int) -> Tensor:
-    if model.pictures:
+    if model.uses_images:
         return torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
     return torch.randn(*shape, channels).half()
 
@@ -161,9 +161,9 @@ def _random_appearance(model: Any, shape: tuple[int, ...], channels: int) -> Ten
 def _random_motion(
     model: Any, shape: tuple[int, int], cells: tuple[int, int], channels: Mapping[str, int]
 ) -> Tensor:
-    if model.motion is None:
+    if model.motion_product is None:
         return torch.zeros(shape[0], 0, 1, 1, 0).half()
-    return torch.randn(*shape, *cells, channels[model.motion]).half()
+    return torch.randn(*shape, *cells, channels[model.motion_product]).half()
 
 
 def build_middle_half_targets(frame_positions: Tensor, num_clips: int, batch: int) -> Targets:

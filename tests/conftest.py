@@ -27,15 +27,15 @@ failure.
 """
 SAMPLING = {"fps": 5.0, "short_side": 96, "clip_stride_seconds": 0.4, "clip_seconds": 0.8}
 MODEL = {
-    "d": 16,
-    "heads": 2,
-    "ffn": 32,
-    "layers": 1,
-    "frames": 4,
-    "clips": 8,
-    "map_channels": 8,
-    "map_kernel": 3,
-    "map_layers": 1,
+    "hidden_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 32,
+    "num_layers": 1,
+    "num_frames": 4,
+    "num_clips": 8,
+    "proposal_map_channels": 8,
+    "proposal_map_kernel": 3,
+    "proposal_map_layers": 1,
 }
 
 

@@ -31,11 +31,11 @@ SMALL_MODEL = [
         "layers=1",
         "frames=4",
         "clips=4",
-        "map_layers=1",
-        "map_kernel=3",
+        "proposal_map_layers=1",
+        "proposal_map_kernel=3",
         "d=32",
-        "heads=2",
-        "ffn=64",
+        "num_heads=2",
+        "ffn_dim=64",
     )
 ]
 pytestmark = pytest.mark.soak  # two minutes each: the full-size backbones are made and run twice

@@ -60,7 +60,7 @@ class EndToEndSize:
         """
         if device == "cuda":
             return cls({"batch": 8, "precision": "bfloat16"}, 320)
-        return cls({"batch": 1, "model": {"frames": 12, "clips": 4}}, 320)
+        return cls({"batch": 1, "model": {"num_frames": 12, "num_clips": 4}}, 320)
 
 
 @dataclass

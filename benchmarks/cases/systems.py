@@ -109,7 +109,7 @@ def get_sizes(device: str) -> tuple[SystemsSize, ...]:
         rounds=1,
         **full,
     )
-    few = {"batch": 1, "model": {"frames": 12, "clips": 4}}
+    few = {"batch": 1, "model": {"num_frames": 12, "num_clips": 4}}
     return (
         paper,
         SystemsSize(
@@ -205,7 +205,7 @@ def build_step(name: str, size: SystemsSize, device: str) -> tuple[TrainingStep,
         merge(get_preset(size.preset, name), _select_overrides(name, size))
     )
     model = config.model
-    parts = config.batch if model.pictures and not size.single_batch else 1
+    parts = config.batch if model.uses_images and not size.single_batch else 1
     step = TrainingStep(config, build_network(config, size.channels), torch.device(device))
     part = build_random_batch(
         model,

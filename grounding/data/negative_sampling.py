@@ -80,6 +80,6 @@ def empty_targets(targets: Targets) -> Targets:
         targets,
         **{
             name: torch.zeros_like(getattr(targets, name))
-            for name in ("span", "boxed", "frames", "clips", "clip_boxed")
+            for name in ("span", "box_mask", "frame_labels", "clip_labels", "clip_box_mask")
         },
     )

@@ -47,11 +47,11 @@ def auxiliary_box_losses(
     """What training from scratch adds (ours): the parts, and their weighted sum; `overlap` is the weight of GIoU beside `w.l1`."""
     parts, weighted = dict[str, Tensor](), total.new_zeros(())
     if w.box_attention:
-        parts["carriers"], parts["heard"] = (
+        parts["box_attention"], parts["temporal_cell_attention"] = (
             box_attention_loss(cells, outputs.cell_centers, targets.boxes, targets.box_mask, total)
             for cells in (outputs.box_attention, outputs.temporal_attention)
         )
-        weighted = weighted + w.box_attention * (parts["carriers"] + parts["heard"])
+        weighted = weighted + w.box_attention * (parts["box_attention"] + parts["temporal_cell_attention"])
     own_parts, from_cells = supervised_cell_losses(
         outputs.cell_boxes, outputs.cell_centers, targets, w, overlap, total
     )

@@ -48,19 +48,19 @@ def cgstvg_loss(
     parts = {
         "l1": l1,
         "iou": overlap,
-        "first": share * boundary_divergence(outputs.start_logits, first),
-        "last": share * boundary_divergence(outputs.end_logits, last),
+        "start": share * boundary_divergence(outputs.start_logits, first),
+        "end": share * boundary_divergence(outputs.end_logits, last),
         "inside": share * inside_loss(outputs.inside_logits, targets.frame_labels, w.outside_weight),
     }
     loss = (
         w.l1 * l1
         + w.iou * overlap
-        + w.start * parts["first"]
-        + w.end * parts["last"]
+        + w.start * parts["start"]
+        + w.end * parts["end"]
         + w.inside * parts["inside"]
     )
     if len(outputs.box_confidence):
-        parts["quality"], loss = quality, loss + w.box_confidence * quality
+        parts["box_confidence"], loss = quality, loss + w.box_confidence * quality
     cell_parts, from_cells = auxiliary_box_losses(outputs, targets, w, w.iou, normalizers.num_boxed_frames)
     parts |= cell_parts
     return {"loss": loss + from_cells, **parts}

@@ -44,15 +44,15 @@ def costa_loss(
     parts = {
         "l1": l1,
         "giou": giou,
-        "first": share * boundary_divergence(outputs.start_logits[layers], first),
-        "last": share * boundary_divergence(outputs.end_logits[layers], last),
-        "fused": share * inside_loss(outputs.encoder_presence_logits[None], targets.frame_labels, w.outside_weight),
-        "decoded": share * inside_loss(outputs.decoder_presence_logits[None], targets.frame_labels, w.outside_weight),
+        "start": share * boundary_divergence(outputs.start_logits[layers], first),
+        "end": share * boundary_divergence(outputs.end_logits[layers], last),
+        "encoder_presence": share * inside_loss(outputs.encoder_presence_logits[None], targets.frame_labels, w.outside_weight),
+        "decoder_presence": share * inside_loss(outputs.decoder_presence_logits[None], targets.frame_labels, w.outside_weight),
     }
     from_cells, more = auxiliary_box_losses(outputs, targets, w, w.giou, normalizers.num_boxed_frames)
-    loss = w.l1 * l1 + w.giou * giou + w.start * parts["first"] + w.end * parts["last"]
+    loss = w.l1 * l1 + w.giou * giou + w.start * parts["start"] + w.end * parts["end"]
     return {
-        "loss": loss + w.encoder_presence * parts["fused"] + w.decoder_presence * parts["decoded"] + more,
+        "loss": loss + w.encoder_presence * parts["encoder_presence"] + w.decoder_presence * parts["decoder_presence"] + more,
         **parts,
         **from_cells,
     }

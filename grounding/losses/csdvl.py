@@ -68,13 +68,13 @@ def csdvl_loss(
             targets.clip_box_mask,
             normalizers.num_boxed_clips,
         )
-        parts["heard"], spatial = heard, spatial + weights.box_attention * heard
+        parts["temporal_cell_attention"], spatial = heard, spatial + weights.box_attention * heard
     if weights.box_attention and len(outputs.box_attention):  # the dynamic stream alone has no boxes
         cells = outputs.box_attention[layers].flatten(3)
-        parts["carriers"] = box_attention_loss(
+        parts["box_attention"] = box_attention_loss(
             cells, outputs.cell_centers, targets.boxes, targets.box_mask, normalizers.num_boxed_frames
         )
-        spatial = spatial + weights.box_attention * parts["carriers"]
+        spatial = spatial + weights.box_attention * parts["box_attention"]
     own_parts, from_cells = supervised_cell_losses(
         outputs.cell_boxes, outputs.cell_centers, targets, weights, weights.giou, normalizers.num_boxed_frames
     )

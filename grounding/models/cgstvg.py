@@ -18,7 +18,7 @@ Where the paper leaves things open:
 - The released code chooses the context by the true boxes, in training (`truth_iou`) and in its tests. Ours never does to predict.
 - Heads and ICR's MLPs are one for all stages.
 - Positions are added once, at the input (sec. 3.1).
-- `word_gain=cells`, `box_head=attention` and the attention weights of the temporal blocks on motion cells (`heard`) are ours, for
+- `word_gain=num_cells`, `box_head=attention` and the attention weights of the temporal blocks on motion cells (`heard`) are ours, for
   training from scratch. Taught to look at the object's appearance as well, temporal queries did, and learned nothing of when.
 """
 
@@ -74,7 +74,7 @@ class CgstvgConfig(TransformerConfig):
     teacher_iou: float | None = Field(default=None, ge=-1, le=1)
     """In training the context is that of the frames whose box has at least this GIoU with the true one."""
     box_head: Literal["mlp", "attention"] = "mlp"
-    text_balance: Literal["one", "cells"] = "one"
+    text_balance: Literal["none", "num_cells"] = "none"
     """Among a frame's tokens every word counts as one of them, or all words together begin as loud as all cells."""
 
 
@@ -167,7 +167,7 @@ class Cgstvg(nn.Module):
         contexts = [stage.context for stage in found if stage.context is not None]
         stacked = {
             name: torch.stack([getattr(stage, name) for stage in found])
-            for name in ("boxes", "first", "last", "inside")
+            for name in ("boxes", "start_logits", "end_logits", "inside_logits")
         }
         return CgstvgOutputs(
             **stacked,
@@ -209,7 +209,7 @@ class Cgstvg(nn.Module):
         states = torch.cat([*visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
         tokens = torch.cat([mask, mask, inputs.text_mask], 1).repeat_interleave(frames, 0)
         heard = tokens
-        if self.config.text_balance == "cells":
+        if self.config.text_balance == "num_cells":
             heard = balance_text_attention(
                 torch.cat([mask, mask], 1), inputs.text_mask
             ).repeat_interleave(frames, 0)

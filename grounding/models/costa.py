@@ -18,7 +18,7 @@ Where the paper leaves things open:
   anchors pass no gradient, but for the first ones, which would learn nothing else. One MLP moves them in all layers.
 - Content and place of the concatenated attention stay apart in every head, as in Conditional DETR.
 - The last queries that say whether the object is there are the temporal decoder's: the spatial decoder's have been told.
-- `word_gain=cells`, `box_head=attention` and the attention weights of the temporal decoder (`heard`) are ours, for training from scratch.
+- `word_gain=num_cells`, `box_head=attention` and the attention weights of the temporal decoder (`heard`) are ours, for training from scratch.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class CostaConfig(TransformerConfig):
     teacher_forcing_rate: float = Field(default=0.9, ge=0, le=1)
     """How often in training that is the true span."""
     box_head: Literal["mlp", "attention"] = "mlp"
-    text_balance: Literal["one", "cells"] = "one"
+    text_balance: Literal["none", "num_cells"] = "none"
     """Among a frame's tokens every word counts as one of them, or all words together begin as loud as all cells."""
 
     @model_validator(mode="after")
@@ -189,7 +189,7 @@ class Costa(nn.Module):
         text = self.project_text(to_compute_dtype(words))
         positions, mask, centres = cell_positions(inputs.expand_to_queries(size), rows, columns, text.shape[-1])
         positions = torch.cat([positions, torch.zeros_like(text)], 1).repeat_interleave(frames, 0)
-        loud, counted = self.config.text_balance == "cells", torch.cat([mask, inputs.text_mask], 1)
+        loud, counted = self.config.text_balance == "num_cells", torch.cat([mask, inputs.text_mask], 1)
         heard = balance_text_attention(mask, inputs.text_mask) if loud else counted
         mask = counted.repeat_interleave(frames, 0)
         time = sinusoidal_time(inputs.frame_positions, text.shape[-1])

@@ -9,7 +9,7 @@ Where the paper leaves things open:
 - Eq. (1) prints `Q_l = W_l^v H_l`; it means W_l^q. Attention is multi-head with an output projection everywhere.
 - Eq. (2)'s A is a second softmax of the decoder's cross-attention with its projected query × α, over the H·W visual
   and L text tokens, visual part without renormalising, mean over heads; gradients flow through it (`detach_guide`
-  stops them). It is about 1/HW: `guide_gain=cells` multiplies it by H·W, which a network trained from scratch in
+  stops them). It is about 1/HW: `guide_gain=num_cells` multiplies it by H·W, which a network trained from scratch in
   minutes needs; `one` is the paper's.
 - Motion cells that are padding of the square are masked in attention and means (`mask_padding`).
 - Fixed sine positions everywhere. A motion cell's position is where it lies in the *picture*, so that both streams
@@ -56,7 +56,7 @@ class CsdvlConfig(TransformerConfig):
     num_frames: int = Field(default=48, ge=1)
     num_clips: int = Field(default=16, ge=1)
     alpha: float = Field(default=0.1, gt=0)
-    guidance_scale: Literal["one", "cells"] = "one"
+    guidance_scale: Literal["none", "num_cells"] = "none"
     detach_guidance: bool = False
     collaboration: CollaborationKind = "full"
     query_self_attention: bool = True
@@ -165,7 +165,7 @@ class Csdvl(nn.Module):
                 queries, guide = self.decoder[index](queries, self.object_query, memory, self.alpha)
                 guide = memory.visual_weights(guide[:, 0])
                 guides.append(guide)
-                gain = place.map_size.prod(-1)[:, None, None, None] if self.guidance_scale == "cells" else 1.0
+                gain = place.map_size.prod(-1)[:, None, None, None] if self.guidance_scale == "num_cells" else 1.0
                 weight = (guide.detach() if self.detach_guidance else guide) * gain
                 own = queries[:, 0].unflatten(0, inputs.frame_positions.shape)
                 clips, own = self.collaboration[index](clips, own, weight, place)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.records import Span
 
-SpanPredictionKind = TypeVar("Kind", bound="SpanPrediction")
+SpanPredictionKind = TypeVar("SpanPredictionKind", bound="SpanPrediction")
 
 
 class SpanPrediction(Protocol):

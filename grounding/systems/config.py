@@ -82,15 +82,15 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_encoders(self) -> TrainConfig:
-        if self.encoders is None and self.model.pictures:
+        if self.encoders is None and self.model.uses_images:
             raise ValueError(
                 f"encoders: {self.system} reads pictures: name its image encoder's weights, {{backbones: …, image: …}}"
             )
-        if self.encoders is not None and self.encoders.text is None and not self.model.pictures:
+        if self.encoders is not None and self.encoders.text is None and not self.model.uses_images:
             raise ValueError(
                 f"encoders.text: name the weights of {self.system}'s text encoder: both train, or, with encoders=null, none"
             )
-        if self.augment is not None and not self.model.pictures:
+        if self.augment is not None and not self.model.uses_images:
             raise ValueError(
                 f"augment: {self.system} reads cached features, which are of the pictures as they are: augment=null"
             )

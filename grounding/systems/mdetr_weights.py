@@ -139,18 +139,18 @@ def _check_sizes(model: Csdvl, state: Mapping[str, Tensor], path: Path) -> None:
         if (found := re.match(r"transformer\.encoder\.layers\.(\d+)\.", name))
     }
     vectors = {
-        "d": "transformer.decoder.norm.bias",
-        "ffn": "transformer.encoder.layers.0.linear1.bias",
+        "hidden_dim": "transformer.decoder.norm.bias",
+        "ffn_dim": "transformer.encoder.layers.0.linear1.bias",
     }
     true = {key: state[name].numel() for key, name in vectors.items() if name in state} | {
-        "heads": MDETR_NUM_HEADS,
+        "num_heads": MDETR_NUM_HEADS,
         "layers": len(layers),
     }
     first = model.get_submodule("encoder.0")
     own = {
-        "d": model.object_query.numel(),
-        "ffn": first.get_submodule("feed_forward.linear1").out_features,
-        "heads": first.get_submodule("self_attn").heads,
+        "hidden_dim": model.object_query.numel(),
+        "ffn_dim": first.get_submodule("feed_forward.linear1").out_features,
+        "num_heads": first.get_submodule("self_attn").num_heads,
         "layers": len(model.encoder),
     }
     differ = [key for key in true if true[key] != own[key]]

@@ -20,18 +20,18 @@ _CSDVL_OPTIMIZATION: dict[str, Any] = {
     "batch": 8,
 }
 _HCSTVG_MODEL: dict[str, Any] = {
-    "frames": 48,
-    "clips": 16,
+    "num_frames": 48,
+    "num_clips": 16,
     "alpha": 0.1,
-    "map_kernel": 5,
-    "map_layers": 8,
+    "proposal_map_kernel": 5,
+    "proposal_map_layers": 8,
 }
 _VIDSTG_MODEL: dict[str, Any] = {
-    "frames": 64,
-    "clips": 64,
+    "num_frames": 64,
+    "num_clips": 64,
     "alpha": 1.0,
-    "map_kernel": 9,
-    "map_layers": 4,
+    "proposal_map_kernel": 9,
+    "proposal_map_layers": 4,
 }
 
 # From scratch. Boxes and clips are carried by attention over cells (`box_head`, `clip_pool`), and the cells on the object
@@ -40,20 +40,20 @@ _VIDSTG_MODEL: dict[str, Any] = {
 # teach FC its scale.
 _FROM_SCRATCH_MODEL: dict[str, Any] = {
     "alpha": 1.0,
-    "guide_gain": "cells",
+    "guidance_scale": "num_cells",
     "box_head": "attention",
-    "clip_pool": "attention",
+    "clip_pooling": "attention",
 }
 
 # Small: minutes on two cores.
-_SMALL_MODEL: dict[str, Any] = {"d": 64, "heads": 4, "ffn": 128, "dropout": 0.0}
+_SMALL_MODEL: dict[str, Any] = {"hidden_dim": 64, "num_heads": 4, "ffn_dim": 128, "dropout": 0.0}
 _SHORT_TRAINING: dict[str, Any] = {
-    "optimiser": "adamw",
+    "optimizer": "adamw",
     "batch": 8,
     "lr": 1e-3,
     "schedule": "one-cycle",
     "clip_norm": 1.0,
-    "ema": 0.99,
+    "ema_decay": 0.99,
     "max_steps": 1500,
     "validate_every": 750,
 }
@@ -63,35 +63,35 @@ _SHAPES_PRESETS: Presets = {
         "model": {
             **_FROM_SCRATCH_MODEL,
             **_SMALL_MODEL,
-            "layers": 2,
-            "frames": 6,
-            "clips": 16,
-            "map_channels": 64,
-            "map_kernel": 5,
-            "map_layers": 3,
+            "num_layers": 2,
+            "num_frames": 6,
+            "num_clips": 16,
+            "proposal_map_channels": 64,
+            "proposal_map_kernel": 5,
+            "proposal_map_layers": 3,
         },
-        "loss": {"carriers": 1.0, "cells": 2.0},
+        "loss": {"box_attention": 1.0, "cell_boxes": 2.0},
         **_SHORT_TRAINING,
     },
     # The papers' size, for a GPU.
     "shapes-large": {
         "model": {
             **_FROM_SCRATCH_MODEL,
-            "d": 256,
-            "heads": 8,
-            "ffn": 1024,
-            "layers": 6,
-            "frames": 48,
-            "clips": 16,
-            "map_channels": 256,
+            "hidden_dim": 256,
+            "num_heads": 8,
+            "ffn_dim": 1024,
+            "num_layers": 6,
+            "num_frames": 48,
+            "num_clips": 16,
+            "proposal_map_channels": 256,
         },
-        "loss": {"carriers": 1.0, "cells": 6.0},
+        "loss": {"box_attention": 1.0, "cell_boxes": 6.0},
         "batch": 16,
         "precision": "bfloat16",
         "lr": 2e-4,
         "schedule": "one-cycle",
         "clip_norm": 1.0,
-        "ema": 0.999,
+        "ema_decay": 0.999,
         "max_steps": 8000,
         "validate_every": 1000,
         "checkpoint_every": 500,
@@ -99,9 +99,9 @@ _SHAPES_PRESETS: Presets = {
 }
 
 CSDVL_PRESETS: Presets = {
-    "hcstvg-v1": {"model": _HCSTVG_MODEL, **_CSDVL_OPTIMIZATION, "ema": 0.999, "epochs": 10},
-    "hcstvg-v2": {"model": _HCSTVG_MODEL, **_CSDVL_OPTIMIZATION, "ema": 0.999, "epochs": 4},
-    "vidstg": {"model": _VIDSTG_MODEL, **_CSDVL_OPTIMIZATION, "ema": 0.99997, "epochs": 10},
+    "hcstvg-v1": {"model": _HCSTVG_MODEL, **_CSDVL_OPTIMIZATION, "ema_decay": 0.999, "epochs": 10},
+    "hcstvg-v2": {"model": _HCSTVG_MODEL, **_CSDVL_OPTIMIZATION, "ema_decay": 0.999, "epochs": 4},
+    "vidstg": {"model": _VIDSTG_MODEL, **_CSDVL_OPTIMIZATION, "ema_decay": 0.99997, "epochs": 10},
     **_SHAPES_PRESETS,
 }
 """λ and the network's sizes are the defaults."""
@@ -110,10 +110,10 @@ CSDVL_PRESETS: Presets = {
 _STVGFORMER_LOSS: dict[str, Any] = {
     "l1": 5.0,
     "giou": 2.0,
-    "attentive_frame": 0.5,
+    "temporal_attention_frame": 0.5,
     "proposals": 5.0,
-    "attentive_clip": 1.0,
-    "attentive": 1.0,
+    "temporal_attention_clip": 1.0,
+    "temporal_attention": 1.0,
 }
 
 STVGFORMER_PRESETS: Presets = {
@@ -125,7 +125,7 @@ STVGFORMER_PRESETS: Presets = {
 # CG-STVG, sec. 4: λ and sizes are the defaults. The paper states no epochs: these are the released code's. It states no clipping, no moving
 # average and no schedule either: those are CSDVL's.
 _CGSTVG_OPTIMIZATION: dict[str, Any] = {
-    "optimiser": "adam",
+    "optimizer": "adam",
     "lr": 3e-4,
     "lr_image": 2e-5,
     "lr_text": 2e-5,
@@ -147,20 +147,20 @@ def _build_released_preset(
     return {
         "model": {
             "query_positions": "boxes",
-            "region": "mean",
+            "region_pooling": "mean",
             "theta_t": theta_t,
             "theta_s": theta_s_sum / 2,
-            "truth_iou": truth_iou,
+            "teacher_iou": truth_iou,
         },
         "loss": {
             "l1": 5.0,
-            "smooth": False,
+            "smooth_l1": False,
             "iou": giou_weight,
-            "generalised": True,
-            "first": kl_weight,
-            "last": kl_weight,
+            "use_giou": True,
+            "start": kl_weight,
+            "end": kl_weight,
             "inside": 2.0,
-            "background": 0.3,
+            "outside_weight": 0.3,
         },
     }
 
@@ -175,14 +175,14 @@ _CGSTVG_SHAPES_PRESETS: Presets = {
     "shapes": {
         "model": {
             **_SMALL_MODEL,
-            "layers": 1,
-            "stages": 2,
-            "frames": 16,
-            "motion": "motion",
+            "num_layers": 1,
+            "num_stages": 2,
+            "num_frames": 16,
+            "motion_product": "motion",
             "box_head": "attention",
-            "word_gain": "cells",
+            "text_balance": "num_cells",
         },
-        "loss": {"carriers": 4.0, "cells": 2.0, "sigma": 1.0},
+        "loss": {"box_attention": 4.0, "cell_boxes": 2.0, "boundary_sigma": 1.0},
         **_SHORT_TRAINING,
         "max_steps": 1200,
         "validate_every": 600,
@@ -207,9 +207,9 @@ _COSTA_OPTIMIZATION: dict[str, Any] = {
     "weight_decay": 1e-4,
     "clip_norm": 0.1,
     "augment": {
-        "flip": 0.5,
-        "smallest": 0.79,
-        "crop": 0.5,
+        "flip_probability": 0.5,
+        "min_scale": 0.79,
+        "crop_probability": 0.5,
     },  # short sides of 352 to 448, of pictures stored at 448
 }
 
@@ -220,23 +220,23 @@ COSTA_PRESETS: Presets = {
     "shapes": {
         "model": {
             **_SMALL_MODEL,
-            "layers": 2,
-            "decoder_layers": 2,
-            "frames": 16,
-            "trunk_width": 8,
-            "tune_image": False,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+            "num_frames": 16,
+            "r3d_width": 8,
+            "train_image_encoder": False,
             "box_head": "attention",
-            "word_gain": "cells",
+            "text_balance": "num_cells",
         },
         "encoders": {"backbones": "tiny", "image": "tiny"},
         "loss": {
             "l1": 1.0,
             "giou": 1.0,
-            "first": 4.0,
-            "last": 4.0,
-            "carriers": 4.0,
-            "cells": 4.0,
-            "sigma": 1.0,
+            "start": 4.0,
+            "end": 4.0,
+            "box_attention": 4.0,
+            "cell_boxes": 4.0,
+            "boundary_sigma": 1.0,
         },
         **_SHORT_TRAINING,
         "batch": 4,

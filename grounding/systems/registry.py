@@ -81,7 +81,7 @@ def build_model(config: TrainConfig, provenance: Mapping[str, Any]) -> nn.Module
     image, text = (None if backbone is None else backbone.encoder for backbone in first)
     assert isinstance(image, AppearanceEncoder)
     assert isinstance(text, TextEncoder | None)
-    if config.model.pictures:
+    if config.model.uses_images:
         return system.build(dims, config.model, image, text)
     assert text is not None
     return EndToEnd(
@@ -147,7 +147,7 @@ SYSTEMS = {
         _reject_mdetr("CG-STVG", "extract with weights mdetr:FILE"),
         CGSTVG_PRESETS,
         lambda model: "m_vIoU",
-        lambda model: model.truth_iou is not None,
+        lambda model: model.teacher_iou is not None,
     ),
     "costa": System(
         CostaTrainConfig,

@@ -21,7 +21,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> tuple[
     the paper asks for no exception), encoders that train follow.
     """
     encoders = {
-        "image.": (config.lr_image, constant),
+        "image_encoder.": (config.lr_image, constant),
         "text_encoder.": (config.lr_text, linear_warmup_decay(steps)),
     }
     rates = {

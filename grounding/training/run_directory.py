@@ -111,7 +111,7 @@ def _run_provenance(store: Path, config: TrainConfig) -> dict[str, Any]:
     """A run's provenance: the store and the products it reads, the weights that encoders which train begin with, the code."""
     opened = Store(store)
     image, text = load_initial_encoders(config.encoders) if config.encoders else (None, None)
-    motion, pictures = config.model.motion, config.model.pictures or text is not None
+    motion, pictures = config.model.motion_product, config.model.uses_images or text is not None
     read = [
         "frames" if pictures else "appearance",
         *([motion] if motion else []),

@@ -323,11 +323,11 @@ def _load_split(
     features = GroundingDataset.from_store(
         store,
         split,
-        config.model.frames,
-        config.model.clips,
+        config.model.num_frames,
+        config.model.num_clips,
         tokenize,
-        config.model.motion,
-        config.model.pictures,
+        config.model.motion_product,
+        config.model.uses_images,
         device,
     )
     features.queries = [query for query in features.queries if query.truth is not None]

@@ -53,7 +53,7 @@ class TrainState:
         whole = {
             "model": self.model.state_dict(),
             "ema": self.ema_model.state_dict(),
-            "optimiser": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.lr_scheduler.state_dict(),
             "step": self.step,
             "judged": self.validated_step,
@@ -82,7 +82,7 @@ class TrainState:
             ) from None
         self.model.load_state_dict(whole["model"])
         self.ema_model.load_state_dict(whole["ema"])
-        self.optimizer.load_state_dict(whole["optimiser"])
+        self.optimizer.load_state_dict(whole["optimizer"])
         self.lr_scheduler.load_state_dict(whole["schedule"])
         self.step, self.validated_step, self.best_metric = (
             whole["step"],

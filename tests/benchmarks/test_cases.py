@@ -19,14 +19,14 @@ from benchmarks.results_page import format_page
 SMALL_CSDVL = {
     "batch": 1,
     "model": {
-        "frames": 3,
-        "clips": 2,
-        "layers": 1,
-        "map_layers": 1,
-        "map_channels": 8,
-        "d": 32,
-        "heads": 2,
-        "ffn": 32,
+        "num_frames": 3,
+        "num_clips": 2,
+        "num_layers": 1,
+        "proposal_map_layers": 1,
+        "proposal_map_channels": 8,
+        "hidden_dim": 32,
+        "num_heads": 2,
+        "ffn_dim": 32,
     },
 }
 RATES = Rates(1e9, 1e9)
@@ -79,12 +79,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "store": {
         "shape": (2, 3, 4),
         "videos": 2,
-        "frames": 6,
+        "num_frames": 6,
         "wanted": 3,
         "rounds": 2,
         "zarr_rounds": 1,
     },
-    "store-write": {"shape": (2, 3, 4), "videos": 2, "frames": 6, "rounds": 1},
+    "store-write": {"shape": (2, 3, 4), "videos": 2, "num_frames": 6, "rounds": 1},
     "index": {"videos": 12, "sentences": 60, "box_subset_divisor": 4, "rounds": 1},
     "loader": {
         "device": "cpu",
@@ -107,8 +107,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "preset_name": "shapes",
     },
     "long-video": {"minutes": (0.2, 0.3), "size": (64, 48)},
-    "pictures": {"frames": 3, "rows": 32, "columns": 48, "rounds": 1},
-    "evaluation": {"queries": 24, "frames": 12, "videos": 4, "rounds": 1},
+    "pictures": {"num_frames": 3, "rows": 32, "columns": 48, "rounds": 1},
+    "evaluation": {"queries": 24, "num_frames": 12, "videos": 4, "rounds": 1},
 }
 
 

@@ -136,10 +136,10 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
         "max_steps=6",
         "batch=2",
         "device=cpu",
-        "model.d=8",
-        "model.heads=2",
-        "model.ffn=8",
-        "model.frames=3",
+        "model.hidden_dim=8",
+        "model.num_heads=2",
+        "model.ffn_dim=8",
+        "model.num_frames=3",
     ]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluate": {"device": "cpu"}}))
     more = [part for one in small for part in ("--set", one)]

@@ -21,15 +21,15 @@ from cli.train import app
 from grounding.systems.checkpoint import load_model, read_provenance
 
 MODEL = {
-    "d": 16,
-    "heads": 2,
-    "ffn": 32,
-    "layers": 1,
-    "frames": 4,
-    "clips": 8,
-    "map_channels": 8,
-    "map_kernel": 3,
-    "map_layers": 1,
+    "hidden_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 32,
+    "num_layers": 1,
+    "num_frames": 4,
+    "num_clips": 8,
+    "proposal_map_channels": 8,
+    "proposal_map_kernel": 3,
+    "proposal_map_layers": 1,
 }
 SETTINGS = {"model": MODEL, "max_steps": 2, "batch": 2, "device": "cpu"}
 
@@ -71,7 +71,7 @@ def test_another_system_is_named_in_the_run(tiny_run: Any, tmp_path: Path) -> No
         call(tiny_run.store, run, "--model", "stvgformer", "--preset", "hcstvg-v2").exit_code == 0
     )
     assert (read_provenance(run)["model"], saved(run)["system"]) == ("stvgformer", "stvgformer")
-    assert load_model(run)[1].model.d == 16
+    assert load_model(run)[1].model.hidden_dim == 16
 
 
 def test_cg_stvg_is_trained_judged_and_reported_alike(
@@ -79,7 +79,7 @@ def test_cg_stvg_is_trained_judged_and_reported_alike(
 ) -> None:
     """Its run is named after it where no --run is given."""
     monkeypatch.chdir(tmp_path)
-    model = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "stages": 2, "frames": 4}
+    model = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_layers": 1, "num_stages": 2, "num_frames": 4}
     Path("params.yaml").write_text(yaml.safe_dump({"train": {**SETTINGS, "model": model}}))
     store, run = ("--features", str(tiny_run.store)), Path("runs/cgstvg")
     result = CliRunner().invoke(app, [*store, "--model", "cgstvg", "--config", "params.yaml"])

@@ -27,7 +27,7 @@ from pipeline.errors import InputError
 from pipeline.records import Query, Truth
 
 FRAMES, SEED = 6, 3
-ALL = {"flip": 0.5, "smallest": 0.5, "crop": 0.7, "least": 0.5}
+ALL = {"flip_probability": 0.5, "min_scale": 0.5, "crop_probability": 0.7, "min_crop_fraction": 0.5}
 Maker = Callable[..., Path]
 QueryMaker = Callable[..., Query]
 LEFT, RIGHT, NONE, PLAIN = "it goes left.", "it goes right.", "he left.", "it spins."
@@ -182,7 +182,7 @@ def test_every_epoch_and_every_seed_draws_anew(query_of: QueryMaker) -> None:
 def test_half_are_mirrored_with_their_boxes(query_of: QueryMaker) -> None:
     """White is where the box is."""
     sides = []
-    for sample, truth in drawn(query_of(0, "train", text=PLAIN), {"flip": 0.5}):
+    for sample, truth in drawn(query_of(0, "train", text=PLAIN), {"flip_probability": 0.5}):
         right = bool(sample.appearance[0, 0, -1, 0])
         assert truth.boxes[0, 0, 0] == truth.clip_boxes[0, 0, 0] == (0.75 if right else 0.25)
         sides.append(right)
@@ -201,7 +201,7 @@ def test_tokens_are_those_of_the_mirrored_sentence(
 ) -> None:
     own = tokenized([text])[0][0, :, None].numpy()
     ways = set()
-    for sample, _ in drawn(query_of(0, "train", text=text), {"flip": 0.5}, tokenized, own):
+    for sample, _ in drawn(query_of(0, "train", text=text), {"flip_probability": 0.5}, tokenized, own):
         right = bool(sample.appearance[0, 0, -1, 0])
         np.testing.assert_array_equal(
             sample.text, tokenized([other if right else text])[0][0, :, None].numpy()
@@ -216,7 +216,7 @@ def test_what_has_no_mirrored_words_is_never_mirrored(
 ) -> None:
     """With cached token states that is all that names a side; and it is said."""
     with caplog.at_level(logging.INFO):
-        seen = drawn(query_of(0, "train", text=text), {"flip": 1.0}, tokenize)
+        seen = drawn(query_of(0, "train", text=text), {"flip_probability": 1.0}, tokenize)
     assert not any(sample.appearance[0, 0, -1, 0] for sample, _ in seen)
     assert "augment.flip: 1 of 1 sentences are never mirrored" in caplog.text
 
@@ -225,7 +225,7 @@ def test_the_shipped_tokenizer_gives_the_mirrored_sentence_s_tokens(query_of: Qu
     encoder = TextEncoder("tiny")
     ids, mask = encoder.tokenize([LEFT, RIGHT])
     own, other = (row[kept, None].numpy() for row, kept in zip(ids, mask, strict=True))
-    for sample, _ in drawn(query_of(0, "train", text=LEFT), {"flip": 1.0}, encoder.tokenize, own):
+    for sample, _ in drawn(query_of(0, "train", text=LEFT), {"flip_probability": 1.0}, encoder.tokenize, own):
         np.testing.assert_array_equal(sample.text, other)
 
 
@@ -247,9 +247,9 @@ def test_what_reads_cached_features_cannot_be_augmented(kind: type[CsdvlTrainCon
         InputError,
         match=r"augment: (csdvl|cgstvg) reads cached features, which are of the pictures as they are: augment=null",
     ):
-        validate(kind, {"augment": {"flip": 0.5}}, "section 'train'")
+        validate(kind, {"augment": {"flip_probability": 0.5}}, "section 'train'")
 
 
 def test_a_wrong_share_is_named() -> None:
     with pytest.raises(InputError, match=r"augment\.flip: .*1 \(got 2"):
-        validate(CostaTrainConfig, {"augment": {"flip": 2}}, "section 'train'")
+        validate(CostaTrainConfig, {"augment": {"flip_probability": 2}}, "section 'train'")

@@ -23,12 +23,12 @@ from pipeline.records import Query
 from tests.grounding.conftest import StoreMaker, make_query
 
 TEXTS = {"v0": "a red dog", "v1": "the blue cat", "v2": "a tree"}
-SMALL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "frames": 4, "dropout": 0.0}
+SMALL: dict[str, Any] = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_layers": 1, "num_frames": 4, "dropout": 0.0}
 MODELS: dict[str, dict[str, Any]] = {
-    "csdvl": {"model": {**SMALL, "clips": 4, "map_channels": 4, "map_kernel": 3, "map_layers": 1}},
-    "cgstvg": {"model": {**SMALL, "stages": 2, "motion": "motion"}},
+    "csdvl": {"model": {**SMALL, "num_clips": 4, "proposal_map_channels": 4, "proposal_map_kernel": 3, "proposal_map_layers": 1}},
+    "cgstvg": {"model": {**SMALL, "num_stages": 2, "motion": "motion"}},
     "costa": {
-        "model": {**SMALL, "decoder_layers": 1, "trunk_width": 8},
+        "model": {**SMALL, "num_decoder_layers": 1, "r3d_width": 8},
         "encoders": {"backbones": "tiny", "image": "tiny"},
     },
 }

@@ -219,7 +219,7 @@ def test_the_spatial_confidence_learns_on_boxed_frames_alone_and_teaches_no_boxe
     out, targets = one_box(stages=2)
     out.box_confidence.requires_grad_()
     out.boxes.requires_grad_()
-    whole_loss(out, targets, **NOTHING | {"quality": 1.0})["loss"].backward()
+    whole_loss(out, targets, **NOTHING | {"box_confidence": 1.0})["loss"].backward()
     assert out.box_confidence.grad is not None
     assert out.box_confidence.grad.ne(0).tolist() == [[[False, True, True, False]]] * 2
     assert out.boxes.grad is None or not out.boxes.grad.any()
@@ -334,8 +334,8 @@ def part_of(value: CgstvgOutputs | Targets, own: slice) -> Any:
     "weights",
     [
         {},
-        {"carriers": 1.0, "cells": 0.5},
-        {"smooth": False, "generalised": True, "background": 0.3},
+        {"box_attention": 1.0, "cell_boxes": 0.5},
+        {"smooth_l1": False, "use_giou": True, "outside_weight": 0.3},
     ],
 )
 def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: dict[str, Any]) -> None:

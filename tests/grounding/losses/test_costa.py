@@ -146,7 +146,7 @@ def test_from_scratch_cells_are_told_too() -> None:
     out, targets = make_outputs(2), make_targets(2)
     parts, boxed = (
         whole_loss(
-            out, targets, **{**NOTHING, "carriers": 2.0, "cells": 3.0, "l1": 5.0, "giou": 7.0}
+            out, targets, **{**NOTHING, "box_attention": 2.0, "cell_boxes": 3.0, "l1": 5.0, "giou": 7.0}
         ),
         targets.box_mask.sum(),
     )

@@ -297,7 +297,7 @@ def test_every_weight_scales_its_part() -> None:
         "l1": parts["l1"],
         "giou": parts["giou"],
         "proposals": parts["proposals"],
-        "attentive": 0.5 * parts["frames"] + parts["clips"],
+        "temporal_attention": 0.5 * parts["frames"] + parts["clips"],
         "carriers": parts["carriers"] + parts["heard"],
     }
     for name, value in alone.items():

@@ -35,10 +35,10 @@ from pipeline.errors import InputError
 DIMS = (6, 5, 7)
 FRAMES, STAGES = 4, 3
 TINY = {
-    "d": 16,
-    "heads": 2,
-    "ffn": 12,
-    "layers": 1,
+    "hidden_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 12,
+    "num_layers": 1,
     "stages": STAGES,
     "frames": FRAMES,
     "theta_t": 0.3,
@@ -208,16 +208,16 @@ def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
     [
         {},
         {"context": False},
-        {"context_in_time": True, "refinement": "none"},
+        {"temporal_context": True, "refinement": "none"},
         {"query_positions": "boxes", "refinement": "none"},
         {"region": "mean", "refinement": "none"},
-        {"box_head": "attention", "word_gain": "cells", "refinement": "none"},
+        {"box_head": "attention", "text_balance": "num_cells", "refinement": "none"},
         {
             "box_head": "attention",
             "region": "mean",
             "query_positions": "boxes",
             "refinement": "sum",
-            "theta_one": 0.3,
+            "single_threshold": 0.3,
         },
     ],
 )
@@ -401,7 +401,7 @@ def test_icr_drops_what_is_under_its_threshold(refinement: str, kept: list[int])
     """θ_t .75, θ_s .5, for one level .625; what equals a threshold is kept."""
     icr = InstanceContext(
         CgstvgConfig.model_validate(
-            {"d": 16, "refinement": refinement, "theta_t": 0.75, "theta_s": 0.5, "theta_one": 0.625}
+            {"hidden_dim": 16, "refinement": refinement, "theta_t": 0.75, "theta_s": 0.5, "single_threshold": 0.625}
         )
     )
     temporal, spatial = (
@@ -542,10 +542,10 @@ def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
     "changes",
     [
         {},
-        {"context_in_time": True},
+        {"temporal_context": True},
         {"query_positions": "boxes"},
         {"region": "mean"},
-        {"box_head": "attention", "word_gain": "cells"},
+        {"box_head": "attention", "text_balance": "num_cells"},
         {"context": False},
     ],
 )
@@ -643,10 +643,10 @@ def test_predictions_need_no_truth(least: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d": 20, "heads": 8}, "d must be a multiple of 4 .* and of heads, not 20 with 8 heads"),
-        ({"d": 18, "heads": 2}, "d must be a multiple of 4 .*, not 18 with 2 heads"),
+        ({"hidden_dim": 20, "num_heads": 8}, "d must be a multiple of 4 .* and of heads, not 20 with 8 heads"),
+        ({"hidden_dim": 18, "num_heads": 2}, "d must be a multiple of 4 .*, not 18 with 2 heads"),
         ({"refinement": "either"}, r"refinement: .*'product' \(got 'either'\)"),
-        ({"clips": 4}, "unknown key 'clips'; the keys are box_head, context"),
+        ({"num_clips": 4}, "unknown key 'clips'; the keys are box_head, context"),
     ],
 )
 def test_a_bad_model_config_is_refused(changes: dict[str, Any], message: str) -> None:

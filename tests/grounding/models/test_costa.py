@@ -31,13 +31,13 @@ from pipeline.errors import InputError
 
 FRAMES, LAYERS, WORDS = 4, 2, 7
 TINY = {
-    "d": 16,
-    "heads": 2,
-    "ffn": 12,
+    "hidden_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 12,
     "layers": LAYERS,
-    "decoder_layers": LAYERS,
+    "num_decoder_layers": LAYERS,
     "frames": FRAMES,
-    "trunk_width": 8,
+    "r3d_width": 8,
 }
 WIDE, TALL, SMALL = (33, 70), (64, 35), (20, 50)
 """Heights and widths of pictures."""
@@ -256,13 +256,13 @@ def test_of_when_it_says_the_last_layer_s_probabilities() -> None:
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "no space-time encoder": {"backbones_used": "2d", "temporal_fusion": False},
-    "no space-time decoder": {"entangled": False},
-    "2-D only": {"backbones_used": "2d"},
-    "3-D only": {"backbones_used": "3d"},
+    "no space-time encoder": {"backbones": "2d", "temporal_fusion": False},
+    "no space-time decoder": {"entangled_queries": False},
+    "2-D only": {"backbones": "2d"},
+    "3-D only": {"backbones": "3d"},
     "concatenation": {"connection": "concat"},
     "Hadamard": {"connection": "hadamard"},
-    "from scratch": {"box_head": "attention", "word_gain": "cells"},
+    "from scratch": {"box_head": "attention", "text_balance": "num_cells"},
 }
 
 
@@ -530,7 +530,7 @@ def test_a_step_lowers_the_loss(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = Costa(
         (3, 0, WORDS),
-        CostaConfig(**{**TINY, "dropout": 0.0, "beta": 1.0, **changes}),
+        CostaConfig(**{**TINY, "dropout": 0.0, "teacher_forcing_rate": 1.0, **changes}),
         AppearanceEncoder("tiny"),
     ).train()
     queries, targets = together(three()), make_targets(3)
@@ -639,12 +639,12 @@ def test_a_text_encoder_that_trains_reads_tokens() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d": 24, "heads": 16}, "d must be a multiple of 8 .* and of heads, not 24 with 16 heads"),
-        ({"d": 20, "heads": 2}, "d must be a multiple of 8 .*, not 20 with 2 heads"),
-        ({"trunk_width": 12}, "trunk_width must be a multiple of 8 .*, not 12"),
+        ({"hidden_dim": 24, "num_heads": 16}, "d must be a multiple of 8 .* and of heads, not 24 with 16 heads"),
+        ({"hidden_dim": 20, "num_heads": 2}, "d must be a multiple of 8 .*, not 20 with 2 heads"),
+        ({"r3d_width": 12}, "trunk_width must be a multiple of 8 .*, not 12"),
         ({"connection": "mean"}, r"connection: .*'hadamard' \(got 'mean'\)"),
-        ({"beta": 1.5}, "beta: .*less than or equal to 1"),
-        ({"clips": 4}, "unknown key 'clips'; the keys are backbones_used, beta"),
+        ({"teacher_forcing_rate": 1.5}, "beta: .*less than or equal to 1"),
+        ({"num_clips": 4}, "unknown key 'clips'; the keys are backbones_used, beta"),
     ],
 )
 def test_a_bad_model_config_is_refused(changes: dict[str, Any], message: str) -> None:

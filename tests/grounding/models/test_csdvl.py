@@ -25,15 +25,15 @@ DIMS = (6, 5, 7)
 FRAMES, CLIPS = 5, 4
 KINDS = get_args(CollaborationKind)
 TINY = {
-    "d": 16,
-    "heads": 2,
-    "ffn": 12,
-    "layers": 2,
+    "hidden_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 12,
+    "num_layers": 2,
     "frames": FRAMES,
     "clips": CLIPS,
-    "map_channels": 6,
-    "map_kernel": 3,
-    "map_layers": 2,
+    "proposal_map_channels": 6,
+    "proposal_map_kernel": 3,
+    "proposal_map_layers": 2,
 }
 WIDE, TALL, SMALL = (4, 8), (8, 4), (3, 5)
 """Rows and columns of appearance maps."""
@@ -175,7 +175,7 @@ def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> Non
     (tolerance 1e-5).
     """
     extras = (
-        {"box_head": "attention", "clip_pool": "attention", "guide_gain": "cells"} if ours else {}
+        {"box_head": "attention", "clip_pooling": "attention", "guidance_scale": "num_cells"} if ours else {}
     )
     model = make_model(collaboration=kind, alpha=0.7, **extras)
     queries = [make_query(0, WIDE, 4), make_query(1, TALL, 7), make_query(2, SMALL, 1)]
@@ -210,8 +210,8 @@ def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"dynamic_space": False},
-        {"text_pools_space": False},
+        {"dynamic_spatial_tokens": False},
+        {"text_attends_pooled_clips": False},
         {"streams": "dynamic"},
         {"mask_padding": False},
     ],
@@ -287,7 +287,7 @@ def test_both_directions_read_the_states_before_the_block(query: ModelInputs) ->
     """In one layer boxes cannot hear other frames through the guided clips: those go into the next
     layer.
     """
-    loud = {"collaboration": "full", "query_mixing": False, "alpha": 4.0, "guide_gain": "cells"}
+    loud = {"collaboration": "full", "query_self_attention": False, "alpha": 4.0, "guidance_scale": "num_cells"}
     assert not boxes_of_frame_0_change(make_model(layers=1, **loud), query)
     assert boxes_of_frame_0_change(make_model(layers=2, **loud), query)
 
@@ -501,7 +501,7 @@ def test_gradients_reach_every_parameter(kind: str, ours: bool) -> None:
     model = make_model(
         collaboration=kind,
         alpha=1.0,
-        **({"box_head": "attention", "clip_pool": "attention"} if ours else {}),
+        **({"box_head": "attention", "clip_pooling": "attention"} if ours else {}),
     )
     reached = gradients(model, together([make_query(0, WIDE, 4), make_query(1, TALL, 7)]))
     names = {name for name, _ in model.named_parameters()}

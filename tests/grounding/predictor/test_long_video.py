@@ -283,16 +283,16 @@ def pictured(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-SMALL = {"d": 8, "heads": 2, "ffn": 8, "frames": 3}
+SMALL = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_frames": 3}
 SYSTEMS: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
     "cgstvg": (
         CgstvgTrainConfig,
-        {"model": {**SMALL, "layers": 1, "stages": 2, "motion": "motion"}},
+        {"model": {**SMALL, "num_layers": 1, "num_stages": 2, "motion": "motion"}},
     ),
     "costa": (
         CostaTrainConfig,
         {
-            "model": {**SMALL, "layers": 1, "decoder_layers": 1, "trunk_width": 8},
+            "model": {**SMALL, "num_layers": 1, "num_decoder_layers": 1, "r3d_width": 8},
             "encoders": {"backbones": "tiny", "image": "tiny"},
         },
     ),

@@ -40,12 +40,12 @@ from pipeline.weights.load import Backbone, load_backbone
 Maker = Callable[..., Path]
 QueryMaker = Callable[..., Query]
 SMALL: dict[str, Any] = {
-    "d": 8,
-    "heads": 2,
-    "ffn": 8,
-    "layers": 1,
-    "stages": 2,
-    "frames": 4,
+    "hidden_dim": 8,
+    "num_heads": 2,
+    "ffn_dim": 8,
+    "num_layers": 1,
+    "num_stages": 2,
+    "num_frames": 4,
     "motion": "motion",
     "refinement": "none",
 }
@@ -53,7 +53,7 @@ RECIPE: dict[str, Any] = {
     "device": "cpu",
     "batch": 4,
     "lr": 1e-2,
-    "ema": 0.9,
+    "ema_decay": 0.9,
     "max_steps": 4,
     "validate_every": 2,
     "checkpoint_every": 1,
@@ -121,11 +121,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(store: Path, tmp_path: Path) -> 
 def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
     store: Path, tmp_path: Path, truth_iou: float | None
 ) -> None:
-    model = {"dropout": 0.0, "truth_iou": truth_iou}
+    model = {"dropout": 0.0, "teacher_iou": truth_iou}
     ways: dict[str, dict[str, Any]] = {
         "whole": {},
-        "parts": {"accumulate": 2},
-        "recomputed": {"recompute": True},
+        "parts": {"accumulation_steps": 2},
+        "recomputed": {"activation_checkpointing": True},
     }
     moments = {}
     for name, changes in ways.items():
@@ -154,7 +154,7 @@ def test_a_store_without_its_motion_is_refused(store: Path, tmp_path: Path) -> N
 def test_queries_without_truth_are_answered(
     make_store: Maker, query_of: QueryMaker, store: Path, tmp_path: Path
 ) -> None:
-    run = trained(store, tmp_path / "run", model={"truth_iou": 0.5})
+    run = trained(store, tmp_path / "run", model={"teacher_iou": 0.5})
     unknown = make_store(
         [query_of(0, "test", truth=None), query_of(1, "test", truth=None)], name="unknown"
     )

@@ -43,13 +43,13 @@ from pipeline.records import Query
 from pipeline.store import Store
 
 SMALL: dict[str, Any] = {
-    "d": 8,
-    "heads": 2,
-    "ffn": 8,
-    "layers": 1,
-    "decoder_layers": 1,
-    "frames": 3,
-    "trunk_width": 8,
+    "hidden_dim": 8,
+    "num_heads": 2,
+    "ffn_dim": 8,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+    "num_frames": 3,
+    "r3d_width": 8,
 }
 RECIPE: dict[str, Any] = {
     "device": "cpu",
@@ -57,7 +57,7 @@ RECIPE: dict[str, Any] = {
     "lr": 1e-2,
     "lr_image": 1e-3,
     "lr_text": 1e-3,
-    "ema": 0.9,
+    "ema_decay": 0.9,
     "max_steps": 2,
     "validate_every": 2,
     "checkpoint_every": 1,
@@ -173,11 +173,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     pictured: Path, tmp_path: Path, encoders: dict[str, str]
 ) -> None:
     """Dropout, β and augmentation draw what they would have drawn."""
-    augment = {"flip": 0.5, "smallest": 0.7, "crop": 0.5}
+    augment = {"flip_probability": 0.5, "min_scale": 0.7, "crop_probability": 0.5}
     changes: dict[str, Any] = {
         "encoders": encoders,
         "max_steps": 4,
-        "model": {"beta": 0.5},
+        "model": {"teacher_forcing_rate": 0.5},
         "augment": augment,
     }
     whole = trained(pictured, tmp_path / "whole", **changes)
@@ -193,11 +193,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
     pictured: Path, tmp_path: Path, beta: float
 ) -> None:
-    model = {"dropout": 0.0, "beta": beta}
+    model = {"dropout": 0.0, "teacher_forcing_rate": beta}
     ways: dict[str, dict[str, Any]] = {
         "whole": {},
-        "parts": {"accumulate": 2},
-        "recomputed": {"recompute": True},
+        "parts": {"accumulation_steps": 2},
+        "recomputed": {"activation_checkpointing": True},
     }
     moments = {}
     for name, changes in ways.items():
@@ -214,7 +214,7 @@ def test_augmented_training_goes_elsewhere_and_answers_the_same_pictures(
     pictured: Path, costa_run: Path, tmp_path: Path
 ) -> None:
     """Nothing is changed at validation and test."""
-    other = trained(pictured, tmp_path / "run", augment={"flip": 1.0, "smallest": 0.5})
+    other = trained(pictured, tmp_path / "run", augment={"flip_probability": 1.0, "min_scale": 0.5})
     assert any(
         not torch.equal(value, weights(costa_run)[name]) for name, value in weights(other).items()
     )
@@ -252,7 +252,7 @@ def test_pictures_that_wait_for_their_device_train_and_answer_the_same(
 
 @pytest.mark.parametrize("tuned", [True, False])
 def test_what_learns_and_how_fast(pictured: Path, tuned: bool) -> None:
-    config = recipe({"tune_image": tuned}, encoders=BOTH)
+    config = recipe({"train_image_encoder": tuned}, encoders=BOTH)
     image, text = AppearanceEncoder("tiny"), load_text()
     model = Costa((3, 0, 1), config.model, image, text)
     optimiser, _ = build_optimizer(model, config, 10)
@@ -262,10 +262,10 @@ def test_what_learns_and_how_fast(pictured: Path, tuned: bool) -> None:
         for group in optimiser.param_groups
         for parameter in group["params"]
     }
-    assert any(name.startswith("image.") for name in rates) == tuned
+    assert any(name.startswith("image_encoder.") for name in rates) == tuned
     for name, rate in rates.items():
-        assert rate == (1e-3 if name.startswith(("image.", "text_encoder.")) else 1e-2)
-    assert all(name in rates for name in names.values() if not name.startswith("image."))
+        assert rate == (1e-3 if name.startswith(("image_encoder.", "text_encoder.")) else 1e-2)
+    assert all(name in rates for name in names.values() if not name.startswith("image_encoder."))
 
 
 def load_text() -> Any:
@@ -277,13 +277,13 @@ def load_text() -> Any:
 def test_training_moves_what_learns_and_leaves_what_is_frozen(
     pictured: Path, tmp_path: Path, costa_run: Path
 ) -> None:
-    frozen = trained(pictured, tmp_path / "run", model={"tune_image": False})
+    frozen = trained(pictured, tmp_path / "run", model={"train_image_encoder": False})
     first = AppearanceEncoder("tiny")
     first.load_state_dict(
         {
             name.removeprefix("image."): value
             for name, value in weights(frozen).items()
-            if name.startswith("image.")
+            if name.startswith("image_encoder.")
         }
     )
     moved = {
@@ -291,7 +291,7 @@ def test_training_moves_what_learns_and_leaves_what_is_frozen(
         for name, value in weights(costa_run).items()
         if not torch.equal(value, weights(frozen)[name])
     }
-    own = {name for name in moved if name.startswith("image.")}
+    own = {name for name in moved if name.startswith("image_encoder.")}
     assert own
     assert {name.split(".")[2] for name in own} <= {"layer2", "layer3", "layer4"}
     assert not any(".bn" in name for name in own)
@@ -359,12 +359,12 @@ def test_it_does_not_answer_together_with_others(
     with pytest.raises(InputError, match="the runs of an ensemble must"):
         Ensemble.of_runs([tiny_run.run, costa_run], CPU)
     other = {
-        "d": 8,
-        "heads": 2,
-        "ffn": 8,
-        "layers": 1,
-        "stages": 1,
-        "frames": 3,
+        "hidden_dim": 8,
+        "num_heads": 2,
+        "ffn_dim": 8,
+        "num_layers": 1,
+        "num_stages": 1,
+        "num_frames": 3,
         "motion": "motion",
     }
     config = CgstvgTrainConfig.model_validate({**RECIPE, "model": other})
@@ -442,7 +442,7 @@ def test_encoders_that_do_not_fit_the_system_are_refused() -> None:
 
 def test_a_wrong_config_is_named() -> None:
     with pytest.raises(InputError, match=r"model\.backbones_used: .*'3d' \(got 'all'\)"):
-        validate(CostaTrainConfig, {"model": {"backbones_used": "all"}}, "section 'train'")
+        validate(CostaTrainConfig, {"model": {"backbones": "all"}}, "section 'train'")
 
 
 # Ablations

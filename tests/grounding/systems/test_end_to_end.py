@@ -40,14 +40,14 @@ from pipeline.store import Store
 
 FRAMES, CLIPS = 4, 8
 MODEL = {
-    "d": 16,
-    "heads": 2,
-    "ffn": 16,
-    "layers": 1,
+    "hidden_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 16,
+    "num_layers": 1,
     "frames": FRAMES,
     "clips": CLIPS,
-    "map_channels": 8,
-    "map_layers": 1,
+    "proposal_map_channels": 8,
+    "proposal_map_layers": 1,
     "dropout": 0.0,
 }
 RECIPE: dict[str, Any] = {
@@ -216,27 +216,27 @@ def test_what_learns_and_how_fast(model: EndToEnd) -> None:
         for group in optimiser.param_groups
         for parameter in group["params"]
     }
-    learning = {name for name in names.values() if name.startswith("image.") and name in rates}
+    learning = {name for name in names.values() if name.startswith("image_encoder.") and name in rates}
     assert {name.split(".")[2] for name in learning} == set(TRAINABLE_PREFIXES)
     assert not any(".bn" in name for name in learning)
     for name, rate in rates.items():
-        assert rate == (1e-2 if name.startswith("image.") else 1e-3)
-    assert all(name in rates for name in names.values() if not name.startswith("image."))
+        assert rate == (1e-2 if name.startswith("image_encoder.") else 1e-3)
+    assert all(name in rates for name in names.values() if not name.startswith("image_encoder."))
 
 
 def test_training_moves_the_encoders_and_leaves_what_is_frozen(run: Path) -> None:
     trained, first = load_model(run, "last")[0], build_model(recipe(), read_provenance(run))
     before = dict(first.named_parameters())
     moved = {name for name, now in trained.named_parameters() if not torch.equal(now, before[name])}
-    assert {"image.body.layer2.0.conv1.weight", "image.body.layer4.1.conv2.weight"} <= moved
+    assert {"image_encoder.body.layer2.0.conv1.weight", "image_encoder.body.layer4.1.conv2.weight"} <= moved
     assert any(name.startswith("text_encoder.roberta.encoder.layer.0") for name in moved)
     assert not any(
-        name.startswith(("image.body.conv1", "image.body.layer1")) or ".bn" in name
+        name.startswith(("image_encoder.body.conv1", "image_encoder.body.layer1")) or ".bn" in name
         for name in moved
     )
     norms, own = dict(first.named_buffers()), dict(trained.named_buffers())
     assert all(
-        torch.equal(own[name], value) for name, value in norms.items() if name.startswith("image.")
+        torch.equal(own[name], value) for name, value in norms.items() if name.startswith("image_encoder.")
     )
 
 

@@ -73,17 +73,17 @@ class Size:
 
     def model(self, dims: tuple[int, int, int] | None = None, **changes: Any) -> Csdvl:
         small = {
-            "map_channels": 4,
-            "map_kernel": 3,
-            "map_layers": 1,
+            "proposal_map_channels": 4,
+            "proposal_map_kernel": 3,
+            "proposal_map_layers": 1,
             "frames": FRAMES,
             "clips": CLIPS,
             "collaboration": "none",
         }
         widths = {
-            "d": 256 // self.by,
-            "ffn": 2048 // self.by,
-            "heads": HEADS,
+            "hidden_dim": 256 // self.by,
+            "ffn_dim": 2048 // self.by,
+            "num_heads": HEADS,
             "layers": self.layers,
         }
         torch.manual_seed(1)
@@ -375,16 +375,16 @@ def test_another_network(load: Load) -> None:
     ("changes", "message"),
     [
         (
-            {"layers": 1},
-            "the model's layers=1 do not fit MDETR's weights: set model.layers=2, or initialise=null",
+            {"num_layers": 1},
+            "the model's layers=1 do not fit MDETR's weights: set model.num_layers=2, or initialise=null",
         ),
         (
-            {"layers": 3, "ffn": 24},
-            "the model's ffn=24, layers=3 do not fit MDETR's weights: set model.ffn=256, model.layers=2, or",
+            {"num_layers": 3, "ffn_dim": 24},
+            "the model's ffn=24, layers=3 do not fit MDETR's weights: set model.ffn_dim=256, model.num_layers=2, or",
         ),
         (
-            {"d": 64, "heads": 4},
-            "the model's d=64, heads=4 do not fit MDETR's weights: set model.d=32, model.heads=8, or",
+            {"hidden_dim": 64, "num_heads": 4},
+            "the model's d=64, heads=4 do not fit MDETR's weights: set model.hidden_dim=32, model.num_heads=8, or",
         ),
         (
             {"streams": "dynamic"},
@@ -463,19 +463,19 @@ def test_a_run_that_starts_from_it_says_so(load: Load, store: Path, tmp_path: Pa
     file, said = tmp_path / "mdetr.pth", list[str]()
     load(SMALL.model((6, 5, 7)), state)
     small = {
-        "d": 32,
-        "ffn": 256,
-        "heads": HEADS,
-        "layers": 2,
-        "frames": 4,
-        "clips": 4,
-        "map_channels": 4,
-        "map_kernel": 3,
-        "map_layers": 1,
+        "hidden_dim": 32,
+        "ffn_dim": 256,
+        "num_heads": HEADS,
+        "num_layers": 2,
+        "num_frames": 4,
+        "num_clips": 4,
+        "proposal_map_channels": 4,
+        "proposal_map_kernel": 3,
+        "proposal_map_layers": 1,
     }
     values = {
         "model": small,
-        "initialise": file,
+        "init_from": file,
         "batch": 4,
         "max_steps": 1,
         "lr_schedule_steps": 2,

@@ -14,27 +14,27 @@ from pipeline.errors import InputError
 
 COMMON = {
     "batch": 8, "lr": 1e-4, "lr_image": 1e-5, "lr_text": 1e-5, "weight_decay": 1e-4, "clip_norm": 0.1, "schedule": "constant",
-    "model.d": 256, "model.heads": 8, "model.ffn": 2048, "model.layers": 6, "model.dropout": 0.1,
-    "model.map_channels": 512, "model.collaboration": "full", "model.streams": "both", "model.box_head": "mlp",
-    "model.clip_pool": "mean", "model.guide_gain": "one", "model.mask_padding": True, "model.detach_guide": False,
-    "loss.l1": 5, "loss.giou": 2, "loss.proposals": 5, "loss.attentive": 1, "loss.attentive_frame": 0.5, "loss.attentive_clip": 1,
-    "loss.carriers": 0, "loss.every_layer": True,
+    "model.hidden_dim": 256, "model.num_heads": 8, "model.ffn_dim": 2048, "model.num_layers": 6, "model.dropout": 0.1,
+    "model.proposal_map_channels": 512, "model.collaboration": "full", "model.streams": "both", "model.box_head": "mlp",
+    "model.clip_pooling": "mean", "model.guidance_scale": "none", "model.mask_padding": True, "model.detach_guidance": False,
+    "loss.l1": 5, "loss.giou": 2, "loss.proposals": 5, "loss.temporal_attention": 1, "loss.temporal_attention_frame": 0.5, "loss.temporal_attention_clip": 1,
+    "loss.box_attention": 0, "loss.every_layer": True,
 }  # fmt: skip
 SHORT = {
-    "model.frames": 48,
-    "model.clips": 16,
+    "model.num_frames": 48,
+    "model.num_clips": 16,
     "model.alpha": 0.1,
-    "model.map_kernel": 5,
-    "model.map_layers": 8,
-    "ema": 0.999,
+    "model.proposal_map_kernel": 5,
+    "model.proposal_map_layers": 8,
+    "ema_decay": 0.999,
 }
 LONG = {
-    "model.frames": 64,
-    "model.clips": 64,
+    "model.num_frames": 64,
+    "model.num_clips": 64,
     "model.alpha": 1.0,
-    "model.map_kernel": 9,
-    "model.map_layers": 4,
-    "ema": 0.99997,
+    "model.proposal_map_kernel": 9,
+    "model.proposal_map_layers": 4,
+    "ema_decay": 0.99997,
 }
 PAPERS = {
     "hcstvg-v1": {**COMMON, **SHORT, "epochs": 10},
@@ -47,19 +47,19 @@ multiplied out.
 
 
 CG_COMMON = {
-    "lr": 3e-4, "lr_image": 2e-5, "lr_text": 2e-5, "weight_decay": 1e-4, "optimiser": "adam", "schedule": "constant",
-    "model.d": 256, "model.heads": 8, "model.layers": 6, "model.stages": 6, "model.frames": 64, "model.motion": "swin",
-    "model.context": True, "model.refinement": "both", "model.context_in_time": False, "model.box_head": "mlp",
-    "loss.carriers": 0, "loss.cells": 0, "loss.quality": 1, "loss.sigma": 2,
+    "lr": 3e-4, "lr_image": 2e-5, "lr_text": 2e-5, "weight_decay": 1e-4, "optimizer": "adam", "schedule": "constant",
+    "model.hidden_dim": 256, "model.num_heads": 8, "model.num_layers": 6, "model.num_stages": 6, "model.num_frames": 64, "model.motion_product": "swin",
+    "model.context": True, "model.refinement": "both", "model.temporal_context": False, "model.box_head": "mlp",
+    "loss.box_attention": 0, "loss.cell_boxes": 0, "loss.box_confidence": 1, "loss.boundary_sigma": 2,
 }  # fmt: skip
 CG_PAPER = {
-    "model.theta_t": 0.7, "model.theta_s": 0.8, "model.truth_iou": None, "model.query_positions": "learned", "model.region": "roi_align",
-    "loss.first": 10, "loss.last": 10, "loss.inside": 1, "loss.background": 1, "loss.l1": 5, "loss.iou": 3, "loss.smooth": True,
-    "loss.generalised": False,
+    "model.theta_t": 0.7, "model.theta_s": 0.8, "model.teacher_iou": None, "model.query_positions": "learned", "model.region_pooling": "roi_align",
+    "loss.start": 10, "loss.end": 10, "loss.inside": 1, "loss.outside_weight": 1, "loss.l1": 5, "loss.iou": 3, "loss.smooth_l1": True,
+    "loss.use_giou": False,
 }  # fmt: skip
 CG_CODE = {
-    "model.query_positions": "boxes", "model.region": "mean", "loss.inside": 2, "loss.background": 0.3, "loss.l1": 5,
-    "loss.smooth": False, "loss.generalised": True,
+    "model.query_positions": "boxes", "model.region_pooling": "mean", "loss.inside": 2, "loss.outside_weight": 0.3, "loss.l1": 5,
+    "loss.smooth_l1": False, "loss.use_giou": True,
 }  # fmt: skip
 CG_PAPERS = {
     "hcstvg-v1": {**CG_COMMON, **CG_PAPER, "batch": 16, "epochs": 90},
@@ -69,41 +69,41 @@ CG_PAPERS = {
         **CG_COMMON,
         **CG_CODE,
         "batch": 16,
-        "model.truth_iou": 0.8,
+        "model.teacher_iou": 0.8,
         "model.theta_s": 0.4,
         "loss.iou": 4,
-        "loss.first": 10,
+        "loss.start": 10,
     },
     "hcstvg-v2-code": {
         **CG_COMMON,
         **CG_CODE,
         "batch": 32,
-        "model.truth_iou": 0.7,
+        "model.teacher_iou": 0.7,
         "model.theta_s": 0.4,
         "loss.iou": 4,
-        "loss.last": 10,
+        "loss.end": 10,
     },
     "vidstg-code": {
         **CG_COMMON,
         **CG_CODE,
         "batch": 64,
-        "model.truth_iou": 0.5,
+        "model.teacher_iou": 0.5,
         "model.theta_s": 0.25,
         "loss.iou": 3,
-        "loss.first": 1,
+        "loss.start": 1,
     },
 }
 """CG-STVG, sec. 4, and its released code."""
 
 
 COSTA_COMMON = {
-    "lr": 1e-4, "lr_text": 5e-5, "weight_decay": 1e-4, "clip_norm": 0.1, "optimiser": "adamw", "schedule": "constant",
-    "encoders.text": None, "encoders.backbones": "full", "model.d": 256, "model.heads": 8, "model.layers": 6, "model.decoder_layers": 6,
-    "model.frames": 64,
-    "model.backbones_used": "both", "model.connection": "sum", "model.trunk_width": 64, "model.tune_image": True,
-    "model.temporal_fusion": True, "model.entangled": True, "model.beta": 0.9, "model.box_head": "mlp", "loss.l1": 5, "loss.first": 10,
-    "loss.last": 10, "loss.sigma": 2, "loss.fused": 2, "loss.decoded": 2, "loss.background": 0.3, "loss.carriers": 0, "loss.cells": 0,
-    "augment.flip": 0.5, "augment.smallest": 0.79, "augment.crop": 0.5,
+    "lr": 1e-4, "lr_text": 5e-5, "weight_decay": 1e-4, "clip_norm": 0.1, "optimizer": "adamw", "schedule": "constant",
+    "encoders.text": None, "encoders.backbones": "full", "model.hidden_dim": 256, "model.num_heads": 8, "model.num_layers": 6, "model.num_decoder_layers": 6,
+    "model.num_frames": 64,
+    "model.backbones": "both", "model.connection": "sum", "model.r3d_width": 64, "model.train_image_encoder": True,
+    "model.temporal_fusion": True, "model.entangled_queries": True, "model.teacher_forcing_rate": 0.9, "model.box_head": "mlp", "loss.l1": 5, "loss.start": 10,
+    "loss.end": 10, "loss.boundary_sigma": 2, "loss.encoder_presence": 2, "loss.decoder_presence": 2, "loss.outside_weight": 0.3, "loss.box_attention": 0, "loss.cell_boxes": 0,
+    "augment.flip_probability": 0.5, "augment.min_scale": 0.79, "augment.crop_probability": 0.5,
 }  # fmt: skip
 COSTA_PAPERS = {
     "hcstvg-v1": {**COSTA_COMMON, "loss.giou": 4, "lr_image": 2e-5, "epochs": 90},
@@ -158,7 +158,7 @@ def test_the_released_code_s_temporal_threshold_is_of_the_logit(name: str, logit
 def test_every_preset_is_a_valid_config_of_its_system(system: str, name: str) -> None:
     config = config_of(name, system)
     assert isinstance(config, SYSTEMS[system].config_class)
-    assert config.model.d % config.model.heads == 0
+    assert config.model.hidden_dim % config.model.num_heads == 0
 
 
 def test_stvgformer_is_csdvl_s_network() -> None:
@@ -170,7 +170,7 @@ def test_stvgformer_is_csdvl_s_network() -> None:
 def test_shapes_large_is_of_the_papers_size() -> None:
     config = config_of("shapes-large")
     model = config.model
-    assert (model.d, model.heads, model.layers, model.frames, model.clips) == (256, 8, 6, 48, 16)
+    assert (model.hidden_dim, model.num_heads, model.num_layers, model.num_frames, model.num_clips) == (256, 8, 6, 48, 16)
     assert config.precision == "bfloat16"
 
 

@@ -33,19 +33,19 @@ from pipeline.config import validate
 from pipeline.errors import InputError
 
 Maker = Callable[..., Path]
-SMALL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 2, "frames": 4}
-MODEL = {**SMALL, "clips": 4, "map_channels": 4, "map_kernel": 3, "map_layers": 1}
+SMALL: dict[str, Any] = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_layers": 2, "num_frames": 4}
+MODEL = {**SMALL, "num_clips": 4, "proposal_map_channels": 4, "proposal_map_kernel": 3, "proposal_map_layers": 1}
 STEADY = {"dropout": 0.0, "box_head": "attention"}
 RECIPE: dict[str, Any] = {
-    "model": {**MODEL, **STEADY, "alpha": 1.0, "guide_gain": "cells", "clip_pool": "attention"},
-    "loss": {"carriers": 1.0, "cells": 1.0},
+    "model": {**MODEL, **STEADY, "alpha": 1.0, "guidance_scale": "num_cells", "clip_pooling": "attention"},
+    "loss": {"box_attention": 1.0, "cell_boxes": 1.0},
     "device": "cpu",
     "batch": 8,
     "lr": 1e-2,
-    "optimiser": "adamw",
+    "optimizer": "adamw",
     "schedule": "constant",
     "clip_norm": 1.0,
-    "ema": 0.5,
+    "ema_decay": 0.5,
     "max_steps": 4,
     "validate_every": 2,
     "checkpoint_every": 2,
@@ -57,21 +57,21 @@ whole.
 OWN: dict[str, dict[str, Any]] = {
     "csdvl": {},
     "cgstvg": {
-        "model": {**SMALL, **STEADY, "stages": 2, "motion": "motion", "refinement": "none"},
-        "loss": {"carriers": 1.0, "cells": 1.0, "sigma": 1.0},
+        "model": {**SMALL, **STEADY, "num_stages": 2, "motion": "motion", "refinement": "none"},
+        "loss": {"box_attention": 1.0, "cell_boxes": 1.0, "boundary_sigma": 1.0},
         "lr": 1e-3,
     },
     "costa": {
         "model": {
             **SMALL,
             **STEADY,
-            "layers": 1,
-            "decoder_layers": 2,
-            "trunk_width": 8,
-            "tune_image": True,
-            "beta": 1.0,
+            "num_layers": 1,
+            "num_decoder_layers": 2,
+            "r3d_width": 8,
+            "train_image_encoder": True,
+            "teacher_forcing_rate": 1.0,
         },
-        "loss": {"carriers": 1.0, "cells": 1.0, "sigma": 1.0},
+        "loss": {"box_attention": 1.0, "cell_boxes": 1.0, "boundary_sigma": 1.0},
         "encoders": {"backbones": "tiny", "image": "tiny"},
         "lr": 1e-3,
         "lr_image": 1e-4,
@@ -213,7 +213,7 @@ def test_bfloat16_learns_nearly_the_same(
 def test_every_variant_runs_in_bfloat16(
     store: Path, tmp_path: Path, collaboration: str, box_head: str
 ) -> None:
-    model = {**MODEL, "layers": 1, "collaboration": collaboration, "box_head": box_head}
+    model = {**MODEL, "num_layers": 1, "collaboration": collaboration, "box_head": box_head}
     train_run(store, tmp_path / "run", precision="bfloat16", model=model, max_steps=1)
 
 

@@ -24,22 +24,22 @@ from pipeline.config import validate
 
 Recorder = list[str]
 MODEL = {
-    "d": 8,
-    "heads": 2,
-    "ffn": 8,
-    "layers": 1,
-    "frames": 4,
-    "clips": 4,
-    "map_channels": 4,
-    "map_kernel": 3,
-    "map_layers": 1,
+    "hidden_dim": 8,
+    "num_heads": 2,
+    "ffn_dim": 8,
+    "num_layers": 1,
+    "num_frames": 4,
+    "num_clips": 4,
+    "proposal_map_channels": 4,
+    "proposal_map_kernel": 3,
+    "proposal_map_layers": 1,
 }
 RECIPE: dict[str, Any] = {
     "model": MODEL,
     "device": "cpu",
     "batch": 3,
     "lr": 1e-2,
-    "ema": 0.9,
+    "ema_decay": 0.9,
     "max_steps": 6,
     "validate_every": 4,
     "checkpoint_every": 100,

@@ -37,20 +37,20 @@ Maker = Callable[..., Path]
 QueryMaker = Callable[..., Query]
 TINY: dict[str, Any] = {
     "model": {
-        "d": 8,
-        "heads": 2,
-        "ffn": 8,
-        "layers": 1,
-        "frames": 4,
-        "clips": 4,
-        "map_channels": 4,
-        "map_kernel": 3,
-        "map_layers": 1,
+        "hidden_dim": 8,
+        "num_heads": 2,
+        "ffn_dim": 8,
+        "num_layers": 1,
+        "num_frames": 4,
+        "num_clips": 4,
+        "proposal_map_channels": 4,
+        "proposal_map_kernel": 3,
+        "proposal_map_layers": 1,
     },
     "device": "cpu",
     "batch": 3,
     "lr": 1e-2,
-    "ema": 0.9,
+    "ema_decay": 0.9,
     "schedule": "one-cycle",
     "lr_schedule_steps": 6,
     "max_steps": 6,
@@ -560,14 +560,14 @@ def test_a_second_training_of_a_run_is_refused(tmp_path: Path) -> None:
         {"log_every": 0},
         {"checkpoint_every": 0},
         {"seed": -1},
-        {"ema": 2},
+        {"ema_decay": 2},
         {"lr": 0},
-        {"model": {"frames": 0}},
-        {"model": {"clips": 0}},
-        {"model": {"layers": 0}},
-        {"model": {"map_kernel": 4}},
-        {"model": {"heads": 7}},
-        {"model": {"d": 10}},
+        {"model": {"num_frames": 0}},
+        {"model": {"num_clips": 0}},
+        {"model": {"num_layers": 0}},
+        {"model": {"proposal_map_kernel": 4}},
+        {"model": {"num_heads": 7}},
+        {"model": {"hidden_dim": 10}},
     ],
 )
 def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
@@ -582,13 +582,13 @@ def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
 def test_every_ablation_trains_with_the_recipe_of_shapes(
     store: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    recipe = {"box_head": "attention", "clip_pool": "attention", "guide_gain": "cells", **changes}
+    recipe = {"box_head": "attention", "clip_pooling": "attention", "guidance_scale": "num_cells", **changes}
     run = run_training(
         store,
         tmp_path / "run",
         max_steps=1,
         model={**TINY["model"], **recipe},
-        loss={"carriers": 1.0, "cells": 1.0},
+        loss={"box_attention": 1.0, "cell_boxes": 1.0},
     )
     assert load_model(run)[1].model.model_dump().items() >= changes.items()
 

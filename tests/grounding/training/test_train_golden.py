@@ -14,8 +14,8 @@ import pytest
 from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
 from pipeline.config import validate
 
-SMALL = {"d": 16, "heads": 2, "ffn": 32, "dropout": 0.0, "layers": 2, "frames": 4, "clips": 4}
-MAP = {"map_channels": 8, "map_kernel": 3, "map_layers": 1}
+SMALL = {"hidden_dim": 16, "num_heads": 2, "ffn_dim": 32, "dropout": 0.0, "num_layers": 2, "num_frames": 4, "num_clips": 4}
+MAP = {"proposal_map_channels": 8, "proposal_map_kernel": 3, "proposal_map_layers": 1}
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"model": {**SMALL, **MAP}},
     "from scratch": {
@@ -23,11 +23,11 @@ RECIPES: dict[str, dict[str, Any]] = {
             **SMALL,
             **MAP,
             "alpha": 1.0,
-            "guide_gain": "cells",
+            "guidance_scale": "num_cells",
             "box_head": "attention",
-            "clip_pool": "attention",
+            "clip_pooling": "attention",
         },
-        "loss": {"carriers": 1.0, "cells": 2.0},
+        "loss": {"box_attention": 1.0, "cell_boxes": 2.0},
         "schedule": "one-cycle",
         "clip_norm": 1.0,
     },

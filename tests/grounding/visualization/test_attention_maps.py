@@ -30,16 +30,16 @@ from pipeline.weights.load import load_backbone
 
 QueryMaker = Callable[..., Query]
 CSDVL: dict[str, Any] = {
-    "d": 8,
-    "heads": 2,
-    "ffn": 8,
-    "layers": 2,
-    "clips": 5,
-    "map_channels": 4,
-    "map_kernel": 3,
-    "map_layers": 1,
+    "hidden_dim": 8,
+    "num_heads": 2,
+    "ffn_dim": 8,
+    "num_layers": 2,
+    "num_clips": 5,
+    "proposal_map_channels": 4,
+    "proposal_map_kernel": 3,
+    "proposal_map_layers": 1,
 }
-SMALL: dict[str, Any] = {"d": 8, "heads": 2, "ffn": 8, "layers": 1, "frames": 6}
+SMALL: dict[str, Any] = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_layers": 1, "num_frames": 6}
 
 
 def witness(store: Path, frames: int, **changes: Any) -> AttentionRecorder:
