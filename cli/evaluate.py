@@ -25,7 +25,7 @@ from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
     from grounding.evaluation.config import EvaluateConfig
-    from grounding.evaluation.ground_truth import Exam
+    from grounding.evaluation.ground_truth import GroundTruth
     from grounding.metrics.bootstrap import Difference
     from grounding.metrics.scores import Score
     from pipeline.records import Prediction
@@ -124,17 +124,17 @@ def evaluate(
     from cli.console.evaluate_tables import show_differences, show_metrics, show_published
     from cli.console.exports import check_exports, read_scored_predictions, write_exports
     from grounding.evaluation.config import EvaluateConfig
-    from grounding.evaluation.evaluate import judge, unanswered
-    from grounding.evaluation.ground_truth import read_exam, read_tubes
+    from grounding.evaluation.evaluate import evaluate, missing_predictions
+    from grounding.evaluation.ground_truth import load_ground_truth, read_tubes
     from grounding.evaluation.hcstvg_challenge import write_challenge
     from grounding.evaluation.results import write_results
-    from grounding.metrics.protocols import refuse_unknown
+    from grounding.metrics.protocols import check_protocol
     from grounding.structures.tubes import Tubes
     from pipeline.config import load
     from pipeline.errors import InputError
     from pipeline.io.jsonl import write_json, write_jsonl
 
-    refuse_unknown(protocol)
+    check_protocol(protocol)
     runs = run or []
     if bool(runs) == (predictions is not None):
         raise InputError(
@@ -159,25 +159,29 @@ def evaluate(
         raise InputError(
             "name what to judge by: --truth FILE, an index (tracks.npz beside it) or the challenge's .json"
         )
-    exam = read_exam(truth or features / "index.jsonl", settings.split, settings.first_frame)
-    refuse_unknown(protocol, exam.truths)
+    exam = load_ground_truth(
+        truth or features / "index.jsonl", settings.split, settings.first_frame
+    )
+    check_protocol(protocol, exam.true_tubes)
     check_exports(exam, cvat, fiftyone)
     if runs:
         answers = predict_runs(runs, features, settings, exam)
         tubes = Tubes.from_predictions(answers)
         if len(runs) == 1:
-            write_results(runs[0], settings.split, answers, *judge(exam, tubes, seed=settings.seed))
+            write_results(
+                runs[0], settings.split, answers, *evaluate(exam, tubes, seed=settings.seed)
+            )
         if save is not None:
             write_jsonl(save, answers)
             print_info(f"wrote {len(answers)} tubes to {save}")
     else:
         tubes = read_tubes(predictions or Path(), settings.first_frame)
-    if predictions is not None and (missing := unanswered(exam, tubes)):
+    if predictions is not None and (missing := missing_predictions(exam, tubes)):
         print_warning(
-            f"{len(missing)} of {len(exam.truths.tubes)} queries have no prediction, for example {missing[0]!r}: they score 0, "
+            f"{len(missing)} of {len(exam.true_tubes.tubes)} queries have no prediction, for example {missing[0]!r}: they score 0, "
             "but protocol stcat leaves them out of its means"
         )
-    scores, metrics = judge(exam, tubes, protocol, settings.seed)
+    scores, metrics = evaluate(exam, tubes, protocol, settings.seed)
     differences = (
         {} if compare is None else compute_differences(compare, exam, scores, protocol, settings)
     )
@@ -209,15 +213,15 @@ def evaluate(
 
 def compute_differences(
     other_run: Path,
-    ground_truth: Exam,
+    ground_truth: GroundTruth,
     scores: Sequence[Score],
     protocol: str,
     settings: EvaluateConfig,
 ) -> dict[str, Difference]:
     """These scores against those of another run that was judged, or of its predictions."""
-    from grounding.evaluation.evaluate import score_exam
+    from grounding.evaluation.evaluate import score_predictions
     from grounding.evaluation.ground_truth import read_tubes
-    from grounding.metrics.bootstrap import differ
+    from grounding.metrics.bootstrap import compare_paired
     from pipeline.errors import InputError
 
     other = (
@@ -227,10 +231,10 @@ def compute_differences(
         raise InputError(
             f"{other} does not exist: --compare needs a run that stvg-eval has judged, or a file of predictions"
         )
-    return differ(
+    return compare_paired(
         scores,
-        score_exam(ground_truth, read_tubes(other, settings.first_frame), protocol),
-        ground_truth.videos,
+        score_predictions(ground_truth, read_tubes(other, settings.first_frame), protocol),
+        ground_truth.video_by_query,
         settings.seed,
     )
 
@@ -248,7 +252,7 @@ def check_no_overwrite(inputs: Sequence[Path | None], outputs: Sequence[Path | N
 
 
 def predict_runs(
-    runs: Sequence[Path], store: Path, settings: EvaluateConfig, ground_truth: Exam
+    runs: Sequence[Path], store: Path, settings: EvaluateConfig, ground_truth: GroundTruth
 ) -> list[Prediction]:
     """What the runs' models answer; queries that the store has no features of score 0, and their videos are named."""
     from grounding.evaluation.evaluate import predict_split

@@ -21,7 +21,7 @@ from cli.console.progress import show_progress
 
 if TYPE_CHECKING:
     from grounding.predictor.grounder import Grounder
-    from grounding.predictor.results import Answer, Answers
+    from grounding.predictor.results import GroundingResult, QueryResult
 
 app = new_app()
 
@@ -97,20 +97,28 @@ def predict(
 
     with ProcessDecoder() as decoder:  # it starts while libraries and networks are loaded
         from grounding.evaluation.config import EvaluateConfig
-        from grounding.predictor.grounder import Grounder, checked_sentences
+        from grounding.predictor.grounder import Grounder, validate_sentences
         from pipeline.config import load
         from pipeline.io.jsonl import write_json
 
-        texts = checked_sentences(
+        texts = validate_sentences(
             [*(sentences or ()), *(read_sentences(queries) if queries is not None else ())]
         )
         drawings = drawing_paths(video_out, video, len(texts))
         settings = load(EvaluateConfig, "evaluate", config, assignments or [])
         runs = run or [Path("runs/shapes")]
-        given = settings.model_dump(include={"device", "frames", "batch", "refine", "between"})
-        grounder = Grounder(*runs, window=window, decoder=decoder, **given)
+        grounder = Grounder(
+            *runs,
+            device=settings.device,
+            num_frames=settings.frames,
+            batch_size=settings.batch,
+            refine_boundaries=settings.refine_boundaries,
+            subframe_boundaries=settings.subframe_boundaries,
+            window_seconds=window,
+            decoder=decoder,
+        )
         log_to_run(runs[0])
-        if doubt := grounder.doubt(video):
+        if doubt := grounder.domain_warning(video):
             print_warning(doubt)
         answers = ground_sentences(grounder, video, texts, top, keep)
     if json_out is not None:
@@ -124,14 +132,14 @@ def predict(
 
 def ground_sentences(
     grounder: Grounder, video: Path, texts: list[str], top: int, cache_dir: Path | None
-) -> Answers:
+) -> GroundingResult:
     """The answers, while a bar shows what is looked at, and where features are kept also what is answered."""
     with show_progress("looking", unit="frames") as advance:
         if cache_dir is None:
-            return grounder.ask(video, texts, top, advance)
-        seen = grounder.look(video, cache_dir, advance)
+            return grounder.ground(video, texts, top, advance)
+        seen = grounder.encode_video(video, cache_dir, advance)
     with show_progress("answering", unit="windows") as advance:
-        return grounder.answer(seen, texts, top, advance)
+        return grounder.ground_encoded(seen, texts, top, advance)
 
 
 def read_sentences(path: Path) -> list[str]:
@@ -169,7 +177,7 @@ def drawing_paths(out: Path | None, video: Path, count: int) -> list[Path]:
     return paths
 
 
-def print_result(result: Answers) -> None:
+def print_result(result: GroundingResult) -> None:
     """The answers as a table on stdout."""
     from rich.console import Console
     from rich.table import Table
@@ -191,7 +199,7 @@ def print_result(result: Answers) -> None:
     Console().print(table)
 
 
-def draw_result(out: Path, video: Path, result: Answer) -> None:
+def draw_result(out: Path, video: Path, result: QueryResult) -> None:
     """The video with an answer drawn on it, its frames read once more."""
     from grounding.visualization.draw_tube import LabeledTube, draw_tube
     from pipeline.video import open_frames, probe

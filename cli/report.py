@@ -78,20 +78,20 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write a page with the metrics, the curves, and every query's video with its tubes and what the network saw."""
-    from grounding.evaluation.ground_truth import read_exam
-    from grounding.evaluation.results import Judged, two_runs
+    from grounding.evaluation.ground_truth import load_ground_truth
+    from grounding.evaluation.results import RunResults, load_run_pair
     from grounding.report.build import ReportConfig, write_report
     from pipeline.config import load
     from pipeline.store import Store
 
     settings = load(ReportConfig, "report", config, assignments or [])
     runs = (
-        [Judged.of_run(run, settings.split)]
+        [RunResults.from_run(run, settings.split)]
         if compare is None
-        else [*two_runs(run, compare, settings.split)]
+        else [*load_run_pair(run, compare, settings.split)]
     )
     log_to_run(run)
-    exam = read_exam(features / "index.jsonl", settings.split)
+    exam = load_ground_truth(features / "index.jsonl", settings.split)
     footage = make_video_opener(root or Path(Store(features).manifest.root))
     witnesses = build_attention_recorders([one.path for one in runs], features, settings)
     print_info(
@@ -122,7 +122,7 @@ def build_attention_recorders(
         ]
     except StvgError as error:
         raise type(error)(
-            f"{error}; or leave out what the networks saw, with --set maps=false"
+            f"{error}; or leave out what the networks saw, with --set attention_maps=false"
         ) from None
 
 

@@ -78,7 +78,9 @@ class BackboneInputs:
         torch.manual_seed(0)
         width, height = compute_appearance_size(size.video_size, size.short_side)
         frames, side = size.clip_shape
-        pictures = torch.randint(0, 256, (config.model.num_frames, height, width, 3), dtype=torch.uint8)
+        pictures = torch.randint(
+            0, 256, (config.model.num_frames, height, width, 3), dtype=torch.uint8
+        )
         clips = torch.randint(
             0, 256, (config.model.num_clips, 3, frames, side, side), dtype=torch.uint8
         )

@@ -21,7 +21,7 @@ NUM_CHECKED = 20
 
 @dataclass
 class Evaluation(Case):
-    """`judge_tubes` on arrays under each protocol, against a plain loop over the frames of the same
+    """`score_tubes` on arrays under each protocol, against a plain loop over the frames of the same
     boxes (timed on twenty queries and multiplied), with which it agrees to 1e-9; and a whole
     `stvg-eval` on files, which also draws intervals, judges baselines and prints the published
     table, against reading both files with `json.loads`. One thread. The floor is reading the boxes.
@@ -35,7 +35,7 @@ class Evaluation(Case):
     rounds: int = 2
 
     def __enter__(self) -> Evaluation:
-        from grounding.metrics.protocols import Truths
+        from grounding.metrics.protocols import GroundTruthTubes
         from grounding.structures.tubes import Tubes
 
         super().__enter__()
@@ -53,7 +53,7 @@ class Evaluation(Case):
         true, predicted = (
             boxes.reshape(-1, 4) for boxes in (self.true_boxes, self.predicted_boxes)
         )
-        self.truth_tubes = Truths(
+        self.truth_tubes = GroundTruthTubes(
             Tubes(names, whole, offsets, frames, true, framewise=True),
             np.full(self.num_queries, 30.0),
             whole,
@@ -69,9 +69,9 @@ class Evaluation(Case):
         return self
 
     def check_agreement(self) -> None:
-        from grounding.metrics.protocols import judge_tubes
+        from grounding.metrics.protocols import score_tubes
 
-        judged = judge_tubes(self.truth_tubes, self.predicted_tubes)
+        judged = score_tubes(self.truth_tubes, self.predicted_tubes)
         for query, (vIoU, sIoU) in enumerate(self._evaluate_by_loop()):
             assert abs(judged.vIoU[query] - vIoU) < 1e-9
             assert abs(judged.sIoU[query] - sIoU) < 1e-9
@@ -79,12 +79,12 @@ class Evaluation(Case):
         assert json.loads((self.work_dir / "out.json").read_text())["queries"] == self.num_queries
 
     def measure(self) -> list[Comparison]:
-        from grounding.metrics.protocols import PROTOCOLS, judge_tubes
+        from grounding.metrics.protocols import PROTOCOLS, score_tubes
 
         size = self.true_boxes.nbytes + self.predicted_boxes.nbytes
         ways: dict[str, Callable[[], object]] = {"a plain loop": self._evaluate_by_loop}
         ways |= {
-            protocol: partial(judge_tubes, self.truth_tubes, self.predicted_tubes, protocol)
+            protocol: partial(score_tubes, self.truth_tubes, self.predicted_tubes, protocol)
             for protocol in PROTOCOLS
         }
         arrays = time_interleaved(ways, self.rounds)

@@ -59,9 +59,9 @@ class LongVideo(Case):
 
         grounder, path = Grounder(self.work_dir / "run", device="cpu"), self.videos[self.minutes[0]]
         assert probe(path).frame_count == round(60 * self.minutes[0]) * FPS
-        assert grounder.answer(
-            grounder.look(path, self.work_dir / "agreed"), SENTENCES
-        ) == grounder.ask(path, SENTENCES)
+        assert grounder.ground_encoded(
+            grounder.encode_video(path, self.work_dir / "agreed"), SENTENCES
+        ) == grounder.ground(path, SENTENCES)
 
     def measure(self) -> list[Comparison]:
         return [
@@ -110,22 +110,22 @@ def prepare_streaming(run: Path, video: Path, folder: Path) -> Callable[[], obje
     from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
-    return lambda: grounder.ask(video, SENTENCES[:1])
+    return lambda: grounder.ground(video, SENTENCES[:1])
 
 
 def prepare_caching(run: Path, video: Path, folder: Path) -> Callable[[], object]:
     from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
-    return lambda: grounder.look(video, folder)
+    return lambda: grounder.encode_video(video, folder)
 
 
 def prepare_cached_query(run: Path, video: Path, folder: Path) -> Callable[[], object]:
     from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
-    seen = grounder.look(video, folder)  # found there
-    return lambda: grounder.answer(seen, SENTENCES[1:])
+    seen = grounder.encode_video(video, folder)  # found there
+    return lambda: grounder.ground_encoded(seen, SENTENCES[1:])
 
 
 CACHED_QUERY = "one more sentence about what is kept"

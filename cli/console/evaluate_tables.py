@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from grounding.evaluation.evaluate import judged_as_published
-from grounding.evaluation.ground_truth import Exam
-from grounding.evaluation.published import paper_table, protocols_of
+from grounding.evaluation.evaluate import evaluate_published_protocols
+from grounding.evaluation.ground_truth import GroundTruth
+from grounding.evaluation.published import build_paper_table, protocols_for
 from grounding.metrics.bootstrap import Difference
-from grounding.metrics.scores import MEANS, Score, summarise_by
+from grounding.metrics.scores import MEAN_METRICS, Score, summarize_by
 from grounding.structures.tubes import Tubes
 from pipeline.records import Query
 
@@ -23,10 +23,10 @@ def show_metrics(
     title: str, metrics: Mapping[str, float], scores: Sequence[Score], queries: Sequence[Query]
 ) -> None:
     """This run with its 95 % intervals beside the baselines, and its means by form and by tag."""
-    table = _create_table(title, "queries", *MEANS)
+    table = _create_table(title, "queries", *MEAN_METRICS)
     _add_row(table, "this", metrics)
-    if any(f"{name}_low" in metrics for name in MEANS):
-        pairs = [(metrics.get(f"{name}_low"), metrics.get(f"{name}_high")) for name in MEANS]
+    if any(f"{name}_low" in metrics for name in MEAN_METRICS):
+        pairs = [(metrics.get(f"{name}_low"), metrics.get(f"{name}_high")) for name in MEAN_METRICS]
         intervals = [
             MISSING_CELL if low is None else f"{low:.3f}–{high:.3f}" for low, high in pairs
         ]
@@ -40,9 +40,9 @@ def show_metrics(
         if own:
             _add_row(table, name, own)
     create_console().print(table)
-    groups = {**summarise_by(scores, queries, "form"), **summarise_by(scores, queries, "tag")}
+    groups = {**summarize_by(scores, queries, "form"), **summarize_by(scores, queries, "tag")}
     if groups:
-        table = _create_table("by form and by tag", "queries", *MEANS)
+        table = _create_table("by form and by tag", "queries", *MEAN_METRICS)
         for name, values in groups.items():
             _add_row(table, name, values)
         create_console().print(table)
@@ -71,15 +71,15 @@ def show_differences(title: str, differences: Mapping[str, Difference]) -> None:
 
 
 def show_published(
-    ground_truth: Exam, tubes: Tubes, protocol: str, split: str, scores: Sequence[Score]
+    ground_truth: GroundTruth, tubes: Tubes, protocol: str, split: str, scores: Sequence[Score]
 ) -> None:
     """The published results of this data set's split with this run: as judged (`known`), by every-frame, and as the rows were."""
-    if ground_truth.dataset is None or not protocols_of(ground_truth.dataset, split):
+    if ground_truth.dataset_name is None or not protocols_for(ground_truth.dataset_name, split):
         return
-    ours, refused = judged_as_published(ground_truth, tubes, split, {protocol: scores})
+    ours, refused = evaluate_published_protocols(ground_truth, tubes, split, {protocol: scores})
     for why in refused:
         create_console().print(Text(why, style="yellow"))
-    create_console().print(paper_table(ground_truth.dataset, split, ours))
+    create_console().print(build_paper_table(ground_truth.dataset_name, split, ours))
 
 
 def create_console() -> Console:

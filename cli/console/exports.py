@@ -7,8 +7,12 @@ from pathlib import Path
 
 from cli.console.app import print_info, print_warning
 from cli.console.progress import show_progress
-from grounding.evaluation.ground_truth import Exam
-from grounding.exchange.annotated_videos import refuse_taken, refuse_unnamed, shown_videos
+from grounding.evaluation.ground_truth import GroundTruth
+from grounding.exchange.annotated_videos import (
+    check_has_queries,
+    check_output_dir,
+    iterate_annotated_videos,
+)
 from grounding.exchange.cvat import write_cvat_folder
 from grounding.exchange.fiftyone import write_fiftyone
 from grounding.metrics.scores import Score
@@ -17,18 +21,18 @@ from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Prediction
 
 
-def check_exports(ground_truth: Exam, cvat: Path | None, fiftyone: Path | None) -> None:
+def check_exports(ground_truth: GroundTruth, cvat: Path | None, fiftyone: Path | None) -> None:
     """InputError, before any model answers, where what is asked for cannot be written."""
     for option, out in (("--cvat", cvat), ("--fiftyone", fiftyone)):
         if out is not None:
-            refuse_unnamed(ground_truth, option)
-            refuse_taken(out)
+            check_has_queries(ground_truth, option)
+            check_output_dir(out)
 
 
 def write_exports(
     cvat: Path | None,
     fiftyone: Path | None,
-    ground_truth: Exam,
+    ground_truth: GroundTruth,
     tubes: Tubes,
     scores: Sequence[Score],
     predictions: Iterable[Prediction],
@@ -37,7 +41,7 @@ def write_exports(
     if cvat is None and fiftyone is None:
         return
     videos = list(
-        shown_videos(
+        iterate_annotated_videos(
             ground_truth, tubes, scores, {answer.id: answer.score for answer in predictions}
         )
     )

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.console.evaluate_tables import create_console
-from grounding.metrics.scores import MEANS
+from grounding.metrics.scores import MEAN_METRICS
 from grounding.sweep.markdown import (
     format_claim_cells,
     format_cost_cells,
@@ -30,7 +30,7 @@ def show_section(table: Mapping[str, Any], section: Mapping[str, Any]) -> None:
         title=Text(f"{section['title']}, in percent, with 95 % intervals"), title_justify="left"
     )
     shown.add_column("")
-    for metric in (*MEANS, *get_cost_columns(table)):
+    for metric in (*MEAN_METRICS, *get_cost_columns(table)):
         shown.add_column(metric, justify="right")
     for row in section["rows"]:
         name, found = row["variant"], table["variants"][row["variant"]]["groups"][ALL_QUERIES]
@@ -40,18 +40,20 @@ def show_section(table: Mapping[str, Any], section: Mapping[str, Any]) -> None:
         )
         shown.add_row(
             head,
-            *(format_mean(found.get(metric), "\n") for metric in MEANS),
+            *(format_mean(found.get(metric), "\n") for metric in MEAN_METRICS),
             *format_cost_cells(table, name),
         )
         if "differences" in row:
-            differences = [row["differences"][ALL_QUERIES].get(metric) for metric in MEANS]
+            differences = [row["differences"][ALL_QUERIES].get(metric) for metric in MEAN_METRICS]
             cells = [
                 Text(format_difference(one, "\n"), style="bold" if is_significant(one) else "dim")
                 for one in differences
             ]
             shown.add_row(Text(f"  minus {section['reference']}", style="dim"), *cells)
         if row["published"]:
-            cells = [Text(format_published(section, row, metric), style="dim") for metric in MEANS]
+            cells = [
+                Text(format_published(section, row, metric), style="dim") for metric in MEAN_METRICS
+            ]
             shown.add_row(Text("  published", style="dim"), *cells)
         shown.add_section()
     create_console().print(shown)

@@ -42,7 +42,9 @@ class DeferredBatch:
         return result
 
 
-def collate(samples: Sequence[Sample], defer: bool = False, deduplicate: bool = True) -> ModelInputs:
+def collate(
+    samples: Sequence[Sample], defer: bool = False, deduplicate: bool = True
+) -> ModelInputs:
     """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real. Features stay as stored (float16).
 
     Where they are to stay `apart`, and where pictures are not decoded yet, `to_device` pads them. What several samples saw of a video
@@ -62,7 +64,9 @@ def collate(samples: Sequence[Sample], defer: bool = False, deduplicate: bool = 
         map_size=torch.tensor([sample.appearance.shape[1:3] for sample in seen]),
         frame_positions=torch.from_numpy(np.stack([sample.frame_positions for sample in samples])),
         motion=_stack_or_defer([sample.motion for sample in seen], defer),
-        picture_in_square=torch.from_numpy(np.stack([sample.picture_in_square for sample in seen]) * filled),
+        picture_in_square=torch.from_numpy(
+            np.stack([sample.picture_in_square for sample in seen]) * filled
+        ),
         text=pad_and_stack([sample.text for sample in samples]),
         text_mask=torch.arange(int(lengths.max())) < lengths[:, None],
         video_indices=torch.tensor(video) if len(seen) < len(samples) else None,

@@ -1,6 +1,6 @@
 """Predictions that look at neither video nor sentence: what a model has to beat.
 
-`best_constant` answers every query with one relative span and one relative box, chosen on the train split by
+`predict_best_constant` answers every query with one relative span and one relative box, chosen on the train split by
 m_vIoU; `random` draws both. Relative means: a span in τ ∈ [0, 1] of the query's segment, a box xyxy in [0, 1] of
 the picture.
 """
@@ -21,40 +21,43 @@ from pipeline.records import Prediction, Query
 from pipeline.sampling import normalized_position, span_to_frames
 from pipeline.tracks import Tracks
 
-UNIT = (1, 1)
-EDGES = np.linspace(0, 1, 11)
+UNIT_SIZE = (1, 1)
+SPAN_EDGES = np.linspace(0, 1, 11)
 QUANTILES = (0.25, 0.5, 0.75)
-CENTRES = (0.25, 0.5, 0.75)
-SIZES = (0.15, 0.3, 0.5, 0.75, 1.0)
-MIDDLE = (0.25, 0.25, 0.75, 0.75)
+BOX_CENTERS = (0.25, 0.5, 0.75)
+BOX_SIZES = (0.15, 0.3, 0.5, 0.75, 1.0)
+CENTRAL_BOX = (0.25, 0.25, 0.75, 0.75)
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantTube:
     """One relative span `(begin, end)` and one relative box xyxy for all queries; `train_score` is what chose them.
 
     The score is m_vIoU, or m_tIoU where no train query has boxes.
     """
 
-    span_tau: tuple[float, float]
-    box: tuple[float, float, float, float]
+    relative_span: tuple[float, float]
+    relative_box: tuple[float, float, float, float]
     train_score: float
 
 
-def best_constant(
-    train: Iterable[Query], tracks: Tracks, queries: Iterable[Query], at_most: int = 2000
+def predict_best_constant(
+    train_queries: Iterable[Query],
+    tracks: Tracks,
+    queries: Iterable[Query],
+    max_queries: int = 2000,
 ) -> list[Prediction]:
     """The constant chosen on `train`, said of every one of `queries`."""
-    return constant_predictions(choose_constant(train, tracks, at_most), queries)
+    return predict_constant(choose_constant(train_queries, tracks, max_queries), queries)
 
 
-def constant_predictions(constant: Constant, queries: Iterable[Query]) -> list[Prediction]:
+def predict_constant(constant: ConstantTube, queries: Iterable[Query]) -> list[Prediction]:
     """One tube per query: the constant span in its segment, the constant box in its picture, held in every frame."""
     predictions = []
     for query in queries:
-        begin, end = span_to_frames(*constant.span_tau, query.segment)
+        begin, end = span_to_frames(*constant.relative_span, query.segment)
         width, height = query.size
-        x1, y1, x2, y2 = constant.box
+        x1, y1, x2, y2 = constant.relative_box
         box = (begin, x1 * width, y1 * height, x2 * width, y2 * height)
         predictions.append(
             Prediction(id=query.id, span=(begin, end), score=constant.train_score, boxes=[box])
@@ -62,37 +65,45 @@ def constant_predictions(constant: Constant, queries: Iterable[Query]) -> list[P
     return predictions
 
 
-def choose_constant(train: Iterable[Query], tracks: Tracks, at_most: int = 2000) -> Constant:
+def choose_constant(
+    train_queries: Iterable[Query], tracks: Tracks, max_queries: int = 2000
+) -> ConstantTube:
     """Search spans × boxes jointly for the best m_vIoU on the train split (`at_most` of its queries, evenly taken)."""
-    known = [query for query in train if query.truth is not None]
+    known = [query for query in train_queries if query.truth is not None]
     if not known:
         raise InputError(
             "the constant baseline needs a train split with truth; this index has none"
         )
-    boxed = _thin([query for query in known if len(ground_truth_boxes(query, tracks)[0])], at_most)
+    boxed = _subsample(
+        [query for query in known if len(ground_truth_boxes(query, tracks)[0])], max_queries
+    )
     if not boxed:
-        return _choose_span(_thin(known, at_most))
-    spans = span_candidates(boxed)
-    boxes = box_candidates(boxed, tracks)
-    total = sum(_v_iou_table(query, tracks, spans, boxes) for query in boxed)
+        return _choose_span(_subsample(known, max_queries))
+    spans = build_span_candidates(boxed)
+    boxes = build_box_candidates(boxed, tracks)
+    total = sum(_compute_viou_table(query, tracks, spans, boxes) for query in boxed)
     table = np.asarray(total) / len(boxed)
     box, span = np.unravel_index(int(table.argmax()), table.shape)
     x1, y1, x2, y2 = boxes[box].tolist()
-    return Constant(span_tau=spans[span], box=(x1, y1, x2, y2), train_score=float(table[box, span]))
+    return ConstantTube(
+        relative_span=spans[span],
+        relative_box=(x1, y1, x2, y2),
+        train_score=float(table[box, span]),
+    )
 
 
-def _thin(queries: Sequence[Query], at_most: int) -> list[Query]:
+def _subsample(queries: Sequence[Query], max_queries: int) -> list[Query]:
     """At most `at_most` queries, evenly taken."""
     return (
-        [queries[i * len(queries) // at_most] for i in range(at_most)]
-        if len(queries) > at_most
+        [queries[i * len(queries) // max_queries] for i in range(max_queries)]
+        if len(queries) > max_queries
         else list(queries)
     )
 
 
-def _choose_span(queries: Sequence[Query]) -> Constant:
+def _choose_span(queries: Sequence[Query]) -> ConstantTube:
     """Without boxes only time can be chosen; the box is the middle quarter of the picture."""
-    spans = span_candidates(queries)
+    spans = build_span_candidates(queries)
     means = [
         np.mean(
             [
@@ -104,43 +115,49 @@ def _choose_span(queries: Sequence[Query]) -> Constant:
         for span in spans
     ]
     best = int(np.argmax(means))
-    return Constant(span_tau=spans[best], box=MIDDLE, train_score=float(means[best]))
+    return ConstantTube(
+        relative_span=spans[best], relative_box=CENTRAL_BOX, train_score=float(means[best])
+    )
 
 
-def span_candidates(queries: Sequence[Query]) -> list[tuple[float, float]]:
+def build_span_candidates(queries: Sequence[Query]) -> list[tuple[float, float]]:
     """Pairs begin < end in τ of a regular grid and the quantiles of the true begins and ends."""
     true = np.array(
         [normalized_position(np.asarray(q.truth.span) - 0.5, q.segment) for q in queries if q.truth]
     )
     edges = np.unique(
-        np.concatenate([EDGES, np.quantile(true, QUANTILES, axis=0).ravel()]).clip(0, 1)
+        np.concatenate([SPAN_EDGES, np.quantile(true, QUANTILES, axis=0).ravel()]).clip(0, 1)
     )
     return list(itertools.combinations(edges.tolist(), 2))
 
 
-def box_candidates(queries: Sequence[Query], tracks: Tracks) -> np.ndarray:
+def build_box_candidates(queries: Sequence[Query], tracks: Tracks) -> np.ndarray:
     """Relative boxes `[n, 4]` xyxy in [0, 1]: quantiles of the true centres and sizes, and a regular grid."""
-    middles = np.array([_relative_boxes(query, tracks).mean(0) for query in queries])
-    true = np.quantile(xyxy_to_cxcywh(middles, UNIT), QUANTILES, axis=0)
+    middles = np.array([_get_relative_boxes(query, tracks).mean(0) for query in queries])
+    true = np.quantile(xyxy_to_cxcywh(middles, UNIT_SIZE), QUANTILES, axis=0)
     quantiles = np.array(list(itertools.product(*true.T)))
-    grid = np.array([(x, y, size, size) for x in CENTRES for y in CENTRES for size in SIZES])
-    return np.unique(cxcywh_to_xyxy(np.concatenate([quantiles, grid]), UNIT).clip(0, 1), axis=0)
+    grid = np.array(
+        [(x, y, size, size) for x in BOX_CENTERS for y in BOX_CENTERS for size in BOX_SIZES]
+    )
+    return np.unique(
+        cxcywh_to_xyxy(np.concatenate([quantiles, grid]), UNIT_SIZE).clip(0, 1), axis=0
+    )
 
 
-def _relative_boxes(query: Query, tracks: Tracks) -> np.ndarray:
+def _get_relative_boxes(query: Query, tracks: Tracks) -> np.ndarray:
     """True boxes `[n, 4]`, xyxy in [0, 1] of the picture."""
     boxes = ground_truth_boxes(query, tracks)[1]
     return boxes.astype(np.float64) / np.array([*query.size, *query.size])
 
 
-def _v_iou_table(
+def _compute_viou_table(
     query: Query, tracks: Tracks, spans: Sequence[tuple[float, float]], boxes: np.ndarray
 ) -> np.ndarray:
     """VIoU of every box with every span for one query: `[boxes, spans]`, as `grounding.metrics.scores` defines it."""
     assert query.truth is not None
     first, last = query.truth.span
     frames, _ = ground_truth_boxes(query, tracks)
-    overlaps = iou(boxes[:, None], _relative_boxes(query, tracks)[None])
+    overlaps = iou(boxes[:, None], _get_relative_boxes(query, tracks)[None])
     sums = np.concatenate([np.zeros((len(boxes), 1)), overlaps.cumsum(1)], axis=1)
     tried = np.array([span_to_frames(*span, query.segment) for span in spans])
     low, high = np.searchsorted(frames, tried[:, 0]), np.searchsorted(frames, tried[:, 1])
@@ -149,7 +166,7 @@ def _v_iou_table(
     return (sums[:, high] - sums[:, low]) / (union - (last - first - len(frames)))
 
 
-def random_predictions(queries: Iterable[Query], seed: int = 0) -> list[Prediction]:
+def predict_random(queries: Iterable[Query], seed: int = 0) -> list[Prediction]:
     """Per query a span and a box drawn uniformly: two different edges in the segment, two corners in the picture."""
     generator = np.random.default_rng(seed)
     predictions = []

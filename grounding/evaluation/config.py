@@ -17,9 +17,9 @@ class EvaluateConfig(StrictModel):
     """T_s: frames a model sees at once at test time; by default as in training."""
     batch: int = Field(16, ge=1)
     """Passes of T_s frames that run at once."""
-    refine: bool = False
+    refine_boundaries: bool = False
     """A second look at clips and frames taken densely around the span that the first one found."""
-    between: bool = True
+    subframe_boundaries: bool = True
     """Spans begin and end between clips, where the scores around the best proposal point; false: at clips' edges, as in the paper."""
     device: str = "auto"
     first_frame: int = Field(FIRST_FRAME, ge=0, le=1)

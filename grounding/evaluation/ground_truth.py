@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grounding.evaluation.hcstvg_challenge import FIRST_FRAME, read_challenge
-from grounding.metrics.protocols import Truths
+from grounding.metrics.protocols import GroundTruthTubes
 from grounding.structures.tubes import Tubes
 from pipeline.errors import InputError
 from pipeline.io.jsonl import read_jsonl
@@ -17,49 +17,55 @@ from pipeline.tracks import Tracks
 
 
 @dataclass(frozen=True)
-class Exam:
+class GroundTruth:
     """One split's true tubes, and what is known about the queries.
 
     An index gives all of it; the challenge's file only the tubes, so that there are no baselines, forms or tags.
     """
 
-    truths: Truths
+    true_tubes: GroundTruthTubes
     queries: Sequence[Query] = ()
     tracks: Tracks = field(default_factory=Tracks)
-    train: Sequence[Query] = ()
-    dataset: str | None = None
+    train_queries: Sequence[Query] = ()
+    dataset_name: str | None = None
 
     @property
-    def ids(self) -> list[str]:
+    def query_ids(self) -> list[str]:
         """All that may be answered, with or without a truth."""
-        return [query.id for query in self.queries] or list(self.truths.tubes.ids)
+        return [query.id for query in self.queries] or list(self.true_tubes.tubes.ids)
 
     @property
-    def videos(self) -> dict[str, str]:
+    def video_by_query(self) -> dict[str, str]:
         """Each query's video; in the challenge's file every id is one."""
         return {query.id: query.video for query in self.queries} or {
-            name: name for name in self.truths.tubes.ids
+            name: name for name in self.true_tubes.tubes.ids
         }
 
 
-def read_exam(path: Path, split: str, first_frame: int = FIRST_FRAME) -> Exam:
+def load_ground_truth(path: Path, split: str, first_frame: int = FIRST_FRAME) -> GroundTruth:
     """The truth in an index (`tracks.npz` beside it) or, where the name ends in .json, in the challenge's file (all of it)."""
     if path.suffix == ".json":
-        return Exam(Truths(read_challenge(path, first_frame)))
+        return GroundTruth(GroundTruthTubes(read_challenge(path, first_frame)))
     queries, tracks = read_index(path)
-    return exam_of(queries, tracks, split, dataset_of(path))
+    return ground_truth_for_split(queries, tracks, split, read_dataset_name(path))
 
 
-def exam_of(
-    queries: Sequence[Query], tracks: Tracks, split: str, dataset: str | None = None
-) -> Exam:
+def ground_truth_for_split(
+    queries: Sequence[Query], tracks: Tracks, split: str, dataset_name: str | None = None
+) -> GroundTruth:
     """The exam of one split of an index."""
-    judged = of_split(queries, split)
+    judged = select_split(queries, split)
     train = [query for query in queries if query.split == "train"]
-    return Exam(Truths.of_index(judged, tracks, dataset), judged, tracks, train, dataset)
+    return GroundTruth(
+        GroundTruthTubes.from_index(judged, tracks, dataset_name),
+        judged,
+        tracks,
+        train,
+        dataset_name,
+    )
 
 
-def dataset_of(index: Path) -> str | None:
+def read_dataset_name(index: Path) -> str | None:
     """The data set's name, from what lies beside its index: a store's manifest or prepare's report; None where neither does."""
     for name in ("manifest.json", "defects.json"):
         try:
@@ -89,7 +95,7 @@ def read_index(path: Path) -> tuple[list[Query], Tracks]:
     return queries, Tracks.load(path.with_name("tracks.npz")) if boxed else Tracks()
 
 
-def of_split(queries: Sequence[Query], split: str) -> list[Query]:
+def select_split(queries: Sequence[Query], split: str) -> list[Query]:
     """The queries of one split; a split that is not there is refused with those that are."""
     found = [query for query in queries if query.split == split]
     if not found:

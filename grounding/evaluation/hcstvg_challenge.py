@@ -26,20 +26,20 @@ from pipeline.validation import format_first_error
 FIRST_FRAME = 1
 
 
-def _frame_of(key: object) -> int:
+def _parse_frame_number(key: object) -> int:
     """A frame number as a key of JSON writes it, in one way only."""
     if isinstance(key, str) and len(key) < 10 and re.fullmatch("0|[1-9][0-9]*", key):
         return int(key)
     raise ValueError("a frame number is wanted")
 
 
-class _Entry(BaseModel):
+class _ChallengeEntry(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     st_frame: FrameIndex = Field(strict=True)
     ed_frame: FrameIndex = Field(strict=True)
     bbox: dict[
-        Annotated[int, BeforeValidator(_frame_of)],
+        Annotated[int, BeforeValidator(_parse_frame_number)],
         tuple[Coordinate, Coordinate, Coordinate, Coordinate],
     ]
 
@@ -51,7 +51,7 @@ def read_challenge(path: Path, first_frame: int = FIRST_FRAME) -> Tubes:
         raise InputError(
             f"{path} must be one mapping of ids to tubes; a file of JSON lines must end in .jsonl"
         )
-    entries = {name: _entry(path, name, raw, first_frame) for name, raw in content.items()}
+    entries = {name: _parse_entry(path, name, raw, first_frame) for name, raw in content.items()}
     rows = (
         (
             np.fromiter(entry.bbox, np.int64, len(entry.bbox)) - first_frame,
@@ -66,10 +66,10 @@ def read_challenge(path: Path, first_frame: int = FIRST_FRAME) -> Tubes:
     return replace(Tubes.from_rows(entries, spans, rows), framewise=True)
 
 
-def _entry(path: Path, name: str, raw: Any, first_frame: int) -> _Entry:
+def _parse_entry(path: Path, name: str, raw: Any, first_frame: int) -> _ChallengeEntry:
     try:
         name.encode()
-        entry = _Entry.model_validate(raw)
+        entry = _ChallengeEntry.model_validate(raw)
     except UnicodeEncodeError:
         raise InputError(
             f"{path}, {name!a}: an id with half a surrogate pair is no text; write the file again"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from grounding.metrics.scores import Score, by_id, read_scores, write_scores
+from grounding.metrics.scores import Score, index_by_id, read_scores, write_scores
 from pipeline.errors import InputError
 from pipeline.io.jsonl import read_jsonl, write_json, write_jsonl
 from pipeline.records import Prediction
@@ -60,7 +60,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 @dataclass(frozen=True)
-class Judged:
+class RunResults:
     """A run's `predictions` and `scores` of one split by query, and its flat `metrics` of that split (keys as `m_vIoU`)."""
 
     path: Path
@@ -70,7 +70,7 @@ class Judged:
     metrics: Mapping[str, float]
 
     @classmethod
-    def of_run(cls, run: Path, split: str) -> Judged:
+    def from_run(cls, run: Path, split: str) -> RunResults:
         """What stvg-eval wrote of a split; an InputError names the file that is missing."""
         prefix = "" if split == "test" else f"{split}_"
         metrics = {
@@ -78,7 +78,7 @@ class Judged:
             for name, value in read_metrics(run / "metrics.json").items()
             if name.startswith(prefix)
         }
-        predictions = by_id(read_predictions(run / "predictions" / f"{split}.jsonl"))
+        predictions = index_by_id(read_predictions(run / "predictions" / f"{split}.jsonl"))
         return cls(
             run,
             run.resolve().name,
@@ -88,7 +88,7 @@ class Judged:
         )
 
     @cached_property
-    def values(self) -> tuple[dict[str, float], str]:
+    def ranking_scores(self) -> tuple[dict[str, float], str]:
         """What ranks the queries, by id, and its name: vIoU, or tIoU where no truth has boxes."""
         boxed = {name: one.vIoU for name, one in self.scores.items() if one.vIoU is not None}
         return (
@@ -98,9 +98,9 @@ class Judged:
         )
 
 
-def two_runs(run: Path, other: Path, split: str) -> tuple[Judged, Judged]:
+def load_run_pair(run: Path, other: Path, split: str) -> tuple[RunResults, RunResults]:
     """Two runs under names that tell them apart; an InputError where they do not score the same queries."""
-    ours, theirs = (Judged.of_run(path, split) for path in (run, other))
+    ours, theirs = (RunResults.from_run(path, split) for path in (run, other))
     if unshared := ours.scores.keys() ^ theirs.scores.keys():
         raise InputError(
             f"{run} and {other} do not score the same queries: {len(unshared)} are in one only, for example {min(unshared)!r}"

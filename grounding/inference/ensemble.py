@@ -27,28 +27,28 @@ class Ensemble:
 
     runs: tuple[Path, ...]
     models: tuple[nn.Module, ...]
-    frames: int
-    clips: int | None
-    motion: str | None
-    pictures: bool
+    num_frames: int
+    num_clips: int | None
+    motion_product: str | None
+    reads_images: bool
     precision: str
-    about: dict[str, Any]
+    provenance: dict[str, Any]
 
     @classmethod
-    def of_runs(
-        cls, runs: Sequence[Path], device: torch.device, frames: int | None = None
+    def from_runs(
+        cls, runs: Sequence[Path], device: torch.device, num_frames: int | None = None
     ) -> Ensemble:
         """The best checkpoints of these runs; `frames` by default as in training. InputError where they do not fit together."""
         models, recipes, known = zip(*(load_model(run) for run in runs), strict=True)
         configs = [recipe.model for recipe in recipes]
         for run, config, about in zip(runs, configs, known, strict=True):
-            _refuse_misfit(runs[0], known[0], run, about)
+            _check_compatible(runs[0], known[0], run, about)
             if config.clips != configs[0].clips:
-                seen = f"{runs[0]} scores {_scored(configs[0].clips)} and {run} {_scored(config.clips)}"
+                seen = f"{runs[0]} scores {_describe_scored_units(configs[0].clips)} and {run} {_describe_scored_units(config.clips)}"
                 raise InputError(
                     f"{seen}: scores are averaged one by one, so the runs of an ensemble must score the same"
                 )
-            if frames is None and config.frames != configs[0].frames:
+            if num_frames is None and config.frames != configs[0].frames:
                 seen = f"{runs[0]} was trained with {configs[0].frames} frames and {run} with {config.frames}"
                 raise InputError(
                     f"{seen}: say how many all are to see at once, with --set frames=N"
@@ -61,7 +61,7 @@ class Ensemble:
         return cls(
             tuple(runs),
             placed,
-            frames or c.frames,
+            num_frames or c.frames,
             c.clips,
             c.motion,
             c.pictures,
@@ -73,7 +73,7 @@ class Ensemble:
     def device(self) -> torch.device:
         return next(self.models[0].parameters()).device
 
-    def computing(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """In which the models answer: on a GPU as precisely as they were validated in training, elsewhere in float32."""
         return torch.autocast(
             self.device.type,
@@ -82,71 +82,76 @@ class Ensemble:
         )
 
     @property
-    def roles(self) -> dict[str, str]:
+    def product_by_input(self) -> dict[str, str]:
         """What the networks are given of a video, and the product that it comes from."""
-        return {"appearance": "frames" if self.pictures else "appearance"} | (
-            {"motion": self.motion} if self.motion else {}
+        return {"appearance": "frames" if self.reads_images else "appearance"} | (
+            {"motion": self.motion_product} if self.motion_product else {}
         )
 
-    def features_of(self, store: Store, split: str) -> GroundingDataset:
+    def load_dataset(self, store: Store, split: str) -> GroundingDataset:
         """The features of one split of a store, as the models take them; StoreError where they were made otherwise."""
-        self.refuse_products(store)
+        self.check_products(store)
         tokenize = get_tokenizer(self.models[0])
         features = GroundingDataset.from_store(
             store.path,
             split,
-            self.frames,
-            self.clips,
+            self.num_frames,
+            self.num_clips,
             tokenize,
-            self.motion,
-            self.pictures,
+            self.motion_product,
+            self.reads_images,
             self.device,
         )
-        self.refuse_dims(store, features.dims)
+        self.check_dims(store, features.dims)
         return features
 
-    def refuse_products(self, store: Store) -> None:
+    def check_products(self, store: Store) -> None:
         """StoreError where a store's features were made otherwise than those the runs were trained on; it names all that differs."""
         found = {name: product.provenance for name, product in store.products.items()}
-        if differs := differences(self.about["products"], found):
+        if differs := describe_product_differences(self.provenance["products"], found):
             raise StoreError(
                 f"store {store.path} does not fit run {self.runs[0]}: {'; '.join(differs)}: "
                 "name the store it was trained on, or train again"
             )
 
-    def refuse_dims(self, store: Store, dims: Sequence[int]) -> None:
+    def check_dims(self, store: Store, dims: Sequence[int]) -> None:
         """StoreError where a store's features have other channels than those the runs were trained on."""
-        own = self.about["dims"]
+        own = self.provenance["dims"]
         if list(dims) != own:
             raise StoreError(
                 f"store {store.path} has features of {tuple(dims)} channels, run {self.runs[0]} was trained on {tuple(own)}"
             )
 
 
-def _scored(clips: int | None) -> str:
-    return "frames" if clips is None else f"the proposals of {clips} clips"
+def _describe_scored_units(num_clips: int | None) -> str:
+    return "frames" if num_clips is None else f"the proposals of {num_clips} clips"
 
 
-def _refuse_misfit(
-    first: Path, expected: Mapping[str, Any], run: Path, about: Mapping[str, Any]
+def _check_compatible(
+    reference_run: Path,
+    reference_provenance: Mapping[str, Any],
+    run: Path,
+    provenance: Mapping[str, Any],
 ) -> None:
     """InputError where two runs were trained on features made otherwise."""
-    differs = differences(expected["products"], about["products"])
-    own, theirs = ((known.get("encoders") or {}).get("text") for known in (about, expected))
+    differs = describe_product_differences(reference_provenance["products"], provenance["products"])
+    own, theirs = (
+        (known.get("encoders") or {}).get("text") for known in (provenance, reference_provenance)
+    )
     if own != theirs:
         differs.append("their text encoders, and so their tokenizers, are of other weights")
-    if about["dims"] != expected["dims"]:
+    if provenance["dims"] != reference_provenance["dims"]:
         differs.append(
-            f"features have {tuple(about['dims'])} channels, not {tuple(expected['dims'])}"
+            f"features have {tuple(provenance['dims'])} channels, not {tuple(reference_provenance['dims'])}"
         )
     if differs:
         raise InputError(
-            f"run {run} does not fit run {first}: {'; '.join(differs)}: the runs of an ensemble must fit one store"
+            f"run {run} does not fit run {reference_run}: {'; '.join(differs)}: the runs of an ensemble must fit one store"
         )
 
 
-def differences(
-    expected: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]
+def describe_product_differences(
+    expected: Mapping[str, Mapping[str, Any]], actual: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
     """How the features of `found` were made otherwise than those expected: one line for each key of a product's provenance.
 
@@ -154,12 +159,12 @@ def differences(
     """
     differs = []
     for name, made_from in expected.items():
-        if name not in found:
+        if name not in actual:
             differs.append(f"{name} is absent")
             continue
-        for key in sorted((made_from.keys() | found[name].keys()) - {"versions"}):
-            if made_from.get(key) != found[name].get(key):
+        for key in sorted((made_from.keys() | actual[name].keys()) - {"versions"}):
+            if made_from.get(key) != actual[name].get(key):
                 differs.append(
-                    f"{name} {key} is {found[name].get(key)!r}, not {made_from.get(key)!r}"
+                    f"{name} {key} is {actual[name].get(key)!r}, not {made_from.get(key)!r}"
                 )
     return differs

@@ -19,43 +19,52 @@ from torch import nn
 from grounding.data.collate import collate, to_device
 from grounding.data.dataset import GroundingDataset
 from grounding.data.prefetch import GPU_READER_THREADS, prefetch
-from grounding.inference.refine import found_span, second_look
-from grounding.inference.segment_prediction import Look
+from grounding.inference.refine import decode_span, refine_segment
+from grounding.inference.segment_prediction import SegmentPrediction
 from grounding.structures.inputs import ModelInputs
 from pipeline.boxes import cxcywh_to_xyxy
 from pipeline.records import Prediction, Query
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 Result = TypeVar("Result")
-Watch = Callable[[list[np.ndarray], Any], None]
+OutputHook = Callable[[list[np.ndarray], Any], None]
 """`(each pass' frames [T_s], the model's outputs)` of a batch of passes."""
-Passes = Sequence[tuple[Look, np.ndarray]]
+PassList = Sequence[tuple[SegmentPrediction, np.ndarray]]
 """The rows `[T_s]` that each takes, and the look it belongs to."""
 
 
 def predict(
     models: nn.Module | Sequence[nn.Module],
-    features: GroundingDataset,
+    dataset: GroundingDataset,
     queries: Sequence[Query],
-    batch: int = 16,
-    progress: Progress = lambda done, total: None,
-    refine: bool = False,
-    between: bool = True,
+    batch_size: int = 16,
+    progress: ProgressCallback = lambda done, total: None,
+    refine_boundaries: bool = False,
+    subframe_boundaries: bool = True,
 ) -> list[Prediction]:
     """The tube of each query, in order; arguments as of `predicted`."""
-    return predicted(tube, models, features, queries, batch, progress, refine, between)
+    return run_passes(
+        decode_tube,
+        models,
+        dataset,
+        queries,
+        batch_size,
+        progress,
+        refine_boundaries,
+        subframe_boundaries,
+    )
 
 
 @torch.inference_mode()
-def predicted(
-    finish: Callable[[Look, Look | None, bool], Result],
+def run_passes(
+    decode_result: Callable[[SegmentPrediction, SegmentPrediction | None, bool], Result],
     models: nn.Module | Sequence[nn.Module],
-    features: GroundingDataset,
+    dataset: GroundingDataset,
     queries: Sequence[Query],
-    batch: int = 16,
-    progress: Progress = lambda done, total: None,
-    refine: bool = False,
-    between: bool = True,
+    batch_size: int = 16,
+    progress: ProgressCallback = lambda done, total: None,
+    refine_boundaries: bool = False,
+    subframe_boundaries: bool = True,
 ) -> list[Result]:
     """What `finish` makes of the looks at each query, in order. `batch` is how many passes run at once, those with maps of one size
     together, so that little is padded, and those of one video; the models are put into eval mode.
@@ -68,40 +77,45 @@ def predicted(
         model.eval()
     order = sorted(
         range(len(queries)),
-        key=lambda number: (features.map_size(queries[number]), queries[number].video),
+        key=lambda number: (dataset.map_size(queries[number]), queries[number].video),
     )
-    parts = _parts(_grouped([queries[number] for number in order], features, batch), batch)
+    parts = _split_into_batches(
+        _group_queries([queries[number] for number in order], dataset, batch_size), batch_size
+    )
     answers: list[Result] = []
     progress(0, len(queries))
     with (
-        _Reader(features, _device_of(ensemble)) as read,
+        PassLoader(dataset, _get_device(ensemble)) as read,
         ThreadPoolExecutor(1, "prediction") as before,
     ):
         for made in prefetch(before, 1, read, parts):
-            part = _answer(ensemble, made.result())
+            part = _forward(ensemble, made.result())
             del made  # what its passes saw gives way to what is read now
-            if not part.last:
+            if not part.is_last:
                 continue
             closer = [
-                second_look(features, first, between) if refine else None for first in part.group
+                refine_segment(dataset, first, subframe_boundaries) if refine_boundaries else None
+                for first in part.segment_predictions
             ]
-            see(ensemble, features, [look for look in closer if look is not None], batch)
+            forward_passes(
+                ensemble, dataset, [look for look in closer if look is not None], batch_size
+            )
             answers += [
-                finish(first, second, between)
-                for first, second in zip(part.group, closer, strict=True)
+                decode_result(first, second, subframe_boundaries)
+                for first, second in zip(part.segment_predictions, closer, strict=True)
             ]
             progress(len(answers), len(queries))
     return [answers[place] for place in np.argsort(order)]
 
 
-def _grouped(
-    queries: Iterable[Query], features: GroundingDataset, batch: int
-) -> Iterable[list[Look]]:
+def _group_queries(
+    queries: Iterable[Query], dataset: GroundingDataset, batch_size: int
+) -> Iterable[list[SegmentPrediction]]:
     """The queries' first looks, gathered until their passes fill a batch."""
-    group: list[Look] = []
+    group: list[SegmentPrediction] = []
     for query in queries:
-        look = Look(query, features)
-        if group and sum(len(known.passes) for known in group) + len(look.passes) > batch:
+        look = SegmentPrediction(query, dataset)
+        if group and sum(len(known.passes) for known in group) + len(look.passes) > batch_size:
             yield group
             group = []
         group.append(look)
@@ -110,101 +124,117 @@ def _grouped(
 
 
 @dataclass(frozen=True)
-class _Part:
+class PassBatch:
     """Passes of a group of looks that run at once; `last`: no other of the group's come after them."""
 
-    group: list[Look]
-    passes: Passes
-    last: bool
+    segment_predictions: list[SegmentPrediction]
+    passes: PassList
+    is_last: bool
 
 
-def _parts(groups: Iterable[list[Look]], batch: int) -> Iterator[_Part]:
+def _split_into_batches(
+    groups: Iterable[list[SegmentPrediction]], batch_size: int
+) -> Iterator[PassBatch]:
     """The groups' passes, `batch` at a time: no more features than those, and those of the next, are held, however long a segment is."""
     for group in groups:
         passes = [(look, rows) for look in group for rows in look.passes]
-        for start in range(0, len(passes), batch):
-            yield _Part(group, passes[start : start + batch], start + batch >= len(passes))
+        for start in range(0, len(passes), batch_size):
+            yield PassBatch(
+                group, passes[start : start + batch_size], start + batch_size >= len(passes)
+            )
 
 
-def see(
+def forward_passes(
     models: Sequence[nn.Module],
-    features: GroundingDataset,
-    looks: list[Look],
-    batch: int,
-    watch: Watch = lambda numbers, out: None,
+    dataset: GroundingDataset,
+    segment_predictions: list[SegmentPrediction],
+    batch_size: int,
+    output_hook: OutputHook = lambda numbers, out: None,
 ) -> None:
     """Run the passes of these looks. `watch` is shown all that each model answers to each batch."""
-    with _Reader(features, _device_of(models)) as read:
-        for part in _parts([looks], batch):
-            _answer(models, read(part), watch)
+    with PassLoader(dataset, _get_device(models)) as read:
+        for part in _split_into_batches([segment_predictions], batch_size):
+            _forward(models, read(part), output_hook)
 
 
 @dataclass(frozen=True)
-class _Seen:
+class LoadedPasses:
     """What the passes of a part see, in the machine's memory, and the numbers `[T_s]` of each one's frames."""
 
-    part: _Part
+    pass_batch: PassBatch
     inputs: ModelInputs
-    numbers: list[np.ndarray]
+    frame_indices: list[np.ndarray]
 
 
-class _Reader:
+class PassLoader:
     """Reads what passes see, on the calling thread, or for a GPU on several."""
 
-    def __init__(self, features: GroundingDataset, device: torch.device) -> None:
-        self.features = features
-        self._threads = (
+    def __init__(self, dataset: GroundingDataset, device: torch.device) -> None:
+        self.dataset = dataset
+        self._executor = (
             ThreadPoolExecutor(GPU_READER_THREADS, "prediction-reads")
             if device.type == "cuda"
             else None
         )
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> PassLoader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
 
-    def __call__(self, part: _Part) -> _Seen:
-        read = map if self._threads is None else self._threads.map
+    def __call__(self, pass_batch: PassBatch) -> LoadedPasses:
+        read = map if self._executor is None else self._executor.map
         samples = list(
-            read(lambda own: self.features.load_sample(own[0].query, own[1]), part.passes)
+            read(lambda own: self.dataset.load_sample(own[0].query, own[1]), pass_batch.passes)
         )
-        return _Seen(
-            part,
-            collate(samples, defer=self._threads is not None),
+        return LoadedPasses(
+            pass_batch,
+            collate(samples, defer=self._executor is not None),
             [sample.frame_indices for sample in samples],
         )
 
 
-def _answer(
-    models: Sequence[nn.Module], seen: _Seen, watch: Watch = lambda numbers, out: None
-) -> _Part:
+def _forward(
+    models: Sequence[nn.Module],
+    loaded_passes: LoadedPasses,
+    output_hook: OutputHook = lambda numbers, out: None,
+) -> PassBatch:
     """Let each look of a part know what the models say to its passes. What they see is held until they have."""
-    inputs = to_device(seen.inputs, _device_of(models))
+    inputs = to_device(loaded_passes.inputs, _get_device(models))
     for model in models:
         out = model(inputs)
-        boxes, answers = out.boxes[-1].double().cpu().numpy(), out.when()
-        for place, (look, _) in enumerate(seen.part.passes):
-            look.add(seen.numbers[place], boxes[place], answers[place])
-        watch(seen.numbers, out)
-    return seen.part
+        boxes, answers = out.boxes[-1].double().cpu().numpy(), out.span_predictions()
+        for place, (look, _) in enumerate(loaded_passes.pass_batch.passes):
+            look.update(loaded_passes.frame_indices[place], boxes[place], answers[place])
+        output_hook(loaded_passes.frame_indices, out)
+    return loaded_passes.pass_batch
 
 
-def _device_of(models: Sequence[nn.Module]) -> torch.device:
+def _get_device(models: Sequence[nn.Module]) -> torch.device:
     return next(models[0].parameters()).device
 
 
-def tube(first: Look, second: Look | None, between: bool) -> Prediction:
+def decode_tube(
+    segment_prediction: SegmentPrediction,
+    refined_prediction: SegmentPrediction | None,
+    subframe_boundaries: bool,
+) -> Prediction:
     """A query's tube from what was seen of its segment and, closer, of a part of it."""
-    query = first.query
-    span, score = found_span(first, second, between)
-    looks = [first] if second is None else [first, second]
-    frames, place = np.unique(np.concatenate([look.frames for look in looks]), return_inverse=True)
+    query = segment_prediction.query
+    span, score = decode_span(segment_prediction, refined_prediction, subframe_boundaries)
+    looks = (
+        [segment_prediction]
+        if refined_prediction is None
+        else [segment_prediction, refined_prediction]
+    )
+    frames, place = np.unique(
+        np.concatenate([look.frame_indices for look in looks]), return_inverse=True
+    )
     boxes, seen = np.zeros((len(frames), 4)), np.zeros(len(frames))
-    np.add.at(boxes, place, np.concatenate([look.boxes for look in looks]))
-    np.add.at(seen, place, np.concatenate([look.seen for look in looks]))
+    np.add.at(boxes, place, np.concatenate([look.box_sums for look in looks]))
+    np.add.at(seen, place, np.concatenate([look.box_counts for look in looks]))
     corners = np.clip(
         cxcywh_to_xyxy(boxes / seen[:, None], query.size), 0, [*query.size, *query.size]
     )
@@ -215,10 +245,16 @@ def tube(first: Look, second: Look | None, between: bool) -> Prediction:
     return Prediction(id=query.id, span=span, score=round(score, 6), boxes=rows)
 
 
-def ranked_tube(first: Look, second: Look | None, between: bool) -> tuple[float, Prediction]:
+def decode_ranked_tube(
+    segment_prediction: SegmentPrediction,
+    refined_prediction: SegmentPrediction | None,
+    subframe_boundaries: bool,
+) -> tuple[float, Prediction]:
     """A query's tube, and a number by which tubes of other segments compare with it (`SpanScores.level`): by what the first look says,
     which is one of the whole segment in all of them.
     """
-    assert first.when is not None
-    *_, score = first.when.best_span(between)
-    return math.log(max(score, 1e-6)) + first.when.log_normalizer, tube(first, second, between)
+    assert segment_prediction.span_scores is not None
+    *_, score = segment_prediction.span_scores.best_span(subframe_boundaries)
+    return math.log(max(score, 1e-6)) + segment_prediction.span_scores.log_normalizer, decode_tube(
+        segment_prediction, refined_prediction, subframe_boundaries
+    )

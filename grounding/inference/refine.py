@@ -12,50 +12,58 @@ from __future__ import annotations
 import math
 
 from grounding.data.dataset import GroundingDataset
-from grounding.inference.segment_prediction import Look
+from grounding.inference.segment_prediction import SegmentPrediction
 from pipeline import sampling
 from pipeline.records import Span
 
-MARGIN = 0.5
+MARGIN_FRACTION = 0.5
 """What the window has on either side of the span, as a share of the span's length."""
 
 
-def second_look(features: GroundingDataset, first: Look, between: bool) -> Look | None:
+def refine_segment(
+    dataset: GroundingDataset, segment_prediction: SegmentPrediction, subframe_boundaries: bool
+) -> SegmentPrediction | None:
     """A look, not yet taken, at the window around what the first look found; None where it could show nothing new."""
-    query = first.query
-    seen, product = features.num_frames, features.appearance
-    if features.num_clips is not None and features.motion is not None:
-        seen, product = features.num_clips, features.motion
-    stored = len(features.rows_in_segment(query, product.columns(query.video)["frame"]))
+    query = segment_prediction.query
+    seen, product = dataset.num_frames, dataset.appearance
+    if dataset.num_clips is not None and dataset.motion is not None:
+        seen, product = dataset.num_clips, dataset.motion
+    stored = len(dataset.rows_in_segment(query, product.columns(query.video)["frame"]))
     least = math.ceil((query.segment[1] - query.segment[0]) * min(1.0, seen / stored))
-    window = window_around(found_span(first, None, between)[0], query.segment, least)
+    window = expand_span(
+        decode_span(segment_prediction, None, subframe_boundaries)[0], query.segment, least
+    )
     return (
         None
         if window == query.segment
-        else Look(query.model_copy(update={"segment": window}), features)
+        else SegmentPrediction(query.model_copy(update={"segment": window}), dataset)
     )
 
 
-def window_around(span: Span, segment: Span, least: int) -> Span:
+def expand_span(span: Span, segment: Span, min_frames: int) -> Span:
     """The span with its margins inside the segment; at least `least` frames long. All in frames `[begin, end)`."""
-    margin = math.ceil(MARGIN * (span[1] - span[0]))
+    margin = math.ceil(MARGIN_FRACTION * (span[1] - span[0]))
     begin, end = max(segment[0], span[0] - margin), min(segment[1], span[1] + margin)
-    missing = least - (end - begin)
+    missing = min_frames - (end - begin)
     if missing > 0:
-        begin = min(max(begin - missing // 2, segment[0]), segment[1] - least)
-        end = begin + least
+        begin = min(max(begin - missing // 2, segment[0]), segment[1] - min_frames)
+        end = begin + min_frames
     return begin, end
 
 
-def found_span(first: Look, second: Look | None, between: bool) -> tuple[Span, float]:
+def decode_span(
+    segment_prediction: SegmentPrediction,
+    refined_prediction: SegmentPrediction | None,
+    subframe_boundaries: bool,
+) -> tuple[Span, float]:
     """The frames `[begin, end)` of the best span after one look or two, and its score."""
-    assert first.when is not None
-    scores = first.when
-    if second is not None:
-        assert second.when is not None
-        scores = scores.combine_refined(second.when)
-    begin, end, score = scores.best_span(between)
-    opens, closes = first.query.segment
+    assert segment_prediction.span_scores is not None
+    scores = segment_prediction.span_scores
+    if refined_prediction is not None:
+        assert refined_prediction.span_scores is not None
+        scores = scores.combine_refined(refined_prediction.span_scores)
+    begin, end, score = scores.best_span(subframe_boundaries)
+    opens, closes = segment_prediction.query.segment
     return sampling.span_to_frames(
         (begin - opens) / (closes - opens), (end - opens) / (closes - opens), (opens, closes)
     ), score

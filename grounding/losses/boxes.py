@@ -42,7 +42,11 @@ class BoxSupervisionWeights(Protocol):
 
 
 def auxiliary_box_losses(
-    outputs: FramewiseOutputs, targets: Targets, w: BoxSupervisionWeights, overlap: float, total: Tensor
+    outputs: FramewiseOutputs,
+    targets: Targets,
+    w: BoxSupervisionWeights,
+    overlap: float,
+    total: Tensor,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """What training from scratch adds (ours): the parts, and their weighted sum; `overlap` is the weight of GIoU beside `w.l1`."""
     parts, weighted = dict[str, Tensor](), total.new_zeros(())
@@ -51,7 +55,9 @@ def auxiliary_box_losses(
             box_attention_loss(cells, outputs.cell_centers, targets.boxes, targets.box_mask, total)
             for cells in (outputs.box_attention, outputs.temporal_attention)
         )
-        weighted = weighted + w.box_attention * (parts["box_attention"] + parts["temporal_cell_attention"])
+        weighted = weighted + w.box_attention * (
+            parts["box_attention"] + parts["temporal_cell_attention"]
+        )
     own_parts, from_cells = supervised_cell_losses(
         outputs.cell_boxes, outputs.cell_centers, targets, w, overlap, total
     )
@@ -66,19 +72,24 @@ def supervised_cell_losses(
     overlap: float,
     total: Tensor,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """`cell_losses` where they are wanted and cells propose boxes: the parts, and their weighted sum; else none, and 0."""
+    """`cell_box_losses` where they are wanted and cells propose boxes: the parts, and their weighted sum; else none, and 0."""
     if not (w.cell_boxes and len(cell_boxes)):
         return {}, total.new_zeros(())
     l1, giou = cell_box_losses(cell_boxes, centers, targets, total)
     return {"cells_l1": l1, "cells_giou": giou}, w.cell_boxes * (w.l1 * l1 + overlap * giou)
 
 
-def _weighted_sums(boxes: Tensor, target_boxes: Tensor, share: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+def _weighted_sums(
+    boxes: Tensor, target_boxes: Tensor, share: Tensor, total: Tensor
+) -> tuple[Tensor, Tensor]:
     """L1 and GIoU loss of boxes `[…, 4]` cxcywh, each times its share (0 for those that no truth is known of), summed, over `total`.
 
     All are computed: to pick some out a GPU would have to be waited for.
     """
-    l1, overlap = (boxes - target_boxes).abs().sum(-1), 1 - generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
+    l1, overlap = (
+        (boxes - target_boxes).abs().sum(-1),
+        1 - generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes)),
+    )
     return (l1 * share).sum() / total.clamp(min=1), (overlap * share).sum() / total.clamp(min=1)
 
 

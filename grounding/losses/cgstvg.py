@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from grounding.losses.boxes import auxiliary_box_losses
-from grounding.losses.temporal import boundary_divergence, boundary_distributions, inside_loss
+from grounding.losses.temporal import boundary_distributions, boundary_divergence, inside_loss
 from grounding.models.cgstvg import CgstvgOutputs
-from grounding.modules.box_ops import cxcywh_to_xyxy, generalized_box_iou, box_iou
-from grounding.structures.targets import Targets, LossNormalizers
+from grounding.modules.box_ops import box_iou, cxcywh_to_xyxy, generalized_box_iou
+from grounding.structures.targets import LossNormalizers, Targets
 from pipeline.config import StrictModel
 
 
@@ -39,7 +39,10 @@ class CgstvgLossConfig(StrictModel):
 
 
 def cgstvg_loss(
-    outputs: CgstvgOutputs, targets: Targets, weights: CgstvgLossConfig, normalizers: LossNormalizers
+    outputs: CgstvgOutputs,
+    targets: Targets,
+    weights: CgstvgLossConfig,
+    normalizers: LossNormalizers,
 ) -> dict[str, Tensor]:
     """All parts and their weighted sum `loss`, each this batch's share where `totals` are those of a larger one."""
     w, share = weights, len(targets.span) / normalizers.num_queries
@@ -50,7 +53,8 @@ def cgstvg_loss(
         "iou": overlap,
         "start": share * boundary_divergence(outputs.start_logits, first),
         "end": share * boundary_divergence(outputs.end_logits, last),
-        "inside": share * inside_loss(outputs.inside_logits, targets.frame_labels, w.outside_weight),
+        "inside": share
+        * inside_loss(outputs.inside_logits, targets.frame_labels, w.outside_weight),
     }
     loss = (
         w.l1 * l1
@@ -61,7 +65,9 @@ def cgstvg_loss(
     )
     if len(outputs.box_confidence):
         parts["box_confidence"], loss = quality, loss + w.box_confidence * quality
-    cell_parts, from_cells = auxiliary_box_losses(outputs, targets, w, w.iou, normalizers.num_boxed_frames)
+    cell_parts, from_cells = auxiliary_box_losses(
+        outputs, targets, w, w.iou, normalizers.num_boxed_frames
+    )
     parts |= cell_parts
     return {"loss": loss + from_cells, **parts}
 
@@ -78,7 +84,10 @@ def _box_terms(
     )
     ours, theirs = cxcywh_to_xyxy(outputs.boxes), cxcywh_to_xyxy(truth)
     plain = box_iou(ours, theirs)
-    overlap, quality = 1 - (generalized_box_iou(ours, theirs) if w.use_giou else plain), plain.new_zeros(())
+    overlap, quality = (
+        1 - (generalized_box_iou(ours, theirs) if w.use_giou else plain),
+        plain.new_zeros(()),
+    )
     if len(outputs.box_confidence):
         sure = outputs.box_confidence.clamp(1e-6, 1 - 1e-6)
         quality = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from grounding.losses.boxes import box_losses, auxiliary_box_losses
-from grounding.losses.temporal import boundary_divergence, boundary_distributions, inside_loss
+from grounding.losses.boxes import auxiliary_box_losses, box_losses
+from grounding.losses.temporal import boundary_distributions, boundary_divergence, inside_loss
 from grounding.models.costa import CostaOutputs
-from grounding.structures.targets import Targets, LossNormalizers
+from grounding.structures.targets import LossNormalizers, Targets
 from pipeline.config import StrictModel
 
 
@@ -46,13 +46,24 @@ def costa_loss(
         "giou": giou,
         "start": share * boundary_divergence(outputs.start_logits[layers], first),
         "end": share * boundary_divergence(outputs.end_logits[layers], last),
-        "encoder_presence": share * inside_loss(outputs.encoder_presence_logits[None], targets.frame_labels, w.outside_weight),
-        "decoder_presence": share * inside_loss(outputs.decoder_presence_logits[None], targets.frame_labels, w.outside_weight),
+        "encoder_presence": share
+        * inside_loss(
+            outputs.encoder_presence_logits[None], targets.frame_labels, w.outside_weight
+        ),
+        "decoder_presence": share
+        * inside_loss(
+            outputs.decoder_presence_logits[None], targets.frame_labels, w.outside_weight
+        ),
     }
-    from_cells, more = auxiliary_box_losses(outputs, targets, w, w.giou, normalizers.num_boxed_frames)
+    from_cells, more = auxiliary_box_losses(
+        outputs, targets, w, w.giou, normalizers.num_boxed_frames
+    )
     loss = w.l1 * l1 + w.giou * giou + w.start * parts["start"] + w.end * parts["end"]
     return {
-        "loss": loss + w.encoder_presence * parts["encoder_presence"] + w.decoder_presence * parts["decoder_presence"] + more,
+        "loss": loss
+        + w.encoder_presence * parts["encoder_presence"]
+        + w.decoder_presence * parts["decoder_presence"]
+        + more,
         **parts,
         **from_cells,
     }

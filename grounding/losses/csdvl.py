@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from grounding.losses.boxes import box_losses, box_attention_loss, supervised_cell_losses
+from grounding.losses.boxes import box_attention_loss, box_losses, supervised_cell_losses
 from grounding.models.csdvl import CsdvlOutputs
 from grounding.modules.proposal_map import proposal_iou_map, valid_proposal_mask
-from grounding.structures.targets import Targets, LossNormalizers
+from grounding.structures.targets import LossNormalizers, Targets
 from pipeline.config import StrictModel
 
 
@@ -69,18 +69,34 @@ def csdvl_loss(
             normalizers.num_boxed_clips,
         )
         parts["temporal_cell_attention"], spatial = heard, spatial + weights.box_attention * heard
-    if weights.box_attention and len(outputs.box_attention):  # the dynamic stream alone has no boxes
+    if weights.box_attention and len(
+        outputs.box_attention
+    ):  # the dynamic stream alone has no boxes
         cells = outputs.box_attention[layers].flatten(3)
         parts["box_attention"] = box_attention_loss(
-            cells, outputs.cell_centers, targets.boxes, targets.box_mask, normalizers.num_boxed_frames
+            cells,
+            outputs.cell_centers,
+            targets.boxes,
+            targets.box_mask,
+            normalizers.num_boxed_frames,
         )
         spatial = spatial + weights.box_attention * parts["box_attention"]
     own_parts, from_cells = supervised_cell_losses(
-        outputs.cell_boxes, outputs.cell_centers, targets, weights, weights.giou, normalizers.num_boxed_frames
+        outputs.cell_boxes,
+        outputs.cell_centers,
+        targets,
+        weights,
+        weights.giou,
+        normalizers.num_boxed_frames,
     )
     parts, spatial = parts | own_parts, spatial + from_cells
-    attentive = weights.temporal_attention_frame * parts["frames"] + weights.temporal_attention_clip * parts["clips"]
+    attentive = (
+        weights.temporal_attention_frame * parts["frames"]
+        + weights.temporal_attention_clip * parts["clips"]
+    )
     return {
-        "loss": spatial + weights.proposals * parts["proposals"] + weights.temporal_attention * attentive,
+        "loss": spatial
+        + weights.proposals * parts["proposals"]
+        + weights.temporal_attention * attentive,
         **parts,
     }

@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def boundary_distributions(span: Tensor, frame_positions: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+def boundary_distributions(
+    span: Tensor, frame_positions: Tensor, sigma: float
+) -> tuple[Tensor, Tensor]:
     """Targets `[B, T]` of the first and of the last frame: Gaussians over the samples, of `sigma` samples, that sum to 1.
 
     Each of a segment's n frames among the T samples at τ `[B, T]` (fewer where it stores fewer) stands for 1/n of it; the event's

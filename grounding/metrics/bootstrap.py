@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grounding.metrics.scores import MEANS, THRESHOLDS, Score
+from grounding.metrics.scores import MEAN_METRICS, THRESHOLDS, Score
 from pipeline.errors import InputError
 
-RESAMPLES = 5000
+NUM_RESAMPLES = 5000
 PERCENTILES = (2.5, 97.5)
-FEWEST = 10
+MIN_VIDEOS = 10
 """Videos that an interval needs; of fewer the bootstrap draws too few different samples."""
 
 
@@ -40,24 +40,24 @@ class Difference:
     worse: int
 
 
-def few(videos: Iterable[str]) -> bool:
+def too_few_videos(videos: Iterable[str]) -> bool:
     """Whether there are too few videos for an interval to mean anything."""
-    return len(set(videos)) < FEWEST
+    return len(set(videos)) < MIN_VIDEOS
 
 
-def confidence(
+def confidence_intervals(
     scores: Sequence[Score], videos: Mapping[str, str], seed: int = 0
 ) -> dict[str, float]:
     """The 95 % interval of every mean: `m_vIoU_low`, `m_vIoU_high`, …; means over nothing are left out.
 
     `videos` names each query's video; with fewer than FEWEST there are no intervals.
     """
-    if few(videos[one.id] for one in scores):
+    if too_few_videos(videos[one.id] for one in scores):
         return {}
-    table = stacked(scores)
-    drawn = drawn_means(table, [videos[one.id] for one in scores], seed)
+    table = stack_scores(scores)
+    drawn = bootstrap_means(table, [videos[one.id] for one in scores], seed)
     found: dict[str, float] = {}
-    for name, column, means in zip(MEANS, table.T, drawn.T, strict=True):
+    for name, column, means in zip(MEAN_METRICS, table.T, drawn.T, strict=True):
         if not np.isnan(column).all():
             found[f"{name}_low"], found[f"{name}_high"] = np.nanpercentile(
                 means, PERCENTILES
@@ -65,21 +65,21 @@ def confidence(
     return found
 
 
-def differ(
-    ours: Sequence[Score], other: Sequence[Score], videos: Mapping[str, str], seed: int = 0
+def compare_paired(
+    current: Sequence[Score], other: Sequence[Score], videos: Mapping[str, str], seed: int = 0
 ) -> dict[str, Difference]:
     """Per mean, how `ours` differs from `other`; both must score the same queries."""
     theirs = {one.id: one for one in other}
-    unshared = theirs.keys() ^ {one.id for one in ours}
+    unshared = theirs.keys() ^ {one.id for one in current}
     if unshared:
         raise InputError(
             f"the two runs do not score the same queries: {len(unshared)} are in one only, for example {min(unshared)!r}"
         )
-    first, second = stacked(ours), stacked([theirs[one.id] for one in ours])
-    drawn = drawn_means(first - second, [videos[one.id] for one in ours], seed)
+    first, second = stack_scores(current), stack_scores([theirs[one.id] for one in current])
+    drawn = bootstrap_means(first - second, [videos[one.id] for one in current], seed)
     found: dict[str, Difference] = {}
-    unsure = few(videos[one.id] for one in ours)
-    for name, a, b, means in zip(MEANS, first.T, second.T, drawn.T, strict=True):
+    unsure = too_few_videos(videos[one.id] for one in current)
+    for name, a, b, means in zip(MEAN_METRICS, first.T, second.T, drawn.T, strict=True):
         known = ~np.isnan(a - b)
         if not known.any():
             continue
@@ -100,7 +100,7 @@ def differ(
     return found
 
 
-def stacked(scores: Sequence[Score]) -> np.ndarray:
+def stack_scores(scores: Sequence[Score]) -> np.ndarray:
     """`[queries, means]` in the order of MEANS; NaN where a query has no such score."""
     rows = [(one.vIoU, one.tIoU, one.sIoU) for one in scores]
     values = np.array(rows, np.float64).reshape(-1, 3)
@@ -111,7 +111,7 @@ def stacked(scores: Sequence[Score]) -> np.ndarray:
     return np.column_stack([values, *above])
 
 
-def drawn_means(table: np.ndarray, videos: Sequence[str], seed: int) -> np.ndarray:
+def bootstrap_means(table: np.ndarray, videos: Sequence[str], seed: int) -> np.ndarray:
     """The table's column means over videos drawn with replacement: `[RESAMPLES, means]`; NaN where nothing known was drawn."""
     _, cluster = np.unique(np.array(videos, dtype=np.str_), return_inverse=True)
     count = int(cluster.max()) + 1 if len(cluster) else 0
@@ -119,8 +119,8 @@ def drawn_means(table: np.ndarray, videos: Sequence[str], seed: int) -> np.ndarr
     totals = np.zeros((count, 2 * table.shape[1]))
     np.add.at(totals, cluster, np.hstack([np.where(known, table, 0), known]))
     generator = np.random.default_rng(seed)
-    drawn = np.empty((RESAMPLES, totals.shape[1]))
-    for number in range(RESAMPLES):
+    drawn = np.empty((NUM_RESAMPLES, totals.shape[1]))
+    for number in range(NUM_RESAMPLES):
         times = (
             np.bincount(generator.integers(count, size=count), minlength=count)
             if count

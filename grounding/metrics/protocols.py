@@ -31,14 +31,14 @@ from pipeline.records import Query, Span
 from pipeline.tracks import Tracks
 
 PROTOCOLS = ("every-frame", "official", "tubedetr", "stcat")
-NEED_INDEX = ("tubedetr", "stcat")
-SAMPLES_PER_SECOND, MOST_SAMPLES = 5, 200
-CHUNK = 64
+INDEX_PROTOCOLS = ("tubedetr", "stcat")
+SAMPLES_PER_SECOND, MAX_SAMPLES = 5, 200
+CHUNK_SIZE = 64
 """Tubes judged at once: their rows stay in the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
-class Truths:
+class GroundTruthTubes:
     """True tubes; from an index also each query's `fps` `[q]` and `segments` `[q, 2]`, frames `[begin, end)`.
 
     `end_is_last`: STCAT's program reads the annotation's exclusive ends as last frames (VidSTG).
@@ -50,20 +50,25 @@ class Truths:
     end_is_last: bool = False
 
     @classmethod
-    def of_index(
-        cls, queries: Iterable[Query], tracks: Tracks, dataset: str | None = None
-    ) -> Truths:
+    def from_index(
+        cls, queries: Iterable[Query], tracks: Tracks, dataset_name: str | None = None
+    ) -> GroundTruthTubes:
         """The truths of those queries that have one."""
         known = [query for query in queries if query.truth is not None]
         fps, segments = (
             np.array([query.fps for query in known]),
             np.array([query.segment for query in known], np.int64).reshape(-1, 2),
         )
-        return cls(Tubes.from_ground_truth(known, tracks), fps, segments, end_is_last=dataset == "vidstg")
+        return cls(
+            Tubes.from_ground_truth(known, tracks),
+            fps,
+            segments,
+            end_is_last=dataset_name == "vidstg",
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class ScoreArrays:
     """Scores in [0, 1] of `q` queries, float64 `[q]` each; NaN for vIoU and sIoU where the truth has no boxes."""
 
     ids: tuple[str, ...]
@@ -73,53 +78,57 @@ class Judged:
 
 
 @dataclass(frozen=True, eq=False)
-class _Rule:
+class ProtocolRule:
     """What a protocol judges: `spans` `[q, 2]` as it reads them, the `rows` of true boxes that count, and, where only
     sampled frames do, those of every segment as `(owners, frames)`.
     """
 
     spans: np.ndarray
-    rows: np.ndarray
-    sampled: tuple[np.ndarray, np.ndarray] | None = None
+    box_rows: np.ndarray
+    sampled_frames: tuple[np.ndarray, np.ndarray] | None = None
 
 
-def judge_tubes(truths: Truths, predictions: Tubes, protocol: str = "every-frame") -> Judged:
+def score_tubes(
+    true_tubes: GroundTruthTubes, predictions: Tubes, protocol: str = "every-frame"
+) -> ScoreArrays:
     """Judge each true tube against the prediction of the same id, in the truths' order."""
-    refuse_unknown(protocol, truths)
-    places = _places(truths.tubes.ids, predictions)
+    check_protocol(protocol, true_tubes)
+    places = _match_predictions(true_tubes.tubes.ids, predictions)
     missing = places < 0
     if missing.any() and protocol == "tubedetr":
-        first = truths.tubes.ids[int(missing.argmax())]
+        first = true_tubes.tubes.ids[int(missing.argmax())]
         raise InputError(
             f"{int(missing.sum())} of {len(places)} queries have no prediction, for example {first!r}: protocol tubedetr needs all; "
             "predict them, or judge by every-frame"
         )
     parts = [
-        _judge_chunk(truths, predictions, protocol, places, begin)
-        for begin in range(0, len(places), CHUNK)
+        _score_chunk(true_tubes, predictions, protocol, places, begin)
+        for begin in range(0, len(places), CHUNK_SIZE)
     ]
     t_iou, v_iou, s_iou = (
         np.concatenate([np.zeros(0), *(part[k] for part in parts)]) for k in range(3)
     )
     if protocol != "stcat":
-        return Judged(truths.tubes.ids, v_iou, t_iou, s_iou)
+        return ScoreArrays(true_tubes.tubes.ids, v_iou, t_iou, s_iou)
     kept = np.flatnonzero(~missing)
-    return Judged(tuple(truths.tubes.ids[i] for i in kept), v_iou[kept], t_iou[kept], s_iou[kept])
+    return ScoreArrays(
+        tuple(true_tubes.tubes.ids[i] for i in kept), v_iou[kept], t_iou[kept], s_iou[kept]
+    )
 
 
-def refuse_unknown(protocol: str, truths: Truths | None = None) -> None:
+def check_protocol(protocol: str, true_tubes: GroundTruthTubes | None = None) -> None:
     """InputError for a name that is no protocol, or a protocol that needs an index where the truth is only tubes."""
     if protocol not in PROTOCOLS:
         raise InputError(
             f"--protocol {protocol!r} is not known; the protocols are {', '.join(PROTOCOLS)}"
         )
-    if truths is not None and truths.segments is None and protocol in NEED_INDEX:
+    if true_tubes is not None and true_tubes.segments is None and protocol in INDEX_PROTOCOLS:
         raise InputError(
             f"protocol {protocol} needs an index as truth (what stvg-prepare writes), not the challenge's file"
         )
 
 
-def _places(ids: Sequence[str], predictions: Tubes) -> np.ndarray:
+def _match_predictions(ids: Sequence[str], predictions: Tubes) -> np.ndarray:
     """`[q]`: where each id's prediction is, −1 where there is none; an id with two is refused."""
     found: dict[str, int] = {}
     for place, name in enumerate(predictions.ids):
@@ -128,71 +137,79 @@ def _places(ids: Sequence[str], predictions: Tubes) -> np.ndarray:
     return np.array([found.get(name, -1) for name in ids], np.int64)
 
 
-def _judge_chunk(
-    truths: Truths, predictions: Tubes, protocol: str, places: np.ndarray, begin: int
+def _score_chunk(
+    true_tubes: GroundTruthTubes,
+    predictions: Tubes,
+    protocol: str,
+    prediction_indices: np.ndarray,
+    begin: int,
 ) -> tuple[np.ndarray, ...]:
     """`(tIoU, vIoU, sIoU)` of up to CHUNK queries from `begin`."""
-    end = min(begin + CHUNK, len(places))
-    part = Truths(
-        truths.tubes.slice(begin, end),
-        None if truths.fps is None else truths.fps[begin:end],
-        None if truths.segments is None else truths.segments[begin:end],
-        truths.end_is_last,
+    end = min(begin + CHUNK_SIZE, len(prediction_indices))
+    part = GroundTruthTubes(
+        true_tubes.tubes.slice(begin, end),
+        None if true_tubes.fps is None else true_tubes.fps[begin:end],
+        None if true_tubes.segments is None else true_tubes.segments[begin:end],
+        true_tubes.end_is_last,
     )
     count = end - begin
-    predicted = predictions.select(places[begin:end])
-    rule = _rule(part, protocol)
+    predicted = predictions.select(prediction_indices[begin:end])
+    rule = _build_rule(part, protocol)
     true, said = rule.spans, predicted.spans
-    owners, frames = part.tubes.row_tubes[rule.rows], part.tubes.frames[rule.rows]
+    owners, frames = part.tubes.row_tubes[rule.box_rows], part.tubes.frames[rule.box_rows]
     boxes, own = predicted.boxes_at(owners, frames)
-    overlaps = iou(boxes, part.tubes.boxes[rule.rows])
+    overlaps = iou(boxes, part.tubes.boxes[rule.box_rows])
     in_truth = (frames >= true[owners, 0]) & (frames < true[owners, 1])
     shared = in_truth & (frames >= said[owners, 0]) & (frames < said[owners, 1]) & own
-    together = _count(owners, count, shared * overlaps)
-    boxed = _count(owners, count, in_truth)
+    together = _sum_by_owner(owners, count, shared * overlaps)
+    boxed = _sum_by_owner(owners, count, in_truth)
     known = np.diff(part.tubes.offsets) > 0
-    t_iou = _divide(_meet(true, said), _union(true, said))
+    t_iou = _safe_divide(_span_intersection(true, said), _span_union(true, said))
     if protocol == "official":
         hull = np.maximum(true[:, 1], said[:, 1]) - np.minimum(true[:, 0], said[:, 0])
-        t_iou = np.where(known, _divide(_count(owners, count, shared), hull), t_iou)
+        t_iou = np.where(known, _safe_divide(_sum_by_owner(owners, count, shared), hull), t_iou)
         judged = hull
-    elif rule.sampled is not None:
-        judged = _sampled_in_union(rule.sampled, true, said, count) - (
-            _sampled_in(rule.sampled, true, count) - boxed
+    elif rule.sampled_frames is not None:
+        judged = _count_sampled_in_union(rule.sampled_frames, true, said, count) - (
+            _count_sampled_in_span(rule.sampled_frames, true, count) - boxed
         )
     else:
-        judged = _union(true, said) - (_lengths(true) - boxed)
-    v_iou = np.where(known, _divide(together, judged), np.nan)
+        judged = _span_union(true, said) - (_span_lengths(true) - boxed)
+    v_iou = np.where(known, _safe_divide(together, judged), np.nan)
     s_iou = np.where(
-        known, _divide(_count(owners, count, overlaps), _count(owners, count, 1.0)), np.nan
+        known,
+        _safe_divide(_sum_by_owner(owners, count, overlaps), _sum_by_owner(owners, count, 1.0)),
+        np.nan,
     )
     return t_iou, v_iou, s_iou
 
 
-def _rule(truths: Truths, protocol: str) -> _Rule:
+def _build_rule(true_tubes: GroundTruthTubes, protocol: str) -> ProtocolRule:
     """What a protocol judges of these truths."""
-    tubes = truths.tubes
+    tubes = true_tubes.tubes
     everything = np.arange(len(tubes.frames))
-    if protocol == "stcat" and truths.segments is not None:
+    if protocol == "stcat" and true_tubes.segments is not None:
         last = (
-            np.minimum(tubes.spans[:, 1], truths.segments[:, 1] - 1)
-            if truths.end_is_last
+            np.minimum(tubes.spans[:, 1], true_tubes.segments[:, 1] - 1)
+            if true_tubes.end_is_last
             else tubes.spans[:, 1] - 1
         )
-        return _Rule(np.stack([tubes.spans[:, 0], last], 1), everything)
-    if protocol == "tubedetr" and truths.segments is not None and truths.fps is not None:
-        sampled = sampled_frames(truths.segments, truths.fps)
-        kept = np.flatnonzero(np.isin(tubes.row_keys(), encode_row_keys(*sampled), assume_unique=True))
-        return _Rule(tubes.spans, kept, sampled)
-    return _Rule(tubes.spans, everything)
+        return ProtocolRule(np.stack([tubes.spans[:, 0], last], 1), everything)
+    if protocol == "tubedetr" and true_tubes.segments is not None and true_tubes.fps is not None:
+        sampled = sample_tubedetr_frames(true_tubes.segments, true_tubes.fps)
+        kept = np.flatnonzero(
+            np.isin(tubes.row_keys(), encode_row_keys(*sampled), assume_unique=True)
+        )
+        return ProtocolRule(tubes.spans, kept, sampled)
+    return ProtocolRule(tubes.spans, everything)
 
 
-def sampled_frames(segments: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sample_tubedetr_frames(segments: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """TubeDETR's frames of each segment `[q, 2]` → `(owners, frames)`, both `[m]`.
 
     The segment's first frame and every frame at which ⌊frame · 5 / fps⌋ grows; of more than 200, 200 evenly taken.
     """
-    lengths = _lengths(segments)
+    lengths = _span_lengths(segments)
     owners = np.repeat(np.arange(len(segments)), lengths)
     frames = concatenate_ranges(segments[:, 0], lengths)
     rate = (SAMPLES_PER_SECOND / fps)[owners]
@@ -201,51 +218,51 @@ def sampled_frames(segments: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, n
     owners, frames = owners[kept], frames[kept]
     counts = np.bincount(owners, minlength=len(segments))
     starts = np.cumsum(counts) - counts
-    taken = np.minimum(counts, MOST_SAMPLES)
+    taken = np.minimum(counts, MAX_SAMPLES)
     place = concatenate_ranges(np.zeros(len(counts), np.int64), taken)
     thinned = np.repeat(starts, taken) + place * np.repeat(counts, taken) // np.repeat(taken, taken)
     return owners[thinned], frames[thinned]
 
 
-def _sampled_in(
+def _count_sampled_in_span(
     sampled: tuple[np.ndarray, np.ndarray], spans: np.ndarray, count: int
 ) -> np.ndarray:
     owners, frames = sampled
-    return _count(owners, count, (frames >= spans[owners, 0]) & (frames < spans[owners, 1]))
+    return _sum_by_owner(owners, count, (frames >= spans[owners, 0]) & (frames < spans[owners, 1]))
 
 
-def _sampled_in_union(
+def _count_sampled_in_union(
     sampled: tuple[np.ndarray, np.ndarray], a: np.ndarray, b: np.ndarray, count: int
 ) -> np.ndarray:
     owners, frames = sampled
     inside = [(frames >= spans[owners, 0]) & (frames < spans[owners, 1]) for spans in (a, b)]
-    return _count(owners, count, inside[0] | inside[1])
+    return _sum_by_owner(owners, count, inside[0] | inside[1])
 
 
 def temporal_iou(a: Span, b: Span) -> float:
     """Intersection over union of two spans `[begin, end)`; 0 where both are empty."""
     first, second = np.array([a]), np.array([b])
-    return float(_divide(_meet(first, second), _union(first, second))[0])
+    return float(_safe_divide(_span_intersection(first, second), _span_union(first, second))[0])
 
 
-def _lengths(spans: np.ndarray) -> np.ndarray:
+def _span_lengths(spans: np.ndarray) -> np.ndarray:
     return np.maximum(spans[:, 1] - spans[:, 0], 0)
 
 
-def _meet(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _span_intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """`[q]`: frames in both spans."""
     return np.maximum(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0)
 
 
-def _union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return _lengths(a) + _lengths(b) - _meet(a, b)
+def _span_union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return _span_lengths(a) + _span_lengths(b) - _span_intersection(a, b)
 
 
-def _count(owners: np.ndarray, count: int, weights: np.ndarray | float) -> np.ndarray:
+def _sum_by_owner(owners: np.ndarray, count: int, weights: np.ndarray | float) -> np.ndarray:
     """`[count]`: the sum of the rows' weights for each owner."""
     return np.bincount(owners, np.broadcast_to(weights, owners.shape), minlength=count)
 
 
-def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+def _safe_divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Row by row; 0 where the bottom is 0."""
-    return np.divide(top, bottom, out=np.zeros(len(bottom)), where=bottom > 0)
+    return np.divide(numerator, denominator, out=np.zeros(len(denominator)), where=denominator > 0)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from grounding.metrics.protocols import Judged, Truths, judge_tubes
+from grounding.metrics.protocols import GroundTruthTubes, ScoreArrays, score_tubes
 from grounding.structures.tubes import Tubes
 from pipeline.errors import InputError
 from pipeline.io.jsonl import write_json
@@ -19,7 +19,7 @@ from pipeline.tracks import Tracks
 from pipeline.validation import StrictModel, format_first_error
 
 THRESHOLDS = (0.3, 0.5)
-MEANS = ("m_vIoU", "m_tIoU", "m_sIoU", *(f"vIoU@{threshold}" for threshold in THRESHOLDS))
+MEAN_METRICS = ("m_vIoU", "m_tIoU", "m_sIoU", *(f"vIoU@{threshold}" for threshold in THRESHOLDS))
 
 
 class Score(StrictModel):
@@ -34,7 +34,7 @@ class Score(StrictModel):
     sIoU: float | None
 
 
-def score(
+def score_queries(
     queries: Iterable[Query],
     tracks: Tracks,
     predictions: Iterable[Prediction],
@@ -43,11 +43,11 @@ def score(
     """Score every query that has a truth, in the order of `queries`; by `every-frame` one without a prediction scores 0."""
     queries = list(queries)
     tubes = Tubes.from_predictions(predictions)
-    refuse_strangers(tubes, (query.id for query in queries))
-    return scores_of(judge_tubes(Truths.of_index(queries, tracks), tubes, protocol))
+    check_known_ids(tubes, (query.id for query in queries))
+    return build_scores(score_tubes(GroundTruthTubes.from_index(queries, tracks), tubes, protocol))
 
 
-def refuse_strangers(predictions: Tubes, ids: Iterable[str]) -> None:
+def check_known_ids(predictions: Tubes, ids: Iterable[str]) -> None:
     """InputError where predictions answer queries that are not asked."""
     unknown = set(predictions.ids) - set(ids)
     if unknown:
@@ -56,19 +56,25 @@ def refuse_strangers(predictions: Tubes, ids: Iterable[str]) -> None:
         )
 
 
-def scores_of(judged: Judged) -> list[Score]:
+def build_scores(score_arrays: ScoreArrays) -> list[Score]:
     """The judged arrays as records."""
     rows = zip(
-        judged.ids, judged.vIoU.tolist(), judged.tIoU.tolist(), judged.sIoU.tolist(), strict=True
+        score_arrays.ids,
+        score_arrays.vIoU.tolist(),
+        score_arrays.tIoU.tolist(),
+        score_arrays.sIoU.tolist(),
+        strict=True,
     )
-    return [Score(id=name, vIoU=_known(v), tIoU=t, sIoU=_known(s)) for name, v, t, s in rows]
+    return [
+        Score(id=name, vIoU=_nan_to_none(v), tIoU=t, sIoU=_nan_to_none(s)) for name, v, t, s in rows
+    ]
 
 
-def _known(value: float) -> float | None:
+def _nan_to_none(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def by_id(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
+def index_by_id(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
     """Predictions by their query's id; two for one query are refused."""
     found: dict[str, Prediction] = {}
     for prediction in predictions:
@@ -78,7 +84,7 @@ def by_id(predictions: Iterable[Prediction]) -> dict[str, Prediction]:
     return found
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, float]:
+def summarize(scores: Sequence[Score]) -> dict[str, float]:
     """Means over queries, and the counts they stand on; a mean over nothing is left out.
 
     m_vIoU, m_sIoU and vIoU@R (the share with vIoU > R) are over the `boxed_queries`, m_tIoU over all `queries`.
@@ -98,19 +104,19 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
     return summary | {"queries": len(scores), "boxed_queries": len(v_iou)}
 
 
-def summarise_by(
-    scores: Sequence[Score], queries: Iterable[Query], by: Literal["form", "tag"]
+def summarize_by(
+    scores: Sequence[Score], queries: Iterable[Query], attribute: Literal["form", "tag"]
 ) -> dict[str, dict[str, float]]:
     """A summary per form (`declarative`, …) or per tag, by name; a query with several tags counts in each."""
     names: Mapping[str, tuple[str, ...]] = {
-        query.id: query.tags if by == "tag" else ((query.form,) if query.form else ())
+        query.id: query.tags if attribute == "tag" else ((query.form,) if query.form else ())
         for query in queries
     }
     groups: dict[str, list[Score]] = {}
     for one in scores:
         for name in names.get(one.id, ()):
             groups.setdefault(name, []).append(one)
-    return {name: summarise(groups[name]) for name in sorted(groups)}
+    return {name: summarize(groups[name]) for name in sorted(groups)}
 
 
 def write_scores(path: Path, scores: Sequence[Score]) -> None:

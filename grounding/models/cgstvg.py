@@ -18,7 +18,7 @@ Where the paper leaves things open:
 - The released code chooses the context by the true boxes, in training (`truth_iou`) and in its tests. Ours never does to predict.
 - Heads and ICR's MLPs are one for all stages.
 - Positions are added once, at the input (sec. 3.1).
-- `word_gain=num_cells`, `box_head=attention` and the attention weights of the temporal blocks on motion cells (`heard`) are ours, for
+- `text_balance=num_cells`, `box_head=attention` and the attention weights of the temporal blocks on motion cells (`heard`) are ours, for
   training from scratch. Taught to look at the object's appearance as well, temporal queries did, and learned nothing of when.
 """
 
@@ -36,10 +36,21 @@ from grounding.models.config import TransformerConfig
 from grounding.modules.alignment import from_square_grid
 from grounding.modules.attention import balance_text_attention
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
-from grounding.modules.box_ops import cxcywh_to_xyxy, generalized_box_iou, full_frame_boxes
+from grounding.modules.box_ops import cxcywh_to_xyxy, full_frame_boxes, generalized_box_iou
 from grounding.modules.frame_outputs import FramewiseOutputs
-from grounding.modules.layers import MLP, EncoderLayer, FeedForward, FrameQueryAttention, to_compute_dtype
-from grounding.modules.position_encoding import interpolate_learned_positions, cell_positions, sinusoidal_box, sinusoidal_time
+from grounding.modules.layers import (
+    MLP,
+    EncoderLayer,
+    FeedForward,
+    FrameQueryAttention,
+    to_compute_dtype,
+)
+from grounding.modules.position_encoding import (
+    cell_positions,
+    interpolate_learned_positions,
+    sinusoidal_box,
+    sinusoidal_time,
+)
 from grounding.modules.roi import mean_pool_weights, roi_align_weights
 from grounding.structures.inputs import ModelInputs
 from grounding.structures.targets import Targets
@@ -101,11 +112,14 @@ class Cgstvg(nn.Module):
             nn.Linear(dims[1], c.hidden_dim),
         )
         self.project_text = nn.Sequential(
-            nn.Linear(dims[2], c.hidden_dim), nn.LayerNorm(c.hidden_dim, eps=1e-12), nn.Dropout(c.dropout)
+            nn.Linear(dims[2], c.hidden_dim),
+            nn.LayerNorm(c.hidden_dim, eps=1e-12),
+            nn.Dropout(c.dropout),
         )
         self.stream_embeddings = nn.Parameter(0.02 * torch.randn(3, c.hidden_dim))
         self.encoder = nn.ModuleList(
-            EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout) for _ in range(c.num_layers)
+            EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout)
+            for _ in range(c.num_layers)
         )
         self.spatial_blocks = nn.ModuleList(
             SpatialBlock(c, uses_context=c.context and k > 0) for k in range(c.num_stages)
@@ -114,11 +128,25 @@ class Cgstvg(nn.Module):
             TemporalBlock(c, uses_context=c.context and c.temporal_context and k > 0)
             for k in range(c.num_stages)
         )
-        self.spatial_query, self.temporal_query = (nn.Parameter(torch.randn(c.num_frames, c.hidden_dim)) for _ in range(2))
-        self.box_position_projection = MLP(2 * c.hidden_dim, c.hidden_dim, c.hidden_dim) if c.query_positions == "boxes" else None
-        self.norm_spatial, self.norm_temporal = nn.LayerNorm(c.hidden_dim), nn.LayerNorm(c.hidden_dim)
-        self.box_head = MLPBoxHead(c.hidden_dim) if c.box_head == "mlp" else AttentionBoxHead(c.hidden_dim)
-        self.boundary_head, self.inside_head = MLP(c.hidden_dim, c.hidden_dim, 2), MLP(c.hidden_dim, c.hidden_dim, 1)
+        self.spatial_query, self.temporal_query = (
+            nn.Parameter(torch.randn(c.num_frames, c.hidden_dim)) for _ in range(2)
+        )
+        self.box_position_projection = (
+            MLP(2 * c.hidden_dim, c.hidden_dim, c.hidden_dim)
+            if c.query_positions == "boxes"
+            else None
+        )
+        self.norm_spatial, self.norm_temporal = (
+            nn.LayerNorm(c.hidden_dim),
+            nn.LayerNorm(c.hidden_dim),
+        )
+        self.box_head = (
+            MLPBoxHead(c.hidden_dim) if c.box_head == "mlp" else AttentionBoxHead(c.hidden_dim)
+        )
+        self.boundary_head, self.inside_head = (
+            MLP(c.hidden_dim, c.hidden_dim, 2),
+            MLP(c.hidden_dim, c.hidden_dim, 1),
+        )
         if c.context:
             self.instance_context = InstanceContext(c)
 
@@ -126,18 +154,26 @@ class Cgstvg(nn.Module):
         """`truth` is looked at only in training with `truth_iou`."""
         memory = self.encode(inputs)
         batch, frames = inputs.frame_positions.shape
-        where, when = (interpolate_learned_positions(table, inputs.frame_positions) for table in (self.spatial_query, self.temporal_query))
+        where, when = (
+            interpolate_learned_positions(table, inputs.frame_positions)
+            for table in (self.spatial_query, self.temporal_query)
+        )
         spatial, temporal = torch.zeros_like(where), torch.zeros_like(when)
         boxes: Tensor = full_frame_boxes(inputs.frame_positions)
         context: InstanceContextOutputs | None = None
         with torch.autocast(where.device.type, enabled=False):
             cells = self.box_head.prepare(*memory.cells)
         found: list[DecoderStageOutputs] = []
-        for spatial_block, temporal_block in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
+        for spatial_block, temporal_block in zip(
+            self.spatial_blocks, self.temporal_blocks, strict=True
+        ):
             placed = (
                 where
                 if self.box_position_projection is None
-                else where + self.box_position_projection(sinusoidal_box(boxes.detach(), self.config.hidden_dim))
+                else where
+                + self.box_position_projection(
+                    sinusoidal_box(boxes.detach(), self.config.hidden_dim)
+                )
             )
             spatial = spatial_block(spatial, placed, memory, context)
             temporal, heard = temporal_block(temporal, when, memory, context)
@@ -152,7 +188,9 @@ class Cgstvg(nn.Module):
                 inside = self.inside_head(moment)[..., 0]
             boxes = box.unflatten(0, (batch, frames))
             if self.config.context:
-                context = self.instance_context(memory, boxes, inside, targets if self.training else None)
+                context = self.instance_context(
+                    memory, boxes, inside, targets if self.training else None
+                )
             found.append(
                 DecoderStageOutputs(
                     boxes,
@@ -199,7 +237,8 @@ class Cgstvg(nn.Module):
             columns,
         )
         seen = [
-            self.project_appearance(to_compute_dtype(inputs.appearance)).flatten(2, 3) + self.stream_embeddings[0],
+            self.project_appearance(to_compute_dtype(inputs.appearance)).flatten(2, 3)
+            + self.stream_embeddings[0],
             motion.flatten(2, 3) + self.stream_embeddings[1],
         ]
         visual = [inputs.expand_to_queries(part + positions[:, None]) for part in seen]
@@ -242,7 +281,7 @@ class DecoderStageOutputs:
 @dataclass
 class CgstvgMemory:
     """X̃ of B·T frames: states `[B·T, 2·H·W + L, d]` and which of them count `[B·T, 2·H·W + L]`; of their cells the positions
-    `[B, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding `[B·T, 2]`; `frame_tau` `[B, T]`.
+    `[B, H·W, d]`, centres `[B, H·W, 2]` and rows and columns that are no padding `[B·T, 2]`; `frame_positions` `[B, T]`.
     """
 
     states: Tensor
@@ -276,7 +315,12 @@ class CgstvgMemory:
     @property
     def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States, positions, mask and centres of the appearance tokens: what a box head attends to."""
-        return self.visual_states[:, 0].float(), self.positions, self.mask[:, : self.num_frames], self.centers
+        return (
+            self.visual_states[:, 0].float(),
+            self.positions,
+            self.mask[:, : self.num_frames],
+            self.centers,
+        )
 
 
 @dataclass
@@ -294,7 +338,10 @@ class InstanceContext(nn.Module):
     def __init__(self, config: CgstvgConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.appearance_confidence, self.motion_confidence = MLP(c.hidden_dim, c.hidden_dim, 1), MLP(c.hidden_dim, c.hidden_dim, 1)
+        self.appearance_confidence, self.motion_confidence = (
+            MLP(c.hidden_dim, c.hidden_dim, 1),
+            MLP(c.hidden_dim, c.hidden_dim, 1),
+        )
         self.fuse_motion = MLP(2 * c.hidden_dim, c.hidden_dim, c.hidden_dim)
 
     def forward(
@@ -318,7 +365,9 @@ class InstanceContext(nn.Module):
             kept = _frames_near_truth(targets, boxes, self.config.teacher_iou)
         else:
             kept = self.select_context(inside.detach().float().sigmoid(), quality.detach())
-        return InstanceContextOutputs(self.fuse_motion(torch.cat([appearance, motion], -1)), kept, quality)
+        return InstanceContextOutputs(
+            self.fuse_motion(torch.cat([appearance, motion], -1)), kept, quality
+        )
 
     def select_context(self, temporal: Tensor, spatial: Tensor) -> Tensor:
         """Which frames pass the filters, by s^t and s^s `[B, T]`."""
@@ -337,7 +386,10 @@ class InstanceContext(nn.Module):
 def _frames_near_truth(truth: Targets, boxes: Tensor, least: float) -> Tensor:
     """Where boxes `[B, T, 4]` have at least this GIoU with a true one, `[B, T]`."""
     return truth.box_mask & (
-        generalized_box_iou(*(cxcywh_to_xyxy(part.detach().float()) for part in (boxes, truth.boxes))) >= least
+        generalized_box_iou(
+            *(cxcywh_to_xyxy(part.detach().float()) for part in (boxes, truth.boxes))
+        )
+        >= least
     )
 
 
@@ -345,13 +397,20 @@ class ContextAttention(FrameQueryAttention):
     """The same, at the context."""
 
     def attend_context(
-        self, queries: Tensor, positions: Tensor, memory: CgstvgMemory, context: InstanceContextOutputs
+        self,
+        queries: Tensor,
+        positions: Tensor,
+        memory: CgstvgMemory,
+        context: InstanceContextOutputs,
     ) -> Tensor:
         """At the kept context of all frames; where none is kept the queries stay as they are."""
         some = context.context_mask.any(1, keepdim=True)
         keys = context.tokens + memory.time_positions
         seen = self.attention(
-            queries + positions + memory.time_positions, keys, context.tokens, context.context_mask | ~some
+            queries + positions + memory.time_positions,
+            keys,
+            context.tokens,
+            context.context_mask | ~some,
         )
         return torch.where(some[..., None], self.norm(queries + self.dropout(seen)), queries)
 
@@ -362,14 +421,21 @@ class SpatialBlock(nn.Module):
     def __init__(self, config: CgstvgConfig, uses_context: bool) -> None:
         super().__init__()
         self.frame_attention, self.memory_attention = (
-            FrameQueryAttention(config.hidden_dim, config.num_heads, config.dropout) for _ in range(2)
+            FrameQueryAttention(config.hidden_dim, config.num_heads, config.dropout)
+            for _ in range(2)
         )
         self.context_attention = (
-            ContextAttention(config.hidden_dim, config.num_heads, config.dropout) if uses_context else None
+            ContextAttention(config.hidden_dim, config.num_heads, config.dropout)
+            if uses_context
+            else None
         )
 
     def forward(
-        self, queries: Tensor, positions: Tensor, memory: CgstvgMemory, context: InstanceContextOutputs | None
+        self,
+        queries: Tensor,
+        positions: Tensor,
+        memory: CgstvgMemory,
+        context: InstanceContextOutputs | None,
     ) -> Tensor:
         """`[B, T, d]` → `[B, T, d]`."""
         queries = self.frame_attention.attend_frames(queries, positions)
@@ -381,20 +447,27 @@ class SpatialBlock(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """`P ← MLP(CA(SA(P), X̃))` (sec. 3.2), the MLP being a transformer's FFN; with `context_in_time` (Table 7) CA(…, C) before X̃."""
+    """`P ← MLP(CA(SA(P), X̃))` (sec. 3.2), the MLP being a transformer's FFN; with `temporal_context` (Table 7) CA(…, C) before X̃."""
 
     def __init__(self, config: CgstvgConfig, uses_context: bool) -> None:
         super().__init__()
         self.frame_attention, self.memory_attention = (
-            FrameQueryAttention(config.hidden_dim, config.num_heads, config.dropout) for _ in range(2)
+            FrameQueryAttention(config.hidden_dim, config.num_heads, config.dropout)
+            for _ in range(2)
         )
         self.context_attention = (
-            ContextAttention(config.hidden_dim, config.num_heads, config.dropout) if uses_context else None
+            ContextAttention(config.hidden_dim, config.num_heads, config.dropout)
+            if uses_context
+            else None
         )
         self.feed_forward = FeedForward(config.hidden_dim, config.ffn_dim, config.dropout)
 
     def forward(
-        self, queries: Tensor, positions: Tensor, memory: CgstvgMemory, context: InstanceContextOutputs | None
+        self,
+        queries: Tensor,
+        positions: Tensor,
+        memory: CgstvgMemory,
+        context: InstanceContextOutputs | None,
     ) -> tuple[Tensor, Tensor]:
         """`[B, T, d]` → `[B, T, d]`, and how much each motion cell was looked at, `[B, T, H·W]`."""
         queries = self.frame_attention.attend_frames(queries, positions)

@@ -18,7 +18,7 @@ Where the paper leaves things open:
   anchors pass no gradient, but for the first ones, which would learn nothing else. One MLP moves them in all layers.
 - Content and place of the concatenated attention stay apart in every head, as in Conditional DETR.
 - The last queries that say whether the object is there are the temporal decoder's: the spatial decoder's have been told.
-- `word_gain=num_cells`, `box_head=attention` and the attention weights of the temporal decoder (`heard`) are ours, for training from scratch.
+- `text_balance=num_cells`, `box_head=attention` and the attention weights of the temporal decoder (`heard`) are ours, for training from scratch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ from grounding.modules.attention import PairedAttention, balance_text_attention
 from grounding.modules.box_heads import AttentionBoxHead, CellProposals
 from grounding.modules.frame_outputs import FramewiseOutputs, most_likely_span
 from grounding.modules.freezing import set_trainable
-from grounding.modules.layers import MLP, EncoderLayer, FeedForward, FrameQueryAttention, to_compute_dtype
+from grounding.modules.layers import (
+    MLP,
+    EncoderLayer,
+    FeedForward,
+    FrameQueryAttention,
+    to_compute_dtype,
+)
 from grounding.modules.position_encoding import cell_positions, sinusoidal_box, sinusoidal_time
 from grounding.modules.r3d import NORM_GROUPS, LateralFusion, R3dTrunk
 from grounding.modules.variable_resolution import encode_by_resolution
@@ -87,7 +93,7 @@ class CostaConfig(TransformerConfig):
     def _check_groups_fit(self) -> CostaConfig:
         if self.r3d_width % NORM_GROUPS:
             raise ValueError(
-                f"trunk_width must be a multiple of {NORM_GROUPS} (groups of channels), not {self.r3d_width}"
+                f"r3d_width must be a multiple of {NORM_GROUPS} (groups of channels), not {self.r3d_width}"
             )
         return self
 
@@ -133,11 +139,14 @@ class Costa(nn.Module):
         )
         words = dims[2] if text_encoder is None else text_encoder.channels
         self.project_text = nn.Sequential(
-            nn.Linear(words, c.hidden_dim), nn.LayerNorm(c.hidden_dim, eps=1e-12), nn.Dropout(c.dropout)
+            nn.Linear(words, c.hidden_dim),
+            nn.LayerNorm(c.hidden_dim, eps=1e-12),
+            nn.Dropout(c.dropout),
         )
         self.class_token = nn.Parameter(0.02 * torch.randn(c.hidden_dim))
         self.spatial_encoder = nn.ModuleList(
-            EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout) for _ in range(c.num_layers)
+            EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout)
+            for _ in range(c.num_layers)
         )
         over_time = c.num_layers if c.temporal_fusion else 0
         self.temporal_encoder = nn.ModuleList(
@@ -187,9 +196,14 @@ class Costa(nn.Module):
             else self.text_encoder(inputs.text[..., 0], inputs.text_mask)
         )
         text = self.project_text(to_compute_dtype(words))
-        positions, mask, centres = cell_positions(inputs.expand_to_queries(size), rows, columns, text.shape[-1])
+        positions, mask, centres = cell_positions(
+            inputs.expand_to_queries(size), rows, columns, text.shape[-1]
+        )
         positions = torch.cat([positions, torch.zeros_like(text)], 1).repeat_interleave(frames, 0)
-        loud, counted = self.config.text_balance == "num_cells", torch.cat([mask, inputs.text_mask], 1)
+        loud, counted = (
+            self.config.text_balance == "num_cells",
+            torch.cat([mask, inputs.text_mask], 1),
+        )
         heard = balance_text_attention(mask, inputs.text_mask) if loud else counted
         mask = counted.repeat_interleave(frames, 0)
         time = sinusoidal_time(inputs.frame_positions, text.shape[-1])
@@ -234,20 +248,29 @@ class Costa(nn.Module):
             return still[-1].permute(0, 2, 3, 1).unflatten(0, videos.shape[:2])
         return self.r3d(pictures.unflatten(0, videos.shape[:2]).transpose(1, 2), still or None)
 
-    def select_span(self, start_logits: Tensor, end_logits: Tensor, targets: Targets | None) -> Tensor:
+    def select_span(
+        self, start_logits: Tensor, end_logits: Tensor, targets: Targets | None
+    ) -> Tensor:
         """The frames `[B, T]` that are taken for the event's: by logits `[B, T]`, or with probability β, query by query, the true ones."""
         predicted = most_likely_span(start_logits.detach(), end_logits.detach())
         if targets is None:
             return predicted
-        taught = torch.rand(len(predicted), 1, device=predicted.device) < self.config.teacher_forcing_rate
+        taught = (
+            torch.rand(len(predicted), 1, device=predicted.device)
+            < self.config.teacher_forcing_rate
+        )
         return torch.where(taught, targets.frame_labels > 0, predicted)
 
     def embed_event(self, event_mask: Tensor, cls: Tensor, time: Tensor) -> Tensor:
         """Eq. (4): `Emb(a_i)`, inside the span with `PE(i)`; without entanglement [CLS]. `[B, T, d]`."""
-        return cls if self.event_token is None else self.event_token(event_mask.long()) + event_mask[..., None] * time
+        return (
+            cls
+            if self.event_token is None
+            else self.event_token(event_mask.long()) + event_mask[..., None] * time
+        )
 
     def enable_activation_checkpointing(self) -> None:
-        """Gradient checkpointing of all networks (`recompute_layers`)."""
+        """Gradient checkpointing of all networks (`checkpoint_layers`)."""
         checkpoint_layers(self)
         for stack in (
             self.temporal_decoder,
@@ -293,9 +316,15 @@ class TemporalDecoder(nn.Module):
     def __init__(self, config: CostaConfig) -> None:
         super().__init__()
         c = config
-        self.event_query, self.query_mixer = MLP(c.hidden_dim, c.hidden_dim, c.hidden_dim), nn.Linear(c.hidden_dim, c.hidden_dim)
+        self.event_query, self.query_mixer = (
+            MLP(c.hidden_dim, c.hidden_dim, c.hidden_dim),
+            nn.Linear(c.hidden_dim, c.hidden_dim),
+        )
         self.layers = nn.ModuleList(TemporalLayer(c) for _ in range(c.num_decoder_layers))
-        self.boundary_head, self.presence_head = MLP(c.hidden_dim, c.hidden_dim, 2), MLP(c.hidden_dim, c.hidden_dim, 1)
+        self.boundary_head, self.presence_head = (
+            MLP(c.hidden_dim, c.hidden_dim, 2),
+            MLP(c.hidden_dim, c.hidden_dim, 1),
+        )
 
     def forward(self, cls: Tensor, memory: CostaMemory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`[B, T, d]` → logits of first and last `[layers, B, T]`, of attendance `[B, T]`, weights of cells `[layers, B, T, H·W]`."""
@@ -316,7 +345,9 @@ class TemporalLayer(nn.Module):
     def __init__(self, config: CostaConfig) -> None:
         super().__init__()
         c = config
-        self.frame_attention, self.memory_attention = (FrameQueryAttention(c.hidden_dim, c.num_heads, c.dropout) for _ in range(2))
+        self.frame_attention, self.memory_attention = (
+            FrameQueryAttention(c.hidden_dim, c.num_heads, c.dropout) for _ in range(2)
+        )
         self.feed_forward = FeedForward(c.hidden_dim, c.ffn_dim, c.dropout)
 
     def forward(self, queries: Tensor, memory: CostaMemory) -> tuple[Tensor, Tensor]:
@@ -337,10 +368,14 @@ class SpatialDecoder(nn.Module):
         self.hidden_dim = c.hidden_dim
         self.initial_anchor = MLP(c.hidden_dim, c.hidden_dim, 4)
         self.layers = nn.ModuleList(SpatialLayer(c) for _ in range(c.num_decoder_layers))
-        self.anchor_update = MLP(c.hidden_dim, c.hidden_dim, c.hidden_dim, 4) if c.box_head == "mlp" else None
+        self.anchor_update = (
+            MLP(c.hidden_dim, c.hidden_dim, c.hidden_dim, 4) if c.box_head == "mlp" else None
+        )
         self.box_head = AttentionBoxHead(c.hidden_dim) if c.box_head == "attention" else None
 
-    def forward(self, event: Tensor, cls: Tensor, memory: CostaMemory) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, event: Tensor, cls: Tensor, memory: CostaMemory
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Event parts and [CLS] `[B, T, d]` → boxes `[layers, B, T, 4]`, their carriers `[layers, B, T, H·W]` and what the cells
         propose `[B, T, H·W, 4]` (empty without).
         """
@@ -373,7 +408,9 @@ class SpatialDecoder(nn.Module):
             return boxes.view_as(anchors), carriers.unflatten(0, anchors.shape[:2])
         assert self.anchor_update is not None
         mask = memory.cells[2].unflatten(0, anchors.shape[:2])
-        return (anchors.logit(1e-5) + self.anchor_update(event)).sigmoid(), mask / mask.sum(-1, keepdim=True)
+        return (anchors.logit(1e-5) + self.anchor_update(event)).sigmoid(), mask / mask.sum(
+            -1, keepdim=True
+        )
 
 
 class SpatialLayer(nn.Module):
@@ -394,5 +431,7 @@ class SpatialLayer(nn.Module):
         """Event parts and the anchors' positions `[B, T, d]` → event parts."""
         event = self.frame_attention.attend_frames(event, anchors)
         both = event.flatten(0, 1)[:, None], anchors.flatten(0, 1)[:, None]
-        seen = self.memory_attention(both, (memory.states, memory.positions), memory.states, memory.mask)
+        seen = self.memory_attention(
+            both, (memory.states, memory.positions), memory.states, memory.mask
+        )
         return self.feed_forward(self.norm(event + self.dropout(seen.view_as(event))))

@@ -8,8 +8,8 @@ static. Heads: a box per frame, a score per frame and clip, a score for every pr
 Where the paper leaves things open:
 - Eq. (1) prints `Q_l = W_l^v H_l`; it means W_l^q. Attention is multi-head with an output projection everywhere.
 - Eq. (2)'s A is a second softmax of the decoder's cross-attention with its projected query × α, over the H·W visual
-  and L text tokens, visual part without renormalising, mean over heads; gradients flow through it (`detach_guide`
-  stops them). It is about 1/HW: `guide_gain=num_cells` multiplies it by H·W, which a network trained from scratch in
+  and L text tokens, visual part without renormalising, mean over heads; gradients flow through it (`detach_guidance`
+  stops them). It is about 1/HW: `guidance_scale=num_cells` multiplies it by H·W, which a network trained from scratch in
   minutes needs; `one` is the paper's.
 - Motion cells that are padding of the square are masked in attention and means (`mask_padding`).
 - Fixed sine positions everywhere. A motion cell's position is where it lies in the *picture*, so that both streams
@@ -31,7 +31,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from grounding.models.config import TransformerConfig
-from grounding.modules.alignment import frame_clip_indices, frames_to_clips_matrix, to_square_grid, square_cell_coordinates
+from grounding.modules.alignment import (
+    frame_clip_indices,
+    frames_to_clips_matrix,
+    square_cell_coordinates,
+    to_square_grid,
+)
 from grounding.modules.attention import Attention
 from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
 from grounding.modules.box_ops import full_frame_boxes
@@ -73,7 +78,7 @@ class CsdvlConfig(TransformerConfig):
     @model_validator(mode="after")
     def _check_kernel_is_odd(self) -> CsdvlConfig:
         if self.proposal_map_kernel % 2 == 0:
-            raise ValueError(f"map_kernel must be odd, not {self.proposal_map_kernel}")
+            raise ValueError(f"proposal_map_kernel must be odd, not {self.proposal_map_kernel}")
         return self
 
 
@@ -105,7 +110,10 @@ class CsdvlOutputs:
 
     def span_predictions(self) -> list[ProposalPrediction]:
         """What it says of when, query by query."""
-        return [ProposalPrediction(map) for map in self.proposal_logits.detach().double().sigmoid().cpu().numpy()]
+        return [
+            ProposalPrediction(map)
+            for map in self.proposal_logits.detach().double().sigmoid().cpu().numpy()
+        ]
 
 
 class Csdvl(nn.Module):
@@ -123,33 +131,45 @@ class Csdvl(nn.Module):
         self.project_appearance = nn.Linear(dims[0], c.hidden_dim)
         self.project_motion = nn.Linear(dims[1], c.hidden_dim)
         self.project_text = nn.Sequential(
-            nn.Linear(dims[2], c.hidden_dim), nn.LayerNorm(c.hidden_dim, eps=1e-12), nn.Dropout(c.dropout)
+            nn.Linear(dims[2], c.hidden_dim),
+            nn.LayerNorm(c.hidden_dim, eps=1e-12),
+            nn.Dropout(c.dropout),
         )
         if c.streams == "both":
             self.encoder = nn.ModuleList(
-                EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout) for _ in range(c.num_layers)
+                EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout)
+                for _ in range(c.num_layers)
             )
             self.decoder = nn.ModuleList(
-                StaticDecoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout) for _ in range(c.num_layers)
+                StaticDecoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout)
+                for _ in range(c.num_layers)
             )
             self.collaboration = nn.ModuleList(build_collaboration(c) for _ in range(c.num_layers))
             self.object_query = nn.Parameter(torch.randn(c.hidden_dim))
             self.decoder_norm = nn.LayerNorm(c.hidden_dim)
-            self.box_head = MLPBoxHead(c.hidden_dim) if c.box_head == "mlp" else AttentionBoxHead(c.hidden_dim)
+            self.box_head = (
+                MLPBoxHead(c.hidden_dim) if c.box_head == "mlp" else AttentionBoxHead(c.hidden_dim)
+            )
             self.frame_head = nn.Linear(c.hidden_dim, 1)
         self.dynamic_layers = nn.ModuleList(
-            DynamicLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout, c.text_attends_pooled_clips)
+            DynamicLayer(
+                c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout, c.text_attends_pooled_clips
+            )
             for _ in range(c.num_layers)
         )
         self.clip_attention = nn.Linear(c.hidden_dim, 1) if c.clip_pooling == "attention" else None
-        self.proposal_head = ProposalHead(c.hidden_dim, c.proposal_map_channels, c.proposal_map_kernel, c.proposal_map_layers)
+        self.proposal_head = ProposalHead(
+            c.hidden_dim, c.proposal_map_channels, c.proposal_map_kernel, c.proposal_map_layers
+        )
         self.clip_head = MLP(c.hidden_dim, c.hidden_dim, c.hidden_dim, 1)
 
     def forward(self, inputs: ModelInputs) -> CsdvlOutputs:
         text, text_mask = self.project_text(to_compute_dtype(inputs.text)), inputs.text_mask
         place = TokenGeometry.from_inputs(inputs, text.shape[-1], self.mask_padding)
         clips = inputs.expand_to_queries(
-            self.project_motion(to_compute_dtype(inputs.motion.flatten(2, 3)[:, :, place.motion_cell_indices]))
+            self.project_motion(
+                to_compute_dtype(inputs.motion.flatten(2, 3)[:, :, place.motion_cell_indices])
+            )
         )
         if not self.dynamic_spatial_tokens:
             clips, place = place.mean_pool(clips)[:, :, None], place.without_space()
@@ -165,7 +185,11 @@ class Csdvl(nn.Module):
                 queries, guide = self.decoder[index](queries, self.object_query, memory, self.alpha)
                 guide = memory.visual_weights(guide[:, 0])
                 guides.append(guide)
-                gain = place.map_size.prod(-1)[:, None, None, None] if self.guidance_scale == "num_cells" else 1.0
+                gain = (
+                    place.map_size.prod(-1)[:, None, None, None]
+                    if self.guidance_scale == "num_cells"
+                    else 1.0
+                )
                 weight = (guide.detach() if self.detach_guidance else guide) * gain
                 own = queries[:, 0].unflatten(0, inputs.frame_positions.shape)
                 clips, own = self.collaboration[index](clips, own, weight, place)
@@ -176,7 +200,9 @@ class Csdvl(nn.Module):
                     box, carriers = self.box_head(self.decoder_norm(queries[:, 0].float()), cells)
                 boxes.append(box.unflatten(0, inputs.frame_positions.shape))
                 carried.append(memory.visual_weights(carriers))
-        heard = place.pool_weights(self.clip_attention(clips)[..., 0] if self.clip_attention else None, clips.shape[1])
+        heard = place.pool_weights(
+            self.clip_attention(clips)[..., 0] if self.clip_attention else None, clips.shape[1]
+        )
         pooled = torch.einsum("btsd,bts->btd", clips, heard.to(clips.dtype))
         frame_scores = (
             self.frame_head(self.decoder_norm(own))[..., 0]
@@ -286,7 +312,10 @@ class TokenGeometry:
         rows, columns = inputs.appearance.shape[2:4]
         clips, height, width = inputs.motion.shape[1:4]
         device = inputs.motion.device
-        map_size, square = inputs.expand_to_queries(inputs.map_size), inputs.expand_to_queries(inputs.picture_in_square)
+        map_size, square = (
+            inputs.expand_to_queries(inputs.map_size),
+            inputs.expand_to_queries(inputs.picture_in_square),
+        )
         positions, mask, middles = cell_positions(map_size, rows, columns, hidden_dim)
         corners, centres, inside = (
             part.flatten(1, 2) for part in square_cell_coordinates(square, height, width)
@@ -333,9 +362,9 @@ class TokenGeometry:
     def pool_weights(self, logits: Tensor | None, clips: int) -> Tensor:
         """Weights over the cells of each clip, `[B, T_d, S]`: the softmax of logits `[B, T_d, S]`, or uniform without."""
         if logits is None:
-            return (self.motion_cell_mask / self.motion_cell_mask.sum(-1, keepdim=True))[:, None].expand(
-                -1, clips, -1
-            )
+            return (self.motion_cell_mask / self.motion_cell_mask.sum(-1, keepdim=True))[
+                :, None
+            ].expand(-1, clips, -1)
         return logits.masked_fill(~self.motion_cell_mask[:, None], float("-inf")).softmax(-1)
 
     def map_guidance(self, weights: Tensor) -> Tensor:
@@ -344,9 +373,9 @@ class TokenGeometry:
         if (rows, columns) == (1, 1):
             placed = (weights.sum((2, 3)) / self.map_size.prod(-1, keepdim=True))[..., None]
         else:
-            placed = to_square_grid(weights, self.map_size, self.picture_in_square, rows, columns).flatten(2)[
-                ..., self.motion_cell_indices
-            ]
+            placed = to_square_grid(
+                weights, self.map_size, self.picture_in_square, rows, columns
+            ).flatten(2)[..., self.motion_cell_indices]
         return torch.einsum("bkt,bts->bks", self.frames_to_clips_matrix, placed)[..., None]
 
     def clips_at_frames(self, clips: Tensor) -> Tensor:
@@ -359,7 +388,10 @@ class StaticDecoderLayer(nn.Module):
 
     def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
-        self.self_attn, self.cross_attn = Attention(hidden_dim, num_heads, dropout), Attention(hidden_dim, num_heads, dropout)
+        self.self_attn, self.cross_attn = (
+            Attention(hidden_dim, num_heads, dropout),
+            Attention(hidden_dim, num_heads, dropout),
+        )
         self.norm_self, self.norm_cross, self.dropout = (
             nn.LayerNorm(hidden_dim),
             nn.LayerNorm(hidden_dim),
@@ -385,15 +417,25 @@ class DynamicLayer(nn.Module):
     """One layer of the space-time cross-modal transformer (sec. 3.2, Figure 3 (b))."""
 
     def __init__(
-        self, hidden_dim: int, num_heads: int, ffn_dim: int, dropout: float, text_attends_pooled_clips: bool
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        text_attends_pooled_clips: bool,
     ) -> None:
         super().__init__()
         self.text_attends_pooled_clips = text_attends_pooled_clips
         names = ("time", "space", "words", "to_words", "to_clips")
-        self.attend = nn.ModuleDict({name: Attention(hidden_dim, num_heads, dropout) for name in names})
+        self.attend = nn.ModuleDict(
+            {name: Attention(hidden_dim, num_heads, dropout) for name in names}
+        )
         self.norm = nn.ModuleDict({name: nn.LayerNorm(hidden_dim) for name in names})
         self.dropout = nn.Dropout(dropout)
-        self.clips_ffn, self.text_ffn = FeedForward(hidden_dim, ffn_dim, dropout), FeedForward(hidden_dim, ffn_dim, dropout)
+        self.clips_ffn, self.text_ffn = (
+            FeedForward(hidden_dim, ffn_dim, dropout),
+            FeedForward(hidden_dim, ffn_dim, dropout),
+        )
 
     def forward(
         self, clips: Tensor, text: Tensor, text_mask: Tensor, geometry: TokenGeometry
@@ -416,10 +458,16 @@ class DynamicLayer(nn.Module):
         text = self._attend("words", text, text, text, None, text_mask)
         # eq. (1), both directions from the states before it
         if self.text_attends_pooled_clips:
-            seen, seen_mask, at = geometry.mean_pool(x.reshape(clips.shape)), None, geometry.clip_positions
+            seen, seen_mask, at = (
+                geometry.mean_pool(x.reshape(clips.shape)),
+                None,
+                geometry.clip_positions,
+            )
         else:
             seen, seen_mask = x, geometry.motion_cell_mask.repeat(1, count)
-            at = (geometry.clip_positions[:, :, None] + geometry.motion_cell_positions[:, None]).flatten(1, 2)
+            at = (
+                geometry.clip_positions[:, :, None] + geometry.motion_cell_positions[:, None]
+            ).flatten(1, 2)
         asked = self.attend["to_words"](x, text, text, text_mask)
         told = self.attend["to_clips"](text, seen + at, seen, seen_mask)
         x = self.norm["to_words"](x + self.dropout(asked))
@@ -452,7 +500,12 @@ def build_collaboration(config: CsdvlConfig) -> nn.Module:
     }
     to_dynamic, to_static = directions[config.collaboration]
     return CrossStreamCollaboration(
-        config.hidden_dim, config.num_heads, config.dropout, to_dynamic, to_static, config.query_self_attention
+        config.hidden_dim,
+        config.num_heads,
+        config.dropout,
+        to_dynamic,
+        to_static,
+        config.query_self_attention,
     )
 
 
@@ -469,14 +522,27 @@ class CrossStreamCollaboration(nn.Module):
         query_self_attention: bool,
     ) -> None:
         super().__init__()
-        self.to_dynamic, self.to_static, self.query_self_attention = to_dynamic, to_static, query_self_attention
+        self.to_dynamic, self.to_static, self.query_self_attention = (
+            to_dynamic,
+            to_static,
+            query_self_attention,
+        )
         self.dropout = nn.Dropout(dropout)
         if to_dynamic:
-            self.guidance_projection, self.norm_guidance = nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim)
+            self.guidance_projection, self.norm_guidance = (
+                nn.Linear(hidden_dim, hidden_dim),
+                nn.LayerNorm(hidden_dim),
+            )
         if to_static:
-            self.clip_attention, self.norm_clip_attention = Attention(hidden_dim, num_heads, dropout), nn.LayerNorm(hidden_dim)
+            self.clip_attention, self.norm_clip_attention = (
+                Attention(hidden_dim, num_heads, dropout),
+                nn.LayerNorm(hidden_dim),
+            )
             if query_self_attention:
-                self.query_attention, self.norm_query_attention = Attention(hidden_dim, num_heads, dropout), nn.LayerNorm(hidden_dim)
+                self.query_attention, self.norm_query_attention = (
+                    Attention(hidden_dim, num_heads, dropout),
+                    nn.LayerNorm(hidden_dim),
+                )
 
     def forward(
         self, clips: Tensor, queries: Tensor, weights: Tensor, geometry: TokenGeometry
@@ -484,20 +550,26 @@ class CrossStreamCollaboration(nn.Module):
         """F `[B, T_d, S, d]`, O `[B, T_s, d]`, A `[B, T_s, H, W]` → new F and O."""
         told = self._dynamic_to_static(clips, queries, geometry) if self.to_static else queries
         if self.to_dynamic:
-            clips = self.norm_guidance(clips + geometry.map_guidance(weights) * self.guidance_projection(clips))
+            clips = self.norm_guidance(
+                clips + geometry.map_guidance(weights) * self.guidance_projection(clips)
+            )
         return clips, told
 
     def _dynamic_to_static(self, clips: Tensor, queries: Tensor, geometry: TokenGeometry) -> Tensor:
         batch, frames, d = queries.shape
-        seen = geometry.clips_at_frames(clips + geometry.motion_cell_positions[:, None]).flatten(0, 1)
-        mask = geometry.motion_cell_mask.repeat_interleave(frames, 0)
-        asked = self.clip_attention(queries.reshape(batch * frames, 1, d), seen, seen, mask).reshape(
-            batch, frames, d
+        seen = geometry.clips_at_frames(clips + geometry.motion_cell_positions[:, None]).flatten(
+            0, 1
         )
+        mask = geometry.motion_cell_mask.repeat_interleave(frames, 0)
+        asked = self.clip_attention(
+            queries.reshape(batch * frames, 1, d), seen, seen, mask
+        ).reshape(batch, frames, d)
         queries = self.norm_clip_attention(queries + self.dropout(asked))
         if self.query_self_attention:
             placed = queries + geometry.frame_time_positions
-            queries = self.norm_query_attention(queries + self.dropout(self.query_attention(placed, placed, queries)))
+            queries = self.norm_query_attention(
+                queries + self.dropout(self.query_attention(placed, placed, queries))
+            )
         return queries
 
 
@@ -509,15 +581,18 @@ class SymmetricCollaboration(nn.Module):
         self.kind = kind
         width = 2 * hidden_dim if kind == "concat_fc" else hidden_dim
         if kind != "sum":
-            self.dynamic_fusion, self.static_fusion = nn.Linear(width, hidden_dim), nn.Linear(width, hidden_dim)
+            self.dynamic_fusion, self.static_fusion = (
+                nn.Linear(width, hidden_dim),
+                nn.Linear(width, hidden_dim),
+            )
 
     def forward(
         self, clips: Tensor, queries: Tensor, weights: Tensor, geometry: TokenGeometry
     ) -> tuple[Tensor, Tensor]:
         """F `[B, T_d, S, d]`, O `[B, T_s, d]` → new F and O; A is not used."""
-        spread = torch.einsum("bkt,btd->bkd", geometry.frames_to_clips_matrix, queries)[:, :, None].expand_as(
-            clips
-        )
+        spread = torch.einsum("bkt,btd->bkd", geometry.frames_to_clips_matrix, queries)[
+            :, :, None
+        ].expand_as(clips)
         pooled = geometry.clips_at_frames(geometry.mean_pool(clips))
         if self.kind == "sum":
             return clips + spread, queries + pooled

@@ -54,10 +54,12 @@ class EndToEnd(nn.Module):
     def _encode_resolution(self, images: Tensor) -> Tensor:
         """Pictures of one size `[n, T_s, h, w, 3]` → `[n, T_s, H, W, C]`."""
         parts = images.flatten(0, 1).permute(0, 3, 1, 2).split(ENCODER_BATCH_SIZE)
-        return torch.cat([self.image_encoder(part) for part in parts]).unflatten(0, images.shape[:2])
+        return torch.cat([self.image_encoder(part) for part in parts]).unflatten(
+            0, images.shape[:2]
+        )
 
     def enable_activation_checkpointing(self) -> None:
-        """Gradient checkpointing of all three (`recompute_layers`)."""
+        """Gradient checkpointing of all three (`checkpoint_layers`)."""
         checkpoint_layers(self.network)
         checkpoint_layers(self.text_encoder.roberta.encoder)
         checkpoint_layers(self.image_encoder.body, nn.Sequential)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def enable_activation_checkpointing(model: nn.Module) -> None:
-    """`recompute_layers`, or what a model with encoders of its own does in its place."""
+    """`checkpoint_layers`, or what a model with encoders of its own does in its place."""
     getattr(model, "enable_activation_checkpointing", partial(checkpoint_layers, model))()
 
 

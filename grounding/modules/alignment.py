@@ -64,7 +64,9 @@ def crop_resize_matrix(target: int, valid: Tensor, count: int, low: Tensor, high
     return weight * (place < valid[:, None])[..., None]
 
 
-def square_cell_coordinates(square: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+def square_cell_coordinates(
+    square: Tensor, rows: int, columns: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Where the cells of a map over the square lie in the picture: far corners and centres `[B, rows, columns, 2]` as
     shares of the picture, and whether a cell's centre lies in the picture, `[0, 1)` both ways, `[B, rows, columns]`.
     """

@@ -26,7 +26,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`[n, Q, d]`, `[n, K, d]`, `[n, K, d]` → `[n, Q, d]`. `key_mask` `[n, K]` is True at keys that count, or holds logits to add."""
         if query.shape[1] == 1:
-            return self._attend_single_query(_mask_logits(self._is_self_attention(query, key), key_mask), value)
+            return self._attend_single_query(
+                _mask_logits(self._is_self_attention(query, key), key_mask), value
+            )
         return self._attend(*self._queries_and_keys(query, key), value, key_mask)
 
     def with_weights(
@@ -93,7 +95,9 @@ class Attention(nn.Module):
         rows = slice(first * d, end * d)
         projected = functional.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
         return (
-            projected.unflatten(-1, (end - first, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+            projected.unflatten(-1, (end - first, self.num_heads, -1))
+            .permute(2, 0, 3, 1, 4)
+            .unbind()
         )
 
 
@@ -102,7 +106,9 @@ def balance_text_attention(cells: Tensor, text_tokens: Tensor) -> Tensor:
     that all of them begin with as much of the attention as all cells. Without, a dozen words are hardly heard among a hundred cells.
     """
     gain = (cells.sum(-1, keepdim=True) / text_tokens.sum(-1, keepdim=True)).log()
-    logits = torch.cat([torch.zeros_like(cells, dtype=gain.dtype), gain.expand(text_tokens.shape)], 1)
+    logits = torch.cat(
+        [torch.zeros_like(cells, dtype=gain.dtype), gain.expand(text_tokens.shape)], 1
+    )
     return logits.masked_fill(~torch.cat([cells, text_tokens], 1), float("-inf"))
 
 
@@ -125,7 +131,10 @@ class PairedAttention(nn.Module):
     def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        self.query_content, self.query_position = nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
+        self.query_content, self.query_position = (
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.Linear(hidden_dim, hidden_dim),
+        )
         self.key_content, self.key_position = (
             nn.Linear(hidden_dim, hidden_dim, bias=False),
             nn.Linear(hidden_dim, hidden_dim, bias=False),
@@ -143,10 +152,12 @@ class PairedAttention(nn.Module):
 
         The query goes to where keys come from, and values are projected when mixed, as in `Attention`.
         """
-        what = self._project_query(self.query_content(query[0]), self.key_content.weight) @ key[0].transpose(1, 2)
-        where = self._project_query(self.query_position(query[1]), self.key_position.weight) @ key[1].transpose(
-            1, 2
-        )
+        what = self._project_query(self.query_content(query[0]), self.key_content.weight) @ key[
+            0
+        ].transpose(1, 2)
+        where = self._project_query(self.query_position(query[1]), self.key_position.weight) @ key[
+            1
+        ].transpose(1, 2)
         logits = (what + where) / (2 * value.shape[-1] / self.num_heads) ** 0.5
         weights = functional.dropout(
             _mask_logits(logits, key_mask).softmax(-1), self.dropout, self.training

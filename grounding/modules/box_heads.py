@@ -28,7 +28,9 @@ class MLPBoxHead(nn.Module):
         super().__init__()
         self.mlp = MLP(hidden_dim, hidden_dim, hidden_dim, 4)
 
-    def prepare(self, memory: Tensor, positions: Tensor, mask: Tensor, centers: Tensor) -> CellProposals:
+    def prepare(
+        self, memory: Tensor, positions: Tensor, mask: Tensor, centers: Tensor
+    ) -> CellProposals:
         """Nothing is taken from the cells: keys and boxes are empty."""
         return CellProposals(mask, memory.new_zeros(0), memory.new_zeros(0))
 
@@ -47,7 +49,9 @@ class AttentionBoxHead(nn.Module):
         self.query, self.key = nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
         self.mlp = MLP(hidden_dim, hidden_dim, 4)
 
-    def prepare(self, memory: Tensor, positions: Tensor, mask: Tensor, centers: Tensor) -> CellProposals:
+    def prepare(
+        self, memory: Tensor, positions: Tensor, mask: Tensor, centers: Tensor
+    ) -> CellProposals:
         """Visual memory `[n, HW, d]`, mask `[n, HW]`; its sine positions `[m, HW, d]` and cell centres `[m, HW, 2]` in [0, 1], of
         the n frames or of their m queries.
         """

@@ -14,7 +14,9 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 def full_frame_boxes(frame_positions: Tensor) -> Tensor:
     """The box of the whole picture, cxcywh, for every frame, `[B, T]` → `[B, T, 4]`."""
-    half, whole = (torch.full_like(frame_positions, side, dtype=torch.float32) for side in (0.5, 1.0))
+    half, whole = (
+        torch.full_like(frame_positions, side, dtype=torch.float32) for side in (0.5, 1.0)
+    )
     return torch.stack([half, half, whole, whole], -1)
 
 
@@ -30,7 +32,9 @@ def generalized_box_iou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
     return shared / union.clamp(min=1e-9) - (hull - union) / hull.clamp(min=1e-9)
 
 
-def _intersection_and_union(pred_boxes: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _intersection_and_union(
+    pred_boxes: Tensor, target_boxes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of pairs of boxes xyxy `[…, 4]`: what they share, what they cover together, and the least box around both."""
     (x1, y1, x2, y2), (u1, v1, u2, v2) = pred_boxes.unbind(-1), target_boxes.unbind(-1)
     shared = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0) * (

@@ -15,7 +15,9 @@ TIME_SCALE = 100.0
 def sinusoidal(position: Tensor, hidden_dim: int) -> Tensor:
     """`[…]` → `[…, d]`: sin and cos, alternating, of the position at d/2 wavelengths."""
     wave = TEMPERATURE ** (
-        -2 * torch.div(torch.arange(hidden_dim, device=position.device), 2, rounding_mode="floor") / hidden_dim
+        -2
+        * torch.div(torch.arange(hidden_dim, device=position.device), 2, rounding_mode="floor")
+        / hidden_dim
     )
     phase = position[..., None].float() * wave
     return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], -1).flatten(-2)
@@ -58,12 +60,18 @@ def interpolate_learned_positions(table: Tensor, positions: Tensor) -> Tensor:
     return torch.lerp(table[lower], table[upper], (place - lower)[..., None].to(table.dtype))
 
 
-def cell_positions(size: Tensor, rows: int, columns: int, hidden_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def cell_positions(
+    size: Tensor, rows: int, columns: int, hidden_dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The cells of maps of which `size` `[B, 2]` (rows, columns) is no padding: sine positions `[B, rows·columns, d]`, which
     are not padding `[B, rows·columns]`, and their centres `[B, rows·columns, 2]` (x, y) as shares of the picture.
     """
     corner = cell_corners(rows, columns, size.device)
     whole = size.flip(-1)[:, None, None, :].float()
-    parts = sinusoidal_2d(corner / whole, hidden_dim), (corner <= whole).all(-1), (corner - 0.5) / whole
+    parts = (
+        sinusoidal_2d(corner / whole, hidden_dim),
+        (corner <= whole).all(-1),
+        (corner - 0.5) / whole,
+    )
     positions, mask, centres = (part.flatten(1, 2) for part in parts)
     return positions, mask, centres

@@ -30,9 +30,14 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv3d(in_channels, out_channels, 3, (1, stride, stride), 1, bias=False)
         self.conv2 = nn.Conv3d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = nn.GroupNorm(NORM_GROUPS, out_channels), nn.GroupNorm(NORM_GROUPS, out_channels)
+        self.norm1, self.norm2 = (
+            nn.GroupNorm(NORM_GROUPS, out_channels),
+            nn.GroupNorm(NORM_GROUPS, out_channels),
+        )
         fits = (in_channels, stride) == (out_channels, 1)
-        self.shortcut = nn.Identity() if fits else _build_shortcut(in_channels, out_channels, stride)
+        self.shortcut = (
+            nn.Identity() if fits else _build_shortcut(in_channels, out_channels, stride)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         inner = functional.relu(self.norm1(self.conv1(x)))
@@ -41,7 +46,8 @@ class BasicBlock(nn.Module):
 
 def _build_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False), nn.GroupNorm(NORM_GROUPS, out_channels)
+        nn.Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False),
+        nn.GroupNorm(NORM_GROUPS, out_channels),
     )
 
 
@@ -109,6 +115,8 @@ class R3dTrunk(nn.Module):
     def forward(self, videos: Tensor, image_features: Sequence[Tensor] | None) -> Tensor:
         """Normalised RGB `[n, 3, T, h, w]` and x_1 … x_4, each `[n·T, C_l, h_l, w_l]` → y_4 `[n, T, H, W, C]`."""
         y = self.stem(videos.to(memory_format=torch.channels_last_3d))
-        for stage, joint, x in zip(self.stages, self.lateral_connections, image_features or STANDALONE_FUSIONS, strict=True):
+        for stage, joint, x in zip(
+            self.stages, self.lateral_connections, image_features or STANDALONE_FUSIONS, strict=True
+        ):
             y = joint(stage(y), x)
         return y.permute(0, 2, 3, 4, 1)

@@ -28,13 +28,13 @@ from pipeline.store import (
     origin_digest,
 )
 
-KIND: ShardKind = "zarr"
-EDGES = "edge"
+SHARD_KIND: ShardKind = "zarr"
+FRAME_EDGES_COLUMN = "edge"
 """The column of the frames' edges in seconds, `[frame_count + 1]` (`VideoMetadata.edges`)."""
 
 
 @dataclass(frozen=True)
-class KeptVideo:
+class CachedVideo:
     """A video's facts, the edges of its frames in seconds `[frame_count + 1]`, and its features, by product, under `key`."""
 
     key: str
@@ -43,13 +43,13 @@ class KeptVideo:
     products: dict[str, ProductReader]
 
 
-class Kept:
+class FeatureCache:
     """The features of videos in `folder`, of products made as `origins` (name → what tells them from others, JSON) say."""
 
     def __init__(self, folder: Path, origins: Mapping[str, Mapping[str, Any]]) -> None:
         self.folder, self.origins = Path(folder), origins
 
-    def find(self, video: Path) -> KeptVideo | None:
+    def find(self, video: Path) -> CachedVideo | None:
         """What is kept of a video; None where anything is lacking, or the video cannot be read."""
         try:
             key = compute_file_digest(video)
@@ -63,7 +63,7 @@ class Kept:
             key in product for product in products.values()
         ):
             return None
-        self._refuse(
+        self._check_origins(
             [
                 name
                 for name, origin in self.origins.items()
@@ -71,29 +71,29 @@ class Kept:
             ]
         )
         first = products[next(iter(products))]
-        return KeptVideo(key, first.facts(key), first.columns(key)[EDGES], products)
+        return CachedVideo(key, first.facts(key), first.columns(key)[FRAME_EDGES_COLUMN], products)
 
     def add(
         self, video: Path, stream: FeatureStream, reductions: Mapping[str, Reduction | None]
-    ) -> KeptVideo:
+    ) -> CachedVideo:
         """Keep what a stream makes of a video, all of it or nothing."""
         key, edges = compute_file_digest(video), stream.video_metadata.edges
         with StoreWriter(self.folder, "asked", "") as writer, ExitStack() as stack:
             builders = {}
             for name, origin in self.origins.items():
                 try:
-                    writer.open_product(name, KIND, origin)
+                    writer.open_product(name, SHARD_KIND, origin)
                 except ProductMismatchError:
-                    self._refuse([name])
+                    self._check_origins([name])
                 builder = ShardBuilder(
-                    self.folder, name, key, KIND, [key], origin_digest(KIND, origin)
+                    self.folder, name, key, SHARD_KIND, [key], origin_digest(SHARD_KIND, origin)
                 )
                 builders[name] = stack.enter_context(builder)
                 builder.begin(key, key)
             for name, rows in stream:
                 builders[name].append(apply_reduction(rows, reductions[name]))
             for name, builder in builders.items():
-                builder.end(stream.columns[name] | {EDGES: edges}, stream.facts)
+                builder.end(stream.columns[name] | {FRAME_EDGES_COLUMN: edges}, stream.facts)
                 writer.publish_shard(name, key, builder.finish())
         there = self.find(video)
         if there is None:
@@ -102,9 +102,9 @@ class Kept:
             )
         return there
 
-    def _refuse(self, others: list[str]) -> None:
-        if others:
+    def _check_origins(self, mismatched_products: list[str]) -> None:
+        if mismatched_products:
             raise InputError(
-                f"{self.folder} keeps {' and '.join(others)} features made for a run with other backbones, weights or sampling: "
+                f"{self.folder} keeps {' and '.join(mismatched_products)} features made for a run with other backbones, weights or sampling: "
                 "name another folder with --keep"
             )

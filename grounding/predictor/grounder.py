@@ -25,12 +25,17 @@ from grounding.data.dataset import SQUARE_MOTION_PRODUCTS, GroundingDataset
 from grounding.data.feature_reduction import load_reduction
 from grounding.data.sources import FeatureSource, ImageSource, InMemorySource, TokenSource
 from grounding.inference.ensemble import Ensemble
-from grounding.inference.predict import predicted, ranked_tube
+from grounding.inference.predict import decode_ranked_tube, run_passes
 from grounding.models.end_to_end import EndToEnd
-from grounding.predictor.feature_cache import Kept
-from grounding.predictor.results import Answers, AskedVideo, Best, answer_of
-from grounding.predictor.window_length import window_seconds
-from grounding.predictor.windows import Stretch, kept_stretches, streamed_stretches, windows_of
+from grounding.predictor.feature_cache import FeatureCache
+from grounding.predictor.results import GroundingResult, TopTubes, VideoInfo, build_query_result
+from grounding.predictor.window_length import get_window_seconds
+from grounding.predictor.windows import (
+    WindowBatch,
+    plan_windows,
+    read_window_batches,
+    stream_window_batches,
+)
 from grounding.systems.registry import get_tokenizer, unwrap_encoders
 from pipeline.config import validate
 from pipeline.devices import resolve_device
@@ -44,16 +49,16 @@ from pipeline.store import Entry
 from pipeline.tracks import Tracks
 from pipeline.weights.load import compute_weights_digest, load_backbone
 
-Progress = Callable[[int, int], None]
-SHAPES_STAMP = "shapes.json"
+ProgressCallback = Callable[[int, int], None]
+SHAPES_MARKER_FILE = "shapes.json"
 """The file at the root of a made `shapes`."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class VideoFeatures:
     """A video that was looked at: its facts, its features by product, under `key`, and the frames' edges in seconds `[frame_count + 1]`."""
 
-    video: AskedVideo
+    video: VideoInfo
     key: str
     features: dict[str, FeatureSource]
     frame_edges: np.ndarray = field(repr=False)
@@ -71,19 +76,23 @@ class Grounder:
         self,
         *runs: Path,
         device: str = "auto",
-        frames: int | None = None,
-        batch: int = 16,
-        refine: bool = False,
-        between: bool = True,
-        window: float | None = None,
+        num_frames: int | None = None,
+        batch_size: int = 16,
+        refine_boundaries: bool = False,
+        subframe_boundaries: bool = True,
+        window_seconds: float | None = None,
         decoder: FrameDecoder = IN_PROCESS,
     ) -> None:
         self.decoder = decoder
         self.device = resolve_device(device)
-        self.batch, self.refine, self.between = batch, refine, between
-        self.ensemble = Ensemble.of_runs(runs, self.device, frames)
-        run, provenance = self.ensemble.runs[0], self.ensemble.about
-        self.dataset: str = provenance["dataset"]
+        self.batch_size, self.refine_boundaries, self.subframe_boundaries = (
+            batch_size,
+            refine_boundaries,
+            subframe_boundaries,
+        )
+        self.ensemble = Ensemble.from_runs(runs, self.device, num_frames)
+        run, provenance = self.ensemble.runs[0], self.ensemble.provenance
+        self.dataset_name: str = provenance["dataset"]
         made_from = provenance["products"]
         sampling = {
             key: value
@@ -91,177 +100,192 @@ class Grounder:
             for key, value in about.get("sampling", {}).items()
         }
         self.sampling = validate(SamplingConfig, sampling, f"{run / 'provenance.json'}")
-        trained = trained_encoders(self.ensemble)
-        self.visual = tuple(self.ensemble.roles.values())
-        self.tokenize = get_tokenizer(self.ensemble.models[0]) if self.ensemble.pictures else None
-        needed = self.visual if self.tokenize else (*self.visual, "text")
+        trained = get_trained_encoders(self.ensemble)
+        self.visual_products = tuple(self.ensemble.product_by_input.values())
+        self.tokenize = (
+            get_tokenizer(self.ensemble.models[0]) if self.ensemble.reads_images else None
+        )
+        needed = self.visual_products if self.tokenize else (*self.visual_products, "text")
         self.encoders = {
-            name: trained.get(name) or recorded_encoder(run, name, made_from[name], self.device)
+            name: trained.get(name)
+            or load_recorded_encoder(run, name, made_from[name], self.device)
             for name in needed
         }
         self.networks = [unwrap_encoders(model) for model in self.ensemble.models]
         self.reductions = {
-            name: load_reduction(run, name, made_from.get(name, {})) for name in self.visual
+            name: load_reduction(run, name, made_from.get(name, {}))
+            for name in self.visual_products
         }
         self.origins = {
-            name: made_from.get(name) or self._trained_origin(name) for name in self.visual
+            name: made_from.get(name) or self._build_trained_origin(name)
+            for name in self.visual_products
         }
-        if window is not None and not window > 0:
-            raise InputError(f"a window of {window} seconds: give a number above 0")
-        self.window = window or window_seconds(run, provenance, self.sampling.fps)
+        if window_seconds is not None and not window_seconds > 0:
+            raise InputError(f"a window of {window_seconds} seconds: give a number above 0")
+        self.window_seconds = window_seconds or get_window_seconds(
+            run, provenance, self.sampling.fps
+        )
 
-    def ask(
+    def ground(
         self,
         video: Path,
         sentences: Sequence[str],
-        top: int = 1,
-        progress: Progress = lambda done, total: None,
-    ) -> Answers:
+        top_k: int = 1,
+        progress: ProgressCallback = lambda done, total: None,
+    ) -> GroundingResult:
         """Where and when each sentence happens in the video, which is decoded once and of which nothing is kept.
 
         `top`: how many tubes, of different events, a sentence is given at most. `progress` counts frames. InputError for an empty
         sentence, VideoError for a bad video.
         """
-        texts, stream = checked_sentences(sentences), self._stream(video, progress)
-        about, edges = asked_video(video, stream.initial_facts), stream.video_metadata.edges
-        windows = windows_of(edges, self.window)
-        stretches = streamed_stretches(
-            about.path, stream, self.reductions, windows, self._together()
+        texts, stream = validate_sentences(sentences), self._open_stream(video, progress)
+        about, edges = build_video_info(video, stream.initial_facts), stream.video_metadata.edges
+        windows = plan_windows(edges, self.window_seconds)
+        stretches = stream_window_batches(
+            about.path, stream, self.reductions, windows, self._compute_windows_per_batch()
         )
-        return self._answers(about, about.path, edges, stretches, texts, top)
+        return self._ground_windows(about, about.path, edges, stretches, texts, top_k)
 
-    def look(
-        self, video: Path, keep: Path | None = None, progress: Progress = lambda done, total: None
-    ) -> Seen:
+    def encode_video(
+        self,
+        video: Path,
+        cache_dir: Path | None = None,
+        progress: ProgressCallback = lambda done, total: None,
+    ) -> VideoFeatures:
         """Decode a video and keep its features, so that `answer` may be called any number of times; `progress` counts frames.
 
         They are kept in memory, or, of a long video, in the folder `keep`: where they are there already nothing is decoded.
         """
-        if keep is None:
-            stream = self._stream(video, progress)
+        if cache_dir is None:
+            stream = self._open_stream(video, progress)
             whole = next(
-                streamed_stretches(
+                stream_window_batches(
                     str(video), stream, self.reductions, [(0, stream.video_metadata.frame_count)], 1
                 )
             )
-            return Seen(
-                asked_video(video, stream.initial_facts),
+            return VideoFeatures(
+                build_video_info(video, stream.initial_facts),
                 str(video),
                 whole.features,
                 stream.video_metadata.edges,
             )
-        folder = Kept(keep, self.origins)
+        folder = FeatureCache(cache_dir, self.origins)
         there = folder.find(video) or folder.add(
-            video, self._stream(video, progress), self.reductions
+            video, self._open_stream(video, progress), self.reductions
         )
-        return Seen(
-            asked_video(video, there.facts), there.key, {**there.products}, there.frame_edges
+        return VideoFeatures(
+            build_video_info(video, there.facts), there.key, {**there.products}, there.frame_edges
         )
 
-    def answer(
+    def ground_encoded(
         self,
-        seen: Seen,
+        video_features: VideoFeatures,
         sentences: Sequence[str],
-        top: int = 1,
-        progress: Progress = lambda done, total: None,
-    ) -> Answers:
+        top_k: int = 1,
+        progress: ProgressCallback = lambda done, total: None,
+    ) -> GroundingResult:
         """Answers about a video that was looked at; `progress` counts windows, each of which all sentences are asked about."""
-        texts, windows = checked_sentences(sentences), windows_of(seen.frame_edges, self.window)
-        stretches = kept_stretches(seen.key, seen.features, windows, self._together())
+        texts, windows = (
+            validate_sentences(sentences),
+            plan_windows(video_features.frame_edges, self.window_seconds),
+        )
+        stretches = read_window_batches(
+            video_features.key, video_features.features, windows, self._compute_windows_per_batch()
+        )
         progress(0, len(windows))
-        return self._answers(
-            seen.video,
-            seen.key,
-            seen.frame_edges,
-            counted(stretches, len(windows), progress),
+        return self._ground_windows(
+            video_features.video,
+            video_features.key,
+            video_features.frame_edges,
+            track_progress(stretches, len(windows), progress),
             texts,
-            top,
+            top_k,
         )
 
-    def _trained_origin(self, product: str) -> dict[str, Any]:
+    def _build_trained_origin(self, product: str) -> dict[str, Any]:
         """What tells features of an encoder that trained from others."""
         return {
             "weights_digest": compute_weights_digest(self.encoders[product], product),
             "sampling": self.sampling.model_dump(mode="json"),
         }
 
-    def _stream(self, video: Path, progress: Progress) -> FeatureStream:
-        encoders = {name: self.encoders[name] for name in self.visual}
+    def _open_stream(self, video: Path, progress: ProgressCallback) -> FeatureStream:
+        encoders = {name: self.encoders[name] for name in self.visual_products}
         return FeatureStream(
             Path(video), self.sampling, encoders, decoder=self.decoder, progress=progress
         )
 
-    def _together(self) -> int:
+    def _compute_windows_per_batch(self) -> int:
         """How many windows' passes fill a batch."""
-        passes = math.ceil(self.window * self.sampling.fps / self.ensemble.frames)
-        return max(1, self.batch // passes)
+        passes = math.ceil(self.window_seconds * self.sampling.fps / self.ensemble.num_frames)
+        return max(1, self.batch_size // passes)
 
-    def _answers(
+    def _ground_windows(
         self,
-        video: AskedVideo,
+        video: VideoInfo,
         key: str,
         frame_edges: np.ndarray,
-        stretches: Iterable[Stretch],
+        window_batches: Iterable[WindowBatch],
         texts: Sequence[str],
-        top: int,
-    ) -> Answers:
+        top_k: int,
+    ) -> GroundingResult:
         """Ask every window about every sentence; `key` is the video's among the features."""
-        words = self._words(video, texts)
-        best = [Best(top) for _ in texts]
-        for stretch in stretches:
+        words = self._build_text_source(video, texts)
+        best = [TopTubes(top_k) for _ in texts]
+        for stretch in window_batches:
             queries = [
-                query_of(video, key, place, text, window)
+                build_query(video, key, place, text, window)
                 for window in stretch.windows
                 for place, text in enumerate(texts)
             ]
-            features = self._features(queries, stretch, words)
-            with self.ensemble.computing():
-                found = predicted(
-                    ranked_tube,
+            features = self._build_dataset(queries, stretch, words)
+            with self.ensemble.autocast():
+                found = run_passes(
+                    decode_ranked_tube,
                     self.networks,
                     features,
                     queries,
-                    self.batch,
-                    refine=self.refine,
-                    between=self.between,
+                    self.batch_size,
+                    refine_boundaries=self.refine_boundaries,
+                    subframe_boundaries=self.subframe_boundaries,
                 )
             for query, (rank, prediction) in zip(queries, found, strict=True):
                 best[int(query.id)].add(rank, prediction)
         answers = [
-            answer_of(text, own.chosen(), frame_edges)
+            build_query_result(text, own.select(), frame_edges)
             for text, own in zip(texts, best, strict=True)
         ]
-        return Answers(video=video, queries=answers)
+        return GroundingResult(video=video, queries=answers)
 
-    def _features(
-        self, queries: Sequence[Query], stretch: Stretch, words: FeatureSource
+    def _build_dataset(
+        self, queries: Sequence[Query], window_batch: WindowBatch, text_source: FeatureSource
     ) -> GroundingDataset:
-        appearance, *motion = (stretch.features[name] for name in self.visual)
-        if self.ensemble.pictures:
+        appearance, *motion = (window_batch.features[name] for name in self.visual_products)
+        if self.ensemble.reads_images:
             appearance = ImageSource(appearance, self.sampling.short_side)
         frames, clips, squared = (
-            self.ensemble.frames,
-            self.ensemble.clips,
-            self.ensemble.motion in SQUARE_MOTION_PRODUCTS,
+            self.ensemble.num_frames,
+            self.ensemble.num_clips,
+            self.ensemble.motion_product in SQUARE_MOTION_PRODUCTS,
         )
         return GroundingDataset(
             queries,
             Tracks(),
             appearance,
             motion[0] if motion else None,
-            words,
+            text_source,
             frames,
             clips,
             squared,
             self.device,
         )
 
-    def _words(self, video: AskedVideo, texts: Sequence[str]) -> FeatureSource:
+    def _build_text_source(self, video: VideoInfo, texts: Sequence[str]) -> FeatureSource:
         """What the networks read of sentences, by their number: tokens, or token states."""
         if self.tokenize is not None:
             return TokenSource(
                 [
-                    query_of(video, video.path, place, text, (0, 1))
+                    build_query(video, video.path, place, text, (0, 1))
                     for place, text in enumerate(texts)
                 ],
                 self.tokenize,
@@ -274,10 +298,12 @@ class Grounder:
             ]
         )
 
-    def doubt(self, video: Path) -> str:
+    def domain_warning(self, video: Path) -> str:
         """Why the run may be of no use for this video ("" if nothing speaks against it)."""
         folders = Path(video).resolve().parents
-        if self.dataset != "shapes" or any((folder / SHAPES_STAMP).is_file() for folder in folders):
+        if self.dataset_name != "shapes" or any(
+            (folder / SHAPES_MARKER_FILE).is_file() for folder in folders
+        ):
             return ""
         return (
             f"{self.ensemble.runs[0]} was trained on `shapes`, moving figures on plain ground: what it says about another video"
@@ -285,7 +311,7 @@ class Grounder:
         )
 
 
-def checked_sentences(sentences: Sequence[str]) -> list[str]:
+def validate_sentences(sentences: Sequence[str]) -> list[str]:
     """The sentences without white space around them; none at all, or an empty one, is an InputError."""
     texts = [text.strip() for text in sentences]
     if not texts:
@@ -298,7 +324,7 @@ def checked_sentences(sentences: Sequence[str]) -> list[str]:
     return texts
 
 
-def trained_encoders(ensemble: Ensemble) -> dict[str, nn.Module]:
+def get_trained_encoders(ensemble: Ensemble) -> dict[str, nn.Module]:
     """The encoders that were trained before the network, by product; an InputError where several runs have each their own. A
     network that is given pictures keeps its own to itself.
     """
@@ -313,31 +339,31 @@ def trained_encoders(ensemble: Ensemble) -> dict[str, nn.Module]:
     return {"appearance": first.image_encoder, "text": first.text_encoder}
 
 
-def recorded_encoder(
-    run: Path, product: str, made_from: dict[str, Any], device: torch.device
+def load_recorded_encoder(
+    run: Path, product: str, provenance: dict[str, Any], device: torch.device
 ) -> nn.Module:
     """The encoder a run's features came from, ready to compute; InputError where the weights found now are others. Pictures need none."""
     if product == "frames":
         return nn.Identity()
     backbone = load_backbone(
-        product, made_from["backbone"], made_from["weights"], made_from.get("slowfast")
+        product, provenance["backbone"], provenance["weights"], provenance.get("slowfast")
     )
-    if backbone.digest != made_from["weights_digest"]:
+    if backbone.digest != provenance["weights_digest"]:
         raise InputError(
-            f"{run} was trained on {product} features of weights {made_from['weights']!r} with digest"
-            f" {made_from['weights_digest'][:12]}…, but these weights are {backbone.digest[:12]}… here:"
+            f"{run} was trained on {product} features of weights {provenance['weights']!r} with digest"
+            f" {provenance['weights_digest'][:12]}…, but these weights are {backbone.digest[:12]}… here:"
             " put the same weights back, or extract and train again"
         )
     return optimize_for_inference(backbone.encoder.to(device))
 
 
-def asked_video(video: Path, facts: Mapping[str, Any]) -> AskedVideo:
-    return AskedVideo.model_validate(
+def build_video_info(video: Path, facts: Mapping[str, Any]) -> VideoInfo:
+    return VideoInfo.model_validate(
         {"path": str(video), **{key: facts[key] for key in ("fps", "frame_count", "size")}}
     )
 
 
-def query_of(video: AskedVideo, key: str, place: int, text: str, window: Span) -> Query:
+def build_query(video: VideoInfo, key: str, sentence_index: int, text: str, window: Span) -> Query:
     """A sentence, by its place among the sentences, about a window of a video, as a query without truth."""
     facts = {
         "fps": video.fps,
@@ -346,14 +372,23 @@ def query_of(video: AskedVideo, key: str, place: int, text: str, window: Span) -
         "segment": window,
     }
     return Query.model_validate(
-        {"id": str(place), "video": key, "path": video.path, "text": text, "split": "ask", **facts}
+        {
+            "id": str(sentence_index),
+            "video": key,
+            "path": video.path,
+            "text": text,
+            "split": "ask",
+            **facts,
+        }
     )
 
 
-def counted(stretches: Iterable[Stretch], total: int, progress: Progress) -> Iterator[Stretch]:
+def track_progress(
+    window_batches: Iterable[WindowBatch], total: int, progress: ProgressCallback
+) -> Iterator[WindowBatch]:
     """The same stretches; `progress` hears of the windows of each one that is done with."""
     done = 0
-    for stretch in stretches:
+    for stretch in window_batches:
         yield stretch
         done += len(stretch.windows)
         progress(done, total)

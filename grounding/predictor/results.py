@@ -12,13 +12,13 @@ from grounding.structures.tubes import prediction_boxes
 from pipeline.records import FORMAT, Prediction, Span
 from pipeline.validation import StrictModel
 
-SAME = 0.5
+SAME_EVENT_OVERLAP = 0.5
 """Two windows found the same where one's span covers at least this share of the other's."""
-OVERLAPPING = 4
+MAX_OVERLAPPING_WINDOWS = 4
 """Other windows that share frames with one, at most: two on either side."""
 
 
-class AskedVideo(StrictModel):
+class VideoInfo(StrictModel):
     """The video's facts: `size` is `(width, height)` in pixels as shown, `fps` the mean rate."""
 
     path: str
@@ -27,7 +27,7 @@ class AskedVideo(StrictModel):
     size: tuple[int, int]
 
 
-class Found(StrictModel):
+class TubeResult(StrictModel):
     """One sentence's tube. `score` is CSDVL's probability of its best proposal, which compares videos too; CG-STVG's and CoSTA's is that
     of the first frame times that of the last one, within the window: which window is best they say otherwise (`SpanScores.level`).
 
@@ -42,21 +42,21 @@ class Found(StrictModel):
     boxes: list[tuple[int, float, float, float, float]]
 
 
-class Answer(Found):
+class QueryResult(TubeResult):
     """The best tube, and in `others` the next best ones elsewhere in the video, where more were asked for."""
 
-    others: list[Found] = Field(default_factory=list)
+    others: list[TubeResult] = Field(default_factory=list)
 
 
-class Answers(StrictModel):
+class GroundingResult(StrictModel):
     """What `stvg-predict --json` writes: the video and the answers, in the order of the sentences."""
 
     format: Literal[1] = FORMAT
-    video: AskedVideo
-    queries: list[Answer]
+    video: VideoInfo
+    queries: list[QueryResult]
 
 
-class Best:
+class TopTubes:
     """The `count` highest ranked of any number of predictions about one sentence, each of another event; its memory does not grow
     with them.
 
@@ -64,48 +64,50 @@ class Best:
     with those of `OVERLAPPING` other windows at most, the best `count · (1 + OVERLAPPING)` are enough to choose from.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._kept: list[tuple[float, int, Prediction]] = []
-        self._added = 0
+    def __init__(self, top_k: int) -> None:
+        self.top_k = top_k
+        self._heap: list[tuple[float, int, Prediction]] = []
+        self._num_added = 0
 
     def add(self, rank: float, prediction: Prediction) -> None:
-        self._added += 1
-        entry = (rank, -self._added, prediction)  # of two equal ones the earlier
-        if len(self._kept) < self.count * (1 + OVERLAPPING):
-            heapq.heappush(self._kept, entry)
+        self._num_added += 1
+        entry = (rank, -self._num_added, prediction)  # of two equal ones the earlier
+        if len(self._heap) < self.top_k * (1 + MAX_OVERLAPPING_WINDOWS):
+            heapq.heappush(self._heap, entry)
         else:
-            heapq.heappushpop(self._kept, entry)
+            heapq.heappushpop(self._heap, entry)
 
-    def chosen(self) -> list[Prediction]:
+    def select(self) -> list[Prediction]:
         """The best first."""
         chosen: list[Prediction] = []
-        for _, _, prediction in sorted(self._kept, reverse=True):
-            if len(chosen) < self.count and not any(
-                _same(prediction.span, other.span) for other in chosen
+        for _, _, prediction in sorted(self._heap, reverse=True):
+            if len(chosen) < self.top_k and not any(
+                _is_same_event(prediction.span, other.span) for other in chosen
             ):
                 chosen.append(prediction)
         return chosen
 
 
-def _same(one: Span, other: Span) -> bool:
+def _is_same_event(first: Span, second: Span) -> bool:
     """Whether either covers at least the share `SAME` of the other."""
-    common = min(one[1], other[1]) - max(one[0], other[0])
-    return common >= SAME * min(one[1] - one[0], other[1] - other[0])
+    common = min(first[1], second[1]) - max(first[0], second[0])
+    return common >= SAME_EVENT_OVERLAP * min(first[1] - first[0], second[1] - second[0])
 
 
-def answer_of(text: str, predictions: list[Prediction], frame_edges: np.ndarray) -> Answer:
+def build_query_result(
+    text: str, predictions: list[Prediction], frame_edges: np.ndarray
+) -> QueryResult:
     """A sentence's predictions, the best first."""
-    best, *others = (found(text, prediction, frame_edges) for prediction in predictions)
-    return Answer(**dict(best), others=others)
+    best, *others = (build_tube_result(text, prediction, frame_edges) for prediction in predictions)
+    return QueryResult(**dict(best), others=others)
 
 
-def found(text: str, prediction: Prediction, frame_edges: np.ndarray) -> Found:
+def build_tube_result(text: str, prediction: Prediction, frame_edges: np.ndarray) -> TubeResult:
     """A prediction with its boxes interpolated to every frame of the span, and the span in seconds."""
     begin, end = prediction.span
     frames = np.arange(begin, end)
     boxes = prediction_boxes(prediction, frames).round(2).tolist()
-    return Found(
+    return TubeResult(
         text=text,
         score=prediction.score,
         span_frames=prediction.span,

@@ -22,14 +22,14 @@ from pipeline.store import Entry
 
 
 @dataclass(frozen=True)
-class Stretch:
+class WindowBatch:
     """Windows `[begin, end)` that are asked about together, and the features of their frames by product."""
 
     windows: tuple[Span, ...]
     features: dict[str, FeatureSource]
 
 
-def windows_of(frame_edges: np.ndarray, seconds: float) -> list[Span]:
+def plan_windows(frame_edges: np.ndarray, window_seconds: float) -> list[Span]:
     """The frames `[begin, end)` of windows of `seconds` that together cover a video; the whole of one that is no longer.
 
     Each begins at most half a window after the one before, all equally far apart; the last one ends with the video. Frame n is
@@ -37,25 +37,27 @@ def windows_of(frame_edges: np.ndarray, seconds: float) -> list[Span]:
     """
     count, length = len(frame_edges) - 1, float(frame_edges[-1])
     if (
-        length <= seconds + length / count
+        length <= window_seconds + length / count
     ):  # a frame more: a container's last one may be said to last longer
         return [(0, count)]
-    begins = np.linspace(0, length - seconds, math.ceil((length - seconds) / (seconds / 2)) + 1)
+    begins = np.linspace(
+        0, length - window_seconds, math.ceil((length - window_seconds) / (window_seconds / 2)) + 1
+    )
     firsts = np.searchsorted(frame_edges, begins + 1e-6, "right") - 1
-    ends = np.searchsorted(frame_edges, begins + seconds - 1e-6)
+    ends = np.searchsorted(frame_edges, begins + window_seconds - 1e-6)
     return list(dict.fromkeys(zip(firsts.tolist(), [*ends[:-1].tolist(), count], strict=True)))
 
 
-def kept_stretches(
-    key: str, products: Mapping[str, FeatureSource], windows: Sequence[Span], together: int
-) -> Iterator[Stretch]:
+def read_window_batches(
+    key: str, products: Mapping[str, FeatureSource], windows: Sequence[Span], windows_per_batch: int
+) -> Iterator[WindowBatch]:
     """The stretches of a video whose features lie somewhere whole: each reads the rows it needs."""
     columns = {name: product.columns(key) for name, product in products.items()}
     frames = {name: own["frame"] for name, own in columns.items()}
-    for group in _grouped(windows, together):
+    for group in _group_windows(windows, windows_per_batch):
         features: dict[str, FeatureSource] = {}
         for name, product in products.items():
-            rows = slice(*_rows_around(frames[name], group))
+            rows = slice(*_find_window_rows(frames[name], group))
             read = product.read(
                 key, None if len(windows) == 1 else np.arange(rows.start, rows.stop)
             )
@@ -65,70 +67,72 @@ def kept_stretches(
                 if len(values) == len(frames[name])
             }
             features[name] = InMemorySource([Entry(key, key, read, own, product.facts(key))])
-        yield Stretch(group, features)
+        yield WindowBatch(group, features)
 
 
-def streamed_stretches(
+def stream_window_batches(
     key: str,
     stream: FeatureStream,
     reductions: Mapping[str, Reduction | None],
     windows: Sequence[Span],
-    together: int,
-) -> Iterator[Stretch]:
+    windows_per_batch: int,
+) -> Iterator[WindowBatch]:
     """The same while the video is decoded: a stretch comes as soon as its features are made, and they are dropped after it."""
-    held = {name: _Held() for name in stream.builders}
-    groups = _grouped(windows, together)
+    held = {name: RowBuffer() for name in stream.builders}
+    groups = _group_windows(windows, windows_per_batch)
     waiting = next(groups, None)
 
-    def cut(group: tuple[Span, ...]) -> Stretch:
-        return Stretch(
+    def cut(group: tuple[Span, ...]) -> WindowBatch:
+        return WindowBatch(
             group,
             {
-                name: InMemorySource([own.cut(key, group, stream.initial_facts)])
+                name: InMemorySource([own.build_entry(key, group, stream.initial_facts)])
                 for name, own in held.items()
             },
         )
 
     for name, rows in stream:
-        made = held[name].end
+        made = held[name].total_rows
         held[name].append(
             apply_reduction(rows, reductions[name]),
             stream.builders[name].columns(made, made + len(rows)),
         )
-        while waiting is not None and all(own.last >= waiting[-1][1] for own in held.values()):
+        while waiting is not None and all(
+            own.last_frame >= waiting[-1][1] for own in held.values()
+        ):
             yield cut(waiting)
             if (waiting := next(groups, None)) is not None:
                 for own in held.values():
-                    own.drop(waiting[0][0])
+                    own.discard_before(waiting[0][0])
     for group in [] if waiting is None else [waiting, *groups]:
         yield cut(group)
 
 
-class _Held:
+class RowBuffer:
     """The rows of one product, in the blocks they came in, that windows still to come need; `end`: rows that came in all."""
 
     def __init__(self) -> None:
         self._blocks: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-        self.end = 0
+        self.total_rows = 0
 
     @property
-    def last(self) -> int:
+    def last_frame(self) -> int:
         """The frame that the last row shows."""
         return int(self._blocks[-1][1]["frame"][-1]) if self._blocks else -1
 
     def append(self, rows: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         self._blocks.append((rows, columns))
-        self.end += len(rows)
+        self.total_rows += len(rows)
 
-    def drop(self, frame: int) -> None:
+    def discard_before(self, frame: int) -> None:
         """Forget the blocks before the one with the last row of an earlier frame."""
         while len(self._blocks) > 1 and self._blocks[1][1]["frame"][0] < frame:
             del self._blocks[0]
 
-    def cut(self, key: str, windows: Sequence[Span], facts: dict[str, Any]) -> Entry:
+    def build_entry(self, key: str, windows: Sequence[Span], facts: dict[str, Any]) -> Entry:
         rows, columns = zip(*self._blocks, strict=True)
         frames = np.concatenate([own["frame"] for own in columns])
-        around = slice(*_rows_around(frames, windows))
+        around = slice(*_find_window_rows(frames, windows))
         joined = {
             name: np.concatenate([own[name] for own in columns])[around] for name in columns[0]
         }
@@ -137,15 +141,23 @@ class _Held:
         )
 
 
-def _grouped(windows: Sequence[Span], together: int) -> Iterator[tuple[Span, ...]]:
-    return (tuple(windows[begin : begin + together]) for begin in range(0, len(windows), together))
+def _group_windows(windows: Sequence[Span], windows_per_batch: int) -> Iterator[tuple[Span, ...]]:
+    return (
+        tuple(windows[begin : begin + windows_per_batch])
+        for begin in range(0, len(windows), windows_per_batch)
+    )
 
 
-def _rows_around(frames: np.ndarray, windows: Sequence[Span]) -> tuple[int, int]:
+def _find_window_rows(frame_indices: np.ndarray, windows: Sequence[Span]) -> tuple[int, int]:
     """The rows `[begin, end)` of frames in windows, and of one frame more on either side: the nearest, should a window have none.
 
     `frames` `[n]` ascend; several rows may show one.
     """
-    inside = np.searchsorted(frames, (windows[0][0], windows[-1][1]))
-    first, last = frames[max(inside[0] - 1, 0)], frames[min(inside[1], len(frames) - 1)]
-    return int(np.searchsorted(frames, first)), int(np.searchsorted(frames, last, "right"))
+    inside = np.searchsorted(frame_indices, (windows[0][0], windows[-1][1]))
+    first, last = (
+        frame_indices[max(inside[0] - 1, 0)],
+        frame_indices[min(inside[1], len(frame_indices) - 1)],
+    )
+    return int(np.searchsorted(frame_indices, first)), int(
+        np.searchsorted(frame_indices, last, "right")
+    )

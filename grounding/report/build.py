@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from grounding.evaluation.ground_truth import Exam
-from grounding.evaluation.results import Judged
+from grounding.evaluation.ground_truth import GroundTruth
+from grounding.evaluation.results import RunResults
 from grounding.report.gallery import GalleryGroup, select_gallery
 from grounding.report.page import render_page
 from grounding.report.page_data import QUERIES_DIR as QUERIES
@@ -72,8 +72,8 @@ def _ignore_progress(activity: str, unit: str) -> AbstractContextManager[Progres
 
 def write_report(
     out: Path,
-    ground_truth: Exam,
-    runs: Sequence[Judged],
+    ground_truth: GroundTruth,
+    runs: Sequence[RunResults],
     open_video: VideoOpener,
     config: ReportConfig,
     attention_recorders: Sequence[AttentionRecorder] = (),
@@ -85,7 +85,7 @@ def write_report(
     `runs`: the run that is shown and, to be compared with it, another; `witnesses`: their networks, in the same order, or none;
     `sweep`: the folder of a finished sweep, which is shown too.
     """
-    value = runs[0].values[0]
+    value = runs[0].ranking_scores[0]
     ranked = sorted(
         (query for query in ground_truth.queries if query.id in runs[0].scores),
         key=lambda query: -value.get(query.id, -1.0),
@@ -121,7 +121,7 @@ def _write_videos(
     out: Path,
     ranked_queries: Sequence[Query],
     groups: Sequence[GalleryGroup],
-    runs: Sequence[Judged],
+    runs: Sequence[RunResults],
     open_video: VideoOpener,
     config: ReportConfig,
     progress: ProgressFactory,
@@ -141,8 +141,8 @@ def _write_videos(
 def _write_queries(
     out: Path,
     ranked_queries: Sequence[Query],
-    ground_truth: Exam,
-    runs: Sequence[Judged],
+    ground_truth: GroundTruth,
+    runs: Sequence[RunResults],
     attention_recorders: Sequence[AttentionRecorder],
     progress: ProgressFactory,
 ) -> None:
@@ -170,8 +170,8 @@ def _write_queries(
 def _write_strips(
     out: Path,
     gallery_items: Sequence[GalleryItem],
-    ground_truth: Exam,
-    runs: Sequence[Judged],
+    ground_truth: GroundTruth,
+    runs: Sequence[RunResults],
     open_video: VideoOpener,
     progress: ProgressFactory,
 ) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grounding.evaluation.ground_truth import Exam
-from grounding.evaluation.results import Judged
+from grounding.evaluation.ground_truth import GroundTruth
+from grounding.evaluation.results import RunResults
 from grounding.report.gallery import select_gallery
 from grounding.visualization.paper_figures import (
     RunPrediction,
@@ -36,8 +36,8 @@ MAX_QUERIES = 6
 
 def write_figures(
     out: Path,
-    ground_truth: Exam,
-    runs: Sequence[Judged],
+    ground_truth: GroundTruth,
+    runs: Sequence[RunResults],
     open_video: VideoOpener,
     attention_recorders: Sequence[AttentionRecorder] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from grounding.evaluation.results import Judged
+from grounding.evaluation.results import RunResults
 
 TARGET_SCORES, SCORE_TOLERANCE = (0.8, 0.5, 0.3), 0.1
 """Around which values, and how far from them, queries are shown."""
@@ -22,19 +22,21 @@ class GalleryGroup:
     query_ids: list[str]
 
 
-def select_gallery(run: Judged, other: Judged | None, max_queries: int) -> list[GalleryGroup]:
+def select_gallery(
+    run: RunResults, other: RunResults | None, max_queries: int
+) -> list[GalleryGroup]:
     """At most `count` queries in all, in groups of equal size. Where no truth has boxes tIoU stands in for vIoU.
 
     Of the failures the ones come first that the model was surest about.
     """
-    value, measure = run.values
+    value, measure = run.ranking_scores
     if not value or max_queries <= 0:
         return []
     each = max(1, max_queries // (len(TARGET_SCORES) + 2 + (2 if other else 0)))
     free = dict(value)
     apart = []
     if other is not None:
-        gain = {name: value[name] - other.values[0].get(name, 0.0) for name in value}
+        gain = {name: value[name] - other.ranking_scores[0].get(name, 0.0) for name in value}
         apart = [
             _take_group(
                 free,

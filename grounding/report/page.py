@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from grounding.evaluation.evaluate import judged_as_published
-from grounding.evaluation.ground_truth import Exam
-from grounding.evaluation.published import METRICS, protocols_of, table_lines, table_notes
-from grounding.evaluation.results import Judged
-from grounding.metrics.bootstrap import differ
-from grounding.metrics.scores import MEANS, Score, summarise, summarise_by
+from grounding.evaluation.evaluate import evaluate_published_protocols
+from grounding.evaluation.ground_truth import GroundTruth
+from grounding.evaluation.published import (
+    METRIC_NAMES,
+    build_table_lines,
+    build_table_notes,
+    protocols_for,
+)
+from grounding.evaluation.results import RunResults
+from grounding.metrics.bootstrap import compare_paired
+from grounding.metrics.scores import MEAN_METRICS, Score, summarize, summarize_by
 from grounding.report.gallery import GalleryGroup
 from grounding.structures.tubes import Tubes
 from grounding.visualization.learning_curves import (
@@ -37,8 +42,8 @@ RUN_FILES = ("config.yaml", "provenance.json")
 
 
 def render_page(
-    ground_truth: Exam,
-    runs: Sequence[Judged],
+    ground_truth: GroundTruth,
+    runs: Sequence[RunResults],
     gallery: Sequence[tuple[GalleryGroup, Sequence[Any]]],
     ablations: Ablations | None,
     split: str,
@@ -62,12 +67,14 @@ def render_page(
     )
 
 
-def _build_summary(ground_truth: Exam, runs: Sequence[Judged], split: str) -> dict[str, Any]:
+def _build_summary(
+    ground_truth: GroundTruth, runs: Sequence[RunResults], split: str
+) -> dict[str, Any]:
     run, other = runs[0], runs[1] if len(runs) > 1 else None
     scores = list(run.scores.values())
-    counts = summarise(scores)
+    counts = summarize(scores)
     videos = {query.video for query in ground_truth.queries if query.id in run.scores}
-    groups = [(kind, summarise_by(scores, ground_truth.queries, kind)) for kind in ("form", "tag")]
+    groups = [(kind, summarize_by(scores, ground_truth.queries, kind)) for kind in ("form", "tag")]
     return {
         "runs": [one.name for one in runs],
         "split": split,
@@ -77,13 +84,15 @@ def _build_summary(ground_truth: Exam, runs: Sequence[Judged], split: str) -> di
             "missing": len(run.scores.keys() - run.predictions.keys()),
             "videos": len(videos),
         },
-        "columns": MEANS,
+        "columns": MEAN_METRICS,
         "systems": build_results_table(runs),
         "intervals": {
             name: (run.metrics.get(f"{name}_low"), run.metrics.get(f"{name}_high"))
-            for name in MEANS
+            for name in MEAN_METRICS
         },
-        "differences": differ(scores, list(other.scores.values()), ground_truth.videos)
+        "differences": compare_paired(
+            scores, list(other.scores.values()), ground_truth.video_by_query
+        )
         if other
         else {},
         "groups": [(kind, table) for kind, table in groups if table],
@@ -92,7 +101,7 @@ def _build_summary(ground_truth: Exam, runs: Sequence[Judged], split: str) -> di
     }
 
 
-def _build_training(runs: Sequence[Judged]) -> dict[str, Any]:
+def _build_training(runs: Sequence[RunResults]) -> dict[str, Any]:
     curves = read_curves(runs[0].path / "curves" / "plots" / "metrics")
     files = [(run.name, name, run.path / name) for run in runs for name in RUN_FILES]
     return {
@@ -113,7 +122,7 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def build_results_table(runs: Sequence[Judged]) -> list[tuple[str, dict[str, float | None]]]:
+def build_results_table(runs: Sequence[RunResults]) -> list[tuple[str, dict[str, float | None]]]:
     """The headline table: the runs, then every baseline that the first one's metrics have."""
     table = [
         (
@@ -123,7 +132,7 @@ def build_results_table(runs: Sequence[Judged]) -> list[tuple[str, dict[str, flo
         for run in runs
     ]
     for prefix, name in BASELINES:
-        values = {column: runs[0].metrics.get(prefix + column) for column in MEANS}
+        values = {column: runs[0].metrics.get(prefix + column) for column in MEAN_METRICS}
         if any(value is not None for value in values.values()):
             table.append((name, values))
     return table
@@ -133,8 +142,8 @@ def _get_mean_metrics(
     metrics: Mapping[str, Any], scores: Sequence[Score]
 ) -> dict[str, float | None]:
     """A run's means; those of its scores where `metrics` is silent."""
-    known = summarise(scores)
-    return {column: metrics.get(column, known.get(column)) for column in MEANS}
+    known = summarize(scores)
+    return {column: metrics.get(column, known.get(column)) for column in MEAN_METRICS}
 
 
 def build_histogram(scores: Sequence[Score]) -> list[tuple[str, int, float]]:
@@ -150,21 +159,23 @@ def build_histogram(scores: Sequence[Score]) -> list[tuple[str, int, float]]:
     ]
 
 
-def _build_published_table(ground_truth: Exam, run: Judged, split: str) -> dict[str, Any] | None:
+def _build_published_table(
+    ground_truth: GroundTruth, run: RunResults, split: str
+) -> dict[str, Any] | None:
     """The paper's table with this run in it; None where nothing was published of the data set's split."""
-    if ground_truth.dataset is None or not protocols_of(ground_truth.dataset, split):
+    if ground_truth.dataset_name is None or not protocols_for(ground_truth.dataset_name, split):
         return None
     tubes = Tubes.from_predictions(run.predictions.values())
-    ours, refused = judged_as_published(
+    ours, refused = evaluate_published_protocols(
         ground_truth, tubes, split, {"every-frame": list(run.scores.values())}
     )
-    lines = table_lines(ground_truth.dataset, split, ours)
+    lines = build_table_lines(ground_truth.dataset_name, split, ours)
     forms = [
         (form, list(group)) for form, group in itertools.groupby(lines, lambda line: line.form)
     ]
     return {
-        "dataset": ground_truth.dataset,
-        "metrics": METRICS,
+        "dataset": ground_truth.dataset_name,
+        "metrics": METRIC_NAMES,
         "forms": forms,
-        "notes": [*table_notes(ground_truth.dataset, split), *refused],
+        "notes": [*build_table_notes(ground_truth.dataset_name, split), *refused],
     }

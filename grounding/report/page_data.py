@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from grounding.evaluation.results import Judged
+from grounding.evaluation.results import RunResults
 from grounding.structures.span_scores import BoundaryScores, ProposalScores
 from grounding.structures.tubes import ground_truth_boxes
 from pipeline.io.atomic import atomic_write
@@ -42,7 +42,7 @@ def write_script(path: Path, function_name: str, *values: Any) -> None:
         aside.write_text(f"stvg.{function_name}({arguments});\n", encoding="utf-8")
 
 
-def query_row(query: Query, runs: Sequence[Judged], video_index: int) -> dict[str, Any]:
+def query_row(query: Query, runs: Sequence[RunResults], video_index: int) -> dict[str, Any]:
     """One query as the list has it; `video` is the place of its video among the page's, and scores are per run `[vIoU, tIoU, sIoU]`."""
     scores = [run.scores[query.id] for run in runs]
     answers = [run.predictions.get(query.id) for run in runs]
@@ -65,7 +65,7 @@ def query_row(query: Query, runs: Sequence[Judged], video_index: int) -> dict[st
 def query_details(
     query: Query,
     tracks: Tracks,
-    runs: Sequence[Judged],
+    runs: Sequence[RunResults],
     query_attentions: Sequence[QueryAttention | None],
 ) -> dict[str, Any]:
     """One query as its own view has it: the tubes, and what each run's network saw, None where it was not asked."""

@@ -36,4 +36,8 @@ class ModelInputs:
         if self.video_indices is None:
             return per_video
         # of the two, gradients add up in a fixed order by index_select on a CPU, by an index on a GPU
-        return per_video[self.video_indices] if per_video.is_cuda else per_video.index_select(0, self.video_indices)
+        return (
+            per_video[self.video_indices]
+            if per_video.is_cuda
+            else per_video.index_select(0, self.video_indices)
+        )

@@ -112,7 +112,10 @@ class BoundaryPrediction:
 
     def init_scores(self, segment: Span, frame_indices: np.ndarray) -> BoundaryScores:
         return BoundaryScores(
-            segment, interval_edges(frame_indices, segment), np.zeros(len(frame_indices)), np.zeros(len(frame_indices))
+            segment,
+            interval_edges(frame_indices, segment),
+            np.zeros(len(frame_indices)),
+            np.zeros(len(frame_indices)),
         )
 
 

@@ -108,7 +108,9 @@ class Tubes:
         """`[n]`: tube and frame of each row in one ascending number."""
         return encode_row_keys(self.row_tubes, self.frames)
 
-    def boxes_at(self, tube_indices: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def boxes_at(
+        self, tube_indices: np.ndarray, frames: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The box of tube `owners[i]` at `frames[i]` → boxes `[m, 4]` float64, and where a tube has one of its own `[m]`.
 
         Exact at rows. Where a tube has none (no rows at all, or a gap of a frame-wise tube) the box is all zeros.
@@ -117,7 +119,10 @@ class Tubes:
         if len(self.frames) == 0:
             return np.zeros((len(frames), 4)), np.zeros(len(frames), bool)
         first, last = self.offsets[tube_indices], self.offsets[tube_indices + 1] - 1
-        left = np.searchsorted(self.row_keys(), encode_row_keys(tube_indices, frames), side="right") - 1
+        left = (
+            np.searchsorted(self.row_keys(), encode_row_keys(tube_indices, frames), side="right")
+            - 1
+        )
         near = np.clip(left, first, np.maximum(last, first)).clip(max=len(self.frames) - 1)
         right = np.minimum(near + 1, np.maximum(last, near)).clip(max=len(self.frames) - 1)
         start, stop = self.frames[near].astype(np.float64), self.frames[right].astype(np.float64)

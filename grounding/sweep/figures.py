@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from grounding.metrics.scores import MEANS
+from grounding.metrics.scores import MEAN_METRICS
 from grounding.sweep.statistics import ALL_QUERIES, is_significant
 from grounding.visualization.learning_curves import read_curve_table, smooth_curve
 from pipeline.io.atomic import atomic_write
@@ -34,8 +34,8 @@ def plot_table(table: Mapping[str, Any], group: str = ALL_QUERIES) -> Figure:
     rows, titles = _layout_rows(table)
     height = 1.3 + 0.27 * (len(rows) + 1.5 * len(titles))
     figure = Figure(figsize=(14.5, height), layout=ConstrainedLayoutEngine(wspace=0.04))
-    panels = figure.subplots(1, len(MEANS), sharey=True)
-    for axes, metric in zip(panels, MEANS, strict=True):
+    panels = figure.subplots(1, len(MEAN_METRICS), sharey=True)
+    for axes, metric in zip(panels, MEAN_METRICS, strict=True):
         for section, row, place in rows:
             _plot_estimate(axes, table, section, row, metric, group, place)
         for section in table["sections"]:

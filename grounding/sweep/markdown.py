@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from grounding.metrics.scores import MEANS
+from grounding.metrics.scores import MEAN_METRICS
 from grounding.sweep.statistics import ALL_QUERIES, is_significant
 
 MISSING_CELL = "–"
@@ -37,7 +37,7 @@ def render_markdown(table: Mapping[str, Any], image_names: Iterable[str]) -> str
         parts += [
             f"## {section['title']}",
             format_markdown_table(*build_means_table(table, section)),
-            _format_differences_table(table, section, ALL_QUERIES, MEANS),
+            _format_differences_table(table, section, ALL_QUERIES, MEAN_METRICS),
             *_format_published_tables(table, section),
         ]
     for group in [name for name in table["groups"] if name != ALL_QUERIES]:
@@ -46,7 +46,7 @@ def render_markdown(table: Mapping[str, Any], image_names: Iterable[str]) -> str
             parts += [
                 f"### {section['title']}",
                 format_markdown_table(*build_means_table(table, section, group)),
-                _format_differences_table(table, section, group, MEANS[:3]),
+                _format_differences_table(table, section, group, MEAN_METRICS[:3]),
             ]
     return "\n\n".join(parts) + "\n"
 
@@ -195,14 +195,14 @@ def build_means_table(
         rows.append(
             [
                 format_variant_label(table, row["variant"]),
-                *(format_mean(found.get(metric)) for metric in MEANS),
+                *(format_mean(found.get(metric)) for metric in MEAN_METRICS),
                 *costs,
                 f"{first}: {seeds}",
             ]
         )
     return [
         "",
-        *MEANS,
+        *MEAN_METRICS,
         *(get_cost_columns(table) if group == ALL_QUERIES else []),
         "seed by seed",
     ], rows
@@ -237,12 +237,12 @@ def _format_published_tables(table: Mapping[str, Any], section: Mapping[str, Any
     rows = [
         [
             format_variant_label(table, row["variant"]),
-            *(format_published(section, row, metric) for metric in MEANS),
+            *(format_published(section, row, metric) for metric in MEAN_METRICS),
         ]
         for row in section["rows"]
         if row["published"]
     ]
     return [
         f"{source['method']} on {source['dataset']}, {source['split']} (published). {PUBLISHED_NOTE}",
-        format_markdown_table(["published", *MEANS], rows),
+        format_markdown_table(["published", *MEAN_METRICS], rows),
     ]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from grounding.evaluation.config import EvaluateConfig
-from grounding.evaluation.evaluate import judge, predict_split
-from grounding.evaluation.ground_truth import Exam, read_exam
+from grounding.evaluation.evaluate import evaluate, predict_split
+from grounding.evaluation.ground_truth import GroundTruth, load_ground_truth
 from grounding.evaluation.results import write_results
 from grounding.metrics.scores import Score, read_scores
 from grounding.structures.tubes import Tubes
@@ -76,7 +76,7 @@ class Sweep:
     """Of the trained variants; `seed` is the first seed's."""
     evaluate_configs: Mapping[str, EvaluateConfig]
     seeds: Sequence[int]
-    ground_truth: Exam
+    ground_truth: GroundTruth
     split: str
     store_digest: str = field(repr=False)
     """The store's digest."""
@@ -125,8 +125,8 @@ def plan_sweep(
         )
         for name, variant in table.variants.items()
     }
-    exam = read_exam(store / "index.jsonl", evaluate_config.split)
-    if not len(exam.truths.tubes):
+    exam = load_ground_truth(store / "index.jsonl", evaluate_config.split)
+    if not len(exam.true_tubes.tubes):
         raise InputError(
             f"store {store}: no query of split {evaluate_config.split!r} has a truth to judge by"
         )
@@ -164,7 +164,7 @@ def _build_evaluate_config(
     changes = dict(variant.evaluate)
     if variant.test_frames_multiplier > 1:
         changes["frames"] = variant.test_frames_multiplier * (
-            evaluate_config.frames or train_config.model.frames
+            evaluate_config.frames or train_config.model.num_frames
         )
     return validate(
         EvaluateConfig,
@@ -320,7 +320,7 @@ def _evaluate_runs(
         run_dir,
         sweep.split,
         answers,
-        *judge(sweep.ground_truth, Tubes.from_predictions(answers), seed=evaluate_config.seed),
+        *evaluate(sweep.ground_truth, Tubes.from_predictions(answers), seed=evaluate_config.seed),
     )
     write_json(
         run_dir / EVALUATION_RECORD_FILE,

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from grounding.metrics.bootstrap import PERCENTILES, drawn_means, few, stacked
-from grounding.metrics.scores import MEANS, Score
+from grounding.metrics.bootstrap import PERCENTILES, bootstrap_means, stack_scores, too_few_videos
+from grounding.metrics.scores import MEAN_METRICS, Score
 from grounding.sweep.run import Sweep, SweepScores
 from grounding.sweep.tables import Claim, Section
 from grounding.systems.checkpoint import load_model, read_provenance
@@ -42,7 +42,7 @@ def compute_statistics(sweep: Sweep, sweep_scores: SweepScores) -> dict[str, Any
     order = sweep_scores[next(iter(sweep.table.trained_variants))][0]
     stacks = {name: _stack_runs(scores, order) for name, scores in sweep_scores.items()}
     groups = build_query_groups(sweep.ground_truth.queries, [one.id for one in order])
-    videos = np.array([sweep.ground_truth.videos[one.id] for one in order])
+    videos = np.array([sweep.ground_truth.video_by_query[one.id] for one in order])
 
     def judged(
         stack: np.ndarray, only: Sequence[str], least: float, wanted: Iterable[str]
@@ -113,16 +113,16 @@ def compute_estimates(
     """
     own = _compute_seed_means(scores)
     spread = own.std(0, ddof=1) if len(own) > 1 else np.zeros(own.shape[1])
-    drawn = drawn_means(scores.mean(0), list(videos), seed=0)
+    drawn = bootstrap_means(scores.mean(0), list(videos), seed=0)
     if len(own) > 1:
         error = np.random.default_rng(1).standard_t(len(own) - 1, (len(drawn), 1))
         drawn = drawn + error * spread / np.sqrt(len(own))
     found: dict[str, Estimate] = {}
-    for place, name in enumerate(MEANS):
+    for place, name in enumerate(MEAN_METRICS):
         if np.isnan(own[:, place]).all():
             continue
         ends = np.nanpercentile(drawn[:, place], PERCENTILES).clip(minimum, 1.0)
-        low, high = (None, None) if few(videos) else ends.tolist()
+        low, high = (None, None) if too_few_videos(videos) else ends.tolist()
         seeds = own[:, place].tolist()
         mean = float(np.mean(seeds))
         found[name] = {
@@ -160,7 +160,7 @@ def _stack_runs(runs: Sequence[Sequence[Score]], ordered_scores: Sequence[Score]
     tables = []
     for scores in runs:
         by_id = {one.id: one for one in scores}
-        tables.append(stacked([by_id[one.id] for one in ordered_scores]))
+        tables.append(stack_scores([by_id[one.id] for one in ordered_scores]))
     return np.stack(tables)
 
 
@@ -180,7 +180,7 @@ def _build_metadata(
         )  # where encoders train, their sources are part of the code
     most = max(codes.values(), key=len)
     return {
-        "dataset": sweep.ground_truth.dataset,
+        "dataset": sweep.ground_truth.dataset_name,
         "split": sweep.split,
         "protocol": "every-frame",
         "store": sweep.store_digest,

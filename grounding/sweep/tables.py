@@ -9,8 +9,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from grounding.evaluation.published import Dataset, Metric, ablations_for, rows_for
-from grounding.metrics.scores import MEANS
+from grounding.evaluation.published import DatasetName, MetricName, ablations_for, rows_for
+from grounding.metrics.scores import MEAN_METRICS
 from pipeline.errors import InputError
 from pipeline.validation import StrictModel, format_first_error
 
@@ -43,7 +43,7 @@ class Variant(StrictModel):
     evaluate: dict[str, Any] = Field(default_factory=dict)
     test_frames_multiplier: int = Field(default=1, ge=1)
     """Frames at test time, as a multiple of those in training."""
-    metrics: tuple[MeanMetric, ...] = MEANS  # type: ignore[assignment]
+    metrics: tuple[MeanMetric, ...] = MEAN_METRICS  # type: ignore[assignment]
 
     @model_validator(mode="after")
     def _check_trained_or_derived(self) -> Variant:
@@ -67,7 +67,7 @@ class Variant(StrictModel):
 class PublishedSource(StrictModel):
     """Where a section's published figures stand: methods, or ablations of `method`, by variant."""
 
-    dataset: Dataset
+    dataset: DatasetName
     split: str
     method: str
     names: dict[str, str]
@@ -88,7 +88,7 @@ class PublishedSource(StrictModel):
         )
 
 
-def _stringify_metrics(scores: Mapping[Metric, float]) -> dict[str, float]:
+def _stringify_metrics(scores: Mapping[MetricName, float]) -> dict[str, float]:
     return {str(metric): value for metric, value in scores.items()}
 
 

@@ -36,7 +36,7 @@ _VIDSTG_MODEL: dict[str, Any] = {
 
 # From scratch. Boxes and clips are carried by attention over cells (`box_head`, `clip_pool`), and the cells on the object
 # are told that they are (`carriers`) and what its box is (`cells`), because the paper's MLP box head and plain spatial mean
-# lean on MDETR's weights; A of eq. (2) is taken relative to its mean (`guide_gain`), because a short training does not
+# lean on MDETR's weights; A of eq. (2) is taken relative to its mean (`guidance_scale`), because a short training does not
 # teach FC its scale.
 _FROM_SCRATCH_MODEL: dict[str, Any] = {
     "alpha": 1.0,

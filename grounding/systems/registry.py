@@ -17,7 +17,7 @@ from grounding.models.cgstvg import Cgstvg
 from grounding.models.costa import Costa, CostaConfig
 from grounding.models.csdvl import Csdvl, CsdvlConfig
 from grounding.models.end_to_end import EndToEnd
-from grounding.structures.targets import Targets, LossNormalizers
+from grounding.structures.targets import LossNormalizers, Targets
 from grounding.systems.config import (
     CgstvgTrainConfig,
     CostaTrainConfig,

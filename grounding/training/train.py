@@ -22,7 +22,7 @@ from grounding.data.loader import Batch, Loader, SampleTransform
 from grounding.data.negative_sampling import NegativeSentenceSampler
 from grounding.data.sources import TokenizeFunction
 from grounding.inference.predict import predict
-from grounding.metrics.scores import score, summarise
+from grounding.metrics.scores import score_queries, summarize
 from grounding.modules.activation_checkpointing import enable_activation_checkpointing
 from grounding.structures.targets import LossNormalizers
 from grounding.systems.checkpoint import read_provenance
@@ -170,7 +170,9 @@ def train_step(
     system = get_system(config.system)
     totals = LossNormalizers(
         *dist.all_reduce_sum(
-            torch.stack([torch.stack(LossNormalizers.from_targets(part.targets)) for part in batches]).sum(0)
+            torch.stack(
+                [torch.stack(LossNormalizers.from_targets(part.targets)) for part in batches]
+            ).sum(0)
         )
     )
     found: list[dict[str, Tensor]] = []
@@ -226,8 +228,10 @@ def validate(
         next(model.parameters()).device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
     ):
         answers = dist.all_gather(predict(model, dataset, own, passes))
-    return summarise(
-        score(dataset.queries, dataset.tracks, [answer for part in answers for answer in part])
+    return summarize(
+        score_queries(
+            dataset.queries, dataset.tracks, [answer for part in answers for answer in part]
+        )
     )
 
 

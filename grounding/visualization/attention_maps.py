@@ -1,6 +1,6 @@
 """What a trained network sees when it answers a query: where it looks in every frame, and what it says of when.
 
-`Witness.of_run(run, store, split)` opens a run, `witness.asked(query)` tells. Networks differ in what they look with:
+`Witness.from_run(run, store, split)` opens a run, `witness.asked(query)` tells. Networks differ in what they look with:
 
 - CSDVL: `guide`, A of eq. (2), which its static stream hands to its dynamic one; with `box_head=attention` also `carriers`, the cells
   that carry the box. The dynamic stream alone (`streams=dynamic`) has neither.
@@ -24,8 +24,8 @@ from torch import nn
 
 from grounding.data.dataset import GroundingDataset
 from grounding.inference.ensemble import Ensemble
-from grounding.inference.predict import see
-from grounding.inference.segment_prediction import Look
+from grounding.inference.predict import forward_passes
+from grounding.inference.segment_prediction import SegmentPrediction
 from grounding.models.csdvl import CsdvlOutputs
 from grounding.structures.span_scores import SpanScores
 from pipeline.devices import resolve_device
@@ -93,21 +93,23 @@ class AttentionRecorder:
 
         InputError where there is no run or checkpoint, StoreError where the store does not fit it.
         """
-        ensemble = Ensemble.of_runs([run], resolve_device(device), frames)
+        ensemble = Ensemble.from_runs([run], resolve_device(device), frames)
         return cls(
             ensemble.models[0].eval(),
-            ensemble.features_of(Store(store), split),
-            compute_context=ensemble.computing,
+            ensemble.load_dataset(Store(store), split),
+            compute_context=ensemble.autocast,
         )
 
     @torch.inference_mode()
     def record(self, query: Query) -> QueryAttention:
         """What the network sees of one query of `features`."""
-        look, gaze = Look(query, self.dataset), _PassAverager()
+        look, gaze = SegmentPrediction(query, self.dataset), _PassAverager()
         with self.compute_context():
-            see([self.model], self.dataset, [look], self.batch_size, gaze.add)
-        assert look.when is not None
-        return QueryAttention(query, look.frames, gaze.compute_mean(look.frames), look.when)
+            forward_passes([self.model], self.dataset, [look], self.batch_size, gaze.add)
+        assert look.span_scores is not None
+        return QueryAttention(
+            query, look.frame_indices, gaze.compute_mean(look.frame_indices), look.span_scores
+        )
 
 
 @dataclass
@@ -143,7 +145,11 @@ def get_attention_maps(outputs: Any) -> dict[str, np.ndarray]:
     """Attention by kind, of outputs without batch padding, `[layers, B, T_s, H, W]`; without carriers where an MLP finds the
     boxes, whose carriers are uniform.
     """
-    looked = {"guide": outputs.guidance} if isinstance(outputs, CsdvlOutputs) else {"heard": outputs.heard}
+    looked = (
+        {"guide": outputs.guidance}
+        if isinstance(outputs, CsdvlOutputs)
+        else {"heard": outputs.heard}
+    )
     if len(outputs.cell_boxes):
         looked["carriers"] = outputs.box_attention
     maps = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from grounding.structures.tubes import predicted_box, ground_truth_box
+from grounding.structures.tubes import ground_truth_box, predicted_box
 from pipeline.records import Prediction, Query
 from pipeline.tracks import Tracks
 
@@ -56,7 +56,9 @@ def draw_strip(
     for number, frame in zip(frame_indices, frames, strict=True):
         thumb = _make_thumbnail(frame)
         scale = (thumb.width / query.size[0], thumb.height / query.size[1])
-        _draw_outline(thumb, ground_truth_box(query, tracks, number), scale, TRUE_COLOR, dashed=False)
+        _draw_outline(
+            thumb, ground_truth_box(query, tracks, number), scale, TRUE_COLOR, dashed=False
+        )
         for answer, colour in reversed(
             list(zip(predictions, (PREDICTED_COLOR, OTHER_COLOR), strict=False))
         ):

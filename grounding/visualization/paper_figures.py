@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from grounding.structures.tubes import predicted_box, ground_truth_box
+from grounding.structures.tubes import ground_truth_box, predicted_box
 from pipeline.io.atomic import atomic_write
 from pipeline.records import Prediction, Query, Span
 from pipeline.tracks import Tracks

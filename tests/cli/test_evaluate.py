@@ -143,17 +143,21 @@ def test_a_second_look_and_spans_at_clips_edges_are_options(
     """
     monkeypatch.setattr(
         grounding.inference.refine,
-        "window_around",
+        "expand_span",
         lambda span, segment, least: (segment[0], segment[1] - 1),
     )
     spans, scores = {}, set()
-    for setting in ("refine=false", "refine=true", "between=false"):
+    for setting in (
+        "refine_boundaries=false",
+        "refine_boundaries=true",
+        "subframe_boundaries=false",
+    ):
         assert evaluate(place, "--set", setting).exit_code == 0
         answers = list(read_jsonl(place / "run" / "predictions" / "test.jsonl", Prediction))
         spans[setting] = {edge for answer in answers for edge in answer.span}
         scores.add(tuple(answer.score for answer in answers))
     assert len(scores) == 2  # the second look's; where the span lies between clips changes no score
-    assert spans["between=false"] <= {round(k / 8 * 50) for k in range(9)}
+    assert spans["subframe_boundaries=false"] <= {round(k / 8 * 50) for k in range(9)}
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

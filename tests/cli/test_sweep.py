@@ -214,7 +214,7 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
             "--out",
             str(page),
             "--set",
-            "strips=0",
+            "gallery_size=0",
         ],
     )
     assert shown.exit_code == 0, shown.stderr

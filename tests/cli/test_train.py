@@ -79,17 +79,25 @@ def test_cg_stvg_is_trained_judged_and_reported_alike(
 ) -> None:
     """Its run is named after it where no --run is given."""
     monkeypatch.chdir(tmp_path)
-    model = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_layers": 1, "num_stages": 2, "num_frames": 4}
+    model = {
+        "hidden_dim": 8,
+        "num_heads": 2,
+        "ffn_dim": 8,
+        "num_layers": 1,
+        "num_stages": 2,
+        "num_frames": 4,
+    }
     Path("params.yaml").write_text(yaml.safe_dump({"train": {**SETTINGS, "model": model}}))
     store, run = ("--features", str(tiny_run.store)), Path("runs/cgstvg")
     result = CliRunner().invoke(app, [*store, "--model", "cgstvg", "--config", "params.yaml"])
     assert (result.exit_code, result.stdout) == (0, f"trained {run}\n"), result.stderr
     judged = CliRunner().invoke(
-        cli.evaluate.app, [*store, "--run", str(run), "--set", "device=cpu", "--set", "refine=true"]
+        cli.evaluate.app,
+        [*store, "--run", str(run), "--set", "device=cpu", "--set", "refine_boundaries=true"],
     )
     assert judged.exit_code == 0, judged.stderr
     reported = CliRunner().invoke(
-        cli.report.app, [*store, "--run", str(run), "--out", "report", "--set", "strips=0"]
+        cli.report.app, [*store, "--run", str(run), "--out", "report", "--set", "gallery_size=0"]
     )
     assert reported.exit_code == 0, reported.stderr
     assert "train/quality" in Path("report/index.html").read_text()

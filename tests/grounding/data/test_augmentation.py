@@ -201,7 +201,9 @@ def test_tokens_are_those_of_the_mirrored_sentence(
 ) -> None:
     own = tokenized([text])[0][0, :, None].numpy()
     ways = set()
-    for sample, _ in drawn(query_of(0, "train", text=text), {"flip_probability": 0.5}, tokenized, own):
+    for sample, _ in drawn(
+        query_of(0, "train", text=text), {"flip_probability": 0.5}, tokenized, own
+    ):
         right = bool(sample.appearance[0, 0, -1, 0])
         np.testing.assert_array_equal(
             sample.text, tokenized([other if right else text])[0][0, :, None].numpy()
@@ -225,7 +227,9 @@ def test_the_shipped_tokenizer_gives_the_mirrored_sentence_s_tokens(query_of: Qu
     encoder = TextEncoder("tiny")
     ids, mask = encoder.tokenize([LEFT, RIGHT])
     own, other = (row[kept, None].numpy() for row, kept in zip(ids, mask, strict=True))
-    for sample, _ in drawn(query_of(0, "train", text=LEFT), {"flip_probability": 1.0}, encoder.tokenize, own):
+    for sample, _ in drawn(
+        query_of(0, "train", text=LEFT), {"flip_probability": 1.0}, encoder.tokenize, own
+    ):
         np.testing.assert_array_equal(sample.text, other)
 
 

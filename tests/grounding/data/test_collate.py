@@ -62,8 +62,12 @@ def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(
         ]
     )
     assert inputs.motion.shape == (2, CLIPS, 6, 5, 5)
-    torch.testing.assert_close(inputs.picture_in_square, torch.tensor([[0, 0, 1, 1 / 2], [0, 0, 4 / 5, 1]]))
-    for motion, (_, _, right, bottom) in zip(inputs.motion, inputs.picture_in_square.tolist(), strict=True):
+    torch.testing.assert_close(
+        inputs.picture_in_square, torch.tensor([[0, 0, 1, 1 / 2], [0, 0, 4 / 5, 1]])
+    )
+    for motion, (_, _, right, bottom) in zip(
+        inputs.motion, inputs.picture_in_square.tolist(), strict=True
+    ):
         assert motion[:, : round(6 * bottom), : round(5 * right)].eq(1).all()
         assert motion.sum() == motion[:, : round(6 * bottom), : round(5 * right)].numel()
 
@@ -106,14 +110,16 @@ def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -
     assert inputs.video_indices is not None
     assert inputs.video_indices.tolist() == [0, 1, 0, 2]
     assert {
-        len(own) for own in (inputs.appearance, inputs.map_size, inputs.motion, inputs.picture_in_square)
+        len(own)
+        for own in (inputs.appearance, inputs.map_size, inputs.motion, inputs.picture_in_square)
     } == {3}
     assert {len(own) for own in (inputs.frame_positions, inputs.text, inputs.text_mask)} == {4}
     apart = collate([replace(sample, appearance=np.array(sample.appearance)) for sample in samples])
     assert apart.video_indices is None
     for name in ("appearance", "map_size", "motion", "square"):
         assert torch.equal(
-            inputs.expand_to_queries(getattr(inputs, name)), apart.expand_to_queries(getattr(apart, name))
+            inputs.expand_to_queries(getattr(inputs, name)),
+            apart.expand_to_queries(getattr(apart, name)),
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from grounding.data.cache import LRUCache
 from grounding.data.dataset import GroundingDataset
 from grounding.data.sources import FeatureSource
-from grounding.inference.segment_prediction import Look
+from grounding.inference.segment_prediction import SegmentPrediction
 from pipeline.errors import InputError, StoreError
 from pipeline.records import Query, Truth
 from pipeline.sampling import compute_pool_bins, sample_bin_centers
@@ -206,7 +206,9 @@ def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(
 ) -> None:
     targets = framewise.targets(framewise.load_sample(framewise.queries[0]))
     assert targets.frame_labels.tolist() == targets.clip_labels.tolist() == [[0, 1, 0, 0]]
-    assert targets.box_mask.tolist() == targets.clip_box_mask.tolist() == [[False, True, False, False]]
+    assert (
+        targets.box_mask.tolist() == targets.clip_box_mask.tolist() == [[False, True, False, False]]
+    )
     torch.testing.assert_close(targets.clip_boxes, targets.boxes)
 
 
@@ -241,7 +243,9 @@ def test_passes_see_every_stored_frame_of_the_segment(
 ) -> None:
     query = query_of(0, "train", segment=(3, 98))
     features = GroundingDataset.from_store(make_store([query]), "train", 6, CLIPS)
-    passes = [features.load_sample(query, rows) for rows in Look(query, features).passes]
+    passes = [
+        features.load_sample(query, rows) for rows in SegmentPrediction(query, features).passes
+    ]
     assert {len(sample.frame_indices) for sample in passes} == {6}
     assert set(np.concatenate([sample.frame_indices for sample in passes]).tolist()) == set(
         range(5, 98, 5)

@@ -15,7 +15,7 @@ from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
 from grounding.data.negative_sampling import NegativeSentenceSampler
 from grounding.losses.csdvl import proposal_loss
-from grounding.losses.temporal import boundary_divergence, boundary_distributions
+from grounding.losses.temporal import boundary_distributions, boundary_divergence
 from grounding.systems.registry import SYSTEMS
 from grounding.training.train import prepare_run_dir, train
 from pipeline.config import validate
@@ -23,9 +23,24 @@ from pipeline.records import Query
 from tests.grounding.conftest import StoreMaker, make_query
 
 TEXTS = {"v0": "a red dog", "v1": "the blue cat", "v2": "a tree"}
-SMALL: dict[str, Any] = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_layers": 1, "num_frames": 4, "dropout": 0.0}
+SMALL: dict[str, Any] = {
+    "hidden_dim": 8,
+    "num_heads": 2,
+    "ffn_dim": 8,
+    "num_layers": 1,
+    "num_frames": 4,
+    "dropout": 0.0,
+}
 MODELS: dict[str, dict[str, Any]] = {
-    "csdvl": {"model": {**SMALL, "num_clips": 4, "proposal_map_channels": 4, "proposal_map_kernel": 3, "proposal_map_layers": 1}},
+    "csdvl": {
+        "model": {
+            **SMALL,
+            "num_clips": 4,
+            "proposal_map_channels": 4,
+            "proposal_map_kernel": 3,
+            "proposal_map_layers": 1,
+        }
+    },
     "cgstvg": {"model": {**SMALL, "num_stages": 2, "motion": "motion"}},
     "costa": {
         "model": {**SMALL, "num_decoder_layers": 1, "r3d_width": 8},
@@ -166,7 +181,9 @@ def test_no_proposal_answers_what_is_absent(features: GroundingDataset) -> None:
 
 def test_of_an_absent_event_no_frame_is_the_first(features: GroundingDataset) -> None:
     tau = (torch.arange(6) + 0.5)[None] / 6
-    first, last = boundary_distributions(torch.tensor([[0.2, 0.7], [0.0, 0.0]]), tau.expand(2, -1), 1.0)
+    first, last = boundary_distributions(
+        torch.tensor([[0.2, 0.7], [0.0, 0.0]]), tau.expand(2, -1), 1.0
+    )
     assert first[0].sum() == pytest.approx(1)
     assert not torch.stack([first, last])[:, 1].any()
     logits = torch.randn(1, 2, 6, requires_grad=True)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from grounding.evaluation.baselines import (
-    best_constant,
-    box_candidates,
+    build_box_candidates,
+    build_span_candidates,
     choose_constant,
-    constant_predictions,
-    random_predictions,
-    span_candidates,
+    predict_best_constant,
+    predict_constant,
+    predict_random,
 )
-from grounding.metrics.scores import score, summarise
+from grounding.metrics.scores import score_queries, summarize
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query, Truth
 from pipeline.tracks import Tracks
@@ -59,13 +59,13 @@ def make_split(count: int, seed: int, with_boxes: bool = True) -> tuple[list[Que
 
 
 def m_v_iou(queries: list[Query], tracks: Tracks, predictions: list[Prediction]) -> float:
-    return summarise(score(queries, tracks, predictions))["m_vIoU"]
+    return summarize(score_queries(queries, tracks, predictions))["m_vIoU"]
 
 
 def test_the_search_agrees_with_the_metrics() -> None:
     queries, tracks = make_split(12, seed=0)
     constant = choose_constant(queries, tracks)
-    assert m_v_iou(queries, tracks, constant_predictions(constant, queries)) == pytest.approx(
+    assert m_v_iou(queries, tracks, predict_constant(constant, queries)) == pytest.approx(
         constant.train_score
     )
 
@@ -74,34 +74,31 @@ def test_no_other_candidate_is_better() -> None:
     queries, tracks = make_split(6, seed=1)
     best = choose_constant(queries, tracks)
     generator = np.random.default_rng(2)
-    spans, boxes = span_candidates(queries), box_candidates(queries, tracks)
+    spans, boxes = build_span_candidates(queries), build_box_candidates(queries, tracks)
     for _ in range(30):
         span = spans[generator.integers(len(spans))]
         box = tuple(boxes[generator.integers(len(boxes))].tolist())
-        other = type(best)(span_tau=span, box=box, train_score=0.0)
-        assert (
-            m_v_iou(queries, tracks, constant_predictions(other, queries))
-            <= best.train_score + 1e-9
-        )
+        other = type(best)(relative_span=span, relative_box=box, train_score=0.0)
+        assert m_v_iou(queries, tracks, predict_constant(other, queries)) <= best.train_score + 1e-9
 
 
 def test_it_beats_random_on_queries_it_never_saw() -> None:
     train, train_tracks = make_split(40, seed=3)
     test, test_tracks = make_split(40, seed=4)
-    constant = m_v_iou(test, test_tracks, best_constant(train, train_tracks, test))
-    assert constant > 2 * m_v_iou(test, test_tracks, random_predictions(test, seed=0))
+    constant = m_v_iou(test, test_tracks, predict_best_constant(train, train_tracks, test))
+    assert constant > 2 * m_v_iou(test, test_tracks, predict_random(test, seed=0))
     assert constant > 0.2
 
 
 def test_a_large_split_is_thinned() -> None:
     queries, tracks = make_split(30, seed=5)
-    assert choose_constant(queries, tracks, at_most=5) == choose_constant(queries[::6], tracks)
+    assert choose_constant(queries, tracks, max_queries=5) == choose_constant(queries[::6], tracks)
 
 
 def test_without_boxes_the_span_is_chosen_by_time() -> None:
     queries, tracks = make_split(20, seed=6, with_boxes=False)
     constant = choose_constant(queries, tracks)
-    summary = summarise(score(queries, tracks, constant_predictions(constant, queries)))
+    summary = summarize(score_queries(queries, tracks, predict_constant(constant, queries)))
     assert summary["m_tIoU"] == pytest.approx(constant.train_score)
     assert "m_vIoU" not in summary
 
@@ -113,9 +110,9 @@ def test_a_train_split_without_truth_is_refused() -> None:
 
 def test_random_is_seeded_and_stays_inside() -> None:
     queries, _ = make_split(50, seed=7)
-    first = random_predictions(queries, seed=1)
-    assert first == random_predictions(queries, seed=1)
-    assert first != random_predictions(queries, seed=2)
+    first = predict_random(queries, seed=1)
+    assert first == predict_random(queries, seed=1)
+    assert first != predict_random(queries, seed=2)
     for query, prediction in zip(queries, first, strict=True):
         assert query.segment[0] <= prediction.span[0] < prediction.span[1] <= query.segment[1]
         _, x1, y1, x2, y2 = prediction.boxes[0]
@@ -125,4 +122,4 @@ def test_random_is_seeded_and_stays_inside() -> None:
 
 def test_random_can_answer_a_segment_of_one_frame() -> None:
     query = make_split(1, seed=8)[0][0].model_copy(update={"segment": (7, 8), "truth": None})
-    assert random_predictions([query])[0].span == (7, 8)
+    assert predict_random([query])[0].span == (7, 8)

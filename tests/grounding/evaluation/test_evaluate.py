@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grounding.evaluation.evaluate import group_metrics, judge
-from grounding.evaluation.ground_truth import exam_of, of_split, read_index
+from grounding.evaluation.evaluate import compute_group_metrics, evaluate
+from grounding.evaluation.ground_truth import ground_truth_for_split, read_index, select_split
 from grounding.evaluation.results import read_metrics, write_results
 from grounding.metrics.scores import Score, read_scores
 from grounding.structures.tubes import Tubes
@@ -55,7 +55,10 @@ def judged(
 ) -> tuple[list[Score], dict[str, float]]:
     """`train`: the same queries are the train split too."""
     more = [query.model_copy(update={"split": "train"}) for query in queries] if train else []
-    return judge(exam_of([*queries, *more], tracks, "test"), Tubes.from_predictions(predictions))
+    return evaluate(
+        ground_truth_for_split([*queries, *more], tracks, "test"),
+        Tubes.from_predictions(predictions),
+    )
 
 
 def test_metrics_have_both_baselines_beside_them() -> None:
@@ -108,7 +111,7 @@ def test_means_by_form_and_tag_follow_the_plain_ones() -> None:
         == 0.0
     )
     assert metrics["look-alike_m_vIoU"] == metrics["look-alike_m_tIoU"] == 0.5
-    groups = group_metrics(scores, queries)
+    groups = compute_group_metrics(scores, queries)
     assert list(metrics)[-len(groups) :] == list(groups)
     assert len(groups) == 4 * 5
 
@@ -142,7 +145,7 @@ def test_an_index_without_boxes_needs_no_tracks(tmp_path: Path) -> None:
 def test_what_cannot_be_judged_is_said(tmp_path: Path) -> None:
     queries, tracks = make_index("test", 2)
     with pytest.raises(InputError, match=r"no query is of split 'val'; the index has test"):
-        of_split(queries, "val")
+        select_split(queries, "val")
     with pytest.raises(InputError, match="none of these queries has a truth"):
         judged([query.model_copy(update={"truth": None}) for query in queries], tracks, [])
     with pytest.raises(InputError, match=r"metrics\.json does not exist: run stvg-eval"):

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from grounding.evaluation.ground_truth import (
-    Exam,
-    dataset_of,
-    exam_of,
-    of_split,
-    read_exam,
+    GroundTruth,
+    ground_truth_for_split,
+    load_ground_truth,
+    read_dataset_name,
     read_tubes,
+    select_split,
 )
 from pipeline.errors import InputError
 from pipeline.io.jsonl import write_jsonl
@@ -57,31 +57,38 @@ def index(tmp_path: Path) -> Path:
 
 
 def test_an_index_gives_one_split_and_all_that_is_known(index: Path) -> None:
-    exam = read_exam(index, "test")
-    assert [query.id for query in exam.queries] == exam.ids == ["a", "b"]
-    assert [query.id for query in exam.train] == ["c"]
-    assert exam.videos == {"a": "video of a", "b": "video of b"}
-    assert exam.truths.tubes.ids == ("a",)
-    assert exam.truths.tubes.framewise
-    assert (exam.truths.tubes.spans.tolist(), exam.truths.tubes.frames.tolist()) == (
+    exam = load_ground_truth(index, "test")
+    assert [query.id for query in exam.queries] == exam.query_ids == ["a", "b"]
+    assert [query.id for query in exam.train_queries] == ["c"]
+    assert exam.video_by_query == {"a": "video of a", "b": "video of b"}
+    assert exam.true_tubes.tubes.ids == ("a",)
+    assert exam.true_tubes.tubes.framewise
+    assert (exam.true_tubes.tubes.spans.tolist(), exam.true_tubes.tubes.frames.tolist()) == (
         [[3, 6]],
         [3, 4, 5],
     )
-    assert exam.truths.fps is not None
-    assert exam.truths.segments is not None
-    assert (exam.truths.fps.tolist(), exam.truths.segments.tolist()) == ([10.0], [[0, 20]])
-    assert (exam.dataset, exam.truths.end_is_last, len(exam.tracks)) == (None, False, 1)
+    assert exam.true_tubes.fps is not None
+    assert exam.true_tubes.segments is not None
+    assert (exam.true_tubes.fps.tolist(), exam.true_tubes.segments.tolist()) == ([10.0], [[0, 20]])
+    assert (exam.dataset_name, exam.true_tubes.end_is_last, len(exam.tracks)) == (None, False, 1)
 
 
 def test_the_challenges_file_gives_tubes_only(tmp_path: Path) -> None:
     (tmp_path / "gt.json").write_text(json.dumps({"a": TUBE, "b": {**TUBE, "ed_frame": 4}}))
-    exam = read_exam(tmp_path / "gt.json", "any split")
-    assert (exam.queries, exam.train, exam.dataset, len(exam.tracks)) == ((), (), None, 0)
-    assert (exam.truths.segments, exam.truths.fps) == (None, None)
-    assert exam.ids == ["a", "b"]
-    assert exam.videos == {"a": "a", "b": "b"}
-    assert exam.truths.tubes.spans.tolist() == [[3, 6], [3, 4]]
-    assert read_exam(tmp_path / "gt.json", "test", first_frame=0).truths.tubes.spans.tolist() == [
+    exam = load_ground_truth(tmp_path / "gt.json", "any split")
+    assert (exam.queries, exam.train_queries, exam.dataset_name, len(exam.tracks)) == (
+        (),
+        (),
+        None,
+        0,
+    )
+    assert (exam.true_tubes.segments, exam.true_tubes.fps) == (None, None)
+    assert exam.query_ids == ["a", "b"]
+    assert exam.video_by_query == {"a": "a", "b": "b"}
+    assert exam.true_tubes.tubes.spans.tolist() == [[3, 6], [3, 4]]
+    assert load_ground_truth(
+        tmp_path / "gt.json", "test", first_frame=0
+    ).true_tubes.tubes.spans.tolist() == [
         [4, 7],
         [4, 5],
     ]
@@ -91,14 +98,14 @@ def test_the_challenges_file_gives_tubes_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["vidstg", "hcstvg-v2"])
 def test_the_data_set_is_named_beside_its_index(index: Path, beside: str, name: str) -> None:
     index.with_name(beside).write_text(json.dumps({"dataset": name, "more": 1}))
-    exam = read_exam(index, "test")
-    assert (exam.dataset, exam.truths.end_is_last) == (name, name == "vidstg")
+    exam = load_ground_truth(index, "test")
+    assert (exam.dataset_name, exam.true_tubes.end_is_last) == (name, name == "vidstg")
 
 
 def test_a_stores_manifest_comes_first(index: Path) -> None:
     index.with_name("manifest.json").write_text('{"dataset": "vidstg"}')
     index.with_name("defects.json").write_text('{"dataset": "hcstvg-v1"}')
-    assert dataset_of(index) == "vidstg"
+    assert read_dataset_name(index) == "vidstg"
 
 
 @pytest.mark.parametrize(
@@ -106,9 +113,9 @@ def test_a_stores_manifest_comes_first(index: Path) -> None:
 )
 def test_a_file_that_names_no_data_set_is_passed_over(index: Path, content: str) -> None:
     index.with_name("manifest.json").write_text(content, encoding="latin-1")
-    assert dataset_of(index) is None
+    assert read_dataset_name(index) is None
     index.with_name("defects.json").write_text('{"dataset": "hcstvg-v1"}')
-    assert dataset_of(index) == "hcstvg-v1"
+    assert read_dataset_name(index) == "hcstvg-v1"
 
 
 def test_answers_are_read_by_the_files_name(tmp_path: Path) -> None:
@@ -136,14 +143,20 @@ def test_lines_under_the_challenges_name_are_refused_by_name(tmp_path: Path) -> 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(index: Path) -> None:
     with pytest.raises(InputError, match="no query is of split 'val'; the index has test, train"):
-        read_exam(index, "val")
+        load_ground_truth(index, "val")
     with pytest.raises(InputError, match="no query is of split 'val'; the index has none"):
-        of_split([], "val")
+        select_split([], "val")
 
 
 def test_an_exam_of_records_is_that_of_their_files(index: Path) -> None:
-    read = read_exam(index, "test")
-    made: Exam = exam_of([*read.queries, *read.train], read.tracks, "test", "vidstg")
-    assert (made.queries, made.train, made.dataset) == (read.queries, read.train, "vidstg")
-    assert made.truths.end_is_last
-    np.testing.assert_array_equal(made.truths.tubes.boxes, read.truths.tubes.boxes)
+    read = load_ground_truth(index, "test")
+    made: GroundTruth = ground_truth_for_split(
+        [*read.queries, *read.train_queries], read.tracks, "test", "vidstg"
+    )
+    assert (made.queries, made.train_queries, made.dataset_name) == (
+        read.queries,
+        read.train_queries,
+        "vidstg",
+    )
+    assert made.true_tubes.end_is_last
+    np.testing.assert_array_equal(made.true_tubes.tubes.boxes, read.true_tubes.tubes.boxes)

@@ -140,7 +140,9 @@ def test_what_is_written_is_read(
     path = tmp_path_factory.getbasetemp() / "round.json"
     rows = [(begin + np.arange(len(boxes)), np.array(boxes)) for begin, boxes in made.values()]
     tubes = replace(
-        Tubes.from_rows(made, [(begin, begin + len(boxes)) for begin, boxes in made.values()], rows),
+        Tubes.from_rows(
+            made, [(begin, begin + len(boxes)) for begin, boxes in made.values()], rows
+        ),
         framewise=True,
     )
     write_challenge(path, tubes, first_frame)

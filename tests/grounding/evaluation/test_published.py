@@ -13,17 +13,17 @@ import pytest
 from rich.console import Console
 
 from grounding.evaluation.published import (
-    CAPTION,
-    DATASETS,
-    METRICS,
-    Ours,
+    DATASET_NAMES,
+    METRIC_NAMES,
+    TABLE_CAPTION,
+    MeansByProtocol,
     ProtocolName,
-    Result,
-    Row,
+    PublishedResult,
+    PublishedRow,
     ablations_for,
-    load,
-    paper_table,
-    protocols_of,
+    build_paper_table,
+    load_published,
+    protocols_for,
     rows_for,
 )
 from grounding.metrics.protocols import PROTOCOLS
@@ -38,7 +38,9 @@ V1, V2, CHALLENGE, VIDSTG = (
 SPLITS = (VIDSTG, V1, V2, CHALLENGE)
 ROWS = {place: rows_for(*place) for place in SPLITS}
 ABLATIONS = {place: ablations_for(*place) for place in SPLITS}
-RESULTS: list[Result] = [result for place in SPLITS for result in (*ROWS[place], *ABLATIONS[place])]
+RESULTS: list[PublishedResult] = [
+    result for place in SPLITS for result in (*ROWS[place], *ABLATIONS[place])
+]
 PAPERS = {
     "CG-STVG baseline": "CG-STVG",
     "STVGFormer, 5 models": "STVGFormer",
@@ -47,15 +49,15 @@ UNROUNDED = 0.0501
 """Some tables print hundredths where another prints tenths."""
 
 
-def row_of(place: tuple[str, str], method: str, form: str | None = None) -> Row:
+def row_of(place: tuple[str, str], method: str, form: str | None = None) -> PublishedRow:
     (row,) = (row for row in ROWS[place] if (row.method, row.form) == (method, form))
     return row
 
 
-def shown(place: tuple[str, str], ours: Ours, width: int = 160) -> list[list[str]]:
+def shown(place: tuple[str, str], ours: MeansByProtocol, width: int = 160) -> list[list[str]]:
     """The lines of the printed table, as words."""
     console = Console(record=True, width=width, file=io.StringIO())
-    console.print(paper_table(*place, ours))
+    console.print(build_paper_table(*place, ours))
     return [line.split() for line in console.export_text().splitlines()]
 
 
@@ -84,7 +86,9 @@ def test_a_system_has_the_figures_its_paper_prints(
     place: tuple[str, str], method: str, form: str | None, expected: tuple[float | None, ...]
 ) -> None:
     known = {
-        metric: value for metric, value in zip(METRICS, expected, strict=True) if value is not None
+        metric: value
+        for metric, value in zip(METRIC_NAMES, expected, strict=True)
+        if value is not None
     }
     assert row_of(place, method, form).scores == pytest.approx(known, abs=UNROUNDED)
 
@@ -174,7 +178,7 @@ def test_an_ablation_has_the_figures_its_paper_prints(
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda result: f"{result.method} {result.source}")
-def test_figures_can_be_those_of_one_set_of_tubes(result: Result) -> None:
+def test_figures_can_be_those_of_one_set_of_tubes(result: PublishedResult) -> None:
     """A tube's vIoU is at most its tIoU; the shares above .3 and .5 bound the mean of vIoU from
     both sides.
     """
@@ -250,15 +254,17 @@ def test_protocols_are_named_only_where_they_are_known() -> None:
 
 
 def test_protocols_to_judge_a_run_by() -> None:
-    assert protocols_of(*VIDSTG) == protocols_of(*V1) == protocols_of(*V2) == ("tubedetr", "stcat")
-    assert protocols_of(*CHALLENGE) == ("official",)
-    assert protocols_of("shapes", "test") == ()
+    assert (
+        protocols_for(*VIDSTG) == protocols_for(*V1) == protocols_for(*V2) == ("tubedetr", "stcat")
+    )
+    assert protocols_for(*CHALLENGE) == ("official",)
+    assert protocols_for("shapes", "test") == ()
     assert get_args(ProtocolName) == PROTOCOLS
 
 
 def test_only_what_was_published_has_rows() -> None:
-    assert tuple(dict.fromkeys(dataset for dataset, _ in SPLITS)) == DATASETS
-    assert {(table.dataset, table.split) for table in load().tables} == set(SPLITS)
+    assert tuple(dict.fromkeys(dataset for dataset, _ in SPLITS)) == DATASET_NAMES
+    assert {(table.dataset, table.split) for table in load_published().tables} == set(SPLITS)
     for nothing in (("shapes", "test"), ("jsonl", "test"), ("vidstg", "val")):
         assert rows_for(*nothing) == ablations_for(*nothing) == []
 
@@ -276,7 +282,7 @@ def test_the_table_holds_every_method(place: tuple[str, str], width: int) -> Non
         mark = "*" if row.note else ""
         figures = [
             f"{row.scores[metric] + 1e-9:.1f}" if metric in row.scores else "–"
-            for metric in METRICS
+            for metric in METRIC_NAMES
         ]
         words = [*(row.method + mark).split(), *figures, *(row.protocol or "not stated").split()]
         assert words in [line[: len(words)] for line in lines]
@@ -318,21 +324,21 @@ def test_a_run_on_sentences_without_a_form_needs_no_heading() -> None:
 
 
 def test_only_this_run_is_bold() -> None:
-    table = paper_table(*V1, {"stcat": {"": {"m_vIoU": 0.4}}})
+    table = build_paper_table(*V1, {"stcat": {"": {"m_vIoU": 0.4}}})
     assert [row.style for row in table.rows] == [None] * len(ROWS[V1]) + ["bold"]
 
 
 def test_the_caption_warns_and_holds_the_notes() -> None:
-    caption = str(paper_table(*V2, {}).caption)
+    caption = str(build_paper_table(*V2, {}).caption)
     assert caption.splitlines() == [
-        CAPTION,
+        TABLE_CAPTION,
         *(f"* {row.method}: {row.note}" for row in ROWS[V2] if row.note),
     ]
     assert "not comparable" in caption
 
 
 def test_a_data_set_without_published_rows_shows_the_run_alone() -> None:
-    table = paper_table("shapes", "test", {"every-frame": {"": {"m_vIoU": 0.4}}})
+    table = build_paper_table("shapes", "test", {"every-frame": {"": {"m_vIoU": 0.4}}})
     assert len(table.rows) == 1
 
 
@@ -358,4 +364,4 @@ def test_a_file_that_holds_no_results_is_named(
     if content is not None:
         path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        load(path)
+        load_published(path)

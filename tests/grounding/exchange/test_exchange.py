@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grounding.evaluation.evaluate import score_exam
-from grounding.evaluation.ground_truth import Exam, exam_of, read_exam
+from grounding.evaluation.evaluate import score_predictions
+from grounding.evaluation.ground_truth import GroundTruth, ground_truth_for_split, load_ground_truth
 from grounding.evaluation.hcstvg_challenge import write_challenge
 from grounding.exchange.annotated_videos import (
-    ShownVideo,
-    file_names,
-    refuse_taken,
-    refuse_unnamed,
-    shown_videos,
+    AnnotatedVideo,
+    build_file_names,
+    check_has_queries,
+    check_output_dir,
+    iterate_annotated_videos,
 )
 from grounding.exchange.cvat import write_cvat_folder
 from grounding.exchange.fiftyone import write_fiftyone
@@ -41,7 +41,7 @@ def quiet(done: int, total: int) -> None:
 
 
 @pytest.fixture
-def exam(query_of: QueryMaker) -> Exam:
+def exam(query_of: QueryMaker) -> GroundTruth:
     """Two queries about a video, one about another; the second's truth has boxes at 30, 31 and 34
     only, the third's has none.
     """
@@ -53,30 +53,31 @@ def exam(query_of: QueryMaker) -> Exam:
         query_of(3, "test", path="v0.mp4", truth=Truth(span=(30, 40), track="gaps")),
         query_of(1, "test", path="sub/../v0.MKV", truth=Truth(span=(0, 100))),
     ]
-    return exam_of(queries, tracks, "test")
+    return ground_truth_for_split(queries, tracks, "test")
 
 
 @pytest.fixture
-def videos(exam: Exam) -> list[ShownVideo]:
+def videos(exam: GroundTruth) -> list[AnnotatedVideo]:
     rows = [(30, 0.0, 0.0, 32.0, 18.0), (34, 8.0, 0.0, 40.0, 18.0), (60, 0.0, 0.0, 1.0, 1.0)]
     said = [
         Prediction(id="test-0", span=(31, 36), score=0.25, boxes=rows),
         Prediction(id="test-1", span=(90, 100), score=1, boxes=[]),
     ]
     tubes = Tubes.from_predictions(said)
-    scores = score_exam(exam, tubes, "every-frame")
-    return list(shown_videos(exam, tubes, scores, {one.id: one.score for one in said}))
+    scores = score_predictions(exam, tubes, "every-frame")
+    return list(iterate_annotated_videos(exam, tubes, scores, {one.id: one.score for one in said}))
 
 
-def test_a_video_shows_the_tubes_of_all_its_queries(videos: list[ShownVideo]) -> None:
+def test_a_video_shows_the_tubes_of_all_its_queries(videos: list[AnnotatedVideo]) -> None:
     assert [
-        (video.facts.path, [(tube.query.id, tube.kind) for tube in video.tubes]) for video in videos
+        (video.first_query.path, [(tube.query.id, tube.kind) for tube in video.tubes])
+        for video in videos
     ] == [
         ("v0.mp4", [("test-0", "truth"), ("test-0", "prediction"), ("test-3", "truth")]),
         ("sub/../v0.MKV", [("test-1", "truth"), ("test-1", "prediction")]),
     ]
     true, predicted, gaps = videos[0].tubes
-    assert (true.frames.tolist(), true.sampled.all(), true.confidence, true.score) == (
+    assert (true.frames.tolist(), true.keyframe_mask.all(), true.confidence, true.score) == (
         list(range(30, 60)),
         True,
         None,
@@ -89,14 +90,14 @@ def test_a_video_shows_the_tubes_of_all_its_queries(videos: list[ShownVideo]) ->
         0.25,
     )
     assert predicted.boxes[:, 0].tolist()[:4] == [2, 4, 6, 8]  # between its samples, linearly
-    assert predicted.sampled.tolist() == [False, False, False, True, False]
+    assert predicted.keyframe_mask.tolist() == [False, False, False, True, False]
     assert predicted.score is not None
     assert predicted.score.tIoU == pytest.approx(5 / 30)
     assert [len(tube.frames) for tube in videos[1].tubes] == [0, 0]
 
 
 def test_cvat_gets_a_file_per_video_and_the_labels(
-    videos: list[ShownVideo], tmp_path: Path
+    videos: list[AnnotatedVideo], tmp_path: Path
 ) -> None:
     assert write_cvat_folder(tmp_path / "out", videos, quiet) == 2  # tubes without a box
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -124,7 +125,7 @@ def test_cvat_gets_a_file_per_video_and_the_labels(
     assert (empty.source, empty.tracks) == ("v0.MKV", {})
 
 
-def test_cvat_and_back_is_the_same_truth(tmp_path: Path, exam: Exam) -> None:
+def test_cvat_and_back_is_the_same_truth(tmp_path: Path, exam: GroundTruth) -> None:
     def probe(
         folder: Path, paths: Iterable[str], progress: Any
     ) -> dict[str, VideoMetadata | VideoError]:
@@ -135,17 +136,17 @@ def test_cvat_and_back_is_the_same_truth(tmp_path: Path, exam: Exam) -> None:
             for path in paths
         }
 
-    shown = list(shown_videos(exam, Tubes.from_predictions([]), [], {}))
+    shown = list(iterate_annotated_videos(exam, Tubes.from_predictions([]), [], {}))
     write_cvat_folder(tmp_path / "videos" / "out", shown, quiet)
     parsed = parse(tmp_path / "videos", probe=probe)
-    back = exam_of(parsed.queries, parsed.tracks, "test")
+    back = ground_truth_for_split(parsed.queries, parsed.tracks, "test")
     assert [(query.id, query.segment, query.tags) for query in back.queries] == [
         ("test-0", (0, 100), ("night",)),
         ("test-3", (0, 100), ()),
     ]
     for name in ("test-0", "test-3"):
         before, after = (
-            one.truths.tubes.select(np.array([one.truths.tubes.ids.index(name)]))
+            one.true_tubes.tubes.select(np.array([one.true_tubes.tubes.ids.index(name)]))
             for one in (exam, back)
         )
         assert before.frames.tolist() == after.frames.tolist()
@@ -160,7 +161,7 @@ def read(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str
 
 
 def test_fiftyone_gets_fractions_from_the_top_left_and_frames_from_1(
-    videos: list[ShownVideo], tmp_path: Path
+    videos: list[AnnotatedVideo], tmp_path: Path
 ) -> None:
     write_fiftyone(tmp_path / "out", videos, quiet)
     _, samples, frames = read(tmp_path / "out")
@@ -209,7 +210,7 @@ def test_fiftyone_gets_fractions_from_the_top_left_and_frames_from_1(
 
 
 def test_every_document_of_fiftyone_has_an_id_of_its_own_that_stays(
-    videos: list[ShownVideo], tmp_path: Path
+    videos: list[AnnotatedVideo], tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
         write_fiftyone(tmp_path / name, videos, quiet)
@@ -227,7 +228,7 @@ def test_every_document_of_fiftyone_has_an_id_of_its_own_that_stays(
 
 
 def test_what_fiftyone_is_told_of_its_fields_is_what_the_documents_hold(
-    videos: list[ShownVideo], tmp_path: Path
+    videos: list[AnnotatedVideo], tmp_path: Path
 ) -> None:
     write_fiftyone(tmp_path / "out", videos, quiet)
     metadata, samples, frames = read(tmp_path / "out")
@@ -266,18 +267,23 @@ def test_what_fiftyone_is_told_of_its_fields_is_what_the_documents_hold(
     ],
 )
 def test_a_videos_name_never_becomes_a_path(video: str) -> None:
-    (name,) = file_names([video])
+    (name,) = build_file_names([video])
     assert name
     assert len(name) <= 80
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
 def test_videos_of_one_name_have_files_of_their_own() -> None:
-    assert file_names(["a/x.mp4", "b/X.mp4", "c/x.mkv", "x-2.mp4"]) == ["x", "X-2", "x-3", "x-2-2"]
+    assert build_file_names(["a/x.mp4", "b/X.mp4", "c/x.mkv", "x-2.mp4"]) == [
+        "x",
+        "X-2",
+        "x-3",
+        "x-2-2",
+    ]
 
 
-def test_corrections_are_not_written_over(videos: list[ShownVideo], tmp_path: Path) -> None:
-    refuse_taken(tmp_path / "new")
+def test_corrections_are_not_written_over(videos: list[AnnotatedVideo], tmp_path: Path) -> None:
+    check_output_dir(tmp_path / "new")
     (tmp_path / "mine.xml").write_text("corrected")
     for write in (write_cvat_folder, write_fiftyone):
         with pytest.raises(
@@ -286,7 +292,7 @@ def test_corrections_are_not_written_over(videos: list[ShownVideo], tmp_path: Pa
         ):
             write(tmp_path, videos, quiet)
     with pytest.raises(InputError, match=r"mine\.xml is a file: name a folder that is to be made"):
-        refuse_taken(tmp_path / "mine.xml")
+        check_output_dir(tmp_path / "mine.xml")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.xml"]
 
 
@@ -295,4 +301,4 @@ def test_the_challenges_file_names_no_videos(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="--cvat needs an index as --truth: the challenge's file names no videos"
     ):
-        refuse_unnamed(read_exam(tmp_path / "truth.json", "test"), "--cvat")
+        check_has_queries(load_ground_truth(tmp_path / "truth.json", "test"), "--cvat")

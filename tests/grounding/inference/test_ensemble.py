@@ -17,7 +17,7 @@ import yaml
 
 from grounding.evaluation.config import EvaluateConfig
 from grounding.evaluation.evaluate import predict_split
-from grounding.inference.ensemble import Ensemble, differences
+from grounding.inference.ensemble import Ensemble, describe_product_differences
 from grounding.models.csdvl import Csdvl
 from grounding.predictor.grounder import Grounder
 from grounding.structures.inputs import ModelInputs
@@ -42,10 +42,10 @@ def set_model(run: Path, **values: int) -> None:
 
 
 def test_an_ensemble_sees_what_its_runs_were_trained_with(tiny_run: Any, other: Path) -> None:
-    ensemble = Ensemble.of_runs([tiny_run.run, other], CPU)
-    assert (len(ensemble.models), ensemble.frames, ensemble.clips) == (2, 4, 8)
+    ensemble = Ensemble.from_runs([tiny_run.run, other], CPU)
+    assert (len(ensemble.models), ensemble.num_frames, ensemble.num_clips) == (2, 4, 8)
     assert not any(model.training for model in ensemble.models)
-    assert Ensemble.of_runs([tiny_run.run], CPU, frames=96).frames == 96
+    assert Ensemble.from_runs([tiny_run.run], CPU, num_frames=96).num_frames == 96
 
 
 def test_an_ensemble_is_as_precise_as_its_most_precise_run(tiny_run: Any, other: Path) -> None:
@@ -53,9 +53,9 @@ def test_an_ensemble_is_as_precise_as_its_most_precise_run(tiny_run: Any, other:
     content = yaml.safe_load((other / "config.yaml").read_text())
     content["train"]["precision"] = "bfloat16"
     (other / "config.yaml").write_text(yaml.safe_dump(content))
-    alone, both = Ensemble.of_runs([other], CPU), Ensemble.of_runs([tiny_run.run, other], CPU)
+    alone, both = Ensemble.from_runs([other], CPU), Ensemble.from_runs([tiny_run.run, other], CPU)
     assert (alone.precision, both.precision) == ("bfloat16", "float32")
-    with alone.computing():
+    with alone.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
@@ -81,7 +81,9 @@ def test_all_that_asks_an_ensemble_computes_as_it_says(
     query = next(query for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
     assert predict_split([tiny_run.run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
     assert (
-        Grounder(tiny_run.run, device="cpu").ask(tiny_run.root / query.path, [query.text]).queries
+        Grounder(tiny_run.run, device="cpu")
+        .ground(tiny_run.root / query.path, [query.text])
+        .queries
     )
     witness = AttentionRecorder.from_run(tiny_run.run, tiny_run.store, "test", "cpu")
     assert len(witness.record(witness.dataset.queries[0]).frame_indices)
@@ -94,11 +96,11 @@ def test_all_that_asks_an_ensemble_computes_as_it_says(
 def test_half_precision_is_for_gpus_and_runs_validated_in_it(
     tiny_run: Any, precision: str, device: str, half: bool
 ) -> None:
-    ensemble = replace(Ensemble.of_runs([tiny_run.run], CPU), precision=precision)
+    ensemble = replace(Ensemble.from_runs([tiny_run.run], CPU), precision=precision)
     with (
         mock.patch.object(Ensemble, "device", torch.device(device)),
         mock.patch.object(torch, "autocast") as autocast,
-        ensemble.computing(),
+        ensemble.autocast(),
     ):
         pass
     autocast.assert_called_once_with(device, torch.bfloat16, enabled=half)
@@ -110,7 +112,7 @@ def test_runs_with_other_clips_are_refused(tiny_run: Any, other: Path) -> None:
         InputError,
         match=r"scores the proposals of 8 clips and .*other the proposals of 5 clips: scores are averaged",
     ):
-        Ensemble.of_runs([tiny_run.run, other], CPU, frames=4)
+        Ensemble.from_runs([tiny_run.run, other], CPU, num_frames=4)
 
 
 def test_runs_with_other_frames_need_a_number_for_all(tiny_run: Any, other: Path) -> None:
@@ -119,8 +121,8 @@ def test_runs_with_other_frames_need_a_number_for_all(tiny_run: Any, other: Path
         InputError,
         match=r"was trained with 4 frames and .*other with 6: say how many .* with --set frames=N",
     ):
-        Ensemble.of_runs([tiny_run.run, other], CPU)
-    assert Ensemble.of_runs([tiny_run.run, other], CPU, frames=6).frames == 6
+        Ensemble.from_runs([tiny_run.run, other], CPU)
+    assert Ensemble.from_runs([tiny_run.run, other], CPU, num_frames=6).num_frames == 6
 
 
 def test_runs_of_other_features_are_refused(tiny_run: Any, other: Path) -> None:
@@ -130,14 +132,19 @@ def test_runs_of_other_features_are_refused(tiny_run: Any, other: Path) -> None:
     (other / "provenance.json").write_text(json.dumps(about))
     expected = r"other does not fit run .*: motion weights is 'random:1', not 'tiny'; text is absent: the runs .* must fit one store"
     with pytest.raises(InputError, match=expected):
-        Ensemble.of_runs([tiny_run.run, other], CPU)
+        Ensemble.from_runs([tiny_run.run, other], CPU)
 
 
 def test_what_differs_is_named_and_versions_may() -> None:
     expected = {"motion": {"weights": "a", "versions": {"torch": "1"}}, "text": {"weights": "t"}}
-    assert differences(expected, {**expected, "frames": {}, "motion": {"weights": "a"}}) == []
+    assert (
+        describe_product_differences(
+            expected, {**expected, "frames": {}, "motion": {"weights": "a"}}
+        )
+        == []
+    )
     found = {"motion": {"weights": "b", "int8": True}}
-    assert differences(expected, found) == [
+    assert describe_product_differences(expected, found) == [
         "motion int8 is True, not None",
         "motion weights is 'b', not 'a'",
         "text is absent",

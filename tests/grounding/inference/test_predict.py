@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from grounding.data.dataset import GroundingDataset
 from grounding.data.sample import Sample
 from grounding.inference.predict import predict
-from grounding.inference.segment_prediction import Look
+from grounding.inference.segment_prediction import SegmentPrediction
 from grounding.models.csdvl import Csdvl, CsdvlConfig, CsdvlOutputs
 from grounding.structures.inputs import ModelInputs
 from pipeline.errors import StoreError
@@ -97,7 +97,7 @@ def test_boxes_and_maps_seen_twice_are_averaged(features: GroundingDataset) -> N
     their mean.
     """
     query = features.queries[0]
-    passes = Look(query, features).passes
+    passes = SegmentPrediction(query, features).passes
 
     class Numbered(Known):
         def forward(self, inputs: ModelInputs) -> CsdvlOutputs:
@@ -194,9 +194,9 @@ def test_predictions_lie_in_segment_and_picture(
 def test_one_model_and_several_of_the_same_answer_alike(
     features: GroundingDataset, model: Csdvl, refine: bool
 ) -> None:
-    alone = predict(model, features, features.queries, refine=refine)
-    assert predict([model], features, features.queries, refine=refine) == alone
-    assert predict([model, model], features, features.queries, refine=refine) == alone
+    alone = predict(model, features, features.queries, refine_boundaries=refine)
+    assert predict([model], features, features.queries, refine_boundaries=refine) == alone
+    assert predict([model, model], features, features.queries, refine_boundaries=refine) == alone
 
 
 @pytest.mark.parametrize("refine", [False, True])
@@ -207,8 +207,10 @@ def test_answers_do_not_depend_on_the_batch(
     """Boxes are rounded to hundredths of a pixel; passes of several queries, wide and tall, share a
     batch.
     """
-    expected = [predict(model, features, [query], refine=refine)[0] for query in features.queries]
-    found = predict(model, features, features.queries, batch=batch, refine=refine)
+    expected = [
+        predict(model, features, [query], refine_boundaries=refine)[0] for query in features.queries
+    ]
+    found = predict(model, features, features.queries, batch_size=batch, refine_boundaries=refine)
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.id, ours.span) == (theirs.id, theirs.span)
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.011)
@@ -219,8 +221,8 @@ def test_passes_share_batches_and_stay_together(features: GroundingDataset) -> N
     eight.
     """
     known = Known(flat)
-    each = len(Look(features.queries[0], features).passes)
-    predict(known, features, features.queries[:3], batch=2 * each)
+    each = len(SegmentPrediction(features.queries[0], features).passes)
+    predict(known, features, features.queries[:3], batch_size=2 * each)
     assert known.calls == 2
 
 
@@ -237,8 +239,8 @@ def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(
         sizes.append({tuple(size) for size in inputs.map_size.tolist()})
         return flat(inputs)
 
-    each = len(Look(features.queries[0], features).passes)
-    answers = predict(Known(logits), features, features.queries, batch=2 * each)
+    each = len(SegmentPrediction(features.queries[0], features).passes)
+    answers = predict(Known(logits), features, features.queries, batch_size=2 * each)
     assert [answer.id for answer in answers] == [query.id for query in features.queries]
     assert sorted(map(len, sizes)) == [1, 1, 1]
     assert len(set.union(*sizes)) == 2
@@ -251,7 +253,7 @@ def test_a_frame_between_stored_ones_gets_the_nearest_box(
         make_store([query_of(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS
     )
     for refine in (False, True):
-        (answer,) = predict(Known(flat), features, features.queries, refine=refine)
+        (answer,) = predict(Known(flat), features, features.queries, refine_boundaries=refine)
         assert (answer.span[0], [row[0] for row in answer.boxes]) == (31, [30])
 
 
@@ -283,7 +285,7 @@ def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(
             return made
 
     features = Counted.from_store(store, "train", 1, CLIPS)
-    predict(Known(flat), features, features.queries[:2], batch=4, refine=refine)
+    predict(Known(flat), features, features.queries[:2], batch_size=4, refine_boundaries=refine)
     assert len(held) >= 40
     assert most <= 8
 
@@ -313,7 +315,7 @@ def test_the_next_passes_are_read_while_those_before_them_are_answered(
     features = Noted.from_store(store, "train", 1, CLIPS)
     raised = pytest.raises(StoreError, match="damaged") if broken else nullcontext()
     with raised:
-        predict(Known(waiting), features, features.queries[:1], batch=4)
+        predict(Known(waiting), features, features.queries[:1], batch_size=4)
     assert threading.current_thread().name not in reads
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prediction")]
 
@@ -324,7 +326,7 @@ def test_progress_counts_queries(features: GroundingDataset, model: Csdvl) -> No
         model,
         features,
         features.queries[:3],
-        batch=1,
+        batch_size=1,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from grounding.data.dataset import GroundingDataset
 from grounding.data.sources import InMemorySource
 from grounding.inference.predict import predict
-from grounding.inference.refine import window_around
+from grounding.inference.refine import expand_span
 from grounding.models.csdvl import CsdvlOutputs
 from grounding.modules.proposal_map import proposal_iou_map
 from grounding.structures.inputs import ModelInputs
@@ -135,7 +135,9 @@ def features_of(
 def ask(
     model: nn.Module, features: GroundingDataset, refine: bool = True, between: bool = False
 ) -> Prediction:
-    (answer,) = predict(model, features, features.queries, refine=refine, between=between)
+    (answer,) = predict(
+        model, features, features.queries, refine_boundaries=refine, subframe_boundaries=between
+    )
     return answer
 
 
@@ -144,7 +146,7 @@ def test_the_second_look_finds_the_boundary_on_the_finer_grid() -> None:
     is on their edges.
     """
     model, features = Knowing((150, 180)), features_of(5)
-    assert ask(model, features, refine=False).span == (140, 180)
+    assert ask(model, features, refine_boundaries=False).span == (140, 180)
     model.windows.clear()
     answer = ask(model, features)
     assert answer.span == (150, 180)
@@ -154,7 +156,7 @@ def test_the_second_look_finds_the_boundary_on_the_finer_grid() -> None:
 
 def test_a_truth_between_fine_clips_is_found_to_half_a_clip() -> None:
     for begin in range(145, 156):
-        found = ask(Knowing((begin, begin + 32)), features_of(5), between=True)
+        found = ask(Knowing((begin, begin + 32)), features_of(5), subframe_boundaries=True)
         assert abs(found.span[0] - begin) <= 5
         assert abs(found.span[1] - begin - 32) <= 5
 
@@ -185,7 +187,7 @@ def test_where_nothing_new_can_be_seen_there_is_no_second_look(
     clip_frames: int, truth: tuple[int, int]
 ) -> None:
     model, features = Knowing(truth), features_of(clip_frames)
-    once = ask(model, features, refine=False)
+    once = ask(model, features, refine_boundaries=False)
     calls = len(model.windows)
     assert ask(model, features) == once
     assert len(model.windows) == 2 * calls
@@ -216,8 +218,8 @@ def test_the_window_holds_as_many_clips_as_the_model_sees() -> None:
 def test_windows_have_margins_and_stay_in_the_segment(
     span: tuple[int, int], least: int, window: tuple[int, int]
 ) -> None:
-    assert window_around(span, (0, 100), least) == window
-    moved = window_around((span[0] + 7, span[1] + 7), (7, 107), least)
+    assert expand_span(span, (0, 100), least) == window
+    moved = expand_span((span[0] + 7, span[1] + 7), (7, 107), least)
     assert moved == (window[0] + 7, window[1] + 7)
 
 
@@ -230,12 +232,12 @@ def test_first_and_last_frames_are_found_closer_by_the_second_look(truth: tuple[
     matter.
     """
     model, features = KnowingFrames(truth), features_of(20, clips=None)
-    once = ask(model, features, refine=False, between=True)
+    once = ask(model, features, refine_boundaries=False, subframe_boundaries=True)
     assert set(model.windows) == {SEGMENT}
     assert np.subtract(once.span, truth) == pytest.approx([6, 6], abs=1.5)
     model.windows.clear()
-    answer = ask(model, features, between=True)
-    assert set(model.windows) == {SEGMENT, window_around(once.span, SEGMENT, 40)}
+    answer = ask(model, features, subframe_boundaries=True)
+    assert set(model.windows) == {SEGMENT, expand_span(once.span, SEGMENT, 40)}
     apart = (model.windows[-1][1] - model.windows[-1][0]) / FRAMES
     late = np.subtract(answer.span, truth)
     assert (late < 6 - 1.5).all()
@@ -247,8 +249,8 @@ def test_first_and_last_frames_are_found_closer_by_the_second_look(truth: tuple[
 def test_where_all_frames_are_seen_at_once_there_is_no_second_look_at_them() -> None:
     """Eight frames are stored, and sixteen clips."""
     model, features = KnowingFrames((150, 170)), features_of(5, segment=(140, 180), clips=None)
-    once = ask(model, features, refine=False, between=True)
-    assert ask(model, features, between=True) == once
+    once = ask(model, features, refine_boundaries=False, subframe_boundaries=True)
+    assert ask(model, features, subframe_boundaries=True) == once
     assert set(model.windows) == {(140, 180)}
 
 
@@ -258,8 +260,8 @@ def test_models_of_first_and_last_frames_answer_together() -> None:
     """
     early, late = KnowingFrames((140, 170)), KnowingFrames((152, 182))
     features = features_of(20, clips=None)
-    alone = [ask(model, features, between=True) for model in (early, late)]
-    (both,) = predict([early, late], features, features.queries, refine=True)
+    alone = [ask(model, features, subframe_boundaries=True) for model in (early, late)]
+    (both,) = predict([early, late], features, features.queries, refine_boundaries=True)
     assert alone[0].span[0] < both.span[0] < alone[1].span[0]
     assert alone[0].span[1] < both.span[1] < alone[1].span[1]
-    assert predict([late, late], features, features.queries, refine=True) == alone[1:]
+    assert predict([late, late], features, features.queries, refine_boundaries=True) == alone[1:]

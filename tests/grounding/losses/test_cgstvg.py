@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from grounding.losses.boxes import box_attention_loss, cell_box_losses
 from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
-from grounding.losses.temporal import boundary_divergence, boundary_distributions, inside_loss
+from grounding.losses.temporal import boundary_distributions, boundary_divergence, inside_loss
 from grounding.models.cgstvg import CgstvgOutputs
 from grounding.structures.span_scores import BoundaryPrediction
-from grounding.structures.targets import Targets, LossNormalizers
+from grounding.structures.targets import LossNormalizers, Targets
 from pipeline.sampling import normalized_position, sample_bin_centers
 
 FRAMES, CELLS = 4, 6
@@ -70,7 +70,9 @@ def make_outputs(stages: int, count: int) -> CgstvgOutputs:
 
 def whole_loss(out: CgstvgOutputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
     """The loss of a whole batch."""
-    return cgstvg_loss(out, targets, CgstvgLossConfig(**weights), LossNormalizers.from_targets(targets))
+    return cgstvg_loss(
+        out, targets, CgstvgLossConfig(**weights), LossNormalizers.from_targets(targets)
+    )
 
 
 # First and last
@@ -260,7 +262,9 @@ def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
     first, last = boundary_distributions(targets.span, out.frame_positions, 2.0)
     torch.testing.assert_close(parts["first"], boundary_divergence(out.start_logits, first))
     torch.testing.assert_close(parts["last"], boundary_divergence(out.end_logits, last))
-    torch.testing.assert_close(parts["inside"], inside_loss(out.inside_logits, targets.frame_labels, 1.0))
+    torch.testing.assert_close(
+        parts["inside"], inside_loss(out.inside_logits, targets.frame_labels, 1.0)
+    )
     expected = (
         10 * parts["first"]
         + 10 * parts["last"]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from grounding.losses.boxes import box_attention_loss, cell_box_losses
 from grounding.losses.costa import CostaLossConfig, costa_loss
-from grounding.losses.temporal import boundary_divergence, boundary_distributions, inside_loss
+from grounding.losses.temporal import boundary_distributions, boundary_divergence, inside_loss
 from grounding.models.costa import CostaOutputs
-from grounding.structures.targets import Targets, LossNormalizers
+from grounding.structures.targets import LossNormalizers, Targets
 
 FRAMES, CELLS, LAYERS = 4, 6, 3
 TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
@@ -66,7 +66,9 @@ def make_outputs(count: int) -> CostaOutputs:
 
 def whole_loss(out: CostaOutputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
     """The loss of a whole batch."""
-    return costa_loss(out, targets, CostaLossConfig(**weights), LossNormalizers.from_targets(targets))
+    return costa_loss(
+        out, targets, CostaLossConfig(**weights), LossNormalizers.from_targets(targets)
+    )
 
 
 def test_boxes_by_hand() -> None:
@@ -123,8 +125,12 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     out, targets = make_outputs(2), make_targets(2)
     parts = whole_loss(out, targets)
     expected = {
-        "first": boundary_divergence(out.start_logits, boundary_distributions(targets.span, out.frame_positions, 2.0)[0]),
-        "last": boundary_divergence(out.end_logits, boundary_distributions(targets.span, out.frame_positions, 2.0)[1]),
+        "first": boundary_divergence(
+            out.start_logits, boundary_distributions(targets.span, out.frame_positions, 2.0)[0]
+        ),
+        "last": boundary_divergence(
+            out.end_logits, boundary_distributions(targets.span, out.frame_positions, 2.0)[1]
+        ),
         "fused": inside_loss(out.encoder_presence_logits[None], targets.frame_labels, 0.3),
         "decoded": inside_loss(out.decoder_presence_logits[None], targets.frame_labels, 0.3),
     }
@@ -146,13 +152,16 @@ def test_from_scratch_cells_are_told_too() -> None:
     out, targets = make_outputs(2), make_targets(2)
     parts, boxed = (
         whole_loss(
-            out, targets, **{**NOTHING, "box_attention": 2.0, "cell_boxes": 3.0, "l1": 5.0, "giou": 7.0}
+            out,
+            targets,
+            **{**NOTHING, "box_attention": 2.0, "cell_boxes": 3.0, "l1": 5.0, "giou": 7.0},
         ),
         targets.box_mask.sum(),
     )
     for name, cells in (("carriers", out.box_attention), ("heard", out.temporal_attention)):
         torch.testing.assert_close(
-            parts[name], box_attention_loss(cells, out.cell_centers, targets.boxes, targets.box_mask, boxed)
+            parts[name],
+            box_attention_loss(cells, out.cell_centers, targets.boxes, targets.box_mask, boxed),
         )
     l1, giou = cell_box_losses(out.cell_boxes, out.cell_centers, targets, boxed)
     expected = (
@@ -168,7 +177,10 @@ def test_from_scratch_cells_are_told_too() -> None:
 def test_parts_of_a_batch_add_up_to_it() -> None:
     out, targets = make_outputs(3), make_targets(3)
     targets = replace(targets, boxed=targets.box_mask & torch.tensor([[False], [True], [True]]))
-    weights, totals = CostaLossConfig(box_attention=1.0, cell_boxes=1.0), LossNormalizers.from_targets(targets)
+    weights, totals = (
+        CostaLossConfig(box_attention=1.0, cell_boxes=1.0),
+        LossNormalizers.from_targets(targets),
+    )
     by_layer = {"boxes", "first", "last", "carriers", "heard"}
 
     def part(rows: slice) -> dict[str, Tensor]:

@@ -11,10 +11,21 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from grounding.losses.boxes import box_losses, box_attention_loss, cell_box_losses, cxcywh_to_xyxy, cells_in_box
-from grounding.losses.csdvl import CsdvlLossConfig, temporal_attention_loss, csdvl_loss, proposal_loss
+from grounding.losses.boxes import (
+    box_attention_loss,
+    box_losses,
+    cell_box_losses,
+    cells_in_box,
+    cxcywh_to_xyxy,
+)
+from grounding.losses.csdvl import (
+    CsdvlLossConfig,
+    csdvl_loss,
+    proposal_loss,
+    temporal_attention_loss,
+)
 from grounding.models.csdvl import CsdvlOutputs
-from grounding.structures.targets import Targets, LossNormalizers
+from grounding.structures.targets import LossNormalizers, Targets
 
 FRAMES, CLIPS = 4, 3
 
@@ -106,7 +117,12 @@ def test_giou_is_torchvision_s() -> None:
     for layer in range(3):
         found = cxcywh_to_xyxy(boxes[layer][targets.box_mask])
         total += float(
-            (1 - generalized_box_iou(found, cxcywh_to_xyxy(targets.boxes[targets.box_mask])).diagonal()).sum()
+            (
+                1
+                - generalized_box_iou(
+                    found, cxcywh_to_xyxy(targets.boxes[targets.box_mask])
+                ).diagonal()
+            ).sum()
         )
     assert boxes_of(boxes, targets)[1].item() == pytest.approx(total / 5, rel=1e-5)
 
@@ -139,7 +155,11 @@ def part_of(value: CsdvlOutputs | Targets, own: slice) -> Any:
 
 
 @pytest.mark.parametrize(
-    "weights", [CsdvlLossConfig(box_attention=1.0, cell_boxes=0.5), CsdvlLossConfig(every_layer=False, temporal_attention=0.3)]
+    "weights",
+    [
+        CsdvlLossConfig(box_attention=1.0, cell_boxes=0.5),
+        CsdvlLossConfig(every_layer=False, temporal_attention=0.3),
+    ],
 )
 def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: CsdvlLossConfig) -> None:
     """Parts of one and two queries with 3, 2 and no boxed samples; without totals of the whole they
@@ -149,7 +169,9 @@ def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: CsdvlLossC
     totals = LossNormalizers(
         *(
             torch.stack(parts).sum()
-            for parts in zip(*(LossNormalizers.from_targets(part_of(targets, own)) for own in PARTS), strict=True)
+            for parts in zip(
+                *(LossNormalizers.from_targets(part_of(targets, own)) for own in PARTS), strict=True
+            )
         )
     )
     assert totals == LossNormalizers.from_targets(targets)
@@ -320,6 +342,9 @@ def test_parts_that_cells_carry_are_of_their_own_cells() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     parts = whole_loss(out, targets, CsdvlLossConfig(box_attention=1.0))
     expected = carriers_of(
-        out.temporal_attention[None], out.temporal_cell_centers, targets.clip_boxes, targets.clip_box_mask
+        out.temporal_attention[None],
+        out.temporal_cell_centers,
+        targets.clip_boxes,
+        targets.clip_box_mask,
     )
     torch.testing.assert_close(parts["heard"], expected)

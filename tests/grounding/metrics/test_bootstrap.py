@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import grounding.metrics.bootstrap
-from grounding.metrics.bootstrap import confidence, differ
-from grounding.metrics.scores import MEANS, Score, summarise
+from grounding.metrics.bootstrap import compare_paired, confidence_intervals
+from grounding.metrics.scores import MEAN_METRICS, Score, summarize
 from pipeline.errors import InputError
 
 Videos = dict[str, str]
@@ -42,17 +42,20 @@ def clusters(
 def test_every_mean_lies_in_its_interval() -> None:
     values, videos = clusters(np.random.default_rng(1), 20, 3)
     scores = scores_of(values)
-    found, means = confidence(scores, videos), summarise(scores)
-    assert list(found) == [f"{name}_{side}" for name in MEANS for side in ("low", "high")]
-    for name in MEANS:
+    found, means = confidence_intervals(scores, videos), summarize(scores)
+    assert list(found) == [f"{name}_{side}" for name in MEAN_METRICS for side in ("low", "high")]
+    for name in MEAN_METRICS:
         assert 0 <= found[f"{name}_low"] <= means[name] <= found[f"{name}_high"] <= 1
     assert found["m_vIoU_low"] < means["m_vIoU"] < found["m_vIoU_high"]
 
 
 def test_one_video_leaves_nothing_to_draw() -> None:
     scores = scores_of([0.1, 0.5, 0.9])
-    found, means = confidence(scores, dict.fromkeys(one_each(scores), "v")), summarise(scores)
-    for name in MEANS:
+    found, means = (
+        confidence_intervals(scores, dict.fromkeys(one_each(scores), "v")),
+        summarize(scores),
+    )
+    for name in MEAN_METRICS:
         assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx(
             (means[name], means[name])
         )
@@ -62,7 +65,7 @@ def test_two_videos_by_hand() -> None:
     """Draws are (a, a), (a, b) or (b, b): the 2.5 % and 97.5 % points are the videos themselves, of
     two and of one sentence.
     """
-    found = confidence(scores_of([0.25, 0.35, 0.75]), {"q0": "a", "q1": "a", "q2": "b"})
+    found = confidence_intervals(scores_of([0.25, 0.35, 0.75]), {"q0": "a", "q1": "a", "q2": "b"})
     assert (found["m_vIoU_low"], found["m_vIoU_high"]) == (pytest.approx(0.3), pytest.approx(0.75))
     assert (found["vIoU@0.5_low"], found["vIoU@0.5_high"]) == (0, 1)
 
@@ -71,24 +74,24 @@ def test_a_seed_draws_the_same_videos() -> None:
     values, videos = clusters(np.random.default_rng(2), 15, 2)
     scores = scores_of(values)
     assert (
-        confidence(scores, videos, seed=5)
-        == confidence(scores, videos, seed=5)
-        != confidence(scores, videos, seed=6)
+        confidence_intervals(scores, videos, seed=5)
+        == confidence_intervals(scores, videos, seed=5)
+        != confidence_intervals(scores, videos, seed=6)
     )
-    assert confidence(
+    assert confidence_intervals(
         scores, {name: f"renamed-{video}" for name, video in videos.items()}, seed=5
-    ) == confidence(scores, videos, seed=5)
+    ) == confidence_intervals(scores, videos, seed=5)
 
 
 def test_means_over_nothing_have_no_interval() -> None:
     timed = [Score(id=name, vIoU=None, tIoU=0.5, sIoU=None) for name in "ab"]
-    assert list(confidence(timed, one_each(timed))) == ["m_tIoU_low", "m_tIoU_high"]
-    assert confidence([], {}) == {}
+    assert list(confidence_intervals(timed, one_each(timed))) == ["m_tIoU_low", "m_tIoU_high"]
+    assert confidence_intervals([], {}) == {}
 
 
 def test_queries_without_boxes_leave_the_means_of_boxes_only() -> None:
     scores = [*scores_of([0.4, 0.4]), Score(id="timed", vIoU=None, tIoU=0.9, sIoU=None)]
-    found = confidence(scores, one_each(scores))
+    found = confidence_intervals(scores, one_each(scores))
     assert (found["m_vIoU_low"], found["m_vIoU_high"]) == pytest.approx((0.4, 0.4))
     assert found["m_tIoU_high"] > found["m_tIoU_low"]
 
@@ -99,7 +102,10 @@ def test_sentences_of_one_video_do_not_count_as_many() -> None:
     """
     values, videos = clusters(np.random.default_rng(3), 40, 10)
     scores = scores_of(values)
-    over_videos, naive = confidence(scores, videos), confidence(scores, one_each(scores))
+    over_videos, naive = (
+        confidence_intervals(scores, videos),
+        confidence_intervals(scores, one_each(scores)),
+    )
     wide, narrow = (found["m_vIoU_high"] - found["m_vIoU_low"] for found in (over_videos, naive))
     assert 2.5 < wide / narrow < 3.5
 
@@ -117,7 +123,7 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say(
         values, videos = clusters(random, 30, 8)
         scores = scores_of(values)
         for kind, names in (("videos", videos), ("queries", one_each(scores))):
-            found = confidence(scores, names)
+            found = confidence_intervals(scores, names)
             held[kind] += found["m_vIoU_low"] <= 0.5 <= found["m_vIoU_high"]
     assert held["videos"] >= 88
     assert held["queries"] <= 70
@@ -125,7 +131,7 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say(
 
 def test_a_run_does_not_differ_from_itself() -> None:
     values, videos = clusters(np.random.default_rng(5), 12, 3)
-    for one in differ(scores_of(values), scores_of(values), videos).values():
+    for one in compare_paired(scores_of(values), scores_of(values), videos).values():
         assert (one.mean, one.low, one.high, one.p, one.better, one.worse) == (0, 0, 0, 1, 0, 0)
         assert one.ours == one.other
 
@@ -140,7 +146,7 @@ def test_a_clear_improvement_is_seen_though_videos_differ_more() -> None:
         scores_of(np.clip(values + random.normal(0.1, 0.02, len(values)), 0, 1)),
         scores_of(values),
     )
-    found = differ(ours, other, videos)["m_vIoU"]
+    found = compare_paired(ours, other, videos)["m_vIoU"]
     assert found.mean == pytest.approx(0.1, abs=0.01)
     assert 0.08 < found.low < found.mean < found.high < 0.12
     assert found.p < 0.001
@@ -148,15 +154,15 @@ def test_a_clear_improvement_is_seen_though_videos_differ_more() -> None:
     assert found.worse < 10
     assert found.ours - found.other == pytest.approx(found.mean)
     assert (found.ours, found.other) == (
-        pytest.approx(summarise(ours)["m_vIoU"]),
-        pytest.approx(summarise(other)["m_vIoU"]),
+        pytest.approx(summarize(ours)["m_vIoU"]),
+        pytest.approx(summarize(other)["m_vIoU"]),
     )
 
 
 def test_noise_is_no_improvement() -> None:
     random = np.random.default_rng(7)
     values, videos = clusters(random, 30, 4)
-    found = differ(
+    found = compare_paired(
         scores_of(np.clip(values + random.normal(0, 0.05, len(values)), 0, 1)),
         scores_of(values),
         videos,
@@ -167,8 +173,8 @@ def test_noise_is_no_improvement() -> None:
 
 def test_the_smallest_p_is_one_of_all_draws() -> None:
     scores = scores_of([0.2] * 20)
-    assert differ(scores_of([0.7] * 20), scores, one_each(scores))["m_vIoU"].p == 1 / (
-        grounding.metrics.bootstrap.RESAMPLES + 1
+    assert compare_paired(scores_of([0.7] * 20), scores, one_each(scores))["m_vIoU"].p == 1 / (
+        grounding.metrics.bootstrap.NUM_RESAMPLES + 1
     )
 
 
@@ -176,9 +182,9 @@ def test_the_other_way_round_differences_are_negated() -> None:
     random = np.random.default_rng(8)
     values, videos = clusters(random, 15, 2)
     a, b = scores_of(values), scores_of(random.permutation(values))
-    there, back = differ(a, b, videos), differ(b, a, videos)
-    assert list(there) == list(back) == list(MEANS)
-    for name in MEANS:
+    there, back = compare_paired(a, b, videos), compare_paired(b, a, videos)
+    assert list(there) == list(back) == list(MEAN_METRICS)
+    for name in MEAN_METRICS:
         one, other = there[name], back[name]
         assert (one.mean, one.low, one.high) == pytest.approx(
             (-other.mean, -other.high, -other.low)
@@ -197,8 +203,8 @@ def test_queries_are_compared_by_id() -> None:
         scores_of([0.1, 0.5, 0.9], ["a", "b", "c"]),
         scores_of([0.9, 0.5, 0.1], ["c", "b", "a"]),
     )
-    assert differ(ours, other, one_each(ours))["m_vIoU"].better == 0
-    assert differ(ours, other, one_each(ours))["m_vIoU"].mean == 0
+    assert compare_paired(ours, other, one_each(ours))["m_vIoU"].better == 0
+    assert compare_paired(ours, other, one_each(ours))["m_vIoU"].mean == 0
 
 
 def test_only_queries_known_to_both_count() -> None:
@@ -210,10 +216,10 @@ def test_only_queries_known_to_both_count() -> None:
         Score(id="a", vIoU=0.25, tIoU=0.5, sIoU=0.5),
         Score(id="b", vIoU=None, tIoU=1.0, sIoU=None),
     ]
-    found = differ(ours, other, one_each(ours))
+    found = compare_paired(ours, other, one_each(ours))
     assert (found["m_vIoU"].mean, found["m_vIoU"].better, found["m_vIoU"].worse) == (0.25, 1, 0)
     assert (found["m_tIoU"].mean, found["m_tIoU"].better, found["m_tIoU"].worse) == (-0.25, 0, 1)
-    assert list(differ(ours[1:], other[1:], one_each(ours))) == ["m_tIoU"]
+    assert list(compare_paired(ours[1:], other[1:], one_each(ours))) == ["m_tIoU"]
 
 
 def test_runs_on_other_queries_are_not_compared() -> None:
@@ -221,7 +227,7 @@ def test_runs_on_other_queries_are_not_compared() -> None:
     with pytest.raises(
         InputError, match="do not score the same queries: 2 are in one only, for example 'a'"
     ):
-        differ(ours, other, one_each([*ours, *other]))
+        compare_paired(ours, other, one_each([*ours, *other]))
 
 
 @pytest.mark.parametrize(("videos", "given"), [(9, False), (10, True)])
@@ -230,7 +236,7 @@ def test_too_few_videos_have_no_interval(
 ) -> None:
     monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 10)
     scores = scores_of([place / videos for place in range(videos)])
-    assert bool(confidence(scores, one_each(scores))) is given
-    found = differ(scores, scores_of([0.0] * videos), one_each(scores))["m_vIoU"]
+    assert bool(confidence_intervals(scores, one_each(scores))) is given
+    found = compare_paired(scores, scores_of([0.0] * videos), one_each(scores))["m_vIoU"]
     assert [value is not None for value in (found.low, found.high, found.p)] == [given] * 3
     assert found.mean == pytest.approx(sum(place / videos for place in range(videos)) / videos)

@@ -19,16 +19,16 @@ from typer.testing import CliRunner
 
 import cli.evaluate
 from grounding.metrics.protocols import (
-    CHUNK,
+    CHUNK_SIZE,
     PROTOCOLS,
-    Judged,
-    Truths,
-    judge_tubes,
-    refuse_unknown,
-    sampled_frames,
+    GroundTruthTubes,
+    ScoreArrays,
+    check_protocol,
+    sample_tubedetr_frames,
+    score_tubes,
     temporal_iou,
 )
-from grounding.metrics.scores import score, scores_of, summarise
+from grounding.metrics.scores import build_scores, score_queries, summarize
 from grounding.structures.tubes import Tubes
 from pipeline.errors import InputError
 from pipeline.io.jsonl import write_jsonl
@@ -136,7 +136,7 @@ def commanded(folder: Path, truth: str, predictions: str, protocol: str) -> dict
     return found
 
 
-def assert_golden(judged: Judged, protocol: str) -> None:
+def assert_golden(judged: ScoreArrays, protocol: str) -> None:
     """Every recorded score of every case."""
     assert judged.ids == tuple(case["id"] for case in CASES)
     for key in ("vIoU", "tIoU", "sIoU"):
@@ -176,29 +176,31 @@ def test_boxes_outside_the_picture_are_judged_as_they_are() -> None:
     ("protocol", "framewise"), [("official", True), ("stcat", True), ("stcat", False)]
 )
 def test_public_evaluators_answer_the_same(protocol: str, framewise: bool) -> None:
-    judged = judge_tubes(
-        Truths.of_index(*golden_index()), golden_tubes(protocol, framewise), protocol
+    judged = score_tubes(
+        GroundTruthTubes.from_index(*golden_index()), golden_tubes(protocol, framewise), protocol
     )
     assert_golden(judged, protocol)
-    assert_means(summarise(scores_of(judged)), GOLDEN[protocol])
+    assert_means(summarize(build_scores(judged)), GOLDEN[protocol])
 
 
 def test_tubedetr_answers_the_same_form_by_form() -> None:
-    judged = judge_tubes(
-        Truths.of_index(*golden_index()), golden_tubes("tubedetr", framewise=False), "tubedetr"
+    judged = score_tubes(
+        GroundTruthTubes.from_index(*golden_index()),
+        golden_tubes("tubedetr", framewise=False),
+        "tubedetr",
     )
     assert_golden(judged, "tubedetr")
-    scores = scores_of(judged)
+    scores = build_scores(judged)
     for form in FORMS:
         of_form = [
             one for one, case in zip(scores, CASES, strict=True) if case["tubedetr"]["form"] == form
         ]
         assert len(of_form) == 30
-        assert_means(summarise(of_form), GOLDEN["tubedetr"][form])
+        assert_means(summarize(of_form), GOLDEN["tubedetr"][form])
 
 
 def test_tubedetr_sampled_the_same_frames() -> None:
-    owners, frames = sampled_frames(
+    owners, frames = sample_tubedetr_frames(
         np.array([case["segment"] for case in CASES]), np.array([case["fps"] for case in CASES])
     )
     for place, case in enumerate(CASES):
@@ -275,8 +277,8 @@ def judged_one(
     """`(vIoU, tIoU, sIoU)` of one query, by default with the truth [100, 160) of 30 frames a
     second.
     """
-    truths = Truths.of_index([query or query_of()], tracks_of(boxed), **facts)
-    found = judge_tubes(truths, predicted, protocol)
+    truths = GroundTruthTubes.from_index([query or query_of()], tracks_of(boxed), **facts)
+    found = score_tubes(truths, predicted, protocol)
     return tuple(getattr(found, key).tolist()[0] for key in ("vIoU", "tIoU", "sIoU"))
 
 
@@ -381,22 +383,22 @@ def test_tubedetr_without_a_sampled_frame_in_the_truth_scores_0() -> None:
 def test_queries_without_a_prediction_by_every_protocol() -> None:
     queries = [query_of(name="a"), query_of(name="b"), query_of(name="c")]
     truths, predicted = (
-        Truths.of_index(queries, tracks_of(range(100, 160))),
+        GroundTruthTubes.from_index(queries, tracks_of(range(100, 160))),
         tube((100, 160), [100], name="b"),
     )
     for protocol in ("every-frame", "official"):
-        found = judge_tubes(truths, predicted, protocol)
+        found = score_tubes(truths, predicted, protocol)
         assert (found.ids, found.vIoU.tolist(), found.tIoU.tolist(), found.sIoU.tolist()) == (
             ("a", "b", "c"),
             *[[0, 1, 0]] * 3,
         )
-    found = judge_tubes(truths, predicted, "stcat")
+    found = score_tubes(truths, predicted, "stcat")
     assert (found.ids, found.tIoU.tolist(), found.sIoU.tolist()) == (("b",), [59 / 60], [1])
     with pytest.raises(
         InputError,
         match="2 of 3 queries have no prediction, for example 'a': protocol tubedetr needs all",
     ):
-        judge_tubes(truths, predicted, "tubedetr")
+        score_tubes(truths, predicted, "tubedetr")
 
 
 def test_a_query_has_one_prediction() -> None:
@@ -410,17 +412,17 @@ def test_an_unknown_protocol_is_refused_with_those_there_are() -> None:
         InputError,
         match="'best' is not known; the protocols are every-frame, official, tubedetr, stcat",
     ):
-        refuse_unknown("best")
+        check_protocol("best")
 
 
 @pytest.mark.parametrize("protocol", ["tubedetr", "stcat"])
 def test_sampling_and_segments_need_an_index(protocol: str) -> None:
-    truths = Truths(Tubes.from_ground_truth([query_of()], tracks_of(range(100, 160))))
+    truths = GroundTruthTubes(Tubes.from_ground_truth([query_of()], tracks_of(range(100, 160))))
     with pytest.raises(
         InputError,
         match=rf"protocol {protocol} needs an index as truth .*, not the challenge's file",
     ):
-        judge_tubes(truths, tube((100, 160), [100]), protocol)
+        score_tubes(truths, tube((100, 160), [100]), protocol)
 
 
 # What holds for any tube.
@@ -469,13 +471,13 @@ def sampled_one_by_one(segment: Span, fps: float) -> list[int]:
 @settings(max_examples=40)
 def test_sampled_frames_are_those_of_the_plain_loop(videos: list[tuple[int, int, float]]) -> None:
     segments = np.array([(begin, begin + length) for begin, length, _ in videos])
-    owners, frames = sampled_frames(segments, np.array([fps for *_, fps in videos]))
+    owners, frames = sample_tubedetr_frames(segments, np.array([fps for *_, fps in videos]))
     for place, (begin, length, fps) in enumerate(videos):
         assert frames[owners == place].tolist() == sampled_one_by_one((begin, begin + length), fps)
 
 
 def test_sampled_frames_by_hand() -> None:
-    owners, frames = sampled_frames(
+    owners, frames = sample_tubedetr_frames(
         np.array([(10, 25), (0, 600), (7, 10)]), np.array([25.0, 10.0, 4.0])
     )
     assert frames[owners == 0].tolist() == [10, 15, 20]
@@ -507,7 +509,7 @@ def pairs(draw: st.DrawFn) -> Pair:
     return Pair(segment, draw(rates), span, truth, draw(some_spans), rows)
 
 
-def truths_of(made: list[Pair], vidstg: bool = False) -> Truths:
+def truths_of(made: list[Pair], vidstg: bool = False) -> GroundTruthTubes:
     columns = [
         (
             np.array(sorted(pair.truth), np.int64),
@@ -516,9 +518,10 @@ def truths_of(made: list[Pair], vidstg: bool = False) -> Truths:
         for pair in made
     ]
     tubes = replace(
-        Tubes.from_rows(map(str, range(len(made))), [pair.span for pair in made], columns), framewise=True
+        Tubes.from_rows(map(str, range(len(made))), [pair.span for pair in made], columns),
+        framewise=True,
     )
-    return Truths(
+    return GroundTruthTubes(
         tubes,
         np.array([pair.fps for pair in made]),
         np.array([pair.segment for pair in made]).reshape(-1, 2),
@@ -596,7 +599,7 @@ def frame_by_frame(
 def test_every_protocol_agrees_with_its_sums_frame_by_frame(
     protocol: str, made: list[Pair], framewise: bool, vidstg: bool
 ) -> None:
-    found = judge_tubes(
+    found = score_tubes(
         truths_of(made, vidstg), predicted_of(dict(enumerate(made)), framewise), protocol
     )
     for place, pair in enumerate(made):
@@ -628,7 +631,7 @@ def test_the_truth_itself_scores_1(
     pair = Pair(
         segment=(begin, end), fps=fps, span=(begin, end), truth=boxes, said=said, rows=boxes
     )
-    found = judge_tubes(truths_of([pair]), predicted_of({0: pair}, framewise), protocol)
+    found = score_tubes(truths_of([pair]), predicted_of({0: pair}, framewise), protocol)
     assert [found.vIoU[0], found.tIoU[0], found.sIoU[0]] == pytest.approx([1, 1, 1])
 
 
@@ -639,9 +642,9 @@ def test_many_queries_at_once_are_each_alone(protocol: str, framewise: bool) -> 
     prediction, in another order.
     """
     random = np.random.default_rng(3)
-    made = [random_pair(random) for _ in range(2 * CHUNK + 9)]
+    made = [random_pair(random) for _ in range(2 * CHUNK_SIZE + 9)]
     answered = [n for n in range(len(made)) if protocol == "tubedetr" or n % 7]
-    together = judge_tubes(
+    together = score_tubes(
         truths_of(made),
         predicted_of({n: made[n] for n in random.permutation(answered).tolist()}, framewise),
         protocol,
@@ -649,7 +652,7 @@ def test_many_queries_at_once_are_each_alone(protocol: str, framewise: bool) -> 
     left = [n for n in range(len(made)) if protocol != "stcat" or n in answered]
     assert together.ids == tuple(map(str, left))
     for row, n in enumerate(left):
-        alone = judge_tubes(
+        alone = score_tubes(
             truths_of([made[n]]),
             predicted_of({0: made[n]} if n in answered else {}, framewise),
             protocol,
@@ -685,7 +688,7 @@ def random_pair(random: np.random.Generator) -> Pair:
 
 
 def test_scores_of_records_take_the_protocol() -> None:
-    found = score(
+    found = score_queries(
         [query_of()],
         tracks_of(range(100, 160)),
         [Prediction(id="q", span=(100, 159), score=1.0, boxes=[(100, *BOX)])],

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grounding.metrics.protocols import Judged, temporal_iou
+from grounding.metrics.protocols import ScoreArrays, temporal_iou
 from grounding.metrics.scores import (
-    MEANS,
+    MEAN_METRICS,
     Score,
-    by_id,
+    build_scores,
+    check_known_ids,
+    index_by_id,
     read_scores,
-    refuse_strangers,
-    score,
-    scores_of,
-    summarise,
-    summarise_by,
+    score_queries,
+    summarize,
+    summarize_by,
     write_scores,
 )
 from grounding.structures.tubes import Tubes, prediction_boxes
@@ -71,7 +71,7 @@ def test_the_example_of_a_five_fps_grid() -> None:
     """
     grid = range(102, 157, 6)
     prediction = predict((102, 157), [(frame, 100, 100, 200, 180) for frame in grid])
-    (one,) = score([make_query()], make_tracks(range(300)), [prediction])
+    (one,) = score_queries([make_query()], make_tracks(range(300)), [prediction])
     assert len(grid) == 10
     assert one.tIoU == pytest.approx(55 / 60)
     assert one.vIoU == pytest.approx(0.8 * 55 / 60)
@@ -83,7 +83,7 @@ def test_a_late_prediction_by_hand() -> None:
     """Truth [100, 160), predicted [130, 190): 30 shared of 90; boxes exact inside: vIoU = tIoU =
     1/3, sIoU = 1.
     """
-    (one,) = score(
+    (one,) = score_queries(
         [make_query()], make_tracks(range(100, 160)), [predict((130, 190), [(130, *BOX)])]
     )
     assert (one.tIoU, one.vIoU, one.sIoU) == (
@@ -98,24 +98,26 @@ def test_truth_frames_without_a_box_leave_both_sums() -> None:
     shared of 70 − 20.
     """
     boxed = np.concatenate([range(100, 110), range(130, 160)])
-    (one,) = score([make_query()], make_tracks(boxed), [predict((110, 170), [(110, *BOX)])])
+    (one,) = score_queries([make_query()], make_tracks(boxed), [predict((110, 170), [(110, *BOX)])])
     assert one.vIoU == pytest.approx(30 / 50)
     assert one.tIoU == pytest.approx(50 / 70)
     assert one.sIoU == pytest.approx(1.0)
 
 
 def test_boxes_outside_the_true_span_are_not_truth() -> None:
-    (one,) = score([make_query()], make_tracks(range(0, 300)), [predict((0, 300), [(0, *BOX)])])
+    (one,) = score_queries(
+        [make_query()], make_tracks(range(0, 300)), [predict((0, 300), [(0, *BOX)])]
+    )
     assert one.vIoU == pytest.approx(60 / 300)
 
 
 def test_a_prediction_without_boxes_is_judged_in_time_only() -> None:
-    (one,) = score([make_query()], make_tracks(range(300)), [predict((100, 160), [])])
+    (one,) = score_queries([make_query()], make_tracks(range(300)), [predict((100, 160), [])])
     assert (one.tIoU, one.vIoU, one.sIoU) == (1.0, 0.0, 0.0)
 
 
 def test_a_query_without_a_prediction_scores_zero() -> None:
-    (one,) = score([make_query()], make_tracks(range(300)), [])
+    (one,) = score_queries([make_query()], make_tracks(range(300)), [])
     assert (one.tIoU, one.vIoU, one.sIoU) == (0.0, 0.0, 0.0)
 
 
@@ -124,9 +126,9 @@ def test_without_true_boxes_only_time_is_judged(track: str | None) -> None:
     queries = [make_query(track=track, name="a"), make_query(name="b")]
     tracks = make_tracks(range(300))
     tracks.add("elsewhere", np.arange(200, 210), np.tile(np.array(BOX), (10, 1)))
-    scores = score(queries, tracks, [predict((100, 160), [(100, *BOX)], name="b")])
+    scores = score_queries(queries, tracks, [predict((100, 160), [(100, *BOX)], name="b")])
     assert scores[0] == Score(id="a", vIoU=None, tIoU=0.0, sIoU=None)
-    summary = summarise(scores)
+    summary = summarize(scores)
     assert (summary["m_vIoU"], summary["m_tIoU"], summary["queries"], summary["boxed_queries"]) == (
         1.0,
         0.5,
@@ -136,7 +138,7 @@ def test_without_true_boxes_only_time_is_judged(track: str | None) -> None:
 
 
 def test_queries_without_truth_are_not_judged() -> None:
-    assert score([make_query(truth=None)], Tracks(), []) == []
+    assert score_queries([make_query(truth=None)], Tracks(), []) == []
 
 
 def test_boxes_are_interpolated_between_samples_and_held_outside() -> None:
@@ -148,12 +150,12 @@ def test_boxes_are_interpolated_between_samples_and_held_outside() -> None:
 
 def test_thresholds_are_strict() -> None:
     scores = [Score(id=str(value), vIoU=value, tIoU=1, sIoU=1) for value in (0.3, 0.31, 0.5, 0.51)]
-    summary = summarise(scores)
+    summary = summarize(scores)
     assert (summary["vIoU@0.3"], summary["vIoU@0.5"]) == (0.75, 0.25)
 
 
 def test_means_over_nothing_are_left_out() -> None:
-    assert summarise([]) == {"queries": 0, "boxed_queries": 0}
+    assert summarize([]) == {"queries": 0, "boxed_queries": 0}
 
 
 def test_summaries_by_form_and_tag() -> None:
@@ -167,12 +169,12 @@ def test_summaries_by_form_and_tag() -> None:
         for name, value in (("a", 0.2), ("b", 0.6), ("c", 1.0))
     ]
     assert {
-        name: group["m_vIoU"] for name, group in summarise_by(scores, queries, "form").items()
+        name: group["m_vIoU"] for name, group in summarize_by(scores, queries, "form").items()
     } == {
         "declarative": 0.2,
         "interrogative": 0.6,
     }
-    by_tag = summarise_by(scores, queries, "tag")
+    by_tag = summarize_by(scores, queries, "tag")
     assert {name: (group["m_vIoU"], group["queries"]) for name, group in by_tag.items()} == {
         "look-alike": (pytest.approx(0.4), 2),
         "same-motion": (0.2, 1),
@@ -181,56 +183,58 @@ def test_summaries_by_form_and_tag() -> None:
 
 def test_unknown_and_repeated_predictions_are_refused() -> None:
     with pytest.raises(InputError, match=r"1 predictions name no query.*'other'"):
-        score([make_query()], make_tracks(range(300)), [predict((0, 1), [], name="other")])
+        score_queries([make_query()], make_tracks(range(300)), [predict((0, 1), [], name="other")])
     with pytest.raises(InputError, match="'q' has two predictions"):
-        score([make_query()], make_tracks(range(300)), [predict((0, 1), []), predict((0, 2), [])])
+        score_queries(
+            [make_query()], make_tracks(range(300)), [predict((0, 1), []), predict((0, 2), [])]
+        )
 
 
 def test_predictions_by_id() -> None:
     first, second = predict((0, 1), [], name="a"), predict((0, 2), [], name="b")
-    assert by_id([first, second]) == {"a": first, "b": second}
+    assert index_by_id([first, second]) == {"a": first, "b": second}
     with pytest.raises(InputError, match="query 'a' has two predictions; keep one"):
-        by_id([first, second, first])
+        index_by_id([first, second, first])
 
 
 def test_strangers_are_refused_and_named() -> None:
     tubes = Tubes.from_predictions([predict((0, 1), [], name=name) for name in "cab"])
-    refuse_strangers(tubes, "abcd")
+    check_known_ids(tubes, "abcd")
     with pytest.raises(
         InputError,
         match=r"2 predictions name no query of these, for example 'b': is this the right index and split\?",
     ):
-        refuse_strangers(tubes, "ad")
+        check_known_ids(tubes, "ad")
 
 
 def test_what_was_judged_becomes_records() -> None:
     """NaN, a truth without boxes, is None; the numbers stay to the last bit."""
     nan, third = float("nan"), 1 / 3
-    judged = Judged(
+    judged = ScoreArrays(
         ("a", "b"),
         vIoU=np.array([third, nan]),
         tIoU=np.array([0.5, 1.0]),
         sIoU=np.array([1.0, nan]),
     )
-    assert scores_of(judged) == [
+    assert build_scores(judged) == [
         Score(id="a", vIoU=third, tIoU=0.5, sIoU=1.0),
         Score(id="b", vIoU=None, tIoU=1.0, sIoU=None),
     ]
 
 
 def test_the_means_have_one_order() -> None:
-    summary = summarise(
+    summary = summarize(
         [Score(id="a", vIoU=0.4, tIoU=0.5, sIoU=0.6), Score(id="b", vIoU=None, tIoU=0.0, sIoU=None)]
     )
-    assert list(summary) == [*MEANS, "queries", "boxed_queries"]
+    assert list(summary) == [*MEAN_METRICS, "queries", "boxed_queries"]
     assert list(summary.values()) == [0.4, 0.25, 0.6, 1.0, 0.0, 2, 1]
 
 
 def test_a_protocol_may_leave_queries_out() -> None:
     queries, tracks = [make_query(name="a"), make_query(name="b")], make_tracks(range(100, 160))
     predictions = [predict((100, 159), [(100, *BOX)], name="b")]
-    assert [one.id for one in score(queries, tracks, predictions)] == ["a", "b"]
-    assert score(queries, tracks, predictions, "stcat") == [
+    assert [one.id for one in score_queries(queries, tracks, predictions)] == ["a", "b"]
+    assert score_queries(queries, tracks, predictions, "stcat") == [
         Score(id="b", vIoU=1.0, tIoU=1.0, sIoU=1.0)
     ]
 
@@ -269,7 +273,7 @@ frame_sets = st.sets(st.integers(0, 299), min_size=1, max_size=20).map(sorted)
 def test_scores_stay_in_bounds(true_span, true_frames, true_box, span, frames, data) -> None:
     rows = [(frame, *data.draw(boxes)) for frame in frames]
     tracks = make_tracks(np.array(true_frames), true_box)
-    (one,) = score([make_query(true_span)], tracks, [predict(span, rows)])
+    (one,) = score_queries([make_query(true_span)], tracks, [predict(span, rows)])
     assert 0 <= one.tIoU <= 1
     if one.vIoU is not None and one.sIoU is not None:
         assert 0 <= one.vIoU <= 1 + 1e-12
@@ -285,7 +289,7 @@ def test_the_truth_itself_scores_one(span, data) -> None:
     rows = [
         (int(frame), *map(float, box)) for frame, box in zip(frames, tracks["t"][1], strict=True)
     ]
-    (one,) = score([make_query(span)], tracks, [predict(span, rows)])
+    (one,) = score_queries([make_query(span)], tracks, [predict(span, rows)])
     assert (one.tIoU, one.vIoU, one.sIoU) == (1.0, pytest.approx(1.0), pytest.approx(1.0))
 
 
@@ -301,7 +305,7 @@ def test_interpolation_is_exact_at_samples(frames, data) -> None:
 def test_vectors_agree_with_counting_frame_by_frame(true_span, true_frames, span, box) -> None:
     """The sums written out one frame at a time, as the protocol reads."""
     query, tracks = make_query(true_span), make_tracks(np.array(true_frames), BOX)
-    (one,) = score([query], tracks, [predict(span, [(span[0], *box)])])
+    (one,) = score_queries([query], tracks, [predict(span, [(span[0], *box)])])
     boxed = {frame for frame in true_frames if true_span[0] <= frame < true_span[1]}
     true, predicted = set(range(*true_span)), set(range(*span))
     judged = (true | predicted) - (true - boxed)

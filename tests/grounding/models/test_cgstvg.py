@@ -20,14 +20,14 @@ from grounding.losses.cgstvg import CgstvgLossConfig, cgstvg_loss
 from grounding.models.cgstvg import (
     Cgstvg,
     CgstvgConfig,
-    InstanceContextOutputs,
-    InstanceContext,
-    ContextAttention,
     CgstvgOutputs,
+    ContextAttention,
+    InstanceContext,
+    InstanceContextOutputs,
 )
 from grounding.modules.roi import roi_align_weights
 from grounding.structures.inputs import ModelInputs
-from grounding.structures.targets import Targets, LossNormalizers
+from grounding.structures.targets import LossNormalizers, Targets
 from pipeline.config import validate
 from pipeline.encoders.image_geometry import picture_in_square
 from pipeline.errors import InputError
@@ -109,7 +109,8 @@ def together(queries: list[ModelInputs]) -> ModelInputs:
     filled = [torch.tensor(query.motion.shape[2:4]).flip(0).repeat(2) for query in queries]
     rows, columns = batch.motion.shape[2:4]
     return replace(
-        batch, square=batch.picture_in_square * torch.stack(filled) / torch.tensor([columns, rows] * 2)
+        batch,
+        square=batch.picture_in_square * torch.stack(filled) / torch.tensor([columns, rows] * 2),
     )
 
 
@@ -167,8 +168,8 @@ def test_outputs_have_their_shapes_and_ranges(stages: int, box_head: str, swin: 
     )
     assert ((out.quality > 0) & (out.quality < 1)).all()
     assert out.kept.dtype == torch.bool
-    assert out.frame_tau.shape == (3, FRAMES)
-    assert out.cell_centres.shape == (3, cells, 2)
+    assert out.frame_positions.shape == (3, FRAMES)
+    assert out.cell_centers.shape == (3, cells, 2)
     assert out.carriers.shape == out.heard.shape == (stages, 3, FRAMES, cells)
     assert out.cell_boxes.shape == ((3, FRAMES, cells, 4) if box_head == "attention" else (0,))
     assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CgstvgOutputs))
@@ -298,9 +299,11 @@ def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> Non
     they are interpolated.
     """
     model, tau = make_model(), torch.tensor([[0.1, 0.2, 0.3, 0.45, 0.5, 0.8, 0.9]])
-    query = replace(make_query(0, WIDE, 4, frames=7), frame_tau=tau)
+    query = replace(make_query(0, WIDE, 4, frames=7), frame_positions=tau)
     seen: list[Tensor] = []
-    handle = model.spatial_blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    handle = model.spatial_blocks[0].register_forward_pre_hook(
+        lambda module, args: seen.append(args[1])
+    )
     with torch.no_grad():
         model(query)
     handle.remove()
@@ -319,12 +322,12 @@ def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> Non
 @pytest.mark.parametrize("refinement", ["none", "both"])
 def test_frames_taken_twice_give_what_they_give_once(refinement: str) -> None:
     """Every average over frames, the context's too, stays as it is."""
-    model, query = make_model(refinement=refinement, context_in_time=True), make_query(0, WIDE, 4)
+    model, query = make_model(refinement=refinement, temporal_context=True), make_query(0, WIDE, 4)
     twice = replace(
         query,
         **{
             name: getattr(query, name).repeat_interleave(2, 1)
-            for name in ("appearance", "motion", "frame_tau")
+            for name in ("appearance", "motion", "frame_positions")
         },
     )
     with torch.no_grad():
@@ -360,7 +363,7 @@ def test_the_context_is_what_lies_in_the_boxes_appearance_and_motion_apart() -> 
 @pytest.mark.parametrize("in_time", [False, True])
 def test_what_the_context_says_of_when_only_the_temporal_blocks_can_hear(in_time: bool) -> None:
     """Boxes hear it in any case, but for those of the first stage."""
-    model, queries = make_model(context_in_time=in_time, refinement="none"), together(three())
+    model, queries = make_model(temporal_context=in_time, refinement="none"), together(three())
     with torch.no_grad():
         all_kept = model(queries)
         with mock.patch.object(
@@ -401,7 +404,13 @@ def test_icr_drops_what_is_under_its_threshold(refinement: str, kept: list[int])
     """θ_t .75, θ_s .5, for one level .625; what equals a threshold is kept."""
     icr = InstanceContext(
         CgstvgConfig.model_validate(
-            {"hidden_dim": 16, "refinement": refinement, "theta_t": 0.75, "theta_s": 0.5, "single_threshold": 0.625}
+            {
+                "hidden_dim": 16,
+                "refinement": refinement,
+                "theta_t": 0.75,
+                "theta_s": 0.5,
+                "single_threshold": 0.625,
+            }
         )
     )
     temporal, spatial = (
@@ -420,10 +429,12 @@ def test_the_paper_s_thresholds_are_the_default() -> None:
 @pytest.mark.parametrize("refinement", ["temporal", "spatial", "both", "sum", "product"])
 def test_a_stage_s_confidences_refine_its_context(refinement: str) -> None:
     """s^t is the logit's sigmoid."""
-    model = make_model(refinement=refinement, theta_one=0.3)
+    model = make_model(refinement=refinement, single_threshold=0.3)
     with torch.no_grad():
         out = model(together(three()))
-        assert torch.equal(out.kept, model.instance_context.select_context(out.inside.sigmoid(), out.quality))
+        assert torch.equal(
+            out.kept, model.instance_context.select_context(out.inside.sigmoid(), out.quality)
+        )
     assert 0 < int(out.kept.sum()) < out.kept.numel()
 
 
@@ -442,13 +453,19 @@ def test_every_query_looks_at_kept_frames_alone_and_at_no_others(kept: list[bool
     with torch.no_grad():
         memory = model.encode(make_query(0, WIDE, 4))
         before = attention.attend_context(
-            queries, positions, memory, InstanceContextOutputs(tokens, which, torch.zeros(1, FRAMES))
+            queries,
+            positions,
+            memory,
+            InstanceContextOutputs(tokens, which, torch.zeros(1, FRAMES)),
         )
         for frame in range(FRAMES):
             other = tokens.clone()
             other[:, frame] += 1
             after = attention.attend_context(
-                queries, positions, memory, InstanceContextOutputs(other, which, torch.zeros(1, FRAMES))
+                queries,
+                positions,
+                memory,
+                InstanceContextOutputs(other, which, torch.zeros(1, FRAMES)),
             )
             assert ((after - before).abs().amax(-1) > 1e-4).tolist() == [[kept[frame]] * FRAMES]
 
@@ -477,7 +494,7 @@ def run(model: Cgstvg, kept: list[Tensor], without: int | None = None) -> Cgstvg
 def test_a_query_with_nothing_kept_does_without_context_and_the_others_do_not_notice(
     in_time: bool, stage: int
 ) -> None:
-    model = make_model(context_in_time=in_time)
+    model = make_model(temporal_context=in_time)
     found, without = [LATER] * STAGES, [LATER] * STAGES
     found[stage - 1], without[stage - 1] = SECOND_HAS_NONE, ALL_SOME
     with torch.no_grad():
@@ -495,7 +512,7 @@ def test_with_nothing_kept_gradients_are_those_of_a_stage_without_context(in_tim
     kept = [SECOND_HAS_NONE, LATER, LATER]
     found = []
     for without in (None, 1):
-        model = make_model(context_in_time=in_time)
+        model = make_model(temporal_context=in_time)
         parameters = dict(model.named_parameters())
         out = of_query(run(model, kept, without), 1)
         torch.cat(
@@ -526,7 +543,9 @@ def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
     model = make_model()
     nothing = [torch.zeros(3, FRAMES, dtype=torch.bool)] * STAGES
     out, targets = run(model, nothing), make_targets(3)
-    loss = cgstvg_loss(out, targets, CgstvgLossConfig(), LossNormalizers.from_targets(targets))["loss"]
+    loss = cgstvg_loss(out, targets, CgstvgLossConfig(), LossNormalizers.from_targets(targets))[
+        "loss"
+    ]
     loss.backward()
     assert torch.isfinite(loss)
     assert all(
@@ -556,7 +575,9 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
     """
     model, targets = make_model(dropout=0.0, refinement="none", **changes).train(), make_targets(3)
     out = model(together(three()), targets)
-    cgstvg_loss(out, targets, CgstvgLossConfig(), LossNormalizers.from_targets(targets))["loss"].backward()
+    cgstvg_loss(out, targets, CgstvgLossConfig(), LossNormalizers.from_targets(targets))[
+        "loss"
+    ].backward()
     norms = {
         name: 0.0 if parameter.grad is None else float(parameter.grad.abs().max())
         for name, parameter in model.named_parameters()
@@ -643,7 +664,10 @@ def test_predictions_need_no_truth(least: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_dim": 20, "num_heads": 8}, "d must be a multiple of 4 .* and of heads, not 20 with 8 heads"),
+        (
+            {"hidden_dim": 20, "num_heads": 8},
+            "d must be a multiple of 4 .* and of heads, not 20 with 8 heads",
+        ),
         ({"hidden_dim": 18, "num_heads": 2}, "d must be a multiple of 4 .*, not 18 with 2 heads"),
         ({"refinement": "either"}, r"refinement: .*'product' \(got 'either'\)"),
         ({"num_clips": 4}, "unknown key 'clips'; the keys are box_head, context"),

@@ -23,7 +23,7 @@ from grounding.modules.freezing import TRAINABLE_PREFIXES
 from grounding.modules.position_encoding import sinusoidal_box, sinusoidal_time
 from grounding.modules.r3d import LateralConnection, R3dTrunk
 from grounding.structures.inputs import ModelInputs
-from grounding.structures.targets import Targets, LossNormalizers
+from grounding.structures.targets import LossNormalizers, Targets
 from pipeline.config import validate
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.text import TextEncoder
@@ -124,7 +124,9 @@ def make_targets(count: int, inside: Tensor = INSIDE) -> Targets:
 
 
 def loss_of(model: Costa, out: CostaOutputs, targets: Targets, **weights: Any) -> Tensor:
-    return costa_loss(out, targets, CostaLossConfig(**weights), LossNormalizers.from_targets(targets))["loss"]
+    return costa_loss(
+        out, targets, CostaLossConfig(**weights), LossNormalizers.from_targets(targets)
+    )["loss"]
 
 
 @cache
@@ -179,7 +181,8 @@ def test_the_hadamard_product_and_the_concatenation_are_of_plain_features() -> N
     assert chain.project_image is not None
     assert chain.reduce is not None
     torch.testing.assert_close(
-        product(moving, still), moving * product.project_image(still).unflatten(0, (2, 5)).transpose(1, 2)
+        product(moving, still),
+        moving * product.project_image(still).unflatten(0, (2, 5)).transpose(1, 2),
     )
     both = torch.cat([moving, chain.project_image(still).unflatten(0, (2, 5)).transpose(1, 2)], 1)
     torch.testing.assert_close(chain(moving, still), chain.reduce(both))
@@ -191,7 +194,7 @@ def test_the_trunk_sees_motion_and_the_2_d_network_does_not() -> None:
     other = query.appearance.clone()
     other[:, 1] = 255 - other[:, 1]
     for used, told in (("both", True), ("3d", True), ("2d", False)):
-        model = make_model(backbones_used=used)
+        model = make_model(backbones=used)
         with torch.no_grad():
             before, after = (
                 model.encode_images(pictures, query.map_size)[0][0, 0]
@@ -201,7 +204,7 @@ def test_the_trunk_sees_motion_and_the_2_d_network_does_not() -> None:
 
 
 def test_the_2_d_network_alone_gives_its_c5_maps() -> None:
-    model, query = make_model(backbones_used="2d"), make_query(0, WIDE, 4)
+    model, query = make_model(backbones="2d"), make_query(0, WIDE, 4)
     with torch.no_grad():
         maps, size = model.encode_images(query.appearance, query.map_size)
         expected = model.image_encoder(query.appearance[0].permute(0, 3, 1, 2))
@@ -218,7 +221,9 @@ def test_videos_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         whole = model.encode_images(pictures, sizes)[0]
         monkeypatch.setattr(grounding.models.costa, "TOGETHER", 1)
-        torch.testing.assert_close(model.encode_images(pictures, sizes)[0], whole, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            model.encode_images(pictures, sizes)[0], whole, atol=1e-4, rtol=1e-4
+        )
 
 
 # Shapes, and a batch is its queries
@@ -233,9 +238,13 @@ def test_outputs_have_their_shapes_and_ranges(box_head: str) -> None:
     assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
     assert out.first.shape == out.last.shape == (LAYERS, 3, FRAMES)
     assert (
-        out.fused.shape == out.decoded.shape == out.told.shape == out.frame_tau.shape == (3, FRAMES)
+        out.fused.shape
+        == out.decoded.shape
+        == out.told.shape
+        == out.frame_positions.shape
+        == (3, FRAMES)
     )
-    assert out.cell_centres.shape == (3, cells, 2)
+    assert out.cell_centers.shape == (3, cells, 2)
     assert out.carriers.shape == out.heard.shape == (LAYERS, 3, FRAMES, cells)
     assert out.cell_boxes.shape == ((3, FRAMES, cells, 4) if box_head == "attention" else (0,))
     assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CostaOutputs))
@@ -284,9 +293,9 @@ def test_a_batch_gives_what_its_queries_give_alone(frames: int, changes: dict[st
             torch.testing.assert_close(
                 getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5
             )
-        rows, columns = model.encode_images(queries[number].appearance, queries[number].map_size)[1][
-            0
-        ].tolist()
+        rows, columns = model.encode_images(queries[number].appearance, queries[number].map_size)[
+            1
+        ][0].tolist()
         for name in ("carriers", "heard"):
             mine = getattr(batch, name)[:, number].unflatten(-1, (4, 5))
             assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
@@ -485,7 +494,7 @@ def test_memory_holds_no_cls() -> None:
 def test_fusion_mixes_frames_by_its_temporal_layers_alone(temporal_fusion: bool) -> None:
     """With the 2-D network, which sees each frame for itself."""
     model, query = (
-        make_model(backbones_used="2d", temporal_fusion=temporal_fusion),
+        make_model(backbones="2d", temporal_fusion=temporal_fusion),
         make_query(0, WIDE, 4),
     )
     other = query.appearance.clone()
@@ -522,7 +531,7 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
         "temporal_decoder.boundary_head.layers.0.bias"
     } == without
     learning = {name.split(".")[2] for name in should if name.startswith("image.")}
-    assert learning == (set() if changes.get("backbones_used") == "3d" else set(TRAINABLE_PREFIXES))
+    assert learning == (set() if changes.get("backbones") == "3d" else set(TRAINABLE_PREFIXES))
 
 
 @pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
@@ -548,7 +557,7 @@ def test_a_step_lowers_the_loss(changes: dict[str, Any]) -> None:
 
 
 def test_a_frozen_image_encoder_has_no_gradient_and_never_changes() -> None:
-    model, targets = make_model(tune_image=False).train(), make_targets(3)
+    model, targets = make_model(train_image_encoder=False).train(), make_targets(3)
     before = {name: value.clone() for name, value in model.image_encoder.state_dict().items()}
     loss_of(model, model(together(three()), targets), targets).backward()
     assert all(
@@ -639,12 +648,15 @@ def test_a_text_encoder_that_trains_reads_tokens() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_dim": 24, "num_heads": 16}, "d must be a multiple of 8 .* and of heads, not 24 with 16 heads"),
+        (
+            {"hidden_dim": 24, "num_heads": 16},
+            "d must be a multiple of 8 .* and of heads, not 24 with 16 heads",
+        ),
         ({"hidden_dim": 20, "num_heads": 2}, "d must be a multiple of 8 .*, not 20 with 2 heads"),
-        ({"r3d_width": 12}, "trunk_width must be a multiple of 8 .*, not 12"),
+        ({"r3d_width": 12}, "r3d_width must be a multiple of 8 .*, not 12"),
         ({"connection": "mean"}, r"connection: .*'hadamard' \(got 'mean'\)"),
         ({"teacher_forcing_rate": 1.5}, "beta: .*less than or equal to 1"),
-        ({"num_clips": 4}, "unknown key 'clips'; the keys are backbones_used, beta"),
+        ({"num_clips": 4}, "unknown key 'clips'; the keys are backbones, beta"),
     ],
 )
 def test_a_bad_model_config_is_refused(changes: dict[str, Any], message: str) -> None:

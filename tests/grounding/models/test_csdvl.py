@@ -124,7 +124,7 @@ def changed(model: Csdvl, inputs: ModelInputs, change: Change) -> dict[str, bool
         before, after = model(inputs), model(change(inputs))
     return {
         name: not torch.equal(getattr(before, name), getattr(after, name))
-        for name in ("boxes", "frame_scores", "proposals", "clip_scores")
+        for name in ("boxes", "frame_scores", "proposals", "clip_logits")
     }
 
 
@@ -142,11 +142,11 @@ def test_outputs_have_their_shapes_and_ranges(box_head: str, clip_pool: str) -> 
     assert ((out.boxes[..., :2] > -0.5) & (out.boxes[..., :2] < 1.5)).all()
     assert out.proposals.shape == (3, CLIPS, CLIPS)
     assert out.frame_scores.shape == (3, FRAMES)
-    assert out.clip_scores.shape == (3, CLIPS)
+    assert out.clip_logits.shape == (3, CLIPS)
     assert out.guides.shape == out.carriers.shape == (2, 3, FRAMES, rows, columns)
-    assert out.cell_centres.shape == (3, rows * columns, 2)
+    assert out.cell_centers.shape == (3, rows * columns, 2)
     assert out.heard.shape[:2] == (3, CLIPS)
-    assert out.heard_centres.shape == (3, out.heard.shape[2], 2)
+    assert out.temporal_cell_centers.shape == (3, out.heard.shape[2], 2)
     assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CsdvlOutputs))
     torch.testing.assert_close(out.carriers.sum((-1, -2)), torch.ones(2, 3, FRAMES))
     torch.testing.assert_close(out.heard.sum(-1), torch.ones(3, CLIPS))
@@ -160,7 +160,7 @@ def test_the_guide_keeps_what_the_words_take() -> None:
 
 def test_cell_centres_are_shares_of_the_picture() -> None:
     out = make_model()(together([make_query(0, WIDE, 4), make_query(1, SMALL, 2)]))
-    centres = out.cell_centres.unflatten(1, WIDE)
+    centres = out.cell_centers.unflatten(1, WIDE)
     torch.testing.assert_close(centres[0, 0, 0], torch.tensor([1 / 16, 1 / 8]))
     torch.testing.assert_close(centres[1, 2, 4], torch.tensor([4.5 / 5, 2.5 / 3]))
 
@@ -175,7 +175,9 @@ def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> Non
     (tolerance 1e-5).
     """
     extras = (
-        {"box_head": "attention", "clip_pooling": "attention", "guidance_scale": "num_cells"} if ours else {}
+        {"box_head": "attention", "clip_pooling": "attention", "guidance_scale": "num_cells"}
+        if ours
+        else {}
     )
     model = make_model(collaboration=kind, alpha=0.7, **extras)
     queries = [make_query(0, WIDE, 4), make_query(1, TALL, 7), make_query(2, SMALL, 1)]
@@ -184,7 +186,7 @@ def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> Non
         singles = [model(query) for query in queries]
     for number, (query, single) in enumerate(zip(queries, singles, strict=True)):
         rows, columns = query.map_size[0].tolist()
-        for name in ("proposals", "frame_scores", "clip_scores"):
+        for name in ("proposals", "frame_scores", "clip_logits"):
             torch.testing.assert_close(
                 getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5
             )
@@ -203,7 +205,7 @@ def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
     model = make_model(alpha=0.7, box_head="attention", clip_pool="attention")
     queries = [make_query(0, WIDE, 4), make_query(1, WIDE, 7), make_query(2, TALL, 1)]
     shared_is_apart(
-        model, queries, together, ("boxes", "proposals", "frame_scores", "clip_scores", "guides")
+        model, queries, together, ("boxes", "proposals", "frame_scores", "clip_logits", "guides")
     )
 
 
@@ -245,7 +247,7 @@ def test_proposals_hear_the_appearance_only_from_static_to_dynamic(
         "boxes": True,
         "frame_scores": True,
         "proposals": heard,
-        "clip_scores": heard,
+        "clip_logits": heard,
     }
 
 
@@ -260,7 +262,7 @@ def test_boxes_hear_the_motion_only_from_dynamic_to_static(
         "boxes": heard,
         "frame_scores": heard,
         "proposals": True,
-        "clip_scores": True,
+        "clip_logits": True,
     }
 
 
@@ -287,7 +289,12 @@ def test_both_directions_read_the_states_before_the_block(query: ModelInputs) ->
     """In one layer boxes cannot hear other frames through the guided clips: those go into the next
     layer.
     """
-    loud = {"collaboration": "full", "query_self_attention": False, "alpha": 4.0, "guidance_scale": "num_cells"}
+    loud = {
+        "collaboration": "full",
+        "query_self_attention": False,
+        "alpha": 4.0,
+        "guidance_scale": "num_cells",
+    }
     assert not boxes_of_frame_0_change(make_model(layers=1, **loud), query)
     assert boxes_of_frame_0_change(make_model(layers=2, **loud), query)
 
@@ -295,7 +302,7 @@ def test_both_directions_read_the_states_before_the_block(query: ModelInputs) ->
 def test_a_frame_hears_only_its_own_clip_in_the_block(query: ModelInputs) -> None:
     """The block alone: clip 0's features reach frames of clip 0 and, without mixing, no others."""
     model = make_model(collaboration="d2s", query_mixing=False)
-    query = replace(query, frame_tau=torch.tensor([[0.1, 0.2, 0.4, 0.6, 0.9]]))
+    query = replace(query, frame_positions=torch.tensor([[0.1, 0.2, 0.4, 0.6, 0.9]]))
     clips, queries, weights, place = block_inputs(model, query)
     other = clips.clone()
     other[:, 0] += 1
@@ -348,11 +355,11 @@ def test_symmetric_blocks_by_hand(kind: str, query: ModelInputs) -> None:
     if kind == "sum":
         expected = clips + spread, queries + pooled
     elif kind == "fc_sum":
-        expected = clips + block.into_dynamic(spread), queries + block.into_static(pooled)
+        expected = clips + block.dynamic_fusion(spread), queries + block.static_fusion(pooled)
     else:
         expected = (
-            block.into_dynamic(torch.cat([clips, spread], -1)),
-            block.into_static(torch.cat([queries, pooled], -1)),
+            block.dynamic_fusion(torch.cat([clips, spread], -1)),
+            block.static_fusion(torch.cat([queries, pooled], -1)),
         )
     for found, wanted in zip(block(clips, queries, weights, place), expected, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
@@ -409,7 +416,7 @@ def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
     added, normalised.
     """
     query = make_query(5, size, 4)
-    model = make_model(collaboration="s2d", alpha=2.0, guide_gain=gain)
+    model = make_model(collaboration="s2d", alpha=2.0, guidance_scale=gain)
     rows, columns = size
     with torch.no_grad():
         clips, queries, weights, place = block_inputs(model, query)
@@ -426,7 +433,7 @@ def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
         ]
         block = model.collaboration[0]
         strength = rows * columns if gain == "cells" else 1
-        expected = block.norm_guided(clips + strength * averaged * block.guided(clips))
+        expected = block.norm_guidance(clips + strength * averaged * block.guided(clips))
         torch.testing.assert_close(
             block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5
         )
@@ -442,7 +449,7 @@ def test_without_space_the_guide_is_its_mean_over_the_picture(query: ModelInputs
             None, :, None, None
         ]
         block = model.collaboration[0]
-        expected = block.norm_guided(clips + averaged * block.guided(clips))
+        expected = block.norm_guidance(clips + averaged * block.guided(clips))
         torch.testing.assert_close(
             block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5
         )
@@ -465,7 +472,7 @@ def test_alpha_changes_the_guide_and_not_the_decoder_s_own_attention(query: Mode
 def gradients(
     model: Csdvl,
     inputs: ModelInputs,
-    names: tuple[str, ...] = ("boxes", "proposals", "frame_scores", "clip_scores"),
+    names: tuple[str, ...] = ("boxes", "proposals", "frame_scores", "clip_logits"),
 ) -> set[str]:
     """Names of the parameters that outputs give a gradient worth the name."""
     random = torch.Generator().manual_seed(0)
@@ -487,7 +494,7 @@ def gradients(
     }
 
 
-LAST_WORDS = ("dynamic.1.attend.to_clips", "dynamic.1.norm.to_clips", "dynamic.1.words_ffn")
+LAST_WORDS = ("dynamic.1.attend.to_clips", "dynamic.1.norm.to_clips", "dynamic.1.text_ffn")
 """The words after the last dynamic layer are not looked at."""
 FLAT = {"decoder.0.self_attn.in_proj_weight", "box_head.key.bias", "listen.bias"}
 """Zero by their nature, up to rounding: the first self-attention sees one query of content 0; a
@@ -513,7 +520,7 @@ def test_gradients_flow_through_the_guide_unless_it_is_detached(query: ModelInpu
     decoder's attention.
     """
     for detach in (False, True):
-        model = make_model(collaboration="full", layers=1, alpha=1.0, detach_guide=detach)
+        model = make_model(collaboration="full", layers=1, alpha=1.0, detach_guidance=detach)
         static = {
             name
             for name in gradients(model, query, ("proposals",))
@@ -524,7 +531,7 @@ def test_gradients_flow_through_the_guide_unless_it_is_detached(query: ModelInpu
 
 def test_detaching_changes_no_output(query: ModelInputs) -> None:
     with torch.no_grad():
-        ours, theirs = (make_model(detach_guide=detach)(query) for detach in (False, True))
+        ours, theirs = (make_model(detach_guidance=detach)(query) for detach in (False, True))
     assert torch.equal(ours.proposals, theirs.proposals)
     assert torch.equal(ours.boxes, theirs.boxes)
 
@@ -544,7 +551,7 @@ def test_the_dynamic_stream_alone_answers_with_the_whole_picture(query: ModelInp
         if name.startswith(("encoder", "decoder", "collaboration", "box_head"))
     ]
     assert changed(model, query, other_appearance) == dict.fromkeys(
-        ("boxes", "frame_scores", "proposals", "clip_scores"), False
+        ("boxes", "frame_scores", "proposals", "clip_logits"), False
     )
     assert changed(model, query, other_motion)["proposals"]
 
@@ -568,7 +575,7 @@ def test_without_space_the_order_of_motion_cells_is_nothing(query: ModelInputs) 
 
 def test_words_attend_to_pooled_clips_or_to_all_cells(query: ModelInputs) -> None:
     for pools, keys in ((True, CLIPS), (False, CLIPS * 8)):
-        model = make_model(text_pools_space=pools)
+        model = make_model(text_attends_pooled_clips=pools)
         seen: list[int] = []
         model.dynamic_layers[0].attend["to_clips"].register_forward_pre_hook(
             lambda module, args, seen=seen: seen.append(args[1].shape[1])
@@ -578,7 +585,9 @@ def test_words_attend_to_pooled_clips_or_to_all_cells(query: ModelInputs) -> Non
 
 
 @pytest.mark.parametrize("mask_padding", [True, False])
-def test_padding_of_the_square_is_heard_only_unmasked(mask_padding: bool, query: ModelInputs) -> None:
+def test_padding_of_the_square_is_heard_only_unmasked(
+    mask_padding: bool, query: ModelInputs
+) -> None:
     """The wide picture fills rows 1 and 2 of 4; rows 0 and 3 are padding."""
     motion = query.motion.clone()
     motion[:, :, [0, 3]] += 5

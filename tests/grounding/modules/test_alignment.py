@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from grounding.modules.alignment import (
+    crop_resize_matrix,
     frame_clip_indices,
     frames_to_clips_matrix,
     from_square_grid,
-    to_square_grid,
     square_cell_coordinates,
-    crop_resize_matrix,
+    to_square_grid,
 )
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}

@@ -158,9 +158,9 @@ def test_pairs_are_compared_part_by_part(tokens: tuple[Tensor, ...]) -> None:
         return x.unflatten(-1, (HEADS, D // HEADS)).transpose(1, 2)
 
     logits = heads(paired.query_content(query)) @ heads(paired.key_content(key)).mT
-    logits = (logits + heads(paired.query_position(here)) @ heads(paired.key_position(there)).mT) / (
-        2 * D // HEADS
-    ) ** 0.5
+    logits = (
+        logits + heads(paired.query_position(here)) @ heads(paired.key_position(there)).mT
+    ) / (2 * D // HEADS) ** 0.5
     weights = logits.masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
     expected = paired.out((weights @ heads(paired.value(value))).transpose(1, 2).flatten(2))
     torch.testing.assert_close(

@@ -85,7 +85,8 @@ def test_attention_on_two_cells_gives_the_mean_of_their_boxes(cells: Cells) -> N
     memory[0, 4, 0] = memory[0, 0, 0]
     box = head(query, head.prepare(memory, positions, mask, centres))[0]
     alone = [
-        head(query, head.prepare(memory, one_hot(head, cell)[1], mask, centres))[0] for cell in (0, 4)
+        head(query, head.prepare(memory, one_hot(head, cell)[1], mask, centres))[0]
+        for cell in (0, 4)
     ]
     torch.testing.assert_close(box, (alone[0] + alone[1]) / 2)
 

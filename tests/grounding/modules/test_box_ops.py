@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou, roi_align
 
-from grounding.modules.box_ops import cxcywh_to_xyxy, generalized_box_iou, box_iou
+from grounding.modules.box_ops import box_iou, cxcywh_to_xyxy, generalized_box_iou
 from grounding.modules.position_encoding import cell_positions
-from grounding.modules.roi import mean_pool_weights, cells_in_box, roi_align_weights
+from grounding.modules.roi import cells_in_box, mean_pool_weights, roi_align_weights
 
 ROWS, COLUMNS = 6, 10
 SIZE = torch.tensor([[ROWS, COLUMNS]])

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from grounding.modules.position_encoding import TIME_SCALE, cell_corners, sinusoidal, sinusoidal_2d, sinusoidal_time
+from grounding.modules.position_encoding import (
+    TIME_SCALE,
+    cell_corners,
+    sinusoidal,
+    sinusoidal_2d,
+    sinusoidal_time,
+)
 
 
 def detr(mask: Tensor, features: int) -> Tensor:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grounding.modules.proposal_map import ProposalHead, proposal_iou_map, build_proposal_map, valid_proposal_mask
+from grounding.modules.proposal_map import (
+    ProposalHead,
+    build_proposal_map,
+    proposal_iou_map,
+    valid_proposal_mask,
+)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

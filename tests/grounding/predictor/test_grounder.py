@@ -16,9 +16,9 @@ import torch
 import grounding.inference.predict
 from grounding.data.dataset import GroundingDataset
 from grounding.inference.predict import predict
-from grounding.inference.segment_prediction import Look
-from grounding.predictor.grounder import Grounder, checked_sentences, recorded_encoder
-from grounding.predictor.results import Answers, answer_of
+from grounding.inference.segment_prediction import SegmentPrediction
+from grounding.predictor.grounder import Grounder, load_recorded_encoder, validate_sentences
+from grounding.predictor.results import GroundingResult, build_query_result
 from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
 from pipeline.config import load
 from pipeline.errors import InputError, StoreError, VideoError
@@ -46,13 +46,13 @@ def test_a_video_gives_the_tube_that_its_store_gives(
     tiny_run: Any, grounder: Grounder, queries: list[Query]
 ) -> None:
     features = GroundingDataset.from_store(
-        tiny_run.store, "test", grounder.ensemble.frames, grounder.ensemble.clips
+        tiny_run.store, "test", grounder.ensemble.num_frames, grounder.ensemble.num_clips
     )
     stored = predict(grounder.ensemble.models, features, features.queries)
-    asked = grounder.ask(tiny_run.root / queries[0].path, [query.text for query in queries])
+    asked = grounder.ground(tiny_run.root / queries[0].path, [query.text for query in queries])
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
     expected = [
-        answer_of(query.text, [prediction], edges)
+        build_query_result(query.text, [prediction], edges)
         for query, prediction in zip(queries, stored, strict=True)
     ]
     assert [answer.span_frames for answer in asked.queries] == [
@@ -71,14 +71,16 @@ def test_a_child_may_decode_while_networks_compute(
     path, texts = tiny_run.root / queries[0].path, [query.text for query in queries]
     with ProcessDecoder() as decoder:
         by_child = Grounder(tiny_run.run, device="cpu", decoder=decoder)
-        assert [by_child.ask(path, texts) for _ in range(2)] == [grounder.ask(path, texts)] * 2
+        assert [by_child.ground(path, texts) for _ in range(2)] == [
+            grounder.ground(path, texts)
+        ] * 2
 
 
 def test_the_features_are_the_stores_own(
     tiny_run: Any, grounder: Grounder, queries: list[Query]
 ) -> None:
     stored = GroundingDataset.from_store(tiny_run.store, "test", 4, 8)
-    seen = grounder.look(tiny_run.root / queries[0].path)
+    seen = grounder.encode_video(tiny_run.root / queries[0].path)
     for name in ("appearance", "motion"):
         own, other = seen.features[name], getattr(stored, name)
         np.testing.assert_array_equal(own.read(seen.video.path), other.read(queries[0].video))
@@ -92,14 +94,14 @@ def test_a_video_is_looked_at_once_for_all_sentences(
     tiny_run: Any, grounder: Grounder, queries: list[Query]
 ) -> None:
     counted: list[tuple[int, int]] = []
-    seen = grounder.look(
+    seen = grounder.encode_video(
         tiny_run.root / queries[0].path, progress=lambda done, total: counted.append((done, total))
     )
     assert counted[0] == (0, counted[0][1])
     assert counted[-1] == (counted[0][1], counted[0][1])
     np.testing.assert_allclose(seen.frame_edges, np.arange(seen.video.frame_count + 1) / 10)
-    together = grounder.answer(seen, ["the red circle spins.", "what falls?"])
-    alone = grounder.answer(seen, ["the red circle spins."])
+    together = grounder.ground_encoded(seen, ["the red circle spins.", "what falls?"])
+    alone = grounder.ground_encoded(seen, ["the red circle spins."])
     assert together.queries[0].score == pytest.approx(alone.queries[0].score, abs=1e-3)
     assert [answer.text for answer in together.queries] == ["the red circle spins.", "what falls?"]
 
@@ -107,7 +109,7 @@ def test_a_video_is_looked_at_once_for_all_sentences(
 def test_every_frame_of_the_span_has_a_box(
     tiny_run: Any, grounder: Grounder, queries: list[Query]
 ) -> None:
-    answers = grounder.ask(tiny_run.root / queries[0].path, ["  the red circle spins. "])
+    answers = grounder.ground(tiny_run.root / queries[0].path, ["  the red circle spins. "])
     (answer,) = answers.queries
     begin, end = answer.span_frames
     assert answer.text == "the red circle spins."
@@ -118,13 +120,17 @@ def test_every_frame_of_the_span_has_a_box(
         queries[0].frame_count,
         (160, 96),
     )
-    assert Answers.model_validate_json(json.dumps(answers.model_dump(mode="json"))) == answers
+    assert (
+        GroundingResult.model_validate_json(json.dumps(answers.model_dump(mode="json"))) == answers
+    )
 
 
 def test_seconds_are_those_of_the_frames_and_boxes_interpolate() -> None:
     edges = np.array([0, 0.1, 0.2, 1.2, 1.3, 1.4])
     rows = [(1, 0.0, 0.0, 10.0, 10.0), (3, 20.0, 0.0, 30.0, 10.0)]
-    answer = answer_of("x", [Prediction(id="0", span=(2, 5), score=0.5, boxes=rows)], edges)
+    answer = build_query_result(
+        "x", [Prediction(id="0", span=(2, 5), score=0.5, boxes=rows)], edges
+    )
     assert answer.span_seconds == (0.2, 1.4)
     assert answer.boxes == [
         (2, 10.0, 0.0, 20.0, 10.0),
@@ -134,9 +140,9 @@ def test_seconds_are_those_of_the_frames_and_boxes_interpolate() -> None:
 
 
 def test_more_frames_may_be_seen_at_once(tiny_run: Any, queries: list[Query]) -> None:
-    grounder = Grounder(tiny_run.run, device="cpu", frames=12, batch=1)
-    assert grounder.ensemble.frames == 12
-    assert grounder.ask(tiny_run.root / queries[0].path, ["what falls?"]).queries[0].boxes
+    grounder = Grounder(tiny_run.run, device="cpu", num_frames=12, batch_size=1)
+    assert grounder.ensemble.num_frames == 12
+    assert grounder.ground(tiny_run.root / queries[0].path, ["what falls?"]).queries[0].boxes
 
 
 def test_several_runs_answer_together(
@@ -144,10 +150,12 @@ def test_several_runs_answer_together(
 ) -> None:
     """Two of the same are the one; spans between clips are an option."""
     video, sentences = tiny_run.root / queries[0].path, ["what falls?", "the red circle spins."]
-    once = grounder.ask(video, sentences)
-    assert Grounder(tiny_run.run, tiny_run.run, device="cpu").ask(video, sentences) == once
-    literal = Grounder(tiny_run.run, device="cpu", between=False).ask(video, sentences)
-    clips = grounder.ensemble.clips
+    once = grounder.ground(video, sentences)
+    assert Grounder(tiny_run.run, tiny_run.run, device="cpu").ground(video, sentences) == once
+    literal = Grounder(tiny_run.run, device="cpu", subframe_boundaries=False).ground(
+        video, sentences
+    )
+    clips = grounder.ensemble.num_clips
     edges = {round(k / clips * queries[0].frame_count) for k in range(clips + 1)}
     assert {edge for answer in literal.queries for edge in answer.span_frames} <= edges
 
@@ -155,13 +163,13 @@ def test_several_runs_answer_together(
 def test_a_second_look_may_be_asked_for(
     tiny_run: Any, queries: list[Query], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[Look] = []
+    looked: list[SegmentPrediction] = []
     monkeypatch.setattr(
         grounding.inference.predict,
-        "second_look",
+        "refine_segment",
         lambda features, first, between: looked.append(first),
     )
-    Grounder(tiny_run.run, device="cpu", refine=True).ask(
+    Grounder(tiny_run.run, device="cpu", refine_boundaries=True).ground(
         tiny_run.root / queries[0].path, ["what falls?", "what spins?"]
     )
     assert len(looked) == 2
@@ -170,20 +178,20 @@ def test_a_second_look_may_be_asked_for(
 def test_other_videos_than_shapes_are_doubted(
     tiny_run: Any, grounder: Grounder, queries: list[Query], tmp_path: Path
 ) -> None:
-    assert grounder.doubt(tiny_run.root / queries[0].path) == ""
-    assert "was trained on `shapes`" in grounder.doubt(tmp_path / "holiday.mp4")
+    assert grounder.domain_warning(tiny_run.root / queries[0].path) == ""
+    assert "was trained on `shapes`" in grounder.domain_warning(tmp_path / "holiday.mp4")
 
 
 def test_sentences_must_say_something(grounder: Grounder) -> None:
     with pytest.raises(InputError, match="no sentence: say what to look for"):
-        checked_sentences([])
+        validate_sentences([])
     with pytest.raises(InputError, match="sentence 2 of 2 is empty"):
-        grounder.ask(Path("not even opened.mp4"), ["a dog jumps.", " \t"])
+        grounder.ground(Path("not even opened.mp4"), ["a dog jumps.", " \t"])
 
 
 def test_a_missing_video_is_named(grounder: Grounder, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"gone\.mp4 does not exist"):
-        grounder.ask(tmp_path / "gone.mp4", ["a dog jumps."])
+        grounder.ground(tmp_path / "gone.mp4", ["a dog jumps."])
 
 
 def test_other_weights_than_the_runs_are_refused(tiny_run: Any, tmp_path: Path) -> None:
@@ -258,7 +266,7 @@ def test_a_run_on_reduced_features_reduces_what_it_is_asked_about(
 ) -> None:
     """Bit for bit what the store's reader gives, though the store is no longer there."""
     store, run = reduced(asked)
-    seen = Grounder(run, device="cpu").look(tiny_run.root / queries[0].path)
+    seen = Grounder(run, device="cpu").encode_video(tiny_run.root / queries[0].path)
     for name, width in zip(("appearance", "motion"), channels, strict=True):
         own, other = seen.features[name], Store(store).open(name)
         assert own.shape(seen.video.path) == other.shape(queries[0].video)
@@ -274,9 +282,9 @@ def test_its_answer_is_that_of_its_store(tiny_run: Any, reduced: Any, queries: l
     store, run = reduced("pca:6+int8")
     grounder = Grounder(run, device="cpu")
     features = GroundingDataset.from_store(
-        store, "test", grounder.ensemble.frames, grounder.ensemble.clips
+        store, "test", grounder.ensemble.num_frames, grounder.ensemble.num_clips
     )
-    asked = grounder.ask(tiny_run.root / queries[0].path, [query.text for query in queries])
+    asked = grounder.ground(tiny_run.root / queries[0].path, [query.text for query in queries])
     for own, other in zip(
         asked.queries, predict(grounder.ensemble.models, features, features.queries), strict=True
     ):
@@ -355,7 +363,7 @@ def test_a_run_on_other_features_forgets_old_projections(
 def test_motion_is_built_as_recorded(tmp_path: Path, recorded: dict[str, str], kind: str) -> None:
     digest = load_backbone("motion", "tiny", "random:0", kind).digest
     about = {"backbone": "tiny", "weights": "random:0", "weights_digest": digest, **recorded}
-    assert recorded_encoder(tmp_path, "motion", about, torch.device("cpu")).kind == kind
+    assert load_recorded_encoder(tmp_path, "motion", about, torch.device("cpu")).kind == kind
 
 
 def test_sentences_are_tokenised_as_recorded(tmp_path: Path) -> None:
@@ -386,7 +394,7 @@ def test_sentences_are_tokenised_as_recorded(tmp_path: Path) -> None:
     digest = load_backbone("text", "full", f"hf:{folder}").digest
     about = {"backbone": "full", "weights": f"hf:{folder}", "weights_digest": digest}
     ((states, tokens),) = encode_texts(
-        ["hum the zoo"], recorded_encoder(tmp_path, "text", about, torch.device("cpu"))
+        ["hum the zoo"], load_recorded_encoder(tmp_path, "text", about, torch.device("cpu"))
     )
     assert tokens.tolist() == [0, *made.encode("hum the zoo").ids, 2]
     assert states.shape == (len(tokens), 16)

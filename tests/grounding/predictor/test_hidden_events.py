@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grounding.predictor.grounder import Grounder, Seen, asked_video
+from grounding.predictor.grounder import Grounder, VideoFeatures, build_video_info
 from grounding.systems.config import CsdvlTrainConfig
 from grounding.systems.registry import apply_preset
 from grounding.training.train import prepare_run_dir, train
@@ -73,7 +73,7 @@ def grounder(tmp_path_factory: pytest.TempPathFactory) -> Grounder:
     if not (ROOT / "store").is_dir():
         pytest.skip("there is no store: `make demo` makes store/")
     if named := os.environ.get("STVG_RUN"):
-        return Grounder(Path(named), device="cpu", frames=36)
+        return Grounder(Path(named), device="cpu", num_frames=36)
     run, given = (
         tmp_path_factory.mktemp("hidden") / "run",
         {"absent": ABSENT, "seed": 0, "device": "cpu"},
@@ -83,15 +83,15 @@ def grounder(tmp_path_factory: pytest.TempPathFactory) -> Grounder:
     )
     prepare_run_dir(ROOT / "store", run, config)
     train(ROOT / "store", run, config)
-    return Grounder(run, device="cpu", frames=36)
+    return Grounder(run, device="cpu", num_frames=36)
 
 
-def hours(grounder: Grounder) -> Iterator[tuple[Seen, HiddenEvent]]:
+def hours(grounder: Grounder) -> Iterator[tuple[VideoFeatures, HiddenEvent]]:
     store = Store(ROOT / "store")
     queries = [query for query in read_jsonl(store.index_path, Query) if query.split == "test"]
     for seed in range(HOURS):
         made = concatenate_scenes(ROOT / "data" / "shapes", queries, seed, SECONDS)
-        products = {name: Spliced(store.open(name), made) for name in grounder.visual}
+        products = {name: Spliced(store.open(name), made) for name in grounder.visual_products}
         count = (
             made.first_frames[-1]
             + products["appearance"]._product.facts(made.clips[-1])["frame_count"]
@@ -99,7 +99,7 @@ def hours(grounder: Grounder) -> Iterator[tuple[Seen, HiddenEvent]]:
         facts = products["appearance"].facts("hour") | {"frame_count": count}
         edges = np.arange(count + 1) / facts["fps"]
         yield (
-            Seen(asked_video(Path("hour"), facts), "hour", {**products}, edges),
+            VideoFeatures(build_video_info(Path("hour"), facts), "hour", {**products}, edges),
             made.hidden_events[0],
         )
 
@@ -114,7 +114,7 @@ def test_an_event_hidden_in_an_hour_is_found_far_more_often_than_by_chance(
     """
     places: list[int | None] = []
     for seen, hidden in hours(grounder):
-        answer = grounder.answer(seen, [hidden.query.text], top=TOP).queries[0]
+        answer = grounder.ground_encoded(seen, [hidden.query.text], top_k=TOP).queries[0]
         found = [tiou(tube.span_frames, hidden.span) > 0.3 for tube in (answer, *answer.others)]
         places.append(found.index(True) + 1 if any(found) else None)
         print(f"{hidden.query.text} at {hidden.span[0] / 10:.0f} s: {places[-1]}")

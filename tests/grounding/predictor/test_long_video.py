@@ -14,9 +14,9 @@ import pytest
 
 from grounding.data.segment_lengths import summarize_segment_seconds
 from grounding.data.sources import InMemorySource
-from grounding.predictor.grounder import Grounder, Seen
-from grounding.predictor.window_length import window_seconds
-from grounding.predictor.windows import windows_of
+from grounding.predictor.grounder import Grounder, VideoFeatures
+from grounding.predictor.window_length import get_window_seconds
+from grounding.predictor.windows import plan_windows
 from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, TrainConfig
 from grounding.training.train import prepare_run_dir, train
 from pipeline.datasets.shapes.joined import build_all_scenes, concatenate_scenes, concatenate_videos
@@ -63,8 +63,8 @@ def test_a_window_is_as_long_as_the_segments_of_training(
 ) -> None:
     about = json.loads((tiny_run.run / "provenance.json").read_text())
     assert about["segment_seconds"] == {"median": 5.0, "longest": 5.0}
-    assert grounder.window == 5.0
-    assert len(windows_of(probe(long_video).edges, grounder.window)) == 7
+    assert grounder.window_seconds == 5.0
+    assert len(plan_windows(probe(long_video).edges, grounder.window_seconds)) == 7
 
 
 def test_one_long_segment_does_not_make_long_windows() -> None:
@@ -72,11 +72,13 @@ def test_one_long_segment_does_not_make_long_windows() -> None:
         Query.model_construct(segment=(0, frames), fps=10.0) for frames in (100, 200, 300, 36_000)
     ]
     assert (
-        window_seconds(Path("run"), {"segment_seconds": summarize_segment_seconds(queries)}, 5.0)
+        get_window_seconds(
+            Path("run"), {"segment_seconds": summarize_segment_seconds(queries)}, 5.0
+        )
         == 50.0
     )
     assert (
-        window_seconds(
+        get_window_seconds(
             Path("run"), {"segment_seconds": summarize_segment_seconds(queries[:3])}, 5.0
         )
         == 30.0
@@ -88,7 +90,7 @@ def test_older_runs_say_it_by_what_they_were_judged_on(tmp_path: Path) -> None:
         InputError,
         match=r"does not say how long the segments were .* with --window SECONDS, or train it again",
     ):
-        window_seconds(tmp_path, {}, 5.0)
+        get_window_seconds(tmp_path, {}, 5.0)
     rows = [[frame, 0.0, 0.0, 1.0, 1.0] for frame in range(0, 60, 2)]
     lines = [
         {"id": str(count), "span": [0, 2], "score": 0.5, "boxes": rows[:count]}
@@ -98,24 +100,24 @@ def test_older_runs_say_it_by_what_they_were_judged_on(tmp_path: Path) -> None:
     (tmp_path / "predictions" / "test.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines)
     )
-    assert window_seconds(tmp_path, {}, 5.0) == 6.0
+    assert get_window_seconds(tmp_path, {}, 5.0) == 6.0
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
 def test_a_window_has_a_length(tiny_run: Any, seconds: float) -> None:
     with pytest.raises(InputError, match=f"a window of {seconds} seconds: give a number above 0"):
-        Grounder(tiny_run.run, device="cpu", window=seconds)
+        Grounder(tiny_run.run, device="cpu", window_seconds=seconds)
 
 
 def test_a_video_of_one_window_is_answered_as_before(
     grounder: Grounder, tiny_run: Any, clips: list[Path]
 ) -> None:
     """A window far longer than the video changes nothing, to the last bit."""
-    wide = Grounder(tiny_run.run, device="cpu", window=1000.0)
-    assert grounder.ask(clips[0], SENTENCES) == wide.ask(clips[0], SENTENCES)
+    wide = Grounder(tiny_run.run, device="cpu", window_seconds=1000.0)
+    assert grounder.ground(clips[0], SENTENCES) == wide.ground(clips[0], SENTENCES)
 
 
-def alone(seen: Seen, window: Span) -> Seen:
+def alone(seen: VideoFeatures, window: Span) -> VideoFeatures:
     """The frames of a window as a video of their own: its features, counted from its first frame."""
     begin, end = window
     features = {}
@@ -130,7 +132,7 @@ def alone(seen: Seen, window: Span) -> Seen:
         )
         features[name] = InMemorySource([entry])
     edges = seen.frame_edges[begin : end + 1] - seen.frame_edges[begin]
-    return Seen(
+    return VideoFeatures(
         seen.video.model_copy(update={"frame_count": end - begin}), seen.key, {**features}, edges
     )
 
@@ -139,10 +141,10 @@ def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, long_vid
     """The answer about all of it is the surest of those about its windows, each alone, moved to
     where the window begins.
     """
-    seen = grounder.look(long_video)
-    windows = windows_of(seen.frame_edges, grounder.window)
-    apart = [grounder.answer(alone(seen, window), SENTENCES).queries for window in windows]
-    for place, answer in enumerate(grounder.answer(seen, SENTENCES).queries):
+    seen = grounder.encode_video(long_video)
+    windows = plan_windows(seen.frame_edges, grounder.window_seconds)
+    apart = [grounder.ground_encoded(alone(seen, window), SENTENCES).queries for window in windows]
+    for place, answer in enumerate(grounder.ground_encoded(seen, SENTENCES).queries):
         scores = [own[place].score for own in apart]
         assert len(set(scores)) > 1
         assert answer.score == pytest.approx(max(scores), abs=2e-6)
@@ -161,7 +163,7 @@ def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, long_vid
 def test_the_best_tubes_of_a_long_video_are_in_order_and_whole(
     grounder: Grounder, long_video: Path
 ) -> None:
-    answers = grounder.ask(long_video, SENTENCES, top=7)
+    answers = grounder.ground(long_video, SENTENCES, top_k=7)
     for answer in answers.queries:
         tubes = [answer, *answer.others]
         assert [tube.score for tube in tubes] == sorted(
@@ -178,24 +180,29 @@ def test_the_best_tubes_of_a_long_video_are_in_order_and_whole(
 def test_streamed_in_memory_and_kept_answers_are_the_same(
     grounder: Grounder, long_video: Path, tmp_path: Path
 ) -> None:
-    streamed = grounder.ask(long_video, SENTENCES, top=3)
-    assert grounder.answer(grounder.look(long_video), SENTENCES, top=3) == streamed
+    streamed = grounder.ground(long_video, SENTENCES, top_k=3)
     assert (
-        grounder.answer(grounder.look(long_video, tmp_path / "kept"), SENTENCES, top=3) == streamed
+        grounder.ground_encoded(grounder.encode_video(long_video), SENTENCES, top_k=3) == streamed
+    )
+    assert (
+        grounder.ground_encoded(
+            grounder.encode_video(long_video, tmp_path / "kept"), SENTENCES, top_k=3
+        )
+        == streamed
     )
 
 
 def test_what_is_kept_is_not_decoded_again(
     grounder: Grounder, long_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = grounder.answer(grounder.look(long_video, tmp_path / "kept"), SENTENCES)
+    first = grounder.ground_encoded(grounder.encode_video(long_video, tmp_path / "kept"), SENTENCES)
     monkeypatch.setattr(
         FeatureStream, "__init__", lambda *arguments, **named: pytest.fail("it was decoded again")
     )
     moved = shutil.copy(long_video, tmp_path / "renamed.mp4")
     counted: list[tuple[int, int]] = []
-    seen = grounder.look(moved, tmp_path / "kept")
-    again = grounder.answer(
+    seen = grounder.encode_video(moved, tmp_path / "kept")
+    again = grounder.ground_encoded(
         seen, SENTENCES, progress=lambda done, total: counted.append((done, total))
     )
     assert again.queries == first.queries
@@ -208,22 +215,22 @@ def test_several_videos_are_kept_in_one_folder(
     grounder: Grounder, clips: list[Path], long_video: Path, tmp_path: Path
 ) -> None:
     for video in (long_video, clips[1]):
-        grounder.look(video, tmp_path)
+        grounder.encode_video(video, tmp_path)
     assert {product.name for product in tmp_path.iterdir() if product.is_dir()} == {
         "appearance",
         "motion",
     }
     assert [len(product.videos) for product in Store(tmp_path).products.values()] == [2, 2]
     assert Store(tmp_path).verify() == []
-    assert grounder.answer(grounder.look(clips[1], tmp_path), SENTENCES) == grounder.ask(
-        clips[1], SENTENCES
-    )
+    assert grounder.ground_encoded(
+        grounder.encode_video(clips[1], tmp_path), SENTENCES
+    ) == grounder.ground(clips[1], SENTENCES)
 
 
 def test_what_is_kept_for_other_runs_is_refused(
     grounder: Grounder, clips: list[Path], tiny_run: Any, tmp_path: Path
 ) -> None:
-    grounder.look(clips[0], tmp_path / "kept")
+    grounder.encode_video(clips[0], tmp_path / "kept")
     run = shutil.copytree(tiny_run.run, tmp_path / "run")
     provenance = json.loads((run / "provenance.json").read_text())
     provenance["products"]["appearance"]["sampling"]["fps"] = 2.0
@@ -233,23 +240,23 @@ def test_what_is_kept_for_other_runs_is_refused(
             InputError,
             match=r"kept keeps appearance features made for a run with other .*: name another folder with --keep",
         ):
-            Grounder(run, device="cpu").look(video, tmp_path / "kept")
+            Grounder(run, device="cpu").encode_video(video, tmp_path / "kept")
 
 
 def test_a_video_that_fails_leaves_nothing(
     grounder: Grounder, tmp_path: Path, long_video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(VideoError, match=r"gone\.mp4 does not exist"):
-        grounder.look(tmp_path / "gone.mp4", tmp_path / "kept")
+        grounder.encode_video(tmp_path / "gone.mp4", tmp_path / "kept")
 
     def fail(done: int, total: int) -> None:
         if done == 150:
             raise VideoError("decode", "damaged", "no further")
 
     with pytest.raises(VideoError, match="no further"):
-        grounder.look(long_video, tmp_path / "kept", fail)
+        grounder.encode_video(long_video, tmp_path / "kept", fail)
     assert all(not product.videos for product in Store(tmp_path / "kept").products.values())
-    assert grounder.look(long_video, tmp_path / "kept").video.frame_count == 200
+    assert grounder.encode_video(long_video, tmp_path / "kept").video.frame_count == 200
 
 
 # Every system
@@ -310,13 +317,16 @@ def test_other_systems_answer_about_a_long_video(
     prepare_run_dir(pictured, tmp_path / "run", config)
     train(pictured, tmp_path / "run", config)
     grounder = Grounder(tmp_path / "run", device="cpu")
-    streamed = grounder.ask(long_video, SENTENCES, top=2)
+    streamed = grounder.ground(long_video, SENTENCES, top_k=2)
     assert len(streamed.queries[0].others) == 1
     assert (
-        grounder.answer(grounder.look(long_video, tmp_path / "kept"), SENTENCES, top=2) == streamed
+        grounder.ground_encoded(
+            grounder.encode_video(long_video, tmp_path / "kept"), SENTENCES, top_k=2
+        )
+        == streamed
     )
-    wide = Grounder(tmp_path / "run", device="cpu", window=1000.0)
-    assert grounder.ask(clips[0], SENTENCES) == wide.ask(clips[0], SENTENCES)
+    wide = Grounder(tmp_path / "run", device="cpu", window_seconds=1000.0)
+    assert grounder.ground(clips[0], SENTENCES) == wide.ground(clips[0], SENTENCES)
 
 
 # Joined clips

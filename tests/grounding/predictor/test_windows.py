@@ -14,10 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grounding.data.sources import InMemorySource
-from grounding.inference.predict import ranked_tube, tube
-from grounding.inference.segment_prediction import Look
-from grounding.predictor.results import Best
-from grounding.predictor.windows import _Held, kept_stretches, streamed_stretches, windows_of
+from grounding.inference.predict import decode_ranked_tube, decode_tube
+from grounding.inference.segment_prediction import SegmentPrediction
+from grounding.predictor.results import TopTubes
+from grounding.predictor.windows import (
+    RowBuffer,
+    plan_windows,
+    read_window_batches,
+    stream_window_batches,
+)
 from grounding.structures.span_scores import BoundaryPrediction
 from pipeline.records import Prediction, Query
 from pipeline.store import Entry
@@ -28,21 +33,21 @@ def even(count: int, rate: float = 10.0) -> np.ndarray:
 
 
 def test_a_video_that_fits_is_one_window() -> None:
-    assert windows_of(even(70), 7.0) == [(0, 70)]
-    assert windows_of(even(71), 7.0) == [(0, 71)]
-    assert windows_of(even(1), 7.0) == [(0, 1)]
-    assert len(windows_of(even(72), 7.0)) == 2
+    assert plan_windows(even(70), 7.0) == [(0, 70)]
+    assert plan_windows(even(71), 7.0) == [(0, 71)]
+    assert plan_windows(even(1), 7.0) == [(0, 1)]
+    assert len(plan_windows(even(72), 7.0)) == 2
 
 
 def test_windows_overlap_by_half_and_end_with_the_video() -> None:
-    assert windows_of(even(140), 7.0) == [(0, 70), (35, 105), (70, 140)]
-    assert windows_of(even(100), 7.0) == [(0, 70), (30, 100)]
+    assert plan_windows(even(140), 7.0) == [(0, 70), (35, 105), (70, 140)]
+    assert plan_windows(even(100), 7.0) == [(0, 70), (30, 100)]
 
 
 @given(st.lists(st.floats(0.001, 3.0), min_size=1, max_size=300), st.floats(0.5, 20.0))
 def test_windows_cover_every_frame_at_any_rate(lengths: list[float], seconds: float) -> None:
     edges = np.concatenate([[0.0], np.cumsum(lengths)])
-    windows = windows_of(edges, seconds)
+    windows = plan_windows(edges, seconds)
     assert windows[0][0] == 0
     assert windows[-1][1] == len(lengths)
     assert all(begin < end for begin, end in windows)
@@ -52,7 +57,7 @@ def test_windows_cover_every_frame_at_any_rate(lengths: list[float], seconds: fl
 
 
 def test_an_event_of_half_a_window_lies_whole_in_one() -> None:
-    windows = windows_of(even(1003), 7.0)
+    windows = plan_windows(even(1003), 7.0)
     for begin in range(1003 - 34):
         assert any(first <= begin and begin + 34 <= end for first, end in windows)
 
@@ -102,13 +107,13 @@ REDUCTIONS: dict[str, Any] = dict.fromkeys(("appearance", "motion", "frames"))
 
 @pytest.mark.parametrize("together", [1, 3, 100])
 def test_streamed_and_kept_features_are_the_same(together: int) -> None:
-    stream, windows = Stream(), windows_of(even(200), 3.0)
+    stream, windows = Stream(), plan_windows(even(200), 3.0)
     whole = {
         name: InMemorySource([Entry("v", "v", stream.rows(name), {"frame": stream.frames[name]})])
         for name in stream.frames
     }
-    streamed = list(streamed_stretches("v", stream, REDUCTIONS, windows, together))  # type: ignore[arg-type]
-    kept = list(kept_stretches("v", whole, windows, together))
+    streamed = list(stream_window_batches("v", stream, REDUCTIONS, windows, together))  # type: ignore[arg-type]
+    kept = list(read_window_batches("v", whole, windows, together))
     assert [stretch.windows for stretch in streamed] == [stretch.windows for stretch in kept]
     assert [window for stretch in kept for window in stretch.windows] == windows
     for one, other in zip(streamed, kept, strict=True):
@@ -123,7 +128,7 @@ def test_streamed_and_kept_features_are_the_same(together: int) -> None:
 
 def test_a_stretch_has_the_rows_of_its_windows_and_one_frame_more_on_either_side() -> None:
     stream = Stream()
-    (first, *_, last) = streamed_stretches(
+    (first, *_, last) = stream_window_batches(
         "v", stream, REDUCTIONS, [(0, 30), (41, 71), (170, 200)], 1
     )  # type: ignore[arg-type]
     assert first.features["appearance"].columns("v")["frame"].tolist() == [*range(0, 32, 2)]
@@ -139,16 +144,16 @@ def test_a_stretch_comes_before_the_video_ends_and_what_it_needed_is_dropped(
     held: dict[int, int] = {}
 
     def append(
-        self: Any, rows: np.ndarray, columns: dict[str, np.ndarray], plain: Any = _Held.append
+        self: Any, rows: np.ndarray, columns: dict[str, np.ndarray], plain: Any = RowBuffer.append
     ) -> None:
         plain(self, rows, columns)
         held[id(self)] = max(held.get(id(self), 0), sum(len(block) for block, _ in self._blocks))
 
-    monkeypatch.setattr(_Held, "append", append)
+    monkeypatch.setattr(RowBuffer, "append", append)
     stream = Stream()
     given = [
         stream.given["appearance"]
-        for _ in streamed_stretches("v", stream, REDUCTIONS, windows_of(even(200), 3.0), 1)
+        for _ in stream_window_batches("v", stream, REDUCTIONS, plan_windows(even(200), 3.0), 1)
     ]  # type: ignore[arg-type]
     assert given[0] <= 24
     assert given == sorted(given)
@@ -166,7 +171,7 @@ def prediction(begin: int, end: int, score: float) -> Prediction:
 
 
 def test_of_those_that_found_the_same_the_best_counts() -> None:
-    best = Best(3)
+    best = TopTubes(3)
     for one in (
         prediction(0, 20, 0.3),
         prediction(5, 20, 0.9),
@@ -175,14 +180,14 @@ def test_of_those_that_found_the_same_the_best_counts() -> None:
         prediction(58, 62, 0.1),
     ):
         best.add(one.score, one)
-    assert [own.span for own in best.chosen()] == [(5, 20), (40, 60), (58, 70)]
+    assert [own.span for own in best.select()] == [(5, 20), (40, 60), (58, 70)]
 
 
 def test_of_equal_ones_the_first_counts() -> None:
-    best = Best(1)
+    best = TopTubes(1)
     for begin in (10, 50, 90):
         best.add(0.5, prediction(begin, begin + 5, 0.5))
-    assert best.chosen()[0].span == (10, 15)
+    assert best.select()[0].span == (10, 15)
 
 
 @given(
@@ -199,19 +204,19 @@ def test_no_more_than_are_needed_are_remembered(
     """One answer in each of half-overlapped windows of 60 frames: the few that are remembered give
     what all would.
     """
-    few, all_of_them = Best(count), Best(1000)
+    few, all_of_them = TopTubes(count), TopTubes(1000)
     for place, (begin, length, score) in enumerate(windows):
         one = prediction(place * 30 + begin, place * 30 + begin + length, score / 20)
         few.add(one.score, one)
         all_of_them.add(one.score, one)
-    assert few.chosen() == all_of_them.chosen()[:count]
-    assert len(few._kept) <= 5 * count
+    assert few.select() == all_of_them.select()[:count]
+    assert len(few._heap) <= 5 * count
 
 
 # Which windows are the best
 
 
-def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Look:
+def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> SegmentPrediction:
     """What CG-STVG or CoSTA says of a window of four frames: its event is of the middle two, with
     the probability `sure` at each end.
     """
@@ -226,19 +231,19 @@ def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Loo
         "size": (8, 8),
         "segment": segment,
     }
-    look = Look.__new__(Look)
-    look.query, look.passes, look.frames = (
+    look = SegmentPrediction.__new__(SegmentPrediction)
+    look.query, look.passes, look.frame_indices = (
         Query.model_validate(query),
         [],
         np.linspace(*segment, 5)[:-1].astype(int),
     )
-    look.boxes, look.seen = np.full((4, 4), 0.5), np.ones(4, int)
+    look.box_sums, look.box_counts = np.full((4, 4), 0.5), np.ones(4, int)
     rest = (1 - sure) / 3
     answer = BoundaryPrediction(
         np.array([rest, sure, rest, rest]), np.array([rest, rest, sure, rest]), level
     )
-    look.when = answer.init_scores(segment, look.frames)
-    look.when.add(answer, look.frames)
+    look.span_scores = answer.init_scores(segment, look.frame_indices)
+    look.span_scores.add(answer, look.frame_indices)
     return look
 
 
@@ -247,7 +252,7 @@ def test_windows_are_compared_by_what_was_there_before_it_was_made_to_sum_to_one
     event is louder.
     """
     (faint, doubtful), (clear, answer) = (
-        ranked_tube(look_at(*one), None, False) for one in ((0.0, 0.9), (5.0, 0.6))
+        decode_ranked_tube(look_at(*one), None, False) for one in ((0.0, 0.9), (5.0, 0.6))
     )
     assert doubtful.score == pytest.approx(0.81)
     assert answer.score == pytest.approx(0.36)
@@ -259,7 +264,7 @@ def test_a_second_look_sharpens_an_answer_and_leaves_its_place_among_the_windows
     none.
     """
     first, closer = look_at(5.0, 0.6), look_at(50.0, 0.9, (2, 6))
-    plain, sharpened = (ranked_tube(first, second, False) for second in (None, closer))
+    plain, sharpened = (decode_ranked_tube(first, second, False) for second in (None, closer))
     assert sharpened[0] == plain[0]
     assert sharpened[1].score != plain[1].score
-    assert sharpened[1] == tube(first, closer, False)
+    assert sharpened[1] == decode_tube(first, closer, False)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grounding.evaluation.ground_truth import exam_of
-from grounding.evaluation.results import Judged
-from grounding.metrics.scores import score, summarise
+from grounding.evaluation.ground_truth import ground_truth_for_split
+from grounding.evaluation.results import RunResults
+from grounding.metrics.scores import score_queries, summarize
 from grounding.report.build import ReportConfig, write_report
 from grounding.report.page_data import write_query_list, write_script
 from grounding.structures.span_scores import ProposalScores
@@ -94,14 +94,14 @@ def predicted(query: Query, shift: float) -> Prediction:
 
 def judged(
     folder: Path, name: str, queries: list[Query], tracks: Tracks, predictions: list[Prediction]
-) -> Judged:
-    scores = score(queries, tracks, predictions)
-    return Judged(
+) -> RunResults:
+    scores = score_queries(queries, tracks, predictions)
+    return RunResults(
         folder,
         name,
         {one.id: one for one in predictions},
         {one.id: one for one in scores},
-        summarise(scores),
+        summarize(scores),
     )
 
 
@@ -160,7 +160,7 @@ def write(folder: Path, runs: int) -> Path:
 
     return write_report(
         folder / f"report{runs}",
-        exam_of(queries, tracks, "test"),
+        ground_truth_for_split(queries, tracks, "test"),
         shown,
         some,
         ReportConfig(),

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grounding.evaluation.ground_truth import exam_of
-from grounding.evaluation.results import Judged, two_runs
-from grounding.metrics.scores import Score, score, summarise
+from grounding.evaluation.ground_truth import ground_truth_for_split
+from grounding.evaluation.results import RunResults, load_run_pair
+from grounding.metrics.scores import Score, score_queries, summarize
 from grounding.report.build import ReportConfig, write_report
 from grounding.report.gallery import select_gallery
 from grounding.report.page import build_histogram, build_results_table
@@ -114,10 +114,10 @@ def run(tmp_path: Path) -> Path:
 
 def judged(
     run: Path, queries: list[Query], tracks: Tracks, predictions: list[Prediction]
-) -> Judged:
-    scores = score(queries, tracks, predictions)
-    metrics = summarise(scores) | {"baseline_m_vIoU": 0.123}
-    return Judged(
+) -> RunResults:
+    scores = score_queries(queries, tracks, predictions)
+    metrics = summarize(scores) | {"baseline_m_vIoU": 0.123}
+    return RunResults(
         run,
         run.name,
         {one.id: one for one in predictions},
@@ -136,7 +136,7 @@ def write(
     config=None,
     **more: Any,
 ) -> Page:
-    exam = exam_of(queries, tracks, "test", more.pop("dataset", None))
+    exam = ground_truth_for_split(queries, tracks, "test", more.pop("dataset", None))
     shown = [judged(run, queries, tracks, predictions), *more.pop("others", [])]
     return Page(write_report(out, exam, shown, footage, config or ReportConfig(), **more))
 
@@ -370,26 +370,26 @@ def write_run(folder: Path, queries: list[Query], tracks: Tracks) -> Path:
 def test_two_runs_of_one_name_are_told_apart_and_others_refused(tmp_path: Path) -> None:
     queries, tracks = make_queries(2)
     first, second = (write_run(tmp_path / name / "shapes", queries, tracks) for name in "ab")
-    assert [one.name for one in two_runs(first, second, "test")] == [str(first), str(second)]
+    assert [one.name for one in load_run_pair(first, second, "test")] == [str(first), str(second)]
     third = write_run(tmp_path / "c", queries[:1], tracks)
-    assert Judged.of_run(third, "test").name == "c"
+    assert RunResults.from_run(third, "test").name == "c"
     with pytest.raises(
         InputError, match=r"do not score the same queries: 1 are in one only, for example 'q1'"
     ):
-        two_runs(first, third, "test")
+        load_run_pair(first, third, "test")
     with pytest.raises(InputError, match=r"val\.jsonl"):
-        Judged.of_run(first, "val")
+        RunResults.from_run(first, "val")
 
 
 def with_scores(
     values: dict[str, float], sure: dict[str, float] | None = None, name: str = "run"
-) -> Judged:
+) -> RunResults:
     scores = {key: Score(id=key, vIoU=value, tIoU=0.5, sIoU=0.5) for key, value in values.items()}
     answers = {
         key: Prediction(id=key, span=(0, 1), score=value, boxes=[])
         for key, value in (sure or {}).items()
     }
-    return Judged(Path(name), name, answers, scores, {})
+    return RunResults(Path(name), name, answers, scores, {})
 
 
 def test_the_gallery_shows_the_best_the_middle_and_the_surest_failures() -> None:

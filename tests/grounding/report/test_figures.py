@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grounding.evaluation.evaluate import score_exam
-from grounding.evaluation.ground_truth import Exam, exam_of
-from grounding.evaluation.results import Judged
+from grounding.evaluation.evaluate import score_predictions
+from grounding.evaluation.ground_truth import GroundTruth, ground_truth_for_split
+from grounding.evaluation.results import RunResults
 from grounding.report.figures import write_figures
 from grounding.structures.tubes import Tubes
 from grounding.visualization.attention_maps import AttentionMap, QueryAttention
@@ -27,11 +27,11 @@ QueryMaker = Callable[..., Query]
 
 
 @pytest.fixture
-def exam(query_of: QueryMaker, tracks: Tracks) -> Exam:
-    return exam_of([query_of(0, "test"), query_of(1, "test")], tracks, "test")
+def exam(query_of: QueryMaker, tracks: Tracks) -> GroundTruth:
+    return ground_truth_for_split([query_of(0, "test"), query_of(1, "test")], tracks, "test")
 
 
-def judged(exam: Exam, name: str, span: tuple[int, int]) -> Judged:
+def judged(exam: GroundTruth, name: str, span: tuple[int, int]) -> RunResults:
     """A run that says this span, and boxes that are nearly right, for every query."""
     rows = [
         (frame, 5 + frame / 10, 5 + frame / 10, 15 + frame / 10, 25 + frame / 10)
@@ -41,8 +41,8 @@ def judged(exam: Exam, name: str, span: tuple[int, int]) -> Judged:
         query.id: Prediction(id=query.id, span=span, score=1.0, boxes=rows)
         for query in exam.queries
     }
-    scores = score_exam(exam, Tubes.from_predictions(said.values()))
-    return Judged(Path(name), name, said, {score.id: score for score in scores}, {})
+    scores = score_predictions(exam, Tubes.from_predictions(said.values()))
+    return RunResults(Path(name), name, said, {score.id: score for score in scores}, {})
 
 
 def footage(path: str) -> VideoSource:
@@ -56,7 +56,7 @@ def footage(path: str) -> VideoSource:
     return VideoSource(path, np.arange(101) / 25, "stamp", read)
 
 
-def witness(exam: Exam, *attention: AttentionMap) -> Any:
+def witness(exam: GroundTruth, *attention: AttentionMap) -> Any:
     def asked(query: Query) -> QueryAttention:
         return QueryAttention(query, np.arange(0, 100, 5), attention, None)  # type: ignore[arg-type]
 
@@ -67,7 +67,9 @@ def files(out: Path) -> list[str]:
     return sorted(path.name for path in (out / "figures").iterdir())
 
 
-def test_a_query_has_its_tubes_and_its_attention_as_png_and_pdf(exam: Exam, tmp_path: Path) -> None:
+def test_a_query_has_its_tubes_and_its_attention_as_png_and_pdf(
+    exam: GroundTruth, tmp_path: Path
+) -> None:
     runs = [judged(exam, "full", (30, 60)), judged(exam, "none", (50, 90))]
     guide = AttentionMap("guide", np.ones((1, 20, 2, 4), np.float32))
     heard = AttentionMap("heard", np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4).repeat(20, 1))
@@ -88,7 +90,7 @@ def test_a_query_has_its_tubes_and_its_attention_as_png_and_pdf(exam: Exam, tmp_
 
 
 def test_a_network_without_maps_is_named_and_its_tubes_are_drawn(
-    exam: Exam, tmp_path: Path
+    exam: GroundTruth, tmp_path: Path
 ) -> None:
     troubles = write_figures(
         tmp_path, exam, [judged(exam, "dynamic", (30, 60))], footage, [witness(exam)]
@@ -99,6 +101,6 @@ def test_a_network_without_maps_is_named_and_its_tubes_are_drawn(
     assert all(name.startswith("tubes") for name in files(tmp_path))
 
 
-def test_without_a_network_there_are_tubes_alone(exam: Exam, tmp_path: Path) -> None:
+def test_without_a_network_there_are_tubes_alone(exam: GroundTruth, tmp_path: Path) -> None:
     write_figures(tmp_path, exam, [judged(exam, "full", (30, 60))], footage)
     assert all(name.startswith("tubes") for name in files(tmp_path))

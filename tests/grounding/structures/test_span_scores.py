@@ -31,7 +31,11 @@ def map_of(count: int, fill: float = 0.1, **cells: float) -> np.ndarray:
 
 
 def test_without_between_the_best_cell_is_the_span() -> None:
-    assert highest_span(map_of(5, c12=0.9, c02=0.8, c13=0.8), subframe_boundaries=False) == (1 / 5, 3 / 5, 0.9)
+    assert highest_span(map_of(5, c12=0.9, c02=0.8, c13=0.8), subframe_boundaries=False) == (
+        1 / 5,
+        3 / 5,
+        0.9,
+    )
 
 
 def test_begin_and_end_are_where_parabolas_are_highest() -> None:
@@ -92,7 +96,11 @@ def test_two_looks_at_proposals_are_averaged_on_the_windows_clips() -> None:
         ((second.mean + interpolate_scores(first.mean, edges[:-1], edges[1:])) / 2)[valid],
     )
     assert (both.mean[~valid] == -1).all()
-    assert both.best_span(subframe_boundaries=False) == (54, 63, pytest.approx(float(both.mean[0, 2])))
+    assert both.best_span(subframe_boundaries=False) == (
+        54,
+        63,
+        pytest.approx(float(both.mean[0, 2])),
+    )
 
 
 def heard(
@@ -105,7 +113,8 @@ def heard(
     scores = nothing.init_scores(segment, np.asarray(frames))
     for numbers, first, last in answers:
         scores.add(
-            BoundaryPrediction(np.asarray(first, float), np.asarray(last, float)), np.asarray(numbers)
+            BoundaryPrediction(np.asarray(first, float), np.asarray(last, float)),
+            np.asarray(numbers),
         )
     return scores
 
@@ -133,7 +142,11 @@ def test_an_event_may_be_one_frame_long(place: int, between: bool) -> None:
     certain = np.eye(4)[place]
     begin, end = [(100, 105.5), (105.5, 115.5), (115.5, 125.5), (125.5, 140)][place]
     frames = [100, 110, 120, 130]
-    assert heard((100, 140), frames, (frames, certain, certain)).best_span(between) == (begin, end, 1)
+    assert heard((100, 140), frames, (frames, certain, certain)).best_span(between) == (
+        begin,
+        end,
+        1,
+    )
 
 
 @pytest.mark.parametrize("between", [False, True])
@@ -170,7 +183,9 @@ def test_no_ordered_pair_has_a_higher_product(count: int) -> None:
     frames = np.arange(count) * 3
     for _ in range(50):
         first, last = random.dirichlet(np.full(count, 0.3), 2)
-        begin, end, score = heard((0, 3 * count), frames, (frames, first, last)).best_span(subframe_boundaries=False)
+        begin, end, score = heard((0, 3 * count), frames, (frames, first, last)).best_span(
+            subframe_boundaries=False
+        )
         products = np.triu(np.outer(first, last))
         edges = interval_edges(frames, (0, 3 * count))
         i, j = np.unravel_index(products.argmax(), products.shape)
@@ -221,9 +236,9 @@ def test_models_are_averaged() -> None:
         30,
         pytest.approx(0.4 * 0.9),
     )
-    assert heard((0, 30), frames, one, one).best_span(subframe_boundaries=True) == heard((0, 30), frames, one).best_span(
-        subframe_boundaries=True
-    )
+    assert heard((0, 30), frames, one, one).best_span(subframe_boundaries=True) == heard(
+        (0, 30), frames, one
+    ).best_span(subframe_boundaries=True)
 
 
 def test_boundaries_lie_where_parabolas_over_uneven_edges_are_highest() -> None:
@@ -261,9 +276,9 @@ def test_a_boundary_moves_at_most_half_way_and_only_among_spans(
     first: list[float], last: list[float], span: tuple[float, float]
 ) -> None:
     frames = [0, 10, 20, 30, 40]
-    assert heard((0, 50), frames, (frames, first, last)).best_span(subframe_boundaries=True)[:2] == pytest.approx(
-        span
-    )
+    assert heard((0, 50), frames, (frames, first, last)).best_span(subframe_boundaries=True)[
+        :2
+    ] == pytest.approx(span)
 
 
 @pytest.mark.parametrize("width", [0.5, 0.7, 1.0, 2.0])
@@ -287,8 +302,12 @@ def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_s
                 for at, edge in ((edges[:-1], begin), (edges[1:], end))
             )
             scores.add(BoundaryPrediction(first / first.sum(), last / last.sum()), frames[places])
-        moved += np.abs(np.array(scores.best_span(subframe_boundaries=True)[:2]) - (begin, end)).tolist()
-        kept += np.abs(np.array(scores.best_span(subframe_boundaries=False)[:2]) - (begin, end)).tolist()
+        moved += np.abs(
+            np.array(scores.best_span(subframe_boundaries=True)[:2]) - (begin, end)
+        ).tolist()
+        kept += np.abs(
+            np.array(scores.best_span(subframe_boundaries=False)[:2]) - (begin, end)
+        ).tolist()
     assert max(moved) < spacing / 4
     assert np.mean(moved) < 0.75 * np.mean(kept)
 
@@ -337,7 +356,9 @@ def test_what_the_first_look_believes_outside_the_window_does_not_count(
     surer.start[0] /= 4
     surer.end[-1] /= 4
     for of in (lambda scores: scores.begins, lambda scores: scores.ends):
-        np.testing.assert_allclose(of(surer.combine_refined(second)), of(first.combine_refined(second)))
+        np.testing.assert_allclose(
+            of(surer.combine_refined(second)), of(first.combine_refined(second))
+        )
 
 
 def test_where_the_first_look_gives_the_window_nothing_the_second_stands_alone(
@@ -346,7 +367,9 @@ def test_where_the_first_look_gives_the_window_nothing_the_second_stands_alone(
     frames = [60, 70]
     first.start[-3:] = 0
     second = heard((60, 80), frames, (frames, [0.3, 0.7], [0.2, 0.8]))
-    np.testing.assert_allclose(first.combine_refined(second).start_probabilities, second.start_probabilities)
+    np.testing.assert_allclose(
+        first.combine_refined(second).start_probabilities, second.start_probabilities
+    )
 
 
 def test_two_looks_that_agree_agree_with_both() -> None:
@@ -354,7 +377,9 @@ def test_two_looks_that_agree_agree_with_both() -> None:
     frames = [0, 10, 20]
     answer = (frames, [0.2, 0.5, 0.3], [0.1, 0.4, 0.5])
     once, often = heard((0, 30), frames, answer), heard((0, 30), frames, *[answer] * 5)
-    assert once.combine_refined(often).best_span(subframe_boundaries=True) == pytest.approx(once.best_span(subframe_boundaries=True))
+    assert once.combine_refined(often).best_span(subframe_boundaries=True) == pytest.approx(
+        once.best_span(subframe_boundaries=True)
+    )
 
 
 def test_the_score_of_two_looks_is_at_most_one() -> None:
@@ -376,7 +401,9 @@ def scores() -> np.ndarray:
 
 def test_a_map_read_at_its_own_cells_is_itself(scores: np.ndarray) -> None:
     edges = np.arange(5) / 4
-    np.testing.assert_allclose(interpolate_scores(scores, edges[:-1], edges[1:]), scores, atol=1e-12)
+    np.testing.assert_allclose(
+        interpolate_scores(scores, edges[:-1], edges[1:]), scores, atol=1e-12
+    )
 
 
 def test_between_cells_scores_are_linear_and_only_proposals_count(scores: np.ndarray) -> None:

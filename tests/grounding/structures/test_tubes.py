@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grounding.structures.tubes import Tubes, prediction_boxes, concatenate_ranges, ground_truth_boxes
+from grounding.structures.tubes import (
+    Tubes,
+    concatenate_ranges,
+    ground_truth_boxes,
+    prediction_boxes,
+)
 from pipeline.boxes import interpolate_boxes
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query, Truth
@@ -216,7 +221,9 @@ def test_the_truth_is_what_its_track_has_inside_the_span() -> None:
 
 def test_a_tube_without_boxes_is_all_zeros() -> None:
     assert (
-        prediction_boxes(Prediction(id="a", span=(0, 3), score=1.0, boxes=[]), np.arange(3)).tolist()
+        prediction_boxes(
+            Prediction(id="a", span=(0, 3), score=1.0, boxes=[]), np.arange(3)
+        ).tolist()
         == [[0, 0, 0, 0]] * 3
     )
 

@@ -16,9 +16,9 @@ from PIL import Image
 import grounding.metrics.bootstrap
 import grounding.sweep.statistics
 from grounding.evaluation.config import EvaluateConfig
-from grounding.evaluation.published import load
-from grounding.metrics.bootstrap import confidence
-from grounding.metrics.scores import MEANS, Score
+from grounding.evaluation.published import load_published
+from grounding.metrics.bootstrap import confidence_intervals
+from grounding.metrics.scores import MEAN_METRICS, Score
 from grounding.sweep.figures import plot_learning_curves, plot_table
 from grounding.sweep.markdown import (
     format_claims_table,
@@ -126,7 +126,7 @@ def test_the_numbers_are_those_of_the_scores(sweep: Sweep) -> None:
         for name in ("full", "none"):
             runs = [scores_in(sweep.out / name / f"seed-{seed}", group == "odd") for seed in (0, 1)]
             found = table["variants"][name]["groups"][group]
-            assert list(found) == list(MEANS)
+            assert list(found) == list(MEAN_METRICS)
             for mean, one in found.items():
                 seeds = [run[mean].mean() for run in runs]
                 assert one["seeds"] == pytest.approx(seeds)
@@ -158,7 +158,9 @@ def test_the_numbers_are_those_of_the_scores(sweep: Sweep) -> None:
         -rows["none"]["differences"]["all"]["m_vIoU"]["mean"]
     )
     assert (table["claims"][1]["difference"], table["claims"][1]["seen"]) == (None, "unclear")
-    papers = next(one for one in load().tables if (one.dataset, one.split) == ("hcstvg-v2", "val"))
+    papers = next(
+        one for one in load_published().tables if (one.dataset, one.split) == ("hcstvg-v2", "val")
+    )
     assert rows["full"]["published"] == next(
         row.scores for row in papers.rows if row.method == "CSDVL"
     )
@@ -207,7 +209,7 @@ def test_files(sweep: Sweep) -> None:
 
 def stack_of(values: np.ndarray) -> np.ndarray:
     """Scores `[seeds, queries]` as `[seeds, queries, means]`: all means alike."""
-    return np.repeat(values[:, :, None], len(MEANS), 2)
+    return np.repeat(values[:, :, None], len(MEAN_METRICS), 2)
 
 
 def test_seeds_that_agree_leave_the_interval_of_videos() -> None:
@@ -217,7 +219,9 @@ def test_seeds_that_agree_leave_the_interval_of_videos() -> None:
         Score(id=str(n), vIoU=value, tIoU=value, sIoU=value)
         for n, value in enumerate(values.tolist())
     ]
-    known = confidence(scores, {one.id: video for one, video in zip(scores, videos, strict=True)})
+    known = confidence_intervals(
+        scores, {one.id: video for one, video in zip(scores, videos, strict=True)}
+    )
     found = compute_estimates(stack_of(np.stack([values] * 3)), videos, 0.0)["m_tIoU"]
     assert (found["low"], found["high"], found["spread"]) == pytest.approx(
         (known["m_tIoU_low"], known["m_tIoU_high"], 0.0)

@@ -23,7 +23,7 @@ from grounding.evaluation.evaluate import predict_split
 from grounding.inference.ensemble import Ensemble
 from grounding.models.cgstvg import Cgstvg
 from grounding.predictor.grounder import Grounder
-from grounding.predictor.results import Answers, answer_of
+from grounding.predictor.results import GroundingResult, build_query_result
 from grounding.sweep.tables import load_table
 from grounding.systems.config import CgstvgTrainConfig
 from grounding.systems.registry import get_preset, get_system
@@ -98,11 +98,13 @@ def cg_run(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tiny_run.store, tmp_path_factory.mktemp("runs") / "cgstvg", batch=2)
 
 
-def assert_asked_is_stored(asked: Answers, queries: list[Query], stored: list[Prediction]) -> None:
+def assert_asked_is_stored(
+    asked: GroundingResult, queries: list[Query], stored: list[Prediction]
+) -> None:
     """What a video was asked is what the store's features of it answer."""
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
     for own, query, prediction in zip(asked.queries, queries, stored, strict=True):
-        other = answer_of(query.text, [prediction], edges)
+        other = build_query_result(query.text, [prediction], edges)
         assert own.span_frames == other.span_frames
         np.testing.assert_allclose(own.boxes, other.boxes, atol=0.02)
 
@@ -168,7 +170,7 @@ def test_queries_without_truth_are_answered(
 
 def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, cg_run: Path) -> None:
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
-    asked = Grounder(cg_run, device="cpu").ask(
+    asked = Grounder(cg_run, device="cpu").ground(
         tiny_run.root / queries[0].path, [query.text for query in queries]
     )
     assert_asked_is_stored(
@@ -224,7 +226,7 @@ def test_a_video_gives_the_tube_that_a_store_of_video_swin_s_maps_gives(
     )
     run = trained(store, tmp_path / "run", model={"motion": "swin"}, batch=2)
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
-    asked = Grounder(run, device="cpu").ask(
+    asked = Grounder(run, device="cpu").ground(
         tiny_run.root / queries[0].path, [query.text for query in queries]
     )
     assert_asked_is_stored(
@@ -246,7 +248,7 @@ def test_runs_answer_together(tiny_run: Any, cg_run: Path, tmp_path: Path) -> No
 def test_it_does_not_answer_together_with_csdvl(tiny_run: Any, cg_run: Path) -> None:
     expected = r"tiny scores the proposals of 8 clips and .*cgstvg frames: scores are averaged one by one, so .* must score the same"
     with pytest.raises(InputError, match=expected):
-        Ensemble.of_runs([tiny_run.run, cg_run], CPU)
+        Ensemble.from_runs([tiny_run.run, cg_run], CPU)
 
 
 def test_mdetr_s_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from grounding.evaluation.evaluate import predict_split
 from grounding.inference.ensemble import Ensemble
 from grounding.models.costa import Costa
 from grounding.predictor.grounder import Grounder
-from grounding.predictor.results import answer_of
+from grounding.predictor.results import build_query_result
 from grounding.sweep.tables import load_table
 from grounding.systems.checkpoint import load_model, read_provenance
 from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, CsdvlTrainConfig
@@ -310,19 +310,19 @@ def test_a_video_gives_the_tube_that_its_store_gives(
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
     stored, missing = predict_split([run], pictured, EvaluateConfig(device="cpu"))
     assert missing == []
-    asked = Grounder(run, device="cpu").ask(
+    asked = Grounder(run, device="cpu").ground(
         tiny_run.root / queries[0].path, [query.text for query in queries]
     )
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
     for own, query, prediction in zip(asked.queries, queries, stored, strict=True):
-        other = answer_of(query.text, [prediction], edges)
+        other = build_query_result(query.text, [prediction], edges)
         assert own.span_frames == other.span_frames
         np.testing.assert_allclose(own.boxes, other.boxes, atol=0.02)
 
 
 def test_a_second_look_and_other_frames_at_test_time(pictured: Path, costa_run: Path) -> None:
     for config in (
-        EvaluateConfig(device="cpu", refine=True),
+        EvaluateConfig(device="cpu", refine_boundaries=True),
         EvaluateConfig(device="cpu", frames=5),
     ):
         answers, _ = predict_split([costa_run], pictured, config)
@@ -345,7 +345,9 @@ def test_runs_answer_together_about_a_store_and_about_a_video(
     assert alone != both
     assert predict_split([runs[0], runs[0]], pictured, EvaluateConfig(device="cpu"))[0] == alone
     query = next(query for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
-    asked = Grounder(*runs, device="cpu").ask(tiny_run.root / query.path, [query.text]).queries[0]
+    asked = (
+        Grounder(*runs, device="cpu").ground(tiny_run.root / query.path, [query.text]).queries[0]
+    )
     own = next(answer for answer in both if answer.id == query.id)
     assert asked.span_frames == own.span
 
@@ -357,7 +359,7 @@ def test_it_does_not_answer_together_with_others(
     tiny_run: Any, costa_run: Path, whole_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="the runs of an ensemble must"):
-        Ensemble.of_runs([tiny_run.run, costa_run], CPU)
+        Ensemble.from_runs([tiny_run.run, costa_run], CPU)
     other = {
         "hidden_dim": 8,
         "num_heads": 2,
@@ -373,13 +375,13 @@ def test_it_does_not_answer_together_with_others(
     with pytest.raises(
         InputError, match=r"does not fit run .*appearance is absent; motion is absent"
     ):
-        Ensemble.of_runs([tmp_path / "cgstvg", costa_run], CPU)
+        Ensemble.from_runs([tmp_path / "cgstvg", costa_run], CPU)
     with pytest.raises(InputError, match=r"does not fit run .*frames is absent"):
-        Ensemble.of_runs([costa_run, tmp_path / "cgstvg"], CPU)
+        Ensemble.from_runs([costa_run, tmp_path / "cgstvg"], CPU)
     with pytest.raises(
         InputError, match="their text encoders, and so their tokenizers, are of other weights"
     ):
-        Ensemble.of_runs([whole_run, costa_run], CPU)
+        Ensemble.from_runs([whole_run, costa_run], CPU)
 
 
 def test_a_store_without_pictures_is_refused(tiny_run: Any, tmp_path: Path) -> None:
@@ -441,7 +443,7 @@ def test_encoders_that_do_not_fit_the_system_are_refused() -> None:
 
 
 def test_a_wrong_config_is_named() -> None:
-    with pytest.raises(InputError, match=r"model\.backbones_used: .*'3d' \(got 'all'\)"):
+    with pytest.raises(InputError, match=r"model\.backbones: .*'3d' \(got 'all'\)"):
         validate(CostaTrainConfig, {"model": {"backbones": "all"}}, "section 'train'")
 
 

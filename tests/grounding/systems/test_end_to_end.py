@@ -176,7 +176,9 @@ def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: En
         collate([features.load_sample(query) for query in features.queries[:3]]),
         raw_inputs(store, model),
     )
-    handle = model.image_encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    handle = model.image_encoder.register_forward_pre_hook(
+        lambda _, given: seen.append(len(given[0]))
+    )
     with torch.no_grad():
         found, expected = model(shared), model(apart)
     handle.remove()
@@ -205,7 +207,9 @@ def test_pictures_of_other_sizes_in_a_batch_change_nothing(store: Path, model: E
     rows, columns = size[0].tolist()
     torch.testing.assert_close(maps[0, :, :rows, :columns], alone[0])
     assert (maps[0, :, :, columns:] == 0).all()
-    torch.testing.assert_close(maps[1], model.encode_images(raw.appearance[1:], raw.map_size[1:])[0][0])
+    torch.testing.assert_close(
+        maps[1], model.encode_images(raw.appearance[1:], raw.map_size[1:])[0][0]
+    )
 
 
 def test_what_learns_and_how_fast(model: EndToEnd) -> None:
@@ -216,7 +220,9 @@ def test_what_learns_and_how_fast(model: EndToEnd) -> None:
         for group in optimiser.param_groups
         for parameter in group["params"]
     }
-    learning = {name for name in names.values() if name.startswith("image_encoder.") and name in rates}
+    learning = {
+        name for name in names.values() if name.startswith("image_encoder.") and name in rates
+    }
     assert {name.split(".")[2] for name in learning} == set(TRAINABLE_PREFIXES)
     assert not any(".bn" in name for name in learning)
     for name, rate in rates.items():
@@ -228,7 +234,10 @@ def test_training_moves_the_encoders_and_leaves_what_is_frozen(run: Path) -> Non
     trained, first = load_model(run, "last")[0], build_model(recipe(), read_provenance(run))
     before = dict(first.named_parameters())
     moved = {name for name, now in trained.named_parameters() if not torch.equal(now, before[name])}
-    assert {"image_encoder.body.layer2.0.conv1.weight", "image_encoder.body.layer4.1.conv2.weight"} <= moved
+    assert {
+        "image_encoder.body.layer2.0.conv1.weight",
+        "image_encoder.body.layer4.1.conv2.weight",
+    } <= moved
     assert any(name.startswith("text_encoder.roberta.encoder.layer.0") for name in moved)
     assert not any(
         name.startswith(("image_encoder.body.conv1", "image_encoder.body.layer1")) or ".bn" in name
@@ -236,7 +245,9 @@ def test_training_moves_the_encoders_and_leaves_what_is_frozen(run: Path) -> Non
     )
     norms, own = dict(first.named_buffers()), dict(trained.named_buffers())
     assert all(
-        torch.equal(own[name], value) for name, value in norms.items() if name.startswith("image_encoder.")
+        torch.equal(own[name], value)
+        for name, value in norms.items()
+        if name.startswith("image_encoder.")
     )
 
 
@@ -374,7 +385,7 @@ def test_a_run_is_judged_on_its_store_and_asked_about_a_video(
     query = next(
         query for query in read_jsonl(Store(store).index_path, Query) if query.split == "test"
     )
-    found = Grounder(run, device="cpu").ask(tiny_run.root / query.path, [query.text])
+    found = Grounder(run, device="cpu").ground(tiny_run.root / query.path, [query.text])
     own = next(answer for answer in answers if answer.id == query.id)
     assert found.queries[0].score == pytest.approx(own.score, abs=0.02)
     begin, end = found.queries[0].span_frames

@@ -253,7 +253,9 @@ def answers_of(model: Csdvl, inputs: ModelInputs) -> tuple[Tensor, Tensor, Tenso
     boxes = model(inputs).boxes.flatten(1, 2)
     hook.remove()
     memory = model.encode(
-        inputs, model.project_text(inputs.text), TokenGeometry.from_inputs(inputs, model.object_query.numel(), True)
+        inputs,
+        model.project_text(inputs.text),
+        TokenGeometry.from_inputs(inputs, model.object_query.numel(), True),
     )
     return memory.states, memory.mask, torch.stack(outputs[: len(boxes)]), boxes
 

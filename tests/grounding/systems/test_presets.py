@@ -170,7 +170,13 @@ def test_stvgformer_is_csdvl_s_network() -> None:
 def test_shapes_large_is_of_the_papers_size() -> None:
     config = config_of("shapes-large")
     model = config.model
-    assert (model.hidden_dim, model.num_heads, model.num_layers, model.num_frames, model.num_clips) == (256, 8, 6, 48, 16)
+    assert (
+        model.hidden_dim,
+        model.num_heads,
+        model.num_layers,
+        model.num_frames,
+        model.num_clips,
+    ) == (256, 8, 6, 48, 16)
     assert config.precision == "bfloat16"
 
 

@@ -33,11 +33,29 @@ from pipeline.config import validate
 from pipeline.errors import InputError
 
 Maker = Callable[..., Path]
-SMALL: dict[str, Any] = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_layers": 2, "num_frames": 4}
-MODEL = {**SMALL, "num_clips": 4, "proposal_map_channels": 4, "proposal_map_kernel": 3, "proposal_map_layers": 1}
+SMALL: dict[str, Any] = {
+    "hidden_dim": 8,
+    "num_heads": 2,
+    "ffn_dim": 8,
+    "num_layers": 2,
+    "num_frames": 4,
+}
+MODEL = {
+    **SMALL,
+    "num_clips": 4,
+    "proposal_map_channels": 4,
+    "proposal_map_kernel": 3,
+    "proposal_map_layers": 1,
+}
 STEADY = {"dropout": 0.0, "box_head": "attention"}
 RECIPE: dict[str, Any] = {
-    "model": {**MODEL, **STEADY, "alpha": 1.0, "guidance_scale": "num_cells", "clip_pooling": "attention"},
+    "model": {
+        **MODEL,
+        **STEADY,
+        "alpha": 1.0,
+        "guidance_scale": "num_cells",
+        "clip_pooling": "attention",
+    },
     "loss": {"box_attention": 1.0, "cell_boxes": 1.0},
     "device": "cpu",
     "batch": 8,

@@ -582,7 +582,12 @@ def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
 def test_every_ablation_trains_with_the_recipe_of_shapes(
     store: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    recipe = {"box_head": "attention", "clip_pooling": "attention", "guidance_scale": "num_cells", **changes}
+    recipe = {
+        "box_head": "attention",
+        "clip_pooling": "attention",
+        "guidance_scale": "num_cells",
+        **changes,
+    }
     run = run_training(
         store,
         tmp_path / "run",
@@ -667,7 +672,9 @@ def test_a_run_without_a_checkpoint_is_refused(store: Path, tmp_path: Path) -> N
 
 def test_weights_that_do_not_fit_their_config_are_refused(finished: Path) -> None:
     (finished / "config.yaml").write_text(
-        (finished / "config.yaml").read_text().replace("map_layers: 1", "map_layers: 2")
+        (finished / "config.yaml")
+        .read_text()
+        .replace("proposal_map_layers: 1", "proposal_map_layers: 2")
     )
     with pytest.raises(InputError, match=r"weights in .*best.*proposal_head\.convs\.1"):
         load_model(finished)

@@ -14,7 +14,15 @@ import pytest
 from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
 from pipeline.config import validate
 
-SMALL = {"hidden_dim": 16, "num_heads": 2, "ffn_dim": 32, "dropout": 0.0, "num_layers": 2, "num_frames": 4, "num_clips": 4}
+SMALL = {
+    "hidden_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 32,
+    "dropout": 0.0,
+    "num_layers": 2,
+    "num_frames": 4,
+    "num_clips": 4,
+}
 MAP = {"proposal_map_channels": 8, "proposal_map_kernel": 3, "proposal_map_layers": 1}
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"model": {**SMALL, **MAP}},

@@ -15,7 +15,7 @@ import torch
 from grounding.data.collate import collate
 from grounding.data.dataset import GroundingDataset
 from grounding.inference.predict import predict
-from grounding.inference.segment_prediction import Look
+from grounding.inference.segment_prediction import SegmentPrediction
 from grounding.models.cgstvg import Cgstvg, CgstvgConfig
 from grounding.models.costa import Costa, CostaConfig
 from grounding.models.csdvl import Csdvl, CsdvlConfig
@@ -39,7 +39,13 @@ CSDVL: dict[str, Any] = {
     "proposal_map_kernel": 3,
     "proposal_map_layers": 1,
 }
-SMALL: dict[str, Any] = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_layers": 1, "num_frames": 6}
+SMALL: dict[str, Any] = {
+    "hidden_dim": 8,
+    "num_heads": 2,
+    "ffn_dim": 8,
+    "num_layers": 1,
+    "num_frames": 6,
+}
 
 
 def witness(store: Path, frames: int, **changes: Any) -> AttentionRecorder:
@@ -77,7 +83,7 @@ def test_what_two_passes_saw_is_averaged(store: Path, batch: int) -> None:
     found = AttentionRecorder(one.model, one.dataset, batch).record(query)
     seen: dict[int, list[np.ndarray]] = {}
     with torch.inference_mode():
-        for rows in Look(query, one.dataset).passes:
+        for rows in SegmentPrediction(query, one.dataset).passes:
             sample = one.dataset.load_sample(query, rows)
             guides = one.model(collate([sample])).guides[:, 0].numpy()
             for place, frame in enumerate(sample.frame_indices.tolist()):
@@ -177,7 +183,7 @@ def test_networks_that_answer_by_frames_tell_where_they_look(
     layers, frames, rows, columns = found.maps[0].weights.shape
     assert (layers, frames) == (2, 20)
     assert (rows < columns) == (query.size[1] < query.size[0])
-    rows_first = Look(query, one.dataset).passes[0]
+    rows_first = SegmentPrediction(query, one.dataset).passes[0]
     sample = one.dataset.load_sample(query, rows_first)
     with torch.inference_mode():
         heard = one.model(collate([sample])).heard[-1, 0]
@@ -192,9 +198,9 @@ def test_a_run_s_network_tells_what_it_answers(tiny_run: Any) -> None:
     for query, answer in zip(
         one.dataset.queries, predict(one.model, one.dataset, one.dataset.queries), strict=True
     ):
-        assert one.record(query).span_scores.best_span(subframe_boundaries=True)[2] == pytest.approx(
-            answer.score, abs=1e-6
-        )
+        assert one.record(query).span_scores.best_span(subframe_boundaries=True)[
+            2
+        ] == pytest.approx(answer.score, abs=1e-6)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_ask(tiny_run: Any, tmp_path: Path) -> None:
