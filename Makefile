@@ -1,5 +1,9 @@
 # `make demo` and `make test` work from a fresh clone; both begin by making the environment in .venv.
+#
+# On a machine without a GPU, `make demo TORCH=cpu` installs torch without CUDA: under one gigabyte instead of several.
 PYTHON ?= python3
+TORCH ?=
+BACKEND := $(if $(TORCH),--torch-backend $(TORCH))
 INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium
 CHECKED := pipeline grounding cli tests benchmarks
 
@@ -8,7 +12,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site-cache
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test bench environment lint types contracts tests browser soak clean
+.PHONY: demo test bench environment lint types contracts tests browser soak style graph clean
 
 demo: .venv/.installed
 	.venv/bin/dvc repro
@@ -43,13 +47,20 @@ soak: .venv/.installed
 bench: .venv/.installed
 	.venv/bin/python -m benchmarks
 
+# How dense the code is and how it names things; and the imports between folders.
+style: .venv/.installed
+	.venv/bin/python -m benchmarks.code_style
+
+graph: .venv/.installed
+	.venv/bin/python -m benchmarks.import_graph
+
 environment: .venv/.installed
 
 # uv installs in a minute what pip takes several for; constraints.txt pins every version.
 .venv/.installed: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt uv
-	.venv/bin/uv pip install --python .venv/bin/python --constraint constraints.txt --editable '.[dev]'
+	.venv/bin/uv pip install --python .venv/bin/python $(BACKEND) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:
