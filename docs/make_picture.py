@@ -1,7 +1,9 @@
-"""Draw the README's picture from the demo's own result: `python docs/make_picture.py` after `make demo`.
+"""Draw the README's picture from the demo's own result.
 
-The picture is an animated WebP of one test video: the ground truth in white, the prediction in yellow, the sentence and
-both spans beneath. Every number in it comes from `runs/shapes` and `data/shapes-index`.
+Run `python docs/make_picture.py` after `make demo`.
+
+The picture is an animated WebP of one test video: the ground truth in white, the prediction in
+yellow, the sentence and both spans beneath. Every number in it comes from `runs/shapes` and `data/shapes-index`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pipeline.video import open_frames, probe
 
 ROOT = Path(__file__).parents[1]
 QUERY = "test-00175-c0"
-"""A declarative test query. Another triangle of the same color moves differently: only motion tells them apart."""
+"""A declarative query of the test split. Another triangle of the same color moves differently."""
 
 SCALE = 4
 MARGIN = 12
