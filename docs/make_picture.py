@@ -3,7 +3,8 @@
 Run `python docs/make_picture.py` after `make demo`.
 
 The picture is an animated WebP of one test video: the ground truth in white, the prediction in
-yellow, the sentence and both spans beneath. Every number in it comes from `runs/shapes` and `data/shapes-index`.
+yellow, the sentence and both spans beneath. Every number in it comes from `runs/shapes` and
+`data/shapes-index`.
 """
 
 from __future__ import annotations
