@@ -186,7 +186,7 @@ def test_a_track_that_is_no_tube_says_why_and_the_others_are_read(
     good = f'<track id="8" label="truth">{box(1)}</track></annotations>'
     video = read(tmp_path, xml(boxes).replace("</annotations>", good))
     assert list(video.tracks) == ["8"]
-    assert why in video.unreadable["7"]
+    assert why in video.track_errors["7"]
 
 
 @pytest.mark.parametrize(

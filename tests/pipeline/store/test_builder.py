@@ -246,16 +246,16 @@ import subprocess, sys
 from pathlib import Path
 import numpy as np
 from pipeline.errors import StoreError
-from pipeline.store import Entry, ShardBuilder, Store, StoreWriter, made_from, write_shard
+from pipeline.store import Entry, ShardBuilder, Store, StoreWriter, origin_digest, write_shard
 disk, kind, width = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]).returncode:
     sys.exit(77)
 rows = np.random.default_rng(0).integers(0, 99, (500_000 // width, width)).astype(np.float16)
 with StoreWriter(disk / "store", "shapes", "data") as writer:
     writer.open_product("p", kind, {})
-    writer.publish("p", "one", write_shard(disk / "store", "p", "one", kind, [Entry("a", "a", rows)], ["a"], made_from(kind, {})))
+    writer.publish_shard("p", "one", write_shard(disk / "store", "p", "one", kind, [Entry("a", "a", rows)], ["a"], origin_digest(kind, {})))
     try:
-        with ShardBuilder(disk / "store", "p", "two", kind, ["b"], made_from(kind, {})) as shard:
+        with ShardBuilder(disk / "store", "p", "two", kind, ["b"], origin_digest(kind, {})) as shard:
             for number in range(20):
                 shard.begin(f"b{number}", "b")
                 shard.append(rows)
@@ -265,7 +265,7 @@ with StoreWriter(disk / "store", "shapes", "data") as writer:
     except StoreError as error:
         print(error)
     assert [path.stem for path in (disk / "store" / "p").iterdir()] == ["one"]
-    writer.publish("p", "three", write_shard(disk / "store", "p", "three", kind, [Entry("c", "c", rows)], ["c"], made_from(kind, {})))
+    writer.publish_shard("p", "three", write_shard(disk / "store", "p", "three", kind, [Entry("c", "c", rows)], ["c"], origin_digest(kind, {})))
 assert Store(disk / "store").verify() == []
 assert set(Store(disk / "store").products["p"].shards) == {"one", "three"}
 """

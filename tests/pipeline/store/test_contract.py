@@ -69,7 +69,7 @@ def test_rows_are_read_into_the_memory_that_is_given(
     pickled: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.store.buffer_pool.SMALL", 0)
+    monkeypatch.setattr("pipeline.store.buffer_pool.MIN_POOLED_BYTES", 0)
     reader = Store(make_store(kind, sample)).open("appearance", from_ones)
     reader = pickle.loads(pickle.dumps(reader)) if pickled else reader
     for entry in sample:

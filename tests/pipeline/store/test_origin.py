@@ -159,7 +159,7 @@ def test_a_kill_while_one_makes_way_leaves_it_whole_or_absent(
 
     monkeypatch.setattr(os, "rename", counted)
     if stopped == 1:
-        monkeypatch.setattr("pipeline.store.shard.remove", kill)
+        monkeypatch.setattr("pipeline.store.shard.remove_path", kill)
     with pytest.raises(KeyboardInterrupt):
         streamed(tmp_path, kind, OURS)
     monkeypatch.undo()
