@@ -321,12 +321,16 @@ def test_another_provenance_is_refused_with_its_fields(
     path = make_store(kind, sample)
     with StoreWriter(path, "shapes", "data") as writer:
         settings = r'weights\.digest is "aa" in the store, "bb" was asked for'
-        message = rf"product 'appearance' was made with other settings: {settings}\. Extract .* delete .*appearance to have"
+        message = (
+            rf"product 'appearance' was made with other settings: {settings}\. "
+            "Extract .* delete .*appearance to have"
+        )
         with pytest.raises(StoreError, match=message):
             writer.open_product("appearance", kind, {"weights": {"digest": "bb"}, "fps": 5})
         with pytest.raises(
             StoreError,
-            match=r"fps is 5 in the store, null was asked for; size is null in the store, \[1, 2\] was",
+            match=r"fps is 5 in the store, null was asked for; "
+            r"size is null in the store, \[1, 2\] was",
         ):
             writer.open_product("appearance", kind, {"weights": {"digest": "aa"}, "size": (1, 2)})
         other: ShardKind = "zarr" if kind == "hdf5" else "hdf5"
@@ -360,7 +364,7 @@ def test_shards_that_no_manifest_knows_are_refused(kind: ShardKind, tmp_path: Pa
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(
         StoreError,
-        match=r"motion holds shards that manifest\.json does not know: delete the folder",
+        match=r"motion holds shards that manifest\.json does not list: delete the folder",
     ):
         extract(tmp_path, kind)
 
