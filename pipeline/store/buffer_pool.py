@@ -69,6 +69,7 @@ class BufferPool:
 
     def _acquire_block(self, size: int) -> np.ndarray:
         """Return a block of at least `size` bytes; an idle one has less than twice as many."""
+        # Try each idle block once; blocks of another size go back to the end.
         for _ in range(len(self._idle_blocks)):
             try:
                 block = self._idle_blocks.pop(0)

@@ -214,6 +214,7 @@ class ShardBuilder:
         entry.dtype = rows.dtype.name
         entry.shape = row_shape
 
+        # Shards are little-endian on every machine.
         little_endian = rows.dtype.newbyteorder("<")
         with self._discard_on_error():
             sink.append(entry.array, rows.astype(little_endian, copy=False))
@@ -246,6 +247,7 @@ class ShardBuilder:
         with self._discard_on_error():
             sink.commit()
 
+        # Columns are kept in memory until `finish`.
         column_spans = {}
         for name, values in checked_columns.items():
             column_spans[name] = self._add_column_values(name, values)
@@ -298,12 +300,14 @@ class ShardBuilder:
                 f"{self._open_entry.key!r} is open: end or abandon it first"
             )
 
+        # Nothing to write: an empty record, and no file.
         if not self._locations:
             self._discard()
             empty_digest = hashlib.sha256().hexdigest()
             return ShardInfo(videos=(), entries=0, rows=0, bytes=0, digest=empty_digest)
 
         with self._discard_on_error():
+            # Names are sorted, so that equal entries give equal bytes.
             columns = {}
             specs = {}
             for name, parts in sorted(self._columns.items()):
@@ -364,6 +368,8 @@ class ShardBuilder:
     def _check_column(self, key: str, name: str, column: np.ndarray) -> np.ndarray:
         """Return a column's values, little-endian, if they fit those of earlier entries."""
         values = np.asarray(column)
+
+        # 1-D numbers, of the same dtype in all entries.
         if values.ndim != 1 or values.dtype.kind not in NUMERIC_KINDS:
             raise ValueError(
                 f"entry {key!r}: column {name!r} must be numbers [n], "

@@ -48,11 +48,13 @@ class ChunkWriter:
         Args:
             chunks: `[n, *shape]`; each row is one chunk.
         """
+        # The first chunk creates the file: an array without chunks has none.
         if len(chunks) and self._file < 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._file = os.open(self.path, flags, 0o666)
 
+        # In the file, chunks and checksums alternate.
         for block in split_into_blocks(chunks):
             rows = np.ascontiguousarray(block).reshape(len(block), -1).view(np.uint8)
 
@@ -149,6 +151,8 @@ class ChunkReader:
         stored_bytes = self.chunk_bytes + CHECKSUM_BYTES
         offsets = self._index[chunks, 0]
         sizes = self._index[chunks, 1]
+
+        # A chunk that the index does not describe as written is missing or damaged.
         wrong_sized = chunks[sizes != stored_bytes]
         if len(wrong_sized):
             chunk = wrong_sized[0]
@@ -173,7 +177,7 @@ class ChunkReader:
         rows = [out[out_index] for out_index in out_indices.tolist()]
         trailers = np.empty((len(chunks), CHECKSUM_BYTES), np.uint8)
 
-        # In the file, chunks and checksums alternate.
+        # Rows of `out` and trailers take turns, as chunks and checksums do in the file.
         buffers = []
         for row, trailer in zip(rows, trailers, strict=True):
             buffers.append(row)
@@ -185,6 +189,7 @@ class ChunkReader:
             reraise_system_errors(error)
             raise DamageError(f"row {chunks[0]} cannot be read ({error})") from None
 
+        # HDF5 shards keep their crc32c in a dataset; there the trailer is HDF5's fletcher32.
         if self._checksums is None:
             checksums = trailers.view("<u4")[:, 0]
         else:

@@ -83,6 +83,7 @@ class Hdf5Sink:
         if buffer is None:
             return
 
+        # After this line the disk cannot run full during the write.
         self._reserve(len(buffer.checksums), buffer.row_bytes)
         if buffer.array not in self._file:
             self._create_rows_dataset(buffer)
@@ -246,7 +247,7 @@ class Hdf5Source:
         try:
             dataset = self._file[array]
             form = (dataset.shape, dataset.dtype, dataset.chunks, dataset.fletcher32)
-            dataset.id.chunk_iter(add_chunk)
+            dataset.id.chunk_iter(add_chunk)  # one call for all chunks
             checksums = np.asarray(self._file[_checksum_name(array)][...])
         except H5PY_ERRORS as error:
             reraise_system_errors(error)

@@ -45,6 +45,7 @@ class ExclusiveLock:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        # No waiting: the owner may run for days.
         try:
             self._lock.acquire(timeout=0)
         except Timeout:

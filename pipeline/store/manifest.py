@@ -118,6 +118,7 @@ def load_manifest(store: Path) -> Manifest:
         StoreError: The store or its manifest is missing, unreadable, invalid, or of an unknown
             format. The message names the next step.
     """
+    # Each fault has its own message, with the next step.
     path = Path(store) / MANIFEST_NAME
     check_is_directory(Path(store))
     try:
@@ -207,6 +208,7 @@ def compute_files_digest(files: Iterable[Path]) -> str:
         The digest in hexadecimal.
     """
     digest = hashlib.sha256()
+    # Unbuffered reads into one block: no allocation per block.
     block = bytearray(1 << 20)
     for path in files:
         with path.open("rb", buffering=0) as file:

@@ -281,6 +281,8 @@ class ProductReader:
             StoreError: The entry is missing, or its shard is damaged or unreadable.
         """
         shard, location = self._find_entry(key)
+
+        # All rows by default; any order and repeats otherwise.
         num_rows = location.end - location.begin
         if indices is None:
             indices = np.arange(num_rows)
@@ -318,6 +320,7 @@ class ProductReader:
             positions = np.searchsorted(rows, indices[repeat_slots])
             out[repeat_slots] = out[first_slots[positions]]
 
+        # 8-bit rows are restored with their scales, into the caller's memory.
         if scales is None:
             return out
         restored = self._buffer_pool.empty(out.shape, np.dtype(np.float16))
@@ -351,6 +354,7 @@ class ProductReader:
 
         Damaged tables are recorded in `_damage_by_shard`.
         """
+        # In a forked child, file descriptors and locks of the parent must not be used.
         if self._process_id != os.getpid():
             self._reset_open_files()
 
@@ -358,6 +362,7 @@ class ProductReader:
             if self._locations is not None:
                 return self._locations
 
+            # Read every table once; a key in several shards counts in the first.
             locations: dict[str, tuple[str, EntryLocation]] = {}
             expected_digest = self.product.digest
             for shard in sorted(self.product.shards):
@@ -404,6 +409,7 @@ class ProductReader:
 
     def _get_source(self, shard: str) -> ShardSource:
         """Return the open files of a shard."""
+        # The dict is ordered by last use: the first source is the least recently used one.
         with self._mutex:
             if shard not in self._sources:
                 path = self._get_shard_path(shard)

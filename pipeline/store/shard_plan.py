@@ -40,6 +40,7 @@ def plan_shards(sizes: Mapping[str, int], target_bytes: int) -> list[Shard]:
     if target_bytes <= 0:
         raise ValueError(f"target_bytes is {target_bytes}; it must be positive")
 
+    # Fill one group after the other, in the order of ids.
     groups: list[list[str]] = []
     group_bytes = 0
     for video in sorted(sizes):

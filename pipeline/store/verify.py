@@ -99,6 +99,7 @@ def verify_product(store: Path, name: str, product: Product) -> Iterator[Integri
     Yields:
         The problems of all shards.
     """
+    # A fault of one shard does not end the verification of the others.
     shard_by_key: dict[str, str] = {}
     for shard_name, info in sorted(product.shards.items()):
         path = shard_path(store, name, shard_name, product.kind)
@@ -138,6 +139,7 @@ def _verify_shard(
         for detail in _compare_with_manifest(path, table, info):
             yield None, detail
 
+    # Active keys must be unique in the product.
     for location in active_entries(table, info.dropped):
         if location.key in shard_by_key:
             yield location, f"it is also in shard {shard_by_key[location.key]}"
@@ -188,6 +190,7 @@ def _compare_with_manifest(path: Path, table: ShardTable, info: ShardInfo) -> It
     counts = count_entries(active_entries(table, info.dropped))
     expected_counts = (tuple(sorted(info.videos)), info.entries, info.rows)
 
+    # Counts first: they need no read of the files.
     if unknown_keys or counts != expected_counts:
         yield "its entries are not those of the manifest"
     elif compute_files_digest(list_shard_files(path)) != info.digest:

@@ -80,6 +80,7 @@ class StoreWriter:
 
     def __enter__(self) -> StoreWriter:
         self._lock.__enter__()
+        # `__exit__` does not run if `__enter__` fails: release the lock here.
         try:
             self._open_manifest()
         except BaseException:
@@ -130,9 +131,11 @@ class StoreWriter:
             ProductMismatchError: The product exists with other settings, or its folder has
                 shards and the manifest no record. The message names the differences.
         """
+        # Settings are compared in their JSON form: tuples become lists.
         requested: dict[str, Any] = json.loads(json.dumps(provenance, sort_keys=True))
         folder = self.path / name
 
+        # A product is new without a record, or if its folder was deleted.
         stored = self._manifest.products.get(name)
         if stored is None or not folder.is_dir():
             self._check_no_shards(folder)
@@ -140,6 +143,7 @@ class StoreWriter:
             self._save_product(name, Product(kind=kind, provenance=requested, shards={}))
             return
 
+        # An existing product is continued only with equal settings.
         stored_settings = {"kind": stored.kind, **stored.provenance}
         requested_settings = {"kind": kind, **requested}
         differences = list(describe_differences(stored_settings, requested_settings))
@@ -266,6 +270,7 @@ class StoreWriter:
                     update={"videos": videos, "entries": entries, "rows": rows, "dropped": dropped}
                 )
 
+        # Shards without any other entry are deleted, the records of the others replaced.
         empty_names = [name for name, info in changed.items() if not info.entries]
         self.drop_shards(product, empty_names)
         for name in empty_names:
@@ -293,6 +298,7 @@ class StoreWriter:
         if info.entries == 0 or is_unchanged:
             return
 
+        # In memory at once, on disk at intervals.
         shards = {**stored.shards, shard_name: info}
         self._manifest = self._with_product(product, stored.model_copy(update={"shards": shards}))
         self._has_unsaved_changes = True
@@ -320,6 +326,7 @@ class StoreWriter:
         if shard_name in stored.shards:
             return stored.shards[shard_name]
 
+        # A shard that is not listed is adopted only if it was made with the product's settings.
         path = shard_path(self.path, product, shard_name, stored.kind)
         if not path.exists():
             return None
@@ -405,6 +412,7 @@ class StoreWriter:
             self._save(self._manifest)
             return
 
+        # The data set of a store is fixed; the folder of its videos may move.
         requested = self._manifest
         stored = load_manifest(self.path)
         if stored.dataset != requested.dataset:

@@ -71,6 +71,7 @@ class ZarrSink:
         """Write metadata, columns and indices, and close all files."""
         import zarr
 
+        # zarr-python writes the metadata of the group and of each array.
         group = zarr.create_group(self.path, attributes=sign_table(table))
         for name, spec in table.arrays.items():
             _create_array(group, name, spec, rows_per_chunk=1)
@@ -168,6 +169,7 @@ def _open_chunks(path: Path, count: int, chunk_bytes: int) -> ChunkReader:
 
 def _read_index(path: Path, file: int, count: int) -> np.ndarray:
     """Read offset and bytes of each chunk of a shard file, uint64 `[count, 2]`."""
+    # The file ends with the index: 16 bytes per chunk, and the checksum of the index.
     data = np.empty(count * 16 + CHECKSUM_BYTES, np.uint8)
     begin = os.fstat(file).st_size - len(data)
     if begin < 0:
