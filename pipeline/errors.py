@@ -1,25 +1,40 @@
-"""Errors a user can meet. Each message names the thing, its value, what is allowed and what to do next."""
+"""Errors caused by the input.
+
+Each message names the thing, its value, the allowed values and the next step.
+"""
 
 
 class StvgError(Exception):
-    """Base of every error that is the input's fault, not the program's; commands print it without a traceback."""
+    """Base of every error that the input causes; commands print its message without a traceback.
+
+    Attributes:
+        exit_code: Exit code of a command that ends with the error.
+    """
 
     exit_code = 2
 
 
 class InputError(StvgError):
-    """Wrong usage, a bad configuration, or a file that is not what it should be."""
+    """Wrong usage, an invalid configuration, or a file with invalid content."""
 
 
 class StoreError(StvgError):
-    """A store that is missing, damaged, locked, or made by other settings than the ones asked for."""
+    """A store that is missing, damaged, locked, or made with other settings than requested."""
 
 
 class VideoError(StvgError):
-    """One video that cannot be used. It is written to the failure ledger and the run goes on.
+    """A video that cannot be used. The failure ledger records the error and the run continues.
 
-    `stage` is where it failed (`open`, `decode`, `encode`), `reason` a short fixed word a program can count
-    (`missing`, `empty`, `unreadable`, `truncated`, …), `detail` the sentence for people.
+    Args:
+        stage: The failing step: `open`, `decode` or `encode`.
+        reason: A short fixed word that programs can count: `missing`, `empty`, `unreadable`,
+            `truncated`, …
+        detail: A sentence for people.
+
+    Attributes:
+        stage: As given.
+        reason: As given.
+        detail: As given.
     """
 
     def __init__(self, stage: str, reason: str, detail: str) -> None:
@@ -29,4 +44,5 @@ class VideoError(StvgError):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str, str]]:
+        # Exception pickles the message alone; workers send errors with all three arguments.
         return VideoError, (self.stage, self.reason, self.detail)

@@ -1,8 +1,11 @@
-"""The records every stage reads and writes: queries, tubes of truth, predictions, failures.
+"""Records that every stage reads and writes: queries, ground-truth tubes, predictions, failures.
 
-Conventions (all files): frame numbers are 0-based positions in presentation order; spans are half-open
-`[begin, end)`; boxes are `xyxy` in pixels of the original video. Every line of `index.jsonl` carries its
-`format`; an unknown one is refused by name.
+Conventions of all files:
+
+- Frame indices are 0-based positions in presentation order.
+- Spans are half-open, `[begin, end)`, in frames.
+- Boxes are `xyxy` in pixels of the original video.
+- Every line of `index.jsonl` carries its `format`; an unknown format is an error that names it.
 """
 
 from __future__ import annotations
@@ -11,21 +14,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.validation import StrictModel, _value_repr
+from pipeline.validation import StrictModel
 
 FORMAT: Literal[1] = 1
 MAX_FRAMES = 10**8
 MAX_COORDINATE = 10**6
 FrameIndex = Annotated[int, Field(ge=0, le=MAX_FRAMES)]
 Coordinate = Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
-"""Pixels; far outside any picture is still a coordinate."""
+"""Pixels. A coordinate may lie far outside the frame."""
 Span = tuple[FrameIndex, FrameIndex]
 
 
 class Truth(StrictModel):
-    """When the event happens (`span`, frames `[begin, end)`) and the key of its boxes in `tracks.npz`.
+    """Ground truth of one query.
 
-    `track` is None where the boxes are not at hand (VidSTG without VidOR's trajectories).
+    Attributes:
+        span: Frames `[begin, end)` of the event.
+        track: Key of the object's boxes in `tracks.npz`; None if no boxes are available (VidSTG
+            without VidOR's trajectories).
     """
 
     span: Span
@@ -35,8 +41,22 @@ class Truth(StrictModel):
 class Query(StrictModel):
     """One sentence about one video: a line of `index.jsonl`.
 
-    `path` is relative to the data set's root (absolute if it lies outside it), `segment` the frames
-    `[begin, end)` the sentence is asked about, `size` the picture's `(width, height)` in pixels.
+    Attributes:
+        format: Version of the record.
+        id: Identifier of the query, unique in the index.
+        video: Identifier of the video.
+        path: Path of the video, relative to the data set's root; absolute if the video lies
+            outside the root.
+        fps: Frames per second.
+        frame_count: Number of frames of the video.
+        size: `(width, height)` of a frame in pixels.
+        segment: Frames `[begin, end)` that the sentence refers to.
+        text: The sentence.
+        form: Grammatical form of the sentence, if known.
+        split: Name of the data set's split.
+        object: Category of the object, if known.
+        truth: Ground truth, if known.
+        tags: Free labels.
     """
 
     format: Literal[1] = FORMAT
@@ -56,9 +76,11 @@ class Query(StrictModel):
 
     @model_validator(mode="after")
     def _check_spans(self) -> Query:
+        """Check that the segment lies in the video and the truth in the segment."""
         begin, end = self.segment
         if not 0 <= begin < end <= self.frame_count:
             raise ValueError(f"segment [{begin}, {end}) does not lie in [0, {self.frame_count})")
+
         if self.truth is not None:
             first, last = self.truth.span
             if not begin <= first < last <= end:
@@ -71,7 +93,12 @@ class Query(StrictModel):
 class Prediction(StrictModel):
     """The predicted tube of one query: a line of `predictions/<split>.jsonl`.
 
-    `boxes` rows are `[frame, x1, y1, x2, y2]`; they may reach beyond `span` (m_sIoU judges them there).
+    Attributes:
+        id: Identifier of the query.
+        span: Predicted frames `[begin, end)`.
+        score: Confidence.
+        boxes: Rows `[frame, x1, y1, x2, y2]`. Frames may lie outside `span`: m_sIoU also
+            evaluates boxes outside the predicted span.
     """
 
     id: str
@@ -81,13 +108,26 @@ class Prediction(StrictModel):
 
     @model_validator(mode="after")
     def _check_span(self) -> Prediction:
-        if self.span[0] > self.span[1]:
-            raise ValueError(f"span [{self.span[0]}, {self.span[1]}) ends before it begins")
+        """Check the order of the span's ends."""
+        begin, end = self.span
+        if begin > end:
+            raise ValueError(f"span [{begin}, {end}) ends before it begins")
         return self
 
 
 class Failure(StrictModel):
-    """A video that could not be used: a line of `failures.jsonl`, one per video, current failures only."""
+    """A video that could not be used: a line of `failures.jsonl`.
+
+    The file has one line per video, for current failures only.
+
+    Attributes:
+        video: Identifier of the video.
+        path: Path of the video.
+        stage: The failing step, as in `VideoError`.
+        reason: A short fixed word, as in `VideoError`.
+        detail: A sentence for people.
+        attempts: Number of failed attempts.
+    """
 
     video: str
     path: str
@@ -95,8 +135,3 @@ class Failure(StrictModel):
     reason: str
     detail: str
     attempts: int = 1
-
-
-_value_repr.maxstring = _value_repr.maxother = _value_repr.maxlong = (
-    80  # and six levels deep, whatever was sent
-)

@@ -1,4 +1,4 @@
-"""Boxes of objects over frames, and the file `tracks.npz`."""
+"""Boxes of objects over frames, and their file `tracks.npz`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from pipeline.records import FORMAT
 
 
 class Tracks:
-    """Boxes of objects, stored once per (video, object), not per query.
+    """Boxes of objects, stored once per (video, object) and shared by all queries.
 
-    A track is `(frames, boxes)`: int32 `[n]` ascending frame numbers and float `[n, 4]` xyxy pixels, in 32 bits where
-    those hold them exactly. Frames where the object is absent are simply not listed.
+    A track is a pair `(frames, boxes)`: int32 `[n]` ascending frame indices, and `[n, 4]` xyxy
+    boxes in pixels. Boxes are float32 if float32 represents them exactly, else float64. Frames
+    without the object have no row.
+
+    Args:
+        tracks: Tracks by key; empty by default.
     """
 
     def __init__(self, tracks: dict[str, tuple[np.ndarray, np.ndarray]] | None = None) -> None:
@@ -31,6 +35,7 @@ class Tracks:
         return key in self._tracks
 
     def keys(self) -> Iterable[str]:
+        """Return the keys of all tracks."""
         return self._tracks.keys()
 
     def __getitem__(self, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -40,19 +45,38 @@ class Tracks:
             raise InputError(f"no track {key!r} in tracks.npz: run stvg-prepare again") from None
 
     def add(self, key: str, frames: np.ndarray, boxes: np.ndarray) -> None:
-        exact = np.asarray(boxes, np.float64).reshape(-1, 4)
-        short = exact.astype(np.float32)
+        """Add or replace a track.
+
+        Args:
+            key: Key of the track.
+            frames: `[n]`, ascending frame indices.
+            boxes: `[n, 4]`, xyxy in pixels.
+        """
+        exact_boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+        single_boxes = exact_boxes.astype(np.float32)
+        is_lossless = (single_boxes == exact_boxes).all()
+
         self._tracks[key] = (
             np.asarray(frames, np.int32),
-            short if (short == exact).all() else exact,
+            single_boxes if is_lossless else exact_boxes,
         )
 
     def save(self, path: Path) -> None:
+        """Write all tracks to a file, atomically.
+
+        Args:
+            path: The `.npz` file to write.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        # Tracks lie end to end in two arrays, in the order of their keys.
         keys = sorted(self._tracks)
-        counts = [len(self._tracks[key][0]) for key in keys]
         frames = [self._tracks[key][0] for key in keys]
         boxes = [self._tracks[key][1] for key in keys]
-        with atomic_write(path) as aside, aside.open("wb") as file:
+        counts = [len(track_frames) for track_frames in frames]
+
+        with atomic_write(path) as temporary_path, temporary_path.open("wb") as file:
             np.savez_compressed(
                 file,
                 format=np.int64(FORMAT),
@@ -64,20 +88,38 @@ class Tracks:
 
     @classmethod
     def load(cls, path: Path) -> Tracks:
+        """Load tracks from a file.
+
+        Args:
+            path: The `.npz` file to read.
+
+        Returns:
+            The tracks of the file.
+
+        Raises:
+            InputError: The file is missing, damaged, or of an unknown format.
+        """
         try:
             with np.load(path, allow_pickle=False) as file:
-                if int(file["format"]) != FORMAT:
+                file_format = int(file["format"])
+                if file_format != FORMAT:
                     raise InputError(
-                        f"{path}: format {int(file['format'])} is unknown; this version reads {FORMAT}"
+                        f"{path}: format {file_format} is unknown; this version reads {FORMAT}"
                     )
-                keys, offsets, frames, boxes = (
-                    file[name] for name in ("keys", "offsets", "frames", "boxes")
-                )
+                keys = file["keys"]
+                offsets = file["offsets"]
+                frames = file["frames"]
+                boxes = file["boxes"]
         except FileNotFoundError:
             raise InputError(f"{path} does not exist: run stvg-prepare first") from None
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(
                 f"{path} cannot be read as tracks ({error}): run stvg-prepare again"
             ) from None
-        rows = zip(keys.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-        return cls({key: (frames[b:e], boxes[b:e]) for key, b, e in rows})
+
+        # Cut the two arrays into views, one pair for each track.
+        tracks = {}
+        ranges = zip(keys.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        for key, begin, end in ranges:
+            tracks[key] = (frames[begin:end], boxes[begin:end])
+        return cls(tracks)

@@ -1,4 +1,4 @@
-"""The strict base model of records, and readable validation errors."""
+"""The strict base model of configurations and records, and readable validation errors."""
 
 from __future__ import annotations
 
@@ -6,23 +6,45 @@ import reprlib
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+MAX_QUOTE_LENGTH = 80
+"""Characters of a key or of a value that an error message quotes."""
+
 
 class StrictModel(BaseModel):
-    """Base of all records: immutable, unknown fields refused."""
+    """Base of all configurations and records: frozen, without unknown fields, finite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
+# Values come from files of others: their representation is bounded in length and depth.
 _value_repr = reprlib.Repr()
+_value_repr.maxstring = MAX_QUOTE_LENGTH
+_value_repr.maxother = MAX_QUOTE_LENGTH
+_value_repr.maxlong = MAX_QUOTE_LENGTH
 
 
 def format_first_error(error: ValidationError) -> str:
-    """The first problem of a pydantic error as one readable line: `field: what is wrong (got …)`."""
+    """Format the first problem of a pydantic error as one line.
+
+    Args:
+        error: The error of a failed validation; it has at least one problem.
+
+    Returns:
+        `field: message (got value)`; without `field: ` if the model as a whole is at fault.
+        Long fields and values are cut.
+    """
     problem = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
+
+    field = ".".join(str(part) for part in problem["loc"])
+    prefix = f"{_truncate(field)}: " if field else ""
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{_truncate(place) + ': ' if place else ''}{message} (got {_truncate(_value_repr.repr(problem.get('input')))})"
+    value = _truncate(_value_repr.repr(problem.get("input")))
+
+    return f"{prefix}{message} (got {value})"
 
 
 def _truncate(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
+    """Cut a text to MAX_QUOTE_LENGTH characters."""
+    if len(text) <= MAX_QUOTE_LENGTH:
+        return text
+    return text[: MAX_QUOTE_LENGTH - 3] + "..."

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.datasets.annotation_fields import (
     MAX_FRAMES,
@@ -37,16 +37,13 @@ from pipeline.datasets.video_checks import probe_videos
 from pipeline.errors import InputError, VideoError
 from pipeline.io.strict_json import parse_json, read_lines
 from pipeline.records import Query, Span, Truth
+from pipeline.validation import StrictModel
 from pipeline.video import VideoMetadata
 
 EXPECTED_LAYOUT = """{path} {problem}. Write one JSON object per line, such as
   {{"video": "clips/dog.mp4", "text": "a dog runs to the left"}}
 with "video" a path relative to that file, and name the file with --root."""
 NO_SENTENCES = "is not a file of sentences"
-
-
-class StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class _JsonlTube(StrictModel):

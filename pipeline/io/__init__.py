@@ -1,1 +1,1 @@
-"""Files: atomic writes, JSON lines, strict JSON, XML of CVAT."""
+"""File formats: atomic writes, JSON lines, strict JSON, and CVAT's XML."""

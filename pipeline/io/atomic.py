@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file replacement: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,23 +10,33 @@ from uuid import uuid4
 from pipeline.errors import InputError
 
 
-class atomic_write:  # noqa: N801 - reads as a verb: `with replacing(path) as aside`
-    """Context: a path beside `path` to write to; on success it is fsynced and renamed over `path`.
+class atomic_write:  # noqa: N801 - reads as a verb: `with atomic_write(path) as temporary_path`
+    """Context manager that replaces a file atomically.
 
-    An InputError says why nothing can be written there; a full disk comes through as the OSError it is.
+    The context yields a temporary path in the directory of `path`. On success the temporary file
+    is fsynced and renamed over `path`; on an exception it is deleted.
+
+    Args:
+        path: The file to write. Missing parent directories are created.
+
+    Raises:
+        InputError: Nothing can be written at `path`. A full disk stays an OSError.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         if self.path.is_dir():
             raise InputError(f"{self.path} is a folder: name a file to write")
-        self.temporary_path = self.path.with_name(
-            f".{self.path.name}.{uuid4().hex[:12]}.part"
-        )  # hosts that share a folder share process ids
+
+        # Random, because hosts that share a folder also share process ids.
+        name = f".{self.path.name}.{uuid4().hex[:12]}.part"
+        self.temporary_path = self.path.with_name(name)
 
     def __enter__(self) -> Path:
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"{self.path} is a device or a pipe: name a file to write")
+
+        # Create the temporary file now, so that a caller fails before its work is done.
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.temporary_path.touch()
@@ -34,7 +44,7 @@ class atomic_write:  # noqa: N801 - reads as a verb: `with replacing(path) as as
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise InputError(
-                f"{self.path} cannot be written ({error.strerror}): name another place"
+                f"{self.path} cannot be written ({error.strerror}): choose another path"
             ) from None
         return self.temporary_path
 
@@ -42,6 +52,8 @@ class atomic_write:  # noqa: N801 - reads as a verb: `with replacing(path) as as
         if kind is not None:
             self.temporary_path.unlink(missing_ok=True)
             return
+
+        # The content must be on disk before the name points to it.
         with self.temporary_path.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(self.temporary_path, self.path)

@@ -1,4 +1,4 @@
-"""JSON lines files of records."""
+"""JSON and JSON-lines files of records."""
 
 from __future__ import annotations
 
@@ -17,44 +17,75 @@ from pipeline.validation import StrictModel, format_first_error
 
 RecordT = TypeVar("RecordT", bound=StrictModel)
 
-
 KEY_PATTERN = re.compile(rb'"\s*:')
-"""Found at least once for every key of an object."""
+"""Matches at least once for every key of a JSON object."""
 
 
 def read_jsonl(path: Path, record_type: type[RecordT]) -> Iterator[RecordT]:
-    """Yield one validated record per line; a bad line is an InputError that names file and line."""
-    for number, line in read_lines(path):
+    """Read and validate the records of a JSON-lines file.
+
+    Args:
+        path: The file, one JSON object per line.
+        record_type: Class of the records.
+
+    Yields:
+        One record per line that is not blank.
+
+    Raises:
+        InputError: The file is missing or unreadable, or a line is invalid. The message names
+            the file and the line.
+    """
+    for line_number, line in read_lines(path):
         try:
             record = record_type.model_validate_json(line)
-            if len(KEY_PATTERN.findall(line)) != _count_keys(
-                record
-            ):  # pydantic takes the last of two equal keys without a word
+
+            # pydantic silently takes the last of two equal keys. A line with more keys than its
+            # record is parsed again, strictly; the count avoids this cost for all other lines.
+            if len(KEY_PATTERN.findall(line)) != _count_keys(record):
                 parse_json(line)
         except ValidationError as error:
-            raise InputError(f"{path}, line {number}: {format_first_error(error)}") from None
+            raise InputError(f"{path}, line {line_number}: {format_first_error(error)}") from None
         except RepeatedKeyError as error:
-            raise InputError(f"{path}, line {number}: {error}") from None
+            raise InputError(f"{path}, line {line_number}: {error}") from None
         yield record
 
 
 def _count_keys(record: StrictModel) -> int:
-    """How many keys a record was read from, those of records in it included."""
-    values = (getattr(record, name) for name in record.model_fields_set)
-    return len(record.model_fields_set) + sum(
-        _count_keys(value) for value in values if isinstance(value, StrictModel)
-    )
+    """Count the JSON keys that a record was read from, nested records included."""
+    count = len(record.model_fields_set)
+    for name in record.model_fields_set:
+        value = getattr(record, name)
+        if isinstance(value, StrictModel):
+            count += _count_keys(value)
+    return count
 
 
 def write_jsonl(path: Path, records: Iterable[StrictModel]) -> None:
-    """Write one record per line, atomically: the old file stays until the new one is whole."""
-    with atomic_write(path) as aside, aside.open("w", encoding="utf-8") as file:
+    """Write records as JSON lines, atomically.
+
+    Args:
+        path: The file to write. An existing file stays until the new one is complete.
+        records: The records, one per line.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    with atomic_write(path) as temporary_path, temporary_path.open("w", encoding="utf-8") as file:
         for record in records:
-            file.write(json.dumps(record.model_dump(mode="json"), ensure_ascii=False) + "\n")
+            document = record.model_dump(mode="json")
+            file.write(json.dumps(document, ensure_ascii=False) + "\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, atomically."""
-    with atomic_write(path) as aside, aside.open("w", encoding="utf-8") as file:
+    """Write a value as indented JSON, atomically.
+
+    Args:
+        path: The file to write. An existing file stays until the new one is complete.
+        value: Any JSON value with finite numbers.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    with atomic_write(path) as temporary_path, temporary_path.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")

@@ -1,6 +1,7 @@
-"""The feature store: sharded products on disk, written once by `stvg-extract`, read at random by training.
+"""The feature store: sharded products on disk.
 
-Importing it stays light: zarr and h5py are imported by the methods that need them.
+`stvg-extract` writes a store once; training reads it in random order. The import is light: zarr
+and h5py are imported by the methods that need them.
 """
 
 from pipeline.store.builder import ShardBuilder as ShardBuilder

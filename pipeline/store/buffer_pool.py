@@ -1,4 +1,8 @@
-"""Memory for large results, used again once nobody holds it: the system takes as long to hand out fresh pages as to fill them."""
+"""A pool of large buffers for read results.
+
+Large buffers are reused after their last view is gone: the kernel takes as long to hand out
+fresh pages as a read takes to fill them.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,33 @@ from contextlib import suppress
 
 import numpy as np
 
-MIN_POOLED_BYTES = 256 << 10  # bytes; what is smaller, NumPy allocates as fast
-MAX_IDLE_BYTES = 128 << 20  # bytes that may wait for use
+MIN_POOLED_BYTES = 256 << 10
+"""Bytes of the smallest pooled buffer; NumPy allocates smaller ones just as fast."""
+MAX_IDLE_BYTES = 128 << 20
+"""Bytes of all idle buffers of a pool."""
 Allocator = Callable[[int], np.ndarray]
-"""From a number of bytes to as many, uint8."""
+"""Allocates a number of bytes as a uint8 array."""
 
 
 def allocate_numpy(size: int) -> np.ndarray:
-    """From NumPy, as ever."""
+    """Allocate ordinary host memory.
+
+    Args:
+        size: Number of bytes.
+
+    Returns:
+        uint8 `[size]`, uninitialized.
+    """
     return np.empty(size, np.uint8)
 
 
 class BufferPool:
-    """Gives arrays like `np.empty`; the memory of those that are gone, with all views of them, is given again. What is large comes from
-    `allocate` at first.
+    """Arrays like those of `np.empty`, in memory that is reused.
+
+    The memory of an array returns to the pool when the array and all its views are gone.
+
+    Args:
+        allocate: Allocator of new large blocks.
     """
 
     def __init__(self, allocate: Allocator = allocate_numpy) -> None:
@@ -29,22 +46,34 @@ class BufferPool:
         self._idle_blocks: list[np.ndarray] = []
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Return an uninitialized array.
+
+        Args:
+            shape: Shape of the array.
+            dtype: Element type.
+
+        Returns:
+            The array; the pool owns its memory if the array is large.
+        """
         count = int(np.prod(shape, dtype=np.int64))
         size = count * dtype.itemsize
         if size < MIN_POOLED_BYTES:
             return np.empty(shape, dtype)
+
+        # Views keep `array` alive, because NumPy follows the owner of memory only up to a
+        # memoryview. `array` keeps the block.
         block = self._acquire_block(size)
-        # A view keeps this array alive: NumPy looks for its owner no further than a memoryview. The array keeps the block.
         array = np.frombuffer(block.data, dtype, count)
         weakref.finalize(array, self._release_block, block).atexit = False
         return array.reshape(shape)
 
     def _acquire_block(self, size: int) -> np.ndarray:
-        """A block of at least `size` bytes, and less than twice as many."""
+        """Return a block of at least `size` bytes; an idle one has less than twice as many."""
+        # Try each idle block once; blocks of another size go back to the end.
         for _ in range(len(self._idle_blocks)):
             try:
                 block = self._idle_blocks.pop(0)
-            except IndexError:  # another thread was quicker
+            except IndexError:  # another thread took the last idle block
                 break
             if size <= block.nbytes < 2 * size:
                 return block
@@ -52,7 +81,10 @@ class BufferPool:
         return self._allocate(size)
 
     def _release_block(self, block: np.ndarray) -> None:
-        """Runs wherever the last view goes, in any thread and after a fork: so without a lock."""
+        """Return a block to the pool and trim the pool, without a lock.
+
+        The method runs where the last view is deleted: in any thread, and after a fork.
+        """
         self._idle_blocks.append(block)
         while sum(idle.nbytes for idle in list(self._idle_blocks)) > MAX_IDLE_BYTES:
             with suppress(IndexError):

@@ -1,6 +1,7 @@
-"""Writing one shard: aside, fsynced, then renamed. It is complete or absent, and the same entries give the same bytes.
+"""Writing of one shard.
 
-Rows go to disk as they come; only the columns and the table stay in memory until the end.
+A shard is written to a temporary path, fsynced, and renamed: it is complete or absent. Equal
+entries give equal bytes. Rows go to disk at once; columns and table stay in memory until the end.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from pipeline.store.shard import (
     remove_path,
 )
 
-NUMERIC_KINDS = "buif"  # NumPy's kinds: bool, unsigned, int, float
+NUMERIC_KINDS = "buif"
+"""NumPy's kinds of numbers: bool, unsigned, signed, float."""
 
 
 def write_shard(
@@ -52,14 +54,31 @@ def write_shard(
     videos: Sequence[str],
     origin_digest: str,
 ) -> ShardInfo:
-    """Write whole entries as `<folder>/<product>/<name>.zarr` (or `.h5`), `folder` being the store's.
+    """Write complete entries as one shard, `<folder>/<product>/<name>.zarr` or `.h5`.
 
-    Where the shard, made from the same, is there already (another run of the task was first) it is kept, `entries` is
-    not touched. Otherwise as `ShardBuilder`.
+    An existing shard with the same settings (another run of the task was first) is kept, and
+    `entries` is not consumed. Otherwise the function works as `ShardBuilder`.
+
+    Args:
+        folder: Path of the store.
+        product: Name of the product.
+        name: Name of the shard.
+        kind: File format.
+        entries: The entries, in the order of writing.
+        videos: Videos of the shard's plan; every entry belongs to one of them.
+        origin_digest: Digest of the product's settings.
+
+    Returns:
+        The shard's record for the manifest.
+
+    Raises:
+        StoreError: The disk is full.
+        ValueError: An entry is invalid.
     """
-    target = shard_path(folder, product, name, kind)
-    if has_origin(target, kind, origin_digest):
-        return read_shard_info(target, product, kind)
+    target_path = shard_path(folder, product, name, kind)
+    if has_origin(target_path, kind, origin_digest):
+        return read_shard_info(target_path, product, kind)
+
     with ShardBuilder(folder, product, name, kind, videos, origin_digest) as shard:
         for entry in entries:
             shard.begin(entry.key, entry.video)
@@ -70,7 +89,7 @@ def write_shard(
 
 @dataclass
 class _OpenEntry:
-    """The entry that is being written: its rows go to `array`, `count` of them until now."""
+    """The entry being written: `row_count` rows of `array` so far; no array before the first."""
 
     key: str
     video: str
@@ -81,15 +100,27 @@ class _OpenEntry:
 
 
 class ShardBuilder:
-    """Context that streams one shard to disk; every entry's video is one of `videos`, `made_from` the product's digest.
+    """Context manager that streams one shard to disk.
 
-        with ShardBuilder(store, "appearance", "00000-0123abcd", "zarr", videos, made_from) as shard:
+        with ShardBuilder(store, "appearance", "00000-0123abcd", "zarr", videos, digest) as shard:
             shard.begin(video, video)
             shard.append(maps)                        # any number of times
-            shard.end({"frame": numbers}, facts)      # or shard.abandon()
+            shard.end({"frame": indices}, facts)      # or shard.abandon()
             info = shard.finish()
 
-    Leaving without `finish` discards everything. A full disk is a StoreError, an entry out of place a ValueError.
+    Leaving the context without `finish` discards everything.
+
+    Args:
+        folder: Path of the store.
+        product: Name of the product.
+        name: Name of the shard.
+        kind: File format.
+        videos: Videos of the shard's plan; every entry belongs to one of them.
+        origin_digest: Digest of the product's settings.
+
+    Raises:
+        StoreError: By all methods, if the disk is full.
+        ValueError: By all methods, for a wrong order of calls or an invalid entry.
     """
 
     def __init__(
@@ -101,14 +132,17 @@ class ShardBuilder:
         videos: Sequence[str],
         origin_digest: str,
     ) -> None:
-        self._product, self._kind, self._origin_digest = product, kind, origin_digest
+        self._product = product
+        self._kind = kind
+        self._origin_digest = origin_digest
         self._target_path = shard_path(folder, product, name, kind)
-        self._temporary_path = self._target_path.with_name(
-            f".{self._target_path.name}.{uuid4().hex}.part"
-        )
+        temporary_name = f".{self._target_path.name}.{uuid4().hex}.part"
+        self._temporary_path = self._target_path.with_name(temporary_name)
         self._videos = frozenset(videos)
         self._sink: ShardSink | None = None
         self._open_entry: _OpenEntry | None = None
+
+        # The table and the columns of all finished entries.
         self._locations: dict[str, EntryLocation] = {}
         self._arrays: dict[str, ArraySpec] = {}
         self._columns: dict[str, list[np.ndarray]] = {}
@@ -129,15 +163,24 @@ class ShardBuilder:
         self._discard()
 
     def begin(self, key: str, video: str) -> None:
-        """Open the entry `key` of `video`."""
+        """Open an entry.
+
+        Args:
+            key: Key of the entry, unique in the shard.
+            video: Video that the entry belongs to.
+
+        Raises:
+            ValueError: Another entry is open, the key is taken, or the video is not planned.
+        """
         if self._sink is None:
-            raise ValueError(f"entry {key!r} comes to a shard that is not open for writing")
+            raise ValueError(f"entry {key!r} is begun in a shard that is not open for writing")
         if self._open_entry is not None:
             raise ValueError(
-                f"entry {key!r} comes while {self._open_entry.key!r} is open: end or abandon that first"
+                f"entry {key!r} is begun while {self._open_entry.key!r} is open: "
+                "end or abandon the open entry first"
             )
         if key in self._locations:
-            raise ValueError(f"entry {key!r} comes twice")
+            raise ValueError(f"entry {key!r} is begun twice")
         if video not in self._videos:
             raise ValueError(
                 f"entry {key!r} is of video {video!r}, which this shard was not planned for"
@@ -145,45 +188,71 @@ class ShardBuilder:
         self._open_entry = _OpenEntry(key, video)
 
     def append(self, rows: np.ndarray) -> None:
-        """Write rows `[k, *shape]` of the open entry; all its rows have one shape and one dtype."""
+        """Write rows of the open entry.
+
+        Args:
+            rows: `[n, *shape]`, numbers. All rows of an entry have one shape and dtype.
+
+        Raises:
+            StoreError: The disk is full.
+            ValueError: No entry is open, or the rows are invalid.
+        """
         entry, sink = self._require_open_entry("append")
-        if rows.ndim < 2 or 0 in rows.shape[1:] or rows.dtype.kind not in NUMERIC_KINDS:
+        row_shape = rows.shape[1:]
+        if rows.ndim < 2 or 0 in row_shape or rows.dtype.kind not in NUMERIC_KINDS:
             raise ValueError(
-                f"entry {entry.key!r}: rows must be numbers [n, *shape], not {rows.dtype}{list(rows.shape)}"
+                f"entry {entry.key!r}: rows must be numbers [n, *shape], "
+                f"not {rows.dtype}{list(rows.shape)}"
             )
-        if entry.array and (rows.dtype.name, rows.shape[1:]) != (entry.dtype, entry.shape):
+        if entry.array and (rows.dtype.name, row_shape) != (entry.dtype, entry.shape):
             raise ValueError(
-                f"entry {entry.key!r}: rows of {rows.dtype}{list(rows.shape[1:])} after {entry.dtype}{list(entry.shape)}"
+                f"entry {entry.key!r}: rows of {rows.dtype}{list(row_shape)} "
+                f"after {entry.dtype}{list(entry.shape)}"
             )
-        entry.array, entry.dtype, entry.shape = (
-            array_name(rows.dtype, rows.shape[1:]),
-            rows.dtype.name,
-            rows.shape[1:],
-        )
+
+        entry.array = array_name(rows.dtype, row_shape)
+        entry.dtype = rows.dtype.name
+        entry.shape = row_shape
+
+        # Shards are little-endian on every machine.
+        little_endian = rows.dtype.newbyteorder("<")
         with self._discard_on_error():
-            sink.append(entry.array, rows.astype(rows.dtype.newbyteorder("<"), copy=False))
+            sink.append(entry.array, rows.astype(little_endian, copy=False))
         entry.row_count += len(rows)
 
     def end(self, columns: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """The open entry is whole. `columns` are 1-D numbers of any length, `facts` small and JSON."""
+        """End the open entry.
+
+        Args:
+            columns: 1-D numbers of any length, by name.
+            facts: Small JSON values, by name.
+
+        Raises:
+            StoreError: The disk is full.
+            ValueError: No entry is open, it has no rows, or columns or facts are invalid.
+        """
         entry, sink = self._require_open_entry("end")
         if not entry.array:
             raise ValueError(
-                f"entry {entry.key!r} ends without rows: append an array of none to say their shape"
+                f"entry {entry.key!r} ends without rows: "
+                "append an array without rows to state their shape"
             )
-        plain = _normalize_facts(entry.key, facts)
-        checked = {
-            name: self._check_column(entry.key, name, values)
-            for name, values in sorted(columns.items())
-        }
+
+        # Validate everything before anything is kept.
+        normalized_facts = _normalize_facts(entry.key, facts)
+        checked_columns = {}
+        for name, values in sorted(columns.items()):
+            checked_columns[name] = self._check_column(entry.key, name, values)
+
         with self._discard_on_error():
             sink.commit()
-        spans = {}
-        for name, values in checked.items():
-            begin = self._column_lengths.get(name, 0)
-            spans[name] = (begin, begin + len(values))
-            self._column_lengths[name] = begin + len(values)
-            self._columns.setdefault(name, []).append(values)
+
+        # Columns are kept in memory until `finish`.
+        column_spans = {}
+        for name, values in checked_columns.items():
+            column_spans[name] = self._add_column_values(name, values)
+
+        # The entry's rows follow those of earlier entries in the same array.
         begin = self._arrays[entry.array].shape[0] if entry.array in self._arrays else 0
         end = begin + entry.row_count
         self._arrays[entry.array] = ArraySpec(dtype=entry.dtype, shape=(end, *entry.shape))
@@ -193,13 +262,17 @@ class ShardBuilder:
             array=entry.array,
             begin=begin,
             end=end,
-            columns=spans,
-            facts=plain,
+            columns=column_spans,
+            facts=normalized_facts,
         )
         self._open_entry = None
 
     def abandon(self) -> None:
-        """The open entry never was: the shard will be, byte for byte, one without it."""
+        """Discard the open entry: the shard's bytes are those of a shard without the entry.
+
+        Raises:
+            ValueError: No entry is open.
+        """
         entry, sink = self._require_open_entry("abandon")
         if entry.array:
             with self._discard_on_error():
@@ -207,54 +280,77 @@ class ShardBuilder:
         self._open_entry = None
 
     def finish(self) -> ShardInfo:
-        """Write the table and put the shard in its place; one that is there already is kept if it was made from the same.
+        """Write the table and move the shard to its place.
 
-        Without any entry nothing is written and the info is empty: a later retry of the same videos needs the name.
+        An existing shard with the same settings is kept. Without any entry nothing is written,
+        because a later retry of the same videos needs the name.
+
+        Returns:
+            The shard's record for the manifest; empty without entries.
+
+        Raises:
+            StoreError: The disk is full.
+            ValueError: The shard is not open, or an entry is open.
         """
         if self._sink is None:
             raise ValueError(f"shard {self._target_path.name} is not open for writing")
         if self._open_entry is not None:
             raise ValueError(
-                f"shard {self._target_path.name} is finished while entry {self._open_entry.key!r} is open: end or abandon it first"
+                f"shard {self._target_path.name} is finished while entry "
+                f"{self._open_entry.key!r} is open: end or abandon it first"
             )
+
+        # Nothing to write: an empty record, and no file.
         if not self._locations:
             self._discard()
-            return ShardInfo(
-                videos=(), entries=0, rows=0, bytes=0, digest=hashlib.sha256().hexdigest()
-            )
+            empty_digest = hashlib.sha256().hexdigest()
+            return ShardInfo(videos=(), entries=0, rows=0, bytes=0, digest=empty_digest)
+
         with self._discard_on_error():
-            columns = {name: np.concatenate(parts) for name, parts in sorted(self._columns.items())}
-            specs = {
-                name: ArraySpec(dtype=values.dtype.name, shape=values.shape)
-                for name, values in columns.items()
-            }
-            arrays, entries = dict(sorted(self._arrays.items())), tuple(self._locations.values())
-            self._sink.finish(
-                ShardTable(
-                    made_from=self._origin_digest, arrays=arrays, columns=specs, entries=entries
-                ),
-                columns,
+            # Names are sorted, so that equal entries give equal bytes.
+            columns = {}
+            specs = {}
+            for name, parts in sorted(self._columns.items()):
+                values = np.concatenate(parts)
+                columns[name] = values
+                specs[name] = ArraySpec(dtype=values.dtype.name, shape=values.shape)
+
+            table = ShardTable(
+                made_from=self._origin_digest,
+                arrays=dict(sorted(self._arrays.items())),
+                columns=specs,
+                entries=tuple(self._locations.values()),
             )
+            self._sink.finish(table, columns)
+
+            # Bytes must be on disk before the name points to them.
             fsync_tree(self._temporary_path)
             self._move_to_target()
         self._discard()
         return read_shard_info(self._target_path, self._product, self._kind)
 
     def _move_to_target(self) -> None:
-        """Rename what lies aside to the target; one of other settings, or damaged, makes way and leaves nothing torn."""
+        """Rename the temporary path to the target.
+
+        A target that is damaged, or made with other settings, is removed atomically first.
+        """
         while not has_origin(self._target_path, self._kind, self._origin_digest):
             remove_atomically(self._target_path)
             try:
                 os.rename(self._temporary_path, self._target_path)
                 break
-            except OSError:  # another was quicker: look at that one
+            except OSError:
+                # Another process was faster: check its shard in the next turn.
                 if not self._target_path.exists():
                     raise
         fsync_path(self._target_path.parent)
 
     @contextmanager
     def _discard_on_error(self) -> Iterator[None]:
-        """What goes wrong in here leaves the file in no known state: all is discarded at once, which frees the disk."""
+        """Discard everything on an error.
+
+        The state of the file is unknown then, and its space on the disk may be needed.
+        """
         try:
             with translate_disk_full(self._target_path.parent):
                 yield
@@ -263,38 +359,55 @@ class ShardBuilder:
             self._discard()
             raise
 
-    def _require_open_entry(self, what: str) -> tuple[_OpenEntry, ShardSink]:
+    def _require_open_entry(self, method: str) -> tuple[_OpenEntry, ShardSink]:
+        """Return the open entry and the sink; `method` is the caller in the error message."""
         if self._open_entry is None or self._sink is None:
-            raise ValueError(f"{what}: no entry is open; begin one first")
+            raise ValueError(f"{method}: no entry is open; begin one first")
         return self._open_entry, self._sink
 
-    def _check_column(self, key: str, name: str, given: np.ndarray) -> np.ndarray:
-        """A column's values, little-endian, once they go with those of the entries before."""
-        values = np.asarray(given)
+    def _check_column(self, key: str, name: str, column: np.ndarray) -> np.ndarray:
+        """Return a column's values, little-endian, if they fit those of earlier entries."""
+        values = np.asarray(column)
+
+        # 1-D numbers, of the same dtype in all entries.
         if values.ndim != 1 or values.dtype.kind not in NUMERIC_KINDS:
             raise ValueError(
-                f"entry {key!r}: column {name!r} must be numbers [n], not {values.dtype}{list(values.shape)}"
+                f"entry {key!r}: column {name!r} must be numbers [n], "
+                f"not {values.dtype}{list(values.shape)}"
             )
+
         parts = self._columns.get(name)
         if parts and parts[0].dtype != values.dtype:
             raise ValueError(
-                f"entry {key!r}: column {name!r} is {values.dtype}, but {parts[0].dtype} in the entries before"
+                f"entry {key!r}: column {name!r} is {values.dtype}, "
+                f"but {parts[0].dtype} in the entries before"
             )
         return values.astype(values.dtype.newbyteorder("<"))
 
+    def _add_column_values(self, name: str, values: np.ndarray) -> tuple[int, int]:
+        """Add an entry's values to a column, and return their position `[begin, end)`."""
+        begin = self._column_lengths.get(name, 0)
+        end = begin + len(values)
+        self._column_lengths[name] = end
+        self._columns.setdefault(name, []).append(values)
+        return begin, end
+
     def _discard(self) -> None:
-        """Close and remove what lies aside; a file that cannot even be closed (the disk is full) is removed all the same."""
-        sink, self._sink = self._sink, None
+        """Close the sink and remove the temporary path."""
+        sink = self._sink
+        self._sink = None
         if sink is not None:
+            # On a full disk a file cannot even be closed; it is removed all the same.
             with suppress(OSError, RuntimeError):
                 sink.close()
         remove_path(self._temporary_path)
 
 
-def _normalize_facts(key: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts as JSON gives them back, keys sorted."""
+def _normalize_facts(key: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts as JSON restores them, with sorted keys."""
     try:
-        facts: dict[str, Any] = json.loads(json.dumps(dict(given), sort_keys=True, allow_nan=False))
+        text = json.dumps(dict(facts), sort_keys=True, allow_nan=False)
+        normalized: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError) as error:
         raise ValueError(f"entry {key!r}: its facts are not JSON ({error})") from None
-    return facts
+    return normalized

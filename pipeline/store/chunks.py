@@ -1,7 +1,7 @@
-"""Chunks of equal size in one file, each followed by four bytes: written end to end, read by position.
+"""Chunks of equal size in one file, each followed by its four-byte checksum.
 
-Reading asks an index of offsets that is held in memory, and brings chunks straight into the result; neighbours in
-the file come in one system call.
+Chunks are written end to end. They are read by position: an index of offsets is held in memory,
+chunks go straight into the result, and neighbors in the file are read by one system call.
 """
 
 from __future__ import annotations
@@ -16,39 +16,65 @@ import numpy as np
 from pipeline.store.layout import DamageError, reraise_system_errors
 
 MISSING_CHUNK = np.uint64(2**64 - 1)
-MAX_RUN_CHUNKS = 256  # chunks per system call; two buffers each, and Linux takes 1024
+"""Offset and size of a missing chunk in an index."""
+MAX_RUN_CHUNKS = 256
+"""Chunks per system call: each takes two buffers, and Linux accepts 1024."""
 MAX_RUN_BYTES = 16 << 20
+"""Bytes per system call."""
+CHECKSUM_BYTES = 4
 
 
 class ChunkWriter:
-    """A new file of chunks, each with its crc32c. It comes to be with the first chunk."""
+    """A new file of chunks, each with its crc32c. The first chunk creates the file.
+
+    Args:
+        path: The file; it must not exist.
+
+    Attributes:
+        path: As given.
+        count: Number of chunks written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.count = 0
         self._file = -1
-        self._commit_state = (0, 0)
-        self.count, self._end_offset = 0, 0
+        self._end_offset = 0
+        self._commit_state = (0, 0)  # count and end offset at the last commit
 
     def append(self, chunks: np.ndarray) -> None:
-        """Write `[n, *shape]`, row by row a chunk."""
+        """Write chunks.
+
+        Args:
+            chunks: `[n, *shape]`; each row is one chunk.
+        """
+        # The first chunk creates the file: an array without chunks has none.
         if len(chunks) and self._file < 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(
-                self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
-            )
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._file = os.open(self.path, flags, 0o666)
+
+        # In the file, chunks and checksums alternate.
         for block in split_into_blocks(chunks):
             rows = np.ascontiguousarray(block).reshape(len(block), -1).view(np.uint8)
-            self._write(
-                [part for row in rows for part in (row.data, memoryview(compute_crc32c(row)))]
-            )
+
+            buffers = []
+            for row in rows:  # [chunk_bytes]
+                buffers.append(row.data)
+                buffers.append(memoryview(compute_crc32c(row)))
+            self._write(buffers)
             self.count += len(rows)
 
     def commit(self) -> None:
-        """What was written until now stays."""
+        """Keep everything written so far; `rollback` returns to this state."""
         self._commit_state = (self.count, self._end_offset)
 
     def rollback(self) -> bool:
-        """Take back what was written since `keep`; False if nothing is left of the file."""
+        """Remove everything written since the last `commit`.
+
+        Returns:
+            False if nothing is left: the file is deleted then.
+        """
         self.count, self._end_offset = self._commit_state
         if self._file >= 0 and self.count:
             os.ftruncate(self._file, self._end_offset)
@@ -59,36 +85,45 @@ class ChunkWriter:
         return self.count > 0
 
     def finish(self) -> None:
-        """Write zarr's index of a shard, n × (offset, bytes) as uint64 and its crc32c, behind the chunks."""
+        """Write zarr's index of a shard behind the chunks, and close the file.
+
+        The index is `[n, 2]` (offset, bytes) as uint64, followed by its crc32c.
+        """
         if self._file >= 0:
-            size = self._end_offset // self.count
-            index = np.stack(
-                [np.arange(self.count, dtype="<u8") * size, np.full(self.count, size, "<u8")], -1
-            )
-            self._write(
-                [
-                    memoryview(index.tobytes()),
-                    memoryview(compute_crc32c(index.view(np.uint8).reshape(-1))),
-                ]
-            )
+            stored_bytes = self._end_offset // self.count
+            offsets = np.arange(self.count, dtype="<u8") * stored_bytes
+            sizes = np.full(self.count, stored_bytes, "<u8")
+            index = np.stack([offsets, sizes], -1)  # [n, 2]
+
+            checksum = compute_crc32c(index.view(np.uint8).reshape(-1))
+            self._write([memoryview(index.tobytes()), memoryview(checksum)])
         self.close()
 
     def close(self) -> None:
-        file, self._file = self._file, -1
+        """Close the file, if it is open."""
+        file = self._file
+        self._file = -1
         if file >= 0:
             os.close(file)
 
-    def _write(self, parts: list[memoryview]) -> None:
-        """Write all parts, whatever the system takes at once."""
-        self._end_offset += transfer_all(
-            parts, lambda pending, done: os.writev(self._file, pending)
-        )
+    def _write(self, buffers: list[memoryview]) -> None:
+        """Write all buffers, in as many system calls as necessary."""
+
+        def write(pending: list[memoryview], done: int) -> int:
+            return os.writev(self._file, pending)
+
+        self._end_offset += transfer_all(buffers, write)
 
 
 class ChunkReader:
-    """The chunks of one open file, of `chunk_bytes` each, where `index` `[n, 2]` (offset, bytes) says. Owns the file.
+    """The chunks of one open file.
 
-    The sum of a chunk is the crc32c behind it, or, where given, `sums[chunk]` (uint32).
+    Args:
+        file: File descriptor; the reader owns and closes it.
+        index: `[n, 2]` (offset, bytes) of each chunk with its checksum.
+        chunk_bytes: Bytes of each chunk without its checksum.
+        checksums: uint32 `[n]`, crc32c of each chunk. By default the crc32c follows each chunk
+            in the file.
     """
 
     def __init__(
@@ -103,59 +138,100 @@ class ChunkReader:
         os.close(self._file)
 
     def read(self, chunks: np.ndarray, out_indices: np.ndarray, out: np.ndarray) -> None:
-        """Read ascending `chunks` into the byte rows `places` of `out` `[m, chunk_bytes]`."""
-        stored = self.chunk_bytes + 4
-        offsets, sizes = self._index[chunks].T
-        for chunk in chunks[sizes != stored][:1]:
-            raise DamageError(
-                f"row {chunk} is missing"
-                if self._index[chunk, 1] == MISSING_CHUNK
-                else f"row {chunk} has a wrong size"
-            )
-        longest = max(1, min(MAX_RUN_CHUNKS, MAX_RUN_BYTES // stored))
-        apart = np.flatnonzero(np.diff(offsets) != stored) + 1
-        ends = [*apart.tolist(), len(chunks)]
-        for begin, end in zip([0, *ends], ends, strict=False):
-            for part in range(begin, end, longest):
-                here = slice(part, min(part + longest, end))
-                self._read_run(int(offsets[part]), chunks[here], out_indices[here], out)
+        """Read chunks into rows of an array.
+
+        Args:
+            chunks: `[k]`, ascending chunk indices.
+            out_indices: `[k]`, row of `out` for each chunk.
+            out: uint8 `[m, chunk_bytes]`, written in place.
+
+        Raises:
+            DamageError: A chunk is missing, unreadable, or does not match its checksum.
+        """
+        stored_bytes = self.chunk_bytes + CHECKSUM_BYTES
+        offsets = self._index[chunks, 0]
+        sizes = self._index[chunks, 1]
+
+        # A chunk that the index does not describe as written is missing or damaged.
+        wrong_sized = chunks[sizes != stored_bytes]
+        if len(wrong_sized):
+            chunk = wrong_sized[0]
+            is_missing = self._index[chunk, 1] == MISSING_CHUNK
+            raise DamageError(f"row {chunk} {'is missing' if is_missing else 'has a wrong size'}")
+
+        # Chunks that lie end to end form a run; a long run is cut into several system calls.
+        max_chunks = max(1, min(MAX_RUN_CHUNKS, MAX_RUN_BYTES // stored_bytes))
+        run_starts = np.flatnonzero(np.diff(offsets) != stored_bytes) + 1
+        begin = 0
+        for end in [*run_starts.tolist(), len(chunks)]:
+            for part_begin in range(begin, end, max_chunks):
+                part = slice(part_begin, min(part_begin + max_chunks, end))
+                offset = int(offsets[part_begin])
+                self._read_run(offset, chunks[part], out_indices[part], out)
+            begin = end
 
     def _read_run(
-        self, offset: int, chunks: np.ndarray, places: np.ndarray, out: np.ndarray
+        self, offset: int, chunks: np.ndarray, out_indices: np.ndarray, out: np.ndarray
     ) -> None:
-        """Read chunks that lie end to end, each with the four bytes behind it, and compare the checksums."""
-        behind = np.empty((len(chunks), 4), np.uint8)
-        rows = [out[place] for place in places.tolist()]
+        """Read chunks that lie end to end, and compare their checksums."""
+        rows = [out[out_index] for out_index in out_indices.tolist()]
+        trailers = np.empty((len(chunks), CHECKSUM_BYTES), np.uint8)
+
+        # Rows of `out` and trailers take turns, as chunks and checksums do in the file.
+        buffers = []
+        for row, trailer in zip(rows, trailers, strict=True):
+            buffers.append(row)
+            buffers.append(trailer)
+
         try:
-            fill_buffers(
-                self._file,
-                [buffer for row, four in zip(rows, behind, strict=True) for buffer in (row, four)],
-                offset,
-            )
+            fill_buffers(self._file, buffers, offset)
         except (OSError, OverflowError) as error:
             reraise_system_errors(error)
             raise DamageError(f"row {chunks[0]} cannot be read ({error})") from None
-        sums = behind.view("<u4")[:, 0] if self._checksums is None else self._checksums[chunks]
-        for chunk, row, total in zip(chunks.tolist(), rows, sums.tolist(), strict=True):
-            if google_crc32c.value(row) != total:
+
+        # HDF5 shards keep their crc32c in a dataset; there the trailer is HDF5's fletcher32.
+        if self._checksums is None:
+            checksums = trailers.view("<u4")[:, 0]
+        else:
+            checksums = self._checksums[chunks]
+        for chunk, row, checksum in zip(chunks.tolist(), rows, checksums.tolist(), strict=True):
+            if google_crc32c.value(row) != checksum:
                 raise DamageError(f"row {chunk} does not match its checksum")
 
 
 def split_into_blocks(rows: np.ndarray) -> list[np.ndarray]:
-    """Views of consecutive rows, each small enough to be copied and to be written by one call."""
+    """Split rows into blocks that are small enough for one copy and one system call.
+
+    Args:
+        rows: `[n, *shape]`.
+
+    Returns:
+        Views `[k, *shape]` of consecutive rows.
+    """
     if not len(rows):
         return []
+
     step = max(1, min(MAX_RUN_CHUNKS, MAX_RUN_BYTES // max(1, rows[0].nbytes)))
     return [rows[begin : begin + step] for begin in range(0, len(rows), step)]
 
 
 def fill_buffers(file: int, buffers: list[np.ndarray], offset: int) -> None:
-    """Read from `offset` until all buffers are full; a file that ends before is damage."""
+    """Read from a file until all buffers are full.
+
+    Args:
+        file: File descriptor.
+        buffers: uint8 arrays, filled in order.
+        offset: Position of the first byte in the file.
+
+    Raises:
+        DamageError: The file ends first.
+        OSError: The file cannot be read.
+    """
 
     def read(pending: list[memoryview], done: int) -> int:
         count = os.preadv(file, pending, offset + done)
         if count == 0:
-            raise DamageError("the file ends before its rows do")
+            raise DamageError("the file ends before its last row")
         return count
 
     transfer_all([buffer.data for buffer in buffers], read)
@@ -164,21 +240,39 @@ def fill_buffers(file: int, buffers: list[np.ndarray], offset: int) -> None:
 def transfer_all(
     pending: list[memoryview], transfer: Callable[[list[memoryview], int], int]
 ) -> int:
-    """Call `move(pending, done)`, which says how many bytes it moved, until nothing is pending; the bytes in all."""
+    """Repeat a partial transfer until all buffers are done.
+
+    Args:
+        pending: Buffers to transfer; emptied by the call.
+        transfer: Called with the remaining buffers and the number of bytes done. Returns the
+            number of bytes that it transferred.
+
+    Returns:
+        The number of bytes of all buffers.
+    """
     done = 0
     while pending:
         count = transfer(pending, done)
         done += count
-        whole = 0
-        while whole < len(pending) and count >= len(pending[whole]):
-            count -= len(pending[whole])
-            whole += 1
-        del pending[:whole]
+
+        # Drop the completed buffers, and the completed beginning of the next one.
+        num_completed = 0
+        while num_completed < len(pending) and count >= len(pending[num_completed]):
+            count -= len(pending[num_completed])
+            num_completed += 1
+        del pending[:num_completed]
         if count:
             pending[0] = pending[0][count:]
     return done
 
 
 def compute_crc32c(data: np.ndarray | bytes) -> bytes:
-    """crc32c as zarr stores it: 4 bytes, little-endian."""
-    return int(google_crc32c.value(data)).to_bytes(4, "little")
+    """Compute the crc32c of bytes in zarr's form.
+
+    Args:
+        data: Bytes, or a contiguous uint8 array.
+
+    Returns:
+        4 bytes, little-endian.
+    """
+    return int(google_crc32c.value(data)).to_bytes(CHECKSUM_BYTES, "little")

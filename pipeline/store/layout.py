@@ -1,8 +1,9 @@
-"""What a shard looks like, whatever its file format.
+"""The layout of a shard, independent of its file format.
 
-Rows of all entries with one dtype and one trailing shape lie end to end in one array, `rows_<dtype>_<shape>`; so a
-shard holds one array per map size. A column lies end to end over all entries in `column_<name>`. The table says
-where each entry's rows and column values are, and carries its own checksum.
+Rows of all entries with the same dtype and trailing shape lie end to end in one array,
+`rows_<dtype>_<shape>`; a shard has one array per map size. Each column lies end to end over all
+entries in `column_<name>`. The table holds the positions of each entry's rows and column values,
+and its own checksum.
 """
 
 from __future__ import annotations
@@ -32,29 +33,42 @@ SYSTEM_ERRNOS = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
+"""Errors of the system (permissions, limits, network), which say nothing about a file's bytes."""
 PROJECTION_FILE = "basis.safetensors"
-"""Beside a product's shards, where its rows were projected: the projection, which new videos need too."""
+"""The projection of a reduced product, in the product's folder; new videos need it, too."""
 SHARD_SUFFIXES: dict[ShardKind, str] = {"zarr": ".zarr", "hdf5": ".h5"}
 
 
 class DamageError(Exception):
-    """Bytes of a shard are not what was written; the reader adds product, shard and key, and raises a StoreError."""
+    """Bytes of a shard differ from the written ones.
+
+    The reader adds product, shard and key, and raises a StoreError.
+    """
 
 
 def reraise_system_errors(error: BaseException) -> None:
-    """Let through what is the machine's doing (permissions, too many open files, memory), not the bytes'."""
+    """Raise an error again if the system caused it; return if damaged bytes may be the cause.
+
+    Args:
+        error: The error of a read.
+    """
     if getattr(error, "errno", None) in SYSTEM_ERRNOS:
         raise error
 
 
 @dataclass(frozen=True)
 class Entry:
-    """All that is written under one key.
+    """Everything that is written under one key.
 
-    `key` is the video's id (visual products) or the query's id (text); `video` the video it belongs to. `rows` is
-    `[n, *shape]`: appearance `[n, H, W, C]` and motion `[n, h, w, C]` float16, text `[L, C]` float16, frames
-    `[pages, 4096]` uint8; a memory map will do, rows are written one by one. `columns` are 1-D numbers, usually one
-    per row (`frame`, `second`, `token`), but any length is kept. `facts` are small and JSON.
+    Attributes:
+        key: Identifier of the video (visual products) or of the query (text).
+        video: Identifier of the video that the entry belongs to.
+        rows: `[n, *shape]`: appearance `[n, H, W, C]`, motion `[n, h, w, C]` and text `[L, C]` in
+            float16, frames `[pages, 4096]` in uint8. A memory map is possible: rows are written
+            one by one.
+        columns: 1-D numbers of any length by name, usually one per row (`frame`, `second`,
+            `token`).
+        facts: Small JSON values by name.
     """
 
     key: str
@@ -65,7 +79,17 @@ class Entry:
 
 
 class EntryLocation(StrictModel):
-    """Where an entry lies: rows `[begin, end)` of `array`, values `[begin, end)` of each column."""
+    """The position of an entry in a shard.
+
+    Attributes:
+        key: Key of the entry.
+        video: Identifier of the entry's video.
+        array: Name of the array with the entry's rows.
+        begin: First row in the array.
+        end: End (exclusive) of the rows in the array.
+        columns: `[begin, end)` of the entry's values in each column.
+        facts: Facts of the entry.
+    """
 
     key: str
     video: str
@@ -77,7 +101,12 @@ class EntryLocation(StrictModel):
 
 
 class ArraySpec(StrictModel):
-    """dtype (NumPy's name, little-endian on disk) and shape of one array of a shard."""
+    """The form of one array of a shard.
+
+    Attributes:
+        dtype: NumPy's name of the element type; little-endian on disk.
+        shape: Shape of the array.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -85,13 +114,20 @@ class ArraySpec(StrictModel):
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one row."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        row_size = int(np.prod(self.shape[1:], dtype=np.int64))
+        return row_size * np.dtype(self.dtype).itemsize
 
 
 class ShardTable(StrictModel):
-    """The contents of one shard: its row arrays, its columns (1-D) and its entries in the order they were written.
+    """The table of contents of one shard.
 
-    `made_from` is the digest of the settings it was made with: its name tells of the videos alone.
+    Attributes:
+        format: Version of the table.
+        made_from: Digest of the product's settings. The shard's name depends on its videos
+            alone.
+        arrays: Row arrays by name.
+        columns: Columns (1-D) by name.
+        entries: Positions of all entries, in the order of writing.
     """
 
     format: Literal[1] = 1
@@ -102,62 +138,145 @@ class ShardTable(StrictModel):
 
 
 class ShardSink(Protocol):
-    """Writes the arrays of one new shard, front to back. An entry's rows all go into one array."""
+    """Writes the arrays of one new shard, front to back; all rows of an entry go to one array."""
 
     def append(self, array: str, rows: np.ndarray) -> None:
-        """More rows `[n, *shape]` of the open entry."""
+        """Add rows to the open entry.
+
+        Args:
+            array: Name of the array.
+            rows: `[n, *shape]`, little-endian.
+        """
 
     def commit(self) -> None:
-        """The open entry is whole; called after `append`, if only of no rows."""
+        """End the open entry. At least one `append` came before, possibly without rows."""
 
     def rollback(self) -> None:
-        """Take back what was appended since `keep`, so that no byte tells of it."""
+        """Remove all rows since the last `commit`, without a trace in the shard's bytes."""
 
-    def finish(self, table: ShardTable, columns: Mapping[str, np.ndarray]) -> None: ...
+    def finish(self, table: ShardTable, columns: Mapping[str, np.ndarray]) -> None:
+        """Write everything but the rows.
 
-    def close(self) -> None: ...
+        Args:
+            table: Table of the shard.
+            columns: Values of each column of the table.
+        """
+
+    def close(self) -> None:
+        """Close all files."""
 
 
 class ShardSource(Protocol):
-    """Reads the arrays of one shard; damage is raised, never returned."""
+    """Reads the arrays of one shard. Damage is always an error, never a value."""
 
     def read(self, array: str, rows: np.ndarray, out_indices: np.ndarray, out: np.ndarray) -> None:
-        """Put row `rows[i]` (ascending, each once) into `out[places[i]]`."""
+        """Read rows of an array.
 
-    def read_column(self, name: str) -> np.ndarray: ...
+        Args:
+            array: Name of the array.
+            rows: `[k]`, ascending row indices without repeats.
+            out_indices: `[k]`: row `rows[i]` is written to `out[out_indices[i]]`.
+            out: `[m, *shape]`, contiguous.
+
+        Raises:
+            DamageError: A row is damaged.
+            OSError: The system refuses the read.
+        """
+
+    def read_column(self, name: str) -> np.ndarray:
+        """Read a column over all entries.
+
+        Args:
+            name: Name of the column.
+
+        Returns:
+            The column's values, 1-D.
+
+        Raises:
+            DamageError: The column is damaged.
+            OSError: The system refuses the read.
+        """
 
 
 def shard_path(store: Path, product: str, name: str, kind: ShardKind) -> Path:
-    """`<store>/<product>/<name>.zarr` or `.h5`."""
+    """Return the path of a shard: `<store>/<product>/<name>.zarr` or `.h5`.
+
+    Args:
+        store: Path of the store.
+        product: Name of the product.
+        name: Name of the shard.
+        kind: File format.
+
+    Returns:
+        The path.
+    """
     return Path(store) / product / f"{name}{SHARD_SUFFIXES[kind]}"
 
 
 def array_name(dtype: np.dtype, shape: tuple[int, ...]) -> str:
-    """`rows_float16_10x18x2048`: one name per dtype and trailing shape."""
-    return f"rows_{dtype.name}_{'x'.join(str(side) for side in shape)}"
+    """Return the name of the array for rows of a dtype and shape.
+
+    Args:
+        dtype: Element type.
+        shape: Shape of one row.
+
+    Returns:
+        A name such as `rows_float16_10x18x2048`.
+    """
+    sides = "x".join(str(side) for side in shape)
+    return f"rows_{dtype.name}_{sides}"
 
 
 def column_name(name: str) -> str:
+    """Return the name of a column's array.
+
+    Args:
+        name: Name of the column.
+
+    Returns:
+        `column_<name>`.
+    """
     return f"column_{name}"
 
 
 def sign_table(table: ShardTable) -> dict[str, Any]:
-    """The table as JSON with the crc32c of its canonical text."""
+    """Convert a table to JSON with a checksum.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The table as JSON values, and `crc32c` of its canonical text.
+    """
     document = table.model_dump(mode="json")
     return {**document, "crc32c": _compute_checksum(document)}
 
 
 def verify_table(document: Any) -> ShardTable:
-    """The table out of its JSON; DamageError where the checksum or the form is wrong, or the format unknown."""
+    """Convert JSON back to a table, and verify its checksum.
+
+    Args:
+        document: Result of `sign_table`, or any JSON value of a damaged file.
+
+    Returns:
+        The table.
+
+    Raises:
+        DamageError: The checksum or the form is wrong, or the format is unknown.
+    """
     if not isinstance(document, dict) or "format" not in document:
-        raise DamageError("its table is not there")
+        raise DamageError("its table is missing")
     if document["format"] != FORMAT:
         raise DamageError(
-            f"its table has format {document['format']!r}, which is unknown; this version reads {FORMAT}"
+            f"its table has format {document['format']!r}, which is unknown; "
+            f"this version reads {FORMAT}"
         )
+
     document = dict(document)
-    if document.pop("crc32c", None) != _compute_checksum(document):
+    checksum = document.pop("crc32c", None)
+    if checksum != _compute_checksum(document):
         raise DamageError("its table does not match its checksum")
+
     try:
         return ShardTable.model_validate(document)
     except ValidationError as error:
@@ -165,5 +284,6 @@ def verify_table(document: Any) -> ShardTable:
 
 
 def _compute_checksum(document: dict[str, Any]) -> int:
+    """Compute the crc32c of a document's canonical JSON."""
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return int(google_crc32c.value(canonical.encode()))

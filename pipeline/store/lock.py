@@ -1,6 +1,8 @@
-"""One writer per store or run: a lock the kernel frees when its owner dies, and beside it who the owner is.
+"""Exclusive locks of stores and runs: one writer at a time.
 
-The kernel's lock alone decides, on a network file system across hosts; what a dead owner left beside it means nothing.
+The kernel releases a lock when its owner dies. The kernel's lock alone decides, across hosts on
+a network file system. A description of the owner is written beside the lock file; the
+description of a dead owner has no effect.
 """
 
 from __future__ import annotations
@@ -23,24 +25,35 @@ from pipeline.store.disk_errors import check_is_directory, translate_disk_full
 
 
 class ExclusiveLock:
-    """Context that holds the lock file `path`; a second owner is refused at once with an `error` that names `what` and the first.
+    """Context manager that holds a lock file.
 
-    The owner's pid, host, command and start stand in `<path>.json` while the lock is held.
+    While the lock is held, `<path>.json` contains pid, host, command and start of the owner.
+
+    Args:
+        path: The lock file. Missing parent directories are created.
+        resource: Name of the locked resource in error messages.
+        error_type: Class of the error if the lock is taken. The error is raised at once and
+            names the resource and the owner.
     """
 
     def __init__(self, path: Path, resource: str, error_type: type[StvgError]) -> None:
-        self._path, self._resource, self._error_type = path, resource, error_type
+        self._path = path
+        self._resource = resource
+        self._error_type = error_type
         self._owner_path = path.with_name(f"{path.name}.json")
         self._lock = FileLock(path, thread_local=False)
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        # No waiting: the owner may run for days.
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise self._error_type(
-                f"{self._resource} is in use by {self._describe_owner()}: wait until it ends, or stop it"
+                f"{self._resource} is in use by {self._describe_owner()}: "
+                "wait until it ends, or stop it"
             ) from None
+
         try:
             write_json(self._owner_path, _describe_process())
         except BaseException:
@@ -54,10 +67,12 @@ class ExclusiveLock:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # The description goes first: afterwards the next owner may write its own.
         self._owner_path.unlink(missing_ok=True)
         self._lock.release()
 
     def _describe_owner(self) -> str:
+        """Describe the owner of the lock by its file."""
         try:
             owner = json.loads(self._owner_path.read_bytes())
             return (
@@ -68,7 +83,15 @@ class ExclusiveLock:
 
 
 class StoreLock(ExclusiveLock):
-    """A store's: `<store>/lock`, with `<store>/lock.json`; refused with a StoreError."""
+    """The lock of a store: `<store>/lock`, with `<store>/lock.json`.
+
+    Args:
+        store: Path of the store.
+
+    Raises:
+        StoreError: On entry, if the lock is taken, the store's path is a file, or the disk is
+            full.
+    """
 
     def __init__(self, store: Path) -> None:
         self.store = Path(store)
@@ -81,6 +104,7 @@ class StoreLock(ExclusiveLock):
 
 
 def _describe_process() -> dict[str, str | int]:
+    """Describe this process for the file beside the lock."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),

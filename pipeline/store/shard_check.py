@@ -1,4 +1,4 @@
-"""What a writer must know of the shards it finds, before it goes on with a product: which are of other settings, which damaged."""
+"""Checks of existing shards before a writer continues a product."""
 
 from __future__ import annotations
 
@@ -14,33 +14,61 @@ from pipeline.store.shard import describe_read_error, read_table
 
 @dataclass
 class ShardCheck:
-    """Shards on disk, listed or not: the names of those made with other settings, and what is wrong with damaged ones."""
+    """Faults of a product's shards on disk, published or not.
+
+    Attributes:
+        mismatched_shards: Names of shards made with other settings.
+        damage_messages: One message per damaged shard.
+    """
 
     mismatched_shards: list[str] = field(default_factory=list)
     damage_messages: list[str] = field(default_factory=list)
 
 
 def check_shards(store: Path, name: str, product: Product) -> ShardCheck:
-    """Read the table of every shard of a product; a StoreError where the machine refuses."""
-    found, made_from = ShardCheck(), product.digest
-    for path in sorted((store / name).glob(f"[!.]*{SHARD_SUFFIXES[product.kind]}")):
+    """Read the tables of all shards of a product.
+
+    Args:
+        store: Path of the store.
+        name: Name of the product.
+        product: Its record in the manifest.
+
+    Returns:
+        The shards with faults.
+
+    Raises:
+        StoreError: The system refuses to read a shard.
+    """
+    result = ShardCheck()
+    expected_digest = product.digest
+    suffix = SHARD_SUFFIXES[product.kind]
+    for path in sorted((store / name).glob(f"[!.]*{suffix}")):
         try:
-            if read_table(path, product.kind).made_from != made_from:
-                found.mismatched_shards.append(path.stem)
+            if read_table(path, product.kind).made_from != expected_digest:
+                result.mismatched_shards.append(path.stem)
         except DamageError as damage:
-            found.damage_messages.append(f"{path}: {damage}")
+            result.damage_messages.append(f"{path}: {damage}")
         except OSError as error:
             raise StoreError(
-                f"product {name!r}: {describe_read_error(path, error)}: nothing in it was judged"
+                f"product {name!r}: {describe_read_error(path, error)}: its content was not checked"
             ) from None
-    return found
+    return result
 
 
 def check_no_damage(store: Path, damage_messages: Iterable[str]) -> None:
-    """One StoreError for all of them."""
+    """Raise one error for all damaged shards.
+
+    Args:
+        store: Path of the store.
+        damage_messages: One message per damaged shard.
+
+    Raises:
+        StoreError: There is a damaged shard.
+    """
     lines = list(damage_messages)
     if lines:
+        plural = "s" if len(lines) > 1 else ""
         raise StoreError(
-            f"store {store}: {len(lines)} damaged shard{'s' * (len(lines) > 1)}. Delete what is named here and run stvg-extract "
-            "again to have it made anew:\n" + "\n".join(lines)
+            f"store {store}: {len(lines)} damaged shard{plural}. Delete the shards named here "
+            "and run stvg-extract again, which makes them anew:\n" + "\n".join(lines)
         )

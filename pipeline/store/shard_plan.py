@@ -1,4 +1,4 @@
-"""Which videos go into which shard: a pure function of the ids and their estimated bytes, so every run plans alike."""
+"""Assignment of videos to shards: a pure function of video ids and estimated sizes."""
 
 from __future__ import annotations
 
@@ -10,34 +10,53 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shard:
-    """The videos one worker writes into one file. The name holds a digest of them: other videos, other name."""
+    """The videos that one worker writes into one file.
+
+    Attributes:
+        name: Name with a digest of the videos: other videos, other name.
+        videos: Identifiers of the videos.
+    """
 
     name: str
     videos: tuple[str, ...]
 
 
 def plan_shards(sizes: Mapping[str, int], target_bytes: int) -> list[Shard]:
-    """Cut the sorted ids into runs of at most `target_bytes` estimated bytes each.
+    """Cut the sorted videos into shards.
 
-    A video is never split: one larger than the target has a shard of its own. Planning only the missing videos
-    gives overlay shards, whose names differ from those of the first plan.
+    A video is never split: a video larger than the target has a shard of its own. Planning only
+    the missing videos gives additional shards with other names than those of the first plan.
+
+    Args:
+        sizes: Estimated bytes by video.
+        target_bytes: Maximum of estimated bytes per shard.
+
+    Returns:
+        The shards. Equal arguments give equal shards.
+
+    Raises:
+        ValueError: `target_bytes` is not positive.
     """
     if target_bytes <= 0:
         raise ValueError(f"target_bytes is {target_bytes}; it must be positive")
+
+    # Fill one group after the other, in the order of ids.
     groups: list[list[str]] = []
-    filled = 0
+    group_bytes = 0
     for video in sorted(sizes):
-        if not groups or filled + sizes[video] > target_bytes:
+        if not groups or group_bytes + sizes[video] > target_bytes:
             groups.append([])
-            filled = 0
+            group_bytes = 0
         groups[-1].append(video)
-        filled += sizes[video]
-    return [
-        Shard(_build_shard_name(number, videos), tuple(videos))
-        for number, videos in enumerate(groups)
-    ]
+        group_bytes += sizes[video]
+
+    shards = []
+    for index, videos in enumerate(groups):
+        shards.append(Shard(_build_shard_name(index, videos), tuple(videos)))
+    return shards
 
 
-def _build_shard_name(number: int, videos: list[str]) -> str:
+def _build_shard_name(index: int, videos: list[str]) -> str:
+    """Build a name from a shard's index and videos, such as `00000-0123abcd`."""
     digest = hashlib.sha256(json.dumps(videos).encode()).hexdigest()
-    return f"{number:05d}-{digest[:8]}"
+    return f"{index:05d}-{digest[:8]}"

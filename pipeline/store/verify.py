@@ -1,4 +1,4 @@
-"""Is a store what was written? Digests of all files, and the checksum of every chunk of every entry."""
+"""Verification of a store: digests of all files, and the checksum of every chunk."""
 
 from __future__ import annotations
 
@@ -33,15 +33,20 @@ from pipeline.store.shard import (
 )
 
 BLOCK_BYTES = 32 << 20
+"""Bytes of rows that are verified at a time."""
 SETTINGS_MISMATCH = "it was made with other settings than the manifest says"
 
 
 @dataclass(frozen=True)
 class IntegrityProblem:
-    """One thing wrong with a store: the shard's file, and the key it hits, or None where it hits all `videos`.
+    """One fault of a store.
 
-    Where a file of the whole store or product is hit, `shard` is its name and `videos` is empty; the store's own have
-    no product.
+    Attributes:
+        product: Name of the product; None for files of the whole store.
+        shard: File name of the shard, or of another damaged file.
+        key: Key of the damaged entry; None if all `videos` are affected.
+        videos: Affected videos; empty for files other than shards.
+        detail: The fault.
     """
 
     product: str | None
@@ -52,92 +57,123 @@ class IntegrityProblem:
 
     def __str__(self) -> str:
         if not self.videos:
-            return f"{self.product + '/' if self.product else ''}{self.shard}: {self.detail}"
-        whom = (
-            f"key {self.key!r} of video {self.videos[0]!r}"
-            if self.key is not None
-            else f"videos {', '.join(self.videos)}"
-        )
-        return f"product {self.product!r}, shard {self.shard}, {whom}: {self.detail}"
+            prefix = f"{self.product}/" if self.product else ""
+            return f"{prefix}{self.shard}: {self.detail}"
+
+        if self.key is not None:
+            subject = f"key {self.key!r} of video {self.videos[0]!r}"
+        else:
+            subject = f"videos {', '.join(self.videos)}"
+        return f"product {self.product!r}, shard {self.shard}, {subject}: {self.detail}"
 
 
 def verify_files(store: Path, manifest: Manifest) -> Iterator[IntegrityProblem]:
-    """The files that are not shards: the index, the tracks, and the projections of reduced products."""
+    """Verify the index, the tracks, and the projections of reduced products.
+
+    Args:
+        store: Path of the store.
+        manifest: Its manifest.
+
+    Yields:
+        One problem per changed file.
+    """
     for name, detail in find_changed_files(store, manifest.files):
         yield IntegrityProblem(None, name, None, (), f"{detail}: run stvg-extract again")
-    for product, about in sorted(manifest.products.items()):
-        digest = (about.provenance.get("reduction") or {}).get("basis_digest")
-        for name, detail in find_changed_files(
-            store / product, {PROJECTION_FILE: digest} if digest else {}
-        ):
-            yield IntegrityProblem(
-                product, name, None, (), f"{detail}: restore it, or extract into another --store"
-            )
+
+    for product_name, product in sorted(manifest.products.items()):
+        digest = (product.provenance.get("reduction") or {}).get("basis_digest")
+        digests = {PROJECTION_FILE: digest} if digest else {}
+        for name, detail in find_changed_files(store / product_name, digests):
+            message = f"{detail}: restore it, or extract into another --store"
+            yield IntegrityProblem(product_name, name, None, (), message)
 
 
 def verify_product(store: Path, name: str, product: Product) -> Iterator[IntegrityProblem]:
-    """The problems of one product, shard by shard; memory stays bounded."""
-    owners: dict[str, str] = {}
-    for shard, info in sorted(product.shards.items()):
-        path = shard_path(store, name, shard, product.kind)
+    """Verify the shards of a product, one after the other, in bounded memory.
+
+    Args:
+        store: Path of the store.
+        name: Name of the product.
+        product: Its record in the manifest.
+
+    Yields:
+        The problems of all shards.
+    """
+    # A fault of one shard does not end the verification of the others.
+    shard_by_key: dict[str, str] = {}
+    for shard_name, info in sorted(product.shards.items()):
+        path = shard_path(store, name, shard_name, product.kind)
         try:
-            for place, detail in _verify_shard(path, product, info, owners):
-                videos = info.videos if place is None else (place.video,)
-                yield IntegrityProblem(
-                    name, path.name, place.key if place else None, videos, detail
-                )
+            for location, detail in _verify_shard(path, product, info, shard_by_key):
+                if location is None:
+                    yield IntegrityProblem(name, path.name, None, info.videos, detail)
+                else:
+                    videos = (location.video,)
+                    yield IntegrityProblem(name, path.name, location.key, videos, detail)
         except DamageError as damage:
             yield IntegrityProblem(name, path.name, None, info.videos, str(damage))
         except OSError as error:
-            yield IntegrityProblem(
-                name,
-                path.name,
-                None,
-                info.videos,
-                f"{describe_read_error(path, error)}: the rest of it was not judged",
-            )
+            detail = f"{describe_read_error(path, error)}: the rest of it was not checked"
+            yield IntegrityProblem(name, path.name, None, info.videos, detail)
 
 
 def _verify_shard(
-    path: Path, product: Product, info: ShardInfo, owners: dict[str, str]
+    path: Path, product: Product, info: ShardInfo, shard_by_key: dict[str, str]
 ) -> Iterator[tuple[EntryLocation | None, str]]:
-    """What is wrong with a shard, each with the entry it hits or None; `owners` are the shards of the keys seen until now."""
+    """Yield the faults of a shard, each with the damaged entry, or None for the whole shard.
+
+    `shard_by_key` holds the shards of all keys of earlier shards; the shard's keys are added.
+    """
     table = read_table(path, product.kind)
     if table.made_from != product.digest:
         raise DamageError(SETTINGS_MISMATCH)
-    found = False
-    for place, detail in _find_damaged_entries(open_source(path, product.kind, table), table):
-        found = True
-        yield place, detail
-    if not found:
-        yield from ((None, detail) for detail in _compare_with_manifest(path, table, info))
-    for place in active_entries(table, info.dropped):
-        if place.key in owners:
-            yield place, f"it is also in shard {owners[place.key]}"
-        owners[place.key] = path.name
+
+    source = open_source(path, product.kind, table)
+    is_damaged = False
+    for location, detail in _find_damaged_entries(source, table):
+        is_damaged = True
+        yield location, detail
+
+    # Damaged entries explain a wrong digest: the manifest is compared only without them.
+    if not is_damaged:
+        for detail in _compare_with_manifest(path, table, info):
+            yield None, detail
+
+    # Active keys must be unique in the product.
+    for location in active_entries(table, info.dropped):
+        if location.key in shard_by_key:
+            yield location, f"it is also in shard {shard_by_key[location.key]}"
+        shard_by_key[location.key] = path.name
 
 
 def _find_damaged_entries(
     source: ShardSource, table: ShardTable
 ) -> Iterator[tuple[EntryLocation, str]]:
-    """Entries whose rows or columns cannot be read, with the reason."""
-    faults = _find_damaged_columns(source, table)
-    for place in table.entries:
-        for column in place.columns:
-            if column in faults:
-                yield place, faults[column]
-        spec = table.arrays[place.array]
-        step = max(1, BLOCK_BYTES // spec.chunk_bytes)
+    """Yield the entries with unreadable rows or columns, and the faults."""
+    column_faults = _find_damaged_columns(source, table)
+    for location in table.entries:
+        for column in location.columns:
+            if column in column_faults:
+                yield location, column_faults[column]
+
         try:
-            for begin in range(place.begin, place.end, step):
-                rows = np.arange(begin, min(begin + step, place.end))
-                out = np.empty((len(rows), *spec.shape[1:]), spec.dtype)
-                source.read(place.array, rows, np.arange(len(rows)), out)
+            _read_all_rows(source, table, location)
         except DamageError as damage:
-            yield place, str(damage)
+            yield location, str(damage)
+
+
+def _read_all_rows(source: ShardSource, table: ShardTable, location: EntryLocation) -> None:
+    """Read the rows of an entry block by block, for their checksums."""
+    spec = table.arrays[location.array]
+    step = max(1, BLOCK_BYTES // spec.chunk_bytes)
+    for begin in range(location.begin, location.end, step):
+        rows = np.arange(begin, min(begin + step, location.end))
+        out = np.empty((len(rows), *spec.shape[1:]), spec.dtype)  # [k, *shape]
+        source.read(location.array, rows, np.arange(len(rows)), out)
 
 
 def _find_damaged_columns(source: ShardSource, table: ShardTable) -> dict[str, str]:
+    """Return the faults of unreadable columns by name."""
     faults = {}
     for name in table.columns:
         try:
@@ -148,13 +184,14 @@ def _find_damaged_columns(source: ShardSource, table: ShardTable) -> dict[str, s
 
 
 def _compare_with_manifest(path: Path, table: ShardTable, info: ShardInfo) -> Iterator[str]:
-    """What the manifest says and the shard does not bear out, though all its rows can be read."""
-    unknown = set(info.dropped) - {place.key for place in table.entries}
-    if unknown or count_entries(active_entries(table, info.dropped)) != (
-        tuple(sorted(info.videos)),
-        info.entries,
-        info.rows,
-    ):
+    """Yield the differences between a readable shard and its record in the manifest."""
+    keys = {location.key for location in table.entries}
+    unknown_keys = set(info.dropped) - keys
+    counts = count_entries(active_entries(table, info.dropped))
+    expected_counts = (tuple(sorted(info.videos)), info.entries, info.rows)
+
+    # Counts first: they need no read of the files.
+    if unknown_keys or counts != expected_counts:
         yield "its entries are not those of the manifest"
     elif compute_files_digest(list_shard_files(path)) != info.digest:
         yield "its bytes are not those of the manifest, though every row matches its checksum"

@@ -1,4 +1,4 @@
-"""The writer side: holds the store's lock, owns its manifest, and decides what is already there."""
+"""Writing of stores: the writer holds the store's lock and owns its manifest."""
 
 from __future__ import annotations
 
@@ -37,19 +37,37 @@ from pipeline.store.shard import (
 from pipeline.store.shard_check import check_no_damage, check_shards
 
 SAVE_INTERVAL_SECONDS = 2.0
-"""Seconds between two writes of a growing manifest: it grows with the shards, so one write per shard would cost their square."""
+"""Seconds between two writes of a growing manifest.
+
+The manifest grows with the shards: one write per shard would cost the square of their number.
+"""
+MAX_VALUE_LENGTH = 80
+"""Characters of a setting's value in an error message."""
 
 
 class ProductMismatchError(StoreError):
-    """What lies there was made with other settings, or nobody knows with which."""
+    """The stored product was made with other, or with unknown, settings."""
 
 
 class StoreWriter:
-    """Context: the one process that may change a store. Opening it removes what dead runs left half written.
+    """Context manager of the one process that may change a store.
 
-    Shards themselves are written by `write_shard`, in any process; this one puts them into the manifest. What was
-    published is in memory at once, on disk some seconds later (`flush`), on leaving, and before anything is deleted. A
-    shard that a killed run had not listed yet lies on disk whole, and the next run adopts it: nothing is lost.
+    Opening a store removes the partial files of killed runs. `write_shard` writes shards, in any
+    process; the writer adds them to the manifest. A published shard is in memory at once. It is
+    on disk some seconds later (`flush`), on leaving the context, and before anything is deleted.
+    A killed run may leave complete shards that its manifest does not list: the next run adopts
+    them, and nothing is lost.
+
+    Args:
+        path: Path of the store; it is created on entry.
+        dataset: Name of the data set.
+        root: Folder of the videos.
+
+    Attributes:
+        path: As given.
+
+    Raises:
+        StoreError: On entry, if the store is locked, damaged, or of another data set.
     """
 
     def __init__(self, path: Path, dataset: str, root: str) -> None:
@@ -62,6 +80,7 @@ class StoreWriter:
 
     def __enter__(self) -> StoreWriter:
         self._lock.__enter__()
+        # `__exit__` does not run if `__enter__` fails: release the lock here.
         try:
             self._open_manifest()
         except BaseException:
@@ -78,15 +97,14 @@ class StoreWriter:
         try:
             self.flush()
         except (OSError, StoreError):
-            if (
-                value is None
-            ):  # else that tells what went wrong, and the next run adopts what is not listed
+            # An exception of the context explains more, and the next run adopts the shards.
+            if value is None:
                 raise
         finally:
             self._lock.__exit__(kind, value, trace)
 
     def flush(self) -> None:
-        """Bring the manifest on disk up to date, for whoever opens the store while it grows."""
+        """Write the manifest to disk, for readers of a growing store."""
         if self._has_unsaved_changes:
             self._save(self._manifest)
 
@@ -97,254 +115,403 @@ class StoreWriter:
         provenance: Mapping[str, Any],
         projection: bytes | None = None,
     ) -> None:
-        """Begin a product, or go on with one that was made by the same settings; otherwise an ProductMismatchError says what differs.
+        """Begin a product, or continue it if its settings are equal.
 
-        Shards deleted from disk are forgotten, so deleting a shard or a product's folder is how to have it made anew.
-        `basis` is the projection its rows go through, whose digest the provenance holds; it is kept beside the shards.
+        Shards deleted from disk are removed from the manifest. To make a shard or a product
+        anew, it is therefore enough to delete its files.
+
+        Args:
+            name: Name of the product.
+            kind: File format of the shards.
+            provenance: Settings of the product, JSON values.
+            projection: Content of the projection file of a reduced product. The provenance has
+                its digest; the file is kept beside the shards.
+
+        Raises:
+            ProductMismatchError: The product exists with other settings, or its folder has
+                shards and the manifest no record. The message names the differences.
         """
-        asked: dict[str, Any] = json.loads(json.dumps(provenance, sort_keys=True))
+        # Settings are compared in their JSON form: tuples become lists.
+        requested: dict[str, Any] = json.loads(json.dumps(provenance, sort_keys=True))
         folder = self.path / name
-        known = self._manifest.products.get(name)
-        if known is not None and not folder.is_dir():
-            known = None
-        if known is None:
-            if folder.is_dir() and any(path.name != PROJECTION_FILE for path in folder.iterdir()):
-                raise ProductMismatchError(
-                    f"{folder} holds shards that {MANIFEST_NAME} does not know: delete the folder, or extract into another --store"
-                )
+
+        # A product is new without a record, or if its folder was deleted.
+        stored = self._manifest.products.get(name)
+        if stored is None or not folder.is_dir():
+            self._check_no_shards(folder)
             self._write_projection(folder, projection)
-            self._save_product(name, Product(kind=kind, provenance=asked, shards={}))
+            self._save_product(name, Product(kind=kind, provenance=requested, shards={}))
             return
-        found = list(
-            describe_differences({"kind": known.kind, **known.provenance}, {"kind": kind, **asked})
-        )
-        if found:
+
+        # An existing product is continued only with equal settings.
+        stored_settings = {"kind": stored.kind, **stored.provenance}
+        requested_settings = {"kind": kind, **requested}
+        differences = list(describe_differences(stored_settings, requested_settings))
+        if differences:
             raise ProductMismatchError(
-                f"store {self.path}: product {name!r} was made with other settings: {'; '.join(found)}. "
+                f"store {self.path}: product {name!r} was made with other settings: "
+                f"{'; '.join(differences)}. "
                 f"Extract into another --store, or delete {folder} to have the product made anew"
             )
+
         self._write_projection(folder, projection)
         self._unchecked_products.add(name)
-        shards = {
-            shard: info
-            for shard, info in known.shards.items()
-            if shard_path(self.path, name, shard, kind).exists()
-        }
-        if shards != known.shards:
-            self._save_product(name, known.model_copy(update={"shards": shards}))
+
+        # Forget shards that were deleted from disk.
+        shards = {}
+        for shard_name, info in stored.shards.items():
+            if shard_path(self.path, name, shard_name, kind).exists():
+                shards[shard_name] = info
+        if shards != stored.shards:
+            self._save_product(name, stored.model_copy(update={"shards": shards}))
 
     def remove_partial_files(self) -> None:
-        """Delete what processes that were killed left half written; to be called while no worker writes."""
-        for leftover in [*self.path.glob(".*.part"), *self.path.glob("*/.*.part")]:
-            remove_path(leftover)
+        """Delete the partial files of killed processes. No worker may write meanwhile."""
+        for path in [*self.path.glob(".*.part"), *self.path.glob("*/.*.part")]:
+            remove_path(path)
 
     @property
     def products(self) -> dict[str, Product]:
-        """What the store holds at this moment, by product."""
+        """Products by name, with all shards published so far."""
         return self._manifest.products
 
     def get_provenance(self, product: str) -> dict[str, Any]:
-        """What a product of this store was made of; {} if it has none."""
-        known = self._manifest.products.get(product)
-        return (
-            dict(known.provenance) if known is not None and (self.path / product).is_dir() else {}
-        )
+        """Return the settings of a product.
+
+        Args:
+            product: Name of the product.
+
+        Returns:
+            The settings; {} if the store has no such product.
+        """
+        stored = self._manifest.products.get(product)
+        if stored is None or not (self.path / product).is_dir():
+            return {}
+        return dict(stored.provenance)
 
     def get_completed_videos(self, product: str) -> set[str]:
-        """The videos that have an entry in a published shard."""
+        """Return the videos with an entry in a published shard.
+
+        Args:
+            product: Name of an opened product.
+
+        Returns:
+            Identifiers of the videos.
+        """
         return self._get_product(product).videos
 
     def drop_product(self, name: str) -> None:
-        """Delete a product with all its shards, whatever it was made of."""
+        """Delete a product with all its shards, whatever its settings.
+
+        Args:
+            name: Name of the product.
+        """
         self.flush()
         self._unchecked_products.discard(name)
         remove_atomically(self.path / name)
-        products = {
-            other: product for other, product in self._manifest.products.items() if other != name
-        }
+
+        products = dict(self._manifest.products)
+        products.pop(name, None)
         self._save(self._manifest.model_copy(update={"products": products}))
 
     def drop_shards(self, product: str, shard_names: Iterable[str]) -> None:
-        """Delete shards of a product, then forget them: one that is on disk and not listed would be adopted again."""
-        known, gone = self._get_product(product), set(shard_names)
-        if not gone:
+        """Delete shards of a product.
+
+        The files are deleted before the manifest is saved: a shard on disk without a record
+        would be adopted again.
+
+        Args:
+            product: Name of an opened product.
+            shard_names: Names of the shards.
+        """
+        stored = self._get_product(product)
+        dropped_names = set(shard_names)
+        if not dropped_names:
             return
+
         self.flush()
-        for name in sorted(gone):
-            remove_atomically(shard_path(self.path, product, name, known.kind))
-        self._save_product(
-            product,
-            known.model_copy(
-                update={"shards": {n: i for n, i in known.shards.items() if n not in gone}}
-            ),
-        )
+        for name in sorted(dropped_names):
+            remove_atomically(shard_path(self.path, product, name, stored.kind))
+
+        shards = {}
+        for name, info in stored.shards.items():
+            if name not in dropped_names:
+                shards[name] = info
+        self._save_product(product, stored.model_copy(update={"shards": shards}))
 
     def drop_entries(self, product: str, keys: Iterable[str]) -> None:
-        """Let entries of published shards no longer count, though they lie there; a shard without any other is deleted."""
-        known, gone = self._get_product(product), set(keys)
-        left: dict[str, ShardInfo] = {}
-        for name, info in known.shards.items() if gone else ():
-            table = read_valid_table(
-                shard_path(self.path, product, name, known.kind), product, known.kind
-            )
-            hit = gone & {place.key for place in active_entries(table, info.dropped)}
-            if hit:
-                dropped = tuple(sorted({*info.dropped, *hit}))
+        """Mark entries of published shards as dropped; their bytes stay.
+
+        A shard without any other entry is deleted.
+
+        Args:
+            product: Name of an opened product.
+            keys: Keys of the entries.
+
+        Raises:
+            StoreError: A shard's table is damaged or cannot be read.
+        """
+        stored = self._get_product(product)
+        dropped_keys = set(keys)
+        if not dropped_keys:
+            return
+
+        # New records of the shards that contain such an entry.
+        changed: dict[str, ShardInfo] = {}
+        for name, info in stored.shards.items():
+            path = shard_path(self.path, product, name, stored.kind)
+            table = read_valid_table(path, product, stored.kind)
+            shard_keys = {location.key for location in active_entries(table, info.dropped)}
+            newly_dropped = dropped_keys & shard_keys
+            if newly_dropped:
+                dropped = tuple(sorted({*info.dropped, *newly_dropped}))
                 videos, entries, rows = count_entries(active_entries(table, dropped))
-                left[name] = info.model_copy(
+                changed[name] = info.model_copy(
                     update={"videos": videos, "entries": entries, "rows": rows, "dropped": dropped}
                 )
-        self.drop_shards(product, [name for name, info in left.items() if not info.entries])
-        left = {name: info for name, info in left.items() if info.entries}
-        if left:
-            known = self._get_product(product)
-            self._save_product(
-                product, known.model_copy(update={"shards": {**known.shards, **left}})
-            )
+
+        # Shards without any other entry are deleted, the records of the others replaced.
+        empty_names = [name for name, info in changed.items() if not info.entries]
+        self.drop_shards(product, empty_names)
+        for name in empty_names:
+            del changed[name]
+
+        if changed:
+            stored = self._get_product(product)
+            shards = {**stored.shards, **changed}
+            self._save_product(product, stored.model_copy(update={"shards": shards}))
 
     def publish_shard(self, product: str, shard_name: str, info: ShardInfo) -> None:
-        """Put a shard into the manifest; one without entries is not written, so there is nothing to put.
+        """Add a complete shard to the manifest.
 
-        Of one that is listed with the same bytes, what was dropped stays dropped.
+        An empty shard is ignored: it has no file. A shard that is listed with the same digest
+        keeps its record, and so its dropped entries.
+
+        Args:
+            product: Name of an opened product.
+            shard_name: Name of the shard.
+            info: Record of the shard, as from `write_shard`.
         """
-        known = self._get_product(product)
-        listed = known.shards.get(shard_name)
-        if info.entries == 0 or (listed is not None and listed.digest == info.digest):
+        stored = self._get_product(product)
+        listed = stored.shards.get(shard_name)
+        is_unchanged = listed is not None and listed.digest == info.digest
+        if info.entries == 0 or is_unchanged:
             return
-        self._manifest = self._with_product(
-            product, known.model_copy(update={"shards": {**known.shards, shard_name: info}})
-        )
+
+        # In memory at once, on disk at intervals.
+        shards = {**stored.shards, shard_name: info}
+        self._manifest = self._with_product(product, stored.model_copy(update={"shards": shards}))
         self._has_unsaved_changes = True
         if time.monotonic() - self._last_save_time >= SAVE_INTERVAL_SECONDS:
             self.flush()
 
     def adopt_shard(self, product: str, shard_name: str) -> ShardInfo | None:
-        """Publish a complete shard that a killed run left on disk; None where there is none, so it must be made.
+        """Publish a complete shard that a killed run left on disk.
 
-        One that was made with other settings (by a worker of a dead run) is deleted. The first call looks at all shards
-        of the products opened, and names those that are damaged in one StoreError.
+        A shard made with other settings, by a worker of a dead run, is deleted. The first call
+        checks all shards of the opened products.
+
+        Args:
+            product: Name of an opened product.
+            shard_name: Name of the shard.
+
+        Returns:
+            The shard's record; None if there is no such shard, so that it must be made.
+
+        Raises:
+            StoreError: Shards are damaged; the message names all of them.
         """
         self._check_opened_products()
-        known = self._get_product(product)
-        if shard_name in known.shards:
-            return known.shards[shard_name]
-        path = shard_path(self.path, product, shard_name, known.kind)
+        stored = self._get_product(product)
+        if shard_name in stored.shards:
+            return stored.shards[shard_name]
+
+        # A shard that is not listed is adopted only if it was made with the product's settings.
+        path = shard_path(self.path, product, shard_name, stored.kind)
         if not path.exists():
             return None
-        if read_valid_table(path, product, known.kind).made_from != known.digest:
+        if read_valid_table(path, product, stored.kind).made_from != stored.digest:
             remove_atomically(path)
             return None
-        info = read_shard_info(path, product, known.kind)
+
+        info = read_shard_info(path, product, stored.kind)
         self.publish_shard(product, shard_name, info)
         return info
 
     def remove_orphans(self, product: str) -> list[str]:
-        """Delete what lies among the shards and the manifest does not list (left by a killed run with another plan): their names.
+        """Delete files among the shards that the manifest does not list.
 
-        To be called after the plan's shards have been adopted and while no worker writes.
+        A killed run with another plan leaves such files. The shards of the plan must be adopted
+        first, and no worker may write meanwhile.
+
+        Args:
+            product: Name of an opened product.
+
+        Returns:
+            Names of the deleted files.
         """
         self.flush()
-        known = self._get_product(product)
-        listed = {
-            PROJECTION_FILE,
-            *(f"{name}{SHARD_SUFFIXES[known.kind]}" for name in known.shards),
-        }
-        unlisted = sorted(
-            path for path in (self.path / product).iterdir() if path.name not in listed
-        )
-        for path in unlisted:
+        stored = self._get_product(product)
+        suffix = SHARD_SUFFIXES[stored.kind]
+        listed = {PROJECTION_FILE}
+        listed.update(f"{name}{suffix}" for name in stored.shards)
+
+        paths = sorted((self.path / product).iterdir())
+        orphans = [path for path in paths if path.name not in listed]
+        for path in orphans:
             remove_atomically(path)
-        return [path.name for path in unlisted]
+        return [path.name for path in orphans]
 
     def set_index(self, index_path: Path, tracks_path: Path) -> None:
-        """Copy the query index and its boxes into the store; the manifest gets their digests."""
+        """Copy the query index and its tracks into the store, and record their digests.
+
+        Args:
+            index_path: The query index.
+            tracks_path: The ground-truth tracks.
+
+        Raises:
+            StoreError: A file is missing, or the disk is full.
+        """
         digests = {}
         for source, name in ((index_path, "index.jsonl"), (tracks_path, "tracks.npz")):
             if not Path(source).is_file():
                 raise StoreError(f"{source} does not exist: run stvg-prepare first")
-            with translate_disk_full(self.path), atomic_write(self.path / name) as aside:
-                shutil.copyfile(source, aside)
-            digests[name] = compute_files_digest([self.path / name])
+
+            target = self.path / name
+            with translate_disk_full(self.path), atomic_write(target) as temporary_path:
+                shutil.copyfile(source, temporary_path)
+            digests[name] = compute_files_digest([target])
+
         if digests != self._manifest.files:
             self._save(self._manifest.model_copy(update={"files": digests}))
 
     def write_failures(self, failures: Iterable[Failure]) -> None:
-        """Replace the ledger: current failures only, one per video, in the videos' order."""
+        """Replace the failure ledger.
+
+        Args:
+            failures: Current failures; of several per video the last one is written.
+        """
         by_video = {failure.video: failure for failure in failures}
+        sorted_failures = [by_video[video] for video in sorted(by_video)]
         with translate_disk_full(self.path):
-            write_jsonl(
-                self.path / "failures.jsonl", [by_video[video] for video in sorted(by_video)]
-            )
+            write_jsonl(self.path / "failures.jsonl", sorted_failures)
 
     def read_failures(self) -> list[Failure]:
+        """Read the failure ledger.
+
+        Returns:
+            The failures of the last run; empty without a ledger.
+        """
         path = self.path / "failures.jsonl"
         return list(read_jsonl(path, Failure)) if path.exists() else []
 
     def _open_manifest(self) -> None:
-        """Under the lock: clear leftovers, then read the manifest or write the first one."""
+        """Remove partial files, then read the manifest or write the first one, under the lock."""
         self.remove_partial_files()
         if not (self.path / MANIFEST_NAME).exists():
-            return self._save(self._manifest)
-        found = load_manifest(self.path)
-        if found.dataset != self._manifest.dataset:
+            self._save(self._manifest)
+            return
+
+        # The data set of a store is fixed; the folder of its videos may move.
+        requested = self._manifest
+        stored = load_manifest(self.path)
+        if stored.dataset != requested.dataset:
             raise StoreError(
-                f"store {self.path} holds dataset {found.dataset!r}, not {self._manifest.dataset!r}: extract into another --store"
+                f"store {self.path} holds dataset {stored.dataset!r}, not {requested.dataset!r}: "
+                "extract into another --store"
             )
-        given, self._manifest = self._manifest, found
-        if given.root != found.root:
-            self._save(found.model_copy(update={"root": given.root}))
+
+        self._manifest = stored
+        if requested.root != stored.root:
+            self._save(stored.model_copy(update={"root": requested.root}))
+
+    def _check_no_shards(self, folder: Path) -> None:
+        """Raise a ProductMismatchError if a folder without a record holds shards."""
+        if not folder.is_dir():
+            return
+        if any(path.name != PROJECTION_FILE for path in folder.iterdir()):
+            raise ProductMismatchError(
+                f"{folder} holds shards that {MANIFEST_NAME} does not list: "
+                "delete the folder, or extract into another --store"
+            )
 
     def _get_product(self, name: str) -> Product:
+        """Return an opened product."""
         try:
             return self._manifest.products[name]
         except KeyError:
             raise ValueError(f"product {name!r} has not been opened") from None
 
     def _check_opened_products(self) -> None:
-        """Once: delete shards that were made with other settings, refuse damaged ones."""
-        damaged = []
+        """Delete shards with other settings and report damaged ones, once per product."""
+        damage_messages = []
         for product in sorted(self._unchecked_products):
-            found = check_shards(self.path, product, self._get_product(product))
-            self.drop_shards(product, found.mismatched_shards)
-            damaged += found.damage_messages
-        check_no_damage(self.path, damaged)
+            result = check_shards(self.path, product, self._get_product(product))
+            self.drop_shards(product, result.mismatched_shards)
+            damage_messages.extend(result.damage_messages)
+
+        check_no_damage(self.path, damage_messages)
         self._unchecked_products.clear()
 
-    def _write_projection(self, folder: Path, basis: bytes | None) -> None:
-        """Make the product's folder, with its projection; written before the manifest tells of it, and only if it differs."""
+    def _write_projection(self, folder: Path, projection: bytes | None) -> None:
+        """Create the product's folder, and its projection if the content differs.
+
+        Both exist before the manifest lists the product.
+        """
         with translate_disk_full(self.path):
             folder.mkdir(exist_ok=True)
+            if projection is None:
+                return
+
             path = folder / PROJECTION_FILE
-            if basis is not None and not (path.exists() and path.read_bytes() == basis):
-                with atomic_write(path) as aside:
-                    aside.write_bytes(basis)
+            if path.exists() and path.read_bytes() == projection:
+                return
+            with atomic_write(path) as temporary_path:
+                temporary_path.write_bytes(projection)
 
     def _save_product(self, name: str, product: Product) -> None:
+        """Replace a product's record and save the manifest."""
         self._save(self._with_product(name, product))
 
     def _with_product(self, name: str, product: Product) -> Manifest:
-        return self._manifest.model_copy(
-            update={"products": {**self._manifest.products, name: product}}
-        )
+        """Return the manifest with a product's record replaced."""
+        products = {**self._manifest.products, name: product}
+        return self._manifest.model_copy(update={"products": products})
 
     def _save(self, manifest: Manifest) -> None:
+        """Save a manifest and continue with it."""
         with translate_disk_full(self.path):
             save_manifest(self.path, manifest)
         self._manifest = manifest
-        self._last_save_time, self._has_unsaved_changes = time.monotonic(), False
+        self._last_save_time = time.monotonic()
+        self._has_unsaved_changes = False
 
 
 def describe_differences(stored: Any, requested: Any, field: str = "") -> Iterator[str]:
-    """One phrase per field that differs, nested ones by their dotted name."""
+    """Describe the differences between stored and requested settings.
+
+    Args:
+        stored: JSON value of the store.
+        requested: JSON value of the request.
+        field: Dotted name of the values; empty at the top.
+
+    Yields:
+        One phrase per field that differs, nested fields by their dotted names.
+    """
     if isinstance(stored, dict) and isinstance(requested, dict):
         for name in sorted({*stored, *requested}):
-            yield from describe_differences(
-                stored.get(name), requested.get(name), f"{field}.{name}" if field else name
-            )
+            nested_field = f"{field}.{name}" if field else name
+            yield from describe_differences(stored.get(name), requested.get(name), nested_field)
     elif stored != requested:
-        yield f"{field} is {_truncate_json(stored)} in the store, {_truncate_json(requested)} was asked for"
+        yield (
+            f"{field} is {_truncate_json(stored)} in the store, "
+            f"{_truncate_json(requested)} was asked for"
+        )
 
 
 def _truncate_json(value: Any) -> str:
+    """Format a JSON value in at most MAX_VALUE_LENGTH characters."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+    if len(text) <= MAX_VALUE_LENGTH:
+        return text
+    return text[: MAX_VALUE_LENGTH - 3] + "..."

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import (
+    RENAMED_KEYS,
+    SECTIONS,
     StrictModel,
     load,
     merge,
@@ -20,6 +22,7 @@ from pipeline.config import (
     validate,
 )
 from pipeline.errors import InputError
+from pipeline.extraction.config import ExtractConfig
 
 trees: Any = st.recursive(
     st.integers() | st.text(max_size=3),
@@ -135,6 +138,54 @@ def test_an_unknown_key_within_is_refused_with_those_of_its_level() -> None:
         InputError, match=r"here: unknown key 'model\.widht'; the keys are kind, width"
     ):
         validate(Outer, {"model": {"widht": 1}}, "here")
+
+
+@pytest.mark.parametrize(
+    ("config_class", "section", "assignment", "message"),
+    [
+        (
+            ExtractConfig,
+            "extract",
+            "sampling.short=224",
+            r"^section 'extract': the key 'sampling\.short' is now 'sampling\.short_side'$",
+        ),
+        (Outer, "train", "ema=0.9", r"^section 'train': the key 'ema' is now 'ema_decay'$"),
+        (
+            Outer,
+            "train",
+            "model.size=1",
+            r"^section 'train': the key 'model\.size' is now 'network\.width'$",
+        ),
+        (
+            Outer,
+            "train",
+            "model.depth=1",
+            r"^section 'train': the key 'model\.depth' is now 'network\.depth'$",
+        ),
+        (Outer, "report", "ema=0.9", r"^section 'report': unknown key 'ema'; the keys are lr, "),
+        (Outer, "train", "schedule=1", r"^section 'train': unknown key 'schedule'; the keys are"),
+    ],
+)
+def test_a_renamed_key_is_refused_with_its_new_name(
+    config_class: type[StrictModel],
+    section: str,
+    assignment: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RENAMED_KEYS["train"], "model", "network")
+    monkeypatch.setitem(RENAMED_KEYS["train"], "model.size", "network.width")
+    with pytest.raises(InputError, match=message):
+        load(config_class, section, None, [assignment])
+
+
+def test_a_renamed_key_of_a_sweeps_variant_is_refused_with_its_new_name() -> None:
+    with pytest.raises(InputError, match=r"variant 'a': the key 'ema' is now 'ema_decay'"):
+        validate(Outer, {"ema": 0.9}, "section 'train', variant 'a'")
+
+
+def test_keys_are_renamed_within_known_sections() -> None:
+    assert set(RENAMED_KEYS) <= set(SECTIONS)
 
 
 @pytest.mark.parametrize(

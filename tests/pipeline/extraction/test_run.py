@@ -606,7 +606,7 @@ def test_a_device_that_is_not_here_or_not_said_is_refused(data: Path, tmp_path: 
             data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(**changes)
         ),
     ):
-        with pytest.raises(InputError, match="device 'foo' is not here"):
+        with pytest.raises(InputError, match="device 'foo' is not available"):
             attempt(data, tmp_path / "s", device="foo")
         with pytest.raises(
             InputError,

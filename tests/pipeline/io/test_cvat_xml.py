@@ -141,11 +141,13 @@ def test_what_is_written_is_read_from_a_file_and_from_a_zip(tmp_path: Path) -> N
 
 
 def xml(boxes: str, rest: str = "") -> str:
-    return f'<annotations><version>1.1</version>{rest}<track id="7" label="truth">{boxes}</track></annotations>'
+    track = f'<track id="7" label="truth">{boxes}</track>'
+    return f"<annotations><version>1.1</version>{rest}{track}</annotations>"
 
 
 def box(frame: object, x: object = 0, outside: int = 0, more: str = "") -> str:
-    return f'<box frame="{frame}" outside="{outside}" keyframe="1" xtl="{x}" ytl="0" xbr="10" ybr="10" {more}/>'
+    state = f'frame="{frame}" outside="{outside}" keyframe="1"'
+    return f'<box {state} xtl="{x}" ytl="0" xbr="10" ybr="10" {more}/>'
 
 
 def read(tmp_path: Path, content: str | bytes, name: str = "a.xml") -> Any:
@@ -186,7 +188,7 @@ def test_a_track_that_is_no_tube_says_why_and_the_others_are_read(
     good = f'<track id="8" label="truth">{box(1)}</track></annotations>'
     video = read(tmp_path, xml(boxes).replace("</annotations>", good))
     assert list(video.tracks) == ["8"]
-    assert why in video.unreadable["7"]
+    assert why in video.track_errors["7"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_a_track_that_is_no_tube_says_why_and_the_others_are_read(
     [
         ("a.xml", b"", r"a\.xml is not XML .*: export the task from CVAT as 'CVAT for video 1\.1'"),
         ("a.xml", b"<annotations><track>", r"a\.xml is not XML"),
-        ("a.xml", b"<html/>", r"a\.xml is no annotation of CVAT but <html>"),
+        ("a.xml", b"<html/>", r"a\.xml is not a CVAT annotation file, its root element is <html>"),
         (
             "a.xml",
             xml("", "<image id='0'/>").encode(),

@@ -68,7 +68,8 @@ def test_a_file_above_the_limit_is_refused_unread(path: Path) -> None:
         file.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(
         InputError,
-        match=rf"a\.json has {MAX_FILE_BYTES + 1} bytes, more than the {MAX_FILE_BYTES} that are read; download it again",
+        match=rf"a\.json has {MAX_FILE_BYTES + 1} bytes, more than the {MAX_FILE_BYTES} that are "
+        "read; download it again",
     ):
         read_json(path)
 
@@ -99,7 +100,8 @@ def test_a_line_above_the_limit_is_refused_before_it_is_read_whole(
     assert [next(found)[0], next(found)[0]] == [1, 2]
     with pytest.raises(
         InputError,
-        match=r"a\.json, line 3 is longer than 100 bytes: it is no line of records; write the file again",
+        match=r"a\.json, line 3 is longer than 100 bytes: it is not a line of records; "
+        "write the file again",
     ):
         next(found)
 

@@ -178,8 +178,14 @@ def test_memory_stays_bounded(kind: ShardKind, tmp_path: Path) -> None:
         ("append", "append: no entry is open; begin one first"),
         ("end", "end: no entry is open; begin one first"),
         ("abandon", "abandon: no entry is open; begin one first"),
-        ("begin begin", "entry 'v' comes while 'v' is open: end or abandon that first"),
-        ("begin end", "entry 'v' ends without rows: append an array of none to say their shape"),
+        (
+            "begin begin",
+            "entry 'v' is begun while 'v' is open: end or abandon the open entry first",
+        ),
+        (
+            "begin end",
+            "entry 'v' ends without rows: append an array without rows to state their shape",
+        ),
         ("begin append other", r"entry 'v': rows of float16\[3\] after float16\[2\]"),
         (
             "begin append finish",
@@ -187,7 +193,7 @@ def test_memory_stays_bounded(kind: ShardKind, tmp_path: Path) -> None:
         ),
         (
             "begin append end finish begin",
-            "entry 'v' comes to a shard that is not open for writing",
+            "entry 'v' is begun in a shard that is not open for writing",
         ),
         ("begin append end finish finish", r"shard s\.(zarr|h5) is not open for writing"),
     ],
@@ -211,7 +217,10 @@ def test_steps_out_of_order_are_refused(
             actions[last]()
 
 
-FULL = r"the disk of .*p is full \(\d+\.\d MiB were free, No space left on device\): what was being written is dropped, everything finished"
+FULL = (
+    r"the disk of .*p is full \(\d+\.\d MiB were free, No space left on device\): "
+    "the file being written is dropped, all finished files"
+)
 
 
 @pytest.mark.parametrize("broken", ["rows", "fsync", "rename"])
@@ -246,16 +255,19 @@ import subprocess, sys
 from pathlib import Path
 import numpy as np
 from pipeline.errors import StoreError
-from pipeline.store import Entry, ShardBuilder, Store, StoreWriter, made_from, write_shard
+from pipeline.store import Entry, ShardBuilder, Store, StoreWriter, origin_digest, write_shard
 disk, kind, width = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]).returncode:
     sys.exit(77)
 rows = np.random.default_rng(0).integers(0, 99, (500_000 // width, width)).astype(np.float16)
+digest = origin_digest(kind, {})
+def write(name, key):
+    return write_shard(disk / "store", "p", name, kind, [Entry(key, key, rows)], [key], digest)
 with StoreWriter(disk / "store", "shapes", "data") as writer:
     writer.open_product("p", kind, {})
-    writer.publish("p", "one", write_shard(disk / "store", "p", "one", kind, [Entry("a", "a", rows)], ["a"], made_from(kind, {})))
+    writer.publish_shard("p", "one", write("one", "a"))
     try:
-        with ShardBuilder(disk / "store", "p", "two", kind, ["b"], made_from(kind, {})) as shard:
+        with ShardBuilder(disk / "store", "p", "two", kind, ["b"], digest) as shard:
             for number in range(20):
                 shard.begin(f"b{number}", "b")
                 shard.append(rows)
@@ -265,7 +277,7 @@ with StoreWriter(disk / "store", "shapes", "data") as writer:
     except StoreError as error:
         print(error)
     assert [path.stem for path in (disk / "store" / "p").iterdir()] == ["one"]
-    writer.publish("p", "three", write_shard(disk / "store", "p", "three", kind, [Entry("c", "c", rows)], ["c"], made_from(kind, {})))
+    writer.publish_shard("p", "three", write("three", "c"))
 assert Store(disk / "store").verify() == []
 assert set(Store(disk / "store").products["p"].shards) == {"one", "three"}
 """

@@ -69,7 +69,7 @@ def test_rows_are_read_into_the_memory_that_is_given(
     pickled: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.store.buffer_pool.SMALL", 0)
+    monkeypatch.setattr("pipeline.store.buffer_pool.MIN_POOLED_BYTES", 0)
     reader = Store(make_store(kind, sample)).open("appearance", from_ones)
     reader = pickle.loads(pickle.dumps(reader)) if pickled else reader
     for entry in sample:
@@ -212,7 +212,7 @@ def test_an_entry_out_of_place_is_refused(
 def test_entries_that_clash_are_refused(kind: ShardKind, tmp_path: Path) -> None:
     one = Entry("a", "a", np.zeros((1, 2)), {"frame": np.zeros(1, np.int64)})
     other = Entry("b", "a", np.zeros((1, 2)), {"frame": np.zeros(1, np.int32)})
-    with pytest.raises(ValueError, match="entry 'a' comes twice"):
+    with pytest.raises(ValueError, match="entry 'a' is begun twice"):
         write_shard(tmp_path, "text", "00000-0123abcd", kind, [one, one], ["a"], "of this")
     with pytest.raises(
         ValueError, match="entry 'b': column 'frame' is int32, but int64 in the entries before"
@@ -221,7 +221,8 @@ def test_entries_that_clash_are_refused(kind: ShardKind, tmp_path: Path) -> None
 
 
 def test_importing_the_store_stays_light() -> None:
-    code = "import sys, pipeline.store; print(sorted({'zarr', 'h5py', 'torch', 'dask'} & set(sys.modules)))"
+    heavy = "{'zarr', 'h5py', 'torch', 'dask'}"
+    code = f"import sys, pipeline.store; print(sorted({heavy} & set(sys.modules)))"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

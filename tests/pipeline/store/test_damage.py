@@ -208,7 +208,8 @@ def test_other_bytes_with_right_checksums_are_found_by_the_digest(
         ("[]", "format None is unknown; this version reads 1"),
         (
             '{"format": 9}',
-            r"manifest\.json: format 9 is unknown; this version reads 1: extract into another --store",
+            r"manifest\.json: format 9 is unknown; this version reads 1: "
+            "extract into another --store",
         ),
         ('{"format": 1, "root": "."}', r"manifest\.json: dataset: Field required"),
         (
@@ -254,7 +255,8 @@ def test_what_the_machine_refuses_is_not_called_damage(
     monkeypatch.setattr(*((os, "open") if kind == "zarr" else (h5py, "File")), refuse)
     with pytest.raises(
         StoreError,
-        match=r"product 'appearance': .*0123abcd.* cannot be read \(Too many open files\): nothing in it was",
+        match=r"product 'appearance': .*0123abcd.* cannot be read \(Too many open files\): "
+        "its content was not",
     ):
         reader.read("wide")
 
@@ -306,14 +308,14 @@ def test_verify_names_what_the_machine_refuses_and_goes_on(
     hit = ("none/../ü", "tall", "wide", "wide too")
     assert [(problem.key, problem.videos) for problem in problems] == [(None, hit), late[:2]]
     assert re.search(
-        rf"00000-0123abcd\.(zarr|h5) cannot be read \({said}\): the rest of it was not judged",
+        rf"00000-0123abcd\.(zarr|h5) cannot be read \({said}\): the rest of it was not checked",
         problems[0].detail,
     )
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.store.verify.read_table", refuse_table)
         problems = Store(path).verify()
     assert [(problem.key, problem.videos, problem.detail) for problem in problems] == [
-        (None, hit, f"{shard_of(path)} cannot be read ({said}): the rest of it was not judged"),
+        (None, hit, f"{shard_of(path)} cannot be read ({said}): the rest of it was not checked"),
         late,
     ]
 
@@ -333,7 +335,8 @@ def test_a_file_is_no_store(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / below
     message = (
-        rf"store {path} cannot be: {tmp_path}/file is a file, not a folder\. Name another --store"
+        rf"{path} cannot be a store: {tmp_path}/file is a file, not a directory\. "
+        "Choose another path with --store"
     )
     with pytest.raises(StoreError, match=message):
         Store(path)

@@ -62,7 +62,10 @@ def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_writer_is_told_who_the_first_is(
     tmp_path: Path, owner: subprocess.Popen[str]
 ) -> None:
-    message = rf"is in use by pid {owner.pid} on \S+ since 20\S+ \(-c .*\): wait until it ends, or stop it"
+    message = (
+        rf"is in use by pid {owner.pid} on \S+ since 20\S+ \(-c .*\): "
+        "wait until it ends, or stop it"
+    )
     with pytest.raises(StoreError, match=message):
         StoreWriter(tmp_path, "shapes", "data").__enter__()
     (tmp_path / "lock.json").unlink()
@@ -90,7 +93,8 @@ def test_a_second_process_is_told_who_the_first_is(tmp_path: Path) -> None:
     with StoreWriter(tmp_path, "shapes", "data"):
         told = second_writer(tmp_path)
     assert re.fullmatch(
-        rf"store {tmp_path} is in use by pid {os.getpid()} on {re.escape(socket.gethostname())} since 20\S+ "
+        rf"store {tmp_path} is in use by pid {os.getpid()} "
+        rf"on {re.escape(socket.gethostname())} since 20\S+ "
         rf"\({re.escape(shlex.join(sys.argv))}\): wait until it ends, or stop it\n",
         told,
     )
@@ -125,7 +129,8 @@ def test_an_owner_on_another_host_is_named_by_it(
     (tmp_path / "lock.json").write_text(json.dumps(named))
     with pytest.raises(
         StoreError,
-        match=r"in use by pid 1073741824 on elsewhere since 2026-\S+ \(stvg-extract --dataset vidstg\): wait",
+        match=r"in use by pid 1073741824 on elsewhere since 2026-\S+ "
+        r"\(stvg-extract --dataset vidstg\): wait",
     ):
         StoreLock(tmp_path).__enter__()
 

@@ -159,7 +159,7 @@ def test_a_kill_while_one_makes_way_leaves_it_whole_or_absent(
 
     monkeypatch.setattr(os, "rename", counted)
     if stopped == 1:
-        monkeypatch.setattr("pipeline.store.shard.remove", kill)
+        monkeypatch.setattr("pipeline.store.shard.remove_path", kill)
     with pytest.raises(KeyboardInterrupt):
         streamed(tmp_path, kind, OURS)
     monkeypatch.undo()
@@ -195,7 +195,8 @@ def test_a_late_workers_shard_under_a_listed_name_is_refused_and_made_anew(
     assert problem.detail == "it was made with other settings than the manifest says"
     with pytest.raises(
         StoreError,
-        match=r"shard s\.(zarr|h5), key 'v1': it was made with other settings than the manifest says\. Delete",
+        match=r"shard s\.(zarr|h5), key 'v1': it was made with other settings than the manifest "
+        r"says\. Delete",
     ):
         Store(tmp_path).open("p").read("v1")
     with StoreWriter(tmp_path, "shapes", "data") as writer:
@@ -233,7 +234,8 @@ def test_all_damaged_shards_are_named_at_once(kind: ShardKind, tmp_path: Path) -
     for path in [*hit, shard_path(tmp_path, "r", "a", kind)]:
         damage(path)
     with pytest.raises(
-        StoreError, match=r"3 damaged shards\. Delete what is named here and run stvg-extract again"
+        StoreError,
+        match=r"3 damaged shards\. Delete the shards named here and run stvg-extract again",
     ) as refused:
         go_on("p", "q")
     assert [line.split(": ")[0] for line in str(refused.value).splitlines()[1:]] == [
@@ -256,7 +258,8 @@ def test_a_shard_damaged_after_that_is_named_when_it_is_adopted(
         damage(shard_path(tmp_path, "p", "s", kind))
         with pytest.raises(
             StoreError,
-            match=r"product 'p', shard s\.\w+ is damaged: .*\. Delete it and run stvg-extract again",
+            match=r"product 'p', shard s\.\w+ is damaged: .*\. "
+            "Delete it and run stvg-extract again",
         ):
             writer.adopt_shard("p", "s")
 
@@ -275,6 +278,7 @@ def test_a_resumption_that_the_machine_refuses_judges_nothing(
         monkeypatch.setattr("pipeline.store.shard_check.read_table", refuse)
         with pytest.raises(
             StoreError,
-            match=r"product 'p': \S+s\.\w+ cannot be read \(Permission denied\): nothing in it was judged",
+            match=r"product 'p': \S+s\.\w+ cannot be read \(Permission denied\): "
+            "its content was not checked",
         ):
             writer.adopt_shard("p", "s")

@@ -121,7 +121,7 @@ def test_the_manifest_is_written_every_few_seconds_and_before_anything_is_delete
         writer.drop_shards("motion", [])
         assert on_disk() == set(names[:5])
         with monkeypatch.context() as patch:
-            patch.setattr("pipeline.store.writer.discard", _kill)
+            patch.setattr("pipeline.store.writer.remove_atomically", _kill)
             with pytest.raises(KeyboardInterrupt):
                 writer.drop_shards("motion", [names[0]])
         assert on_disk() == set(names[:6])
@@ -198,12 +198,12 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from tests.pipeline.store import test_writer as test
-real = test.StoreWriter.publish
+real = test.StoreWriter.publish_shard
 def publish(writer, product, name, info):
     real(writer, product, name, info)
     if len(writer.products[product].shards) == 2:
         os._exit(9)
-test.StoreWriter.publish = publish
+test.StoreWriter.publish_shard = publish
 test.extract(Path(sys.argv[1]), sys.argv[2])
 """
 
@@ -237,7 +237,7 @@ def test_a_dropped_product_is_gone_at_once_or_not_at_all(
     extract(tmp_path, kind)
     before = contents(tmp_path)
     with StoreWriter(tmp_path, "shapes", "data") as writer, monkeypatch.context() as patch:
-        patch.setattr("pipeline.store.shard.remove", _kill)
+        patch.setattr("pipeline.store.shard.remove_path", _kill)
         with pytest.raises(KeyboardInterrupt):
             writer.drop_product("motion")
     assert not (tmp_path / "motion").exists()
@@ -321,12 +321,16 @@ def test_another_provenance_is_refused_with_its_fields(
     path = make_store(kind, sample)
     with StoreWriter(path, "shapes", "data") as writer:
         settings = r'weights\.digest is "aa" in the store, "bb" was asked for'
-        message = rf"product 'appearance' was made with other settings: {settings}\. Extract .* delete .*appearance to have"
+        message = (
+            rf"product 'appearance' was made with other settings: {settings}\. "
+            "Extract .* delete .*appearance to have"
+        )
         with pytest.raises(StoreError, match=message):
             writer.open_product("appearance", kind, {"weights": {"digest": "bb"}, "fps": 5})
         with pytest.raises(
             StoreError,
-            match=r"fps is 5 in the store, null was asked for; size is null in the store, \[1, 2\] was",
+            match=r"fps is 5 in the store, null was asked for; "
+            r"size is null in the store, \[1, 2\] was",
         ):
             writer.open_product("appearance", kind, {"weights": {"digest": "aa"}, "size": (1, 2)})
         other: ShardKind = "zarr" if kind == "hdf5" else "hdf5"
@@ -360,7 +364,7 @@ def test_shards_that_no_manifest_knows_are_refused(kind: ShardKind, tmp_path: Pa
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(
         StoreError,
-        match=r"motion holds shards that manifest\.json does not know: delete the folder",
+        match=r"motion holds shards that manifest\.json does not list: delete the folder",
     ):
         extract(tmp_path, kind)
 

@@ -253,7 +253,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(
         InputError,
-        match="device 'foo' is not here: allowed are auto, cpu, and cuda where there is a GPU",
+        match="device 'foo' is not available: allowed are auto, cpu, and cuda on a machine with a CUDA GPU",
     ):
         resolve_device("foo")
 
