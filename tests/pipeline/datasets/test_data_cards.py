@@ -231,7 +231,7 @@ def test_an_unknown_name_lists_the_names() -> None:
 
 
 def test_a_card_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cards, "FOLDER", tmp_path)
+    monkeypatch.setattr(cards, "CARDS_DIR", tmp_path)
     with pytest.raises(InputError, match=r"data card .*vidstg\.md does not exist"):
         load_card("vidstg")
 

@@ -84,7 +84,7 @@ def test_an_entry_of_version_2(clips: Any, clip: Any) -> None:
 def test_either_words_are_read_in_either_version(clips: Any, clip: Any, parse: Any) -> None:
     second = without(clip(), "caption", "width", "height") | IN_V2
     parsed = parse(clips("train.json", {"1_a.mp4": clip(), "2_a.mp4": second}))
-    assert not parsed.defects.excluded
+    assert not parsed.defects.num_excluded
     first, second = parsed.queries
     assert first.size == second.size
     assert first.truth.span == second.truth.span

@@ -21,7 +21,7 @@ def alone(
 ) -> Scene:
     """A scene of one object in one frame."""
     state = {
-        "centres": np.array([centre]),
+        "centers": np.array([centre]),
         "sizes": np.array([size]),
         "angles": np.array([angle]),
         "opacity": np.array([opacity]),
@@ -34,7 +34,7 @@ def alone(
 def drawn(scene: Scene) -> np.ndarray:
     """Where the objects change the first frame: `[height, width]`."""
     with_it = next(render.render_frames(scene)).astype(int)
-    without = next(render.render_frames(replace(scene, things=()))).astype(int)
+    without = next(render.render_frames(replace(scene, objects=()))).astype(int)
     return np.abs(with_it - without).max(-1) > 12
 
 
@@ -60,8 +60,8 @@ def test_a_box_is_the_extent_of_what_is_drawn(shape: str, size: float, angle: fl
 def test_every_object_of_a_scene_is_drawn_in_its_box(seed: int) -> None:
     scene = make_scene(seed)
     for thing in scene.objects:
-        own = replace(scene, things=(thing,))
-        empty = replace(scene, things=())
+        own = replace(scene, objects=(thing,))
+        empty = replace(scene, objects=())
         frames = zip(
             islice(render.render_frames(own), 0, None, 10),
             islice(render.render_frames(empty), 0, None, 10),
@@ -84,7 +84,7 @@ def test_a_faint_object_is_fainter() -> None:
         for scene in (
             alone("circle", 30, 0),
             alone("circle", 30, 0, opacity=0.25),
-            replace(alone("circle", 30, 0), things=()),
+            replace(alone("circle", 30, 0), objects=()),
         )
     )
     assert np.abs(faint - empty).sum() == pytest.approx(np.abs(whole - empty).sum() / 4, rel=0.1)

@@ -37,7 +37,7 @@ def test_a_scene_is_a_function_of_its_seed() -> None:
         first, second, other = make_scene(seed), make_scene(seed), make_scene(seed + 1)
         for one, two in zip(first.objects, second.objects, strict=True):
             assert (one.color_and_shape, one.events) == (two.color_and_shape, two.events)
-            for name in ("centres", "sizes", "angles", "opacity"):
+            for name in ("centers", "sizes", "angles", "opacity"):
                 assert np.array_equal(getattr(one, name), getattr(two, name))
         assert not np.array_equal(first.objects[0].centers, other.objects[0].centers)
 
