@@ -102,14 +102,14 @@ def test_what_is_left_out_is_named(root: Path) -> None:
     found = defects(parsed)
     assert [query.id for query in parsed.queries] == ["c"]
     assert found["still a prediction"] == [
-        ("done/a.xml, track 0", "label it 'truth' in CVAT once it is right")
+        ("done/a.xml, track 0", "label it 'truth' in CVAT once it is correct")
     ]
     assert found["unreadable query"] == [
-        ("done/a.xml, track 1", "the attribute 'query' is no JSON object: [1")
+        ("done/a.xml, track 1", "the attribute 'query' is not a JSON object: [1")
     ]
     assert [entry for entry, _ in found["empty sentence"]] == ["done/a.xml, track 2"]
     assert [entry for entry, _ in found["malformed line"]] == ["done/a.xml, track 4"]
-    assert found["repeated id"] == [("z.xml, track 0", "id 'c' stands before it too")]
+    assert found["repeated id"] == [("z.xml, track 0", "id 'c' is already used by an earlier entry")]
     assert [entry for entry, _ in found["video missing"]] == ["gone.xml, track 0"]
     assert [entry for entry, _ in found["not CVAT's tracks"]] == ["other.xml"]
 
@@ -118,7 +118,7 @@ def test_what_is_left_out_is_named(root: Path) -> None:
     ("make", "problem"),
     [
         (lambda root: root / "none", "does not exist"),
-        (lambda root: root / "clips" / "a.mp4", "is a file, and the data set's folder is wanted"),
+        (lambda root: root / "clips" / "a.mp4", "is a file; the data set's folder is expected"),
         (lambda root: root, "holds no export of CVAT"),
     ],
 )

@@ -290,7 +290,7 @@ def test_videos_are_found_anywhere_below_the_root(clips: Any, clip: Any, tmp_pat
         for row in parsed.defects.to_list()
         if row["kind"] == "several videos of one name"
     ]
-    assert twice == "parts/a/3_a.mp4 is taken, parts/b/3_a.mp4 passed over"
+    assert twice == "parts/a/3_a.mp4 is used, parts/b/3_a.mp4 ignored"
 
 
 @pytest.mark.parametrize("file", ["22_a.MP4", "parts/22_a.Mp4"])
@@ -360,7 +360,7 @@ def test_the_other_versions_root_is_refused(
     clips: Any, parse: Any, place: str, entries: list[Any], other: str
 ) -> None:
     root = clips(place, {f"{number}_a.mp4": entry for number, entry in enumerate(entries)})
-    message = rf"{place} is HC-STVG v{other}'s: 2 of its {len(entries)} entries .* read it with --dataset hcstvg-v{other}, or name"
+    message = rf"{place} is a file of HC-STVG v{other}: 2 of its {len(entries)} entries .* read it with --dataset hcstvg-v{other}, or name"
     with pytest.raises(InputError, match=message):
         parse(root)
 
@@ -394,7 +394,7 @@ def test_files_without_an_entry_are_refused(clips: Any, clip: Any) -> None:
     clips("train.json", {})
     with pytest.raises(
         InputError,
-        match=r"not one entry in \S+train\.json, \S+test\.json; download the annotations again",
+        match=r"there is no entry in \S+train\.json, \S+test\.json; download the annotations again",
     ):
         parse_v1(clips("test.json", {}))
     assert outcome(parse_v1(clips("test.json", {NAME: 7}))) == {
@@ -406,7 +406,7 @@ def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         InputError,
-        match=r"file is a file, and the data set's folder is wanted\. Put there\n  train\.json",
+        match=r"file is a file; the data set's folder is expected\. Put there\n  train\.json",
     ):
         parse_v1(tmp_path / "file")
     with pytest.raises(InputError, match=r"nowhere does not exist\. Put there\n  trainv2\.json"):

@@ -337,7 +337,7 @@ def test_where_no_entry_is_nothing_is_written(
     path = tmp_path / "root" / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
-    with pytest.raises(InputError, match=r"not one entry in|holds no sentence"):
+    with pytest.raises(InputError, match=r"there is no entry in|holds no sentence"):
         prepare(dataset, tmp_path / "root", tmp_path / "out" / "index.jsonl")
     assert not (tmp_path / "out").exists()
 
@@ -374,7 +374,7 @@ def test_an_index_goes_over_an_index_alone(tmp_path: Path) -> None:
         sound.write_text(content)
         with pytest.raises(
             InputError,
-            match=r"sound\.jsonl exists and is no index, so it is not written over; name another",
+            match=r"sound\.jsonl exists and is not an index, so it is not overwritten; name another",
         ):
             prepare("jsonl", root, sound)
         assert sound.read_text() == content

@@ -396,7 +396,7 @@ def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         InputError,
-        match=r"file is a file, and the data set's folder is wanted\. Put there\n  annotations/",
+        match=r"file is a file; the data set's folder is expected\. Put there\n  annotations/",
     ):
         parse(tmp_path / "file")
     with pytest.raises(InputError, match=r"nowhere does not exist\. Put there\n  annotations/"):
@@ -406,7 +406,7 @@ def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
 def test_files_without_an_entry_are_refused(tree: Any, entry: Any) -> None:
     with pytest.raises(
         InputError,
-        match=r"not one entry in \S+train_annotations\.json, \S+test_annotations\.json; download",
+        match=r"there is no entry in \S+train_annotations\.json, \S+test_annotations\.json; download",
     ):
         parse(tree(train=[], test=[]))
     assert len(parse(tree(train=[], test=[entry()])).queries) == 2
