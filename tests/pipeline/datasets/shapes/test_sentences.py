@@ -35,6 +35,7 @@ def understood(text: str) -> tuple[str | None, str | None, str]:
     """Colour, shape and motion that a sentence names."""
     (motion,) = [name for name, phrases in SAID.items() if re.search(f" ({phrases})[.?]$", text)]
     words = re.findall(r"\w+", text)
+
     return (
         next((c for c in COLORS if c in words), None),
         next((s for s in SHAPES if s in words), None),
@@ -49,6 +50,7 @@ def events_meant(scene: Scene, text: str) -> list[tuple[int, Event]]:
         for n, t in enumerate(scene.objects)
         if colour in (None, t.color) and shape in (None, t.shape)
     ]
+
     return [
         (n, event) for n in fitting for event in scene.objects[n].events if event.motion == motion
     ]
