@@ -58,7 +58,17 @@ class _JsonlTube(StrictModel):
 
 
 class JsonlEntry(StrictModel):
-    """One sentence and its fields, from a line of a file or from another source."""
+    """One sentence and its fields, from a line of a file or from another source.
+
+    Attributes:
+        video: Path of the video, absolute or relative to the data set's folder.
+        text: The sentence.
+        id: Id of the query; None for the default id.
+        segment: Frames `[begin, end)` to search; None for all frames.
+        tube: The ground truth: first frame, and one xyxy box or None per frame from there on.
+        split: Name of the split.
+        tags: Words by which results can be grouped.
+    """
 
     video: Text = Field(min_length=1)
     text: Text

@@ -36,13 +36,21 @@ class ShapesConfig(StrictModel):
     """Size of the generated data set. Videos of one seed never appear in another split."""
 
     seed: int = 0
+    """Seed of all scenes."""
     train_videos: int = 320
+    """Videos of the split train."""
     val_videos: int = 12
+    """Videos of the split val."""
     test_videos: int = 60
+    """Videos of the split test."""
     sentences_per_video: int = 8
+    """Maximum number of sentences about one video."""
     width: int = 160
+    """Width of the picture in pixels."""
     height: int = 96
+    """Height of the picture in pixels."""
     fps: int = 10
+    """Frames per second."""
     seconds: tuple[float, float] = (5.0, 7.0)
     """Minimum and maximum duration of a video."""
 
