@@ -1,4 +1,4 @@
-"""The data sets by name: each has a parser from its files to queries, boxes and a report of what was wrong."""
+"""Data sets by name, and the parsers of their files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ PARSERS: dict[str, Parser] = {
     "jsonl": jsonl.parse,
     "cvat": cvat.parse,
 }
+"""The parser of each data set by name: the table of all data sets."""
 
 __all__ = [
     "PARSERS",
@@ -33,7 +34,17 @@ __all__ = [
 
 
 def get_parser(name: str) -> Parser:
-    """The parser of a data set by its name; an InputError lists the names there are."""
+    """Return the parser of a data set.
+
+    Args:
+        name: Name of the data set, a key of `PARSERS`.
+
+    Returns:
+        The parser.
+
+    Raises:
+        InputError: There is no data set of this name; the message lists all names.
+    """
     try:
         return PARSERS[name]
     except KeyError:

@@ -1,8 +1,15 @@
-"""One's own data: a file with one JSON object per line, `{"video": …, "text": …}` and what else is known.
+"""User-supplied data: a file with one JSON object per line, `{"video": …, "text": …}`.
 
-`video` is a path, absolute or relative to the file; `segment` `[begin, end)` the frames asked about (default: all);
-`tube` `{begin, boxes}` the truth, one xyxy box in pixels per frame, null where the object is hidden; `split` (default
-"test"); `tags`; `id` (default: the line's number). Rate, frame count and size are the video's own.
+- `video`: path of the video, absolute or relative to the file.
+- `text`: the sentence.
+- `segment`: frames `[begin, end)` to search; by default all frames.
+- `tube`: ground truth `{begin, boxes}`, one xyxy box in pixels per frame from `begin` on, null for
+  frames where the object is hidden.
+- `split`: by default "test".
+- `tags`: by default none.
+- `id`: by default the line number.
+
+Frame rate, frame count and size come from the video.
 """
 
 from __future__ import annotations
@@ -17,7 +24,6 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.datasets.annotation_fields import (
-    MAX_FRAMES,
     Box,
     SignedFrameIndex,
     Text,
@@ -36,7 +42,7 @@ from pipeline.datasets.tubes import add_tube
 from pipeline.datasets.video_checks import probe_videos
 from pipeline.errors import InputError, VideoError
 from pipeline.io.strict_json import parse_json, read_lines
-from pipeline.records import Query, Span, Truth
+from pipeline.records import MAX_FRAMES, Query, Span, Truth
 from pipeline.validation import StrictModel
 from pipeline.video import VideoMetadata
 
@@ -52,7 +58,17 @@ class _JsonlTube(StrictModel):
 
 
 class JsonlEntry(StrictModel):
-    """What one sentence states, in a line of a file or elsewhere."""
+    """One sentence and its fields, from a line of a file or from another source.
+
+    Attributes:
+        video: Path of the video, absolute or relative to the data set's folder.
+        text: The sentence.
+        id: Id of the query; None for the default id.
+        segment: Frames `[begin, end)` to search; None for all frames.
+        tube: The ground truth: first frame, and one xyxy box or None per frame from there on.
+        split: Name of the split.
+        tags: Words by which results can be grouped.
+    """
 
     video: Text = Field(min_length=1)
     text: Text
@@ -66,10 +82,23 @@ class JsonlEntry(StrictModel):
 def parse(
     root: Path, progress: ProgressCallback = ignore_progress, probe: ProbeFunction = probe_videos
 ) -> ParsedDataset:
-    """All queries of the file `root`; `progress(done, total)` counts its videos, which are probed here."""
+    """Parse a file of sentences.
+
+    Args:
+        root: The file.
+        progress: Called as `progress(done, total)` after each probed video.
+        probe: Function that probes the videos.
+
+    Returns:
+        The queries, their tracks and the defects.
+
+    Raises:
+        InputError: The file does not exist, or no line is a JSON object.
+    """
     path = Path(root)
     parsed = ParsedDataset(path.parent)
-    return add_queries(_read_entries(path, parsed), parsed, progress, probe)
+    entries = _read_entries(path, parsed)
+    return add_queries(entries, parsed, progress, probe)
 
 
 def add_queries(
@@ -78,79 +107,89 @@ def add_queries(
     progress: ProgressCallback,
     probe: ProbeFunction,
 ) -> ParsedDataset:
-    """`parsed` with the queries of lines by id, whose videos are paths relative to its folder."""
-    videos = {
-        name: _normalize_video_path(line.video, parsed_dataset.folder)
-        for name, line in entries.items()
-    }
-    parsed_dataset.probe_results = probe(parsed_dataset.folder, videos.values(), progress)
-    for name, line in entries.items():
-        parsed_dataset.defects.split = line.split
-        found = parsed_dataset.probe_results[videos[name]]
-        if isinstance(found, VideoError):
-            parsed_dataset.defects.add(f"video {found.reason}", name, found.detail, excluded=True)
+    """Probe the videos of entries and add the queries to a data set.
+
+    Args:
+        entries: Entries by query id; their video paths are relative to the data set's folder.
+        parsed_dataset: Data set that receives queries, tracks, probe results and defects.
+        progress: Called as `progress(done, total)` after each probed video.
+        probe: Function that probes the videos.
+
+    Returns:
+        `parsed_dataset`.
+    """
+    # Probe each video once, however its path is written.
+    video_paths = {}
+    for query_id, entry in entries.items():
+        video_paths[query_id] = _normalize_video_path(entry.video, parsed_dataset.folder)
+    parsed_dataset.probe_results = probe(parsed_dataset.folder, video_paths.values(), progress)
+
+    for query_id, entry in entries.items():
+        parsed_dataset.defects.split = entry.split
+        path = video_paths[query_id]
+        result = parsed_dataset.probe_results[path]
+        if isinstance(result, VideoError):
+            kind = f"video {result.reason}"
+            parsed_dataset.defects.add(kind, query_id, result.detail, excluded=True)
             continue
-        query = _build_query(name, videos[name], line, found, parsed_dataset)
+        query = _build_query(query_id, path, entry, result, parsed_dataset)
         if query is not None:
             parsed_dataset.queries.append(query)
+
     parsed_dataset.defects.split = NO_SPLIT
     log_duplicates(parsed_dataset)
     return parsed_dataset
 
 
 def _normalize_video_path(video: str, folder: Path) -> str:
-    """One name for one video: relative to the folder where the path leads into it, else as it is written."""
-    here = os.path.abspath(folder)
-    place = os.path.normpath(os.path.join(here, video))
-    return (
-        os.path.relpath(place, here)
-        if place.startswith(os.path.join(here, ""))
-        else os.path.normpath(video)
-    )
+    """Return one path per video: relative to the folder if inside it, else as written."""
+    folder_path = os.path.abspath(folder)
+    video_path = os.path.normpath(os.path.join(folder_path, video))
+    if video_path.startswith(os.path.join(folder_path, "")):
+        return os.path.relpath(video_path, folder_path)
+    return os.path.normpath(video)
 
 
 def _read_entries(path: Path, parsed: ParsedDataset) -> dict[str, JsonlEntry]:
-    """The valid lines by id; a broken one is a defect, a file without any object an InputError."""
+    """Read the valid lines, by id; log the others. InputError for a file without any object."""
     if not path.is_file():
-        raise InputError(
-            EXPECTED_LAYOUT.format(
-                path=path, problem=NO_SENTENCES if path.exists() else "does not exist"
-            )
-        )
-    found: dict[str, JsonlEntry] = {}
-    objects, first_error = 0, ""
-    for number, row in read_lines(path):
+        problem = NO_SENTENCES if path.exists() else "does not exist"
+        raise InputError(EXPECTED_LAYOUT.format(path=path, problem=problem))
+
+    entries: dict[str, JsonlEntry] = {}
+    num_objects = 0
+    first_error = ""
+    for line_number, line in read_lines(path):
         try:
-            content = parse_json(row)
+            content = parse_json(line)
         except (ValueError, RecursionError) as error:
-            first_error = (
-                first_error or f"{path}, line {number}: not JSON ({_describe_json_error(error)})"
-            )
-            parsed.defects.add(
-                "not JSON", f"line {number}", _describe_json_error(error), excluded=True
-            )
+            detail = _describe_json_error(error)
+            parsed.defects.add("not JSON", f"line {line_number}", detail, excluded=True)
+            first_error = first_error or f"{path}, line {line_number}: not JSON ({detail})"
             continue
-        objects += isinstance(content, dict)
-        collect_entry(content, f"line {number}", str(number), found, parsed)
+
+        if isinstance(content, dict):
+            num_objects += 1
+        collect_entry(content, f"line {line_number}", str(line_number), entries, parsed)
         parsed.defects.split = NO_SPLIT
-    if not objects:
-        raise InputError(
-            (first_error or f"{path} holds no sentence")
-            + ". "
-            + EXPECTED_LAYOUT.format(path=path, problem=NO_SENTENCES)
-        )
-    return found
+
+    # Without any object, the file is probably another one: show the expected form.
+    if not num_objects:
+        problem = first_error or f"{path} holds no sentence"
+        layout = EXPECTED_LAYOUT.format(path=path, problem=NO_SENTENCES)
+        raise InputError(f"{problem}. {layout}")
+    return entries
 
 
 def _describe_json_error(error: ValueError | RecursionError) -> str:
-    """Why a line is no JSON."""
+    """Describe why a line is not JSON."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start + 1} is not UTF-8 text"
-    return (
-        "nested too deeply" if isinstance(error, RecursionError) else simplify_message(str(error))
-    )
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return simplify_message(str(error))
 
 
 def collect_entry(
@@ -160,93 +199,109 @@ def collect_entry(
     entries: dict[str, JsonlEntry],
     parsed_dataset: ParsedDataset,
 ) -> None:
-    """Validate what one `place` of a file says, and file it under its id."""
-    line = validate_raw(JsonlEntry, content, "line", location, parsed_dataset.defects)
-    if line is None:
+    """Validate one entry and add it to the entries, or log a defect.
+
+    Args:
+        content: The entry, as parsed from JSON.
+        location: Position of the entry in its file, for the log.
+        default_id: Id of an entry that states none.
+        entries: Receives the valid entry, by id.
+        parsed_dataset: Data set; its log's split becomes the entry's.
+    """
+    entry = validate_raw(JsonlEntry, content, "line", location, parsed_dataset.defects)
+    if entry is None:
         return
-    parsed_dataset.defects.split = line.split
-    name = line.id or default_id
-    if name in entries:
-        parsed_dataset.defects.add(
-            "repeated id", location, f"id {name!r} stands before it too", excluded=True
-        )
-    elif not line.text.strip():
-        parsed_dataset.defects.add(
-            "empty sentence", name, f"{location}: {line.text!r}", excluded=True
-        )
+
+    parsed_dataset.defects.split = entry.split
+    query_id = entry.id or default_id
+    if query_id in entries:
+        detail = f"id {query_id!r} is already used by an earlier entry"
+        parsed_dataset.defects.add("repeated id", location, detail, excluded=True)
+    elif not entry.text.strip():
+        detail = f"{location}: {entry.text!r}"
+        parsed_dataset.defects.add("empty sentence", query_id, detail, excluded=True)
     else:
-        entries[name] = line
+        entries[query_id] = entry
 
 
 def _build_query(
-    name: str, video: str, line: JsonlEntry, facts: VideoMetadata, parsed: ParsedDataset
+    query_id: str, path: str, entry: JsonlEntry, metadata: VideoMetadata, parsed: ParsedDataset
 ) -> Query | None:
-    """The query of one line; its spans are clipped to the video, empty ones are defects."""
-    count = facts.frame_count
-    stated = line.segment or (0, count)
-    segment = (max(stated[0], 0), min(stated[1], count))
-    if segment[0] >= segment[1]:
-        parsed.defects.add(
-            "empty segment",
-            name,
-            f"segment [{stated[0]}, {stated[1]}) in a video of {count} frames",
-            excluded=True,
-        )
+    """Build the query of one entry, its spans clipped to the video; None and a defect if empty."""
+    frame_count = metadata.frame_count
+    segment = _clip_segment(query_id, entry, frame_count, parsed)
+    if segment is None:
         return None
-    if segment != stated:
-        parsed.defects.add(
-            "segment leaves the video",
-            name,
-            f"[{stated[0]}, {stated[1]}), the video has {count} frames; clipped",
-        )
-    span = _clip_tube_span(name, line.tube, segment, parsed) if line.tube else None
-    if line.tube and span is None:
-        return None
-    track = _add_boxes(name, line.tube, span, facts.size, parsed) if line.tube and span else None
+
+    truth = None
+    if entry.tube is not None:
+        span = _clip_tube_span(query_id, entry.tube, segment, parsed)
+        if span is None:
+            return None
+        track = _add_boxes(query_id, entry.tube, span, metadata.size, parsed)
+        truth = Truth(span=span, track=track)
+
     return Query(
-        id=name,
-        video=video,
-        path=video,
-        fps=facts.fps,
-        frame_count=count,
-        size=facts.size,
+        id=query_id,
+        video=path,
+        path=path,
+        fps=metadata.fps,
+        frame_count=frame_count,
+        size=metadata.size,
         segment=segment,
-        text=line.text.strip(),
-        split=line.split,
-        truth=Truth(span=span, track=track) if span else None,
-        tags=line.tags,
+        text=entry.text.strip(),
+        split=entry.split,
+        truth=truth,
+        tags=entry.tags,
     )
 
 
-def _clip_tube_span(
-    name: str, tube: _JsonlTube, segment: Span, parsed: ParsedDataset
+def _clip_segment(
+    query_id: str, entry: JsonlEntry, frame_count: int, parsed: ParsedDataset
 ) -> Span | None:
-    """The tube's frames `[begin, end)` inside the segment; a defect and None where there are none."""
+    """Clip the segment to the video; None and a defect if no frame remains."""
+    stated = entry.segment or (0, frame_count)
+    segment = (max(stated[0], 0), min(stated[1], frame_count))
+    if segment[0] >= segment[1]:
+        detail = f"segment [{stated[0]}, {stated[1]}) in a video of {frame_count} frames"
+        parsed.defects.add("empty segment", query_id, detail, excluded=True)
+        return None
+
+    if segment != stated:
+        detail = f"[{stated[0]}, {stated[1]}), the video has {frame_count} frames; clipped"
+        parsed.defects.add("segment leaves the video", query_id, detail)
+    return segment
+
+
+def _clip_tube_span(
+    query_id: str, tube: _JsonlTube, segment: Span, parsed: ParsedDataset
+) -> Span | None:
+    """Clip the tube's frames to the segment; None and a defect if no frame remains."""
     stated = (tube.begin, tube.begin + len(tube.boxes))
     span = (max(stated[0], segment[0]), min(stated[1], segment[1]))
     if span[0] >= span[1]:
         kind = "span outside its segment" if tube.boxes else "empty span"
-        parsed.defects.add(
-            kind,
-            name,
-            f"tube [{stated[0]}, {stated[1]}), segment [{segment[0]}, {segment[1]})",
-            excluded=True,
-        )
+        detail = f"tube [{stated[0]}, {stated[1]}), segment [{segment[0]}, {segment[1]})"
+        parsed.defects.add(kind, query_id, detail, excluded=True)
         return None
+
     if span != stated:
-        parsed.defects.add(
-            "span leaves its segment",
-            name,
-            f"tube [{stated[0]}, {stated[1]}), clipped to [{span[0]}, {span[1]})",
-        )
+        detail = f"tube [{stated[0]}, {stated[1]}), clipped to [{span[0]}, {span[1]})"
+        parsed.defects.add("span leaves its segment", query_id, detail)
     return span
 
 
 def _add_boxes(
-    name: str, tube: _JsonlTube, span: Span, size: tuple[int, int], parsed: ParsedDataset
+    query_id: str, tube: _JsonlTube, span: Span, size: tuple[int, int], parsed: ParsedDataset
 ) -> str | None:
-    """Store the tube's boxes; the key of their track, None where none is left in the span."""
-    rows = [(tube.begin + place, box) for place, box in enumerate(tube.boxes) if box is not None]
-    frames = np.array([frame for frame, _ in rows], np.int32)
-    boxes = np.array([box for _, box in rows], np.float64).reshape(-1, 4)
-    return add_tube(name, frames, boxes, span, size, parsed)
+    """Store the tube's boxes; return the key of the track, None if the span has no box."""
+    frame_list = []
+    box_list = []
+    for frame_index, box in enumerate(tube.boxes, start=tube.begin):
+        if box is not None:
+            frame_list.append(frame_index)
+            box_list.append(box)
+
+    frames = np.array(frame_list, np.int32)  # [n]
+    boxes = np.array(box_list, np.float64).reshape(-1, 4)  # [n, 4]
+    return add_tube(query_id, frames, boxes, span, size, parsed)

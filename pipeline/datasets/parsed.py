@@ -1,4 +1,4 @@
-"""What every data set's parser gives: queries, their boxes, and a report of all that was wrong with them."""
+"""The result of parsing a data set: queries, their boxes, and a log of all defects."""
 
 from __future__ import annotations
 
@@ -13,20 +13,33 @@ from pipeline.tracks import Tracks
 from pipeline.video import VideoMetadata
 
 MAX_EXAMPLES = 20
+"""Entries that are named per kind of defect, among the entries that stay in the index."""
 NO_SPLIT = "?"
+"""Split of a defect that is found while no split is being read."""
 MAX_TEXT_LENGTH = 500
+"""Characters of an entry's name or of a detail in the report; longer texts are cut."""
+
 ProgressCallback = Callable[[int, int], None]
+"""Called as `progress(done, total)` after each finished unit of work."""
 ProbeResults = Mapping[str, VideoMetadata | VideoError]
+"""Metadata of each video, or the error that makes it unusable, by path."""
 ProbeFunction = Callable[[Path, Iterable[str], ProgressCallback], ProbeResults]
-"""From a folder and paths relative to it to each video's facts."""
+"""Function of a folder and of paths relative to it that returns the result for each path."""
 
 
 def ignore_progress(done: int, total: int) -> None:
-    """A progress callback that says nothing."""
+    """Do nothing; the default progress callback.
+
+    Args:
+        done: Number of finished units.
+        total: Number of all units.
+    """
 
 
 @dataclass
 class _DefectCounts:
+    """Counts and named entries of one kind of defect."""
+
     count: int = 0
     num_excluded: int = 0
     num_included: int = 0
@@ -34,9 +47,13 @@ class _DefectCounts:
 
 
 class DefectLog:
-    """Counts by kind; every entry that was left out is named, of those kept with a blemish the first few.
+    """Defects counted by kind.
 
-    `split` is that of the entries being read ("?" while none is).
+    Every excluded entry is named. Of the entries that stay in the index despite a defect, the
+    first `MAX_EXAMPLES` of each kind are named.
+
+    Attributes:
+        split: Split of the entries being read; `NO_SPLIT` while no split is being read.
     """
 
     def __init__(self) -> None:
@@ -46,54 +63,88 @@ class DefectLog:
     def add(
         self, kind: str, entry: str, detail: str, *, excluded: bool = False, count: int = 1
     ) -> None:
-        """Note `count` defects of one entry; `excluded`: the entry is not in the index, which loses `count` queries by it."""
-        found = self._kinds.setdefault(kind, _DefectCounts())
-        found.count += count
-        found.num_excluded += count * excluded
-        found.num_included += not excluded
-        if excluded or found.num_included <= MAX_EXAMPLES:
+        """Record a defect of one entry.
+
+        Args:
+            kind: Kind of the defect, a short fixed text.
+            entry: Name of the entry: an id, a path or a line.
+            detail: One sentence for the user.
+            excluded: True if the entry is left out of the index.
+            count: Number of defects; if the entry is excluded, the number of queries lost.
+        """
+        counts = self._kinds.setdefault(kind, _DefectCounts())
+        counts.count += count
+        if excluded:
+            counts.num_excluded += count
+        else:
+            counts.num_included += 1
+
+        # Included entries are only examples, so the report does not grow with their number.
+        if excluded or counts.num_included <= MAX_EXAMPLES:
             row = {
                 "entry": _to_printable(entry),
                 "split": self.split,
                 "detail": _to_printable(detail),
                 "count": count,
+                "outcome": "left out" if excluded else "kept",
             }
-            found.entries.append(row | {"outcome": "left out" if excluded else "kept"})
+            counts.entries.append(row)
 
     def count(self, kind: str) -> int:
-        return self._kinds[kind].count if kind in self._kinds else 0
+        """Return the number of defects of one kind.
+
+        Args:
+            kind: Kind of the defect.
+
+        Returns:
+            The number of defects; 0 for an unknown kind.
+        """
+        counts = self._kinds.get(kind)
+        return 0 if counts is None else counts.count
 
     @property
     def num_excluded(self) -> int:
-        """How many queries were left out, by all kinds; an entry that is no entry at all counts as one."""
-        return sum(kind.num_excluded for kind in self._kinds.values())
+        """Number of excluded queries of all kinds; an unreadable entry counts as one query."""
+        return sum(counts.num_excluded for counts in self._kinds.values())
 
     def to_list(self) -> list[dict[str, Any]]:
-        """`[{kind, count, excluded, entries: [{entry, split, detail, count, outcome}]}]`, most frequent first.
+        """Return the defects as JSON values, the most frequent kind first.
 
-        `excluded`, and the `count` of an entry left out, are queries.
+        Returns:
+            One `{kind, count, excluded, entries: [{entry, split, detail, count, outcome}]}` per
+            kind. `excluded`, and the `count` of an excluded entry, are numbers of queries.
         """
-        kinds = sorted(self._kinds.items(), key=lambda item: (-item[1].count, item[0]))
-        return [
-            {
-                "kind": name,
-                "count": kind.count,
-                "excluded": kind.num_excluded,
-                "entries": kind.entries,
-            }
-            for name, kind in kinds
-        ]
+        items = sorted(self._kinds.items(), key=lambda item: (-item[1].count, item[0]))
+        rows = []
+        for kind, counts in items:
+            rows.append(
+                {
+                    "kind": kind,
+                    "count": counts.count,
+                    "excluded": counts.num_excluded,
+                    "entries": counts.entries,
+                }
+            )
+        return rows
 
 
 def _to_printable(text: str) -> str:
-    """The text as a report can hold it: in UTF-8, and not without end."""
+    """Escape characters that UTF-8 cannot encode, and cut a long text."""
     text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= MAX_TEXT_LENGTH else text[: MAX_TEXT_LENGTH - 3] + "..."
 
 
 @dataclass
 class ParsedDataset:
-    """A data set as its files state it. Queries' paths are relative to `folder`; `facts` by such a path, where already found."""
+    """A data set as its files state it.
+
+    Attributes:
+        folder: Folder of the data set; the queries' video paths are relative to it.
+        queries: Usable queries.
+        tracks: Boxes of the queries' ground truth.
+        defects: Log of all defects.
+        probe_results: Results for the videos probed while parsing, by the queries' paths.
+    """
 
     folder: Path
     queries: list[Query] = field(default_factory=list)
@@ -103,33 +154,63 @@ class ParsedDataset:
 
 
 class Parser(Protocol):
-    """From a data set's folder (for `jsonl` its file) to all it states; `probe` looks at the videos its files leave open."""
+    """Function that parses the files of one data set."""
 
     def __call__(
         self, root: Path, progress: ProgressCallback = ..., probe: ProbeFunction = ...
-    ) -> ParsedDataset: ...
+    ) -> ParsedDataset:
+        """Parse a data set.
+
+        Args:
+            root: Folder of the data set; for `jsonl`, the file.
+            progress: Called as `progress(done, total)`.
+            probe: Function that probes the videos whose metadata the annotations do not state.
+
+        Returns:
+            Everything that the files state.
+
+        Raises:
+            InputError: There are no annotations, or a file is not in the data set's format.
+        """
+        ...
 
 
 def check_not_empty(entries: object, parsed_dataset: ParsedDataset, files: Iterable[Path]) -> None:
-    """An InputError where the files hold not one entry: neither `found`, nor one that was left out."""
+    """Check that the annotation files hold at least one entry.
+
+    Args:
+        entries: The usable entries, a collection.
+        parsed_dataset: The data set; its log counts the excluded entries.
+        files: The annotation files, for the message.
+
+    Raises:
+        InputError: There is neither a usable nor an excluded entry.
+    """
     if not entries and not parsed_dataset.defects.num_excluded:
         raise InputError(
-            f"not one entry in {', '.join(map(str, files))}; download the annotations again"
+            f"there is no entry in {', '.join(map(str, files))}; download the annotations again"
         )
 
 
 def log_duplicates(parsed_dataset: ParsedDataset) -> None:
-    """Report sentences said more than once about one video, and videos in more than one split; nothing is dropped."""
-    said: dict[tuple[str, str, str], list[str]] = {}
-    splits: dict[str, dict[str, None]] = {}
+    """Log repeated sentences about one video, and videos in several splits. Drops nothing.
+
+    Args:
+        parsed_dataset: The data set; defects are added to its log.
+    """
+    # Group the queries by sentence, and the splits by video. Dicts keep the order of the files.
+    ids_by_sentence: dict[tuple[str, str, str], list[str]] = {}
+    splits_by_path: dict[str, dict[str, None]] = {}
     for query in parsed_dataset.queries:
-        said.setdefault((query.split, query.video, query.text), []).append(query.id)
-        splits.setdefault(query.path, {})[query.split] = None
-    for (_, video, text), ids in said.items():
+        sentence = (query.split, query.video, query.text)
+        ids_by_sentence.setdefault(sentence, []).append(query.id)
+        splits_by_path.setdefault(query.path, {})[query.split] = None
+
+    for (_, video, text), ids in ids_by_sentence.items():
         if len(ids) > 1:
-            parsed_dataset.defects.add(
-                "repeated sentence", ids[0], f"{len(ids)} times about video {video}: {text}"
-            )
-    for path, found in splits.items():
-        if len(found) > 1:
-            parsed_dataset.defects.add("video in several splits", path, ", ".join(found))
+            detail = f"{len(ids)} times about video {video}: {text}"
+            parsed_dataset.defects.add("repeated sentence", ids[0], detail)
+
+    for path, splits in splits_by_path.items():
+        if len(splits) > 1:
+            parsed_dataset.defects.add("video in several splits", path, ", ".join(splits))

@@ -1,4 +1,4 @@
-"""Raw annotations and videos → a validated query index, its boxes, and a report of every defect."""
+"""Preparation of a data set: a validated query index, its boxes, and a report of all defects."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ from pipeline.tracks import Tracks
 from pipeline.video import VideoMetadata
 
 ProbeResults = dict[str, VideoMetadata | VideoError]
+"""Metadata of each video, or the error that makes it unusable, by path."""
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """One split: `queries` in the index, about so many `videos`; how many queries were `left_out`, by kind of defect; and how
-    many of the index's queries have no video, or a truth without boxes.
+    """Counts of one split.
+
+    Attributes:
+        queries: Queries in the index.
+        videos: Videos of these queries.
+        left_out: Excluded queries by kind of defect, the most frequent first.
+        without_video: Queries in the index that have no video.
+        without_boxes: Queries in the index whose ground truth has no boxes.
     """
 
     queries: int
@@ -35,8 +42,18 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What was written. `totals` by split (`?`: left out before its split was known); `checked`: videos whose files were
-    looked at, `edit_lists`: those of them that hide frames.
+    """The counts and defects of a prepared data set.
+
+    Attributes:
+        dataset: Name of the data set.
+        index_path: The written index.
+        queries: Queries in the index.
+        videos: Videos of these queries.
+        checked_videos: Videos whose files were opened.
+        edit_lists: Checked videos whose container hides some of their frames.
+        split_counts: Counts by split. Entries excluded before their split was known are in the
+            split `?`.
+        defects: Defects by kind, as `DefectLog.to_list` returns them.
     """
 
     dataset: str
@@ -50,53 +67,92 @@ class PrepareReport:
 
     @property
     def queries_by_split(self) -> dict[str, int]:
-        """Queries in the index, by split."""
-        return {split: total.queries for split, total in self.split_counts.items() if total.queries}
+        """Number of queries in the index, for each split that has some."""
+        result = {}
+        for split, counts in self.split_counts.items():
+            if counts.queries:
+                result[split] = counts.queries
+        return result
 
     @property
     def left_out(self) -> int:
-        """Queries that are not in the index; an entry whose queries cannot be counted is one."""
-        return sum(sum(total.left_out.values()) for total in self.split_counts.values())
+        """Number of excluded queries; an unreadable entry counts as one query."""
+        return sum(sum(counts.left_out.values()) for counts in self.split_counts.values())
 
     @property
     def without_video(self) -> int:
-        """Queries in the index whose video is not at hand."""
-        return sum(total.without_video for total in self.split_counts.values())
+        """Number of queries in the index that have no video."""
+        return sum(counts.without_video for counts in self.split_counts.values())
 
     @property
     def without_boxes(self) -> int:
-        """Queries in the index whose truth is a span alone."""
-        return sum(total.without_boxes for total in self.split_counts.values())
+        """Number of queries in the index whose ground truth has no boxes."""
+        return sum(counts.without_boxes for counts in self.split_counts.values())
 
     @property
     def num_failures(self) -> int:
-        """How many queries failed: those left out, and those in the index with their video or their boxes absent."""
+        """Number of failed queries: excluded, or in the index without their video or boxes."""
         return self.left_out + max(self.without_video, self.without_boxes)
 
     def exit_code(self, allow_failed: float = 0) -> int:
-        """0, or 1 where more failed than allowed: a share of all queries if below 1, else a count."""
-        limit = allow_failed * (self.queries + self.left_out) if allow_failed < 1 else allow_failed
+        """Return the exit code of the command.
+
+        Args:
+            allow_failed: Allowed failures: a share of all queries if below 1, else a count.
+
+        Returns:
+            1 if more queries failed than allowed, else 0.
+        """
+        limit = allow_failed
+        if allow_failed < 1:
+            limit = allow_failed * (self.queries + self.left_out)
         return int(self.num_failures > limit)
 
 
 def prepare(
     dataset: str, root: Path, index_path: Path, progress: ProgressCallback = ignore_progress
 ) -> PrepareReport:
-    """Write `index_path`, and `tracks.npz` and `defects.json` beside it; `progress(done, total)` counts files, then videos.
+    """Parse a data set, check its videos, and write its index.
 
-    A query whose video cannot be used is left out, and named. Where a data set's annotations are at hand but none of
-    its videos is, the index is written from the annotations alone.
+    `tracks.npz` and `defects.json` are written next to the index. A query with an unusable video is
+    excluded and named in the report. If no video exists at all, the index is written from the
+    annotations alone.
+
+    Args:
+        dataset: Name of the data set.
+        root: Folder of the data set; for `jsonl`, the file.
+        index_path: The index to write, a `.jsonl` file.
+        progress: Called as `progress(done, total)`, first for files, then for videos.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The name is unknown, `index_path` would overwrite another file, or the
+            annotations are missing or not in the data set's format.
     """
-    root, index_path = Path(root), Path(index_path)
+    root = Path(root)
+    index_path = Path(index_path)
     check_index_path(index_path, root)
-    return write_index(dataset, get_parser(dataset)(root, progress), index_path, progress)
+    parsed_dataset = get_parser(dataset)(root, progress)
+    return write_index(dataset, parsed_dataset, index_path, progress)
 
 
 def check_index_path(path: Path, root: Path) -> None:
-    """An InputError where writing an index to `path` would destroy something else: `root`, or a file that is no index."""
+    """Check that writing an index destroys no other file.
+
+    Args:
+        path: The index to write.
+        root: Folder or file of the data set.
+
+    Raises:
+        InputError: The path is not a `.jsonl` file, is the data set's own file, or is an existing
+            file that is not an index.
+    """
     if path.suffix != ".jsonl":
         raise InputError(
-            f"the index {path} must be called <name>.jsonl, so that no other file is taken for it; change --index"
+            f"the index {path} must be called <name>.jsonl, so that it cannot overwrite a file "
+            f"of another kind; change --index"
         )
     if path.exists() and not path.is_file():
         raise InputError(f"the index {path} is a folder or a device; name a file with --index")
@@ -106,12 +162,13 @@ def check_index_path(path: Path, root: Path) -> None:
         )
     if path.is_file() and not _is_index(path):
         raise InputError(
-            f"{path} exists and is no index, so it is not written over; name another file with --index"
+            f"{path} exists and is not an index, so it is not overwritten; "
+            f"name another file with --index"
         )
 
 
 def _is_index(path: Path) -> bool:
-    """Whether the first line is a record of an index; a file without a line is an index of nothing."""
+    """Return True if the first line is a record of an index, or if the file has no line."""
     for _, line in read_lines(path):
         try:
             record = parse_json(line)
@@ -127,99 +184,134 @@ def write_index(
     index_path: Path,
     progress: ProgressCallback = ignore_progress,
 ) -> PrepareReport:
-    """The second half of `prepare`: hold what was parsed against its videos, and write the three files."""
-    facts: ProbeResults = dict(parsed_dataset.probe_results)
-    facts |= probe_videos(
-        parsed_dataset.folder,
-        {query.path for query in parsed_dataset.queries} - set(facts),
-        progress,
-    )
-    known = {query.id: query.split for query in parsed_dataset.queries}
-    queries, without_video = _select_usable_queries(parsed_dataset, facts)
-    log_edit_lists(facts, parsed_dataset.defects)
+    """Check a parsed data set against its videos, and write its index.
+
+    Args:
+        dataset: Name of the data set.
+        parsed_dataset: The parsed data set; defects are added to its log.
+        index_path: The index to write.
+        progress: Called as `progress(done, total)` after each probed video.
+
+    Returns:
+        The report.
+    """
+    # Probe the videos that the parser has not probed.
+    probe_results: ProbeResults = dict(parsed_dataset.probe_results)
+    query_paths = {query.path for query in parsed_dataset.queries}
+    missing_paths = query_paths - set(probe_results)
+    probe_results |= probe_videos(parsed_dataset.folder, missing_paths, progress)
+
+    # Exclude queries with unusable videos.
+    split_by_id = {query.id: query.split for query in parsed_dataset.queries}
+    queries, has_no_videos = _select_usable_queries(parsed_dataset, probe_results)
+    log_edit_lists(probe_results, parsed_dataset.defects)
+
+    num_checked = 0
+    for result in probe_results.values():
+        is_missing = isinstance(result, VideoError) and result.reason == "missing"
+        num_checked += not is_missing
+
     defects = parsed_dataset.defects.to_list()
     report = PrepareReport(
         dataset=dataset,
         index_path=index_path,
         queries=len(queries),
         videos=len({query.video for query in queries}),
-        checked_videos=sum(
-            isinstance(found, VideoMetadata) or found.reason != "missing"
-            for found in facts.values()
-        ),
+        checked_videos=num_checked,
         edit_lists=parsed_dataset.defects.count("edit list"),
-        split_counts=_count_splits(queries, defects, known, without_video),
+        split_counts=_count_splits(queries, defects, split_by_id, has_no_videos),
         defects=defects,
     )
     _write_files(report, queries, parsed_dataset.tracks)
     return report
 
 
-def _count_splits(
-    queries: list[Query], defects: list[dict[str, Any]], known: dict[str, str], no_videos: bool
-) -> dict[str, SplitCounts]:
-    """The totals by split; `known`: the split of every query the annotations hold, by id; `no_videos`: not one is there."""
-    left_out: dict[str, Counter[str]] = defaultdict(Counter)
-    for defect in defects:
-        for item in defect["entries"]:
-            if item["outcome"] == "left out":
-                split = (
-                    known.get(item["entry"], NO_SPLIT)
-                    if item["split"] == NO_SPLIT
-                    else item["split"]
-                )
-                left_out[split][defect["kind"]] += item["count"]
-    by_split: dict[str, list[Query]] = defaultdict(list)
-    for query in queries:
-        by_split[query.split].append(query)
-    return {
-        split: SplitCounts(
-            queries=len(by_split[split]),
-            videos=len({query.video for query in by_split[split]}),
-            left_out=dict(left_out[split].most_common()),
-            without_video=len(by_split[split]) if no_videos else 0,
-            without_boxes=sum(
-                query.truth is not None and query.truth.track is None for query in by_split[split]
-            ),
-        )
-        for split in sorted({*by_split, *left_out})
-    }
-
-
-def _select_usable_queries(parsed: ParsedDataset, facts: ProbeResults) -> tuple[list[Query], bool]:
-    """The queries that stay, and whether they do without a video because there is none at all."""
-    if parsed.queries and all(
-        isinstance(found, VideoError) and found.reason == "missing" for found in facts.values()
-    ):
+def _select_usable_queries(
+    parsed: ParsedDataset, probe_results: ProbeResults
+) -> tuple[list[Query], bool]:
+    """Return the usable queries, fitted to their videos, and True if no video exists at all."""
+    # Without any video, the annotations alone make the index.
+    has_no_videos = bool(parsed.queries) and all(
+        isinstance(result, VideoError) and result.reason == "missing"
+        for result in probe_results.values()
+    )
+    if has_no_videos:
         videos = {query.video for query in parsed.queries}
-        parsed.defects.add(
-            "no videos",
-            str(parsed.folder),
-            "not one video is there; kept as the annotations state them",
-            count=len(videos),
-        )
+        detail = "no video was found; queries are kept as annotated"
+        parsed.defects.add("no videos", str(parsed.folder), detail, count=len(videos))
         return parsed.queries, True
-    kept = []
+
+    queries = []
     for query in parsed.queries:
-        found = facts[query.path]
-        if isinstance(found, VideoError):
-            parsed.defects.add(f"video {found.reason}", query.id, found.detail, excluded=True)
+        result = probe_results[query.path]
+        if isinstance(result, VideoError):
+            parsed.defects.add(f"video {result.reason}", query.id, result.detail, excluded=True)
             continue
-        fitted = fit_to_video(query, found, parsed.defects)
-        if fitted is not None:
-            kept.append(fitted)
-    return kept, False
+        fitted_query = fit_to_video(query, result, parsed.defects)
+        if fitted_query is not None:
+            queries.append(fitted_query)
+    return queries, False
+
+
+def _count_splits(
+    queries: list[Query],
+    defects: list[dict[str, Any]],
+    split_by_id: dict[str, str],
+    has_no_videos: bool,
+) -> dict[str, SplitCounts]:
+    """Count queries and excluded queries by split; `split_by_id` holds all annotated queries."""
+    queries_by_split: dict[str, list[Query]] = defaultdict(list)
+    for query in queries:
+        queries_by_split[query.split].append(query)
+    left_out = _count_excluded(defects, split_by_id)
+
+    split_counts = {}
+    for split in sorted({*queries_by_split, *left_out}):
+        split_queries = queries_by_split[split]
+        num_without_boxes = 0
+        for query in split_queries:
+            if query.truth is not None and query.truth.track is None:
+                num_without_boxes += 1
+
+        split_counts[split] = SplitCounts(
+            queries=len(split_queries),
+            videos=len({query.video for query in split_queries}),
+            left_out=dict(left_out[split].most_common()),
+            without_video=len(split_queries) if has_no_videos else 0,
+            without_boxes=num_without_boxes,
+        )
+    return split_counts
+
+
+def _count_excluded(
+    defects: list[dict[str, Any]], split_by_id: dict[str, str]
+) -> dict[str, Counter[str]]:
+    """Count the excluded queries of each split by kind of defect."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for defect in defects:
+        for entry in defect["entries"]:
+            if entry["outcome"] != "left out":
+                continue
+
+            # Defects found after parsing have no split; their entries are query ids.
+            split = entry["split"]
+            if split == NO_SPLIT:
+                split = split_by_id.get(entry["entry"], NO_SPLIT)
+            counts[split][defect["kind"]] += entry["count"]
+    return counts
 
 
 def _write_files(report: PrepareReport, queries: list[Query], tracks: Tracks) -> None:
-    """The three files, the index last: where it is, the others are."""
-    used = Tracks(
-        {
-            key: tracks[key]
-            for key in sorted({q.truth.track for q in queries if q.truth and q.truth.track})
-        }
-    )
-    used.save(report.index_path.with_name("tracks.npz"))
+    """Write tracks, defects and index; the index last, so that it implies the other two."""
+    # Keep only the tracks of queries in the index.
+    track_keys = set()
+    for query in queries:
+        if query.truth and query.truth.track:
+            track_keys.add(query.truth.track)
+    used_tracks = Tracks({key: tracks[key] for key in sorted(track_keys)})
+    used_tracks.save(report.index_path.with_name("tracks.npz"))
+
+    totals = {split: asdict(counts) for split, counts in report.split_counts.items()}
     summary = {
         "format": FORMAT,
         "dataset": report.dataset,
@@ -228,11 +320,12 @@ def _write_files(report: PrepareReport, queries: list[Query], tracks: Tracks) ->
         "checked_videos": report.checked_videos,
         "edit_lists": report.edit_lists,
         "splits": report.queries_by_split,
-        "totals": {split: asdict(totals) for split, totals in report.split_counts.items()},
+        "totals": totals,
         "left_out": report.left_out,
         "without_video": report.without_video,
         "without_boxes": report.without_boxes,
         "defects": report.defects,
     }
     write_json(report.index_path.with_name("defects.json"), summary)
+
     write_jsonl(report.index_path, queries)

@@ -1,8 +1,13 @@
-"""VidSTG: sentences about VidOR's videos; captions are declarative, questions interrogative.
+"""VidSTG: sentences about VidOR's videos. Captions are declarative, questions interrogative.
 
-`annotations/{split}_annotations.json` is a list of entries. `begin_fid` is inclusive; `temporal_gt.end_fid` is
-exclusive; `used_segment.end_fid` is the last frame, so a segment is `[begin, min(end + 1, frame_count))`. Boxes come
-from VidOR where it is at hand, else truths are spans alone. Each caption and each question is a query.
+`annotations/{split}_annotations.json` is a list of entries. Every caption and every question of an
+entry is a query.
+
+- `begin_fid` is inclusive.
+- `temporal_gt.end_fid` is exclusive.
+- `used_segment.end_fid` is the last frame, so a segment is `[begin, min(end + 1, frame_count))`.
+
+Boxes come from VidOR's files. Without these files the ground truth is a span without boxes.
 """
 
 from __future__ import annotations
@@ -42,7 +47,7 @@ from pipeline.io.strict_json import read_json
 from pipeline.records import Query, Span, Truth
 
 SPLITS = ("train", "val", "test")
-FORMS: tuple[Literal["declarative", "interrogative"], ...] = ("declarative", "interrogative")
+Form = Literal["declarative", "interrogative"]
 EXPECTED_LAYOUT = """{root} {problem}. Put there
   annotations/{{train,val,test}}_annotations.json    VidSTG's sentences (any of the three)
   annotation/{{training,validation}}/<group>/*.json   VidOR's boxes
@@ -85,74 +90,112 @@ class _VidstgSentence(RawEntry):
 
 @dataclass(frozen=True)
 class _EntryQueries:
-    """An entry that holds: when its event happens, the sentences about it as `{query id: (sentence, category, form)}`, and the
-    fields that their queries share.
+    """The valid sentences of one entry.
+
+    Attributes:
+        span: Frames `[begin, end)` of the ground truth.
+        sentences: `(sentence, object category, form)` by query id.
+        common_fields: Fields of `Query` that all queries of the entry share.
     """
 
     span: Span
-    sentences: dict[str, tuple[_VidstgSentence, str, Literal["declarative", "interrogative"]]]
+    sentences: dict[str, tuple[_VidstgSentence, str, Form]]
     common_fields: dict[str, Any]
 
 
 def parse(
     root: Path, progress: ProgressCallback = ignore_progress, probe: ProbeFunction = probe_videos
 ) -> ParsedDataset:
-    """All queries of the splits found under `root`; `progress(done, total)` counts VidOR's files. No video is asked (`probe`)."""
+    """Parse all splits that have an annotation file.
+
+    Args:
+        root: Folder of the data set.
+        progress: Called as `progress(done, total)` after each of VidOR's box files.
+        probe: Not called, because the annotations state the videos' metadata.
+
+    Returns:
+        The queries, their tracks and the defects.
+
+    Raises:
+        InputError: There are no annotations, or a file is not in VidSTG's format.
+    """
     root = Path(root)
-    files = {split: root / "annotations" / f"{split}_annotations.json" for split in SPLITS}
-    files = {split: path for split, path in files.items() if path.is_file()}
-    if not files:
-        raise InputError(
-            EXPECTED_LAYOUT.format(
-                root=root, problem=describe_root_problem(root, "holds no VidSTG annotations")
-            )
-        )
-    parsed, folder = ParsedDataset(root), VidorFolder(root)
-    entries = [
-        entry
-        for split, path in files.items()
-        for entry in _read_entries(split, path, folder, parsed)
-    ]
+    files = _find_annotation_files(root)
+    parsed = ParsedDataset(root)
+    folder = VidorFolder(root)
+
+    # Validate the entries of all splits.
+    entries: list[_EntryQueries] = []
+    for split, path in files.items():
+        entries.extend(_read_entries(split, path, folder, parsed))
     check_not_empty(entries, parsed, files.values())
+
+    # Read the boxes, then build the queries.
     parsed.defects.split = NO_SPLIT
-    read = _read_boxes(entries, folder, parsed, progress)
-    parsed.queries = [query for entry in entries for query in _build_queries(entry, parsed, read)]
+    videos_with_boxes = _read_boxes(entries, folder, parsed, progress)
+    for entry in entries:
+        parsed.queries.extend(_build_queries(entry, parsed, videos_with_boxes))
+
     log_duplicates(parsed)
     return parsed
+
+
+def _find_annotation_files(root: Path) -> dict[str, Path]:
+    """Return the annotation file of each split that has one; InputError if there is none."""
+    files = {}
+    for split in SPLITS:
+        path = root / "annotations" / f"{split}_annotations.json"
+        if path.is_file():
+            files[split] = path
+
+    if not files:
+        problem = describe_root_problem(root, "holds no VidSTG annotations")
+        raise InputError(EXPECTED_LAYOUT.format(root=root, problem=problem))
+    return files
 
 
 def _read_entries(
     split: str, path: Path, folder: VidorFolder, parsed: ParsedDataset
 ) -> Iterator[_EntryQueries]:
-    """The entries of one file that hold; whatever is wrong with one becomes a defect."""
-    entries = read_json(path)
-    if not isinstance(entries, list):
+    """Yield the valid entries of one file; log the others."""
+    raw_entries = read_json(path)
+    if not isinstance(raw_entries, list):
         raise InputError(
-            f"{path} must hold a list of entries, not {type(entries).__name__}; download it again"
+            f"{path} must hold a list of entries, "
+            f"not {type(raw_entries).__name__}; download it again"
         )
+
     parsed.defects.split = split
-    for number, raw in enumerate(entries):
-        name = f"{split}-{number:05d}"
-        entry = _validate_entry(name, raw, parsed)
-        spans = entry and _clip_spans(name, entry, parsed)
-        if entry and spans:
-            shared = {
-                "video": entry.vid,
-                "path": folder.resolve_video_path(entry.vid, parsed.defects),
-                "fps": entry.fps,
-                "frame_count": entry.frame_count,
-                "size": (entry.width, entry.height),
-                "segment": spans[0],
-                "split": split,
-            }
-            yield _EntryQueries(spans[1], dict(_validate_sentences(name, entry, parsed)), shared)
+    for index, raw_entry in enumerate(raw_entries):
+        name = f"{split}-{index:05d}"
+        entry = _validate_entry(name, raw_entry, parsed)
+        if entry is None:
+            continue
+        spans = _clip_spans(name, entry, parsed)
+        if spans is None:
+            continue
+
+        segment, truth_span = spans
+        common_fields = {
+            "video": entry.vid,
+            "path": folder.resolve_video_path(entry.vid, parsed.defects),
+            "fps": entry.fps,
+            "frame_count": entry.frame_count,
+            "size": (entry.width, entry.height),
+            "segment": segment,
+            "split": split,
+        }
+        sentences = dict(_validate_sentences(name, entry, parsed))
+        yield _EntryQueries(truth_span, sentences, common_fields)
 
 
-def _validate_entry(name: str, raw: Any, parsed: ParsedDataset) -> _VidstgEntry | None:
-    """The validated entry, or a defect and None."""
-    entry = validate_raw(_VidstgEntry, raw, "entry", name, parsed.defects, _count_raw_queries(raw))
+def _validate_entry(name: str, raw_entry: Any, parsed: ParsedDataset) -> _VidstgEntry | None:
+    """Validate an entry; None and a defect if it is invalid."""
+    num_queries = _count_raw_queries(raw_entry)
+    entry = validate_raw(_VidstgEntry, raw_entry, "entry", name, parsed.defects, num_queries)
     if entry is None:
         return None
+
     if not entry.num_queries:
         parsed.defects.add("entry without sentences", name, f"video {entry.vid}", excluded=True)
         return None
@@ -168,62 +211,83 @@ def _validate_entry(name: str, raw: Any, parsed: ParsedDataset) -> _VidstgEntry 
     return entry
 
 
-def _count_raw_queries(raw: Any) -> int:
-    """How many queries a malformed entry would have been; 1 where it cannot be told."""
-    lists = [raw.get(key) for key in ("captions", "questions")] if isinstance(raw, dict) else []
-    return sum(len(found) for found in lists if isinstance(found, list)) or 1
+def _count_raw_queries(raw_entry: Any) -> int:
+    """Count the sentences of an entry that may be malformed; 1 if there is no list of them."""
+    if not isinstance(raw_entry, dict):
+        return 1
+
+    count = 0
+    for key in ("captions", "questions"):
+        sentences = raw_entry.get(key)
+        if isinstance(sentences, list):
+            count += len(sentences)
+    return count or 1
 
 
 def _clip_spans(name: str, entry: _VidstgEntry, parsed: ParsedDataset) -> tuple[Span, Span] | None:
-    """`(segment, truth)` as frames `[begin, end)`; a truth that leaves its segment is clipped, an empty one a defect."""
-    used, truth = entry.used_segment, entry.temporal_gt
-    begin, end = max(used.begin_fid, 0), min(used.end_fid + 1, entry.frame_count)
-    if begin >= end:
-        detail = (
-            f"segment {used.begin_fid}..{used.end_fid} in a video of {entry.frame_count} frames"
-        )
-        parsed.defects.add("empty segment", name, detail, excluded=True, count=entry.num_queries)
-        return None
-    first, last = max(truth.begin_fid, begin), min(truth.end_fid, end)
+    """Return the segment and the truth, both `[begin, end)`; None and a defect if empty.
+
+    A truth that leaves its segment is clipped and logged.
+    """
+    # `used_segment.end_fid` is the last frame, `temporal_gt.end_fid` the frame after the last.
+    used_segment = entry.used_segment
+    truth = entry.temporal_gt
+    begin = max(used_segment.begin_fid, 0)
+    end = min(used_segment.end_fid + 1, entry.frame_count)
+    truth_begin = max(truth.begin_fid, begin)
+    truth_end = min(truth.end_fid, end)
     stated = f"span [{truth.begin_fid}, {truth.end_fid})"
-    if truth.begin_fid >= truth.end_fid:
-        parsed.defects.add("empty span", name, stated, excluded=True, count=entry.num_queries)
-        return None
-    if first >= last:
+
+    # Find the first reason to exclude the entry.
+    kind = ""
+    detail = ""
+    if begin >= end:
+        kind = "empty segment"
+        detail = (
+            f"segment {used_segment.begin_fid}..{used_segment.end_fid} "
+            f"in a video of {entry.frame_count} frames"
+        )
+    elif truth.begin_fid >= truth.end_fid:
+        kind = "empty span"
+        detail = stated
+    elif truth_begin >= truth_end:
+        kind = "span outside its segment"
         detail = f"{stated}, segment [{begin}, {end})"
-        parsed.defects.add(
-            "span outside its segment", name, detail, excluded=True, count=entry.num_queries
-        )
+
+    if kind:
+        parsed.defects.add(kind, name, detail, excluded=True, count=entry.num_queries)
         return None
-    if (first, last) != (truth.begin_fid, truth.end_fid):
-        parsed.defects.add(
-            "span leaves its segment", name, f"{stated}, clipped to [{first}, {last})"
-        )
-    return (begin, end), (first, last)
+
+    if (truth_begin, truth_end) != (truth.begin_fid, truth.end_fid):
+        detail = f"{stated}, clipped to [{truth_begin}, {truth_end})"
+        parsed.defects.add("span leaves its segment", name, detail)
+    return (begin, end), (truth_begin, truth_end)
 
 
 def _validate_sentences(
     name: str, entry: _VidstgEntry, parsed: ParsedDataset
-) -> Iterator[tuple[str, tuple[_VidstgSentence, str, Any]]]:
-    """The sound captions and questions of an entry, as `(query id, (sentence, its object's category, form))`."""
+) -> Iterator[tuple[str, tuple[_VidstgSentence, str, Form]]]:
+    """Yield the valid sentences of an entry as `(query id, (sentence, object category, form))`."""
     categories = {item.tid: item.category for item in entry.objects}
-    for letter, form, items in zip("cq", FORMS, (entry.captions, entry.questions), strict=True):
-        for place, item in enumerate(items):
-            query_id = f"{name}-{letter}{place}"
-            sentence = validate_raw(_VidstgSentence, item, "sentence", query_id, parsed.defects)
-            if sentence is None:
-                continue
-            if not sentence.description.strip():
-                parsed.defects.add(
-                    "empty sentence", query_id, repr(sentence.description), excluded=True
-                )
-            elif sentence.target_id not in categories:
-                detail = f"target {sentence.target_id}, objects {sorted(categories)}"
-                parsed.defects.add(
-                    "target is not among the objects", query_id, detail, excluded=True
-                )
-            else:
-                yield query_id, (sentence, categories[sentence.target_id], form)
+    raw_sentences: list[tuple[str, Form, Any]] = []
+    for index, raw_caption in enumerate(entry.captions):
+        raw_sentences.append((f"{name}-c{index}", "declarative", raw_caption))
+    for index, raw_question in enumerate(entry.questions):
+        raw_sentences.append((f"{name}-q{index}", "interrogative", raw_question))
+
+    for query_id, form, raw_sentence in raw_sentences:
+        sentence = validate_raw(_VidstgSentence, raw_sentence, "sentence", query_id, parsed.defects)
+        if sentence is None:
+            continue
+
+        if not sentence.description.strip():
+            detail = repr(sentence.description)
+            parsed.defects.add("empty sentence", query_id, detail, excluded=True)
+        elif sentence.target_id not in categories:
+            detail = f"target {sentence.target_id}, objects {sorted(categories)}"
+            parsed.defects.add("target is not among the objects", query_id, detail, excluded=True)
+        else:
+            yield query_id, (sentence, categories[sentence.target_id], form)
 
 
 def _read_boxes(
@@ -232,65 +296,80 @@ def _read_boxes(
     parsed: ParsedDataset,
     progress: ProgressCallback,
 ) -> set[str]:
-    """Read the wanted tracks from VidOR, video by video; the videos whose boxes are known."""
-    wanted: dict[str, set[int]] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    for entry in entries:
-        video, size = entry.common_fields["video"], entry.common_fields["size"]
-        wanted.setdefault(video, set()).update(
-            sentence.target_id for sentence, _, _ in entry.sentences.values()
-        )
-        if sizes.setdefault(video, size) != size:
-            parsed.defects.add(
-                "picture sizes disagree",
-                video,
-                f"{size} in one entry, {sizes[video]} in another; boxes are clipped to that",
+    """Read the queries' tracks, video by video; return the videos whose box file is readable."""
+    targets_by_video, sizes = _collect_targets(entries, parsed)
+
+    videos_with_boxes: set[str] = set()
+    for done, (video, target_ids) in enumerate(targets_by_video.items(), start=1):
+        box_file = folder.box_files.get(video)
+        if box_file is not None:
+            is_readable = add_tracks(
+                box_file, video, sorted(target_ids), sizes[video], parsed.tracks, parsed.defects
             )
-    read: set[str] = set()
-    for done, (video, targets) in enumerate(wanted.items(), start=1):
-        if video in folder.box_files:
-            if add_tracks(
-                folder.box_files[video],
-                video,
-                sorted(targets),
-                sizes[video],
-                parsed.tracks,
-                parsed.defects,
-            ):
-                read.add(video)
+            if is_readable:
+                videos_with_boxes.add(video)
         elif folder.box_files:
-            parsed.defects.add(
-                "no box file",
-                video,
-                f"no annotation/*/*/{video}.json; its queries keep their spans, without boxes",
-            )
-        progress(done, len(wanted))
+            detail = f"no annotation/*/*/{video}.json; its queries keep their spans, without boxes"
+            parsed.defects.add("no box file", video, detail)
+        progress(done, len(targets_by_video))
+
+    # Without VidOR, log one defect for all videos.
     if not folder.box_files:
         parsed.defects.add(
             "no VidOR annotations",
             str(parsed.folder),
             "no annotation/*/*/*.json: spans without boxes",
-            count=len(wanted),
+            count=len(targets_by_video),
         )
-    return read
+    return videos_with_boxes
 
 
-def _build_queries(entry: _EntryQueries, parsed: ParsedDataset, read: set[str]) -> Iterator[Query]:
-    """The queries of one entry; the truth is a span alone where the target has no box in it. `read`: videos whose boxes are known."""
-    video, (begin, end) = entry.common_fields["video"], entry.span
+def _collect_targets(
+    entries: list[_EntryQueries], parsed: ParsedDataset
+) -> tuple[dict[str, set[int]], dict[str, tuple[int, int]]]:
+    """Return the object ids and the picture size of each video; log sizes that disagree."""
+    targets_by_video: dict[str, set[int]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for entry in entries:
+        video = entry.common_fields["video"]
+        size = entry.common_fields["size"]
+        target_ids = targets_by_video.setdefault(video, set())
+        for sentence, _, _ in entry.sentences.values():
+            target_ids.add(sentence.target_id)
+
+        # The boxes of a video are clipped to the size in its first entry.
+        first_size = sizes.setdefault(video, size)
+        if first_size != size:
+            detail = f"{size} in one entry, {first_size} in an earlier one; boxes are clipped to it"
+            parsed.defects.add("picture sizes disagree", video, detail)
+    return targets_by_video, sizes
+
+
+def _build_queries(
+    entry: _EntryQueries, parsed: ParsedDataset, videos_with_boxes: set[str]
+) -> Iterator[Query]:
+    """Yield the queries of one entry; a truth has no track if the span has no box of the target."""
+    video = entry.common_fields["video"]
+    begin, end = entry.span
+
+    # Sentences about one object share their ground truth.
     truths: dict[int, Truth] = {}
     for query_id, (sentence, category, form) in entry.sentences.items():
-        target = sentence.target_id
-        if target not in truths:
-            truths[target] = _build_truth(f"{video}/{target}", entry.span, parsed)
-        truth = truths[target]
-        if truth.track is None and video in read:
-            detail = f"object {video}/{target} has no box in [{begin}, {end}); kept without boxes"
+        target_id = sentence.target_id
+        if target_id not in truths:
+            truths[target_id] = _build_truth(f"{video}/{target_id}", entry.span, parsed)
+        truth = truths[target_id]
+
+        # Without a readable box file, the missing boxes are logged already.
+        if truth.track is None and video in videos_with_boxes:
+            detail = (
+                f"object {video}/{target_id} has no box in [{begin}, {end}); kept without boxes"
+            )
             parsed.defects.add("no box in the span", query_id, detail)
-        text = sentence.description.strip()
+
         yield Query(
             id=query_id,
-            text=text,
+            text=sentence.description.strip(),
             form=form,
             object=category,
             truth=truth,
@@ -300,10 +379,9 @@ def _build_queries(entry: _EntryQueries, parsed: ParsedDataset, read: set[str]) 
 
 
 def _build_truth(track: str, span: Span, parsed: ParsedDataset) -> Truth:
-    """The span, with the track where that has a box in it."""
+    """Build the ground truth; it names the track if the track has a box in the span."""
     if track not in parsed.tracks:
         return Truth(span=span)
-    frames = parsed.tracks[track][0]
-    return Truth(
-        span=span, track=track if ((frames >= span[0]) & (frames < span[1])).any() else None
-    )
+    frames = parsed.tracks[track][0]  # [n]
+    is_in_span = (frames >= span[0]) & (frames < span[1])  # [n]
+    return Truth(span=span, track=track if is_in_span.any() else None)

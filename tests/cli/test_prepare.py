@@ -107,7 +107,7 @@ def test_verify_compares_with_the_card_and_writes_nothing(
     cards = tmp_path / "cards"
     cards.mkdir()
     card = cards / "vidstg.md"
-    monkeypatch.setattr("pipeline.datasets.data_cards.FOLDER", cards)
+    monkeypatch.setattr("pipeline.datasets.data_cards.CARDS_DIR", cards)
     (vidstg / "annotations" / "test_annotations.json").write_text(
         json.dumps(json.loads(text_of(vidstg))[:2])
     )
@@ -143,7 +143,7 @@ def test_verify_compares_with_the_card_and_writes_nothing(
 
 
 def test_verify_needs_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.datasets.data_cards.FOLDER", tmp_path)
+    monkeypatch.setattr("pipeline.datasets.data_cards.CARDS_DIR", tmp_path)
     (tmp_path / "hcstvg-v2.md").write_text(
         "```yaml\nsplits: {test: {queries: 2, videos: 2, with truth: 0}}\n```\n"
     )
@@ -179,7 +179,7 @@ def test_an_index_that_would_destroy_something_is_refused_before_anything_is_don
         assert result.exit_code == 2
         assert message in result.stderr
     result = run("--dataset", "shapes", "--root", tmp_path / "shapes", "--index", own)
-    assert (result.exit_code, "exists and is no index" in result.stderr) == (2, True)
+    assert (result.exit_code, "exists and is not an index" in result.stderr) == (2, True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "shapes").exists()
     for _ in range(2):  # over the first run's index there is a second

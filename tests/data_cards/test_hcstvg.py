@@ -29,6 +29,7 @@ def test_the_example_of_the_first_version(tmp_path: Path) -> None:
     (tmp_path / "test.json").write_text(json.dumps({"55_vfjywN5CN0Y.mp4": ENTRY}))
     parsed = get_parser("hcstvg-v1")(tmp_path, ignore_progress)
     rows = compare_with_card(load_card("hcstvg-v1"), parsed)
+
     assert {
         row.statistic: row.verdict for row in rows if row.scope == "55_vfjywN5CN0Y.mp4"
     } == dict.fromkeys(
@@ -69,6 +70,7 @@ def test_bare_test_sentences_are_counted_without_a_video(tmp_path: Path) -> None
             "test": {"queries": 3, "videos": 3, "with truth": 0},
         }
     }
+
     assert {
         (row.scope, row.statistic): row.verdict for row in compare_with_card(card, parsed)
     } == dict.fromkeys(
@@ -95,8 +97,10 @@ def test_the_second_version_is_read_by_its_own_names(tmp_path: Path) -> None:
         "img_size": [360, 640],
     }
     names = {"train": "trainv2.json", "val": "valv2.json"}
+
     for split, name in names.items():
         (tmp_path / name).write_text(json.dumps({f"1_{split}.mp4": entry}))
+
     (tmp_path / "testv2.json").write_text(
         json.dumps(
             {"1_test.mp4": {"English": "A man nods.", "img_num": 500, "img_size": [360, 640]}}
@@ -106,6 +110,7 @@ def test_the_second_version_is_read_by_its_own_names(tmp_path: Path) -> None:
         load_card("hcstvg-v2"), get_parser("hcstvg-v2")(tmp_path, ignore_progress)
     )
     found = {(row.scope, row.statistic): row.actual for row in rows}
+
     assert found == {
         **{
             (split, number): 1

@@ -1,8 +1,11 @@
-"""Every number in the card of `shapes` is what the default settings make."""
+"""Every number in the card of `shapes` equals the number in the default data set."""
+
+from __future__ import annotations
 
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from pipeline.datasets.shapes.scene import COLORS, MOTIONS, SHAPES, Scene, make_
 from pipeline.datasets.shapes.sentences import LOOK_ALIKE, SAME_MOTION
 
 CARD = Path(__file__).parents[2] / "data_cards" / "shapes.md"
-Said = tuple[str, frozenset[str]]
+FormAndTags = tuple[str, frozenset[str]]
+Splits = dict[str, tuple[list[Scene], list[FormAndTags]]]
 
 
 @pytest.fixture(scope="module")
@@ -25,34 +29,41 @@ def card() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def made() -> dict[str, tuple[list[Scene], list[Said]]]:
-    """Scenes, and (form, tags) of every sentence, by split, without drawing a frame."""
-    config, result = ShapesConfig(), {}
-    for split, count in (
-        ("train", config.train_videos),
-        ("val", config.val_videos),
-        ("test", config.test_videos),
-    ):
-        scenes = [
-            make_scene(
-                scene_seed(config.seed, split, i),
-                (config.width, config.height),
-                config.fps,
-                config.seconds,
-            )
-            for i in range(count)
-        ]
-        said = []
-        for scene in scenes:
-            for entry in build_entries(scene, "0", config.sentences_per_video):
-                form = "declarative" if entry["captions"] else "interrogative"
-                said.append((form, frozenset((entry["captions"] + entry["questions"])[0]["tags"])))
-        result[split] = (scenes, said)
+def splits() -> Splits:
+    """Scenes, and (form, tags) of every sentence, by split, without rendering a frame."""
+    config = ShapesConfig()
+    size = (config.width, config.height)
+    video_counts = {
+        "train": config.train_videos,
+        "val": config.val_videos,
+        "test": config.test_videos,
+    }
+
+    result = {}
+
+    for split, video_count in video_counts.items():
+        scenes = []
+        sentences: list[FormAndTags] = []
+        for index in range(video_count):
+            seed = scene_seed(config.seed, split, index)
+            scene = make_scene(seed, size, config.fps, config.seconds)
+            scenes.append(scene)
+            sentences.extend(forms_and_tags(scene, config.sentences_per_video))
+        result[split] = (scenes, sentences)
+
     return result
+
+
+def forms_and_tags(scene: Scene, num_sentences: int) -> Iterator[FormAndTags]:
+    for entry in build_entries(scene, "0", num_sentences):
+        form = "declarative" if entry["captions"] else "interrogative"
+        (sentence,) = entry["captions"] + entry["questions"]
+        yield form, frozenset(sentence["tags"])
 
 
 def test_settings_are_the_defaults(card: dict[str, Any]) -> None:
     config = ShapesConfig()
+
     assert (card["seed"], card["picture"], card["fps"]) == (
         config.seed,
         [config.width, config.height],
@@ -65,60 +76,67 @@ def test_settings_are_the_defaults(card: dict[str, Any]) -> None:
     )
 
 
-def test_frame_counts(
-    card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]
-) -> None:
-    counts = [scene.frame_count for scenes, _ in made.values() for scene in scenes]
-    assert card["frames"] == [min(counts), max(counts)]
+def test_frame_counts(card: dict[str, Any], splits: Splits) -> None:
+    frame_counts: list[int] = []
+    for scenes, _ in splits.values():
+        frame_counts.extend(scene.frame_count for scene in scenes)
+
+    assert card["frames"] == [min(frame_counts), max(frame_counts)]
 
 
-def test_splits(card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]) -> None:
-    for split, (scenes, said) in made.items():
-        forms = Counter(form for form, _ in said)
-        assert card["splits"][split] == {"videos": len(scenes), "sentences": len(said), **forms}
+def test_splits(card: dict[str, Any], splits: Splits) -> None:
+    for split, (scenes, sentences) in splits.items():
+        form_counts = Counter(form for form, _ in sentences)
+        assert card["splits"][split] == {
+            "videos": len(scenes),
+            "sentences": len(sentences),
+            **form_counts,
+        }
 
 
-def test_tags_of_the_test_split(
-    card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]
-) -> None:
-    tags = [tags for _, tags in made["test"][1]]
+def test_tags_of_the_test_split(card: dict[str, Any], splits: Splits) -> None:
+    _, sentences = splits["test"]
+    tag_sets = [tags for _, tags in sentences]
+
     assert card["tags"] == {
-        "look-alike": sum(LOOK_ALIKE in tag for tag in tags),
-        "same-motion": sum(SAME_MOTION in tag for tag in tags),
-        "look-alike and same-motion": sum(len(tag) == 2 for tag in tags),
-        "neither": sum(not tag for tag in tags),
+        "look-alike": sum(LOOK_ALIKE in tags for tags in tag_sets),
+        "same-motion": sum(SAME_MOTION in tags for tags in tag_sets),
+        "look-alike and same-motion": sum(len(tags) == 2 for tags in tag_sets),
+        "neither": sum(not tags for tags in tag_sets),
     }
 
 
-def test_shares_of_all_sentences(
-    card: dict[str, Any], made: dict[str, tuple[list[Scene], list[Said]]]
-) -> None:
-    counts = Counter(tags for _, said in made.values() for _, tags in said)
-    total = sum(counts.values())
+def test_shares_of_all_sentences(card: dict[str, Any], splits: Splits) -> None:
+    counts: Counter[frozenset[str]] = Counter()
+
+    for _, sentences in splits.values():
+        counts.update(tags for _, tags in sentences)
+
+    total = counts.total()
     kinds = {
         "look-alike only": {LOOK_ALIKE},
         "same-motion only": {SAME_MOTION},
         "both": {LOOK_ALIKE, SAME_MOTION},
         "neither": set(),
     }
+
     assert card["shares"] == {
         name: round(100 * counts[frozenset(kind)] / total, 1) for name, kind in kinds.items()
     }
 
 
-def test_the_verifier_finds_the_same(
-    made: dict[str, tuple[list[Scene], list[Said]]], tmp_path: Path
-) -> None:
+def test_the_verifier_finds_the_same(splits: Splits, tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
-    for split, (scenes, _) in made.items():
-        entries = [
-            entry
-            for index, scene in enumerate(scenes)
-            for entry in build_entries(
-                scene, video_id(split, index), ShapesConfig().sentences_per_video
-            )
-        ]
-        (tmp_path / "annotations" / f"{split}_annotations.json").write_text(json.dumps(entries))
+    num_sentences = ShapesConfig().sentences_per_video
+
+    for split, (scenes, _) in splits.items():
+        entries: list[dict[str, Any]] = []
+        for index, scene in enumerate(scenes):
+            entries.extend(build_entries(scene, video_id(split, index), num_sentences))
+        path = tmp_path / "annotations" / f"{split}_annotations.json"
+        path.write_text(json.dumps(entries))
+
     rows = compare_with_card(load_card("shapes"), get_parser("shapes")(tmp_path, ignore_progress))
+
     assert {row.verdict for row in rows} == {"ok"}
     assert len(rows) == 3 * 4 + 4 + 4 + 3

@@ -1,5 +1,6 @@
-"""Every number the card of VidSTG states of its validation split is the one in the real file,
-counted here from the raw fields.
+"""Every number in the card of VidSTG equals the number in the real validation split.
+
+The numbers are counted from the raw fields.
 """
 
 from __future__ import annotations
@@ -31,8 +32,12 @@ def raw() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def sentences(raw: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(entry, caption or question)"""
-    return [(entry, said) for entry in raw for said in entry["captions"] + entry["questions"]]
+    """Pairs of an entry and one of its captions or questions."""
+    pairs = []
+    for entry in raw:
+        for sentence in entry["captions"] + entry["questions"]:
+            pairs.append((entry, sentence))
+    return pairs
 
 
 def pair(values: list[float]) -> list[float]:
@@ -51,11 +56,13 @@ def counts_of_sentences(
     raw: list[dict[str, Any]], sentences: list[tuple[dict[str, Any], dict[str, Any]]]
 ) -> dict[str, Any]:
     per_video = Counter(entry["vid"] for entry, _ in sentences)
-    words = [len(said["description"].split()) for _, said in sentences]
-    asked = {
-        next(o["category"] for o in entry["subject/objects"] if o["tid"] == said["target_id"])
-        for entry, said in sentences
-    }
+    words = [len(sentence["description"].split()) for _, sentence in sentences]
+    categories = set()
+
+    for entry, sentence in sentences:
+        category_by_id = {item["tid"]: item["category"] for item in entry["subject/objects"]}
+        categories.add(category_by_id[sentence["target_id"]])
+
     return {
         "entries": len(raw),
         "queries": len(sentences),
@@ -64,27 +71,27 @@ def counts_of_sentences(
         "with truth": len(sentences),
         "videos": len(per_video),
         "queries per video": pair(list(per_video.values())),
-        "categories asked about": len(asked),
+        "categories asked about": len(categories),
         "words": pair(words),
         "mean words": mean(words),
     }
 
 
 def counts_of_frames(raw: list[dict[str, Any]]) -> dict[str, Any]:
-    segments = [
-        (last + 1 - first) / entry["fps"]
-        for entry in raw
-        for first, last in [ends(entry, "used_segment")]
-    ]
-    spans = [
-        (end - begin) / entry["fps"] for entry in raw for begin, end in [ends(entry, "temporal_gt")]
-    ]
-    whole = [ends(entry, "used_segment") == (0, entry["frame_count"] - 1) for entry in raw]
-    filled = [
-        (first, last + 1) == ends(entry, "temporal_gt")
-        for entry in raw
-        for first, last in [ends(entry, "used_segment")]
-    ]
+    segments = []
+    spans = []
+    num_whole_videos = num_whole_segments = num_common_ends = 0
+
+    for entry in raw:
+        # The last frame of a segment is inclusive, the end of a span exclusive.
+        first, last = ends(entry, "used_segment")
+        begin, end = ends(entry, "temporal_gt")
+        segments.append((last + 1 - first) / entry["fps"])
+        spans.append((end - begin) / entry["fps"])
+        num_whole_videos += (first, last) == (0, entry["frame_count"] - 1)
+        num_whole_segments += (first, last + 1) == (begin, end)
+        num_common_ends += end == last + 1
+
     return {
         "fps": pair([entry["fps"] for entry in raw]),
         "entries at the lowest fps": sum(entry["fps"] == 10 for entry in raw),
@@ -93,42 +100,47 @@ def counts_of_frames(raw: list[dict[str, Any]]) -> dict[str, Any]:
         "height": pair([entry["height"] for entry in raw]),
         "segment seconds": pair(segments),
         "mean segment seconds": mean(segments),
-        "segment is the whole video": sum(whole),
+        "segment is the whole video": num_whole_videos,
         "span seconds": pair(spans),
         "mean span seconds": mean(spans),
-        "span is the whole segment": sum(filled),
-        "span ends with its segment": sum(
-            entry["temporal_gt"]["end_fid"] == entry["used_segment"]["end_fid"] + 1 for entry in raw
-        ),
+        "span is the whole segment": num_whole_segments,
+        "span ends with its segment": num_common_ends,
     }
 
 
 def counts_of_repeats(sentences: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, int]:
-    spans, spans_in_segment, times = defaultdict(set), defaultdict(set), Counter()
-    for entry, said in sentences:
-        key = (entry["vid"], said["description"].strip())
-        times[key] += 1
-        spans[key].add(ends(entry, "temporal_gt"))
-        spans_in_segment[key, ends(entry, "used_segment")].add(ends(entry, "temporal_gt"))
+    counts: Counter[Any] = Counter()
+    spans = defaultdict(set)
+    spans_in_segment = defaultdict(set)
+
+    for entry, sentence in sentences:
+        key = (entry["vid"], sentence["description"].strip())
+        span = ends(entry, "temporal_gt")
+        counts[key] += 1
+        spans[key].add(span)
+        spans_in_segment[key, ends(entry, "used_segment")].add(span)
+
     return {
-        "repeated sentences": sum(count > 1 for count in times.values()),
-        "repeated with another span": sum(len(found) > 1 for found in spans.values()),
+        "repeated sentences": sum(count > 1 for count in counts.values()),
+        "repeated with another span": sum(len(group) > 1 for group in spans.values()),
         "repeated in one segment with another span": sum(
-            len(found) > 1 for found in spans_in_segment.values()
+            len(group) > 1 for group in spans_in_segment.values()
         ),
     }
 
 
 def test_the_validation_split(raw: Any, sentences: Any) -> None:
-    found = (
-        counts_of_sentences(raw, sentences) | counts_of_frames(raw) | counts_of_repeats(sentences)
-    )
-    assert load_card("vidstg")["splits"]["val"] == found
+    expected = counts_of_sentences(raw, sentences)
+    expected |= counts_of_frames(raw)
+    expected |= counts_of_repeats(sentences)
+
+    assert load_card("vidstg")["splits"]["val"] == expected
 
 
 def test_the_example(raw: Any) -> None:
     entry = raw[0]
     begin, last = ends(entry, "used_segment")
+
     assert load_card("vidstg")["examples"] == {
         "val-00000-c0": {
             "split": "val",
@@ -145,6 +157,7 @@ def test_the_verifier_finds_the_same(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / FILE.name).symlink_to(FILE)
     rows = compare_with_card(load_card("vidstg"), get_parser("vidstg")(tmp_path, ignore_progress))
+
     assert checks_pass(rows)
     assert {(row.scope, row.verdict) for row in rows} == {
         ("train", "absent"),

@@ -1,4 +1,5 @@
-"""`shapes`: the embedded data set. Textured scenes where coloured shapes move, written in VidSTG's own layout.
+"""The synthetic data set `shapes`: textured scenes with moving colored shapes, in VidSTG's layout.
 
-`scene` decides what moves how, `render` draws it, `sentences` asks about it, `make` writes it to disk.
+`scene` samples objects and motions, `render` draws frames, `sentences` writes sentences, `make`
+writes the files, and `joined` builds long videos.
 """

@@ -36,6 +36,7 @@ def entry() -> Callable[..., dict[str, Any]]:
                 {"description": "what does the dog chase?", "type": "object", "target_id": 3}
             ],
         }
+
         return fields | changes
 
     return make
@@ -101,6 +102,7 @@ def clip() -> Callable[..., dict[str, Any]]:
             "height": 50,
             "st_frame": 157,
         }
+
         return fields | changes
 
     return make

@@ -57,6 +57,7 @@ def test_a_corrected_track_is_its_querys_truth(root: Path) -> None:
     write(root, track("prediction", frames=(1, 2), **KNOWN), track(sentence="a big dog", **KNOWN))
     parsed = get_parser("cvat")(root)
     (query,) = parsed.queries
+
     assert (query.id, query.path, query.split, query.segment, query.tags) == (
         "q/../1",
         "clips/a.mp4",
@@ -67,7 +68,9 @@ def test_a_corrected_track_is_its_querys_truth(root: Path) -> None:
     assert (query.text, query.frame_count, query.size) == ("a big dog", 40, (128, 48))
     assert query.truth is not None
     assert query.truth.span == (5, 9)
+
     frames, boxes = parsed.tracks[str(query.truth.track)]
+
     assert frames.tolist() == [5, 6, 8]  # the object was hidden at 7
     assert boxes.tolist() == [[1, 2, 30, 40.25]] * 3
     assert not defects(parsed)
@@ -76,6 +79,7 @@ def test_a_corrected_track_is_its_querys_truth(root: Path) -> None:
 def test_a_track_drawn_anew_is_about_the_video_of_its_task(root: Path) -> None:
     write(root, track(), track(sentence="a cat"))
     parsed = parse(root)
+
     assert [(query.id, query.text, query.path, query.split) for query in parsed.queries] == [
         ("done/a.xml, track 0", "a dog", "clips/a.mp4", "test"),
         ("done/a.xml, track 1", "a cat", "clips/a.mp4", "test"),
@@ -100,16 +104,19 @@ def test_what_is_left_out_is_named(root: Path) -> None:
     (root / "other.xml").write_text("<html/>")
     parsed = parse(root)
     found = defects(parsed)
+
     assert [query.id for query in parsed.queries] == ["c"]
     assert found["still a prediction"] == [
-        ("done/a.xml, track 0", "label it 'truth' in CVAT once it is right")
+        ("done/a.xml, track 0", "label it 'truth' in CVAT once it is correct")
     ]
     assert found["unreadable query"] == [
-        ("done/a.xml, track 1", "the attribute 'query' is no JSON object: [1")
+        ("done/a.xml, track 1", "the attribute 'query' is not a JSON object: [1")
     ]
     assert [entry for entry, _ in found["empty sentence"]] == ["done/a.xml, track 2"]
     assert [entry for entry, _ in found["malformed line"]] == ["done/a.xml, track 4"]
-    assert found["repeated id"] == [("z.xml, track 0", "id 'c' stands before it too")]
+    assert found["repeated id"] == [
+        ("z.xml, track 0", "id 'c' is already used by an earlier entry")
+    ]
     assert [entry for entry, _ in found["video missing"]] == ["gone.xml, track 0"]
     assert [entry for entry, _ in found["not CVAT's tracks"]] == ["other.xml"]
 
@@ -118,7 +125,7 @@ def test_what_is_left_out_is_named(root: Path) -> None:
     ("make", "problem"),
     [
         (lambda root: root / "none", "does not exist"),
-        (lambda root: root / "clips" / "a.mp4", "is a file, and the data set's folder is wanted"),
+        (lambda root: root / "clips" / "a.mp4", "is a file; the data set's folder is expected"),
         (lambda root: root, "holds no export of CVAT"),
     ],
 )

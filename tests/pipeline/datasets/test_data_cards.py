@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import pipeline.datasets.data_cards as cards
-from pipeline.datasets import ParsedDataset
+from pipeline.datasets import PARSERS, ParsedDataset
 from pipeline.datasets.data_cards import (
     ALL_SPLITS,
     CardCheck,
@@ -53,6 +53,7 @@ def query(name: str, span: tuple[int, int] | None, **changes: Any) -> Query:
         "split": "test",
         "object": "dog",
     }
+
     return Query.model_validate(fields | {"truth": span and Truth(span=span)} | changes)
 
 
@@ -82,6 +83,7 @@ def parsed() -> ParsedDataset:
         update={"truth": Truth(span=(0, 50), track="v/1")}
     )
     found.tracks.add("v/1", np.array([0, 1]), np.array([[1, 2, 3.5, 4], [1, 2, 3, 4]]))
+
     return found
 
 
@@ -118,11 +120,14 @@ def test_each_number_of_a_split(parsed: ParsedDataset) -> None:
 
 def test_without_truth_there_are_no_spans_to_count(parsed: ParsedDataset) -> None:
     found = summarize_dataset(parsed)["val"]
+
     assert [
         found[name] for name in ("with truth", "span seconds", "span ends with its segment")
     ] == [0, [], 0]
     assert math.isnan(found["mean span seconds"])
+
     stated = {"splits": {"val": {"mean span seconds": 9.7}}}
+
     assert [row.verdict for row in compare_with_card(stated, parsed)] == ["differs"]
 
 
@@ -132,6 +137,7 @@ def test_numbers_of_all_splits_together(parsed: ParsedDataset) -> None:
         query("b", None, tags=("look-alike", "same-motion")),
         query("c", None, split="train"),
     ]
+
     assert summarize_dataset(parsed)[ALL_SPLITS] == {
         "picture": [64, 48],
         "fps": 10,
@@ -155,11 +161,13 @@ def test_a_repeat_in_another_segment_contradicts_nothing(parsed: ParsedDataset) 
         "repeated with another span",
         "repeated in one segment with another span",
     )
+
     assert [found[name] for name in names] == [1, 1, 0]
 
 
 def test_an_example_states_its_span_and_boxes(parsed: ParsedDataset) -> None:
     found = describe_query(parsed.queries[2], parsed.tracks)
+
     assert found == {
         "split": "test",
         "text": "who runs so fast",
@@ -171,7 +179,9 @@ def test_an_example_states_its_span_and_boxes(parsed: ParsedDataset) -> None:
         "boxes": 2,
         "first box": [1, 2, 3.5, 4],
     }
+
     without = describe_query(parsed.queries[4], parsed.tracks)
+
     assert (without["span"], without["boxes"], without["first box"]) == ([], 0, [])
 
 
@@ -187,6 +197,7 @@ def test_rows_agree_differ_or_are_absent(parsed: ParsedDataset) -> None:
         "seed": 0,
     }
     rows = compare_with_card(card, parsed)
+
     assert [(row.scope, row.statistic, row.expected, row.actual, row.verdict) for row in rows] == [
         ("test", "queries", 4, 4, "ok"),
         ("test", "videos", 3, 2, "differs"),
@@ -197,7 +208,9 @@ def test_rows_agree_differ_or_are_absent(parsed: ParsedDataset) -> None:
         ("test-9", "split", "test", "no such query", "differs"),
         ("train-1", "split", "train", None, "absent"),
     ]
+
     del card["splits"]["train"]  # type: ignore[attr-defined]
+
     assert ("all", "tags, neither", 4, 4) in [
         (row.scope, row.statistic, row.expected, row.actual)
         for row in compare_with_card(card, parsed)
@@ -231,7 +244,7 @@ def test_an_unknown_name_lists_the_names() -> None:
 
 
 def test_a_card_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cards, "FOLDER", tmp_path)
+    monkeypatch.setattr(cards, "CARDS_DIR", tmp_path)
     with pytest.raises(InputError, match=r"data card .*vidstg\.md does not exist"):
         load_card("vidstg")
 
@@ -247,11 +260,14 @@ def test_a_card_states_only_what_the_verifier_counts(name: str) -> None:
     known = flatten(
         {key: count([query("a", None)]) for key, count in cards.DATASET_STATISTICS.items()}
     )
+
     assert set(flatten(together)) <= set(known)
     assert {number for numbers in card["splits"].values() for number in numbers} <= set(
         cards.SPLIT_STATISTICS
     )
+
     fields = set(describe_query(query("a", None), ParsedDataset(Path()).tracks))
+
     assert all(
         {"split"} < set(stated) <= fields and stated["split"] in card["splits"]
         for stated in card.get("examples", {}).values()
@@ -277,8 +293,9 @@ def test_the_prose_of_a_card_states_no_other_numbers(path: Path) -> None:
     )  # code, names, what others said
     found = set(re.findall(r"(?<![\w.])\d+(?:[.,]\d+)*(?!-based)\b", prose))
     years = {number for number in found if re.fullmatch(r"(19|20)\d\d", number)}
+
     assert found - years <= numbers_in(STATED.get(path.stem, {}))
 
 
 def test_every_data_set_has_a_card() -> None:
-    assert {path.stem for path in FILES} >= set(cards.PARSERS)
+    assert {path.stem for path in FILES} >= set(PARSERS)

@@ -37,6 +37,7 @@ def test_an_entry_of_version_1(clips: Any, clip: Any) -> None:
     """
     parsed = parse_v1(clips("train.json", {NAME: clip()}))
     (query,) = parsed.queries
+
     assert (query.id, query.video, query.path, query.split) == (
         NAME,
         NAME,
@@ -52,7 +53,9 @@ def test_an_entry_of_version_1(clips: Any, clip: Any) -> None:
     assert (query.text, query.form, query.object) == ("The man opens the bag.", None, None)
     assert query.truth is not None
     assert (query.truth.span, query.truth.track) == ((156, 159), NAME)
+
     frames, boxes = parsed.tracks[NAME]
+
     assert frames.tolist() == [156, 157, 158]
     assert boxes.tolist() == [[1, 2, 31, 42], [2, 2, 32, 42], [3, 2, 33, 42]]
     assert outcome(parsed) == {}
@@ -72,6 +75,7 @@ def test_an_entry_of_version_2(clips: Any, clip: Any) -> None:
     entry = without(clip(), "caption", "width", "height") | IN_V2
     clips("trainv2.json", {"1_a.mp4": entry})
     parsed = parse_v2(clips("valv2.json", {"2_a.mp4": entry | {"img_size": [50, 100, 3]}}))
+
     assert [(query.text, query.size, query.split) for query in parsed.queries] == [
         ("A woman waves.", (100, 50), "train"),
         ("A woman waves.", (100, 50), "val"),
@@ -84,8 +88,11 @@ def test_an_entry_of_version_2(clips: Any, clip: Any) -> None:
 def test_either_words_are_read_in_either_version(clips: Any, clip: Any, parse: Any) -> None:
     second = without(clip(), "caption", "width", "height") | IN_V2
     parsed = parse(clips("train.json", {"1_a.mp4": clip(), "2_a.mp4": second}))
-    assert not parsed.defects.excluded
+
+    assert not parsed.defects.num_excluded
+
     first, second = parsed.queries
+
     assert first.size == second.size
     assert first.truth.span == second.truth.span
 
@@ -138,9 +145,12 @@ def test_a_tube_that_leaves_the_video_is_clipped(
     parsed = parse_v1(
         clips("train.json", {NAME: clip(st_frame=st_frame, st_time=None, ed_time=None)})
     )
+
     assert parsed.queries[0].truth is not None
     assert parsed.queries[0].truth.span == span
+
     frames, boxes = parsed.tracks[NAME]
+
     assert frames.tolist() == list(range(*span))
     assert boxes[:, 0].tolist() == ([2, 3] if st_frame == 0 else [1, 2])
     assert outcome(parsed) == {"span leaves the video": [(NAME, "kept")]}
@@ -150,6 +160,7 @@ def test_boxes_are_clipped_to_the_picture(clips: Any, clip: Any) -> None:
     boxes = [[-5, 2, 30, 60], [120, 2, 10, 40], [20, 20, 0, 10], [30, 5, -10, 10], [1, 2, 30, 40]]
     parsed = parse_v2(clips("trainv2.json", {NAME: clip(bbox=boxes)}))
     frames, kept = parsed.tracks[NAME]
+
     assert frames.tolist() == [156, 160]
     assert kept.tolist() == [[0, 2, 25, 50], [1, 2, 31, 42]]
     assert {row["kind"]: row["count"] for row in parsed.defects.to_list()} == {
@@ -209,8 +220,10 @@ def test_an_entry_of_any_type_is_a_defect(clips: Any, entry: Any) -> None:
 def test_what_is_wrong_with_boxes_is_said(clips: Any, clip: Any) -> None:
     parsed = parse_v1(clips("train.json", {NAME: clip(bbox=[[1, 2, 3]])}))
     (row,) = parsed.defects.to_list()[0]["entries"]
+
     assert row["detail"].startswith(
-        "bbox: not a list of [x, y, width, height] in pixels, each at most 1000000 (got [[1, 2, 3]])"
+        "bbox: not a list of [x, y, width, height] in pixels, each at most 1000000 "
+        "(got [[1, 2, 3]])"
     )
 
 
@@ -268,12 +281,15 @@ def test_videos_are_found_anywhere_below_the_root(clips: Any, clip: Any, tmp_pat
         "parts/a/3_a.mp4",
         "4_a.mkv",
     ]
+
     for place in places:
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).touch()
+
     (tmp_path / "parts" / "again").symlink_to(tmp_path / "parts")
     names = ["1_a.mp4", "2_a.mkv", "3_a.mp4", "4_a.mp4", "5_a.mkv"]
     parsed = parse_v1(clips("train.json", {name: clip(caption=name) for name in names}))
+
     assert [query.path for query in parsed.queries] == [
         "v1_video/1_a.mp4",
         "video/7/2_a.mkv",
@@ -285,12 +301,14 @@ def test_videos_are_found_anywhere_below_the_root(clips: Any, clip: Any, tmp_pat
         "several videos of one name": [("3_a.mp4", "kept")],
         "video with another extension": [("4_a.mp4", "kept")],
     }
+
     (twice,) = [
         row["entries"][0]["detail"]
         for row in parsed.defects.to_list()
         if row["kind"] == "several videos of one name"
     ]
-    assert twice == "parts/a/3_a.mp4 is taken, parts/b/3_a.mp4 passed over"
+
+    assert twice == "parts/a/3_a.mp4 is used, parts/b/3_a.mp4 ignored"
 
 
 @pytest.mark.parametrize("file", ["22_a.MP4", "parts/22_a.Mp4"])
@@ -360,7 +378,11 @@ def test_the_other_versions_root_is_refused(
     clips: Any, parse: Any, place: str, entries: list[Any], other: str
 ) -> None:
     root = clips(place, {f"{number}_a.mp4": entry for number, entry in enumerate(entries)})
-    message = rf"{place} is HC-STVG v{other}'s: 2 of its {len(entries)} entries .* read it with --dataset hcstvg-v{other}, or name"
+    message = (
+        rf"{place} is a file of HC-STVG v{other}: 2 of its {len(entries)} entries .* "
+        rf"read it with --dataset hcstvg-v{other}, or name"
+    )
+
     with pytest.raises(InputError, match=message):
         parse(root)
 
@@ -392,11 +414,13 @@ def test_the_other_versions_words_alone_are_read(
 
 def test_files_without_an_entry_are_refused(clips: Any, clip: Any) -> None:
     clips("train.json", {})
+
     with pytest.raises(
         InputError,
-        match=r"not one entry in \S+train\.json, \S+test\.json; download the annotations again",
+        match=r"there is no entry in \S+train\.json, \S+test\.json; download the annotations again",
     ):
         parse_v1(clips("test.json", {}))
+
     assert outcome(parse_v1(clips("test.json", {NAME: 7}))) == {
         "malformed entry": [(NAME, "left out")]
     }
@@ -404,11 +428,13 @@ def test_files_without_an_entry_are_refused(clips: Any, clip: Any) -> None:
 
 def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+
     with pytest.raises(
         InputError,
-        match=r"file is a file, and the data set's folder is wanted\. Put there\n  train\.json",
+        match=r"file is a file; the data set's folder is expected\. Put there\n  train\.json",
     ):
         parse_v1(tmp_path / "file")
+
     with pytest.raises(InputError, match=r"nowhere does not exist\. Put there\n  trainv2\.json"):
         parse_v2(tmp_path / "nowhere")
 
@@ -425,6 +451,7 @@ def test_sentences_without_truth(clips: Any, clip: Any, tmp_path: Path, make_vid
     }
     parsed = parse_v2(clips("queryv2.json", entries))
     stated, bare = parsed.queries
+
     assert (stated.frame_count, stated.fps, stated.size, stated.truth) == (480, 24, (100, 50), None)
     assert (bare.frame_count, bare.fps, bare.size, bare.truth) == (
         40,
@@ -442,7 +469,8 @@ def test_sentences_without_truth(clips: Any, clip: Any, tmp_path: Path, make_vid
         (parse_v1, r"holds no HC-STVG v1 annotations\. Put there\n  train\.json, test\.json\n"),
         (
             parse_v2,
-            r"holds no HC-STVG v2 annotations\. Put there\n  trainv2\.json, valv2\.json, testv2\.json\n",
+            r"holds no HC-STVG v2 annotations\. Put there\n"
+            r"  trainv2\.json, valv2\.json, testv2\.json\n",
         ),
     ],
 )
@@ -471,10 +499,13 @@ def test_from_the_folder_to_the_index(
     (tmp_path / "2_a.mp4").write_bytes(b"")
     root = clips(file, {"1_a.mp4": sound, "2_a.mp4": sound, "3_a.mp4": sound})
     report = prepare(version, root, tmp_path / "out" / "index.jsonl")
+
     assert {row["kind"]: [item["entry"] for item in row["entries"]] for row in report.defects} == {
         "video empty": ["2_a.mp4"],
         "video missing": ["3_a.mp4"],
     }
+
     (query,) = read_jsonl(tmp_path / "out" / "index.jsonl", Query)
+
     assert (query.id, query.fps, query.frame_count) == ("1_a.mp4", 25, 500)
     assert Tracks.load(tmp_path / "out" / "tracks.npz")["1_a.mp4"][0].tolist() == [156, 157, 158]

@@ -121,6 +121,7 @@ def forms(entry: Any, clip: Any) -> dict[str, Form]:
     second |= {"English": "A man.", "img_size": [50, 100], "ed_frame": 159}
     boxes = "annotation/training/1/101.json"
     found = {sentences: [asked], boxes: {"trajectories": [[{"tid": 0, "bbox": BOX}]] * 20}}
+
     return {
         "vidstg": Form("vidstg", {sentences: [asked, asked]}, sentences),
         "vidor": Form("vidstg", found, boxes),
@@ -153,6 +154,7 @@ def places_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
         if isinstance(value, list)
         else ()
     )
+
     for key, item in inside:
         yield (*place, key)
         yield from places_in(item, (*place, key))
@@ -172,6 +174,7 @@ def damaged(draw: st.DrawFn, content: Any, lines: bool) -> bytes:
     or renamed, or bytes changed.
     """
     content, pieces = deepcopy(content), {}
+
     for number in range(draw(st.integers(0, 3))):
         places = list(places_in(content))
         if not places:
@@ -195,15 +198,19 @@ def damaged(draw: st.DrawFn, content: Any, lines: bool) -> bytes:
             holder[
                 draw(st.sampled_from(["../evil", "/etc/x.mp4", "a\0", "\ud800", "", "x" * 5000]))
             ] = holder.pop(last)
+
     text = written(content, lines)
+
     for mark, piece in pieces.items():
         text = text.replace(mark.encode(), piece.encode(errors="surrogatepass"))
+
     place = draw(st.integers(0, len(text)))
     bytes_in = draw(
         st.sampled_from(
             [b"", b"", b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"\n", b"}", b"[", b"\\u0000"]
         )
     )
+
     return draw(
         st.sampled_from([text, text, text, text[:place], text[:place] + bytes_in + text[place:]])
     )
@@ -229,8 +236,10 @@ def parse_here(form: Form, root: Path) -> ParsedDataset | None:
             )
     except InputError as error:
         problem = str(error)
+
     assert str(root / form.victim) in problem
     assert len(problem) < 2000
+
     return None
 
 
@@ -251,9 +260,11 @@ def check(parsed: ParsedDataset, form: Form, out: Path) -> None:
             assert (boxes[:, 2:] > boxes[:, :2]).all()
             if form.parser != "vidstg":
                 assert (boxes <= np.array([*query.size, *query.size])).all()
+
     write_jsonl(out / "index.jsonl", parsed.queries)
     write_json(out / "defects.json", parsed.defects.to_list())
     parsed.tracks.save(out / "tracks.npz")
+
     assert list(read_jsonl(out / "index.jsonl", Query)) == parsed.queries
     assert sorted(Tracks.load(out / "tracks.npz").keys()) == sorted(parsed.tracks.keys())
     assert len({query.id for query in parsed.queries}) == len(parsed.queries)
@@ -284,6 +295,7 @@ def test_the_sound_files_are_sound(name: str, house: Path, forms: dict[str, Form
     form = forms[name]
     build(form, house / "root", written(form.files[form.victim], form.parser == "jsonl"))
     parsed = parse_here(form, house / "root")
+
     assert parsed is not None
     assert parsed.queries
     assert parsed.defects.num_excluded == 0
@@ -301,7 +313,9 @@ def test_whatever_is_in_a_file(name: str, house: Path, forms: dict[str, Form]) -
         build(form, root, victim)
         before = listing(house)
         parsed = parse_here(form, root)
+
         assert listing(house) == before
+
         if parsed is not None:
             check(parsed, form, house / "out")
         elif name == "vidor":
@@ -325,6 +339,7 @@ def test_whatever_is_in_a_file_of_records(kind: Any, row: dict[str, Any], tmp_pa
             assert all(isinstance(record, kind) for record in read_jsonl(path, kind))
         except InputError as error:
             problem = str(error)
+
         assert problem.startswith(f"{path}, line ")
         assert len(problem) < 1000
 
@@ -365,6 +380,7 @@ def test_a_file_of_boxes_that_cannot_be_read_is_a_defect(
     form = forms["vidor"]
     build(form, tmp_path, WHOLE[damage][0])
     parsed = PARSERS["vidstg"](tmp_path, ignore_progress)
+
     assert [query.truth.track for query in parsed.queries if query.truth] == [None, None]
     assert [(row["kind"], row["entries"][0]["entry"]) for row in parsed.defects.to_list()] == [
         ("unreadable box file", "101")
@@ -379,6 +395,7 @@ def test_a_file_above_the_limit_is_refused_unread(
     build(form, tmp_path, b"")
     with (tmp_path / form.victim).open("wb") as file:
         file.truncate(json_files.MAX_FILE_BYTES + 1)
+
     if name == "vidor":
         assert (
             PARSERS[form.parser](tmp_path, ignore_progress).defects.count("unreadable box file")
@@ -387,7 +404,10 @@ def test_a_file_above_the_limit_is_refused_unread(
     else:
         with pytest.raises(
             InputError,
-            match=rf"{Path(form.victim).name} has 536870913 bytes, more than the 536870912 that are read",
+            match=(
+                rf"{Path(form.victim).name} has 536870913 bytes, "
+                rf"more than the 536870912 that are read"
+            ),
         ):
             PARSERS[form.parser](tmp_path, ignore_progress)
 
@@ -399,6 +419,7 @@ def test_a_line_above_the_limit_is_refused_by_number(
     (tmp_path / "data.jsonl").write_text(
         json.dumps(LINE) + "\n" + json.dumps(LINE | {"text": "x" * 1000})
     )
+
     with pytest.raises(InputError, match=r"data\.jsonl, line 2 is longer than 1000 bytes"):
         PARSERS["jsonl"](tmp_path / "data.jsonl", ignore_progress)
 
@@ -412,13 +433,14 @@ def test_a_byte_order_mark_is_passed_over(name: str, house: Path, forms: dict[st
         b"\xef\xbb\xbf" + written(form.files[form.victim], form.parser == "jsonl"),
     )
     parsed = parse_here(form, house / "root")
+
     assert parsed is not None
     assert parsed.queries
     assert parsed.defects.num_excluded == 0
 
 
 def test_a_report_can_be_written_and_has_an_end(tmp_path: Path) -> None:
-    """Names and details come from files: half a surrogate pair is escaped, a text of megabytes cut."""
+    """Names and details come from files: half a surrogate pair is escaped, a long text is cut."""
     parsed = ParsedDataset(tmp_path)
     parsed.defects.add("kind", "\ud800", "x" * 10**6, excluded=True)
     write_json(tmp_path / "defects.json", parsed.defects.to_list())
@@ -436,6 +458,8 @@ def test_files_whose_names_are_no_text_are_passed_over(
     os.mkdir(place)
     with open(place + b"/1_a.mp4", "wb"):
         pass
+
     parsed = parse_here(form, tmp_path)
+
     assert parsed is not None
     assert [query.path for query in parsed.queries] == ["video/1_a.mp4", "video/2_a.mkv"]

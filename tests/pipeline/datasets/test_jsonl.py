@@ -27,6 +27,7 @@ def write(tmp_path: Path, make_video: Any) -> Any:
                 (row if isinstance(row, str) else json.dumps(least | row)) + "\n" for row in rows
             )
         )
+
         return path
 
     return lines
@@ -42,6 +43,7 @@ def defects(parsed: Any) -> dict[str, list[tuple[str, str]]]:
 def test_the_least_there_can_be(write: Any) -> None:
     parsed = parse(write({}))
     (query,) = parsed.queries
+
     assert (query.id, query.video, query.path, query.split) == (
         "1",
         "clips/a.mp4",
@@ -70,6 +72,7 @@ def test_all_there_can_be(write: Any, tmp_path: Path) -> None:
         )
     )
     first, second = parsed.queries
+
     assert (first.id, first.path) == ("2", "clips/a.mp4")
     assert (second.id, second.video, second.text, second.split, second.tags) == (
         "x/../y",
@@ -81,7 +84,9 @@ def test_all_there_can_be(write: Any, tmp_path: Path) -> None:
     assert second.segment == (2, 30)
     assert second.truth is not None
     assert second.truth.span == (5, 8)
+
     frames, boxes = parsed.tracks[str(second.truth.track)]
+
     assert frames.tolist() == [5, 7]
     assert boxes.tolist() == [[1, 2, 30, 40], [2.5, 2, 30, 40]]
 
@@ -94,6 +99,7 @@ def test_spans_and_boxes_are_clipped_and_counted(write: Any) -> None:
             {"text": "a cat", "segment": [6, 20], "tube": {"begin": 5, "boxes": boxes}},
         )
     )
+
     assert parsed.queries[0].segment == (30, 40)
     assert parsed.queries[1].truth is not None
     assert parsed.queries[1].truth.span == (6, 8)
@@ -169,23 +175,34 @@ def test_a_tube_without_a_box_in_its_span_keeps_the_span(
 
 def test_files_that_are_no_sentences(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
+
     with pytest.raises(
         InputError,
         match=r"data.jsonl does not exist. Write one JSON object per line, such as\n  \{\"video\"",
     ):
         parse(path)
+
     with pytest.raises(
         InputError,
-        match=rf"{tmp_path.name} is not a file of sentences. Write one JSON object per line, such as\n  \{{\"video\"",
+        match=(
+            rf"{tmp_path.name} is not a file of sentences. "
+            rf"Write one JSON object per line, such as\n  \{{\"video\""
+        ),
     ):
         parse(tmp_path)
+
     path.write_text("\nvideo,text\na.mp4,a dog\n")
+
     with pytest.raises(InputError, match=r"data.jsonl, line 2: not JSON"):
         parse(path)
+
     path.write_text("\n")
+
     with pytest.raises(InputError, match=r"data.jsonl holds no sentence"):
         parse(path)
+
     path.write_bytes(b"\x00\xff")
+
     with pytest.raises(
         InputError, match=r"data.jsonl, line 1: not JSON \(byte 2 is not UTF-8 text\)"
     ):
@@ -223,6 +240,7 @@ def test_one_video_has_one_name(write: Any, tmp_path: Path) -> None:
         str(tmp_path / "clips" / "a.mp4"),
     ]
     parsed = parse(write(*({"video": video, "text": video} for video in inside)))
+
     assert {(query.video, query.path) for query in parsed.queries} == {
         ("clips/a.mp4", "clips/a.mp4")
     }
@@ -239,6 +257,7 @@ def test_a_video_elsewhere_is_called_as_it_is_written(tmp_path: Path, make_video
             for video in ("../a.mp4", str(tmp_path / "a.mp4"))
         )
     )
+
     assert [query.path for query in parse(path).queries] == ["../a.mp4", str(tmp_path / "a.mp4")]
 
 
@@ -272,6 +291,7 @@ def test_tubes_of_names_with_slashes_stay_apart(
         for query in parsed.queries
         if query.truth and query.truth.track
     ]
+
     assert tracks == [[[0, 0, 9, 9]], [[1, 0, 9, 9]]]
 
 
@@ -292,6 +312,7 @@ def test_frames_of_a_variable_rate_are_counted_not_timed(tmp_path: Path, make_vi
     (tmp_path / "data.jsonl").write_text(json.dumps(line))
     parsed = parse(tmp_path / "data.jsonl")
     (query,) = parsed.queries
+
     assert (query.frame_count, query.segment) == (5, (1, 5))
     assert query.truth is not None
     assert query.truth.span == (3, 5)
@@ -310,6 +331,7 @@ def test_boxes_are_in_the_picture_as_it_is_shown(
         json.dumps({"video": "a.mp4", "text": "a dog", "tube": tube})
     )
     parsed = parse(tmp_path / "data.jsonl")
+
     assert parsed.queries[0].size == (48, 128)
     assert parsed.tracks["1"][1].tolist() == [[1, 2, 48, 100]]
 
@@ -317,6 +339,9 @@ def test_boxes_are_in_the_picture_as_it_is_shown(
 def test_an_unknown_data_set_lists_the_known_ones() -> None:
     with pytest.raises(
         InputError,
-        match=r"unknown data set 'cats'; the data sets are shapes, vidstg, hcstvg-v1, hcstvg-v2, jsonl",
+        match=(
+            r"unknown data set 'cats'; "
+            r"the data sets are shapes, vidstg, hcstvg-v1, hcstvg-v2, jsonl"
+        ),
     ):
         get_parser("cats")

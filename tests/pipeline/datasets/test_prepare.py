@@ -47,14 +47,17 @@ def root(tmp_path: Path, make_video: Any) -> Callable[..., Path]:
         (tmp_path / "annotations").mkdir()
         (tmp_path / "annotations" / "test_annotations.json").write_text(json.dumps(entries))
         bbox = dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+
         for folder in ("video/0001", "annotation/validation/0001"):
             (tmp_path / folder).mkdir(parents=True)
+
         for vid in videos:
             make_video(tmp_path / "video" / "0001" / f"{vid}.mp4", FRAMES)
             content = {"trajectories": [[{"tid": 1, "bbox": bbox}]] * FRAMES}
             (tmp_path / "annotation" / "validation" / "0001" / f"{vid}.json").write_text(
                 json.dumps(content)
             )
+
         return tmp_path
 
     return make
@@ -74,6 +77,7 @@ def test_a_sound_data_set(root: Any, tmp_path: Path) -> None:
         index,
         lambda done, total: seen.append((done, total)),
     )
+
     assert (report.queries, report.videos, report.queries_by_split, report.left_out) == (
         2,
         2,
@@ -82,12 +86,16 @@ def test_a_sound_data_set(root: Any, tmp_path: Path) -> None:
     )
     assert (report.num_failures, report.exit_code(), report.defects) == (0, 0, [])
     assert seen == [(1, 2), (2, 2), (1, 2), (2, 2)]
+
     queries = list(read_jsonl(index, Query))
+
     assert [query.id for query in queries] == ["test-00000-c0", "test-00001-c0"]
     assert [query.path for query in queries] == ["video/0001/a.mp4", "video/0001/b.mp4"]
     assert [query.truth.span for query in queries if query.truth] == [(5, 20), (5, 20)]
     assert sorted(Tracks.load(index.with_name("tracks.npz")).keys()) == ["a/1", "b/1"]
+
     summary = json.loads(index.with_name("defects.json").read_text())
+
     assert summary == {
         "format": 1,
         "dataset": "vidstg",
@@ -129,6 +137,7 @@ def test_everything_that_can_be_wrong_is_named_and_the_rest_goes_on(
     cut(videos / "short.mp4", 0.5)
     (videos / "words.mp4").write_text("not a video")
     report = prepare("vidstg", folder, tmp_path / "index.jsonl")
+
     assert outcome(report) == {
         "box outside picture": ["good/1", "missing/1", "zero/1", "short/1", "words/1"],
         "empty span": ["test-00005"],
@@ -142,7 +151,9 @@ def test_everything_that_can_be_wrong_is_named_and_the_rest_goes_on(
     assert list(Tracks.load(tmp_path / "tracks.npz").keys()) == ["good/1"]
     assert json.loads((tmp_path / "defects.json").read_text())["defects"] == report.defects
     assert (report.left_out, report.num_failures) == (5, 5)
+
     kinds = ("empty span", "video empty", "video missing", "video truncated", "video unreadable")
+
     assert report.split_counts == {"test": SplitCounts(1, 1, dict.fromkeys(kinds, 1), 0, 0)}
     assert (report.checked_videos, report.edit_lists) == (4, 0)
     assert [report.exit_code(allowed) for allowed in (0, 4, 5, 0.5, 0.9)] == [1, 1, 0, 1, 0]
@@ -173,6 +184,7 @@ def test_what_the_video_says_otherwise_is_counted(root: Any, tmp_path: Path) -> 
         root(entries, ["longer", "beyond", "other", "fps", "size"]),
         tmp_path / "index.jsonl",
     )
+
     assert outcome(report) == {
         "no box in the span": ["test-00001-c0"],
         "frame count differs": ["test-00000-c0", "test-00001-c0"],
@@ -181,7 +193,9 @@ def test_what_the_video_says_otherwise_is_counted(root: Any, tmp_path: Path) -> 
         "picture size disagrees": ["test-00004-c0"],
         "span beyond the video": ["test-00001-c0"],
     }
+
     queries = list(read_jsonl(tmp_path / "index.jsonl", Query))
+
     assert [query.video for query in queries] == ["longer", "fps", "size"]
     assert (queries[0].frame_count, queries[0].segment) == (30, (0, 30))
     assert queries[0].truth is not None
@@ -195,6 +209,7 @@ def test_without_any_video_the_index_is_made_from_the_annotations(
     root: Any, tmp_path: Path
 ) -> None:
     report = prepare("vidstg", root([entry("a"), entry("b")], []), tmp_path / "index.jsonl")
+
     assert len(list(read_jsonl(tmp_path / "index.jsonl", Query))) == 2
     assert outcome(report) == {
         "no VidOR annotations": [str(tmp_path)],
@@ -212,6 +227,7 @@ def test_own_sentences(tmp_path: Path, make_video: Any) -> None:
         '{"video": "a.mp4", "text": "a dog"}\n{"video": "b.mp4", "text": "a cat"}\n'
     )
     report = prepare("jsonl", tmp_path / "data.jsonl", tmp_path / "out" / "index.jsonl")
+
     assert outcome(report) == {"video missing": ["2"]}
     assert (report.queries, report.without_boxes, report.exit_code()) == (1, 0, 1)
     assert report.split_counts == {"test": SplitCounts(1, 1, {"video missing": 1}, 0, 0)}
@@ -237,8 +253,10 @@ def test_an_edit_list_is_counted(tmp_path: Path, make_video: Any) -> None:
                     copy,
                 )
                 new.mux(packet)
+
     (tmp_path / "data.jsonl").write_text('{"video": "edited.mp4", "text": "a dog"}\n')
     report = prepare("jsonl", tmp_path / "data.jsonl", tmp_path / "index.jsonl")
+
     assert outcome(report) == {"edit list": ["edited.mp4"]}
     assert (report.queries, report.exit_code()) == (1, 0)
     assert (report.checked_videos, report.edit_lists) == (1, 1)
@@ -248,6 +266,7 @@ def test_empty_and_repeated_sentences_and_broken_boxes_are_named(root: Any, tmp_
     empty = entry("a", captions=[{"description": " ", "target_id": 1}])
     folder = root([entry("a"), entry("a"), empty], ["a"], box=(9, 2, 9, 40))
     report = prepare("vidstg", folder, tmp_path / "index.jsonl")
+
     assert outcome(report) == {
         "box without area": ["a/1"],
         "no box in the span": ["test-00000-c0", "test-00001-c0"],
@@ -263,6 +282,7 @@ def test_totals_know_the_split_of_each_entry_left_out(root: Any, tmp_path: Path)
     (folder / "annotations" / "val_annotations.json").write_text(json.dumps(broken))
     (folder / "annotations" / "train_annotations.json").write_text(json.dumps([entry("a", fps=0)]))
     report = prepare("vidstg", folder, tmp_path / "index.jsonl")
+
     assert report.split_counts == {
         "test": SplitCounts(1, 1, {"video missing": 1}, 0, 0),
         "train": SplitCounts(0, 0, {"malformed entry": 1}, 0, 0),
@@ -290,13 +310,16 @@ def test_what_is_left_out_is_counted_in_queries(root: Any, tmp_path: Path) -> No
         entry("a", fps=0, **asked),
     ]
     report = prepare("vidstg", root(entries, ["a"]), tmp_path / "index.jsonl")
+
     assert report.split_counts == {
         "test": SplitCounts(1, 1, {"empty span": 3, "malformed entry": 3}, 0, 0)
     }
     assert outcome(report) == {"empty span": ["test-00001"], "malformed entry": ["test-00002"]}
     assert (report.queries, report.left_out, report.num_failures) == (1, 6, 6)
     assert [report.exit_code(allowed) for allowed in (5, 6, 0.85, 0.86)] == [1, 0, 1, 0]
+
     summary = json.loads((tmp_path / "defects.json").read_text())
+
     assert (summary["left_out"], summary["totals"]["test"]["left_out"]) == (
         6,
         {"empty span": 3, "malformed entry": 3},
@@ -309,10 +332,13 @@ def test_what_is_left_out_is_counted_in_queries(root: Any, tmp_path: Path) -> No
 
 def test_only_the_first_of_the_kept_are_named_and_all_that_are_left_out() -> None:
     defects = DefectLog()
+
     for number in range(30):
         defects.add("kind", f"kept {number}", "")
         defects.add("kind", f"lost {number}", "", excluded=True, count=2)
+
     (row,) = defects.to_list()
+
     assert (row["count"], row["excluded"], defects.num_excluded) == (90, 60, 60)
     assert [item["entry"] for item in row["entries"] if item["outcome"] == "kept"] == [
         f"kept {number}" for number in range(20)
@@ -337,8 +363,10 @@ def test_where_no_entry_is_nothing_is_written(
     path = tmp_path / "root" / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
-    with pytest.raises(InputError, match=r"not one entry in|holds no sentence"):
+
+    with pytest.raises(InputError, match=r"there is no entry in|holds no sentence"):
         prepare(dataset, tmp_path / "root", tmp_path / "out" / "index.jsonl")
+
     assert not (tmp_path / "out").exists()
 
 
@@ -348,10 +376,13 @@ def test_an_index_goes_over_an_index_alone(tmp_path: Path) -> None:
     (tmp_path / "link.jsonl").symlink_to(root)
     (tmp_path / "folder.jsonl").mkdir()
     sound = tmp_path / "sound.jsonl"
+
     for content in ("", '{"format": 1, "id": "1"}\n', '{"format": 7}\n'):
         sound.write_text(content)
         check_index_path(sound, root)
+
     check_index_path(tmp_path / "nowhere" / "index.jsonl", tmp_path / "absent")
+
     for name in (
         "index.json",
         "defects.json",
@@ -362,19 +393,25 @@ def test_an_index_goes_over_an_index_alone(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=rf"the index \S+/{name} must be called <name>\.jsonl"):
             check_index_path(tmp_path / name, root)
+
     for name in ("root", "link"):
         with pytest.raises(
             InputError,
             match=rf"the index \S+/{name}\.jsonl is the data set's own file; name another",
         ):
             check_index_path(tmp_path / f"{name}.jsonl", root)
+
     with pytest.raises(InputError, match=r"the index \S+/folder\.jsonl is a folder or a device"):
         check_index_path(tmp_path / "folder.jsonl", root)
+
     for content in (root.read_text(), "video,text\n", "[" * 100_000, '["format"]', "\n7"):
         sound.write_text(content)
         with pytest.raises(
             InputError,
-            match=r"sound\.jsonl exists and is no index, so it is not written over; name another",
+            match=(
+                r"sound\.jsonl exists and is not an index, so it is not overwritten; "
+                r"name another"
+            ),
         ):
             prepare("jsonl", root, sound)
         assert sound.read_text() == content
@@ -397,19 +434,29 @@ def test_totals_know_the_split_of_what_hcstvg_leaves_out(tmp_path: Path) -> None
     )
     report = prepare("hcstvg-v1", tmp_path, tmp_path / "index.jsonl")
     left_out = {split: totals.left_out for split, totals in report.split_counts.items()}
+
     assert left_out == {
         "train": {"empty sentence": 1},
         "test": {"malformed entry": 1, "repeated id": 1},
     }
 
 
+VIDSTG_LAYOUT = (
+    r"holds no VidSTG annotations\. Put there\n  annotations/\{train,val,test\}_annotations\.json"
+)
 EXPECTED = {
-    "shapes": r"holds no VidSTG annotations\. Put there\n  annotations/\{train,val,test\}_annotations\.json",
-    "vidstg": r"holds no VidSTG annotations\. Put there\n  annotations/\{train,val,test\}_annotations\.json",
+    "shapes": VIDSTG_LAYOUT,
+    "vidstg": VIDSTG_LAYOUT,
     "hcstvg-v1": r"holds no HC-STVG v1 annotations\. Put there\n  train\.json, test\.json\n",
-    "hcstvg-v2": r"holds no HC-STVG v2 annotations\. Put there\n  trainv2\.json, valv2\.json, testv2\.json\n",
+    "hcstvg-v2": (
+        r"holds no HC-STVG v2 annotations\. Put there\n"
+        r"  trainv2\.json, valv2\.json, testv2\.json\n"
+    ),
     "jsonl": r"is not a file of sentences\. Write one JSON object per line",
-    "cvat": r"holds no export of CVAT\. Put into one folder\n  the videos, and\n  what CVAT exports as 'CVAT for video 1\.1'",
+    "cvat": (
+        r"holds no export of CVAT\. Put into one folder\n  the videos, and\n"
+        r"  what CVAT exports as 'CVAT for video 1\.1'"
+    ),
 }
 
 

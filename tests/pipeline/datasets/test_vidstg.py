@@ -40,6 +40,7 @@ def test_each_caption_and_question_is_a_query(tree: Any, entry: Any, vidor: Any)
     caption, question = parse(
         tree(val=[entry(vid="x", captions=[], questions=[]), entry()])
     ).queries
+
     assert (caption.id, question.id) == ("val-00001-c0", "val-00001-q0")
     assert (caption.form, question.form) == ("declarative", "interrogative")
     assert (caption.object, question.object) == ("dog", "ball")
@@ -83,6 +84,7 @@ def test_a_truth_may_end_with_its_segment(tree: Any, entry: Any) -> None:
         )
     )
     query = parsed.queries[0]
+
     assert query.truth is not None
     assert query.segment[1] == query.truth.span[1] == 14
     assert "span leaves its segment" not in kinds(parsed)
@@ -139,6 +141,7 @@ def test_boxes_come_from_either_half_of_vidor(tree: Any, entry: Any, vidor: Any)
     )
     parsed = parse(tree(test=[entry(questions=[])]))
     frames, boxes = parsed.tracks["101/0"]
+
     assert frames.tolist() == [3, 4, 6]
     assert boxes.tolist() == [list(BOX), [2, 2, 30, 40], list(BOX)]
     assert boxes.dtype == np.float32
@@ -170,6 +173,7 @@ def test_a_video_is_found_whatever_its_extension(
     (tmp_path / "video" / "0042").mkdir(parents=True)
     (tmp_path / "video" / file).touch()
     parsed = parse(tree(test=[entry(), entry()]))
+
     assert {query.path for query in parsed.queries} == {f"video/{file}"}
     assert named(parsed, "video with another extension") == noted
     assert not parsed.defects.num_excluded
@@ -196,6 +200,7 @@ def test_boxes_are_clipped_to_the_picture(tree: Any, entry: Any, vidor: Any) -> 
     )
     parsed = parse(tree(test=[entry(questions=[])]))
     frames, boxes = parsed.tracks["101/0"]
+
     assert frames.tolist() == [4, 7]
     assert boxes.tolist() == [[0, 2, 30, 50], list(BOX)]
     assert kinds(parsed) == {"box outside picture": (2, 0), "box without area": (2, 0)}
@@ -221,6 +226,7 @@ def test_vidor_files_that_are_broken_or_absent_are_named(
         '{"trajectories": [7, [{"tid": 0}], [{"tid": 0, "bbox": {"xmin": NaN}}], [null]]}'
     )
     parsed = parse(tree(test=[entry(vid=vid) for vid in ("101", "102", "103", "104", "105")]))
+
     assert len(parsed.queries) == 10
     assert named(parsed, "unreadable box file") == ["102", "103"]
     assert named(parsed, "no box file") == ["104"]
@@ -237,6 +243,7 @@ def test_a_box_with_a_side_that_is_no_place_is_left_out(
     path = tmp_path / "annotation" / "training" / "0007" / "101.json"
     path.write_text(path.read_text().replace("987654", side))
     parsed = parse(tree(test=[entry(questions=[])]))
+
     assert parsed.tracks["101/0"][0].tolist() == [5]
     assert kinds(parsed) == {"malformed box": (1, 0)}
 
@@ -293,6 +300,7 @@ def test_a_broken_entry_is_left_out_by_name(
     tree: Any, entry: Any, changes: dict[str, Any], kind: str
 ) -> None:
     parsed = parse(tree(test=[entry(), entry(**changes), entry(vid="102")]))
+
     assert [query.id[:10] for query in parsed.queries] == [
         "test-00000",
         "test-00000",
@@ -300,8 +308,10 @@ def test_a_broken_entry_is_left_out_by_name(
         "test-00002",
     ]
     assert named(parsed, kind) == ["test-00001"]
+
     sentences = (changes.get(key, [{}]) for key in ("captions", "questions"))
     lost = sum(len(found) for found in sentences if isinstance(found, list)) or 1
+
     assert kinds(parsed)[kind] == (lost, lost)
 
 
@@ -322,6 +332,7 @@ def test_an_entry_left_out_counts_as_all_its_queries(
     parsed = parse(
         tree(test=[entry(), entry(questions=[question, question], **changes), entry(captions=7)])
     )
+
     assert kinds(parsed)[kind] == ((4, 4) if kind == "malformed entry" else (3, 3))
     assert named(parsed, kind)[0] == "test-00001"
     assert (
@@ -369,15 +380,22 @@ def test_repeated_sentences_are_reported_and_kept(tree: Any, entry: Any) -> None
 def test_a_file_that_is_not_json_is_named_with_the_place(tree: Any, tmp_path: Path) -> None:
     path = tree(test=[]) / "annotations" / "val_annotations.json"
     path.write_text('[\n {"vid": }\n]')
+
     with pytest.raises(InputError, match=r"val_annotations.json, line 2, column 10: not JSON"):
         parse(tmp_path)
+
     path.write_bytes(b"[\xff]")
+
     with pytest.raises(InputError, match=r"val_annotations.json, byte 1: not UTF-8"):
         parse(tmp_path)
+
     path.write_text("[" * 100_000)
+
     with pytest.raises(InputError, match=r"val_annotations.json"):
         parse(tmp_path)
+
     path.write_text("{}")
+
     with pytest.raises(
         InputError, match=r"val_annotations.json must hold a list of entries, not dict"
     ):
@@ -387,18 +405,23 @@ def test_a_file_that_is_not_json_is_named_with_the_place(tree: Any, tmp_path: Pa
 def test_a_folder_without_annotations_says_what_to_put_there(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"holds no VidSTG annotations. Put there\n  annotations/\{train,val,test\}_annotations.json",
+        match=(
+            r"holds no VidSTG annotations. Put there\n"
+            r"  annotations/\{train,val,test\}_annotations.json"
+        ),
     ):
         parse(tmp_path)
 
 
 def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+
     with pytest.raises(
         InputError,
-        match=r"file is a file, and the data set's folder is wanted\. Put there\n  annotations/",
+        match=r"file is a file; the data set's folder is expected\. Put there\n  annotations/",
     ):
         parse(tmp_path / "file")
+
     with pytest.raises(InputError, match=r"nowhere does not exist\. Put there\n  annotations/"):
         parse(tmp_path / "nowhere")
 
@@ -406,9 +429,12 @@ def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
 def test_files_without_an_entry_are_refused(tree: Any, entry: Any) -> None:
     with pytest.raises(
         InputError,
-        match=r"not one entry in \S+train_annotations\.json, \S+test_annotations\.json; download",
+        match=(
+            r"there is no entry in \S+train_annotations\.json, \S+test_annotations\.json; download"
+        ),
     ):
         parse(tree(train=[], test=[]))
+
     assert len(parse(tree(train=[], test=[entry()])).queries) == 2
     assert kinds(parse(tree(train=[], test=[7]))) == {
         "malformed entry": (1, 1),
@@ -432,12 +458,15 @@ def test_the_real_validation_file(tmp_path: Path) -> None:
             json.loads((ANNOTATIONS / "val_annotations.json").read_text())
         )
     }
+
     assert len(parsed.queries) == len({query.id for query in parsed.queries}) == 8956
     assert len({query.video for query in parsed.queries}) == 602
     assert sum(query.form == "declarative" for query in parsed.queries) == 3996
     assert kinds(parsed) == {"repeated sentence": (1151, 0), "no VidOR annotations": (602, 0)}
     assert len({query.id[:9] for query in parsed.queries if query.fps == 10}) == 23
+
     to_the_end = set()
+
     for query in parsed.queries:
         used, truth = raw[query.id[:9]]["used_segment"], raw[query.id[:9]]["temporal_gt"]
         assert query.truth is not None
@@ -447,4 +476,5 @@ def test_the_real_validation_file(tmp_path: Path) -> None:
         if truth["end_fid"] == used["end_fid"] + 1:
             to_the_end.add(query.id[:9])
             assert query.truth.span[1] == query.segment[1]
+
     assert len(to_the_end) == 744

@@ -51,6 +51,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_vidstgs_parser_reads_it_without_a_defect(made: Path) -> None:
     parsed = parse(made)
+
     assert parsed.defects.to_list() == []
     assert {query.split for query in parsed.queries} == set(SPLITS)
     assert len(parsed.queries) == sum(
@@ -62,6 +63,7 @@ def test_queries_say_what_the_scene_is(made: Path, tmp_path: Path) -> None:
     prepare("shapes", made, tmp_path / "index.jsonl")
     queries = list(read_jsonl(tmp_path / "index.jsonl", Query))
     tracks = Tracks.load(tmp_path / "tracks.npz")
+
     for split, index in (("train", 1), ("test", 0)):
         scene = make_scene(scene_seed(SMALL.seed, split, index))
         own = [query for query in queries if query.video == video_id(split, index)]
@@ -116,8 +118,11 @@ def test_splits_share_no_video_and_no_seed() -> None:
         for split in splits
         for index in range(600)
     ]
+
     assert len(set(seeds)) == len(seeds)
+
     ids = [video_id(split, index) for split in SPLITS for index in range(600)]
+
     assert len(set(ids)) == len(ids)
     assert all(name.isdigit() for name in ids)
 
@@ -132,10 +137,12 @@ def test_a_finished_make_is_kept(made: Path) -> None:
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
+
     with pytest.raises(
         InputError, match="holds files that are not `shapes`: name an empty folder with --root"
     ):
         make_shapes(tmp_path, SMALL, workers=1)
+
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -149,9 +156,11 @@ def test_an_interrupted_make_goes_on(made: Path, tmp_path: Path) -> None:
 
     with pytest.raises(StopError):
         make_shapes(tmp_path / "s", SMALL, workers=1, progress=stop)
+
     kept = next((tmp_path / "s").rglob("*.mp4"))
     before = kept.stat().st_mtime_ns
     make_shapes(tmp_path / "s", SMALL, workers=1)
+
     assert kept.stat().st_mtime_ns == before
     assert contents(tmp_path / "s") == contents(made)
 
@@ -163,6 +172,7 @@ def test_a_video_cut_short_by_a_kill_is_never_in_place(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "v.mp4") as aside:
         make.write_video(aside, broken(), 10)
+
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""What is drawn lies in its box, and the box is no larger than what is drawn."""
+"""Boxes are the extents of the rendered objects."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ from pipeline.datasets.shapes import render
 from pipeline.datasets.shapes.scene import SHAPES, Event, Scene, SceneObject, make_scene
 
 
-def alone(
+def single_object_scene(
     shape: str,
     size: float,
     angle: float,
-    centre: tuple[float, float] = (60.3, 47.8),
+    center: tuple[float, float] = (60.3, 47.8),
     opacity: float = 1.0,
 ) -> Scene:
     """A scene of one object in one frame."""
-    state = {
-        "centres": np.array([centre]),
-        "sizes": np.array([size]),
-        "angles": np.array([angle]),
-        "opacity": np.array([opacity]),
-    }
-    return Scene(
-        (120, 96), 10, 1, (SceneObject("red", shape, (Event("still", 0, 1),), **state),), seed=4
+    scene_object = SceneObject(
+        color="red",
+        shape=shape,
+        events=(Event("still", 0, 1),),
+        centers=np.array([center]),
+        sizes=np.array([size]),
+        angles=np.array([angle]),
+        opacity=np.array([opacity]),
     )
 
+    return Scene((120, 96), 10, 1, (scene_object,), seed=4)
 
-def drawn(scene: Scene) -> np.ndarray:
-    """Where the objects change the first frame: `[height, width]`."""
-    with_it = next(render.render_frames(scene)).astype(int)
-    without = next(render.render_frames(replace(scene, things=()))).astype(int)
-    return np.abs(with_it - without).max(-1) > 12
+
+def changed_pixels(scene: Scene) -> np.ndarray:
+    """Mask `[height, width]` of the pixels of the first frame that the objects change."""
+    frame = next(render.render_frames(scene)).astype(int)
+    background = next(render.render_frames(replace(scene, objects=()))).astype(int)
+    return np.abs(frame - background).max(-1) > 12
 
 
 def extent(changed: np.ndarray) -> np.ndarray:
-    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    """The box xyxy of a mask."""
+    rows = np.flatnonzero(changed.any(1))
+    columns = np.flatnonzero(changed.any(0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
@@ -48,10 +52,11 @@ def extent(changed: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_box_is_the_extent_of_what_is_drawn(shape: str, size: float, angle: float) -> None:
     """To about one pixel; soft tips of stars and triangles are too thin to be seen."""
-    scene = alone(shape, size, angle)
+    scene = single_object_scene(shape, size, angle)
     box = render.compute_boxes(scene, scene.objects[0])[0]
-    off = extent(drawn(scene)) - box
-    outwards = np.concatenate([-off[:2], off[2:]])
+    offset = extent(changed_pixels(scene)) - box
+    outwards = np.concatenate([-offset[:2], offset[2:]])
+
     assert outwards.max() < 1.3
     assert outwards.min() > -(0.12 * size + 1)
 
@@ -59,45 +64,47 @@ def test_a_box_is_the_extent_of_what_is_drawn(shape: str, size: float, angle: fl
 @pytest.mark.parametrize("seed", range(5))
 def test_every_object_of_a_scene_is_drawn_in_its_box(seed: int) -> None:
     scene = make_scene(seed)
-    for thing in scene.objects:
-        own = replace(scene, things=(thing,))
-        empty = replace(scene, things=())
-        frames = zip(
-            islice(render.render_frames(own), 0, None, 10),
-            islice(render.render_frames(empty), 0, None, 10),
-            strict=True,
-        )
-        for (with_it, without), box in zip(
-            frames, render.compute_boxes(scene, thing)[::10], strict=True
-        ):
-            changed = np.abs(with_it.astype(int) - without).max(-1) > 12
-            x1, y1, x2, y2 = box
+    empty_scene = replace(scene, objects=())
+
+    for scene_object in scene.objects:
+        object_scene = replace(scene, objects=(scene_object,))
+        boxes = render.compute_boxes(scene, scene_object)
+
+        # Every tenth frame.
+        frames = islice(render.render_frames(object_scene), 0, None, 10)
+        backgrounds = islice(render.render_frames(empty_scene), 0, None, 10)
+        for frame, background, box in zip(frames, backgrounds, boxes[::10], strict=True):
+            changed = np.abs(frame.astype(int) - background).max(-1) > 12
+            x1, y1, x2, y2 = box.astype(int)
             outside = changed.copy()
-            outside[max(int(y1) - 1, 0) : int(y2) + 2, max(int(x1) - 1, 0) : int(x2) + 2] = False
+            outside[max(y1 - 1, 0) : y2 + 2, max(x1 - 1, 0) : x2 + 2] = False
+
             assert not outside.any()
             assert changed.any()
 
 
 def test_a_faint_object_is_fainter() -> None:
-    whole, faint, empty = (
-        next(render.render_frames(scene)).astype(int)
-        for scene in (
-            alone("circle", 30, 0),
-            alone("circle", 30, 0, opacity=0.25),
-            replace(alone("circle", 30, 0), things=()),
-        )
-    )
-    assert np.abs(faint - empty).sum() == pytest.approx(np.abs(whole - empty).sum() / 4, rel=0.1)
+    opaque_scene = single_object_scene("circle", 30, 0)
+    faint_scene = single_object_scene("circle", 30, 0, opacity=0.25)
+    empty_scene = replace(opaque_scene, objects=())
+    opaque = next(render.render_frames(opaque_scene)).astype(int)
+    faint = next(render.render_frames(faint_scene)).astype(int)
+    background = next(render.render_frames(empty_scene)).astype(int)
+
+    opaque_difference = np.abs(opaque - background).sum()
+    faint_difference = np.abs(faint - background).sum()
+
+    assert faint_difference == pytest.approx(opaque_difference / 4, rel=0.1)
 
 
 def test_frames_are_a_function_of_the_scene() -> None:
-    first, second = (list(islice(render.render_frames(make_scene(3)), 5)) for _ in range(2))
-    assert all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))
+    first = list(islice(render.render_frames(make_scene(3)), 5))
+    second = list(islice(render.render_frames(make_scene(3)), 5))
+    assert np.array_equal(np.stack(first), np.stack(second))
     assert (first[0].shape, first[0].dtype) == ((96, 160, 3), np.uint8)
 
 
 def test_backgrounds_differ() -> None:
-    assert (
-        np.abs(render.render_background((40, 30), 1) - render.render_background((40, 30), 2)).mean()
-        > 5
-    )
+    first = render.render_background((40, 30), 1)
+    second = render.render_background((40, 30), 2)
+    assert np.abs(first - second).mean() > 5

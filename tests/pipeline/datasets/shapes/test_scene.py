@@ -37,7 +37,7 @@ def test_a_scene_is_a_function_of_its_seed() -> None:
         first, second, other = make_scene(seed), make_scene(seed), make_scene(seed + 1)
         for one, two in zip(first.objects, second.objects, strict=True):
             assert (one.color_and_shape, one.events) == (two.color_and_shape, two.events)
-            for name in ("centres", "sizes", "angles", "opacity"):
+            for name in ("centers", "sizes", "angles", "opacity"):
                 assert np.array_equal(getattr(one, name), getattr(two, name))
         assert not np.array_equal(first.objects[0].centers, other.objects[0].centers)
 
@@ -76,6 +76,7 @@ def test_a_direction_is_where_the_object_goes(motion: str) -> None:
     time.
     """
     direction, going = np.array(DIRECTIONS[motion]), []
+
     for _, thing, event in doing(motion):
         steps = np.diff(thing.centers[event.begin : event.end], axis=0)
         along = steps @ direction
@@ -83,6 +84,7 @@ def test_a_direction_is_where_the_object_goes(motion: str) -> None:
         assert np.abs(steps - along[:, None] * direction).max() < 1e-9
         assert along.sum() > 5
         going.append((along > 0.5).mean())
+
     assert np.mean(going) > 0.95
 
 
@@ -98,6 +100,7 @@ def test_only_what_grows_changes_its_size() -> None:
     for _, thing, event in EVENTS:
         ratio = np.diff(thing.sizes[event.begin : event.end])
         assert (ratio > 0).all() if event.motion == "grow" else np.abs(ratio).max() < 1e-9
+
     for _, thing, event in doing("grow"):
         assert (
             1.6 < thing.sizes[event.end - 1] / thing.sizes[max(event.begin - 1, 0)] < 1.75
@@ -134,6 +137,7 @@ def test_twins_share_no_motion() -> None:
         for a, b in combinations(scene.objects, 2)
         if a.color_and_shape == b.color_and_shape
     ]
+
     assert 0.65 < len(twins) / len(SCENES) < 0.85
     assert not any(a.motions & b.motions for a, b in twins)
 
@@ -143,6 +147,7 @@ def test_most_rivals_do_not_overlap_in_time() -> None:
     sentence is ambiguous by it.
     """
     rivals = overlapping = 0
+
     for scene in SCENES:
         for a, b in combinations(scene.objects, 2):
             for one in a.events if a.color_and_shape != b.color_and_shape else ():
@@ -150,6 +155,7 @@ def test_most_rivals_do_not_overlap_in_time() -> None:
                     if one.motion == other.motion:
                         rivals += 1
                         overlapping += min(one.end, other.end) > max(one.begin, other.begin)
+
     assert rivals > 300
     assert overlapping / rivals < 0.18
 

@@ -1,6 +1,4 @@
-"""Every sentence is true of one object and one time only; read back here by rules of this file's
-own.
-"""
+"""Every sentence is true of one object at one time; it is parsed here by independent rules."""
 
 from __future__ import annotations
 
@@ -10,7 +8,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.datasets.shapes.scene import COLORS, MOTIONS, SHAPES, Event, Scene, make_scene
+from pipeline.datasets.shapes.scene import (
+    COLORS,
+    MOTIONS,
+    SHAPES,
+    Event,
+    Scene,
+    SceneObject,
+    make_scene,
+)
 from pipeline.datasets.shapes.sentences import PHRASES, TAG_SHARES, Sentence, write_sentences
 
 SAID = {
@@ -24,65 +30,61 @@ SAID = {
     "grow": "grows|gets bigger|becomes larger",
 }
 SCENES = [make_scene(seed) for seed in range(300)]
-WRITTEN = [
-    (scene, sentence)
-    for scene in SCENES
-    for sentence in write_sentences(scene, 8, np.random.default_rng([scene.seed, 2]))
-]
+WRITTEN: list[tuple[Scene, Sentence]] = []
+for _scene in SCENES:
+    for _sentence in write_sentences(_scene, 8, np.random.default_rng([_scene.seed, 2])):
+        WRITTEN.append((_scene, _sentence))
 
 
-def understood(text: str) -> tuple[str | None, str | None, str]:
-    """Colour, shape and motion that a sentence names."""
+def parse_sentence(text: str) -> tuple[str | None, str | None, str]:
+    """Color, shape and motion that a sentence names."""
     (motion,) = [name for name, phrases in SAID.items() if re.search(f" ({phrases})[.?]$", text)]
     words = re.findall(r"\w+", text)
-    return (
-        next((c for c in COLORS if c in words), None),
-        next((s for s in SHAPES if s in words), None),
-        motion,
-    )
+    color = next((name for name in COLORS if name in words), None)
+    shape = next((name for name in SHAPES if name in words), None)
+    return color, shape, motion
 
 
-def events_meant(scene: Scene, text: str) -> list[tuple[int, Event]]:
-    colour, shape, motion = understood(text)
-    fitting = [
-        n
-        for n, t in enumerate(scene.objects)
-        if colour in (None, t.color) and shape in (None, t.shape)
-    ]
-    return [
-        (n, event) for n in fitting for event in scene.objects[n].events if event.motion == motion
-    ]
+def matches(scene_object: SceneObject, color: str | None, shape: str | None) -> bool:
+    return color in (None, scene_object.color) and shape in (None, scene_object.shape)
+
+
+def find_events(scene: Scene, text: str) -> list[tuple[int, Event]]:
+    """All events of which a sentence is true, with the indices of their objects."""
+    color, shape, motion = parse_sentence(text)
+    events = []
+    for index, scene_object in enumerate(scene.objects):
+        if not matches(scene_object, color, shape):
+            continue
+        for event in scene_object.events:
+            if event.motion == motion:
+                events.append((index, event))
+    return events
 
 
 def test_each_sentence_is_true_of_one_object_and_one_time() -> None:
     assert len(WRITTEN) > 1500
     for scene, sentence in WRITTEN:
-        assert events_meant(scene, sentence.text) == [(sentence.object_index, sentence.event)]
+        assert find_events(scene, sentence.text) == [(sentence.object_index, sentence.event)]
 
 
-def test_tags_say_what_makes_it_hard() -> None:
+def test_tags_name_the_difficulty() -> None:
     for scene, sentence in WRITTEN:
-        colour, shape, motion = understood(sentence.text)
-        others = [
-            thing for number, thing in enumerate(scene.objects) if number != sentence.object_index
-        ]
-        alike = [
-            thing
-            for thing in others
-            if colour in (None, thing.color) and shape in (None, thing.shape)
-        ]
-        same = [
-            thing
-            for thing in others
-            if motion in thing.motions and not any(thing is one for one in alike)
-        ]
-        assert ("look-alike" in sentence.tags, "same-motion" in sentence.tags) == (
-            bool(alike),
-            bool(same),
-        )
+        color, shape, motion = parse_sentence(sentence.text)
+        has_look_alike = has_same_motion = False
+        for index, scene_object in enumerate(scene.objects):
+            if index == sentence.object_index:
+                continue
+            if matches(scene_object, color, shape):
+                has_look_alike = True
+            elif motion in scene_object.motions:
+                has_same_motion = True
+
+        assert ("look-alike" in sentence.tags) == has_look_alike
+        assert ("same-motion" in sentence.tags) == has_same_motion
 
 
-def test_shares_of_tags_are_near_what_is_aimed_at() -> None:
+def test_shares_of_tags_are_near_the_target() -> None:
     counts = Counter(sentence.tags for _, sentence in WRITTEN)
     assert set(counts) == set(TAG_SHARES)
     assert sum(TAG_SHARES.values()) == pytest.approx(1)
@@ -92,22 +94,23 @@ def test_shares_of_tags_are_near_what_is_aimed_at() -> None:
 
 def test_a_declarative_names_both_looks_and_a_question_does_not() -> None:
     for scene, sentence in WRITTEN:
-        colour, shape, _ = understood(sentence.text)
+        color, shape, _ = parse_sentence(sentence.text)
         if sentence.form == "declarative":
-            assert (colour, shape) == scene.objects[sentence.object_index].color_and_shape
+            assert (color, shape) == scene.objects[sentence.object_index].color_and_shape
             assert sentence.text.endswith(".")
         else:
-            assert None in (colour, shape)
+            assert None in (color, shape)
             assert sentence.text.endswith("?")
 
 
-def test_no_scene_is_asked_the_same_twice() -> None:
-    def asked(sentence: Sentence) -> tuple[int, str, str]:
-        return sentence.object_index, sentence.event.motion, sentence.form
-
+def test_no_sentence_of_a_scene_repeats_another() -> None:
     for scene in SCENES[:50]:
-        own = [asked(sentence) for other, sentence in WRITTEN if other is scene]
-        assert len(own) == len(set(own)) <= 8
+        keys = []
+        for other, sentence in WRITTEN:
+            if other is scene:
+                keys.append((sentence.object_index, sentence.event.motion, sentence.form))
+
+        assert len(keys) == len(set(keys)) <= 8
 
 
 def test_every_phrase_belongs_to_one_motion() -> None:
