@@ -175,7 +175,9 @@ def train_section() -> str:
             or describe_default(field) != describe_default(classes["csdvl"].model_fields[key])
         }
         title = f"### {SYSTEM_NAMES[name]}"
-        note = f"Keys of section `train` with `system: {name}` (`--model {name}`), where they differ."
+        note = (
+            f"Keys of section `train` with `system: {name}` (`--model {name}`), where they differ."
+        )
         parts += [title, note, table(config_class, only=own)]
 
     return "\n\n".join(parts)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.callbacks import ProgressCallback
 from pipeline.errors import InputError, VideoError
 from pipeline.records import Query
 from pipeline.tracks import Tracks
@@ -19,7 +20,6 @@ NO_SPLIT = "?"
 MAX_TEXT_LENGTH = 500
 """Characters of an entry's name or of a detail in the report; longer texts are cut."""
 
-ProgressCallback = Callable[[int, int], None]
 """Called as `progress(done, total)` after each finished unit of work."""
 ProbeResults = Mapping[str, VideoMetadata | VideoError]
 """Metadata of each video, or the error that makes it unusable, by path."""
