@@ -129,7 +129,7 @@ def _train_appearance(
                 boxes[:, index], height // 16, width // 16, (width, height)
             )
             looks = np.array(
-                [(COLORS.index(t.colour), SHAPES.index(t.shape)) for t in scene.things]
+                [(COLORS.index(t.color), SHAPES.index(t.shape)) for t in scene.objects]
             )
             target = np.concatenate([looks[owner], boxes[owner, index]], -1)
             pictures.append(torch.from_numpy(frames[index]).permute(2, 0, 1))
@@ -205,7 +205,7 @@ def _train_motion(
             )
             motion = [
                 next(MOTIONS.index(e.motion) for e in thing.events if e.begin <= middle < e.end)
-                for thing in scene.things
+                for thing in scene.objects
             ]
             owners.append(torch.from_numpy(owner))
             labels.append(torch.from_numpy(np.array([*motion, len(MOTIONS)])[owner]))
@@ -250,7 +250,7 @@ def _train_text(
         tokens, mask = tokenize([text for text, _, _ in rows])
         labels = []
         for text, scene, sentence in rows:
-            colour, shape = scene.things[sentence.thing].looks
+            colour, shape = scene.objects[sentence.object_index].color_and_shape
             labels.append(
                 [
                     COLORS.index(colour) if colour in text else len(COLORS),

@@ -153,7 +153,7 @@ def test_an_edit_list_hides_frames(tmp_path: Path, make_video: Any, numbers: Num
     assert numbers(path) == [(n, n + 7) for n in range(33)]
     with open_frames(path, facts, [0]) as reader:
         assert (reader.decoder, reader.reason) == ("pyav", "edit list")
-    with open_frames(path, replace(facts, doubt=""), [0]) as reader:
+    with open_frames(path, replace(facts, decord_unsafe_reason=""), [0]) as reader:
         assert (reader.decoder, reader.reason) == (
             "pyav",
             "decord counts 40 frames, the packets 33",
@@ -329,7 +329,7 @@ def test_a_packet_without_a_picture_is_named(tmp_path: Path, make_video: Any) ->
             VideoError,
             match=r"damaged \(decode\): .*plain.mp4: frame 5 of 40 \(at 0.21 s\) has a packet but no picture",
         ),
-        open_frames(path, replace(facts, seconds=seconds), [5], "pyav") as reader,
+        open_frames(path, replace(facts, pts_seconds=seconds), [5], "pyav") as reader,
     ):
         next(reader)
 
@@ -343,7 +343,7 @@ def test_a_picture_that_is_no_rgb_is_named(
     refuse = MagicMock(side_effect=av.error.OSError(95, "Operation not supported"))
     monkeypatch.setattr(
         frames_module,
-        "decoded",
+        "decode_frames",
         lambda *given: (MagicMock(pts=0, reformat=refuse) for _ in range(1)),
     )
     with pytest.raises(

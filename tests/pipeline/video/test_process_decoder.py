@@ -46,19 +46,19 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Sabotage:
             "    if facts.path.name.startswith('bad') and frame.pts: harm()\n"
             "    return whole(frame, facts)\n"
             "frames._convert_to_rgb = upright",
-            "packet": "def slowly(*given):\n    for frame in decoded(*given): harm(); yield frame\nframes.decoded = slowly",
+            "packet": "def slowly(*given):\n    for frame in decoded(*given): harm(); yield frame\nframes.decode_frames = slowly",
         }[at]
         program = "\n".join(
             [
                 "import ctypes, os, signal, sys, time",
                 "from pipeline.video import frames, worker",
-                "probe, whole, decoded = worker.probe, frames._convert_to_rgb, frames.decoded",
+                "probe, whole, decoded = worker.probe, frames._convert_to_rgb, frames.decode_frames",
                 f"def harm(): {code}",
                 wrapped,
                 "worker.main()",
             ]
         )
-        monkeypatch.setattr(child_module, "COMMAND", ("-c", program))
+        monkeypatch.setattr(child_module, "WORKER_COMMAND", ("-c", program))
 
     return prepare
 
@@ -133,7 +133,7 @@ def test_a_change_of_decoders_on_the_way_is_told(
         "read, frames._read_with_decord = frames._read_with_decord, failing\n"
         "worker.main()"
     )
-    monkeypatch.setattr(child_module, "COMMAND", ("-c", program))
+    monkeypatch.setattr(child_module, "WORKER_COMMAND", ("-c", program))
     path = make_video(tmp_path / "plain.mp4")
     with ProcessDecoder() as child, child.frames(path, child.probe(path), range(40)) as stream:
         assert stream.decoder == "decord"
@@ -305,7 +305,7 @@ def test_a_process_that_died_unasked_is_replaced(
 def test_a_process_that_does_not_start_is_no_fault_of_the_video(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(child_module, "COMMAND", ("-c", "raise SystemExit(3)"))
+    monkeypatch.setattr(child_module, "WORKER_COMMAND", ("-c", "raise SystemExit(3)"))
     with (
         ProcessDecoder() as child,
         pytest.raises(
@@ -347,7 +347,7 @@ def test_it_dies_with_its_parent_and_leaves_nothing(
         "starting": "child = ProcessDecoder()",
         "idle": "child = ProcessDecoder(); child.probe(path)",
         "stopped": "child = ProcessDecoder(); stream = child.frames(path, child.probe(path), range(100)); time.sleep(0.3)",
-        "hanging": "child_module.COMMAND = ('-c', hang); child = ProcessDecoder(); child._request('probe', path); time.sleep(0.5)",
+        "hanging": "child_module.WORKER_COMMAND = ('-c', hang); child = ProcessDecoder(); child._request('probe', path); time.sleep(0.5)",
     }
     hang = f"import ctypes; from pipeline.video import worker; worker.probe = lambda *a, **k: {HOLD_THE_LOCK}; worker.main()"
     program = (
