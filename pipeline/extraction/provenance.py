@@ -14,6 +14,7 @@ from pipeline.extraction.plan import Job
 from pipeline.extraction.shard_task import get_backbone
 from pipeline.features.reduction import Reduction, load_mdetr_projection, parse_reduction
 from pipeline.features.stream import VISUAL_PRODUCTS
+from pipeline.video.frames import is_decord_installed
 
 RECIPE_VERSIONS = {"appearance": 2, "motion": 2, "swin": 1, "frames": 1, "text": 1}
 """By product, how this code makes it: to be raised by whoever changes its values. A test compares some of them."""
@@ -100,6 +101,11 @@ def check_worker_environment(job: Job) -> None:
             for name, of in own["versions"].items()
         }
         facts |= {
+            f"no {name}": (None, of)
+            for name, of in asked["versions"].items()
+            if name not in own["versions"]
+        }
+        facts |= {
             f"{key} {own[key]}": (own[key], asked.get(key))
             for key in ("recipe", "weights_digest")
             if key in own
@@ -107,7 +113,7 @@ def check_worker_environment(job: Job) -> None:
         for has, (there, here) in facts.items():
             if there != here:
                 raise StoreError(
-                    f"the worker on {socket.gethostname()} has {has}, but {product} of this store is made with {here}: "
+                    f"the worker on {socket.gethostname()} has {has}, but {product} of this store is made with {here or 'none'}: "
                     "install the same versions, with the same weights, on every machine of the cluster"
                 )
 
@@ -116,6 +122,11 @@ def _list_libraries(product: str) -> list[str]:
     libraries = [
         "torch",
         "torchvision",
-        *(("decord", "av") if product in VISUAL_PRODUCTS else ("tokenizers", "transformers")),
+        *(_list_decoders() if product in VISUAL_PRODUCTS else ("tokenizers", "transformers")),
     ]
     return [*libraries, "pillow"] if product == "frames" else libraries
+
+
+def _list_decoders() -> tuple[str, ...]:
+    """Return the packages that decode videos: PyAV reads all files where decord is not installed."""
+    return ("decord", "av") if is_decord_installed() else ("av",)

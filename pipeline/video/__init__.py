@@ -7,7 +7,7 @@ crash. Neither decoder is imported before it is used.
 """
 
 from pipeline.video.container import MAX_PIXELS
-from pipeline.video.frames import FrameReader, open_frames
+from pipeline.video.frames import FrameReader, is_decord_installed, open_frames
 from pipeline.video.metadata import VideoMetadata, probe
 from pipeline.video.process_decoder import FrameStream, ProcessDecoder
 
@@ -17,6 +17,7 @@ __all__ = [
     "FrameReader",
     "FrameStream",
     "VideoMetadata",
+    "is_decord_installed",
     "open_frames",
     "probe",
 ]

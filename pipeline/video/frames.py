@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -161,9 +162,20 @@ def _reason_for_pyav(facts: VideoMetadata) -> str:
     return f"decord may decode {ahead >> 20} MiB ahead" if ahead > MAX_READ_AHEAD_BYTES else ""
 
 
+def is_decord_installed() -> bool:
+    """Return True if decord can be imported, without importing it."""
+    try:
+        return find_spec("decord") is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _open_decord(facts: VideoMetadata) -> Any:
     """Decord's reader, if it sees the same video as the probe did."""
-    import decord
+    try:
+        import decord
+    except (ImportError, OSError):  # OSError: a library that decord links to is missing
+        raise _DecordError("decord is not installed") from None
 
     decord.logging.set_level(decord.logging.QUIET)
     try:

@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from mmap import mmap
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
     import av  # noqa: F401
-    import decord  # noqa: F401
+
+    with suppress(ImportError, OSError):
+        import decord  # noqa: F401
 
     ring, end = int(sys.argv[1]), int(sys.argv[2])
     memory = map_ring(ring)
