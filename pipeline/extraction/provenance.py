@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -36,7 +36,7 @@ def build_provenance(
     """
     about: dict[str, Any] = {
         "recipe": RECIPE_VERSIONS[product],
-        "versions": {name: version(name) for name in _list_libraries(product)},
+        "versions": _get_versions(_list_libraries(product)),
     }
     if product != "frames":
         backbone = get_backbone(product, config)
@@ -122,11 +122,15 @@ def _list_libraries(product: str) -> list[str]:
     libraries = [
         "torch",
         "torchvision",
-        *(_list_decoders() if product in VISUAL_PRODUCTS else ("tokenizers", "transformers")),
+        *(("decord", "av") if product in VISUAL_PRODUCTS else ("tokenizers", "transformers")),
     ]
     return [*libraries, "pillow"] if product == "frames" else libraries
 
 
-def _list_decoders() -> tuple[str, ...]:
-    """Return the packages that decode videos: PyAV reads all files where decord is not installed."""
-    return ("decord", "av") if is_decord_installed() else ("av",)
+def _get_versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Return the installed versions; decord is left out if PyAV replaces it."""
+    versions = {}
+    for name in libraries:
+        if name != "decord" or is_decord_installed():
+            versions[name] = version(name)
+    return versions
