@@ -1,1 +1,4 @@
-"""Frozen backbones that fill the store: ResNet (appearance), SlowFast and Video Swin (motion), RoBERTa (text)."""
+"""Backbones whose features fill the store.
+
+Appearance is ResNet, motion is SlowFast or Video Swin, text is RoBERTa. All are frozen.
+"""

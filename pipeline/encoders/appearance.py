@@ -1,7 +1,8 @@
-"""Appearance: ResNet C5 maps of single frames (torchvision).
+"""Appearance encoder: ResNet C5 maps of single frames (torchvision).
 
-`full` is ResNet-101 with frozen batch norm, 2048 channels at stride 32. `tiny` is the same class, a sixteenth as
-wide: one or two basic blocks per stage, no stem pooling, 128 channels at stride 16.
+`full` is ResNet-101 with frozen batch norm: 2048 channels at stride 32. `tiny` is the same class at
+one sixteenth of the width, with one or two basic blocks per stage and without stem pooling: 128
+channels at stride 16.
 """
 
 from __future__ import annotations
@@ -12,24 +13,43 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 INITIAL_RESIDUAL_SCALE = 0.2
-"""Scale at the end of each block before weights are loaded: frozen norms do not tame fresh weights, float16 would overflow."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's channel means and deviations for RGB in [0, 1]."""
+"""Initial scale at the end of each residual block, before weights are loaded.
+
+Frozen norms do not limit the activations of random weights, which would overflow float16.
+"""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""ImageNet's channel means for RGB in [0, 1]."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""ImageNet's channel standard deviations for RGB in [0, 1]."""
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
-    """Batch norm that is fixed, of its input's type: torchvision's makes float32 of what a convolution made in bfloat16, and all that
-    is kept for the backward pass twice as large.
+    """Batch norm with fixed statistics whose output has the dtype of its input.
+
+    torchvision's class turns bfloat16 activations into float32. That doubles the memory of all
+    activations that the backward pass needs.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        """Normalize activations.
+
+        Args:
+            x: `[n, C, h, w]`.
+
+        Returns:
+            `[n, C, h, w]` in the dtype of `x`.
+        """
+        # Fold statistics and affine parameters into one scale and one shift, in float32.
+        scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
+        shift = self.bias - self.running_mean * scale  # [C]
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
 
 
 class TinyResNet(ResNet):
-    """ResNet with a quarter of the planes and no stem pooling: 64 stem channels, then 16, 32, 64, 128."""
+    """ResNet with a quarter of the planes and no stem pooling.
+
+    The stem has 64 channels and the stages have 16, 32, 64 and 128.
+    """
 
     def __init__(self) -> None:
         super().__init__(BasicBlock, [1, 1, 1, 2])
@@ -42,8 +62,18 @@ class TinyResNet(ResNet):
 
 
 class AppearanceEncoder(nn.Module):
-    """RGB frames to C5 maps. `channels` is C, `stride` the pixels per cell; `widths` are the channels after each of the four stages,
-    of which the last three halve the map, and `pooled` says whether the stem ends in a pooling that does.
+    """Encoder of RGB frames to C5 maps.
+
+    Args:
+        size: `full` or `tiny`.
+
+    Attributes:
+        body: The ResNet, without pooling and classifier.
+        channels: C, the channels of the maps.
+        stride: Pixels per cell of the maps.
+        stage_channels: Channels after each of the four stages. The last three stages halve the
+            map.
+        has_stem_pooling: True if the stem ends in a pooling that halves the map.
     """
 
     mean: Tensor
@@ -56,43 +86,68 @@ class AppearanceEncoder(nn.Module):
             for name, norm in self.body.named_modules():
                 if name.endswith("bn3"):
                     norm.weight.fill_(INITIAL_RESIDUAL_SCALE)
-            self.stage_channels, self.stride, self.has_stem_pooling = (
-                (256, 512, 1024, 2048),
-                32,
-                True,
-            )
+            self.stage_channels = (256, 512, 1024, 2048)
+            self.stride = 32
+            self.has_stem_pooling = True
         else:
             self.body = TinyResNet()
-            self.stage_channels, self.stride, self.has_stem_pooling = (16, 32, 64, 128), 16, False
+            self.stage_channels = (16, 32, 64, 128)
+            self.stride = 16
+            self.has_stem_pooling = False
         self.channels = self.stage_channels[-1]
-        self.body.avgpool, self.body.fc = nn.Identity(), nn.Identity()
+
+        # Only the maps are used. Channels last is the faster memory format.
+        self.body.avgpool = nn.Identity()
+        self.body.fc = nn.Identity()
         self.body.to(memory_format=torch.channels_last)
+
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB in 0..255 `[n, 3, h, w]` → C5 maps `[n, ⌈h/stride⌉, ⌈w/stride⌉, C]`."""
-        x = self.stem(self.normalize(images))
+        """Encode images.
+
+        Args:
+            images: `[n, 3, h, w]`, RGB in [0, 255].
+
+        Returns:
+            C5 maps `[n, ⌈h/stride⌉, ⌈w/stride⌉, C]`.
+        """
+        x = self.stem(self.normalize(images))  # [n, C, h, w] from here on
         for stage in self.stages:
             x = stage(x)
         return x.permute(0, 2, 3, 1)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """RGB in 0..255 `[n, 3, h, w]` in ImageNet's means and deviations, of the network's type."""
+        """Normalize images by ImageNet's statistics.
+
+        Args:
+            images: `[n, 3, h, w]`, RGB in [0, 255].
+
+        Returns:
+            `[n, 3, h, w]` in the dtype of the network.
+        """
         return ((images / 255 - self.mean) / self.std).to(self.dtype)
 
     def stem(self, images: Tensor) -> Tensor:
-        """Normalised pictures `[n, 3, h, w]` → what the first stage takes."""
-        body = self.body
-        return body.maxpool(
-            body.relu(body.bn1(body.conv1(images.to(memory_format=torch.channels_last))))
-        )
+        """Apply the layers before the first stage.
+
+        Args:
+            images: `[n, 3, h, w]`, normalized.
+
+        Returns:
+            Input of the first stage, `[n, 64, h/2, w/2]`, halved again by a stem pooling.
+        """
+        x = self.body.conv1(images.to(memory_format=torch.channels_last))
+        x = self.body.relu(self.body.bn1(x))
+        return self.body.maxpool(x)
 
     @property
     def stages(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-        """From `[n, C, h, w]` to `[n, C, h, w]`, in order."""
+        """The four stages in order, each from `[n, C, h, w]` to `[n, C, h, w]`."""
         return self.body.layer1, self.body.layer2, self.body.layer3, self.body.layer4
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of the network's weights."""
         return self.body.conv1.weight.dtype

@@ -1,6 +1,8 @@
-"""A Hugging Face RoBERTa folder: `config.json`, `model.safetensors` or `pytorch_model.bin`, and tokenizer files.
+"""Reading of a Hugging Face RoBERTa folder.
 
-Only numbers and tables are read from it: no class that the folder names is imported, nothing is fetched.
+The folder holds `config.json`, `model.safetensors` or `pytorch_model.bin`, and tokenizer files.
+Only numbers and tables are read: no class named in the folder is imported, and nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pipeline.errors import InputError
 from pipeline.validation import format_first_error
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the weights file, by preference."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -26,11 +29,14 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 MAX_TOKENS = 256
-"""Longer sentences are cut."""
+"""Largest number of tokens; longer sentences are cut."""
 
 
 class RobertaArchitecture(BaseModel):
-    """What of `config.json` decides the outputs of RoBERTa; the rest of the file is not read."""
+    """The part of `config.json` that determines RoBERTa's outputs. The rest is not read.
+
+    Fields have the names of Hugging Face's `RobertaConfig`.
+    """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -50,47 +56,82 @@ class RobertaArchitecture(BaseModel):
 
 
 def read_architecture(folder: Path) -> RobertaArchitecture:
-    """The network that `folder/config.json` describes; an InputError where it is absent or not RoBERTa's."""
+    """Read the architecture that `config.json` describes.
+
+    Args:
+        folder: Hugging Face RoBERTa folder.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        InputError: The file is absent or unreadable, or describes another network.
+    """
     _check_is_directory(folder)
     path = folder / "config.json"
     try:
         return RobertaArchitecture.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(
-            f"{folder} has no config.json: name a Hugging Face RoBERTa folder"
-        ) from None
+        message = f"{folder} has no config.json: name a Hugging Face RoBERTa folder"
+        raise InputError(message) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise InputError(
-            f"{path} does not describe a RoBERTa encoder: {format_first_error(error)}"
-        ) from None
+        reason = format_first_error(error)
+        raise InputError(f"{path} does not describe a RoBERTa encoder: {reason}") from None
 
 
 def find_weights_file(folder: Path) -> Path:
-    """The file that holds the folder's weights: safetensors first."""
+    """Find the weights file of a folder, safetensors first.
+
+    Args:
+        folder: Hugging Face RoBERTa folder.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        InputError: The folder has no weights file.
+    """
     _check_is_directory(folder)
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name
     raise InputError(
-        f"{folder} has neither {' nor '.join(WEIGHTS_FILES)} (weights in several parts are not read: save them as one file)"
+        f"{folder} has neither {' nor '.join(WEIGHTS_FILES)} "
+        "(sharded weights are not supported: save them as one file)"
     )
 
 
 @dataclass(frozen=True)
 class HuggingFaceTokenizer:
-    """The folder's own tokenizer. A sentence that spells a special token, such as `<pad>`, is words like any other."""
+    """Tokenizer of a Hugging Face folder.
+
+    A special token in a sentence, such as `<pad>`, is tokenized as plain text.
+
+    Attributes:
+        folder: Folder that it was read from.
+        tokenizer: `RobertaTokenizerFast` of transformers.
+        fingerprint: Names and bytes of the files that define it.
+        max_tokens: Largest number of tokens of a sentence.
+    """
 
     folder: Path
     tokenizer: Any
     fingerprint: bytes
-    """Names and bytes of the files that define it."""
     max_tokens: int = MAX_TOKENS
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Sentences to padded ids `[n, L]` and mask `[n, L]`, each as `<s> … </s>`, cut at `max_tokens`."""
-        made = self.tokenizer(
+        """Tokenize sentences.
+
+        Args:
+            texts: n sentences. Sentences longer than `max_tokens` are cut.
+
+        Returns:
+            Token ids `[n, L]`, each row `<s> … </s>` and padding, and mask `[n, L]`, True at
+            tokens.
+        """
+        encoding = self.tokenizer(
             texts,
             padding=True,
             truncation=True,
@@ -98,60 +139,93 @@ class HuggingFaceTokenizer:
             split_special_tokens=True,
             return_tensors="pt",
         )
-        return made["input_ids"], made["attention_mask"].to(torch.bool)
+        return encoding["input_ids"], encoding["attention_mask"].to(torch.bool)
 
     def adapt_to_model(
         self, vocab_size: int, pad_id: int, num_positions: int, exact_vocab: bool
     ) -> HuggingFaceTokenizer:
-        """This tokenizer for a network with so many entries and positions, of which RoBERTa leaves the first `pad` + 1 unused.
+        """Check the tokenizer against a network and limit its sentences to the network's positions.
 
-        InputError where an id is not below `vocabulary` (with `exactly`, where its last one is unused too), or padding is not `pad`.
+        Args:
+            vocab_size: Embeddings of the network.
+            pad_id: The network's id of padding.
+            num_positions: Position embeddings. RoBERTa does not use the first `pad_id` + 1.
+            exact_vocab: True if the tokenizer must use all embeddings.
+
+        Returns:
+            The adapted tokenizer.
+
+        Raises:
+            InputError: The vocabulary or the id of padding does not fit the network.
         """
-        entries, own_pad = 1 + max(self.tokenizer.get_vocab().values()), self.tokenizer.pad_token_id
-        if entries > vocab_size or (exact_vocab and entries != vocab_size):
+        num_entries = 1 + max(self.tokenizer.get_vocab().values())
+        if num_entries > vocab_size or (exact_vocab and num_entries != vocab_size):
             raise InputError(
-                f"the tokenizer in {self.folder} has {entries} entries, the weights have {vocab_size}: "
+                f"the tokenizer in {self.folder} has {num_entries} entries, "
+                f"the weights have {vocab_size}: "
                 "name the folder of the tokenizer that the weights were trained with"
             )
-        if own_pad != pad_id:
+
+        own_pad_id = self.tokenizer.pad_token_id
+        if own_pad_id != pad_id:
             raise InputError(
-                f"the tokenizer in {self.folder} pads with id {own_pad}, the weights with {pad_id}: they do not belong together"
+                f"the tokenizer in {self.folder} pads with id {own_pad_id}, "
+                f"the weights with {pad_id}: they do not belong together"
             )
         return replace(self, max_tokens=min(MAX_TOKENS, num_positions - pad_id - 1))
 
 
 def read_tokenizer(folder: Path) -> HuggingFaceTokenizer:
-    """The tokenizer that `folder` holds as `tokenizer.json`, or as `vocab.json` and `merges.txt`."""
+    """Read the tokenizer of a folder: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+    Args:
+        folder: Hugging Face RoBERTa folder.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: The folder has no tokenizer, or it cannot be read as RoBERTa's.
+    """
     _check_is_directory(folder)
-    there = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if "tokenizer.json" not in there and not {"vocab.json", "merges.txt"} <= set(there):
+    names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= set(names):
         raise InputError(
-            f"{folder} has no tokenizer: put RoBERTa's tokenizer.json there, or its vocab.json and merges.txt"
+            f"{folder} has no tokenizer: "
+            "put RoBERTa's tokenizer.json there, or its vocab.json and merges.txt"
         )
     from transformers import RobertaTokenizerFast
 
     try:
-        fingerprint = b"".join(
-            name.encode() + b"\0" + (folder / name).read_bytes() + b"\0" for name in there
-        )
-        fast = RobertaTokenizerFast.from_pretrained(
+        # The fingerprint covers names and contents, so that no two sets of files share one.
+        parts = []
+        for name in names:
+            parts.append(name.encode() + b"\0" + (folder / name).read_bytes() + b"\0")
+        fingerprint = b"".join(parts)
+
+        tokenizer = RobertaTokenizerFast.from_pretrained(
             str(folder), local_files_only=True, padding_side="right", truncation_side="right"
         )
-        fast(["a"], split_special_tokens=True)
-    except Exception as error:  # the parsers below raise whatever comes: a bare Exception from Rust, KeyError, TypeError …
+
+        # Some defects only show when a sentence is tokenized.
+        tokenizer(["a"], split_special_tokens=True)
+    except Exception as error:  # the parsers raise anything: bare Exception from Rust, KeyError, …
         raise InputError(
             f"the tokenizer in {folder} cannot be read as RoBERTa's ({_format_error(error)})"
         ) from None
-    return HuggingFaceTokenizer(folder, fast, fingerprint)
+    return HuggingFaceTokenizer(folder, tokenizer, fingerprint)
 
 
 def _check_is_directory(folder: Path) -> None:
+    """Raise an InputError unless the path is a folder."""
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(
-            f"{folder} {problem}: hf: wants a Hugging Face RoBERTa folder, with config.json, weights and tokenizer files"
+            f"{folder} {problem}: hf: expects a Hugging Face RoBERTa folder, "
+            "with config.json, weights and tokenizer files"
         )
 
 
 def _format_error(error: Exception) -> str:
+    """Return type and message of an error in one line of limited length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

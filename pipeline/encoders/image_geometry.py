@@ -1,4 +1,4 @@
-"""How pictures are resized for the backbones, and where a picture lies in the motion stream's square."""
+"""Image sizes of the backbones, and resizing and padding of images."""
 
 from __future__ import annotations
 
@@ -6,38 +6,75 @@ from torch import Tensor
 from torch.nn import functional
 
 MAX_LONG_SIDE_RATIO = 1.8
-"""The longer side is at most this many times N_short."""
+"""Largest longer side, as a multiple of the short side N_short."""
 
 
 def compute_appearance_size(size: tuple[int, int], short_side: float) -> tuple[int, int]:
-    """`(width, height)` after scaling by min(short/shorter side, 1.8·short/longer side), aspect kept (supplement B.1)."""
+    """Compute the input size of the appearance stream (CSDVL, supplement B.1).
+
+    The aspect ratio is kept. The shorter side becomes `short_side`, unless the longer side would
+    exceed 1.8 times `short_side`.
+
+    Args:
+        size: (width, height) of the video in pixels.
+        short_side: N_short in pixels.
+
+    Returns:
+        (width, height) in pixels.
+    """
     scale = min(short_side / min(size), MAX_LONG_SIDE_RATIO * short_side / max(size))
-    width, height = (max(1, round(side * scale)) for side in size)
+    width = max(1, round(size[0] * scale))
+    height = max(1, round(size[1] * scale))
     return width, height
 
 
 def picture_in_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Where a `(width, height)` picture lies in its centred padded square: xyxy as shares of the square's side."""
+    """Compute the position of an image in its centered, padded square.
+
+    Args:
+        size: (width, height) of the image in pixels.
+
+    Returns:
+        xyxy, as fractions of the square's side.
+    """
     side = max(size)
-    left, top = (side - size[0]) / 2 / side, (side - size[1]) / 2 / side
+    left = (side - size[0]) / 2 / side
+    top = (side - size[1]) / 2 / side
     return left, top, 1 - left, 1 - top
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """RGB `[n, 3, h, w]` to `[n, 3, height, width]` of the same type, bilinear with antialiasing; `size` is (width, height).
+    """Resize images by bilinear interpolation with antialiasing.
 
-    Bytes come out rounded, as Pillow rounds them for the networks whose weights are used here, and several times faster.
+    uint8 values are rounded as Pillow rounds them for the networks whose weights are used here.
+    This implementation is several times faster than Pillow's.
+
+    Args:
+        images: `[n, 3, h, w]`, RGB.
+        size: (width, height) of the result in pixels.
+
+    Returns:
+        `[n, 3, height, width]` in the dtype of `images`.
     """
-    if tuple(images.shape[-2:]) == (size[1], size[0]):
+    width, height = size
+    if tuple(images.shape[-2:]) == (height, width):
         return images
     return functional.interpolate(
-        images, (size[1], size[0]), mode="bilinear", antialias=True, align_corners=False
+        images, (height, width), mode="bilinear", antialias=True, align_corners=False
     )
 
 
 def pad_to_square(images: Tensor) -> Tensor:
-    """Zeros around `[n, 3, h, w]` so that the picture sits in the centre of a square (supplement B.1)."""
+    """Pad images with zeros to centered squares (CSDVL, supplement B.1).
+
+    Args:
+        images: `[n, 3, h, w]`.
+
+    Returns:
+        `[n, 3, s, s]` with s = max(h, w). An odd margin is larger by one at the right or bottom.
+    """
     height, width = images.shape[-2:]
     side = max(height, width)
-    left, top = (side - width) // 2, (side - height) // 2
+    left = (side - width) // 2
+    top = (side - height) // 2
     return functional.pad(images, (left, side - width - left, top, side - height - top))

@@ -1,14 +1,17 @@
-"""Motion for CG-STVG: Video Swin-T maps of every frame (torchvision's swin3d_t, ImageNet's channel statistics).
+"""Motion encoder of CG-STVG: Video Swin-T maps of every frame (torchvision's swin3d_t).
 
-Decisions and deviations:
-- **Temporal patch stride 1.** The library's patches are 2 frames long and stand 2 frames apart, which halves the
-  frames; here they stand 1 apart, so each frame has its own map, as CG-STVG needs. The weights are the same. The patch
-  of frame t covers frames t and t + 1; the last one of a window sees its frame twice.
-- **Windows.** CG-STVG runs the network over all frames of a sample at once. A cache does not know which frames a sample
-  will pick, and an hour of video does not fit in memory: here a video's frames are encoded in consecutive windows of
-  `FRAMES`, each by itself (the last may be shorter). That is as many temporal positions as the network saw when it was
-  trained (32 frames at stride 2). Frames of different windows do not see each other.
-- Maps are taken after the network's last norm, before its pooling and head.
+Images are normalized by ImageNet's channel statistics. Maps are taken after the network's last
+norm, before pooling and head. Two choices deviate from the library or from the paper:
+
+- **Temporal patch stride 1.** A patch covers 2 frames. The library's patches start 2 frames apart,
+  which halves the number of frames. Here they start 1 frame apart, so that each frame has its own
+  map, as CG-STVG requires. The weights are the same. The patch of frame t covers frames t and
+  t + 1. At the end of a window the last frame is repeated.
+- **Windows.** CG-STVG runs the network over all frames of a sample at once. A cache does not know
+  the frames of future samples, and an hour of video does not fit in memory. Here the frames of a
+  video are encoded in consecutive windows of `WINDOW_FRAMES`; the last one may be shorter. A window
+  has as many temporal positions as in training (32 frames at stride 2). Frames of different windows
+  do not attend to each other.
 """
 
 from __future__ import annotations
@@ -22,13 +25,22 @@ from pipeline.encoders.appearance import IMAGENET_MEAN, IMAGENET_STD
 
 WINDOW_FRAMES = 16
 PATCH_FRAMES = 2
-"""Frames a patch covers, whatever the stride."""
+"""Frames that a patch covers, for any temporal stride."""
 
 
 class SwinEncoder(nn.Module):
-    """Windows of RGB frames to a map per frame. `channels` is C, `stride` the pixels per cell, `frames` a window's length.
+    """Encoder of windows of RGB frames to one map per frame.
 
-    `time_stride` 2 is the library's own network, which halves the frames: the reference in tests.
+    Args:
+        time_stride: Temporal stride of the patches. 2 is the library's network, which halves the
+            number of frames and serves as the reference in tests.
+
+    Attributes:
+        body: The Swin transformer, without pooling and head.
+        channels: C, the channels of the maps.
+        stride: Pixels per cell of the maps.
+        num_frames: Frames of a window.
+        time_stride: As passed.
     """
 
     mean: Tensor
@@ -37,34 +49,65 @@ class SwinEncoder(nn.Module):
     def __init__(self, time_stride: int = 1) -> None:
         super().__init__()
         self.body = swin3d_t(weights=None)
-        self.body.avgpool, self.body.head = nn.Identity(), nn.Identity()
+        self.body.avgpool = nn.Identity()
+        self.body.head = nn.Identity()
         self.time_stride = time_stride
-        self.channels, self.stride, self.num_frames = 768, 32, WINDOW_FRAMES
+        self.channels = 768
+        self.stride = 32
+        self.num_frames = WINDOW_FRAMES
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1, 1), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """RGB in 0..255 `[n, 3, T, h, w]` → maps `[n, T, ⌈h/32⌉, ⌈w/32⌉, C]`; T may be any length from 1."""
-        pictures = ((frames / 255 - self.mean) / self.std).to(self.dtype)
-        return self.body.norm(self.body.features(self._embed_patches(pictures)))
+        """Encode windows of frames.
+
+        Args:
+            frames: `[n, 3, T, h, w]`, RGB in [0, 255], any T ≥ 1.
+
+        Returns:
+            Maps `[n, T, ⌈h/32⌉, ⌈w/32⌉, C]`.
+        """
+        images = ((frames / 255 - self.mean) / self.std).to(self.dtype)
+        patches = self._embed_patches(images)
+        return self.body.norm(self.body.features(patches))
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of the network's weights."""
         return self.body.patch_embed.proj.weight.dtype
 
-    def _embed_patches(self, pictures: Tensor) -> Tensor:
-        """Normalised `[n, 3, T, h, w]` → patches `[n, ⌈T/time_stride⌉, ⌈h/4⌉, ⌈w/4⌉, 96]`; zeros fill pictures up to whole patches."""
-        embed, stride = self.body.patch_embed, self.time_stride
-        count, height, width = pictures.shape[2:]
-        lacking = (-(-count // stride) - 1) * stride + PATCH_FRAMES - count
-        pictures = torch.cat([pictures, pictures[:, :, -1:].expand(-1, -1, lacking, -1, -1)], 2)
-        pictures = functional.pad(pictures, (0, -width % 4, 0, -height % 4))
-        patches = functional.conv3d(pictures, embed.proj.weight, embed.proj.bias, (stride, 4, 4))
-        return embed.norm(patches.permute(0, 2, 3, 4, 1))
+    def _embed_patches(self, images: Tensor) -> Tensor:
+        """Embed `[n, 3, T, h, w]` as patches `[n, ⌈T/time_stride⌉, ⌈h/4⌉, ⌈w/4⌉, 96]`."""
+        embedding = self.body.patch_embed
+        num_frames, height, width = images.shape[2:]
+
+        # Repeat the last frame until the last patch is complete.
+        num_patches = -(-num_frames // self.time_stride)
+        num_missing = (num_patches - 1) * self.time_stride + PATCH_FRAMES - num_frames
+        last_frame = images[:, :, -1:].expand(-1, -1, num_missing, -1, -1)
+        images = torch.cat([images, last_frame], 2)
+
+        # Pad with zeros to whole patches of 4x4 pixels.
+        images = functional.pad(images, (0, -width % 4, 0, -height % 4))
+
+        # The library's projection, at this encoder's temporal stride.
+        strides = (self.time_stride, 4, 4)
+        patches = functional.conv3d(
+            images, embedding.proj.weight, embedding.proj.bias, strides
+        )  # [n, 96, T', h/4, w/4]
+        return embedding.norm(patches.permute(0, 2, 3, 4, 1))
 
 
 def split_frame_windows(count: int) -> list[range]:
-    """The windows `count` frames are encoded in: consecutive, `FRAMES` long, the last one as short as it must be."""
-    return [
-        range(start, min(start + WINDOW_FRAMES, count)) for start in range(0, count, WINDOW_FRAMES)
-    ]
+    """Split the frames of a video into consecutive windows.
+
+    Args:
+        count: Number of frames.
+
+    Returns:
+        Ranges of frame positions, `WINDOW_FRAMES` long; the last one may be shorter.
+    """
+    windows = []
+    for start in range(0, count, WINDOW_FRAMES):
+        windows.append(range(start, min(start + WINDOW_FRAMES, count)))
+    return windows

@@ -1,9 +1,10 @@
-"""Text: RoBERTa token states (transformers).
+"""Text encoder: RoBERTa token states (transformers).
 
-`full` is RoBERTa-base (768 channels), `tiny` the same class with 2 layers of 64 channels. Both take tokens from
-the byte-level BPE that is shipped here: any string encodes, but it is a small vocabulary made from the sentences
-of `shapes`, right for `tiny` and for random weights only. Real RoBERTa weights bring their own tokenizer: so an
-encoder is asked to tokenize (`encoder.tokenize(texts)`), and each knows how.
+`full` is RoBERTa-base with 768 channels. `tiny` is the same class with 2 layers of 64 channels.
+Both use the shipped byte-level BPE tokenizer. It encodes any string, but its small vocabulary was
+trained on the sentences of `shapes`. It is suitable for `tiny` and for random weights only.
+Published RoBERTa weights come with their own tokenizer. Therefore each encoder tokenizes its own
+input (`encoder.tokenize(texts)`).
 """
 
 from __future__ import annotations
@@ -23,14 +24,27 @@ from pipeline.encoders.huggingface_roberta import (
 )
 
 TOKENIZER_FILE = Path(__file__).parent / "tiny" / "tokenizer.json"
-BOS, PAD, EOS = 0, 1, 2
-"""RoBERTa's ids of `<s>`, `<pad>` and `</s>`."""
+"""The shipped tokenizer."""
+BOS = 0
+"""RoBERTa's id of `<s>`."""
+PAD = 1
+"""RoBERTa's id of `<pad>`."""
+EOS = 2
+"""RoBERTa's id of `</s>`."""
 
 
 class TextEncoder(nn.Module):
-    """Token ids to token states. `channels` is C.
+    """Encoder of token ids to token states.
 
-    `shape` describes another RoBERTa than the `size`'s; a `tokenizer` that is set replaces the shipped one.
+    Args:
+        size: `full` or `tiny`; ignored if an architecture is passed.
+        architecture: Another RoBERTa architecture.
+
+    Attributes:
+        tokenizer: Tokenizer of the weights; None for the shipped one.
+        architecture: As passed.
+        channels: C, the channels of the states.
+        roberta: The network.
     """
 
     tokenizer: HuggingFaceTokenizer | None = None
@@ -40,91 +54,138 @@ class TextEncoder(nn.Module):
         from transformers import RobertaConfig, RobertaModel
 
         self.architecture = architecture
-        config = RobertaConfig(
-            **(_get_config_values(size) if architecture is None else architecture.model_dump())
-        )
+        if architecture is None:
+            config = RobertaConfig(**_get_config_values(size))
+        else:
+            config = RobertaConfig(**architecture.model_dump())
         self.channels: int = config.hidden_size
         self.roberta = RobertaModel(config, add_pooling_layer=False)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Ids `[n, L]` and mask `[n, L]` (True at tokens) → states `[n, L, C]`."""
+        """Encode sentences.
+
+        Args:
+            tokens: `[n, L]` int64, token ids.
+            mask: `[n, L]` bool, True at tokens and False at padding.
+
+        Returns:
+            Token states `[n, L, C]`.
+        """
         return self.roberta(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Sentences to what `forward` takes, by the tokenizer that belongs to the weights."""
+        """Tokenize sentences with the tokenizer that belongs to the weights.
+
+        Args:
+            texts: n sentences.
+
+        Returns:
+            Token ids `[n, L]` and mask `[n, L]`, the arguments of `forward`.
+        """
         return tokenize(texts) if self.tokenizer is None else self.tokenizer(texts)
 
     def fingerprint(self) -> bytes:
-        """What decides the outputs beside the parameters: the tokenizer, and the settings that a folder brought."""
-        content = (
-            TOKENIZER_FILE.read_bytes() if self.tokenizer is None else self.tokenizer.fingerprint
-        )
-        return (
-            content
-            if self.architecture is None
-            else content + json.dumps(self.architecture.model_dump(), sort_keys=True).encode()
-        )
+        """Return the content that determines the outputs besides the parameters.
+
+        Returns:
+            Bytes of the tokenizer, and of the architecture if one was passed.
+        """
+        if self.tokenizer is None:
+            content = TOKENIZER_FILE.read_bytes()
+        else:
+            content = self.tokenizer.fingerprint
+        if self.architecture is None:
+            return content
+        return content + json.dumps(self.architecture.model_dump(), sort_keys=True).encode()
 
 
 def _get_config_values(size: str) -> dict[str, Any]:
-    """RoBERTa-base, or the small network of the same class."""
-    shared = {
+    """Return the configuration of RoBERTa-base, or of the small network of the same class."""
+    values: dict[str, Any] = {
         "max_position_embeddings": 514,
         "type_vocab_size": 1,
         "pad_token_id": PAD,
         "layer_norm_eps": 1e-5,
     }
     if size == "full":
-        return {"vocab_size": 50265, **shared}
-    small = {
+        return {"vocab_size": 50265, **values}
+
+    tiny_values = {
         "hidden_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "intermediate_size": 128,
     }
-    return {"vocab_size": get_vocab_size(), **small, **shared}
+    return {"vocab_size": get_vocab_size(), **tiny_values, **values}
 
 
 @lru_cache(maxsize=1)
 def load_shipped_tokenizer() -> Any:
-    """The shipped byte-level BPE. A sentence that spells a special token, such as `<pad>`, is words like any other."""
+    """Load the shipped byte-level BPE tokenizer.
+
+    A special token in a sentence, such as `<pad>`, is tokenized as plain text.
+
+    Returns:
+        A `tokenizers.Tokenizer`, cached.
+    """
     from tokenizers import Tokenizer
 
-    made = Tokenizer.from_file(str(TOKENIZER_FILE))
-    made.encode_special_tokens = True
-    return made
+    tokenizer = Tokenizer.from_file(str(TOKENIZER_FILE))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def get_vocab_size() -> int:
+    """Return the vocabulary size of the shipped tokenizer."""
     return load_shipped_tokenizer().get_vocab_size()
 
 
 def tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Sentences to padded ids `[n, L]` and mask `[n, L]`, each as `<s> … </s>`, cut at `MAX_TOKENS`."""
-    ids = [
-        [BOS, *load_shipped_tokenizer().encode(text).ids[: MAX_TOKENS - 2], EOS] for text in texts
-    ]
-    length = max(len(row) for row in ids)
-    tokens = torch.full((len(ids), length), PAD)
-    for row, own in enumerate(ids):
-        tokens[row, : len(own)] = torch.tensor(own)
+    """Tokenize sentences with the shipped tokenizer.
+
+    Args:
+        texts: n sentences. Sentences longer than `MAX_TOKENS` are cut.
+
+    Returns:
+        Token ids `[n, L]`, each row `<s> … </s>` and padding, and mask `[n, L]`, True at tokens.
+    """
+    tokenizer = load_shipped_tokenizer()
+    token_ids = []
+    for text in texts:
+        inner_ids = tokenizer.encode(text).ids[: MAX_TOKENS - 2]
+        token_ids.append([BOS, *inner_ids, EOS])
+
+    # Pad to the longest sentence.
+    max_length = max(len(row_ids) for row_ids in token_ids)
+    tokens = torch.full((len(token_ids), max_length), PAD)
+    for row, row_ids in enumerate(token_ids):
+        tokens[row, : len(row_ids)] = torch.tensor(row_ids)
     return tokens, tokens != PAD
 
 
 def train_tokenizer(sentences: list[str], path: Path, vocab_size: int = 600) -> None:
-    """Make the shipped tokenizer: RoBERTa's five special tokens, all 256 bytes, and merges learned from `sentences`."""
+    """Train and save the shipped tokenizer.
+
+    Its vocabulary holds RoBERTa's five special tokens, all 256 bytes, and learned merges.
+
+    Args:
+        sentences: Text to learn the merges from.
+        path: File to write.
+        vocab_size: Largest vocabulary.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    made.decoder = decoders.ByteLevel()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=special,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(sorted(sentences), trainer)
+
+    # Sorted sentences make the result independent of their order.
+    tokenizer.train_from_iterator(sorted(sentences), trainer)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made.save(str(path))
+    tokenizer.save(str(path))

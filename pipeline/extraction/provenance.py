@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.extraction.plan import Job
 from pipeline.extraction.shard_task import get_backbone
 from pipeline.features.reduction import Reduction, load_mdetr_projection, parse_reduction
 from pipeline.features.stream import VISUAL_PRODUCTS
+from pipeline.video.frames import is_decord_installed
 
 RECIPE_VERSIONS = {"appearance": 2, "motion": 2, "swin": 1, "frames": 1, "text": 1}
 """By product, how this code makes it: to be raised by whoever changes its values. A test compares some of them."""
@@ -35,7 +36,7 @@ def build_provenance(
     """
     about: dict[str, Any] = {
         "recipe": RECIPE_VERSIONS[product],
-        "versions": {name: version(name) for name in _list_libraries(product)},
+        "versions": _get_versions(_list_libraries(product)),
     }
     if product != "frames":
         backbone = get_backbone(product, config)
@@ -100,6 +101,11 @@ def check_worker_environment(job: Job) -> None:
             for name, of in own["versions"].items()
         }
         facts |= {
+            f"no {name}": (None, of)
+            for name, of in asked["versions"].items()
+            if name not in own["versions"]
+        }
+        facts |= {
             f"{key} {own[key]}": (own[key], asked.get(key))
             for key in ("recipe", "weights_digest")
             if key in own
@@ -107,7 +113,7 @@ def check_worker_environment(job: Job) -> None:
         for has, (there, here) in facts.items():
             if there != here:
                 raise StoreError(
-                    f"the worker on {socket.gethostname()} has {has}, but {product} of this store is made with {here}: "
+                    f"the worker on {socket.gethostname()} has {has}, but {product} of this store is made with {here or 'none'}: "
                     "install the same versions, with the same weights, on every machine of the cluster"
                 )
 
@@ -119,3 +125,12 @@ def _list_libraries(product: str) -> list[str]:
         *(("decord", "av") if product in VISUAL_PRODUCTS else ("tokenizers", "transformers")),
     ]
     return [*libraries, "pillow"] if product == "frames" else libraries
+
+
+def _get_versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Return the installed versions; decord is left out if PyAV replaces it."""
+    versions = {}
+    for name in libraries:
+        if name != "decord" or is_decord_installed():
+            versions[name] = version(name)
+    return versions

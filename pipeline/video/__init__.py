@@ -1,13 +1,15 @@
-"""Reading videos: one interface over two decoders, the same frame numbers whichever of them reads.
+"""Video decoding: one interface over two decoders, with the same frame indices for both.
 
-A frame's number is its place in presentation order after edit lists, in the best video stream (the one FFmpeg's
-`av_find_best_stream` names); pictures have the container's rotation applied and are not stretched for non-square
-pixels. `probe` finds the facts, `open_frames` streams the pictures; `ProcessDecoder` does both in a process that may hang or
-crash. Neither decoder is imported before it is used.
+A frame index is the position of a frame in presentation order, after edit lists. It refers to the
+best video stream, as FFmpeg's `av_find_best_stream` defines it. The container's rotation is applied
+to the frames. Non-square pixels are not stretched.
+
+`probe` reads the metadata and `open_frames` streams the frames. `ProcessDecoder` does both in a
+process that may hang or crash. Neither decoder is imported before its first use.
 """
 
 from pipeline.video.container import MAX_PIXELS
-from pipeline.video.frames import FrameReader, open_frames
+from pipeline.video.frames import FrameReader, is_decord_installed, open_frames
 from pipeline.video.metadata import VideoMetadata, probe
 from pipeline.video.process_decoder import FrameStream, ProcessDecoder
 
@@ -17,6 +19,7 @@ __all__ = [
     "FrameReader",
     "FrameStream",
     "VideoMetadata",
+    "is_decord_installed",
     "open_frames",
     "probe",
 ]

@@ -31,7 +31,7 @@ def test_a_few_steps_write_weights_that_load(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "pretraining: 9/9 items" in done.stderr
     for name in (
-        "appearance colour",
+        "appearance color",
         "appearance shape",
         "appearance box error px",
         "motion",

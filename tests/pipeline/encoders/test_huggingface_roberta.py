@@ -122,11 +122,11 @@ def test_a_part_that_is_absent(folder: Path, name: str, message: str) -> None:
 def test_a_folder_that_is_absent_or_a_file(tmp_path: Path) -> None:
     for read in (read_architecture, find_weights_file, read_tokenizer):
         with pytest.raises(
-            InputError, match="nothing does not exist: hf: wants a Hugging Face RoBERTa folder"
+            InputError, match="nothing does not exist: hf: expects a Hugging Face RoBERTa folder"
         ):
             read(tmp_path / "nothing")
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file is not a folder: hf: wants"):
+    with pytest.raises(InputError, match="file is not a folder: hf: expects"):
         load(tmp_path / "file")
 
 

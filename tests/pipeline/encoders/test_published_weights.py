@@ -227,8 +227,8 @@ def check_folder(folder: Path) -> Any:
 
 def test_a_hugging_face_folder(folder: Path) -> None:
     loaded = check_folder(folder)
-    assert loaded.report.leftovers
-    assert all(name.startswith("lm_head.") for name in loaded.report.leftovers)
+    assert loaded.report.ignored_keys
+    assert all(name.startswith("lm_head.") for name in loaded.report.ignored_keys)
 
 
 def test_a_hugging_face_folder_with_tokenizer_json(folder: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_hugging_face_folder_with_tokenizer_json(folder: Path) -> None:
 def test_a_hugging_face_folder_of_the_model_alone(folder: Path) -> None:
     """`RobertaModel` saves names without `roberta.`, with its pooler."""
     small_roberta(300).save_pretrained(folder)
-    assert check_folder(folder).report.leftovers == ("pooler.dense.bias", "pooler.dense.weight")
+    assert check_folder(folder).report.ignored_keys == ("pooler.dense.bias", "pooler.dense.weight")
 
 
 def test_a_hugging_face_folder_with_a_pickle(folder: Path) -> None:

@@ -167,7 +167,7 @@ def test_an_edit_list_hides_frames(tmp_path: Path, make_video: Any, numbers: Num
     assert numbers(path) == [(n, n + 7) for n in range(33)]
     with open_frames(path, facts, [0]) as reader:
         assert (reader.decoder, reader.reason) == ("pyav", "edit list")
-    with open_frames(path, replace(facts, doubt=""), [0]) as reader:
+    with open_frames(path, replace(facts, decord_unsafe_reason=""), [0]) as reader:
         assert (reader.decoder, reader.reason) == (
             "pyav",
             "decord counts 40 frames, the packets 33",
@@ -272,7 +272,7 @@ def test_wanted_frames_must_ascend_within_the_video(
     tmp_path: Path, make_video: Any, wanted: list[int]
 ) -> None:
     path = make_video(tmp_path / "plain.mp4")
-    with pytest.raises(ValueError, match=r"must ascend within \[0, 40\)"):
+    with pytest.raises(ValueError, match=r"must be strictly increasing within \[0, 40\)"):
         open_frames(path, probe(path), wanted)
 
 
@@ -341,9 +341,9 @@ def test_a_packet_without_a_picture_is_named(tmp_path: Path, make_video: Any) ->
     with (
         pytest.raises(
             VideoError,
-            match=r"damaged \(decode\): .*plain.mp4: frame 5 of 40 \(at 0.21 s\) has a packet but no picture",
+            match=r"damaged \(decode\): .*plain.mp4: frame 5 of 40 \(at 0.21 s\) has a packet but cannot be decoded",
         ),
-        open_frames(path, replace(facts, seconds=seconds), [5], "pyav") as reader,
+        open_frames(path, replace(facts, pts_seconds=seconds), [5], "pyav") as reader,
     ):
         next(reader)
 
@@ -357,12 +357,12 @@ def test_a_picture_that_is_no_rgb_is_named(
     refuse = MagicMock(side_effect=av.error.OSError(95, "Operation not supported"))
     monkeypatch.setattr(
         frames_module,
-        "decoded",
+        "decode_frames",
         lambda *given: (MagicMock(pts=0, reformat=refuse) for _ in range(1)),
     )
     with pytest.raises(
         VideoError,
-        match=r"damaged \(decode\): .*plain.avi: a picture cannot be turned into RGB \(Operation not supp",
+        match=r"damaged \(decode\): .*plain.avi: a frame cannot be converted to RGB \(Operation not supp",
     ):
         next(open_frames(path, probe(path), [0]))
 
@@ -402,7 +402,7 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
 def test_too_large_a_picture_is_refused_before_decoding(tmp_path: Path, make_video: Any) -> None:
     with pytest.raises(
         VideoError,
-        match=r"too-large \(open\): .*plain.mp4 is 128x48, more than 6143 pixels a picture; scale it down",
+        match=r"too-large \(open\): .*plain.mp4 is 128x48, more than 6143 pixels per frame; scale it down",
     ):
         probe(make_video(tmp_path / "plain.mp4"), max_pixels=128 * 48 - 1)
 

@@ -46,19 +46,19 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Sabotage:
             "    if facts.path.name.startswith('bad') and frame.pts: harm()\n"
             "    return whole(frame, facts)\n"
             "frames._convert_to_rgb = upright",
-            "packet": "def slowly(*given):\n    for frame in decoded(*given): harm(); yield frame\nframes.decoded = slowly",
+            "packet": "def slowly(*given):\n    for frame in decoded(*given): harm(); yield frame\nframes.decode_frames = slowly",
         }[at]
         program = "\n".join(
             [
                 "import ctypes, os, signal, sys, time",
                 "from pipeline.video import frames, worker",
-                "probe, whole, decoded = worker.probe, frames._convert_to_rgb, frames.decoded",
+                "probe, whole, decoded = worker.probe, frames._convert_to_rgb, frames.decode_frames",
                 f"def harm(): {code}",
                 wrapped,
                 "worker.main()",
             ]
         )
-        monkeypatch.setattr(child_module, "COMMAND", ("-c", program))
+        monkeypatch.setattr(child_module, "WORKER_COMMAND", ("-c", program))
 
     return prepare
 
@@ -133,7 +133,7 @@ def test_a_change_of_decoders_on_the_way_is_told(
         "read, frames._read_with_decord = frames._read_with_decord, failing\n"
         "worker.main()"
     )
-    monkeypatch.setattr(child_module, "COMMAND", ("-c", program))
+    monkeypatch.setattr(child_module, "WORKER_COMMAND", ("-c", program))
     path = make_video(tmp_path / "plain.mp4")
     with ProcessDecoder() as child, child.frames(path, child.probe(path), range(40)) as stream:
         assert stream.decoder == "decord"
@@ -163,7 +163,7 @@ def test_errors_are_the_same(
         VideoError, match=r"truncated \(decode\): .*tail.mp4: decoding fails after \d+ frames"
     ):
         list(child.frames(path, facts := child.probe(path), range(facts.frame_count)))
-    with pytest.raises(ValueError, match=r"must ascend within \[0, \d+\), each once"):
+    with pytest.raises(ValueError, match=r"must be strictly increasing within \[0, \d+\)"):
         child.frames(path, facts, [3, 2])
     assert child.pid == pid
 
@@ -200,7 +200,7 @@ def test_one_stream_at_a_time(tmp_path: Path, make_video: Any, child: ProcessDec
     next(stream)
     with pytest.raises(
         RuntimeError,
-        match=r"plain.mp4 is still being read: close its stream before asking for .*other.mp4",
+        match=r"plain.mp4 is still being read: close its stream before opening .*other.mp4",
     ):
         child.probe("other.mp4")
     assert [number for number, _ in stream] == list(range(1, 40))
@@ -219,7 +219,7 @@ def test_a_hang_is_cut_off_and_named(
         pid, begun = child.pid, time.monotonic()
         with pytest.raises(
             VideoError,
-            match=r"hung \(decode\): .*bad.avi: the decoder gave nothing for 0.[57] s and was killed; convert",
+            match=r"hung \(decode\): .*bad.avi: the decoder did not respond for 0.[57] s and was killed; convert",
         ):
             list(child.frames(bad, child.probe(bad), range(40)))
         assert time.monotonic() - begun < 3
@@ -249,7 +249,7 @@ def test_a_crash_is_named_and_harms_no_other_video(
         for _ in range(2):
             with pytest.raises(
                 VideoError,
-                match=rf"crashed \(decode\): .*bad.avi: the decoder's process died of it \({death}\); convert",
+                match=rf"crashed \(decode\): .*bad.avi: the decoding process died \({death}\); convert",
             ):
                 list(child.frames(bad, child.probe(bad), range(40)))
             assert [
@@ -266,7 +266,7 @@ def test_any_other_exception_of_a_decoder_is_the_videos(
         pid = child.pid
         with pytest.raises(
             VideoError,
-            match=r"failed \(decode\): .*bad.avi: the decoder failed in a way .* \(MemoryError: no room\)",
+            match=r"failed \(decode\): .*bad.avi: the decoder failed with an unexpected error \(MemoryError: no room\)",
         ):
             list(child.frames(bad, child.probe(bad), range(40)))
         assert child.probe(bad).frame_count == 40
@@ -305,11 +305,11 @@ def test_a_process_that_died_unasked_is_replaced(
 def test_a_process_that_does_not_start_is_no_fault_of_the_video(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(child_module, "COMMAND", ("-c", "raise SystemExit(3)"))
+    monkeypatch.setattr(child_module, "WORKER_COMMAND", ("-c", "raise SystemExit(3)"))
     with (
         ProcessDecoder() as child,
         pytest.raises(
-            RuntimeError, match=r"does not start; what `.*python.* -c raise SystemExit\(3\)` prints"
+            RuntimeError, match=r"does not start; run `.*python.* -c raise SystemExit\(3\)` to see"
         ),
     ):
         child.probe("any.mp4")
@@ -347,7 +347,7 @@ def test_it_dies_with_its_parent_and_leaves_nothing(
         "starting": "child = ProcessDecoder()",
         "idle": "child = ProcessDecoder(); child.probe(path)",
         "stopped": "child = ProcessDecoder(); stream = child.frames(path, child.probe(path), range(100)); time.sleep(0.3)",
-        "hanging": "child_module.COMMAND = ('-c', hang); child = ProcessDecoder(); child._request('probe', path); time.sleep(0.5)",
+        "hanging": "child_module.WORKER_COMMAND = ('-c', hang); child = ProcessDecoder(); child._request('probe', path); time.sleep(0.5)",
     }
     hang = f"import ctypes; from pipeline.video import worker; worker.probe = lambda *a, **k: {HOLD_THE_LOCK}; worker.main()"
     program = (
@@ -433,7 +433,7 @@ def test_a_picture_bomb_is_refused_by_its_size(tmp_path: Path, child: ProcessDec
     assert path.stat().st_size < 200 << 10
     with pytest.raises(
         VideoError,
-        match=r"too-large \(open\): .*bomb.mp4 is 8192x8192, more than 16777216 pixels a picture; scale it down",
+        match=r"too-large \(open\): .*bomb.mp4 is 8192x8192, more than 16777216 pixels per frame; scale it down",
     ):
         child.probe(path)
     assert peak_mib(child.pid) < 130  # the picture alone takes 96 MiB, twice that as RGB
@@ -452,7 +452,7 @@ def test_the_ring_holds_a_few_pictures(size: tuple[int, int], slots: int) -> Non
     assert pictures.nbytes <= RING_BYTES
     with pytest.raises(
         ValueError,
-        match=r"pictures of 4096x4097 do not fit the ring twice; at most 16777216 pixels do",
+        match=r"two frames of 4096x4097 do not fit in the ring; frames may have at most 16777216 pixels",
     ):
         view_ring_slots(memory, (4096, 4097))
 
