@@ -262,7 +262,7 @@ def test_decord_is_not_let_to_decode_a_long_video_ahead(
     tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_video(tmp_path / "plain.mp4")
-    monkeypatch.setattr(frames_module, "READ_AHEAD_BYTES", 40 * 128 * 48 * 3 - 1)
+    monkeypatch.setattr(frames_module, "MAX_READ_AHEAD_BYTES", 40 * 128 * 48 * 3 - 1)
     with open_frames(path, probe(path), [0]) as reader:
         assert (reader.decoder, reader.reason) == ("pyav", "decord may decode 0 MiB ahead")
 
