@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?=
 BACKEND := $(if $(TORCH),--torch-backend $(TORCH))
 INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium
-CHECKED := pipeline grounding cli tests benchmarks
+CHECKED := pipeline grounding cli tests benchmarks docs
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # DVC's own caches stay inside the clone: they are pickled, so they are not shared with other users of the machine.

@@ -1,7 +1,8 @@
-"""Write `docs/configuration.md` from the configuration classes: `python docs/generate_configuration.py`.
+"""Write `docs/configuration.md` from the configuration classes.
 
-Each key's meaning is the string under its field in the code, its type and default are the field's own. A test compares
-the file with what this script would write.
+Run `python docs/generate_configuration.py`. Each key's meaning is the string under its field in the
+code; its type and default are the field's own. A test compares the file with what this script would
+write.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import inspect
 import json
 import textwrap
 import typing
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
@@ -76,7 +78,7 @@ def field_meanings(config_class: type[BaseModel]) -> dict[str, str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
         body = tree.body[0].body  # type: ignore[attr-defined]
 
-        for statement, following in zip(body, body[1:], strict=False):
+        for statement, following in pairwise(body):
             is_field = isinstance(statement, ast.AnnAssign)
             is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             if is_field and is_text:
@@ -183,18 +185,26 @@ def train_section() -> str:
     return "\n\n".join(parts)
 
 
-def generate() -> str:
-    """Return the whole page."""
-    sections = {
+def section_classes() -> dict[str, type[BaseModel]]:
+    """Return the class of each section; of `train` that of the default system."""
+    return {
         "dataset": DatasetConfig,
         "prepare": PrepareConfig,
         "extract": ExtractConfig,
+        "train": SYSTEMS["csdvl"].config_class,
+        "evaluate": EvaluateConfig,
+        "report": ReportConfig,
     }
+
+
+def generate() -> str:
+    """Return the whole page."""
     parts = [INTRODUCTION.read_text(encoding="utf-8").strip()]
-    parts += [f"## `{name}`\n\n{table(config_class)}" for name, config_class in sections.items()]
-    parts.append(train_section())
-    parts.append(f"## `evaluate`\n\n{table(EvaluateConfig)}")
-    parts.append(f"## `report`\n\n{table(ReportConfig)}")
+    for name, config_class in section_classes().items():
+        if name == "train":
+            parts.append(train_section())
+        else:
+            parts.append(f"## `{name}`\n\n{table(config_class)}")
     return "\n\n".join(parts) + "\n"
 
 
