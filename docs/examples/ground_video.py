@@ -1,4 +1,7 @@
-"""Ground sentences in one video: `python docs/examples/ground_video.py VIDEO SENTENCE ... [--run RUN]`."""
+"""Ground sentences in one video.
+
+Run `python docs/examples/ground_video.py VIDEO SENTENCE ... [--run RUN]`.
+"""
 
 from __future__ import annotations
 
