@@ -114,7 +114,7 @@ class Moving:
             fps=10.0,
             frame_count=FRAMES,
             duration=1.0,
-            seconds=np.arange(FRAMES) / 10,
+            pts_seconds=np.arange(FRAMES) / 10,
         )
 
     @contextmanager

@@ -70,9 +70,9 @@ def test_what_fits_is_loaded_and_told(load: Callable[[Any], Any], state: dict[st
     head = {"fc.weight": torch.zeros(1000, 128), "fc.bias": torch.zeros(1000)}
     loaded = load(state | head)
     counters = [name for name in state if name.endswith("num_batches_tracked")]
-    assert set(loaded.report.leftovers) == {*head, *counters}
-    assert set(loaded.report.loaded) == set(state) - set(counters)
-    for name in loaded.report.loaded:
+    assert set(loaded.report.ignored_keys) == {*head, *counters}
+    assert set(loaded.report.loaded_keys) == set(state) - set(counters)
+    for name in loaded.report.loaded_keys:
         assert torch.equal(loaded.encoder.state_dict()[f"body.{name}"], state[name])
     count, left = len(state) - len(counters), sorted([*head, *counters])
     assert str(loaded.report).endswith(
