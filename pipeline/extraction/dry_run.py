@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.callbacks import MessageCallback
 from pipeline.errors import StoreError
 from pipeline.extraction.config import ExtractConfig, get_shard_kind
 from pipeline.extraction.file_digests import FileDigestCache
@@ -25,8 +25,6 @@ from pipeline.records import Query
 from pipeline.store import ProductReader, Store
 from pipeline.store.layout import shard_path
 from pipeline.store.writer import describe_differences
-
-MessageCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)

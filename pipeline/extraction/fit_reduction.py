@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.callbacks import MessageCallback
 from pipeline.errors import InputError, VideoError
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.plan import VideoIndex
@@ -32,7 +32,6 @@ MAX_FIT_VIDEOS, MAX_CELLS_PER_VIDEO = 32, 4096
 MIN_STRIDE_SECONDS, MAX_MAPS_PER_VIDEO = 2.0, 64
 """From one frame, or clip, that is looked at to the next, at least; at most how many are in a video, however long it is."""
 REDUCIBLE_PRODUCTS = ("appearance", "motion", "swin")
-MessageCallback = Callable[[str], None]
 
 
 def load_or_fit_reduction(

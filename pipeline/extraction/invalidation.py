@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
+from pipeline.callbacks import MessageCallback
 from pipeline.extraction.file_digests import FileDigestCache
 from pipeline.extraction.plan import VideoIndex
 from pipeline.store import ProductReader, ShardInfo
 
 MESSAGE_INTERVAL_SECONDS = 10.0
-MessageCallback = Callable[[str], None]
 
 
 def find_stale_videos(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.callbacks import MessageCallback, ProgressCallback
 from pipeline.devices import resolve_device
 from pipeline.errors import InputError
 from pipeline.extraction.cluster import run_jobs
@@ -27,8 +28,6 @@ from pipeline.records import Failure
 from pipeline.store import ProductMismatchError, Store, StoreWriter
 from pipeline.weights.sources import ENCODED_PRODUCTS
 
-ProgressCallback = Callable[[int, int], None]
-MessageCallback = Callable[[str], None]
 log = logging.getLogger("pipeline")
 
 

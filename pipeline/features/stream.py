@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.callbacks import ProgressCallback
 from pipeline.encoders.image_geometry import compute_appearance_size
 from pipeline.errors import VideoError
 from pipeline.features.builders import (
@@ -29,7 +30,6 @@ from pipeline.video import VideoMetadata, open_frames, probe
 
 VISUAL_PRODUCTS = ("appearance", "motion", "swin", "frames")
 DIGEST_BYTES = 1 << 20
-ProgressCallback = Callable[[int, int], None]
 
 
 class FrameDecoder(Protocol):
