@@ -38,7 +38,11 @@ class ExtractConfig(StrictModel):
 
 def get_shard_kind(product: str, config: ExtractConfig) -> ShardKind:
     """Text lies in HDF5, visual products in what `format` says."""
-    return "hdf5" if product == "text" else config.format
+    from pipeline.features.products import (
+        PRODUCTS,  # imports torch, which reading settings need not
+    )
+
+    return PRODUCTS[product].shard_kind or config.format
 
 
 def get_weight_source(product: str, config: ExtractConfig) -> str:

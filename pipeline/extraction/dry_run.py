@@ -20,6 +20,7 @@ from pipeline.extraction.plan import (
 )
 from pipeline.extraction.provenance import expected_provenance
 from pipeline.extraction.run import validate_config
+from pipeline.features.products import PRODUCTS
 from pipeline.features.reduction import DEFAULT_CHANNELS, parse_reduction
 from pipeline.records import Query
 from pipeline.store import ProductReader, Store
@@ -92,7 +93,7 @@ def estimate_stored_bytes(
 ) -> int:
     """Bytes a video will take in one product, roughly, once its maps are pooled and reduced."""
     size = estimate_product_bytes(query, product, config, num_sentences)
-    if product == "motion" and config.sampling.pool_motion_2x2:
+    if "pool_motion_2x2" in PRODUCTS[product].sampling_keys and config.sampling.pool_motion_2x2:
         size //= 4
     if product in config.reduce:
         asked = parse_reduction(config.reduce[product])
@@ -137,8 +138,10 @@ def _find_reusable_shards(
             if shard_path(store, product, name, own.kind).exists()
         }
         reader = ProductReader(store, product, own.model_copy(update={"shards": shards}))
-        gone = find_stale_text_shards(reader, index) if product == "text" else set()
-        changed = find_stale_videos(reader, index, seen, say) if product != "text" else set()
+        gone = find_stale_text_shards(reader, index) if not PRODUCTS[product].is_visual else set()
+        changed = (
+            find_stale_videos(reader, index, seen, say) if PRODUCTS[product].is_visual else set()
+        )
         fresh = {
             name: set(info.videos) - changed for name, info in shards.items() if name not in gone
         }

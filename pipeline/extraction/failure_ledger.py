@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.extraction.plan import Job, VideoIndex
-from pipeline.features.stream import VISUAL_PRODUCTS
+from pipeline.features.products import VISUAL_PRODUCTS
 from pipeline.records import Failure
 from pipeline.store import Store, StoreWriter
 

@@ -12,6 +12,7 @@ from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.plan import VideoIndex
 from pipeline.extraction.shard_task import get_encoder, shared_decoder
 from pipeline.features.config import SamplingConfig
+from pipeline.features.products import PRODUCTS
 from pipeline.features.reduction import (
     Projection,
     Reduction,
@@ -31,7 +32,7 @@ MAX_FIT_VIDEOS, MAX_CELLS_PER_VIDEO = 32, 4096
 """How many videos a basis is fitted on, and at most how many cells of each."""
 MIN_STRIDE_SECONDS, MAX_MAPS_PER_VIDEO = 2.0, 64
 """From one frame, or clip, that is looked at to the next, at least; at most how many are in a video, however long it is."""
-REDUCIBLE_PRODUCTS = ("appearance", "motion", "swin")
+REDUCIBLE_PRODUCTS = tuple(spec.name for spec in PRODUCTS.values() if spec.is_reducible)
 
 
 def load_or_fit_reduction(
@@ -67,7 +68,10 @@ def check_reductions(config: ExtractConfig) -> None:
             raise InputError(
                 f"reduce is given for {product!r}; products that can be reduced are {', '.join(REDUCIBLE_PRODUCTS)}"
             )
-        if parse_reduction(text).method == "mdetr" and product != "appearance":
+        if (
+            parse_reduction(text).method == "mdetr"
+            and not PRODUCTS[product].accepts_mdetr_projection
+        ):
             raise InputError(
                 f"reduce {text!r} is for appearance: it projects ResNet-101's C5 maps; {product} may have pca:256 or int8"
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import InputError, VideoError
 from pipeline.extraction.config import ExtractConfig
-from pipeline.features.stream import VISUAL_PRODUCTS
+from pipeline.features.products import PRODUCTS, SizeRequest
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Failure, Query
 from pipeline.store import Shard, ShardInfo, plan_shards
@@ -119,12 +119,10 @@ def plan_jobs(
     `there(product, shard)` says whether a shard is made, `done(product)` which videos are in made shards.
     """
     jobs: list[Job] = []
-    for group in (
-        [p for p in config.products if p in VISUAL_PRODUCTS],
-        [p for p in config.products if p == "text"],
-    ):
+    for is_text in (False, True):
+        group = [name for name in config.products if PRODUCTS[name].is_visual != is_text]
         sizes = {
-            v: _estimate_video_bytes(q, "text" in group, config, len(index.sentences[v]))
+            v: _estimate_video_bytes(q, is_text, config, len(index.sentences[v]))
             for v, q in index.queries.items()
         }
         shards: dict[str, Shard] = {}
@@ -147,7 +145,7 @@ def plan_jobs(
                 for video in shard.videos
                 if any(video in videos for videos in lacking[name].values())
             )
-            said = {video: index.sentences[video] for video in wanted} if "text" in group else {}
+            said = {video: index.sentences[video] for video in wanted} if is_text else {}
             paths = {video: index.paths[video] for video in wanted}
             jobs.append(
                 Job(store, Shard(name, wanted), lacking[name], paths, said, config, provenance)
@@ -157,37 +155,24 @@ def plan_jobs(
 
 def _estimate_video_bytes(query: Query, text: bool, config: ExtractConfig, sentences: int) -> int:
     """Bytes a video will take, roughly: what the shard plan goes by. The same whichever visual products are made."""
-    products = ("text",) if text else ("appearance", "motion")
-    return sum(
-        estimate_product_bytes(query, product, config, sentences) for product in products
-    ) + (not text)
+    total = 0 if text else 1
+    for spec in PRODUCTS.values():
+        if spec.determines_shard_plan and spec.is_visual != text:
+            total += estimate_product_bytes(query, spec.name, config, sentences)
+    return total
 
 
 def estimate_product_bytes(
     query: Query, product: str, config: ExtractConfig, num_sentences: int
 ) -> int:
     """Bytes of a video's whole maps in one product, roughly (a JPEG: a fifth of a byte per pixel, and half a page left empty)."""
-    if product == "text":
-        return num_sentences * 16 * 768 * 2
-    seconds = query.frame_count / max(query.fps, 1e-6)
-    sampling = config.sampling
-    if product == "motion":
-        return int(
-            2
-            * seconds
-            / sampling.clip_stride_seconds
-            * (16 * 16 if config.backbones == "full" else 8 * 8)
-            * get_num_channels(product, config)
-        )
-    scale = min(sampling.short_side / min(query.size), 1.8 * sampling.short_side / max(query.size))
-    pixels = query.size[0] * query.size[1] * scale**2
-    if product == "frames":
-        return int(seconds * sampling.fps * (pixels / 5 + 2048))
-    stride = 32 if config.backbones == "full" else 16
-    return int(2 * seconds * sampling.fps * pixels / stride**2 * get_num_channels(product, config))
+    spec = PRODUCTS[product]
+    channels = spec.channels.get(config.backbones, 0)
+    return spec.estimate_bytes(
+        SizeRequest(query, num_sentences, config.sampling, config.backbones, channels)
+    )
 
 
 def get_num_channels(product: str, config: ExtractConfig) -> int:
     """How many numbers each cell of a product's maps has."""
-    full, tiny = {"appearance": (2048, 128), "motion": (2304, 384), "swin": (768, 768)}[product]
-    return full if config.backbones == "full" else tiny
+    return PRODUCTS[product].channels[config.backbones]

@@ -12,18 +12,8 @@ from pipeline.errors import StoreError
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.plan import Job
 from pipeline.extraction.shard_task import get_backbone
+from pipeline.features.products import PRODUCTS
 from pipeline.features.reduction import Reduction, load_mdetr_projection, parse_reduction
-from pipeline.features.stream import VISUAL_PRODUCTS
-
-RECIPE_VERSIONS = {"appearance": 2, "motion": 2, "swin": 1, "frames": 1, "text": 1}
-"""By product, how this code makes it: to be raised by whoever changes its values. A test compares some of them."""
-SAMPLING_KEYS = {
-    "appearance": ("fps", "short_side"),
-    "swin": ("fps", "short_side"),
-    "frames": ("fps", "short_side", "jpeg_quality"),
-    "motion": ("clip_stride_seconds", "clip_seconds", "pool_motion_2x2"),
-}
-"""The keys of `SamplingConfig` that determine a product."""
 
 
 def build_provenance(
@@ -33,11 +23,12 @@ def build_provenance(
 
     `held` is what the store says of it: weights that lie elsewhere now, or under another name, are still the same.
     """
+    spec = PRODUCTS[product]
     about: dict[str, Any] = {
-        "recipe": RECIPE_VERSIONS[product],
-        "versions": {name: version(name) for name in _list_libraries(product)},
+        "recipe": spec.recipe_version,
+        "versions": {name: version(name) for name in spec.libraries},
     }
-    if product != "frames":
+    if spec.encoder is not None:
         backbone = get_backbone(product, config)
         same = (
             stored_provenance.get("weights_digest") == backbone.digest
@@ -50,10 +41,10 @@ def build_provenance(
             "weights_digest": backbone.digest,
         }
         about["precision"] = "float16" if runs_on_gpu(config) else "float32"
-        if product == "motion":
+        if spec.encoder.has_slowfast_builds:
             about["slowfast"] = backbone.encoder.variant
-    if product in VISUAL_PRODUCTS:
-        about["sampling"] = {key: getattr(config.sampling, key) for key in SAMPLING_KEYS[product]}
+    if spec.is_visual:
+        about["sampling"] = {key: getattr(config.sampling, key) for key in spec.sampling_keys}
     return about
 
 
@@ -110,12 +101,3 @@ def check_worker_environment(job: Job) -> None:
                     f"the worker on {socket.gethostname()} has {has}, but {product} of this store is made with {here}: "
                     "install the same versions, with the same weights, on every machine of the cluster"
                 )
-
-
-def _list_libraries(product: str) -> list[str]:
-    libraries = [
-        "torch",
-        "torchvision",
-        *(("decord", "av") if product in VISUAL_PRODUCTS else ("tokenizers", "transformers")),
-    ]
-    return [*libraries, "pillow"] if product == "frames" else libraries

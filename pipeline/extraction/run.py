@@ -24,6 +24,7 @@ from pipeline.extraction.invalidation import find_stale_text_shards, find_stale_
 from pipeline.extraction.plan import Job, VideoIndex, plan_jobs, read_index
 from pipeline.extraction.provenance import expected_provenance
 from pipeline.extraction.shard_task import JobResult, get_backbone
+from pipeline.features.products import PRODUCTS
 from pipeline.records import Failure
 from pipeline.store import ProductMismatchError, Store, StoreWriter
 from pipeline.weights.sources import ENCODED_PRODUCTS
@@ -63,7 +64,9 @@ def run_extraction(
     known = read_index(index_path, video_root)
     validate_config(config)
     loaded = [
-        get_backbone(product, config).report for product in config.products if product != "frames"
+        get_backbone(product, config).report
+        for product in config.products
+        if PRODUCTS[product].encoder
     ]
     on_ready()
     for backbone in loaded:
@@ -101,10 +104,8 @@ def validate_config(config: ExtractConfig) -> None:
                 f"weights are given for {product!r}; products with weights are {', '.join(ENCODED_PRODUCTS)}"
             )
     for product in config.products:
-        if product not in (*ENCODED_PRODUCTS, "frames"):
-            raise InputError(
-                f"unknown product {product!r}; the products are {', '.join((*ENCODED_PRODUCTS, 'frames'))}"
-            )
+        if product not in PRODUCTS:
+            raise InputError(f"unknown product {product!r}; the products are {', '.join(PRODUCTS)}")
     if config.scheduler is None:
         resolve_device(config.device)
     elif config.device == "auto":
@@ -172,7 +173,7 @@ def _drop_stale(
     store, seen, found = Store(path), FileDigestCache(path), False
     for product in config.products:
         reader = store.open(product)
-        if product == "text":
+        if not PRODUCTS[product].is_visual:
             names = find_stale_text_shards(reader, index)
             sentences = sum(
                 len(index.sentences.get(video, ()))

@@ -23,6 +23,7 @@ from pipeline.errors import VideoError
 from pipeline.extraction.config import ExtractConfig, get_shard_kind, get_weight_source
 from pipeline.extraction.plan import Job
 from pipeline.features.builders import encode_texts
+from pipeline.features.products import PRODUCTS
 from pipeline.features.reduction import Reduction, load_stored_projection, parse_reduction
 from pipeline.features.stream import FeatureStream, FrameDecoder
 from pipeline.records import Failure
@@ -61,9 +62,10 @@ def extract_shard(job: Job, on_video: VideoCallback) -> JobResult:
             }
             try:
                 if wanted:
-                    _add_sentences(job, video, wanted["text"]) if job.is_text else _add_video(
-                        job, video, wanted, reductions
-                    )
+                    if job.is_text:
+                        _add_sentences(job, video, wanted)
+                    else:
+                        _add_video(job, video, wanted, reductions)
             except VideoError as error:
                 failures.append(job.build_failure(video, error))
             on_video(video, job.is_text)
@@ -125,14 +127,15 @@ def _add_video(
         builder.end(stream.columns[product] | more, stream.facts)
 
 
-def _add_sentences(job: Job, video: str, builder: ShardBuilder) -> None:
+def _add_sentences(job: Job, video: str, builders: Mapping[str, ShardBuilder]) -> None:
     """Encode the sentences about one video, all before the first is written: a VideoError leaves the shard as it was."""
     ids, texts = zip(*job.sentences[video], strict=True)
-    encoded = list(encode_texts(list(texts), get_encoder("text", job.config)))
-    for key, text, (states, tokens) in zip(ids, texts, encoded, strict=True):
-        builder.begin(key, video)
-        builder.append(states)
-        builder.end({"token": tokens}, {"text": text})
+    for product, builder in builders.items():
+        encoded = list(encode_texts(list(texts), get_encoder(product, job.config)))
+        for key, text, (states, tokens) in zip(ids, texts, encoded, strict=True):
+            builder.begin(key, video)
+            builder.append(states)
+            builder.end({"token": tokens}, {"text": text})
 
 
 @lru_cache(maxsize=1)
@@ -145,7 +148,7 @@ def shared_decoder() -> FrameDecoder:
 
 def get_encoder(product: str, config: ExtractConfig) -> nn.Module:
     """The product's encoder on its device, ready to compute; `frames` needs none."""
-    if product == "frames":
+    if PRODUCTS[product].encoder is None:
         return nn.Identity()
     return _prepare_encoder(get_backbone(product, config).encoder, resolve_device(config.device))
 

@@ -14,21 +14,13 @@ import torch
 from torch import nn
 
 from pipeline.callbacks import ProgressCallback
-from pipeline.encoders.image_geometry import compute_appearance_size
 from pipeline.errors import VideoError
-from pipeline.features.builders import (
-    AppearanceBuilder,
-    FeatureBuilder,
-    JpegBuilder,
-    MotionBuilder,
-    SwinBuilder,
-)
+from pipeline.features.builders import FeatureBuilder
 from pipeline.features.config import SamplingConfig
-from pipeline.sampling import compute_clip_centers, sample_grid
+from pipeline.features.products import PRODUCTS
 from pipeline.store import Entry
 from pipeline.video import VideoMetadata, open_frames, probe
 
-VISUAL_PRODUCTS = ("appearance", "motion", "swin", "frames")
 DIGEST_BYTES = 1 << 20
 
 
@@ -122,25 +114,10 @@ class FeatureStream:
 def _create_builder(
     product: str, encoder: nn.Module, video: VideoMetadata, sampling: SamplingConfig, batch: int
 ) -> FeatureBuilder:
-    size = compute_appearance_size(video.size, sampling.short_side)
-    if product == "motion":
-        centres = compute_clip_centers(video.pts_seconds, sampling.clip_stride_seconds)
-        return MotionBuilder(
-            encoder,
-            video.pts_seconds,
-            centres,
-            sampling.clip_seconds,
-            sampling.pool_motion_2x2,
-            max(1, batch // 4),
-        )
-    grid = sample_grid(video.pts_seconds, sampling.fps)
-    if product == "frames":
-        return JpegBuilder(size, grid, sampling.jpeg_quality)
-    return (
-        SwinBuilder(encoder, size, grid)
-        if product == "swin"
-        else AppearanceBuilder(encoder, size, grid, batch)
-    )
+    create_builder = PRODUCTS[product].create_builder
+    if create_builder is None:
+        raise ValueError(f"product {product!r} is not made of frames")
+    return create_builder(encoder, video, sampling, batch)
 
 
 @dataclass(frozen=True)

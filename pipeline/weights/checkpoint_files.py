@@ -1,6 +1,6 @@
 """Files of published weights, read safely (weights only) and loaded strictly: a report names every key.
 
-Each format is written down once in `LAYOUTS`: where a network's parameters stand among the file's names, and which
+Each format is written down once in `pipeline.weights.encoder_specs`: where a network's parameters stand among the file's names, and which
 other names are known leftovers. Anything else that is missing, unexpected or of another shape is an error.
 """
 
@@ -39,33 +39,6 @@ class StateDictLayout:
     prefixes: tuple[str, ...] = ("",)
     encoder_prefix: str = ""
     ignored_pattern: str = r"(?!)"
-
-
-STATE_DICT_LAYOUTS: dict[tuple[str, str], StateDictLayout] = {
-    ("appearance", "torchvision"): StateDictLayout(
-        ("",), "body.", rf"fc\.(weight|bias)|{BATCH_NORM_COUNTERS}"
-    ),
-    ("appearance", "mdetr"): StateDictLayout(
-        ("backbone.0.body.",), "body.", rf"transformer\..*|{MDETR_HEADS}|{BATCH_NORM_COUNTERS}"
-    ),
-    ("motion", "ava"): StateDictLayout(
-        ("model.blocks.",), "blocks.", rf"detection_head\..*|{BATCH_NORM_COUNTERS}"
-    ),
-    ("motion", "kinetics"): StateDictLayout(
-        ("blocks.",), "blocks.", rf"blocks\.6\..*|{BATCH_NORM_COUNTERS}"
-    ),
-    ("text", "hf"): StateDictLayout(
-        ("roberta.", ""),
-        "roberta.",
-        r"(roberta\.)?(pooler\..*|embeddings\.(position_ids|token_type_ids))|(lm_head|classifier|qa_outputs)\..*",
-    ),
-    ("text", "mdetr"): StateDictLayout(
-        ("transformer.text_encoder.",),
-        "roberta.",
-        rf"transformer\.text_encoder\.(pooler\..*|embeddings\.position_ids)|transformer\.(?!text_encoder\.).*|backbone\..*|{MDETR_HEADS}",
-    ),
-    ("swin", "torchvision"): StateDictLayout(("",), "body.", r"head\.(weight|bias)"),
-}
 
 
 @dataclass(frozen=True)

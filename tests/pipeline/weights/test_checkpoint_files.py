@@ -21,12 +21,12 @@ from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.motion import MotionEncoder
 from pipeline.errors import InputError
 from pipeline.weights.checkpoint_files import (
-    STATE_DICT_LAYOUTS,
     LoadReport,
     load_strict,
     read_pickle,
     read_state_dict,
 )
+from pipeline.weights.encoder_specs import ENCODERS
 from pipeline.weights.load import load_backbone
 
 KINDS = ("torchvision", "mdetr", "ava", "kinetics", "hf")
@@ -319,7 +319,7 @@ def test_names_of_a_layout_are_the_files() -> None:
         "backbone.0.body.bias": torch.zeros(1),
         "class_embed.bias": torch.zeros(1),
     }
-    report = load_strict(module, state, "it", STATE_DICT_LAYOUTS["appearance", "mdetr"])
+    report = load_strict(module, state, "it", ENCODERS["appearance"].state_dict_layouts["mdetr"])
     names = ("backbone.0.body.bias", "backbone.0.body.weight")
     assert report == LoadReport("it", 2, names, ignored_keys=("class_embed.bias",))
     assert module["body"].weight.item() == 3
