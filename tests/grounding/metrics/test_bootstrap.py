@@ -15,7 +15,7 @@ Videos = dict[str, str]
 
 @pytest.fixture(autouse=True)
 def _few_videos_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 1)
+    monkeypatch.setattr(grounding.metrics.bootstrap, "MIN_VIDEOS", 1)
 
 
 def scores_of(values: np.ndarray | list[float], names: list[str] | None = None) -> list[Score]:
@@ -116,7 +116,7 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say(
     """Of 100 samples of 30 videos the true mean .5 lies in 95 intervals, give or take; over
     queries, in far fewer.
     """
-    monkeypatch.setattr(grounding.metrics.bootstrap, "RESAMPLES", 300)
+    monkeypatch.setattr(grounding.metrics.bootstrap, "NUM_RESAMPLES", 300)
     random = np.random.default_rng(4)
     held = {"videos": 0, "queries": 0}
     for _ in range(100):
@@ -234,7 +234,7 @@ def test_runs_on_other_queries_are_not_compared() -> None:
 def test_too_few_videos_have_no_interval(
     videos: int, given: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 10)
+    monkeypatch.setattr(grounding.metrics.bootstrap, "MIN_VIDEOS", 10)
     scores = scores_of([place / videos for place in range(videos)])
     assert bool(confidence_intervals(scores, one_each(scores))) is given
     found = compare_paired(scores, scores_of([0.0] * videos), one_each(scores))["m_vIoU"]

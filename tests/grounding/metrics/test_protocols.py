@@ -336,7 +336,7 @@ def test_stcat_loses_the_last_true_frame_of_hc_stvg() -> None:
 def test_stcat_loses_no_frame_of_vidstg_but_the_segments_last(segment_end: int, last: int) -> None:
     """The judged end is min(end, segment end − 1)."""
     found = judged_one(
-        "stcat", tube((100, 160), [100]), query_of(segment=(0, segment_end)), dataset="vidstg"
+        "stcat", tube((100, 160), [100]), query_of(segment=(0, segment_end)), dataset_name="vidstg"
     )
     assert found == ((last - 100) / 60, (last - 100) / 60, 1)
 
@@ -344,7 +344,7 @@ def test_stcat_loses_no_frame_of_vidstg_but_the_segments_last(segment_end: int, 
 def test_only_stcat_reads_vidstg_otherwise() -> None:
     for protocol in ("every-frame", "official", "tubedetr"):
         assert judged_one(
-            protocol, tube((100, 160), [100]), query_of(segment=(0, 160)), dataset="vidstg"
+            protocol, tube((100, 160), [100]), query_of(segment=(0, 160)), dataset_name="vidstg"
         ) == (1, 1, 1)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou, generalized_box_iou, roi_align
+from torchvision import ops
+from torchvision.ops import box_convert, roi_align
 
 from grounding.modules.box_ops import box_iou, cxcywh_to_xyxy, generalized_box_iou
 from grounding.modules.position_encoding import cell_positions
@@ -229,12 +230,12 @@ def test_iou_is_torchvision_s() -> None:
     ours, theirs = (cxcywh_to_xyxy(random_boxes(40, seed)) for seed in (0, 1))
     found = box_iou(ours, theirs)
     assert 0 < int((found > 0).sum()) < 40
-    torch.testing.assert_close(found, box_iou(ours, theirs).diagonal())
+    torch.testing.assert_close(found, ops.box_iou(ours, theirs).diagonal())
 
 
 def test_giou_is_torchvision_s_for_whole_layers_of_boxes() -> None:
     ours, theirs = (cxcywh_to_xyxy(random_boxes(40, seed)) for seed in (0, 1))
-    expected = generalized_box_iou(ours, theirs).diagonal()
+    expected = ops.generalized_box_iou(ours, theirs).diagonal()
     assert (expected < 0).any()
     torch.testing.assert_close(
         generalized_box_iou(ours.view(2, 5, 4, 4), theirs.view(2, 5, 4, 4)), expected.view(2, 5, 4)

@@ -355,7 +355,7 @@ def test_what_the_first_look_believes_outside_the_window_does_not_count(
     surer = BoundaryScores(first.segment, first.edges, first.start.copy(), first.end.copy(), 1)
     surer.start[0] /= 4
     surer.end[-1] /= 4
-    for of in (lambda scores: scores.begins, lambda scores: scores.ends):
+    for of in (lambda scores: scores.start_probabilities, lambda scores: scores.end_probabilities):
         np.testing.assert_allclose(
             of(surer.combine_refined(second)), of(first.combine_refined(second))
         )
