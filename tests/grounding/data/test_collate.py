@@ -57,7 +57,7 @@ def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(
     maps = [np.ones((CLIPS, *shape, 5), np.float16) for shape in ((3, 5), (6, 4))]
     inputs = collate(
         [
-            replace(sample, motion=motion, square=np.array([0, 0, 1, 1], np.float32))
+            replace(sample, motion=motion, picture_in_square=np.array([0, 0, 1, 1], np.float32))
             for motion in maps
         ]
     )
@@ -116,7 +116,7 @@ def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -
     assert {len(own) for own in (inputs.frame_positions, inputs.text, inputs.text_mask)} == {4}
     apart = collate([replace(sample, appearance=np.array(sample.appearance)) for sample in samples])
     assert apart.video_indices is None
-    for name in ("appearance", "map_size", "motion", "square"):
+    for name in ("appearance", "map_size", "motion", "picture_in_square"):
         assert torch.equal(
             inputs.expand_to_queries(getattr(inputs, name)),
             apart.expand_to_queries(getattr(apart, name)),
