@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.config import StrictModel
+
+
+class ModelConfig(Protocol):
+    """Properties of a model's configuration that data loading, training and prediction read."""
+
+    @property
+    def num_frames(self) -> int:
+        """T_s, the number of frames of a training pass."""
+
+    @property
+    def num_clips(self) -> int | None:
+        """T_d, the number of clips of a pass; None for models without clips."""
+
+    @property
+    def motion_product(self) -> str | None:
+        """Store product with the motion maps; None for models without cached motion."""
+
+    @property
+    def uses_images(self) -> bool:
+        """True if the model reads images, False if it reads cached appearance maps."""
 
 
 class TransformerConfig(StrictModel):
