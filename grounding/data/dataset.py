@@ -6,7 +6,7 @@ A sample reads only the rows it needs: `frames` appearance maps, the clips of it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -159,14 +159,20 @@ class GroundingDataset:
             own[sampling.sample_bin_centers(len(own), self.num_frames)] if rows is None else rows
         )
         numbers = stored[chosen]
+        motion_key, motion = self._load_motion(query, numbers)
+        appearance_key = ("appearance", query.video, chosen.tobytes())
+
+        def read_appearance() -> np.ndarray | EncodedImages:
+            return self._read_appearance_rows(query.video, chosen)
+
         return Sample(
             query=query,
             frame_indices=numbers,
-            appearance=self._load_appearance(query.video, chosen),
+            appearance=self._cache.get(appearance_key, read_appearance),
             frame_positions=np.clip(
                 sampling.normalized_position(numbers, query.segment), 0, 1 - 1e-6
             ).astype(np.float32),
-            motion=self._load_motion(query, numbers),
+            motion=motion,
             picture_in_square=np.array(
                 picture_in_square(tuple(self.appearance.facts(query.video)["size"]))
                 if self.motion_in_square
@@ -174,6 +180,7 @@ class GroundingDataset:
                 np.float32,
             ),
             text=self.text_features(query),
+            video_key=(appearance_key, motion_key),
         )
 
     def text_features(self, query: Query) -> np.ndarray:
@@ -190,21 +197,17 @@ class GroundingDataset:
             else np.array([np.abs(stored_frames - (begin + end) / 2).argmin()])
         )
 
-    def _load_appearance(self, video: str, rows: np.ndarray) -> np.ndarray | EncodedImages:
-        """Appearance maps of stored rows, `[len(rows), H, W, C]` as stored."""
-        return self._cache.get(
-            ("appearance", video, rows.tobytes()), lambda: self._read_appearance_rows(video, rows)
-        )
-
-    def _load_motion(self, query: Query, frame_indices: np.ndarray) -> np.ndarray:
-        """The motion of a query's segment, of clips or at frames `[T_s]`, as stored."""
+    def _load_motion(self, query: Query, frame_indices: np.ndarray) -> tuple[Hashable, np.ndarray]:
+        """Return the cache key and the motion of a query's segment, of clips or at frames `[T_s]`, as stored."""
         if self.motion is None:
-            return EMPTY_MOTION
+            return None, EMPTY_MOTION
         if self.num_clips is None:
             return self._load_motion_at_frames(self.motion, query, frame_indices)
         return self._load_clips(self.motion, query, self.num_clips)
 
-    def _load_clips(self, motion: FeatureSource, query: Query, num_clips: int) -> np.ndarray:
+    def _load_clips(
+        self, motion: FeatureSource, query: Query, num_clips: int
+    ) -> tuple[Hashable, np.ndarray]:
         """The segment's clips brought to T_d by 2D-TAN's rule, `[T_d, h, w, C]` as stored."""
 
         def read() -> np.ndarray:
@@ -215,18 +218,18 @@ class GroundingDataset:
                 self._buffer_pool,
             )
 
-        return self._cache.get(("motion", query.video, query.segment), read)
+        key = ("motion", query.video, query.segment)
+        return key, self._cache.get(key, read)
 
     def _load_motion_at_frames(
         self, motion: FeatureSource, query: Query, frame_indices: np.ndarray
-    ) -> np.ndarray:
+    ) -> tuple[Hashable, np.ndarray]:
         """The motion of the segment at frames `[T_s]`, `[T_s, h, w, C]` as stored: of the row nearest to each."""
         stored = motion.columns(query.video)["frame"]
         own = self.rows_in_segment(query, stored)
         rows = own[sampling.find_nearest_frames(stored[own], frame_indices)]
-        return self._cache.get(
-            ("motion", query.video, rows.tobytes()), lambda: motion.read(query.video, rows)
-        )
+        key = ("motion", query.video, rows.tobytes())
+        return key, self._cache.get(key, lambda: motion.read(query.video, rows))
 
     def targets(self, sample: Sample) -> Targets:
         """What is true of a sample, as a batch of one."""
