@@ -72,10 +72,7 @@ class GroundingDataset:
             motion_in_square,
         )
         self.reads_images = isinstance(appearance, ImageSource)
-        seen = [product for product in (appearance, motion) if product is not None]
-        self.queries = [
-            q for q in queries if all(q.video in product for product in seen) and q.id in text
-        ]
+        self.queries = [query for query in queries if self.has_features(query)]
         self.missing_query_ids = sorted({q.id for q in queries} - {q.id for q in self.queries})
         self._cache, self._buffer_pool = LRUCache(CACHE_BYTES), BufferPool(host_allocator(device))
 
@@ -90,8 +87,11 @@ class GroundingDataset:
         motion: str | None = "motion",
         use_images: bool = False,
         device: torch.device = CPU,
+        with_truth: bool = False,
     ) -> GroundingDataset:
         """The queries of one split of a store; a StoreError where it has features for none of them.
+
+        With `with_truth` only the queries that have a ground truth, possibly none.
 
         With `pictures` these stand in the place of appearance maps; with `tokenize` so do they, and tokens in that of token states.
         `motion` is the product that motion maps come from, None for a network that reads none.
@@ -108,7 +108,7 @@ class GroundingDataset:
         text: FeatureSource = TokenSource(queries, tokenize) if tokenize else store.open("text")
         moving = store.open(motion, allocate) if motion else None
         features = cls(
-            queries,
+            [query for query in queries if query.truth is not None] if with_truth else queries,
             tracks,
             appearance,
             moving,
@@ -118,11 +118,16 @@ class GroundingDataset:
             motion in SQUARE_MOTION_PRODUCTS,
             device,
         )
-        if not features.queries:
+        if not any(features.has_features(query) for query in queries):
             raise StoreError(
                 f"store {path} has no features for any query of split {split!r}: run stvg-extract, or look into failures.jsonl"
             )
         return features
+
+    def has_features(self, query: Query) -> bool:
+        """Return True if all products hold the query's video, and the text product its sentence."""
+        visual = [product for product in (self.appearance, self.motion) if product is not None]
+        return all(query.video in product for product in visual) and query.id in self.text
 
     @property
     def dims(self) -> tuple[int, int, int]:
