@@ -333,6 +333,6 @@ def _load_split(
         config.model.motion_product,
         config.model.uses_images,
         device,
+        with_truth=True,
     )
-    features.queries = [query for query in features.queries if query.truth is not None]
     return features if features.queries else None

@@ -90,6 +90,7 @@ def drawn(
         pictures,
         np.array([0, 0, 1, 1], np.float32),
         words,
+        "video",
     )
     boxes, boxed = torch.tensor([[[0.25, 0.5, 0.5, 1]]]), torch.ones(1, 1, dtype=torch.bool)
     truth = Targets(

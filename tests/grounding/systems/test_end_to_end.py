@@ -113,8 +113,8 @@ def raw_features(store: Path, model: nn.Module) -> GroundingDataset:
 def raw_inputs(store: Path, model: nn.Module, count: int = 3) -> ModelInputs:
     """Of the first queries, which are about one video, each with its own pictures."""
     features = raw_features(store, model)
-    samples = (features.load_sample(query) for query in features.queries[:count])
-    return collate([replace(sample, appearance=np.array(sample.appearance)) for sample in samples])
+    samples = [features.load_sample(query) for query in features.queries[:count]]
+    return collate(samples, deduplicate=False)
 
 
 def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
