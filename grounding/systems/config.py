@@ -7,14 +7,16 @@ Each system adds the configs of its model and loss in a file of its own (such as
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, InstanceOf, model_validator
+from pydantic import Field, model_validator
 
 from grounding.data.augmentation import AugmentConfig
-from grounding.models.config import ModelConfig
 from pipeline.config import StrictModel
 from pipeline.features.config import BackboneSize
+
+if TYPE_CHECKING:
+    from grounding.models.config import ModelConfig
 
 Schedule = Literal["constant", "one-cycle"]
 
@@ -35,8 +37,13 @@ class TrainConfig(StrictModel):
     """Training settings; the defaults are CSDVL's (supplement B.1)."""
 
     system: str
-    model: InstanceOf[ModelConfig]
-    loss: StrictModel
+    if TYPE_CHECKING:
+        model: ModelConfig
+        loss: StrictModel
+    else:
+        # Pydantic cannot validate a protocol. Each system declares its own classes.
+        model: Any
+        loss: Any
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
     init_from: Path | None = None

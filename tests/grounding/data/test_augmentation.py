@@ -19,7 +19,9 @@ from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
 from grounding.data.sample import Sample
 from grounding.structures.targets import Targets
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, CsdvlTrainConfig
+from grounding.systems.cgstvg import CgstvgTrainConfig
+from grounding.systems.costa import CostaTrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from pipeline.boxes import cxcywh_to_xyxy
 from pipeline.config import validate
 from pipeline.encoders.text import TextEncoder

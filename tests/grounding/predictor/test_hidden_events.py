@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from grounding.predictor.grounder import Grounder, VideoFeatures, build_video_info
-from grounding.systems.config import CsdvlTrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.registry import apply_preset
 from grounding.training.train import prepare_run_dir, train
 from pipeline.config import validate

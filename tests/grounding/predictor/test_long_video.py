@@ -17,7 +17,9 @@ from grounding.data.sources import InMemorySource
 from grounding.predictor.grounder import Grounder, VideoFeatures
 from grounding.predictor.window_length import get_window_seconds
 from grounding.predictor.windows import plan_windows
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, TrainConfig
+from grounding.systems.cgstvg import CgstvgTrainConfig
+from grounding.systems.config import TrainConfig
+from grounding.systems.costa import CostaTrainConfig
 from grounding.training.train import prepare_run_dir, train
 from pipeline.datasets.shapes.joined import build_all_scenes, concatenate_scenes, concatenate_videos
 from pipeline.datasets.shapes.make import SPLITS, ShapesConfig

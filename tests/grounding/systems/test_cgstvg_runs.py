@@ -25,7 +25,7 @@ from grounding.models.cgstvg import Cgstvg
 from grounding.predictor.grounder import Grounder
 from grounding.predictor.results import GroundingResult, build_query_result
 from grounding.sweep.tables import load_table
-from grounding.systems.config import CgstvgTrainConfig
+from grounding.systems.cgstvg import CgstvgTrainConfig
 from grounding.systems.registry import get_preset, get_system
 from grounding.training.train import prepare_run_dir, train
 from pipeline.config import merge, validate

@@ -28,8 +28,10 @@ from grounding.models.costa import Costa
 from grounding.predictor.grounder import Grounder
 from grounding.predictor.results import build_query_result
 from grounding.sweep.tables import load_table
+from grounding.systems.cgstvg import CgstvgTrainConfig
 from grounding.systems.checkpoint import load_model, read_provenance
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, CsdvlTrainConfig
+from grounding.systems.costa import CostaTrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.registry import get_preset, get_system
 from grounding.training.optimizer import build_optimizer
 from grounding.training.train import prepare_run_dir, train
