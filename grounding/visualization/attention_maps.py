@@ -148,7 +148,7 @@ def get_attention_maps(outputs: Any) -> dict[str, np.ndarray]:
     looked = (
         {"guide": outputs.guidance}
         if isinstance(outputs, CsdvlOutputs)
-        else {"heard": outputs.heard}
+        else {"heard": outputs.temporal_attention}
     )
     if len(outputs.cell_boxes):
         looked["carriers"] = outputs.box_attention
