@@ -696,7 +696,10 @@ def test_predictions_need_no_truth(least: float) -> None:
             {"hidden_dim": 20, "num_heads": 8},
             "hidden_dim must be a multiple of 4 .* and of num_heads, not 20 with num_heads 8",
         ),
-        ({"hidden_dim": 18, "num_heads": 2}, "hidden_dim must be a multiple of 4 .*, not 18 with num_heads 2"),
+        (
+            {"hidden_dim": 18, "num_heads": 2},
+            "hidden_dim must be a multiple of 4 .*, not 18 with num_heads 2",
+        ),
         ({"refinement": "either"}, r"refinement: .*'product' \(got 'either'\)"),
         ({"clips": 4}, "unknown key 'clips'; the keys are box_head, context"),
     ],

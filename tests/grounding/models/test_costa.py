@@ -670,7 +670,10 @@ def test_a_text_encoder_that_trains_reads_tokens() -> None:
             {"hidden_dim": 24, "num_heads": 16},
             "hidden_dim must be a multiple of 8 .* and of num_heads, not 24 with num_heads 16",
         ),
-        ({"hidden_dim": 20, "num_heads": 2}, "hidden_dim must be a multiple of 8 .*, not 20 with num_heads 2"),
+        (
+            {"hidden_dim": 20, "num_heads": 2},
+            "hidden_dim must be a multiple of 8 .*, not 20 with num_heads 2",
+        ),
         ({"r3d_width": 12}, "r3d_width must be a multiple of 8 .*, not 12"),
         ({"connection": "mean"}, r"connection: .*'hadamard' \(got 'mean'\)"),
         ({"teacher_forcing_rate": 1.5}, "teacher_forcing_rate: .*less than or equal to 1"),

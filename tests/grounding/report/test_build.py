@@ -255,7 +255,12 @@ def test_videos_are_made_once_and_the_others_go(run: Path, tmp_path: Path) -> No
         *["only 1 videos are shown (report.videos)"] * 2,
     ]
     write(
-        run, tmp_path / "out", queries, tracks, [], lambda path: replace(grey(path), fingerprint="other")
+        run,
+        tmp_path / "out",
+        queries,
+        tracks,
+        [],
+        lambda path: replace(grey(path), fingerprint="other"),
     )
     assert not made().keys() & first.keys()
 
@@ -266,7 +271,10 @@ def test_a_videos_frames_have_their_own_times(run: Path, tmp_path: Path) -> None
 
     queries, tracks = make_queries(2, segment=(10, 90), path="v.mp4", video="v")
     edges = np.concatenate([np.arange(60) / 25, 60 / 25 + np.arange(41) / 10])
-    for footage, varies in ((grey, False), (lambda path: replace(grey(path), frame_edges=edges), True)):
+    for footage, varies in (
+        (grey, False),
+        (lambda path: replace(grey(path), frame_edges=edges), True),
+    ):
         page = write(run, tmp_path / "out", queries, tracks, [], footage)
         (video,) = page.script("data.js")[0]["videos"]
         assert (video["first"], video["count"], "starts" in video) == (10, 80, varies)
@@ -501,7 +509,13 @@ def test_a_sweep_is_shown_with_its_pictures(run: Path, tmp_path: Path) -> None:
     sweep.mkdir()
     for name in ("table", "curves", "table-odd"):
         (sweep / f"{name}.png").write_bytes(name.encode())
-    claim = {"higher": "full", "lower": EVIL, "metric": "m_vIoU", "source": "a paper", "seen": "yes"}
+    claim = {
+        "higher": "full",
+        "lower": EVIL,
+        "metric": "m_vIoU",
+        "source": "a paper",
+        "seen": "yes",
+    }
     claim |= {"difference": 0.1, "low": 0.05, "high": 0.15}
     table = {
         "title": EVIL,

@@ -223,7 +223,9 @@ def test_augmented_training_goes_elsewhere_and_answers_the_same_pictures(
     shutil.copytree(costa_run, tmp_path / "same")
     config = tmp_path / "same" / "config.yaml"
     config.write_text(
-        config.read_text().replace("augment: null", "augment: {flip_probability: 1.0, min_scale: 0.5}")
+        config.read_text().replace(
+            "augment: null", "augment: {flip_probability: 1.0, min_scale: 0.5}"
+        )
     )
     ours, theirs = (
         predict_split([run], pictured, EvaluateConfig(device="cpu"))[0]
