@@ -194,7 +194,8 @@ def build_grounder(
     from grounding.predictor.grounder import Grounder
     from grounding.systems.csdvl import CsdvlTrainConfig
     from grounding.systems.registry import get_preset
-    from grounding.training.train import prepare_run_dir, train
+    from grounding.training.run_directory import prepare_run_dir
+    from grounding.training.train import train
     from pipeline.extraction.config import ExtractConfig
     from pipeline.extraction.run import run_extraction
     from pipeline.features.stream import IN_PROCESS

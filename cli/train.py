@@ -64,7 +64,7 @@ def train(
     """Train a system's transformers and heads on cached features. Ctrl-C saves first; the same command goes on."""
     from grounding.systems.registry import apply_preset, get_system
     from grounding.training.distributed import init_distributed
-    from grounding.training.train import lock_run_dir, prepare_run_dir
+    from grounding.training.run_directory import lock_run_dir, prepare_run_dir
     from grounding.training.train import train as train_model
     from pipeline.config import merge, parse_assignments, read_section, validate
 
@@ -76,8 +76,8 @@ def train(
         "section 'train'",
     )
     run = run or Path("runs") / settings.system
-    with init_distributed() as processes, lock_run_dir(run):
-        moved = prepare_run_dir(features, run, settings, resume)
+    with init_distributed() as processes, lock_run_dir(run, processes):
+        moved = prepare_run_dir(features, run, settings, resume, processes)
         if processes.is_main:
             log_to(run / "log.txt")
         if moved is not None:
@@ -89,7 +89,7 @@ def train(
             if processes.is_main
             else nullcontext(lambda done, total: None) as advance
         ):
-            train_model(features, run, settings, advance, print_warning)
+            train_model(features, run, settings, advance, print_warning, processes)
         if processes.is_main:
             print_info(f"trained {run}")
 

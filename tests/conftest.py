@@ -53,7 +53,9 @@ class TinyRun(NamedTuple):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Read only: copy the run before writing into it."""
-    from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
+    from grounding.systems.csdvl import CsdvlTrainConfig
+    from grounding.training.run_directory import prepare_run_dir
+    from grounding.training.train import train
     from pipeline.datasets.prepare import prepare
     from pipeline.datasets.shapes.make import ShapesConfig, make_shapes
     from pipeline.extraction.run import ExtractConfig

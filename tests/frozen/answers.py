@@ -66,7 +66,8 @@ def ten_losses(store: Path, run: Path, system: str) -> list[float]:
     import torch
 
     from grounding.systems.registry import get_preset, get_system
-    from grounding.training.train import prepare_run_dir, train
+    from grounding.training.run_directory import prepare_run_dir
+    from grounding.training.train import train
     from pipeline.config import merge, validate
 
     torch.set_num_threads(1)

@@ -17,7 +17,8 @@ from grounding.data.negative_sampling import NegativeSentenceSampler
 from grounding.losses.csdvl import proposal_loss
 from grounding.losses.temporal import boundary_distributions, boundary_divergence
 from grounding.systems.registry import SYSTEMS
-from grounding.training.train import prepare_run_dir, train
+from grounding.training.run_directory import prepare_run_dir
+from grounding.training.train import train
 from pipeline.config import validate
 from pipeline.records import Query
 from tests.grounding.conftest import StoreMaker, make_query

@@ -19,7 +19,9 @@ from grounding.inference.predict import predict
 from grounding.inference.segment_prediction import SegmentPrediction
 from grounding.predictor.grounder import Grounder, load_recorded_encoder, validate_sentences
 from grounding.predictor.results import GroundingResult, build_query_result
-from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
+from grounding.systems.csdvl import CsdvlTrainConfig
+from grounding.training.run_directory import prepare_run_dir
+from grounding.training.train import train
 from pipeline.config import load
 from pipeline.errors import InputError, StoreError, VideoError
 from pipeline.extraction.run import ExtractConfig

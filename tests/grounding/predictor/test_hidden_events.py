@@ -20,7 +20,8 @@ import pytest
 from grounding.predictor.grounder import Grounder, VideoFeatures, build_video_info
 from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.registry import apply_preset
-from grounding.training.train import prepare_run_dir, train
+from grounding.training.run_directory import prepare_run_dir
+from grounding.training.train import train
 from pipeline.config import validate
 from pipeline.datasets.shapes.joined import ConcatenatedScenes, HiddenEvent, concatenate_scenes
 from pipeline.io.jsonl import read_jsonl

@@ -20,7 +20,8 @@ from grounding.predictor.windows import plan_windows
 from grounding.systems.cgstvg import CgstvgTrainConfig
 from grounding.systems.config import TrainConfig
 from grounding.systems.costa import CostaTrainConfig
-from grounding.training.train import prepare_run_dir, train
+from grounding.training.run_directory import prepare_run_dir
+from grounding.training.train import train
 from pipeline.datasets.shapes.joined import build_all_scenes, concatenate_scenes, concatenate_videos
 from pipeline.datasets.shapes.make import SPLITS, ShapesConfig
 from pipeline.datasets.shapes.sentences import PHRASES

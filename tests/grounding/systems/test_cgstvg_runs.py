@@ -27,7 +27,8 @@ from grounding.predictor.results import GroundingResult, build_query_result
 from grounding.sweep.tables import load_table
 from grounding.systems.cgstvg import CgstvgTrainConfig
 from grounding.systems.registry import get_preset, get_system
-from grounding.training.train import prepare_run_dir, train
+from grounding.training.run_directory import prepare_run_dir
+from grounding.training.train import train
 from pipeline.config import merge, validate
 from pipeline.errors import InputError, StoreError
 from pipeline.extraction.run import ExtractConfig

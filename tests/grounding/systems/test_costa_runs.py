@@ -34,7 +34,8 @@ from grounding.systems.costa import CostaTrainConfig
 from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.registry import get_preset, get_system
 from grounding.training.optimizer import build_optimizer
-from grounding.training.train import prepare_run_dir, train
+from grounding.training.run_directory import prepare_run_dir
+from grounding.training.train import train
 from pipeline.config import merge, validate
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.errors import InputError, StoreError

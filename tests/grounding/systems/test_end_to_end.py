@@ -27,10 +27,12 @@ from grounding.predictor.grounder import Grounder
 from grounding.structures.inputs import ModelInputs
 from grounding.systems.checkpoint import load_model, read_provenance
 from grounding.systems.config import EncodersConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.registry import build_model, get_tokenizer, load_initial_encoders
 from grounding.training.distributed import DistributedContext
 from grounding.training.optimizer import build_optimizer
-from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
+from grounding.training.run_directory import prepare_run_dir
+from grounding.training.train import train
 from pipeline.errors import InputError, StoreError
 from pipeline.extraction.run import ExtractConfig
 from pipeline.extraction.run import run_extraction as extract

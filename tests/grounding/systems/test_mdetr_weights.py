@@ -23,8 +23,10 @@ from torch.nn import functional
 from grounding.models.csdvl import Csdvl, CsdvlConfig, TokenGeometry
 from grounding.structures.inputs import ModelInputs
 from grounding.systems.checkpoint import read_provenance
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.mdetr_weights import build_static_stream, initialize_from_mdetr
-from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
+from grounding.training.run_directory import prepare_run_dir
+from grounding.training.train import train
 from pipeline.errors import InputError
 from pipeline.features.reduction import Projection, fit_pca, load_mdetr_projection
 from pipeline.weights.checkpoint_files import LoadReport

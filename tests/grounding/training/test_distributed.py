@@ -28,7 +28,8 @@ from grounding.systems.config import TrainConfig
 from grounding.systems.registry import SYSTEMS
 from grounding.training.distributed import DistributedContext
 from grounding.training.optimizer import build_optimizer
-from grounding.training.train import NonFiniteLossError, prepare_run_dir, train
+from grounding.training.run_directory import prepare_run_dir
+from grounding.training.train import NonFiniteLossError, train
 from pipeline.config import validate
 from pipeline.errors import InputError
 

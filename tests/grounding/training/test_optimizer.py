@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.training.optimizer import build_optimizer
-from grounding.training.train import CsdvlTrainConfig
 from pipeline.config import validate
 
 

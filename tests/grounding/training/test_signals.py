@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from grounding.systems.checkpoint import read_provenance
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.training import train as training
+from grounding.training.run_directory import prepare_run_dir
 from grounding.training.signals import SIGNALS, GracefulShutdown
-from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
+from grounding.training.train import train
 from grounding.training.train_state import TrainState
 from pipeline.config import validate
 

@@ -19,15 +19,11 @@ from torch import Tensor
 
 from grounding.models.csdvl import CollaborationKind
 from grounding.systems.checkpoint import compute_code_digest, load_model, read_provenance
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.training import train as training
 from grounding.training.curve_logger import CurveLogger
-from grounding.training.train import (
-    CsdvlTrainConfig,
-    NonFiniteLossError,
-    lock_run_dir,
-    prepare_run_dir,
-    train,
-)
+from grounding.training.run_directory import lock_run_dir, prepare_run_dir
+from grounding.training.train import NonFiniteLossError, train
 from grounding.training.train_state import TrainState
 from pipeline.config import load, validate
 from pipeline.errors import InputError, StoreError

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from grounding.training.train import CsdvlTrainConfig, prepare_run_dir, train
+from grounding.systems.csdvl import CsdvlTrainConfig
+from grounding.training.run_directory import prepare_run_dir
+from grounding.training.train import train
 from pipeline.config import validate
 
 SMALL = {
