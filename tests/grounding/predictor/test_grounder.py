@@ -381,7 +381,7 @@ def test_a_run_on_other_features_forgets_old_projections(
 def test_motion_is_built_as_recorded(tmp_path: Path, recorded: dict[str, str], kind: str) -> None:
     digest = load_backbone("motion", "tiny", "random:0", kind).digest
     about = {"backbone": "tiny", "weights": "random:0", "weights_digest": digest, **recorded}
-    assert load_recorded_encoder(tmp_path, "motion", about, torch.device("cpu")).kind == kind
+    assert load_recorded_encoder(tmp_path, "motion", about, torch.device("cpu")).variant == kind
 
 
 def test_sentences_are_tokenised_as_recorded(tmp_path: Path) -> None:

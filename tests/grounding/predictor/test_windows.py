@@ -71,13 +71,13 @@ class Stream:
     """
 
     def __init__(self) -> None:
-        self.about = {"size": [8, 6]}
+        self.initial_facts = {"size": [8, 6]}
         own = {
             "appearance": np.arange(0, 200, 2),
             "motion": np.arange(2, 200, 5),
             "frames": np.arange(0, 200, 2).repeat(2),
         }
-        self.makers = {
+        self.builders = {
             name: SimpleNamespace(columns=lambda b, e, f=frames: {"frame": f[b:e]})
             for name, frames in own.items()
         }

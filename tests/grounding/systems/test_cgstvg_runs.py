@@ -186,7 +186,7 @@ class Means(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((3,), 0.01))
-        self.channels, self.stride, self.frames = 3, 16, 4
+        self.channels, self.stride, self.num_frames = 3, 16, 4
 
     def forward(self, frames: Tensor) -> Tensor:
         return (
