@@ -1,4 +1,4 @@
-"""From a model's answers to tubes, with a model whose answers are known and with a real tiny one."""
+"""From model outputs to tubes, with a model of known outputs and with a real tiny model."""
 
 from __future__ import annotations
 
