@@ -154,9 +154,7 @@ class AttentionRecorder:
 
         # The averager sees the outputs of every batch of passes.
         with self.compute_context():
-            forward_passes(
-                [self.model], self.dataset, [prediction], self.batch_size, averager.add
-            )
+            forward_passes([self.model], self.dataset, [prediction], self.batch_size, averager.add)
 
         assert prediction.span_scores is not None
 

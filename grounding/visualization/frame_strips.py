@@ -89,9 +89,7 @@ def draw_strip(
     Returns:
         The strip, `THUMBNAIL_HEIGHT` pixels high.
     """
-    predictions_with_colors = list(
-        zip(predictions, (PREDICTED_COLOR, OTHER_COLOR), strict=False)
-    )
+    predictions_with_colors = list(zip(predictions, (PREDICTED_COLOR, OTHER_COLOR), strict=False))
 
     thumbnails = []
     for frame_index, frame in zip(frame_indices, frames, strict=True):
@@ -200,6 +198,8 @@ def _split_into_dashes(line: LineSegment) -> list[LineSegment]:
     for index in range(0, num_pieces, 2):
         begin = index / num_pieces
         end = (index + 1) / num_pieces
-        dashes.append((x1 + begin * width, y1 + begin * height, x1 + end * width, y1 + end * height))
+        dashes.append(
+            (x1 + begin * width, y1 + begin * height, x1 + end * width, y1 + end * height)
+        )
 
     return dashes

@@ -410,7 +410,7 @@ def test_a_video_that_cannot_be_read_is_said_to_be(opened: Opened) -> None:
     opened.page.locator("#queries tbody tr").click()
     opened.page.wait_for_selector("#detail .trouble")
     assert (
-        "broken.mp4 has 19 frames, the index says more"
+        "broken.mp4 has 19 frames, but the index has more"
         in opened.page.locator("#detail .trouble").text_content()
     )
     assert opened.page.locator(".lane i").count() == 2

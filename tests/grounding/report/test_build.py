@@ -232,7 +232,7 @@ def test_a_video_shorter_than_the_index_says_leaves_a_note(run: Path, tmp_path: 
         lambda path: replace(grey(path), frame_edges=np.arange(31) / 25),
     )
     assert page.script("data.js")[0]["videos"] == [
-        {"trouble": "changed (decode): v0.mp4 has 30 frames, the index says more"}
+        {"trouble": "changed (decode): v0.mp4 has 30 frames, but the index has more"}
     ]
 
 
