@@ -192,7 +192,7 @@ def build_grounder(
     or by `decoder`.
     """
     from grounding.predictor.grounder import Grounder
-    from grounding.systems.config import CsdvlTrainConfig
+    from grounding.systems.csdvl import CsdvlTrainConfig
     from grounding.systems.registry import get_preset
     from grounding.training.train import prepare_run_dir, train
     from pipeline.extraction.config import ExtractConfig

@@ -26,7 +26,7 @@ from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
 from grounding.modules.freezing import set_trainable
 from grounding.structures.inputs import ModelInputs
-from grounding.systems.config import CsdvlTrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.registry import get_preset
 from pipeline.config import merge
 from pipeline.encoders.image_geometry import compute_appearance_size

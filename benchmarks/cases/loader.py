@@ -16,7 +16,7 @@ from benchmarks.training_step import TrainingStep, count_feature_bytes
 from grounding.data.collate import collate, join_targets, to_device
 from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
-from grounding.systems.config import CsdvlTrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.registry import get_preset, get_system
 from pipeline.records import Query
 

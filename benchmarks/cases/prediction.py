@@ -25,7 +25,7 @@ from benchmarks.timing import profile_torch, time_interleaved
 from benchmarks.training_step import CELL_STRIDE, CHANNELS, SLOWFAST_GRID, build_network
 from grounding.data.dataset import GroundingDataset
 from grounding.inference.predict import predict
-from grounding.systems.config import CsdvlTrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.registry import get_preset
 from pipeline.config import merge
 from pipeline.encoders.image_geometry import compute_appearance_size

@@ -105,7 +105,13 @@ class Augmentation:
             if isinstance(pictures, EncodedImages)
             else view.apply_to_array(pictures)
         )
-        sample = replace(sample, appearance=seen, text=sample.text if words is None else words)
+        # samples of one video have different transforms: they share it no longer
+        sample = replace(
+            sample,
+            appearance=seen,
+            text=sample.text if words is None else words,
+            video_key=(sample.video_key, epoch, query_index),
+        )
         return sample, replace(targets, boxes=boxes, clip_boxes=clip_boxes)
 
 

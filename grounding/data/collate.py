@@ -6,7 +6,7 @@ its place in the batch on the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -74,15 +74,14 @@ def collate(
 
 
 def _deduplicate_videos(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
-    """The first of the samples that saw the same of a video, and which of those each sample is like. What was read once is the same
-    array (`grounding.data.dataset`).
-    """
-    first: dict[tuple[int, int], int] = {}
-    video = [
-        first.setdefault((id(sample.appearance), id(sample.motion)), len(first))
-        for sample in samples
-    ]
-    return [samples[video.index(number)] for number in range(len(first))], video
+    """Return the first sample of every `video_key`, and for each sample the index of its key among these."""
+    key_indices: dict[Hashable, int] = {}
+    distinct: list[Sample] = []
+    for sample in samples:
+        if sample.video_key not in key_indices:
+            key_indices[sample.video_key] = len(distinct)
+            distinct.append(sample)
+    return distinct, [key_indices[sample.video_key] for sample in samples]
 
 
 def join_targets(targets: Sequence[Targets]) -> Targets:

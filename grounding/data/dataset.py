@@ -6,7 +6,7 @@ A sample reads only the rows it needs: `frames` appearance maps, the clips of it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +72,7 @@ class GroundingDataset:
             motion_in_square,
         )
         self.reads_images = isinstance(appearance, ImageSource)
-        seen = [product for product in (appearance, motion) if product is not None]
-        self.queries = [
-            q for q in queries if all(q.video in product for product in seen) and q.id in text
-        ]
+        self.queries = [query for query in queries if self.has_features(query)]
         self.missing_query_ids = sorted({q.id for q in queries} - {q.id for q in self.queries})
         self._cache, self._buffer_pool = LRUCache(CACHE_BYTES), BufferPool(host_allocator(device))
 
@@ -90,8 +87,11 @@ class GroundingDataset:
         motion: str | None = "motion",
         use_images: bool = False,
         device: torch.device = CPU,
+        with_truth: bool = False,
     ) -> GroundingDataset:
         """The queries of one split of a store; a StoreError where it has features for none of them.
+
+        With `with_truth` only the queries that have a ground truth, possibly none.
 
         With `pictures` these stand in the place of appearance maps; with `tokenize` so do they, and tokens in that of token states.
         `motion` is the product that motion maps come from, None for a network that reads none.
@@ -108,7 +108,7 @@ class GroundingDataset:
         text: FeatureSource = TokenSource(queries, tokenize) if tokenize else store.open("text")
         moving = store.open(motion, allocate) if motion else None
         features = cls(
-            queries,
+            [query for query in queries if query.truth is not None] if with_truth else queries,
             tracks,
             appearance,
             moving,
@@ -118,11 +118,16 @@ class GroundingDataset:
             motion in SQUARE_MOTION_PRODUCTS,
             device,
         )
-        if not features.queries:
+        if not any(features.has_features(query) for query in queries):
             raise StoreError(
                 f"store {path} has no features for any query of split {split!r}: run stvg-extract, or look into failures.jsonl"
             )
         return features
+
+    def has_features(self, query: Query) -> bool:
+        """Return True if all products hold the query's video, and the text product its sentence."""
+        visual = [product for product in (self.appearance, self.motion) if product is not None]
+        return all(query.video in product for product in visual) and query.id in self.text
 
     @property
     def dims(self) -> tuple[int, int, int]:
@@ -159,14 +164,20 @@ class GroundingDataset:
             own[sampling.sample_bin_centers(len(own), self.num_frames)] if rows is None else rows
         )
         numbers = stored[chosen]
+        motion_key, motion = self._load_motion(query, numbers)
+        appearance_key = ("appearance", query.video, chosen.tobytes())
+
+        def read_appearance() -> np.ndarray | EncodedImages:
+            return self._read_appearance_rows(query.video, chosen)
+
         return Sample(
             query=query,
             frame_indices=numbers,
-            appearance=self._load_appearance(query.video, chosen),
+            appearance=self._cache.get(appearance_key, read_appearance),
             frame_positions=np.clip(
                 sampling.normalized_position(numbers, query.segment), 0, 1 - 1e-6
             ).astype(np.float32),
-            motion=self._load_motion(query, numbers),
+            motion=motion,
             picture_in_square=np.array(
                 picture_in_square(tuple(self.appearance.facts(query.video)["size"]))
                 if self.motion_in_square
@@ -174,6 +185,7 @@ class GroundingDataset:
                 np.float32,
             ),
             text=self.text_features(query),
+            video_key=(appearance_key, motion_key),
         )
 
     def text_features(self, query: Query) -> np.ndarray:
@@ -190,21 +202,17 @@ class GroundingDataset:
             else np.array([np.abs(stored_frames - (begin + end) / 2).argmin()])
         )
 
-    def _load_appearance(self, video: str, rows: np.ndarray) -> np.ndarray | EncodedImages:
-        """Appearance maps of stored rows, `[len(rows), H, W, C]` as stored."""
-        return self._cache.get(
-            ("appearance", video, rows.tobytes()), lambda: self._read_appearance_rows(video, rows)
-        )
-
-    def _load_motion(self, query: Query, frame_indices: np.ndarray) -> np.ndarray:
-        """The motion of a query's segment, of clips or at frames `[T_s]`, as stored."""
+    def _load_motion(self, query: Query, frame_indices: np.ndarray) -> tuple[Hashable, np.ndarray]:
+        """Return the cache key and the motion of a query's segment, of clips or at frames `[T_s]`, as stored."""
         if self.motion is None:
-            return EMPTY_MOTION
+            return None, EMPTY_MOTION
         if self.num_clips is None:
             return self._load_motion_at_frames(self.motion, query, frame_indices)
         return self._load_clips(self.motion, query, self.num_clips)
 
-    def _load_clips(self, motion: FeatureSource, query: Query, num_clips: int) -> np.ndarray:
+    def _load_clips(
+        self, motion: FeatureSource, query: Query, num_clips: int
+    ) -> tuple[Hashable, np.ndarray]:
         """The segment's clips brought to T_d by 2D-TAN's rule, `[T_d, h, w, C]` as stored."""
 
         def read() -> np.ndarray:
@@ -215,18 +223,18 @@ class GroundingDataset:
                 self._buffer_pool,
             )
 
-        return self._cache.get(("motion", query.video, query.segment), read)
+        key = ("motion", query.video, query.segment)
+        return key, self._cache.get(key, read)
 
     def _load_motion_at_frames(
         self, motion: FeatureSource, query: Query, frame_indices: np.ndarray
-    ) -> np.ndarray:
+    ) -> tuple[Hashable, np.ndarray]:
         """The motion of the segment at frames `[T_s]`, `[T_s, h, w, C]` as stored: of the row nearest to each."""
         stored = motion.columns(query.video)["frame"]
         own = self.rows_in_segment(query, stored)
         rows = own[sampling.find_nearest_frames(stored[own], frame_indices)]
-        return self._cache.get(
-            ("motion", query.video, rows.tobytes()), lambda: motion.read(query.video, rows)
-        )
+        key = ("motion", query.video, rows.tobytes())
+        return key, self._cache.get(key, lambda: motion.read(query.video, rows))
 
     def targets(self, sample: Sample) -> Targets:
         """What is true of a sample, as a batch of one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,3 +28,5 @@ class Sample:
     """`[4]` where the picture lies in the motion maps."""
     text: np.ndarray
     """`[L, C]`."""
+    video_key: Hashable
+    """Identifies the appearance and motion rows: samples of one dataset with equal keys share them."""

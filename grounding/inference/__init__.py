@@ -1,1 +1,1 @@
-"""Inference: models and features to tubes, with passes, refinement and ensembles."""
+"""Prediction with one or more trained models on stored features."""

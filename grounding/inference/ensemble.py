@@ -1,4 +1,7 @@
-"""The models of one run, or of several that answer together: made for the same features, saying alike when an event happens."""
+"""The models of one or more runs that predict together.
+
+The runs of an ensemble are trained on equal features and score the same clips or frames.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from torch import nn
 
 from grounding.data.dataset import GroundingDataset
+from grounding.models.config import ModelConfig
 from grounding.systems.checkpoint import load_model
 from grounding.systems.registry import get_tokenizer
 from pipeline.errors import InputError, StoreError
@@ -20,9 +24,17 @@ from pipeline.store import Store
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Models in eval mode; `frames` (T_s) and `clips` (T_d; None: they answer by frames) are what they see at once, `motion` the
-    product that motion comes from (None: they read none), `pictures` whether they are given these in the place of maps; `precision`
-    that of their training, the finest where they differ; `about` is the first run's provenance.
+    """Models in eval mode on one device, with their common input format.
+
+    Attributes:
+        runs: Run directories.
+        models: One model per run.
+        num_frames: T_s, frames per forward pass.
+        num_clips: T_d, clips per forward pass. None if the models score frames.
+        motion_product: Product of the motion maps, None if the models read no motion.
+        reads_images: True if the models read images instead of appearance maps.
+        precision: Training precision of the models, `float32` if they differ.
+        provenance: Provenance of the first run.
     """
 
     runs: tuple[Path, ...]
@@ -38,133 +50,213 @@ class Ensemble:
     def from_runs(
         cls, runs: Sequence[Path], device: torch.device, num_frames: int | None = None
     ) -> Ensemble:
-        """The best checkpoints of these runs; `frames` by default as in training. InputError where they do not fit together."""
-        models, recipes, known = zip(*(load_model(run) for run in runs), strict=True)
-        configs = [recipe.model for recipe in recipes]
-        for run, config, about in zip(runs, configs, known, strict=True):
-            _check_compatible(runs[0], known[0], run, about)
-            if config.clips != configs[0].clips:
-                seen = f"{runs[0]} scores {_describe_scored_units(configs[0].clips)} and {run} {_describe_scored_units(config.clips)}"
-                raise InputError(
-                    f"{seen}: scores are averaged one by one, so the runs of an ensemble must score the same"
-                )
-            if num_frames is None and config.frames != configs[0].frames:
-                seen = f"{runs[0]} was trained with {configs[0].frames} frames and {run} with {config.frames}"
-                raise InputError(
-                    f"{seen}: say how many all are to see at once, with --set frames=N"
-                )
-        placed = tuple(model.to(device) for model in models)
-        c, precision = (
-            configs[0],
-            "float32" if any(recipe.precision == "float32" for recipe in recipes) else "bfloat16",
-        )
+        """Load the best checkpoints of runs.
+
+        Args:
+            runs: Run directories.
+            device: Device of the models.
+            num_frames: Frames per forward pass; by default as in training.
+
+        Returns:
+            The ensemble.
+
+        Raises:
+            InputError: A run has no checkpoint, or the runs do not fit together.
+        """
+        models = []
+        configs: list[ModelConfig] = []
+        precisions = []
+        provenances = []
+        for run in runs:
+            model, train_config, provenance = load_model(run)
+            models.append(model)
+            configs.append(train_config.model)
+            precisions.append(train_config.precision)
+            provenances.append(provenance)
+
+        # All runs must fit the first one.
+        for run, config, provenance in zip(runs, configs, provenances, strict=True):
+            _check_products(runs[0], provenances[0], run, provenance)
+            _check_config(runs[0], configs[0], run, config, check_frames=num_frames is None)
+
         return cls(
-            tuple(runs),
-            placed,
-            num_frames or c.frames,
-            c.clips,
-            c.motion,
-            c.pictures,
-            precision,
-            known[0],
+            runs=tuple(runs),
+            models=tuple(model.to(device) for model in models),
+            num_frames=num_frames or configs[0].num_frames,
+            num_clips=configs[0].num_clips,
+            motion_product=configs[0].motion_product,
+            reads_images=configs[0].uses_images,
+            precision="float32" if "float32" in precisions else "bfloat16",
+            provenance=provenances[0],
         )
 
     @property
     def device(self) -> torch.device:
+        """Device of the models."""
         return next(self.models[0].parameters()).device
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """In which the models answer: on a GPU as precisely as they were validated in training, elsewhere in float32."""
-        return torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=self.device.type == "cuda" and self.precision == "bfloat16",
-        )
+        """Return the autocast context of prediction.
+
+        Returns:
+            On a GPU the precision of validation in training, elsewhere float32.
+        """
+        uses_bfloat16 = self.device.type == "cuda" and self.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16)
 
     @property
     def product_by_input(self) -> dict[str, str]:
-        """What the networks are given of a video, and the product that it comes from."""
-        return {"appearance": "frames" if self.reads_images else "appearance"} | (
-            {"motion": self.motion_product} if self.motion_product else {}
-        )
+        """Visual inputs of the models → store product of each."""
+        products = {"appearance": "frames" if self.reads_images else "appearance"}
+        if self.motion_product:
+            products["motion"] = self.motion_product
+        return products
 
     def load_dataset(self, store: Store, split: str) -> GroundingDataset:
-        """The features of one split of a store, as the models take them; StoreError where they were made otherwise."""
+        """Load the features of a split in the models' input format.
+
+        Args:
+            store: Feature store.
+            split: Name of the split.
+
+        Returns:
+            The queries of the split with their features.
+
+        Raises:
+            StoreError: The features differ from those the runs were trained on, or are missing.
+        """
         self.check_products(store)
-        tokenize = get_tokenizer(self.models[0])
-        features = GroundingDataset.from_store(
+        dataset = GroundingDataset.from_store(
             store.path,
             split,
             self.num_frames,
             self.num_clips,
-            tokenize,
+            get_tokenizer(self.models[0]),
             self.motion_product,
             self.reads_images,
             self.device,
         )
-        self.check_dims(store, features.dims)
-        return features
+        self.check_dims(store, dataset.dims)
+        return dataset
 
     def check_products(self, store: Store) -> None:
-        """StoreError where a store's features were made otherwise than those the runs were trained on; it names all that differs."""
-        found = {name: product.provenance for name, product in store.products.items()}
-        if differs := describe_product_differences(self.provenance["products"], found):
+        """Check that a store's features were extracted like those of the training.
+
+        Args:
+            store: Feature store.
+
+        Raises:
+            StoreError: Products are missing or differ. The message names all differences.
+        """
+        products = {name: product.provenance for name, product in store.products.items()}
+        differences = describe_product_differences(self.provenance["products"], products)
+        if differences:
             raise StoreError(
-                f"store {store.path} does not fit run {self.runs[0]}: {'; '.join(differs)}: "
-                "name the store it was trained on, or train again"
+                f"store {store.path} does not fit run {self.runs[0]}: {'; '.join(differences)}:"
+                " name the store it was trained on, or train again"
             )
 
     def check_dims(self, store: Store, dims: Sequence[int]) -> None:
-        """StoreError where a store's features have other channels than those the runs were trained on."""
-        own = self.provenance["dims"]
-        if list(dims) != own:
+        """Check the channels of a store's features.
+
+        Args:
+            store: Feature store, for the message.
+            dims: Channels of the store's (appearance, motion, text) features.
+
+        Raises:
+            StoreError: The runs were trained on features of other channels.
+        """
+        expected_dims = self.provenance["dims"]
+        if list(dims) != expected_dims:
             raise StoreError(
-                f"store {store.path} has features of {tuple(dims)} channels, run {self.runs[0]} was trained on {tuple(own)}"
+                f"store {store.path} has features of {tuple(dims)} channels,"
+                f" run {self.runs[0]} was trained on {tuple(expected_dims)}"
             )
 
 
+def _check_config(
+    reference_run: Path,
+    reference_config: ModelConfig,
+    run: Path,
+    config: ModelConfig,
+    check_frames: bool,
+) -> None:
+    """Raise an InputError if two models score different units or, on request, other frames."""
+    if config.num_clips != reference_config.num_clips:
+        reference_units = _describe_scored_units(reference_config.num_clips)
+        units = _describe_scored_units(config.num_clips)
+        raise InputError(
+            f"{reference_run} scores {reference_units} and {run} {units}: scores are averaged"
+            " one by one, so the runs of an ensemble must score the same"
+        )
+    if check_frames and config.num_frames != reference_config.num_frames:
+        raise InputError(
+            f"{reference_run} was trained with {reference_config.num_frames} frames per pass and"
+            f" {run} with {config.num_frames}: choose one number with --set frames=N"
+        )
+
+
 def _describe_scored_units(num_clips: int | None) -> str:
+    """Return the units that a model scores, in words."""
     return "frames" if num_clips is None else f"the proposals of {num_clips} clips"
 
 
-def _check_compatible(
+def _check_products(
     reference_run: Path,
     reference_provenance: Mapping[str, Any],
     run: Path,
     provenance: Mapping[str, Any],
 ) -> None:
-    """InputError where two runs were trained on features made otherwise."""
-    differs = describe_product_differences(reference_provenance["products"], provenance["products"])
-    own, theirs = (
-        (known.get("encoders") or {}).get("text") for known in (provenance, reference_provenance)
+    """Raise an InputError if two runs were trained on different features."""
+    differences = describe_product_differences(
+        reference_provenance["products"], provenance["products"]
     )
-    if own != theirs:
-        differs.append("their text encoders, and so their tokenizers, are of other weights")
+    if _get_text_digest(provenance) != _get_text_digest(reference_provenance):
+        differences.append("their text encoders, and so their tokenizers, have different weights")
     if provenance["dims"] != reference_provenance["dims"]:
-        differs.append(
-            f"features have {tuple(provenance['dims'])} channels, not {tuple(reference_provenance['dims'])}"
-        )
-    if differs:
+        dims = tuple(provenance["dims"])
+        reference_dims = tuple(reference_provenance["dims"])
+        differences.append(f"features have {dims} channels, not {reference_dims}")
+    if differences:
         raise InputError(
-            f"run {run} does not fit run {reference_run}: {'; '.join(differs)}: the runs of an ensemble must fit one store"
+            f"run {run} does not fit run {reference_run}: {'; '.join(differences)}:"
+            " the runs of an ensemble must fit one store"
         )
+
+
+def _get_text_digest(provenance: Mapping[str, Any]) -> str | None:
+    """Return the digest of a trained text encoder's initial weights, None without one."""
+    # Provenance holds null where no encoders train.
+    encoders = provenance.get("encoders") or {}
+    return encoders.get("text")
 
 
 def describe_product_differences(
     expected: Mapping[str, Mapping[str, Any]], actual: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """How the features of `found` were made otherwise than those expected: one line for each key of a product's provenance.
+    """Describe how products differ from the expected ones.
 
-    Products that are not expected may be there. Library versions may differ: they move features by rounding only.
+    Products that are not expected are ignored. Library versions may differ, because they change
+    features by rounding only.
+
+    Args:
+        expected: Product name → expected provenance.
+        actual: Product name → provenance.
+
+    Returns:
+        One line for each missing product and each different key of a product's provenance.
     """
-    differs = []
-    for name, made_from in expected.items():
+    differences = []
+    for name, expected_provenance in expected.items():
         if name not in actual:
-            differs.append(f"{name} is absent")
+            differences.append(f"{name} is absent")
             continue
-        for key in sorted((made_from.keys() | actual[name].keys()) - {"versions"}):
-            if made_from.get(key) != actual[name].get(key):
-                differs.append(
-                    f"{name} {key} is {actual[name].get(key)!r}, not {made_from.get(key)!r}"
-                )
-    return differs
+
+        actual_provenance = actual[name]
+        keys = (expected_provenance.keys() | actual_provenance.keys()) - {"versions"}
+        for key in sorted(keys):
+            actual_value = actual_provenance.get(key)
+            expected_value = expected_provenance.get(key)
+            if actual_value != expected_value:
+                differences.append(f"{name} {key} is {actual_value!r}, not {expected_value!r}")
+    return differences

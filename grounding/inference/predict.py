@@ -1,7 +1,10 @@
-"""Models and a store → tubes. Every stored frame of the segment is seen; what is seen twice, or by several models, is averaged.
+"""Prediction of spatio-temporal tubes with one or more models on stored features.
 
-An ensemble's models see the same frames and clips: their boxes are averaged, and the probabilities of when the event happens. What the
-next first looks see is read while the present ones are computed.
+Forward passes cover every stored frame of a segment.
+Boxes of frames covered by several passes or models are averaged.
+The models of an ensemble read the same frames and clips. Their boxes and span probabilities are
+averaged.
+The inputs of the next batch are loaded while the models run on the current one.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,18 +22,17 @@ from torch import nn
 from grounding.data.collate import collate, to_device
 from grounding.data.dataset import GroundingDataset
 from grounding.data.prefetch import GPU_READER_THREADS, prefetch
+from grounding.data.sample import Sample
 from grounding.inference.refine import decode_span, refine_segment
 from grounding.inference.segment_prediction import SegmentPrediction
+from grounding.models.output import GroundingOutput
 from grounding.structures.inputs import ModelInputs
 from pipeline.boxes import cxcywh_to_xyxy
 from pipeline.records import Prediction, Query
 
 ProgressCallback = Callable[[int, int], None]
-Result = TypeVar("Result")
-OutputHook = Callable[[list[np.ndarray], Any], None]
-"""`(each pass' frames [T_s], the model's outputs)` of a batch of passes."""
-PassList = Sequence[tuple[SegmentPrediction, np.ndarray]]
-"""The rows `[T_s]` that each takes, and the look it belongs to."""
+OutputHook = Callable[[list[np.ndarray], GroundingOutput], None]
+"""Receives the frame indices `[T_s]` of each pass of a batch, and one model's outputs."""
 
 
 def predict(
@@ -42,22 +44,45 @@ def predict(
     refine_boundaries: bool = False,
     subframe_boundaries: bool = True,
 ) -> list[Prediction]:
-    """The tube of each query, in order; arguments as of `predicted`."""
-    return run_passes(
-        decode_tube,
+    """Predict the tube of each query.
+
+    Args:
+        models: One model, or the models of an ensemble. They are put into eval mode.
+        dataset: Features of the queries' videos and sentences.
+        queries: Queries to predict.
+        batch_size: Forward passes that run at once.
+        progress: Receives the number of finished queries and the number of all queries.
+        refine_boundaries: Run a second, denser pass around the predicted span (`refine`).
+        subframe_boundaries: Interpolate boundaries between clips or frames.
+
+    Returns:
+        One prediction for each query, in the order of the queries.
+    """
+
+    # Maps of one size need no padding, and queries about one video share cached features.
+    def sort_key(index: int) -> tuple[tuple[int, int], str]:
+        return dataset.map_size(queries[index]), queries[index].video
+
+    order = sorted(range(len(queries)), key=sort_key)
+    segment_predictions = iter_segment_predictions(
         models,
         dataset,
-        queries,
+        [queries[index] for index in order],
         batch_size,
         progress,
         refine_boundaries,
         subframe_boundaries,
     )
+    tubes = []
+    for segment_prediction in segment_predictions:
+        tubes.append(decode_tube(segment_prediction, subframe_boundaries))
+
+    # Undo the sorting.
+    return [tubes[position] for position in np.argsort(order)]
 
 
 @torch.inference_mode()
-def run_passes(
-    decode_result: Callable[[SegmentPrediction, SegmentPrediction | None, bool], Result],
+def iter_segment_predictions(
     models: nn.Module | Sequence[nn.Module],
     dataset: GroundingDataset,
     queries: Sequence[Query],
@@ -65,117 +90,165 @@ def run_passes(
     progress: ProgressCallback = lambda done, total: None,
     refine_boundaries: bool = False,
     subframe_boundaries: bool = True,
-) -> list[Result]:
-    """What `finish` makes of the looks at each query, in order. `batch` is how many passes run at once, those with maps of one size
-    together, so that little is padded, and those of one video; the models are put into eval mode.
+) -> Iterator[SegmentPrediction]:
+    """Run the models on the segments of queries.
 
-    With `refine` a second, denser look is taken around the first answer, where the features are dense enough for one;
-    with `between` spans begin and end between clips or frames, where the scores around the best place point (`SpanScores.best`).
+    Passes are batched in the order of the queries. Maps of unequal size are padded, so order
+    queries by map size (as `predict` does) where sizes differ.
+
+    Args:
+        models: One model, or the models of an ensemble. They are put into eval mode.
+        dataset: Features of the queries' videos and sentences.
+        queries: Queries to predict.
+        batch_size: Forward passes that run at once.
+        progress: Receives the number of finished queries and the number of all queries.
+        refine_boundaries: Run a second, denser pass where the features are dense enough for one.
+        subframe_boundaries: Place the second pass around interpolated boundaries.
+
+    Yields:
+        The complete prediction of each query's segment, in the order of the queries.
     """
     ensemble = [models] if isinstance(models, nn.Module) else list(models)
     for model in ensemble:
         model.eval()
-    order = sorted(
-        range(len(queries)),
-        key=lambda number: (dataset.map_size(queries[number]), queries[number].video),
-    )
-    parts = _split_into_batches(
-        _group_queries([queries[number] for number in order], dataset, batch_size), batch_size
-    )
-    answers: list[Result] = []
+
+    segments = (SegmentPrediction(query, dataset) for query in queries)
+    batches = _plan_batches(_group_segments(segments, batch_size), batch_size)
+    num_finished = 0
     progress(0, len(queries))
     with (
-        PassLoader(dataset, _get_device(ensemble)) as read,
-        ThreadPoolExecutor(1, "prediction") as before,
+        PassLoader(dataset, _get_device(ensemble)) as loader,
+        ThreadPoolExecutor(1, "prediction") as executor,
     ):
-        for made in prefetch(before, 1, read, parts):
-            part = _forward(ensemble, made.result())
-            del made  # what its passes saw gives way to what is read now
-            if not part.is_last:
+        for future in prefetch(executor, 1, loader.load, batches):
+            finished = _forward(ensemble, future.result())
+            # The future holds the batch's inputs. Free them before the next batch is loaded.
+            del future
+            if not finished:
                 continue
-            closer = [
-                refine_segment(dataset, first, subframe_boundaries) if refine_boundaries else None
-                for first in part.segment_predictions
-            ]
-            forward_passes(
-                ensemble, dataset, [look for look in closer if look is not None], batch_size
-            )
-            answers += [
-                decode_result(first, second, subframe_boundaries)
-                for first, second in zip(part.segment_predictions, closer, strict=True)
-            ]
-            progress(len(answers), len(queries))
-    return [answers[place] for place in np.argsort(order)]
 
-
-def _group_queries(
-    queries: Iterable[Query], dataset: GroundingDataset, batch_size: int
-) -> Iterable[list[SegmentPrediction]]:
-    """The queries' first looks, gathered until their passes fill a batch."""
-    group: list[SegmentPrediction] = []
-    for query in queries:
-        look = SegmentPrediction(query, dataset)
-        if group and sum(len(known.passes) for known in group) + len(look.passes) > batch_size:
-            yield group
-            group = []
-        group.append(look)
-    if group:
-        yield group
-
-
-@dataclass(frozen=True)
-class PassBatch:
-    """Passes of a group of looks that run at once; `last`: no other of the group's come after them."""
-
-    segment_predictions: list[SegmentPrediction]
-    passes: PassList
-    is_last: bool
-
-
-def _split_into_batches(
-    groups: Iterable[list[SegmentPrediction]], batch_size: int
-) -> Iterator[PassBatch]:
-    """The groups' passes, `batch` at a time: no more features than those, and those of the next, are held, however long a segment is."""
-    for group in groups:
-        passes = [(look, rows) for look in group for rows in look.passes]
-        for start in range(0, len(passes), batch_size):
-            yield PassBatch(
-                group, passes[start : start + batch_size], start + batch_size >= len(passes)
-            )
+            if refine_boundaries:
+                _run_refinement(ensemble, dataset, finished, batch_size, subframe_boundaries)
+            yield from finished
+            num_finished += len(finished)
+            progress(num_finished, len(queries))
 
 
 def forward_passes(
     models: Sequence[nn.Module],
     dataset: GroundingDataset,
-    segment_predictions: list[SegmentPrediction],
+    segment_predictions: Sequence[SegmentPrediction],
     batch_size: int,
-    output_hook: OutputHook = lambda numbers, out: None,
+    output_hook: OutputHook | None = None,
 ) -> None:
-    """Run the passes of these looks. `watch` is shown all that each model answers to each batch."""
-    with PassLoader(dataset, _get_device(models)) as read:
-        for part in _split_into_batches([segment_predictions], batch_size):
-            _forward(models, read(part), output_hook)
+    """Run the models on all passes of segments and update the segments' predictions.
+
+    Args:
+        models: The models, in eval mode, on one device.
+        dataset: Features of the segments' videos and sentences.
+        segment_predictions: Predictions to update.
+        batch_size: Forward passes that run at once.
+        output_hook: Receives the outputs of each model for each batch.
+    """
+    with PassLoader(dataset, _get_device(models)) as loader:
+        for batch in _plan_batches([list(segment_predictions)], batch_size):
+            _forward(models, loader.load(batch), output_hook)
+
+
+def _run_refinement(
+    models: Sequence[nn.Module],
+    dataset: GroundingDataset,
+    segment_predictions: Sequence[SegmentPrediction],
+    batch_size: int,
+    subframe_boundaries: bool,
+) -> None:
+    """Run the second pass around the predicted spans and set `refined` of the predictions."""
+    refined_predictions = []
+    for segment_prediction in segment_predictions:
+        refined = refine_segment(dataset, segment_prediction, subframe_boundaries)
+        segment_prediction.refined = refined
+        if refined is not None:
+            refined_predictions.append(refined)
+    forward_passes(models, dataset, refined_predictions, batch_size)
+
+
+class Pass(NamedTuple):
+    """One forward pass: stored rows `[T_s]` of one segment."""
+
+    segment_prediction: SegmentPrediction
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)
-class LoadedPasses:
-    """What the passes of a part see, in the machine's memory, and the numbers `[T_s]` of each one's frames."""
+class PassBatch:
+    """Passes that run at once.
 
-    pass_batch: PassBatch
+    Attributes:
+        passes: The passes, at most the batch size.
+        finished: Segment predictions that are complete after this batch.
+    """
+
+    passes: list[Pass]
+    finished: list[SegmentPrediction]
+
+
+@dataclass(frozen=True)
+class LoadedPassBatch:
+    """A batch of passes with its inputs.
+
+    Attributes:
+        batch: The passes.
+        inputs: Collated inputs of the passes, in host memory.
+        frame_indices: Video frames `[T_s]` of each pass.
+    """
+
+    batch: PassBatch
     inputs: ModelInputs
     frame_indices: list[np.ndarray]
 
 
+def _group_segments(
+    segment_predictions: Iterable[SegmentPrediction], batch_size: int
+) -> Iterator[list[SegmentPrediction]]:
+    """Yield consecutive segments whose passes fit one batch; a longer segment is a group alone."""
+    group: list[SegmentPrediction] = []
+    num_passes = 0
+    for segment_prediction in segment_predictions:
+        num_added = len(segment_prediction.passes)
+        if group and num_passes + num_added > batch_size:
+            yield group
+            group = []
+            num_passes = 0
+        group.append(segment_prediction)
+        num_passes += num_added
+    if group:
+        yield group
+
+
+def _plan_batches(
+    groups: Iterable[list[SegmentPrediction]], batch_size: int
+) -> Iterator[PassBatch]:
+    """Yield the passes of each group in batches, so that memory does not grow with a segment."""
+    for group in groups:
+        passes = []
+        for segment_prediction in group:
+            for rows in segment_prediction.passes:
+                passes.append(Pass(segment_prediction, rows))
+
+        for start in range(0, len(passes), batch_size):
+            end = start + batch_size
+            finished = group if end >= len(passes) else []
+            yield PassBatch(passes[start:end], finished)
+
+
 class PassLoader:
-    """Reads what passes see, on the calling thread, or for a GPU on several."""
+    """Loads and collates the samples of passes; with a thread pool when the models run on a GPU."""
 
     def __init__(self, dataset: GroundingDataset, device: torch.device) -> None:
         self.dataset = dataset
-        self._executor = (
-            ThreadPoolExecutor(GPU_READER_THREADS, "prediction-reads")
-            if device.type == "cuda"
-            else None
-        )
+        self._executor: ThreadPoolExecutor | None = None
+        if device.type == "cuda":
+            self._executor = ThreadPoolExecutor(GPU_READER_THREADS, "prediction-reads")
 
     def __enter__(self) -> PassLoader:
         return self
@@ -184,77 +257,106 @@ class PassLoader:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
 
-    def __call__(self, pass_batch: PassBatch) -> LoadedPasses:
-        read = map if self._executor is None else self._executor.map
-        samples = list(
-            read(lambda own: self.dataset.load_sample(own[0].query, own[1]), pass_batch.passes)
-        )
-        return LoadedPasses(
-            pass_batch,
-            collate(samples, defer=self._executor is not None),
-            [sample.frame_indices for sample in samples],
-        )
+    def load(self, batch: PassBatch) -> LoadedPassBatch:
+        """Load the samples of a batch.
+
+        Args:
+            batch: Passes to load.
+
+        Returns:
+            The batch with its inputs in host memory.
+        """
+        map_function = map if self._executor is None else self._executor.map
+        samples = list(map_function(self._load_sample, batch.passes))
+        # For a GPU, padding is deferred until the inputs are copied to the device.
+        inputs = collate(samples, defer=self._executor is not None)
+        frame_indices = [sample.frame_indices for sample in samples]
+        return LoadedPassBatch(batch, inputs, frame_indices)
+
+    def _load_sample(self, single_pass: Pass) -> Sample:
+        """Load the sample of one pass."""
+        return self.dataset.load_sample(single_pass.segment_prediction.query, single_pass.rows)
 
 
 def _forward(
-    models: Sequence[nn.Module],
-    loaded_passes: LoadedPasses,
-    output_hook: OutputHook = lambda numbers, out: None,
-) -> PassBatch:
-    """Let each look of a part know what the models say to its passes. What they see is held until they have."""
-    inputs = to_device(loaded_passes.inputs, _get_device(models))
+    models: Sequence[nn.Module], loaded: LoadedPassBatch, output_hook: OutputHook | None = None
+) -> list[SegmentPrediction]:
+    """Run the models on a batch, update its predictions, and return the complete ones.
+
+    Input features stay in memory until all models have run.
+    """
+    inputs = to_device(loaded.inputs, _get_device(models))
     for model in models:
-        out = model(inputs)
-        boxes, answers = out.boxes[-1].double().cpu().numpy(), out.span_predictions()
-        for place, (look, _) in enumerate(loaded_passes.pass_batch.passes):
-            look.update(loaded_passes.frame_indices[place], boxes[place], answers[place])
-        output_hook(loaded_passes.frame_indices, out)
-    return loaded_passes.pass_batch
+        outputs: GroundingOutput = model(inputs)
+        boxes = outputs.boxes[-1].double().cpu().numpy()  # [B, T_s, 4]
+        span_predictions = outputs.span_predictions()
+        for index, (segment_prediction, _) in enumerate(loaded.batch.passes):
+            segment_prediction.update(
+                loaded.frame_indices[index], boxes[index], span_predictions[index]
+            )
+        if output_hook is not None:
+            output_hook(loaded.frame_indices, outputs)
+    return loaded.batch.finished
 
 
 def _get_device(models: Sequence[nn.Module]) -> torch.device:
+    """Return the device of an ensemble."""
     return next(models[0].parameters()).device
 
 
-def decode_tube(
-    segment_prediction: SegmentPrediction,
-    refined_prediction: SegmentPrediction | None,
-    subframe_boundaries: bool,
-) -> Prediction:
-    """A query's tube from what was seen of its segment and, closer, of a part of it."""
+def decode_tube(segment_prediction: SegmentPrediction, subframe_boundaries: bool) -> Prediction:
+    """Return the tube of a segment.
+
+    Args:
+        segment_prediction: Prediction of the segment, and in `refined` that of the second pass.
+        subframe_boundaries: Interpolate boundaries between clips or frames.
+
+    Returns:
+        The best span with its score, and a box in pixels for every frame with a prediction.
+    """
     query = segment_prediction.query
-    span, score = decode_span(segment_prediction, refined_prediction, subframe_boundaries)
-    looks = (
-        [segment_prediction]
-        if refined_prediction is None
-        else [segment_prediction, refined_prediction]
-    )
-    frames, place = np.unique(
-        np.concatenate([look.frame_indices for look in looks]), return_inverse=True
-    )
-    boxes, seen = np.zeros((len(frames), 4)), np.zeros(len(frames))
-    np.add.at(boxes, place, np.concatenate([look.box_sums for look in looks]))
-    np.add.at(seen, place, np.concatenate([look.box_counts for look in looks]))
-    corners = np.clip(
-        cxcywh_to_xyxy(boxes / seen[:, None], query.size), 0, [*query.size, *query.size]
-    )
-    rows = [
-        (int(frame), x1, y1, x2, y2)
-        for frame, (x1, y1, x2, y2) in zip(frames, corners.round(2).tolist(), strict=True)
-    ]
+    span, score = decode_span(segment_prediction, subframe_boundaries)
+
+    sources = [segment_prediction]
+    if segment_prediction.refined is not None:
+        sources.append(segment_prediction.refined)
+
+    # Average the boxes of each frame over passes and models.
+    covered_frames = np.concatenate([source.frame_indices for source in sources])
+    frames, positions = np.unique(covered_frames, return_inverse=True)
+    box_sums = np.zeros((len(frames), 4))
+    box_counts = np.zeros(len(frames))
+    np.add.at(box_sums, positions, np.concatenate([source.box_sums for source in sources]))
+    np.add.at(box_counts, positions, np.concatenate([source.box_counts for source in sources]))
+
+    # cxcywh in [0, 1] → xyxy in pixels, clipped to the frame.
+    boxes = cxcywh_to_xyxy(box_sums / box_counts[:, None], query.size)
+    boxes = np.clip(boxes, 0, [*query.size, *query.size])
+
+    rows = []
+    for frame, (x1, y1, x2, y2) in zip(frames, boxes.round(2).tolist(), strict=True):
+        rows.append((int(frame), x1, y1, x2, y2))
     return Prediction(id=query.id, span=span, score=round(score, 6), boxes=rows)
 
 
 def decode_ranked_tube(
-    segment_prediction: SegmentPrediction,
-    refined_prediction: SegmentPrediction | None,
-    subframe_boundaries: bool,
+    segment_prediction: SegmentPrediction, subframe_boundaries: bool
 ) -> tuple[float, Prediction]:
-    """A query's tube, and a number by which tubes of other segments compare with it (`SpanScores.level`): by what the first look says,
-    which is one of the whole segment in all of them.
+    """Return the tube of a segment with a rank that compares tubes of different segments.
+
+    The rank is log(score) plus the scores' log-normalizer (`SpanScores.log_normalizer`).
+    The rank uses the first pass only, because the first pass covers a whole segment in all
+    segments, and the second pass covers a part.
+
+    Args:
+        segment_prediction: Prediction of the segment, and in `refined` that of the second pass.
+        subframe_boundaries: Interpolate boundaries between clips or frames.
+
+    Returns:
+        The rank, higher is better, and the tube.
     """
-    assert segment_prediction.span_scores is not None
-    *_, score = segment_prediction.span_scores.best_span(subframe_boundaries)
-    return math.log(max(score, 1e-6)) + segment_prediction.span_scores.log_normalizer, decode_tube(
-        segment_prediction, refined_prediction, subframe_boundaries
-    )
+    span_scores = segment_prediction.span_scores
+    assert span_scores is not None
+    _, _, score = span_scores.best_span(subframe_boundaries)
+    rank = math.log(max(score, 1e-6)) + span_scores.log_normalizer
+    return rank, decode_tube(segment_prediction, subframe_boundaries)

@@ -1,1 +1,1 @@
-"""Metrics: scores of tubes under each protocol, and bootstrap intervals. Arrays only, no torch."""
+"""Scores of tubes under each protocol, and bootstrap intervals; NumPy arrays only, no torch."""

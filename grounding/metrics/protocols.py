@@ -1,20 +1,25 @@
-"""How tubes are judged: one rule of ours and three of public evaluators, so that numbers can be put beside published ones.
+"""Scoring of tubes by four protocols: the project's own and three public evaluators.
 
-With T_i, T_u the frames in both spans and in either, T_gt the true ones, and boxed frames only where boxes are judged:
+The public protocols make scores comparable with published ones. T_i are the frames in both spans,
+T_u those in either span, T_gt those in the true span. Boxes are scored at frames with a true box:
 
     tIoU = |T_i| / |T_u|,   vIoU = Σ_{t∈T_i} IoU_t / |T_u|,   sIoU = Σ_{t∈T_gt} IoU_t / |T_gt|.
 
-- `every-frame` (ours, the default): half-open spans, every annotated frame counts, a query without a prediction
-  scores 0. True frames without a box leave both sums; predicted frames without a box score 0.
-- `official` (the HC-STVG challenge's script): every frame; the denominator is the hull of both spans, frames without a
-  box included; tIoU too counts frames that have a box in both; a query without a prediction scores 0.
-- `tubedetr` (TubeDETR's evaluators): boxes are judged on sampled frames only, 5 a second and at most 200 of a segment;
-  tIoU on all frames; a query without a prediction is an error.
-- `stcat` (STCAT's evaluators, which CG-STVG took over): every frame; the last true frame is used as if it were the
-  exclusive end; queries without a prediction leave the mean. On VidSTG that program reads the annotation's
-  exclusive end as the last frame, cut at the segment's last one, so nothing is lost but there.
+- `every-frame` (the project's default): half-open spans, every annotated frame counts, a query
+  without a prediction scores 0. True frames without a box are left out of both sums. Predicted
+  frames without a box score 0.
+- `official` (the HC-STVG challenge's script): every frame. The denominator is the hull of both
+  spans, frames without a box included. tIoU also counts only frames with a box in both tubes. A
+  query without a prediction scores 0.
+- `tubedetr` (TubeDETR's evaluators): boxes are scored on sampled frames only, 5 per second and at
+  most 200 per segment. tIoU is over all frames. A query without a prediction is an error.
+- `stcat` (STCAT's evaluators, also used by CG-STVG): every frame. The last true frame is used as
+  the exclusive end. Queries without a prediction are left out of the mean. On VidSTG, STCAT reads
+  the annotation's exclusive end as the last frame, cut at the segment's last frame. There, a frame
+  is lost only at the segment's end.
 
-A frame-wise prediction (the challenge's file) has the boxes it lists; outside them, sIoU alone holds the nearest one.
+A frame-wise prediction (the challenge's file) has boxes at its listed frames only. Only sIoU uses
+the nearest box at other frames.
 """
 
 from __future__ import annotations
@@ -32,16 +37,28 @@ from pipeline.tracks import Tracks
 
 PROTOCOLS = ("every-frame", "official", "tubedetr", "stcat")
 INDEX_PROTOCOLS = ("tubedetr", "stcat")
-SAMPLES_PER_SECOND, MAX_SAMPLES = 5, 200
+"""Protocols that need frame rates and segments of an index."""
+
+SAMPLES_PER_SECOND = 5
+"""TubeDETR's sampling rate."""
+
+MAX_SAMPLES = 200
+"""TubeDETR's maximum number of sampled frames of a segment."""
+
 CHUNK_SIZE = 64
-"""Tubes judged at once: their rows stay in the processor's cache."""
+"""Number of tubes scored together: their rows stay in the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class GroundTruthTubes:
-    """True tubes; from an index also each query's `fps` `[q]` and `segments` `[q, 2]`, frames `[begin, end)`.
+    """True tubes, with the facts of an index that some protocols need.
 
-    `end_is_last`: STCAT's program reads the annotation's exclusive ends as last frames (VidSTG).
+    Attributes:
+        tubes: q true tubes, frame-wise.
+        fps: [q], frames per second of each query's video; None without an index.
+        segments: [q, 2], frames `[begin, end)` of each query's segment; None without an index.
+        end_is_last: True for VidSTG, where STCAT reads the annotation's exclusive end as the last
+            frame.
     """
 
     tubes: Tubes
@@ -53,23 +70,38 @@ class GroundTruthTubes:
     def from_index(
         cls, queries: Iterable[Query], tracks: Tracks, dataset_name: str | None = None
     ) -> GroundTruthTubes:
-        """The truths of those queries that have one."""
-        known = [query for query in queries if query.truth is not None]
-        fps, segments = (
-            np.array([query.fps for query in known]),
-            np.array([query.segment for query in known], np.int64).reshape(-1, 2),
-        )
+        """Build the true tubes of an index.
+
+        Args:
+            queries: Queries of the index; those without a ground truth are skipped.
+            tracks: Boxes of the annotated tracks.
+            dataset_name: Name of the data set; None if unknown.
+
+        Returns:
+            Tubes with frame rates and segments.
+        """
+        annotated = [query for query in queries if query.truth is not None]
+        fps = np.array([query.fps for query in annotated])
+        segments = np.array([query.segment for query in annotated], np.int64).reshape(-1, 2)
+
         return cls(
-            Tubes.from_ground_truth(known, tracks),
-            fps,
-            segments,
+            tubes=Tubes.from_ground_truth(annotated, tracks),
+            fps=fps,
+            segments=segments,
             end_is_last=dataset_name == "vidstg",
         )
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreArrays:
-    """Scores in [0, 1] of `q` queries, float64 `[q]` each; NaN for vIoU and sIoU where the truth has no boxes."""
+    """Scores of q queries, float64 in [0, 1].
+
+    Attributes:
+        ids: [q], query ids.
+        vIoU: [q], NaN without a true box.
+        tIoU: [q].
+        sIoU: [q], NaN without a true box.
+    """
 
     ids: tuple[str, ...]
     vIoU: np.ndarray
@@ -79,8 +111,13 @@ class ScoreArrays:
 
 @dataclass(frozen=True, eq=False)
 class ProtocolRule:
-    """What a protocol judges: `spans` `[q, 2]` as it reads them, the `rows` of true boxes that count, and, where only
-    sampled frames do, those of every segment as `(owners, frames)`.
+    """The part of the ground truth that a protocol scores.
+
+    Attributes:
+        spans: [q, 2], true spans as the protocol reads them, frames `[begin, end)`.
+        box_rows: [m], rows of the true boxes that count.
+        sampled_frames: `(tube_indices, frames)` of all sampled frames of the segments; None if the
+            protocol scores every frame.
     """
 
     spans: np.ndarray
@@ -91,50 +128,111 @@ class ProtocolRule:
 def score_tubes(
     true_tubes: GroundTruthTubes, predictions: Tubes, protocol: str = "every-frame"
 ) -> ScoreArrays:
-    """Judge each true tube against the prediction of the same id, in the truths' order."""
+    """Score each true tube against the prediction with the same id.
+
+    Args:
+        true_tubes: The ground truth.
+        predictions: Predicted tubes in any order.
+        protocol: One of `PROTOCOLS`.
+
+    Returns:
+        Scores in the order of the true tubes. With `stcat`, queries without a prediction are
+        left out.
+
+    Raises:
+        InputError: The protocol is unknown or needs an index, a query has two predictions, or
+            protocol `tubedetr` lacks a prediction.
+    """
     check_protocol(protocol, true_tubes)
-    places = _match_predictions(true_tubes.tubes.ids, predictions)
-    missing = places < 0
+
+    ids = true_tubes.tubes.ids
+    prediction_indices = _match_predictions(ids, predictions)  # [q]
+    missing = prediction_indices < 0  # [q]
+
     if missing.any() and protocol == "tubedetr":
-        first = true_tubes.tubes.ids[int(missing.argmax())]
+        first = ids[int(missing.argmax())]
         raise InputError(
-            f"{int(missing.sum())} of {len(places)} queries have no prediction, for example {first!r}: protocol tubedetr needs all; "
-            "predict them, or judge by every-frame"
+            f"{int(missing.sum())} of {len(ids)} queries have no prediction, for example "
+            f"{first!r}: protocol tubedetr needs all; predict them, or use protocol every-frame"
         )
-    parts = [
-        _score_chunk(true_tubes, predictions, protocol, places, begin)
-        for begin in range(0, len(places), CHUNK_SIZE)
-    ]
-    t_iou, v_iou, s_iou = (
-        np.concatenate([np.zeros(0), *(part[k] for part in parts)]) for k in range(3)
+
+    # Score chunk by chunk. The empty array allows for zero chunks.
+    t_iou_chunks = [np.zeros(0)]
+    v_iou_chunks = [np.zeros(0)]
+    s_iou_chunks = [np.zeros(0)]
+
+    for begin in range(0, len(ids), CHUNK_SIZE):
+        t_iou, v_iou, s_iou = _score_chunk(
+            true_tubes, predictions, protocol, prediction_indices, begin
+        )
+        t_iou_chunks.append(t_iou)
+        v_iou_chunks.append(v_iou)
+        s_iou_chunks.append(s_iou)
+
+    scores = ScoreArrays(
+        ids=ids,
+        vIoU=np.concatenate(v_iou_chunks),
+        tIoU=np.concatenate(t_iou_chunks),
+        sIoU=np.concatenate(s_iou_chunks),
     )
+
     if protocol != "stcat":
-        return ScoreArrays(true_tubes.tubes.ids, v_iou, t_iou, s_iou)
-    kept = np.flatnonzero(~missing)
+        return scores
+
+    predicted = np.flatnonzero(~missing)
     return ScoreArrays(
-        tuple(true_tubes.tubes.ids[i] for i in kept), v_iou[kept], t_iou[kept], s_iou[kept]
+        ids=tuple(ids[index] for index in predicted),
+        vIoU=scores.vIoU[predicted],
+        tIoU=scores.tIoU[predicted],
+        sIoU=scores.sIoU[predicted],
     )
 
 
 def check_protocol(protocol: str, true_tubes: GroundTruthTubes | None = None) -> None:
-    """InputError for a name that is no protocol, or a protocol that needs an index where the truth is only tubes."""
+    """Check that a protocol exists and is applicable to a ground truth.
+
+    Args:
+        protocol: Name of the protocol.
+        true_tubes: The ground truth; None to check the name alone.
+
+    Raises:
+        InputError: The name is unknown, or the protocol needs an index.
+    """
     if protocol not in PROTOCOLS:
         raise InputError(
             f"--protocol {protocol!r} is not known; the protocols are {', '.join(PROTOCOLS)}"
         )
+
     if true_tubes is not None and true_tubes.segments is None and protocol in INDEX_PROTOCOLS:
         raise InputError(
-            f"protocol {protocol} needs an index as truth (what stvg-prepare writes), not the challenge's file"
+            f"protocol {protocol} needs an index as truth (what stvg-prepare writes), "
+            "not the challenge's file"
         )
 
 
 def _match_predictions(ids: Sequence[str], predictions: Tubes) -> np.ndarray:
-    """`[q]`: where each id's prediction is, −1 where there is none; an id with two is refused."""
-    found: dict[str, int] = {}
-    for place, name in enumerate(predictions.ids):
-        if found.setdefault(name, place) != place:
-            raise InputError(f"query {name!r} has two predictions; keep one")
-    return np.array([found.get(name, -1) for name in ids], np.int64)
+    """Return the prediction's index for each id, `[q]`, −1 without one; refuse duplicates."""
+    index_by_id: dict[str, int] = {}
+
+    for index, query_id in enumerate(predictions.ids):
+        if query_id in index_by_id:
+            raise InputError(f"query {query_id!r} has two predictions; keep one")
+        index_by_id[query_id] = index
+
+    return np.array([index_by_id.get(query_id, -1) for query_id in ids], np.int64)
+
+
+def _slice_tubes(true_tubes: GroundTruthTubes, begin: int, end: int) -> GroundTruthTubes:
+    """Return true tubes `begin` to `end`."""
+    fps = true_tubes.fps
+    segments = true_tubes.segments
+
+    return GroundTruthTubes(
+        tubes=true_tubes.tubes.slice(begin, end),
+        fps=None if fps is None else fps[begin:end],
+        segments=None if segments is None else segments[begin:end],
+        end_is_last=true_tubes.end_is_last,
+    )
 
 
 def _score_chunk(
@@ -143,126 +241,189 @@ def _score_chunk(
     protocol: str,
     prediction_indices: np.ndarray,
     begin: int,
-) -> tuple[np.ndarray, ...]:
-    """`(tIoU, vIoU, sIoU)` of up to CHUNK queries from `begin`."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `(tIoU, vIoU, sIoU)` of up to `CHUNK_SIZE` queries from index `begin`."""
     end = min(begin + CHUNK_SIZE, len(prediction_indices))
-    part = GroundTruthTubes(
-        true_tubes.tubes.slice(begin, end),
-        None if true_tubes.fps is None else true_tubes.fps[begin:end],
-        None if true_tubes.segments is None else true_tubes.segments[begin:end],
-        true_tubes.end_is_last,
-    )
     count = end - begin
+    chunk = _slice_tubes(true_tubes, begin, end)
     predicted = predictions.select(prediction_indices[begin:end])
-    rule = _build_rule(part, protocol)
-    true, said = rule.spans, predicted.spans
-    owners, frames = part.tubes.row_tubes[rule.box_rows], part.tubes.frames[rule.box_rows]
-    boxes, own = predicted.boxes_at(owners, frames)
-    overlaps = iou(boxes, part.tubes.boxes[rule.box_rows])
-    in_truth = (frames >= true[owners, 0]) & (frames < true[owners, 1])
-    shared = in_truth & (frames >= said[owners, 0]) & (frames < said[owners, 1]) & own
-    together = _sum_by_owner(owners, count, shared * overlaps)
-    boxed = _sum_by_owner(owners, count, in_truth)
-    known = np.diff(part.tubes.offsets) > 0
-    t_iou = _safe_divide(_span_intersection(true, said), _span_union(true, said))
+
+    rule = _build_rule(chunk, protocol)
+    true_spans = rule.spans  # [count, 2]
+    pred_spans = predicted.spans  # [count, 2]
+
+    # True boxes, and the predicted boxes at the same frames: m rows.
+    tube_indices = chunk.tubes.row_tubes[rule.box_rows]  # [m]
+    frames = chunk.tubes.frames[rule.box_rows]  # [m]
+    pred_boxes, has_pred_box = predicted.boxes_at(tube_indices, frames)
+    overlaps = iou(pred_boxes, chunk.tubes.boxes[rule.box_rows])  # [m]
+
+    # Rows in the true span, and rows in both spans with a box in both tubes.
+    in_truth = _in_spans(tube_indices, frames, true_spans)  # [m]
+    in_prediction = _in_spans(tube_indices, frames, pred_spans)  # [m]
+    in_both = in_truth & in_prediction & has_pred_box  # [m]
+
+    overlap_sums = _sum_by_tube(tube_indices, count, in_both * overlaps)  # [count]
+    num_boxed = _sum_by_tube(tube_indices, count, in_truth)  # [count]
+    has_boxes = np.diff(chunk.tubes.offsets) > 0  # [count]
+
+    span_union = _span_union(true_spans, pred_spans)  # [count]
+    t_iou = _safe_divide(_span_intersection(true_spans, pred_spans), span_union)
+
+    # Denominators of vIoU: the hull of both spans, or the frames in either span. True frames
+    # without a box are left out of the latter.
     if protocol == "official":
-        hull = np.maximum(true[:, 1], said[:, 1]) - np.minimum(true[:, 0], said[:, 0])
-        t_iou = np.where(known, _safe_divide(_sum_by_owner(owners, count, shared), hull), t_iou)
-        judged = hull
+        last_end = np.maximum(true_spans[:, 1], pred_spans[:, 1])
+        first_begin = np.minimum(true_spans[:, 0], pred_spans[:, 0])
+        denominator = last_end - first_begin
+
+        num_in_both = _sum_by_tube(tube_indices, count, in_both)
+        t_iou = np.where(has_boxes, _safe_divide(num_in_both, denominator), t_iou)
     elif rule.sampled_frames is not None:
-        judged = _count_sampled_in_union(rule.sampled_frames, true, said, count) - (
-            _count_sampled_in_span(rule.sampled_frames, true, count) - boxed
-        )
+        num_true = _count_sampled_in_span(rule.sampled_frames, true_spans, count)
+        num_either = _count_sampled_in_union(rule.sampled_frames, true_spans, pred_spans, count)
+        denominator = num_either - (num_true - num_boxed)
     else:
-        judged = _span_union(true, said) - (_span_lengths(true) - boxed)
-    v_iou = np.where(known, _safe_divide(together, judged), np.nan)
-    s_iou = np.where(
-        known,
-        _safe_divide(_sum_by_owner(owners, count, overlaps), _sum_by_owner(owners, count, 1.0)),
-        np.nan,
-    )
+        num_unboxed = _span_lengths(true_spans) - num_boxed
+        denominator = span_union - num_unboxed
+
+    v_iou = np.where(has_boxes, _safe_divide(overlap_sums, denominator), np.nan)
+
+    # sIoU ignores the predicted span.
+    all_overlaps = _sum_by_tube(tube_indices, count, overlaps)
+    num_rows = _sum_by_tube(tube_indices, count, 1.0)
+    s_iou = np.where(has_boxes, _safe_divide(all_overlaps, num_rows), np.nan)
     return t_iou, v_iou, s_iou
 
 
 def _build_rule(true_tubes: GroundTruthTubes, protocol: str) -> ProtocolRule:
-    """What a protocol judges of these truths."""
+    """Return the part of the ground truth that a protocol scores."""
     tubes = true_tubes.tubes
-    everything = np.arange(len(tubes.frames))
-    if protocol == "stcat" and true_tubes.segments is not None:
-        last = (
-            np.minimum(tubes.spans[:, 1], true_tubes.segments[:, 1] - 1)
-            if true_tubes.end_is_last
-            else tubes.spans[:, 1] - 1
-        )
-        return ProtocolRule(np.stack([tubes.spans[:, 0], last], 1), everything)
-    if protocol == "tubedetr" and true_tubes.segments is not None and true_tubes.fps is not None:
-        sampled = sample_tubedetr_frames(true_tubes.segments, true_tubes.fps)
-        kept = np.flatnonzero(
-            np.isin(tubes.row_keys(), encode_row_keys(*sampled), assume_unique=True)
-        )
-        return ProtocolRule(tubes.spans, kept, sampled)
-    return ProtocolRule(tubes.spans, everything)
+    segments = true_tubes.segments
+    all_rows = np.arange(len(tubes.frames))
+
+    if protocol == "stcat" and segments is not None:
+        # STCAT uses the last true frame as the exclusive end.
+        if true_tubes.end_is_last:
+            ends = np.minimum(tubes.spans[:, 1], segments[:, 1] - 1)
+        else:
+            ends = tubes.spans[:, 1] - 1
+
+        return ProtocolRule(np.stack([tubes.spans[:, 0], ends], 1), all_rows)
+
+    if protocol == "tubedetr" and segments is not None and true_tubes.fps is not None:
+        sampled = sample_tubedetr_frames(segments, true_tubes.fps)
+        sampled_keys = encode_row_keys(*sampled)
+        is_sampled = np.isin(tubes.row_keys(), sampled_keys, assume_unique=True)
+        return ProtocolRule(tubes.spans, np.flatnonzero(is_sampled), sampled)
+
+    return ProtocolRule(tubes.spans, all_rows)
 
 
 def sample_tubedetr_frames(segments: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """TubeDETR's frames of each segment `[q, 2]` → `(owners, frames)`, both `[m]`.
+    """Return TubeDETR's sampled frames of each segment.
 
-    The segment's first frame and every frame at which ⌊frame · 5 / fps⌋ grows; of more than 200, 200 evenly taken.
+    A segment's samples are its first frame and every frame at which ⌊frame · 5 / fps⌋ grows. Of
+    more than 200 frames, 200 are taken evenly.
+
+    Args:
+        segments: [q, 2], frames `[begin, end)`.
+        fps: [q], frames per second.
+
+    Returns:
+        tube_indices: [m], the segment of each sample.
+        frames: [m], the frame of each sample, ascending within each segment.
     """
+    # All frames of all segments.
     lengths = _span_lengths(segments)
-    owners = np.repeat(np.arange(len(segments)), lengths)
-    frames = concatenate_ranges(segments[:, 0], lengths)
-    rate = (SAMPLES_PER_SECOND / fps)[owners]
-    grows = np.floor(frames * rate) > np.floor((frames - 1) * rate)
-    kept = grows | (frames == segments[owners, 0])
-    owners, frames = owners[kept], frames[kept]
-    counts = np.bincount(owners, minlength=len(segments))
-    starts = np.cumsum(counts) - counts
-    taken = np.minimum(counts, MAX_SAMPLES)
-    place = concatenate_ranges(np.zeros(len(counts), np.int64), taken)
-    thinned = np.repeat(starts, taken) + place * np.repeat(counts, taken) // np.repeat(taken, taken)
-    return owners[thinned], frames[thinned]
+    all_tubes = np.repeat(np.arange(len(segments)), lengths)
+    all_frames = concatenate_ranges(segments[:, 0], lengths)
+
+    # Frames at 5 per second.
+    rate = (SAMPLES_PER_SECOND / fps)[all_tubes]
+    grows = np.floor(all_frames * rate) > np.floor((all_frames - 1) * rate)
+    is_first = all_frames == segments[all_tubes, 0]
+    is_sample = grows | is_first
+    tube_indices = all_tubes[is_sample]
+    frames = all_frames[is_sample]
+
+    # At most 200 frames of each segment: sample k of n is frame ⌊k · count / n⌋.
+    counts = np.bincount(tube_indices, minlength=len(segments))  # [q]
+    starts = np.cumsum(counts) - counts  # [q]
+    num_samples = np.minimum(counts, MAX_SAMPLES)  # [q]
+    sample = concatenate_ranges(np.zeros(len(counts), np.int64), num_samples)  # [m]
+    step = sample * np.repeat(counts, num_samples) // np.repeat(num_samples, num_samples)
+    rows = np.repeat(starts, num_samples) + step  # [m]
+
+    return tube_indices[rows], frames[rows]
+
+
+def _in_spans(tube_indices: np.ndarray, frames: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Return which frames `[m]` lie in the spans `[q, 2]` of their tubes."""
+    begins = spans[tube_indices, 0]
+    ends = spans[tube_indices, 1]
+    return (frames >= begins) & (frames < ends)
 
 
 def _count_sampled_in_span(
     sampled: tuple[np.ndarray, np.ndarray], spans: np.ndarray, count: int
 ) -> np.ndarray:
-    owners, frames = sampled
-    return _sum_by_owner(owners, count, (frames >= spans[owners, 0]) & (frames < spans[owners, 1]))
+    """Return the number of sampled frames in each span, `[count]`."""
+    tube_indices, frames = sampled
+    return _sum_by_tube(tube_indices, count, _in_spans(tube_indices, frames, spans))
 
 
 def _count_sampled_in_union(
     sampled: tuple[np.ndarray, np.ndarray], a: np.ndarray, b: np.ndarray, count: int
 ) -> np.ndarray:
-    owners, frames = sampled
-    inside = [(frames >= spans[owners, 0]) & (frames < spans[owners, 1]) for spans in (a, b)]
-    return _sum_by_owner(owners, count, inside[0] | inside[1])
+    """Return the number of sampled frames in either of two spans, `[count]`."""
+    tube_indices, frames = sampled
+    in_either = _in_spans(tube_indices, frames, a) | _in_spans(tube_indices, frames, b)
+    return _sum_by_tube(tube_indices, count, in_either)
 
 
 def temporal_iou(a: Span, b: Span) -> float:
-    """Intersection over union of two spans `[begin, end)`; 0 where both are empty."""
-    first, second = np.array([a]), np.array([b])
-    return float(_safe_divide(_span_intersection(first, second), _span_union(first, second))[0])
+    """Return the intersection over union of two spans.
+
+    Args:
+        a: Frames `[begin, end)`.
+        b: Frames `[begin, end)`.
+
+    Returns:
+        IoU in [0, 1]; 0 for two empty spans.
+    """
+    first = np.array([a])
+    second = np.array([b])
+
+    intersection = _span_intersection(first, second)
+    union = _span_union(first, second)
+    return float(_safe_divide(intersection, union)[0])
 
 
 def _span_lengths(spans: np.ndarray) -> np.ndarray:
+    """Return the number of frames of each span, `[q]`."""
     return np.maximum(spans[:, 1] - spans[:, 0], 0)
 
 
 def _span_intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`[q]`: frames in both spans."""
-    return np.maximum(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0)
+    """Return the number of frames in both spans, `[q]`."""
+    begins = np.maximum(a[:, 0], b[:, 0])
+    ends = np.minimum(a[:, 1], b[:, 1])
+    return np.maximum(ends - begins, 0)
 
 
 def _span_union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the number of frames in either span, `[q]`."""
     return _span_lengths(a) + _span_lengths(b) - _span_intersection(a, b)
 
 
-def _sum_by_owner(owners: np.ndarray, count: int, weights: np.ndarray | float) -> np.ndarray:
-    """`[count]`: the sum of the rows' weights for each owner."""
-    return np.bincount(owners, np.broadcast_to(weights, owners.shape), minlength=count)
+def _sum_by_tube(tube_indices: np.ndarray, count: int, weights: np.ndarray | float) -> np.ndarray:
+    """Return the sum of the rows' weights for each tube, `[count]`."""
+    row_weights = np.broadcast_to(weights, tube_indices.shape)
+    return np.bincount(tube_indices, row_weights, minlength=count)
 
 
 def _safe_divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Row by row; 0 where the bottom is 0."""
-    return np.divide(numerator, denominator, out=np.zeros(len(denominator)), where=denominator > 0)
+    """Divide row by row; 0 where the denominator is 0."""
+    result = np.zeros(len(denominator))
+    return np.divide(numerator, denominator, out=result, where=denominator > 0)

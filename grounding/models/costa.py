@@ -61,7 +61,7 @@ MAX_CONVOLUTION_PIXELS = 1 << 22
 class CostaConfig(TransformerConfig):
     """Everything that shapes the network; the defaults are the paper's, or STCAT's where it states none."""
 
-    parts: ClassVar[tuple[int, str]] = (8, "a box' sine positions")
+    hidden_dim_divisor: ClassVar[tuple[int, str]] = (8, "a box' sine positions")
     uses_images: ClassVar[bool] = True
     """It is given the frames themselves."""
     motion_product: ClassVar[None] = None

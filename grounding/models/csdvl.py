@@ -1,28 +1,42 @@
-"""CSDVL: Collaborative Static and Dynamic Vision-Language Streams for Spatio-Temporal Video Grounding (CVPR 2023).
+"""CSDVL (CVPR 2023).
 
-A static stream finds what the sentence names in single frames (encoder and decoder as DETR's, one object query per
-frame); a dynamic stream finds when the described event happens in clips (STCMT). After each of their layers a
-collaboration block passes where the object is from static to dynamic (eq. (2)) and what moves where from dynamic to
-static. Heads: a box per frame, a score per frame and clip, a score for every proposal `[i/T_d, (j+1)/T_d)`.
+Paper: Collaborative Static and Dynamic Vision-Language Streams for Spatio-Temporal Video Grounding.
 
-Where the paper leaves things open:
-- Eq. (1) prints `Q_l = W_l^v H_l`; it means W_l^q. Attention is multi-head with an output projection everywhere.
-- Eq. (2)'s A is a second softmax of the decoder's cross-attention with its projected query × α, over the H·W visual
-  and L text tokens, visual part without renormalising, mean over heads; gradients flow through it (`detach_guidance`
-  stops them). It is about 1/HW: `guidance_scale=num_cells` multiplies it by H·W, which a network trained from scratch in
-  minutes needs; `one` is the paper's.
-- Motion cells that are padding of the square are masked in attention and means (`mask_padding`).
-- Fixed sine positions everywhere. A motion cell's position is where it lies in the *picture*, so that both streams
-  speak of the same place, and the dynamic → static attention reads values that carry it: a query can learn where.
-- `box_head=mlp` is the paper's. From scratch it learns next to nothing in minutes; `attention` does.
-- `clip_pool=mean` is the paper's spatial mean of F. An object covers a few of the cells, so the mean buries what it
-  does, and from scratch the time loss does not move for hundreds of steps; `attention` learns which cells to hear.
-- sum / fc_sum / concat_fc (Table 5) have no layer norm of their own.
+A static stream grounds the sentence in single frames. It has DETR's encoder and decoder, with one
+object query per frame. A dynamic stream (STCMT) grounds the described event in clips. After each
+pair of layers a collaboration block exchanges information. Static to dynamic: the object's
+location, eq. (2). Dynamic to static: the motion at each location.
+
+Heads: a box per frame, a score per frame and per clip, and a score for every temporal proposal
+`[i/T_d, (j+1)/T_d)`.
+
+Shapes: B queries, T_s frames, T_d clips, L text tokens, d channels, H·W appearance cells per frame,
+S motion cells per clip.
+
+Decisions where the paper is ambiguous:
+
+- Eq. (1) prints `Q_l = W_l^v H_l`. The code uses W_l^q. All attention is multi-head with an output
+  projection.
+- A of eq. (2) is a second softmax of the decoder's cross-attention, with the projected query
+  multiplied by α. The softmax is over the H·W visual and L text tokens. The visual part is not
+  renormalized, and heads are averaged. Gradients flow through A; `detach_guidance` stops them.
+- Motion cells in the padding of the square are masked in attention and in means (`mask_padding`).
+- All position encodings are fixed sine encodings. A motion cell's position is its location in the
+  picture, so that both streams use the same coordinates. The dynamic-to-static attention reads
+  values that include positions, so that a query can learn the location.
+- sum, fc_sum and concat_fc (Table 5) have no layer norm of their own.
+
+Deviations from the paper, for training from scratch (off by default):
+
+- `guidance_scale=num_cells` multiplies A, which is about 1/(H·W), by H·W. `none` is the paper's.
+- `box_head=attention` replaces the paper's `mlp`, which learns almost nothing within minutes.
+- `clip_pooling=attention` replaces the paper's spatial mean of F (`mean`). An object covers few
+  cells, so the mean hides its motion, and the temporal loss stays flat for hundreds of steps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -31,6 +45,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from grounding.models.config import TransformerConfig
+from grounding.models.output import AttentionKind
 from grounding.modules.alignment import (
     frame_clip_indices,
     frames_to_clips_matrix,
@@ -38,7 +53,7 @@ from grounding.modules.alignment import (
     to_square_grid,
 )
 from grounding.modules.attention import Attention
-from grounding.modules.box_heads import AttentionBoxHead, MLPBoxHead
+from grounding.modules.box_heads import AttentionBoxHead, CellProposals, MLPBoxHead
 from grounding.modules.box_ops import full_frame_boxes
 from grounding.modules.layers import MLP, EncoderLayer, FeedForward, to_compute_dtype
 from grounding.modules.position_encoding import cell_positions, sinusoidal_2d, sinusoidal_time
@@ -50,33 +65,51 @@ CollaborationKind = Literal["full", "none", "s2d", "d2s", "sum", "fc_sum", "conc
 
 
 class CsdvlConfig(TransformerConfig):
-    """Everything that shapes the network; the defaults are the paper's for HC-STVG."""
+    """Configuration of the model. The defaults are the paper's for HC-STVG."""
 
     motion_product: ClassVar[str] = "motion"
-    """The product that motion maps come from."""
+    """Store product with the motion maps."""
     uses_images: ClassVar[bool] = False
-    """It is given maps."""
+    """The model reads cached appearance maps."""
 
     num_layers: int = Field(default=6, ge=1)
+    """Layers of each stream."""
     num_frames: int = Field(default=48, ge=1)
+    """T_s, frames of a training pass."""
     num_clips: int = Field(default=16, ge=1)
+    """T_d, clips of a pass."""
     alpha: float = Field(default=0.1, gt=0)
+    """α of eq. (2), the factor of the query in the guidance attention."""
     guidance_scale: Literal["none", "num_cells"] = "none"
+    """Factor of A of eq. (2): none, or the number of cells of the frame."""
     detach_guidance: bool = False
+    """Stop the gradient through A of eq. (2)."""
     collaboration: CollaborationKind = "full"
+    """Collaboration block (sec. 3.3): `full` is the paper's, the others are Table 5's variants."""
     query_self_attention: bool = True
+    """Self-attention over the object queries of all frames, in the dynamic-to-static direction."""
     streams: Literal["both", "dynamic"] = "both"
+    """Streams of the model. With `dynamic` alone every box is the whole frame."""
     dynamic_spatial_tokens: bool = True
+    """One motion token per cell; false: one per clip (Table 4, "w/o spatial")."""
     text_attends_pooled_clips: bool = True
+    """Text tokens attend to clips pooled over space; false: to all motion cells."""
     mask_padding: bool = True
+    """Mask motion cells in the padding of the square."""
     box_head: Literal["mlp", "attention"] = "mlp"
+    """Box head: the paper's MLP, or attention over cells, which learns from scratch."""
     clip_pooling: Literal["mean", "attention"] = "mean"
+    """Pooling of a clip's cells into its feature F_d: the paper's mean, or learned attention."""
     proposal_map_channels: int = Field(default=512, ge=1)
+    """Channels of the convolutions on the proposal map."""
     proposal_map_kernel: int = Field(default=5, ge=1)
+    """Kernel size of the convolutions on the proposal map; odd."""
     proposal_map_layers: int = Field(default=8, ge=0)
+    """Number of convolutions on the proposal map."""
 
     @model_validator(mode="after")
     def _check_kernel_is_odd(self) -> CsdvlConfig:
+        """Reject even kernels, which have no center cell."""
         if self.proposal_map_kernel % 2 == 0:
             raise ValueError(f"proposal_map_kernel must be odd, not {self.proposal_map_kernel}")
         return self
@@ -84,337 +117,350 @@ class CsdvlConfig(TransformerConfig):
 
 @dataclass
 class CsdvlOutputs:
-    """What the network answers."""
+    """Outputs of the model for B queries."""
 
     boxes: Tensor
-    """`[layers, B, T_s, 4]` cxcywh in [0, 1] after every layer; the last is the prediction."""
+    """`[layers, B, T_s, 4]`, cxcywh in [0, 1] after every layer; the last is the prediction."""
     proposal_logits: Tensor
-    """Logits `[B, T_d, T_d]`, valid where i ≤ j."""
+    """`[B, T_d, T_d]`, logits of the proposals `[i/T_d, (j+1)/T_d)`; valid for i ≤ j."""
     frame_logits: Tensor
-    """Logits `[B, T_s]`."""
+    """`[B, T_s]`, logits of each frame to lie in the event."""
     clip_logits: Tensor
-    """Logits `[B, T_d]`."""
+    """`[B, T_d]`, logits of each clip to lie in the event."""
     guidance: Tensor
-    """A of eq. (2) on the frames' own cells, after every layer, `[layers, B, T_s, H, W]`."""
+    """`[layers, B, T_s, H, W]`, A of eq. (2) on the frames' cells, after every layer.
+    Empty with `streams=dynamic`."""
     box_attention: Tensor
-    """Which cells carry the box (`box_head=attention`), after every layer, `[layers, B, T_s, H, W]`; sums to 1 over cells.
-    With `box_head=mlp` uniform."""
+    """`[layers, B, T_s, H, W]`, weights of the cells that make the box; sums to 1 over cells.
+    Uniform with `box_head=mlp`, empty with `streams=dynamic`."""
     cell_boxes: Tensor
-    """The box each cell proposes (`box_head=attention`), `[B, T_s, H·W, 4]` cxcywh; empty with `box_head=mlp`."""
+    """`[B, T_s, H·W, 4]` cxcywh, the box proposal of each cell with `box_head=attention`.
+    Empty with `box_head=mlp` and with `streams=dynamic`."""
     cell_centers: Tensor
-    """`[B, H·W, 2]` (x, y) of the cells in [0, 1]."""
+    """`[B, H·W, 2]`, centers (x, y) of the appearance cells in [0, 1]."""
     temporal_attention: Tensor
-    """How each clip's cells are weighed into its feature F_d, `[B, T_d, S]`; sums to 1 over cells."""
+    """`[B, T_d, S]`, pooling weights of each clip's cells in its feature F_d; sums to 1."""
     temporal_cell_centers: Tensor
-    """`[B, S, 2]` (x, y) of the motion cells as shares of the picture."""
+    """`[B, S, 2]`, centers (x, y) of the motion cells, relative to the picture."""
 
     def span_predictions(self) -> list[ProposalPrediction]:
-        """What it says of when, query by query."""
-        return [
-            ProposalPrediction(map)
-            for map in self.proposal_logits.detach().double().sigmoid().cpu().numpy()
-        ]
+        """Return the probability of every proposal, one prediction per query.
 
+        Returns:
+            B predictions on the CPU, in float64.
+        """
+        probabilities = self.proposal_logits.detach().double().sigmoid().cpu().numpy()
+        return [ProposalPrediction(proposal_map) for proposal_map in probabilities]
 
-class Csdvl(nn.Module):
-    """The whole network. `dims` are the channels of the stored (appearance, motion, text) features."""
+    def attention_maps(self) -> dict[AttentionKind, Tensor]:
+        """Return A of eq. (2), and the box attention if an attention head predicts the boxes.
 
-    def __init__(self, dims: tuple[int, int, int], config: CsdvlConfig) -> None:
-        super().__init__()
-        c = config
-        self.streams, self.alpha, self.guidance_scale = c.streams, c.alpha, c.guidance_scale
-        self.detach_guidance, self.dynamic_spatial_tokens, self.mask_padding = (
-            c.detach_guidance,
-            c.dynamic_spatial_tokens,
-            c.mask_padding,
-        )
-        self.project_appearance = nn.Linear(dims[0], c.hidden_dim)
-        self.project_motion = nn.Linear(dims[1], c.hidden_dim)
-        self.project_text = nn.Sequential(
-            nn.Linear(dims[2], c.hidden_dim),
-            nn.LayerNorm(c.hidden_dim, eps=1e-12),
-            nn.Dropout(c.dropout),
-        )
-        if c.streams == "both":
-            self.encoder = nn.ModuleList(
-                EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout)
-                for _ in range(c.num_layers)
-            )
-            self.decoder = nn.ModuleList(
-                StaticDecoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout)
-                for _ in range(c.num_layers)
-            )
-            self.collaboration = nn.ModuleList(build_collaboration(c) for _ in range(c.num_layers))
-            self.object_query = nn.Parameter(torch.randn(c.hidden_dim))
-            self.decoder_norm = nn.LayerNorm(c.hidden_dim)
-            self.box_head = (
-                MLPBoxHead(c.hidden_dim) if c.box_head == "mlp" else AttentionBoxHead(c.hidden_dim)
-            )
-            self.frame_head = nn.Linear(c.hidden_dim, 1)
-        self.dynamic_layers = nn.ModuleList(
-            DynamicLayer(
-                c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout, c.text_attends_pooled_clips
-            )
-            for _ in range(c.num_layers)
-        )
-        self.clip_attention = nn.Linear(c.hidden_dim, 1) if c.clip_pooling == "attention" else None
-        self.proposal_head = ProposalHead(
-            c.hidden_dim, c.proposal_map_channels, c.proposal_map_kernel, c.proposal_map_layers
-        )
-        self.clip_head = MLP(c.hidden_dim, c.hidden_dim, c.hidden_dim, 1)
+        The outputs must come from a batch without padding of maps.
 
-    def forward(self, inputs: ModelInputs) -> CsdvlOutputs:
-        text, text_mask = self.project_text(to_compute_dtype(inputs.text)), inputs.text_mask
-        place = TokenGeometry.from_inputs(inputs, text.shape[-1], self.mask_padding)
-        clips = inputs.expand_to_queries(
-            self.project_motion(
-                to_compute_dtype(inputs.motion.flatten(2, 3)[:, :, place.motion_cell_indices])
-            )
-        )
-        if not self.dynamic_spatial_tokens:
-            clips, place = place.mean_pool(clips)[:, :, None], place.without_space()
-        words, boxes, carried, guides = text, [], [], []
-        if self.streams == "both":
-            memory = self.encode(inputs, text, place)
-            queries = torch.zeros_like(memory.states[:, :1])
-            with torch.autocast(text.device.type, enabled=False):
-                cells = self.box_head.prepare(*memory.cells)
-        for index, layer in enumerate(self.dynamic_layers):
-            clips, words = layer(clips, words, text_mask, place)
-            if self.streams == "both":
-                queries, guide = self.decoder[index](queries, self.object_query, memory, self.alpha)
-                guide = memory.visual_weights(guide[:, 0])
-                guides.append(guide)
-                gain = (
-                    place.map_size.prod(-1)[:, None, None, None]
-                    if self.guidance_scale == "num_cells"
-                    else 1.0
-                )
-                weight = (guide.detach() if self.detach_guidance else guide) * gain
-                own = queries[:, 0].unflatten(0, inputs.frame_positions.shape)
-                clips, own = self.collaboration[index](clips, own, weight, place)
-                queries = own.flatten(0, 1)[:, None]
-                with torch.autocast(
-                    queries.device.type, enabled=False
-                ):  # bfloat16 would round boxes to 1/256 of the picture
-                    box, carriers = self.box_head(self.decoder_norm(queries[:, 0].float()), cells)
-                boxes.append(box.unflatten(0, inputs.frame_positions.shape))
-                carried.append(memory.visual_weights(carriers))
-        heard = place.pool_weights(
-            self.clip_attention(clips)[..., 0] if self.clip_attention else None, clips.shape[1]
-        )
-        pooled = torch.einsum("btsd,bts->btd", clips, heard.to(clips.dtype))
-        frame_scores = (
-            self.frame_head(self.decoder_norm(own))[..., 0]
-            if boxes
-            else torch.zeros_like(inputs.frame_positions)
-        )
-        return CsdvlOutputs(
-            boxes=torch.stack(boxes) if boxes else full_frame_boxes(inputs.frame_positions)[None],
-            proposal_logits=self.proposal_head(pooled),
-            frame_logits=frame_scores,
-            clip_logits=self.clip_head(pooled)[..., 0],
-            guidance=torch.stack(guides) if guides else torch.zeros(0),
-            box_attention=torch.stack(carried) if carried else torch.zeros(0),
-            cell_boxes=cells.boxes.unflatten(0, inputs.frame_positions.shape)
-            if boxes and len(cells.boxes)
-            else torch.zeros(0),
-            cell_centers=place.cell_centers,
-            temporal_attention=heard,
-            temporal_cell_centers=place.motion_cell_centers,
-        )
+        Returns:
+            Weights by kind, [layers, B, T_s, H, W] each. Empty with `streams=dynamic`.
+        """
+        maps: dict[AttentionKind, Tensor] = {}
 
-    def encode(self, inputs: ModelInputs, text: Tensor, geometry: TokenGeometry) -> CsdvlMemory:
-        """Cross-modal encoder: per frame `[H·W visual ; L text]` tokens (sec. 3.1)."""
-        batch, frames = inputs.frame_positions.shape
-        visual = inputs.expand_to_queries(
-            self.project_appearance(to_compute_dtype(inputs.appearance)).flatten(2, 3)
-        )
-        states = torch.cat([visual, text[:, None].expand(-1, frames, -1, -1)], 2).flatten(0, 1)
-        positions = torch.cat([geometry.cell_positions, torch.zeros_like(text)], 1)
-        mask = torch.cat([geometry.cell_mask, inputs.text_mask], 1)
-        memory = CsdvlMemory(
-            states,
-            positions.repeat_interleave(frames, 0),
-            mask.repeat_interleave(frames, 0),
-            geometry.cell_centers,
-            (batch, frames, *inputs.appearance.shape[2:4]),
-        )
-        for layer in self.encoder:
-            memory.states = layer(memory.states, memory.positions, memory.mask)
-        return memory
+        # The dynamic stream alone has no A.
+        if self.guidance.numel():
+            maps["guide"] = self.guidance
 
+        # An MLP head has no cell boxes, and its box attention is uniform.
+        if len(self.cell_boxes):
+            maps["carriers"] = self.box_attention
 
-@dataclass
-class CsdvlMemory:
-    """The static stream's memory of B·T_s frames: states and sine positions `[B·T_s, H·W + L, d]`, mask `[B·T_s, H·W + L]`."""
-
-    states: Tensor
-    positions: Tensor
-    mask: Tensor
-    centers: Tensor
-    shape: tuple[int, int, int, int]
-
-    def visual_weights(self, weights: Tensor) -> Tensor:
-        """The visual part of weights over tokens, `[B·T_s, H·W + L]` → `[B, T_s, H, W]`."""
-        _, _, rows, columns = self.shape
-        return weights[:, : rows * columns].reshape(self.shape)
-
-    @cached_property
-    def positioned_states(self) -> Tensor:
-        """The states with their positions: what a decoder layer's attention compares with. Only once they are final."""
-        return self.states + self.positions
-
-    @property
-    def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """States, positions, mask and centres of the visual tokens: what a box head attends to."""
-        count = self.shape[2] * self.shape[3]
-        return (
-            self.states[:, :count].float(),
-            self.positions[:, :count],
-            self.mask[:, :count],
-            self.centers,
-        )
+        return maps
 
 
 @dataclass
 class TokenGeometry:
-    """Where everything lies: sine positions, masks and the maps between the streams' space and time."""
+    """Positions and masks of all tokens, and the alignment of the two streams."""
 
     cell_positions: Tensor
-    """Appearance cells, `[B, H·W, d]`."""
+    """`[B, H·W, d]`, position encodings of the appearance cells."""
     cell_mask: Tensor
     """`[B, H·W]`, False at batch padding."""
     cell_centers: Tensor
-    """`[B, H·W, 2]` as shares of the picture."""
+    """`[B, H·W, 2]`, (x, y) relative to the picture."""
     motion_cell_indices: Tensor
-    """`[S]`: the motion cells (of h·w) that are picture in any query of the batch; the others are left out."""
+    """`[S]`, the motion cells (of h·w) that lie in the picture of any query of the batch.
+    The other motion cells are dropped."""
     motion_cell_positions: Tensor
-    """Kept motion cells, `[B, S, d]`."""
+    """`[B, S, d]`, position encodings of the remaining motion cells."""
     motion_cell_mask: Tensor
     """`[B, S]`, False at padding of the square."""
     motion_cell_centers: Tensor
-    """`[B, S, 2]` as shares of the picture."""
+    """`[B, S, 2]`, (x, y) relative to the picture."""
     clip_positions: Tensor
-    """Clips, `[1, T_d, d]`."""
+    """`[1, T_d, d]`, position encodings of the clips."""
     frame_time_positions: Tensor
-    """Frames, `[B, T_s, d]`."""
+    """`[B, T_s, d]`, position encodings of the frames."""
     clip_of_frame: Tensor
-    """`[B, T_s]`."""
+    """`[B, T_s]`, index of each frame's clip."""
     frames_to_clips_matrix: Tensor
-    """Averaging matrix `[B, T_d, T_s]`."""
+    """`[B, T_d, T_s]`, averages the frames of each clip."""
     map_size: Tensor
+    """`[B, 2]`, rows and columns of the appearance maps without padding."""
     picture_in_square: Tensor
+    """`[B, 4]`, xyxy of the picture, relative to the square of the motion maps."""
     motion_shape: tuple[int, int]
+    """Rows h and columns w of the motion maps."""
 
     @classmethod
     def from_inputs(cls, inputs: ModelInputs, hidden_dim: int, mask_padding: bool) -> TokenGeometry:
+        """Compute the geometry of a batch.
+
+        Args:
+            inputs: The batch.
+            hidden_dim: Channels d of the position encodings.
+            mask_padding: Mask motion cells in the padding of the square.
+
+        Returns:
+            The geometry of all tokens.
+        """
         rows, columns = inputs.appearance.shape[2:4]
-        clips, height, width = inputs.motion.shape[1:4]
+        num_clips, height, width = inputs.motion.shape[1:4]
         device = inputs.motion.device
-        map_size, square = (
-            inputs.expand_to_queries(inputs.map_size),
-            inputs.expand_to_queries(inputs.picture_in_square),
-        )
-        positions, mask, middles = cell_positions(map_size, rows, columns, hidden_dim)
-        corners, centres, inside = (
-            part.flatten(1, 2) for part in square_cell_coordinates(square, height, width)
-        )
+
+        # Appearance cells.
+        map_size = inputs.expand_to_queries(inputs.map_size)  # [B, 2]
+        square = inputs.expand_to_queries(inputs.picture_in_square)  # [B, 4]
+        positions, mask, centers = cell_positions(map_size, rows, columns, hidden_dim)
+
+        # Motion cells: drop those outside the picture of every query.
+        motion_corners, motion_centers, in_picture = square_cell_coordinates(square, height, width)
+        motion_corners = motion_corners.flatten(1, 2)  # [B, h·w, 2]
+        motion_centers = motion_centers.flatten(1, 2)  # [B, h·w, 2]
+        in_picture = in_picture.flatten(1, 2)  # [B, h·w]
         if not mask_padding:
-            inside = torch.ones_like(inside)
-        kept = inside.any(0).nonzero()[:, 0]
-        middle = (torch.arange(clips, device=device) + 0.5) / clips
+            in_picture = torch.ones_like(in_picture)
+        motion_cell_indices = in_picture.any(0).nonzero()[:, 0]  # [S]
+
+        clip_centers = (torch.arange(num_clips, device=device) + 0.5) / num_clips  # [T_d]
+
         return cls(
             cell_positions=positions,
             cell_mask=mask,
-            cell_centers=middles,
-            motion_cell_indices=kept,
-            motion_cell_positions=sinusoidal_2d(corners[:, kept], hidden_dim),
-            motion_cell_mask=inside[:, kept],
-            motion_cell_centers=centres[:, kept],
-            clip_positions=sinusoidal_time(middle, hidden_dim)[None],
+            cell_centers=centers,
+            motion_cell_indices=motion_cell_indices,
+            motion_cell_positions=sinusoidal_2d(motion_corners[:, motion_cell_indices], hidden_dim),
+            motion_cell_mask=in_picture[:, motion_cell_indices],
+            motion_cell_centers=motion_centers[:, motion_cell_indices],
+            clip_positions=sinusoidal_time(clip_centers, hidden_dim)[None],
             frame_time_positions=sinusoidal_time(inputs.frame_positions, hidden_dim),
-            clip_of_frame=frame_clip_indices(inputs.frame_positions, clips),
-            frames_to_clips_matrix=frames_to_clips_matrix(inputs.frame_positions, clips),
+            clip_of_frame=frame_clip_indices(inputs.frame_positions, num_clips),
+            frames_to_clips_matrix=frames_to_clips_matrix(inputs.frame_positions, num_clips),
             map_size=map_size,
             picture_in_square=square,
             motion_shape=(height, width),
         )
 
     def without_space(self) -> TokenGeometry:
-        """The same places for motion maps of a single cell (ablation "w/o spatial", Table 4)."""
-        middle = torch.full_like(self.motion_cell_centers[:, :1], 0.5)
-        mask = torch.ones_like(self.motion_cell_mask[:, :1])
+        """Return the geometry of motion maps with a single cell (Table 4, "w/o spatial").
+
+        Returns:
+            The geometry with S = 1 and a motion cell that covers the picture.
+        """
         return replace(
             self,
             motion_cell_positions=torch.zeros_like(self.motion_cell_positions[:, :1]),
-            motion_cell_mask=mask,
-            motion_cell_centers=middle,
+            motion_cell_mask=torch.ones_like(self.motion_cell_mask[:, :1]),
+            motion_cell_centers=torch.full_like(self.motion_cell_centers[:, :1], 0.5),
             motion_shape=(1, 1),
         )
 
     def mean_pool(self, clips: Tensor) -> Tensor:
-        """Spatial mean over cells that are picture, `[B, T_d, S, d]` → `[B, T_d, d]`."""
-        return torch.einsum(
-            "btsd,bts->btd", clips, self.pool_weights(None, clips.shape[1]).to(clips.dtype)
-        )
+        """Average each clip's features over the cells that lie in the picture.
 
-    def pool_weights(self, logits: Tensor | None, clips: int) -> Tensor:
-        """Weights over the cells of each clip, `[B, T_d, S]`: the softmax of logits `[B, T_d, S]`, or uniform without."""
+        Args:
+            clips: [B, T_d, S, d].
+
+        Returns:
+            [B, T_d, d].
+        """
+        weights = self.pool_weights(None, clips.shape[1]).to(clips.dtype)  # [B, T_d, S]
+        return torch.einsum("btsd,bts->btd", clips, weights)
+
+    def pool_weights(self, logits: Tensor | None, num_clips: int) -> Tensor:
+        """Return the pooling weights of each clip's cells.
+
+        Args:
+            logits: [B, T_d, S], or None for uniform weights.
+            num_clips: T_d.
+
+        Returns:
+            [B, T_d, S], sums to 1 over cells.
+        """
         if logits is None:
-            return (self.motion_cell_mask / self.motion_cell_mask.sum(-1, keepdim=True))[
-                :, None
-            ].expand(-1, clips, -1)
-        return logits.masked_fill(~self.motion_cell_mask[:, None], float("-inf")).softmax(-1)
+            num_cells = self.motion_cell_mask.sum(-1, keepdim=True)  # [B, 1]
+            uniform = self.motion_cell_mask / num_cells  # [B, S]
+            return uniform[:, None].expand(-1, num_clips, -1)
+
+        masked = logits.masked_fill(~self.motion_cell_mask[:, None], float("-inf"))
+        return masked.softmax(-1)
 
     def map_guidance(self, weights: Tensor) -> Tensor:
-        """A on the motion cells: placed, resized, averaged over each clip's frames; `[B, T_s, H, W]` → `[B, T_d, S, 1]`."""
+        """Map A from the frames' cells to the motion cells of each clip (eq. (2)).
+
+        A is placed into the square, resized to the motion map and averaged over each clip's frames.
+
+        Args:
+            weights: A, [B, T_s, H, W].
+
+        Returns:
+            [B, T_d, S, 1].
+        """
         rows, columns = self.motion_shape
-        if (rows, columns) == (1, 1):
-            placed = (weights.sum((2, 3)) / self.map_size.prod(-1, keepdim=True))[..., None]
+
+        if self.motion_shape == (1, 1):
+            # A single motion cell covers the picture: average over the picture.
+            num_cells = self.map_size.prod(-1, keepdim=True)  # [B, 1]
+            at_motion_cells = (weights.sum((2, 3)) / num_cells)[..., None]  # [B, T_s, 1]
         else:
-            placed = to_square_grid(
-                weights, self.map_size, self.picture_in_square, rows, columns
-            ).flatten(2)[..., self.motion_cell_indices]
-        return torch.einsum("bkt,bts->bks", self.frames_to_clips_matrix, placed)[..., None]
+            grid = to_square_grid(weights, self.map_size, self.picture_in_square, rows, columns)
+            at_motion_cells = grid.flatten(2)[..., self.motion_cell_indices]  # [B, T_s, S]
+
+        per_clip = torch.einsum("bkt,bts->bks", self.frames_to_clips_matrix, at_motion_cells)
+        return per_clip[..., None]
 
     def clips_at_frames(self, clips: Tensor) -> Tensor:
-        """Each frame's clip, `[B, T_d, …]` → `[B, T_s, …]` (temporal replication)."""
-        return clips[torch.arange(len(clips), device=clips.device)[:, None], self.clip_of_frame]
+        """Replicate clip features to the frames of each clip.
+
+        Args:
+            clips: [B, T_d, …].
+
+        Returns:
+            [B, T_s, …], the features of each frame's clip.
+        """
+        batch_indices = torch.arange(len(clips), device=clips.device)[:, None]  # [B, 1]
+        return clips[batch_indices, self.clip_of_frame]
+
+
+@dataclass
+class CsdvlMemory:
+    """Token memory of the static stream, for B·T_s frames."""
+
+    states: Tensor
+    """`[B·T_s, H·W + L, d]`, visual tokens, then text tokens."""
+    positions: Tensor
+    """`[B·T_s, H·W + L, d]`, sine positions; 0 for text."""
+    mask: Tensor
+    """`[B·T_s, H·W + L]`, False at padding."""
+    centers: Tensor
+    """`[B, H·W, 2]`, cell centers (x, y) in [0, 1]."""
+    shape: tuple[int, int, int, int]
+    """(B, T_s, H, W)."""
+
+    def visual_weights(self, weights: Tensor) -> Tensor:
+        """Return the visual part of weights over tokens as maps.
+
+        Args:
+            weights: [B·T_s, H·W + L], or [B·T_s, H·W].
+
+        Returns:
+            [B, T_s, H, W].
+        """
+        _, _, rows, columns = self.shape
+        return weights[:, : rows * columns].reshape(self.shape)
+
+    @cached_property
+    def positioned_states(self) -> Tensor:
+        """Keys of the decoder's attention. The value is cached: read it after the encoder only."""
+        return self.states + self.positions
+
+    @property
+    def cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """States, positions, mask and centers of the visual tokens, the input of a box head."""
+        num_cells = self.shape[2] * self.shape[3]
+
+        return (
+            self.states[:, :num_cells].float(),
+            self.positions[:, :num_cells],
+            self.mask[:, :num_cells],
+            self.centers,
+        )
+
+
+@dataclass
+class StaticStreamState:
+    """State of the static stream during the forward pass."""
+
+    memory: CsdvlMemory
+    """Encoded tokens of all frames."""
+    cells: CellProposals
+    """Keys and boxes of the cells, for the box head."""
+    queries: Tensor
+    """`[B, T_s, d]`, object queries O after the last layer so far."""
+    boxes: list[Tensor] = field(default_factory=list)
+    """`[B, T_s, 4]` after each layer."""
+    guidance: list[Tensor] = field(default_factory=list)
+    """A of eq. (2), `[B, T_s, H, W]`, after each layer."""
+    box_attention: list[Tensor] = field(default_factory=list)
+    """`[B, T_s, H, W]` after each layer."""
 
 
 class StaticDecoderLayer(nn.Module):
-    """DETR's decoder layer for one object query per frame. Self-attention sees that single query: it mixes no frames."""
+    """DETR's decoder layer for one object query per frame (sec. 3.1).
+
+    Self-attention sees a single query: the layer does not mix frames.
+
+    Args:
+        hidden_dim: Channels d.
+        num_heads: Attention heads.
+        ffn_dim: Hidden channels of the FFN.
+        dropout: Dropout probability.
+    """
 
     def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
-        self.self_attn, self.cross_attn = (
-            Attention(hidden_dim, num_heads, dropout),
-            Attention(hidden_dim, num_heads, dropout),
-        )
-        self.norm_self, self.norm_cross, self.dropout = (
-            nn.LayerNorm(hidden_dim),
-            nn.LayerNorm(hidden_dim),
-            nn.Dropout(dropout),
-        )
+        self.self_attn = Attention(hidden_dim, num_heads, dropout)
+        self.cross_attn = Attention(hidden_dim, num_heads, dropout)
+        self.norm_self = nn.LayerNorm(hidden_dim)
+        self.norm_cross = nn.LayerNorm(hidden_dim)
+        self.dropout = nn.Dropout(dropout)
         self.feed_forward = FeedForward(hidden_dim, ffn_dim, dropout)
 
     def forward(
         self, queries: Tensor, position: Tensor, memory: CsdvlMemory, alpha: float
     ) -> tuple[Tensor, Tensor]:
-        """Queries `[B·T_s, 1, d]`, their learned position `[d]` → queries and A over all tokens `[B·T_s, 1, H·W + L]`."""
-        placed = queries + position
-        queries = self.norm_self(queries + self.dropout(self.self_attn(placed, placed, queries)))
-        placed, keys = queries + position, memory.positioned_states
-        seen, guide = self.cross_attn.with_weights(
-            placed, keys, memory.states, memory.mask, scale=alpha
+        """Update the object queries and compute A of eq. (2).
+
+        Args:
+            queries: [B·T_s, 1, d].
+            position: [d], learned position of the queries.
+            memory: Tokens of the frames.
+            alpha: α of eq. (2), the factor of the query in A.
+
+        Returns:
+            Queries [B·T_s, 1, d], and A over all tokens [B·T_s, 1, H·W + L].
+        """
+        positioned = queries + position
+        attended = self.self_attn(positioned, positioned, queries)
+        queries = self.norm_self(queries + self.dropout(attended))
+
+        attended, guidance = self.cross_attn.with_weights(
+            queries + position,
+            memory.positioned_states,
+            memory.states,
+            memory.mask,
+            scale=alpha,
         )
-        queries = self.norm_cross(queries + self.dropout(seen))
-        return self.feed_forward(queries), guide
+        queries = self.norm_cross(queries + self.dropout(attended))
+
+        return self.feed_forward(queries), guidance
 
 
 class DynamicLayer(nn.Module):
-    """One layer of the space-time cross-modal transformer (sec. 3.2, Figure 3 (b))."""
+    """Layer of the space-time cross-modal transformer (sec. 3.2, Figure 3 (b)).
+
+    Args:
+        hidden_dim: Channels d.
+        num_heads: Attention heads.
+        ffn_dim: Hidden channels of the FFNs.
+        dropout: Dropout probability.
+        text_attends_pooled_clips: Text attends to clips pooled over space, not to all cells.
+    """
 
     def __init__(
         self,
@@ -426,91 +472,97 @@ class DynamicLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.text_attends_pooled_clips = text_attends_pooled_clips
+
+        # Self-attention over time, space and words; cross-attention to words and to clips.
         names = ("time", "space", "words", "to_words", "to_clips")
         self.attend = nn.ModuleDict(
             {name: Attention(hidden_dim, num_heads, dropout) for name in names}
         )
         self.norm = nn.ModuleDict({name: nn.LayerNorm(hidden_dim) for name in names})
         self.dropout = nn.Dropout(dropout)
-        self.clips_ffn, self.text_ffn = (
-            FeedForward(hidden_dim, ffn_dim, dropout),
-            FeedForward(hidden_dim, ffn_dim, dropout),
-        )
+        self.clips_ffn = FeedForward(hidden_dim, ffn_dim, dropout)
+        self.text_ffn = FeedForward(hidden_dim, ffn_dim, dropout)
 
     def forward(
         self, clips: Tensor, text: Tensor, text_mask: Tensor, geometry: TokenGeometry
     ) -> tuple[Tensor, Tensor]:
-        """Clips `[B, T_d, S, d]` and words `[B, L, d]` → the same shapes."""
-        batch, count, cells, d = clips.shape
-        # divided attention: the same cell over time, then the cells of one clip
-        over_time = clips.transpose(1, 2).reshape(batch * cells, count, d)
-        over_time = self._attend("time", over_time, over_time, over_time, geometry.clip_positions)
-        x = (
-            over_time.reshape(batch, cells, count, d)
-            .transpose(1, 2)
-            .reshape(batch * count, cells, d)
-        )
-        space, space_mask = (
-            geometry.motion_cell_positions.repeat_interleave(count, 0),
-            geometry.motion_cell_mask.repeat_interleave(count, 0),
-        )
-        x = self._attend("space", x, x, x, space, space_mask).reshape(batch, count * cells, d)
-        text = self._attend("words", text, text, text, None, text_mask)
-        # eq. (1), both directions from the states before it
+        """Update clips and text.
+
+        Args:
+            clips: F, [B, T_d, S, d].
+            text: [B, L, d].
+            text_mask: [B, L].
+            geometry: Positions and masks of the motion cells.
+
+        Returns:
+            Clips [B, T_d, S, d] and text [B, L, d].
+        """
+        # Self-attention within each modality.
+        visual = self._attend_space_time(clips, geometry)  # [B, T_d·S, d]
+        text = self._self_attention("words", text, None, text_mask)
+
+        # Eq. (1): both directions of cross-attention read the states before the exchange.
+        values, positions, key_mask = self._clip_values(visual, clips.shape, geometry)
+        from_text = self.attend["to_words"](visual, text, text, text_mask)
+        from_clips = self.attend["to_clips"](text, values + positions, values, key_mask)
+        visual = self.norm["to_words"](visual + self.dropout(from_text))
+        text = self.norm["to_clips"](text + self.dropout(from_clips))
+
+        return self.clips_ffn(visual).reshape(clips.shape), self.text_ffn(text)
+
+    def _attend_space_time(self, clips: Tensor, geometry: TokenGeometry) -> Tensor:
+        """Apply divided space-time attention: [B, T_d, S, d] → [B, T_d·S, d]."""
+        batch, num_clips, num_cells, hidden_dim = clips.shape
+
+        # Attention over time: the same cell in all clips.
+        by_cell = clips.transpose(1, 2).reshape(batch * num_cells, num_clips, hidden_dim)
+        by_cell = self._self_attention("time", by_cell, geometry.clip_positions)
+
+        # Attention over space: the cells of one clip.
+        by_clip = by_cell.reshape(batch, num_cells, num_clips, hidden_dim).transpose(1, 2)
+        by_clip = by_clip.reshape(batch * num_clips, num_cells, hidden_dim)
+        positions = geometry.motion_cell_positions.repeat_interleave(num_clips, 0)
+        mask = geometry.motion_cell_mask.repeat_interleave(num_clips, 0)
+        by_clip = self._self_attention("space", by_clip, positions, mask)
+
+        return by_clip.reshape(batch, num_clips * num_cells, hidden_dim)
+
+    def _clip_values(
+        self, visual: Tensor, clips_shape: torch.Size, geometry: TokenGeometry
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return values, their positions and their mask for the text's attention to clips."""
         if self.text_attends_pooled_clips:
-            seen, seen_mask, at = (
-                geometry.mean_pool(x.reshape(clips.shape)),
-                None,
-                geometry.clip_positions,
-            )
-        else:
-            seen, seen_mask = x, geometry.motion_cell_mask.repeat(1, count)
-            at = (
-                geometry.clip_positions[:, :, None] + geometry.motion_cell_positions[:, None]
-            ).flatten(1, 2)
-        asked = self.attend["to_words"](x, text, text, text_mask)
-        told = self.attend["to_clips"](text, seen + at, seen, seen_mask)
-        x = self.norm["to_words"](x + self.dropout(asked))
-        text = self.norm["to_clips"](text + self.dropout(told))
-        return self.clips_ffn(x).reshape(clips.shape), self.text_ffn(text)
+            pooled = geometry.mean_pool(visual.reshape(clips_shape))  # [B, T_d, d]
+            return pooled, geometry.clip_positions, None
 
-    def _attend(
-        self,
-        name: str,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        query_positions: Tensor | None,
-        mask: Tensor | None = None,
+        mask = geometry.motion_cell_mask.repeat(1, clips_shape[1])  # [B, T_d·S]
+        time_positions = geometry.clip_positions[:, :, None]  # [1, T_d, 1, d]
+        cell_positions = geometry.motion_cell_positions[:, None]  # [B, 1, S, d]
+        positions = (time_positions + cell_positions).flatten(1, 2)  # [B, T_d·S, d]
+        return visual, positions, mask
+
+    def _self_attention(
+        self, name: str, states: Tensor, positions: Tensor | None, mask: Tensor | None = None
     ) -> Tensor:
-        """`LN(x + SA(x))` with positions on queries and keys."""
-        placed = query if query_positions is None else query + query_positions
-        return self.norm[name](query + self.dropout(self.attend[name](placed, placed, value, mask)))
-
-
-def build_collaboration(config: CsdvlConfig) -> nn.Module:
-    """The block after each pair of layers (sec. 3.3), or what Table 5 puts in its place."""
-    if config.collaboration in ("sum", "fc_sum", "concat_fc"):
-        return SymmetricCollaboration(config.hidden_dim, config.collaboration)
-    directions = {
-        "full": (True, True),
-        "none": (False, False),
-        "s2d": (True, False),
-        "d2s": (False, True),
-    }
-    to_dynamic, to_static = directions[config.collaboration]
-    return CrossStreamCollaboration(
-        config.hidden_dim,
-        config.num_heads,
-        config.dropout,
-        to_dynamic,
-        to_static,
-        config.query_self_attention,
-    )
+        """Return `LN(x + SA(x))`, with positions added to queries and keys."""
+        positioned = states if positions is None else states + positions
+        attended = self.attend[name](positioned, positioned, states, mask)
+        return self.norm[name](states + self.dropout(attended))
 
 
 class CrossStreamCollaboration(nn.Module):
-    """Cross-stream collaboration (sec. 3.3, Figure 4). Both directions read the states before the block."""
+    """Cross-stream collaboration block (sec. 3.3, Figure 4).
+
+    Both directions read the states before the block.
+
+    Args:
+        hidden_dim: Channels d.
+        num_heads: Attention heads.
+        dropout: Dropout probability.
+        to_dynamic: Enable the static-to-dynamic direction.
+        to_static: Enable the dynamic-to-static direction.
+        query_self_attention: Enable self-attention over the object queries of all frames.
+    """
 
     def __init__(
         self,
@@ -522,82 +574,366 @@ class CrossStreamCollaboration(nn.Module):
         query_self_attention: bool,
     ) -> None:
         super().__init__()
-        self.to_dynamic, self.to_static, self.query_self_attention = (
-            to_dynamic,
-            to_static,
-            query_self_attention,
-        )
+        self.to_dynamic = to_dynamic
+        self.to_static = to_static
+        self.query_self_attention = query_self_attention
         self.dropout = nn.Dropout(dropout)
+
         if to_dynamic:
-            self.guidance_projection, self.norm_guidance = (
-                nn.Linear(hidden_dim, hidden_dim),
-                nn.LayerNorm(hidden_dim),
-            )
+            self.guidance_projection = nn.Linear(hidden_dim, hidden_dim)
+            self.norm_guidance = nn.LayerNorm(hidden_dim)
+
         if to_static:
-            self.clip_attention, self.norm_clip_attention = (
-                Attention(hidden_dim, num_heads, dropout),
-                nn.LayerNorm(hidden_dim),
-            )
+            self.clip_attention = Attention(hidden_dim, num_heads, dropout)
+            self.norm_clip_attention = nn.LayerNorm(hidden_dim)
+
             if query_self_attention:
-                self.query_attention, self.norm_query_attention = (
-                    Attention(hidden_dim, num_heads, dropout),
-                    nn.LayerNorm(hidden_dim),
-                )
+                self.query_attention = Attention(hidden_dim, num_heads, dropout)
+                self.norm_query_attention = nn.LayerNorm(hidden_dim)
 
     def forward(
         self, clips: Tensor, queries: Tensor, weights: Tensor, geometry: TokenGeometry
     ) -> tuple[Tensor, Tensor]:
-        """F `[B, T_d, S, d]`, O `[B, T_s, d]`, A `[B, T_s, H, W]` → new F and O."""
-        told = self._dynamic_to_static(clips, queries, geometry) if self.to_static else queries
+        """Exchange information between the streams.
+
+        Args:
+            clips: F, [B, T_d, S, d].
+            queries: O, [B, T_s, d].
+            weights: A of eq. (2), [B, T_s, H, W].
+            geometry: Alignment of the streams.
+
+        Returns:
+            Updated clips and queries.
+        """
+        new_queries = queries
+        if self.to_static:
+            new_queries = self._dynamic_to_static(clips, queries, geometry)
+
         if self.to_dynamic:
-            clips = self.norm_guidance(
-                clips + geometry.map_guidance(weights) * self.guidance_projection(clips)
-            )
-        return clips, told
+            # Eq. (2): F ← LN(F + A ⊙ FC(F)).
+            guided = geometry.map_guidance(weights) * self.guidance_projection(clips)
+            clips = self.norm_guidance(clips + guided)
+
+        return clips, new_queries
 
     def _dynamic_to_static(self, clips: Tensor, queries: Tensor, geometry: TokenGeometry) -> Tensor:
-        batch, frames, d = queries.shape
-        seen = geometry.clips_at_frames(clips + geometry.motion_cell_positions[:, None]).flatten(
-            0, 1
-        )
-        mask = geometry.motion_cell_mask.repeat_interleave(frames, 0)
-        asked = self.clip_attention(
-            queries.reshape(batch * frames, 1, d), seen, seen, mask
-        ).reshape(batch, frames, d)
-        queries = self.norm_clip_attention(queries + self.dropout(asked))
+        """Let each frame's query attend to its clip's cells, then the queries to each other."""
+        batch, num_frames, hidden_dim = queries.shape
+
+        # Values include positions, so that a query can learn the location.
+        positioned_clips = clips + geometry.motion_cell_positions[:, None]
+        cells = geometry.clips_at_frames(positioned_clips).flatten(0, 1)  # [B·T_s, S, d]
+        mask = geometry.motion_cell_mask.repeat_interleave(num_frames, 0)  # [B·T_s, S]
+        frame_queries = queries.reshape(batch * num_frames, 1, hidden_dim)
+        attended = self.clip_attention(frame_queries, cells, cells, mask)
+        attended = attended.reshape(batch, num_frames, hidden_dim)
+        queries = self.norm_clip_attention(queries + self.dropout(attended))
+
         if self.query_self_attention:
-            placed = queries + geometry.frame_time_positions
-            queries = self.norm_query_attention(
-                queries + self.dropout(self.query_attention(placed, placed, queries))
-            )
+            positioned = queries + geometry.frame_time_positions
+            attended = self.query_attention(positioned, positioned, queries)
+            queries = self.norm_query_attention(queries + self.dropout(attended))
+
         return queries
 
 
 class SymmetricCollaboration(nn.Module):
-    """Table 5's symmetric exchanges: each stream takes in the other, aligned in time, spread over or averaged over space."""
+    """Symmetric exchange of Table 5: each stream reads the other, aligned in time.
+
+    Queries are spread over space, clips are averaged over space.
+
+    Args:
+        hidden_dim: Channels d.
+        kind: `sum`, `fc_sum` or `concat_fc`.
+    """
 
     def __init__(self, hidden_dim: int, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        width = 2 * hidden_dim if kind == "concat_fc" else hidden_dim
+
         if kind != "sum":
-            self.dynamic_fusion, self.static_fusion = (
-                nn.Linear(width, hidden_dim),
-                nn.Linear(width, hidden_dim),
-            )
+            in_dim = 2 * hidden_dim if kind == "concat_fc" else hidden_dim
+            self.dynamic_fusion = nn.Linear(in_dim, hidden_dim)
+            self.static_fusion = nn.Linear(in_dim, hidden_dim)
 
     def forward(
         self, clips: Tensor, queries: Tensor, weights: Tensor, geometry: TokenGeometry
     ) -> tuple[Tensor, Tensor]:
-        """F `[B, T_d, S, d]`, O `[B, T_s, d]` → new F and O; A is not used."""
-        spread = torch.einsum("bkt,btd->bkd", geometry.frames_to_clips_matrix, queries)[
-            :, :, None
-        ].expand_as(clips)
-        pooled = geometry.clips_at_frames(geometry.mean_pool(clips))
+        """Exchange information between the streams.
+
+        Args:
+            clips: F, [B, T_d, S, d].
+            queries: O, [B, T_s, d].
+            weights: A of eq. (2), unused.
+            geometry: Alignment of the streams.
+
+        Returns:
+            Updated clips and queries.
+        """
+        # Queries averaged over each clip's frames, repeated at every cell.
+        per_clip = torch.einsum("bkt,btd->bkd", geometry.frames_to_clips_matrix, queries)
+        spread = per_clip[:, :, None].expand_as(clips)  # [B, T_d, S, d]
+
+        # Clips averaged over space, repeated at every frame.
+        pooled = geometry.clips_at_frames(geometry.mean_pool(clips))  # [B, T_s, d]
+
         if self.kind == "sum":
             return clips + spread, queries + pooled
+
         if self.kind == "fc_sum":
             return clips + self.dynamic_fusion(spread), queries + self.static_fusion(pooled)
-        return self.dynamic_fusion(torch.cat([clips, spread], -1)), self.static_fusion(
-            torch.cat([queries, pooled], -1)
+
+        new_clips = self.dynamic_fusion(torch.cat([clips, spread], -1))
+        new_queries = self.static_fusion(torch.cat([queries, pooled], -1))
+        return new_clips, new_queries
+
+
+def build_collaboration(config: CsdvlConfig) -> nn.Module:
+    """Return the block after each pair of layers (sec. 3.3), or its replacement of Table 5.
+
+    Args:
+        config: The model's configuration.
+
+    Returns:
+        A module with the signature of `CrossStreamCollaboration.forward`.
+    """
+    if config.collaboration in ("sum", "fc_sum", "concat_fc"):
+        return SymmetricCollaboration(config.hidden_dim, config.collaboration)
+
+    return CrossStreamCollaboration(
+        config.hidden_dim,
+        config.num_heads,
+        config.dropout,
+        to_dynamic=config.collaboration in ("full", "s2d"),
+        to_static=config.collaboration in ("full", "d2s"),
+        query_self_attention=config.query_self_attention,
+    )
+
+
+class Csdvl(nn.Module):
+    """CSDVL on cached features.
+
+    Args:
+        dims: Channels of the stored (appearance, motion, text) features.
+        config: The model's configuration.
+    """
+
+    def __init__(self, dims: tuple[int, int, int], config: CsdvlConfig) -> None:
+        super().__init__()
+        c = config
+        self.streams = c.streams
+        self.alpha = c.alpha
+        self.guidance_scale = c.guidance_scale
+        self.detach_guidance = c.detach_guidance
+        self.dynamic_spatial_tokens = c.dynamic_spatial_tokens
+        self.mask_padding = c.mask_padding
+
+        # Projections of the features to d channels.
+        self.project_appearance = nn.Linear(dims[0], c.hidden_dim)
+        self.project_motion = nn.Linear(dims[1], c.hidden_dim)
+        self.project_text = nn.Sequential(
+            nn.Linear(dims[2], c.hidden_dim),
+            nn.LayerNorm(c.hidden_dim, eps=1e-12),
+            nn.Dropout(c.dropout),
         )
+
+        # Static stream (sec. 3.1) and collaboration (sec. 3.3).
+        if c.streams == "both":
+            self._build_static_stream(c)
+
+        # Dynamic stream (sec. 3.2).
+        self.dynamic_layers = nn.ModuleList(
+            DynamicLayer(
+                c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout, c.text_attends_pooled_clips
+            )
+            for _ in range(c.num_layers)
+        )
+
+        # Temporal heads (sec. 3.4).
+        self.clip_attention = nn.Linear(c.hidden_dim, 1) if c.clip_pooling == "attention" else None
+        self.proposal_head = ProposalHead(
+            c.hidden_dim, c.proposal_map_channels, c.proposal_map_kernel, c.proposal_map_layers
+        )
+        self.clip_head = MLP(c.hidden_dim, c.hidden_dim, c.hidden_dim, 1)
+
+    def _build_static_stream(self, c: CsdvlConfig) -> None:
+        """Add the modules of the static stream, its heads and the collaboration blocks."""
+        self.encoder = nn.ModuleList(
+            EncoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout)
+            for _ in range(c.num_layers)
+        )
+        self.decoder = nn.ModuleList(
+            StaticDecoderLayer(c.hidden_dim, c.num_heads, c.ffn_dim, c.dropout)
+            for _ in range(c.num_layers)
+        )
+        self.collaboration = nn.ModuleList(build_collaboration(c) for _ in range(c.num_layers))
+        self.object_query = nn.Parameter(torch.randn(c.hidden_dim))
+        self.decoder_norm = nn.LayerNorm(c.hidden_dim)
+        self.box_head = (
+            MLPBoxHead(c.hidden_dim) if c.box_head == "mlp" else AttentionBoxHead(c.hidden_dim)
+        )
+        self.frame_head = nn.Linear(c.hidden_dim, 1)
+
+    def forward(self, inputs: ModelInputs) -> CsdvlOutputs:
+        """Ground the sentences of a batch.
+
+        Args:
+            inputs: Appearance maps, motion maps and token states of B queries.
+
+        Returns:
+            Boxes after every layer, temporal scores, and attention weights.
+        """
+        # Tokens of text and motion.
+        text = self.project_text(to_compute_dtype(inputs.text))  # [B, L, d]
+        geometry = TokenGeometry.from_inputs(inputs, text.shape[-1], self.mask_padding)
+        clips = self._project_clips(inputs, geometry)  # [B, T_d, S, d]
+        if not self.dynamic_spatial_tokens:
+            clips = geometry.mean_pool(clips)[:, :, None]  # [B, T_d, 1, d]
+            geometry = geometry.without_space()
+
+        # Both streams, layer by layer.
+        static = self._init_static_stream(inputs, text, geometry)
+        words = text
+        for index, layer in enumerate(self.dynamic_layers):
+            clips, words = layer(clips, words, inputs.text_mask, geometry)
+            if static is not None:
+                clips = self._update_static_stream(index, static, clips, geometry)
+
+        # Clip features F_d, pooled over space.
+        pool_logits = None if self.clip_attention is None else self.clip_attention(clips)[..., 0]
+        pool_weights = geometry.pool_weights(pool_logits, clips.shape[1])  # [B, T_d, S]
+        pooled = torch.einsum("btsd,bts->btd", clips, pool_weights.to(clips.dtype))
+
+        return CsdvlOutputs(
+            **self._static_outputs(inputs, static),
+            proposal_logits=self.proposal_head(pooled),
+            clip_logits=self.clip_head(pooled)[..., 0],
+            cell_centers=geometry.cell_centers,
+            temporal_attention=pool_weights,
+            temporal_cell_centers=geometry.motion_cell_centers,
+        )
+
+    def encode(self, inputs: ModelInputs, text: Tensor, geometry: TokenGeometry) -> CsdvlMemory:
+        """Run the cross-modal encoder over each frame's visual and text tokens (sec. 3.1).
+
+        Args:
+            inputs: The batch.
+            text: Projected token states, [B, L, d].
+            geometry: Positions and masks of the appearance cells.
+
+        Returns:
+            The memory of B·T_s frames.
+        """
+        batch, num_frames = inputs.frame_positions.shape
+        rows, columns = inputs.appearance.shape[2:4]
+
+        # Per frame: H·W visual tokens, then L text tokens.
+        projected = self.project_appearance(to_compute_dtype(inputs.appearance))
+        visual = inputs.expand_to_queries(projected.flatten(2, 3))  # [B, T_s, H·W, d]
+        text_per_frame = text[:, None].expand(-1, num_frames, -1, -1)  # [B, T_s, L, d]
+        states = torch.cat([visual, text_per_frame], 2).flatten(0, 1)
+
+        # Text tokens have no position.
+        positions = torch.cat([geometry.cell_positions, torch.zeros_like(text)], 1)
+        mask = torch.cat([geometry.cell_mask, inputs.text_mask], 1)
+
+        memory = CsdvlMemory(
+            states,
+            positions.repeat_interleave(num_frames, 0),
+            mask.repeat_interleave(num_frames, 0),
+            geometry.cell_centers,
+            (batch, num_frames, rows, columns),
+        )
+        for layer in self.encoder:
+            memory.states = layer(memory.states, memory.positions, memory.mask)
+
+        return memory
+
+    def _project_clips(self, inputs: ModelInputs, geometry: TokenGeometry) -> Tensor:
+        """Return the motion tokens [B, T_d, S, d] of the cells that lie in the picture."""
+        cells = inputs.motion.flatten(2, 3)  # [V, T_d, h·w, C_m]
+        cells = cells[:, :, geometry.motion_cell_indices]  # [V, T_d, S, C_m]
+        return inputs.expand_to_queries(self.project_motion(to_compute_dtype(cells)))
+
+    def _init_static_stream(
+        self, inputs: ModelInputs, text: Tensor, geometry: TokenGeometry
+    ) -> StaticStreamState | None:
+        """Encode all frames and start with zero queries; None with `streams=dynamic`."""
+        if self.streams != "both":
+            return None
+
+        memory = self.encode(inputs, text, geometry)
+        queries = torch.zeros_like(memory.states[:, 0])  # [B·T_s, d]
+
+        with torch.autocast(text.device.type, enabled=False):
+            cells = self.box_head.prepare(*memory.cells)
+
+        return StaticStreamState(memory, cells, queries.unflatten(0, inputs.frame_positions.shape))
+
+    def _update_static_stream(
+        self, index: int, static: StaticStreamState, clips: Tensor, geometry: TokenGeometry
+    ) -> Tensor:
+        """Run the decoder layer, collaboration block and box head `index`; return the clips F."""
+        memory = static.memory
+        batch_shape = memory.shape[:2]  # (B, T_s)
+
+        # Decoder layer, and A of eq. (2).
+        queries = static.queries.flatten(0, 1)[:, None]  # [B·T_s, 1, d]
+        queries, token_guidance = self.decoder[index](
+            queries, self.object_query, memory, self.alpha
+        )
+        guidance = memory.visual_weights(token_guidance[:, 0])  # [B, T_s, H, W]
+        static.guidance.append(guidance)
+
+        # Collaboration block.
+        frame_queries = queries[:, 0].unflatten(0, batch_shape)  # [B, T_s, d]
+        weights = self._scale_guidance(guidance, geometry)
+        clips, static.queries = self.collaboration[index](clips, frame_queries, weights, geometry)
+
+        # Box head, in float32: bfloat16 would round boxes to 1/256 of the picture.
+        with torch.autocast(clips.device.type, enabled=False):
+            normed = self.decoder_norm(static.queries.flatten(0, 1).float())
+            boxes, box_attention = self.box_head(normed, static.cells)
+        static.boxes.append(boxes.unflatten(0, batch_shape))
+        static.box_attention.append(memory.visual_weights(box_attention))
+
+        return clips
+
+    def _scale_guidance(self, guidance: Tensor, geometry: TokenGeometry) -> Tensor:
+        """Return the weights [B, T_s, H, W] of the static-to-dynamic direction."""
+        if self.detach_guidance:
+            guidance = guidance.detach()
+
+        if self.guidance_scale == "num_cells":
+            num_cells = geometry.map_size.prod(-1)  # [B]
+            return guidance * num_cells[:, None, None, None]
+
+        return guidance
+
+    def _static_outputs(
+        self, inputs: ModelInputs, static: StaticStreamState | None
+    ) -> dict[str, Tensor]:
+        """Return the outputs of the static stream; without it, whole-frame boxes and no maps."""
+        positions = inputs.frame_positions  # [B, T_s]
+
+        if static is None:
+            return {
+                "boxes": full_frame_boxes(positions)[None],
+                "frame_logits": torch.zeros_like(positions),
+                "guidance": torch.zeros(0),
+                "box_attention": torch.zeros(0),
+                "cell_boxes": torch.zeros(0),
+            }
+
+        # Only the attention head makes a box proposal per cell.
+        cell_boxes = torch.zeros(0)
+        if len(static.cells.boxes):
+            cell_boxes = static.cells.boxes.unflatten(0, positions.shape)
+
+        return {
+            "boxes": torch.stack(static.boxes),
+            "frame_logits": self.frame_head(self.decoder_norm(static.queries))[..., 0],
+            "guidance": torch.stack(static.guidance),
+            "box_attention": torch.stack(static.box_attention),
+            "cell_boxes": cell_boxes,
+        }

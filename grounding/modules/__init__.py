@@ -1,1 +1,1 @@
-"""Blocks the models share: attention, positions, feed-forward parts, proposal map."""
+"""Network blocks that the models share: attention, positions, feed-forward, proposal map."""

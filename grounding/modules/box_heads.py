@@ -1,4 +1,4 @@
-"""Two ways from an object query to a box. What a head takes from the memory is the same for all layers: it is made once."""
+"""Box heads: two modules that turn one object query per frame into a box."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from grounding.modules.layers import MLP
 
 @dataclass(frozen=True)
 class CellProposals:
-    """What n frames' cells offer: which of them count `[n, HW]`; with the attention head also keys `[n, HW, d]` and the box
-    each proposes, `[n, HW, 4]` cxcywh.
+    """Inputs of a box head from the cells of n frames.
+
+    All decoder layers share the proposals, so `prepare` builds them once.
+
+    Attributes:
+        mask: [n, H·W], True at valid cells.
+        keys: [n, H·W, d] with the attention head, else empty.
+        boxes: [n, H·W, 4], the cxcywh box of each cell with the attention head, else empty.
     """
 
     mask: Tensor
@@ -22,7 +28,13 @@ class CellProposals:
 
 
 class MLPBoxHead(nn.Module):
-    """The paper's head (sec. 3.4): a 3-layer MLP on the query, sigmoid, cxcywh. It leans on MDETR's weights."""
+    """The paper's box head (sec. 3.4): a 3-layer MLP on the query, sigmoid, cxcywh.
+
+    The head depends on MDETR's pretrained weights.
+
+    Args:
+        hidden_dim: Width d of the queries.
+    """
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
@@ -31,44 +43,92 @@ class MLPBoxHead(nn.Module):
     def prepare(
         self, memory: Tensor, positions: Tensor, mask: Tensor, centers: Tensor
     ) -> CellProposals:
-        """Nothing is taken from the cells: keys and boxes are empty."""
+        """Return proposals with empty keys and boxes: the head ignores the cells.
+
+        Args:
+            memory: [n, H·W, d], visual memory.
+            positions: [m, H·W, d], sine positions; ignored.
+            mask: [n, H·W], True at valid cells.
+            centers: [m, H·W, 2], cell centers; ignored.
+
+        Returns:
+            The mask alone.
+        """
         return CellProposals(mask, memory.new_zeros(0), memory.new_zeros(0))
 
     def forward(self, queries: Tensor, cells: CellProposals) -> tuple[Tensor, Tensor]:
-        """Queries `[n, d]` → boxes `[n, 4]` cxcywh, and uniform weights `[n, HW]`."""
-        return self.mlp(queries).sigmoid(), cells.mask / cells.mask.sum(-1, keepdim=True)
+        """Predict one box per query.
+
+        Args:
+            queries: [n, d].
+            cells: The result of `prepare`.
+
+        Returns:
+            boxes: [n, 4], cxcywh in [0, 1].
+            weights: [n, H·W], uniform over valid cells.
+        """
+        boxes = self.mlp(queries).sigmoid()
+        uniform = cells.mask / cells.mask.sum(-1, keepdim=True)
+        return boxes, uniform
 
 
 class AttentionBoxHead(nn.Module):
-    """Boxes carried by attention over cells (ours): every cell of the memory proposes the box of what lies there,
-    and the query says with one more attention which cells it means. It learns from scratch.
+    """A box head that averages the boxes of all cells under attention (not in the paper).
+
+    Each cell of the memory proposes a box. One more attention of the query weights the cells. The
+    head learns without pretrained weights.
+
+    Args:
+        hidden_dim: Width d of queries and memory.
     """
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
-        self.query, self.key = nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
+        self.query = nn.Linear(hidden_dim, hidden_dim)
+        self.key = nn.Linear(hidden_dim, hidden_dim)
         self.mlp = MLP(hidden_dim, hidden_dim, 4)
 
     def prepare(
         self, memory: Tensor, positions: Tensor, mask: Tensor, centers: Tensor
     ) -> CellProposals:
-        """Visual memory `[n, HW, d]`, mask `[n, HW]`; its sine positions `[m, HW, d]` and cell centres `[m, HW, 2]` in [0, 1], of
-        the n frames or of their m queries.
+        """Compute the keys and the box proposals of all cells.
+
+        Args:
+            memory: [n, H·W, d], visual memory of n frames.
+            positions: [m, H·W, d], sine positions of the n frames (m = n) or of their m queries.
+            mask: [n, H·W], True at valid cells.
+            centers: [m, H·W, 2], cell centers (x, y) in [0, 1], for the same m.
+
+        Returns:
+            Mask, keys and boxes of the n frames.
         """
-        positions, centers = (
-            part.repeat_interleave(len(memory) // len(part), 0) for part in (positions, centers)
-        )
-        offset, size = self.mlp(memory).split(2, -1)
-        return CellProposals(
-            mask,
-            self.key(memory + positions),
-            torch.cat([centers + 0.5 * offset.tanh(), size.sigmoid()], -1),
-        )
+        # Frames of one query share positions and centers.
+        frame_positions = positions.repeat_interleave(len(memory) // len(positions), 0)
+        frame_centers = centers.repeat_interleave(len(memory) // len(centers), 0)
+
+        offset, size = self.mlp(memory).split(2, -1)  # [n, H·W, 2] each
+        keys = self.key(memory + frame_positions)  # [n, H·W, d]
+
+        # A box center lies at most half the picture away from its cell.
+        box_centers = frame_centers + 0.5 * offset.tanh()
+        boxes = torch.cat([box_centers, size.sigmoid()], -1)  # [n, H·W, 4]
+
+        return CellProposals(mask, keys, boxes)
 
     def forward(self, queries: Tensor, cells: CellProposals) -> tuple[Tensor, Tensor]:
-        """Queries `[n, d]` → boxes `[n, 4]` cxcywh, the mean of the cells' boxes under the attention `[n, HW]`, which comes too."""
-        logits = (
-            torch.einsum("nd,nsd->ns", self.query(queries), cells.keys) / queries.shape[-1] ** 0.5
-        )
-        weight = logits.masked_fill(~cells.mask, float("-inf")).softmax(-1)
-        return torch.einsum("ns,nsc->nc", weight, cells.boxes), weight
+        """Predict one box per query: the mean of the cells' boxes under the attention.
+
+        Args:
+            queries: [n, d].
+            cells: The result of `prepare`.
+
+        Returns:
+            boxes: [n, 4], cxcywh in [0, 1].
+            weights: [n, H·W], attention over cells; sums to 1.
+        """
+        products = torch.einsum("nd,nsd->ns", self.query(queries), cells.keys)  # [n, H·W]
+        logits = products / queries.shape[-1] ** 0.5
+
+        weights = logits.masked_fill(~cells.mask, float("-inf")).softmax(-1)
+        boxes = torch.einsum("ns,nsc->nc", weights, cells.boxes)
+        return boxes, weights

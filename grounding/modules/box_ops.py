@@ -1,49 +1,96 @@
-"""Boxes on maps: which cells are a box's own, and how they are weighed in what lies in it (CG-STVG, sec. 3.3)."""
+"""Box arithmetic: formats, IoU and generalized IoU."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Cxcywh → xyxy, `[…, 4]`."""
-    centre, size = boxes.split(2, -1)
-    return torch.cat([centre - size / 2, centre + size / 2], -1)
+    """Convert boxes from center and size to corners.
+
+    Args:
+        boxes: […, 4], cxcywh.
+
+    Returns:
+        […, 4], xyxy.
+    """
+    center, size = boxes.split(2, -1)
+    return torch.cat([center - size / 2, center + size / 2], -1)
 
 
 def full_frame_boxes(frame_positions: Tensor) -> Tensor:
-    """The box of the whole picture, cxcywh, for every frame, `[B, T]` → `[B, T, 4]`."""
-    half, whole = (
-        torch.full_like(frame_positions, side, dtype=torch.float32) for side in (0.5, 1.0)
-    )
-    return torch.stack([half, half, whole, whole], -1)
+    """Return the box of the whole picture for every frame.
+
+    Args:
+        frame_positions: [B, T]; gives shape and device.
+
+    Returns:
+        [B, T, 4], cxcywh (0.5, 0.5, 1, 1), float32.
+    """
+    center = torch.full_like(frame_positions, 0.5, dtype=torch.float32)
+    size = torch.full_like(frame_positions, 1.0, dtype=torch.float32)
+    return torch.stack([center, center, size, size], -1)
 
 
 def box_iou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
-    """IoU of pairs of boxes xyxy, `[…, 4]` each → `[…]`."""
-    shared, union, _ = _intersection_and_union(pred_boxes, target_boxes)
-    return shared / union.clamp(min=1e-9)
+    """Return the IoU of pairs of boxes.
+
+    Args:
+        pred_boxes: […, 4], xyxy.
+        target_boxes: […, 4], xyxy.
+
+    Returns:
+        […], in [0, 1].
+    """
+    areas = _pair_areas(pred_boxes, target_boxes)
+    return areas.intersection / areas.union.clamp(min=1e-9)
 
 
 def generalized_box_iou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
-    """Generalised IoU of pairs of boxes xyxy, `[…, 4]` each → `[…]` in [−1, 1]; of two without area at one place 0."""
-    shared, union, hull = _intersection_and_union(pred_boxes, target_boxes)
-    return shared / union.clamp(min=1e-9) - (hull - union) / hull.clamp(min=1e-9)
+    """Return the generalized IoU of pairs of boxes.
+
+    Args:
+        pred_boxes: […, 4], xyxy.
+        target_boxes: […, 4], xyxy.
+
+    Returns:
+        […], in [−1, 1]; 0 for two boxes without area at the same point.
+    """
+    areas = _pair_areas(pred_boxes, target_boxes)
+
+    iou = areas.intersection / areas.union.clamp(min=1e-9)
+    uncovered = (areas.hull - areas.union) / areas.hull.clamp(min=1e-9)
+    return iou - uncovered
 
 
-def _intersection_and_union(
-    pred_boxes: Tensor, target_boxes: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of pairs of boxes xyxy `[…, 4]`: what they share, what they cover together, and the least box around both."""
-    (x1, y1, x2, y2), (u1, v1, u2, v2) = pred_boxes.unbind(-1), target_boxes.unbind(-1)
-    shared = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0) * (
-        torch.minimum(y2, v2) - torch.maximum(y1, v1)
-    ).clamp(min=0)
-    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
-    return (
-        shared,
-        union,
-        (torch.maximum(x2, u2) - torch.minimum(x1, u1))
-        * (torch.maximum(y2, v2) - torch.minimum(y1, v1)),
-    )
+@dataclass(frozen=True)
+class _PairAreas:
+    """Areas `[…]` of pairs of boxes: intersection, union and smallest enclosing box."""
+
+    intersection: Tensor
+    union: Tensor
+    hull: Tensor
+
+
+def _pair_areas(pred_boxes: Tensor, target_boxes: Tensor) -> _PairAreas:
+    """Return the areas of pairs of boxes xyxy `[…, 4]`."""
+    pred_x1, pred_y1, pred_x2, pred_y2 = pred_boxes.unbind(-1)
+    target_x1, target_y1, target_x2, target_y2 = target_boxes.unbind(-1)
+
+    # Sides of the intersection; negative without overlap.
+    shared_width = torch.minimum(pred_x2, target_x2) - torch.maximum(pred_x1, target_x1)
+    shared_height = torch.minimum(pred_y2, target_y2) - torch.maximum(pred_y1, target_y1)
+    intersection = shared_width.clamp(min=0) * shared_height.clamp(min=0)
+
+    pred_area = (pred_x2 - pred_x1) * (pred_y2 - pred_y1)
+    target_area = (target_x2 - target_x1) * (target_y2 - target_y1)
+    union = pred_area + target_area - intersection
+
+    # Sides of the smallest box around both.
+    hull_width = torch.maximum(pred_x2, target_x2) - torch.minimum(pred_x1, target_x1)
+    hull_height = torch.maximum(pred_y2, target_y2) - torch.minimum(pred_y1, target_y1)
+
+    return _PairAreas(intersection, union, hull_width * hull_height)

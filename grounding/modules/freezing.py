@@ -1,4 +1,4 @@
-"""What of an image encoder trains with a network."""
+"""Selection of the trainable parameters of an image encoder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,23 @@ if TYPE_CHECKING:
     from pipeline.encoders.appearance import AppearanceEncoder
 
 TRAINABLE_PREFIXES = ("layer2", "layer3", "layer4")
-"""The stages of a ResNet that train, as in DETR and MDETR: its stem, its first stage and all batch norms stay as they are."""
+"""Trainable stages of a ResNet, as in DETR and MDETR. Stem, first stage and all batch norms stay
+frozen."""
 
 
 def set_trainable(image_encoder: AppearanceEncoder, trainable: bool) -> None:
-    """Let the convolutions of `LEARNING` train, or nothing."""
+    """Make the convolutions of the stages `TRAINABLE_PREFIXES` trainable, or freeze everything.
+
+    Args:
+        image_encoder: The encoder to change in place.
+        trainable: False freezes all parameters.
+    """
     image_encoder.requires_grad_(False)
-    for stage in TRAINABLE_PREFIXES if trainable else ():
+
+    if not trainable:
+        return
+
+    for stage in TRAINABLE_PREFIXES:
         for module in image_encoder.body.get_submodule(stage).modules():
             if isinstance(module, nn.Conv2d):
                 module.requires_grad_(True)

@@ -1,1 +1,1 @@
-"""Prediction for any video: `Grounder`, windows over long videos, the cache of features."""
+"""Grounding of sentences in single videos, short or long, without a feature store."""

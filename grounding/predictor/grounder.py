@@ -1,12 +1,13 @@
-"""Asking a trained run, or several together, about a video that is in no store.
+"""Grounding of sentences in a video file, with one or more trained runs.
 
-    grounder = Grounder(Path("runs/shapes"))
-    answers = grounder.ask(Path("video.mp4"), ["the red circle spins."])
-    answers.queries[0].span_seconds
+    grounder = Grounder("runs/shapes")
+    result = grounder.ground("video.mp4", ["the red circle spins."])
+    result.queries[0].span_seconds
 
-The video is decoded once, whatever the number of sentences, with the backbones, weights, sampling and reductions that the run's
-`provenance.json` records. A video longer than what the run was trained on is asked about window by window (`grounding.predictor.windows`) while
-it is decoded: hours take no more memory than minutes. With `keep` its features stay in a folder, for sentences to come.
+The video is decoded once for all sentences, with the encoders, sampling and reductions that the
+run's `provenance.json` records. A video longer than the training segments is grounded window by
+window (`grounding.predictor.windows`) while it is decoded, so memory does not grow with its length.
+With `cache_dir`, its features are kept in a folder for later sentences.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from grounding.data.dataset import SQUARE_MOTION_PRODUCTS, GroundingDataset
 from grounding.data.feature_reduction import load_reduction
 from grounding.data.sources import FeatureSource, ImageSource, InMemorySource, TokenSource
 from grounding.inference.ensemble import Ensemble
-from grounding.inference.predict import decode_ranked_tube, run_passes
+from grounding.inference.predict import decode_ranked_tube, iter_segment_predictions
 from grounding.models.end_to_end import EndToEnd
 from grounding.predictor.feature_cache import FeatureCache
 from grounding.predictor.results import GroundingResult, TopTubes, VideoInfo, build_query_result
@@ -51,12 +52,19 @@ from pipeline.weights.load import compute_weights_digest, load_backbone
 
 ProgressCallback = Callable[[int, int], None]
 SHAPES_MARKER_FILE = "shapes.json"
-"""The file at the root of a made `shapes`."""
+"""File at the root of a generated `shapes` data set."""
 
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """A video that was looked at: its facts, its features by product, under `key`, and the frames' edges in seconds `[frame_count + 1]`."""
+    """The features of a video.
+
+    Attributes:
+        video: Facts of the video.
+        key: The video's key in the features.
+        features: Product name → features.
+        frame_edges: `[frame_count + 1]`, times of the frames' edges in seconds.
+    """
 
     video: VideoInfo
     key: str
@@ -65,16 +73,26 @@ class VideoFeatures:
 
 
 class Grounder:
-    """Models of one run, or of several that answer together, and the frozen backbones their features came from, ready to be asked.
+    """The models of one or more runs, with the encoders of their features.
 
-    `frames` is how many frames a pass sees (T_s), by default as in training; `batch` how many passes run at once; `refine` and
-    `between` are as in `predict`. `window` is the length in seconds of the windows that a longer video is asked about in, by default
-    that of the segments the run was trained on (`grounding.predictor.window_length`). Videos are decoded in this process, or where `decoder` does it.
+    Args:
+        *runs: Run directories. Several runs predict together, as an ensemble.
+        device: `auto`, `cpu` or `cuda`.
+        num_frames: Frames per forward pass (T_s); by default as in training.
+        batch_size: Forward passes that run at once.
+        refine_boundaries: Run a second, denser pass around the predicted span.
+        subframe_boundaries: Interpolate boundaries between clips or frames.
+        window_seconds: Length of the windows of a longer video in seconds; by default that of the
+            training segments (`grounding.predictor.window_length`).
+        decoder: Decoder of video frames; by default in this process.
+
+    Raises:
+        InputError: A run is incomplete, the runs do not fit together, or weights have changed.
     """
 
     def __init__(
         self,
-        *runs: Path,
+        *runs: str | Path,
         device: str = "auto",
         num_frames: int | None = None,
         batch_size: int = 16,
@@ -85,41 +103,44 @@ class Grounder:
     ) -> None:
         self.decoder = decoder
         self.device = resolve_device(device)
-        self.batch_size, self.refine_boundaries, self.subframe_boundaries = (
-            batch_size,
-            refine_boundaries,
-            subframe_boundaries,
-        )
-        self.ensemble = Ensemble.from_runs(runs, self.device, num_frames)
-        run, provenance = self.ensemble.runs[0], self.ensemble.provenance
+        self.batch_size = batch_size
+        self.refine_boundaries = refine_boundaries
+        self.subframe_boundaries = subframe_boundaries
+
+        # All runs of an ensemble are trained on equal features, so the first run describes them.
+        run_paths = [Path(run) for run in runs]
+        self.ensemble = Ensemble.from_runs(run_paths, self.device, num_frames)
+        run = self.ensemble.runs[0]
+        provenance = self.ensemble.provenance
+        product_provenance = provenance["products"]
         self.dataset_name: str = provenance["dataset"]
-        made_from = provenance["products"]
-        sampling = {
-            key: value
-            for about in made_from.values()
-            for key, value in about.get("sampling", {}).items()
-        }
-        self.sampling = validate(SamplingConfig, sampling, f"{run / 'provenance.json'}")
-        trained = get_trained_encoders(self.ensemble)
+        self.sampling = _merge_sampling(product_provenance, f"{run / 'provenance.json'}")
+
+        # Models that read images tokenize sentences themselves if they train a text encoder.
         self.visual_products = tuple(self.ensemble.product_by_input.values())
-        self.tokenize = (
-            get_tokenizer(self.ensemble.models[0]) if self.ensemble.reads_images else None
-        )
-        needed = self.visual_products if self.tokenize else (*self.visual_products, "text")
-        self.encoders = {
-            name: trained.get(name)
-            or load_recorded_encoder(run, name, made_from[name], self.device)
-            for name in needed
-        }
+        self.tokenize = None
+        if self.ensemble.reads_images:
+            self.tokenize = get_tokenizer(self.ensemble.models[0])
+
+        # Encoders that the run trained, and the recorded encoders of the other products.
+        encoded_products = self.visual_products
+        if self.tokenize is None:
+            encoded_products = (*self.visual_products, "text")
+        trained_encoders = get_trained_encoders(self.ensemble)
+        self.encoders: dict[str, nn.Module] = {}
+        for name in encoded_products:
+            self.encoders[name] = trained_encoders.get(name) or load_recorded_encoder(
+                run, name, product_provenance[name], self.device
+            )
         self.networks = [unwrap_encoders(model) for model in self.ensemble.models]
-        self.reductions = {
-            name: load_reduction(run, name, made_from.get(name, {}))
-            for name in self.visual_products
-        }
-        self.origins = {
-            name: made_from.get(name) or self._build_trained_origin(name)
-            for name in self.visual_products
-        }
+
+        self.reductions = {}
+        self.origins: dict[str, dict[str, Any]] = {}
+        for name in self.visual_products:
+            recorded_origin = product_provenance.get(name, {})
+            self.reductions[name] = load_reduction(run, name, recorded_origin)
+            self.origins[name] = recorded_origin or self._build_trained_origin(name)
+
         if window_seconds is not None and not window_seconds > 0:
             raise InputError(f"a window of {window_seconds} seconds: give a number above 0")
         self.window_seconds = window_seconds or get_window_seconds(
@@ -128,68 +149,113 @@ class Grounder:
 
     def ground(
         self,
-        video: Path,
-        sentences: Sequence[str],
+        video: str | Path,
+        sentences: str | Sequence[str],
         top_k: int = 1,
         progress: ProgressCallback = lambda done, total: None,
     ) -> GroundingResult:
-        """Where and when each sentence happens in the video, which is decoded once and of which nothing is kept.
+        """Find the events of sentences in a video, which is decoded once; nothing is kept.
 
-        `top`: how many tubes, of different events, a sentence is given at most. `progress` counts frames. InputError for an empty
-        sentence, VideoError for a bad video.
+        Args:
+            video: Path of the video.
+            sentences: One sentence, or several.
+            top_k: Largest number of tubes per sentence, of different events.
+            progress: Receives the number of decoded frames and the number of all frames.
+
+        Returns:
+            The tubes of each sentence.
+
+        Raises:
+            InputError: There is no sentence, or one is empty.
+            VideoError: The video is missing or cannot be decoded.
         """
-        texts, stream = validate_sentences(sentences), self._open_stream(video, progress)
-        about, edges = build_video_info(video, stream.initial_facts), stream.video_metadata.edges
-        windows = plan_windows(edges, self.window_seconds)
-        stretches = stream_window_batches(
-            about.path, stream, self.reductions, windows, self._compute_windows_per_batch()
+        texts = validate_sentences(sentences)
+        stream = self._open_stream(video, progress)
+        video_info = build_video_info(video, stream.initial_facts)
+        frame_edges = stream.video_metadata.edges
+
+        windows = plan_windows(frame_edges, self.window_seconds)
+        window_batches = stream_window_batches(
+            video_info.path, stream, self.reductions, windows, self._compute_windows_per_batch()
         )
-        return self._ground_windows(about, about.path, edges, stretches, texts, top_k)
+        return self._ground_windows(
+            video_info, video_info.path, frame_edges, window_batches, texts, top_k
+        )
 
     def encode_video(
         self,
-        video: Path,
-        cache_dir: Path | None = None,
+        video: str | Path,
+        cache_dir: str | Path | None = None,
         progress: ProgressCallback = lambda done, total: None,
     ) -> VideoFeatures:
-        """Decode a video and keep its features, so that `answer` may be called any number of times; `progress` counts frames.
+        """Compute the features of a video, for any number of calls of `ground_encoded`.
 
-        They are kept in memory, or, of a long video, in the folder `keep`: where they are there already nothing is decoded.
+        Args:
+            video: Path of the video.
+            cache_dir: Folder of a feature cache, for long videos. Cached features are not computed
+                again. By default features stay in memory.
+            progress: Receives the number of decoded frames and the number of all frames.
+
+        Returns:
+            The features of the video.
+
+        Raises:
+            InputError: The cache holds features of other settings.
+            VideoError: The video is missing or cannot be decoded.
         """
         if cache_dir is None:
+            return self._encode_in_memory(video, progress)
+
+        path = Path(video)
+        cache = FeatureCache(Path(cache_dir), self.origins)
+        cached_video = cache.find(path)
+        if cached_video is None:
             stream = self._open_stream(video, progress)
-            whole = next(
-                stream_window_batches(
-                    str(video), stream, self.reductions, [(0, stream.video_metadata.frame_count)], 1
-                )
-            )
-            return VideoFeatures(
-                build_video_info(video, stream.initial_facts),
-                str(video),
-                whole.features,
-                stream.video_metadata.edges,
-            )
-        folder = FeatureCache(cache_dir, self.origins)
-        there = folder.find(video) or folder.add(
-            video, self._open_stream(video, progress), self.reductions
-        )
+            cached_video = cache.add(path, stream, self.reductions)
         return VideoFeatures(
-            build_video_info(video, there.facts), there.key, {**there.products}, there.frame_edges
+            video=build_video_info(video, cached_video.facts),
+            key=cached_video.key,
+            features=dict(cached_video.products),
+            frame_edges=cached_video.frame_edges,
+        )
+
+    def _encode_in_memory(self, video: str | Path, progress: ProgressCallback) -> VideoFeatures:
+        """Compute the features of a video as those of a single window."""
+        stream = self._open_stream(video, progress)
+        windows = [(0, stream.video_metadata.frame_count)]
+        window_batches = stream_window_batches(str(video), stream, self.reductions, windows, 1)
+        window_batch = next(window_batches)
+        return VideoFeatures(
+            video=build_video_info(video, stream.initial_facts),
+            key=str(video),
+            features=window_batch.features,
+            frame_edges=stream.video_metadata.edges,
         )
 
     def ground_encoded(
         self,
         video_features: VideoFeatures,
-        sentences: Sequence[str],
+        sentences: str | Sequence[str],
         top_k: int = 1,
         progress: ProgressCallback = lambda done, total: None,
     ) -> GroundingResult:
-        """Answers about a video that was looked at; `progress` counts windows, each of which all sentences are asked about."""
-        texts, windows = (
-            validate_sentences(sentences),
-            plan_windows(video_features.frame_edges, self.window_seconds),
-        )
-        stretches = read_window_batches(
+        """Find the events of sentences in an encoded video.
+
+        Args:
+            video_features: Features of the video.
+            sentences: One sentence, or several.
+            top_k: Largest number of tubes per sentence, of different events.
+            progress: Receives the number of finished windows and the number of all windows.
+
+        Returns:
+            The tubes of each sentence.
+
+        Raises:
+            InputError: There is no sentence, or one is empty.
+        """
+        texts = validate_sentences(sentences)
+        windows = plan_windows(video_features.frame_edges, self.window_seconds)
+        window_batches = read_window_batches(
             video_features.key, video_features.features, windows, self._compute_windows_per_batch()
         )
         progress(0, len(windows))
@@ -197,28 +263,30 @@ class Grounder:
             video_features.video,
             video_features.key,
             video_features.frame_edges,
-            track_progress(stretches, len(windows), progress),
+            track_progress(window_batches, len(windows), progress),
             texts,
             top_k,
         )
 
     def _build_trained_origin(self, product: str) -> dict[str, Any]:
-        """What tells features of an encoder that trained from others."""
+        """Return the settings that determine the features of an encoder that the run trained."""
         return {
             "weights_digest": compute_weights_digest(self.encoders[product], product),
             "sampling": self.sampling.model_dump(mode="json"),
         }
 
-    def _open_stream(self, video: Path, progress: ProgressCallback) -> FeatureStream:
+    def _open_stream(self, video: str | Path, progress: ProgressCallback) -> FeatureStream:
+        """Open a video as a stream of features."""
         encoders = {name: self.encoders[name] for name in self.visual_products}
         return FeatureStream(
             Path(video), self.sampling, encoders, decoder=self.decoder, progress=progress
         )
 
     def _compute_windows_per_batch(self) -> int:
-        """How many windows' passes fill a batch."""
-        passes = math.ceil(self.window_seconds * self.sampling.fps / self.ensemble.num_frames)
-        return max(1, self.batch_size // passes)
+        """Return the number of windows whose passes fill a batch, at least 1."""
+        frames_per_window = self.window_seconds * self.sampling.fps
+        passes_per_window = math.ceil(frames_per_window / self.ensemble.num_frames)
+        return max(1, self.batch_size // passes_per_window)
 
     def _ground_windows(
         self,
@@ -229,90 +297,113 @@ class Grounder:
         texts: Sequence[str],
         top_k: int,
     ) -> GroundingResult:
-        """Ask every window about every sentence; `key` is the video's among the features."""
-        words = self._build_text_source(video, texts)
-        best = [TopTubes(top_k) for _ in texts]
-        for stretch in window_batches:
-            queries = [
-                build_query(video, key, place, text, window)
-                for window in stretch.windows
-                for place, text in enumerate(texts)
-            ]
-            features = self._build_dataset(queries, stretch, words)
+        """Ground all sentences in all windows; `key` is the video's key in the features."""
+        text_source = self._build_text_source(video, texts)
+        top_tubes = [TopTubes(top_k) for _ in texts]
+        for window_batch in window_batches:
+            # Every sentence is a query about every window.
+            queries = []
+            for window in window_batch.windows:
+                for index, text in enumerate(texts):
+                    queries.append(build_query(video, key, index, text, window))
+
+            dataset = self._build_dataset(queries, window_batch, text_source)
             with self.ensemble.autocast():
-                found = run_passes(
-                    decode_ranked_tube,
+                segment_predictions = iter_segment_predictions(
                     self.networks,
-                    features,
+                    dataset,
                     queries,
                     self.batch_size,
                     refine_boundaries=self.refine_boundaries,
                     subframe_boundaries=self.subframe_boundaries,
                 )
-            for query, (rank, prediction) in zip(queries, found, strict=True):
-                best[int(query.id)].add(rank, prediction)
-        answers = [
-            build_query_result(text, own.select(), frame_edges)
-            for text, own in zip(texts, best, strict=True)
-        ]
-        return GroundingResult(video=video, queries=answers)
+                for prediction in segment_predictions:
+                    rank, tube = decode_ranked_tube(prediction, self.subframe_boundaries)
+                    top_tubes[int(prediction.query.id)].add(rank, tube)
+
+        results = []
+        for text, sentence_tubes in zip(texts, top_tubes, strict=True):
+            results.append(build_query_result(text, sentence_tubes.select(), frame_edges))
+        return GroundingResult(video=video, queries=results)
 
     def _build_dataset(
         self, queries: Sequence[Query], window_batch: WindowBatch, text_source: FeatureSource
     ) -> GroundingDataset:
-        appearance, *motion = (window_batch.features[name] for name in self.visual_products)
+        """Return the queries about a batch of windows with their features."""
+        appearance_product, *motion_products = self.visual_products
+        appearance = window_batch.features[appearance_product]
+        motion = window_batch.features[motion_products[0]] if motion_products else None
         if self.ensemble.reads_images:
             appearance = ImageSource(appearance, self.sampling.short_side)
-        frames, clips, squared = (
-            self.ensemble.num_frames,
-            self.ensemble.num_clips,
-            self.ensemble.motion_product in SQUARE_MOTION_PRODUCTS,
-        )
         return GroundingDataset(
             queries,
             Tracks(),
             appearance,
-            motion[0] if motion else None,
+            motion,
             text_source,
-            frames,
-            clips,
-            squared,
+            self.ensemble.num_frames,
+            self.ensemble.num_clips,
+            self.ensemble.motion_product in SQUARE_MOTION_PRODUCTS,
             self.device,
         )
 
     def _build_text_source(self, video: VideoInfo, texts: Sequence[str]) -> FeatureSource:
-        """What the networks read of sentences, by their number: tokens, or token states."""
+        """Return the tokens or token states of sentences, by sentence index."""
         if self.tokenize is not None:
-            return TokenSource(
-                [
-                    build_query(video, video.path, place, text, (0, 1))
-                    for place, text in enumerate(texts)
-                ],
-                self.tokenize,
-            )
-        states = encode_texts(list(texts), self.encoders["text"])
-        return InMemorySource(
-            [
-                Entry(str(place), video.path, rows, {"token": tokens})
-                for place, (rows, tokens) in enumerate(states)
-            ]
-        )
+            queries = []
+            for index, text in enumerate(texts):
+                queries.append(build_query(video, video.path, index, text, (0, 1)))
+            return TokenSource(queries, self.tokenize)
 
-    def domain_warning(self, video: Path) -> str:
-        """Why the run may be of no use for this video ("" if nothing speaks against it)."""
-        folders = Path(video).resolve().parents
-        if self.dataset_name != "shapes" or any(
-            (folder / SHAPES_MARKER_FILE).is_file() for folder in folders
-        ):
+        entries = []
+        for index, (states, tokens) in enumerate(encode_texts(list(texts), self.encoders["text"])):
+            entries.append(Entry(str(index), video.path, states, {"token": tokens}))
+        return InMemorySource(entries)
+
+    def domain_warning(self, video: str | Path) -> str:
+        """Return a warning if a run trained on `shapes` is given another video.
+
+        Args:
+            video: Path of the video.
+
+        Returns:
+            The warning, or "" without a reason for one.
+        """
+        if self.dataset_name != "shapes":
             return ""
+        for folder in Path(video).resolve().parents:
+            if (folder / SHAPES_MARKER_FILE).is_file():
+                return ""
         return (
-            f"{self.ensemble.runs[0]} was trained on `shapes`, moving figures on plain ground: what it says about another video"
-            " means little; train a run on videos like this one"
+            f"{self.ensemble.runs[0]} was trained on `shapes`, moving figures on a plain"
+            " background: its predictions for other videos mean little; train a run on videos like"
+            " this one"
         )
 
 
-def validate_sentences(sentences: Sequence[str]) -> list[str]:
-    """The sentences without white space around them; none at all, or an empty one, is an InputError."""
+def _merge_sampling(products: Mapping[str, Mapping[str, Any]], context: str) -> SamplingConfig:
+    """Return the sampling settings of all products; each product records the keys it uses."""
+    values: dict[str, Any] = {}
+    for provenance in products.values():
+        values |= provenance.get("sampling", {})
+    return validate(SamplingConfig, values, context)
+
+
+def validate_sentences(sentences: str | Sequence[str]) -> list[str]:
+    """Return sentences without surrounding white space.
+
+    Args:
+        sentences: One sentence, or several.
+
+    Returns:
+        The sentences in their order.
+
+    Raises:
+        InputError: There is no sentence, or one is empty.
+    """
+    # A string is a sequence of letters too.
+    if isinstance(sentences, str):
+        sentences = [sentences]
     texts = [text.strip() for text in sentences]
     if not texts:
         raise InputError('no sentence: say what to look for, for example "a dog jumps."')
@@ -325,70 +416,121 @@ def validate_sentences(sentences: Sequence[str]) -> list[str]:
 
 
 def get_trained_encoders(ensemble: Ensemble) -> dict[str, nn.Module]:
-    """The encoders that were trained before the network, by product; an InputError where several runs have each their own. A
-    network that is given pictures keeps its own to itself.
+    """Return the encoders that train in front of the network, by product.
+
+    A model that reads images contains its encoders, so they are not among them.
+
+    Args:
+        ensemble: Models of the runs.
+
+    Returns:
+        Product name → encoder; empty if the runs trained on cached features or images.
+
+    Raises:
+        InputError: Several runs have encoders of their own.
     """
-    first = ensemble.models[0]
-    if not isinstance(first, EndToEnd):
+    model = ensemble.models[0]
+    if not isinstance(model, EndToEnd):
         return {}
     if len(ensemble.models) > 1:
         raise InputError(
-            f"{', '.join(map(str, ensemble.runs))}: each of these runs has encoders of its own, and a video is encoded once: name one run "
-            "(stvg-eval lets several answer about a store)"
+            f"{', '.join(map(str, ensemble.runs))}: each of these runs has its own encoders, and a"
+            " video is encoded once: name one run (stvg-eval evaluates several on a store)"
         )
-    return {"appearance": first.image_encoder, "text": first.text_encoder}
+    return {"appearance": model.image_encoder, "text": model.text_encoder}
 
 
 def load_recorded_encoder(
-    run: Path, product: str, provenance: dict[str, Any], device: torch.device
+    run: Path, product: str, provenance: Mapping[str, Any], device: torch.device
 ) -> nn.Module:
-    """The encoder a run's features came from, ready to compute; InputError where the weights found now are others. Pictures need none."""
+    """Load the encoder of a run's features, ready for inference.
+
+    Args:
+        run: Run directory, for the message.
+        product: Name of the product; `frames` needs no encoder.
+        provenance: Provenance of the product.
+        device: Device of the encoder.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        InputError: The weights are missing or have changed.
+    """
     if product == "frames":
         return nn.Identity()
     backbone = load_backbone(
         product, provenance["backbone"], provenance["weights"], provenance.get("slowfast")
     )
-    if backbone.digest != provenance["weights_digest"]:
+    expected_digest = provenance["weights_digest"]
+    if backbone.digest != expected_digest:
         raise InputError(
-            f"{run} was trained on {product} features of weights {provenance['weights']!r} with digest"
-            f" {provenance['weights_digest'][:12]}…, but these weights are {backbone.digest[:12]}… here:"
-            " put the same weights back, or extract and train again"
+            f"{run} was trained on {product} features of weights {provenance['weights']!r} with"
+            f" digest {expected_digest[:12]}…, but the digest of these weights is now"
+            f" {backbone.digest[:12]}…: restore the original weights, or extract and train again"
         )
     return optimize_for_inference(backbone.encoder.to(device))
 
 
-def build_video_info(video: Path, facts: Mapping[str, Any]) -> VideoInfo:
-    return VideoInfo.model_validate(
-        {"path": str(video), **{key: facts[key] for key in ("fps", "frame_count", "size")}}
+def build_video_info(video: str | Path, facts: Mapping[str, Any]) -> VideoInfo:
+    """Build the facts of a video.
+
+    Args:
+        video: Path of the video.
+        facts: Facts of its features, with `fps`, `frame_count` and `size`.
+
+    Returns:
+        The facts of the video.
+    """
+    return VideoInfo(
+        path=str(video),
+        fps=facts["fps"],
+        frame_count=facts["frame_count"],
+        size=facts["size"],
     )
 
 
 def build_query(video: VideoInfo, key: str, sentence_index: int, text: str, window: Span) -> Query:
-    """A sentence, by its place among the sentences, about a window of a video, as a query without truth."""
-    facts = {
-        "fps": video.fps,
-        "frame_count": video.frame_count,
-        "size": video.size,
-        "segment": window,
-    }
-    return Query.model_validate(
-        {
-            "id": str(sentence_index),
-            "video": key,
-            "path": video.path,
-            "text": text,
-            "split": "ask",
-            **facts,
-        }
+    """Build a query without ground truth about a window of a video.
+
+    Args:
+        video: Facts of the video.
+        key: The video's key in the features.
+        sentence_index: Index of the sentence, the id of the query.
+        text: The sentence.
+        window: Frames `[begin, end)`.
+
+    Returns:
+        The query.
+    """
+    return Query(
+        id=str(sentence_index),
+        video=key,
+        path=video.path,
+        fps=video.fps,
+        frame_count=video.frame_count,
+        size=video.size,
+        segment=window,
+        text=text,
+        split="ask",
     )
 
 
 def track_progress(
     window_batches: Iterable[WindowBatch], total: int, progress: ProgressCallback
 ) -> Iterator[WindowBatch]:
-    """The same stretches; `progress` hears of the windows of each one that is done with."""
-    done = 0
-    for stretch in window_batches:
-        yield stretch
-        done += len(stretch.windows)
-        progress(done, total)
+    """Yield window batches and report the finished ones.
+
+    Args:
+        window_batches: Batches of windows.
+        total: Number of all windows.
+        progress: Receives the number of finished windows and `total`.
+
+    Yields:
+        The batches, unchanged.
+    """
+    num_finished = 0
+    for window_batch in window_batches:
+        yield window_batch
+        num_finished += len(window_batch.windows)
+        progress(num_finished, total)

@@ -1,4 +1,4 @@
-"""What asking about a video gives: the JSON of `stvg-predict`, and the best of what a long video's windows found."""
+"""Results of grounding sentences in a video, and the selection of the best tubes of all windows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from pipeline.records import FORMAT, Prediction, Span
 from pipeline.validation import StrictModel
 
 SAME_EVENT_OVERLAP = 0.5
-"""Two windows found the same where one's span covers at least this share of the other's."""
+"""Share of the shorter span that two predictions of the same event have in common, at least."""
 MAX_OVERLAPPING_WINDOWS = 4
-"""Other windows that share frames with one, at most: two on either side."""
+"""Largest number of other windows that share frames with a window: two on each side."""
 
 
 class VideoInfo(StrictModel):
-    """The video's facts: `size` is `(width, height)` in pixels as shown, `fps` the mean rate."""
+    """Facts about a video.
+
+    Attributes:
+        path: Path of the video file.
+        fps: Mean frame rate.
+        frame_count: Number of frames.
+        size: `(width, height)` in pixels, as displayed.
+    """
 
     path: str
     fps: float
@@ -28,11 +35,19 @@ class VideoInfo(StrictModel):
 
 
 class TubeResult(StrictModel):
-    """One sentence's tube. `score` is CSDVL's probability of its best proposal, which compares videos too; CG-STVG's and CoSTA's is that
-    of the first frame times that of the last one, within the window: which window is best they say otherwise (`SpanScores.level`).
+    """One tube of a sentence.
 
-    `span_frames` `[begin, end)`; `span_seconds` from when the first of them appears to when the last one goes, after
-    the video's first frame; `boxes` one row `(frame, x1, y1, x2, y2)` for every frame of the span, in pixels.
+    CSDVL's score is the probability of its best proposal and compares videos too.
+    CG-STVG's and CoSTA's score is the probability of the first frame times that of the last frame
+    within the window. It does not compare windows (see `SpanScores.log_normalizer`).
+
+    Attributes:
+        text: The sentence.
+        score: Score in [0, 1].
+        span_frames: Frames `[begin, end)`.
+        span_seconds: Seconds after the video's first frame, from the appearance of the first frame
+            of the span to the end of its last frame.
+        boxes: A row `(frame, x1, y1, x2, y2)` in pixels for every frame of the span.
     """
 
     text: str
@@ -43,13 +58,13 @@ class TubeResult(StrictModel):
 
 
 class QueryResult(TubeResult):
-    """The best tube, and in `others` the next best ones elsewhere in the video, where more were asked for."""
+    """The best tube of a sentence, and in `others` the next best tubes of other events."""
 
     others: list[TubeResult] = Field(default_factory=list)
 
 
 class GroundingResult(StrictModel):
-    """What `stvg-predict --json` writes: the video and the answers, in the order of the sentences."""
+    """The JSON of `stvg-predict --json`: the video, and one result per sentence in their order."""
 
     format: Literal[1] = FORMAT
     video: VideoInfo
@@ -57,11 +72,12 @@ class GroundingResult(StrictModel):
 
 
 class TopTubes:
-    """The `count` highest ranked of any number of predictions about one sentence, each of another event; its memory does not grow
-    with them.
+    """The highest ranked predictions of different events for one sentence.
 
-    Windows overlap, so an event is found by several. Of those that found the same the best counts. As one prediction shares frames
-    with those of `OVERLAPPING` other windows at most, the best `count · (1 + OVERLAPPING)` are enough to choose from.
+    Windows overlap, so several windows find one event; the highest ranked prediction counts.
+    A prediction shares frames with predictions of at most `MAX_OVERLAPPING_WINDOWS` other windows.
+    So the best `top_k · (1 + MAX_OVERLAPPING_WINDOWS)` predictions are enough to select from, and
+    memory does not grow with the number of windows.
     """
 
     def __init__(self, top_k: int) -> None:
@@ -70,50 +86,81 @@ class TopTubes:
         self._num_added = 0
 
     def add(self, rank: float, prediction: Prediction) -> None:
+        """Add a prediction.
+
+        Args:
+            rank: Rank of the prediction, higher is better. Of equal ranks, the earlier one wins.
+            prediction: Prediction of one window.
+        """
         self._num_added += 1
-        entry = (rank, -self._num_added, prediction)  # of two equal ones the earlier
-        if len(self._heap) < self.top_k * (1 + MAX_OVERLAPPING_WINDOWS):
+        entry = (rank, -self._num_added, prediction)
+        max_entries = self.top_k * (1 + MAX_OVERLAPPING_WINDOWS)
+        if len(self._heap) < max_entries:
             heapq.heappush(self._heap, entry)
         else:
             heapq.heappushpop(self._heap, entry)
 
     def select(self) -> list[Prediction]:
-        """The best first."""
-        chosen: list[Prediction] = []
+        """Select the best predictions of different events.
+
+        Returns:
+            At most `top_k` predictions, best first.
+        """
+        selected: list[Prediction] = []
         for _, _, prediction in sorted(self._heap, reverse=True):
-            if len(chosen) < self.top_k and not any(
-                _is_same_event(prediction.span, other.span) for other in chosen
-            ):
-                chosen.append(prediction)
-        return chosen
+            if len(selected) == self.top_k:
+                break
+            if not any(_is_same_event(prediction.span, other.span) for other in selected):
+                selected.append(prediction)
+        return selected
 
 
 def _is_same_event(first: Span, second: Span) -> bool:
-    """Whether either covers at least the share `SAME` of the other."""
-    common = min(first[1], second[1]) - max(first[0], second[0])
-    return common >= SAME_EVENT_OVERLAP * min(first[1] - first[0], second[1] - second[0])
+    """Return True if two spans have a large share of the shorter span in common."""
+    num_common = min(first[1], second[1]) - max(first[0], second[0])
+    num_shorter = min(first[1] - first[0], second[1] - second[0])
+    return num_common >= SAME_EVENT_OVERLAP * num_shorter
 
 
 def build_query_result(
     text: str, predictions: list[Prediction], frame_edges: np.ndarray
 ) -> QueryResult:
-    """A sentence's predictions, the best first."""
-    best, *others = (build_tube_result(text, prediction, frame_edges) for prediction in predictions)
-    return QueryResult(**dict(best), others=others)
+    """Build the result of a sentence.
+
+    Args:
+        text: The sentence.
+        predictions: Its predictions, at least one, best first.
+        frame_edges: `[frame_count + 1]`, times of the frames' edges in seconds.
+
+    Returns:
+        The result of the sentence.
+    """
+    tubes = [build_tube_result(text, prediction, frame_edges) for prediction in predictions]
+    return QueryResult(**dict(tubes[0]), others=tubes[1:])
 
 
 def build_tube_result(text: str, prediction: Prediction, frame_edges: np.ndarray) -> TubeResult:
-    """A prediction with its boxes interpolated to every frame of the span, and the span in seconds."""
+    """Build the result of a tube, with a box for every frame and the span in seconds.
+
+    Args:
+        text: The sentence.
+        prediction: Prediction with boxes at some frames; others are interpolated.
+        frame_edges: `[frame_count + 1]`, times of the frames' edges in seconds.
+
+    Returns:
+        The result of the tube.
+    """
     begin, end = prediction.span
     frames = np.arange(begin, end)
-    boxes = prediction_boxes(prediction, frames).round(2).tolist()
+    boxes = prediction_boxes(prediction, frames).round(2).tolist()  # [n, 4]
+
+    rows = []
+    for frame, (x1, y1, x2, y2) in zip(frames, boxes, strict=True):
+        rows.append((int(frame), x1, y1, x2, y2))
     return TubeResult(
         text=text,
         score=prediction.score,
         span_frames=prediction.span,
         span_seconds=(round(float(frame_edges[begin]), 3), round(float(frame_edges[end]), 3)),
-        boxes=[
-            (int(frame), x1, y1, x2, y2)
-            for frame, (x1, y1, x2, y2) in zip(frames, boxes, strict=True)
-        ],
+        boxes=rows,
     )

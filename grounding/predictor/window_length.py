@@ -1,4 +1,4 @@
-"""How long the segments were that a run was trained on: the length at which it can be asked about a long video."""
+"""Window length for long videos, derived from the segments a run was trained on."""
 
 from __future__ import annotations
 
@@ -12,28 +12,37 @@ from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Prediction
 
 MAX_MEDIAN_RATIO = 2.0
-"""The window is as long as the longest segment, but no longer than this many times the median: one outlier sets no rule."""
+"""Largest window length relative to the median segment, so that one outlier sets no rule."""
 
 
 def get_window_seconds(run: Path, provenance: Mapping[str, Any], grid_fps: float) -> float:
-    """The length of a run's windows, from its provenance.
+    """Return the window length of a run.
 
-    Runs made before that held it: from the segments they were judged on, whose predictions have a box for each frame of the grid.
-    An InputError where there are none.
+    Runs of earlier versions do not record segment lengths. Their lengths are derived from the
+    validated segments: each prediction has one box per frame of the sampling grid.
+
+    Args:
+        run: Run directory.
+        provenance: The run's provenance.
+        grid_fps: Sampled frames per second.
+
+    Returns:
+        The longest training segment in seconds, at most `MAX_MEDIAN_RATIO` times the median.
+
+    Raises:
+        InputError: The run records no segments and has no predictions.
     """
     lengths = provenance.get("segment_seconds")
     if lengths is None:
-        files = sorted((run / "predictions").glob("*.jsonl"))
-        lengths = _summarize_durations(
-            [
-                len(answer.boxes) / grid_fps
-                for file in files
-                for answer in read_jsonl(file, Prediction)
-            ]
-        )
+        seconds = []
+        for path in sorted((run / "predictions").glob("*.jsonl")):
+            for prediction in read_jsonl(path, Prediction):
+                seconds.append(len(prediction.boxes) / grid_fps)
+        lengths = _summarize_durations(seconds)
+
     if not lengths["longest"]:
         raise InputError(
-            f"{run} does not say how long the segments were that it was trained on: say how long a window of a video is to be, "
-            "with --window SECONDS, or train it again"
+            f"{run} does not record the lengths of its training segments:"
+            " set the length of a window with --window SECONDS, or train the run again"
         )
     return min(float(lengths["longest"]), MAX_MEDIAN_RATIO * float(lengths["median"]))

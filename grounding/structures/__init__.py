@@ -1,1 +1,1 @@
-"""Plain data that crosses folders: model inputs, targets, tubes, span scores."""
+"""Data classes shared by several folders: model inputs, targets, tubes, span scores."""

@@ -1,4 +1,4 @@
-"""What every network is given: a batch of queries with their features."""
+"""Model inputs: a batch of queries with their features."""
 
 from __future__ import annotations
 
@@ -9,35 +9,46 @@ from torch import Tensor
 
 @dataclass
 class ModelInputs:
-    """A batch of B queries about V ≤ B looks at videos: what several of them ask about is there once. Masks are True at what counts.
+    """A batch of B queries about V ≤ B videos.
 
-    Before `grounding.data.collate.to_device` appearance and motion may be what makes these tensors on the device.
+    Queries about the same frames of a video share one entry. Masks are True at valid positions.
+    Before `grounding.data.collate.to_device`, `appearance` and `motion` may be objects that build
+    the tensors on the device.
     """
 
     appearance: Tensor
-    """C5 maps `[V, T_s, H, W, C_a]`, zero-padded to the batch's largest map."""
+    """`[V, T_s, H, W, C_a]`, C5 maps, zero-padded to the batch's largest map."""
     map_size: Tensor
-    """`[V, 2]` rows and columns of each map that are not padding."""
+    """`[V, 2]`, (rows, columns) of each map that are no padding."""
     frame_positions: Tensor
-    """`[B, T_s]` each frame's place in its segment."""
+    """`[B, T_s]`, τ of each frame in its segment, in [0, 1)."""
     motion: Tensor
-    """`[V, T_d, h, w, C_m]`, maps of clips, or of the frames (T_d = T_s); zero-padded as the C5 maps are."""
+    """`[V, T_d, h, w, C_m]`, maps of clips or of frames (T_d = T_s), zero-padded like the C5
+    maps."""
     picture_in_square: Tensor
-    """`[V, 4]` where the picture lies in the motion maps, xyxy shares of their sides: SlowFast sees it in a padded square."""
+    """`[V, 4]`, the picture in the motion maps, xyxy as shares of the maps' sides.
+    SlowFast's input is a padded square."""
     text: Tensor
-    """Token states `[B, L, C_t]`."""
+    """`[B, L, C_t]`, token states."""
     text_mask: Tensor
-    """`[B, L]`."""
+    """`[B, L]`, True at tokens."""
     video_indices: Tensor | None = None
-    """`[B]` which of the V each query is about; None where each has its own (V = B)."""
+    """`[B]`, the video of each query; None if every query has its own (V = B)."""
 
     def expand_to_queries(self, per_video: Tensor) -> Tensor:
-        """What was made of the V looks, `[V, …]`, for each query, `[B, …]`."""
+        """Repeat values of videos for the queries about them.
+
+        Args:
+            per_video: [V, …].
+
+        Returns:
+            [B, …].
+        """
         if self.video_indices is None:
             return per_video
-        # of the two, gradients add up in a fixed order by index_select on a CPU, by an index on a GPU
-        return (
-            per_video[self.video_indices]
-            if per_video.is_cuda
-            else per_video.index_select(0, self.video_indices)
-        )
+
+        # Only these two sum gradients in a fixed order: indexing on a GPU, index_select on a CPU.
+        if per_video.is_cuda:
+            return per_video[self.video_indices]
+
+        return per_video.index_select(0, self.video_indices)

@@ -1,7 +1,7 @@
-"""What is true of a batch.
+"""Ground-truth targets of a batch.
 
-A batch may be cut into parts, over processes and over time: a part's loss is its share of the whole batch's, so that the
-parts' losses, and their gradients, add up to it. That takes the whole batch's `Totals`.
+Losses are normalized by the totals of the global batch (`LossNormalizers`). Losses and gradients of
+micro-batches and ranks therefore sum to those of the whole batch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,16 @@ from torch import Tensor
 
 @dataclass
 class Targets:
-    """What is true of B queries: boxes `[B, T_s, 4]` cxcywh, where there is one `[B, T_s]` (inside the span only),
-    span `[B, 2]` in τ, labels of frames `[B, T_s]` and clips `[B, T_d]` inside the span (float 0/1), and boxes at the
-    middles of clips, `[B, T_d, 4]` and `[B, T_d]`.
+    """Ground truth of B queries.
+
+    Attributes:
+        boxes: [B, T_s, 4], cxcywh in [0, 1], of each frame.
+        box_mask: [B, T_s], True at frames with a box; only frames inside the span have a box.
+        span: [B, 2], begin and end of the event in τ.
+        frame_labels: [B, T_s], 1.0 for frames inside the span, else 0.0.
+        clip_labels: [B, T_d], 1.0 for clips inside the span, else 0.0.
+        clip_boxes: [B, T_d, 4], cxcywh in [0, 1], at the middle of each clip.
+        clip_box_mask: [B, T_d], True at clips with a box.
     """
 
     boxes: Tensor
@@ -30,7 +37,13 @@ class Targets:
 
 
 class LossNormalizers(NamedTuple):
-    """How many queries, boxed samples and boxed clips a whole batch has; numbers as 0-dim float tensors."""
+    """Totals of a global batch that losses are divided by.
+
+    Attributes:
+        num_queries: Number of queries, 0-dim float32.
+        num_boxed_frames: Number of frames with a box, 0-dim float32.
+        num_boxed_clips: Number of clips with a box, 0-dim float32.
+    """
 
     num_queries: Tensor
     num_boxed_frames: Tensor
@@ -38,6 +51,16 @@ class LossNormalizers(NamedTuple):
 
     @classmethod
     def from_targets(cls, targets: Targets) -> LossNormalizers:
-        """Those of targets that are the whole batch; those of parts add up."""
-        queries = targets.span.new_full((), len(targets.span), dtype=torch.float32)
-        return cls(queries, targets.box_mask.sum().float(), targets.clip_box_mask.sum().float())
+        """Count the targets of a batch.
+
+        Args:
+            targets: A batch or a micro-batch; counts of micro-batches sum to the batch's.
+
+        Returns:
+            The totals, on the device of the targets.
+        """
+        num_queries = targets.span.new_full((), len(targets.span), dtype=torch.float32)
+        num_boxed_frames = targets.box_mask.sum().float()
+        num_boxed_clips = targets.clip_box_mask.sum().float()
+
+        return cls(num_queries, num_boxed_frames, num_boxed_clips)

@@ -1,1 +1,1 @@
-"""The published systems: registry, training configurations, presets, checkpoints, MDETR initialization."""
+"""The published systems: registry, training configurations, presets, checkpoints, MDETR weights."""

@@ -1,4 +1,4 @@
-"""A finished run: its config, and the network with its weights."""
+"""Reading a run directory: config, provenance and model weights; digest of the training code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from grounding.systems.config import TrainConfig
 from grounding.systems.registry import build_model, get_system
 from pipeline import config as configuration
 from pipeline import sampling
@@ -19,8 +20,6 @@ from pipeline.errors import InputError
 from pipeline.weights.load import load_strict
 
 CONFIG_FILE = "config.yaml"
-
-
 TRAINING_CODE_FOLDERS = (
     "structures",
     "modules",
@@ -40,75 +39,111 @@ ENCODER_CODE_FOLDERS = ("encoders", "features")
 def compute_code_digest(include_encoders: bool = False) -> str:
     """Return the SHA-256 of the source code that affects training.
 
-    A run started by different code is never resumed silently. Comments, docstrings and formatting do not count.
+    A run started by different code is never resumed silently. Comments, docstrings and formatting
+    do not count.
 
     Args:
-        encoders: Include the encoders' code, because the run trains them.
+        include_encoders: Include the encoders' code, because the run trains them.
+
+    Returns:
+        The digest in hexadecimal.
     """
-    grounding, pipeline = Path(__file__).parents[1], Path(sampling.__file__).parent
+    grounding = Path(__file__).parents[1]
+    pipeline = Path(sampling.__file__).parent
+
     folders = [grounding / name for name in TRAINING_CODE_FOLDERS]
     if include_encoders:
         folders += [pipeline / name for name in ENCODER_CODE_FOLDERS]
-    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+
+    # The order of files is fixed, so that the digest is the same on every machine.
+    files: list[Path] = []
+    for folder in folders:
+        files += sorted(folder.rglob("*.py"))
+    files += [pipeline / "boxes.py", pipeline / "sampling.py"]
+
     digest = hashlib.sha256()
-    for path in (*files, pipeline / "boxes.py", pipeline / "sampling.py"):
-        digest.update(_dump_syntax_tree(path.read_text(encoding="utf-8")).encode())
+    for path in files:
+        source = path.read_text(encoding="utf-8")
+        digest.update(_dump_syntax_tree(source).encode())
     return digest.hexdigest()
 
 
 def _dump_syntax_tree(source: str) -> str:
-    """Return the syntax tree of a source file as text, without comments and without strings that stand alone (docstrings)."""
+    """Return the syntax tree of a source file as text, without comments and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
+        # Lambdas and conditional expressions have a body that is no list of statements.
         if isinstance(body, list):
-            node.body = [  # type: ignore[attr-defined]
-                statement
-                for statement in body
-                if not (
-                    isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-                )
-            ]
+            statements = [statement for statement in body if not _is_bare_constant(statement)]
+            node.body = statements  # type: ignore[attr-defined]
     return ast.dump(tree)
 
 
+def _is_bare_constant(statement: ast.stmt) -> bool:
+    """Return True for a constant that stands alone as a statement, such as a docstring."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
 def read_provenance(run: Path) -> dict[str, Any]:
-    """What a run was made from."""
+    """Read the provenance of a run: its system, data set, features and code.
+
+    Args:
+        run: Run directory.
+
+    Returns:
+        The content of `provenance.json`.
+
+    Raises:
+        InputError: The directory is not a run, or the file is damaged.
+    """
+    path = run / "provenance.json"
     try:
-        return json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(
-            f"{run} is not a run directory (no provenance.json): train one with stvg-train --run {run}"
+            f"{run} is not a run directory (no provenance.json):"
+            f" train one with stvg-train --run {run}"
         ) from None
     except ValueError:
-        raise InputError(f"{run / 'provenance.json'} is damaged: train the run again") from None
+        raise InputError(f"{path} is damaged: train the run again") from None
 
 
-def load_model(run: Path, checkpoint: str = "best") -> tuple[nn.Module, Any, dict[str, Any]]:
-    """The EMA weights of a run's `best` checkpoint (`last` where none was validated), in eval mode, on the CPU; with the
-    run's config and provenance.
+def load_model(
+    run: Path, checkpoint: str = "best"
+) -> tuple[nn.Module, TrainConfig, dict[str, Any]]:
+    """Load the EMA weights of a run on the CPU.
+
+    Args:
+        run: Run directory.
+        checkpoint: `best` or `last`. `last` is loaded if the run has never been validated.
+
+    Returns:
+        The model in eval mode, the run's config and its provenance.
+
+    Raises:
+        InputError: The directory is not a run, has no checkpoint, or a file is damaged.
     """
-    about = read_provenance(run)
-    system = get_system(about["model"])
+    provenance = read_provenance(run)
+    system = get_system(provenance["model"])
     config = configuration.load(system.config_class, "train", run / CONFIG_FILE, [])
-    names = (
-        checkpoint,
-        f".{checkpoint}.old",
-        "last",
-        ".last.old",
-    )  # `.old`: killed while the checkpoint was being replaced
-    folder = next(
-        (run / "checkpoints" / name for name in names if (run / "checkpoints" / name).exists()),
-        None,
-    )
-    if folder is None:
-        raise InputError(f"{run} has no checkpoint yet: let stvg-train write one")
-    model = build_model(config, about)
+
+    folder = _find_checkpoint(run, checkpoint)
+    model = build_model(config, provenance)
+    weights_path = folder / "model.safetensors"
     try:
-        state = load_file(folder / "model.safetensors")
+        state_dict = load_file(weights_path)
     except (OSError, SafetensorError):
-        raise InputError(
-            f"{folder / 'model.safetensors'} is damaged: train the run again"
-        ) from None
-    load_strict(model, state, f"weights in {folder}")
-    return model.eval(), config, about
+        raise InputError(f"{weights_path} is damaged: train the run again") from None
+    load_strict(model, state_dict, f"weights in {folder}")
+    return model.eval(), config, provenance
+
+
+def _find_checkpoint(run: Path, checkpoint: str) -> Path:
+    """Return the folder of a checkpoint, or of `last` where the run has no such checkpoint."""
+    # `.old`: the process was killed while it replaced the checkpoint.
+    for name in (checkpoint, f".{checkpoint}.old", "last", ".last.old"):
+        folder = run / "checkpoints" / name
+        if folder.exists():
+            return folder
+    raise InputError(f"{run} has no checkpoint yet: let stvg-train write one")

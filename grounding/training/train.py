@@ -26,8 +26,8 @@ from grounding.metrics.scores import score_queries, summarize
 from grounding.modules.activation_checkpointing import enable_activation_checkpointing
 from grounding.structures.targets import LossNormalizers
 from grounding.systems.checkpoint import read_provenance
-from grounding.systems.config import CsdvlTrainConfig as CsdvlTrainConfig
 from grounding.systems.config import TrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig as CsdvlTrainConfig
 from grounding.systems.registry import build_model, get_system, get_tokenizer, unwrap_encoders
 from grounding.training.distributed import DistributedContext
 from grounding.training.run_directory import RunWriter
@@ -333,6 +333,6 @@ def _load_split(
         config.model.motion_product,
         config.model.uses_images,
         device,
+        with_truth=True,
     )
-    features.queries = [query for query in features.queries if query.truth is not None]
     return features if features.queries else None

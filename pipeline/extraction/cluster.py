@@ -1,6 +1,7 @@
-"""Jobs on Dask: a cluster of processes on this machine, or a scheduler that is there already. A task is one shard.
+"""Jobs on Dask: a cluster of processes on this machine, or a running scheduler. One task per shard.
 
-Only the store remembers what is done: a task may run twice, and the first one to publish its shard wins.
+Only the store records what is finished. A task may run twice; the first one to publish its shard
+wins.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -23,36 +25,74 @@ from pipeline.records import Failure
 from pipeline.weights.sources import absolute_source
 
 GPU_RESOURCES = {"GPU": 1}
-"""What a task that runs networks on a GPU asks of the workers of another scheduler: `dask worker … --resources GPU=1`."""
+"""Resources that a GPU task requests from workers of another scheduler.
+
+Such workers are started with `dask worker … --resources GPU=1`.
+"""
 MALLOC_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
 }
-"""A worker keeps the memory of tensors that are gone: to get it anew, page by page, costs a third of the time. Tasks run in
-a thread, whose own arena would never keep large blocks: there is but one arena."""
+"""Environment that lets a worker keep the memory of freed tensors.
+
+Getting the memory from the kernel again, page by page, costs a third of the time. Tasks run in a
+thread, whose own arena would never keep large blocks, so there is one arena only.
+"""
 WORKERS_PER_GPU = 3
 """Processes that share one GPU, so that one encodes while another waits for its decoder."""
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "DASK_LOGGING__DISTRIBUTED": "error",
+    **MALLOC_ENVIRONMENT,
+}
+"""Environment of the workers on this machine."""
+DASK_SETTINGS = {
+    "distributed.logging.distributed": "error",
+    "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+    # When a worker dies, each task assigned to it counts one death. Tasks therefore wait at the
+    # scheduler, and a worker has only the task that it runs.
+    "distributed.scheduler.worker-saturation": 1.0,
+    # A dead worker is restarted. By default the cluster gives a worker up that does not return
+    # within this time, even if it died again meanwhile.
+    "distributed.deploy.lost-worker-timeout": "1000 days",
+}
+"""Dask's settings for a cluster on this machine."""
 
 
 def run_jobs(
     jobs: Sequence[Job], config: ExtractConfig, on_video: VideoCallback
 ) -> Iterator[tuple[Job, JobResult]]:
-    """Run the jobs and yield each with its result as it ends; `count` is called after every video.
+    """Run jobs, and yield their results as they end.
 
-    A job whose workers died again and again, Dask's retries included, is taken apart: in the end each of its videos runs
-    alone, and fails if its workers die then too.
+    A job whose workers died, also in Dask's retries, is split. In the end each of its videos runs
+    alone, and fails if its workers die again.
+
+    Args:
+        jobs: the jobs.
+        config: section `extract`.
+        on_video: called after each video.
+
+    Yields:
+        A job and its result. A split job is yielded with its finished videos, followed later by a
+        job for each other video.
+
+    Raises:
+        InputError: no scheduler answers at the given address.
     """
     if config.workers == 0:
         for job in jobs:
             yield job, extract_shard(job, on_video)
         return
-    topic = f"stvg-extract-{uuid4().hex}"  # of this run alone: others may use the same scheduler
+
+    # The topic belongs to this run alone: other runs may use the same scheduler.
+    topic = f"stvg-extract-{uuid4().hex}"
     with _open_client(config) as client:
         from distributed import as_completed
 
         client.subscribe_topic(topic, lambda event: on_video(*event[1]))
-        needs = GPU_RESOURCES if config.scheduler and runs_on_gpu(config) else None
+        resources = GPU_RESOURCES if config.scheduler and runs_on_gpu(config) else None
 
         def submit(job: Job) -> Any:
             return client.submit(
@@ -60,72 +100,76 @@ def run_jobs(
                 _make_paths_absolute(job),
                 topic,
                 pure=False,
-                resources=needs,
+                resources=resources,
             )
 
-        left, suspects = {submit(job): job for job in jobs}, list[Job]()
-        for future in as_completed(left):
-            job = left.pop(
-                future
-            )  # Dask computes a result again that is still wanted when the worker that holds it dies
-            made = _get_result(future)
-            if made is None:
-                there = existing_shards(job)
-                job, alone = job.split_unfinished(there)
-                made = there, []
-                suspects += alone
-            yield job, made
-        for job in suspects:  # one at a time: Dask blames all tasks that a dead worker had
-            made = _get_result(submit(job))
-            yield (
-                job,
-                made if made is not None else (existing_shards(job), [_build_worker_failure(job)]),
-            )
+        jobs_by_future = {submit(job): job for job in jobs}
+        single_video_jobs: list[Job] = []
+        for future in as_completed(jobs_by_future):
+            # The future is released here. Dask would compute a result that is still wanted again
+            # if the worker with the result died.
+            job = jobs_by_future.pop(future)
+            result = _get_result(future)
+            if result is None:
+                shard_infos = existing_shards(job)
+                job, unfinished_jobs = job.split_unfinished(shard_infos)
+                single_video_jobs += unfinished_jobs
+                result = (shard_infos, [])
+            yield job, result
+
+        # Single videos run one at a time: Dask blames a dead worker on all of its tasks.
+        for job in single_video_jobs:
+            result = _get_result(submit(job))
+            if result is None:
+                result = (existing_shards(job), [_build_worker_failure(job)])
+            yield job, result
 
 
 def _make_paths_absolute(job: Job) -> Job:
-    """The job with absolute paths: workers of another scheduler run in another folder."""
+    """Return the job with absolute paths: workers of another scheduler have another directory."""
     if job.config.scheduler is None:
         return job
+
     weights = job.config.weights
-    absolute = (
-        absolute_source(weights)
-        if isinstance(weights, str)
-        else {product: absolute_source(source) for product, source in weights.items()}
-    )
-    config = job.config.model_copy(update={"weights": absolute})
+    absolute_weights: str | dict[str, str]
+    if isinstance(weights, str):
+        absolute_weights = absolute_source(weights)
+    else:
+        absolute_weights = {product: absolute_source(source) for product, source in weights.items()}
+
     return replace(
         job,
         store=job.store.absolute(),
         paths={video: path.absolute() for video, path in job.paths.items()},
-        config=config,
+        config=job.config.model_copy(update={"weights": absolute_weights}),
     )
 
 
 def _get_result(future: Any) -> JobResult | None:
-    """What a job gave; None where its workers died."""
+    """Return the result of a job, or None if its workers died."""
     from distributed.scheduler import KilledWorker
 
     try:
-        made: JobResult = future.result()
+        result: JobResult = future.result()
     except KilledWorker:
         return None
-    return made
+    return result
 
 
 def _build_worker_failure(job: Job) -> Failure:
+    """Return the failure of the only video of a job whose workers died."""
     (video,) = job.shard.videos
-    what = "its sentences were" if job.is_text else "this video was"
+    subject = "its sentences were" if job.is_text else "this video was"
     detail = (
-        f"{job.paths[video]}: the worker process died each time {what} encoded: killed, or out of memory; "
-        "run again with fewer --workers or a smaller batch"
+        f"{job.paths[video]}: the worker process died each time {subject} encoded: killed, or out "
+        "of memory; run again with fewer --workers or a smaller batch"
     )
     return job.build_failure(video, VideoError("worker", "died", detail))
 
 
 @contextmanager
 def _open_client(config: ExtractConfig) -> Iterator[Any]:
-    """A client of the named scheduler, or of a cluster of processes on this machine."""
+    """Yield a client of the given scheduler, or of a cluster of processes on this machine."""
     import dask
     from distributed import Client, LocalCluster
 
@@ -134,27 +178,15 @@ def _open_client(config: ExtractConfig) -> Iterator[Any]:
             client = Client(config.scheduler)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"no Dask scheduler answers at {config.scheduler} ({error}): start one, or leave out --scheduler"
+                f"no Dask scheduler answers at {config.scheduler} ({error}): start one, "
+                "or leave out --scheduler"
             ) from None
         with client:
             yield client
         return
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "DASK_LOGGING__DISTRIBUTED": "error",
-        **MALLOC_ENVIRONMENT,
-    }
-    dask.config.set(
-        {
-            "distributed.logging.distributed": "error",
-            "distributed.nanny.pre-spawn-environ": environment,
-        }
-    )
-    # A shard that waits on a worker counts among those that killed it: let them wait at the scheduler.
-    dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
-    # The cluster gives a worker up that is away this long after a death, though it be away for another death: never.
-    dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})
+
+    # Dask keeps the given dictionaries and may change them.
+    dask.config.set(deepcopy(DASK_SETTINGS))
     with (
         LocalCluster(
             n_workers=_count_workers(config),
@@ -168,49 +200,49 @@ def _open_client(config: ExtractConfig) -> Iterator[Any]:
 
 
 def _count_workers(config: ExtractConfig) -> int:
-    """How many workers: by default one per core, which each computes on, or a few per GPU."""
-    cores = os.cpu_count() or 1
-    if runs_on_gpu(config):
-        import torch
+    """Return the number of workers: by default one per core, or several per GPU."""
+    if config.workers:
+        return config.workers
+    num_cores = os.cpu_count() or 1
+    if not runs_on_gpu(config):
+        return num_cores
 
-        return config.workers or max(
-            1, min(cores // 2, WORKERS_PER_GPU * torch.cuda.device_count())
-        )
-    return config.workers or cores
+    import torch
+
+    # A worker on a GPU has a decoder beside it, hence two cores per worker.
+    return max(1, min(num_cores // 2, WORKERS_PER_GPU * torch.cuda.device_count()))
 
 
 def _extract_shard_on_worker(job: Job, topic: str) -> JobResult:
+    """Run a job in a worker process, and report its videos to the run's topic."""
     from distributed import get_worker
 
     if job.config.scheduler is None:
         _register_fast_exit()
     else:
         check_worker_environment(job)
-    return extract_shard(
-        _assign_gpu(job, get_worker().name),
-        lambda video, text: get_worker().log_event(topic, (video, text)),
-    )
+
+    def report_video(video: str, is_text: bool) -> None:
+        get_worker().log_event(topic, (video, is_text))
+
+    return extract_shard(_assign_gpu(job, get_worker().name), report_video)
 
 
 @cache
 def _register_fast_exit() -> None:
-    """Let this process end without taking its libraries apart, which costs seconds; decoders, registered later, are ended before."""
+    """Let this process end without unloading its libraries, which takes seconds.
+
+    Exit handlers run in reverse order: decoders, which are registered later, are ended before.
+    """
     atexit.register(os._exit, 0)
 
 
 def _assign_gpu(job: Job, worker: object) -> Job:
-    """The job on the GPU that this worker of a local cluster shares; several GPUs are dealt out by the worker's number."""
+    """Return the job on the GPU of a worker of a local cluster; workers are assigned in turn."""
     import torch
 
-    if (
-        job.config.device not in ("auto", "cuda")
-        or not isinstance(worker, int)
-        or torch.cuda.device_count() < 2
-    ):
+    num_gpus = torch.cuda.device_count()
+    if job.config.device not in ("auto", "cuda") or not isinstance(worker, int) or num_gpus < 2:
         return job
-    return replace(
-        job,
-        config=job.config.model_copy(
-            update={"device": f"cuda:{worker % torch.cuda.device_count()}"}
-        ),
-    )
+    device = f"cuda:{worker % num_gpus}"
+    return replace(job, config=job.config.model_copy(update={"device": device}))

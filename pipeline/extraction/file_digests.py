@@ -1,4 +1,4 @@
-"""Which video files were read before: a file whose size and time of change are the same is not read again for its digest."""
+"""Cache of video file digests, so that unchanged files are not read again by later runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from pipeline.store.disk_errors import translate_disk_full
 
 CACHE_FILE_NAME = ".seen.json"
 MIN_CACHED_FILES = 256
-"""Digests of fewer files are not kept: they are soon read again."""
+"""Smallest number of digests to save: fewer files are read again in little time."""
 CachedDigest = tuple[int, int, str]
-"""Bytes, time of the last change in nanoseconds, digest."""
+"""Size in bytes, modification time in nanoseconds, digest."""
 
 
 class FileDigestCache:
-    """Digests of video files, each file looked at once. What earlier runs on the store read is in a file beside its manifest.
+    """Digests of video files; each file is read at most once per run.
 
-    That file is a memory, no part of the store: one that is absent or damaged costs a reading of all videos.
+    Digests of earlier runs are in a file beside the store's manifest. The file is not part of the
+    store: if it is absent or damaged, all videos are read again.
+
+    Args:
+        store: directory of the store.
     """
 
     def __init__(self, store: Path) -> None:
@@ -28,40 +32,53 @@ class FileDigestCache:
         self._current_digests: dict[Path, CachedDigest | None] = {}
 
     def get_digest(self, path: Path) -> str | None:
-        """The digest of a file; None where it cannot be read now."""
+        """Return the digest of a file.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The digest, or None if the file cannot be read.
+        """
         if path not in self._current_digests:
             self._current_digests[path] = self._get_or_compute(path)
-        seen = self._current_digests[path]
-        return seen[2] if seen else None
+        cached = self._current_digests[path]
+        return None if cached is None else cached[2]
 
     def save(self) -> None:
-        """Remember them for the next run."""
-        seen = self._previous_digests | {
-            str(path.absolute()): seen for path, seen in self._current_digests.items() if seen
-        }
-        if len(seen) >= MIN_CACHED_FILES and seen != self._previous_digests:
+        """Write the digests for the next run, if they are many and have changed."""
+        digests = dict(self._previous_digests)
+        for path, cached in self._current_digests.items():
+            if cached is not None:
+                digests[str(path.absolute())] = cached
+
+        if len(digests) >= MIN_CACHED_FILES and digests != self._previous_digests:
             with translate_disk_full(self._path.parent):
-                write_json(self._path, seen)
+                write_json(self._path, digests)
 
     def _get_or_compute(self, path: Path) -> CachedDigest | None:
+        """Return the previous digest if size and time are the same, otherwise a new one."""
         try:
-            facts = (
-                path.stat()
-            )  # before reading: a file that changes in between is read again the next time
-            before = self._previous_digests.get(str(path.absolute()))
-            if before is not None and before[:2] == (facts.st_size, facts.st_mtime_ns):
-                return before
-            return facts.st_size, facts.st_mtime_ns, compute_file_digest(path)
+            # The status is read before the content: a file that changes between the two has an old
+            # time in the cache, so the next run reads it again.
+            status = path.stat()
+            size = status.st_size
+            modification_time = status.st_mtime_ns
+
+            previous = self._previous_digests.get(str(path.absolute()))
+            if previous is not None and previous[:2] == (size, modification_time):
+                return previous
+            return size, modification_time, compute_file_digest(path)
         except OSError:
             return None
 
 
 def _load_cache(path: Path) -> dict[str, CachedDigest]:
-    """What the file holds; nothing if it is absent or not as it was written."""
+    """Return the content of the cache file; nothing if the file is absent or damaged."""
+    digests = {}
     try:
-        held = json.loads(path.read_bytes()).items()
-        return {
-            name: (int(size), int(changed), str(digest)) for name, (size, changed, digest) in held
-        }
+        for name, (size, modification_time, digest) in json.loads(path.read_bytes()).items():
+            digests[name] = (int(size), int(modification_time), str(digest))
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
+    return digests

@@ -1,17 +1,18 @@
-"""The projection a product's maps go through: the one its store has, MDETR's, or one fitted on a few of the videos."""
+"""A product's reduction, with the store's projection, MDETR's, or one fitted on some videos."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.callbacks import MessageCallback
 from pipeline.errors import InputError, VideoError
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.plan import VideoIndex
 from pipeline.extraction.shard_task import get_encoder, shared_decoder
 from pipeline.features.config import SamplingConfig
+from pipeline.features.products import PRODUCTS
 from pipeline.features.reduction import (
     Projection,
     Reduction,
@@ -27,12 +28,16 @@ from pipeline.features.stream import FeatureStream
 from pipeline.records import Query
 from pipeline.store.manifest import load_manifest
 
-MAX_FIT_VIDEOS, MAX_CELLS_PER_VIDEO = 32, 4096
-"""How many videos a basis is fitted on, and at most how many cells of each."""
-MIN_STRIDE_SECONDS, MAX_MAPS_PER_VIDEO = 2.0, 64
-"""From one frame, or clip, that is looked at to the next, at least; at most how many are in a video, however long it is."""
-REDUCIBLE_PRODUCTS = ("appearance", "motion", "swin")
-MessageCallback = Callable[[str], None]
+MAX_FIT_VIDEOS = 32
+"""Number of videos that a projection is fitted on."""
+MAX_CELLS_PER_VIDEO = 4096
+"""Largest number of cells of one video that a projection is fitted on."""
+MIN_STRIDE_SECONDS = 2.0
+"""Shortest time between two frames or clips that a projection is fitted on."""
+MAX_MAPS_PER_VIDEO = 64
+"""Largest number of maps of one video to compute, so that memory does not depend on its length."""
+REDUCIBLE_PRODUCTS = tuple(spec.name for spec in PRODUCTS.values() if spec.is_reducible)
+"""Products of feature maps."""
 
 
 def load_or_fit_reduction(
@@ -43,83 +48,114 @@ def load_or_fit_reduction(
     on_message: MessageCallback,
     refit: bool = False,
 ) -> Reduction | None:
-    """What the settings ask for the product, with its basis: the store's own, so that new videos fit, else (or `anew`) a new one."""
+    """Return the reduction of a product, with its projection.
+
+    The store's projection is used if there is one, so that new videos fit to the stored ones.
+
+    Args:
+        product: name of the product.
+        config: section `extract`.
+        index: the index; its videos are candidates for a fit.
+        store: directory of the store.
+        on_message: called before a projection is fitted.
+        refit: fit a new projection although the store has one.
+
+    Returns:
+        The reduction, or None if the settings name none for the product.
+
+    Raises:
+        InputError: no video can be read, or the checkpoint has no projection.
+        StoreError: the stored projection is damaged.
+    """
     if product not in config.reduce:
         return None
-    asked = parse_reduction(config.reduce[product])
-    if asked.method is None:
-        return Reduction(None, asked.int8)
-    if asked.checkpoint is not None:
-        return Reduction(load_mdetr_projection(asked.checkpoint), asked.int8)
-    there = None if refit else load_stored_projection(store, product)
-    if there is not None and (there.name, there.digest) == (
-        asked.projection_name,
-        _read_projection_digest(store, product),
+    spec = parse_reduction(config.reduce[product])
+    if spec.method is None:
+        return Reduction(None, spec.int8)
+    if spec.checkpoint is not None:
+        return Reduction(load_mdetr_projection(spec.checkpoint), spec.int8)
+
+    # A stored file that the manifest does not know may have been fitted to other weights.
+    stored = None if refit else load_stored_projection(store, product)
+    if (
+        stored is not None
+        and stored.name == spec.projection_name
+        and stored.digest == _read_projection_digest(store, product)
     ):
-        return Reduction(there, asked.int8)
-    on_message(f"fitting {asked.projection_name} for {product} on up to {MAX_FIT_VIDEOS} videos")
-    return Reduction(_fit_projection(product, asked, config, index), asked.int8)
+        return Reduction(stored, spec.int8)
+
+    on_message(f"fitting {spec.projection_name} for {product} on up to {MAX_FIT_VIDEOS} videos")
+    return Reduction(_fit_projection(product, spec, config, index), spec.int8)
 
 
 def check_reductions(config: ExtractConfig) -> None:
-    """InputError for a reduction that does not exist, or that its product cannot have."""
+    """Check the reductions in the settings.
+
+    Args:
+        config: section `extract`.
+
+    Raises:
+        InputError: a reduction is unknown, or its product cannot have it.
+    """
     for product, text in config.reduce.items():
         if product not in REDUCIBLE_PRODUCTS:
             raise InputError(
-                f"reduce is given for {product!r}; products that can be reduced are {', '.join(REDUCIBLE_PRODUCTS)}"
+                f"reduce is given for {product!r}; products that can be reduced are "
+                f"{', '.join(REDUCIBLE_PRODUCTS)}"
             )
-        if parse_reduction(text).method == "mdetr" and product != "appearance":
+        is_mdetr = parse_reduction(text).method == "mdetr"
+        if is_mdetr and not PRODUCTS[product].accepts_mdetr_projection:
+            accepting = [spec.name for spec in PRODUCTS.values() if spec.accepts_mdetr_projection]
             raise InputError(
-                f"reduce {text!r} is for appearance: it projects ResNet-101's C5 maps; {product} may have pca:256 or int8"
+                f"reduce {text!r} is for {' and '.join(accepting)}: it projects ResNet-101's C5 "
+                f"maps; {product} may have pca:256 or int8"
             )
 
 
 def _read_projection_digest(store: Path, product: str) -> str | None:
-    """The digest of the basis that a product's shards went through; a file that is not it may be for other weights."""
-    held = load_manifest(store).products.get(product)
-    digest: str | None = (
-        (held.provenance.get("reduction") or {}).get("basis_digest") if held else None
-    )
+    """Return the digest of the projection that the manifest names for a product."""
+    entry = load_manifest(store).products.get(product)
+    if entry is None:
+        return None
+    reduction = entry.provenance.get("reduction") or {}
+    digest: str | None = reduction.get("basis_digest")
     return digest
 
 
 def _fit_projection(
-    product: str, asked: ReductionSpec, config: ExtractConfig, index: VideoIndex
+    product: str, spec: ReductionSpec, config: ExtractConfig, index: VideoIndex
 ) -> Projection:
-    """The basis of cells of a few videos, chosen by their ids; videos that cannot be read are passed over."""
-    cells: list[np.ndarray] = []
+    """Return a projection fitted on cells of some videos; skip videos that cannot be read."""
+    cells: list[np.ndarray] = []  # [m, C] each
     for video in sample_videos(index.paths, len(index.paths)):
         sampling = _coarsen_sampling(config.sampling, index.queries[video])
+        encoders = {product: get_encoder(product, config)}
         try:
             stream = FeatureStream(
-                index.paths[video],
-                sampling,
-                {product: get_encoder(product, config)},
-                config.batch,
-                shared_decoder(),
+                index.paths[video], sampling, encoders, config.batch, shared_decoder()
             )
-            cells.append(
-                sample_cells(
-                    np.concatenate([rows for _, rows in stream]), video, MAX_CELLS_PER_VIDEO
-                )
-            )
+            maps = np.concatenate([rows for _, rows in stream])  # [n, h, w, C]
         except VideoError:
             continue
+        cells.append(sample_cells(maps, video, MAX_CELLS_PER_VIDEO))
         if len(cells) == MAX_FIT_VIDEOS:
             break
+
     if not cells:
         raise InputError(
-            f"{asked.projection_name} for {product} cannot be fitted: none of the videos can be read; run stvg-prepare"
+            f"{spec.projection_name} for {product} cannot be fitted: none of the videos can be "
+            "read; run stvg-prepare"
         )
-    return fit_pca(np.concatenate(cells), asked.channels or 0)
+    return fit_pca(np.concatenate(cells), spec.channels or 0)
 
 
 def _coarsen_sampling(sampling: SamplingConfig, query: Query) -> SamplingConfig:
-    """The same, at fewer moments."""
-    every = max(MIN_STRIDE_SECONDS, query.frame_count / max(query.fps, 1e-6) / MAX_MAPS_PER_VIDEO)
+    """Return the sampling with fewer frames and clips per video."""
+    duration = query.frame_count / max(query.fps, 1e-6)
+    stride_seconds = max(MIN_STRIDE_SECONDS, duration / MAX_MAPS_PER_VIDEO)
     return sampling.model_copy(
         update={
-            "fps": min(sampling.fps, 1 / every),
-            "clip_stride_seconds": max(sampling.clip_stride_seconds, every),
+            "fps": min(sampling.fps, 1 / stride_seconds),
+            "clip_stride_seconds": max(sampling.clip_stride_seconds, stride_seconds),
         }
     )

@@ -1,4 +1,4 @@
-"""What a product's values depend on, as the store records it: settings, weights, libraries, and how this code makes them."""
+"""Provenance of a product: settings, weights, libraries and code that determine its values."""
 
 from __future__ import annotations
 
@@ -12,119 +12,132 @@ from pipeline.errors import StoreError
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.plan import Job
 from pipeline.extraction.shard_task import get_backbone
+from pipeline.features.products import PRODUCTS
 from pipeline.features.reduction import Reduction, load_mdetr_projection, parse_reduction
-from pipeline.features.stream import VISUAL_PRODUCTS
 from pipeline.video.frames import is_decord_installed
-
-RECIPE_VERSIONS = {"appearance": 2, "motion": 2, "swin": 1, "frames": 1, "text": 1}
-"""By product, how this code makes it: to be raised by whoever changes its values. A test compares some of them."""
-SAMPLING_KEYS = {
-    "appearance": ("fps", "short_side"),
-    "swin": ("fps", "short_side"),
-    "frames": ("fps", "short_side", "jpeg_quality"),
-    "motion": ("clip_stride_seconds", "clip_seconds", "pool_motion_2x2"),
-}
-"""The keys of `SamplingConfig` that determine a product."""
 
 
 def build_provenance(
     product: str, config: ExtractConfig, stored_provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a product is made of: encoder and weights, sampling, precision, library versions; all but its reduction.
+    """Build the provenance of a product, without its reduction.
 
-    `held` is what the store says of it: weights that lie elsewhere now, or under another name, are still the same.
+    Args:
+        product: name of the product.
+        config: section `extract`.
+        stored_provenance: provenance of the product in the store, empty if the store lacks it. Its
+            name of the weights is kept if the weights are the same, although the file has moved.
+
+    Returns:
+        Recipe version, library versions, encoder, weights, precision and sampling.
+
+    Raises:
+        InputError: the weights cannot be loaded.
     """
-    about: dict[str, Any] = {
-        "recipe": RECIPE_VERSIONS[product],
-        "versions": _get_versions(_list_libraries(product)),
+    spec = PRODUCTS[product]
+    provenance: dict[str, Any] = {
+        "recipe": spec.recipe_version,
+        "versions": _get_versions(spec.libraries),
     }
-    if product != "frames":
+
+    if spec.encoder is not None:
         backbone = get_backbone(product, config)
-        same = (
-            stored_provenance.get("weights_digest") == backbone.digest
-            and "weights" in stored_provenance
-        )
-        source = stored_provenance["weights"] if same else backbone.source
-        about |= {
-            "backbone": config.backbones,
-            "weights": source,
-            "weights_digest": backbone.digest,
-        }
-        about["precision"] = "float16" if runs_on_gpu(config) else "float32"
-        if product == "motion":
-            about["slowfast"] = backbone.encoder.variant
-    if product in VISUAL_PRODUCTS:
-        about["sampling"] = {key: getattr(config.sampling, key) for key in SAMPLING_KEYS[product]}
-    return about
+        source = backbone.source
+        if stored_provenance.get("weights_digest") == backbone.digest:
+            source = stored_provenance.get("weights", source)
+        provenance["backbone"] = config.backbones
+        provenance["weights"] = source
+        provenance["weights_digest"] = backbone.digest
+        provenance["precision"] = "float16" if runs_on_gpu(config) else "float32"
+        if spec.encoder.has_slowfast_builds:
+            provenance["slowfast"] = backbone.encoder.variant
+
+    if spec.is_visual:
+        provenance["sampling"] = {key: getattr(config.sampling, key) for key in spec.sampling_keys}
+    return provenance
 
 
 def expected_provenance(
     product: str, config: ExtractConfig, stored_provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The whole provenance that the settings ask for, as far as it is known before a basis is fitted.
+    """Build the whole provenance that the settings ask for, as far as known before a fit.
 
-    A basis of the same name as that of `held` counts as that one: it is fitted once per store.
+    A projection is fitted once per store. A stored projection of the same name therefore counts as
+    the requested one.
+
+    Args:
+        product: name of the product.
+        config: section `extract`.
+        stored_provenance: provenance of the product in the store, empty if the store lacks it.
+
+    Returns:
+        The provenance. It lacks the digest of a projection that is yet to be fitted.
+
+    Raises:
+        InputError: the weights or MDETR's projection cannot be loaded.
     """
-    about = build_provenance(product, config, stored_provenance)
+    provenance = build_provenance(product, config, stored_provenance)
     if product not in config.reduce:
-        return about
-    asked, before = (
-        parse_reduction(config.reduce[product]),
-        stored_provenance.get("reduction") or {},
-    )
-    if asked.checkpoint is not None:
-        return about | {
-            "reduction": Reduction(load_mdetr_projection(asked.checkpoint), asked.int8).provenance
-        }
-    outline: dict[str, Any] = {"int8": asked.int8}
-    if asked.method is not None:
-        outline["basis"] = asked.projection_name
-        if before.get("basis") == asked.projection_name:
-            outline["basis_digest"] = before.get("basis_digest")
-    return about | {"reduction": outline}
+        return provenance
+
+    spec = parse_reduction(config.reduce[product])
+    if spec.checkpoint is not None:
+        reduction = Reduction(load_mdetr_projection(spec.checkpoint), spec.int8)
+        return provenance | {"reduction": reduction.provenance}
+
+    stored_reduction = stored_provenance.get("reduction") or {}
+    expected_reduction: dict[str, Any] = {"int8": spec.int8}
+    if spec.method is not None:
+        expected_reduction["basis"] = spec.projection_name
+        if stored_reduction.get("basis") == spec.projection_name:
+            expected_reduction["basis_digest"] = stored_reduction.get("basis_digest")
+    return provenance | {"reduction": expected_reduction}
 
 
 def runs_on_gpu(config: ExtractConfig) -> bool:
-    """Whether networks run on a GPU, and in half precision. Workers of another scheduler are told, they do not choose."""
-    return config.device.startswith("cuda") or (
-        config.scheduler is None and resolve_device(config.device).type == "cuda"
-    )
+    """Return True if the encoders run on a GPU, and thus in float16.
+
+    Args:
+        config: section `extract`. With another scheduler the device is named in the settings: this
+            machine may have other devices than the workers.
+    """
+    if config.device.startswith("cuda"):
+        return True
+    return config.scheduler is None and resolve_device(config.device).type == "cuda"
 
 
 def check_worker_environment(job: Job) -> None:
-    """A StoreError where this process, a worker on some machine, would make the job's products unlike the run that asks for them."""
+    """Check that this worker process computes the same values as the run that planned a job.
+
+    Args:
+        job: the job.
+
+    Raises:
+        StoreError: a library, the code or the weights of this machine differ.
+    """
     for product in job.missing:
-        asked = job.provenance[product]
-        own = build_provenance(product, job.config, asked)
-        facts = {
-            f"{name} {of}": (of, asked["versions"].get(name))
-            for name, of in own["versions"].items()
-        }
-        facts |= {
-            f"no {name}": (None, of)
-            for name, of in asked["versions"].items()
-            if name not in own["versions"]
-        }
-        facts |= {
-            f"{key} {own[key]}": (own[key], asked.get(key))
-            for key in ("recipe", "weights_digest")
-            if key in own
-        }
-        for has, (there, here) in facts.items():
-            if there != here:
+        expected = job.provenance[product]
+        actual = build_provenance(product, job.config, expected)
+
+        # Pairs of this machine's value and the expected one, by description.
+        comparisons = {}
+        for name, library_version in actual["versions"].items():
+            expected_version = expected["versions"].get(name)
+            comparisons[f"{name} {library_version}"] = (library_version, expected_version)
+        for name, expected_version in expected["versions"].items():
+            if name not in actual["versions"]:
+                comparisons[f"no {name}"] = (None, expected_version)
+        for key in ("recipe", "weights_digest"):
+            if key in actual:
+                comparisons[f"{key} {actual[key]}"] = (actual[key], expected.get(key))
+
+        for description, (actual_value, expected_value) in comparisons.items():
+            if actual_value != expected_value:
                 raise StoreError(
-                    f"the worker on {socket.gethostname()} has {has}, but {product} of this store is made with {here or 'none'}: "
-                    "install the same versions, with the same weights, on every machine of the cluster"
+                    f"the worker on {socket.gethostname()} has {description}, but {product} of "
+                    f"this store is made with {expected_value or 'none'}: install the same versions, with "
+                    "the same weights, on every machine of the cluster"
                 )
-
-
-def _list_libraries(product: str) -> list[str]:
-    libraries = [
-        "torch",
-        "torchvision",
-        *(("decord", "av") if product in VISUAL_PRODUCTS else ("tokenizers", "transformers")),
-    ]
-    return [*libraries, "pillow"] if product == "frames" else libraries
 
 
 def _get_versions(libraries: Iterable[str]) -> dict[str, str]:

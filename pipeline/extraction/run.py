@@ -1,8 +1,9 @@
-"""All videos of an index → a store. Dask runs the shards; only the store remembers what is done.
+"""Extraction of all videos of an index into a store.
 
-The plan of shards is a function of the index alone, so a run that was stopped goes on where it was and ends in the
-same store. A shard's task decodes each of its videos once for all products that lack it. A video that cannot be
-used is named in the ledger and tried again by the next run, in a shard of its own.
+Dask runs one task per shard; only the store records what is finished. The plan of shards is a
+function of the index alone, so a stopped run resumes where it was and ends in the same store. A
+task decodes each of its videos once for all products that lack it. A video that fails is recorded
+in the ledger, and the next run tries it again, in a shard of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.callbacks import MessageCallback, ProgressCallback
 from pipeline.devices import resolve_device
 from pipeline.errors import InputError
 from pipeline.extraction.cluster import run_jobs
@@ -23,27 +25,52 @@ from pipeline.extraction.invalidation import find_stale_text_shards, find_stale_
 from pipeline.extraction.plan import Job, VideoIndex, plan_jobs, read_index
 from pipeline.extraction.provenance import expected_provenance
 from pipeline.extraction.shard_task import JobResult, get_backbone
+from pipeline.features.products import PRODUCTS
 from pipeline.records import Failure
 from pipeline.store import ProductMismatchError, Store, StoreWriter
 from pipeline.weights.sources import ENCODED_PRODUCTS
 
-ProgressCallback = Callable[[int, int], None]
-MessageCallback = Callable[[str], None]
 log = logging.getLogger("pipeline")
 
 
 @dataclass
 class ExtractionReport:
-    """What a run did. `failures` are all current ones; `made` the shards written, `videos` the videos in the index."""
+    """Result of a run.
+
+    Attributes:
+        videos: number of videos in the index.
+        failures: all current failures, of this run and of earlier ones.
+        shards_written: number of shards that this run wrote.
+    """
 
     videos: int
     failures: list[Failure] = field(default_factory=list)
     shards_written: int = 0
 
     def exit_code(self, allow_failed: float) -> int:
-        """0, or 1 where more videos failed than allowed: a share of all if below 1, else a count."""
-        limit = allow_failed * self.videos if allow_failed < 1 else allow_failed
-        return int(len(self.failures) > limit)
+        """Return the exit code of the command.
+
+        Args:
+            allow_failed: failed videos to tolerate: a share of all videos if below 1, otherwise a
+                number.
+
+        Returns:
+            1 if more videos failed, otherwise 0.
+        """
+        max_failures = allow_failed * self.videos if allow_failed < 1 else allow_failed
+        return int(len(self.failures) > max_failures)
+
+
+def _ignore_progress(done: int, total: int) -> None:
+    """Do nothing."""
+
+
+def _ignore_message(line: str) -> None:
+    """Do nothing."""
+
+
+def _ignore_ready() -> None:
+    """Do nothing."""
 
 
 def run_extraction(
@@ -52,41 +79,60 @@ def run_extraction(
     dataset: str,
     store: Path,
     config: ExtractConfig,
-    progress: ProgressCallback = lambda done, total: None,
-    on_message: MessageCallback = lambda line: None,
-    on_ready: Callable[[], None] = lambda: None,
+    progress: ProgressCallback = _ignore_progress,
+    on_message: MessageCallback = _ignore_message,
+    on_ready: Callable[[], None] = _ignore_ready,
 ) -> ExtractionReport:
-    """Fill `store` with every product of every video in `index`; video paths are relative to `folder`.
+    """Fill a store with every product of every video in an index.
 
-    `begun` is called once index, settings and weights are found good, before anything is written. `progress` counts
-    videos; `say` is told what was loaded of each backbone's weights, and what is made anew.
+    Args:
+        index_path: the file of queries, with `tracks.npz` beside it.
+        video_root: directory that video paths are relative to.
+        dataset: name of the data set.
+        store: directory of the store; it is created if necessary.
+        config: section `extract`.
+        progress: called with the number of finished videos.
+        on_message: called with a line about the weights of each encoder, and about everything that
+            is computed again.
+        on_ready: called once index, settings and weights are valid, before anything is written.
+
+    Returns:
+        The current failures and the number of written shards.
+
+    Raises:
+        InputError: index, settings or weights are not valid.
+        StoreError: the store is of another data set, or a product was made with other settings and
+            `replace` is off.
     """
-    known = read_index(index_path, video_root)
+    index = read_index(index_path, video_root)
     validate_config(config)
-    loaded = [
-        get_backbone(product, config).report for product in config.products if product != "frames"
+    load_reports = [
+        get_backbone(product, config).report
+        for product in config.products
+        if PRODUCTS[product].encoder is not None
     ]
     on_ready()
-    for backbone in loaded:
-        on_message(str(backbone))
-        log.info("%s", backbone.format_keys())
+    for load_report in load_reports:
+        on_message(str(load_report))
+        log.info("%s", load_report.format_keys())
+
     with StoreWriter(store, dataset, str(video_root)) as writer:
         for product in config.products:
-            _open_product(writer, product, store, config, known, on_message)
+            _open_product(writer, product, store, config, index, on_message)
         writer.set_index(index_path, index_path.with_name("tracks.npz"))
-        jobs = _adopt_and_plan_jobs(writer, store, config, known, on_message)
-        ledger = FailureLedger(writer, store, known, jobs)
-        report = ExtractionReport(videos=len(known.paths))
+
+        jobs = _adopt_and_plan_jobs(writer, store, config, index, on_message)
+        ledger = FailureLedger(writer, store, index, jobs)
+        report = ExtractionReport(videos=len(index.paths))
         try:
-            for job, (infos, failed) in _run_jobs_with_progress(jobs, config, progress):
+            for job, (infos, failures) in _run_jobs_with_progress(jobs, config, progress):
                 for product, info in infos.items():
                     writer.publish_shard(product, job.shard.name, info)
                     report.shards_written += info.entries > 0
-                ledger.record_job(job, failed)
+                ledger.record_job(job, failures)
         finally:
-            if (
-                config.scheduler is None
-            ):  # the workers of another scheduler may still be busy with a last shard
+            # After an error the workers of another scheduler may still write their last shards.
+            if config.scheduler is None:
                 writer.remove_partial_files()
         writer.remove_partial_files()
         report.failures = ledger.write()
@@ -94,24 +140,32 @@ def run_extraction(
 
 
 def validate_config(config: ExtractConfig) -> None:
-    """InputError for weights, reductions or products that do not exist, and for a device that is not there or not said."""
+    """Check the settings.
+
+    Args:
+        config: section `extract`.
+
+    Raises:
+        InputError: a product, reduction, encoder or device does not exist, or no device is named
+            for the workers of another scheduler.
+    """
     check_reductions(config)
-    for product in config.weights if isinstance(config.weights, dict) else ():
-        if product not in ENCODED_PRODUCTS:
-            raise InputError(
-                f"weights are given for {product!r}; products with weights are {', '.join(ENCODED_PRODUCTS)}"
-            )
+    if isinstance(config.weights, dict):
+        for product in config.weights:
+            if product not in ENCODED_PRODUCTS:
+                raise InputError(
+                    f"weights are given for {product!r}; products with weights are "
+                    f"{', '.join(ENCODED_PRODUCTS)}"
+                )
     for product in config.products:
-        if product not in (*ENCODED_PRODUCTS, "frames"):
-            raise InputError(
-                f"unknown product {product!r}; the products are {', '.join((*ENCODED_PRODUCTS, 'frames'))}"
-            )
+        if product not in PRODUCTS:
+            raise InputError(f"unknown product {product!r}; the products are {', '.join(PRODUCTS)}")
     if config.scheduler is None:
         resolve_device(config.device)
     elif config.device == "auto":
         raise InputError(
-            "with --scheduler each worker would choose a device of its own, and features of CPU and GPU differ: "
-            "add --set device=cpu or --set device=cuda"
+            "with --scheduler each worker would choose a device of its own, and features of CPU "
+            "and GPU differ: add --set device=cpu or --set device=cuda"
         )
 
 
@@ -121,95 +175,126 @@ def _open_product(
     store: Path,
     config: ExtractConfig,
     index: VideoIndex,
-    say: MessageCallback,
+    on_message: MessageCallback,
 ) -> None:
-    """Begin the product, or go on with it; with `replace`, one that was made otherwise is deleted once it can be remade."""
-    kind, held = get_shard_kind(product, config), writer.get_provenance(product)
-    provenance = expected_provenance(product, config, held)
-    otherwise = bool(held) and held != provenance
-    if otherwise and not config.replace:  # refused before a new basis is fitted in vain
+    """Open a product for writing.
+
+    A product with other settings raises ProductMismatchError. With `replace` it is deleted, once
+    nothing else can fail.
+    """
+    kind = get_shard_kind(product, config)
+    stored_provenance = writer.get_provenance(product)
+    provenance = expected_provenance(product, config, stored_provenance)
+
+    # Refuse other settings before a projection is fitted, which takes time.
+    is_changed = bool(stored_provenance) and stored_provenance != provenance
+    if is_changed and not config.replace:
         writer.open_product(product, kind, provenance)
-    reduction = load_or_fit_reduction(product, config, index, store, say, refit=otherwise)
+
+    reduction = load_or_fit_reduction(product, config, index, store, on_message, refit=is_changed)
+    projection_bytes = None
     if reduction is not None:
         provenance["reduction"] = reduction.provenance
-    basis = reduction.projection.file_bytes if reduction and reduction.projection else None
+        if reduction.projection is not None:
+            projection_bytes = reduction.projection.file_bytes
+
     try:
-        writer.open_product(product, kind, provenance, basis)
+        writer.open_product(product, kind, provenance, projection_bytes)
     except ProductMismatchError:
         if not config.replace:
             raise
         writer.drop_product(product)
-        writer.open_product(product, kind, provenance, basis)
+        writer.open_product(product, kind, provenance, projection_bytes)
 
 
 def _adopt_and_plan_jobs(
-    writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: MessageCallback
+    writer: StoreWriter,
+    store: Path,
+    config: ExtractConfig,
+    index: VideoIndex,
+    on_message: MessageCallback,
 ) -> list[Job]:
-    """The jobs left, after taking up what a killed run left on disk and forgetting what is no longer as it was encoded."""
+    """Adopt finished shards of a killed run, drop stale entries, and return the remaining jobs."""
     provenance = {product: writer.get_provenance(product) for product in config.products}
 
+    def adopt_shard(product: str, name: str) -> bool:
+        return writer.adopt_shard(product, name) is not None
+
     def plan() -> list[Job]:
-        jobs = plan_jobs(
-            path,
-            config,
-            index,
-            lambda product, name: writer.adopt_shard(product, name) is not None,
-            writer.get_completed_videos,
-            provenance,
-        )
+        jobs = plan_jobs(store, config, index, adopt_shard, writer.get_completed_videos, provenance)
         for product in config.products:
             writer.remove_orphans(product)
         return jobs
 
     jobs = plan()
-    return plan() if _drop_stale(writer, path, config, index, say) else jobs
+    if _drop_stale(writer, store, config, index, on_message):
+        jobs = plan()
+    return jobs
 
 
 def _drop_stale(
-    writer: StoreWriter, path: Path, config: ExtractConfig, index: VideoIndex, say: MessageCallback
+    writer: StoreWriter,
+    store_path: Path,
+    config: ExtractConfig,
+    index: VideoIndex,
+    on_message: MessageCallback,
 ) -> bool:
-    """Forget what has changed since it was encoded, and nothing beside it; whether there was any."""
+    """Drop entries whose video or sentences changed since extraction.
+
+    Returns True if anything was dropped.
+    """
     writer.flush()
-    store, seen, found = Store(path), FileDigestCache(path), False
+    store = Store(store_path)
+    digest_cache = FileDigestCache(store_path)
+    is_any_stale = False
     for product in config.products:
         reader = store.open(product)
-        if product == "text":
-            names = find_stale_text_shards(reader, index)
-            sentences = sum(
-                len(index.sentences.get(video, ()))
-                for name in names
-                for video in reader.product.shards[name].videos
-            )
-            what = f"{sentences} sentences in {len(names)} shards" if names else ""
-            writer.drop_shards(product, names)
-        else:
-            videos = find_stale_videos(reader, index, seen, say)
-            what = f"{len(videos)} videos" if videos else ""
+        summary = ""
+        if PRODUCTS[product].is_visual:
+            videos = find_stale_videos(reader, index, digest_cache, on_message)
+            if videos:
+                summary = f"{len(videos)} videos"
             writer.drop_entries(product, videos)
-        if what:
-            say(f"{product}: {what} are made anew: what they were made of has changed")
-            found = True
-    seen.save()
-    return found
+        else:
+            shard_names = find_stale_text_shards(reader, index)
+            if shard_names:
+                num_sentences = 0
+                for name in shard_names:
+                    for video in reader.product.shards[name].videos:
+                        num_sentences += len(index.sentences.get(video, ()))
+                summary = f"{num_sentences} sentences in {len(shard_names)} shards"
+            writer.drop_shards(product, shard_names)
+
+        if summary:
+            on_message(f"{product}: {summary} are made anew: what they were made of has changed")
+            is_any_stale = True
+    digest_cache.save()
+    return is_any_stale
 
 
 def _run_jobs_with_progress(
     jobs: Sequence[Job], config: ExtractConfig, progress: ProgressCallback
 ) -> Iterator[tuple[Job, JobResult]]:
-    """Run the jobs and yield each with its result as it ends; `progress` counts videos, each once.
+    """Run the jobs, yield their results as they end, and report the number of finished videos.
 
-    Sentences take no time beside videos: they are counted only where no video is decoded.
+    Sentences take little time compared to videos: they count only if no video is decoded.
     """
-    of_text = all(job.is_text for job in jobs)
-    total = len({video for job in jobs if job.is_text == of_text for video in job.shard.videos})
-    seen: set[str] = set()
+    counts_text = all(job.is_text for job in jobs)
+    videos_to_count: set[str] = set()
+    for job in jobs:
+        if job.is_text == counts_text:
+            videos_to_count.update(job.shard.videos)
+    total = len(videos_to_count)
 
-    def count(video: str, text: bool) -> None:
-        if text == of_text:
-            seen.add(video)
-            progress(len(seen), total)
+    # A video that is tried twice, after the death of a worker, counts once.
+    finished_videos: set[str] = set()
+
+    def count_video(video: str, is_text: bool) -> None:
+        if is_text == counts_text:
+            finished_videos.add(video)
+            progress(len(finished_videos), total)
 
     progress(0, total)
     if jobs:
-        yield from run_jobs(jobs, config, count)
+        yield from run_jobs(jobs, config, count_video)
         progress(total, total)

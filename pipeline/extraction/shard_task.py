@@ -1,7 +1,8 @@
-"""Making one shard of each product a job lacks: the work of one task, in one process.
+"""The work of one task: making one shard of each product that a job lacks, in one process.
 
-Videos are decoded in a child process that can be killed, while this one encodes; features go to disk as they come. A
-video that fails leaves no trace in the shard and takes no other video with it.
+Videos are decoded in a child process, which can be killed, while this process encodes. Features are
+written to disk as they are computed. A video that fails leaves no trace in the shard and does not
+affect other videos.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.errors import VideoError
 from pipeline.extraction.config import ExtractConfig, get_shard_kind, get_weight_source
 from pipeline.extraction.plan import Job
 from pipeline.features.builders import encode_texts
+from pipeline.features.products import PRODUCTS
 from pipeline.features.reduction import Reduction, load_stored_projection, parse_reduction
 from pipeline.features.stream import FeatureStream, FrameDecoder
 from pipeline.records import Failure
@@ -32,18 +34,33 @@ from pipeline.video.process_decoder import ProcessDecoder
 from pipeline.weights.load import Backbone, load_backbone
 
 JobResult = tuple[dict[str, ShardInfo], list[Failure]]
+"""The finished shards by product, and the failed videos."""
 VideoCallback = Callable[[str, bool], None]
-"""Called after each video with its id, and with whether its sentences were encoded."""
+"""Called as `on_video(video, is_text)` after each video, or after the sentences about it."""
 
 
 def extract_shard(job: Job, on_video: VideoCallback) -> JobResult:
-    """Make the job's shards and name the videos that failed; one that another run has made of the same meanwhile is kept."""
+    """Make the shards of a job.
+
+    A shard of the same provenance that another run finished meanwhile is kept.
+
+    Args:
+        job: the job.
+        on_video: called after each video.
+
+    Returns:
+        The finished shards, and the videos that failed.
+    """
     infos = existing_shards(job)
     failures: list[Failure] = []
     with ExitStack() as stack:
         stack.enter_context(_limit_to_one_thread())
+
+        # Open a builder for each shard that is not there.
         builders: dict[str, ShardBuilder] = {}
-        for product in (product for product in job.missing if product not in infos):
+        for product in job.missing:
+            if product in infos:
+                continue
             kind = get_shard_kind(product, job.config)
             origin = origin_digest(kind, job.provenance[product])
             builder = ShardBuilder(
@@ -53,26 +70,28 @@ def extract_shard(job: Job, on_video: VideoCallback) -> JobResult:
         reductions = {
             product: load_product_reduction(product, job.config, job.store) for product in builders
         }
+
         for video in job.shard.videos:
-            wanted = {
-                product: builder
-                for product, builder in builders.items()
-                if video in job.missing[product]
-            }
             try:
-                if wanted:
-                    _add_sentences(job, video, wanted["text"]) if job.is_text else _add_video(
-                        job, video, wanted, reductions
-                    )
+                _encode_video(job, video, builders, reductions)
             except VideoError as error:
                 failures.append(job.build_failure(video, error))
             on_video(video, job.is_text)
-        infos |= {product: builder.finish() for product, builder in builders.items()}
+
+        for product, builder in builders.items():
+            infos[product] = builder.finish()
     return infos, failures
 
 
 def existing_shards(job: Job) -> dict[str, ShardInfo]:
-    """The shards of a job that lie in the store, made of the same, whoever made them."""
+    """Find the shards of a job that are in the store, whichever run made them.
+
+    Args:
+        job: the job.
+
+    Returns:
+        The shards with the provenance of the job, by product.
+    """
     infos = {}
     for product in job.missing:
         kind = get_shard_kind(product, job.config)
@@ -84,13 +103,35 @@ def existing_shards(job: Job) -> dict[str, ShardInfo]:
 
 @contextmanager
 def _limit_to_one_thread() -> Iterator[None]:
-    """Sums depend on how many threads share them: with one, features are the same however the work is spread."""
-    before = torch.get_num_threads()
+    """Let torch use one thread.
+
+    The order of summation depends on the number of threads. With one thread, features are the same
+    however the work is distributed.
+    """
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(num_threads)
+
+
+def _encode_video(
+    job: Job,
+    video: str,
+    builders: Mapping[str, ShardBuilder],
+    reductions: Mapping[str, Reduction | None],
+) -> None:
+    """Encode one video, or the sentences about it, for the products that lack it."""
+    video_builders = {
+        product: builder for product, builder in builders.items() if video in job.missing[product]
+    }
+    if not video_builders:
+        return
+    if job.is_text:
+        _add_sentences(job, video, video_builders)
+    else:
+        _add_video(job, video, video_builders, reductions)
 
 
 def _add_video(
@@ -99,63 +140,101 @@ def _add_video(
     builders: Mapping[str, ShardBuilder],
     reductions: Mapping[str, Reduction | None],
 ) -> None:
-    """Stream one video's features into the shards; a VideoError leaves them as they were."""
+    """Stream one video's features into the shards; a VideoError leaves the shards unchanged."""
     encoders = {product: get_encoder(product, job.config) for product in builders}
-    scales: dict[str, list[dict[str, np.ndarray]]] = defaultdict(list)
+    reduction_columns: dict[str, list[dict[str, np.ndarray]]] = defaultdict(list)
     for builder in builders.values():
         builder.begin(video, video)
+
     try:
         stream = FeatureStream(
             job.paths[video], job.config.sampling, encoders, job.config.batch, shared_decoder()
         )
         for product, rows in stream:
             reduction = reductions[product]
-            smaller, columns = reduction.apply(rows) if reduction else (rows, {})
-            builders[product].append(smaller)
-            scales[product].append(columns)
+            if reduction is None:
+                builders[product].append(rows)
+                reduction_columns[product].append({})
+            else:
+                reduced_rows, block_columns = reduction.apply(rows)
+                builders[product].append(reduced_rows)
+                reduction_columns[product].append(block_columns)
     except VideoError:
         for builder in builders.values():
             builder.abandon()
         raise
+
     for product, builder in builders.items():
-        more = {
-            name: np.concatenate([part[name] for part in scales[product]])
-            for name in scales[product][0]
-        }
-        builder.end(stream.columns[product] | more, stream.facts)
+        columns = dict(stream.columns[product])
+        blocks = reduction_columns[product]
+        for name in blocks[0]:
+            columns[name] = np.concatenate([block[name] for block in blocks])
+        builder.end(columns, stream.facts)
 
 
-def _add_sentences(job: Job, video: str, builder: ShardBuilder) -> None:
-    """Encode the sentences about one video, all before the first is written: a VideoError leaves the shard as it was."""
-    ids, texts = zip(*job.sentences[video], strict=True)
-    encoded = list(encode_texts(list(texts), get_encoder("text", job.config)))
-    for key, text, (states, tokens) in zip(ids, texts, encoded, strict=True):
-        builder.begin(key, video)
-        builder.append(states)
-        builder.end({"token": tokens}, {"text": text})
+def _add_sentences(job: Job, video: str, builders: Mapping[str, ShardBuilder]) -> None:
+    """Encode the sentences about one video; a VideoError leaves the shards unchanged."""
+    keys = [key for key, _ in job.sentences[video]]
+    texts = [text for _, text in job.sentences[video]]
+
+    # Encode all sentences before the first one is written, because encoding may fail.
+    encoded = {}
+    for product in builders:
+        encoded[product] = list(encode_texts(texts, get_encoder(product, job.config)))
+
+    for product, builder in builders.items():
+        for key, text, (states, tokens) in zip(keys, texts, encoded[product], strict=True):
+            builder.begin(key, video)
+            builder.append(states)
+            builder.end({"token": tokens}, {"text": text})
 
 
 @lru_cache(maxsize=1)
 def shared_decoder() -> FrameDecoder:
-    """This process' decoder child, made when it is first needed; it ends with the process."""
-    made = ProcessDecoder()
-    atexit.register(made.close)
-    return made
+    """Return this process's decoder, a child process that ends with this one.
+
+    Returns:
+        The decoder; it is started on the first call.
+    """
+    decoder = ProcessDecoder()
+    atexit.register(decoder.close)
+    return decoder
 
 
 def get_encoder(product: str, config: ExtractConfig) -> nn.Module:
-    """The product's encoder on its device, ready to compute; `frames` needs none."""
-    if product == "frames":
+    """Return the encoder of a product on its device, optimized for inference.
+
+    Args:
+        product: name of the product.
+        config: section `extract`.
+
+    Returns:
+        The encoder, cached; an identity for a product without an encoder.
+    """
+    if PRODUCTS[product].encoder is None:
         return nn.Identity()
     return _prepare_encoder(get_backbone(product, config).encoder, resolve_device(config.device))
 
 
 @lru_cache(maxsize=8)
 def _prepare_encoder(encoder: nn.Module, device: torch.device) -> nn.Module:
+    """Return the encoder on a device, optimized for inference there."""
     return optimize_for_inference(encoder.to(device))
 
 
 def get_backbone(product: str, config: ExtractConfig) -> Backbone:
+    """Return the encoder of a product with the digest of its weights.
+
+    Args:
+        product: name of a product with an encoder.
+        config: section `extract`.
+
+    Returns:
+        The encoder as loaded; the result is cached.
+
+    Raises:
+        InputError: the weights cannot be loaded.
+    """
     return _load_backbone(
         product,
         config.backbones,
@@ -169,14 +248,27 @@ def get_backbone(product: str, config: ExtractConfig) -> Backbone:
 def _load_backbone(
     product: str, size: str, weights: str, slowfast: str | None, _device: str
 ) -> Backbone:
-    """One for each device: `frozen` changes its encoder for where it lies."""
+    """Return a backbone of its own for each device: optimization changes an encoder in place."""
     return load_backbone(product, size, weights, slowfast)
 
 
 def load_product_reduction(product: str, config: ExtractConfig, store: Path) -> Reduction | None:
-    """What the product's maps go through before they are stored; the basis lies in the store."""
-    asked = config.reduce.get(product)
-    if asked is None:
+    """Load the reduction of a product's maps, with the projection in the store.
+
+    Args:
+        product: name of the product.
+        config: section `extract`.
+        store: directory of the store.
+
+    Returns:
+        The reduction, or None if the settings name none for the product.
+
+    Raises:
+        StoreError: the stored projection is damaged.
+    """
+    text = config.reduce.get(product)
+    if text is None:
         return None
-    parsed = parse_reduction(asked)
-    return Reduction(load_stored_projection(store, product) if parsed.method else None, parsed.int8)
+    spec = parse_reduction(text)
+    projection = load_stored_projection(store, product) if spec.method else None
+    return Reduction(projection, spec.int8)

@@ -13,35 +13,61 @@ from torch import Tensor
 def iterate_jpegs(
     rows: np.ndarray, columns: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The JPEGs of an entry of the `frames` product: `(frame number, bytes [n] uint8)` in order; the bytes are views of `rows`."""
-    frame, count = columns["frame"], columns["bytes"]
-    begins = np.flatnonzero(np.diff(frame, prepend=frame[:1] - 1))
-    for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(frame)], strict=True):
-        yield int(frame[begin]), rows[begin:end].reshape(-1)[: int(count[begin:end].sum())]
+    """Split an entry of the product `frames` into its JPEGs.
+
+    Args:
+        rows: `[n, JPEG_ROW_BYTES]` uint8.
+        columns: for each row, the frame in `frame` and the number of used bytes in `bytes`, `[n]`.
+
+    Yields:
+        Frame index and JPEG `[bytes]` uint8, in order. The JPEG is a view of `rows`.
+    """
+    frames = columns["frame"]
+    used_bytes = columns["bytes"]
+
+    # A JPEG begins wherever the frame changes; the first row always begins one.
+    starts = np.flatnonzero(np.diff(frames, prepend=frames[:1] - 1)).tolist()
+    ends = [*starts[1:], len(frames)]
+    for start, end in zip(starts, ends, strict=True):
+        length = int(used_bytes[start:end].sum())
+        yield int(frames[start]), rows[start:end].reshape(-1)[:length]
 
 
 def decode_jpegs(
     rows: np.ndarray, columns: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode an entry of the `frames` product on the CPU: `(frame number, RGB uint8 [h, w, 3])` in order.
+    """Decode an entry of the product `frames` on the CPU.
 
-    By torchvision, which takes two thirds of Pillow's time to the same pixels: both end in libjpeg-turbo.
+    torchvision decodes: it takes two thirds of Pillow's time and gives the same pixels, because
+    both use libjpeg-turbo.
+
+    Args:
+        rows: `[n, JPEG_ROW_BYTES]` uint8.
+        columns: `frame` `[n]` and `bytes` `[n]`, as for `iterate_jpegs`.
+
+    Yields:
+        Frame index and RGB uint8 `[h, w, 3]`, in order.
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    for number, jpeg in iterate_jpegs(rows, columns):
-        yield (
-            number,
-            decode_jpeg(torch.from_numpy(jpeg), ImageReadMode.RGB).permute(1, 2, 0).numpy(),
-        )
+    for frame_index, jpeg in iterate_jpegs(rows, columns):
+        image = decode_jpeg(torch.from_numpy(jpeg), ImageReadMode.RGB)  # [3, h, w]
+        yield frame_index, image.permute(1, 2, 0).numpy()
 
 
 def encode_jpeg(image: Tensor, quality: int) -> bytes:
-    """RGB uint8 `[3, h, w]` as a JPEG whose colours have half the resolution (4:2:0)."""
+    """Encode an image as JPEG, with half the resolution for color (4:2:0).
+
+    Args:
+        image: RGB uint8 `[3, h, w]`.
+        quality: JPEG quality, 1 to 100.
+
+    Returns:
+        The file's bytes.
+    """
     from PIL import Image
 
     buffer = BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(
-        buffer, "JPEG", quality=quality, subsampling="4:2:0"
-    )
+    pixels = image.permute(1, 2, 0).numpy()  # [h, w, 3]
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()

@@ -1,10 +1,13 @@
-"""One video → its features. One decode pass feeds all visual products; frames stream, forwards are batched."""
+"""From one video to its features: one decoding pass feeds all visual products.
+
+Frames are streamed and forward passes are batched, so memory does not depend on the video's length.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,54 +16,94 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.encoders.image_geometry import compute_appearance_size
+from pipeline.callbacks import ProgressCallback
 from pipeline.errors import VideoError
-from pipeline.features.builders import (
-    AppearanceBuilder,
-    FeatureBuilder,
-    JpegBuilder,
-    MotionBuilder,
-    SwinBuilder,
-)
+from pipeline.features.builders import FeatureBuilder
 from pipeline.features.config import SamplingConfig
-from pipeline.sampling import compute_clip_centers, sample_grid
+from pipeline.features.products import PRODUCTS
 from pipeline.store import Entry
 from pipeline.video import VideoMetadata, open_frames, probe
 
-VISUAL_PRODUCTS = ("appearance", "motion", "swin", "frames")
 DIGEST_BYTES = 1 << 20
-ProgressCallback = Callable[[int, int], None]
+"""Bytes at each end of a file that its digest covers."""
 
 
 class FrameDecoder(Protocol):
-    """Where frames come from: this process (`HERE`) or a child of it (`pipeline.video.process_decoder.ProcessDecoder`)."""
+    """Source of decoded frames.
 
-    def probe(self, path: Path) -> VideoMetadata: ...
+    `IN_PROCESS` decodes in this process, `pipeline.video.process_decoder.ProcessDecoder` in a child
+    process.
+    """
+
+    def probe(self, path: Path) -> VideoMetadata:
+        """Read the metadata of a video.
+
+        Args:
+            path: the video file.
+
+        Returns:
+            The metadata, with the presentation time of every frame.
+        """
 
     def frames(self, path: Path, metadata: VideoMetadata, frame_indices: np.ndarray) -> Any:
-        """A context manager and iterator of `(frame number, RGB uint8 [h, w, 3])`, with `decoder` and `reason`."""
+        """Open some frames of a video.
+
+        Args:
+            path: the video file.
+            metadata: the metadata of the video.
+            frame_indices: `[n]`, ascending indices of the frames to decode.
+
+        Returns:
+            A context manager and iterator of frame index and RGB uint8 `[h, w, 3]`. Its attributes
+            `decoder` and `reason` say which decoder was chosen, and why.
+        """
 
 
 class InProcessDecoder:
+    """Decoder in the calling process."""
+
     def probe(self, path: Path) -> VideoMetadata:
+        """Read the metadata of a video; see `FrameDecoder`."""
         return probe(path)
 
     def frames(self, path: Path, metadata: VideoMetadata, frame_indices: np.ndarray) -> Any:
+        """Open some frames of a video; see `FrameDecoder`."""
         return open_frames(path, metadata, frame_indices)
 
 
 IN_PROCESS: FrameDecoder = InProcessDecoder()
+"""The decoder in the calling process."""
+
+
+def _ignore_progress(done: int, total: int) -> None:
+    """Do nothing."""
 
 
 class FeatureStream:
-    """Iterator over one video's features as they are made: `(product, rows)`, blocks of rows in order.
+    """Iterator over the features of one video as they are computed.
 
-    `encoders` name the products (`frames` maps to no network: any module will do). Rows: appearance and swin
-    `[k, H, W, C]`, motion `[k, h, w, C]` float16, frames `[k, 4096]` uint8. After the last block `columns` hold each
-    product's facts by row (`frame` says which frame a row shows, or the middle of its clip, `second` when that is) and
-    `facts` those of the video; those in `about` are known from the start. `progress` counts the frames that are looked at.
-    Memory does not grow with the video.
-    Raises VideoError.
+    It yields the name of a product and its next block of rows: appearance and swin
+    `[k, H, W, C]` float16, motion `[k, h, w, C]` float16, frames `[k, JPEG_ROW_BYTES]` uint8.
+    Iteration raises VideoError if the video cannot be decoded or encoded, or changed meanwhile.
+
+    Args:
+        path: the video file.
+        sampling: frames and clips to encode.
+        encoders: the network of each product to compute; `frames` uses none, so any module will do.
+        batch_size: frames per forward pass.
+        decoder: source of the frames.
+        progress: called after each decoded frame.
+
+    Attributes:
+        video_metadata: metadata of the video.
+        initial_facts: facts about the video that are known before decoding.
+        builders: the feature builder of each product.
+        columns: arrays with one value per row, by product and column; set by the iteration's end.
+            `frame` is the frame that a row shows, or the center of its clip; `second` is its time.
+        facts: facts about the video; set by the iteration's end.
+
+    Raises:
+        VideoError: the file cannot be read, or is no video.
     """
 
     def __init__(
@@ -70,9 +113,11 @@ class FeatureStream:
         encoders: Mapping[str, nn.Module],
         batch_size: int = 16,
         decoder: FrameDecoder = IN_PROCESS,
-        progress: ProgressCallback = lambda done, total: None,
+        progress: ProgressCallback = _ignore_progress,
     ) -> None:
-        self.path, self.decoder, self.progress = path, decoder, progress
+        self.path = path
+        self.decoder = decoder
+        self.progress = progress
         self.video_metadata = decoder.probe(path)
         self.initial_facts: dict[str, Any] = {
             "size": list(self.video_metadata.size),
@@ -80,74 +125,81 @@ class FeatureStream:
             "frame_count": self.video_metadata.frame_count,
         }
         self._initial_digest = _read_digest(path)
-        self.builders = {
-            product: _create_builder(product, encoder, self.video_metadata, sampling, batch_size)
-            for product, encoder in encoders.items()
-        }
+
+        self.builders: dict[str, FeatureBuilder] = {}
+        for product, encoder in encoders.items():
+            self.builders[product] = _create_builder(
+                product, encoder, self.video_metadata, sampling, batch_size
+            )
         self.columns: dict[str, dict[str, np.ndarray]] = {}
         self.facts: dict[str, Any] = {}
 
     @torch.inference_mode()
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        wanted = np.unique(
-            np.concatenate([maker.frame_indices for maker in self.builders.values()])
+        # Decode each frame once, for all products that need it.
+        frame_indices = np.unique(
+            np.concatenate([builder.frame_indices for builder in self.builders.values()])
         )
-        with self.decoder.frames(self.path, self.video_metadata, wanted) as frames:
-            self.progress(0, len(wanted))
-            for done, (number, rgb) in enumerate(frames, start=1):
-                picture = torch.from_numpy(rgb if rgb.flags.writeable else rgb.copy()).permute(
-                    2, 0, 1
-                )
-                for product, maker in self.builders.items():
-                    for rows in maker.add_frame(number, picture):
+        num_frames = len(frame_indices)
+        with self.decoder.frames(self.path, self.video_metadata, frame_indices) as frames:
+            self.progress(0, num_frames)
+            for num_decoded, (frame_index, pixels) in enumerate(frames, start=1):
+                image = _as_image(pixels)
+                for product, builder in self.builders.items():
+                    for rows in builder.add_frame(frame_index, image):
                         yield product, rows
-                self.progress(done, len(wanted))
-            for product, maker in self.builders.items():
-                for rows in maker.finish():
+                self.progress(num_decoded, num_frames)
+
+            # Encode the last, incomplete batches.
+            for product, builder in self.builders.items():
+                for rows in builder.finish():
                     yield product, rows
-            seen_by = {"decoder": frames.decoder, "why": frames.reason}
-        for product, maker in self.builders.items():
-            columns = maker.columns()
-            self.columns[product] = columns | {
-                "second": self.video_metadata.pts_seconds[columns["frame"]]
-            }
+            decoder_facts = {"decoder": frames.decoder, "why": frames.reason}
+
+        for product, builder in self.builders.items():
+            columns = builder.columns()
+            seconds = self.video_metadata.pts_seconds[columns["frame"]]
+            self.columns[product] = columns | {"second": seconds}
+
+        # Features of two files must not be mixed: check that the file is still the same.
         if _read_digest(self.path) != self._initial_digest:
             detail = (
-                f"{self.path} has become another file while it was read; run again when it is whole"
+                f"{self.path} changed while it was being read; run again when the file is complete"
             )
             raise VideoError("decode", "changed", detail)
-        self.facts = self.initial_facts | {"digest": self._initial_digest, **seen_by}
+        self.facts = self.initial_facts | {"digest": self._initial_digest, **decoder_facts}
+
+
+def _as_image(pixels: np.ndarray) -> torch.Tensor:
+    """Return pixels `[h, w, 3]` as an image `[3, h, w]`, without a copy where torch allows it."""
+    if not pixels.flags.writeable:  # torch has no read-only tensors
+        pixels = pixels.copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _create_builder(
-    product: str, encoder: nn.Module, video: VideoMetadata, sampling: SamplingConfig, batch: int
+    product: str,
+    encoder: nn.Module,
+    video: VideoMetadata,
+    sampling: SamplingConfig,
+    batch_size: int,
 ) -> FeatureBuilder:
-    size = compute_appearance_size(video.size, sampling.short_side)
-    if product == "motion":
-        centres = compute_clip_centers(video.pts_seconds, sampling.clip_stride_seconds)
-        return MotionBuilder(
-            encoder,
-            video.pts_seconds,
-            centres,
-            sampling.clip_seconds,
-            sampling.pool_motion_2x2,
-            max(1, batch // 4),
-        )
-    grid = sample_grid(video.pts_seconds, sampling.fps)
-    if product == "frames":
-        return JpegBuilder(size, grid, sampling.jpeg_quality)
-    return (
-        SwinBuilder(encoder, size, grid)
-        if product == "swin"
-        else AppearanceBuilder(encoder, size, grid, batch)
-    )
+    """Return the feature builder of a visual product."""
+    create_builder = PRODUCTS[product].create_builder
+    if create_builder is None:
+        raise ValueError(f"product {product!r} is not computed from frames")
+    return create_builder(encoder, video, sampling, batch_size)
 
 
 @dataclass(frozen=True)
 class ExtractedFeatures:
-    """What one video gave: product → (rows, columns), the facts kept with every entry of it, and the frames' times.
+    """All features of one video.
 
-    `frame_edges` are `VideoMetadata.edges`. They are not stored: an hour of video has 100,000 of them.
+    Attributes:
+        products: rows and columns by product.
+        facts: facts about the video, stored with the entry of every product.
+        frame_edges: `[frame_count + 1]`, times between frames, see `VideoMetadata.edges`. They are
+            not stored: one hour of video has 100,000 of them.
     """
 
     products: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]
@@ -155,6 +207,15 @@ class ExtractedFeatures:
     frame_edges: np.ndarray = field(repr=False)
 
     def build_entry(self, product: str, video: str) -> Entry:
+        """Return the store's entry of one product.
+
+        Args:
+            product: name of the product.
+            video: id of the video, which is also the key of the entry.
+
+        Returns:
+            The entry.
+        """
         rows, columns = self.products[product]
         return Entry(video, video, rows, columns, self.facts)
 
@@ -164,22 +225,36 @@ def extract_video(
     sampling: SamplingConfig,
     encoders: Mapping[str, nn.Module],
     batch_size: int = 16,
-    progress: ProgressCallback = lambda done, total: None,
+    progress: ProgressCallback = _ignore_progress,
 ) -> ExtractedFeatures:
-    """One video's whole features in memory, as `FeatureStream` makes them."""
+    """Compute all features of one video in memory.
+
+    Args:
+        path: the video file.
+        sampling: frames and clips to encode.
+        encoders: the network of each product to compute.
+        batch_size: frames per forward pass.
+        progress: called after each decoded frame.
+
+    Returns:
+        The features.
+
+    Raises:
+        VideoError: the video cannot be decoded or encoded.
+    """
     stream = FeatureStream(path, sampling, encoders, batch_size, progress=progress)
     blocks: dict[str, list[np.ndarray]] = defaultdict(list)
     for product, rows in stream:
         blocks[product].append(rows)
-    products = {
-        product: (np.concatenate(parts), stream.columns[product])
-        for product, parts in blocks.items()
-    }
+
+    products = {}
+    for product, product_blocks in blocks.items():
+        products[product] = (np.concatenate(product_blocks), stream.columns[product])
     return ExtractedFeatures(products, stream.facts, stream.video_metadata.edges)
 
 
 def _read_digest(path: Path) -> str:
-    """`compute_file_digest`, or the VideoError that the file cannot be read."""
+    """Return the digest of a file; raise VideoError if the file cannot be read."""
     try:
         return compute_file_digest(path)
     except OSError as error:
@@ -192,11 +267,24 @@ def _read_digest(path: Path) -> str:
 
 
 def compute_file_digest(path: Path) -> str:
-    """SHA-256 of a video's size, first and last MiB: notices another file under the same name without reading terabytes."""
+    """Compute a digest that detects another video under the same name.
+
+    The digest covers the file's size, its first and its last MiB, so that no terabytes are read.
+
+    Args:
+        path: the video file.
+
+    Returns:
+        The hexadecimal SHA-256.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         digest.update(file.read(DIGEST_BYTES))
+        # A short file has no second part: the position is then at or past its end.
         file.seek(max(DIGEST_BYTES, size - DIGEST_BYTES))
         digest.update(file.read())
     return digest.hexdigest()

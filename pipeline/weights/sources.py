@@ -1,4 +1,4 @@
-"""The grammar of `--weights`: where the weights of each product come from."""
+"""Grammar of `--weights`: the source of each product's weights."""
 
 from __future__ import annotations
 
@@ -7,30 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.weights.encoder_specs import ENCODERS
 
 TINY_WEIGHTS_DIR = Path(__file__).parents[1] / "encoders" / "tiny"
-
-
-CSDVL_PRODUCTS = ("appearance", "motion", "text")
-"""What CSDVL reads."""
-
-
-ENCODED_PRODUCTS = (*CSDVL_PRODUCTS, "swin")
-"""Every product that a network makes."""
-
-
-SOURCE_FORMS = {
-    "appearance": ("torchvision", "torchvision:FILE", "mdetr:FILE"),
-    "motion": ("ava:FILE", "kinetics:FILE"),
-    "text": ("hf:DIR", "mdetr:FILE+hf:DIR"),
-    "swin": ("torchvision", "torchvision:FILE"),
-}
-"""What a product's weights may be read from, beside `tiny` and `random:SEED`."""
+"""Directory of the shipped weights of the tiny encoders."""
+CSDVL_PRODUCTS = tuple(spec.name for spec in ENCODERS.values() if spec.has_tiny_size)
+"""Products that CSDVL reads: those with a tiny encoder."""
+ENCODED_PRODUCTS = tuple(ENCODERS)
+"""Products computed by an encoder."""
+TOKENIZER_SEPARATOR = "+hf:"
+"""Text between the checkpoint and the tokenizer's directory in `mdetr:FILE+hf:DIR`."""
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """A parsed source: its `kind` (the word before the colon), the file or folder it names, the tokenizer's folder, the seed."""
+    """A parsed source of weights.
+
+    Attributes:
+        kind: the word before the colon, for example `mdetr`.
+        path: the file or directory of the weights, where the source names one.
+        tokenizer_dir: the Hugging Face directory of the tokenizer, where the source names one.
+        seed: the seed of `random:SEED`.
+    """
 
     kind: str
     path: Path | None = None
@@ -39,56 +37,103 @@ class WeightSource:
 
 
 def parse_source(product: str, weights: str) -> WeightSource:
-    """`"mdetr:FILE+hf:DIR"` → its parts; the InputError for another form names what `product` allows."""
-    kind, _, rest = weights.partition(":")
-    if weights == "tiny" or (weights == "torchvision" and weights in SOURCE_FORMS[product]):
+    """Parse a source of weights, such as `mdetr:FILE+hf:DIR`.
+
+    Args:
+        product: name of a product with an encoder.
+        weights: the source as the settings give it.
+
+    Returns:
+        The parts of the source; `~` in paths is expanded.
+
+    Raises:
+        InputError: the product does not accept this form. The message names the accepted forms.
+    """
+    encoder = ENCODERS[product]
+    kind, _, argument = weights.partition(":")
+
+    # Sources without an argument.
+    if weights == "tiny":
         return WeightSource(weights)
-    if (
-        kind == "random"
-        and rest.isascii()
-        and rest.isdecimal()
-        and len(rest) < 20
-        and int(rest) < 1 << 63
-    ):
-        return WeightSource(kind, seed=int(rest))
-    forms = {form.partition(":")[0]: form for form in SOURCE_FORMS[product] if ":" in form}
-    if kind in forms:
-        file, tokenizer = rest, None
-        if "+hf:" in forms[kind]:
-            file, _, tokenizer = rest.rpartition("+hf:")
-        if file and tokenizer != "":
-            return WeightSource(
-                kind,
-                Path(os.path.expanduser(file)),
-                Path(os.path.expanduser(tokenizer)) if tokenizer else None,
-            )
-    shipped = [] if product == "swin" else ["'tiny' (with --backbones tiny)"]
-    named = ", ".join([*shipped, *(f"'{form}'" for form in SOURCE_FORMS[product])])
+    if weights == "torchvision" and weights in encoder.source_forms:
+        return WeightSource(weights)
+
+    if kind == "random" and _is_seed(argument):
+        return WeightSource(kind, seed=int(argument))
+
+    # Sources that name a file or directory, and possibly a tokenizer.
+    forms_by_kind = {form.partition(":")[0]: form for form in encoder.source_forms if ":" in form}
+    if kind in forms_by_kind:
+        if TOKENIZER_SEPARATOR in forms_by_kind[kind]:
+            path, _, tokenizer_dir = argument.rpartition(TOKENIZER_SEPARATOR)
+            if path and tokenizer_dir:
+                return WeightSource(kind, _expand_path(path), _expand_path(tokenizer_dir))
+        elif argument:
+            return WeightSource(kind, _expand_path(argument))
+
+    accepted = [f"'{form}'" for form in encoder.source_forms]
+    if encoder.has_tiny_size:
+        accepted.insert(0, "'tiny' (with --backbones tiny)")
     raise InputError(
-        f"weights {weights!r} for {product}: allowed are {named} and 'random:SEED' (for example random:0)"
+        f"weights {weights!r} for {product}: allowed are {', '.join(accepted)} "
+        "and 'random:SEED' (for example random:0)"
     )
+
+
+def _is_seed(text: str) -> bool:
+    """Return True for ASCII digits of a number below 2⁶³."""
+    # The length is checked first: converting thousands of digits is slow and raises ValueError.
+    return text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < 1 << 63
+
+
+def _expand_path(text: str) -> Path:
+    """Return a path with `~` expanded."""
+    return Path(os.path.expanduser(text))
 
 
 def absolute_source(weights: str) -> str:
-    """The source with absolute paths, for a process that runs in another folder."""
-    kind, colon, rest = weights.partition(":")
+    """Make the paths of a source absolute, for a process with another working directory.
+
+    Args:
+        weights: a source of weights.
+
+    Returns:
+        The same source with absolute paths.
+    """
+    kind, colon, argument = weights.partition(":")
     if not colon or kind == "random":
         return weights
-    paths = [os.path.abspath(os.path.expanduser(path)) for path in rest.split("+hf:")]
-    return f"{kind}:{'+hf:'.join(paths)}"
+    paths = [
+        os.path.abspath(os.path.expanduser(path)) for path in argument.split(TOKENIZER_SEPARATOR)
+    ]
+    return f"{kind}:{TOKENIZER_SEPARATOR.join(paths)}"
 
 
 def slowfast_variant(source: WeightSource, requested_variant: str | None = None) -> str:
-    """How the motion network is built: as the weights were trained, or as asked where they do not say."""
-    own = (
-        source.kind
-        if source.kind in ("ava", "kinetics")
-        else "ava"
-        if source.kind == "tiny"
-        else None
-    )
-    if own is not None and requested_variant not in (None, own):
+    """Choose the build of SlowFast for a source of weights.
+
+    Args:
+        source: the source of the weights.
+        requested_variant: the build in the settings, `ava` or `kinetics`; None for the source's.
+
+    Returns:
+        The build that the weights were trained with. Random weights fit any build, so for them the
+        requested one, by default `ava`.
+
+    Raises:
+        InputError: the weights were trained with another build than the requested one.
+    """
+    trained_variant = None
+    if source.kind in ("ava", "kinetics"):
+        trained_variant = source.kind
+    elif source.kind == "tiny":
+        trained_variant = "ava"
+
+    if trained_variant is None:
+        return requested_variant or "ava"
+    if requested_variant not in (None, trained_variant):
         raise InputError(
-            f"weights of kind {source.kind!r} are for SlowFast built for {own!r}, not {requested_variant!r}: set slowfast to {own}"
+            f"weights of kind {source.kind!r} are for SlowFast built for {trained_variant!r}, "
+            f"not {requested_variant!r}: set slowfast to {trained_variant}"
         )
-    return own or requested_variant or "ava"
+    return trained_variant

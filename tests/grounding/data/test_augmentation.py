@@ -19,7 +19,9 @@ from grounding.data.dataset import GroundingDataset
 from grounding.data.loader import Batch, Loader
 from grounding.data.sample import Sample
 from grounding.structures.targets import Targets
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, CsdvlTrainConfig
+from grounding.systems.cgstvg import CgstvgTrainConfig
+from grounding.systems.costa import CostaTrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from pipeline.boxes import cxcywh_to_xyxy
 from pipeline.config import validate
 from pipeline.encoders.text import TextEncoder
@@ -90,6 +92,7 @@ def drawn(
         pictures,
         np.array([0, 0, 1, 1], np.float32),
         words,
+        "video",
     )
     boxes, boxed = torch.tensor([[[0.25, 0.5, 0.5, 1]]]), torch.ones(1, 1, dtype=torch.bool)
     truth = Targets(
@@ -133,7 +136,7 @@ def test_a_pass_is_seen_in_one_way(features: GroundingDataset) -> None:
     pixel a frame, or left in a mirror.
     """
     ways = set()
-    for _, boxes in samples(taken(loader(features, flip=0.5), 4)).values():
+    for _, boxes in samples(taken(loader(features, flip_probability=0.5), 4)).values():
         steps = torch.diff(boxes[0:1, 1:4, 0] if boxes.ndim == 3 else boxes[1:4, 0]).sign()
         assert len(steps.unique()) == 1
         ways.add(float(steps.flatten()[0]))
@@ -255,5 +258,5 @@ def test_what_reads_cached_features_cannot_be_augmented(kind: type[CsdvlTrainCon
 
 
 def test_a_wrong_share_is_named() -> None:
-    with pytest.raises(InputError, match=r"augment\.flip: .*1 \(got 2"):
+    with pytest.raises(InputError, match=r"augment\.flip_probability: .*1 \(got 2"):
         validate(CostaTrainConfig, {"augment": {"flip_probability": 2}}, "section 'train'")

@@ -57,7 +57,12 @@ def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(
     maps = [np.ones((CLIPS, *shape, 5), np.float16) for shape in ((3, 5), (6, 4))]
     inputs = collate(
         [
-            replace(sample, motion=motion, square=np.array([0, 0, 1, 1], np.float32))
+            replace(
+                sample,
+                motion=motion,
+                picture_in_square=np.array([0, 0, 1, 1], np.float32),
+                video_key=motion.shape,
+            )
             for motion in maps
         ]
     )
@@ -75,7 +80,7 @@ def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(
 def test_so_it_is_in_padded_squares(features: GroundingDataset) -> None:
     """A tall picture in the middle of 4×4 cells that lie in a corner of 8×8."""
     sample = features.load_sample(features.queries[2])
-    larger = replace(sample, motion=np.ones((CLIPS, 8, 8, 5), np.float16))
+    larger = replace(sample, motion=np.ones((CLIPS, 8, 8, 5), np.float16), video_key="larger")
     squares = collate([sample, larger]).picture_in_square
     torch.testing.assert_close(
         squares, torch.tensor([[7 / 64, 0, 25 / 64, 1 / 2], [14 / 64, 0, 50 / 64, 1]])
@@ -114,9 +119,9 @@ def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -
         for own in (inputs.appearance, inputs.map_size, inputs.motion, inputs.picture_in_square)
     } == {3}
     assert {len(own) for own in (inputs.frame_positions, inputs.text, inputs.text_mask)} == {4}
-    apart = collate([replace(sample, appearance=np.array(sample.appearance)) for sample in samples])
+    apart = collate([replace(sample, video_key=number) for number, sample in enumerate(samples)])
     assert apart.video_indices is None
-    for name in ("appearance", "map_size", "motion", "square"):
+    for name in ("appearance", "map_size", "motion", "picture_in_square"):
         assert torch.equal(
             inputs.expand_to_queries(getattr(inputs, name)),
             apart.expand_to_queries(getattr(apart, name)),

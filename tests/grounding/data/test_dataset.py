@@ -65,6 +65,25 @@ def test_a_store_without_truth_needs_no_tracks(make_store: Maker, query_of: Quer
     assert len(GroundingDataset.from_store(store, "train", FRAMES, CLIPS).queries) == 1
 
 
+def test_queries_without_truth_may_be_left_out(make_store: Maker, query_of: QueryMaker) -> None:
+    """They are not missing either: only a query with truth whose features are not there is."""
+    queries = [query_of(n, "train", truth=None) for n in (0, 1)]
+    queries += [query_of(n, "train") for n in (2, 3)]
+    store = make_store(queries, without=("train-1", "train-3"))
+    features = GroundingDataset.from_store(store, "train", FRAMES, CLIPS, with_truth=True)
+    assert [query.id for query in features.queries] == ["train-2"]
+    assert features.missing_query_ids == ["train-3"]
+
+
+def test_a_split_may_have_features_only_for_queries_without_truth(
+    make_store: Maker, query_of: QueryMaker
+) -> None:
+    queries = [query_of(0, "train", truth=None), query_of(1, "train")]
+    store = make_store(queries, without=("train-1",))
+    features = GroundingDataset.from_store(store, "train", FRAMES, CLIPS, with_truth=True)
+    assert features.queries == []
+
+
 def test_a_sample_takes_the_frames_at_bin_centres(features: GroundingDataset) -> None:
     """Twenty stored frames 0, 5 … 95 by four: places ⌊(k + ½)·5⌋ = 2, 7, 12, 17, frames 10, 35, 60,
     85.

@@ -42,7 +42,7 @@ def draws(count: int, **config: float) -> list[ImageTransform]:
 def test_the_box_bounds_what_it_bounded(pictures: np.ndarray) -> None:
     """To a pixel, in every view that is drawn: cut, resized, mirrored."""
     box = xyxy_to_cxcywh(np.array(BOX), (COLUMNS, ROWS))
-    views = draws(60, smallest=0.5, crop=0.8, least=0.3)
+    views = draws(60, min_scale=0.5, crop_probability=0.8, min_crop_fraction=0.3)
     for view in views:
         seen = view.apply_to_array(pictures)
         assert seen.shape == (2, *view.size, 3)
@@ -64,7 +64,7 @@ def test_a_mirrored_picture_is_the_picture_in_a_mirror(pictures: np.ndarray) -> 
 
 def test_arrays_and_tensors_are_seen_alike(pictures: np.ndarray) -> None:
     """Pillow and torch round a grey level apart."""
-    for view in draws(20, smallest=0.5, crop=0.8, least=0.3):
+    for view in draws(20, min_scale=0.5, crop_probability=0.8, min_crop_fraction=0.3):
         ours, theirs = (
             view.apply_to_array(pictures),
             view.apply_to_tensor(torch.from_numpy(pictures)).numpy(),
@@ -74,13 +74,13 @@ def test_arrays_and_tensors_are_seen_alike(pictures: np.ndarray) -> None:
 
 
 def test_a_part_holds_what_it_must_and_as_much_as_is_asked() -> None:
-    for view in draws(200, crop=1.0, least=0.5):
+    for view in draws(200, crop_probability=1.0, min_crop_fraction=0.5):
         left, top, right, bottom = view.crop
         assert 0 <= left <= BOX[0] < BOX[2] <= right <= COLUMNS
         assert 0 <= top <= BOX[1] < BOX[3] <= bottom <= ROWS
         assert right - left >= COLUMNS // 2
         assert bottom - top >= ROWS // 2
-    lefts = [view.crop[0] for view in draws(200, crop=1.0, least=0.5)]
+    lefts = [view.crop[0] for view in draws(200, crop_probability=1.0, min_crop_fraction=0.5)]
     assert min(lefts) == 0
     assert max(lefts) > 30
 
@@ -102,8 +102,8 @@ def test_without_boxes_nothing_is_cut_off() -> None:
 
 
 def test_sizes_are_between_the_smallest_and_the_stored_one() -> None:
-    shorts = [min(view.size) for view in draws(300, smallest=0.5)]
+    shorts = [min(view.size) for view in draws(300, min_scale=0.5)]
     assert ROWS / 2 <= min(shorts) < 0.55 * ROWS
     assert 0.95 * ROWS < max(shorts) <= ROWS
-    for view in draws(300, smallest=0.5, crop=1.0, least=0.2):
+    for view in draws(300, min_scale=0.5, crop_probability=1.0, min_crop_fraction=0.2):
         assert max(view.size) <= 1.8 * ROWS + 1

@@ -48,7 +48,7 @@ def late(
     pictured: Path, at_once: GroundingDataset, monkeypatch: pytest.MonkeyPatch
 ) -> GroundingDataset:
     """Pictures that wait to be decoded, as for a GPU."""
-    monkeypatch.setattr(grounding.data.dataset, "decodes", lambda device: True)
+    monkeypatch.setattr(grounding.data.dataset, "can_decode_jpegs", lambda device: True)
     return features_of(pictured)
 
 
@@ -102,7 +102,7 @@ def test_a_batch_that_waits_is_the_batch(at_once: GroundingDataset, late: Ground
     assert isinstance(expected.appearance, torch.Tensor)
     assert torch.equal(found.appearance, expected.appearance)
     assert torch.equal(found.map_size, expected.map_size)
-    assert torch.equal(found.square, expected.picture_in_square)
+    assert torch.equal(found.picture_in_square, expected.picture_in_square)
 
 
 def test_a_view_of_what_waits_is_the_view_of_the_pictures(pictures: ImageSource) -> None:
@@ -142,7 +142,7 @@ def test_a_gpu_without_a_decoder_is_named_once(
     def refuse(jpegs: object, device: torch.device) -> None:
         raise RuntimeError("compiled without nvJPEG\nsomewhere")
 
-    monkeypatch.setattr(grounding.data.images, "decoded", refuse)
+    monkeypatch.setattr(grounding.data.images, "decode_jpegs_on_device", refuse)
     can_decode_jpegs.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert [can_decode_jpegs(torch.device("cuda")) for _ in range(3)] == [False] * 3

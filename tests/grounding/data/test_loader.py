@@ -302,7 +302,7 @@ def test_closing_waits_for_one_batch_at_most(
         time.sleep(0.02)
         return sample(query)
 
-    monkeypatch.setattr(features, "sample", slow)
+    monkeypatch.setattr(features, "load_sample", slow)
     with loader(features) as batches:
         next(iter(batches))
         before = len(made)
@@ -314,7 +314,9 @@ def test_only_a_few_batches_are_made_ahead(
 ) -> None:
     made: list[str] = []
     sample = features.load_sample
-    monkeypatch.setattr(features, "sample", lambda query: (made.append(query.id), sample(query))[1])
+    monkeypatch.setattr(
+        features, "load_sample", lambda query: (made.append(query.id), sample(query))[1]
+    )
     with loader(features) as batches:
         steps = iter(batches)
         for step in range(1, 5):
@@ -364,7 +366,7 @@ def test_batches_come_to_a_gpu_whole(
 ) -> None:
     device = torch.device("cuda")
     monkeypatch.setattr(
-        memory, "SMALL", 0
+        memory, "MIN_POOLED_BYTES", 0
     )  # so that memory is used again while copies are under way
     monkeypatch.setattr("grounding.data.dataset.CACHE_BYTES", 0)
     near = taken(loader(features, accumulate=2), 40)

@@ -41,7 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
             "proposal_map_layers": 1,
         }
     },
-    "cgstvg": {"model": {**SMALL, "num_stages": 2, "motion": "motion"}},
+    "cgstvg": {"model": {**SMALL, "num_stages": 2, "motion_product": "motion"}},
     "costa": {
         "model": {**SMALL, "num_decoder_layers": 1, "r3d_width": 8},
         "encoders": {"backbones": "tiny", "image": "tiny"},
@@ -208,7 +208,7 @@ def test_of_batches_without_any_event_every_system_learns_when_alone(
     for share in (0.0, 1 - 1e-9):
         values = {
             **MODELS[system],
-            "absent": share,
+            "negative_rate": share,
             "device": "cpu",
             "batch": 4,
             "max_steps": 3,

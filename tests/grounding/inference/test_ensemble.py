@@ -76,7 +76,7 @@ def test_all_that_asks_an_ensemble_computes_as_it_says(
         return answer(network, inputs)
 
     answer = Csdvl.forward
-    monkeypatch.setattr(Ensemble, "computing", computing)
+    monkeypatch.setattr(Ensemble, "autocast", computing)
     monkeypatch.setattr(Csdvl, "forward", forward)
     query = next(query for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
     assert predict_split([tiny_run.run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
@@ -107,7 +107,7 @@ def test_half_precision_is_for_gpus_and_runs_validated_in_it(
 
 
 def test_runs_with_other_clips_are_refused(tiny_run: Any, other: Path) -> None:
-    set_model(other, clips=5)
+    set_model(other, num_clips=5)
     with pytest.raises(
         InputError,
         match=r"scores the proposals of 8 clips and .*other the proposals of 5 clips: scores are averaged",
@@ -116,10 +116,10 @@ def test_runs_with_other_clips_are_refused(tiny_run: Any, other: Path) -> None:
 
 
 def test_runs_with_other_frames_need_a_number_for_all(tiny_run: Any, other: Path) -> None:
-    set_model(other, frames=6)
+    set_model(other, num_frames=6)
     with pytest.raises(
         InputError,
-        match=r"was trained with 4 frames and .*other with 6: say how many .* with --set frames=N",
+        match=r"was trained with 4 frames per pass and .*other with 6: choose one number with --set frames=N",
     ):
         Ensemble.from_runs([tiny_run.run, other], CPU)
     assert Ensemble.from_runs([tiny_run.run, other], CPU, num_frames=6).num_frames == 6

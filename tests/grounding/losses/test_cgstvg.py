@@ -25,7 +25,7 @@ TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
 """[.3, .7] × [.3, .7] and [.4, .8] × [.4, .6]: .06 of .16 + .08 − .06 are shared, IoU 1/3; of the
 hull .2 is .02 neither's, GIoU 7/30.
 """
-NOTHING = dict.fromkeys(("first", "last", "inside", "l1", "iou", "quality"), 0.0)
+NOTHING = dict.fromkeys(("start", "end", "inside", "l1", "iou", "box_confidence"), 0.0)
 """Every weight 0."""
 
 
@@ -175,7 +175,7 @@ def test_the_inside_loss_by_hand(background: float) -> None:
 # Boxes
 
 
-def one_box(stages: int = 1, quality: float = 0.25) -> tuple[CgstvgOutputs, Targets]:
+def one_box(stages: int = 1, confidence: float = 0.25) -> tuple[CgstvgOutputs, Targets]:
     """One query; in frames 1 and 2 `FOUND` stands for `TRUTH`, in the others, which are not boxed,
     something else.
     """
@@ -184,7 +184,7 @@ def one_box(stages: int = 1, quality: float = 0.25) -> tuple[CgstvgOutputs, Targ
         make_targets([[0, 1, 1, 0]], torch.tensor(TRUTH).expand(1, FRAMES, 4)),
     )
     out.boxes[:, :, 1:3] = torch.tensor(FOUND)
-    return replace(out, quality=torch.full_like(out.box_confidence, quality)), targets
+    return replace(out, box_confidence=torch.full_like(out.box_confidence, confidence)), targets
 
 
 @pytest.mark.parametrize("stages", [1, 3])
@@ -198,23 +198,23 @@ def test_the_box_losses_by_hand(stages: int) -> None:
 
 
 def test_as_in_the_released_code_l1_and_giou() -> None:
-    parts = whole_loss(*one_box(), smooth=False, generalised=True)
+    parts = whole_loss(*one_box(), smooth_l1=False, use_giou=True)
     assert parts["l1"].item() == pytest.approx(0.3, rel=1e-4)
     assert parts["iou"].item() == pytest.approx(23 / 30, rel=1e-4)
 
 
-@pytest.mark.parametrize(("stages", "quality"), [(1, 0.25), (1, 0.5), (3, 0.25)])
-def test_the_spatial_confidence_learns_the_iou(stages: int, quality: float) -> None:
+@pytest.mark.parametrize(("stages", "confidence"), [(1, 0.25), (1, 0.5), (3, 0.25)])
+def test_the_spatial_confidence_learns_the_iou(stages: int, confidence: float) -> None:
     """BCE with target 1/3."""
-    expected = -(math.log(quality) / 3 + 2 * math.log(1 - quality) / 3)
-    assert whole_loss(*one_box(stages, quality))["quality"].item() == pytest.approx(
+    expected = -(math.log(confidence) / 3 + 2 * math.log(1 - confidence) / 3)
+    assert whole_loss(*one_box(stages, confidence))["box_confidence"].item() == pytest.approx(
         stages * expected, rel=1e-4
     )
 
 
-@pytest.mark.parametrize("quality", [0.0, 1.0])
-def test_a_confidence_that_is_certain_and_wrong_costs_a_finite_loss(quality: float) -> None:
-    assert 4 < whole_loss(*one_box(quality=quality))["quality"].item() < 14
+@pytest.mark.parametrize("confidence", [0.0, 1.0])
+def test_a_confidence_that_is_certain_and_wrong_costs_a_finite_loss(confidence: float) -> None:
+    assert 4 < whole_loss(*one_box(confidence=confidence))["box_confidence"].item() < 14
 
 
 def test_the_spatial_confidence_learns_on_boxed_frames_alone_and_teaches_no_boxes() -> None:
@@ -239,10 +239,18 @@ def test_without_boxes_their_losses_are_zero_and_finite() -> None:
     out, targets = make_outputs(2, 2), make_targets([[0] * 4] * 2)
     out.boxes.requires_grad_()
     out.box_confidence.requires_grad_()
-    parts = whole_loss(out, targets, carriers=1.0, cells=1.0)
+    parts = whole_loss(out, targets, box_attention=1.0, cell_boxes=1.0)
     assert [
         parts[name].item()
-        for name in ("l1", "iou", "quality", "carriers", "heard", "cells_l1", "cells_giou")
+        for name in (
+            "l1",
+            "iou",
+            "box_confidence",
+            "box_attention",
+            "temporal_cell_attention",
+            "cells_l1",
+            "cells_giou",
+        )
     ] == [0] * 7
     parts["loss"].backward()
     for given in (out.boxes, out.box_confidence):
@@ -260,24 +268,24 @@ def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     parts = whole_loss(out, targets)
     first, last = boundary_distributions(targets.span, out.frame_positions, 2.0)
-    torch.testing.assert_close(parts["first"], boundary_divergence(out.start_logits, first))
-    torch.testing.assert_close(parts["last"], boundary_divergence(out.end_logits, last))
+    torch.testing.assert_close(parts["start"], boundary_divergence(out.start_logits, first))
+    torch.testing.assert_close(parts["end"], boundary_divergence(out.end_logits, last))
     torch.testing.assert_close(
         parts["inside"], inside_loss(out.inside_logits, targets.frame_labels, 1.0)
     )
     expected = (
-        10 * parts["first"]
-        + 10 * parts["last"]
+        10 * parts["start"]
+        + 10 * parts["end"]
         + parts["inside"]
         + 5 * parts["l1"]
         + 3 * parts["iou"]
-        + parts["quality"]
+        + parts["box_confidence"]
     )
     torch.testing.assert_close(parts["loss"], expected)
-    assert set(parts) == {"loss", "l1", "iou", "first", "last", "inside", "quality"}
+    assert set(parts) == {"loss", "l1", "iou", "start", "end", "inside", "box_confidence"}
 
 
-@pytest.mark.parametrize("name", ["first", "last", "inside", "l1", "iou", "quality"])
+@pytest.mark.parametrize("name", ["start", "end", "inside", "l1", "iou", "box_confidence"])
 def test_every_weight_scales_its_part(name: str) -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     parts = whole_loss(out, targets, **NOTHING | {name: 3.0})
@@ -289,23 +297,32 @@ def test_without_context_there_is_no_confidence_to_learn() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
     with_it = whole_loss(out, targets)
     parts = whole_loss(
-        replace(out, quality=torch.zeros(0), kept=torch.zeros(0, dtype=torch.bool)), targets
+        replace(out, box_confidence=torch.zeros(0), context_mask=torch.zeros(0, dtype=torch.bool)),
+        targets,
     )
-    assert "quality" not in parts
-    torch.testing.assert_close(parts["loss"], with_it["loss"] - with_it["quality"])
+    assert "box_confidence" not in parts
+    torch.testing.assert_close(parts["loss"], with_it["loss"] - with_it["box_confidence"])
 
 
 def test_what_cells_carry_is_taught_by_the_true_boxes() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    parts, usual = whole_loss(out, targets, carriers=2.0, cells=0.5), whole_loss(out, targets)
+    parts, usual = (
+        whole_loss(out, targets, box_attention=2.0, cell_boxes=0.5),
+        whole_loss(out, targets),
+    )
     total = targets.box_mask.sum().float()
-    for name in ("carriers", "heard"):
+    for name, cells in (
+        ("box_attention", out.box_attention),
+        ("temporal_cell_attention", out.temporal_attention),
+    ):
         expected = box_attention_loss(
-            getattr(out, name), out.cell_centers, targets.boxes, targets.box_mask, total
+            cells, out.cell_centers, targets.boxes, targets.box_mask, total
         )
         torch.testing.assert_close(parts[name], expected)
     l1, giou = cell_box_losses(out.cell_boxes, out.cell_centers, targets, total)
-    added = 2 * (parts["carriers"] + parts["heard"]) + 0.5 * (5 * l1 + 3 * giou)
+    added = 2 * (parts["box_attention"] + parts["temporal_cell_attention"]) + 0.5 * (
+        5 * l1 + 3 * giou
+    )
     torch.testing.assert_close(parts["loss"], usual["loss"] + added)
 
 
@@ -314,7 +331,7 @@ def test_without_boxes_of_cells_there_is_nothing_to_teach_them() -> None:
         replace(make_outputs(1, 1), cell_boxes=torch.zeros(0)),
         make_targets([[1, 1, 0, 1]]),
     )
-    torch.testing.assert_close(whole_loss(out, targets, cells=1.0), whole_loss(out, targets))
+    torch.testing.assert_close(whole_loss(out, targets, cell_boxes=1.0), whole_loss(out, targets))
 
 
 PARTS = (slice(0, 1), slice(1, 3))
@@ -323,7 +340,16 @@ PARTS = (slice(0, 1), slice(1, 3))
 def part_of(value: CgstvgOutputs | Targets, own: slice) -> Any:
     """Some queries of a batch: the second axis where stages come first."""
     per_stage = (
-        {"boxes", "first", "last", "inside", "quality", "kept", "carriers", "heard"}
+        {
+            "boxes",
+            "start_logits",
+            "end_logits",
+            "inside_logits",
+            "box_confidence",
+            "context_mask",
+            "box_attention",
+            "temporal_attention",
+        }
         if isinstance(value, CgstvgOutputs)
         else set()
     )

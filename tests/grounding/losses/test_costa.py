@@ -21,7 +21,7 @@ TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
 """[.3, .7] × [.3, .7] and [.4, .8] × [.4, .6]: .06 of .16 + .08 − .06 are shared, IoU 1/3; of the
 hull .2 is .02 neither's, GIoU 7/30.
 """
-NOTHING = dict.fromkeys(("first", "last", "fused", "decoded", "l1", "giou"), 0.0)
+NOTHING = dict.fromkeys(("start", "end", "encoder_presence", "decoder_presence", "l1", "giou"), 0.0)
 """Every weight 0."""
 
 
@@ -98,25 +98,30 @@ def test_boundaries_by_hand() -> None:
     in each layer.
     """
     out = replace(
-        make_outputs(2), first=torch.zeros(LAYERS, 2, FRAMES), last=torch.zeros(LAYERS, 2, FRAMES)
+        make_outputs(2),
+        start_logits=torch.zeros(LAYERS, 2, FRAMES),
+        end_logits=torch.zeros(LAYERS, 2, FRAMES),
     )
-    parts = whole_loss(out, make_targets(2), sigma=0.1)
-    assert parts["first"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
-    assert parts["last"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
-    assert whole_loss(out, make_targets(2), sigma=0.1, every_layer=False)[
-        "last"
+    parts = whole_loss(out, make_targets(2), boundary_sigma=0.1)
+    assert parts["start"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
+    assert parts["end"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
+    assert whole_loss(out, make_targets(2), boundary_sigma=0.1, every_layer=False)[
+        "end"
     ].item() == pytest.approx(math.log(4), rel=1e-5)
 
 
 def test_attendance_by_hand() -> None:
     """Logits 0 cost log 2 in each frame: two inside count in full, two outside by .3."""
     zeros = torch.zeros(2, FRAMES)
-    parts = whole_loss(replace(make_outputs(2), fused=zeros, decoded=zeros), make_targets(2))
-    for name in ("fused", "decoded"):
+    parts = whole_loss(
+        replace(make_outputs(2), encoder_presence_logits=zeros, decoder_presence_logits=zeros),
+        make_targets(2),
+    )
+    for name in ("encoder_presence", "decoder_presence"):
         assert parts[name].item() == pytest.approx(math.log(2) * (2 + 2 * 0.3) / 4, rel=1e-5)
     assert (
-        whole_loss(make_outputs(2), make_targets(2), background=1.0)["fused"]
-        != whole_loss(make_outputs(2), make_targets(2))["fused"]
+        whole_loss(make_outputs(2), make_targets(2), outside_weight=1.0)["encoder_presence"]
+        != whole_loss(make_outputs(2), make_targets(2))["encoder_presence"]
     )
 
 
@@ -125,20 +130,28 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     out, targets = make_outputs(2), make_targets(2)
     parts = whole_loss(out, targets)
     expected = {
-        "first": boundary_divergence(
+        "start": boundary_divergence(
             out.start_logits, boundary_distributions(targets.span, out.frame_positions, 2.0)[0]
         ),
-        "last": boundary_divergence(
+        "end": boundary_divergence(
             out.end_logits, boundary_distributions(targets.span, out.frame_positions, 2.0)[1]
         ),
-        "fused": inside_loss(out.encoder_presence_logits[None], targets.frame_labels, 0.3),
-        "decoded": inside_loss(out.decoder_presence_logits[None], targets.frame_labels, 0.3),
+        "encoder_presence": inside_loss(
+            out.encoder_presence_logits[None], targets.frame_labels, 0.3
+        ),
+        "decoder_presence": inside_loss(
+            out.decoder_presence_logits[None], targets.frame_labels, 0.3
+        ),
     }
     assert parts.keys() == {"loss", "l1", "giou", *expected}
     for name, value in expected.items():
         torch.testing.assert_close(parts[name], value)
     boxes = 5 * parts["l1"] + 4 * parts["giou"]
-    total = boxes + 10 * (parts["first"] + parts["last"]) + 2 * (parts["fused"] + parts["decoded"])
+    total = (
+        boxes
+        + 10 * (parts["start"] + parts["end"])
+        + 2 * (parts["encoder_presence"] + parts["decoder_presence"])
+    )
     torch.testing.assert_close(parts["loss"], total)
 
 
@@ -158,30 +171,33 @@ def test_from_scratch_cells_are_told_too() -> None:
         ),
         targets.box_mask.sum(),
     )
-    for name, cells in (("carriers", out.box_attention), ("heard", out.temporal_attention)):
+    for name, cells in (
+        ("box_attention", out.box_attention),
+        ("temporal_cell_attention", out.temporal_attention),
+    ):
         torch.testing.assert_close(
             parts[name],
             box_attention_loss(cells, out.cell_centers, targets.boxes, targets.box_mask, boxed),
         )
     l1, giou = cell_box_losses(out.cell_boxes, out.cell_centers, targets, boxed)
     expected = (
-        2 * (parts["carriers"] + parts["heard"])
+        2 * (parts["box_attention"] + parts["temporal_cell_attention"])
         + 3 * (5 * l1 + 7 * giou)
         + 5 * parts["l1"]
         + 7 * parts["giou"]
     )
     torch.testing.assert_close(parts["loss"], expected)
-    assert "carriers" not in whole_loss(out, targets)
+    assert "box_attention" not in whole_loss(out, targets)
 
 
 def test_parts_of_a_batch_add_up_to_it() -> None:
     out, targets = make_outputs(3), make_targets(3)
-    targets = replace(targets, boxed=targets.box_mask & torch.tensor([[False], [True], [True]]))
+    targets = replace(targets, box_mask=targets.box_mask & torch.tensor([[False], [True], [True]]))
     weights, totals = (
         CostaLossConfig(box_attention=1.0, cell_boxes=1.0),
         LossNormalizers.from_targets(targets),
     )
-    by_layer = {"boxes", "first", "last", "carriers", "heard"}
+    by_layer = {"boxes", "start_logits", "end_logits", "box_attention", "temporal_attention"}
 
     def part(rows: slice) -> dict[str, Tensor]:
         own = CostaOutputs(
@@ -204,7 +220,7 @@ def test_parts_of_a_batch_add_up_to_it() -> None:
 
 def test_a_batch_without_boxes_has_a_finite_loss() -> None:
     targets = make_targets(2)
-    targets = replace(targets, boxed=torch.zeros_like(targets.box_mask))
-    parts = whole_loss(make_outputs(2), targets, carriers=1.0, cells=1.0)
+    targets = replace(targets, box_mask=torch.zeros_like(targets.box_mask))
+    parts = whole_loss(make_outputs(2), targets, box_attention=1.0, cell_boxes=1.0)
     assert all(torch.isfinite(value) for value in parts.values())
     assert parts["l1"] == parts["giou"] == 0

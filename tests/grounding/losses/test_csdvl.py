@@ -146,7 +146,7 @@ def test_without_boxes_box_losses_are_zero_and_finite() -> None:
 
 def part_of(value: CsdvlOutputs | Targets, own: slice) -> Any:
     """Some queries of a batch: the second axis where layers come first."""
-    per_layer = {"boxes", "guides", "carriers"} if isinstance(value, CsdvlOutputs) else set()
+    per_layer = {"boxes", "guidance", "box_attention"} if isinstance(value, CsdvlOutputs) else set()
     cut = {field.name: getattr(value, field.name) for field in fields(value)}
     return replace(
         value,
@@ -320,7 +320,7 @@ def test_every_weight_scales_its_part() -> None:
         "giou": parts["giou"],
         "proposals": parts["proposals"],
         "temporal_attention": 0.5 * parts["frames"] + parts["clips"],
-        "carriers": parts["carriers"] + parts["heard"],
+        "box_attention": parts["box_attention"] + parts["temporal_cell_attention"],
     }
     for name, value in alone.items():
         found = whole_loss(out, targets, nothing.model_copy(update={name: 3.0}))["loss"]
@@ -334,7 +334,7 @@ def test_box_losses_after_every_layer_are_an_option() -> None:
     expected = carriers_of(
         out.box_attention[-1:].flatten(3), out.cell_centers, targets.boxes, targets.box_mask
     )
-    torch.testing.assert_close(last["carriers"], expected)
+    torch.testing.assert_close(last["box_attention"], expected)
     assert whole_loss(out, targets, CsdvlLossConfig())["l1"] > last["l1"]
 
 
@@ -347,4 +347,4 @@ def test_parts_that_cells_carry_are_of_their_own_cells() -> None:
         targets.clip_boxes,
         targets.clip_box_mask,
     )
-    torch.testing.assert_close(parts["heard"], expected)
+    torch.testing.assert_close(parts["temporal_cell_attention"], expected)

@@ -11,7 +11,7 @@ from torch import nn
 
 from grounding.structures.inputs import ModelInputs
 
-OF_VIDEOS = ("appearance", "map_size", "motion", "square")
+OF_VIDEOS = ("appearance", "map_size", "motion", "picture_in_square")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def assert_shared_is_apart(
     )
     once = {name: getattr(apart, name)[[0, 2]] for name in OF_VIDEOS}
     answers, taught = [], []
-    for inputs in (replace(apart, **once, video=torch.tensor([0, 0, 1])), apart):
+    for inputs in (replace(apart, **once, video_indices=torch.tensor([0, 0, 1])), apart):
         out = model(inputs)
         answers.append({name: getattr(out, name) for name in names})
         sum(

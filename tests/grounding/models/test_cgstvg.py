@@ -39,8 +39,8 @@ TINY = {
     "num_heads": 2,
     "ffn_dim": 12,
     "num_layers": 1,
-    "stages": STAGES,
-    "frames": FRAMES,
+    "num_stages": STAGES,
+    "num_frames": FRAMES,
     "theta_t": 0.3,
     "theta_s": 0.25,
 }
@@ -60,7 +60,7 @@ def make_model(seed: int = 1, **changes: Any) -> Cgstvg:
             torch.nn.init.normal_(
                 parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3
             )
-        elif name not in ("where", "when"):
+        elif name not in ("spatial_query", "temporal_query"):
             parameter.data *= 2
     return model.eval()
 
@@ -103,14 +103,16 @@ def together(queries: list[ModelInputs]) -> ModelInputs:
         **{
             field.name: padded([getattr(query, field.name) for query in queries])
             for field in fields(ModelInputs)
-            if field.name != "video"
+            if field.name != "video_indices"
         }
     )
     filled = [torch.tensor(query.motion.shape[2:4]).flip(0).repeat(2) for query in queries]
     rows, columns = batch.motion.shape[2:4]
     return replace(
         batch,
-        square=batch.picture_in_square * torch.stack(filled) / torch.tensor([columns, rows] * 2),
+        picture_in_square=batch.picture_in_square
+        * torch.stack(filled)
+        / torch.tensor([columns, rows] * 2),
     )
 
 
@@ -137,7 +139,16 @@ def of_query(out: CgstvgOutputs, number: int) -> dict[str, Tensor]:
     """What stages answer of one query."""
     return {
         name: getattr(out, name)[:, number]
-        for name in ("boxes", "first", "last", "inside", "quality", "kept", "heard", "carriers")
+        for name in (
+            "boxes",
+            "start_logits",
+            "end_logits",
+            "inside_logits",
+            "box_confidence",
+            "context_mask",
+            "temporal_attention",
+            "box_attention",
+        )
     }
 
 
@@ -153,35 +164,37 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("box_head", ["mlp", "attention"])
 @pytest.mark.parametrize("swin", [False, True])
 def test_outputs_have_their_shapes_and_ranges(stages: int, box_head: str, swin: bool) -> None:
-    model = make_model(stages=stages, box_head=box_head)
+    model = make_model(num_stages=stages, box_head=box_head)
     out = model(together(three(swin)))
     cells = 8 * 8
     assert out.boxes.shape == (stages, 3, FRAMES, 4)
     assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
     assert (
-        out.first.shape
-        == out.last.shape
-        == out.inside.shape
-        == out.quality.shape
-        == out.kept.shape
+        out.start_logits.shape
+        == out.end_logits.shape
+        == out.inside_logits.shape
+        == out.box_confidence.shape
+        == out.context_mask.shape
         == (stages, 3, FRAMES)
     )
-    assert ((out.quality > 0) & (out.quality < 1)).all()
-    assert out.kept.dtype == torch.bool
+    assert ((out.box_confidence > 0) & (out.box_confidence < 1)).all()
+    assert out.context_mask.dtype == torch.bool
     assert out.frame_positions.shape == (3, FRAMES)
     assert out.cell_centers.shape == (3, cells, 2)
-    assert out.carriers.shape == out.heard.shape == (stages, 3, FRAMES, cells)
+    assert out.box_attention.shape == out.temporal_attention.shape == (stages, 3, FRAMES, cells)
     assert out.cell_boxes.shape == ((3, FRAMES, cells, 4) if box_head == "attention" else (0,))
     assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CgstvgOutputs))
-    torch.testing.assert_close(out.carriers.sum(-1), torch.ones(stages, 3, FRAMES))
-    assert ((out.heard.sum(-1) > 0) & (out.heard.sum(-1) < 1)).all()  # the words take the rest
+    torch.testing.assert_close(out.box_attention.sum(-1), torch.ones(stages, 3, FRAMES))
+    assert (
+        (out.temporal_attention.sum(-1) > 0) & (out.temporal_attention.sum(-1) < 1)
+    ).all()  # the words take the rest
 
 
 def test_without_context_nothing_is_said_of_it() -> None:
     model = make_model(context=False)
     out = model(together(three()))
     assert out.boxes.shape == (STAGES, 3, FRAMES, 4)
-    assert out.quality.numel() == out.kept.numel() == 0
+    assert out.box_confidence.numel() == out.context_mask.numel() == 0
     assert not [
         name for name, _ in model.named_parameters() if "context" in name or "instance" in name
     ]
@@ -189,16 +202,16 @@ def test_without_context_nothing_is_said_of_it() -> None:
 
 def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
     out = make_model()(together(three()))
-    answers = out.when()
+    answers = out.span_predictions()
     assert len(answers) == 3
     for number, answer in enumerate(answers):
         np.testing.assert_allclose(
-            answer.first, out.first[-1, number].detach().softmax(-1), rtol=1e-5
+            answer.start, out.start_logits[-1, number].detach().softmax(-1), rtol=1e-5
         )
         np.testing.assert_allclose(
-            answer.last, out.last[-1, number].detach().softmax(-1), rtol=1e-5
+            answer.end, out.end_logits[-1, number].detach().softmax(-1), rtol=1e-5
         )
-        assert (answer.first.sum(), answer.last.sum()) == pytest.approx((1, 1))
+        assert (answer.start.sum(), answer.end.sum()) == pytest.approx((1, 1))
 
 
 # A batch is its queries
@@ -211,11 +224,11 @@ def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
         {"context": False},
         {"temporal_context": True, "refinement": "none"},
         {"query_positions": "boxes", "refinement": "none"},
-        {"region": "mean", "refinement": "none"},
+        {"region_pooling": "mean", "refinement": "none"},
         {"box_head": "attention", "text_balance": "num_cells", "refinement": "none"},
         {
             "box_head": "attention",
-            "region": "mean",
+            "region_pooling": "mean",
             "query_positions": "boxes",
             "refinement": "sum",
             "single_threshold": 0.3,
@@ -232,13 +245,13 @@ def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str
         batch, singles = model(together(queries)), [model(query) for query in queries]
     for number, (query, single) in enumerate(zip(queries, singles, strict=True)):
         rows, columns = query.map_size[0].tolist()
-        for name in ("boxes", "first", "last", "inside") + (
-            ("quality", "kept") if model.config.context else ()
+        for name in ("boxes", "start_logits", "end_logits", "inside_logits") + (
+            ("box_confidence", "context_mask") if model.config.context else ()
         ):
             torch.testing.assert_close(
                 getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
             )
-        for name in ("carriers", "heard"):
+        for name in ("box_attention", "temporal_attention"):
             mine = getattr(batch, name)[:, number].unflatten(-1, (8, 8))
             assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
             alone = getattr(single, name)[:, 0].unflatten(-1, (rows, columns))
@@ -248,13 +261,15 @@ def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str
 def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
     shared_is_apart: Callable[..., None],
 ) -> None:
-    shared_is_apart(make_model(), three(), together, ("boxes", "first", "last", "inside"))
+    shared_is_apart(
+        make_model(), three(), together, ("boxes", "start_logits", "end_logits", "inside_logits")
+    )
 
 
 def test_what_temporal_queries_hear_is_the_motion() -> None:
     """Of the weights over appearance cells, motion cells and words, those in the middle."""
-    model, query = make_model(stages=1), make_query(0, WIDE, 4)
-    attention, found = model.temporal_blocks[0].memory.attention, []
+    model, query = make_model(num_stages=1), make_query(0, WIDE, 4)
+    attention, found = model.temporal_blocks[0].memory_attention.attention, []
     weighed = attention.with_weights
 
     def noted(*given: Any) -> Any:
@@ -262,7 +277,7 @@ def test_what_temporal_queries_hear_is_the_motion() -> None:
         return found[0]
 
     with mock.patch.object(attention, "with_weights", noted), torch.no_grad():
-        heard = model(query).heard[0]
+        heard = model(query).temporal_attention[0]
     cells = heard.shape[-1]
     torch.testing.assert_close(
         heard, found[0][1][:, 0, cells : 2 * cells].unflatten(0, heard.shape[:2])
@@ -271,7 +286,7 @@ def test_what_temporal_queries_hear_is_the_motion() -> None:
 
 def test_in_that_batch_some_context_is_kept_and_some_dropped() -> None:
     with torch.no_grad():
-        kept = make_model()(together(three())).kept[:-1]
+        kept = make_model()(together(three())).context_mask[:-1]
     assert kept.any()
     assert not kept.all()
 
@@ -286,9 +301,9 @@ def test_other_numbers_of_frames_than_in_training_work(query_positions: str, swi
     with torch.no_grad():
         batch, singles = model(together(queries)), [model(query) for query in queries]
     assert batch.boxes.shape == (STAGES, 3, 7, 4)
-    assert [answer.first.shape for answer in batch.when()] == [(7,)] * 3
+    assert [answer.start.shape for answer in batch.span_predictions()] == [(7,)] * 3
     for number, single in enumerate(singles):
-        for name in ("boxes", "first", "last"):
+        for name in ("boxes", "start_logits", "end_logits"):
             torch.testing.assert_close(
                 getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
             )
@@ -332,7 +347,7 @@ def test_frames_taken_twice_give_what_they_give_once(refinement: str) -> None:
     )
     with torch.no_grad():
         once, doubled = model(query), model(twice)
-    for name in ("boxes", "first", "last", "quality"):
+    for name in ("boxes", "start_logits", "end_logits", "box_confidence"):
         torch.testing.assert_close(
             getattr(doubled, name)[:, :, ::2], getattr(once, name), atol=1e-5, rtol=1e-5
         )
@@ -357,7 +372,7 @@ def test_the_context_is_what_lies_in_the_boxes_appearance_and_motion_apart() -> 
             + model.instance_context.motion_confidence(motion).sigmoid()
         )[:, 0] / 2
     torch.testing.assert_close(context.tokens[0], tokens, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(context.quality[0], quality, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(context.box_confidence[0], quality, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("in_time", [False, True])
@@ -368,15 +383,15 @@ def test_what_the_context_says_of_when_only_the_temporal_blocks_can_hear(in_time
         all_kept = model(queries)
         with mock.patch.object(
             model.instance_context,
-            "kept",
+            "select_context",
             side_effect=lambda temporal, spatial: torch.zeros_like(temporal, dtype=torch.bool),
         ):
             none_kept = model(queries)
     for name, heard in (
         ("boxes", True),
-        ("first", in_time),
-        ("last", in_time),
-        ("inside", in_time),
+        ("start_logits", in_time),
+        ("end_logits", in_time),
+        ("inside_logits", in_time),
     ):
         before, after = getattr(all_kept, name), getattr(none_kept, name)
         torch.testing.assert_close(before[0], after[0])
@@ -433,9 +448,10 @@ def test_a_stage_s_confidences_refine_its_context(refinement: str) -> None:
     with torch.no_grad():
         out = model(together(three()))
         assert torch.equal(
-            out.kept, model.instance_context.select_context(out.inside.sigmoid(), out.quality)
+            out.context_mask,
+            model.instance_context.select_context(out.inside_logits.sigmoid(), out.box_confidence),
         )
-    assert 0 < int(out.kept.sum()) < out.kept.numel()
+    assert 0 < int(out.context_mask.sum()) < out.context_mask.numel()
 
 
 @pytest.mark.parametrize("kept", [[True, False, True, False], [False, False, False, True]])
@@ -444,7 +460,7 @@ def test_every_query_looks_at_kept_frames_alone_and_at_no_others(kept: list[bool
     none.
     """
     model = make_model()
-    attention = model.spatial_blocks[1].context
+    attention = model.spatial_blocks[1].context_attention
     assert isinstance(attention, ContextAttention)
     tokens, queries, positions = torch.randn(
         3, 1, FRAMES, 16, generator=torch.Generator().manual_seed(6)
@@ -482,10 +498,12 @@ def run(model: Cgstvg, kept: list[Tensor], without: int | None = None) -> Cgstvg
     the context.
     """
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(model.instance_context, "kept", side_effect=kept))
+        stack.enter_context(
+            mock.patch.object(model.instance_context, "select_context", side_effect=kept)
+        )
         if without is not None:
             for blocks in (model.spatial_blocks, model.temporal_blocks):
-                stack.enter_context(mock.patch.object(blocks[without], "context", None))
+                stack.enter_context(mock.patch.object(blocks[without], "context_attention", None))
         return model(together(three()))
 
 
@@ -518,7 +536,13 @@ def test_with_nothing_kept_gradients_are_those_of_a_stage_without_context(in_tim
         torch.cat(
             [
                 out[name].square().flatten()
-                for name in ("boxes", "first", "last", "inside", "quality")
+                for name in (
+                    "boxes",
+                    "start_logits",
+                    "end_logits",
+                    "inside_logits",
+                    "box_confidence",
+                )
             ]
         ).sum().backward()
         found.append(
@@ -530,13 +554,13 @@ def test_with_nothing_kept_gradients_are_those_of_a_stage_without_context(in_tim
     ours, ablated = found
     for name, gradient in ours.items():
         assert torch.isfinite(gradient).all(), name
-        if ".1.context." in name:
+        if ".1.context_attention." in name:
             assert not gradient.any(), name
         else:
             torch.testing.assert_close(
                 gradient, ablated[name].expand_as(gradient), atol=1e-4, rtol=1e-4
             )
-    assert ours["spatial.2.context.attention.in_proj_weight"].any()
+    assert ours["spatial_blocks.2.context_attention.attention.in_proj_weight"].any()
 
 
 def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
@@ -563,7 +587,7 @@ def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
         {},
         {"temporal_context": True},
         {"query_positions": "boxes"},
-        {"region": "mean"},
+        {"region_pooling": "mean"},
         {"box_head": "attention", "text_balance": "num_cells"},
         {"context": False},
     ],
@@ -583,7 +607,8 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
         for name, parameter in model.named_parameters()
     }
     without = {
-        f"{block}.0.frames.attention.in_proj_weight" for block in ("spatial", "temporal")
+        f"{block}.0.frame_attention.attention.in_proj_weight"
+        for block in ("spatial_blocks", "temporal_blocks")
     } | {"boundary_head.layers.1.bias"}
     if changes.get("box_head") == "attention":
         without.add("box_head.key.bias")
@@ -602,7 +627,7 @@ def test_what_is_kept_and_where_the_boxes_are_passes_no_gradient() -> None:
         torch.zeros(3, FRAMES, requires_grad=True),
     )
     context = model.instance_context(memory, boxes, inside, None)
-    (context.tokens.sum() + context.quality.sum()).backward()
+    (context.tokens.sum() + context.box_confidence.sum()).backward()
     assert boxes.grad is None
     assert inside.grad is None
     assert model.project_motion.weight.grad is not None
@@ -627,7 +652,7 @@ def test_in_training_the_context_can_be_that_of_boxes_near_the_truth(least: floa
     frame 2; frame 3 is not boxed. What ICR says does not count.
     """
     model, queries = (
-        make_model(dropout=0.0, truth_iou=least, theta_t=1.0).train(),
+        make_model(dropout=0.0, teacher_iou=least, theta_t=1.0).train(),
         together(three()),
     )
     with torch.no_grad():
@@ -638,8 +663,8 @@ def test_in_training_the_context_can_be_that_of_boxes_near_the_truth(least: floa
             3, truth, torch.tensor([[True, True, True, False]]).expand(3, FRAMES)
         )
         out = model(queries, targets)
-    assert torch.equal(out.kept, close(out, targets, least))
-    assert 0 < int(out.kept.sum()) < STAGES * int(targets.box_mask.sum())
+    assert torch.equal(out.context_mask, close(out, targets, least))
+    assert 0 < int(out.context_mask.sum()) < STAGES * int(targets.box_mask.sum())
 
 
 def test_in_training_without_it_the_truth_is_not_looked_at() -> None:
@@ -653,12 +678,15 @@ def test_in_training_without_it_the_truth_is_not_looked_at() -> None:
 @pytest.mark.parametrize("least", [-1.0, 0.5])
 def test_predictions_need_no_truth(least: float) -> None:
     """Told the truth or not, they are the same, and those of the confidences."""
-    model, queries = make_model(truth_iou=least), together(three())
+    model, queries = make_model(teacher_iou=least), together(three())
     with torch.no_grad():
         told, untold = model(queries, make_targets(3)), model(queries)
     for field in fields(CgstvgOutputs):
         assert torch.equal(getattr(told, field.name), getattr(untold, field.name))
-    assert torch.equal(untold.kept, (untold.inside.sigmoid() >= 0.3) & (untold.quality >= 0.25))
+    assert torch.equal(
+        untold.context_mask,
+        (untold.inside_logits.sigmoid() >= 0.3) & (untold.box_confidence >= 0.25),
+    )
 
 
 @pytest.mark.parametrize(
@@ -666,11 +694,11 @@ def test_predictions_need_no_truth(least: float) -> None:
     [
         (
             {"hidden_dim": 20, "num_heads": 8},
-            "d must be a multiple of 4 .* and of heads, not 20 with 8 heads",
+            "hidden_dim must be a multiple of 4 .* and of num_heads, not 20 with num_heads 8",
         ),
-        ({"hidden_dim": 18, "num_heads": 2}, "d must be a multiple of 4 .*, not 18 with 2 heads"),
+        ({"hidden_dim": 18, "num_heads": 2}, "hidden_dim must be a multiple of 4 .*, not 18 with num_heads 2"),
         ({"refinement": "either"}, r"refinement: .*'product' \(got 'either'\)"),
-        ({"num_clips": 4}, "unknown key 'clips'; the keys are box_head, context"),
+        ({"clips": 4}, "unknown key 'clips'; the keys are box_head, context"),
     ],
 )
 def test_a_bad_model_config_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -34,9 +34,9 @@ TINY = {
     "hidden_dim": 16,
     "num_heads": 2,
     "ffn_dim": 12,
-    "layers": LAYERS,
+    "num_layers": LAYERS,
     "num_decoder_layers": LAYERS,
-    "frames": FRAMES,
+    "num_frames": FRAMES,
     "r3d_width": 8,
 }
 WIDE, TALL, SMALL = (33, 70), (64, 35), (20, 50)
@@ -53,13 +53,13 @@ def make_model(seed: int = 1, text_encoder: TextEncoder | None = None, **changes
         (3, 0, WORDS), CostaConfig(**{**TINY, **changes}), AppearanceEncoder("tiny"), text_encoder
     )
     for name, parameter in model.named_parameters():
-        if name.startswith(("image.", "text_encoder.")):
+        if name.startswith(("image_encoder.", "text_encoder.")):
             continue
         if parameter.dim() == 1:
             nn.init.normal_(
                 parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3
             )
-        elif not name.startswith("trunk."):
+        elif not name.startswith("r3d."):
             parameter.data *= 2
     return model.eval()
 
@@ -100,7 +100,7 @@ def together(queries: list[ModelInputs]) -> ModelInputs:
         **{
             field.name: padded([getattr(query, field.name) for query in queries])
             for field in fields(ModelInputs)
-            if field.name != "video"
+            if field.name != "video_indices"
         }
     )
 
@@ -220,7 +220,7 @@ def test_videos_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = torch.tensor([WIDE] * 3)
     with torch.no_grad():
         whole = model.encode_images(pictures, sizes)[0]
-        monkeypatch.setattr(grounding.models.costa, "TOGETHER", 1)
+        monkeypatch.setattr(grounding.models.costa, "MAX_CONVOLUTION_PIXELS", 1)
         torch.testing.assert_close(
             model.encode_images(pictures, sizes)[0], whole, atol=1e-4, rtol=1e-4
         )
@@ -236,30 +236,32 @@ def test_outputs_have_their_shapes_and_ranges(box_head: str) -> None:
     cells = 4 * 5
     assert out.boxes.shape == (LAYERS, 3, FRAMES, 4)
     assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
-    assert out.first.shape == out.last.shape == (LAYERS, 3, FRAMES)
+    assert out.start_logits.shape == out.end_logits.shape == (LAYERS, 3, FRAMES)
     assert (
-        out.fused.shape
-        == out.decoded.shape
-        == out.told.shape
+        out.encoder_presence_logits.shape
+        == out.decoder_presence_logits.shape
+        == out.event_mask.shape
         == out.frame_positions.shape
         == (3, FRAMES)
     )
     assert out.cell_centers.shape == (3, cells, 2)
-    assert out.carriers.shape == out.heard.shape == (LAYERS, 3, FRAMES, cells)
+    assert out.box_attention.shape == out.temporal_attention.shape == (LAYERS, 3, FRAMES, cells)
     assert out.cell_boxes.shape == ((3, FRAMES, cells, 4) if box_head == "attention" else (0,))
     assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CostaOutputs))
-    torch.testing.assert_close(out.carriers.sum(-1), torch.ones(LAYERS, 3, FRAMES))
-    assert ((out.heard.sum(-1) > 0) & (out.heard.sum(-1) < 1)).all()  # the words take the rest
+    torch.testing.assert_close(out.box_attention.sum(-1), torch.ones(LAYERS, 3, FRAMES))
+    assert (
+        (out.temporal_attention.sum(-1) > 0) & (out.temporal_attention.sum(-1) < 1)
+    ).all()  # the words take the rest
 
 
 def test_of_when_it_says_the_last_layer_s_probabilities() -> None:
     out = make_model()(together(three()))
-    for number, answer in enumerate(out.when()):
+    for number, answer in enumerate(out.span_predictions()):
         np.testing.assert_allclose(
-            answer.first, out.first[-1, number].detach().softmax(-1), rtol=1e-5
+            answer.start, out.start_logits[-1, number].detach().softmax(-1), rtol=1e-5
         )
         np.testing.assert_allclose(
-            answer.last, out.last[-1, number].detach().softmax(-1), rtol=1e-5
+            answer.end, out.end_logits[-1, number].detach().softmax(-1), rtol=1e-5
         )
 
 
@@ -285,18 +287,18 @@ def test_a_batch_gives_what_its_queries_give_alone(frames: int, changes: dict[st
     with torch.no_grad():
         batch, singles = model(together(queries)), [model(query) for query in queries]
     for number, single in enumerate(singles):
-        for name in ("boxes", "first", "last"):
+        for name in ("boxes", "start_logits", "end_logits"):
             torch.testing.assert_close(
                 getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
             )
-        for name in ("fused", "decoded", "told"):
+        for name in ("encoder_presence_logits", "decoder_presence_logits", "event_mask"):
             torch.testing.assert_close(
                 getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5
             )
         rows, columns = model.encode_images(queries[number].appearance, queries[number].map_size)[
             1
         ][0].tolist()
-        for name in ("carriers", "heard"):
+        for name in ("box_attention", "temporal_attention"):
             mine = getattr(batch, name)[:, number].unflatten(-1, (4, 5))
             assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
             alone = getattr(single, name)[:, 0].unflatten(-1, (rows, columns))
@@ -306,7 +308,13 @@ def test_a_batch_gives_what_its_queries_give_alone(frames: int, changes: dict[st
 def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
     shared_is_apart: Callable[..., None],
 ) -> None:
-    names = ("boxes", "first", "last", "fused", "decoded")
+    names = (
+        "boxes",
+        "start_logits",
+        "end_logits",
+        "encoder_presence_logits",
+        "decoder_presence_logits",
+    )
     shared_is_apart(
         make_model(), three(), together, names, tolerance=1e-4
     )  # its gradients are sums of many, in another order
@@ -356,7 +364,7 @@ def test_the_event_part_places_frames_in_time_inside_the_span_alone() -> None:
 
 
 def test_without_entanglement_spatial_queries_begin_as_cls() -> None:
-    model, cls = make_model(entangled=False), torch.randn(1, FRAMES, 16)
+    model, cls = make_model(entangled_queries=False), torch.randn(1, FRAMES, 16)
     assert model.event_token is None
     assert torch.equal(
         model.embed_event(torch.ones(1, FRAMES, dtype=torch.bool), cls, torch.randn(1, FRAMES, 16)),
@@ -366,17 +374,17 @@ def test_without_entanglement_spatial_queries_begin_as_cls() -> None:
 
 @pytest.mark.parametrize(("beta", "true"), [(0.0, False), (1.0, True)])
 def test_in_training_beta_says_how_often_the_span_is_the_true_one(beta: float, true: bool) -> None:
-    model, queries = make_model(beta=beta, dropout=0.0).train(), together(three())
+    model, queries = make_model(teacher_forcing_rate=beta, dropout=0.0).train(), together(three())
     with torch.no_grad():
         out = model(queries, make_targets(3))
-    predicted = most_likely_span(out.first[-1], out.last[-1])
-    assert torch.equal(out.told, INSIDE.bool().expand(3, -1) if true else predicted)
+    predicted = most_likely_span(out.start_logits[-1], out.end_logits[-1])
+    assert torch.equal(out.event_mask, INSIDE.bool().expand(3, -1) if true else predicted)
     assert not torch.equal(predicted, INSIDE.bool().expand(3, -1))
 
 
 def test_beta_is_drawn_for_every_query_by_torch_s_generator() -> None:
     """Nine of ten on the whole; the same draw for the same seed."""
-    model = make_model(beta=0.9).train()
+    model = make_model(teacher_forcing_rate=0.9).train()
     first, last = torch.zeros(2000, FRAMES), torch.zeros(2000, FRAMES)
     first[:, 0], last[:, 0] = 9, 9
     targets = make_targets(2000)
@@ -392,25 +400,32 @@ def test_beta_is_drawn_for_every_query_by_torch_s_generator() -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
 def test_predictions_need_no_truth(beta: float) -> None:
     """Told the truth or not, they are the same."""
-    model, queries = make_model(beta=beta), together(three())
+    model, queries = make_model(teacher_forcing_rate=beta), together(three())
     with torch.no_grad():
         told, untold = model(queries, make_targets(3)), model(queries)
     for field in fields(CostaOutputs):
         assert torch.equal(getattr(told, field.name), getattr(untold, field.name))
-    assert torch.equal(untold.told, most_likely_span(untold.first[-1], untold.last[-1]))
+    assert torch.equal(
+        untold.event_mask, most_likely_span(untold.start_logits[-1], untold.end_logits[-1])
+    )
 
 
 @pytest.mark.parametrize("entangled", [True, False])
 def test_boxes_know_the_span_where_decoding_is_entangled(entangled: bool) -> None:
     """Another true span moves them, and nothing of when."""
     model, queries = (
-        make_model(entangled=entangled, beta=1.0, dropout=0.0).train(),
+        make_model(entangled_queries=entangled, teacher_forcing_rate=1.0, dropout=0.0).train(),
         together(three()),
     )
     with torch.no_grad():
         one, other = (model(queries, make_targets(3, inside)) for inside in (INSIDE, 1 - INSIDE))
     assert torch.allclose(one.boxes, other.boxes, atol=1e-6) != entangled
-    for name in ("first", "last", "fused", "decoded"):
+    for name in (
+        "start_logits",
+        "end_logits",
+        "encoder_presence_logits",
+        "decoder_presence_logits",
+    ):
         assert torch.equal(getattr(one, name), getattr(other, name))
 
 
@@ -464,7 +479,7 @@ def test_a_query_looks_at_its_own_frame_s_tokens(decoder: str) -> None:
         model.temporal_decoder.layers if decoder == "temporal" else model.spatial_decoder.layers
     )
     for layer in layers:
-        layer.frames.at_frames = lambda queries, positions: queries
+        layer.frame_attention.attend_frames = lambda queries, positions: queries
     event = torch.randn(1, FRAMES, 16, generator=torch.Generator().manual_seed(5))
 
     def answer(memory: CostaMemory, cls: Tensor) -> Tensor:
@@ -515,7 +530,10 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
     """A softmax never sees what all of its logits share: the last bias of first and last, that of
     the box head's keys; and the bias before, where the same hidden units are active in all frames.
     """
-    model, targets = make_model(dropout=0.0, beta=1.0, **changes).train(), make_targets(3)
+    model, targets = (
+        make_model(dropout=0.0, teacher_forcing_rate=1.0, **changes).train(),
+        make_targets(3),
+    )
     loss_of(model, model(together(three()), targets), targets).backward()
     should = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -530,7 +548,7 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
     assert {name for name, norm in norms.items() if norm < 1e-5} - {
         "temporal_decoder.boundary_head.layers.0.bias"
     } == without
-    learning = {name.split(".")[2] for name in should if name.startswith("image.")}
+    learning = {name.split(".")[2] for name in should if name.startswith("image_encoder.")}
     assert learning == (set() if changes.get("backbones") == "3d" else set(TRAINABLE_PREFIXES))
 
 
@@ -650,13 +668,13 @@ def test_a_text_encoder_that_trains_reads_tokens() -> None:
     [
         (
             {"hidden_dim": 24, "num_heads": 16},
-            "d must be a multiple of 8 .* and of heads, not 24 with 16 heads",
+            "hidden_dim must be a multiple of 8 .* and of num_heads, not 24 with num_heads 16",
         ),
-        ({"hidden_dim": 20, "num_heads": 2}, "d must be a multiple of 8 .*, not 20 with 2 heads"),
+        ({"hidden_dim": 20, "num_heads": 2}, "hidden_dim must be a multiple of 8 .*, not 20 with num_heads 2"),
         ({"r3d_width": 12}, "r3d_width must be a multiple of 8 .*, not 12"),
         ({"connection": "mean"}, r"connection: .*'hadamard' \(got 'mean'\)"),
-        ({"teacher_forcing_rate": 1.5}, "beta: .*less than or equal to 1"),
-        ({"num_clips": 4}, "unknown key 'clips'; the keys are backbones, beta"),
+        ({"teacher_forcing_rate": 1.5}, "teacher_forcing_rate: .*less than or equal to 1"),
+        ({"clips": 4}, "unknown key 'clips'; the keys are backbones, box_head"),
     ],
 )
 def test_a_bad_model_config_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -675,11 +693,11 @@ def test_at_the_papers_size_it_has_a_hundredth_more_parameters_than_the_paper_st
                 (
                     part
                     for part in (
-                        "trunk.joints",
-                        "trunk",
-                        "image",
+                        "r3d.lateral_connections",
+                        "r3d",
+                        "image_encoder",
                         "text_encoder",
-                        "over_",
+                        "al_encoder",
                         "al_decoder",
                     )
                     if part in name
@@ -689,11 +707,11 @@ def test_at_the_papers_size_it_has_a_hundredth_more_parameters_than_the_paper_st
         ] += parameter.numel()
     found = {part: round(number / 1e6, 1) for part, number in count.items()}
     expected = {
-        "trunk": 33.2,
-        "trunk.joints": 1.4,
-        "image": 42.4,
+        "r3d": 33.2,
+        "r3d.lateral_connections": 1.4,
+        "image_encoder": 42.4,
         "text_encoder": 124.1,
-        "over_": 15.8,
+        "al_encoder": 15.8,
         "al_decoder": 20.3,
         "rest": 0.4,
     }

@@ -29,8 +29,8 @@ TINY = {
     "num_heads": 2,
     "ffn_dim": 12,
     "num_layers": 2,
-    "frames": FRAMES,
-    "clips": CLIPS,
+    "num_frames": FRAMES,
+    "num_clips": CLIPS,
     "proposal_map_channels": 6,
     "proposal_map_kernel": 3,
     "proposal_map_layers": 2,
@@ -89,7 +89,7 @@ def together(queries: list[ModelInputs]) -> ModelInputs:
             9.0 * (field.name != "text_mask"),
         )
         for field in fields(ModelInputs)
-        if field.name != "video"
+        if field.name != "video_indices"
     }
     return ModelInputs(**values)
 
@@ -124,7 +124,7 @@ def changed(model: Csdvl, inputs: ModelInputs, change: Change) -> dict[str, bool
         before, after = model(inputs), model(change(inputs))
     return {
         name: not torch.equal(getattr(before, name), getattr(after, name))
-        for name in ("boxes", "frame_scores", "proposals", "clip_logits")
+        for name in ("boxes", "frame_logits", "proposal_logits", "clip_logits")
     }
 
 
@@ -134,27 +134,27 @@ def changed(model: Csdvl, inputs: ModelInputs, change: Change) -> dict[str, bool
 @pytest.mark.parametrize("box_head", ["mlp", "attention"])
 @pytest.mark.parametrize("clip_pool", ["mean", "attention"])
 def test_outputs_have_their_shapes_and_ranges(box_head: str, clip_pool: str) -> None:
-    model = make_model(box_head=box_head, clip_pool=clip_pool)
+    model = make_model(box_head=box_head, clip_pooling=clip_pool)
     out = model(together([make_query(0, WIDE, 4), make_query(1, SMALL, 2), make_query(2, WIDE, 3)]))
     rows, columns = WIDE
     assert out.boxes.shape == (2, 3, FRAMES, 4)
     assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
     assert ((out.boxes[..., :2] > -0.5) & (out.boxes[..., :2] < 1.5)).all()
-    assert out.proposals.shape == (3, CLIPS, CLIPS)
-    assert out.frame_scores.shape == (3, FRAMES)
+    assert out.proposal_logits.shape == (3, CLIPS, CLIPS)
+    assert out.frame_logits.shape == (3, FRAMES)
     assert out.clip_logits.shape == (3, CLIPS)
-    assert out.guides.shape == out.carriers.shape == (2, 3, FRAMES, rows, columns)
+    assert out.guidance.shape == out.box_attention.shape == (2, 3, FRAMES, rows, columns)
     assert out.cell_centers.shape == (3, rows * columns, 2)
-    assert out.heard.shape[:2] == (3, CLIPS)
-    assert out.temporal_cell_centers.shape == (3, out.heard.shape[2], 2)
+    assert out.temporal_attention.shape[:2] == (3, CLIPS)
+    assert out.temporal_cell_centers.shape == (3, out.temporal_attention.shape[2], 2)
     assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CsdvlOutputs))
-    torch.testing.assert_close(out.carriers.sum((-1, -2)), torch.ones(2, 3, FRAMES))
-    torch.testing.assert_close(out.heard.sum(-1), torch.ones(3, CLIPS))
+    torch.testing.assert_close(out.box_attention.sum((-1, -2)), torch.ones(2, 3, FRAMES))
+    torch.testing.assert_close(out.temporal_attention.sum(-1), torch.ones(3, CLIPS))
 
 
 def test_the_guide_keeps_what_the_words_take() -> None:
     """The visual part of A is not renormalised: it sums to less than 1."""
-    total = make_model()(make_query(0, WIDE, 4)).guides.sum((-1, -2))
+    total = make_model()(make_query(0, WIDE, 4)).guidance.sum((-1, -2))
     assert ((total > 0) & (total < 1)).all()
 
 
@@ -186,12 +186,12 @@ def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> Non
         singles = [model(query) for query in queries]
     for number, (query, single) in enumerate(zip(queries, singles, strict=True)):
         rows, columns = query.map_size[0].tolist()
-        for name in ("proposals", "frame_scores", "clip_logits"):
+        for name in ("proposal_logits", "frame_logits", "clip_logits"):
             torch.testing.assert_close(
                 getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5
             )
         torch.testing.assert_close(batch.boxes[:, number], single.boxes[:, 0], atol=1e-5, rtol=1e-5)
-        for name in ("guides", "carriers"):
+        for name in ("guidance", "box_attention"):
             mine = getattr(batch, name)[:, number]
             torch.testing.assert_close(
                 mine[..., :rows, :columns], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
@@ -202,10 +202,13 @@ def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> Non
 def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
     shared_is_apart: Callable[..., None],
 ) -> None:
-    model = make_model(alpha=0.7, box_head="attention", clip_pool="attention")
+    model = make_model(alpha=0.7, box_head="attention", clip_pooling="attention")
     queries = [make_query(0, WIDE, 4), make_query(1, WIDE, 7), make_query(2, TALL, 1)]
     shared_is_apart(
-        model, queries, together, ("boxes", "proposals", "frame_scores", "clip_logits", "guides")
+        model,
+        queries,
+        together,
+        ("boxes", "proposal_logits", "frame_logits", "clip_logits", "guidance"),
     )
 
 
@@ -226,7 +229,7 @@ def test_a_batch_gives_what_its_queries_give_alone_in_ablations(changes: dict[st
     for number, single in enumerate(singles):
         torch.testing.assert_close(batch.boxes[:, number], single.boxes[:, 0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(
-            batch.proposals[number], single.proposals[0], atol=1e-5, rtol=1e-5
+            batch.proposal_logits[number], single.proposal_logits[0], atol=1e-5, rtol=1e-5
         )
 
 
@@ -241,12 +244,12 @@ HEARS = {"none": (False, False), "s2d": (True, False), "d2s": (False, True)}
 def test_proposals_hear_the_appearance_only_from_static_to_dynamic(
     kind: str, dynamic_space: bool, query: ModelInputs
 ) -> None:
-    model = make_model(collaboration=kind, dynamic_space=dynamic_space)
+    model = make_model(collaboration=kind, dynamic_spatial_tokens=dynamic_space)
     heard = HEARS.get(kind, (True, True))[0]
     assert changed(model, query, other_appearance) == {
         "boxes": True,
-        "frame_scores": True,
-        "proposals": heard,
+        "frame_logits": True,
+        "proposal_logits": heard,
         "clip_logits": heard,
     }
 
@@ -256,12 +259,12 @@ def test_proposals_hear_the_appearance_only_from_static_to_dynamic(
 def test_boxes_hear_the_motion_only_from_dynamic_to_static(
     kind: str, dynamic_space: bool, query: ModelInputs
 ) -> None:
-    model = make_model(collaboration=kind, dynamic_space=dynamic_space)
+    model = make_model(collaboration=kind, dynamic_spatial_tokens=dynamic_space)
     heard = HEARS.get(kind, (True, True))[1]
     assert changed(model, query, other_motion) == {
         "boxes": heard,
-        "frame_scores": heard,
-        "proposals": True,
+        "frame_logits": heard,
+        "proposal_logits": True,
         "clip_logits": True,
     }
 
@@ -281,7 +284,7 @@ def test_frames_mix_only_in_the_collaboration_block(kind: str, query: ModelInput
 
 @pytest.mark.parametrize("query_mixing", [True, False])
 def test_query_mixing_mixes_frames(query_mixing: bool, query: ModelInputs) -> None:
-    model = make_model(collaboration="d2s", query_mixing=query_mixing)
+    model = make_model(collaboration="d2s", query_self_attention=query_mixing)
     assert boxes_of_frame_0_change(model, query) == query_mixing
 
 
@@ -295,13 +298,13 @@ def test_both_directions_read_the_states_before_the_block(query: ModelInputs) ->
         "alpha": 4.0,
         "guidance_scale": "num_cells",
     }
-    assert not boxes_of_frame_0_change(make_model(layers=1, **loud), query)
-    assert boxes_of_frame_0_change(make_model(layers=2, **loud), query)
+    assert not boxes_of_frame_0_change(make_model(num_layers=1, **loud), query)
+    assert boxes_of_frame_0_change(make_model(num_layers=2, **loud), query)
 
 
 def test_a_frame_hears_only_its_own_clip_in_the_block(query: ModelInputs) -> None:
     """The block alone: clip 0's features reach frames of clip 0 and, without mixing, no others."""
-    model = make_model(collaboration="d2s", query_mixing=False)
+    model = make_model(collaboration="d2s", query_self_attention=False)
     query = replace(query, frame_positions=torch.tensor([[0.1, 0.2, 0.4, 0.6, 0.9]]))
     clips, queries, weights, place = block_inputs(model, query)
     other = clips.clone()
@@ -319,7 +322,7 @@ def test_the_collaboration_block_takes_in_place_as_well_as_content(query: ModelI
     """Queries read values that carry the cells' positions: swapping two cells' contents changes
     what they hear.
     """
-    model = make_model(collaboration="d2s", query_mixing=False)
+    model = make_model(collaboration="d2s", query_self_attention=False)
     clips, queries, weights, place = block_inputs(model, query)
     swapped = clips[:, :, torch.arange(clips.shape[2]).flip(0)]
     block = model.collaboration[0]
@@ -389,10 +392,10 @@ def guide_again(model: Csdvl, query: ModelInputs, alpha: float) -> Tensor:
     wq, wk, _ = attention.in_proj_weight.chunk(3)
     bq, bk, _ = attention.in_proj_bias.chunk(3)
     q, k = (asked @ wq.T + bq) * alpha, keys @ wk.T + bk
-    width = q.shape[-1] // attention.heads
+    width = q.shape[-1] // attention.num_heads
     heads = [
         (q[..., i * width : (i + 1) * width] @ k[..., i * width : (i + 1) * width].transpose(1, 2))
-        for i in range(attention.heads)
+        for i in range(attention.num_heads)
     ]
     over_all = torch.stack([(logits / width**0.5).softmax(-1) for logits in heads]).mean(0)[:, 0]
     rows, columns = query.map_size[0].tolist()
@@ -405,12 +408,12 @@ def test_the_guide_is_a_second_softmax_over_all_tokens(alpha: float, query: Mode
     with torch.no_grad():
         model = make_model(alpha=alpha)
         torch.testing.assert_close(
-            model(query).guides[0, 0], guide_again(model, query, alpha), atol=1e-6, rtol=1e-5
+            model(query).guidance[0, 0], guide_again(model, query, alpha), atol=1e-6, rtol=1e-5
         )
 
 
 @pytest.mark.parametrize("size", [WIDE, TALL, (6, 6)])
-@pytest.mark.parametrize("gain", ["one", "cells"])
+@pytest.mark.parametrize("gain", ["none", "num_cells"])
 def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
     """A padded to the square and resized by torch, averaged over each clip's frames, times FC(F),
     added, normalised.
@@ -427,13 +430,15 @@ def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
         )
         small = functional.interpolate(square[None], (4, 4), mode="bilinear", align_corners=False)[
             0
-        ].flatten(1)[:, place.kept]
+        ].flatten(1)[:, place.motion_cell_indices]
         averaged = torch.stack([small[frames].mean(0) for frames in frames_by_clip(query)])[
             None, :, :, None
         ]
         block = model.collaboration[0]
-        strength = rows * columns if gain == "cells" else 1
-        expected = block.norm_guidance(clips + strength * averaged * block.guided(clips))
+        strength = rows * columns if gain == "num_cells" else 1
+        expected = block.norm_guidance(
+            clips + strength * averaged * block.guidance_projection(clips)
+        )
         torch.testing.assert_close(
             block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5
         )
@@ -441,7 +446,7 @@ def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
 
 def test_without_space_the_guide_is_its_mean_over_the_picture(query: ModelInputs) -> None:
     with torch.no_grad():
-        model = make_model(collaboration="s2d", dynamic_space=False)
+        model = make_model(collaboration="s2d", dynamic_spatial_tokens=False)
         clips, queries, weights, place = block_inputs(model, query)
         assert clips.shape[2] == 1
         mean = guide_again(model, query, 0.1).mean((1, 2))
@@ -449,7 +454,7 @@ def test_without_space_the_guide_is_its_mean_over_the_picture(query: ModelInputs
             None, :, None, None
         ]
         block = model.collaboration[0]
-        expected = block.norm_guidance(clips + averaged * block.guided(clips))
+        expected = block.norm_guidance(clips + averaged * block.guidance_projection(clips))
         torch.testing.assert_close(
             block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5
         )
@@ -458,10 +463,11 @@ def test_without_space_the_guide_is_its_mean_over_the_picture(query: ModelInputs
 def test_alpha_changes_the_guide_and_not_the_decoder_s_own_attention(query: ModelInputs) -> None:
     with torch.no_grad():
         sharp, flat = (make_model(collaboration="none", alpha=alpha)(query) for alpha in (2.0, 0.1))
-        assert not torch.allclose(sharp.guides, flat.guides, atol=1e-4)
+        assert not torch.allclose(sharp.guidance, flat.guidance, atol=1e-4)
         assert torch.equal(sharp.boxes, flat.boxes)
         guided = [
-            make_model(collaboration="s2d", alpha=alpha)(query).proposals for alpha in (2.0, 0.1)
+            make_model(collaboration="s2d", alpha=alpha)(query).proposal_logits
+            for alpha in (2.0, 0.1)
         ]
         assert not torch.allclose(*guided, atol=1e-5)
 
@@ -472,15 +478,15 @@ def test_alpha_changes_the_guide_and_not_the_decoder_s_own_attention(query: Mode
 def gradients(
     model: Csdvl,
     inputs: ModelInputs,
-    names: tuple[str, ...] = ("boxes", "proposals", "frame_scores", "clip_logits"),
+    names: tuple[str, ...] = ("boxes", "proposal_logits", "frame_logits", "clip_logits"),
 ) -> set[str]:
     """Names of the parameters that outputs give a gradient worth the name."""
     random = torch.Generator().manual_seed(0)
     model.zero_grad()
     out = model(inputs)
     parts = [
-        torch.where(valid_proposal_mask(CLIPS), out.proposals, 0.0)
-        if name == "proposals"
+        torch.where(valid_proposal_mask(CLIPS), out.proposal_logits, 0.0)
+        if name == "proposal_logits"
         else getattr(out, name)
         for name in names
     ]
@@ -494,9 +500,13 @@ def gradients(
     }
 
 
-LAST_WORDS = ("dynamic.1.attend.to_clips", "dynamic.1.norm.to_clips", "dynamic.1.text_ffn")
+LAST_WORDS = (
+    "dynamic_layers.1.attend.to_clips",
+    "dynamic_layers.1.norm.to_clips",
+    "dynamic_layers.1.text_ffn",
+)
 """The words after the last dynamic layer are not looked at."""
-FLAT = {"decoder.0.self_attn.in_proj_weight", "box_head.key.bias", "listen.bias"}
+FLAT = {"decoder.0.self_attn.in_proj_weight", "box_head.key.bias", "clip_attention.bias"}
 """Zero by their nature, up to rounding: the first self-attention sees one query of content 0; a
 softmax sees no common bias.
 """
@@ -520,10 +530,10 @@ def test_gradients_flow_through_the_guide_unless_it_is_detached(query: ModelInpu
     decoder's attention.
     """
     for detach in (False, True):
-        model = make_model(collaboration="full", layers=1, alpha=1.0, detach_guidance=detach)
+        model = make_model(collaboration="full", num_layers=1, alpha=1.0, detach_guidance=detach)
         static = {
             name
-            for name in gradients(model, query, ("proposals",))
+            for name in gradients(model, query, ("proposal_logits",))
             if name.startswith(("encoder", "decoder", "project_appearance"))
         }
         assert bool(static) is not detach
@@ -532,7 +542,7 @@ def test_gradients_flow_through_the_guide_unless_it_is_detached(query: ModelInpu
 def test_detaching_changes_no_output(query: ModelInputs) -> None:
     with torch.no_grad():
         ours, theirs = (make_model(detach_guidance=detach)(query) for detach in (False, True))
-    assert torch.equal(ours.proposals, theirs.proposals)
+    assert torch.equal(ours.proposal_logits, theirs.proposal_logits)
     assert torch.equal(ours.boxes, theirs.boxes)
 
 
@@ -544,16 +554,16 @@ def test_the_dynamic_stream_alone_answers_with_the_whole_picture(query: ModelInp
     out = model(query)
     assert out.boxes.shape == (1, 1, FRAMES, 4)
     assert out.boxes.unique(dim=2).flatten().tolist() == [0.5, 0.5, 1.0, 1.0]
-    assert not out.frame_scores.any()
+    assert not out.frame_logits.any()
     assert not [
         name
         for name, _ in model.named_parameters()
         if name.startswith(("encoder", "decoder", "collaboration", "box_head"))
     ]
     assert changed(model, query, other_appearance) == dict.fromkeys(
-        ("boxes", "frame_scores", "proposals", "clip_logits"), False
+        ("boxes", "frame_logits", "proposal_logits", "clip_logits"), False
     )
-    assert changed(model, query, other_motion)["proposals"]
+    assert changed(model, query, other_motion)["proposal_logits"]
 
 
 def permuted_picture(inputs: ModelInputs) -> ModelInputs:
@@ -567,9 +577,12 @@ def permuted_picture(inputs: ModelInputs) -> ModelInputs:
 
 def test_without_space_the_order_of_motion_cells_is_nothing(query: ModelInputs) -> None:
     for space in (False, True):
-        model = make_model(dynamic_space=space, streams="dynamic")
+        model = make_model(dynamic_spatial_tokens=space, streams="dynamic")
         with torch.no_grad():
-            before, after = model(query).proposals, model(permuted_picture(query)).proposals
+            before, after = (
+                model(query).proposal_logits,
+                model(permuted_picture(query)).proposal_logits,
+            )
         assert torch.allclose(before, after, atol=1e-5) is not space
 
 
@@ -591,15 +604,15 @@ def test_padding_of_the_square_is_heard_only_unmasked(
     """The wide picture fills rows 1 and 2 of 4; rows 0 and 3 are padding."""
     motion = query.motion.clone()
     motion[:, :, [0, 3]] += 5
-    model = make_model(mask_padding=mask_padding, clip_pool="attention")
+    model = make_model(mask_padding=mask_padding, clip_pooling="attention")
     heard = changed(model, query, lambda inputs: replace(inputs, motion=motion))
     assert set(heard.values()) == {not mask_padding}
 
 
 def test_with_attention_a_clip_is_heard_from_the_cells_it_chooses(query: ModelInputs) -> None:
-    model = make_model(clip_pool="attention")
-    assert model(query).heard.std(-1).min() > 1e-3
-    uniform = make_model(clip_pool="mean")(query).heard
+    model = make_model(clip_pooling="attention")
+    assert model(query).temporal_attention.std(-1).min() > 1e-3
+    uniform = make_model(clip_pooling="mean")(query).temporal_attention
     torch.testing.assert_close(uniform, torch.full_like(uniform, 1 / 8))
 
 
@@ -611,14 +624,14 @@ def test_only_the_last_word_counts_as_padding_says(query: ModelInputs) -> None:
         short = model(replace(query, text=query.text[:, :-1], text_mask=query.text_mask[:, :-1]))
         masked = model(replace(query, text_mask=mask))
     torch.testing.assert_close(masked.boxes, short.boxes, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(masked.proposals, short.proposals, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(masked.proposal_logits, short.proposal_logits, atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_acts_in_training_only(query: ModelInputs) -> None:
     model = make_model(dropout=0.5)
-    assert torch.equal(model(query).proposals, model(query).proposals)
+    assert torch.equal(model(query).proposal_logits, model(query).proposal_logits)
     model.train()
-    assert not torch.equal(model(query).proposals, model(query).proposals)
+    assert not torch.equal(model(query).proposal_logits, model(query).proposal_logits)
     assert not torch.equal(model(query).boxes, model(query).boxes)
 
 
@@ -627,7 +640,10 @@ def test_dropout_acts_in_training_only(query: ModelInputs) -> None:
     [
         ({"collaboration": "half"}, r"collaboration: .*'concat_fc' \(got 'half'\)"),
         ({"streams": "static"}, r"streams: .*'both' or 'dynamic'"),
-        ({"layer": 3}, "unknown key 'layer'; the keys are alpha, box_head, clip_pool, clips"),
+        (
+            {"layer": 3},
+            "unknown key 'layer'; the keys are alpha, box_head, clip_pooling, collaboration",
+        ),
     ],
 )
 def test_a_bad_model_config_is_refused(changes: dict[str, Any], message: str) -> None:

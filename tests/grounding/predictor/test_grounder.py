@@ -189,6 +189,24 @@ def test_sentences_must_say_something(grounder: Grounder) -> None:
         grounder.ground(Path("not even opened.mp4"), ["a dog jumps.", " \t"])
 
 
+def test_a_single_sentence_and_paths_may_be_strings(
+    tiny_run: Any, grounder: Grounder, queries: list[Query], tmp_path: Path
+) -> None:
+    """A string is one sentence, not a sequence of letters."""
+    video = tiny_run.root / queries[0].path
+    expected = grounder.ground(video, ["the red circle spins."])
+    assert validate_sentences(" what falls? ") == ["what falls?"]
+    with pytest.raises(InputError, match="sentence 1 of 1 is empty"):
+        validate_sentences(" ")
+    from_strings = Grounder(str(tiny_run.run), device="cpu")
+    assert from_strings.ensemble.runs == (tiny_run.run,)
+    assert from_strings.ground(str(video), "the red circle spins.") == expected
+    for cache_dir in (None, str(tmp_path / "cache")):
+        features = from_strings.encode_video(str(video), cache_dir)
+        assert from_strings.ground_encoded(features, "the red circle spins.") == expected
+    assert from_strings.domain_warning(str(video)) == ""
+
+
 def test_a_missing_video_is_named(grounder: Grounder, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"gone\.mp4 does not exist"):
         grounder.ground(tmp_path / "gone.mp4", ["a dog jumps."])

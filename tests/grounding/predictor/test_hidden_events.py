@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from grounding.predictor.grounder import Grounder, VideoFeatures, build_video_info
-from grounding.systems.config import CsdvlTrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.registry import apply_preset
 from grounding.training.train import prepare_run_dir, train
 from pipeline.config import validate
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.soak
 
 class Spliced:
     """Clips of a store's product, one after the other, read as one video's
-    (`grounding.data.sources.Product`).
+    (`grounding.data.sources.FeatureSource`).
     """
 
     def __init__(self, product: ProductReader, made: ConcatenatedScenes) -> None:
@@ -76,7 +76,7 @@ def grounder(tmp_path_factory: pytest.TempPathFactory) -> Grounder:
         return Grounder(Path(named), device="cpu", num_frames=36)
     run, given = (
         tmp_path_factory.mktemp("hidden") / "run",
-        {"absent": ABSENT, "seed": 0, "device": "cpu"},
+        {"negative_rate": ABSENT, "seed": 0, "device": "cpu"},
     )
     config = validate(
         CsdvlTrainConfig, apply_preset(given, "shapes", "csdvl", ROOT / "store"), "test"

@@ -17,7 +17,9 @@ from grounding.data.sources import InMemorySource
 from grounding.predictor.grounder import Grounder, VideoFeatures
 from grounding.predictor.window_length import get_window_seconds
 from grounding.predictor.windows import plan_windows
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, TrainConfig
+from grounding.systems.cgstvg import CgstvgTrainConfig
+from grounding.systems.config import TrainConfig
+from grounding.systems.costa import CostaTrainConfig
 from grounding.training.train import prepare_run_dir, train
 from pipeline.datasets.shapes.joined import build_all_scenes, concatenate_scenes, concatenate_videos
 from pipeline.datasets.shapes.make import SPLITS, ShapesConfig
@@ -88,7 +90,7 @@ def test_one_long_segment_does_not_make_long_windows() -> None:
 def test_older_runs_say_it_by_what_they_were_judged_on(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"does not say how long the segments were .* with --window SECONDS, or train it again",
+        match=r"does not record the lengths of its training segments.* with --window SECONDS, or train the run again",
     ):
         get_window_seconds(tmp_path, {}, 5.0)
     rows = [[frame, 0.0, 0.0, 1.0, 1.0] for frame in range(0, 60, 2)]
@@ -238,7 +240,7 @@ def test_what_is_kept_for_other_runs_is_refused(
     for video in (clips[0], clips[1]):
         with pytest.raises(
             InputError,
-            match=r"kept keeps appearance features made for a run with other .*: name another folder with --keep",
+            match=r"kept holds appearance features of a run with other .*: name another folder with --keep",
         ):
             Grounder(run, device="cpu").encode_video(video, tmp_path / "kept")
 
@@ -294,7 +296,7 @@ SMALL = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_frames": 3}
 SYSTEMS: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
     "cgstvg": (
         CgstvgTrainConfig,
-        {"model": {**SMALL, "num_layers": 1, "num_stages": 2, "motion": "motion"}},
+        {"model": {**SMALL, "num_layers": 1, "num_stages": 2, "motion_product": "motion"}},
     ),
     "costa": (
         CostaTrainConfig,

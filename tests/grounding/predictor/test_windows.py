@@ -232,11 +232,10 @@ def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Seg
         "segment": segment,
     }
     look = SegmentPrediction.__new__(SegmentPrediction)
-    look.query, look.passes, look.frame_indices = (
-        Query.model_validate(query),
-        [],
-        np.linspace(*segment, 5)[:-1].astype(int),
-    )
+    look.query = Query.model_validate(query)
+    look.passes = []
+    look.frame_indices = np.linspace(*segment, 5)[:-1].astype(int)
+    look.refined = None
     look.box_sums, look.box_counts = np.full((4, 4), 0.5), np.ones(4, int)
     rest = (1 - sure) / 3
     answer = BoundaryPrediction(
@@ -252,7 +251,7 @@ def test_windows_are_compared_by_what_was_there_before_it_was_made_to_sum_to_one
     event is louder.
     """
     (faint, doubtful), (clear, answer) = (
-        decode_ranked_tube(look_at(*one), None, False) for one in ((0.0, 0.9), (5.0, 0.6))
+        decode_ranked_tube(look_at(*one), False) for one in ((0.0, 0.9), (5.0, 0.6))
     )
     assert doubtful.score == pytest.approx(0.81)
     assert answer.score == pytest.approx(0.36)
@@ -263,8 +262,10 @@ def test_a_second_look_sharpens_an_answer_and_leaves_its_place_among_the_windows
     """It is of a part of the window, and what it makes sum to one is another sum; some windows have
     none.
     """
-    first, closer = look_at(5.0, 0.6), look_at(50.0, 0.9, (2, 6))
-    plain, sharpened = (decode_ranked_tube(first, second, False) for second in (None, closer))
+    look = look_at(5.0, 0.6)
+    plain = decode_ranked_tube(look, False)
+    look.refined = look_at(50.0, 0.9, (2, 6))
+    sharpened = decode_ranked_tube(look, False)
     assert sharpened[0] == plain[0]
     assert sharpened[1].score != plain[1].score
-    assert sharpened[1] == decode_tube(first, closer, False)
+    assert sharpened[1] == decode_tube(look, False)

@@ -109,9 +109,9 @@ class Saw:
     """Stands for a network: A is hot in the cell of the block, the proposal map in one cell."""
 
     def __init__(self, queries: list[Query]) -> None:
-        self.features = SimpleNamespace(queries=queries)
+        self.dataset = SimpleNamespace(queries=queries)
 
-    def asked(self, query: Query) -> QueryAttention:
+    def record(self, query: Query) -> QueryAttention:
         frames = np.arange(0, FRAMES, 4)
         weights = np.zeros((2, len(frames), 3, 6), np.float32)
         weights[:, np.arange(len(frames)), 1, np.minimum(frames // 10, 5)] = 1

@@ -229,7 +229,7 @@ def test_a_video_shorter_than_the_index_says_leaves_a_note(run: Path, tmp_path: 
         queries,
         tracks,
         [],
-        lambda path: replace(grey(path), edges=np.arange(31) / 25),
+        lambda path: replace(grey(path), frame_edges=np.arange(31) / 25),
     )
     assert page.script("data.js")[0]["videos"] == [
         {"trouble": "changed (decode): v0.mp4 has 30 frames, the index says more"}
@@ -255,7 +255,7 @@ def test_videos_are_made_once_and_the_others_go(run: Path, tmp_path: Path) -> No
         *["only 1 videos are shown (report.videos)"] * 2,
     ]
     write(
-        run, tmp_path / "out", queries, tracks, [], lambda path: replace(grey(path), stamp="other")
+        run, tmp_path / "out", queries, tracks, [], lambda path: replace(grey(path), fingerprint="other")
     )
     assert not made().keys() & first.keys()
 
@@ -266,7 +266,7 @@ def test_a_videos_frames_have_their_own_times(run: Path, tmp_path: Path) -> None
 
     queries, tracks = make_queries(2, segment=(10, 90), path="v.mp4", video="v")
     edges = np.concatenate([np.arange(60) / 25, 60 / 25 + np.arange(41) / 10])
-    for footage, varies in ((grey, False), (lambda path: replace(grey(path), edges=edges), True)):
+    for footage, varies in ((grey, False), (lambda path: replace(grey(path), frame_edges=edges), True)):
         page = write(run, tmp_path / "out", queries, tracks, [], footage)
         (video,) = page.script("data.js")[0]["videos"]
         assert (video["first"], video["count"], "starts" in video) == (10, 80, varies)
@@ -501,7 +501,7 @@ def test_a_sweep_is_shown_with_its_pictures(run: Path, tmp_path: Path) -> None:
     sweep.mkdir()
     for name in ("table", "curves", "table-odd"):
         (sweep / f"{name}.png").write_bytes(name.encode())
-    claim = {"more": "full", "less": EVIL, "metric": "m_vIoU", "source": "a paper", "seen": "yes"}
+    claim = {"higher": "full", "lower": EVIL, "metric": "m_vIoU", "source": "a paper", "seen": "yes"}
     claim |= {"difference": 0.1, "low": 0.05, "high": 0.15}
     table = {
         "title": EVIL,
@@ -513,7 +513,7 @@ def test_a_sweep_is_shown_with_its_pictures(run: Path, tmp_path: Path) -> None:
     }
     table |= {"codes": ["a"], "groups": {"all": {"queries": 480, "videos": 60}}, "claims": [claim]}
     (sweep / "table.json").write_text(json.dumps(table))
-    page = write(run, tmp_path / "out", queries, tracks, [], sweep=sweep)
+    page = write(run, tmp_path / "out", queries, tracks, [], sweep_dir=sweep)
     assert page.text.count(EVIL) >= 2
     assert "480 queries about 60 videos. 2 seeds (0, 1), 3 or 4 steps each" in page.text
     assert "The runs differ in their steps (3, 4)." in page.text
@@ -535,7 +535,7 @@ def test_a_sweep_that_is_not_finished(run: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"sweep holds no table\.json: let stvg-sweep --out .* finish first"
     ):
-        write(run, tmp_path / "out", queries, tracks, [], sweep=tmp_path / "sweep")
+        write(run, tmp_path / "out", queries, tracks, [], sweep_dir=tmp_path / "sweep")
     (tmp_path / "table.json").write_text("{")
     with pytest.raises(InputError, match=r"table\.json is damaged"):
-        write(run, tmp_path / "out", queries, tracks, [], sweep=tmp_path)
+        write(run, tmp_path / "out", queries, tracks, [], sweep_dir=tmp_path)

@@ -60,7 +60,7 @@ def witness(exam: GroundTruth, *attention: AttentionMap) -> Any:
     def asked(query: Query) -> QueryAttention:
         return QueryAttention(query, np.arange(0, 100, 5), attention, None)  # type: ignore[arg-type]
 
-    return SimpleNamespace(features=SimpleNamespace(queries=exam.queries), asked=asked)
+    return SimpleNamespace(dataset=SimpleNamespace(queries=exam.queries), record=asked)
 
 
 def files(out: Path) -> list[str]:

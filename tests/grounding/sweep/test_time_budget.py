@@ -8,7 +8,9 @@ import pytest
 
 from grounding.sweep.tables import SweepTable
 from grounding.sweep.time_budget import equalize_training_time
-from grounding.systems.config import CgstvgTrainConfig, CsdvlTrainConfig, TrainConfig
+from grounding.systems.cgstvg import CgstvgTrainConfig
+from grounding.systems.config import TrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from pipeline.errors import InputError
 
 

@@ -25,7 +25,7 @@ from grounding.models.cgstvg import Cgstvg
 from grounding.predictor.grounder import Grounder
 from grounding.predictor.results import GroundingResult, build_query_result
 from grounding.sweep.tables import load_table
-from grounding.systems.config import CgstvgTrainConfig
+from grounding.systems.cgstvg import CgstvgTrainConfig
 from grounding.systems.registry import get_preset, get_system
 from grounding.training.train import prepare_run_dir, train
 from pipeline.config import merge, validate
@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
     "num_layers": 1,
     "num_stages": 2,
     "num_frames": 4,
-    "motion": "motion",
+    "motion_product": "motion",
     "refinement": "none",
 }
 RECIPE: dict[str, Any] = {
@@ -133,7 +133,7 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
     for name, changes in ways.items():
         run = trained(store, tmp_path / name, model=model, max_steps=1, **changes)
         state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)[
-            "optimiser"
+            "optimizer"
         ]["state"]
         moments[name] = [one["exp_avg"] for one in state.values()]
     torch.testing.assert_close(moments["parts"], moments["whole"], rtol=1e-4, atol=1e-6)
@@ -142,7 +142,7 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
 
 def test_video_swin_s_maps_are_the_motion(make_store: Maker, tmp_path: Path) -> None:
     store = make_store(visual=("appearance", "swin"))
-    run = trained(store, tmp_path / "run", model={"motion": "swin"})
+    run = trained(store, tmp_path / "run", model={"motion_product": "swin"})
     answers, missing = predict_split([run], store, EvaluateConfig(split="val", device="cpu"))
     assert (len(answers), missing) == (3, [])
     assert all(0 <= answer.span[0] < answer.span[1] <= 100 for answer in answers)
@@ -150,7 +150,7 @@ def test_video_swin_s_maps_are_the_motion(make_store: Maker, tmp_path: Path) -> 
 
 def test_a_store_without_its_motion_is_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"has no product 'swin' .*: run stvg-extract to add it"):
-        trained(store, tmp_path / "run", model={"motion": "swin"})
+        trained(store, tmp_path / "run", model={"motion_product": "swin"})
 
 
 def test_queries_without_truth_are_answered(
@@ -224,7 +224,7 @@ def test_a_video_gives_the_tube_that_a_store_of_video_swin_s_maps_gives(
         store,
         ExtractConfig.model_validate({**settings, "sampling": {"short_side": 96}}),
     )
-    run = trained(store, tmp_path / "run", model={"motion": "swin"}, batch=2)
+    run = trained(store, tmp_path / "run", model={"motion_product": "swin"}, batch=2)
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
     asked = Grounder(run, device="cpu").ground(
         tiny_run.root / queries[0].path, [query.text for query in queries]
@@ -254,9 +254,9 @@ def test_it_does_not_answer_together_with_csdvl(tiny_run: Any, cg_run: Path) -> 
 def test_mdetr_s_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"of MDETR CG-STVG takes the image and the text encoder alone: extract with weights mdetr:FILE",
+        match=r"CG-STVG uses only MDETR's image and text encoders: extract with weights mdetr:FILE",
     ):
-        trained(store, tmp_path / "run", initialise=str(tmp_path / "mdetr.pth"))
+        trained(store, tmp_path / "run", init_from=str(tmp_path / "mdetr.pth"))
 
 
 @pytest.mark.parametrize("table", ["cgstvg", "cgstvg_context", "cgstvg_thresholds"])

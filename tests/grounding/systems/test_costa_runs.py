@@ -28,8 +28,10 @@ from grounding.models.costa import Costa
 from grounding.predictor.grounder import Grounder
 from grounding.predictor.results import build_query_result
 from grounding.sweep.tables import load_table
+from grounding.systems.cgstvg import CgstvgTrainConfig
 from grounding.systems.checkpoint import load_model, read_provenance
-from grounding.systems.config import CgstvgTrainConfig, CostaTrainConfig, CsdvlTrainConfig
+from grounding.systems.costa import CostaTrainConfig
+from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.registry import get_preset, get_system
 from grounding.training.optimizer import build_optimizer
 from grounding.training.train import prepare_run_dir, train
@@ -203,7 +205,7 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
     for name, changes in ways.items():
         run = trained(pictured, tmp_path / name, model=model, max_steps=1, **changes)
         state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)[
-            "optimiser"
+            "optimizer"
         ]["state"]
         moments[name] = [one["exp_avg"] for one in state.values()]
     torch.testing.assert_close(moments["parts"], moments["whole"], rtol=1e-3, atol=1e-6)
@@ -221,7 +223,7 @@ def test_augmented_training_goes_elsewhere_and_answers_the_same_pictures(
     shutil.copytree(costa_run, tmp_path / "same")
     config = tmp_path / "same" / "config.yaml"
     config.write_text(
-        config.read_text().replace("augment: null", "augment: {flip: 1.0, smallest: 0.5}")
+        config.read_text().replace("augment: null", "augment: {flip_probability: 1.0, min_scale: 0.5}")
     )
     ours, theirs = (
         predict_split([run], pictured, EvaluateConfig(device="cpu"))[0]
@@ -236,7 +238,7 @@ def test_pictures_that_wait_for_their_device_train_and_answer_the_same(
     """As for a GPU, but on the CPU: the batch is decoded when it is sent."""
     expected = predict_split([costa_run], pictured, EvaluateConfig(device="cpu"))[0]
     part = Loader._load_batch
-    monkeypatch.setattr(grounding.data.dataset, "decodes", lambda device: True)
+    monkeypatch.setattr(grounding.data.dataset, "can_decode_jpegs", lambda device: True)
     monkeypatch.setattr(
         Loader,
         "_load_batch",
@@ -281,7 +283,7 @@ def test_training_moves_what_learns_and_leaves_what_is_frozen(
     first = AppearanceEncoder("tiny")
     first.load_state_dict(
         {
-            name.removeprefix("image."): value
+            name.removeprefix("image_encoder."): value
             for name, value in weights(frozen).items()
             if name.startswith("image_encoder.")
         }
@@ -295,7 +297,7 @@ def test_training_moves_what_learns_and_leaves_what_is_frozen(
     assert own
     assert {name.split(".")[2] for name in own} <= {"layer2", "layer3", "layer4"}
     assert not any(".bn" in name for name in own)
-    assert any(name.startswith("trunk.") for name in moved)
+    assert any(name.startswith("r3d.") for name in moved)
 
 
 # Answers
@@ -367,7 +369,7 @@ def test_it_does_not_answer_together_with_others(
         "num_layers": 1,
         "num_stages": 1,
         "num_frames": 3,
-        "motion": "motion",
+        "motion_product": "motion",
     }
     config = CgstvgTrainConfig.model_validate({**RECIPE, "model": other})
     prepare_run_dir(tiny_run.store, tmp_path / "cgstvg", config)
@@ -379,7 +381,7 @@ def test_it_does_not_answer_together_with_others(
     with pytest.raises(InputError, match=r"does not fit run .*frames is absent"):
         Ensemble.from_runs([costa_run, tmp_path / "cgstvg"], CPU)
     with pytest.raises(
-        InputError, match="their text encoders, and so their tokenizers, are of other weights"
+        InputError, match="their text encoders, and so their tokenizers, have different weights"
     ):
         Ensemble.from_runs([whole_run, costa_run], CPU)
 
@@ -406,7 +408,7 @@ def test_first_weights_that_have_changed(costa_run: Path, tmp_path: Path) -> Non
     config.write_text(config.read_text().replace("image: tiny", "image: random:1"))
     with pytest.raises(
         InputError,
-        match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*put the same weights",
+        match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*restore the original weights",
     ):
         load_model(tmp_path / "run")
 
@@ -426,14 +428,14 @@ def test_another_choice_of_encoders_is_another_run(
 def test_mdetr_s_checkpoint_is_refused(pictured: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"of MDETR CoSTA takes the image and the text encoder alone: encoders.image=mdetr:FILE",
+        match=r"CoSTA uses only MDETR's image and text encoders: set encoders.image=mdetr:FILE",
     ):
-        trained(pictured, tmp_path / "run", initialise=str(tmp_path / "mdetr.pth"))
+        trained(pictured, tmp_path / "run", init_from=str(tmp_path / "mdetr.pth"))
 
 
 def test_encoders_that_do_not_fit_the_system_are_refused() -> None:
     with pytest.raises(
-        InputError, match="encoders: costa reads pictures: name its image encoder's weights"
+        InputError, match="encoders: costa reads images: name its image encoder's weights"
     ):
         validate(CostaTrainConfig, {"encoders": None}, "section 'train'")
     with pytest.raises(

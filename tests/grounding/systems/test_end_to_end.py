@@ -44,8 +44,8 @@ MODEL = {
     "num_heads": 2,
     "ffn_dim": 16,
     "num_layers": 1,
-    "frames": FRAMES,
-    "clips": CLIPS,
+    "num_frames": FRAMES,
+    "num_clips": CLIPS,
     "proposal_map_channels": 8,
     "proposal_map_layers": 1,
     "dropout": 0.0,
@@ -113,8 +113,8 @@ def raw_features(store: Path, model: nn.Module) -> GroundingDataset:
 def raw_inputs(store: Path, model: nn.Module, count: int = 3) -> ModelInputs:
     """Of the first queries, which are about one video, each with its own pictures."""
     features = raw_features(store, model)
-    samples = (features.load_sample(query) for query in features.queries[:count])
-    return collate([replace(sample, appearance=np.array(sample.appearance)) for sample in samples])
+    samples = [features.load_sample(query) for query in features.queries[:count]]
+    return collate(samples, deduplicate=False)
 
 
 def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
@@ -167,7 +167,7 @@ def test_it_answers_what_its_network_answers_to_its_encoders_features(
     with torch.no_grad():
         found, expected = model(raw), model.network(seen)
     torch.testing.assert_close(found.boxes, expected.boxes)
-    torch.testing.assert_close(found.proposals, expected.proposals)
+    torch.testing.assert_close(found.proposal_logits, expected.proposal_logits)
 
 
 def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: EndToEnd) -> None:
@@ -186,7 +186,7 @@ def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: En
     assert seen[0] == FRAMES
     assert sum(seen[1:]) == 3 * FRAMES
     torch.testing.assert_close(found.boxes, expected.boxes)
-    torch.testing.assert_close(found.proposals, expected.proposals)
+    torch.testing.assert_close(found.proposal_logits, expected.proposal_logits)
 
 
 def test_pictures_of_other_sizes_in_a_batch_change_nothing(store: Path, model: EndToEnd) -> None:
@@ -279,7 +279,7 @@ def test_recomputed_layers_give_the_same_gradients_from_less(store: Path, model:
             lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor
         ):
             out = model(raw)
-        (out.boxes.sum() + out.proposals.sum()).backward()
+        (out.boxes.sum() + out.proposal_logits.sum()).backward()
         return [
             parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
         ], sum(kept)
@@ -298,7 +298,7 @@ def test_pictures_are_encoded_in_parts(
     raw = raw_inputs(store, model)
     with torch.no_grad():
         whole = model.encode_images(raw.appearance, raw.map_size)[0]
-        monkeypatch.setattr(grounding.models.end_to_end, "TOGETHER", 5)
+        monkeypatch.setattr(grounding.models.end_to_end, "ENCODER_BATCH_SIZE", 5)
         torch.testing.assert_close(model.encode_images(raw.appearance, raw.map_size)[0], whole)
 
 
@@ -313,9 +313,9 @@ def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_paramet
         """As the first of two processes, of which the other has no gradients."""
 
         def __init__(self) -> None:
-            self.rank, self.world = 0, 2
+            self.rank, self.world_size = 0, 2
 
-        def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
             return tensor
 
     random = torch.Generator().manual_seed(0)
@@ -339,7 +339,7 @@ def test_they_train_in_parts_and_in_low_precision(
     """
     found = []
     for accumulate in (1, 2):
-        parts = recipe(precision=precision, accumulate=accumulate, max_steps=1, log_every=1)
+        parts = recipe(precision=precision, accumulation_steps=accumulate, max_steps=1, log_every=1)
         prepare_run_dir(store, tmp_path / str(accumulate), parts)
         train(store, tmp_path / str(accumulate), parts)
         path = tmp_path / str(accumulate) / "curves" / "plots" / "metrics" / "train" / "loss.tsv"
@@ -360,7 +360,7 @@ def test_encoders_of_another_tokenizer_do_not_answer_together(
     config = tmp_path / "other" / "config.yaml"
     config.write_text(config.read_text().replace("text: tiny", "text: random:1"))
     with pytest.raises(
-        InputError, match="their text encoders, and so their tokenizers, are of other weights"
+        InputError, match="their text encoders, and so their tokenizers, have different weights"
     ):
         predict_split([run, tmp_path / "other"], store, EvaluateConfig(device="cpu"))
 
@@ -371,7 +371,7 @@ def test_first_weights_that_have_changed(run: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("text: tiny", "text: random:1"))
     with pytest.raises(
         InputError,
-        match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*put the same weights",
+        match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*restore the original weights",
     ):
         load_model(tmp_path / "run")
 
@@ -401,7 +401,7 @@ def test_several_runs_answer_about_a_store_but_not_about_a_video(
     shutil.copytree(run, tmp_path / "twin")
     assert predict_split([run, tmp_path / "twin"], store, EvaluateConfig(device="cpu"))[0]
     with pytest.raises(
-        InputError, match=r"each of these runs has encoders of its own.*name one run"
+        InputError, match=r"each of these runs has its own encoders.*name one run"
     ):
         Grounder(run, tmp_path / "twin", device="cpu")
     with pytest.raises(InputError, match="does not fit run"):

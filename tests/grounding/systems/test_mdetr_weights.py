@@ -76,15 +76,15 @@ class Size:
             "proposal_map_channels": 4,
             "proposal_map_kernel": 3,
             "proposal_map_layers": 1,
-            "frames": FRAMES,
-            "clips": CLIPS,
+            "num_frames": FRAMES,
+            "num_clips": CLIPS,
             "collaboration": "none",
         }
         widths = {
             "hidden_dim": 256 // self.by,
             "ffn_dim": 2048 // self.by,
             "num_heads": HEADS,
-            "layers": self.layers,
+            "num_layers": self.layers,
         }
         torch.manual_seed(1)
         return Csdvl(dims or self.dims, CsdvlConfig(**{**small, **widths, **changes})).eval()
@@ -279,7 +279,7 @@ def test_every_key_is_accounted_for(load: Load) -> None:
     assert set(report.loaded_keys) == set(state) - left
     assert set(report.ignored_keys) == left
     assert len(report.loaded_keys) == report.num_expected == 6 * 12 + 6 * 18 + 15
-    scratch = "clip_head, collaboration, dynamic, frame_head, project_motion, proposal_head"
+    scratch = "clip_head, collaboration, dynamic_layers, frame_head, project_motion, proposal_head"
     expected = rf"static stream from MDETR's \S+mdetr.pth \(from scratch: {scratch}\): loaded 195 of 195, none missing, none unexpected; \d+ left"
     assert re.match(expected, str(report))
 
@@ -378,24 +378,24 @@ def test_another_network(load: Load) -> None:
     [
         (
             {"num_layers": 1},
-            "the model's layers=1 do not fit MDETR's weights: set model.num_layers=2, or initialise=null",
+            "the model's num_layers=1 do not fit MDETR's weights: set model.num_layers=2, or init_from=null",
         ),
         (
             {"num_layers": 3, "ffn_dim": 24},
-            "the model's ffn=24, layers=3 do not fit MDETR's weights: set model.ffn_dim=256, model.num_layers=2, or",
+            "the model's ffn_dim=24, num_layers=3 do not fit MDETR's weights: set model.ffn_dim=256, model.num_layers=2, or",
         ),
         (
             {"hidden_dim": 64, "num_heads": 4},
-            "the model's d=64, heads=4 do not fit MDETR's weights: set model.hidden_dim=32, model.num_heads=8, or",
+            "the model's hidden_dim=64, num_heads=4 do not fit MDETR's weights: set model.hidden_dim=32, model.num_heads=8, or",
         ),
         (
             {"streams": "dynamic"},
-            "a model of streams=dynamic has no static stream: set model.streams=both, or initialise=null",
+            "a model of streams=dynamic has no static stream: set model.streams=both, or init_from=null",
         ),
     ],
 )
 def test_a_model_that_does_not_fit(load: Load, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=rf"initialise \S+mdetr\.pth: {message}"):
+    with pytest.raises(InputError, match=rf"init_from \S+mdetr\.pth: {message}"):
         load(SMALL.model(**changes), SMALL.state())
 
 

@@ -75,7 +75,13 @@ whole.
 OWN: dict[str, dict[str, Any]] = {
     "csdvl": {},
     "cgstvg": {
-        "model": {**SMALL, **STEADY, "num_stages": 2, "motion": "motion", "refinement": "none"},
+        "model": {
+            **SMALL,
+            **STEADY,
+            "num_stages": 2,
+            "motion_product": "motion",
+            "refinement": "none",
+        },
         "loss": {"box_attention": 1.0, "cell_boxes": 1.0, "boundary_sigma": 1.0},
         "lr": 1e-3,
     },
@@ -131,13 +137,13 @@ def assert_close_runs(a: Path, b: Path) -> None:
     ours, theirs = state_of(a), state_of(b)
     system, model = read_provenance(a)["model"], load_model(a)[0]
     assert (ours["step"], ours["judged"]) == (theirs["step"], theirs["judged"])
-    torch.testing.assert_close(ours["optimiser"], theirs["optimiser"], **TOLERANCE)
+    torch.testing.assert_close(ours["optimizer"], theirs["optimizer"], **TOLERANCE)
     known = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_optimizer(model, recipe(system), 1)[0].param_groups
     names = [known[id(parameter)] for group in groups for parameter in group["params"]]
     moved = {
         names[number]: moments["exp_avg_sq"].sqrt() > 1e-8
-        for number, moments in ours["optimiser"]["state"].items()
+        for number, moments in ours["optimizer"]["state"].items()
     }
     assert sum(int(where.sum()) for where in moved.values()) > 0.75 * sum(
         where.numel() for where in moved.values()
@@ -173,7 +179,9 @@ def whole(system: str, pictured: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_accumulated_parts_are_the_batch(
     pictured: Path, tmp_path: Path, system: str, whole: Path, parts: int
 ) -> None:
-    assert_close_runs(train_run(pictured, tmp_path / "run", system, accumulate=parts), whole)
+    assert_close_runs(
+        train_run(pictured, tmp_path / "run", system, accumulation_steps=parts), whole
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -183,7 +191,7 @@ def test_recomputed_layers_give_the_same_weights_to_the_bit(
     """Dropout drops the same in the second forward pass."""
     changes = {"model": {**RECIPE["model"], "dropout": dropout}, "max_steps": 2}
     kept = train_run(store, tmp_path / "kept", **changes)
-    again = train_run(store, tmp_path / "again", recompute=True, **changes)
+    again = train_run(store, tmp_path / "again", activation_checkpointing=True, **changes)
     torch.testing.assert_close(state_of(again), state_of(kept), atol=0, rtol=0)
     assert load_model(again)[0].state_dict().keys() == load_model(kept)[0].state_dict().keys()
 
@@ -254,7 +262,7 @@ def test_a_batch_that_cannot_be_cut_is_refused(store: Path, tmp_path: Path) -> N
         InputError,
         match="a batch of 8 queries cannot be cut into 1 processes × 3 accumulated parts",
     ):
-        train_run(store, tmp_path / "run", accumulate=3)
+        train_run(store, tmp_path / "run", accumulation_steps=3)
 
 
 @pytest.mark.parametrize(("accumulate", "named"), [(8, "train-3"), (1, "(train-[0-7](, )?){8}")])
@@ -266,7 +274,7 @@ def test_a_loss_that_is_not_a_number_names_the_queries_of_its_part(
         NonFiniteLossError,
         match=f"^the loss is nan at step 0, in the batch of {named}: lower lr or look at them$",
     ):
-        train_run(store, tmp_path / "run", accumulate=accumulate)
+        train_run(store, tmp_path / "run", accumulation_steps=accumulate)
 
 
 def test_a_gradient_that_is_not_a_number_names_the_batch(
@@ -282,7 +290,7 @@ def test_a_gradient_that_is_not_a_number_names_the_batch(
         NonFiniteLossError,
         match=r"^the gradient is (nan|inf) at step 0, in the batch of (train-\d(, )?){8}: lower lr",
     ):
-        train_run(store, tmp_path / "run", accumulate=2)
+        train_run(store, tmp_path / "run", accumulation_steps=2)
 
 
 def test_first_weights_are_loaded_once(
@@ -291,18 +299,20 @@ def test_first_weights_are_loaded_once(
     """Before the moving average is made of them; a resumed run does not read the file again."""
     asked: list[Any] = []
 
-    def initialise(model: torch.nn.Module, path: Path, basis: object) -> str:
+    def load_pretrained(model: torch.nn.Module, path: Path, basis: object) -> str:
         asked.append((path, basis))
         torch.nn.init.constant_(model.object_query, 3.0)
         return "a report"
 
-    monkeypatch.setitem(SYSTEMS, "csdvl", replace(SYSTEMS["csdvl"], initialise=initialise))
+    monkeypatch.setitem(
+        SYSTEMS, "csdvl", replace(SYSTEMS["csdvl"], load_pretrained=load_pretrained)
+    )
     (file := tmp_path / "mdetr.pth").write_bytes(b"weights")
-    run = train_run(store, tmp_path / "run", initialise=file, max_steps=1, lr=1e-9)
+    run = train_run(store, tmp_path / "run", init_from=file, max_steps=1, lr=1e-9)
     assert asked == [(file, None)]
     for kind, name in (("model", "object_query"), ("ema", "module.object_query")):
         torch.testing.assert_close(state_of(run)[kind][name], torch.full((8,), 3.0))
-    config = recipe(initialise=file, max_steps=2, lr=1e-9)
+    config = recipe(init_from=file, max_steps=2, lr=1e-9)
     prepare_run_dir(store, run, config, resume=True)
     train(store, run, config)
     assert len(asked) == 1
@@ -366,7 +376,7 @@ def started(count: int, words: list[str], folder: Path) -> list[subprocess.Popen
 def pair(store: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Two processes in the middle of an endless training."""
     config = config_file(
-        tmp_path, accumulate=2, max_steps=10**6, validate_every=10**6, checkpoint_every=1
+        tmp_path, accumulation_steps=2, max_steps=10**6, validate_every=10**6, checkpoint_every=1
     )
     processes = started(2, command(store, tmp_path / "run", config), tmp_path)
     deadline = time.monotonic() + 120
@@ -398,7 +408,10 @@ def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, whol
         [
             *torchrun,
             *command(
-                pictured, tmp_path / "run", config_file(tmp_path, system, accumulate=2), system
+                pictured,
+                tmp_path / "run",
+                config_file(tmp_path, system, accumulation_steps=2),
+                system,
             ),
         ],
         env=environment(),
@@ -420,7 +433,7 @@ def test_parts_draw_their_own_random_numbers_whichever_process_has_them(
 ) -> None:
     """With dropout, two processes of one part each are one process of two parts."""
     changes = {"model": {**RECIPE["model"], "dropout": 0.5}, "max_steps": 2}
-    alone = train_run(store, tmp_path / "alone", accumulate=2, **changes)
+    alone = train_run(store, tmp_path / "alone", accumulation_steps=2, **changes)
     both = started(2, command(store, tmp_path / "run", config_file(tmp_path, **changes)), tmp_path)
     assert [process.wait(120) for process in both] == [0, 0], (tmp_path / "0.txt").read_text()
     assert_close_runs(tmp_path / "run", alone)

@@ -19,9 +19,9 @@ class Trainable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(2, 2)
-        self.image = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        self.image_encoder = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         self.text_encoder = nn.Linear(2, 2)
-        self.image[0].requires_grad_(False)
+        self.image_encoder[0].requires_grad_(False)
 
 
 def recipe(**changes: Any) -> CsdvlTrainConfig:
@@ -35,7 +35,7 @@ def test_encoders_have_rates_of_their_own() -> None:
     groups = build_optimizer(model, recipe(weight_decay=0.5), 100)[0].param_groups
     assert [group["initial_lr"] for group in groups] == [1.0, 0.1, 0.2]
     assert [group["weight_decay"] for group in groups] == [0.5] * 3
-    expected = [model.head, model.image[1], model.text_encoder]
+    expected = [model.head, model.image_encoder[1], model.text_encoder]
     assert [list(map(id, group["params"])) for group in groups] == [
         list(map(id, part.parameters())) for part in expected
     ]
@@ -58,7 +58,7 @@ def test_adam_takes_the_decay_for_a_gradient_and_adamw_lessens_the_weight_by_it(
     """
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
-    optimiser, _ = build_optimizer(model, recipe(lr=0.1, weight_decay=0.5, optimiser=name), 100)
+    optimiser, _ = build_optimizer(model, recipe(lr=0.1, weight_decay=0.5, optimizer=name), 100)
     assert type(optimiser) is kind
     model.weight.grad = torch.zeros(1, 1)
     optimiser.step()

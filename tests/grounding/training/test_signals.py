@@ -130,7 +130,7 @@ def test_a_signal_lets_the_step_end_and_saves_it(
     """It comes while the third step begins, in the middle of an epoch."""
     run = tmp_path / "run"
     with pytest.raises(raised):
-        interrupted(store, run, training, "learn", 3, send(number))
+        interrupted(store, run, training, "train_step", 3, send(number))
     assert state_of(run)["step"] == 3
     assert "finished" not in read_provenance(run)
     assert_same_runs(train_run(store, run), whole)
@@ -139,7 +139,7 @@ def test_a_signal_lets_the_step_end_and_saves_it(
 def test_a_second_signal_ends_it_at_once(store: Path, tmp_path: Path, whole: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        interrupted(store, run, training, "learn", 3, send(signal.SIGINT, times=2))
+        interrupted(store, run, training, "train_step", 3, send(signal.SIGINT, times=2))
     assert not (run / "checkpoints").exists()
     assert_same_runs(train_run(store, run), whole)
 

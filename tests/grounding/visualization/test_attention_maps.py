@@ -53,7 +53,7 @@ def witness(store: Path, frames: int, **changes: Any) -> AttentionRecorder:
     tall video.
     """
     torch.manual_seed(0)
-    model = Csdvl((6, 5, 7), CsdvlConfig(**{**CSDVL, "frames": frames, **changes}))
+    model = Csdvl((6, 5, 7), CsdvlConfig(**{**CSDVL, "num_frames": frames, **changes}))
     return AttentionRecorder(model.eval(), GroundingDataset.from_store(store, "train", frames, 5))
 
 
@@ -66,12 +66,12 @@ def test_a_pass_that_takes_every_frame_is_told_as_it_is(store: Path, number: int
         out = one.model(collate([one.dataset.load_sample(query)]))
     assert found.frame_indices.tolist() == list(range(0, 100, 5))
     assert [attention.kind for attention in found.maps] == ["guide", "carriers"]
-    for attention, weights in zip(found.maps, (out.guides, out.carriers), strict=True):
+    for attention, weights in zip(found.maps, (out.guidance, out.box_attention), strict=True):
         assert attention.weights.shape == (2, 20, *one.dataset.map_size(query))
         np.testing.assert_allclose(attention.weights, weights[:, 0].numpy(), atol=1e-6)
     assert isinstance(found.span_scores, ProposalScores)
     np.testing.assert_allclose(
-        found.span_scores.total, out.proposals[0].double().sigmoid().numpy(), atol=1e-6
+        found.span_scores.total, out.proposal_logits[0].double().sigmoid().numpy(), atol=1e-6
     )
 
 
@@ -85,7 +85,7 @@ def test_what_two_passes_saw_is_averaged(store: Path, batch: int) -> None:
     with torch.inference_mode():
         for rows in SegmentPrediction(query, one.dataset).passes:
             sample = one.dataset.load_sample(query, rows)
-            guides = one.model(collate([sample])).guides[:, 0].numpy()
+            guides = one.model(collate([sample])).guidance[:, 0].numpy()
             for place, frame in enumerate(sample.frame_indices.tolist()):
                 seen.setdefault(frame, []).append(guides[:, place])
     assert max(map(len, seen.values())) > 1
@@ -186,7 +186,7 @@ def test_networks_that_answer_by_frames_tell_where_they_look(
     rows_first = SegmentPrediction(query, one.dataset).passes[0]
     sample = one.dataset.load_sample(query, rows_first)
     with torch.inference_mode():
-        heard = one.model(collate([sample])).heard[-1, 0]
+        heard = one.model(collate([sample])).temporal_attention[-1, 0]
     place = np.searchsorted(found.frame_indices, sample.frame_indices[0])
     np.testing.assert_allclose(
         found.maps[0].weights[-1, place].ravel(), heard[0].numpy(), atol=1e-6

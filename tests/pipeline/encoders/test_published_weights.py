@@ -22,7 +22,8 @@ from transformers import RobertaConfig, RobertaForMaskedLM, RobertaModel, Robert
 from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.swin import SwinEncoder
 from pipeline.encoders.text import TextEncoder, get_vocab_size
-from pipeline.weights.checkpoint_files import STATE_DICT_LAYOUTS, load_strict
+from pipeline.weights.checkpoint_files import load_strict
+from pipeline.weights.encoder_specs import ENCODERS
 from pipeline.weights.load import load_backbone
 
 REPOSITORY = Path(__file__).parents[3]
@@ -339,7 +340,7 @@ def test_the_names_and_shapes_are_mdetrs(product: str, prefix: str) -> None:
     }
     with torch.device("meta"):
         encoder = AppearanceEncoder() if product == "appearance" else TextEncoder()
-    report = load_strict(encoder, golden, "MDETR", STATE_DICT_LAYOUTS[product, "mdetr"])
+    report = load_strict(encoder, golden, "MDETR", ENCODERS[product].state_dict_layouts["mdetr"])
     own = {name for name in golden if name.startswith(prefix) and ".pooler." not in name}
     assert set(report.loaded_keys) == own
     assert (

@@ -16,7 +16,7 @@ from pipeline.features.stream import compute_file_digest
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seen, "WORTH", 1)
+    monkeypatch.setattr(seen, "MIN_CACHED_FILES", 1)
 
 
 @pytest.fixture

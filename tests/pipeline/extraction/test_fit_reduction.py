@@ -125,8 +125,8 @@ def test_the_basis_is_that_of_every_videos_cells(
     data: Path, tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chosen, and seen, by their ids: the order of the videos in the index does not matter."""
-    monkeypatch.setattr(fitting, "SECONDS", 0.2)
-    monkeypatch.setattr(fitting, "CELLS", 10)
+    monkeypatch.setattr(fitting, "MIN_STRIDE_SECONDS", 0.2)
+    monkeypatch.setattr(fitting, "MAX_CELLS_PER_VIDEO", 10)
     extract()
     cells = {video: sample_cells(maps_of(data, "appearance", video), video, 10) for video in VIDEOS}
     order = fitting.sample_videos(VIDEOS, 3)
@@ -154,7 +154,7 @@ def test_few_videos_and_few_maps_are_looked_at(
 
     fitting_stream = fitting.FeatureStream
     monkeypatch.setattr(fitting, "FeatureStream", stream)
-    monkeypatch.setattr(fitting, "VIDEOS", 2)
+    monkeypatch.setattr(fitting, "MAX_FIT_VIDEOS", 2)
     extract()
     assert looked == [(video, 0.5, 2.0) for video in fitting.sample_videos(VIDEOS, 2)]
     write_index(data, VIDEOS, seconds=36000)
@@ -230,7 +230,7 @@ def test_videos_that_cannot_be_read_are_passed_over(
     data: Path, tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many: the next one takes the place of the one that fails."""
-    monkeypatch.setattr(fitting, "VIDEOS", 1)
+    monkeypatch.setattr(fitting, "MAX_FIT_VIDEOS", 1)
     bad, good = fitting.sample_videos(VIDEOS, 3)[:2]
     (data / f"{bad}.mp4").write_bytes(b"not a video")
     extract()

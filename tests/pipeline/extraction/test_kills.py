@@ -246,7 +246,7 @@ worker.main()
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A decoder that is given up after a second."""
     with ProcessDecoder(frame_timeout=1, probe_timeout=5) as child:
-        monkeypatch.setattr("pipeline.extraction.shard_task.child", lambda: child)
+        monkeypatch.setattr("pipeline.extraction.shard_task.shared_decoder", lambda: child)
         yield
 
 
@@ -255,7 +255,7 @@ def harmed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoders begun from now on hang in `v2.avi`, holding the interpreter's lock, and crash in
     `v5.avi`.
     """
-    monkeypatch.setattr(child_module, "COMMAND", ("-c", HARM))
+    monkeypatch.setattr(child_module, "WORKER_COMMAND", ("-c", HARM))
 
 
 def index_of(folder: Path, paths: list[Path]) -> Path:

@@ -20,7 +20,6 @@ from pipeline.extraction import provenance
 from pipeline.extraction.config import ExtractConfig
 from pipeline.extraction.plan import Job
 from pipeline.extraction.provenance import (
-    RECIPE_VERSIONS,
     build_provenance,
     check_worker_environment,
     expected_provenance,
@@ -28,6 +27,7 @@ from pipeline.extraction.provenance import (
 from pipeline.features.builders import encode_texts
 from pipeline.features.config import SamplingConfig
 from pipeline.features.images import decode_jpegs
+from pipeline.features.products import PRODUCTS
 from pipeline.features.stream import FeatureStream
 from pipeline.store import Shard
 from pipeline.weights.load import load_backbone
@@ -114,7 +114,7 @@ class Moving:
             fps=10.0,
             frame_count=FRAMES,
             duration=1.0,
-            seconds=np.arange(FRAMES) / 10,
+            pts_seconds=np.arange(FRAMES) / 10,
         )
 
     @contextmanager
@@ -159,7 +159,7 @@ def made(product: str, folder: Path) -> np.ndarray:
     return rows
 
 
-@pytest.mark.parametrize("product", RECIPE_VERSIONS)
+@pytest.mark.parametrize("product", PRODUCTS)
 def test_values_are_those_of_the_recipe(product: str, tmp_path: Path) -> None:
     maps = made(product, tmp_path).astype(np.float64)
     shape, wanted = GOLDEN[product]
@@ -167,7 +167,7 @@ def test_values_are_those_of_the_recipe(product: str, tmp_path: Path) -> None:
     tolerance = 3 if product == "frames" else 2e-3 * np.abs(wanted).max()
     same = maps.shape == shape and np.allclose(some, wanted, rtol=2e-3, atol=tolerance)
     assert same, (
-        f"what is made for {product} has changed: raise the recipe, RECIPES[{product!r}] in pipeline/extraction/provenance.py, "
+        f"what is made for {product} has changed: raise its recipe_version in pipeline/features/products.py, "
         f"so that no store mixes both, and write down here {maps.shape}, {np.round(some, 4).tolist()}"
     )
 
@@ -289,7 +289,7 @@ def test_a_worker_with_other_code_or_weights_is_refused(
         StoreError, match=r"has weights_digest \w{64}, but motion of this store is made with other"
     ):
         check_worker_environment(other)
-    monkeypatch.setitem(RECIPE_VERSIONS, "motion", 7)
+    monkeypatch.setitem(PRODUCTS, "motion", replace(PRODUCTS["motion"], recipe_version=7))
     with pytest.raises(
         StoreError,
         match="has recipe 7, but motion of this store is made with 2: install the same versions",

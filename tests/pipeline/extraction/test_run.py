@@ -517,7 +517,7 @@ def test_each_video_file_is_read_once(
     extract(data, tmp_path / "s", products=products)
     assert read == list(VIDEOS)
     assert not (tmp_path / "s" / seen_module.CACHE_FILE_NAME).exists()
-    monkeypatch.setattr(seen_module, "WORTH", 4)
+    monkeypatch.setattr(seen_module, "MIN_CACHED_FILES", 4)
     for changed, later in ((0, [*VIDEOS]), (0, []), (1, ["b"])):
         read.clear()
         os.utime(data / "b.mp4", ns=(changed, changed))

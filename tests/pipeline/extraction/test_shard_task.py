@@ -37,7 +37,7 @@ class Encoder(nn.Module):
     brightest picture's mean.
     """
 
-    frames, side, channels = 4, 16, 1
+    num_frames, square_side, channels = 4, 16, 1
 
     def __init__(self, product: str, trouble: Callable[[float], float]) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def test_damage_that_shows_late_leaves_no_trace(
 
     from pipeline.features.stream import IN_PROCESS
 
-    monkeypatch.setattr(shards, "child", Decoder)
+    monkeypatch.setattr(shards, "shared_decoder", Decoder)
     _, failed = work.make(work.job(tmp_path / "s"))
     assert [(failure.video, failure.reason) for failure in failed] == [("b", "unreadable")]
     work.make(work.job(tmp_path / "without", ("a", "c")))

@@ -58,7 +58,7 @@ class Means(nn.Module):
 class ClipMeans(Means):
     """Of each of a clip's `frames`."""
 
-    frames, side = 4, 6
+    num_frames, square_side = 4, 6
 
     def forward(self, pictures: Tensor) -> Tensor:
         self.given.append(len(pictures))
@@ -68,7 +68,7 @@ class ClipMeans(Means):
 class WindowMeans(Means):
     """Of each frame, beside the length of the window it came in: maps `[n, T, 2, 3, 2]`."""
 
-    frames, channels = 4, 2
+    num_frames, channels = 4, 2
 
     def forward(self, pictures: Tensor) -> Tensor:
         self.given.append(pictures.shape[2])
@@ -192,7 +192,7 @@ def test_no_more_pictures_wait_than_fill_a_batch(make: Callable[[], FeatureBuild
     most = 0
     for number in range(COUNT):
         maker.add_frame(number, picture_of(number))
-        most = max(most, len(getattr(maker, "_window", [])) + len(maker._batcher._waiting))  # type: ignore[attr-defined]
+        most = max(most, len(getattr(maker, "_window", [])) + len(maker._batcher._pending))  # type: ignore[attr-defined]
     assert most == 3
 
 

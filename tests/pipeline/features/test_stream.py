@@ -43,7 +43,7 @@ class Means(nn.Module):
 
     def __init__(self, frames: int = 8) -> None:
         super().__init__()
-        self.frames, self.side = frames, 16
+        self.num_frames, self.square_side = frames, 16
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:

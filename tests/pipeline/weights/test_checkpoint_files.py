@@ -21,12 +21,12 @@ from pipeline.encoders.appearance import AppearanceEncoder
 from pipeline.encoders.motion import MotionEncoder
 from pipeline.errors import InputError
 from pipeline.weights.checkpoint_files import (
-    STATE_DICT_LAYOUTS,
     LoadReport,
     load_strict,
     read_pickle,
     read_state_dict,
 )
+from pipeline.weights.encoder_specs import ENCODERS
 from pipeline.weights.load import load_backbone
 
 KINDS = ("torchvision", "mdetr", "ava", "kinetics", "hf")
@@ -70,9 +70,9 @@ def test_what_fits_is_loaded_and_told(load: Callable[[Any], Any], state: dict[st
     head = {"fc.weight": torch.zeros(1000, 128), "fc.bias": torch.zeros(1000)}
     loaded = load(state | head)
     counters = [name for name in state if name.endswith("num_batches_tracked")]
-    assert set(loaded.report.leftovers) == {*head, *counters}
-    assert set(loaded.report.loaded) == set(state) - set(counters)
-    for name in loaded.report.loaded:
+    assert set(loaded.report.ignored_keys) == {*head, *counters}
+    assert set(loaded.report.loaded_keys) == set(state) - set(counters)
+    for name in loaded.report.loaded_keys:
         assert torch.equal(loaded.encoder.state_dict()[f"body.{name}"], state[name])
     count, left = len(state) - len(counters), sorted([*head, *counters])
     assert str(loaded.report).endswith(
@@ -319,7 +319,7 @@ def test_names_of_a_layout_are_the_files() -> None:
         "backbone.0.body.bias": torch.zeros(1),
         "class_embed.bias": torch.zeros(1),
     }
-    report = load_strict(module, state, "it", STATE_DICT_LAYOUTS["appearance", "mdetr"])
+    report = load_strict(module, state, "it", ENCODERS["appearance"].state_dict_layouts["mdetr"])
     names = ("backbone.0.body.bias", "backbone.0.body.weight")
     assert report == LoadReport("it", 2, names, ignored_keys=("class_embed.bias",))
     assert module["body"].weight.item() == 3

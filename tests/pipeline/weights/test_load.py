@@ -11,12 +11,11 @@ from torch import nn
 
 from pipeline.devices import resolve_device
 from pipeline.errors import InputError
-from pipeline.weights.checkpoint_files import STATE_DICT_LAYOUTS
+from pipeline.weights.encoder_specs import ENCODERS
 from pipeline.weights.load import build_encoder, compute_weights_digest, load_backbone, load_strict
 from pipeline.weights.sources import (
     CSDVL_PRODUCTS,
     ENCODED_PRODUCTS,
-    SOURCE_FORMS,
     TINY_WEIGHTS_DIR,
     WeightSource,
     parse_source,
@@ -138,11 +137,13 @@ def test_sources_are_parsed(product: str, text: str, source: WeightSource) -> No
 def test_every_source_from_a_file_has_a_layout() -> None:
     forms = {
         (product, form.partition(":")[0])
-        for product, allowed in SOURCE_FORMS.items()
-        for form in allowed
+        for product, spec in ENCODERS.items()
+        for form in spec.source_forms
     }
-    assert forms == set(STATE_DICT_LAYOUTS)
-    assert set(SOURCE_FORMS) == set(ENCODED_PRODUCTS)
+    assert forms == {
+        (product, kind) for product, spec in ENCODERS.items() for kind in spec.state_dict_layouts
+    }
+    assert set(ENCODERS) == set(ENCODED_PRODUCTS)
 
 
 @pytest.mark.parametrize(
