@@ -1,4 +1,4 @@
-"""`stvg-extract`: feature extraction from the videos and sentences of an index; resumable, parallel."""
+"""`stvg-extract`: features of the videos and sentences of an index; resumable, parallel."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def _check_cells(check: CardCheck) -> tuple[str, ...]:
 
 
 def _format_value(value: Any) -> str:
-    """Format a number with thousands separators, a list as in the card, and other values as text."""
+    """Format a number with thousands separators, a list as in the card, other values as text."""
     if isinstance(value, list):
         return f"[{', '.join(map(_format_value, value))}]"
     if isinstance(value, int | float):
@@ -214,7 +214,7 @@ def _defect_cells(defect: dict[str, Any]) -> tuple[str, ...]:
 
 def _split_count_rows(report: PrepareReport) -> list[tuple[str, ...]]:
     """Return a row of counts for each split, and a row for all splits."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for split, counts in report.split_counts.items():
         left_out = _format_value(sum(counts.left_out.values()))
         if counts.left_out:

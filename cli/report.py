@@ -1,4 +1,4 @@
-"""`stvg-report`: a report of an evaluated run, as a folder with an `index.html` that opens offline."""
+"""`stvg-report`: report of an evaluated run, a folder with a page that opens offline."""
 
 from __future__ import annotations
 

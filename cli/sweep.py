@@ -1,4 +1,4 @@
-"""`stvg-sweep`: all variants of an ablation table, trained and evaluated over several seeds; resumable."""
+"""`stvg-sweep`: an ablation table, trained and evaluated over several seeds; resumable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole evaluation: from runs or files of predictions to metrics, comparisons and result files."""
+"""A whole evaluation: runs or files of predictions in, metrics and result files out."""
 
 from __future__ import annotations
 

@@ -97,6 +97,10 @@ def test_a_run_answers_and_is_judged(place: Path) -> None:
         metrics
     )
     assert json.loads((place / "out.json").read_text()) == {**metrics, "protocol": "every-frame"}
+    summary = json.loads((place / "run" / "summary.json").read_text())
+    assert summary.pop("missing_predictions") == metrics["unanswered"] == 0
+    assert summary.items() <= metrics.items()
+    assert {"m_vIoU", "m_tIoU", "baseline_m_vIoU", "look-alike_m_vIoU"} <= set(summary)
     queries = [
         query
         for query in read_jsonl(place / "store" / "index.jsonl", Query)
