@@ -53,7 +53,7 @@ class Variant(StrictModel):
             raise ValueError(
                 "together, evaluate and times need `of`, the variant whose runs answer"
             )
-        if self.changes.keys() - {"model", "loss", "initialise"} or self.changes.get("initialise"):
+        if self.changes.keys() - {"model", "loss", "init_from"} or self.changes.get("init_from"):
             raise ValueError(
                 f"changes are of model and loss, not of {', '.join(sorted(self.changes))}: all variants train alike"
             )

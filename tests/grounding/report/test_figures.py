@@ -95,9 +95,7 @@ def test_a_network_without_maps_is_named_and_its_tubes_are_drawn(
     troubles = write_figures(
         tmp_path, exam, [judged(exam, "dynamic", (30, 60))], footage, [witness(exam)]
     )
-    assert (
-        "test-0: the model of dynamic has no attention map to draw" in troubles
-    )
+    assert "test-0: the model of dynamic has no attention map to draw" in troubles
     assert all(name.startswith("tubes") for name in files(tmp_path))
 
 

@@ -35,15 +35,19 @@ TABLE: dict[str, Any] = {
     "title": "a table",
     "system": "csdvl",
     "variants": {
-        "full": {"shows": "all of it"},
-        "none": {"shows": "less", "changes": {"model": {"collaboration": "none"}}},
-        "more_frames": {"shows": "more frames", "of": "full", "times": 2},
-        "ensemble": {"shows": "together", "of": "full", "together": True},
+        "full": {"label": "all of it"},
+        "none": {"label": "less", "changes": {"model": {"collaboration": "none"}}},
+        "more_frames": {
+            "label": "more frames",
+            "derived_from": "full",
+            "test_frames_multiplier": 2,
+        },
+        "ensemble": {"label": "together", "derived_from": "full", "ensemble_seeds": True},
     },
     "sections": [
         {"title": "part", "reference": "full", "rows": ["full", "none", "more_frames", "ensemble"]}
     ],
-    "claims": [{"more": "full", "less": "none", "metric": "m_vIoU", "source": "a paper"}],
+    "claims": [{"higher": "full", "lower": "none", "metric": "m_vIoU", "source": "a paper"}],
 }
 RUNS = ["full/seed-0", "none/seed-0", "full/seed-1", "none/seed-1"]
 
@@ -297,35 +301,39 @@ def test_tables_are_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variants": {"a/b": {"shows": "x"}}}, "variant 'a/b': a name is letters, digits and _"),
+        ({"variants": {"a/b": {"label": "x"}}}, "variant 'a/b': a name is letters, digits and _"),
         (
-            {"claims": [{"more": "fall", "less": "none", "metric": "m_vIoU", "source": "x"}]},
+            {"claims": [{"higher": "fall", "lower": "none", "metric": "m_vIoU", "source": "x"}]},
             "no variant 'fall'; the variants are full, none",
         ),
         (
-            {"variants": {"x": {"shows": "x", "of": "ensemble"}}},
+            {"variants": {"x": {"label": "x", "derived_from": "ensemble"}}},
             "variant 'x' is of 'ensemble', which is not trained itself",
         ),
         (
-            {"variants": {"x": {"shows": "x", "times": 2}}},
+            {"variants": {"x": {"label": "x", "test_frames_multiplier": 2}}},
             "need `of`, the variant whose runs answer",
         ),
         (
-            {"variants": {"x": {"shows": "x", "of": "full", "changes": {"model": {}}}}},
+            {"variants": {"x": {"label": "x", "derived_from": "full", "changes": {"model": {}}}}},
             "with `changes` or derived with `of`, not both",
         ),
         (
-            {"variants": {"x": {"shows": "x", "changes": {"max_steps": {}}}}},
+            {"variants": {"x": {"label": "x", "changes": {"max_steps": {}}}}},
             "changes are of model and loss, not of max_steps",
         ),
         ({"variants": {"x": {}}}, "shows"),
         ({"system": None}, "variant 'full' needs a `system`, for the table has none"),
         (
-            {"variants": {"full": {"cost": {"step": 1, "memory": 1}}}},
+            {"variants": {"full": {"cost": {"step_time": 1, "memory": 1}}}},
             "variant 'none' needs a `cost`: all that are trained have one",
         ),
         (
-            {"variants": {name: {"cost": {"step": 2, "memory": 1}} for name in ("full", "none")}},
+            {
+                "variants": {
+                    name: {"cost": {"step_time": 2, "memory": 1}} for name in ("full", "none")
+                }
+            },
             "variant 'full': costs are multiples of its own, which are 1",
         ),
         (
