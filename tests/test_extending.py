@@ -12,11 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from grounding.losses.boxes import box_losses
+from grounding.metrics.protocols import (
+    PROTOCOLS,
+    GroundTruthTubes,
+    Protocol,
+    ProtocolRule,
+    score_tubes,
+)
 from grounding.models.config import TransformerConfig
 from grounding.models.output import AttentionKind
 from grounding.modules.frame_outputs import FramewiseOutputs
 from grounding.structures.inputs import ModelInputs
 from grounding.structures.targets import LossNormalizers, Targets
+from grounding.structures.tubes import Tubes
 from grounding.systems.config import TrainConfig
 from grounding.systems.registry import SYSTEMS
 from grounding.systems.spec import SystemSpec
@@ -31,9 +39,10 @@ from pipeline.features.builders import AppearanceBuilder, FeatureBuilder
 from pipeline.features.config import SamplingConfig
 from pipeline.features.products import PRODUCTS, VISUAL_LIBRARIES, ProductSpec, SizeRequest
 from pipeline.io.jsonl import read_jsonl
-from pipeline.records import Query
+from pipeline.records import Prediction, Query, Truth
 from pipeline.sampling import sample_grid
 from pipeline.store import Store
+from pipeline.tracks import Tracks
 from pipeline.validation import StrictModel
 from pipeline.video import VideoMetadata
 from pipeline.weights.encoder_specs import EncoderOptions, EncoderSpec
@@ -274,3 +283,37 @@ def test_a_system_is_a_model_a_loss_a_spec_and_a_line(
     evaluated = CliRunner().invoke(evaluate_app, [*where, "--set", "device=cpu"])
     assert evaluated.exit_code == 0, evaluated.output
     assert (run / "metrics.json").is_file()
+
+
+# ------------------------------------------------------------------------------------------------
+# A protocol: only the first true frame counts.
+
+
+def use_first_frame(true_tubes: GroundTruthTubes) -> ProtocolRule:
+    """Return the rule that scores the box of each tube's first frame."""
+    tubes = true_tubes.tubes
+    first_rows = tubes.offsets[:-1]
+    spans = np.stack([tubes.spans[:, 0], tubes.spans[:, 0] + 1], 1)
+    return ProtocolRule(spans, first_rows)
+
+
+def test_a_protocol_is_a_rule_and_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROTOCOLS, "first-frame", Protocol(use_first_frame))
+    box = [0.0, 0.0, 10.0, 10.0]
+    half = [0.0, 0.0, 10.0, 5.0]
+    query = Query(
+        id="q", video="v", path="v.mp4", fps=10.0, frame_count=30, size=(20, 20),
+        segment=(0, 30), text="x", split="test", truth=Truth(span=(5, 15), track="v"),
+    )  # fmt: skip
+    tracks = Tracks()
+    tracks.add("v", np.arange(5, 15), np.array([box] * 10))
+    prediction = Prediction(id="q", span=(5, 6), score=1.0, boxes=[(5, *half)])
+
+    scores = score_tubes(
+        GroundTruthTubes.from_index([query], tracks),
+        Tubes.from_predictions([prediction]),
+        "first-frame",
+    )
+
+    assert scores.tIoU.tolist() == [1.0]
+    assert scores.vIoU.tolist() == [0.5]
