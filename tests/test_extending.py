@@ -45,7 +45,7 @@ from pipeline.store import Store
 from pipeline.tracks import Tracks
 from pipeline.validation import StrictModel
 from pipeline.video import VideoMetadata
-from pipeline.weights.encoder_specs import EncoderOptions, EncoderSpec
+from pipeline.weights.encoder_specs import ENCODERS, EncoderOptions, EncoderSpec
 from tests.conftest import TinyRun
 
 # ------------------------------------------------------------------------------------------------
@@ -156,6 +156,7 @@ def test_a_product_is_an_encoder_a_builder_and_an_entry(
         sampling_keys=("fps", "short_side"),
         channels={"tiny": 3},
     )
+    monkeypatch.setitem(ENCODERS, "color", encoder)
     monkeypatch.setitem(PRODUCTS, "color", spec)
 
     settings = {
