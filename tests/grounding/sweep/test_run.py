@@ -105,7 +105,7 @@ def test_what_another_process_makes_is_left_to_it_and_waited_for(
         other.enter_context(lock_run_dir(sweep.get_run_dir("full", 0)))
 
         def watch(place: SweepProgress) -> None:
-            if place.activity not in order[-1:] and not place.activity.startswith("judging"):
+            if place.activity not in order[-1:] and not place.activity.startswith("evaluating"):
                 order.append(place.activity)
             if place.activity.startswith("waiting"):
                 other.close()
@@ -286,7 +286,7 @@ def test_what_cannot_work_is_said_before_training(
     with pytest.raises(InputError, match="no query is of split 'test'; the index has train, val"):
         sweep_of(store)
     blind = make_store([query_of(0, "train"), query_of(1, "test", truth=None)], "blind")
-    with pytest.raises(InputError, match="no query of split 'test' has a truth to judge by"):
+    with pytest.raises(InputError, match="no query of split 'test' has a ground truth"):
         sweep_of(blind)
 
 
@@ -308,15 +308,15 @@ def test_tables_are_named() -> None:
         ),
         (
             {"variants": {"x": {"label": "x", "derived_from": "ensemble"}}},
-            "variant 'x' is of 'ensemble', which is not trained itself",
+            "variant 'x' is derived from 'ensemble', which is not trained itself",
         ),
         (
             {"variants": {"x": {"label": "x", "test_frames_multiplier": 2}}},
-            "need `of`, the variant whose runs answer",
+            "need `derived_from`, the variant whose runs predict",
         ),
         (
             {"variants": {"x": {"label": "x", "derived_from": "full", "changes": {"model": {}}}}},
-            "with `changes` or derived with `of`, not both",
+            "with `changes` or derived with `derived_from`, not both",
         ),
         (
             {"variants": {"x": {"label": "x", "changes": {"max_steps": {}}}}},
@@ -338,7 +338,7 @@ def test_tables_are_named() -> None:
         ),
         (
             {"variants": {"ensemble": {"system": "costa"}}},
-            "derived with `of`, not both; `system` and `cost` are of training",
+            "derived with `derived_from`, not both; `system` and `cost` are of training",
         ),
         ({"sections": []}, "sections"),
     ],

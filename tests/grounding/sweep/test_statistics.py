@@ -82,7 +82,7 @@ def _few_videos_will_do(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """And where a whole table is made, few draws."""
     monkeypatch.setattr(grounding.metrics.bootstrap, "MIN_VIDEOS", 1)
     if "sweep" in request.fixturenames:
-        monkeypatch.setattr(grounding.metrics.bootstrap, "RESAMPLES", 400)
+        monkeypatch.setattr(grounding.metrics.bootstrap, "NUM_RESAMPLES", 400)
 
 
 @pytest.fixture
