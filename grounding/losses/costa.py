@@ -60,10 +60,10 @@ def costa_loss(
     batch_share = len(targets.span) / normalizers.num_queries
     layers = slice(None) if w.every_layer else slice(-1, None)
 
-    # Boxes, eq. (6).
+    # Boxes.
     l1, giou = box_losses(outputs.boxes[layers], targets, normalizers.num_boxed_frames)
 
-    # Start and end frames, eq. (7).
+    # Start and end frames.
     start_target, end_target = boundary_distributions(
         targets.span, outputs.frame_positions, w.boundary_sigma
     )
@@ -83,7 +83,7 @@ def costa_loss(
         outputs, targets, w, w.giou, normalizers.num_boxed_frames
     )
 
-    # Weighted sum, eq. (8).
+    # Weighted sum.
     loss = w.l1 * l1 + w.giou * giou + w.start * start + w.end * end
     loss = loss + w.encoder_presence * encoder_presence
     loss = loss + w.decoder_presence * decoder_presence

@@ -58,7 +58,7 @@ def proposal_loss(logits: Tensor, span_positions: Tensor) -> Tensor:
 
 
 def temporal_attention_loss(logits: Tensor, inside: Tensor) -> Tensor:
-    """Return −Σ m log p / Σ m, with p the softmax over time (supplement B.2).
+    """Return −Σ m log p / Σ m, with p the softmax over time.
 
     Args:
         logits: [B, T].

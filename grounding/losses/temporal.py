@@ -12,9 +12,10 @@ def boundary_distributions(
 ) -> tuple[Tensor, Tensor]:
     """Return Gaussian target distributions of the start frame and of the end frame.
 
-    A segment with n distinct frames among the T samples has n ≤ T, if it stores fewer than T. Each
-    distinct frame stands for 1/n of the segment. So the center of the event's first frame is half
-    of 1/n after the start, and the center of its last frame half of 1/n before the end.
+    The T samples show n distinct frames; n < T if the segment stores fewer than T frames. Each
+    distinct frame stands for 1/n of the segment. The center of the event's first frame therefore
+    lies half of 1/n after the span's start, and the center of its last frame half of 1/n before
+    the span's end.
 
     Args:
         span: [B, 2], start and end in τ.

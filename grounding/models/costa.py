@@ -22,8 +22,8 @@ Decisions where the paper is ambiguous:
 - Only the sum is described as a sum of normalized features. Concatenation and Hadamard product use
   plain features.
 - [CLS] is one learned vector, the same for all frames. Queries and keys of the temporal layers
-  carry its time position. Those of the spatial layers carry the cells' positions; text tokens and [CLS]
-  have none. The decoders' memory excludes [CLS].
+  carry its time position. Those of the spatial layers carry the cells' positions; text tokens and
+  [CLS] have none. The decoders' memory excludes [CLS].
 - `t_e > t_s` applies to half-open spans: an event may start and end with the same frame.
 - The event part is the decoder's content. Each layer updates it, and the updated content moves the
   anchors. Anchors pass no gradient from layer to layer. The initial anchors do receive a gradient,
