@@ -209,7 +209,7 @@ def build_table_lines(dataset_name: str, split: str, run_means: MeansByProtocol)
     rows = rows_for(dataset_name, split)
 
     # Forms of published rows come first, then the other forms of the run.
-    forms = [row.form or "" for row in rows]
+    forms: list[str] = [row.form or "" for row in rows]
     for means_by_form in run_means.values():
         forms.extend(means_by_form)
 
