@@ -247,7 +247,7 @@ def test_a_store_made_otherwise_is_refused(place: Path) -> None:
     result = evaluate(place)
     assert result.exit_code == 2
     assert (
-        "motion sampling is {'clip_stride_seconds': 1.0, 'clip_seconds': 0.8}, not {'clip_stride_seconds': 0.4, 'clip_seconds': 0.8, 'pool_motion_2x2': False}"
+        "motion sampling is {'clip_stride_seconds': 1.0, 'clip_seconds': 0.8}, not {'clip_seconds': 0.8, 'clip_stride_seconds': 0.4, 'pool_motion_2x2': False}"
         in result.stderr
     )
     assert "motion weights is 'random:1', not 'tiny'" in result.stderr
