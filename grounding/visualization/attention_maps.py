@@ -29,13 +29,13 @@ from grounding.data.dataset import GroundingDataset
 from grounding.inference.ensemble import Ensemble
 from grounding.inference.predict import forward_passes
 from grounding.inference.segment_prediction import SegmentPrediction
-from grounding.models.csdvl import CsdvlOutputs
+from grounding.models.output import AttentionKind, GroundingOutput
 from grounding.structures.span_scores import SpanScores
 from pipeline.devices import resolve_device
 from pipeline.records import Query
 from pipeline.store import Store
 
-ATTENTION_DESCRIPTIONS = {
+ATTENTION_DESCRIPTIONS: dict[AttentionKind, str] = {
     "guide": "static to dynamic attention, A of eq. (2)",
     "heard": "where the temporal queries look",
     "carriers": "cells that carry the box",
@@ -51,11 +51,11 @@ class AttentionMap:
     [c/W, (c+1)/W) of the image's width and [r/H, (r+1)/H) of its height.
 
     Attributes:
-        kind: A key of `ATTENTION_DESCRIPTIONS`.
+        kind: The kind of attention.
         weights: `[layers, n, H, W]` float32, non-negative.
     """
 
-    kind: str
+    kind: AttentionKind
     weights: np.ndarray
 
     @property
@@ -170,10 +170,12 @@ class AttentionRecorder:
 class _PassAverager:
     """Collector of the attention maps of passes, and their mean per frame."""
 
-    pass_maps: list[tuple[np.ndarray, dict[str, np.ndarray]]] = field(default_factory=list)
+    pass_maps: list[tuple[np.ndarray, dict[AttentionKind, np.ndarray]]] = field(
+        default_factory=list
+    )
     """Frame indices `[T_s]` of each pass, and its maps by kind, `[layers, T_s, H, W]`."""
 
-    def add(self, frame_indices: Sequence[np.ndarray], outputs: Any) -> None:
+    def add(self, frame_indices: Sequence[np.ndarray], outputs: GroundingOutput) -> None:
         """Add a batch of passes of one query: frame indices `[T_s]` of each, and the outputs."""
         maps = get_attention_maps(outputs)
 
@@ -203,35 +205,18 @@ class _PassAverager:
         return tuple(result)
 
 
-def get_attention_maps(outputs: Any) -> dict[str, np.ndarray]:
-    """Return the attention maps of a model's outputs.
+def get_attention_maps(outputs: GroundingOutput) -> dict[AttentionKind, np.ndarray]:
+    """Return the attention maps of a model's outputs as arrays.
 
     Args:
         outputs: Outputs of a batch of B passes without padding of maps.
 
     Returns:
-        Weights by kind, `[layers, B, T_s, H, W]` float32 in host memory. `carriers` is absent if an
-        MLP predicts the boxes, because the weights of its cells are uniform.
+        Weights by kind, `[layers, B, T_s, H, W]` float32 in host memory. Kinds that the model does
+        not produce are absent.
     """
-    if isinstance(outputs, CsdvlOutputs):
-        weights_by_kind = {"guide": outputs.guidance}
-    else:
-        weights_by_kind = {"heard": outputs.temporal_attention}
-
-    if len(outputs.cell_boxes):
-        weights_by_kind["carriers"] = outputs.box_attention
-
     maps = {}
-    for kind, weights in weights_by_kind.items():
-        # The dynamic stream alone has no A.
-        if not weights.numel():
-            continue
-
-        # Cells in one row, [K, B, T, H·W]: bring them back into the image's rows.
-        if weights.dim() == 4:
-            num_columns = len(outputs.cell_centers[0, :, 0].unique())
-            weights = weights.unflatten(-1, (-1, num_columns))
-
+    for kind, weights in outputs.attention_maps().items():
         maps[kind] = weights.float().cpu().numpy()
 
     return maps
