@@ -45,7 +45,9 @@ UNITS = {
     "num_frames": "frames",
     "frames": "frames",
     "num_clips": "clips",
-    "batch": "queries",
+    "TrainConfig.batch": "queries",
+    "ExtractConfig.batch": "frames",
+    "EvaluateConfig.batch": "passes",
     "epochs": "passes over the split",
     "max_steps": "steps",
     "lr_schedule_steps": "steps",
@@ -63,7 +65,7 @@ UNITS = {
     "gallery_size": "queries",
     "jpeg_quality": "1 to 100",
 }
-"""Unit of a key by its name, where it has one."""
+"""Unit of a key by its name, or by class and name, where it has one."""
 
 SYSTEM_NAMES = {"csdvl": "CSDVL and STVGFormer", "cgstvg": "CG-STVG", "costa": "CoSTA"}
 
@@ -124,6 +126,15 @@ def describe_default(field: FieldInfo) -> str:
     return f"`{json.dumps(value, default=str, ensure_ascii=False)}`".replace('"', "")
 
 
+def find_unit(config_class: type[BaseModel], name: str) -> str:
+    """Return the unit of a field, of its class or of a base class; empty if it has none."""
+    for base in config_class.__mro__:
+        unit = UNITS.get(f"{base.__name__}.{name}")
+        if unit is not None:
+            return unit
+    return UNITS.get(name, "")
+
+
 def nested_class(field: FieldInfo) -> type[BaseModel] | None:
     """Return the configuration class that a field holds, None for a plain value."""
     candidates = [field.annotation, *typing.get_args(field.annotation)]
@@ -151,8 +162,9 @@ def table(config_class: type[BaseModel], prefix: str = "", only: set[str] | None
         inner = nested_class(field)
         if inner is not None:
             nested.append((name, inner))
-        meaning = meanings.get(name, "").replace("|", "\\|")
-        unit = UNITS.get(name, "")
+        default_meaning = "" if inner is None else "See the table below."
+        meaning = meanings.get(name, default_meaning).replace("|", "\\|")
+        unit = find_unit(config_class, name)
         kind = describe_type(field.annotation)
         default = describe_default(field)
         rows.append(f"| `{prefix}{name}` | {kind} | {default} | {unit} | {meaning} |")

@@ -29,14 +29,18 @@ class EncodersConfig(StrictModel):
     """
 
     backbones: BackboneSize = "full"
+    """Size of the encoders, `full` or `tiny`."""
     image: str = "torchvision"
+    """Source of the image encoder's weights, as in `extract.weights`."""
     text: str | None = None
+    """Source of the text encoder's weights; null reads cached token states."""
 
 
 class TrainConfig(StrictModel):
     """Training settings; the defaults are CSDVL's (supplement B.1)."""
 
     system: str
+    """The system: `csdvl`, `stvgformer`, `cgstvg` or `costa`; `--model` sets it."""
     if TYPE_CHECKING:
         model: ModelConfig
         loss: StrictModel
@@ -45,7 +49,9 @@ class TrainConfig(StrictModel):
         model: Any
         loss: Any
     seed: int = Field(default=0, ge=0)
+    """Seed of the weights, the batch order, dropout and augmentation."""
     device: str = "auto"
+    """Device of the training: `auto`, `cpu` or `cuda`."""
     init_from: Path | None = None
     """MDETR's checkpoint, for CSDVL's static stream. By default the model trains from scratch."""
     encoders: EncodersConfig | None = None
@@ -76,13 +82,20 @@ class TrainConfig(StrictModel):
     lr_text: float = Field(default=1e-5, gt=0)
     """Learning rate of the text encoder, if it trains."""
     optimizer: Literal["adamw", "adam"] = "adamw"
+    """Optimizer."""
     weight_decay: float = Field(default=1e-4, ge=0)
+    """Weight decay of all parameters."""
     clip_norm: float = Field(default=0.1, gt=0)
+    """Largest norm of the gradient; a larger gradient is scaled down."""
     ema_decay: float = Field(default=0.999, ge=0, le=1)
+    """Decay of the exponential moving average of the weights, which is validated and saved as
+    `best`.
+    """
     schedule: Schedule = "constant"
     """Schedule of `lr`; the encoders' rates have their own. `one-cycle`: 5 % linear warm-up, then
     cosine to 0 over `lr_schedule_steps`."""
     epochs: int = Field(default=10, ge=1)
+    """Passes over the train split, where `max_steps` is null."""
     max_steps: int | None = Field(default=None, ge=1)
     """Steps to train; by default `epochs` passes over the train split."""
     lr_schedule_steps: int | None = Field(default=None, ge=1)
@@ -90,7 +103,9 @@ class TrainConfig(StrictModel):
     validate_every: int | None = Field(default=None, ge=1)
     """Steps between validations of the EMA weights; by default one epoch."""
     checkpoint_every: int = Field(default=100, ge=1)
+    """Steps between checkpoints."""
     log_every: int = Field(default=20, ge=1)
+    """Steps between points of the curves."""
 
     @model_validator(mode="after")
     def _check_encoders(self) -> TrainConfig:

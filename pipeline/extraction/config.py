@@ -28,6 +28,7 @@ class ExtractConfig(StrictModel):
     """Reduction of the maps, by product: `pca:256`, `mdetr:FILE` (appearance), `int8`, or one of
     the first two with `+int8`."""
     sampling: SamplingConfig = SamplingConfig()
+    """Which frames and clips are encoded, and at which size."""
     format: ShardKind = "zarr"
     """Shard format of visual products; text is always HDF5."""
     shard_mb: int = Field(default=256, ge=1)
