@@ -1,11 +1,11 @@
-"""Run the benchmark: each case in a process of its own, one table at the end, JSON beside it.
+"""Run the benchmark: each case in its own process, one table at the end, and a JSON file.
 
-    make bench                                        # everything
-    .venv/bin/python -m benchmarks [CASE …]           # some cases; what others found before stays in the table
+    make bench                               # all cases
+    .venv/bin/python -m benchmarks [CASE …]  # some cases; the table keeps the results of the others
 
-Writes benchmarks/results/cpu.{json,md}, or gpu.{json,md} where there is a GPU. A case first checks
-that what it compares gives the same; one that fails is named at the end, keeps its old numbers and
-makes the exit code 1.
+Writes benchmarks/results/cpu.{json,md}, or gpu.{json,md} on a machine with a GPU. A case first
+checks that its variants give the same result. A case that fails is named at the end, keeps its
+previous results and makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -28,6 +28,54 @@ RESULTS_DIR = Path(__file__).parent / "results"
 
 
 def main() -> int:
+    """Run the cases of the command line and save their results.
+
+    Returns:
+        Exit code: 1 if a case failed, else 0.
+    """
+    arguments = parse_arguments()
+
+    # Results of earlier runs
+    kind = "gpu" if run_in_fresh_process(has_gpu, {}) else "cpu"
+    results_file: Path = arguments.out / f"{kind}.json"
+    results: dict[str, Any] = {}
+    if results_file.is_file():
+        results = json.loads(results_file.read_text(encoding="utf-8"))
+
+    # torch's profiler would warn about missing GPUs.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+    # Save after each case: an interrupted run keeps its finished cases.
+    failed = []
+    for name in arguments.cases or CASES:
+        print(f"{name} …", end=" ", flush=True)
+        start = time.perf_counter()
+        try:
+            results[name] = run_in_fresh_process(run_case, get_case_environment(name), name)
+        except Exception:  # an error of one case must not stop the other cases
+            failed.append(name)
+            traceback.print_exc()
+        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+
+        if name not in failed:
+            ordered_results = {case: results[case] for case in CASES if case in results}
+            save_results(results_file, ordered_results)
+
+    page_file = results_file.with_suffix(".md")
+    print(f"\n{format_table(results)}\n")
+    print(f"{page_file} describes each case, {results_file} holds all results")
+
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line.
+
+    Returns:
+        `cases`, an empty list for all cases, and `out`, the folder of the results.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -38,37 +86,19 @@ def main() -> int:
         metavar="CASE",
         nargs="*",
         choices=[*CASES, []],
-        help=f"of {', '.join(CASES)}; by default all",
+        help=f"cases to run, by default all: {', '.join(CASES)}",
     )
     parser.add_argument("--out", type=Path, default=RESULTS_DIR, help="folder of the results")
-    arguments = parser.parse_args()
-    kind = "gpu" if run_in_fresh_process(has_gpu, {}) else "cpu"
-    file: Path = arguments.out / f"{kind}.json"
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    failed = []
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "99"
-    )  # or torch's profiler tells of GPUs that it does not find
-    for name in arguments.cases or CASES:
-        print(f"{name} …", end=" ", flush=True)
-        began = time.perf_counter()
-        try:
-            found[name] = run_in_fresh_process(run_case, get_case_environment(name), name)
-        except Exception:  # whatever a case fails with must not cost the others
-            failed.append(name)
-            traceback.print_exc()
-        print(f"{time.perf_counter() - began:.0f} s", flush=True)
-        if name not in failed:
-            save_results(file, {name: found[name] for name in CASES if name in found})
-    print(
-        f"\n{format_table(found)}\n\n{file.with_suffix('.md')} says what each case compares, {file} holds everything that was found"
-    )
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return int(bool(failed))
+    return parser.parse_args()
 
 
 def save_results(file: Path, results: dict[str, Any]) -> None:
+    """Write the results as JSON, and the results page beside them.
+
+    Args:
+        file: Path of the JSON file.
+        results: Records by case.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(format_page(results), encoding="utf-8")

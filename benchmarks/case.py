@@ -1,6 +1,4 @@
-"""What a case of the benchmark is, and what it finds: groups of ways to do one thing, each way held
-against the group's first.
-"""
+"""Benchmark cases and their results: comparisons of variants, each relative to the first."""
 
 from __future__ import annotations
 
@@ -19,8 +17,12 @@ from benchmarks.machine import Rates
 
 @dataclass(frozen=True)
 class LowerBound:
-    """What a way cannot do without: floating point operations, and bytes read plus bytes written,
-    each thing once; `cores` processes share them.
+    """Work that no implementation of a variant can avoid.
+
+    Attributes:
+        operations: Floating point operations.
+        bytes: Bytes read plus bytes written, each datum once.
+        cores: Number of processes that share the work.
     """
 
     operations: float = 0.0
@@ -28,14 +30,29 @@ class LowerBound:
     cores: int = 1
 
     def seconds(self, rates: Rates) -> float:
-        """The longer of the two alone, at the machine's rates."""
-        return max(self.operations / rates.operations, self.bytes / rates.bytes) / self.cores
+        """Return the longer of computing alone and copying alone.
+
+        Args:
+            rates: Rates of the machine.
+
+        Returns:
+            Seconds, shared by the cores.
+        """
+        compute_seconds = self.operations / rates.operations
+        copy_seconds = self.bytes / rates.bytes
+        return max(compute_seconds, copy_seconds) / self.cores
 
 
 @dataclass
 class Measurement:
-    """One way to do a thing: seconds by round, bytes of memory at the peak, where the time goes
-    (name, share), and other facts.
+    """Results of one variant.
+
+    Attributes:
+        seconds: Seconds of each round.
+        lower_bound: Unavoidable work, or None if unknown.
+        peak_bytes: Bytes of memory at the peak, or None if not measured.
+        hotspots: Pairs (name, share of the time), the largest share first.
+        extra: Other facts for the JSON record.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -47,60 +64,90 @@ class Measurement:
 
 @dataclass
 class Comparison:
-    """Ways that do the same thing and were measured in turns; the first is what the others are
-    multiples of.
+    """Variants of the same computation, measured in turns.
+
+    Attributes:
+        title: Name of the computation.
+        measurements: Results by variant. Ratios are relative to the first variant.
     """
 
     title: str
     measurements: dict[str, Measurement]
 
     def to_records(self, rates: Rates) -> list[dict[str, Any]]:
-        """One record per way, as the JSON holds it."""
-        first = next(iter(self.measurements.values()))
+        """Return one JSON record per variant.
+
+        Args:
+            rates: Rates of the machine, for the lower bounds.
+
+        Returns:
+            Records in the order of the variants.
+        """
+        baseline = next(iter(self.measurements.values()))
         return [
-            self._build_record(name, way, first, rates) for name, way in self.measurements.items()
+            self._build_record(name, measurement, baseline, rates)
+            for name, measurement in self.measurements.items()
         ]
 
     def _build_record(
-        self, name: str, way: Measurement, first: Measurement, rates: Rates
+        self, name: str, measurement: Measurement, baseline: Measurement, rates: Rates
     ) -> dict[str, Any]:
-        record: dict[str, Any] = {"of": self.title, "way": name, **way.extra}
-        if way.seconds:
-            middle = float(np.median(way.seconds))
-            record |= {"seconds": middle, "rounds": way.seconds}
-            if way is not first and first.seconds:
-                each = np.array(way.seconds) / np.array(first.seconds)[: len(way.seconds)]
-                record["ratio"] = [float(np.median(each)), float(each.min()), float(each.max())]
-            if way.lower_bound is not None:
-                floor = way.lower_bound.seconds(rates)
-                record["floor"] = {
-                    **asdict(way.lower_bound),
-                    "seconds": floor,
-                    "ratio": middle / floor,
-                }
-        if way.peak_bytes is not None:
-            record["peak_bytes"] = way.peak_bytes
-            if way is not first and first.peak_bytes:
-                record["peak_ratio"] = way.peak_bytes / first.peak_bytes
-        if way.hotspots:
+        """Return the JSON record of one variant."""
+        is_baseline = measurement is baseline
+        record: dict[str, Any] = {"of": self.title, "way": name, **measurement.extra}
+
+        if measurement.seconds:
+            record |= self._build_time_fields(measurement, baseline, rates)
+
+        if measurement.peak_bytes is not None:
+            record["peak_bytes"] = measurement.peak_bytes
+            if not is_baseline and baseline.peak_bytes:
+                record["peak_ratio"] = measurement.peak_bytes / baseline.peak_bytes
+
+        if measurement.hotspots:
             record["where_the_time_goes"] = [
-                {"what": what, "share": round(share, 3)} for what, share in way.hotspots
+                {"what": function, "share": round(share, 3)}
+                for function, share in measurement.hotspots
             ]
+
         return record
+
+    def _build_time_fields(
+        self, measurement: Measurement, baseline: Measurement, rates: Rates
+    ) -> dict[str, Any]:
+        """Return the fields of a record that depend on the seconds."""
+        median_seconds = float(np.median(measurement.seconds))
+        fields: dict[str, Any] = {"seconds": median_seconds, "rounds": measurement.seconds}
+
+        # Round by round, so that load by other work cancels.
+        if measurement is not baseline and baseline.seconds:
+            num_rounds = len(measurement.seconds)
+            ratios = np.array(measurement.seconds) / np.array(baseline.seconds)[:num_rounds]
+            fields["ratio"] = [float(np.median(ratios)), float(ratios.min()), float(ratios.max())]
+
+        if measurement.lower_bound is not None:
+            bound_seconds = measurement.lower_bound.seconds(rates)
+            fields["floor"] = {
+                **asdict(measurement.lower_bound),
+                "seconds": bound_seconds,
+                "ratio": median_seconds / bound_seconds,
+            }
+
+        return fields
 
 
 class Case(ABC):
-    """One thing that is measured, in a process of its own; its sizes are its fields. In a `with`
-    block `place` is a folder for what it makes; then `agree` comes first, and `measure` is believed
-    only where that passes.
+    """One benchmark, run in a process of its own. Its sizes are its fields.
 
-    A case's docstring says what is held against what: it stands on the page of results.
+    A case is a context manager. Inside the `with` block, `work_dir` is a temporary folder.
+    `check_agreement` runs before `measure`: measurements count only if the variants agree.
+    The docstring of a case, after its first line, is printed on the results page.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("torch", "numpy")
-    """Whose versions matter."""
+    """Packages whose versions are recorded with the results."""
     environment: ClassVar[Mapping[str, str]] = {}
-    """Variables that must be set before anything is imported."""
+    """Environment variables to set before anything is imported."""
     device: str = "cpu"
     precision: str = "float32"
 
@@ -119,10 +166,20 @@ class Case(ABC):
 
     @abstractmethod
     def check_agreement(self) -> None:
-        """AssertionError where the ways do not give the same."""
+        """Check that all variants give the same result.
+
+        Raises:
+            AssertionError: The results of two variants differ.
+        """
 
     @abstractmethod
-    def measure(self) -> list[Comparison]: ...
+    def measure(self) -> list[Comparison]:
+        """Measure all variants.
+
+        Returns:
+            The comparisons of the case.
+        """
 
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+"""Environment that limits numerical libraries to one thread."""

@@ -1,9 +1,8 @@
-"""The floating point operations of a piece of work: what it must multiply and add, whatever
-computes it.
+"""Number of floating point operations that a computation needs, whatever kernel computes it.
 
-torch's own count takes every tap of a convolution for a product, also where it lies on padding,
-which no kernel needs to multiply; and it counts the gradient of grouped weights as that of dense
-ones. Here a tap counts where it meets the input. Bytes are not looked at.
+torch's own counter has two differences. It counts every tap of a convolution, including taps on
+padding, which no kernel has to multiply. It counts the weight gradient of a grouped convolution as
+a dense one. Here a tap counts only if it meets the input. Bytes are not counted.
 """
 
 from __future__ import annotations
@@ -19,63 +18,73 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class _NoModuleTracker(nullcontext[None]):
-    """Stands in for the tracker of modules, which cannot follow networks that learn in inference
-    mode: all counts are of the whole.
+    """Replacement of the counter's module tracker, which fails for trainable networks in inference
+    mode: all operations count for the root module.
     """
 
     parents = ("Global",)
 
 
 def count_flops(function: Callable[[], object]) -> float:
-    """Floating point operations of the matrix products, convolutions and attentions in it, backward
-    with forward.
+    """Count the operations of matrix products, convolutions and attention, forward and backward.
+
+    Args:
+        function: Computation to run under the counter.
+
+    Returns:
+        Number of floating point operations.
     """
-    own = {
+    conv_formulas = {
         ops.aten.convolution: _conv_flops,
         ops.aten.convolution_backward: _conv_backward_flops,
         ops.aten.mkldnn_convolution: _onednn_conv_flops,
     }
-    counter = FlopCounterMode(display=False, custom_mapping=own)
+    counter = FlopCounterMode(display=False, custom_mapping=conv_formulas)
     counter.mod_tracker = _NoModuleTracker()  # type: ignore[assignment]
+
     with counter:
         function()
+
     return float(counter.get_total_flops())
 
 
 def _conv_flops(
-    seen: Size,
+    inputs: Size,
     weight: Size,
     bias: Size | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     transposed: bool,
-    *more: Any,
+    *other_args: Any,
     out_shape: Size,
 ) -> int:
-    """Of `aten::convolution`: shapes `[n, channels, …]` and `[channels, channels of a group, …]` in
-    the place of tensors.
+    """Count `aten::convolution`. Tensors are given as their shapes: inputs `[N, C, …]`, weight
+    `[C_out, C_in per group, …]`.
     """
-    return 2 * _count_products(seen, weight, out_shape, stride, padding, dilation, transposed)
+    return 2 * _count_products(inputs, weight, out_shape, stride, padding, dilation, transposed)
 
 
 def _onednn_conv_flops(
-    seen: Size,
+    inputs: Size,
     weight: Size,
     bias: Size | None,
     padding: Sequence[int],
     stride: Sequence[int],
     dilation: Sequence[int],
-    *more: Any,
+    *other_args: Any,
     out_shape: Size,
 ) -> int:
-    """Of `aten::mkldnn_convolution`."""
-    return 2 * _count_products(seen, weight, out_shape, stride, padding, dilation, transposed=False)
+    """Count `aten::mkldnn_convolution`."""
+    products = _count_products(
+        inputs, weight, out_shape, stride, padding, dilation, transposed=False
+    )
+    return 2 * products
 
 
-def _conv_backward_flops(
+def _conv_backward_flops(  # noqa: PLR0913  (torch's signature)
     gradient: Size,
-    seen: Size,
+    inputs: Size,
     weight: Size,
     bias: Any,
     stride: Sequence[int],
@@ -84,43 +93,62 @@ def _conv_backward_flops(
     transposed: bool,
     output_padding: Any,
     groups: int,
-    wanted: Sequence[bool],
+    output_mask: Sequence[bool],
     out_shape: Any,
 ) -> int:
-    """Of `aten::convolution_backward`: the products of the forward pass once for each gradient that
-    is `wanted` of (input, weight).
+    """Count `aten::convolution_backward`: the products of the forward pass, once for each gradient
+    in `output_mask` (input, weight, bias).
     """
-    return (
-        2
-        * _count_products(seen, weight, gradient, stride, padding, dilation, transposed)
-        * sum(wanted[:2])
-    )
+    products = _count_products(inputs, weight, gradient, stride, padding, dilation, transposed)
+    num_gradients = sum(output_mask[:2])
+    return 2 * products * num_gradients
 
 
 def _count_products(
-    seen: Size,
+    inputs: Size,
     weight: Size,
-    made: Size,
+    outputs: Size,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     transposed: bool,
 ) -> int:
-    """Of a number of the input and one of the weight. A transposed convolution is one from its
-    output to its input.
+    """Count the products of an input value and a weight.
+
+    A transposed convolution is a convolution from its output to its input.
     """
-    few, many = (seen, made) if transposed else (made, seen)
-    axes = zip(many[2:], few[2:], weight[2:], stride, padding, dilation, strict=True)
-    return seen[0] * weight[0] * weight[1] * prod(count_taps(*axis) for axis in axes)
+    conv_inputs, conv_outputs = inputs, outputs
+    if transposed:
+        conv_inputs, conv_outputs = outputs, inputs
+
+    axes = zip(
+        conv_inputs[2:], conv_outputs[2:], weight[2:], stride, padding, dilation, strict=True
+    )
+    taps = prod(count_taps(*axis) for axis in axes)
+    return inputs[0] * weight[0] * weight[1] * taps
 
 
 @cache
 def count_taps(
     input_size: int, output_size: int, kernel_size: int, stride: int, padding: int, dilation: int
 ) -> int:
-    """How many pairs of a place and a tap of the kernel meet one of `inside` cells, along one axis."""
-    return sum(
-        0 <= place * stride - padding + tap * dilation < input_size
-        for place in range(output_size)
-        for tap in range(kernel_size)
-    )
+    """Count the pairs of an output position and a kernel tap that meet the input, along one axis.
+
+    Args:
+        input_size: Cells of the input along the axis.
+        output_size: Positions of the output along the axis.
+        kernel_size: Taps of the kernel.
+        stride: Cells between two positions.
+        padding: Cells of padding before the input.
+        dilation: Cells between two taps.
+
+    Returns:
+        Number of pairs that do not lie on padding.
+    """
+    count = 0
+    for position in range(output_size):
+        for tap in range(kernel_size):
+            cell = position * stride - padding + tap * dilation
+            count += 0 <= cell < input_size
+
+    return count

@@ -1,6 +1,4 @@
-"""What a measurement was made on, and how fast that machine multiplies and copies: what floors are
-reckoned with.
-"""
+"""Description of the machine and its rates of computing and copying, for lower bounds."""
 
 from __future__ import annotations
 
@@ -16,18 +14,23 @@ from typing import Any
 CORES = os.cpu_count() or 1
 TRIES = 5
 MATRIX_SIDES = {"cpu": (512, 2048), "cuda": (8192,)}
-"""Of the matrices that are multiplied."""
+"""Sides of the square matrices to multiply."""
 CONV_INPUT_SHAPES = {"cpu": (4, 256, 36, 64), "cuda": (64, 256, 72, 128)}
-"""What a convolution of 3×3 sees, without padding: on a CPU its kernels are of another library than
-those of products, and faster.
+"""Input shapes of a 3×3 convolution without padding.
+
+On a CPU convolutions and matrix products use different libraries, and convolutions are faster.
 """
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one process, with its threads: floating point operations per second in matrix products or
-    convolutions, whichever is faster, and bytes read plus bytes written per second in copying.
+    """Rates of one process with all its threads.
+
+    Attributes:
+        operations: Floating point operations per second, in matrix products or convolutions,
+            whichever are faster.
+        bytes: Bytes read plus bytes written per second of copying.
     """
 
     operations: float
@@ -35,63 +38,87 @@ class Rates:
 
 
 def measure_rates(device: str = "cpu", precision: str = "float32") -> Rates:
-    """The best of a few tries of each large product, and of one large copy, on torch's threads."""
+    """Measure the rates of a device with torch's threads.
+
+    Args:
+        device: `cpu` or `cuda`.
+        precision: Name of a torch dtype.
+
+    Returns:
+        The best of a few tries of each large product and of one large copy.
+    """
     import torch
 
-    size = COPY_BYTES[device]
-    source = torch.ones(size, dtype=torch.uint8, device=device)
+    # Copying
+    num_bytes = COPY_BYTES[device]
+    source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copied = 2 * size / time_best(lambda: target.copy_(source), TRIES)
+    copy_rate = 2 * num_bytes / time_best(lambda: target.copy_(source), TRIES)
+
+    # Computing
+    operation_rates = []
     with torch.inference_mode():
-        return Rates(
-            max(
-                operations / time_best(work, TRIES)
-                for operations, work in _build_products(device, precision)
-            ),
-            copied,
-        )
+        for operations, product in _build_products(device, precision):
+            operation_rates.append(operations / time_best(product, TRIES))
+
+    return Rates(max(operation_rates), copy_rate)
 
 
 def _build_products(device: str, precision: str) -> Iterator[tuple[int, Callable[[], object]]]:
-    """Products as large as a machine likes them: how many operations each takes, and what makes it."""
+    """Yield large products, each as its number of operations and a function that computes it."""
     import torch
 
-    about: Any = {"device": device, "dtype": getattr(torch, precision)}
+    options: Any = {"device": device, "dtype": getattr(torch, precision)}
+
     for side in MATRIX_SIDES[device]:
-        left, right = torch.randn(2, side, side, **about)
+        left, right = torch.randn(2, side, side, **options)
         yield 2 * side**3, partial(torch.mm, left, right)
-    batch, channels, rows, columns = CONV_INPUT_SHAPES[device]
-    seen, weight = (
-        torch.randn(CONV_INPUT_SHAPES[device], **about),
-        torch.randn(channels, channels, 3, 3, **about),
-    )
-    yield (
-        2 * batch * channels**2 * 9 * (rows - 2) * (columns - 2),
-        partial(torch.conv2d, seen, weight),
-    )
+
+    batch, channels, height, width = CONV_INPUT_SHAPES[device]
+    inputs = torch.randn(CONV_INPUT_SHAPES[device], **options)
+    weight = torch.randn(channels, channels, 3, 3, **options)
+    operations = 2 * batch * channels**2 * 9 * (height - 2) * (width - 2)
+    yield operations, partial(torch.conv2d, inputs, weight)
 
 
 def has_gpu() -> bool:
+    """Return True if a CUDA device is available."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def time_best(function: Callable[[], object], tries: int) -> float:
-    """Seconds of the shortest try; one before them is not counted."""
-    return min([time_call(function) for _ in range(tries + 1)][1:])
+    """Time the fastest of several calls, after one untimed call.
+
+    Args:
+        function: Function to time.
+        tries: Number of timed calls.
+
+    Returns:
+        Seconds of the fastest call.
+    """
+    seconds = [time_call(function) for _ in range(tries + 1)]
+    return min(seconds[1:])
 
 
 def time_call(function: Callable[[], object]) -> float:
-    """Seconds the work takes, the GPU's part with it."""
-    began = time.perf_counter()
+    """Time one call, including its work on the GPU.
+
+    Args:
+        function: Function to time.
+
+    Returns:
+        Seconds of the call.
+    """
+    start = time.perf_counter()
     function()
     synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def synchronize() -> None:
-    """Wait for what the GPU was given to do, where there is one in use."""
+    """Wait for the GPU to finish, if the process uses one."""
     import torch
 
     if torch.cuda.is_initialized():
@@ -99,12 +126,20 @@ def synchronize() -> None:
 
 
 def describe_machine(*packages: str) -> str:
-    """System, cores, memory, GPU, and the versions of Python and the packages named, as one
-    sentence.
+    """Describe the machine and its software in one sentence.
+
+    Args:
+        *packages: Names of the packages whose versions are listed.
+
+    Returns:
+        System, cores, memory, GPU, and versions of Python and of the packages.
     """
     import torch
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{platform.system()}, {platform.machine()}, {CORES} cores, {memory:.0f} GiB, {gpu}, Python {platform.python_version()}, {versions}"
+
+    facts = [platform.system(), platform.machine(), f"{CORES} cores", f"{memory_gib:.0f} GiB"]
+    facts += [gpu, f"Python {platform.python_version()}"]
+    facts += [f"{name} {version(name)}" for name in packages]
+    return ", ".join(facts)

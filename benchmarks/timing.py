@@ -1,4 +1,4 @@
-"""How a case measures: ways in turns, memory in a process of its own, time by function."""
+"""Measurement of time in interleaved rounds, of peak memory, and of hotspots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.machine import has_gpu, synchronize, time_call
 
 T = TypeVar("T")
 MAX_PROFILE_ENTRIES = 8
-"""Entries of a profile that are kept."""
+"""Largest number of hotspots to record."""
 
 
 def time_interleaved(
@@ -29,123 +29,221 @@ def time_interleaved(
     first_index: int = 0,
     untimed_calls: int = 0,
 ) -> dict[str, list[float]]:
-    """Seconds of each way by round. Every round another way begins, from number `begin` on; the
-    `warm` first rounds are not counted. Before it is timed a way is called `settle` times, in every
-    round: memory is then as it left it itself, and not as another did.
+    """Time functions in turns, each round beginning with another function.
+
+    Args:
+        functions: Functions by name.
+        rounds: Number of recorded rounds.
+        warmup_rounds: Number of unrecorded rounds before them.
+        first_index: Rotation of the order in the first round.
+        untimed_calls: Calls of a function before each timed call. They bring memory into the
+            state that the function itself leaves, instead of the previous function.
+
+    Returns:
+        Seconds of each function by round.
     """
-    found: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(warmup_rounds + rounds):
-        for name in np.roll(np.array([*functions], object), first_index + turn).tolist():
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    names = np.array([*functions], object)
+
+    for round_index in range(warmup_rounds + rounds):
+        order = np.roll(names, first_index + round_index).tolist()
+
+        for name in order:
             for _ in range(untimed_calls):
                 functions[name]()
-            seconds = time_call(functions[name])
-            if turn >= warmup_rounds:
-                found[name].append(seconds)
-    return found
+
+            call_seconds = time_call(functions[name])
+            if round_index >= warmup_rounds:
+                seconds[name].append(call_seconds)
+
+    return seconds
 
 
 def run_in_spawned_process(function: Callable[..., T], *args: Any) -> T:
-    """The work in a fresh process that may start others, with memory kept as in every command."""
+    """Run a function in a fresh process that may start other processes.
+
+    The allocator is tuned as in every command.
+
+    Args:
+        function: Function to run, picklable.
+        *args: Arguments of the function.
+
+    Returns:
+        The function's result.
+    """
     return _run_in_context(get_context("spawn"), function, *args)
 
 
 def run_in_forked_process(function: Callable[..., T], *args: Any) -> T:
-    """As `apart`, but from a process that has imported the work's module and done nothing else:
-    importing takes longer than many steps. A step's own memory is the same there; a whole process's
-    is not. Where there is a GPU it is `apart`: its driver is not forked.
+    """Run a function in a process forked from a server that has only imported its module.
+
+    Imports take longer than many steps. The memory of a step is the same as in a spawned process;
+    the memory of the whole process differs. With a GPU the process is spawned, because CUDA does
+    not survive a fork.
+
+    Args:
+        function: Function to run, picklable.
+        *args: Arguments of the function.
+
+    Returns:
+        The function's result.
     """
     if has_gpu():
         return run_in_spawned_process(function, *args)
+
     context = get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     return _run_in_context(context, function, *args)
 
 
-def _run_in_context(context: Any, work: Callable[..., T], *given: Any) -> T:
+def _run_in_context(context: Any, function: Callable[..., T], *args: Any) -> T:
+    """Run a function in one process of a multiprocessing context."""
     from cli.console.app import tune_malloc
 
     with ProcessPoolExecutor(1, mp_context=context, initializer=tune_malloc) as pool:
-        return pool.submit(work, *given).result()
+        return pool.submit(function, *args).result()
 
 
 def measure_peak_bytes(step: Callable[[], object], device: str) -> int:
-    """Bytes at the peak of a step beyond those before it. Call it `apart`, when a step of the same
-    size has been made.
+    """Measure the peak memory of a step beyond the memory in use before it.
+
+    Call it in a separate process, after a first step of the same size.
+
+    Args:
+        step: Step to run.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        Bytes of process memory, or of GPU memory.
     """
     gc.collect()
+
     if device == "cuda":
         import torch
 
         synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        bytes_before = torch.cuda.memory_allocated()
         step()
         synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated() - bytes_before
+
     trim_heap()
-    before = read_process_memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    bytes_before = read_process_memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
     step()
-    return read_process_memory("VmHWM") - before
+    return read_process_memory("VmHWM") - bytes_before
 
 
 def trim_heap() -> None:
-    """Return to the system what is freed and kept (`tune_malloc`), so that a step's own memory is
-    seen whole.
+    """Return freed memory to the system.
+
+    `tune_malloc` makes the allocator retain freed memory, which would hide a part of a step's
+    memory.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 def read_process_memory(field: str, process: int | str = "self") -> int:
-    """Bytes of a process' memory, from /proc: `VmRSS` now, `VmHWM` at most so far."""
-    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+    """Read the memory of a process from /proc.
+
+    Args:
+        field: `VmRSS` for the current memory, `VmHWM` for the peak.
+        process: Process id, by default of this process.
+
+    Returns:
+        Bytes of memory.
+    """
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    kibibytes = next(line.split()[1] for line in status.splitlines() if line.startswith(field))
+    return 1024 * int(kibibytes)
 
 
 def count_folder_bytes(folder: Path) -> int:
-    """Bytes of all files in it."""
+    """Sum the sizes of all files of a folder and its sub-folders.
+
+    Args:
+        folder: Path of the folder.
+
+    Returns:
+        Number of bytes.
+    """
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def profile_torch(function: Callable[[], object], device: str) -> list[tuple[str, float]]:
-    """The operators that take most of the device's time, with their shares of it."""
+    """Profile the torch operators of a function.
+
+    Args:
+        function: Function to run under the profiler.
+        device: `cpu` or `cuda`, whose time counts.
+
+    Returns:
+        Pairs (operator, share of the device's time), the largest share first.
+    """
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
-    with profile(activities=kinds) as found:
+    activities = [ProfilerActivity.CPU]
+    time_field = "self_cpu_time_total"
+    if device == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        time_field = "self_device_time_total"
+
+    with profile(activities=activities) as profiler:
         function()
         synchronize()
-    field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    operators = (
-        event for event in found.key_averages() if event.device_type == DeviceType.CPU
-    )  # their kernels are counted with them
-    return compute_top_shares({event.key: getattr(event, field) for event in operators})
+
+    # Operators are CPU events; the time of their kernels is added to theirs.
+    times = {}
+    for event in profiler.key_averages():
+        if event.device_type == DeviceType.CPU:
+            times[event.key] = getattr(event, time_field)
+
+    return compute_top_shares(times)
 
 
 def profile_python(function: Callable[[], object]) -> list[tuple[str, float]]:
-    """The functions that take most of the calling thread's time, without those they call, with
-    their shares of it.
+    """Profile the Python functions that run on the calling thread.
+
+    Args:
+        function: Function to run under the profiler.
+
+    Returns:
+        Pairs (function, share of the time without its callees), the largest share first.
     """
     profiler = cProfile.Profile()
     profiler.runcall(function)
     stats: dict[tuple[str, int, str], tuple[Any, ...]] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+
     times: defaultdict[str, float] = defaultdict(float)
-    for place, values in stats.items():
-        times[_function_label(*place)] += values[2]
+    for location, values in stats.items():
+        times[_function_label(*location)] += values[2]  # seconds without callees
+
     return compute_top_shares(times)
 
 
 def _function_label(file: str, line: int, function: str) -> str:
-    """`grounding/data/dataset.py: collate`; built-in functions as cProfile names them."""
-    return function if file == "~" else f"{'/'.join(Path(file).parts[-2:])}: {function}"
+    """Return `grounding/data/dataset.py: collate`; built-in functions as cProfile names them."""
+    if file == "~":
+        return function
+
+    short_path = "/".join(Path(file).parts[-2:])
+    return f"{short_path}: {function}"
 
 
 def compute_top_shares(times: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The names that take most of the time, with their shares of it."""
-    whole = sum(times.values()) or 1.0
-    return sorted(
-        ((name, time / whole) for name, time in times.items() if time), key=lambda entry: -entry[1]
-    )[:MAX_PROFILE_ENTRIES]
+    """Select the names with the largest shares of the total time.
+
+    Args:
+        times: Time by name, in any unit.
+
+    Returns:
+        At most `MAX_PROFILE_ENTRIES` pairs (name, share), the largest share first.
+    """
+    total = sum(times.values()) or 1.0
+    shares = [(name, time / total) for name, time in times.items() if time]
+    shares.sort(key=lambda entry: -entry[1])
+    return shares[:MAX_PROFILE_ENTRIES]

@@ -1,1 +1,5 @@
-"""The commands, one thin file each: parse, build a config, call one function, turn errors into exit codes."""
+"""Command-line programs.
+
+Each command is one thin file: it parses options, builds a config, calls one library function and
+turns errors into exit codes.
+"""

@@ -1,12 +1,10 @@
-"""`stvg-eval`: a run's model, or a file of predictions, against the truth → metrics and a per-query table."""
+"""`stvg-eval`: evaluation of runs or of files of predictions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,6 +12,7 @@ from cli.console.app import (
     Assignments,
     ConfigFile,
     Debug,
+    Version,
     handle_errors,
     log,
     log_to,
@@ -22,13 +21,6 @@ from cli.console.app import (
     print_warning,
 )
 from cli.console.progress import show_progress
-
-if TYPE_CHECKING:
-    from grounding.evaluation.config import EvaluateConfig
-    from grounding.evaluation.ground_truth import GroundTruth
-    from grounding.metrics.bootstrap import Difference
-    from grounding.metrics.scores import Score
-    from pipeline.records import Prediction
 
 app = new_app()
 
@@ -41,13 +33,16 @@ def evaluate(
         typer.Option(
             "--run",
             metavar="DIR",
-            help="A run: its model answers, and results are written there. Given again, an ensemble: results are only shown; see --save.",
+            help="Run directory. Its model predicts, and the results are written there. "
+            "Repeat for an ensemble: results are then only shown (see --save).",
         ),
     ] = None,
     features: Annotated[
         Path,
         typer.Option(
-            "--features", metavar="STORE", help="The store with the run's features and the truth."
+            "--features",
+            metavar="STORE",
+            help="Store with the run's features and with the ground truth.",
         ),
     ] = Path("store"),
     truth: Annotated[
@@ -55,7 +50,8 @@ def evaluate(
         typer.Option(
             "--truth",
             metavar="FILE",
-            help="What to judge by: an index with `tracks.npz` beside it, or the HC-STVG challenge's .json.",
+            help="Ground truth: an index with tracks.npz beside it, or a .json file of the "
+            "HC-STVG challenge. Default: the store's index.",
         ),
     ] = None,
     predictions: Annotated[
@@ -63,13 +59,15 @@ def evaluate(
         typer.Option(
             "--predictions",
             metavar="FILE",
-            help="Tubes, one JSON object per line, or the challenge's .json.",
+            help="Predictions to evaluate instead of a run: one JSON object per line, or a .json "
+            "file of the HC-STVG challenge.",
         ),
     ] = None,
     protocol: Annotated[
         str,
         typer.Option(
-            "--protocol", help="How tubes are judged: every-frame, official, tubedetr or stcat."
+            "--protocol",
+            help="Evaluation protocol: every-frame, official, tubedetr or stcat.",
         ),
     ] = "every-frame",
     compare: Annotated[
@@ -77,7 +75,7 @@ def evaluate(
         typer.Option(
             "--compare",
             metavar="DIR|FILE",
-            help="Another run that stvg-eval judged, or its predictions.",
+            help="Compare with another run that stvg-eval has evaluated, or with its predictions.",
         ),
     ] = None,
     save: Annotated[
@@ -85,13 +83,16 @@ def evaluate(
         typer.Option(
             "--save",
             metavar="OUT",
-            help="Write what runs answer here too: --predictions and --compare read it.",
+            help="Also write the predictions of the runs to this file. --predictions and "
+            "--compare read it.",
         ),
     ] = None,
     challenge: Annotated[
         Path | None,
         typer.Option(
-            "--challenge", metavar="OUT", help="Write the tubes as the challenge's .json."
+            "--challenge",
+            metavar="OUT",
+            help="Write the predictions as a .json file of the HC-STVG challenge.",
         ),
     ] = None,
     cvat: Annotated[
@@ -99,7 +100,8 @@ def evaluate(
         typer.Option(
             "--cvat",
             metavar="DIR",
-            help="Write tubes and truth as CVAT's tracks, a file per video, into a new folder.",
+            help="Write predictions and ground truth as CVAT tracks, one file per video, into a "
+            "new folder.",
         ),
     ] = None,
     fiftyone: Annotated[
@@ -107,170 +109,66 @@ def evaluate(
         typer.Option(
             "--fiftyone",
             metavar="DIR",
-            help="Write tubes and truth as a FiftyOne data set into a new folder.",
+            help="Write predictions and ground truth as a FiftyOne data set into a new folder.",
         ),
     ] = None,
     json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="OUT", help="Write the metrics here too.")
+        Path | None,
+        typer.Option("--json", metavar="OUT", help="Also write the metrics to this JSON file."),
     ] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
+    version: Version = False,
 ) -> None:
-    """Judge predicted tubes: m_vIoU, m_tIoU, m_sIoU, vIoU@R with intervals, beside two baselines and published results.
+    """Evaluate predicted tubes: m_vIoU, m_tIoU, m_sIoU and vIoU@R with 95 % intervals.
 
-    A run's own files are always judged by every-frame.
+    The table shows them beside two baselines and published results.
+
+    The result files in a run are always scored under protocol every-frame.
     """
-    from cli.console.evaluate_tables import show_differences, show_metrics, show_published
-    from cli.console.exports import check_exports, read_scored_predictions, write_exports
+    from cli.console.evaluate_tables import show_report
+    from cli.console.exports import check_exports, write_exports
     from grounding.evaluation.config import EvaluateConfig
-    from grounding.evaluation.evaluate import evaluate, missing_predictions
-    from grounding.evaluation.ground_truth import load_ground_truth, read_tubes
-    from grounding.evaluation.hcstvg_challenge import write_challenge
-    from grounding.evaluation.results import write_results
+    from grounding.evaluation.run import (
+        EvaluationOptions,
+        check_options,
+        load_checked_ground_truth,
+        run_evaluation,
+        write_report_json,
+    )
     from grounding.metrics.protocols import check_protocol
-    from grounding.structures.tubes import Tubes
     from pipeline.config import load
-    from pipeline.errors import InputError
-    from pipeline.io.jsonl import write_json, write_jsonl
 
     check_protocol(protocol)
-    runs = run or []
-    if bool(runs) == (predictions is not None):
-        raise InputError(
-            "name either a run (--run DIR) or a file of predictions (--predictions FILE --truth FILE)"
-        )
-    if save is not None and not runs:
-        raise InputError(
-            f"--save {save} writes what runs answer: name a run (--run DIR), or leave it out"
-        )
-    settings = load(EvaluateConfig, "evaluate", config, assignments or [])
-    if runs:
-        from grounding.systems.checkpoint import (
-            read_provenance,
-        )  # takes torch, which files alone need not wait for
-
-        for one in runs:
-            read_provenance(one)  # before the log file, which would make the folder
-    if len(runs) == 1:
-        log_to(runs[0] / "log.txt")
-    check_no_overwrite([truth, predictions, compare], [json_out, challenge, save])
-    if predictions is not None and truth is None and not (features / "index.jsonl").exists():
-        raise InputError(
-            "name what to judge by: --truth FILE, an index (tracks.npz beside it) or the challenge's .json"
-        )
-    exam = load_ground_truth(
-        truth or features / "index.jsonl", settings.split, settings.first_frame
-    )
-    check_protocol(protocol, exam.true_tubes)
-    check_exports(exam, cvat, fiftyone)
-    if runs:
-        answers = predict_runs(runs, features, settings, exam)
-        tubes = Tubes.from_predictions(answers)
-        if len(runs) == 1:
-            write_results(
-                runs[0], settings.split, answers, *evaluate(exam, tubes, seed=settings.seed)
-            )
-        if save is not None:
-            write_jsonl(save, answers)
-            print_info(f"wrote {len(answers)} tubes to {save}")
-    else:
-        tubes = read_tubes(predictions or Path(), settings.first_frame)
-    if predictions is not None and (missing := missing_predictions(exam, tubes)):
-        print_warning(
-            f"{len(missing)} of {len(exam.true_tubes.tubes)} queries have no prediction, for example {missing[0]!r}: they score 0, "
-            "but protocol stcat leaves them out of its means"
-        )
-    scores, metrics = evaluate(exam, tubes, protocol, settings.seed)
-    differences = (
-        {} if compare is None else compute_differences(compare, exam, scores, protocol, settings)
-    )
-    if challenge is not None:
-        write_challenge(challenge, tubes, settings.first_frame)
-        print_info(f"wrote {len(tubes)} tubes to {challenge}")
-    write_exports(
-        cvat,
-        fiftyone,
-        exam,
-        tubes,
-        scores,
-        answers if runs else read_scored_predictions(predictions),
-    )
-    if json_out is not None:
-        found = {f"{name}_difference": asdict(one) for name, one in differences.items()}
-        write_json(json_out, {**metrics, **found, "protocol": protocol})
-    log.info("protocol %s, metrics %s", protocol, json.dumps(metrics))
-    title = (
-        f"{', '.join(map(str, runs)) or predictions}, split {settings.split}"
-        if exam.queries
-        else str(predictions)
-    )
-    show_metrics(f"{title}, protocol {protocol}", metrics, scores, exam.queries)
-    if differences:
-        show_differences(f"compared with {compare}", differences)
-    show_published(exam, tubes, protocol, settings.split, scores)
-
-
-def compute_differences(
-    other_run: Path,
-    ground_truth: GroundTruth,
-    scores: Sequence[Score],
-    protocol: str,
-    settings: EvaluateConfig,
-) -> dict[str, Difference]:
-    """These scores against those of another run that was judged, or of its predictions."""
-    from grounding.evaluation.evaluate import score_predictions
-    from grounding.evaluation.ground_truth import read_tubes
-    from grounding.metrics.bootstrap import compare_paired
-    from pipeline.errors import InputError
-
-    other = (
-        other_run / "predictions" / f"{settings.split}.jsonl" if other_run.is_dir() else other_run
-    )
-    if not other.exists():
-        raise InputError(
-            f"{other} does not exist: --compare needs a run that stvg-eval has judged, or a file of predictions"
-        )
-    return compare_paired(
-        scores,
-        score_predictions(ground_truth, read_tubes(other, settings.first_frame), protocol),
-        ground_truth.video_by_query,
-        settings.seed,
+    options = EvaluationOptions(
+        settings=load(EvaluateConfig, "evaluate", config, assignments or []),
+        runs=run or [],
+        predictions_path=predictions,
+        store=features,
+        ground_truth_path=truth,
+        protocol=protocol,
+        compare_path=compare,
+        save_path=save,
+        challenge_path=challenge,
+        json_path=json_out,
     )
 
+    # The options are checked before the log file is opened, which makes the run's folder.
+    check_options(options)
+    if len(options.runs) == 1:
+        log_to(options.runs[0] / "log.txt")
 
-def check_no_overwrite(inputs: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:
-    """InputError where a file to write is one of those to read."""
-    from pipeline.errors import InputError
+    ground_truth = load_checked_ground_truth(options)
+    check_exports(ground_truth, cvat, fiftyone)
+    report = run_evaluation(options, ground_truth, show_progress, print_info, print_warning)
 
-    read = {path.resolve() for path in inputs if path is not None}
-    for path in outputs:
-        if path is not None and path.resolve() in read:
-            raise InputError(
-                f"{path} is read, and would be written over: name another file to write"
-            )
-
-
-def predict_runs(
-    runs: Sequence[Path], store: Path, settings: EvaluateConfig, ground_truth: GroundTruth
-) -> list[Prediction]:
-    """What the runs' models answer; queries that the store has no features of score 0, and their videos are named."""
-    from grounding.evaluation.evaluate import predict_split
-
-    with show_progress("answering", unit="queries") as advance:
-        answers, missing = predict_split(runs, store, settings, advance)
-    if missing:
-        videos = sorted({query.video for query in ground_truth.queries if query.id in set(missing)})
-        named = ", ".join(videos[:20]) + (
-            f" and {len(videos) - 20} more" if len(videos) > 20 else ""
-        )
-        count = f"{len(missing)} of {len(ground_truth.queries)} queries score 0"
-        print_warning(
-            f"{count}: store {store} has no features of video {named}; {store / 'failures.jsonl'} says why"
-        )
-        log.warning("queries without features: %s", ", ".join(missing))
-    return answers
+    write_exports(report, cvat, fiftyone)
+    write_report_json(report)
+    log.info("protocol %s, metrics %s", protocol, json.dumps(report.metrics))
+    show_report(report)
 
 
 def main() -> None:
+    """Run the command."""
     app()

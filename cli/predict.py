@@ -1,4 +1,4 @@
-"""`stvg-predict`: one video and sentences about it → tubes as JSON, and the video with each tube drawn on it."""
+"""`stvg-predict`: tubes for sentences about one video, as JSON or drawn on the video."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cli.console.app import (
     Assignments,
     ConfigFile,
     Debug,
+    Version,
     handle_errors,
     log_to_run,
     new_app,
@@ -29,28 +30,36 @@ app = new_app()
 @app.command()
 @handle_errors
 def predict(
-    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="The video to look in.")],
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="The video.")],
     sentences: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar='"SENTENCE"…', help="What to look for; quote each sentence.", show_default=False
+            metavar='"SENTENCE"…',
+            help="Sentences that describe events. Quote each sentence.",
+            show_default=False,
         ),
     ] = None,
     queries: Annotated[
-        Path | None, typer.Option("--queries", metavar="FILE", help="More sentences, one per line.")
+        Path | None,
+        typer.Option(
+            "--queries", metavar="FILE", help="Text file with more sentences, one per line."
+        ),
     ] = None,
     run: Annotated[
         list[Path] | None,
         typer.Option(
             "--run",
             metavar="DIR",
-            help="The run whose model answers, by default runs/shapes; given again, an ensemble.",
+            help="Run directory of the model. Repeat for an ensemble.",
+            show_default="runs/shapes",
         ),
     ] = None,
     json_out: Annotated[
         Path | None,
         typer.Option(
-            "--json", metavar="OUT", help="Write the tubes here; without it a table is shown."
+            "--json",
+            metavar="OUT",
+            help="Write the tubes to this JSON file. Without it, a table is printed.",
         ),
     ] = None,
     video_out: Annotated[
@@ -58,7 +67,8 @@ def predict(
         typer.Option(
             "--video",
             metavar="OUT.mp4",
-            help="Draw the tube on the video (several sentences: OUT-1.mp4, OUT-2.mp4…).",
+            help="Write the video with the tube drawn on it. Several sentences write OUT-1.mp4, "
+            "OUT-2.mp4, and so on.",
         ),
     ] = None,
     top: Annotated[
@@ -66,7 +76,8 @@ def predict(
         typer.Option(
             "--top",
             min=1,
-            help="Tubes per sentence, of different events, at most; a window gives one.",
+            help="Maximum number of tubes per sentence, each of another event. A window gives "
+            "one tube.",
         ),
     ] = 1,
     keep: Annotated[
@@ -74,7 +85,8 @@ def predict(
         typer.Option(
             "--keep",
             metavar="DIR",
-            help="Keep the video's features here: further sentences about it need not decode it again.",
+            help="Keep the video's features in this folder, so that further sentences about the "
+            "video need no decoding.",
         ),
     ] = None,
     window: Annotated[
@@ -82,30 +94,35 @@ def predict(
         typer.Option(
             "--window",
             metavar="SECONDS",
-            help="A longer video is looked at in windows of this length, by default as long as what the run was trained on.",
+            help="A longer video is processed in windows of this length. Default: the length of "
+            "the run's training segments.",
         ),
     ] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
+    version: Version = False,
 ) -> None:
-    """Say when what a sentence describes happens in a video, and where.
+    """Find when and where in a video the event of each sentence happens.
 
-    --config and --set: frames, batch, device, refine and between of section 'evaluate'.
+    --config and --set take these keys of section 'evaluate': frames, batch, device,
+    refine_boundaries, subframe_boundaries.
     """
     from pipeline.video.process_decoder import ProcessDecoder
 
-    with ProcessDecoder() as decoder:  # it starts while libraries and networks are loaded
+    # The decoder's process starts while libraries and models are loaded.
+    with ProcessDecoder() as decoder:
         from grounding.evaluation.config import EvaluateConfig
         from grounding.predictor.grounder import Grounder, validate_sentences
         from pipeline.config import load
         from pipeline.io.jsonl import write_json
 
-        texts = validate_sentences(
-            [*(sentences or ()), *(read_sentences(queries) if queries is not None else ())]
-        )
-        drawings = drawing_paths(video_out, video, len(texts))
+        # Check all inputs before a model is loaded.
+        file_sentences = read_sentences(queries) if queries is not None else []
+        texts = validate_sentences([*(sentences or ()), *file_sentences])
+        video_paths = drawing_paths(video_out, video, len(texts))
         settings = load(EvaluateConfig, "evaluate", config, assignments or [])
+
         runs = run or [Path("runs/shapes")]
         grounder = Grounder(
             *runs,
@@ -118,32 +135,58 @@ def predict(
             decoder=decoder,
         )
         log_to_run(runs[0])
-        if doubt := grounder.domain_warning(video):
-            print_warning(doubt)
-        answers = ground_sentences(grounder, video, texts, top, keep)
+
+        warning = grounder.domain_warning(video)
+        if warning:
+            print_warning(warning)
+        result = ground_sentences(grounder, video, texts, top, keep)
+
     if json_out is not None:
-        write_json(json_out, answers.model_dump(mode="json"))
+        write_json(json_out, result.model_dump(mode="json"))
         print_info(f"wrote {json_out}")
     else:
-        print_result(answers)
-    for number, drawing in enumerate(drawings):
-        draw_result(drawing, video, answers.queries[number])
+        print_result(result)
+
+    for index, path in enumerate(video_paths):
+        draw_result(path, video, result.queries[index])
 
 
 def ground_sentences(
     grounder: Grounder, video: Path, texts: list[str], top: int, cache_dir: Path | None
 ) -> GroundingResult:
-    """The answers, while a bar shows what is looked at, and where features are kept also what is answered."""
-    with show_progress("looking", unit="frames") as advance:
+    """Ground sentences in a video, with progress displays.
+
+    Args:
+        grounder: The models.
+        video: The video.
+        texts: Sentences.
+        top: Maximum number of tubes per sentence.
+        cache_dir: Folder that keeps the video's features; None to keep nothing.
+
+    Returns:
+        The tubes of each sentence.
+    """
+    with show_progress("decoding", unit="frames") as advance:
         if cache_dir is None:
             return grounder.ground(video, texts, top, advance)
-        seen = grounder.encode_video(video, cache_dir, advance)
-    with show_progress("answering", unit="windows") as advance:
-        return grounder.ground_encoded(seen, texts, top, advance)
+        features = grounder.encode_video(video, cache_dir, advance)
+
+    with show_progress("predicting", unit="windows") as advance:
+        return grounder.ground_encoded(features, texts, top, advance)
 
 
 def read_sentences(path: Path) -> list[str]:
-    """The sentences of a file, one per line; blank lines are passed over."""
+    """Read the sentences of a text file.
+
+    Args:
+        path: UTF-8 text file with one sentence per line.
+
+    Returns:
+        The lines, without blank ones.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     from pipeline.errors import InputError
 
     try:
@@ -151,47 +194,69 @@ def read_sentences(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InputError(
-            f"--queries {path} cannot be read ({reason}): name a text file with one sentence per line"
+            f"--queries {path} cannot be read ({reason}): name a text file with one sentence per"
+            " line"
         ) from None
     return [line for line in text.splitlines() if line.strip()]
 
 
 def drawing_paths(out: Path | None, video: Path, count: int) -> list[Path]:
-    """Where each sentence's video goes: `out` itself, or numbered from 1; the video that is asked about is never overwritten."""
+    """Return the video file to write for each sentence.
+
+    Args:
+        out: Value of `--video`; None for no files.
+        video: The input video.
+        count: Number of sentences.
+
+    Returns:
+        `out` itself for one sentence, or `out` with a number from 1 for each of several.
+
+    Raises:
+        InputError: `out` is not an .mp4 file, or would overwrite the input video.
+    """
     from pipeline.errors import InputError
 
     if out is None:
         return []
     if out.suffix.lower() != ".mp4":
-        raise InputError(f"--video {out} must end in .mp4: that is what is written")
-    paths = (
-        [out]
-        if count == 1
-        else [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(1, count + 1)]
-    )
+        raise InputError(f"--video {out} must end in .mp4: no other format is written")
+
+    if count == 1:
+        paths = [out]
+    else:
+        paths = [
+            out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(1, count + 1)
+        ]
+
     for path in paths:
         if path.resolve() == video.resolve():
-            raise InputError(
-                f"--video {out} would overwrite the video that is asked about: name another file"
-            )
+            raise InputError(f"--video {out} would overwrite the input video: name another file")
     return paths
 
 
 def print_result(result: GroundingResult) -> None:
-    """The answers as a table on stdout."""
+    """Print the tubes as a table on stdout.
+
+    Args:
+        result: Tubes of each sentence.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("sentence", "seconds", "frames", "score", "box in the middle")
-    for answer in result.queries:
-        for text, tube in ((answer.text, answer), *(("", other) for other in answer.others)):
+    for query in result.queries:
+        for rank, tube in enumerate((query, *query.others)):
+            # The sentence stands only beside its first tube.
+            text = query.text if rank == 0 else ""
+            begin_seconds, end_seconds = tube.span_seconds
             begin, end = tube.span_frames
-            x1, y1, x2, y2 = (round(side) for side in tube.boxes[len(tube.boxes) // 2][1:])
-            seconds = "{:.2f}–{:.2f}".format(*tube.span_seconds)
+
+            middle_box = tube.boxes[len(tube.boxes) // 2]
+            x1, y1, x2, y2 = (round(coordinate) for coordinate in middle_box[1:])
             table.add_row(
                 Text(text),
-                seconds,
+                f"{begin_seconds:.2f}–{end_seconds:.2f}",
                 f"[{begin}, {end})",
                 f"{tube.score:.3f}",
                 Text(f"({x1}, {y1})–({x2}, {y2})"),
@@ -200,23 +265,31 @@ def print_result(result: GroundingResult) -> None:
 
 
 def draw_result(out: Path, video: Path, result: QueryResult) -> None:
-    """The video with an answer drawn on it, its frames read once more."""
+    """Write the video with a tube drawn on it.
+
+    The frames are decoded again.
+
+    Args:
+        out: The .mp4 file to write.
+        video: The input video.
+        result: Tube of one sentence.
+    """
     from grounding.visualization.draw_tube import LabeledTube, draw_tube
     from pipeline.video import open_frames, probe
 
-    facts = probe(video)
-    tube = LabeledTube(
-        result.text,
-        result.span_frames,
-        {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in result.boxes},
-    )
+    info = probe(video)
+    boxes = {frame: (x1, y1, x2, y2) for frame, x1, y1, x2, y2 in result.boxes}
+    tube = LabeledTube(result.text, result.span_frames, boxes)
+
     with (
         show_progress(f"drawing {out.name}", unit="frames") as advance,
-        open_frames(facts.path, facts, range(facts.frame_count)) as frames,
+        open_frames(info.path, info, range(info.frame_count)) as frames,
     ):
-        draw_tube(out, (picture for _, picture in frames), facts.edges, facts.size, tube, advance)
+        images = (image for _, image in frames)
+        draw_tube(out, images, info.edges, info.size, tube, advance)
     print_info(f"wrote {out}")
 
 
 def main() -> None:
+    """Run the command."""
     app()

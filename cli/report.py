@@ -1,4 +1,4 @@
-"""`stvg-report`: a judged run → a folder with `index.html` that opens offline."""
+"""`stvg-report`: report of an evaluated run, a folder with a page that opens offline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cli.console.app import (
     Assignments,
     ConfigFile,
     Debug,
+    Version,
     handle_errors,
     log_to_run,
     new_app,
@@ -33,29 +34,29 @@ app = new_app()
 def report(
     run: Annotated[
         Path,
-        typer.Option(
-            "--run", metavar="DIR", help="The run to show; stvg-eval must have judged it."
-        ),
+        typer.Option("--run", metavar="DIR", help="Run directory that stvg-eval has evaluated."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     compare: Annotated[
         Path | None,
         typer.Option(
             "--compare",
             metavar="DIR",
-            help="Another run that stvg-eval judged, shown beside the first.",
+            help="Another run that stvg-eval has evaluated, shown beside the first.",
         ),
     ] = None,
     features: Annotated[
         Path,
-        typer.Option("--features", metavar="STORE", help="The store whose index holds the truth."),
+        typer.Option(
+            "--features", metavar="STORE", help="Store whose index holds the ground truth."
+        ),
     ] = Path("store"),
     root: Annotated[
         Path | None,
         typer.Option(
             "--root",
             metavar="DIR",
-            help="What the index's video paths are relative to, if it has moved.",
+            help="Folder of the videos, if it has moved since extraction.",
         ),
     ] = None,
     sweep: Annotated[
@@ -63,21 +64,26 @@ def report(
         typer.Option(
             "--sweep",
             metavar="DIR",
-            help="A finished stvg-sweep, whose table and curves are shown too.",
+            help="Folder of a finished stvg-sweep. Its table and curves are shown too.",
         ),
     ] = None,
     figures: Annotated[
         bool,
         typer.Option(
             "--figures",
-            help="Add figures for papers, of a few telling queries: OUT/figures, PNG and PDF.",
+            help="Also draw figures for papers of a few selected queries: OUT/figures, PNG and "
+            "PDF.",
         ),
     ] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
+    version: Version = False,
 ) -> None:
-    """Write a page with the metrics, the curves, and every query's video with its tubes and what the network saw."""
+    """Write a page with metrics, learning curves, and each query's video.
+
+    The videos show the tubes and the attention maps of the model.
+    """
     from grounding.evaluation.ground_truth import load_ground_truth
     from grounding.evaluation.results import RunResults, load_run_pair
     from grounding.report.build import ReportConfig, write_report
@@ -85,65 +91,94 @@ def report(
     from pipeline.store import Store
 
     settings = load(ReportConfig, "report", config, assignments or [])
-    runs = (
-        [RunResults.from_run(run, settings.split)]
-        if compare is None
-        else [*load_run_pair(run, compare, settings.split)]
-    )
+
+    # Load the results of the runs; errors come before the log is opened.
+    if compare is None:
+        runs = [RunResults.from_run(run, settings.split)]
+    else:
+        runs = list(load_run_pair(run, compare, settings.split))
     log_to_run(run)
-    exam = load_ground_truth(features / "index.jsonl", settings.split)
-    footage = make_video_opener(root or Path(Store(features).manifest.root))
-    witnesses = build_attention_recorders([one.path for one in runs], features, settings)
-    print_info(
-        f"wrote {write_report(out, exam, runs, footage, settings, witnesses, sweep, show_progress)}"
+
+    ground_truth = load_ground_truth(features / "index.jsonl", settings.split)
+    open_video = make_video_opener(root or Path(Store(features).manifest.root))
+    run_paths = [run_results.path for run_results in runs]
+    recorders = build_attention_recorders(run_paths, features, settings)
+
+    page = write_report(
+        out, ground_truth, runs, open_video, settings, recorders, sweep, show_progress
     )
+    print_info(f"wrote {page}")
+
     if figures:
         from grounding.report.figures import FIGURES_DIR, write_figures
 
         with show_progress("drawing figures", unit="queries") as advance:
-            troubles = write_figures(out, exam, runs, footage, witnesses, advance)
-        for trouble in troubles:
-            print_warning(f"figures, query {trouble}")
+            problems = write_figures(out, ground_truth, runs, open_video, recorders, advance)
+        for problem in problems:
+            print_warning(f"figures, query {problem}")
         print_info(f"wrote {out / FIGURES_DIR}")
 
 
 def build_attention_recorders(
     runs: Sequence[Path], store: Path, settings: ReportConfig
 ) -> list[AttentionRecorder]:
-    """The runs' networks, to be asked what they see; none where that is not wanted."""
+    """Load the models of the runs, for attention maps and temporal scores.
+
+    Args:
+        runs: Run directories.
+        store: Store with the features.
+        settings: Section `report`.
+
+    Returns:
+        A recorder for each run; empty if the settings turn attention maps off.
+
+    Raises:
+        StvgError: A model or the store cannot be used.
+    """
     from grounding.visualization.attention_maps import AttentionRecorder
     from pipeline.errors import StvgError
 
     if not settings.attention_maps:
         return []
+
     try:
         return [
             AttentionRecorder.from_run(run, store, settings.split, settings.device) for run in runs
         ]
     except StvgError as error:
         raise type(error)(
-            f"{error}; or leave out what the networks saw, with --set attention_maps=false"
+            f"{error}; or leave out the attention maps with --set attention_maps=false"
         ) from None
 
 
 def make_video_opener(root: Path) -> VideoOpener:
-    """How the report gets its pictures: from the videos under `root`."""
+    """Make the function that opens videos for the report.
+
+    Args:
+        root: Folder that the index's video paths are relative to.
+
+    Returns:
+        A function from a video path to its source of frames.
+    """
     from grounding.visualization.video_source import VideoSource
     from pipeline.video import open_frames, probe
 
-    def footage_of(path: str) -> VideoSource:
-        facts = probe(root / path)
-        about = facts.path.stat()
+    def open_video(path: str) -> VideoSource:
+        info = probe(root / path)
+        stat = info.path.stat()
 
-        def read(numbers: Sequence[int]) -> Iterator[Any]:
-            with open_frames(facts.path, facts, numbers) as frames:
-                for _, picture in frames:
-                    yield picture
+        def read_frames(frame_indices: Sequence[int]) -> Iterator[Any]:
+            with open_frames(info.path, info, frame_indices) as frames:
+                for _, image in frames:
+                    yield image
 
-        return VideoSource(path, facts.edges, f"{about.st_size}-{about.st_mtime_ns}", read)
+        # Size and time of the file tell cached images of another version apart.
+        file_version = f"{stat.st_size}-{stat.st_mtime_ns}"
+        return VideoSource(path, info.edges, file_version, read_frames)
 
-    return footage_of
+    return open_video
 
 
 def main() -> None:
+    """Run the command."""
     app()

@@ -1,12 +1,12 @@
-"""`stvg-sweep`: every variant of a table trained and judged over seeds → one table with intervals and pictures; resumable."""
+"""`stvg-sweep`: an ablation table, trained and evaluated over several seeds; resumable."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from cli.console.app import (
     Assignments,
     ConfigFile,
     Debug,
+    Version,
     handle_errors,
     log_to,
     new_app,
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from grounding.sweep.run import SweepProgress
 
 app = new_app()
+
+SPEED_PERIOD_SECONDS = 120
+"""Period of the bar's speed estimate: evaluation pauses the steps for a while."""
 
 
 @app.command()
@@ -40,7 +44,7 @@ def sweep(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="The folder of all runs and of the table.",
+            help="Folder for all runs and the table.",
             show_default="sweeps/TABLE",
         ),
     ] = None,
@@ -49,29 +53,34 @@ def sweep(
         typer.Option(
             "--table",
             metavar="NAME",
-            help="csdvl, cgstvg, cgstvg_context, cgstvg_thresholds, costa or systems.",
+            help="Ablation table: csdvl, cgstvg, cgstvg_context, cgstvg_thresholds, costa or "
+            "systems.",
         ),
     ] = "csdvl",
     seeds: Annotated[
         int,
         typer.Option(
-            "--seeds", help="How many seeds each variant is trained with, from `seed` on."
+            "--seeds",
+            help="Number of seeds for each variant. The first is the setting `seed`.",
         ),
     ] = 3,
     preset: Annotated[
         str | None,
         typer.Option(
             "--preset",
-            help="The preset that variants change; by default the one of the store's data set.",
+            help="Preset that the variants change. Default: the preset of the store's data set.",
         ),
     ] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
     debug: Debug = False,
+    version: Version = False,
 ) -> None:
-    """Run an ablation table. Stopped at any moment, the same command goes on; what is finished is not made again.
+    """Train and evaluate all variants of an ablation table.
 
-    --set keys are of section `train`; how runs are judged is section `evaluate` of --config.
+    The command can be stopped at any moment. Run it again to go on: finished runs are kept.
+
+    --set takes keys of section 'train'. Section 'evaluate' of --config sets the evaluation.
     """
     from cli.console.sweep_tables import show_claims, show_section
     from grounding.evaluation.config import EvaluateConfig
@@ -83,45 +92,55 @@ def sweep(
     from grounding.systems.registry import apply_preset
     from pipeline.config import load, merge, parse_assignments, read_section
 
-    chosen = load_table(table)
-    given = merge(read_section(config, "train"), parse_assignments(assignments or []))
-    folder, evaluate = out or Path("sweeps") / table, load(EvaluateConfig, "evaluate", config, [])
-    planned = plan_sweep(
-        chosen,
-        features,
-        folder,
-        lambda system: apply_preset(given, preset, system, features),
-        evaluate,
-        seeds,
-    )
-    log_to(folder / "log.txt")
-    with show_sweep_progress() as watch:
-        results = run_sweep(planned, watch)
-    found = compute_statistics(planned, results)
-    for warning in list_warnings(found):
+    sweep_table = load_table(table)
+    train_section = merge(read_section(config, "train"), parse_assignments(assignments or []))
+    sweep_dir = out or Path("sweeps") / table
+    evaluate_config = load(EvaluateConfig, "evaluate", config, [])
+
+    def load_train_section(system: str) -> Mapping[str, Any]:
+        return apply_preset(train_section, preset, system, features)
+
+    # Plan and run.
+    plan = plan_sweep(sweep_table, features, sweep_dir, load_train_section, evaluate_config, seeds)
+    log_to(sweep_dir / "log.txt")
+    with show_sweep_progress() as on_progress:
+        scores = run_sweep(plan, on_progress)
+
+    # Write and show the table.
+    statistics = compute_statistics(plan, scores)
+    for warning in list_warnings(statistics):
         print_warning(warning.strip("*"))
-    for path in write_table(found, folder):
+    for path in write_table(statistics, sweep_dir):
         print_info(f"wrote {path}")
-    for part in found["sections"]:
-        show_section(found, part)
-    if found["claims"]:
-        show_claims(found)
+    for section in statistics["sections"]:
+        show_section(statistics, section)
+    if statistics["claims"]:
+        show_claims(statistics)
 
 
 @contextmanager
 def show_sweep_progress() -> Iterator[Callable[[SweepProgress], None]]:
-    """Two bars on a terminal, runs and steps over all of them; plain lines in the log, and on stderr elsewhere."""
-    terminal = sys.stderr.isatty()
-    lines = ProgressLines("sweep", "steps", None if terminal else sys.stderr)
+    """Show the progress of a sweep while the context is open.
 
-    def in_lines(place: SweepProgress) -> None:
-        lines.label = f"{place.activity} (run {min(place.finished_runs + 1, place.total_runs)} of {place.total_runs})"
-        if place.total_steps:
-            lines(place.finished_steps, place.total_steps)
+    A terminal has two bars, for runs and for steps of all runs. The log, and stderr outside a
+    terminal, have plain lines.
 
-    if not terminal:
-        yield in_lines
+    Yields:
+        The callback of the sweep.
+    """
+    is_terminal = sys.stderr.isatty()
+    lines = ProgressLines("sweep", "steps", None if is_terminal else sys.stderr)
+
+    def write_line(progress: SweepProgress) -> None:
+        run_number = min(progress.finished_runs + 1, progress.total_runs)
+        lines.label = f"{progress.activity} (run {run_number} of {progress.total_runs})"
+        if progress.total_steps:
+            lines(progress.finished_steps, progress.total_steps)
+
+    if not is_terminal:
+        yield write_line
         return
+
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -139,21 +158,28 @@ def show_sweep_progress() -> Iterator[Callable[[SweepProgress], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=120) as bars:
-        runs, steps = bars.add_task("runs", total=None), bars.add_task("steps", total=None)
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, speed_estimate_period=SPEED_PERIOD_SECONDS) as bars:
+        run_bar = bars.add_task("runs", total=None)
+        step_bar = bars.add_task("steps", total=None)
 
-        def watch(place: SweepProgress) -> None:
+        def update_bars(progress: SweepProgress) -> None:
             bars.update(
-                runs,
-                completed=place.finished_runs,
-                total=place.total_runs,
-                description=place.activity,
+                run_bar,
+                completed=progress.finished_runs,
+                total=progress.total_runs,
+                description=progress.activity,
             )
-            bars.update(steps, completed=place.finished_steps, total=place.total_steps or None)
-            in_lines(place)
+            bars.update(
+                step_bar,
+                completed=progress.finished_steps,
+                total=progress.total_steps or None,
+            )
+            write_line(progress)
 
-        yield watch
+        yield update_bars
 
 
 def main() -> None:
+    """Run the command."""
     app()

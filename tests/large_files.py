@@ -8,7 +8,8 @@ from pathlib import Path
 MAX_BYTES = 1 << 20
 """Data, weights and videos do not belong into the repository."""
 ALLOWED = ("pipeline/encoders/tiny/", "tests/assets/")
-"""Folders of small weights and clips that were made for the project; each file stays under 4 MiB."""
+"""Folders of small weights and clips that were made for the project; each file stays under 4 MiB.
+"""
 
 
 def find_large_files(paths: list[str]) -> list[str]:

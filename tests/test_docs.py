@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from benchmarks.import_graph import PACKAGES, mermaid
+from benchmarks.import_graph import PACKAGES, format_mermaid
 from tests.conftest import TinyRun
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def test_the_import_graph_is_the_codes(package: str) -> None:
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     match = re.search(rf"<!-- graph:{package} -->\n```mermaid\n(.*?)\n```", text, re.DOTALL)
     assert match is not None
-    assert match[1] == mermaid(package)
+    assert match[1] == format_mermaid(package)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

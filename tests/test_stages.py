@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = PIPELINE["stages"]
 
 
 def file_of(module: str) -> Path | None:
@@ -85,3 +86,27 @@ def test_training_is_done_again_when_any_code_of_grounding_changes_that_it_uses(
         )
         == []
     )
+
+
+def paths_of(entries: list[dict[str, object]]) -> list[str]:
+    return [path for entry in entries for path in entry]
+
+
+def test_dvc_shows_the_summary_and_keeps_all_metrics() -> None:
+    stage = STAGES["evaluate"]
+    assert paths_of(stage["metrics"]) == ["runs/${dataset.name}/summary.json"]
+    assert "runs/${dataset.name}/metrics.json" in paths_of(stage["outs"])
+    assert all(options == {"cache": False} for out in stage["outs"] for options in out.values())
+
+
+def test_dvc_draws_curves_that_training_writes() -> None:
+    curves = "runs/${dataset.name}/curves/plots/metrics"
+    drawn = {}
+    for plot in PIPELINE["plots"]:
+        for options in plot.values():
+            assert options["x"] == "step"
+            drawn |= options["y"]
+    assert drawn == {
+        f"{curves}/train/loss.tsv": "loss",
+        f"{curves}/val/m_vIoU.tsv": "m_vIoU",
+    }

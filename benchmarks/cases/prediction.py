@@ -116,10 +116,10 @@ class PredictionLatency(Case):
             assert alone.span == answer.span, (alone.span, answer.span)
             boxes = (torch.tensor([row[1:] for row in one.boxes]) for one in (alone, answer))
             torch.testing.assert_close(*boxes, rtol=0, atol=2.0 if HAS_GPU else 0.5)
-        seen = self.grounder.look(self.video_path)
+        seen = self.grounder.encode_video(self.video_path)
         assert (
-            self.grounder.answer(seen, [TEXT]).queries
-            == self.grounder.ask(self.video_path, [TEXT]).queries
+            self.grounder.ground_encoded(seen, [TEXT]).queries
+            == self.grounder.ground(self.video_path, [TEXT]).queries
         )
 
     def measure(self) -> list[Comparison]:
@@ -150,10 +150,10 @@ class PredictionLatency(Case):
         }
 
     def _measure_video_file(self) -> dict[str, Measurement]:
-        seen = self.grounder.look(self.video_path)
+        seen = self.grounder.encode_video(self.video_path)
         ways: dict[str, Callable[[], object]] = {
-            "seen before": lambda: self.grounder.answer(seen, [TEXT]),
-            "from the mp4": lambda: self.grounder.ask(self.video_path, [TEXT]),
+            "seen before": lambda: self.grounder.ground_encoded(seen, [TEXT]),
+            "from the mp4": lambda: self.grounder.ground(self.video_path, [TEXT]),
         }
         features = sum(2 * prod(product.shape(seen.key)) for product in seen.features.values())
         moved = {"seen before": features, "from the mp4": self.seconds * FPS * prod(self.size) * 3}

@@ -68,15 +68,15 @@ def get_sizes(device: str) -> tuple[SystemsSize, ...]:
     """Of the papers, for a CPU less of them, and what `make demo` trains on."""
     full: dict[str, Any] = {
         "preset": "hcstvg-v1",
-        "video": (1280, 720),
-        "words": 20,
+        "video_size": (1280, 720),
+        "num_tokens": 20,
         "backbones": "full",
     }
     full |= {
         "channels": CHANNELS,
-        "square": SLOWFAST_GRID,
+        "motion_grid": SLOWFAST_GRID,
         "stride": CELL_STRIDE,
-        "together": False,
+        "single_batch": False,
     }
     tiny = {"appearance": 128, "motion": 384, "text": 64}
     shapes = SystemsSize(
@@ -242,7 +242,7 @@ def _select_overrides(name: str, size: SystemsSize) -> dict[str, Any]:
 def _describe_step(step: TrainingStep, parts: list[Batch]) -> dict[str, Any]:
     return {
         "parameters": step.num_parameters,
-        "count_feature_bytes": sum(map(count_feature_bytes, parts)),
+        "feature_bytes": sum(map(count_feature_bytes, parts)),
         "sees": _describe_inputs(parts),
     }
 

@@ -1,4 +1,4 @@
-"""The sections of the configuration that belong to commands rather than to a library part. Import inside command bodies."""
+"""Sections of the configuration that belong to commands. Import inside command bodies."""
 
 from __future__ import annotations
 
@@ -12,43 +12,64 @@ from pipeline.datasets.shapes.make import ShapesConfig
 
 
 class DatasetConfig(StrictModel):
-    """Section `dataset`, shared by commands. `root` is a folder (for `jsonl` the file), `index` the prepared index."""
+    """Section `dataset`, shared by `stvg-prepare` and `stvg-extract`."""
 
     name: str = "shapes"
+    """Name of the data set."""
     root: Path | None = None
+    """Folder of the data set; for `jsonl` the file. By default `data/NAME`."""
     index: Path | None = None
+    """The prepared index. By default `data/NAME-index/index.jsonl`."""
 
     @property
     def root_path(self) -> Path:
+        """The data set's folder, or its default."""
         return self.root or Path("data") / self.name
 
     @property
     def video_root(self) -> Path:
-        """What the index's video paths are relative to."""
+        """Folder that the index's video paths are relative to."""
         return self.root_path.parent if self.name == "jsonl" else self.root_path
 
     @property
     def index_path(self) -> Path:
+        """The index, or its default."""
         return self.index or Path("data") / f"{self.name}-index" / "index.jsonl"
 
 
 class PrepareConfig(StrictModel):
-    """Section `prepare`. `allow_failed`: how many inputs may fail, a share below 1 or a count; `shapes`: how much of it is made."""
+    """Section `prepare`."""
 
     allow_failed: float = Field(0, ge=0)
+    """Inputs that may fail: a share below 1, or a count."""
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    """Processes that draw the videos of `shapes`."""
     shapes: ShapesConfig = ShapesConfig()
+    """Size of the data set `shapes`."""
 
 
 def load_dataset_config(
     file: Path | None, name: str | None, root: Path | None, index: Path | None = None
 ) -> DatasetConfig:
-    """The file's section `dataset` under what the command line names; another name forgets the file's paths."""
+    """Load section `dataset`, with the values of the command line over those of the file.
+
+    Args:
+        file: YAML file with sections; None for no file.
+        name: Name of the data set. A name other than the file's discards the file's paths.
+        root: Folder of the data set.
+        index: The prepared index.
+
+    Returns:
+        The config.
+
+    Raises:
+        InputError: The file or a value is invalid.
+    """
     settings = load(DatasetConfig, "dataset", file, [])
-    given = {
-        key: value
-        for key, value in (("name", name), ("root", root), ("index", index))
-        if value is not None
-    }
-    kept = settings.model_dump() if name in (None, settings.name) else {}
-    return validate(DatasetConfig, {**kept, **given}, "section 'dataset'")
+
+    options = {"name": name, "root": root, "index": index}
+    overrides = {key: value for key, value in options.items() if value is not None}
+
+    same_dataset = name is None or name == settings.name
+    defaults = settings.model_dump() if same_dataset else {}
+    return validate(DatasetConfig, {**defaults, **overrides}, "section 'dataset'")

@@ -1,4 +1,4 @@
-"""The tables `stvg-eval` prints: this run beside the baselines, another run, and published results."""
+"""Tables of `stvg-eval`: metrics beside baselines, another run, and published results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.text import Text
 from grounding.evaluation.evaluate import evaluate_published_protocols
 from grounding.evaluation.ground_truth import GroundTruth
 from grounding.evaluation.published import build_paper_table, protocols_for
+from grounding.evaluation.run import EvaluationReport
 from grounding.metrics.bootstrap import Difference
 from grounding.metrics.scores import MEAN_METRICS, Score, summarize_by
 from grounding.structures.tubes import Tubes
@@ -18,28 +19,52 @@ from pipeline.records import Query
 
 MISSING_CELL = "–"
 
+OUTPUT_WIDTH = 120
+"""Columns of a table outside a terminal: wide enough for every table."""
+
+
+def show_report(report: EvaluationReport) -> None:
+    """Print all tables of an evaluation.
+
+    Args:
+        report: Report of the evaluation.
+    """
+    options = report.options
+    ground_truth = report.ground_truth
+
+    show_metrics(report.title, report.metrics, report.scores, ground_truth.queries)
+    if report.differences:
+        show_differences(f"compared with {options.compare_path}", report.differences)
+    show_published(
+        ground_truth, report.tubes, options.protocol, options.settings.split, report.scores
+    )
+
 
 def show_metrics(
     title: str, metrics: Mapping[str, float], scores: Sequence[Score], queries: Sequence[Query]
 ) -> None:
-    """This run with its 95 % intervals beside the baselines, and its means by form and by tag."""
+    """Print the metrics with intervals and baselines, then the means by form and by tag.
+
+    Args:
+        title: Title of the first table.
+        metrics: Flat metrics, as in `metrics.json`.
+        scores: Scores per query.
+        queries: The queries, with forms and tags.
+    """
     table = _create_table(title, "queries", *MEAN_METRICS)
     _add_row(table, "this", metrics)
-    if any(f"{name}_low" in metrics for name in MEAN_METRICS):
-        pairs = [(metrics.get(f"{name}_low"), metrics.get(f"{name}_high")) for name in MEAN_METRICS]
-        intervals = [
-            MISSING_CELL if low is None else f"{low:.3f}–{high:.3f}" for low, high in pairs
-        ]
-        table.add_row("95 % interval", "", *intervals, style="dim")
+    _add_interval_row(table, metrics)
+
     for name, prefix in (("best constant", "baseline_"), ("random", "random_")):
-        own = {
+        baseline_metrics = {
             key.removeprefix(prefix): value
             for key, value in metrics.items()
             if key.startswith(prefix)
         }
-        if own:
-            _add_row(table, name, own)
+        if baseline_metrics:
+            _add_row(table, name, baseline_metrics)
     create_console().print(table)
+
     groups = {**summarize_by(scores, queries, "form"), **summarize_by(scores, queries, "tag")}
     if groups:
         table = _create_table("by form and by tag", "queries", *MEAN_METRICS)
@@ -48,24 +73,43 @@ def show_metrics(
         create_console().print(table)
 
 
+def _add_interval_row(table: Table, metrics: Mapping[str, float]) -> None:
+    """Add the 95 % intervals of the means, if there are any."""
+    if not any(f"{name}_low" in metrics for name in MEAN_METRICS):
+        return
+
+    cells = []
+    for name in MEAN_METRICS:
+        low = metrics.get(f"{name}_low")
+        high = metrics.get(f"{name}_high")
+        cells.append(MISSING_CELL if low is None else f"{low:.3f}–{high:.3f}")
+    table.add_row("95 % interval", "", *cells, style="dim")
+
+
 def show_differences(title: str, differences: Mapping[str, Difference]) -> None:
-    """This run against another on the same queries."""
-    table = _create_table(
-        title, "this", "other", "difference", "95 % interval", "p", "better", "worse"
-    )
-    for name, one in differences.items():
-        interval = (
-            MISSING_CELL
-            if one.low is None or one.high is None
-            else f"{one.low:+.4f} to {one.high:+.4f}"
-        )
-        means = (f"{one.ours:.4f}", f"{one.other:.4f}", f"{one.mean:+.4f}", interval)
+    """Print the comparison with another run on the same queries.
+
+    Args:
+        title: Title of the table.
+        differences: Paired differences by metric.
+    """
+    columns = ("this", "other", "difference", "95 % interval", "p", "better", "worse")
+    table = _create_table(title, *columns)
+    for metric, difference in differences.items():
+        if difference.low is None or difference.high is None:
+            interval = MISSING_CELL
+        else:
+            interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+        p_value = MISSING_CELL if difference.p is None else f"{difference.p:.4f}"
         table.add_row(
-            name,
-            *means,
-            MISSING_CELL if one.p is None else f"{one.p:.4f}",
-            str(one.better),
-            str(one.worse),
+            metric,
+            f"{difference.ours:.4f}",
+            f"{difference.other:.4f}",
+            f"{difference.mean:+.4f}",
+            interval,
+            p_value,
+            str(difference.better),
+            str(difference.worse),
         )
     create_console().print(table)
 
@@ -73,22 +117,44 @@ def show_differences(title: str, differences: Mapping[str, Difference]) -> None:
 def show_published(
     ground_truth: GroundTruth, tubes: Tubes, protocol: str, split: str, scores: Sequence[Score]
 ) -> None:
-    """The published results of this data set's split with this run: as judged (`known`), by every-frame, and as the rows were."""
-    if ground_truth.dataset_name is None or not protocols_for(ground_truth.dataset_name, split):
+    """Print the published results of the split with this run's, once per protocol.
+
+    The protocols are the evaluation's, every-frame, and those of the published rows. Nothing is
+    printed without published results.
+
+    Args:
+        ground_truth: Ground truth of the split.
+        tubes: Predicted tubes.
+        protocol: Protocol of `scores`.
+        split: The split.
+        scores: Scores per query.
+    """
+    dataset_name = ground_truth.dataset_name
+    if dataset_name is None or not protocols_for(dataset_name, split):
         return
-    ours, refused = evaluate_published_protocols(ground_truth, tubes, split, {protocol: scores})
-    for why in refused:
-        create_console().print(Text(why, style="yellow"))
-    create_console().print(build_paper_table(ground_truth.dataset_name, split, ours))
+
+    means_by_protocol, refusals = evaluate_published_protocols(
+        ground_truth, tubes, split, {protocol: scores}
+    )
+    for refusal in refusals:
+        create_console().print(Text(refusal, style="yellow"))
+    create_console().print(build_paper_table(dataset_name, split, means_by_protocol))
 
 
 def create_console() -> Console:
-    """Standard output; wide enough for the tables where it is no terminal."""
-    wide = Console()
-    return wide if wide.is_terminal else Console(width=120)
+    """Create a console on stdout.
+
+    Returns:
+        The console. Outside a terminal it has `OUTPUT_WIDTH` columns.
+    """
+    console = Console()
+    if console.is_terminal:
+        return console
+    return Console(width=OUTPUT_WIDTH)
 
 
 def _create_table(title: str, *columns: str) -> Table:
+    """Create a table with a column of names and right-aligned columns of numbers."""
     table = Table(title=Text(title), title_justify="left")
     table.add_column("")
     for column in columns:
@@ -97,14 +163,18 @@ def _create_table(title: str, *columns: str) -> Table:
 
 
 def _add_row(table: Table, name: str, values: Mapping[str, float]) -> None:
-    """A row of counts and means; a mean that is not known is a dash."""
-    cells = [
-        values.get(column.header) for column in table.columns[1:] if isinstance(column.header, str)
-    ]
-    table.add_row(
-        Text(name),
-        *(
-            MISSING_CELL if cell is None else str(cell) if isinstance(cell, int) else f"{cell:.4f}"
-            for cell in cells
-        ),
-    )
+    """Add a row of counts and means; a missing value is a dash."""
+    cells = []
+    for column in table.columns[1:]:
+        if isinstance(column.header, str):
+            cells.append(_format_cell(values.get(column.header)))
+    table.add_row(Text(name), *cells)
+
+
+def _format_cell(value: float | None) -> str:
+    """Format a count as it is, a mean with four decimals, and a missing value as a dash."""
+    if value is None:
+        return MISSING_CELL
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.4f}"

@@ -1,6 +1,6 @@
-"""Progress for people and for logs: a bar with rate and time left on a terminal, plain lines every few seconds elsewhere.
+"""Progress of long work: a bar on a terminal, plain lines every few seconds elsewhere.
 
-with progress("extracting", unit="videos") as advance:
+with show_progress("extracting", unit="videos") as advance:
     run(..., progress=advance)          # called as advance(done, total)
 """
 
@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-ProgressCallback = Callable[[int, int], None]
+from pipeline.callbacks import ProgressCallback
+
 LINE_INTERVAL_SECONDS = 10.0
 log = logging.getLogger("cli")
 
@@ -22,7 +23,16 @@ log = logging.getLogger("cli")
 def show_progress(
     label: str, unit: str = "items", stream: TextIO | None = None
 ) -> Iterator[ProgressCallback]:
-    """A function `advance(done, total)` that shows how far `what` has come; it may be called as often as you like."""
+    """Show progress while the context is open.
+
+    Args:
+        label: Name of the work.
+        unit: Noun for what is counted, in the plural.
+        stream: Output stream; stderr by default. A terminal gets a bar with rate and time left.
+
+    Yields:
+        The callback `advance(done, total)`. It may be called at any rate.
+    """
     stream = stream or sys.stderr
     if stream.isatty():
         with _show_bar(label, unit, stream) as advance:
@@ -32,7 +42,8 @@ def show_progress(
 
 
 @contextmanager
-def _show_bar(what: str, unit: str, stream: TextIO) -> Iterator[ProgressCallback]:
+def _show_bar(label: str, unit: str, stream: TextIO) -> Iterator[ProgressCallback]:
+    """Show a bar on a terminal, and write plain lines to the log."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -43,34 +54,37 @@ def _show_bar(what: str, unit: str, stream: TextIO) -> Iterator[ProgressCallback
         TimeRemainingColumn,
     )
 
-    lines = ProgressLines(what, unit, None)
-    rate = TextColumn("{task.fields[rate]}", style="dim")
+    lines = ProgressLines(label, unit, None)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
-        rate,
-    )
-    with Progress(
-        *columns,
+        TextColumn("{task.fields[rate]}", style="dim"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(file=stream),
-        transient=False,
-    ) as bars:
-        task = bars.add_task(what, total=None, rate="")
+    )
+    with Progress(*columns, console=Console(file=stream), transient=False) as bars:
+        task = bars.add_task(label, total=None, rate="")
 
         def advance(done: int, total: int) -> None:
             speed = bars.tasks[0].speed
-            bars.update(task, completed=done, total=total, rate=f"{speed:.3g}/s" if speed else "")
+            rate = f"{speed:.3g}/s" if speed else ""
+            bars.update(task, completed=done, total=total, rate=rate)
             lines(done, total)
 
         yield advance
 
 
 class ProgressLines:
-    """Plain lines in the log file and on `stream` (None: in the log only): the first, every few seconds, the last."""
+    """Progress as plain lines: the first, one every few seconds, and the last.
+
+    Args:
+        label: Name of the work; may be changed while it runs.
+        unit: Noun for what is counted.
+        stream: Output stream; None writes to the log only.
+        clock: Function that returns the time in seconds.
+    """
 
     def __init__(
         self,
@@ -79,7 +93,11 @@ class ProgressLines:
         stream: TextIO | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.label, self.unit, self.stream, self.clock = label, unit, stream, clock
+        self.label = label
+        self.unit = unit
+        self.stream = stream
+        self.clock = clock
+
         self.start_time = clock()
         self.first_done: int | None = None
         self.last_done = 0
@@ -87,41 +105,62 @@ class ProgressLines:
         self.finished = False
 
     def __call__(self, done: int, total: int) -> None:
-        if (
-            self.first_done is None or done < self.last_done
-        ):  # the first call, or a next part of the work
-            self.first_done, self.start_time, self.last_report_time, self.finished = (
-                done,
-                self.clock(),
-                -LINE_INTERVAL_SECONDS,
-                False,
-            )
+        """Write a line, if enough time has passed since the last one.
+
+        Args:
+            done: Units finished. A smaller number than before begins a new part of the work.
+            total: Units in all.
+        """
+        if self.first_done is None or done < self.last_done:
+            self._start_part(done)
         self.last_done = done
-        passed = self.clock() - self.start_time
-        whole = done >= total
-        if (passed - self.last_report_time < LINE_INTERVAL_SECONDS and not whole) or (
-            whole and self.finished
-        ):
+
+        # The last line is written once and at once; others only after the interval.
+        elapsed = self.clock() - self.start_time
+        is_complete = done >= total
+        is_early = elapsed - self.last_report_time < LINE_INTERVAL_SECONDS
+        if (is_early and not is_complete) or (is_complete and self.finished):
             return
-        self.last_report_time, self.finished = passed, whole
-        line = f"{self.label}: {done}/{total} {self.unit}{self._format_rate(done, total, passed)}"
+        self.last_report_time = elapsed
+        self.finished = is_complete
+
+        rate = self._format_rate(done, total, elapsed)
+        line = f"{self.label}: {done}/{total} {self.unit}{rate}"
         log.info("%s", line)
         if self.stream is not None:
             self.stream.write(line + "\n")
             self.stream.flush()
 
-    def _format_rate(self, done: int, total: int, passed: float) -> str:
-        """Rate and time left, once something has been done; what was done before the start does not count."""
-        made = done - (self.first_done or 0)
-        if made <= 0 or passed <= 0:
+    def _start_part(self, done: int) -> None:
+        """Restart the clock at the first call, or at the next part of the work."""
+        self.first_done = done
+        self.start_time = self.clock()
+        self.last_report_time = -LINE_INTERVAL_SECONDS
+        self.finished = False
+
+    def _format_rate(self, done: int, total: int, elapsed: float) -> str:
+        """Format rate and time left; units that were finished before the start do not count."""
+        new_units = done - (self.first_done or 0)
+        if new_units <= 0 or elapsed <= 0:
             return ""
+
+        rate = f"{new_units / elapsed:.3g}/s"
         if done >= total:
-            return f", {made / passed:.3g}/s, {format_clock(passed)} in all"
-        return f", {made / passed:.3g}/s, {format_clock((total - done) * passed / made)} left"
+            return f", {rate}, {format_clock(elapsed)} in all"
+        return f", {rate}, {format_clock((total - done) * elapsed / new_units)} left"
 
 
 def format_clock(seconds: float) -> str:
-    """Seconds as `m:ss`, or `h:mm:ss` from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
+    """Format a duration as `m:ss`, or as `h:mm:ss` from one hour on.
+
+    Args:
+        seconds: The duration.
+
+    Returns:
+        The text.
+    """
+    minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    if hours:
+        return f"{hours}:{minutes:02d}:{seconds_left:02d}"
+    return f"{minutes}:{seconds_left:02d}"

@@ -9,18 +9,24 @@ from pipeline.config import StrictModel
 
 
 class EvaluateConfig(StrictModel):
-    """Section `evaluate`: which split is judged; `seed` is that of the random baseline and of the intervals."""
+    """Section `evaluate`: the split, and the settings of inference and of the intervals."""
 
     split: str = "test"
+    """Split that is evaluated."""
     seed: int = 0
+    """Seed of the random baseline and of the bootstrap intervals."""
     frames: int | None = Field(None, ge=1)
-    """T_s: frames a model sees at once at test time; by default as in training."""
+    """T_s: frames of one forward pass at test time; by default as in training."""
     batch: int = Field(16, ge=1)
-    """Passes of T_s frames that run at once."""
+    """Forward passes of T_s frames that run at once."""
     refine_boundaries: bool = False
-    """A second look at clips and frames taken densely around the span that the first one found."""
+    """Run a second, denser pass on clips and frames around the predicted span."""
     subframe_boundaries: bool = True
-    """Spans begin and end between clips, where the scores around the best proposal point; false: at clips' edges, as in the paper."""
+    """Place boundaries between clips, at the center of the scores around the best proposal.
+
+    With false, boundaries are at the edges of clips, as in the paper.
+    """
     device: str = "auto"
+    """Device of the models: auto, cpu, or cuda."""
     first_frame: int = Field(FIRST_FRAME, ge=0, le=1)
-    """The number of a video's first frame in the challenge's files."""
+    """Number of a video's first frame in files of the HC-STVG challenge."""

@@ -1,9 +1,10 @@
-"""From a run, or predictions, to results: per-query scores, the flat metrics with their baselines, the files they go to."""
+"""Metrics of predictions: scores per query, means, intervals, baselines, groups of queries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from grounding.evaluation.baselines import predict_best_constant, predict_random
 from grounding.evaluation.config import EvaluateConfig
@@ -13,12 +14,13 @@ from grounding.metrics.bootstrap import confidence_intervals
 from grounding.metrics.protocols import score_tubes
 from grounding.metrics.scores import Score, build_scores, check_known_ids, summarize, summarize_by
 from grounding.structures.tubes import Tubes
+from pipeline.callbacks import ProgressCallback
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query
 from pipeline.store import Store
 
 COUNT_METRICS = ("queries", "boxed_queries")
-ProgressCallback = Callable[[int, int], None]
+"""Keys of a summary that are counts, not means."""
 
 
 def predict_split(
@@ -27,63 +29,114 @@ def predict_split(
     config: EvaluateConfig,
     progress: ProgressCallback = lambda done, total: None,
 ) -> tuple[list[Prediction], list[str]]:
-    """What the runs' models answer together to one split of a store, and the ids of queries that the store has no features of."""
-    # Imported here: judging files, and reporting, must not wait for torch.
+    """Predict the queries of one split of a store.
+
+    Args:
+        runs: Run directories. Several runs predict as one ensemble.
+        store: Store with the features.
+        config: Split, device and inference settings.
+        progress: Callback that counts queries.
+
+    Returns:
+        The predictions, and the ids of queries without features in the store.
+
+    Raises:
+        InputError: The runs or the store do not fit together.
+    """
+    # Evaluation of files, and the report, must not wait for torch.
     from grounding.inference.ensemble import Ensemble
     from grounding.inference.predict import predict
     from pipeline.devices import resolve_device
 
     ensemble = Ensemble.from_runs(runs, resolve_device(config.device), config.frames)
-    features = ensemble.load_dataset(Store(store), config.split)
+    dataset = ensemble.load_dataset(Store(store), config.split)
+
     with ensemble.autocast():
-        answers = predict(
+        predictions = predict(
             ensemble.models,
-            features,
-            features.queries,
+            dataset,
+            dataset.queries,
             config.batch,
             progress,
             config.refine_boundaries,
             config.subframe_boundaries,
         )
-    return answers, features.missing_query_ids
+    return predictions, dataset.missing_query_ids
 
 
 def evaluate(
     ground_truth: GroundTruth, predictions: Tubes, protocol: str = "every-frame", seed: int = 0
 ) -> tuple[list[Score], dict[str, float]]:
-    """Scores, and the metrics: means, counts (`unanswered`: queries without a prediction), 95 % intervals, the baselines'
-    means, and those by form and by tag.
+    """Score predictions and summarize the scores.
+
+    Args:
+        ground_truth: Ground truth of one split.
+        predictions: Predicted tubes.
+        protocol: Evaluation protocol, one of `grounding.metrics.protocols.PROTOCOLS`.
+        seed: Seed of the intervals and of the random baseline.
+
+    Returns:
+        Scores per query, and flat metrics: means, counts (`unanswered`: queries without a
+        prediction), 95 % intervals, means of the baselines, means by sentence form and by tag.
+
+    Raises:
+        InputError: A prediction names an unknown query, or no query can be scored.
     """
     scores = score_predictions(ground_truth, predictions, protocol)
-    metrics = (
-        summarize(scores)
-        | {"unanswered": len(missing_predictions(ground_truth, predictions))}
-        | confidence_intervals(scores, ground_truth.video_by_query, seed)
-    )
-    return scores, metrics | compute_baseline_metrics(
-        ground_truth, protocol, seed
-    ) | compute_group_metrics(scores, ground_truth.queries)
+
+    metrics = summarize(scores)
+    metrics |= {"unanswered": len(missing_predictions(ground_truth, predictions))}
+    metrics |= confidence_intervals(scores, ground_truth.video_by_query, seed)
+    metrics |= compute_baseline_metrics(ground_truth, protocol, seed)
+    metrics |= compute_group_metrics(scores, ground_truth.queries)
+    return scores, metrics
 
 
 def missing_predictions(ground_truth: GroundTruth, predictions: Tubes) -> list[str]:
-    """The queries with a truth but without a prediction."""
-    there = set(predictions.ids)
-    return [name for name in ground_truth.true_tubes.tubes.ids if name not in there]
+    """Return the ids of queries that have a ground truth but no prediction.
+
+    Args:
+        ground_truth: Ground truth of one split.
+        predictions: Predicted tubes.
+
+    Returns:
+        Query ids, in the order of the ground truth.
+    """
+    predicted_ids = set(predictions.ids)
+    true_ids = ground_truth.true_tubes.tubes.ids
+    return [query_id for query_id in true_ids if query_id not in predicted_ids]
 
 
 def score_predictions(
     ground_truth: GroundTruth, predictions: Tubes, protocol: str = "every-frame"
 ) -> list[Score]:
-    """Each query's scores by one protocol."""
+    """Score each query under one protocol.
+
+    Args:
+        ground_truth: Ground truth of one split.
+        predictions: Predicted tubes.
+        protocol: Evaluation protocol.
+
+    Returns:
+        One score per query that the protocol covers.
+
+    Raises:
+        InputError: A prediction names an unknown query, no query has a ground truth, or the
+            protocol refuses the predictions.
+    """
     check_known_ids(predictions, ground_truth.query_ids)
-    if not len(ground_truth.true_tubes.tubes):
+
+    num_queries = len(ground_truth.true_tubes.tubes)
+    if not num_queries:
         raise InputError(
-            "none of these queries has a truth to judge by: use an index whose queries carry `truth`"
+            "none of these queries has a ground truth: use an index whose queries carry `truth`"
         )
+
     scores = build_scores(score_tubes(ground_truth.true_tubes, predictions, protocol))
     if not scores:
         raise InputError(
-            f"none of the {len(ground_truth.true_tubes.tubes)} queries has a prediction, and protocol {protocol} leaves such queries out"
+            f"none of the {num_queries} queries has a prediction, and protocol {protocol} leaves"
+            " such queries out"
         )
     return scores
 
@@ -94,65 +147,93 @@ def evaluate_published_protocols(
     split: str,
     scores_by_protocol: Mapping[str, Sequence[Score]],
 ) -> tuple[MeansByProtocol, list[str]]:
-    """Means by the protocols that stand in `known` (their scores), by every-frame, and by those of the split's published rows; by
-    form where these are. And which protocols refused the predictions, in words: one may want them complete.
+    """Evaluate predictions under each protocol of the split's published results.
+
+    Args:
+        ground_truth: Ground truth of the split.
+        predictions: Predicted tubes.
+        split: The split.
+        scores_by_protocol: Scores that were computed already. Their protocols come first,
+            then every-frame, then the protocols of the published rows.
+
+    Returns:
+        Means by protocol (by sentence form too, if the published rows are), and a message for
+        each protocol that refused the predictions, for example because some are missing.
     """
-    dataset = ground_truth.dataset_name or ""
-    by_form = any(row.form is not None for row in rows_for(dataset, split))
-    ours: dict[str, dict[str, dict[str, float]]] = {}
-    refused = []
-    for name in dict.fromkeys([*scores_by_protocol, "every-frame", *protocols_for(dataset, split)]):
+    dataset_name = ground_truth.dataset_name or ""
+    has_forms = any(row.form is not None for row in rows_for(dataset_name, split))
+    protocols = [*scores_by_protocol, "every-frame", *protocols_for(dataset_name, split)]
+
+    means_by_protocol: dict[str, dict[str, dict[str, float]]] = {}
+    refusals = []
+    for protocol in dict.fromkeys(protocols):
+        # Scores of a protocol that were computed before are reused.
         try:
-            scores = (
-                scores_by_protocol[name]
-                if name in scores_by_protocol
-                else score_predictions(ground_truth, predictions, name)
-            )
+            if protocol in scores_by_protocol:
+                scores = scores_by_protocol[protocol]
+            else:
+                scores = score_predictions(ground_truth, predictions, protocol)
         except InputError as error:
-            refused.append(f"not judged by {name}: {error}")
+            refusals.append(f"not evaluated under {protocol}: {error}")
             continue
-        ours[name] = (
-            summarize_by(scores, ground_truth.queries, "form")
-            if by_form
-            else {"": summarize(scores)}
-        )
-    return ours, refused
+
+        if has_forms:
+            means_by_protocol[protocol] = summarize_by(scores, ground_truth.queries, "form")
+        else:
+            means_by_protocol[protocol] = {"": summarize(scores)}
+    return means_by_protocol, refusals
 
 
 def compute_baseline_metrics(
     ground_truth: GroundTruth, protocol: str = "every-frame", seed: int = 0
 ) -> dict[str, float]:
-    """`baseline_*` (the best constant chosen on train; absent without any truth there) and `random_*`, judged alike."""
+    """Evaluate the baselines of `grounding.evaluation.baselines`.
+
+    Args:
+        ground_truth: Ground truth of one split.
+        protocol: Evaluation protocol.
+        seed: Seed of the random baseline.
+
+    Returns:
+        Means under flat names: `baseline_*` for the best constant, which needs a train split with
+        ground truth, and `random_*`. Empty without an index.
+    """
     if not ground_truth.queries:
         return {}
-    answers = {"random_": predict_random(ground_truth.queries, seed)}
+
+    baselines = {}
     if any(query.truth is not None for query in ground_truth.train_queries):
-        answers = {
-            "baseline_": predict_best_constant(
-                ground_truth.train_queries, ground_truth.tracks, ground_truth.queries
-            ),
-            **answers,
-        }
-    found: dict[str, float] = {}
-    for prefix, answer in answers.items():
-        summary = summarize(
-            build_scores(
-                score_tubes(ground_truth.true_tubes, Tubes.from_predictions(answer), protocol)
-            )
+        baselines["baseline_"] = predict_best_constant(
+            ground_truth.train_queries, ground_truth.tracks, ground_truth.queries
         )
-        found |= {prefix + key: value for key, value in summary.items() if key not in COUNT_METRICS}
-    return found
+    baselines["random_"] = predict_random(ground_truth.queries, seed)
+
+    metrics: dict[str, float] = {}
+    for prefix, predictions in baselines.items():
+        tubes = Tubes.from_predictions(predictions)
+        scores = build_scores(score_tubes(ground_truth.true_tubes, tubes, protocol))
+        metrics |= _prefix_means(prefix, summarize(scores))
+    return metrics
 
 
 def compute_group_metrics(scores: Sequence[Score], queries: Sequence[Query]) -> dict[str, float]:
-    """The means by form, then by tag, under flat names: `declarative_m_vIoU`, `look-alike_m_vIoU`."""
-    groups = [
-        *summarize_by(scores, queries, "form").items(),
-        *summarize_by(scores, queries, "tag").items(),
-    ]
-    return {
-        f"{name}_{key}": value
-        for name, summary in groups
-        for key, value in summary.items()
-        if key not in COUNT_METRICS
-    }
+    """Compute means by sentence form, then by tag.
+
+    Args:
+        scores: Scores per query.
+        queries: The queries, with forms and tags.
+
+    Returns:
+        Means under flat names: `declarative_m_vIoU`, `look-alike_m_vIoU`.
+    """
+    attributes: tuple[Literal["form", "tag"], ...] = ("form", "tag")
+    metrics: dict[str, float] = {}
+    for attribute in attributes:
+        for group, summary in summarize_by(scores, queries, attribute).items():
+            metrics |= _prefix_means(f"{group}_", summary)
+    return metrics
+
+
+def _prefix_means(prefix: str, summary: Mapping[str, float]) -> dict[str, float]:
+    """Return the means of a summary, without counts, under prefixed names."""
+    return {prefix + key: value for key, value in summary.items() if key not in COUNT_METRICS}

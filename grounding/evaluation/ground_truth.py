@@ -1,4 +1,4 @@
-"""What answers are judged by, and the answers: read from an index, from predictions, or from the challenge's files."""
+"""Ground truth of an evaluation, and predicted tubes, read from indexes and from files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ from pipeline.tracks import Tracks
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """One split's true tubes, and what is known about the queries.
+    """Ground truth of one split, with its queries.
 
-    An index gives all of it; the challenge's file only the tubes, so that there are no baselines, forms or tags.
+    An index gives all attributes. A file of the HC-STVG challenge gives only `true_tubes`, so that
+    there are no baselines, forms or tags.
+
+    Attributes:
+        true_tubes: True tubes, and the data that protocols need.
+        queries: Queries of the split.
+        tracks: Boxes of all queries of the index.
+        train_queries: Queries of the train split.
+        dataset_name: Name of the data set, if it is known.
     """
 
     true_tubes: GroundTruthTubes
@@ -31,21 +39,36 @@ class GroundTruth:
 
     @property
     def query_ids(self) -> list[str]:
-        """All that may be answered, with or without a truth."""
-        return [query.id for query in self.queries] or list(self.true_tubes.tubes.ids)
+        """Ids of all queries, with or without ground truth."""
+        if self.queries:
+            return [query.id for query in self.queries]
+        return list(self.true_tubes.tubes.ids)
 
     @property
     def video_by_query(self) -> dict[str, str]:
-        """Each query's video; in the challenge's file every id is one."""
-        return {query.id: query.video for query in self.queries} or {
-            name: name for name in self.true_tubes.tubes.ids
-        }
+        """Video of each query, by query id; in the challenge's file every id is a video."""
+        if self.queries:
+            return {query.id: query.video for query in self.queries}
+        return {query_id: query_id for query_id in self.true_tubes.tubes.ids}
 
 
 def load_ground_truth(path: Path, split: str, first_frame: int = FIRST_FRAME) -> GroundTruth:
-    """The truth in an index (`tracks.npz` beside it) or, where the name ends in .json, in the challenge's file (all of it)."""
+    """Load the ground truth of a split.
+
+    Args:
+        path: An index, with `tracks.npz` beside it, or a .json file of the HC-STVG challenge.
+        split: Split of the index. A challenge file is loaded as a whole.
+        first_frame: Number of a video's first frame in a challenge file.
+
+    Returns:
+        The ground truth.
+
+    Raises:
+        InputError: The file cannot be read, or the index has no such split.
+    """
     if path.suffix == ".json":
         return GroundTruth(GroundTruthTubes(read_challenge(path, first_frame)))
+
     queries, tracks = read_index(path)
     return ground_truth_for_split(queries, tracks, split, read_dataset_name(path))
 
@@ -53,53 +76,107 @@ def load_ground_truth(path: Path, split: str, first_frame: int = FIRST_FRAME) ->
 def ground_truth_for_split(
     queries: Sequence[Query], tracks: Tracks, split: str, dataset_name: str | None = None
 ) -> GroundTruth:
-    """The exam of one split of an index."""
-    judged = select_split(queries, split)
-    train = [query for query in queries if query.split == "train"]
+    """Build the ground truth of one split of an index.
+
+    Args:
+        queries: All queries of the index.
+        tracks: Boxes of the queries.
+        split: The split.
+        dataset_name: Name of the data set, if it is known.
+
+    Returns:
+        The ground truth.
+
+    Raises:
+        InputError: The index has no such split.
+    """
+    split_queries = select_split(queries, split)
+    train_queries = [query for query in queries if query.split == "train"]
     return GroundTruth(
-        GroundTruthTubes.from_index(judged, tracks, dataset_name),
-        judged,
-        tracks,
-        train,
-        dataset_name,
+        true_tubes=GroundTruthTubes.from_index(split_queries, tracks, dataset_name),
+        queries=split_queries,
+        tracks=tracks,
+        train_queries=train_queries,
+        dataset_name=dataset_name,
     )
 
 
 def read_dataset_name(index: Path) -> str | None:
-    """The data set's name, from what lies beside its index: a store's manifest or prepare's report; None where neither does."""
-    for name in ("manifest.json", "defects.json"):
+    """Read the data set's name from the files beside an index.
+
+    Args:
+        index: The index. A store has `manifest.json` beside it, and stvg-prepare writes
+            `defects.json` beside it.
+
+    Returns:
+        The name; None if neither file has one.
+    """
+    for file_name in ("manifest.json", "defects.json"):
         try:
-            found = json.loads(index.with_name(name).read_bytes())["dataset"]
+            dataset_name = json.loads(index.with_name(file_name).read_bytes())["dataset"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if isinstance(found, str):
-            return found
+        if isinstance(dataset_name, str):
+            return dataset_name
     return None
 
 
 def read_tubes(path: Path, first_frame: int = FIRST_FRAME) -> Tubes:
-    """Predicted tubes from a file of one JSON object per line or, where the name ends in .json, the challenge's."""
+    """Read predicted tubes from a file.
+
+    Args:
+        path: One JSON object per line, or a .json file of the HC-STVG challenge.
+        first_frame: Number of a video's first frame in a challenge file.
+
+    Returns:
+        The tubes.
+
+    Raises:
+        InputError: The file cannot be read; the message names the file.
+    """
     if path.suffix == ".json":
         return read_challenge(path, first_frame)
+
     try:
         return Tubes.from_predictions(read_jsonl(path, Prediction))
     except InputError as error:
-        place = "" if str(path) in str(error) else f"{path}: "
-        raise InputError(f"{place}{error}; the challenge's file must end in .json") from None
+        prefix = "" if str(path) in str(error) else f"{path}: "
+        raise InputError(f"{prefix}{error}; the challenge's file must end in .json") from None
 
 
 def read_index(path: Path) -> tuple[list[Query], Tracks]:
-    """An index and the boxes beside it (`tracks.npz`, which only an index with boxes needs)."""
+    """Read an index and its boxes.
+
+    Args:
+        path: The index. If any query has boxes, `tracks.npz` must be beside it.
+
+    Returns:
+        The queries, and their boxes.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
     queries = list(read_jsonl(path, Query))
-    boxed = any(query.truth is not None and query.truth.track is not None for query in queries)
-    return queries, Tracks.load(path.with_name("tracks.npz")) if boxed else Tracks()
+    has_boxes = any(query.truth is not None and query.truth.track is not None for query in queries)
+    tracks = Tracks.load(path.with_name("tracks.npz")) if has_boxes else Tracks()
+    return queries, tracks
 
 
 def select_split(queries: Sequence[Query], split: str) -> list[Query]:
-    """The queries of one split; a split that is not there is refused with those that are."""
-    found = [query for query in queries if query.split == split]
-    if not found:
-        raise InputError(
-            f"no query is of split {split!r}; the index has {', '.join(sorted({query.split for query in queries})) or 'none'}"
-        )
-    return found
+    """Select the queries of one split.
+
+    Args:
+        queries: All queries of an index.
+        split: The split.
+
+    Returns:
+        Queries of the split, in order.
+
+    Raises:
+        InputError: The split has no query; the message lists the splits.
+    """
+    split_queries = [query for query in queries if query.split == split]
+    if not split_queries:
+        splits = ", ".join(sorted({query.split for query in queries})) or "none"
+        raise InputError(f"no query is of split {split!r}; the index has {splits}")
+    return split_queries

@@ -1,7 +1,9 @@
-"""The HC-STVG challenge's file of tubes: `{id: {st_frame, ed_frame, bbox: {frame: [x1, y1, x2, y2]}}}`, predictions and truth alike.
+"""Files of the HC-STVG challenge, for predictions and ground truth.
 
-`st_frame` and `ed_frame` are the first and the last frame (inclusive); frames are numbered from 1, as in HC-STVG's
-annotations (`first_frame` says otherwise), boxes are xyxy in pixels. A tube has the boxes it lists, frame by frame.
+A file is one JSON mapping: `{id: {st_frame, ed_frame, bbox: {frame: [x1, y1, x2, y2]}}}`.
+`st_frame` and `ed_frame` are the first and the last frame, both inclusive. Frames are numbered
+from 1, as in HC-STVG's annotations, or from `first_frame`. Boxes are xyxy in pixels. A tube has
+exactly the boxes that the file lists.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ FIRST_FRAME = 1
 
 
 def _parse_frame_number(key: object) -> int:
-    """A frame number as a key of JSON writes it, in one way only."""
+    """Parse a frame number that is a key of a JSON object; only one spelling is allowed."""
     if isinstance(key, str) and len(key) < 10 and re.fullmatch("0|[1-9][0-9]*", key):
         return int(key)
     raise ValueError("a frame number is wanted")
 
 
 class _ChallengeEntry(BaseModel):
+    """Tube of one query, as the file has it."""
+
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     st_frame: FrameIndex = Field(strict=True)
@@ -45,67 +49,98 @@ class _ChallengeEntry(BaseModel):
 
 
 def read_challenge(path: Path, first_frame: int = FIRST_FRAME) -> Tubes:
-    """The file's tubes, numbered from 0; an InputError names the file and the entry that is not one."""
+    """Read the tubes of a challenge file.
+
+    Args:
+        path: The file.
+        first_frame: Number of a video's first frame in the file.
+
+    Returns:
+        Tubes with frames numbered from 0.
+
+    Raises:
+        InputError: The file or an entry is invalid; the message names both.
+    """
     content = read_json(path, "write it again (a file of JSON lines must end in .jsonl)")
     if not isinstance(content, Mapping):
         raise InputError(
             f"{path} must be one mapping of ids to tubes; a file of JSON lines must end in .jsonl"
         )
-    entries = {name: _parse_entry(path, name, raw, first_frame) for name, raw in content.items()}
-    rows = (
-        (
-            np.fromiter(entry.bbox, np.int64, len(entry.bbox)) - first_frame,
-            np.array([*entry.bbox.values()], np.float64).reshape(-1, 4),
-        )
-        for entry in entries.values()
-    )
-    spans = (
-        (entry.st_frame - first_frame, entry.ed_frame + 1 - first_frame)
-        for entry in entries.values()
-    )
+
+    entries = {}
+    for query_id, raw_entry in content.items():
+        entries[query_id] = _parse_entry(path, query_id, raw_entry, first_frame)
+
+    rows = []
+    spans = []
+    for entry in entries.values():
+        frames = np.fromiter(entry.bbox, np.int64, len(entry.bbox)) - first_frame  # [n]
+        boxes = np.array([*entry.bbox.values()], np.float64).reshape(-1, 4)  # [n, 4]
+        rows.append((frames, boxes))
+        spans.append((entry.st_frame - first_frame, entry.ed_frame + 1 - first_frame))
     return replace(Tubes.from_rows(entries, spans, rows), framewise=True)
 
 
-def _parse_entry(path: Path, name: str, raw: Any, first_frame: int) -> _ChallengeEntry:
+def _parse_entry(path: Path, query_id: str, raw_entry: Any, first_frame: int) -> _ChallengeEntry:
+    """Validate one entry of the file."""
     try:
-        name.encode()
-        entry = _ChallengeEntry.model_validate(raw)
+        query_id.encode()
+        entry = _ChallengeEntry.model_validate(raw_entry)
     except UnicodeEncodeError:
         raise InputError(
-            f"{path}, {name!a}: an id with half a surrogate pair is no text; write the file again"
+            f"{path}, {query_id!a}: an id with half a surrogate pair is no text; write the file"
+            " again"
         ) from None
     except ValidationError as error:
         raise InputError(
-            f"{path}, {name!r}: {format_first_error(error)}; each id needs st_frame, ed_frame and bbox {{frame: [x1, y1, x2, y2]}}"
+            f"{path}, {query_id!r}: {format_first_error(error)}; each id needs st_frame, ed_frame"
+            " and bbox {frame: [x1, y1, x2, y2]}"
         ) from None
+
     if entry.ed_frame < entry.st_frame:
         raise InputError(
-            f"{path}, {name!r}: ed_frame {entry.ed_frame} is before st_frame {entry.st_frame}; both are inclusive"
+            f"{path}, {query_id!r}: ed_frame {entry.ed_frame} is before st_frame"
+            f" {entry.st_frame}; both are inclusive"
         )
-    first = min([entry.st_frame, *entry.bbox])
-    if first < first_frame:
+
+    min_frame = min([entry.st_frame, *entry.bbox])
+    if min_frame < first_frame:
         raise InputError(
-            f"{path}, {name!r}: frame {first}, but frames count from {first_frame}; --set first_frame=0 if from 0"
+            f"{path}, {query_id!r}: frame {min_frame}, but frames count from {first_frame};"
+            " --set first_frame=0 if from 0"
         )
     return entry
 
 
 def write_challenge(path: Path, tubes: Tubes, first_frame: int = FIRST_FRAME) -> None:
-    """Write tubes with a box for every frame of their spans (samples are interpolated), atomically; empty ones are left out."""
-    with atomic_write(path) as aside, aside.open("w", encoding="utf-8") as file:
+    """Write tubes as a challenge file, atomically.
+
+    Every frame of a span gets a box; boxes between samples are interpolated. Empty tubes are left
+    out.
+
+    Args:
+        path: The file.
+        tubes: Tubes with frames numbered from 0.
+        first_frame: Number of a video's first frame in the file.
+    """
+    with atomic_write(path) as temporary_path, temporary_path.open("w", encoding="utf-8") as file:
         separator = "{"
-        for place, name in enumerate(tubes.ids):
-            begin, end = tubes.spans[place].tolist()
+        for index, query_id in enumerate(tubes.ids):
+            begin, end = tubes.spans[index].tolist()
             if begin == end:
                 continue
+
             frames = concatenate_ranges(np.array([begin]), np.array([end - begin]))
-            boxes, own = tubes.boxes_at(np.full(len(frames), place), frames)
-            listed = zip((frames[own] + first_frame).tolist(), boxes[own].tolist(), strict=True)
+            boxes, has_box = tubes.boxes_at(np.full(len(frames), index), frames)
+            frame_numbers = (frames[has_box] + first_frame).tolist()
+            box_rows = boxes[has_box].tolist()
             entry = {
                 "st_frame": begin + first_frame,
                 "ed_frame": end - 1 + first_frame,
-                "bbox": {str(n): box for n, box in listed},
+                "bbox": {
+                    str(number): box for number, box in zip(frame_numbers, box_rows, strict=True)
+                },
             }
-            file.write(f"{separator}\n{json.dumps(name)}: {json.dumps(entry)}")
+            file.write(f"{separator}\n{json.dumps(query_id)}: {json.dumps(entry)}")
             separator = ","
         file.write("\n}\n" if separator == "," else "{}\n")

@@ -1,7 +1,8 @@
-"""Published results as data, and a paper's table with this run's rows in it.
+"""Published results as data, and tables of papers with this run's rows.
 
-The figures stand in `published.yaml`, in percent as their papers print them. They were not measured by one rule: a row
-names its evaluation protocol where that is known. A run is therefore shown once per protocol it was judged by.
+`published.yaml` holds the figures in percent, as the papers print them. Papers use different
+evaluation protocols: a row names its protocol where it is known. A run is therefore shown once for
+each protocol that it was evaluated under.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 PUBLISHED_PATH = Path(__file__).with_name("published.yaml")
 TABLE_CAPTION = (
-    "In percent. Rows of different protocols are not comparable: this run is shown under each protocol it was judged by, "
-    "so that like stands beside like."
+    "In percent. Rows of different protocols are not comparable: this run is shown under each"
+    " protocol it was evaluated under, so that each row stands beside rows of its own protocol."
 )
 
 DatasetName = Literal["vidstg", "hcstvg-v1", "hcstvg-v2"]
@@ -37,36 +38,41 @@ ProtocolName = Literal["every-frame", "official", "tubedetr", "stcat"]
 DATASET_NAMES: tuple[DatasetName, ...] = get_args(DatasetName)
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 MeansByProtocol = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Protocol → form ("" where sentences have none) → metric → mean in [0, 1]."""
+"""Protocol → form ("" for sentences without a form) → metric → mean in [0, 1]."""
 
 
 class PublishedResult(StrictModel):
-    """Published means in percent. `protocol` is None where no paper states it; a mean that is not known is absent."""
+    """Published means of one method or variant."""
 
     scores: dict[MetricName, float]
+    """Means in percent; unknown means are absent."""
     source: str
+    """Paper and table."""
     protocol: ProtocolName | None = None
+    """Evaluation protocol; None if no paper states it."""
     note: str | None = None
+    """Remark below the table."""
 
 
 class PublishedRow(PublishedResult):
-    """A method's row in a comparison; `published_by` is the paper it was read from, None where that is the method's own."""
+    """Row of a method in a comparison."""
 
     method: str
     venue: str
     form: SentenceForm | None = None
     published_by: str | None = None
+    """Paper that the row was read from; None for the method's own paper."""
 
 
 class PublishedAblation(PublishedResult):
-    """A variant of one of the systems, as its own paper reports it."""
+    """Variant of a system, as the system's own paper reports it."""
 
     method: str
     variant: str
 
 
 class ResultTable(StrictModel):
-    """One data set's split, and one form of its sentences where they are judged apart."""
+    """Results on a split of a data set; one table per sentence form if forms are reported apart."""
 
     dataset: DatasetName
     split: str
@@ -76,18 +82,29 @@ class ResultTable(StrictModel):
 
 
 class PublishedResults(StrictModel):
-    """The whole of `published.yaml`."""
+    """Content of `published.yaml`."""
 
     tables: tuple[ResultTable, ...]
 
 
 def load_published(path: Path = PUBLISHED_PATH) -> PublishedResults:
-    """Read and validate published results; a file that does not hold them is an InputError that names the first problem."""
+    """Load published results.
+
+    Args:
+        path: YAML file.
+
+    Returns:
+        The results.
+
+    Raises:
+        InputError: The file cannot be read or is invalid; the message names the first problem.
+    """
     try:
         return PublishedResults.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        message = " ".join(str(error).split())
         raise InputError(
-            f"{path} cannot be read as YAML ({' '.join(str(error).split())}): install the package again"
+            f"{path} cannot be read as YAML ({message}): install the package again"
         ) from None
     except ValidationError as error:
         raise InputError(
@@ -97,40 +114,78 @@ def load_published(path: Path = PUBLISHED_PATH) -> PublishedResults:
 
 @cache
 def _load_bundled() -> PublishedResults:
+    """Load the package's own file once."""
     return load_published()
 
 
 def _iterate_tables(dataset_name: str, split: str) -> Iterator[ResultTable]:
-    return (
-        table
-        for table in _load_bundled().tables
-        if (table.dataset, table.split) == (dataset_name, split)
-    )
+    """Yield the tables of a split."""
+    for table in _load_bundled().tables:
+        if table.dataset == dataset_name and table.split == split:
+            yield table
 
 
 def rows_for(dataset_name: str, split: str) -> list[PublishedRow]:
-    """The published rows of a data set's split, form after form, in the papers' order; [] where nothing was published."""
-    return [
-        row.model_copy(update={"form": table.form})
-        for table in _iterate_tables(dataset_name, split)
-        for row in table.rows
-    ]
+    """Return the published rows of a split.
+
+    Args:
+        dataset_name: Name of the data set.
+        split: The split.
+
+    Returns:
+        Rows form by form, in the order of the papers; empty without published results.
+    """
+    rows = []
+    for table in _iterate_tables(dataset_name, split):
+        for row in table.rows:
+            rows.append(row.model_copy(update={"form": table.form}))
+    return rows
 
 
 def ablations_for(dataset_name: str, split: str) -> list[PublishedAblation]:
-    """The published ablations on a data set's split; [] where nothing was published."""
-    return [row for table in _iterate_tables(dataset_name, split) for row in table.ablations]
+    """Return the published ablations on a split.
+
+    Args:
+        dataset_name: Name of the data set.
+        split: The split.
+
+    Returns:
+        The ablations; empty without published results.
+    """
+    ablations: list[PublishedAblation] = []
+    for table in _iterate_tables(dataset_name, split):
+        ablations.extend(table.ablations)
+    return ablations
 
 
 def protocols_for(dataset_name: str, split: str) -> tuple[str, ...]:
-    """The protocols that the split's rows are known to use, in `PROTOCOLS`' order: a run judged by them stands beside like."""
-    used = {row.protocol for row in rows_for(dataset_name, split)}
-    return tuple(protocol for protocol in PROTOCOLS if protocol in used)
+    """Return the protocols of a split's published rows.
+
+    A run that is evaluated under these protocols can be compared with the rows.
+
+    Args:
+        dataset_name: Name of the data set.
+        split: The split.
+
+    Returns:
+        Protocols, in the order of `PROTOCOLS`.
+    """
+    row_protocols = {row.protocol for row in rows_for(dataset_name, split)}
+    return tuple(protocol for protocol in PROTOCOLS if protocol in row_protocols)
 
 
 @dataclass(frozen=True)
 class TableLine:
-    """A row of a paper's table as it is printed: `numbers` one per metric; `ours`: this run's."""
+    """Row of a paper's table, ready for print.
+
+    Attributes:
+        form: Sentence form; "" without forms.
+        method: Name of the method.
+        cells: One number per metric of `METRIC_NAMES`.
+        protocol: Evaluation protocol, or "not stated".
+        source: Paper and table.
+        is_this_run: True for the row of the evaluated run.
+    """
 
     form: str
     method: str
@@ -141,56 +196,89 @@ class TableLine:
 
 
 def build_table_lines(dataset_name: str, split: str, run_means: MeansByProtocol) -> list[TableLine]:
-    """The published rows of a split with this run's below them, one per protocol; form after form."""
+    """Build the published rows of a split, with the run's rows below, form by form.
+
+    Args:
+        dataset_name: Name of the data set.
+        split: The split.
+        run_means: Means of the run; one row for each protocol.
+
+    Returns:
+        The rows.
+    """
     rows = rows_for(dataset_name, split)
-    forms = list(
-        dict.fromkeys(
-            [row.form or "" for row in rows]
-            + [form for means in run_means.values() for form in means]
-        )
-    )
+
+    # Forms of published rows come first, then the other forms of the run.
+    forms: list[str] = [row.form or "" for row in rows]
+    for means_by_form in run_means.values():
+        forms.extend(means_by_form)
+
     lines = []
-    for form in forms:
+    for form in dict.fromkeys(forms):
         for row in rows:
             if (row.form or "") == form:
-                mark = "" if row.note is None else "*"
-                lines.append(
-                    TableLine(
-                        form,
-                        row.method + mark,
-                        _format_percentages(row.scores),
-                        row.protocol or "not stated",
-                        row.source,
-                        False,
-                    )
-                )
-        for protocol, means in run_means.items():
-            if form in means:
-                percent = {
-                    metric: 100 * means[form][metric]
-                    for metric in METRIC_NAMES
-                    if metric in means[form]
-                }
-                lines.append(
-                    TableLine(form, "this run", _format_percentages(percent), protocol, "", True)
-                )
+                lines.append(_build_published_line(form, row))
+
+        for protocol, means_by_form in run_means.items():
+            if form in means_by_form:
+                lines.append(_build_run_line(form, protocol, means_by_form[form]))
     return lines
 
 
+def _build_published_line(form: str, row: PublishedRow) -> TableLine:
+    """Build the row of a published method; an asterisk marks a note."""
+    mark = "" if row.note is None else "*"
+    return TableLine(
+        form=form,
+        method=row.method + mark,
+        cells=_format_percentages(row.scores),
+        protocol=row.protocol or "not stated",
+        source=row.source,
+        is_this_run=False,
+    )
+
+
+def _build_run_line(form: str, protocol: str, means: Mapping[str, float]) -> TableLine:
+    """Build the row of the run under one protocol."""
+    percentages = {metric: 100 * means[metric] for metric in METRIC_NAMES if metric in means}
+    return TableLine(
+        form=form,
+        method="this run",
+        cells=_format_percentages(percentages),
+        protocol=protocol,
+        source="",
+        is_this_run=True,
+    )
+
+
 def build_table_notes(dataset_name: str, split: str) -> list[str]:
-    """What is to be said below the table: how it is to be read, and the rows' notes."""
-    return [
-        TABLE_CAPTION,
-        *(
-            f"* {row.method}: {row.note}"
-            for row in rows_for(dataset_name, split)
-            if row.note is not None
-        ),
-    ]
+    """Build the lines below the table: how to read it, and the notes of the rows.
+
+    Args:
+        dataset_name: Name of the data set.
+        split: The split.
+
+    Returns:
+        The lines.
+    """
+    notes = [TABLE_CAPTION]
+    for row in rows_for(dataset_name, split):
+        if row.note is not None:
+            notes.append(f"* {row.method}: {row.note}")
+    return notes
 
 
 def build_paper_table(dataset_name: str, split: str, run_means: MeansByProtocol) -> Table:
-    """The published rows of a split with this run's in bold below them, one per protocol; one section per form of sentence."""
+    """Build the table of a split for the terminal, with one section per sentence form.
+
+    Args:
+        dataset_name: Name of the data set.
+        split: The split.
+        run_means: Means of the run. Its rows are bold, one for each protocol.
+
+    Returns:
+        A rich table.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -202,36 +290,40 @@ def build_paper_table(dataset_name: str, split: str, run_means: MeansByProtocol)
         title_justify="left",
         caption_justify="left",
     )
-    table.box, table.show_edge, table.padding = (
-        box.SIMPLE,
-        False,
-        0,
-    )  # the whole of it fits into 80 columns
+
+    # Without edges and padding the table fits into 80 columns.
+    table.box = box.SIMPLE
+    table.show_edge = False
+    table.padding = 0
+
     for column in ("method", *METRIC_NAMES, "protocol"):
-        table.add_column(
-            column, justify="right" if column in METRIC_NAMES else "left", no_wrap=True
-        )
+        justify: Literal["left", "right"] = "right" if column in METRIC_NAMES else "left"
+        table.add_column(column, justify=justify, no_wrap=True)
     table.add_column("source")
+
     lines = build_table_lines(dataset_name, split, run_means)
-    apart = any(line.form for line in lines)
-    for form, group in itertools.groupby(lines, lambda line: line.form):
-        if apart:
+    has_forms = any(line.form for line in lines)
+    for form, form_lines in itertools.groupby(lines, lambda line: line.form):
+        if has_forms:
             table.add_row(Text(form or "all sentences", style="italic"))
-        for line in group:
+        for line in form_lines:
+            cells = (line.method, *line.cells, line.protocol, line.source)
             style = "bold" if line.is_this_run else None
-            table.add_row(
-                *map(Text, (line.method, *line.cells, line.protocol, line.source)), style=style
-            )
+            table.add_row(*map(Text, cells), style=style)
         table.add_section()
     return table
 
 
-def _format_percentages(percent: Mapping[MetricName, float]) -> list[str]:
-    """One cell per metric, with one decimal (18.15 is 18.2, as papers round); a dash for what is not known."""
-    tenth = Decimal("0.1")
-    return [
-        str(Decimal(str(percent[metric])).quantize(tenth, ROUND_HALF_UP))
-        if metric in percent
-        else "–"
-        for metric in METRIC_NAMES
-    ]
+def _format_percentages(percentages: Mapping[MetricName, float]) -> list[str]:
+    """Format one cell per metric, with one decimal; an unknown metric is a dash.
+
+    Halves are rounded up, as in papers: 18.15 is 18.2.
+    """
+    cells = []
+    for metric in METRIC_NAMES:
+        if metric in percentages:
+            value = Decimal(str(percentages[metric]))
+            cells.append(str(value.quantize(Decimal("0.1"), ROUND_HALF_UP)))
+        else:
+            cells.append("–")
+    return cells

@@ -1,4 +1,7 @@
-"""What other tools show: per video, the true and the predicted tube of every query, with a box in every frame that has one."""
+"""Videos with true and predicted tubes, for export to annotation tools.
+
+Each tube has a box in every frame that has one: boxes between samples are interpolated.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,26 @@ from grounding.structures.tubes import Tubes, concatenate_ranges
 from pipeline.errors import InputError
 from pipeline.records import Query, Span
 
+TubeKind = Literal["truth", "prediction"]
+TUBE_KINDS: tuple[TubeKind, ...] = ("truth", "prediction")
+
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedTube:
-    """One tube of a query: its `span`, the ascending `frames` `[n]` of it that have a box, `boxes` `[n, 4]` xyxy pixels.
+    """One tube of a query.
 
-    `sampled` `[n]`: the box is the tube's own; the others lie between. `confidence` is the model's, where it is known.
+    Attributes:
+        kind: Ground truth or prediction.
+        query: The query.
+        span: Begin and end frame, half-open.
+        frames: Frame indices in the span that have a box, ascending, [n].
+        boxes: Boxes [n, 4], xyxy in pixels.
+        keyframe_mask: True where the box is the tube's own, False where it is interpolated, [n].
+        confidence: Confidence of the model, if it is known.
+        score: Score of a prediction, if it is known.
     """
 
-    kind: Literal["truth", "prediction"]
+    kind: TubeKind
     query: Query
     span: Span
     frames: np.ndarray
@@ -36,7 +50,12 @@ class AnnotatedTube:
 
 @dataclass(frozen=True)
 class AnnotatedVideo:
-    """One video, by its first query, with the tubes of all of them: the true ones and the predicted ones, query after query."""
+    """One video with the tubes of all its queries.
+
+    Attributes:
+        first_query: First query about the video; it holds path, size and frame rate.
+        tubes: True and predicted tube of each query, query by query.
+    """
 
     first_query: Query
     tubes: Sequence[AnnotatedTube]
@@ -48,53 +67,83 @@ def iterate_annotated_videos(
     scores: Sequence[Score],
     confidences: Mapping[str, float],
 ) -> Iterator[AnnotatedVideo]:
-    """The videos of an exam in the order of their first queries; `confidences` of predictions by query."""
-    by_video: dict[str, list[Query]] = {}
+    """Yield the videos of a split, in the order of their first queries.
+
+    Args:
+        ground_truth: Ground truth of the split.
+        predictions: Predicted tubes.
+        scores: Scores of the predictions.
+        confidences: Confidence of each prediction by query id, as far as known.
+
+    Yields:
+        Videos with all tubes.
+    """
+    queries_by_video: dict[str, list[Query]] = {}
     for query in ground_truth.queries:
-        by_video.setdefault(query.path, []).append(query)
-    judged = {score.id: score for score in scores}
-    kinds: tuple[tuple[Literal["truth", "prediction"], Tubes], ...] = (
-        ("truth", ground_truth.true_tubes.tubes),
-        ("prediction", predictions),
-    )
-    places = [
-        (kind, tubes, {name: place for place, name in enumerate(tubes.ids)})
-        for kind, tubes in kinds
-    ]
-    for queries in by_video.values():
-        tubes = [
-            _build_annotated_tube(
-                kind,
-                query,
-                known.slice(place[query.id], place[query.id] + 1),
-                confidences,
-                judged.get(query.id),
-            )
-            for query in queries
-            for kind, known, place in places
-            if query.id in place
-        ]
-        yield AnnotatedVideo(queries[0], tubes)
+        queries_by_video.setdefault(query.path, []).append(query)
+
+    score_by_query = {score.id: score for score in scores}
+    tubes_by_kind: dict[TubeKind, Tubes] = {
+        "truth": ground_truth.true_tubes.tubes,
+        "prediction": predictions,
+    }
+    index_by_kind = {
+        kind: {query_id: index for index, query_id in enumerate(tubes.ids)}
+        for kind, tubes in tubes_by_kind.items()
+    }
+
+    for queries in queries_by_video.values():
+        annotated_tubes = []
+        for query in queries:
+            for kind in TUBE_KINDS:
+                index = index_by_kind[kind].get(query.id)
+                if index is None:
+                    continue
+                tube = tubes_by_kind[kind].slice(index, index + 1)
+                annotated_tubes.append(
+                    _build_annotated_tube(
+                        kind, query, tube, confidences, score_by_query.get(query.id)
+                    )
+                )
+        yield AnnotatedVideo(queries[0], annotated_tubes)
 
 
 def _build_annotated_tube(
-    kind: Literal["truth", "prediction"],
+    kind: TubeKind,
     query: Query,
     tube: Tubes,
     confidences: Mapping[str, float],
     score: Score | None,
 ) -> AnnotatedTube:
-    """One tube within its video."""
+    """Clip one tube to its video, and interpolate its boxes."""
     begin, end = np.clip(tube.spans[0], 0, query.frame_count).tolist()
     frames = concatenate_ranges(np.array([begin]), np.array([end - begin]))
-    boxes, own = tube.boxes_at(np.zeros(len(frames), np.int64), frames)
-    sampled = np.isin(frames, tube.frames)
-    about = (confidences.get(query.id), score) if kind == "prediction" else (None, None)
-    return AnnotatedTube(kind, query, (begin, end), frames[own], boxes[own], sampled[own], *about)
+    boxes, has_box = tube.boxes_at(np.zeros(len(frames), np.int64), frames)
+    is_keyframe = np.isin(frames, tube.frames)
+
+    is_prediction = kind == "prediction"
+    return AnnotatedTube(
+        kind=kind,
+        query=query,
+        span=(begin, end),
+        frames=frames[has_box],
+        boxes=boxes[has_box],
+        keyframe_mask=is_keyframe[has_box],
+        confidence=confidences.get(query.id) if is_prediction else None,
+        score=score if is_prediction else None,
+    )
 
 
 def check_has_queries(ground_truth: GroundTruth, option: str) -> None:
-    """InputError where nothing says which videos the tubes are of."""
+    """Check that the ground truth names the videos of the tubes.
+
+    Args:
+        ground_truth: Ground truth of the split.
+        option: Command-line option of the export, for the message.
+
+    Raises:
+        InputError: The ground truth is a challenge file.
+    """
     if not ground_truth.queries:
         raise InputError(
             f"{option} needs an index as --truth: the challenge's file names no videos"
@@ -102,25 +151,44 @@ def check_has_queries(ground_truth: GroundTruth, option: str) -> None:
 
 
 def check_output_dir(out: Path) -> None:
-    """InputError where something lies in the folder that is to be made, which may be people's corrections."""
+    """Check that an output folder is new or empty: it may hold people's corrections.
+
+    Args:
+        out: The folder.
+
+    Raises:
+        InputError: The folder is not empty, or is a file.
+    """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: name a folder that is to be made")
+        raise InputError(f"{out} is a file: name a new folder")
     if out.exists() and any(out.iterdir()):
-        raise InputError(
-            f"{out} is not empty, and corrections may lie in it: name a folder that is to be made"
-        )
+        raise InputError(f"{out} is not empty, and corrections may lie in it: name a new folder")
 
 
 def build_file_names(video_paths: Sequence[str]) -> list[str]:
-    """A file name without extension for each video, all different in any case; what videos are called never becomes a path."""
+    """Build a file name for each video.
+
+    Names of videos are data, which never becomes a path: other characters than letters, digits,
+    `-` and `_` are replaced.
+
+    Args:
+        video_paths: Paths of the videos.
+
+    Returns:
+        File names without extension, all different even if case is ignored.
+    """
     names: list[str] = []
-    taken: set[str] = set()
-    for video in video_paths:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePosixPath(video).stem).strip("_")[:80] or "video"
-        name, number = stem, 1
-        while name.lower() in taken:
+    used_names: set[str] = set()
+    for path in video_paths:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePosixPath(path).stem).strip("_")[:80]
+        stem = stem or "video"
+
+        # Number the name until no other video has it.
+        name = stem
+        number = 1
+        while name.lower() in used_names:
             number += 1
             name = f"{stem}-{number}"
-        taken.add(name.lower())
+        used_names.add(name.lower())
         names.append(name)
     return names

@@ -1,1 +1,1 @@
-"""The losses that systems share, and each system's own."""
+"""Losses of each system, and the losses that systems share."""

@@ -1,4 +1,4 @@
-"""CG-STVG's losses (sec. 3.5), summed over the decoding stages."""
+"""Losses of CG-STVG (sec. 3.5), summed over the decoding stages."""
 
 from __future__ import annotations
 
@@ -14,28 +14,34 @@ from pipeline.config import StrictModel
 
 
 class CgstvgLossConfig(StrictModel):
-    """The λ of sec. 4 (Implementation)."""
+    """Weights λ of the losses (sec. 4, Implementation)."""
 
     start: float = 10.0
+    """λ_s, weight of the start frame's divergence."""
     end: float = 10.0
+    """λ_e, weight of the end frame's divergence."""
     inside: float = 1.0
-    """Of the temporal confidence s^t."""
+    """λ_t, weight of the temporal confidence s^t."""
     outside_weight: float = 1.0
-    """The weight of frames outside the span in it."""
+    """Weight of the frames outside the span in the loss of s^t."""
     l1: float = 5.0
+    """λ_l, weight of (smooth) L1 of the boxes."""
     iou: float = 3.0
+    """λ_i, weight of (G)IoU of the boxes."""
     box_confidence: float = 1.0
-    """Of the spatial confidence s^s, which learns the IoU of the stage's own boxes."""
+    """λ_b, weight of the spatial confidence s^s; the target is the IoU of the stage's own boxes."""
     boundary_sigma: float = 2.0
-    """Width of the Gaussian targets of first and last frames, in samples."""
+    """Width of the Gaussian targets of start and end frames, in samples."""
     smooth_l1: bool = True
-    """Smooth L1; false: L1, as the released code."""
+    """Smooth L1; false: L1, as in the released code."""
     use_giou: bool = False
-    """GIoU, as the released code, in the place of IoU."""
+    """GIoU instead of IoU, as in the released code."""
     box_attention: float = 0.0
-    """Of the cells that carry the box, and of those that the temporal queries look at (ours; from scratch)."""
+    """Weight of the attention losses of the box head and of the temporal queries (not in the paper;
+    for training from scratch)."""
     cell_boxes: float = 0.0
-    """Of the boxes that the cells on the object propose, each for itself (ours; for `box_head` attention)."""
+    """Weight of the losses of the object cells' box proposals (not in the paper; for `box_head`
+    attention)."""
 
 
 def cgstvg_loss(
@@ -44,54 +50,85 @@ def cgstvg_loss(
     weights: CgstvgLossConfig,
     normalizers: LossNormalizers,
 ) -> dict[str, Tensor]:
-    """All parts and their weighted sum `loss`, each this batch's share where `totals` are those of a larger one."""
-    w, share = weights, len(targets.span) / normalizers.num_queries
-    l1, overlap, quality = _box_terms(outputs, targets, w, normalizers.num_boxed_frames)
-    first, last = boundary_distributions(targets.span, outputs.frame_positions, w.boundary_sigma)
-    parts = {
-        "l1": l1,
-        "iou": overlap,
-        "start": share * boundary_divergence(outputs.start_logits, first),
-        "end": share * boundary_divergence(outputs.end_logits, last),
-        "inside": share
-        * inside_loss(outputs.inside_logits, targets.frame_labels, w.outside_weight),
-    }
-    loss = (
-        w.l1 * l1
-        + w.iou * overlap
-        + w.start * parts["start"]
-        + w.end * parts["end"]
-        + w.inside * parts["inside"]
+    """Return all losses of a batch or of a micro-batch.
+
+    The losses of micro-batches sum to the loss of the global batch.
+
+    Args:
+        outputs: Outputs of the model.
+        targets: Ground truth of the same queries.
+        weights: Weights λ of the losses.
+        normalizers: Totals of the global batch.
+
+    Returns:
+        The losses by name; `loss` is their weighted sum. `box_confidence` is absent without
+        context.
+    """
+    w = weights
+    batch_share = len(targets.span) / normalizers.num_queries
+
+    # Boxes, and their confidence s^s.
+    l1, overlap_loss, confidence_loss = _box_terms(
+        outputs, targets, w, normalizers.num_boxed_frames
     )
+
+    # Start and end frames, and the temporal confidence s^t.
+    start_target, end_target = boundary_distributions(
+        targets.span, outputs.frame_positions, w.boundary_sigma
+    )
+    start = batch_share * boundary_divergence(outputs.start_logits, start_target)
+    end = batch_share * boundary_divergence(outputs.end_logits, end_target)
+    inside = batch_share * inside_loss(
+        outputs.inside_logits, targets.frame_labels, w.outside_weight
+    )
+
+    losses = {"l1": l1, "iou": overlap_loss, "start": start, "end": end, "inside": inside}
+    loss = w.l1 * l1 + w.iou * overlap_loss + w.start * start + w.end * end + w.inside * inside
+
+    # Without context the model predicts no confidence of boxes.
     if len(outputs.box_confidence):
-        parts["box_confidence"], loss = quality, loss + w.box_confidence * quality
-    cell_parts, from_cells = auxiliary_box_losses(
+        losses["box_confidence"] = confidence_loss
+        loss = loss + w.box_confidence * confidence_loss
+
+    # Additional losses for training from scratch.
+    cell_losses, weighted_cells = auxiliary_box_losses(
         outputs, targets, w, w.iou, normalizers.num_boxed_frames
     )
-    parts |= cell_parts
-    return {"loss": loss + from_cells, **parts}
+
+    return {"loss": loss + weighted_cells, **losses, **cell_losses}
 
 
 def _box_terms(
     outputs: CgstvgOutputs, targets: Targets, w: CgstvgLossConfig, total: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(Smooth) L1 and 1 − (G)IoU of the boxes and BCE of their confidence, summed over stages and boxed samples, over `total`."""
-    share, truth = targets.box_mask / total.clamp(min=1), targets.boxes.expand_as(outputs.boxes)
-    apart = (
-        functional.smooth_l1_loss(outputs.boxes, truth, reduction="none")
-        if w.smooth_l1
-        else (outputs.boxes - truth).abs()
-    )
-    ours, theirs = cxcywh_to_xyxy(outputs.boxes), cxcywh_to_xyxy(truth)
-    plain = box_iou(ours, theirs)
-    overlap, quality = (
-        1 - (generalized_box_iou(ours, theirs) if w.use_giou else plain),
-        plain.new_zeros(()),
-    )
+    """Return (smooth) L1, 1 − (G)IoU, and the BCE of s^s, summed over stages and boxed frames.
+
+    The sums are divided by `total`, the number of frames with a box in the global batch.
+    """
+    frame_weights = targets.box_mask / total.clamp(min=1)  # [B, T]
+    target_boxes = targets.boxes.expand_as(outputs.boxes)  # [K, B, T, 4]
+
+    # Distance of the box coordinates.
+    if w.smooth_l1:
+        distance = functional.smooth_l1_loss(outputs.boxes, target_boxes, reduction="none")
+    else:
+        distance = (outputs.boxes - target_boxes).abs()
+    l1 = (distance.sum(-1) * frame_weights).sum()
+
+    # Overlap of the boxes. The target of s^s is the plain IoU in any case.
+    pred_xyxy = cxcywh_to_xyxy(outputs.boxes)
+    target_xyxy = cxcywh_to_xyxy(target_boxes)
+    iou = box_iou(pred_xyxy, target_xyxy)  # [K, B, T]
+    overlap = generalized_box_iou(pred_xyxy, target_xyxy) if w.use_giou else iou
+    overlap_loss = ((1 - overlap) * frame_weights).sum()
+
+    # Confidence s^s. Without context the model predicts none.
+    confidence_loss = iou.new_zeros(())
     if len(outputs.box_confidence):
-        sure = outputs.box_confidence.clamp(1e-6, 1 - 1e-6)
-        quality = (
-            functional.binary_cross_entropy(sure, plain.detach().clamp(0, 1), reduction="none")
-            * share
-        ).sum()
-    return (apart.sum(-1) * share).sum(), (overlap * share).sum(), quality
+        # Clamping keeps the loss finite for confidences of exactly 0 and 1.
+        confidence = outputs.box_confidence.clamp(1e-6, 1 - 1e-6)
+        iou_target = iou.detach().clamp(0, 1)
+        cross_entropy = functional.binary_cross_entropy(confidence, iou_target, reduction="none")
+        confidence_loss = (cross_entropy * frame_weights).sum()
+
+    return l1, overlap_loss, confidence_loss

@@ -1,4 +1,4 @@
-"""CoSTA's losses (eq. (6), (7), (8))."""
+"""Losses of CoSTA (eq. (6), (7), (8))."""
 
 from __future__ import annotations
 
@@ -12,58 +12,90 @@ from pipeline.config import StrictModel
 
 
 class CostaLossConfig(StrictModel):
-    """The paper prints no λ: these are STCAT's for HC-STVG."""
+    """Weights λ of the losses. The paper prints none: the defaults are STCAT's for HC-STVG."""
 
     l1: float = 5.0
+    """Weight of L1 of the boxes."""
     giou: float = 4.0
+    """Weight of GIoU of the boxes."""
     start: float = 10.0
+    """Weight of the start frame's divergence."""
     end: float = 10.0
+    """Weight of the end frame's divergence."""
     boundary_sigma: float = 2.0
-    """Width of the Gaussian targets of first and last frames, in samples."""
+    """Width of the Gaussian targets of start and end frames, in samples."""
     encoder_presence: float = 2.0
+    """Weight of L_e, the object's presence by the encoder's [CLS]."""
     decoder_presence: float = 2.0
-    """Of the object's attendance: L_e by the encoder's [CLS], L_d by the last queries."""
+    """Weight of L_d, the object's presence by the temporal decoder's final queries."""
     outside_weight: float = 0.3
-    """The weight of frames outside the span in both."""
+    """Weight of the frames outside the span in L_e and L_d."""
     every_layer: bool = True
-    """Boxes, and first and last frames, after every layer of the decoders (ours)."""
+    """Apply box and boundary losses after every decoder layer (not in the paper)."""
     box_attention: float = 0.0
-    """Of the cells that carry the box, and of those that the temporal queries look at (ours; from scratch)."""
+    """Weight of the attention losses of the box head and of the temporal queries (not in the paper;
+    for training from scratch)."""
     cell_boxes: float = 0.0
-    """Of the boxes that the cells on the object propose, each for itself (ours; for `box_head` attention)."""
+    """Weight of the losses of the object cells' box proposals (not in the paper; for `box_head`
+    attention)."""
 
 
 def costa_loss(
     outputs: CostaOutputs, targets: Targets, weights: CostaLossConfig, normalizers: LossNormalizers
 ) -> dict[str, Tensor]:
-    """All parts and their weighted sum `loss`, each this batch's share where `totals` are those of a larger one."""
-    w, share = weights, len(targets.span) / normalizers.num_queries
+    """Return all losses of a batch or of a micro-batch.
+
+    The losses of micro-batches sum to the loss of the global batch.
+
+    Args:
+        outputs: Outputs of the model.
+        targets: Ground truth of the same queries.
+        weights: Weights λ of the losses.
+        normalizers: Totals of the global batch.
+
+    Returns:
+        The losses by name; `loss` is their weighted sum.
+    """
+    w = weights
+    batch_share = len(targets.span) / normalizers.num_queries
     layers = slice(None) if w.every_layer else slice(-1, None)
+
+    # Boxes.
     l1, giou = box_losses(outputs.boxes[layers], targets, normalizers.num_boxed_frames)
-    first, last = boundary_distributions(targets.span, outputs.frame_positions, w.boundary_sigma)
-    parts = {
-        "l1": l1,
-        "giou": giou,
-        "start": share * boundary_divergence(outputs.start_logits[layers], first),
-        "end": share * boundary_divergence(outputs.end_logits[layers], last),
-        "encoder_presence": share
-        * inside_loss(
-            outputs.encoder_presence_logits[None], targets.frame_labels, w.outside_weight
-        ),
-        "decoder_presence": share
-        * inside_loss(
-            outputs.decoder_presence_logits[None], targets.frame_labels, w.outside_weight
-        ),
-    }
-    from_cells, more = auxiliary_box_losses(
+
+    # Start and end frames.
+    start_target, end_target = boundary_distributions(
+        targets.span, outputs.frame_positions, w.boundary_sigma
+    )
+    start = batch_share * boundary_divergence(outputs.start_logits[layers], start_target)
+    end = batch_share * boundary_divergence(outputs.end_logits[layers], end_target)
+
+    # Presence of the object, L_e and L_d.
+    encoder_presence = batch_share * inside_loss(
+        outputs.encoder_presence_logits[None], targets.frame_labels, w.outside_weight
+    )
+    decoder_presence = batch_share * inside_loss(
+        outputs.decoder_presence_logits[None], targets.frame_labels, w.outside_weight
+    )
+
+    # Additional losses for training from scratch.
+    cell_losses, weighted_cells = auxiliary_box_losses(
         outputs, targets, w, w.giou, normalizers.num_boxed_frames
     )
-    loss = w.l1 * l1 + w.giou * giou + w.start * parts["start"] + w.end * parts["end"]
+
+    # Weighted sum.
+    loss = w.l1 * l1 + w.giou * giou + w.start * start + w.end * end
+    loss = loss + w.encoder_presence * encoder_presence
+    loss = loss + w.decoder_presence * decoder_presence
+    loss = loss + weighted_cells
+
     return {
-        "loss": loss
-        + w.encoder_presence * parts["encoder_presence"]
-        + w.decoder_presence * parts["decoder_presence"]
-        + more,
-        **parts,
-        **from_cells,
+        "loss": loss,
+        "l1": l1,
+        "giou": giou,
+        "start": start,
+        "end": end,
+        "encoder_presence": encoder_presence,
+        "decoder_presence": decoder_presence,
+        **cell_losses,
     }

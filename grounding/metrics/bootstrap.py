@@ -228,11 +228,10 @@ def bootstrap_means(table: np.ndarray, videos: Sequence[str], seed: int) -> np.n
     resampled = np.empty((NUM_RESAMPLES, totals.shape[1]))
 
     for resample in range(NUM_RESAMPLES):
+        repetitions = np.zeros(0, np.int64)  # [videos]; empty without queries
         if num_videos:
             drawn_videos = generator.integers(num_videos, size=num_videos)
             repetitions = np.bincount(drawn_videos, minlength=num_videos)
-        else:
-            repetitions = np.zeros(0)
 
         resampled[resample] = repetitions @ totals
 

@@ -24,7 +24,7 @@ the nearest box at other frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,10 +34,6 @@ from pipeline.boxes import iou
 from pipeline.errors import InputError
 from pipeline.records import Query, Span
 from pipeline.tracks import Tracks
-
-PROTOCOLS = ("every-frame", "official", "tubedetr", "stcat")
-INDEX_PROTOCOLS = ("tubedetr", "stcat")
-"""Protocols that need frame rates and segments of an index."""
 
 SAMPLES_PER_SECOND = 5
 """TubeDETR's sampling rate."""
@@ -203,7 +199,7 @@ def check_protocol(protocol: str, true_tubes: GroundTruthTubes | None = None) ->
             f"--protocol {protocol!r} is not known; the protocols are {', '.join(PROTOCOLS)}"
         )
 
-    if true_tubes is not None and true_tubes.segments is None and protocol in INDEX_PROTOCOLS:
+    if true_tubes is not None and true_tubes.segments is None and PROTOCOLS[protocol].needs_index:
         raise InputError(
             f"protocol {protocol} needs an index as truth (what stvg-prepare writes), "
             "not the challenge's file"
@@ -248,7 +244,7 @@ def _score_chunk(
     chunk = _slice_tubes(true_tubes, begin, end)
     predicted = predictions.select(prediction_indices[begin:end])
 
-    rule = _build_rule(chunk, protocol)
+    rule = PROTOCOLS[protocol].build_rule(chunk)
     true_spans = rule.spans  # [count, 2]
     pred_spans = predicted.spans  # [count, 2]
 
@@ -272,7 +268,7 @@ def _score_chunk(
 
     # Denominators of vIoU: the hull of both spans, or the frames in either span. True frames
     # without a box are left out of the latter.
-    if protocol == "official":
+    if PROTOCOLS[protocol].uses_hull:
         last_end = np.maximum(true_spans[:, 1], pred_spans[:, 1])
         first_begin = np.minimum(true_spans[:, 0], pred_spans[:, 0])
         denominator = last_end - first_begin
@@ -296,28 +292,37 @@ def _score_chunk(
     return t_iou, v_iou, s_iou
 
 
-def _build_rule(true_tubes: GroundTruthTubes, protocol: str) -> ProtocolRule:
-    """Return the part of the ground truth that a protocol scores."""
+def _use_all_frames(true_tubes: GroundTruthTubes) -> ProtocolRule:
+    """Return the rule that scores every annotated frame."""
+    tubes = true_tubes.tubes
+    return ProtocolRule(tubes.spans, np.arange(len(tubes.frames)))
+
+
+def _use_stcat_ends(true_tubes: GroundTruthTubes) -> ProtocolRule:
+    """Return STCAT's rule: the last true frame is used as the exclusive end."""
     tubes = true_tubes.tubes
     segments = true_tubes.segments
-    all_rows = np.arange(len(tubes.frames))
+    assert segments is not None
 
-    if protocol == "stcat" and segments is not None:
-        # STCAT uses the last true frame as the exclusive end.
-        if true_tubes.end_is_last:
-            ends = np.minimum(tubes.spans[:, 1], segments[:, 1] - 1)
-        else:
-            ends = tubes.spans[:, 1] - 1
+    if true_tubes.end_is_last:
+        ends = np.minimum(tubes.spans[:, 1], segments[:, 1] - 1)
+    else:
+        ends = tubes.spans[:, 1] - 1
 
-        return ProtocolRule(np.stack([tubes.spans[:, 0], ends], 1), all_rows)
+    spans = np.stack([tubes.spans[:, 0], ends], 1)  # [q, 2]
+    return ProtocolRule(spans, np.arange(len(tubes.frames)))
 
-    if protocol == "tubedetr" and segments is not None and true_tubes.fps is not None:
-        sampled = sample_tubedetr_frames(segments, true_tubes.fps)
-        sampled_keys = encode_row_keys(*sampled)
-        is_sampled = np.isin(tubes.row_keys(), sampled_keys, assume_unique=True)
-        return ProtocolRule(tubes.spans, np.flatnonzero(is_sampled), sampled)
 
-    return ProtocolRule(tubes.spans, all_rows)
+def _use_tubedetr_samples(true_tubes: GroundTruthTubes) -> ProtocolRule:
+    """Return TubeDETR's rule: boxes count at its sampled frames."""
+    tubes = true_tubes.tubes
+    assert true_tubes.segments is not None
+    assert true_tubes.fps is not None
+
+    sampled = sample_tubedetr_frames(true_tubes.segments, true_tubes.fps)
+    sampled_keys = encode_row_keys(*sampled)
+    is_sampled = np.isin(tubes.row_keys(), sampled_keys, assume_unique=True)
+    return ProtocolRule(tubes.spans, np.flatnonzero(is_sampled), sampled)
 
 
 def sample_tubedetr_frames(segments: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -427,3 +432,27 @@ def _safe_divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Divide row by row; 0 where the denominator is 0."""
     result = np.zeros(len(denominator))
     return np.divide(numerator, denominator, out=result, where=denominator > 0)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to score predictions.
+
+    Attributes:
+        build_rule: Function from true tubes to the part of them that the protocol scores.
+        uses_hull: The denominator of tIoU and vIoU is the hull of both spans, not their union.
+        needs_index: The rule needs the frame rates and segments of an index.
+    """
+
+    build_rule: Callable[[GroundTruthTubes], ProtocolRule]
+    uses_hull: bool = False
+    needs_index: bool = False
+
+
+PROTOCOLS = {
+    "every-frame": Protocol(_use_all_frames),
+    "official": Protocol(_use_all_frames, uses_hull=True),
+    "tubedetr": Protocol(_use_tubedetr_samples, needs_index=True),
+    "stcat": Protocol(_use_stcat_ends, needs_index=True),
+}
+"""Every protocol by name."""

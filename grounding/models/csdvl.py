@@ -401,7 +401,7 @@ class StaticStreamState:
 
 
 class StaticDecoderLayer(nn.Module):
-    """DETR's decoder layer for one object query per frame (sec. 3.1).
+    """DETR's decoder layer for one object query per frame.
 
     Self-attention sees a single query: the layer does not mix frames.
 

@@ -1,7 +1,9 @@
-"""The report: a folder whose `index.html` opens offline, with the summary, the gallery, and every query's video with its tubes.
+"""The report: a folder whose `index.html` opens offline.
 
-`index.html` is one jinja2 template with autoescape; what grows with the queries lies beside it: `data.js`, `queries/`, `videos/`,
-`strips/`. Their names are numbers and digests, never ids: whatever sentences, ids and paths contain is shown as text.
+It shows a summary, a gallery, and every query's video with its tubes. `index.html` comes from one
+jinja2 template with autoescape. Everything that grows with the number of queries is in other files:
+`data.js`, `queries/`, `videos/` and `strips/`. Their names are numbers and digests, never ids.
+Content of sentences, ids and paths is always shown as text.
 """
 
 from __future__ import annotations
@@ -19,11 +21,17 @@ from grounding.evaluation.ground_truth import GroundTruth
 from grounding.evaluation.results import RunResults
 from grounding.report.gallery import GalleryGroup, select_gallery
 from grounding.report.page import render_page
-from grounding.report.page_data import QUERIES_DIR as QUERIES
-from grounding.report.page_data import query_details, query_row, write_query_list, write_script
+from grounding.report.page_data import (
+    QUERIES_DIR,
+    query_details,
+    query_row,
+    write_query_list,
+    write_script,
+)
 from grounding.report.videos import encode_videos
 from grounding.visualization.frame_strips import draw_strip, save_strip, select_strip_frames
 from grounding.visualization.video_source import VideoOpener
+from pipeline.callbacks import ProgressCallback
 from pipeline.config import StrictModel
 from pipeline.errors import StvgError
 from pipeline.io.atomic import atomic_write
@@ -34,30 +42,38 @@ if TYPE_CHECKING:
 
 TEMPLATES_DIR = Path(__file__).with_name("templates")
 STRIPS_DIR = "strips"
-ProgressCallback = Callable[[int, int], None]
 ProgressFactory = Callable[[str, str], AbstractContextManager[ProgressCallback]]
-"""`(what is done, its unit)` → a context that gives `advance(done, total)`."""
+"""Called as `make_progress(activity, unit)`; returns a context that yields a progress callback."""
 
 
 class ReportConfig(StrictModel):
-    """Section `report`: which split is shown, and how much of it."""
+    """Section `report`: the split to show, and the amount of content."""
 
     split: str = "test"
+    """Split to show."""
     gallery_size: int = Field(24, ge=0)
-    """Queries in the gallery."""
+    """Number of queries in the gallery."""
     videos: int | None = Field(None, ge=0)
-    """At most so many videos; null: all that are asked about."""
+    """Maximum number of videos; null: the videos of all queries."""
     max_side: int = Field(480, ge=16)
-    """Pixels: the longer side of the videos is at most so long."""
+    """Maximum longer side of the videos, in pixels."""
     attention_maps: bool = True
-    """What the network saw of every query; false: it is not asked."""
+    """Record the model's attention for every query; false: no model is loaded."""
     device: str = "auto"
-    """Where it is asked: auto, cpu or cuda."""
+    """Device of the model: auto, cpu or cuda."""
 
 
 @dataclass
 class GalleryItem:
-    """A query of the gallery: its place in the list, and its strip or why there is none."""
+    """A query of the gallery.
+
+    Attributes:
+        query: The query.
+        index: Index of the query in the list of queries.
+        file: Path of its frame strip from the page; None without a strip.
+        frame_indices: Frames of the strip.
+        error: Reason for the strip's absence.
+    """
 
     query: Query
     index: int
@@ -67,6 +83,7 @@ class GalleryItem:
 
 
 def _ignore_progress(activity: str, unit: str) -> AbstractContextManager[ProgressCallback]:
+    """Return a progress callback that does nothing."""
     return nullcontext(lambda done, total: None)
 
 
@@ -80,41 +97,77 @@ def write_report(
     sweep_dir: Path | None = None,
     progress: ProgressFactory = _ignore_progress,
 ) -> Path:
-    """Write the folder `out`; returns its `index.html`.
+    """Write the report.
 
-    `runs`: the run that is shown and, to be compared with it, another; `witnesses`: their networks, in the same order, or none;
-    `sweep`: the folder of a finished sweep, which is shown too.
+    Args:
+        out: The folder to write.
+        ground_truth: Ground truth of the split.
+        runs: The run and, optionally, a run that is compared.
+        open_video: Opens the video at a query's path.
+        config: Section `report`.
+        attention_recorders: Models of `runs`, in the same order; empty: no attention maps.
+        sweep_dir: Folder of a finished sweep to show, if any.
+        progress: Makes the progress display of each step.
+
+    Returns:
+        Path of `index.html`.
+
+    Raises:
+        InputError: If the sweep has not finished or its table is damaged.
     """
-    value = runs[0].ranking_scores[0]
-    ranked = sorted(
-        (query for query in ground_truth.queries if query.id in runs[0].scores),
-        key=lambda query: -value.get(query.id, -1.0),
-    )
-    groups = select_gallery(runs[0], runs[1] if len(runs) > 1 else None, config.gallery_size)
-    pictures = {query.id: GalleryItem(query, number) for number, query in enumerate(ranked)}
+    ranked_queries = _rank_queries(ground_truth, runs[0])
+    other = runs[1] if len(runs) > 1 else None
+    groups = select_gallery(runs[0], other, config.gallery_size)
+    gallery = _build_gallery(groups, ranked_queries)
+
+    # The sweep first: it fails fast.
     ablations = None
     if sweep_dir is not None:
         from grounding.report.sweep_section import copy_sweep_outputs  # imports torch
 
         ablations = copy_sweep_outputs(sweep_dir, out)
-    _write_videos(out, ranked, groups, runs, open_video, config, progress)
-    _write_queries(out, ranked, ground_truth, runs, attention_recorders, progress)
-    _write_strips(
-        out,
-        [pictures[name] for group in groups for name in group.query_ids],
-        ground_truth,
-        runs,
-        open_video,
-        progress,
-    )
-    for file in TEMPLATES_DIR.glob("*.*s"):
-        shutil.copyfile(file, out / file.name)
-    shown = [(group, [pictures[name] for name in group.query_ids]) for group in groups]
-    with atomic_write(out / "index.html") as aside:
-        aside.write_text(
-            render_page(ground_truth, runs, shown, ablations, config.split), encoding="utf-8"
-        )
-    return out / "index.html"
+
+    # Content that grows with the number of queries.
+    _write_videos(out, ranked_queries, groups, runs, open_video, config, progress)
+    _write_queries(out, ranked_queries, ground_truth, runs, attention_recorders, progress)
+    gallery_items = [item for _, items in gallery for item in items]
+    _write_strips(out, gallery_items, ground_truth, runs, open_video, progress)
+
+    # Scripts and style sheets.
+    for path in TEMPLATES_DIR.glob("*.*s"):
+        shutil.copyfile(path, out / path.name)
+
+    # The page last: it shows the gallery's strips.
+    page = render_page(ground_truth, runs, gallery, ablations, config.split)
+    index_path = out / "index.html"
+    with atomic_write(index_path) as temporary_path:
+        temporary_path.write_text(page, encoding="utf-8")
+
+    return index_path
+
+
+def _rank_queries(ground_truth: GroundTruth, run: RunResults) -> list[Query]:
+    """Return the scored queries, the best first."""
+    scores, _ = run.ranking_scores
+    queries = [query for query in ground_truth.queries if query.id in run.scores]
+
+    return sorted(queries, key=lambda query: -scores.get(query.id, -1.0))
+
+
+def _build_gallery(
+    groups: Sequence[GalleryGroup], ranked_queries: Sequence[Query]
+) -> list[tuple[GalleryGroup, list[GalleryItem]]]:
+    """Return each group of the gallery with its items, still without strips."""
+    item_by_id = {}
+    for index, query in enumerate(ranked_queries):
+        item_by_id[query.id] = GalleryItem(query, index)
+
+    gallery = []
+    for group in groups:
+        items = [item_by_id[query_id] for query_id in group.query_ids]
+        gallery.append((group, items))
+
+    return gallery
 
 
 def _write_videos(
@@ -126,16 +179,19 @@ def _write_videos(
     config: ReportConfig,
     progress: ProgressFactory,
 ) -> None:
-    """The videos, those of the gallery first, and the list of queries that names them."""
-    first = {name for group in groups for name in group.query_ids}
-    with progress("making videos", "videos") as advance:
-        in_order = sorted(ranked_queries, key=lambda query: query.id not in first)
-        shown = encode_videos(in_order, open_video, out, config.max_side, config.videos, advance)
-    places = {path: place for place, path in enumerate(shown)}
-    rows = [query_row(query, runs, places[query.path]) for query in ranked_queries]
-    write_query_list(
-        out, [run.name for run in runs], rows, [video.to_dict() for video in shown.values()]
-    )
+    """Write the videos, the gallery's first, and the list of queries that refers to them."""
+    gallery_ids = {query_id for group in groups for query_id in group.query_ids}
+    gallery_first = sorted(ranked_queries, key=lambda query: query.id not in gallery_ids)
+
+    with progress("encoding videos", "videos") as report_progress:
+        videos = encode_videos(
+            gallery_first, open_video, out, config.max_side, config.videos, report_progress
+        )
+
+    video_index_by_path = {path: index for index, path in enumerate(videos)}
+    rows = [query_row(query, runs, video_index_by_path[query.path]) for query in ranked_queries]
+    video_records = [video.to_dict() for video in videos.values()]
+    write_query_list(out, [run.name for run in runs], rows, video_records)
 
 
 def _write_queries(
@@ -146,25 +202,31 @@ def _write_queries(
     attention_recorders: Sequence[AttentionRecorder],
     progress: ProgressFactory,
 ) -> None:
-    """Every query's details; the networks see the queries of one video together, so that its features are read once."""
-    shutil.rmtree(out / QUERIES, ignore_errors=True)
-    known = [{query.id for query in witness.dataset.queries} for witness in attention_recorders]
-    with progress("looking", "queries") as advance:
-        for done, (number, query) in enumerate(
-            sorted(enumerate(ranked_queries), key=lambda one: one[1].video)
-        ):
-            advance(done, len(ranked_queries))
-            seen = [
-                witness.record(query) if query.id in own else None
-                for witness, own in zip(attention_recorders, known, strict=True)
-            ]
-            write_script(
-                out / QUERIES / f"{number}.js",
-                "take",
-                number,
-                query_details(query, ground_truth.tracks, runs, seen),
-            )
-        advance(len(ranked_queries), len(ranked_queries))
+    """Write every query's details, in place of an earlier report's."""
+    shutil.rmtree(out / QUERIES_DIR, ignore_errors=True)
+
+    # Ids of the queries that each store has features of.
+    recorded_ids = []
+    for recorder in attention_recorders:
+        recorded_ids.append({query.id for query in recorder.dataset.queries})
+
+    # Queries of one video follow each other, so that its features are read once.
+    by_video = sorted(enumerate(ranked_queries), key=lambda indexed: indexed[1].video)
+
+    total = len(ranked_queries)
+    with progress("recording attention", "queries") as report_progress:
+        for done, (index, query) in enumerate(by_video):
+            report_progress(done, total)
+
+            attentions = []
+            for recorder, query_ids in zip(attention_recorders, recorded_ids, strict=True):
+                has_features = query.id in query_ids
+                attentions.append(recorder.record(query) if has_features else None)
+
+            details = query_details(query, ground_truth.tracks, runs, attentions)
+            write_script(out / QUERIES_DIR / f"{index}.js", "take", index, details)
+
+        report_progress(total, total)
 
 
 def _write_strips(
@@ -175,19 +237,26 @@ def _write_strips(
     open_video: VideoOpener,
     progress: ProgressFactory,
 ) -> None:
-    """The gallery's strips; a video that cannot be read leaves a note in its place."""
+    """Write the gallery's strips; an item whose video cannot be read gets an error instead."""
     shutil.rmtree(out / STRIPS_DIR, ignore_errors=True)
-    with progress("drawing", "strips") as advance:
-        for done, picture in enumerate(gallery_items):
-            advance(done, len(gallery_items))
-            answers = [run.predictions.get(picture.query.id) for run in runs]
-            numbers = select_strip_frames(picture.query, answers)
+
+    total = len(gallery_items)
+    with progress("drawing", "strips") as report_progress:
+        for done, item in enumerate(gallery_items):
+            report_progress(done, total)
+
+            query = item.query
+            predictions = [run.predictions.get(query.id) for run in runs]
+            frame_indices = select_strip_frames(query, predictions)
             try:
-                frames = open_video(picture.query.path).read_frames(numbers)
-                strip = draw_strip(picture.query, ground_truth.tracks, answers, numbers, frames)
+                frames = open_video(query.path).read_frames(frame_indices)
+                strip = draw_strip(query, ground_truth.tracks, predictions, frame_indices, frames)
             except StvgError as error:
-                picture.error = str(error)
+                item.error = str(error)
                 continue
-            picture.file, picture.frame_indices = f"{STRIPS_DIR}/{done:03d}.jpg", numbers
-            save_strip(strip, out / picture.file)
-        advance(len(gallery_items), len(gallery_items))
+
+            item.file = f"{STRIPS_DIR}/{done:03d}.jpg"
+            item.frame_indices = frame_indices
+            save_strip(strip, out / item.file)
+
+        report_progress(total, total)

@@ -1,10 +1,12 @@
-"""Which figures a report adds for papers, and where they go: `figures/tubes-<n>`, `figures/attention-<n>` and, of the run that is compared,
-`figures/attention-<n>-compared`, each as PNG and PDF.
+"""A report's figures for papers.
+
+Files are `figures/tubes-<n>`, `figures/attention-<n>` and, for the run that is compared,
+`figures/attention-<n>-compared`; each as PNG and PDF.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ from grounding.visualization.paper_figures import (
     save_figure,
 )
 from grounding.visualization.video_source import VideoOpener
+from pipeline.callbacks import ProgressCallback
 from pipeline.errors import StvgError
 from pipeline.records import Query, Span
 
@@ -30,8 +33,13 @@ if TYPE_CHECKING:
 
 FIGURES_DIR = "figures"
 FILE_SUFFIXES = ("", "-compared")
+"""Suffixes of attention figures: of the run, and of the run that is compared."""
 MAX_QUERIES = 6
-"""A query of each kind: near vIoU .8, .5 and .3, a failure and, where two runs are compared, where they differ most."""
+"""Number of queries with figures.
+
+One of each kind: near vIoU 0.8, 0.5 and 0.3, the best, a failure and, with two runs, the largest
+differences.
+"""
 
 
 def write_figures(
@@ -40,63 +48,96 @@ def write_figures(
     runs: Sequence[RunResults],
     open_video: VideoOpener,
     attention_recorders: Sequence[AttentionRecorder] = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> list[str]:
-    """Draw a few telling queries of the first run into `out/figures`; returns what could not be drawn, and why.
+    """Draw figures of a few typical queries of the first run into `out/figures`.
 
-    `runs`: the run and, to be drawn beside it, another; `witnesses`: their networks, in the same order, or none.
+    Args:
+        out: The report's folder.
+        ground_truth: Ground truth of the split.
+        runs: The run and, optionally, a run that is compared.
+        open_video: Opens the video at a query's path.
+        attention_recorders: Models of `runs`, in the same order; empty: no attention figures.
+        progress: Called with the number of queries done and in all.
+
+    Returns:
+        Messages on figures that could not be drawn, `query id: reason`.
     """
-    known = {query.id: query for query in ground_truth.queries}
-    chosen = [
-        known[name]
-        for group in select_gallery(runs[0], runs[1] if len(runs) > 1 else None, MAX_QUERIES)
-        for name in group.query_ids
-    ]
-    known_to = [{one.id for one in witness.dataset.queries} for witness in attention_recorders]
-    troubles = []
-    for number, query in enumerate(chosen, start=1):
-        progress(number - 1, len(chosen))
-        told = [
-            RunPrediction(run.name, run.predictions.get(query.id), run.scores[query.id].vIoU)
-            for run in runs
-        ]
-        window = plot_window(query, told)
-        try:
-            pictures = _read_window_frames(query, open_video, window)
-        except StvgError as error:
-            troubles.append(f"{query.id}: {error}")
-            continue
-        save_figure(
-            plot_tubes(query, ground_truth.tracks, told, window, pictures),
-            out / FIGURES_DIR / f"tubes-{number}",
+    # Queries of the gallery's kinds, one or a few of each.
+    query_by_id = {query.id: query for query in ground_truth.queries}
+    other = runs[1] if len(runs) > 1 else None
+    queries = []
+    for group in select_gallery(runs[0], other, MAX_QUERIES):
+        queries += [query_by_id[query_id] for query_id in group.query_ids]
+
+    problems = []
+    for number, query in enumerate(queries, start=1):
+        progress(number - 1, len(queries))
+        problems += _write_query_figures(
+            out / FIGURES_DIR, number, query, ground_truth, runs, open_video, attention_recorders
         )
-        for run, said, witness, seen, ending in zip(
-            runs, told, attention_recorders, known_to, FILE_SUFFIXES, strict=False
-        ):
-            if query.id not in seen:
-                continue
-            evidence = witness.record(query)
-            if not evidence.maps:
-                troubles.append(
-                    f"{query.id}: the network of {run.path} looks at frames with no map that could be drawn"
-                )
-                continue
-            figure = plot_attention(
-                query,
-                ground_truth.tracks,
-                said,
-                window,
-                pictures,
-                evidence.frame_indices,
-                evidence.maps[0],
-            )
-            save_figure(figure, out / FIGURES_DIR / f"attention-{number}{ending}")
-    progress(len(chosen), len(chosen))
-    return troubles
+    progress(len(queries), len(queries))
+
+    return problems
+
+
+def _write_query_figures(
+    folder: Path,
+    number: int,
+    query: Query,
+    ground_truth: GroundTruth,
+    runs: Sequence[RunResults],
+    open_video: VideoOpener,
+    attention_recorders: Sequence[AttentionRecorder],
+) -> list[str]:
+    """Draw the figures of one query; return messages on those that could not be drawn."""
+    run_predictions = []
+    for run in runs:
+        prediction = run.predictions.get(query.id)
+        run_predictions.append(RunPrediction(run.name, prediction, run.scores[query.id].vIoU))
+
+    window = plot_window(query, run_predictions)
+    try:
+        images = _read_window_frames(query, open_video, window)
+    except StvgError as error:
+        return [f"{query.id}: {error}"]
+
+    tracks = ground_truth.tracks
+    tubes_figure = plot_tubes(query, tracks, run_predictions, window, images)
+    save_figure(tubes_figure, folder / f"tubes-{number}")
+
+    # One figure of attention for each run with a model.
+    problems = []
+    for run, run_prediction, recorder, suffix in zip(
+        runs, run_predictions, attention_recorders, FILE_SUFFIXES, strict=False
+    ):
+        if not any(recorded.id == query.id for recorded in recorder.dataset.queries):
+            continue  # the store lacks this query's features
+
+        attention = recorder.record(query)
+        if not attention.maps:
+            problems.append(f"{query.id}: the model of {run.path} has no attention map to draw")
+            continue
+
+        attention_figure = plot_attention(
+            query,
+            tracks,
+            run_prediction,
+            window,
+            images,
+            attention.frame_indices,
+            attention.maps[0],
+        )
+        save_figure(attention_figure, folder / f"attention-{number}{suffix}")
+
+    return problems
 
 
 def _read_window_frames(
     query: Query, open_video: VideoOpener, window: Span
 ) -> dict[int, np.ndarray]:
-    numbers = sorted(set(sample_frames(window)))
-    return dict(zip(numbers, open_video(query.path).read_frames(numbers), strict=True))
+    """Read the frames of a figure, RGB uint8 `[H, W, 3]` by frame index."""
+    frame_indices = sorted(set(sample_frames(window)))
+    frames = open_video(query.path).read_frames(frame_indices)
+
+    return dict(zip(frame_indices, frames, strict=True))

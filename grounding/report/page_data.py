@@ -1,7 +1,11 @@
-"""What the page's scripts read: `data.js`, the list of all queries, and `queries/<number>.js`, the details of one.
+"""Data of the page's scripts.
 
-They are scripts, since a page opened from disk may not read other files; what they hold is JSON, in which nothing can end a script.
-Boxes are `[frame, x1, y1, x2, y2]` in pixels of the original video.
+- `data.js`: the list of all queries.
+- `queries/<index>.js`: the details of one query.
+
+The files are scripts, because a page opened from disk cannot read other files. Each holds JSON, and
+its content cannot end the script. Boxes are `[frame, x1, y1, x2, y2]` in pixels of the original
+video.
 """
 
 from __future__ import annotations
@@ -28,24 +32,53 @@ if TYPE_CHECKING:
 
 QUERIES_DIR = "queries"
 MAX_FRAMES = 1000
-"""Of longer segments so many stored frames, evenly spread, keep their attention maps."""
+"""Maximum number of stored frames with attention maps; longer segments are sampled evenly."""
 HTML_ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
+"""JSON escapes of the signs that could end a script."""
 
 
 def write_script(path: Path, function_name: str, *values: Any) -> None:
-    """Write a script that hands JSON values to `stvg.<call>`, atomically."""
-    arguments = ", ".join(
-        json.dumps(value, separators=(",", ":"), allow_nan=False).translate(HTML_ESCAPES)
-        for value in values
-    )
-    with atomic_write(path) as aside:
-        aside.write_text(f"stvg.{function_name}({arguments});\n", encoding="utf-8")
+    """Write a script that calls `stvg.<function_name>` with JSON values, atomically.
+
+    Args:
+        path: The file to write.
+        function_name: Function of `report.js`.
+        *values: Arguments, JSON-serializable.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    arguments = []
+    for value in values:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        arguments.append(text.translate(HTML_ESCAPES))
+
+    script = f"stvg.{function_name}({', '.join(arguments)});\n"
+    with atomic_write(path) as temporary_path:
+        temporary_path.write_text(script, encoding="utf-8")
 
 
 def query_row(query: Query, runs: Sequence[RunResults], video_index: int) -> dict[str, Any]:
-    """One query as the list has it; `video` is the place of its video among the page's, and scores are per run `[vIoU, tIoU, sIoU]`."""
-    scores = [run.scores[query.id] for run in runs]
-    answers = [run.predictions.get(query.id) for run in runs]
+    """Return the record of a query in the list of queries.
+
+    Args:
+        query: The query.
+        runs: The run and, optionally, a run that is compared.
+        video_index: Index of the query's video among the page's videos.
+
+    Returns:
+        The record; `spans` are one per run, and so are `scores`: `[vIoU, tIoU, sIoU]`.
+    """
+    spans = []
+    scores = []
+    for run in runs:
+        prediction = run.predictions.get(query.id)
+        spans.append(list(prediction.span) if prediction else None)
+
+        score = run.scores[query.id]
+        values = (score.vIoU, score.tIoU, score.sIoU)
+        scores.append([_round_score(value) for value in values])
+
     return {
         "id": query.id,
         "text": query.text,
@@ -55,10 +88,8 @@ def query_row(query: Query, runs: Sequence[RunResults], video_index: int) -> dic
         "tags": list(query.tags),
         "segment": list(query.segment),
         "truth": list(query.truth.span) if query.truth else None,
-        "spans": [list(answer.span) if answer else None for answer in answers],
-        "scores": [
-            [_round_score(value) for value in (one.vIoU, one.tIoU, one.sIoU)] for one in scores
-        ],
+        "spans": spans,
+        "scores": scores,
     }
 
 
@@ -68,73 +99,98 @@ def query_details(
     runs: Sequence[RunResults],
     query_attentions: Sequence[QueryAttention | None],
 ) -> dict[str, Any]:
-    """One query as its own view has it: the tubes, and what each run's network saw, None where it was not asked."""
-    frames, boxes = ground_truth_boxes(query, tracks)
-    truth = [
-        [frame, *box] for frame, box in zip(frames.tolist(), boxes.round(1).tolist(), strict=True)
-    ]
-    answers = [_format_prediction(run.predictions.get(query.id)) for run in runs]
+    """Return the record of a query's own view: tubes, and attention of each run's model.
+
+    Args:
+        query: The query.
+        tracks: Ground-truth tracks.
+        runs: The run and, optionally, a run that is compared.
+        query_attentions: Attention of each run's model; None where it was not recorded.
+
+    Returns:
+        The record.
+    """
+    frames, boxes = ground_truth_boxes(query, tracks)  # [n], [n, 4]
+    true_rows = []
+    for frame, box in zip(frames.tolist(), boxes.round(1).tolist(), strict=True):
+        true_rows.append([frame, *box])
+
+    predictions = [run.predictions.get(query.id) for run in runs]
+
     return {
         "size": list(query.size),
         "fps": query.fps,
-        "truth": truth,
-        "answers": answers,
-        "seen": [_format_attention(one) for one in query_attentions],
+        "truth": true_rows,
+        "answers": [_format_prediction(prediction) for prediction in predictions],
+        "seen": [_format_attention(attention) for attention in query_attentions],
     }
 
 
 def _format_prediction(prediction: Prediction | None) -> dict[str, Any] | None:
+    """Return the record of a prediction."""
     if prediction is None:
         return None
-    return {
-        "score": round(prediction.score, 4),
-        "boxes": [[frame, *(round(side, 1) for side in box)] for frame, *box in prediction.boxes],
-    }
+
+    rows = []
+    for frame, *box in prediction.boxes:
+        rows.append([frame, *(round(coordinate, 1) for coordinate in box)])
+
+    return {"score": round(prediction.score, 4), "boxes": rows}
 
 
 def _format_attention(query_attention: QueryAttention | None) -> dict[str, Any] | None:
+    """Return the record of a model's attention and temporal scores."""
     if query_attention is None:
         return None
-    kept = np.unique(
-        np.linspace(
-            0,
-            len(query_attention.frame_indices) - 1,
-            min(MAX_FRAMES, len(query_attention.frame_indices)),
-        )
-        .round()
-        .astype(int)
-    )
-    maps = [_encode_attention_map(attention, kept) for attention in query_attention.maps]
+
+    # Evenly spaced frames of a long segment.
+    frame_indices = query_attention.frame_indices
+    count = min(MAX_FRAMES, len(frame_indices))
+    slots = np.linspace(0, len(frame_indices) - 1, count).round().astype(int)
+    frame_slots = np.unique(slots)
+
     return {
-        "frames": query_attention.frame_indices[kept].tolist(),
-        "maps": maps,
+        "frames": frame_indices[frame_slots].tolist(),
+        "maps": [
+            _encode_attention_map(attention_map, frame_slots)
+            for attention_map in query_attention.maps
+        ],
         "when": _format_span_scores(query_attention.span_scores),
     }
 
 
 def _encode_attention_map(attention_map: AttentionMap, frame_slots: np.ndarray) -> dict[str, Any]:
-    """Normalised maps as a grey picture (PNG): a line per frame, in it one layer after the other, row by row."""
-    heat = attention_map.normalized[:, frame_slots]
-    layers, frames, rows, columns = heat.shape
+    """Return normalized maps as a gray PNG.
+
+    The image has a line per frame. A line holds one layer after the other, row by row.
+    """
+    weights = attention_map.normalized[:, frame_slots]  # [layers, n, H, W]
+    num_layers, num_frames, num_rows, num_columns = weights.shape
+
+    # [n, layers * H * W], 8 bits.
+    lines = weights.swapaxes(0, 1).reshape(num_frames, -1)
+    pixels = (lines * 255).round().astype(np.uint8)
+
     file = io.BytesIO()
-    Image.fromarray((heat.swapaxes(0, 1).reshape(frames, -1) * 255).round().astype(np.uint8)).save(
-        file, "PNG", optimize=True
-    )
-    picture = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    encoded = base64.b64encode(file.getvalue()).decode()
+
     return {
         "about": attention_map.description,
-        "layers": layers,
-        "rows": rows,
-        "columns": columns,
-        "picture": picture,
+        "layers": num_layers,
+        "rows": num_rows,
+        "columns": num_columns,
+        "picture": "data:image/png;base64," + encoded,
     }
 
 
 def _format_span_scores(span_scores: Any) -> dict[str, Any]:
-    """The proposal map, or the probabilities of begins and ends at frame edges."""
+    """Return the proposal map, or the probabilities of starts and ends at frame edges."""
     if isinstance(span_scores, ProposalScores):
         return {"map": span_scores.mean.clip(0).round(3).tolist()}
+
     assert isinstance(span_scores, BoundaryScores)
+
     return {
         "edges": span_scores.edges.tolist(),
         "begins": span_scores.start_probabilities.round(4).tolist(),
@@ -143,6 +199,7 @@ def _format_span_scores(span_scores: Any) -> dict[str, Any]:
 
 
 def _round_score(value: float | None) -> float | None:
+    """Return a score with four digits."""
     return None if value is None else round(value, 4)
 
 
@@ -152,9 +209,14 @@ def write_query_list(
     queries: Sequence[dict[str, Any]],
     videos: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write `out/data.js`."""
-    write_script(
-        out / "data.js",
-        "start",
-        {"runs": list(runs), "videos": list(videos), "queries": list(queries)},
-    )
+    """Write `out/data.js`.
+
+    Args:
+        out: The report's folder.
+        runs: Names of the runs.
+        queries: Records from `query_row`.
+        videos: Records from `ReportVideo.to_dict`.
+    """
+    data = {"runs": list(runs), "videos": list(videos), "queries": list(queries)}
+
+    write_script(out / "data.js", "start", data)

@@ -1,14 +1,15 @@
-"""The report's videos: each video that is asked about once, re-encoded small so that any browser plays it from disk.
+"""The report's videos: each queried video once, re-encoded small so that any browser plays it.
 
-Only the frames that any query's segment has are in it. Files are named by what they were made of, and those of an earlier report
-that still hold are kept: a report that was stopped goes on where it was.
+A video holds only frames that are in a query's segment. File names are digests of everything that
+determines the content. Valid files of an earlier report are reused, so an interrupted report
+resumes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +19,31 @@ import numpy as np
 
 from grounding.visualization.video_source import VideoOpener, VideoSource
 from grounding.visualization.video_writer import TIME_BASE, compute_ticks, round_to_even, write_mp4
+from pipeline.callbacks import ProgressCallback
 from pipeline.errors import StvgError
 from pipeline.records import Query, Span
 
 VIDEOS_DIR = "videos"
 ENCODER_OPTIONS = {"crf": "28", "g": "24"}
-"""A key frame each second or so: any frame is found quickly."""
+"""Options of libx264; a key frame about every second lets browsers seek quickly."""
 MAX_WORKERS = 4
-"""Videos made at once, where there are as many cores; each holds what its decoder reads ahead."""
+"""Maximum number of videos encoded at once; each one buffers decoded frames."""
 ENCODING_VERSION = 1
-"""To be raised when videos are made otherwise."""
+"""Version of the encoding. Increase it when equal inputs give other videos."""
+MAX_TIME_ERROR = 1e-3
+"""Seconds up to which frames count as evenly spaced."""
 
 
 @dataclass(frozen=True)
 class ReportVideo:
-    """A video as the page has it: `file` from the page, its frames `[begin, end)`, their `edges` in seconds from 0; or why it has none."""
+    """A video of the page, or the reason for its absence.
+
+    Attributes:
+        file: Path from the page.
+        frame_span: Frames `[begin, end)` of the source video.
+        frame_edges: `[n + 1]` seconds from 0; None without a video.
+        error: Reason for the absence.
+    """
 
     file: str = ""
     frame_span: Span = (0, 0)
@@ -40,20 +51,31 @@ class ReportVideo:
     error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """`starts`, seconds, are left out where frames come at the constant `fps`."""
+        """Return the record that the page's scripts read.
+
+        Returns:
+            `file`, `first` and `count` of the frames, `length` in seconds and, for a variable frame
+            rate, `starts` of the frames in seconds. Only `trouble`, the reason, without a video.
+        """
         if self.frame_edges is None:
             return {"trouble": self.error}
-        count, length = len(self.frame_edges) - 1, float(self.frame_edges[-1])
-        facts: dict[str, Any] = {
+
+        starts = self.frame_edges[:-1]
+        count = len(starts)
+        length = float(self.frame_edges[-1])
+        record: dict[str, Any] = {
             "file": self.file,
             "first": self.frame_span[0],
             "count": count,
             "length": round(length, 4),
         }
-        even_edges = np.arange(count) * (length / count)
-        if np.abs(self.frame_edges[:-1] - even_edges).max() > 1e-3:
-            facts["starts"] = [round(start, 4) for start in self.frame_edges[:-1].tolist()]
-        return facts
+
+        # Starts of frames are listed only if they are not evenly spaced.
+        even_starts = np.arange(count) * (length / count)
+        if np.abs(starts - even_starts).max() > MAX_TIME_ERROR:
+            record["starts"] = [round(start, 4) for start in starts.tolist()]
+
+        return record
 
 
 def encode_videos(
@@ -62,48 +84,76 @@ def encode_videos(
     out: Path,
     max_side: int,
     max_videos: int | None,
-    progress: Callable[[int, int], None],
+    progress: ProgressCallback,
 ) -> Mapping[str, ReportVideo]:
-    """Make the videos of the queries' paths in `out/videos`, the first ones' first and no more than `most`; by path.
+    """Encode the videos of queries into `out/videos`, and delete other videos there.
 
-    `side`: the longer side is at most so many pixels. One that cannot be read carries its `trouble`.
+    Args:
+        queries: The queries; videos of earlier ones are preferred.
+        open_video: Opens the video at a query's path.
+        out: The report's folder.
+        max_side: Maximum longer side in pixels.
+        max_videos: Maximum number of videos; None: all.
+        progress: Called with the number of videos done and in all.
+
+    Returns:
+        Videos by path. A video that cannot be read, or is beyond `max_videos`, has an `error`.
     """
-    asked: dict[str, list[Query]] = {}
+    queries_by_path: dict[str, list[Query]] = {}
     for query in queries:
-        asked.setdefault(query.path, []).append(query)
-    shown = {
-        path: ReportVideo(error=f"only {max_videos} videos are shown (report.videos)")
-        for path in asked
-    }
-    wanted = list(asked)[:max_videos]
-    progress(0, len(wanted))
-    pool = ThreadPoolExecutor(
-        min(MAX_WORKERS, os.cpu_count() or 1)
-    )  # decoders and encoder leave Python to others
+        queries_by_path.setdefault(query.path, []).append(query)
+
+    # Until it is encoded, a video counts as beyond the limit.
+    videos = {}
+    for path in queries_by_path:
+        videos[path] = ReportVideo(error=f"only {max_videos} videos are shown (report.videos)")
+
+    selected_paths = list(queries_by_path)[:max_videos]
+    progress(0, len(selected_paths))
+
+    # Threads suffice: decoders and the encoder release the GIL.
+    pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1))
     try:
-        coming = {
-            pool.submit(_encode_or_report_error, asked[path], open_video, out, max_side): path
-            for path in wanted
-        }
-        for done, future in enumerate(as_completed(coming), 1):
-            shown[coming[future]] = future.result()
-            progress(done, len(wanted))
+        path_by_future = {}
+        for path in selected_paths:
+            future = pool.submit(
+                _encode_or_report_error, queries_by_path[path], open_video, out, max_side
+            )
+            path_by_future[future] = path
+
+        for done, future in enumerate(as_completed(path_by_future), start=1):
+            path = path_by_future[future]
+            videos[path] = future.result()
+            progress(done, len(selected_paths))
     finally:
         pool.shutdown(cancel_futures=True)
-    kept = {one.file for one in shown.values()}
-    for old in (out / VIDEOS_DIR).glob("*.mp4"):
-        if f"{VIDEOS_DIR}/{old.name}" not in kept:
-            old.unlink()
-    return shown
+
+    _delete_other_videos(out, videos.values())
+
+    return videos
+
+
+def _delete_other_videos(out: Path, videos: Iterable[ReportVideo]) -> None:
+    """Delete videos of an earlier report that are not in this one."""
+    current_files = {video.file for video in videos}
+
+    for path in (out / VIDEOS_DIR).glob("*.mp4"):
+        if f"{VIDEOS_DIR}/{path.name}" not in current_files:
+            path.unlink()
 
 
 def _encode_or_report_error(
     queries: Sequence[Query], open_video: VideoOpener, out: Path, max_side: int
 ) -> ReportVideo:
-    """The video of these queries, or why there is none."""
-    frames = min(query.segment[0] for query in queries), max(query.segment[1] for query in queries)
+    """Return the video of these queries, or the reason for its absence."""
+    # The hull of all segments.
+    begin = min(query.segment[0] for query in queries)
+    end = max(query.segment[1] for query in queries)
+
+    path = queries[0].path
+    size = queries[0].size
     try:
-        return _encode_video(open_video(queries[0].path), frames, out, queries[0].size, max_side)
+        return _encode_video(open_video(path), (begin, end), out, size, max_side)
     except StvgError as error:
         return ReportVideo(error=str(error))
 
@@ -111,32 +161,32 @@ def _encode_or_report_error(
 def _encode_video(
     video: VideoSource, frame_span: Span, out: Path, size: tuple[int, int], max_side: int
 ) -> ReportVideo:
-    """Make one video, unless it is there."""
+    """Encode one video, unless its file exists."""
     begin, end = frame_span
     video.check_has_frame(end - 1)
-    edges = video.frame_edges[begin : end + 1] - video.frame_edges[begin]
-    made_of = (
-        repr(
-            (
-                ENCODING_VERSION,
-                ENCODER_OPTIONS,
-                video.path,
-                video.fingerprint,
-                frame_span,
-                size,
-                max_side,
-            )
-        ).encode()
-        + edges.tobytes()
+    frame_edges = video.frame_edges[begin : end + 1] - video.frame_edges[begin]
+
+    # The file's name is a digest of everything that determines its content.
+    settings = (
+        ENCODING_VERSION,
+        ENCODER_OPTIONS,
+        video.path,
+        video.fingerprint,
+        frame_span,
+        size,
+        max_side,
     )
-    file = f"{VIDEOS_DIR}/{hashlib.sha256(made_of).hexdigest()[:16]}.mp4"
+    content_key = repr(settings).encode() + frame_edges.tobytes()
+    digest = hashlib.sha256(content_key).hexdigest()[:16]
+    file = f"{VIDEOS_DIR}/{digest}.mp4"
+
     if not (out / file).exists():
         scale = min(1.0, max_side / max(size))
-        write_mp4(
-            out / file,
-            video.read_frames(range(begin, end)),
-            edges,
-            (round_to_even(size[0] * scale), round_to_even(size[1] * scale)),
-            ENCODER_OPTIONS,
-        )
-    return ReportVideo(file, frame_span, compute_ticks(edges) * float(TIME_BASE))
+        encoded_size = (round_to_even(size[0] * scale), round_to_even(size[1] * scale))
+        frames = video.read_frames(range(begin, end))
+        write_mp4(out / file, frames, frame_edges, encoded_size, ENCODER_OPTIONS)
+
+    # Times of the frames as they are in the file.
+    encoded_edges = compute_ticks(frame_edges) * float(TIME_BASE)
+
+    return ReportVideo(file, frame_span, encoded_edges)

@@ -1,4 +1,4 @@
-"""The files of a sweep's table: `table.json`, `table.md`, and pictures."""
+"""Files of a sweep's table: `table.json`, `table.md`, and figures."""
 
 from __future__ import annotations
 
@@ -14,16 +14,29 @@ from pipeline.io.jsonl import write_json
 
 
 def write_table(table: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write the table into the sweep's folder and give the paths: all queries in `table.png`, a group's in `table-<group>.png`."""
-    pictures = []
+    """Write the table and its figures into the sweep's folder.
+
+    Args:
+        table: Content of `table.json`.
+        out: Folder of the sweep.
+
+    Returns:
+        The files: `table.json`, `table.md`, `table.png` for all queries, `table-<group>.png` for
+        each group, and `curves.png` if there are curves.
+    """
+    figure_paths = []
     for group in table["groups"]:
-        pictures.append(out / ("table.png" if group == ALL_QUERIES else f"table-{group}.png"))
-        save_png(plot_table(table, group), pictures[-1])
+        file_name = "table.png" if group == ALL_QUERIES else f"table-{group}.png"
+        figure_paths.append(out / file_name)
+        save_png(plot_table(table, group), out / file_name)
+
     curves = plot_learning_curves(table, out)
     if curves is not None:
-        pictures.append(out / "curves.png")
-        save_png(curves, pictures[-1])
+        figure_paths.append(out / "curves.png")
+        save_png(curves, out / "curves.png")
+
     write_json(out / "table.json", table)
-    with atomic_write(out / "table.md") as aside:
-        aside.write_text(render_markdown(table, [path.name for path in pictures]), encoding="utf-8")
-    return [out / "table.json", out / "table.md", *pictures]
+    text = render_markdown(table, [path.name for path in figure_paths])
+    with atomic_write(out / "table.md") as temporary_path:
+        temporary_path.write_text(text, encoding="utf-8")
+    return [out / "table.json", out / "table.md", *figure_paths]

@@ -1,9 +1,11 @@
-"""A sweep: every variant of a table, trained over several seeds and judged. Stopped anywhere, it goes on where it was; started
-several times, on one machine or on several that share a folder, the processes divide the work among them.
+"""Sweeps: all variants of a table, trained over several seeds and evaluated.
 
-Each trained variant and seed is an ordinary run directory, `<out>/<variant>/seed-<n>`; what is derived without training
-has predictions, scores and metrics alone. Beside them `judged.json` says what they were made from: results that are
-there, made from the same and unchanged since, are not made again.
+A sweep can be stopped at any moment; the same call goes on. It can be started several times, on one
+machine or on several that share a folder: the processes divide the runs among them.
+
+Each trained variant and seed is an ordinary run directory, `<out>/<variant>/seed-<n>`. A derived
+variant has predictions, scores and metrics alone. Beside these files, `judged.json` records their
+origin: results of the same origin, unchanged since, are not computed again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ from grounding.training.run_directory import (
     prepare_run_dir,
 )
 from grounding.training.train import train
-from pipeline import config as configuration
-from pipeline.config import merge, validate
+from pipeline.callbacks import ProgressCallback
+from pipeline.config import merge, read_section, validate
 from pipeline.errors import InputError
 from pipeline.io.jsonl import write_json
 from pipeline.store import Store
@@ -44,14 +45,24 @@ from pipeline.store.manifest import compute_files_digest
 
 EVALUATION_RECORD_FILE = "judged.json"
 MIN_SEEDS = 2
+
 POLL_SECONDS = 2.0
-"""Between two looks at what other processes are making."""
+"""Time between two checks of the runs that other processes work on."""
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """How far a sweep is: `run` of `runs` are made, and `step` of `steps` of training are done over all of them (0 of 0 until known)."""
+    """Progress of a sweep.
+
+    Attributes:
+        activity: Variant and seed that is worked on.
+        finished_runs: Runs that are trained and evaluated.
+        total_runs: Runs in all.
+        finished_steps: Training steps that are done, over all runs.
+        total_steps: Training steps in all; 0 until known.
+    """
 
     activity: str
     finished_runs: int
@@ -63,42 +74,89 @@ class SweepProgress:
 SweepProgressCallback = Callable[[SweepProgress], None]
 SweepScores = dict[str, list[list[Score]]]
 """Variant → the scores of each seed's run, or of the one ensemble."""
+RunKey = tuple[str, int | None]
+"""Variant and seed; the seed is None for an ensemble of all seeds."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A table over a store: where its runs lie, and their configurations."""
+    """Plan of a sweep: a table over a store, with the configs and folders of its runs.
+
+    Attributes:
+        table: The ablation table.
+        store: Store with features and ground truth.
+        out: Folder of all runs.
+        train_configs: Training config of each trained variant, with the first seed.
+        evaluate_configs: Config of inference for each variant.
+        seeds: Seeds of each trained variant.
+        ground_truth: Ground truth of the split.
+        split: Split that is evaluated.
+        store_digest: Digest of the store's manifest.
+    """
 
     table: SweepTable
     store: Path
     out: Path
     train_configs: Mapping[str, TrainConfig]
-    """Of the trained variants; `seed` is the first seed's."""
     evaluate_configs: Mapping[str, EvaluateConfig]
     seeds: Sequence[int]
     ground_truth: GroundTruth
     split: str
     store_digest: str = field(repr=False)
-    """The store's digest."""
 
     def get_train_config(self, variant: str, seed: int) -> TrainConfig:
+        """Return the training config of a run.
+
+        Args:
+            variant: A trained variant.
+            seed: Seed of the run.
+
+        Returns:
+            The config with this seed.
+        """
         return self.train_configs[variant].model_copy(update={"seed": seed})
 
     def get_run_dir(self, variant: str, seed: int | None) -> Path:
-        """The directory of a variant's run; `seed` is None for the answer of all seeds together."""
+        """Return the directory of a run.
+
+        Args:
+            variant: Name of the variant.
+            seed: Seed of the run; None for the ensemble of all seeds.
+
+        Returns:
+            The directory.
+        """
         return self.out / variant / ("all-seeds" if seed is None else f"seed-{seed}")
 
     def seeds_for_variant(self, variant: str) -> Sequence[int | None]:
-        return [None] if self.table.variants[variant].ensemble_seeds else self.seeds
+        """Return the seeds of a variant.
 
-    def iterate_runs(self) -> Iterator[tuple[str, int | None]]:
-        """All there is to make, in order: every variant with the first seed, then with the next; then what is derived."""
-        yield from ((name, seed) for seed in self.seeds for name in self.table.trained_variants)
-        yield from (
-            (name, seed)
-            for name in self.table.derived_variants
-            for seed in self.seeds_for_variant(name)
-        )
+        Args:
+            variant: Name of the variant.
+
+        Returns:
+            The seeds; `[None]` for an ensemble of all seeds.
+        """
+        if self.table.variants[variant].ensemble_seeds:
+            return [None]
+        return self.seeds
+
+    def iterate_trained_runs(self) -> Iterator[RunKey]:
+        """Yield the runs to train: every variant with the first seed, then with the next seed."""
+        for seed in self.seeds:
+            for variant in self.table.trained_variants:
+                yield variant, seed
+
+    def iterate_derived_runs(self) -> Iterator[RunKey]:
+        """Yield the runs of derived variants."""
+        for variant in self.table.derived_variants:
+            for seed in self.seeds_for_variant(variant):
+                yield variant, seed
+
+    def iterate_runs(self) -> Iterator[RunKey]:
+        """Yield all runs in order: trained ones, then derived ones."""
+        yield from self.iterate_trained_runs()
+        yield from self.iterate_derived_runs()
 
 
 def plan_sweep(
@@ -109,166 +167,246 @@ def plan_sweep(
     evaluate_config: EvaluateConfig,
     num_seeds: int,
 ) -> Sweep:
-    """Check all that can be checked before hours of training. `values`: a system's section `train`, whose `seed` is the first one."""
+    """Plan a sweep, and check all settings before hours of training.
+
+    Args:
+        table: The ablation table.
+        store: Store with features and ground truth.
+        out: Folder for all runs.
+        load_train_section: Function from a system to its section `train`. The section's `seed` is
+            the first seed.
+        evaluate_config: Section `evaluate`.
+        num_seeds: Number of seeds.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: A setting is invalid, there are too few seeds, or the split has no ground
+            truth.
+    """
     if num_seeds < MIN_SEEDS:
         raise InputError(f"--seeds {num_seeds}: a table over seeds needs at least {MIN_SEEDS}")
-    configs = equalize_training_time(
-        table,
-        {
-            name: _build_train_config(table, name, load_train_section)
-            for name in table.trained_variants
-        },
-    )
-    asked = {
-        name: _build_evaluate_config(
-            name, variant, configs[variant.derived_from or name], evaluate_config
-        )
-        for name, variant in table.variants.items()
+
+    # Training configs, with the number of steps that the costs allow.
+    train_configs = {
+        name: _build_train_config(table, name, load_train_section)
+        for name in table.trained_variants
     }
-    exam = load_ground_truth(store / "index.jsonl", evaluate_config.split)
-    if not len(exam.true_tubes.tubes):
-        raise InputError(
-            f"store {store}: no query of split {evaluate_config.split!r} has a truth to judge by"
+    train_configs = equalize_training_time(table, train_configs)
+
+    # Inference settings. A derived variant uses the runs of a trained one.
+    evaluate_configs = {}
+    for name, variant in table.variants.items():
+        train_config = train_configs[variant.derived_from or name]
+        evaluate_configs[name] = _build_evaluate_config(
+            name, variant, train_config, evaluate_config
         )
-    first = next(iter(configs.values())).seed
-    numbers = range(first, first + num_seeds)
+
+    split = evaluate_config.split
+    ground_truth = load_ground_truth(store / "index.jsonl", split)
+    if not len(ground_truth.true_tubes.tubes):
+        raise InputError(f"store {store}: no query of split {split!r} has a ground truth")
+
+    first_seed = next(iter(train_configs.values())).seed
     return Sweep(
-        table,
-        store,
-        out,
-        configs,
-        asked,
-        numbers,
-        exam,
-        evaluate_config.split,
-        Store(store).manifest_digest,
+        table=table,
+        store=store,
+        out=out,
+        train_configs=train_configs,
+        evaluate_configs=evaluate_configs,
+        seeds=range(first_seed, first_seed + num_seeds),
+        ground_truth=ground_truth,
+        split=split,
+        store_digest=Store(store).manifest_digest,
     )
 
 
 def _build_train_config(
     table: SweepTable, name: str, load_train_section: Callable[[str], Mapping[str, Any]]
 ) -> TrainConfig:
-    """How a variant is trained."""
-    system, changes = table.system_for_variant(name), table.variants[name].changes
-    return validate(
-        get_system(system).config_class,
-        merge(load_train_section(system), changes),
-        f"section 'train', variant {name!r}",
-    )
+    """Build the training config of a variant."""
+    system = table.system_for_variant(name)
+    values = merge(load_train_section(system), table.variants[name].changes)
+    return validate(get_system(system).config_class, values, f"section 'train', variant {name!r}")
 
 
 def _build_evaluate_config(
     name: str, variant: Variant, train_config: TrainConfig, evaluate_config: EvaluateConfig
 ) -> EvaluateConfig:
-    """How a variant's runs are asked."""
+    """Build the inference settings of a variant."""
     changes = dict(variant.evaluate)
     if variant.test_frames_multiplier > 1:
-        changes["frames"] = variant.test_frames_multiplier * (
-            evaluate_config.frames or train_config.model.num_frames
+        num_frames = evaluate_config.frames or train_config.model.num_frames
+        changes["frames"] = variant.test_frames_multiplier * num_frames
+    values = merge(evaluate_config.model_dump(), changes)
+    return validate(EvaluateConfig, values, f"section 'evaluate', variant {name!r}")
+
+
+def _ignore_progress(progress: SweepProgress) -> None:
+    """Show no progress."""
+
+
+def run_sweep(sweep: Sweep, progress: SweepProgressCallback = _ignore_progress) -> SweepScores:
+    """Train and evaluate all runs that are missing, and read the scores of all runs.
+
+    Several processes may work at one sweep: each takes runs that no other process has locked.
+
+    Args:
+        sweep: The plan.
+        progress: Callback for each step of progress.
+
+    Returns:
+        Scores of all runs, by variant.
+
+    Raises:
+        InputError: A run was stopped before its end, or has other settings.
+    """
+    scores: dict[RunKey, list[Score]] = {}
+    worker = _SweepWorker(sweep, progress, scores)
+
+    # Derived variants use the trained runs, so they come after all of these.
+    for runs in (list(sweep.iterate_trained_runs()), list(sweep.iterate_derived_runs())):
+        while True:
+            pending_runs = [run for run in runs if run not in scores]
+            if not pending_runs:
+                break
+
+            num_finished = len(scores)
+            for run in pending_runs:
+                worker.process_run(run)
+            if len(scores) == num_finished:
+                worker.wait_for_others(pending_runs)
+    worker.report_end()
+
+    sweep_scores: SweepScores = {}
+    for name in sweep.table.variants:
+        sweep_scores[name] = [scores[name, seed] for seed in sweep.seeds_for_variant(name)]
+    return sweep_scores
+
+
+class _SweepWorker:
+    """State of one process that works at a sweep: finished runs and progress."""
+
+    def __init__(
+        self, sweep: Sweep, callback: SweepProgressCallback, scores: dict[RunKey, list[Score]]
+    ) -> None:
+        self.sweep = sweep
+        self.callback = callback
+        self.scores = scores
+        self.progress = SweepProgress("", 0, len(list(sweep.iterate_runs())))
+
+    def process_run(self, run: RunKey) -> None:
+        """Train and evaluate a run as far as necessary, unless another process works on it."""
+        name, seed = run
+        run_dir = self.sweep.get_run_dir(name, seed)
+        try:
+            with lock_run_dir(run_dir):
+                self._process_locked_run(name, seed)
+        except RunInUseError:
+            return
+
+    def _process_locked_run(self, name: str, seed: int | None) -> None:
+        """Train and evaluate a run that this process has locked, and read its scores."""
+        sweep = self.sweep
+        seed_label = "all seeds" if seed is None else f"seed {seed}"
+        self._report(activity=f"{name}, {seed_label}", finished_runs=len(self.scores))
+
+        is_trained = sweep.table.variants[name].derived_from is None
+        if is_trained and seed is not None:
+            _train_run(sweep, name, seed, self._report_step, self._report_evaluation)
+        else:
+            _evaluate_derived(sweep, name, seed, self._report_evaluation)
+        self.scores[name, seed] = read_scores(
+            _get_scores_path(sweep, sweep.get_run_dir(name, seed))
         )
-    return validate(
-        EvaluateConfig,
-        merge(evaluate_config.model_dump(), changes),
-        f"section 'evaluate', variant {name!r}",
-    )
 
-
-def run_sweep(sweep: Sweep, progress: SweepProgressCallback = lambda place: None) -> SweepScores:
-    """Make what is missing, and read the scores of all. Several processes may work at one sweep: each takes what no other has."""
-    runs = list(sweep.iterate_runs())
-    trained = len(sweep.table.trained_variants) * len(sweep.seeds)
-    made: dict[tuple[str, int | None], list[Score]] = {}
-    place = SweepProgress("", 0, len(runs))
-
-    def at(step: int, steps: int) -> None:
-        nonlocal place
-        own = {name: config.max_steps or steps for name, config in sweep.train_configs.items()}
-        done = sum(own[name] for name, _ in made)
-        place = replace(
-            place, finished_steps=done + step, total_steps=len(sweep.seeds) * sum(own.values())
+    def wait_for_others(self, pending_runs: Sequence[RunKey]) -> None:
+        """Wait a while for the other processes, which have locked all pending runs."""
+        names = ", ".join(name for name, _ in pending_runs)
+        self.callback(
+            replace(
+                self.progress,
+                activity=f"waiting for other processes to make {names}",
+                finished_runs=len(self.scores),
+            )
         )
-        progress(place)
+        time.sleep(POLL_SECONDS)
 
-    def judging() -> None:
-        progress(replace(place, activity=f"judging {place.activity}"))
+    def report_end(self) -> None:
+        """Report that all runs are finished."""
+        total_runs = self.progress.total_runs
+        self.callback(replace(self.progress, activity="all made", finished_runs=total_runs))
 
-    for part in (runs[:trained], runs[trained:]):  # what is derived asks all that is trained
-        while left := [one for one in part if one not in made]:
-            before = len(made)
-            for name, seed in left:
-                with suppress(RunInUseError), lock_run_dir(sweep.get_run_dir(name, seed)):
-                    place = replace(
-                        place,
-                        activity=f"{name}, {'all seeds' if seed is None else f'seed {seed}'}",
-                        finished_runs=len(made),
-                    )
-                    progress(place)
-                    if seed is not None and sweep.table.variants[name].derived_from is None:
-                        _train_run(sweep, name, seed, at, judging)
-                    else:
-                        _evaluate_derived(sweep, name, seed, judging)
-                    made[name, seed] = read_scores(
-                        _get_scores_path(sweep, sweep.get_run_dir(name, seed))
-                    )
-            if len(made) == before:
-                progress(
-                    replace(
-                        place,
-                        activity=f"waiting for other processes to make {', '.join(name for name, _ in left)}",
-                        finished_runs=len(made),
-                    )
-                )
-                time.sleep(POLL_SECONDS)
-    progress(replace(place, activity="all made", finished_runs=len(runs)))
-    return {
-        name: [made[name, seed] for seed in sweep.seeds_for_variant(name)]
-        for name in sweep.table.variants
-    }
+    def _report(self, **changes: Any) -> None:
+        """Change the progress, and report it."""
+        self.progress = replace(self.progress, **changes)
+        self.callback(self.progress)
+
+    def _report_step(self, step: int, steps: int) -> None:
+        """Report a training step of the current run."""
+        steps_by_variant = {
+            name: config.max_steps or steps for name, config in self.sweep.train_configs.items()
+        }
+        finished_steps = sum(steps_by_variant[name] for name, _ in self.scores)
+        total_steps = len(self.sweep.seeds) * sum(steps_by_variant.values())
+        self._report(finished_steps=finished_steps + step, total_steps=total_steps)
+
+    def _report_evaluation(self) -> None:
+        """Report that the current run is being evaluated."""
+        activity = f"evaluating {self.progress.activity}"
+        self.callback(replace(self.progress, activity=activity))
 
 
 def _train_run(
     sweep: Sweep,
     name: str,
     seed: int,
-    report_step: Callable[[int, int], None],
+    report_step: ProgressCallback,
     report_evaluation: Callable[[], None],
 ) -> None:
-    """Train a run to its end and judge it, unless that has been done."""
-    run, config = sweep.get_run_dir(name, seed), sweep.get_train_config(name, seed)
-    made = {
+    """Train a run to its end and evaluate it, unless that has been done."""
+    run_dir = sweep.get_run_dir(name, seed)
+    config = sweep.get_train_config(name, seed)
+    evaluate_config = sweep.evaluate_configs[name]
+
+    ignored_keys = _get_ignored_train_keys()
+    train_values = {
+        key: value
+        for key, value in config.model_dump(mode="json").items()
+        if key not in ignored_keys
+    }
+    origin = {
         "store": sweep.store_digest,
-        "train": {
-            key: value
-            for key, value in config.model_dump(mode="json").items()
-            if key not in _get_ignored_train_keys()
-        },
-        "evaluate": _dump_prediction_settings(sweep.evaluate_configs[name]),
+        "train": train_values,
+        "evaluate": _dump_prediction_settings(evaluate_config),
         "code": compute_code_digest(),
     }
-    if _is_finished(run) and _is_evaluated(sweep, run, made):
+    if _is_finished(run_dir) and _is_evaluated(sweep, run_dir, origin):
         return
-    log.info("training %s", run)
-    _prepare_run(sweep, run, config)
-    train(sweep.store, run, config, report_step)
-    if not _is_finished(run):
-        raise InputError(f"{run} was stopped before its last step: run the same command again")
+
+    log.info("training %s", run_dir)
+    _prepare_run(sweep, run_dir, config)
+    train(sweep.store, run_dir, config, report_step)
+    if not _is_finished(run_dir):
+        raise InputError(f"{run_dir} was stopped before its last step: run the same command again")
+
     report_evaluation()
-    _evaluate_runs(sweep, [run], run, sweep.evaluate_configs[name], made)
+    _evaluate_runs(sweep, [run_dir], run_dir, evaluate_config, origin)
 
 
-def _prepare_run(sweep: Sweep, run: Path, config: TrainConfig) -> None:
-    """Take up a run, or start it. One that is finished must be of this configuration and of this many steps."""
-    finished = _is_finished(run)
+def _prepare_run(sweep: Sweep, run_dir: Path, config: TrainConfig) -> None:
+    """Resume or start a run. A finished run must have this config and this number of steps."""
+    is_finished = _is_finished(run_dir)
     try:
-        if (
-            finished
-            and (was := configuration.read_section(run / CONFIG_FILE, "train").get("max_steps"))
-            != config.max_steps
-        ):
-            raise InputError(
-                f"{run} was trained with max_steps {was}, not {config.max_steps}: its schedule was another"
-            )
-        prepare_run_dir(sweep.store, run, config, resume=finished)
+        if is_finished:
+            max_steps = read_section(run_dir / CONFIG_FILE, "train").get("max_steps")
+            if max_steps != config.max_steps:
+                raise InputError(
+                    f"{run_dir} was trained with max_steps {max_steps}, not {config.max_steps}:"
+                    " its learning rate schedule was another"
+                )
+        prepare_run_dir(sweep.store, run_dir, config, resume=is_finished)
     except InputError as error:
         raise InputError(
             f"{error}; for a sweep with other settings name another --out than {sweep.out}"
@@ -278,27 +416,31 @@ def _prepare_run(sweep: Sweep, run: Path, config: TrainConfig) -> None:
 def _evaluate_derived(
     sweep: Sweep, name: str, seed: int | None, report_evaluation: Callable[[], None]
 ) -> None:
-    """Let trained runs answer in another way, and judge that, unless it has been done."""
+    """Evaluate trained runs with the settings of a derived variant, unless that has been done."""
     variant = sweep.table.variants[name]
     assert variant.derived_from is not None
-    sources = [
-        sweep.get_run_dir(variant.derived_from, number)
-        for number in (sweep.seeds if seed is None else [seed])
+    evaluate_config = sweep.evaluate_configs[name]
+
+    # The trained runs that predict: one, or an ensemble of all seeds.
+    source_seeds = sweep.seeds if seed is None else [seed]
+    source_dirs = [
+        sweep.get_run_dir(variant.derived_from, source_seed) for source_seed in source_seeds
     ]
-    made = {
+    source_origins = []
+    for source_dir in source_dirs:
+        train_values = _read_evaluation_record(source_dir)["made"]["train"]
+        source_origins.append(train_values | {"code": read_provenance(source_dir)["code"]})
+
+    origin = {
         "store": sweep.store_digest,
-        "of": [
-            _read_evaluation_record(source)["made"]["train"]
-            | {"code": read_provenance(source)["code"]}
-            for source in sources
-        ],
-        "evaluate": _dump_prediction_settings(sweep.evaluate_configs[name]),
+        "of": source_origins,
+        "evaluate": _dump_prediction_settings(evaluate_config),
         "code": compute_code_digest(),
     }
-    folder = sweep.get_run_dir(name, seed)
-    if not _is_evaluated(sweep, folder, made):
+    run_dir = sweep.get_run_dir(name, seed)
+    if not _is_evaluated(sweep, run_dir, origin):
         report_evaluation()
-        _evaluate_runs(sweep, sources, folder, sweep.evaluate_configs[name], made)
+        _evaluate_runs(sweep, source_dirs, run_dir, evaluate_config, origin)
 
 
 def _evaluate_runs(
@@ -308,45 +450,46 @@ def _evaluate_runs(
     evaluate_config: EvaluateConfig,
     origin: Mapping[str, Any],
 ) -> None:
-    """Let runs answer, write what `stvg-eval` writes into `folder`, and what it was made from."""
-    log.info("judging %s", run_dir)
-    (run_dir / EVALUATION_RECORD_FILE).unlink(missing_ok=True)
-    answers, missing = predict_split(runs, sweep.store, evaluate_config)
+    """Predict with runs, and write the result files and their origin into `run_dir`."""
+    log.info("evaluating %s", run_dir)
+
+    # Without the record, results of an interrupted evaluation count as missing.
+    record_path = run_dir / EVALUATION_RECORD_FILE
+    record_path.unlink(missing_ok=True)
+
+    predictions, missing = predict_split(runs, sweep.store, evaluate_config)
     if missing:
         log.warning(
             "%s: %d queries score 0, the store has no features of them", run_dir, len(missing)
         )
-    write_results(
-        run_dir,
-        sweep.split,
-        answers,
-        *evaluate(sweep.ground_truth, Tubes.from_predictions(answers), seed=evaluate_config.seed),
-    )
-    write_json(
-        run_dir / EVALUATION_RECORD_FILE,
-        {
-            "format": 1,
-            "made": origin,
-            "scores": compute_files_digest([_get_scores_path(sweep, run_dir)]),
-        },
-    )
+
+    tubes = Tubes.from_predictions(predictions)
+    scores, metrics = evaluate(sweep.ground_truth, tubes, seed=evaluate_config.seed)
+    write_results(run_dir, sweep.split, predictions, scores, metrics)
+
+    scores_digest = compute_files_digest([_get_scores_path(sweep, run_dir)])
+    write_json(record_path, {"format": 1, "made": origin, "scores": scores_digest})
 
 
 def _is_evaluated(sweep: Sweep, run_dir: Path, origin: Mapping[str, Any]) -> bool:
-    """Whether a folder's scores were made from the same and are unchanged: `stvg-eval` may have written others there."""
-    known, scores = _read_evaluation_record(run_dir), _get_scores_path(sweep, run_dir)
-    return (
-        known.get("made") == origin
-        and scores.exists()
-        and known["scores"] == compute_files_digest([scores])
-    )
+    """Return True if the scores of a run have this origin and are unchanged.
+
+    `stvg-eval` may have written other scores there.
+    """
+    record = _read_evaluation_record(run_dir)
+    if record.get("made") != origin:
+        return False
+    scores_path = _get_scores_path(sweep, run_dir)
+    return scores_path.exists() and record["scores"] == compute_files_digest([scores_path])
 
 
-def _is_finished(run: Path) -> bool:
-    return (run / "provenance.json").exists() and "finished" in read_provenance(run)
+def _is_finished(run_dir: Path) -> bool:
+    """Return True if a run was trained to its end."""
+    return (run_dir / "provenance.json").exists() and "finished" in read_provenance(run_dir)
 
 
 def _read_evaluation_record(run_dir: Path) -> dict[str, Any]:
+    """Read the record of a run's results; empty if there is none."""
     try:
         return json.loads((run_dir / EVALUATION_RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -354,14 +497,15 @@ def _read_evaluation_record(run_dir: Path) -> dict[str, Any]:
 
 
 def _get_scores_path(sweep: Sweep, run_dir: Path) -> Path:
+    """Return the file of a run's scores."""
     return run_dir / "scores" / f"{sweep.split}.json"
 
 
 def _get_ignored_train_keys() -> set[str]:
-    """Settings of training that do not change what is learned."""
+    """Return the training settings that do not change the trained weights."""
     return RESUMABLE_KEYS - {"max_steps"}
 
 
 def _dump_prediction_settings(evaluate_config: EvaluateConfig) -> dict[str, Any]:
-    """The settings that an answer depends on."""
+    """Return the settings that change predictions."""
     return evaluate_config.model_dump(mode="json", exclude={"device", "batch"})

@@ -1,4 +1,4 @@
-"""What a sweep runs: named tables of variants, read from `sweeps.yaml`. Another system's table is added there as data."""
+"""Ablation tables of sweeps, read from `tables.yaml`. A new table is added there, as data."""
 
 from __future__ import annotations
 
@@ -19,81 +19,104 @@ MeanMetric = Literal["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
 
 
 class Cost(StrictModel):
-    """A training step's time and memory, as multiples of those of the reference of the table's first section."""
+    """Time and memory of a training step, as multiples of those of the cost reference.
+
+    The cost reference is the reference of the table's first section.
+    """
 
     step_time: float = Field(gt=0)
     memory: float = Field(gt=0)
 
 
 class Variant(StrictModel):
-    """A line of a table: trained anew with `changes`, or (`of`) answers of another variant's runs, without training.
+    """Row of a table: a system trained with `changes`, or derived from another variant's runs.
 
-    `changes` are of sections `model` and `loss` only, and of `initialise` for a variant without what it would load: every variant
-    has the same data, steps and schedule. With a `cost` it has not the same steps but the same time.
+    All variants have the same data, steps and schedule. Variants with a `cost` have the same
+    training time instead of the same number of steps.
     """
 
     label: str
+    """Name of the variant in the paper."""
     system: str | None = None
-    """By default the table's."""
+    """System of a trained variant; by default the table's."""
     changes: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    """Changes of sections `model` and `loss`, and `init_from: null` for a variant without the
+    modules that the weights are for."""
     cost: Cost | None = None
+    """Cost of a training step."""
     derived_from: str | None = None
+    """Trained variant whose runs predict; this variant is not trained."""
     ensemble_seeds: bool = False
-    """All seeds' runs answer as one ensemble."""
+    """The runs of all seeds predict as one ensemble."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
+    """Changes of section `evaluate`."""
     test_frames_multiplier: int = Field(default=1, ge=1)
-    """Frames at test time, as a multiple of those in training."""
+    """Frames at test time, as a multiple of the frames in training."""
     metrics: tuple[MeanMetric, ...] = MEAN_METRICS  # type: ignore[assignment]
+    """Metrics that are meaningful for the variant."""
 
     @model_validator(mode="after")
     def _check_trained_or_derived(self) -> Variant:
-        if self.derived_from is None and (
-            self.ensemble_seeds or self.evaluate or self.test_frames_multiplier > 1
-        ):
+        """Check that a variant is either trained or derived."""
+        changes_inference = self.ensemble_seeds or self.evaluate or self.test_frames_multiplier > 1
+        if self.derived_from is None and changes_inference:
             raise ValueError(
-                "together, evaluate and times need `of`, the variant whose runs answer"
+                "ensemble_seeds, evaluate and test_frames_multiplier need `derived_from`, the"
+                " variant whose runs predict"
             )
-        if self.changes.keys() - {"model", "loss", "initialise"} or self.changes.get("initialise"):
+
+        other_keys = self.changes.keys() - {"model", "loss", "init_from"}
+        if other_keys or self.changes.get("init_from"):
             raise ValueError(
-                f"changes are of model and loss, not of {', '.join(sorted(self.changes))}: all variants train alike"
+                f"changes are of model and loss, not of {', '.join(sorted(self.changes))}: all"
+                " variants train alike"
             )
+
         if self.derived_from is not None and (self.changes or self.system or self.cost):
             raise ValueError(
-                "a variant is trained with `changes` or derived with `of`, not both; `system` and `cost` are of training"
+                "a variant is trained with `changes` or derived with `derived_from`, not both;"
+                " `system` and `cost` are of training"
             )
         return self
 
 
 class PublishedSource(StrictModel):
-    """Where a section's published figures stand: methods, or ablations of `method`, by variant."""
+    """Location of a section's published figures in `published.yaml`."""
 
     dataset: DatasetName
     split: str
     method: str
+    """Method whose ablations are meant."""
     names: dict[str, str]
+    """Variant → a published method, or an ablation of `method`."""
 
     def scores(self, variant: str) -> dict[str, float]:
-        """The published means of a variant in percent; {} where there are none."""
-        name = self.names.get(variant)
+        """Return the published means of a variant.
+
+        Args:
+            variant: Name of the variant.
+
+        Returns:
+            Means in percent by metric; empty if nothing was published.
+        """
+        published_name = self.names.get(variant)
         for ablation in ablations_for(self.dataset, self.split):
-            if (ablation.method, ablation.variant) == (self.method, name):
+            if ablation.method == self.method and ablation.variant == published_name:
                 return _stringify_metrics(ablation.scores)
-        return next(
-            (
-                _stringify_metrics(row.scores)
-                for row in rows_for(self.dataset, self.split)
-                if row.method == name
-            ),
-            {},
-        )
+
+        for row in rows_for(self.dataset, self.split):
+            if row.method == published_name:
+                return _stringify_metrics(row.scores)
+        return {}
 
 
 def _stringify_metrics(scores: Mapping[MetricName, float]) -> dict[str, float]:
+    """Return the scores with plain strings as keys."""
     return {str(metric): value for metric, value in scores.items()}
 
 
 class Section(StrictModel):
-    """Rows that belong together, all compared with `reference`."""
+    """Rows that belong together and are compared with one reference."""
 
     title: str
     reference: str
@@ -102,7 +125,7 @@ class Section(StrictModel):
 
 
 class Claim(StrictModel):
-    """`source` says that `more` scores higher than `less`."""
+    """Claim of a paper: one variant scores higher than another."""
 
     higher: str
     lower: str
@@ -111,7 +134,7 @@ class Claim(StrictModel):
 
 
 class SweepTable(StrictModel):
-    """A named table: its variants, the sections that show them, and what is expected of them."""
+    """Named ablation table: variants, sections that show them, and claims of the paper."""
 
     title: str
     system: str | None = None
@@ -121,6 +144,7 @@ class SweepTable(StrictModel):
 
     @model_validator(mode="after")
     def _check_systems_and_costs(self) -> SweepTable:
+        """Check that each trained variant has a system, and that all or none have a cost."""
         for name, variant in self.trained_variants.items():
             if variant.system is None and self.system is None:
                 raise ValueError(f"variant {name!r} needs a `system`, for the table has none")
@@ -128,11 +152,10 @@ class SweepTable(StrictModel):
                 raise ValueError(
                     f"variant {name!r} needs a `cost`: all that are trained have one, or none has"
                 )
-        if (
-            self.has_costs
-            and self.cost_reference in self.variants
-            and self.variants[self.cost_reference].cost != Cost(step_time=1, memory=1)
-        ):
+
+        reference = self.variants.get(self.cost_reference)
+        unit_cost = Cost(step_time=1, memory=1)
+        if self.has_costs and reference is not None and reference.cost != unit_cost:
             raise ValueError(
                 f"variant {self.cost_reference!r}: costs are multiples of its own, which are 1"
             )
@@ -140,63 +163,73 @@ class SweepTable(StrictModel):
 
     @model_validator(mode="after")
     def _check_variant_names(self) -> SweepTable:
+        """Check the names of variants, and that every reference to a variant exists."""
         for name in self.variants:
-            if not name.replace("_", "").isalnum():  # it names a folder
+            # The name becomes the name of a folder.
+            if not name.replace("_", "").isalnum():
                 raise ValueError(f"variant {name!r}: a name is letters, digits and _")
+
         for name in self._iterate_referenced_variants():
             if name not in self.variants:
                 raise ValueError(
                     f"there is no variant {name!r}; the variants are {', '.join(self.variants)}"
                 )
-        for name, variant in self.variants.items():
-            if (
-                variant.derived_from is not None
-                and self.variants[variant.derived_from].derived_from is not None
-            ):
+
+        for name, variant in self.derived_variants.items():
+            source = variant.derived_from
+            if source is not None and self.variants[source].derived_from is not None:
                 raise ValueError(
-                    f"variant {name!r} is of {variant.derived_from!r}, which is not trained itself"
+                    f"variant {name!r} is derived from {source!r}, which is not trained itself"
                 )
         return self
 
     def _iterate_referenced_variants(self) -> Iterable[str]:
+        """Yield every name of a variant in sections, claims and derived variants."""
         for section in self.sections:
-            yield from (
-                section.reference,
-                *section.rows,
-                *(section.published.names if section.published else ()),
-            )
+            yield section.reference
+            yield from section.rows
+            if section.published:
+                yield from section.published.names
         for claim in self.claims:
-            yield from (claim.higher, claim.lower)
-        yield from (
-            variant.derived_from
-            for variant in self.variants.values()
-            if variant.derived_from is not None
-        )
+            yield claim.higher
+            yield claim.lower
+        for variant in self.variants.values():
+            if variant.derived_from is not None:
+                yield variant.derived_from
 
     @property
     def cost_reference(self) -> str:
-        """The variant whose cost is 1, where there are costs."""
+        """Variant whose cost is 1, in a table with costs."""
         return self.sections[0].reference
 
     @property
     def has_costs(self) -> bool:
-        """Whether its variants train for the same time instead of the same steps."""
+        """True if the variants train for the same time instead of the same number of steps."""
         return any(variant.cost for variant in self.variants.values())
 
     def system_for_variant(self, variant: str) -> str:
-        """The system of a trained variant."""
+        """Return the system of a trained variant.
+
+        Args:
+            variant: Name of the variant.
+
+        Returns:
+            Name of the system.
+        """
         system = self.variants[variant].system or self.system
         assert system is not None
         return system
 
     @property
     def trained_variants(self) -> dict[str, Variant]:
+        """Variants that are trained, by name."""
         return {
             name: variant for name, variant in self.variants.items() if variant.derived_from is None
         }
 
     @property
     def derived_variants(self) -> dict[str, Variant]:
+        """Variants that use the runs of a trained variant, by name."""
         return {
             name: variant
             for name, variant in self.variants.items()
@@ -205,24 +238,48 @@ class SweepTable(StrictModel):
 
 
 def load_tables(path: Path = TABLES_PATH) -> dict[str, SweepTable]:
-    """All tables by name; a file that does not hold them is an InputError that names the first problem."""
+    """Load all tables.
+
+    Args:
+        path: YAML file.
+
+    Returns:
+        Tables by name.
+
+    Raises:
+        InputError: The file cannot be read, or a table is invalid; the message names the first
+            problem.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        message = " ".join(str(error).split())
         raise InputError(
-            f"{path} cannot be read as YAML ({' '.join(str(error).split())}): install the package again"
+            f"{path} cannot be read as YAML ({message}): install the package again"
         ) from None
-    found = {}
+
+    tables = {}
     for name, values in content.items():
         try:
-            found[name] = SweepTable.model_validate(values)
+            tables[name] = SweepTable.model_validate(values)
         except ValidationError as error:
             raise InputError(f"{path}: table {name!r}: {format_first_error(error)}") from None
-    return found
+    return tables
 
 
 def load_table(name: str, path: Path = TABLES_PATH) -> SweepTable:
-    """A table by name; an InputError lists the names there are."""
+    """Load a table by name.
+
+    Args:
+        name: Name of the table.
+        path: YAML file.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: There is no such table; the message lists the names.
+    """
     tables = load_tables(path)
     if name not in tables:
         raise InputError(

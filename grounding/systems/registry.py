@@ -134,11 +134,12 @@ def build_model(config: TrainConfig, provenance: Mapping[str, Any]) -> nn.Module
     image_encoder = image_backbone.encoder
     assert isinstance(image_encoder, AppearanceEncoder)
 
-    text_encoder = None
+    text_encoder: TextEncoder | None = None
     if text_backbone is not None:
         _check_digest(text_backbone, text_digest)
-        text_encoder = text_backbone.encoder
-        assert isinstance(text_encoder, TextEncoder)
+        encoder = text_backbone.encoder
+        assert isinstance(encoder, TextEncoder)
+        text_encoder = encoder
 
     if config.model.uses_images:
         return system.build(dims, config.model, image_encoder, text_encoder)

@@ -1,4 +1,7 @@
-"""Videos that a report or a figure shows. The command brings them: `grounding` reads no videos itself."""
+"""Source of the video frames that reports and figures show.
+
+The command supplies the opener: `grounding` decodes no videos itself.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,55 @@ from pipeline.errors import VideoError
 
 @dataclass(frozen=True)
 class VideoSource:
-    """One video: frame n is shown from `edges[n]` to `edges[n + 1]` seconds; `stamp` changes with the file."""
+    """One video.
+
+    Attributes:
+        path: Path of the video, for messages.
+        frame_edges: `[n + 1]` seconds; frame i is shown from `frame_edges[i]` to
+            `frame_edges[i + 1]`.
+        fingerprint: Text that changes when the file changes.
+        decode_frames: Decodes ascending frame indices, one RGB uint8 `[H, W, 3]` image at a time;
+            raises VideoError if decoding fails.
+    """
 
     path: str
     frame_edges: np.ndarray = field(repr=False)
     fingerprint: str
     decode_frames: Callable[[Sequence[int]], Iterator[np.ndarray]]
-    """Ascending frame numbers → RGB pictures uint8 `[H, W, 3]`, one by one; VideoError where they cannot be decoded."""
 
     def read_frames(self, frame_indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """The frames of these ascending numbers; a VideoError where the video does not have them."""
+        """Decode frames.
+
+        Args:
+            frame_indices: Ascending frame indices; at least one.
+
+        Returns:
+            Iterator over the frames, RGB uint8 `[H, W, 3]`.
+
+        Raises:
+            VideoError: If the video lacks a frame or decoding fails.
+        """
         self.check_has_frame(frame_indices[-1])
+
         return self.decode_frames(frame_indices)
 
     def check_has_frame(self, frame_index: int) -> None:
-        """VideoError where there is no such frame."""
-        count = len(self.frame_edges) - 1
-        if frame_index >= count:
+        """Check that the video has a frame.
+
+        Args:
+            frame_index: Index of the frame.
+
+        Raises:
+            VideoError: If the video is shorter.
+        """
+        num_frames = len(self.frame_edges) - 1
+        if frame_index >= num_frames:
             raise VideoError(
-                "decode", "changed", f"{self.path} has {count} frames, the index says more"
+                "decode",
+                "changed",
+                f"{self.path} has {num_frames} frames, but the index has more",
             )
 
 
 VideoOpener = Callable[[str], VideoSource]
-"""A query's path → its video; a StvgError where it cannot be read."""
+"""Opens the video at a query's path; raises StvgError if it cannot be read."""

@@ -135,8 +135,8 @@ def check_worker_environment(job: Job) -> None:
             if actual_value != expected_value:
                 raise StoreError(
                     f"the worker on {socket.gethostname()} has {description}, but {product} of "
-                    f"this store is made with {expected_value or 'none'}: install the same versions, with "
-                    "the same weights, on every machine of the cluster"
+                    f"this store is made with {expected_value or 'none'}: install the same "
+                    "versions, with the same weights, on every machine of the cluster"
                 )
 
 

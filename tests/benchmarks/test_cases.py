@@ -1,5 +1,6 @@
-"""Every case of the benchmark runs at small sizes: what it compares agrees, and what it finds can
-be written down. No time is looked at.
+"""Every benchmark case at a small size: variants agree, and the results can be formatted.
+
+No test looks at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import timing as measuring
+from benchmarks import timing
 from benchmarks.case import Case
 from benchmarks.cases import CASES, get_case_class
 from benchmarks.machine import Rates
@@ -31,16 +32,18 @@ SMALL_CSDVL = {
 }
 RATES = Rates(1e9, 1e9)
 HEAVY = ("extraction",)
-"""It starts Dask, and processes for each of its parts."""
+"""Cases that start Dask and several pools of processes."""
 
 
-def small(name: str) -> Case:
-    """A case at a size of seconds."""
+def build_small_case(name: str) -> Case:
+    """Return a case of a size that takes seconds."""
     case = get_case_class(name)
     if name == "extraction":
         from benchmarks.extraction_stages import ExtractionWorkload
 
-        return case(clips=(ExtractionWorkload("tiny", 2, 1, (64, 48), 32, rounds=1),), workers=1)  # type: ignore[call-arg]
+        return case(
+            workloads=(ExtractionWorkload("tiny", 2, 1, (64, 48), 32, rounds=1),), workers=1
+        )  # type: ignore[call-arg]
     if name == "end-to-end":
         from benchmarks.cases.end_to_end import EndToEndSize
 
@@ -48,17 +51,17 @@ def small(name: str) -> Case:
             device="cpu", size=EndToEndSize(SMALL_CSDVL, 64, (64, 64), (8, 64), 3, "tiny"), rounds=1
         )  # type: ignore[call-arg]
     if name == "systems":
-        from benchmarks.cases.systems import PAPER_SHORT_SIDES
+        from benchmarks.cases.systems import PAPER_SHORT_SIDES, SystemsSize
         from benchmarks.training_step import CELL_STRIDE, CHANNELS, SLOWFAST_GRID
 
-        some: Any = {
-            "given": SMALL_CSDVL,
-            "video": (64, 64),
-            "words": 3,
+        options: Any = {
+            "overrides": SMALL_CSDVL,
+            "video_size": (64, 64),
+            "num_tokens": 3,
             "backbones": "tiny",
             "channels": CHANNELS,
         }
-        size = EndToEndSize(
+        size = SystemsSize(
             "small",
             "hcstvg-v1",
             short_sides=dict.fromkeys(PAPER_SHORT_SIDES, 64),
@@ -66,57 +69,55 @@ def small(name: str) -> Case:
             stride=CELL_STRIDE,
             single_batch=False,
             rounds=1,
-            **some,
+            **options,
         )
         return case(device="cpu", sizes=(size,))  # type: ignore[call-arg]
-    return case(**SMALL[name])
+    return case(**SMALL_SIZES[name])
 
 
-SMALL: dict[str, dict[str, Any]] = {
+SMALL_SIZES: dict[str, dict[str, Any]] = {
     "start": {"rounds": 1, "commands": ("report",), "imports": ("pipeline.errors",)},
     "decode": {"rounds": 1, "videos": (("small.mp4", (64, 48), 12), ("small.avi", (64, 48), 12))},
-    "memory": {"seconds": (1, 2), "size": (64, 48), "slow": ((64, 48), 10)},
+    "memory": {"video_seconds": (1, 2), "size": (64, 48), "slow_video_spec": ((64, 48), 10)},
     "store": {
         "shape": (2, 3, 4),
-        "videos": 2,
+        "num_videos": 2,
         "num_frames": 6,
-        "wanted": 3,
+        "num_selected": 3,
         "rounds": 2,
         "zarr_rounds": 1,
     },
-    "store-write": {"shape": (2, 3, 4), "videos": 2, "num_frames": 6, "rounds": 1},
-    "index": {"videos": 12, "sentences": 60, "box_subset_divisor": 4, "rounds": 1},
+    "store-write": {"shape": (2, 3, 4), "num_videos": 2, "num_frames": 6, "rounds": 1},
+    "index": {"num_videos": 12, "num_sentences": 60, "box_subset_divisor": 4, "rounds": 1},
     "loader": {
         "device": "cpu",
-        "name": "shapes",
-        "given": {"batch": 2},
+        "preset_name": "shapes",
+        "overrides": {"batch": 2},
         "shapes": {"appearance": (8, 2, 3, 4), "motion": (4, 2, 2, 4), "text": (3, 4)},
-        "warm": 1,
-        "steps": 1,
+        "warmup_steps": 1,
+        "num_steps": 1,
         "rounds": 1,
     },
     "prediction": {
         "device": "cpu",
         "seconds": 2,
         "size": (64, 48),
-        "short": 32,
-        "sentences": 2,
+        "short_side": 32,
+        "num_sentences": 2,
         "rounds": 1,
-        "given": SMALL_CSDVL,
+        "overrides": SMALL_CSDVL,
         "backbones": "tiny",
         "preset_name": "shapes",
     },
     "long-video": {"minutes": (0.2, 0.3), "size": (64, 48)},
-    "pictures": {"num_frames": 3, "rows": 32, "columns": 48, "rounds": 1},
-    "evaluation": {"queries": 24, "num_frames": 12, "videos": 4, "rounds": 1},
+    "pictures": {"num_frames": 3, "height": 32, "width": 48, "rounds": 1},
+    "evaluation": {"num_queries": 24, "num_frames": 12, "num_videos": 4, "rounds": 1},
 }
 
 
-def here(work: Callable[..., Any], *given: Any) -> Any:
-    """What is measured in a process of its own is done in this one: a process takes seconds to
-    begin.
-    """
-    return work(*given)
+def run_in_this_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Stand in for a process of its own, which takes seconds to start."""
+    return function(*args)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +126,11 @@ def here(work: Callable[..., Any], *given: Any) -> Any:
 def test_a_case_agrees_and_its_findings_are_a_page(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for process in ("apart", "branched"):
-        monkeypatch.setattr(f"{get_case_class(name).__module__}.{process}", here, raising=False)
-    with small(name) as case:
+    for runner in ("run_in_spawned_process", "run_in_forked_process"):
+        monkeypatch.setattr(
+            f"{get_case_class(name).__module__}.{runner}", run_in_this_process, raising=False
+        )
+    with build_small_case(name) as case:
         case.check_agreement()
         groups = case.measure()
     found = [record for group in groups for record in group.to_records(RATES)]
@@ -161,7 +164,7 @@ def test_a_floor_is_the_longer_of_computing_and_copying_shared_by_cores() -> Non
 
 def test_ways_take_turns_and_the_first_rounds_are_not_counted() -> None:
     order: list[str] = []
-    found = measuring.time_interleaved(
+    found = timing.time_interleaved(
         {name: lambda name=name: order.append(name) for name in "ab"}, rounds=2
     )
     assert order == ["a", "b", "b", "a", "a", "b"]
@@ -170,8 +173,8 @@ def test_ways_take_turns_and_the_first_rounds_are_not_counted() -> None:
 
 def test_a_way_settles_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    monkeypatch.setattr(measuring, "timed", lambda way: called.append("timed") or way() or 1.0)
-    found = measuring.time_interleaved(
+    monkeypatch.setattr(timing, "time_call", lambda way: called.append("timed") or way() or 1.0)
+    found = timing.time_interleaved(
         {name: lambda name=name: called.append(name) for name in "ab"},
         rounds=1,
         warmup_rounds=0,

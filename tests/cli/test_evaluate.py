@@ -27,7 +27,7 @@ from pipeline.tracks import Tracks
 
 @pytest.fixture(autouse=True)
 def _few_videos_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 1)
+    monkeypatch.setattr(grounding.metrics.bootstrap, "MIN_VIDEOS", 1)
 
 
 @pytest.fixture
@@ -97,6 +97,10 @@ def test_a_run_answers_and_is_judged(place: Path) -> None:
         metrics
     )
     assert json.loads((place / "out.json").read_text()) == {**metrics, "protocol": "every-frame"}
+    summary = json.loads((place / "run" / "summary.json").read_text())
+    assert summary.pop("missing_predictions") == metrics["unanswered"] == 0
+    assert summary.items() <= metrics.items()
+    assert {"m_vIoU", "m_tIoU", "baseline_m_vIoU", "look-alike_m_vIoU"} <= set(summary)
     queries = [
         query
         for query in read_jsonl(place / "store" / "index.jsonl", Query)
@@ -107,7 +111,7 @@ def test_a_run_answers_and_is_judged(place: Path) -> None:
     scores = json.loads((place / "run" / "scores" / "test.json").read_text())
     assert [score["id"] for score in scores] == [query.id for query in queries]
     assert metrics["m_tIoU"] == pytest.approx(np.mean([score["tIoU"] for score in scores]))
-    assert "answering: " in result.stderr
+    assert "predicting: " in result.stderr
     assert "exit code 0" in (place / "run" / "log.txt").read_text()
     assert "warning" not in result.stderr
 
@@ -243,7 +247,7 @@ def test_a_store_made_otherwise_is_refused(place: Path) -> None:
     result = evaluate(place)
     assert result.exit_code == 2
     assert (
-        "motion sampling is {'clip_stride_seconds': 1.0, 'clip_seconds': 0.8}, not {'clip_stride_seconds': 0.4, 'clip_seconds': 0.8, 'pool_motion_2x2': False}"
+        "motion sampling is {'clip_stride_seconds': 1.0, 'clip_seconds': 0.8}, not {'clip_seconds': 0.8, 'clip_stride_seconds': 0.4, 'pool_motion_2x2': False}"
         in result.stderr
     )
     assert "motion weights is 'random:1', not 'tiny'" in result.stderr
@@ -310,12 +314,12 @@ def test_files_are_judged_without_a_run(files: Path) -> None:
         (["--predictions", "nothing.jsonl", "--truth", "none.jsonl"], "none.jsonl does not exist"),
         (
             ["--predictions", "p", "--save", "out"],
-            "--save out writes what runs answer: name a run (--run DIR), or leave it out",
+            "--save out writes the predictions of runs: name a run (--run DIR), or leave out --save",
         ),
         (["--run", "r", "--run", "s"], "r is not a run directory (no provenance.json)"),
         (
             ["--predictions", "p", "--set", "speed=1"],
-            "unknown key 'speed'; the keys are batch, between, device, first_frame, frames, refine, seed, split",
+            "unknown key 'speed'; the keys are batch, device, first_frame, frames, refine_boundaries, seed, split, subframe_boundaries",
         ),
         (
             ["--predictions", "p", "--set", "frames=0"],
@@ -568,7 +572,7 @@ def test_a_protocol_that_needs_all_predictions_is_left_out_of_the_published_tabl
     assert result.exit_code == 0, result.stderr
     shown = " ".join(result.stdout.split())
     assert (
-        "not judged by tubedetr: 3 of 4 queries have no prediction, for example 'b': protocol tubedetr needs all"
+        "not evaluated under tubedetr: 3 of 4 queries have no prediction, for example 'b': protocol tubedetr needs all"
         in shown
     )
     assert "tubedetr" not in [

@@ -154,7 +154,7 @@ def test_nothing_that_is_read_is_written_over(option: str, name: str, tmp_path: 
     before = (tmp_path / name).read_text()
     result = call(*files, option, tmp_path / "." / name)
     assert (result.exit_code, (tmp_path / name).read_text()) == (2, before)
-    assert f"{name} is read, and would be written over" in result.stderr
+    assert f"{name} is an input and would be overwritten" in result.stderr
 
 
 @pytest.mark.parametrize("place", [".", "/dev/full", "/proc/x.json"])
@@ -168,7 +168,7 @@ def test_where_nothing_can_be_written_is_said(place: str, tmp_path: Path) -> Non
 
 def test_what_to_judge_by_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "name what to judge by: --truth FILE" in call("--predictions", "p.jsonl").stderr
+    assert "name the ground truth: --truth FILE" in call("--predictions", "p.jsonl").stderr
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_tubes_are_written_and_drawn(run: Path, video: Path, tmp_path: Path) -> 
         assert probe(tmp_path / f"drawn-{number}.mp4").duration == pytest.approx(
             probe(video).duration, abs=1e-3
         )
-    assert "looking: " in result.stderr
+    assert "decoding: " in result.stderr
     assert "exit code 0" in (run / "log.txt").read_text()
 
 
@@ -138,7 +138,7 @@ def test_a_run_on_shapes_warns_about_other_videos(run: Path, video: Path, tmp_pa
         (["--queries", "blank.txt"], "no sentence"),
         (["--queries", "latin.txt"], "--queries latin.txt cannot be read (it is not UTF-8)"),
         (["what?", "--video", "out.avi"], "--video out.avi must end in .mp4"),
-        (["what?", "--video", "gone.mp4"], "would overwrite the video that is asked about"),
+        (["what?", "--video", "gone.mp4"], "would overwrite the input video"),
         (["what?", "--set", "speed=1"], "unknown key 'speed'"),
         (["what?", "--run", "nothing"], "nothing is not a run directory (no provenance.json)"),
     ],

@@ -123,11 +123,11 @@ def test_a_long_video_is_answered_about_and_kept(run: Path, tiny_run: Any, tmp_p
     assert_drawn(long, tmp_path / "out.mp4", answers["queries"][0])
     kept = ["--keep", tmp_path / "kept", "--top", 2]
     first = call(long, "what spins?", "--run", run, *kept)
-    assert "looking: 150/150 frames" in first.stderr
+    assert "decoding: 150/150 frames" in first.stderr
     second = call(long, "what falls?", "--run", run, *kept, "--json", tmp_path / "kept.json")
     assert second.exit_code == 0, second.stderr
-    assert "looking" not in second.stderr
-    assert "answering: 5/5 windows" in second.stderr
+    assert "decoding" not in second.stderr
+    assert "predicting: 5/5 windows" in second.stderr
     assert json.loads((tmp_path / "kept.json").read_text()) == answers
     one = call(long, "what falls?", "--run", run, "--keep", tmp_path / "kept", "--window", 20)
-    assert "answering: 1/1 windows" in one.stderr
+    assert "predicting: 1/1 windows" in one.stderr

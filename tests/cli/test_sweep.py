@@ -31,20 +31,24 @@ TABLE = {
     "title": "a table",
     "system": "csdvl",
     "variants": {
-        "full": {"shows": "all of it"},
-        "none": {"shows": "less", "changes": {"model": {"collaboration": "none"}}},
-        "more_frames": {"shows": "more frames", "of": "full", "times": 2},
+        "full": {"label": "all of it"},
+        "none": {"label": "less", "changes": {"model": {"collaboration": "none"}}},
+        "more_frames": {
+            "label": "more frames",
+            "derived_from": "full",
+            "test_frames_multiplier": 2,
+        },
     },
     "sections": [{"title": "part", "reference": "full", "rows": ["full", "none", "more_frames"]}],
-    "claims": [{"more": "full", "less": "none", "metric": "m_vIoU", "source": "a paper"}],
+    "claims": [{"higher": "full", "lower": "none", "metric": "m_vIoU", "source": "a paper"}],
 }
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small table, and few videos and draws will do for intervals."""
-    monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 1)
-    monkeypatch.setattr(grounding.metrics.bootstrap, "RESAMPLES", 400)
+    monkeypatch.setattr(grounding.metrics.bootstrap, "MIN_VIDEOS", 1)
+    monkeypatch.setattr(grounding.metrics.bootstrap, "NUM_RESAMPLES", 400)
     shipped = grounding.sweep.tables.load_tables()
     monkeypatch.setattr(
         grounding.sweep.tables,
@@ -100,7 +104,7 @@ def test_a_table_is_made_and_made_again_from_what_is_there(
     assert (table["steps"], table["seeds"]) == ([3], [0, 1])
     log = (out / "log.txt").read_text()
     assert log.count("training ") == 4
-    assert log.count("judging ") == 6
+    assert log.count("evaluating ") == 6
     weights = out / "none" / "seed-1" / "checkpoints" / "last" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     assert call(*arguments).exit_code == 0

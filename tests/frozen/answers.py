@@ -52,7 +52,7 @@ def feature_digests(store: Path) -> dict[str, str]:
     opened, digests = Store(store), {}
     for name in sorted(opened.products):
         reader, digest = opened.open(name), hashlib.sha256()
-        for key in reader.keys():
+        for key in reader.keys():  # noqa: SIM118 - a reader is no mapping
             digest.update(str(key).encode())
             digest.update(reader.read(key).tobytes())
             for column, values in sorted(reader.columns(key).items()):

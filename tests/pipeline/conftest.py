@@ -1,4 +1,4 @@
-"""Small videos whose pictures carry their own number, painted as a row of black and white blocks."""
+"""Small videos whose frames show their own index, as a row of black and white blocks."""
 
 from __future__ import annotations
 

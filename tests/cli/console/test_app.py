@@ -16,18 +16,18 @@ import typer
 COMMAND = """
 import sys, time, typer
 from pathlib import Path
-from cli.console.app import Debug, guarded, log_to, new_app, say, warn
+from cli.console.app import Debug, handle_errors, log_to, new_app, print_info, print_warning
 from pipeline.errors import InputError, StoreError
 
 app = new_app()
 
 @app.command()
-@guarded
+@handle_errors
 def command(log: str = "", debug: Debug = False):
     try:
         if log:
             log_to(Path(log))
-        say("begun")
+        print_info("begun")
         sys.stdout.flush()
         {body}
     finally:
@@ -57,7 +57,7 @@ def run(body: str, *arguments: str) -> tuple[int, str, str]:
 
 def test_a_done_command_exits_0_and_logs(tmp_path: Path) -> None:
     log = tmp_path / "run" / "log.txt"
-    code, out, err = run("warn('mind the gap')", "--log", str(log))
+    code, out, err = run("print_warning('mind the gap')", "--log", str(log))
     assert (code, out, err) == (0, "begun\ncleaned up\n", "warning: mind the gap\n")
     text = log.read_text()
     assert "begun" in text

@@ -146,7 +146,7 @@ def test_what_cannot_be_judged_is_said(tmp_path: Path) -> None:
     queries, tracks = make_index("test", 2)
     with pytest.raises(InputError, match=r"no query is of split 'val'; the index has test"):
         select_split(queries, "val")
-    with pytest.raises(InputError, match="none of these queries has a truth"):
+    with pytest.raises(InputError, match="none of these queries has a ground truth"):
         judged([query.model_copy(update={"truth": None}) for query in queries], tracks, [])
     with pytest.raises(InputError, match=r"metrics\.json does not exist: run stvg-eval"):
         read_metrics(tmp_path / "metrics.json")

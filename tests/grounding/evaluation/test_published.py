@@ -259,7 +259,7 @@ def test_protocols_to_judge_a_run_by() -> None:
     )
     assert protocols_for(*CHALLENGE) == ("official",)
     assert protocols_for("shapes", "test") == ()
-    assert get_args(ProtocolName) == PROTOCOLS
+    assert get_args(ProtocolName) == tuple(PROTOCOLS)
 
 
 def test_only_what_was_published_has_rows() -> None:

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def other(tiny_run: Any, tmp_path: Path) -> Path:
+def other_run(tiny_run: Any, tmp_path: Path) -> Path:
     """A copy of the run that may be changed."""
     return shutil.copytree(tiny_run.run, tmp_path / "other")
 
@@ -41,21 +41,24 @@ def set_model(run: Path, **values: int) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(content))
 
 
-def test_an_ensemble_sees_what_its_runs_were_trained_with(tiny_run: Any, other: Path) -> None:
-    ensemble = Ensemble.from_runs([tiny_run.run, other], CPU)
+def test_an_ensemble_sees_what_its_runs_were_trained_with(tiny_run: Any, other_run: Path) -> None:
+    ensemble = Ensemble.from_runs([tiny_run.run, other_run], CPU)
     assert (len(ensemble.models), ensemble.num_frames, ensemble.num_clips) == (2, 4, 8)
     assert not any(model.training for model in ensemble.models)
     assert Ensemble.from_runs([tiny_run.run], CPU, num_frames=96).num_frames == 96
 
 
-def test_an_ensemble_is_as_precise_as_its_most_precise_run(tiny_run: Any, other: Path) -> None:
+def test_an_ensemble_is_as_precise_as_its_most_precise_run(tiny_run: Any, other_run: Path) -> None:
     """On a CPU it always computes in float32."""
-    content = yaml.safe_load((other / "config.yaml").read_text())
+    content = yaml.safe_load((other_run / "config.yaml").read_text())
     content["train"]["precision"] = "bfloat16"
-    (other / "config.yaml").write_text(yaml.safe_dump(content))
-    alone, both = Ensemble.from_runs([other], CPU), Ensemble.from_runs([tiny_run.run, other], CPU)
-    assert (alone.precision, both.precision) == ("bfloat16", "float32")
-    with alone.autocast():
+    (other_run / "config.yaml").write_text(yaml.safe_dump(content))
+    single, ensemble = (
+        Ensemble.from_runs([other_run], CPU),
+        Ensemble.from_runs([tiny_run.run, other_run], CPU),
+    )
+    assert (single.precision, ensemble.precision) == ("bfloat16", "float32")
+    with single.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
@@ -76,7 +79,7 @@ def test_all_that_asks_an_ensemble_computes_as_it_says(
         return answer(network, inputs)
 
     answer = Csdvl.forward
-    monkeypatch.setattr(Ensemble, "computing", computing)
+    monkeypatch.setattr(Ensemble, "autocast", computing)
     monkeypatch.setattr(Csdvl, "forward", forward)
     query = next(query for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
     assert predict_split([tiny_run.run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
@@ -85,8 +88,8 @@ def test_all_that_asks_an_ensemble_computes_as_it_says(
         .ground(tiny_run.root / query.path, [query.text])
         .queries
     )
-    witness = AttentionRecorder.from_run(tiny_run.run, tiny_run.store, "test", "cpu")
-    assert len(witness.record(witness.dataset.queries[0]).frame_indices)
+    recorder = AttentionRecorder.from_run(tiny_run.run, tiny_run.store, "test", "cpu")
+    assert len(recorder.record(recorder.dataset.queries[0]).frame_indices)
 
 
 @pytest.mark.parametrize(
@@ -106,33 +109,38 @@ def test_half_precision_is_for_gpus_and_runs_validated_in_it(
     autocast.assert_called_once_with(device, torch.bfloat16, enabled=half)
 
 
-def test_runs_with_other_clips_are_refused(tiny_run: Any, other: Path) -> None:
-    set_model(other, clips=5)
+def test_runs_with_other_clips_are_refused(tiny_run: Any, other_run: Path) -> None:
+    set_model(other_run, num_clips=5)
     with pytest.raises(
         InputError,
-        match=r"scores the proposals of 8 clips and .*other the proposals of 5 clips: scores are averaged",
+        match=r"scores the proposals of 8 clips and .*other the proposals of 5 clips: "
+        r"scores are averaged",
     ):
-        Ensemble.from_runs([tiny_run.run, other], CPU, num_frames=4)
+        Ensemble.from_runs([tiny_run.run, other_run], CPU, num_frames=4)
 
 
-def test_runs_with_other_frames_need_a_number_for_all(tiny_run: Any, other: Path) -> None:
-    set_model(other, frames=6)
+def test_runs_with_other_frames_need_a_number_for_all(tiny_run: Any, other_run: Path) -> None:
+    set_model(other_run, num_frames=6)
     with pytest.raises(
         InputError,
-        match=r"was trained with 4 frames and .*other with 6: say how many .* with --set frames=N",
+        match=r"was trained with 4 frames per pass and .*other with 6: choose one "
+        r"number with --set frames=N",
     ):
-        Ensemble.from_runs([tiny_run.run, other], CPU)
-    assert Ensemble.from_runs([tiny_run.run, other], CPU, num_frames=6).num_frames == 6
+        Ensemble.from_runs([tiny_run.run, other_run], CPU)
+    assert Ensemble.from_runs([tiny_run.run, other_run], CPU, num_frames=6).num_frames == 6
 
 
-def test_runs_of_other_features_are_refused(tiny_run: Any, other: Path) -> None:
-    about = json.loads((other / "provenance.json").read_text())
-    about["products"]["motion"] |= {"weights": "random:1", "versions": {"torch": "0"}}
-    del about["products"]["text"]
-    (other / "provenance.json").write_text(json.dumps(about))
-    expected = r"other does not fit run .*: motion weights is 'random:1', not 'tiny'; text is absent: the runs .* must fit one store"
+def test_runs_of_other_features_are_refused(tiny_run: Any, other_run: Path) -> None:
+    provenance = json.loads((other_run / "provenance.json").read_text())
+    provenance["products"]["motion"] |= {"weights": "random:1", "versions": {"torch": "0"}}
+    del provenance["products"]["text"]
+    (other_run / "provenance.json").write_text(json.dumps(provenance))
+    expected = (
+        r"other does not fit run .*: motion weights is 'random:1', not 'tiny'; "
+        r"text is absent: the runs .* must fit one store"
+    )
     with pytest.raises(InputError, match=expected):
-        Ensemble.from_runs([tiny_run.run, other], CPU)
+        Ensemble.from_runs([tiny_run.run, other_run], CPU)
 
 
 def test_what_differs_is_named_and_versions_may() -> None:

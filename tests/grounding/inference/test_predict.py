@@ -1,4 +1,4 @@
-"""From a model's answers to tubes, with a model whose answers are known and with a real tiny one."""
+"""From model outputs to tubes, with a model of known outputs and with a real tiny model."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_boxes_and_maps_seen_twice_are_averaged(features: GroundingDataset) -> N
             boxes[-1] = 0.5
             boxes[-1, ..., 0] = number[:, None]
             logits = torch.where(torch.eye(CLIPS, dtype=torch.bool), number[:, None, None], -5.0)
-            return replace(out, boxes=boxes, proposals=logits)
+            return replace(out, boxes=boxes, proposal_logits=logits)
 
     (answer,) = predict(Numbered(flat), features, [query])
     seen: dict[int, list[float]] = {}
@@ -277,7 +277,7 @@ def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(
     most = 0
 
     class Counted(GroundingDataset):
-        def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
+        def load_sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
             nonlocal most
             made = super().load_sample(query, rows)
             held.append(weakref.ref(made))
@@ -300,7 +300,7 @@ def test_the_next_passes_are_read_while_those_before_them_are_answered(
     second, reads = threading.Event(), Counter[str]()
 
     class Noted(GroundingDataset):
-        def sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
+        def load_sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
             reads[threading.current_thread().name] += 1
             if sum(reads.values()) > 4:
                 second.set()

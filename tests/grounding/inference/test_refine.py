@@ -60,7 +60,7 @@ class Said:
     first: np.ndarray
     last: np.ndarray
 
-    def when(self) -> list[BoundaryPrediction]:
+    def span_predictions(self) -> list[BoundaryPrediction]:
         return [BoundaryPrediction(*both) for both in zip(self.first, self.last, strict=True)]
 
 
@@ -133,10 +133,17 @@ def features_of(
 
 
 def ask(
-    model: nn.Module, features: GroundingDataset, refine: bool = True, between: bool = False
+    model: nn.Module,
+    features: GroundingDataset,
+    refine_boundaries: bool = True,
+    subframe_boundaries: bool = False,
 ) -> Prediction:
     (answer,) = predict(
-        model, features, features.queries, refine_boundaries=refine, subframe_boundaries=between
+        model,
+        features,
+        features.queries,
+        refine_boundaries=refine_boundaries,
+        subframe_boundaries=subframe_boundaries,
     )
     return answer
 

@@ -25,7 +25,7 @@ TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
 """[.3, .7] × [.3, .7] and [.4, .8] × [.4, .6]: .06 of .16 + .08 − .06 are shared, IoU 1/3; of the
 hull .2 is .02 neither's, GIoU 7/30.
 """
-NOTHING = dict.fromkeys(("start", "end", "inside", "l1", "iou", "box_confidence"), 0.0)
+ZERO_WEIGHTS = dict.fromkeys(("start", "end", "inside", "l1", "iou", "box_confidence"), 0.0)
 """Every weight 0."""
 
 
@@ -42,11 +42,17 @@ def random_boxes(*shape: int, seed: int = 0) -> Tensor:
 
 def make_targets(boxed: list[list[int]], boxes: Tensor | None = None) -> Targets:
     """The span is the middle half of the segment."""
-    where, count = torch.tensor(boxed, dtype=torch.bool), len(boxed)
-    some = random_boxes(count, FRAMES) if boxes is None else boxes
+    box_mask, count = torch.tensor(boxed, dtype=torch.bool), len(boxed)
+    boxes_or_random = random_boxes(count, FRAMES) if boxes is None else boxes
     inside = torch.tensor([0.0, 1.0, 1.0, 0.0]).expand(count, FRAMES)
     return Targets(
-        some, where, torch.tensor([[0.25, 0.75]]).expand(count, 2), inside, inside, some, where
+        boxes_or_random,
+        box_mask,
+        torch.tensor([[0.25, 0.75]]).expand(count, 2),
+        inside,
+        inside,
+        boxes_or_random,
+        box_mask,
     )
 
 
@@ -68,7 +74,7 @@ def make_outputs(stages: int, count: int) -> CgstvgOutputs:
     )
 
 
-def whole_loss(out: CgstvgOutputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
+def batch_loss(out: CgstvgOutputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
     """The loss of a whole batch."""
     return cgstvg_loss(
         out, targets, CgstvgLossConfig(**weights), LossNormalizers.from_targets(targets)
@@ -82,10 +88,10 @@ def whole_loss(out: CgstvgOutputs, targets: Targets, **weights: Any) -> dict[str
 def test_gaussians_stand_on_the_event_s_first_and_last_sample(sigma: float) -> None:
     """The span [2/8, 5/8) holds samples 2, 3 and 4 of 8."""
     targets = boundary_distributions(torch.tensor([[2 / 8, 5 / 8]]), uniform_tau(8), sigma)
-    for found, top in zip(targets, (2, 4), strict=True):
-        heights = [math.exp(-((sample - top) ** 2) / (2 * sigma**2)) for sample in range(8)]
-        assert found[0].argmax() == top
-        assert found[0].tolist() == pytest.approx(
+    for result, peak_frame in zip(targets, (2, 4), strict=True):
+        heights = [math.exp(-((sample - peak_frame) ** 2) / (2 * sigma**2)) for sample in range(8)]
+        assert result[0].argmax() == peak_frame
+        assert result[0].tolist() == pytest.approx(
             [height / sum(heights) for height in heights], rel=1e-4
         )
 
@@ -100,9 +106,9 @@ def test_gaussians_sum_to_one_wherever_spans_and_samples_lie() -> None:
         ]
     )
     tau = torch.rand(9, 16, generator=random).sort(-1).values
-    for found in boundary_distributions(spans, tau, 2.0):
-        torch.testing.assert_close(found.sum(-1), torch.ones(9))
-        assert (found >= 0).all()
+    for result in boundary_distributions(spans, tau, 2.0):
+        torch.testing.assert_close(result.sum(-1), torch.ones(9))
+        assert (result >= 0).all()
 
 
 def test_an_event_of_one_sample_begins_and_ends_with_it() -> None:
@@ -119,9 +125,9 @@ def test_a_model_that_says_its_targets_finds_the_span(stored: int) -> None:
     numbers = frames[sample_bin_centers(stored, count)]
     tau = torch.from_numpy(normalized_position(numbers, (0, 120))).float()[None]
     targets = boundary_distributions(torch.tensor([span]) / 120, tau, 1.0)
-    answer = BoundaryPrediction(*(target[0].double().numpy() for target in targets))
-    scores = answer.init_scores((0, 120), np.unique(numbers))
-    scores.add(answer, numbers)
+    prediction = BoundaryPrediction(*(target[0].double().numpy() for target in targets))
+    scores = prediction.init_scores((0, 120), np.unique(numbers))
+    scores.add(prediction, numbers)
     begin, end, _ = scores.best_span(subframe_boundaries=True)
     spacing = 120 / min(stored, count)
     assert (begin, end) == (
@@ -141,8 +147,8 @@ def test_the_divergence_by_hand() -> None:
     mean, in each of two stages.
     """
     target = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
-    found = boundary_divergence(torch.full((2, 2, 3), 5.0), target)
-    assert found.item() == pytest.approx(2 * (math.log(3) - math.log(2) / 2), rel=1e-5)
+    result = boundary_divergence(torch.full((2, 2, 3), 5.0), target)
+    assert result.item() == pytest.approx(2 * (math.log(3) - math.log(2) / 2), rel=1e-5)
 
 
 def test_the_divergence_is_torch_s() -> None:
@@ -167,15 +173,17 @@ def test_the_inside_loss_by_hand(background: float) -> None:
     over four frames.
     """
     logits = torch.tensor([[[0.0, math.log(3), math.log(3), -math.log(3)]], [[0.0] * 4]])
-    found = inside_loss(logits, torch.tensor([[1.0, 1.0, 0.0, 0.0]]), background)
+    result = inside_loss(logits, torch.tensor([[1.0, 1.0, 0.0, 0.0]]), background)
     first = math.log(2) + math.log(4 / 3) + background * (math.log(4) + math.log(4 / 3))
-    assert found.item() == pytest.approx((first + 2 * math.log(2) * (1 + background)) / 4, rel=1e-5)
+    assert result.item() == pytest.approx(
+        (first + 2 * math.log(2) * (1 + background)) / 4, rel=1e-5
+    )
 
 
 # Boxes
 
 
-def one_box(stages: int = 1, confidence: float = 0.25) -> tuple[CgstvgOutputs, Targets]:
+def make_one_box(stages: int = 1, confidence: float = 0.25) -> tuple[CgstvgOutputs, Targets]:
     """One query; in frames 1 and 2 `FOUND` stands for `TRUTH`, in the others, which are not boxed,
     something else.
     """
@@ -192,45 +200,45 @@ def test_the_box_losses_by_hand(stages: int) -> None:
     """Off by (.1, 0, 0, −.2): smooth L1 (.01 + .04)/2, IoU 1/3. Each stage adds the mean over its
     boxed frames.
     """
-    parts = whole_loss(*one_box(stages))
-    assert parts["l1"].item() == pytest.approx(stages * 0.025, rel=1e-4)
-    assert parts["iou"].item() == pytest.approx(stages * 2 / 3, rel=1e-4)
+    losses = batch_loss(*make_one_box(stages))
+    assert losses["l1"].item() == pytest.approx(stages * 0.025, rel=1e-4)
+    assert losses["iou"].item() == pytest.approx(stages * 2 / 3, rel=1e-4)
 
 
 def test_as_in_the_released_code_l1_and_giou() -> None:
-    parts = whole_loss(*one_box(), smooth_l1=False, use_giou=True)
-    assert parts["l1"].item() == pytest.approx(0.3, rel=1e-4)
-    assert parts["iou"].item() == pytest.approx(23 / 30, rel=1e-4)
+    losses = batch_loss(*make_one_box(), smooth_l1=False, use_giou=True)
+    assert losses["l1"].item() == pytest.approx(0.3, rel=1e-4)
+    assert losses["iou"].item() == pytest.approx(23 / 30, rel=1e-4)
 
 
 @pytest.mark.parametrize(("stages", "confidence"), [(1, 0.25), (1, 0.5), (3, 0.25)])
 def test_the_spatial_confidence_learns_the_iou(stages: int, confidence: float) -> None:
     """BCE with target 1/3."""
     expected = -(math.log(confidence) / 3 + 2 * math.log(1 - confidence) / 3)
-    assert whole_loss(*one_box(stages, confidence))["box_confidence"].item() == pytest.approx(
+    assert batch_loss(*make_one_box(stages, confidence))["box_confidence"].item() == pytest.approx(
         stages * expected, rel=1e-4
     )
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0])
 def test_a_confidence_that_is_certain_and_wrong_costs_a_finite_loss(confidence: float) -> None:
-    assert 4 < whole_loss(*one_box(confidence=confidence))["box_confidence"].item() < 14
+    assert 4 < batch_loss(*make_one_box(confidence=confidence))["box_confidence"].item() < 14
 
 
 def test_the_spatial_confidence_learns_on_boxed_frames_alone_and_teaches_no_boxes() -> None:
-    out, targets = one_box(stages=2)
+    out, targets = make_one_box(stages=2)
     out.box_confidence.requires_grad_()
     out.boxes.requires_grad_()
-    whole_loss(out, targets, **NOTHING | {"box_confidence": 1.0})["loss"].backward()
+    batch_loss(out, targets, **ZERO_WEIGHTS | {"box_confidence": 1.0})["loss"].backward()
     assert out.box_confidence.grad is not None
     assert out.box_confidence.grad.ne(0).tolist() == [[[False, True, True, False]]] * 2
     assert out.boxes.grad is None or not out.boxes.grad.any()
 
 
 def test_boxes_learn_on_boxed_frames_alone() -> None:
-    out, targets = one_box(stages=2)
+    out, targets = make_one_box(stages=2)
     out.boxes.requires_grad_()
-    whole_loss(out, targets)["loss"].backward()
+    batch_loss(out, targets)["loss"].backward()
     assert out.boxes.grad is not None
     assert out.boxes.grad.abs().sum(-1).ne(0).tolist() == [[[False, True, True, False]]] * 2
 
@@ -239,9 +247,9 @@ def test_without_boxes_their_losses_are_zero_and_finite() -> None:
     out, targets = make_outputs(2, 2), make_targets([[0] * 4] * 2)
     out.boxes.requires_grad_()
     out.box_confidence.requires_grad_()
-    parts = whole_loss(out, targets, box_attention=1.0, cell_boxes=1.0)
+    losses = batch_loss(out, targets, box_attention=1.0, cell_boxes=1.0)
     assert [
-        parts[name].item()
+        losses[name].item()
         for name in (
             "l1",
             "iou",
@@ -252,10 +260,10 @@ def test_without_boxes_their_losses_are_zero_and_finite() -> None:
             "cells_giou",
         )
     ] == [0] * 7
-    parts["loss"].backward()
-    for given in (out.boxes, out.box_confidence):
-        assert given.grad is not None
-        assert not given.grad.any()
+    losses["loss"].backward()
+    for tensor in (out.boxes, out.box_confidence):
+        assert tensor.grad is not None
+        assert not tensor.grad.any()
 
 
 # All together
@@ -266,49 +274,49 @@ def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
     any.
     """
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    parts = whole_loss(out, targets)
+    losses = batch_loss(out, targets)
     first, last = boundary_distributions(targets.span, out.frame_positions, 2.0)
-    torch.testing.assert_close(parts["start"], boundary_divergence(out.start_logits, first))
-    torch.testing.assert_close(parts["end"], boundary_divergence(out.end_logits, last))
+    torch.testing.assert_close(losses["start"], boundary_divergence(out.start_logits, first))
+    torch.testing.assert_close(losses["end"], boundary_divergence(out.end_logits, last))
     torch.testing.assert_close(
-        parts["inside"], inside_loss(out.inside_logits, targets.frame_labels, 1.0)
+        losses["inside"], inside_loss(out.inside_logits, targets.frame_labels, 1.0)
     )
     expected = (
-        10 * parts["start"]
-        + 10 * parts["end"]
-        + parts["inside"]
-        + 5 * parts["l1"]
-        + 3 * parts["iou"]
-        + parts["box_confidence"]
+        10 * losses["start"]
+        + 10 * losses["end"]
+        + losses["inside"]
+        + 5 * losses["l1"]
+        + 3 * losses["iou"]
+        + losses["box_confidence"]
     )
-    torch.testing.assert_close(parts["loss"], expected)
-    assert set(parts) == {"loss", "l1", "iou", "start", "end", "inside", "box_confidence"}
+    torch.testing.assert_close(losses["loss"], expected)
+    assert set(losses) == {"loss", "l1", "iou", "start", "end", "inside", "box_confidence"}
 
 
 @pytest.mark.parametrize("name", ["start", "end", "inside", "l1", "iou", "box_confidence"])
 def test_every_weight_scales_its_part(name: str) -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    parts = whole_loss(out, targets, **NOTHING | {name: 3.0})
-    torch.testing.assert_close(parts["loss"], 3 * parts[name])
-    assert parts[name] > 0
+    losses = batch_loss(out, targets, **ZERO_WEIGHTS | {name: 3.0})
+    torch.testing.assert_close(losses["loss"], 3 * losses[name])
+    assert losses[name] > 0
 
 
 def test_without_context_there_is_no_confidence_to_learn() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    with_it = whole_loss(out, targets)
-    parts = whole_loss(
+    with_it = batch_loss(out, targets)
+    losses = batch_loss(
         replace(out, box_confidence=torch.zeros(0), context_mask=torch.zeros(0, dtype=torch.bool)),
         targets,
     )
-    assert "box_confidence" not in parts
-    torch.testing.assert_close(parts["loss"], with_it["loss"] - with_it["box_confidence"])
+    assert "box_confidence" not in losses
+    torch.testing.assert_close(losses["loss"], with_it["loss"] - with_it["box_confidence"])
 
 
 def test_what_cells_carry_is_taught_by_the_true_boxes() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    parts, usual = (
-        whole_loss(out, targets, box_attention=2.0, cell_boxes=0.5),
-        whole_loss(out, targets),
+    losses, default_losses = (
+        batch_loss(out, targets, box_attention=2.0, cell_boxes=0.5),
+        batch_loss(out, targets),
     )
     total = targets.box_mask.sum().float()
     for name, cells in (
@@ -318,12 +326,12 @@ def test_what_cells_carry_is_taught_by_the_true_boxes() -> None:
         expected = box_attention_loss(
             cells, out.cell_centers, targets.boxes, targets.box_mask, total
         )
-        torch.testing.assert_close(parts[name], expected)
+        torch.testing.assert_close(losses[name], expected)
     l1, giou = cell_box_losses(out.cell_boxes, out.cell_centers, targets, total)
-    added = 2 * (parts["box_attention"] + parts["temporal_cell_attention"]) + 0.5 * (
+    auxiliary = 2 * (losses["box_attention"] + losses["temporal_cell_attention"]) + 0.5 * (
         5 * l1 + 3 * giou
     )
-    torch.testing.assert_close(parts["loss"], usual["loss"] + added)
+    torch.testing.assert_close(losses["loss"], default_losses["loss"] + auxiliary)
 
 
 def test_without_boxes_of_cells_there_is_nothing_to_teach_them() -> None:
@@ -331,13 +339,13 @@ def test_without_boxes_of_cells_there_is_nothing_to_teach_them() -> None:
         replace(make_outputs(1, 1), cell_boxes=torch.zeros(0)),
         make_targets([[1, 1, 0, 1]]),
     )
-    torch.testing.assert_close(whole_loss(out, targets, cell_boxes=1.0), whole_loss(out, targets))
+    torch.testing.assert_close(batch_loss(out, targets, cell_boxes=1.0), batch_loss(out, targets))
 
 
 PARTS = (slice(0, 1), slice(1, 3))
 
 
-def part_of(value: CgstvgOutputs | Targets, own: slice) -> Any:
+def select_rows(expected_value: CgstvgOutputs | Targets, rows: slice) -> Any:
     """Some queries of a batch: the second axis where stages come first."""
     per_stage = (
         {
@@ -350,13 +358,16 @@ def part_of(value: CgstvgOutputs | Targets, own: slice) -> Any:
             "box_attention",
             "temporal_attention",
         }
-        if isinstance(value, CgstvgOutputs)
+        if isinstance(expected_value, CgstvgOutputs)
         else set()
     )
-    cut = {field.name: getattr(value, field.name) for field in fields(value)}
+    values = {field.name: getattr(expected_value, field.name) for field in fields(expected_value)}
     return replace(
-        value,
-        **{name: held[:, own] if name in per_stage else held[own] for name, held in cut.items()},
+        expected_value,
+        **{
+            name: tensor[:, rows] if name in per_stage else tensor[rows]
+            for name, tensor in values.items()
+        },
     )
 
 
@@ -374,7 +385,10 @@ def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: dict[str, 
     """
     out, targets = make_outputs(2, 3), make_targets([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]])
     config, totals = CgstvgLossConfig(**weights), LossNormalizers.from_targets(targets)
-    whole = cgstvg_loss(out, targets, config, totals)
-    parts = [cgstvg_loss(part_of(out, own), part_of(targets, own), config, totals) for own in PARTS]
-    for name, value in whole.items():
-        torch.testing.assert_close(sum(part[name] for part in parts), value)
+    batch_losses = cgstvg_loss(out, targets, config, totals)
+    losses = [
+        cgstvg_loss(select_rows(out, rows), select_rows(targets, rows), config, totals)
+        for rows in PARTS
+    ]
+    for name, expected_value in batch_losses.items():
+        torch.testing.assert_close(sum(part_losses[name] for part_losses in losses), expected_value)

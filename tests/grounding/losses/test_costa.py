@@ -21,7 +21,9 @@ TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
 """[.3, .7] × [.3, .7] and [.4, .8] × [.4, .6]: .06 of .16 + .08 − .06 are shared, IoU 1/3; of the
 hull .2 is .02 neither's, GIoU 7/30.
 """
-NOTHING = dict.fromkeys(("start", "end", "encoder_presence", "decoder_presence", "l1", "giou"), 0.0)
+ZERO_WEIGHTS = dict.fromkeys(
+    ("start", "end", "encoder_presence", "decoder_presence", "l1", "giou"), 0.0
+)
 """Every weight 0."""
 
 
@@ -34,14 +36,14 @@ def random_boxes(*shape: int, seed: int = 0) -> Tensor:
 def make_targets(count: int, boxes: Tensor | None = None) -> Targets:
     """The span is the middle half of the segment; its frames are boxed."""
     inside = torch.tensor([0.0, 1.0, 1.0, 0.0]).expand(count, FRAMES)
-    some = random_boxes(count, FRAMES) if boxes is None else boxes
+    boxes_or_random = random_boxes(count, FRAMES) if boxes is None else boxes
     return Targets(
-        some,
+        boxes_or_random,
         inside > 0,
         torch.tensor([[0.25, 0.75]]).expand(count, 2),
         inside,
         inside,
-        some,
+        boxes_or_random,
         inside > 0,
     )
 
@@ -64,7 +66,7 @@ def make_outputs(count: int) -> CostaOutputs:
     )
 
 
-def whole_loss(out: CostaOutputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
+def batch_loss(out: CostaOutputs, targets: Targets, **weights: Any) -> dict[str, Tensor]:
     """The loss of a whole batch."""
     return costa_loss(
         out, targets, CostaLossConfig(**weights), LossNormalizers.from_targets(targets)
@@ -77,19 +79,20 @@ def test_boxes_by_hand() -> None:
     """
     out = replace(make_outputs(2), boxes=torch.tensor(FOUND).expand(LAYERS, 2, FRAMES, 4))
     targets = make_targets(2, torch.tensor(TRUTH).expand(2, FRAMES, 4))
-    for every, layers in ((True, LAYERS), (False, 1)):
-        parts = whole_loss(out, targets, every_layer=every)
-        assert parts["l1"].item() == pytest.approx(layers * 0.3, rel=1e-5)
-        assert parts["giou"].item() == pytest.approx(layers * 23 / 30, rel=1e-5)
+    for every_layer, layers in ((True, LAYERS), (False, 1)):
+        losses = batch_loss(out, targets, every_layer=every_layer)
+        assert losses["l1"].item() == pytest.approx(layers * 0.3, rel=1e-5)
+        assert losses["giou"].item() == pytest.approx(layers * 23 / 30, rel=1e-5)
 
 
 def test_boxes_outside_the_span_do_not_count() -> None:
     out, targets = make_outputs(2), make_targets(2)
-    moved = out.boxes.clone()
-    moved[:, :, [0, 3]] = 0.1
+    moved_boxes = out.boxes.clone()
+    moved_boxes[:, :, [0, 3]] = 0.1
     for name in ("l1", "giou"):
         assert (
-            whole_loss(replace(out, boxes=moved), targets)[name] == whole_loss(out, targets)[name]
+            batch_loss(replace(out, boxes=moved_boxes), targets)[name]
+            == batch_loss(out, targets)[name]
         )
 
 
@@ -102,10 +105,10 @@ def test_boundaries_by_hand() -> None:
         start_logits=torch.zeros(LAYERS, 2, FRAMES),
         end_logits=torch.zeros(LAYERS, 2, FRAMES),
     )
-    parts = whole_loss(out, make_targets(2), boundary_sigma=0.1)
-    assert parts["start"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
-    assert parts["end"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
-    assert whole_loss(out, make_targets(2), boundary_sigma=0.1, every_layer=False)[
+    losses = batch_loss(out, make_targets(2), boundary_sigma=0.1)
+    assert losses["start"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
+    assert losses["end"].item() == pytest.approx(LAYERS * math.log(4), rel=1e-5)
+    assert batch_loss(out, make_targets(2), boundary_sigma=0.1, every_layer=False)[
         "end"
     ].item() == pytest.approx(math.log(4), rel=1e-5)
 
@@ -113,22 +116,22 @@ def test_boundaries_by_hand() -> None:
 def test_attendance_by_hand() -> None:
     """Logits 0 cost log 2 in each frame: two inside count in full, two outside by .3."""
     zeros = torch.zeros(2, FRAMES)
-    parts = whole_loss(
+    losses = batch_loss(
         replace(make_outputs(2), encoder_presence_logits=zeros, decoder_presence_logits=zeros),
         make_targets(2),
     )
     for name in ("encoder_presence", "decoder_presence"):
-        assert parts[name].item() == pytest.approx(math.log(2) * (2 + 2 * 0.3) / 4, rel=1e-5)
+        assert losses[name].item() == pytest.approx(math.log(2) * (2 + 2 * 0.3) / 4, rel=1e-5)
     assert (
-        whole_loss(make_outputs(2), make_targets(2), outside_weight=1.0)["encoder_presence"]
-        != whole_loss(make_outputs(2), make_targets(2))["encoder_presence"]
+        batch_loss(make_outputs(2), make_targets(2), outside_weight=1.0)["encoder_presence"]
+        != batch_loss(make_outputs(2), make_targets(2))["encoder_presence"]
     )
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     """λ0 GIoU, λ1 L1, λ2 both KL, λ3 and λ4 attendance; the defaults are 4, 5, 10, 2, 2."""
     out, targets = make_outputs(2), make_targets(2)
-    parts = whole_loss(out, targets)
+    losses = batch_loss(out, targets)
     expected = {
         "start": boundary_divergence(
             out.start_logits, boundary_distributions(targets.span, out.frame_positions, 2.0)[0]
@@ -143,31 +146,31 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
             out.decoder_presence_logits[None], targets.frame_labels, 0.3
         ),
     }
-    assert parts.keys() == {"loss", "l1", "giou", *expected}
-    for name, value in expected.items():
-        torch.testing.assert_close(parts[name], value)
-    boxes = 5 * parts["l1"] + 4 * parts["giou"]
+    assert losses.keys() == {"loss", "l1", "giou", *expected}
+    for name, expected_value in expected.items():
+        torch.testing.assert_close(losses[name], expected_value)
+    boxes = 5 * losses["l1"] + 4 * losses["giou"]
     total = (
         boxes
-        + 10 * (parts["start"] + parts["end"])
-        + 2 * (parts["encoder_presence"] + parts["decoder_presence"])
+        + 10 * (losses["start"] + losses["end"])
+        + 2 * (losses["encoder_presence"] + losses["decoder_presence"])
     )
-    torch.testing.assert_close(parts["loss"], total)
+    torch.testing.assert_close(losses["loss"], total)
 
 
-@pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.parametrize("name", ZERO_WEIGHTS)
 def test_each_part_has_its_own_weight(name: str) -> None:
-    parts = whole_loss(make_outputs(2), make_targets(2), **{**NOTHING, name: 3.0})
-    torch.testing.assert_close(parts["loss"], 3 * parts[name])
+    losses = batch_loss(make_outputs(2), make_targets(2), **{**ZERO_WEIGHTS, name: 3.0})
+    torch.testing.assert_close(losses["loss"], 3 * losses[name])
 
 
 def test_from_scratch_cells_are_told_too() -> None:
     out, targets = make_outputs(2), make_targets(2)
-    parts, boxed = (
-        whole_loss(
+    losses, boxed = (
+        batch_loss(
             out,
             targets,
-            **{**NOTHING, "box_attention": 2.0, "cell_boxes": 3.0, "l1": 5.0, "giou": 7.0},
+            **{**ZERO_WEIGHTS, "box_attention": 2.0, "cell_boxes": 3.0, "l1": 5.0, "giou": 7.0},
         ),
         targets.box_mask.sum(),
     )
@@ -176,18 +179,18 @@ def test_from_scratch_cells_are_told_too() -> None:
         ("temporal_cell_attention", out.temporal_attention),
     ):
         torch.testing.assert_close(
-            parts[name],
+            losses[name],
             box_attention_loss(cells, out.cell_centers, targets.boxes, targets.box_mask, boxed),
         )
     l1, giou = cell_box_losses(out.cell_boxes, out.cell_centers, targets, boxed)
     expected = (
-        2 * (parts["box_attention"] + parts["temporal_cell_attention"])
+        2 * (losses["box_attention"] + losses["temporal_cell_attention"])
         + 3 * (5 * l1 + 7 * giou)
-        + 5 * parts["l1"]
-        + 7 * parts["giou"]
+        + 5 * losses["l1"]
+        + 7 * losses["giou"]
     )
-    torch.testing.assert_close(parts["loss"], expected)
-    assert "box_attention" not in whole_loss(out, targets)
+    torch.testing.assert_close(losses["loss"], expected)
+    assert "box_attention" not in batch_loss(out, targets)
 
 
 def test_parts_of_a_batch_add_up_to_it() -> None:
@@ -199,28 +202,28 @@ def test_parts_of_a_batch_add_up_to_it() -> None:
     )
     by_layer = {"boxes", "start_logits", "end_logits", "box_attention", "temporal_attention"}
 
-    def part(rows: slice) -> dict[str, Tensor]:
-        own = CostaOutputs(
+    def part_losses(rows: slice) -> dict[str, Tensor]:
+        part_outputs = CostaOutputs(
             **{
                 f.name: getattr(out, f.name)[(slice(None), rows) if f.name in by_layer else rows]
                 for f in fields(CostaOutputs)
             }
         )
-        true = Targets(**{f.name: getattr(targets, f.name)[rows] for f in fields(Targets)})
-        return costa_loss(own, true, weights, totals)
+        part_targets = Targets(**{f.name: getattr(targets, f.name)[rows] for f in fields(Targets)})
+        return costa_loss(part_outputs, part_targets, weights, totals)
 
-    whole, first, second = (
+    batch_losses, first, second = (
         costa_loss(out, targets, weights, totals),
-        part(slice(0, 1)),
-        part(slice(1, 3)),
+        part_losses(slice(0, 1)),
+        part_losses(slice(1, 3)),
     )
-    for name, value in whole.items():
-        torch.testing.assert_close(first[name] + second[name], value)
+    for name, expected_value in batch_losses.items():
+        torch.testing.assert_close(first[name] + second[name], expected_value)
 
 
 def test_a_batch_without_boxes_has_a_finite_loss() -> None:
     targets = make_targets(2)
     targets = replace(targets, box_mask=torch.zeros_like(targets.box_mask))
-    parts = whole_loss(make_outputs(2), targets, box_attention=1.0, cell_boxes=1.0)
-    assert all(torch.isfinite(value) for value in parts.values())
-    assert parts["l1"] == parts["giou"] == 0
+    losses = batch_loss(make_outputs(2), targets, box_attention=1.0, cell_boxes=1.0)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses["l1"] == losses["giou"] == 0

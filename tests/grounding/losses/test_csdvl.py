@@ -37,13 +37,13 @@ def random_boxes(*shape: int, seed: int = 0) -> Tensor:
 
 
 def make_targets(boxed: list[list[int]]) -> Targets:
-    where = torch.tensor(boxed, dtype=torch.bool)
-    count = len(where)
+    box_mask = torch.tensor(boxed, dtype=torch.bool)
+    count = len(box_mask)
     return Targets(
         boxes=random_boxes(count, FRAMES),
-        box_mask=where,
+        box_mask=box_mask,
         span=torch.tensor([[0.0, 0.5]]).expand(count, 2),
-        frame_labels=where.float(),
+        frame_labels=box_mask.float(),
         clip_labels=torch.tensor([[1.0, 1.0, 0.0]]).expand(count, CLIPS),
         clip_boxes=random_boxes(count, CLIPS, seed=1),
         clip_box_mask=torch.tensor([[True, False, False]]).expand(count, CLIPS),
@@ -53,7 +53,7 @@ def make_targets(boxed: list[list[int]]) -> Targets:
 def make_outputs(layers: int, count: int, cells: int = 4) -> CsdvlOutputs:
     random = torch.Generator().manual_seed(2)
     maps = torch.rand(layers, count, FRAMES, 2, cells // 2, generator=random)
-    heard = torch.rand(count, CLIPS, cells, generator=random)
+    cell_weights = torch.rand(count, CLIPS, cells, generator=random)
     return CsdvlOutputs(
         boxes=random_boxes(layers, count, FRAMES, seed=3),
         proposal_logits=torch.randn(count, CLIPS, CLIPS, generator=random),
@@ -63,22 +63,22 @@ def make_outputs(layers: int, count: int, cells: int = 4) -> CsdvlOutputs:
         box_attention=maps / maps.sum((-1, -2), keepdim=True),
         cell_boxes=random_boxes(count, FRAMES, cells, seed=4),
         cell_centers=torch.rand(count, cells, 2, generator=random),
-        temporal_attention=heard / heard.sum(-1, keepdim=True),
+        temporal_attention=cell_weights / cell_weights.sum(-1, keepdim=True),
         temporal_cell_centers=torch.rand(count, cells, 2, generator=random),
     )
 
 
-def boxes_of(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+def batch_box_losses(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     """The box losses of a whole batch."""
     return box_losses(boxes, targets, targets.box_mask.sum().float())
 
 
-def carriers_of(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor) -> Tensor:
+def batch_attention_loss(carriers: Tensor, centres: Tensor, boxes: Tensor, boxed: Tensor) -> Tensor:
     """The carrier loss of a whole batch."""
     return box_attention_loss(carriers, centres, boxes, boxed, boxed.sum().float())
 
 
-def whole_loss(out: CsdvlOutputs, targets: Targets, weights: CsdvlLossConfig) -> dict[str, Tensor]:
+def batch_loss(out: CsdvlOutputs, targets: Targets, weights: CsdvlLossConfig) -> dict[str, Tensor]:
     """The loss of a whole batch."""
     return csdvl_loss(out, targets, weights, LossNormalizers.from_targets(targets))
 
@@ -95,7 +95,7 @@ def test_l1_by_hand() -> None:
     boxes[0, 0, 0] += torch.tensor([0.1, 0, 0, 0.2])
     boxes[0, 0, 1] += torch.tensor([0, 0.05, 0, 0])
     boxes[0, 0, 2] = 0.9
-    l1, _ = boxes_of(boxes, targets)
+    l1, _ = batch_box_losses(boxes, targets)
     assert l1.item() == pytest.approx(0.35 / 2)
 
 
@@ -107,7 +107,7 @@ def test_giou_by_hand() -> None:
         make_targets([[1, 0, 0, 0]]), boxes=torch.tensor([0.3, 0.5, 0.2, 0.2]).expand(1, FRAMES, 4)
     )
     boxes = torch.tensor([0.7, 0.5, 0.2, 0.2]).expand(1, 1, FRAMES, 4)
-    assert boxes_of(boxes, targets)[1].item() == pytest.approx(4 / 3, abs=1e-5)
+    assert batch_box_losses(boxes, targets)[1].item() == pytest.approx(4 / 3, abs=1e-5)
 
 
 def test_giou_is_torchvision_s() -> None:
@@ -115,42 +115,52 @@ def test_giou_is_torchvision_s() -> None:
     boxes = random_boxes(3, 2, FRAMES, seed=5)
     total = 0.0
     for layer in range(3):
-        found = cxcywh_to_xyxy(boxes[layer][targets.box_mask])
+        result = cxcywh_to_xyxy(boxes[layer][targets.box_mask])
         total += float(
             (
                 1
                 - generalized_box_iou(
-                    found, cxcywh_to_xyxy(targets.boxes[targets.box_mask])
+                    result, cxcywh_to_xyxy(targets.boxes[targets.box_mask])
                 ).diagonal()
             ).sum()
         )
-    assert boxes_of(boxes, targets)[1].item() == pytest.approx(total / 5, rel=1e-5)
+    assert batch_box_losses(boxes, targets)[1].item() == pytest.approx(total / 5, rel=1e-5)
 
 
 def test_layers_add_up() -> None:
     targets = make_targets([[1, 1, 0, 1]])
     boxes = random_boxes(3, 1, FRAMES, seed=5)
-    alone = [boxes_of(boxes[layer : layer + 1], targets) for layer in range(3)]
-    for part, found in enumerate(boxes_of(boxes, targets)):
-        torch.testing.assert_close(found, torch.stack([one[part] for one in alone]).sum())
+    expected_by_name = [batch_box_losses(boxes[layer : layer + 1], targets) for layer in range(3)]
+    for part_losses, result in enumerate(batch_box_losses(boxes, targets)):
+        torch.testing.assert_close(
+            result,
+            torch.stack([layer_losses[part_losses] for layer_losses in expected_by_name]).sum(),
+        )
 
 
 def test_without_boxes_box_losses_are_zero_and_finite() -> None:
     boxes = random_boxes(1, 1, FRAMES).requires_grad_()
-    l1, giou = boxes_of(boxes, make_targets([[0, 0, 0, 0]]))
+    l1, giou = batch_box_losses(boxes, make_targets([[0, 0, 0, 0]]))
     assert (l1.item(), giou.item()) == (0, 0)
     (l1 + giou).backward()
     assert boxes.grad is not None
     assert not boxes.grad.any()
 
 
-def part_of(value: CsdvlOutputs | Targets, own: slice) -> Any:
+def select_rows(expected_value: CsdvlOutputs | Targets, rows: slice) -> Any:
     """Some queries of a batch: the second axis where layers come first."""
-    per_layer = {"boxes", "guidance", "box_attention"} if isinstance(value, CsdvlOutputs) else set()
-    cut = {field.name: getattr(value, field.name) for field in fields(value)}
+    per_layer = (
+        {"boxes", "guidance", "box_attention"}
+        if isinstance(expected_value, CsdvlOutputs)
+        else set()
+    )
+    values = {field.name: getattr(expected_value, field.name) for field in fields(expected_value)}
     return replace(
-        value,
-        **{name: held[:, own] if name in per_layer else held[own] for name, held in cut.items()},
+        expected_value,
+        **{
+            name: tensor[:, rows] if name in per_layer else tensor[rows]
+            for name, tensor in values.items()
+        },
     )
 
 
@@ -168,17 +178,21 @@ def test_the_losses_of_a_batch_s_parts_add_up_to_the_batch_s(weights: CsdvlLossC
     out, targets = make_outputs(2, 3), make_targets([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]])
     totals = LossNormalizers(
         *(
-            torch.stack(parts).sum()
-            for parts in zip(
-                *(LossNormalizers.from_targets(part_of(targets, own)) for own in PARTS), strict=True
+            torch.stack(losses).sum()
+            for losses in zip(
+                *(LossNormalizers.from_targets(select_rows(targets, rows)) for rows in PARTS),
+                strict=True,
             )
         )
     )
     assert totals == LossNormalizers.from_targets(targets)
-    whole = csdvl_loss(out, targets, weights, totals)
-    parts = [csdvl_loss(part_of(out, own), part_of(targets, own), weights, totals) for own in PARTS]
-    for name, value in whole.items():
-        torch.testing.assert_close(sum(part[name] for part in parts), value)
+    batch_losses = csdvl_loss(out, targets, weights, totals)
+    losses = [
+        csdvl_loss(select_rows(out, rows), select_rows(targets, rows), weights, totals)
+        for rows in PARTS
+    ]
+    for name, expected_value in batch_losses.items():
+        torch.testing.assert_close(sum(part_losses[name] for part_losses in losses), expected_value)
 
 
 PARTS = (slice(0, 1), slice(1, 3))
@@ -223,16 +237,16 @@ def test_the_carrier_loss_by_hand() -> None:
     """
     carriers = torch.tensor([[[[0.5, 0.2, 0.2, 0.1], [0.0, 0.0, 0.0, 1.0]]]])
     boxes = torch.tensor([[[0.5, 0.3, 0.8, 0.4], [0.5, 0.3, 0.8, 0.4]]])
-    found = carriers_of(carriers, CENTRES, boxes, torch.tensor([[True, False]]))
-    assert found.item() == pytest.approx(-math.log(0.7), rel=1e-5)
+    result = batch_attention_loss(carriers, CENTRES, boxes, torch.tensor([[True, False]]))
+    assert result.item() == pytest.approx(-math.log(0.7), rel=1e-5)
 
 
 def test_a_box_between_the_cells_belongs_to_the_nearest() -> None:
     carriers = torch.tensor([[[[0.1, 0.2, 0.3, 0.4]]]])
     box = torch.tensor([[[0.6, 0.45, 0.02, 0.02]]])
-    assert carriers_of(carriers, CENTRES, box, torch.tensor([[True]])).item() == pytest.approx(
-        -math.log(0.2), rel=1e-5
-    )
+    assert batch_attention_loss(
+        carriers, CENTRES, box, torch.tensor([[True]])
+    ).item() == pytest.approx(-math.log(0.2), rel=1e-5)
 
 
 def test_the_carrier_loss_is_summed_over_layers_and_divided_by_boxed_samples() -> None:
@@ -241,16 +255,16 @@ def test_the_carrier_loss_is_summed_over_layers_and_divided_by_boxed_samples() -
         [[[[0.5, 0.5, 0, 0], [0.25, 0.75, 0, 0]]], [[[0.125, 0.875, 0, 0], [0.5, 0.5, 0, 0]]]]
     )
     boxes = torch.tensor([0.25, 0.25, 0.2, 0.2]).expand(1, 2, 4)
-    found = carriers_of(carriers, CENTRES, boxes, torch.tensor([[True, True]]))
-    assert found.item() == pytest.approx(3.5 * math.log(2), rel=1e-5)
+    result = batch_attention_loss(carriers, CENTRES, boxes, torch.tensor([[True, True]]))
+    assert result.item() == pytest.approx(3.5 * math.log(2), rel=1e-5)
 
 
 def test_without_boxes_and_without_mass_the_carrier_loss_is_finite() -> None:
     carriers = torch.tensor([[[[0.0, 0.0, 0.0, 1.0]]]], requires_grad=True)
     box = torch.tensor([[[0.25, 0.25, 0.2, 0.2]]])
-    assert carriers_of(carriers, CENTRES, box, torch.tensor([[False]])).item() == 0
-    found = carriers_of(carriers, CENTRES, box, torch.tensor([[True]]))
-    assert found.item() == pytest.approx(-math.log(1e-6), rel=1e-5)
+    assert batch_attention_loss(carriers, CENTRES, box, torch.tensor([[False]])).item() == 0
+    result = batch_attention_loss(carriers, CENTRES, box, torch.tensor([[True]]))
+    assert result.item() == pytest.approx(-math.log(1e-6), rel=1e-5)
 
 
 def test_own_cells_are_those_whose_centre_lies_in_the_box() -> None:
@@ -288,63 +302,63 @@ def test_the_cell_losses_by_hand() -> None:
 
 def test_cells_that_propose_the_pooled_box_lose_what_it_loses() -> None:
     out, targets = make_outputs(1, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    same = replace(out, cell_boxes=out.boxes[0, :, :, None].expand(-1, -1, 4, -1))
-    parts = whole_loss(same, targets, CsdvlLossConfig(cell_boxes=2.0))
-    torch.testing.assert_close(parts["cells_l1"], parts["l1"])
-    torch.testing.assert_close(parts["cells_giou"], parts["giou"])
-    added = parts["loss"] - whole_loss(same, targets, CsdvlLossConfig())["loss"]
-    torch.testing.assert_close(added, 2 * (5 * parts["cells_l1"] + 2 * parts["cells_giou"]))
+    same_boxes = replace(out, cell_boxes=out.boxes[0, :, :, None].expand(-1, -1, 4, -1))
+    losses = batch_loss(same_boxes, targets, CsdvlLossConfig(cell_boxes=2.0))
+    torch.testing.assert_close(losses["cells_l1"], losses["l1"])
+    torch.testing.assert_close(losses["cells_giou"], losses["giou"])
+    auxiliary = losses["loss"] - batch_loss(same_boxes, targets, CsdvlLossConfig())["loss"]
+    torch.testing.assert_close(auxiliary, 2 * (5 * losses["cells_l1"] + 2 * losses["cells_giou"]))
 
 
 def test_the_whole_loss_is_the_paper_s_weighted_sum() -> None:
     """5·L1 + 2·GIoU + 5·BCE + 1·(.5·frame + 1·clip)."""
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    parts = whole_loss(out, targets, CsdvlLossConfig())
+    losses = batch_loss(out, targets, CsdvlLossConfig())
     expected = (
-        5 * parts["l1"]
-        + 2 * parts["giou"]
-        + 5 * parts["proposals"]
-        + 0.5 * parts["frames"]
-        + parts["clips"]
+        5 * losses["l1"]
+        + 2 * losses["giou"]
+        + 5 * losses["proposals"]
+        + 0.5 * losses["frames"]
+        + losses["clips"]
     )
-    torch.testing.assert_close(parts["loss"], expected)
-    assert set(parts) == {"loss", "l1", "giou", "proposals", "frames", "clips"}
+    torch.testing.assert_close(losses["loss"], expected)
+    assert set(losses) == {"loss", "l1", "giou", "proposals", "frames", "clips"}
 
 
 def test_every_weight_scales_its_part() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    nothing = CsdvlLossConfig(l1=0, giou=0, proposals=0, temporal_attention=0)
-    parts = whole_loss(out, targets, CsdvlLossConfig(box_attention=1))
-    alone = {
-        "l1": parts["l1"],
-        "giou": parts["giou"],
-        "proposals": parts["proposals"],
-        "temporal_attention": 0.5 * parts["frames"] + parts["clips"],
-        "box_attention": parts["box_attention"] + parts["temporal_cell_attention"],
+    zero_weights = CsdvlLossConfig(l1=0, giou=0, proposals=0, temporal_attention=0)
+    losses = batch_loss(out, targets, CsdvlLossConfig(box_attention=1))
+    expected_by_name = {
+        "l1": losses["l1"],
+        "giou": losses["giou"],
+        "proposals": losses["proposals"],
+        "temporal_attention": 0.5 * losses["frames"] + losses["clips"],
+        "box_attention": losses["box_attention"] + losses["temporal_cell_attention"],
     }
-    for name, value in alone.items():
-        found = whole_loss(out, targets, nothing.model_copy(update={name: 3.0}))["loss"]
-        torch.testing.assert_close(found, 3 * value)
+    for name, expected_value in expected_by_name.items():
+        result = batch_loss(out, targets, zero_weights.model_copy(update={name: 3.0}))["loss"]
+        torch.testing.assert_close(result, 3 * expected_value)
 
 
 def test_box_losses_after_every_layer_are_an_option() -> None:
     out, targets = make_outputs(3, 1), make_targets([[1, 1, 0, 1]])
-    last = whole_loss(out, targets, CsdvlLossConfig(every_layer=False, box_attention=1.0))
-    torch.testing.assert_close(last["l1"], boxes_of(out.boxes[-1:], targets)[0])
-    expected = carriers_of(
+    last = batch_loss(out, targets, CsdvlLossConfig(every_layer=False, box_attention=1.0))
+    torch.testing.assert_close(last["l1"], batch_box_losses(out.boxes[-1:], targets)[0])
+    expected = batch_attention_loss(
         out.box_attention[-1:].flatten(3), out.cell_centers, targets.boxes, targets.box_mask
     )
     torch.testing.assert_close(last["box_attention"], expected)
-    assert whole_loss(out, targets, CsdvlLossConfig())["l1"] > last["l1"]
+    assert batch_loss(out, targets, CsdvlLossConfig())["l1"] > last["l1"]
 
 
 def test_parts_that_cells_carry_are_of_their_own_cells() -> None:
     out, targets = make_outputs(2, 2), make_targets([[1, 1, 0, 1], [0, 1, 1, 0]])
-    parts = whole_loss(out, targets, CsdvlLossConfig(box_attention=1.0))
-    expected = carriers_of(
+    losses = batch_loss(out, targets, CsdvlLossConfig(box_attention=1.0))
+    expected = batch_attention_loss(
         out.temporal_attention[None],
         out.temporal_cell_centers,
         targets.clip_boxes,
         targets.clip_box_mask,
     )
-    torch.testing.assert_close(parts["temporal_cell_attention"], expected)
+    torch.testing.assert_close(losses["temporal_cell_attention"], expected)

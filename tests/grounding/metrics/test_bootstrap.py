@@ -1,4 +1,4 @@
-"""Intervals and comparisons: exact where they can be, and honest about videos with many sentences."""
+"""Confidence intervals and comparisons: exact small cases, and videos with many sentences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def scores_of(values: np.ndarray | list[float], names: list[str] | None = None) 
 
 
 def one_each(scores: list[Score]) -> Videos:
-    return {one.id: f"v{one.id}" for one in scores}
+    return {score.id: f"v{score.id}" for score in scores}
 
 
 def clusters(
@@ -42,21 +42,21 @@ def clusters(
 def test_every_mean_lies_in_its_interval() -> None:
     values, videos = clusters(np.random.default_rng(1), 20, 3)
     scores = scores_of(values)
-    found, means = confidence_intervals(scores, videos), summarize(scores)
-    assert list(found) == [f"{name}_{side}" for name in MEAN_METRICS for side in ("low", "high")]
+    result, means = confidence_intervals(scores, videos), summarize(scores)
+    assert list(result) == [f"{name}_{side}" for name in MEAN_METRICS for side in ("low", "high")]
     for name in MEAN_METRICS:
-        assert 0 <= found[f"{name}_low"] <= means[name] <= found[f"{name}_high"] <= 1
-    assert found["m_vIoU_low"] < means["m_vIoU"] < found["m_vIoU_high"]
+        assert 0 <= result[f"{name}_low"] <= means[name] <= result[f"{name}_high"] <= 1
+    assert result["m_vIoU_low"] < means["m_vIoU"] < result["m_vIoU_high"]
 
 
 def test_one_video_leaves_nothing_to_draw() -> None:
     scores = scores_of([0.1, 0.5, 0.9])
-    found, means = (
+    result, means = (
         confidence_intervals(scores, dict.fromkeys(one_each(scores), "v")),
         summarize(scores),
     )
     for name in MEAN_METRICS:
-        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx(
+        assert (result[f"{name}_low"], result[f"{name}_high"]) == pytest.approx(
             (means[name], means[name])
         )
 
@@ -65,9 +65,12 @@ def test_two_videos_by_hand() -> None:
     """Draws are (a, a), (a, b) or (b, b): the 2.5 % and 97.5 % points are the videos themselves, of
     two and of one sentence.
     """
-    found = confidence_intervals(scores_of([0.25, 0.35, 0.75]), {"q0": "a", "q1": "a", "q2": "b"})
-    assert (found["m_vIoU_low"], found["m_vIoU_high"]) == (pytest.approx(0.3), pytest.approx(0.75))
-    assert (found["vIoU@0.5_low"], found["vIoU@0.5_high"]) == (0, 1)
+    result = confidence_intervals(scores_of([0.25, 0.35, 0.75]), {"q0": "a", "q1": "a", "q2": "b"})
+    assert (result["m_vIoU_low"], result["m_vIoU_high"]) == (
+        pytest.approx(0.3),
+        pytest.approx(0.75),
+    )
+    assert (result["vIoU@0.5_low"], result["vIoU@0.5_high"]) == (0, 1)
 
 
 def test_a_seed_draws_the_same_videos() -> None:
@@ -91,9 +94,9 @@ def test_means_over_nothing_have_no_interval() -> None:
 
 def test_queries_without_boxes_leave_the_means_of_boxes_only() -> None:
     scores = [*scores_of([0.4, 0.4]), Score(id="timed", vIoU=None, tIoU=0.9, sIoU=None)]
-    found = confidence_intervals(scores, one_each(scores))
-    assert (found["m_vIoU_low"], found["m_vIoU_high"]) == pytest.approx((0.4, 0.4))
-    assert found["m_tIoU_high"] > found["m_tIoU_low"]
+    result = confidence_intervals(scores, one_each(scores))
+    assert (result["m_vIoU_low"], result["m_vIoU_high"]) == pytest.approx((0.4, 0.4))
+    assert result["m_tIoU_high"] > result["m_tIoU_low"]
 
 
 def test_sentences_of_one_video_do_not_count_as_many() -> None:
@@ -106,7 +109,7 @@ def test_sentences_of_one_video_do_not_count_as_many() -> None:
         confidence_intervals(scores, videos),
         confidence_intervals(scores, one_each(scores)),
     )
-    wide, narrow = (found["m_vIoU_high"] - found["m_vIoU_low"] for found in (over_videos, naive))
+    wide, narrow = (result["m_vIoU_high"] - result["m_vIoU_low"] for result in (over_videos, naive))
     assert 2.5 < wide / narrow < 3.5
 
 
@@ -118,22 +121,29 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say(
     """
     monkeypatch.setattr(grounding.metrics.bootstrap, "NUM_RESAMPLES", 300)
     random = np.random.default_rng(4)
-    held = {"videos": 0, "queries": 0}
+    num_covered = {"videos": 0, "queries": 0}
     for _ in range(100):
         values, videos = clusters(random, 30, 8)
         scores = scores_of(values)
         for kind, names in (("videos", videos), ("queries", one_each(scores))):
-            found = confidence_intervals(scores, names)
-            held[kind] += found["m_vIoU_low"] <= 0.5 <= found["m_vIoU_high"]
-    assert held["videos"] >= 88
-    assert held["queries"] <= 70
+            result = confidence_intervals(scores, names)
+            num_covered[kind] += result["m_vIoU_low"] <= 0.5 <= result["m_vIoU_high"]
+    assert num_covered["videos"] >= 88
+    assert num_covered["queries"] <= 70
 
 
 def test_a_run_does_not_differ_from_itself() -> None:
     values, videos = clusters(np.random.default_rng(5), 12, 3)
-    for one in compare_paired(scores_of(values), scores_of(values), videos).values():
-        assert (one.mean, one.low, one.high, one.p, one.better, one.worse) == (0, 0, 0, 1, 0, 0)
-        assert one.ours == one.other
+    for difference in compare_paired(scores_of(values), scores_of(values), videos).values():
+        assert (
+            difference.mean,
+            difference.low,
+            difference.high,
+            difference.p,
+            difference.better,
+            difference.worse,
+        ) == (0, 0, 0, 1, 0, 0)
+        assert difference.ours == difference.other
 
 
 def test_a_clear_improvement_is_seen_though_videos_differ_more() -> None:
@@ -142,19 +152,19 @@ def test_a_clear_improvement_is_seen_though_videos_differ_more() -> None:
     """
     random = np.random.default_rng(6)
     values, videos = clusters(random, 30, 4)
-    ours, other = (
+    current, other = (
         scores_of(np.clip(values + random.normal(0.1, 0.02, len(values)), 0, 1)),
         scores_of(values),
     )
-    found = compare_paired(ours, other, videos)["m_vIoU"]
-    assert found.mean == pytest.approx(0.1, abs=0.01)
-    assert 0.08 < found.low < found.mean < found.high < 0.12
-    assert found.p < 0.001
-    assert found.better > 110
-    assert found.worse < 10
-    assert found.ours - found.other == pytest.approx(found.mean)
-    assert (found.ours, found.other) == (
-        pytest.approx(summarize(ours)["m_vIoU"]),
+    result = compare_paired(current, other, videos)["m_vIoU"]
+    assert result.mean == pytest.approx(0.1, abs=0.01)
+    assert 0.08 < result.low < result.mean < result.high < 0.12
+    assert result.p < 0.001
+    assert result.better > 110
+    assert result.worse < 10
+    assert result.ours - result.other == pytest.approx(result.mean)
+    assert (result.ours, result.other) == (
+        pytest.approx(summarize(current)["m_vIoU"]),
         pytest.approx(summarize(other)["m_vIoU"]),
     )
 
@@ -162,13 +172,13 @@ def test_a_clear_improvement_is_seen_though_videos_differ_more() -> None:
 def test_noise_is_no_improvement() -> None:
     random = np.random.default_rng(7)
     values, videos = clusters(random, 30, 4)
-    found = compare_paired(
+    result = compare_paired(
         scores_of(np.clip(values + random.normal(0, 0.05, len(values)), 0, 1)),
         scores_of(values),
         videos,
     )["m_vIoU"]
-    assert found.low < 0 < found.high
-    assert found.p > 0.05
+    assert result.low < 0 < result.high
+    assert result.p > 0.05
 
 
 def test_the_smallest_p_is_one_of_all_draws() -> None:
@@ -182,33 +192,42 @@ def test_the_other_way_round_differences_are_negated() -> None:
     random = np.random.default_rng(8)
     values, videos = clusters(random, 15, 2)
     a, b = scores_of(values), scores_of(random.permutation(values))
-    there, back = compare_paired(a, b, videos), compare_paired(b, a, videos)
-    assert list(there) == list(back) == list(MEAN_METRICS)
+    forward, backward = compare_paired(a, b, videos), compare_paired(b, a, videos)
+    assert list(forward) == list(backward) == list(MEAN_METRICS)
     for name in MEAN_METRICS:
-        one, other = there[name], back[name]
-        assert (one.mean, one.low, one.high) == pytest.approx(
-            (-other.mean, -other.high, -other.low)
+        forward_difference, backward_difference = forward[name], backward[name]
+        assert (
+            forward_difference.mean,
+            forward_difference.low,
+            forward_difference.high,
+        ) == pytest.approx(
+            (-backward_difference.mean, -backward_difference.high, -backward_difference.low)
         )
-        assert (one.ours, one.other, one.better, one.worse) == (
-            other.other,
-            other.ours,
-            other.worse,
-            other.better,
+        assert (
+            forward_difference.ours,
+            forward_difference.other,
+            forward_difference.better,
+            forward_difference.worse,
+        ) == (
+            backward_difference.other,
+            backward_difference.ours,
+            backward_difference.worse,
+            backward_difference.better,
         )
-        assert one.p == pytest.approx(other.p)
+        assert forward_difference.p == pytest.approx(backward_difference.p)
 
 
 def test_queries_are_compared_by_id() -> None:
-    ours, other = (
+    current, other = (
         scores_of([0.1, 0.5, 0.9], ["a", "b", "c"]),
         scores_of([0.9, 0.5, 0.1], ["c", "b", "a"]),
     )
-    assert compare_paired(ours, other, one_each(ours))["m_vIoU"].better == 0
-    assert compare_paired(ours, other, one_each(ours))["m_vIoU"].mean == 0
+    assert compare_paired(current, other, one_each(current))["m_vIoU"].better == 0
+    assert compare_paired(current, other, one_each(current))["m_vIoU"].mean == 0
 
 
 def test_only_queries_known_to_both_count() -> None:
-    ours = [
+    current = [
         Score(id="a", vIoU=0.5, tIoU=0.5, sIoU=0.5),
         Score(id="b", vIoU=None, tIoU=0.5, sIoU=None),
     ]
@@ -216,27 +235,27 @@ def test_only_queries_known_to_both_count() -> None:
         Score(id="a", vIoU=0.25, tIoU=0.5, sIoU=0.5),
         Score(id="b", vIoU=None, tIoU=1.0, sIoU=None),
     ]
-    found = compare_paired(ours, other, one_each(ours))
-    assert (found["m_vIoU"].mean, found["m_vIoU"].better, found["m_vIoU"].worse) == (0.25, 1, 0)
-    assert (found["m_tIoU"].mean, found["m_tIoU"].better, found["m_tIoU"].worse) == (-0.25, 0, 1)
-    assert list(compare_paired(ours[1:], other[1:], one_each(ours))) == ["m_tIoU"]
+    result = compare_paired(current, other, one_each(current))
+    assert (result["m_vIoU"].mean, result["m_vIoU"].better, result["m_vIoU"].worse) == (0.25, 1, 0)
+    assert (result["m_tIoU"].mean, result["m_tIoU"].better, result["m_tIoU"].worse) == (-0.25, 0, 1)
+    assert list(compare_paired(current[1:], other[1:], one_each(current))) == ["m_tIoU"]
 
 
 def test_runs_on_other_queries_are_not_compared() -> None:
-    ours, other = scores_of([0.1, 0.2], ["a", "b"]), scores_of([0.1, 0.2], ["b", "c"])
+    current, other = scores_of([0.1, 0.2], ["a", "b"]), scores_of([0.1, 0.2], ["b", "c"])
     with pytest.raises(
         InputError, match="do not score the same queries: 2 are in one only, for example 'a'"
     ):
-        compare_paired(ours, other, one_each([*ours, *other]))
+        compare_paired(current, other, one_each([*current, *other]))
 
 
-@pytest.mark.parametrize(("videos", "given"), [(9, False), (10, True)])
+@pytest.mark.parametrize(("videos", "expected"), [(9, False), (10, True)])
 def test_too_few_videos_have_no_interval(
-    videos: int, given: bool, monkeypatch: pytest.MonkeyPatch
+    videos: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grounding.metrics.bootstrap, "MIN_VIDEOS", 10)
-    scores = scores_of([place / videos for place in range(videos)])
-    assert bool(confidence_intervals(scores, one_each(scores))) is given
-    found = compare_paired(scores, scores_of([0.0] * videos), one_each(scores))["m_vIoU"]
-    assert [value is not None for value in (found.low, found.high, found.p)] == [given] * 3
-    assert found.mean == pytest.approx(sum(place / videos for place in range(videos)) / videos)
+    scores = scores_of([index / videos for index in range(videos)])
+    assert bool(confidence_intervals(scores, one_each(scores))) is expected
+    result = compare_paired(scores, scores_of([0.0] * videos), one_each(scores))["m_vIoU"]
+    assert [value is not None for value in (result.low, result.high, result.p)] == [expected] * 3
+    assert result.mean == pytest.approx(sum(index / videos for index in range(videos)) / videos)

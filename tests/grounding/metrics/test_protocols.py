@@ -79,7 +79,7 @@ def golden_index() -> tuple[list[Query], Tracks]:
 
 
 def golden_predictions(protocol: str) -> list[Prediction]:
-    found = []
+    predictions = []
     for case in CASES:
         tube = case["tubedetr" if protocol == "tubedetr" else "pred"]
         frames = tube["frame_ids"] if protocol == "tubedetr" else listed(tube).tolist()
@@ -87,8 +87,8 @@ def golden_predictions(protocol: str) -> list[Prediction]:
         rows = [
             (frame, *box) for frame, box in zip(frames, four(tube["boxes"]).tolist(), strict=True)
         ]
-        found.append(Prediction(id=case["id"], span=span, score=1.0, boxes=rows))
-    return found
+        predictions.append(Prediction(id=case["id"], span=span, score=1.0, boxes=rows))
+    return predictions
 
 
 def golden_tubes(protocol: str, framewise: bool) -> Tubes:
@@ -131,18 +131,18 @@ def commanded(folder: Path, truth: str, predictions: str, protocol: str) -> dict
         cli.evaluate.app, [str(part) for pair in names.items() for part in pair]
     )
     assert result.exit_code == 0, result.stderr
-    found: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    assert found["protocol"] == protocol
-    return found
+    summary: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    assert summary["protocol"] == protocol
+    return summary
 
 
-def assert_golden(judged: ScoreArrays, protocol: str) -> None:
+def assert_golden(scores: ScoreArrays, protocol: str) -> None:
     """Every recorded score of every case."""
-    assert judged.ids == tuple(case["id"] for case in CASES)
+    assert scores.ids == tuple(case["id"] for case in CASES)
     for key in ("vIoU", "tIoU", "sIoU"):
         if key in CASES[0][protocol]:
             np.testing.assert_allclose(
-                getattr(judged, key),
+                getattr(scores, key),
                 [case[protocol][key] for case in CASES],
                 rtol=0,
                 atol=CLOSE,
@@ -151,9 +151,9 @@ def assert_golden(judged: ScoreArrays, protocol: str) -> None:
 
 
 def assert_means(
-    found: Mapping[str, float], expected: Mapping[str, float], prefix: str = ""
+    means: Mapping[str, float], expected: Mapping[str, float], prefix: str = ""
 ) -> None:
-    assert {key: found[prefix + key] for key in expected} == pytest.approx(
+    assert {key: means[prefix + key] for key in expected} == pytest.approx(
         expected, abs=CLOSE, rel=0
     )
 
@@ -176,24 +176,26 @@ def test_boxes_outside_the_picture_are_judged_as_they_are() -> None:
     ("protocol", "framewise"), [("official", True), ("stcat", True), ("stcat", False)]
 )
 def test_public_evaluators_answer_the_same(protocol: str, framewise: bool) -> None:
-    judged = score_tubes(
+    scores = score_tubes(
         GroundTruthTubes.from_index(*golden_index()), golden_tubes(protocol, framewise), protocol
     )
-    assert_golden(judged, protocol)
-    assert_means(summarize(build_scores(judged)), GOLDEN[protocol])
+    assert_golden(scores, protocol)
+    assert_means(summarize(build_scores(scores)), GOLDEN[protocol])
 
 
 def test_tubedetr_answers_the_same_form_by_form() -> None:
-    judged = score_tubes(
+    score_arrays = score_tubes(
         GroundTruthTubes.from_index(*golden_index()),
         golden_tubes("tubedetr", framewise=False),
         "tubedetr",
     )
-    assert_golden(judged, "tubedetr")
-    scores = build_scores(judged)
+    assert_golden(score_arrays, "tubedetr")
+    scores = build_scores(score_arrays)
     for form in FORMS:
         of_form = [
-            one for one, case in zip(scores, CASES, strict=True) if case["tubedetr"]["form"] == form
+            score
+            for score, case in zip(scores, CASES, strict=True)
+            if case["tubedetr"]["form"] == form
         ]
         assert len(of_form) == 30
         assert_means(summarize(of_form), GOLDEN["tubedetr"][form])
@@ -203,8 +205,8 @@ def test_tubedetr_sampled_the_same_frames() -> None:
     owners, frames = sample_tubedetr_frames(
         np.array([case["segment"] for case in CASES]), np.array([case["fps"] for case in CASES])
     )
-    for place, case in enumerate(CASES):
-        assert frames[owners == place].tolist() == case["tubedetr"]["frame_ids"]
+    for index, case in enumerate(CASES):
+        assert frames[owners == index].tolist() == case["tubedetr"]["frame_ids"]
     assert max(np.bincount(owners)) == 200
 
 
@@ -218,9 +220,9 @@ def test_public_evaluators_answer_the_same_through_files(protocol: str, tmp_path
 
 def test_tubedetr_answers_the_same_through_files(tmp_path: Path) -> None:
     write_golden(tmp_path, "tubedetr")
-    found = commanded(tmp_path, "index.jsonl", "predictions.jsonl", "tubedetr")
+    scores = commanded(tmp_path, "index.jsonl", "predictions.jsonl", "tubedetr")
     for form in FORMS:
-        assert_means(found, GOLDEN["tubedetr"][form], f"{form}_")
+        assert_means(scores, GOLDEN["tubedetr"][form], f"{form}_")
 
 
 # Worked by hand.
@@ -278,12 +280,12 @@ def judged_one(
     second.
     """
     truths = GroundTruthTubes.from_index([query or query_of()], tracks_of(boxed), **facts)
-    found = score_tubes(truths, predicted, protocol)
-    return tuple(getattr(found, key).tolist()[0] for key in ("vIoU", "tIoU", "sIoU"))
+    scores = score_tubes(truths, predicted, protocol)
+    return tuple(getattr(scores, key).tolist()[0] for key in ("vIoU", "tIoU", "sIoU"))
 
 
 def test_one_prediction_on_a_five_fps_grid_by_every_protocol() -> None:
-    """Ten sampled frames 102, 108 … 156 of the truth [100, 160), box IoU .8, predicted [102, 157)."""
+    """Ten sampled frames 102, 108 … 156, truth [100, 160), box IoU .8, prediction [102, 157)."""
     grid = range(102, 157, 6)
     samples, boxes_only = tube((102, 157), grid, NEAR), tube((102, 157), grid, NEAR, framewise=True)
     assert judged_one("tubedetr", samples) == pytest.approx((0.8, 55 / 60, 0.8))
@@ -292,8 +294,8 @@ def test_one_prediction_on_a_five_fps_grid_by_every_protocol() -> None:
     assert judged_one("official", boxes_only)[:2] == pytest.approx((0.8 * 10 / 60, 10 / 60))
     assert judged_one("stcat", samples)[:2] == pytest.approx((0.8 * 55 / 59, 55 / 59))
     rounded = [
-        f"{judged_one(name, said)[0]:.3f}"
-        for name, said in (("tubedetr", samples), ("every-frame", samples))
+        f"{judged_one(name, pred_span)[0]:.3f}"
+        for name, pred_span in (("tubedetr", samples), ("every-frame", samples))
     ]
     assert [*rounded, f"{judged_one('official', boxes_only)[0]:.3f}"] == ["0.800", "0.733", "0.133"]
 
@@ -335,10 +337,10 @@ def test_stcat_loses_the_last_true_frame_of_hc_stvg() -> None:
 @pytest.mark.parametrize(("segment_end", "last"), [(300, 160), (161, 160), (160, 159)])
 def test_stcat_loses_no_frame_of_vidstg_but_the_segments_last(segment_end: int, last: int) -> None:
     """The judged end is min(end, segment end − 1)."""
-    found = judged_one(
+    scores = judged_one(
         "stcat", tube((100, 160), [100]), query_of(segment=(0, segment_end)), dataset_name="vidstg"
     )
-    assert found == ((last - 100) / 60, (last - 100) / 60, 1)
+    assert scores == ((last - 100) / 60, (last - 100) / 60, 1)
 
 
 def test_only_stcat_reads_vidstg_otherwise() -> None:
@@ -387,13 +389,13 @@ def test_queries_without_a_prediction_by_every_protocol() -> None:
         tube((100, 160), [100], name="b"),
     )
     for protocol in ("every-frame", "official"):
-        found = score_tubes(truths, predicted, protocol)
-        assert (found.ids, found.vIoU.tolist(), found.tIoU.tolist(), found.sIoU.tolist()) == (
+        scores = score_tubes(truths, predicted, protocol)
+        assert (scores.ids, scores.vIoU.tolist(), scores.tIoU.tolist(), scores.sIoU.tolist()) == (
             ("a", "b", "c"),
             *[[0, 1, 0]] * 3,
         )
-    found = score_tubes(truths, predicted, "stcat")
-    assert (found.ids, found.tIoU.tolist(), found.sIoU.tolist()) == (("b",), [59 / 60], [1])
+    scores = score_tubes(truths, predicted, "stcat")
+    assert (scores.ids, scores.tIoU.tolist(), scores.sIoU.tolist()) == (("b",), [59 / 60], [1])
     with pytest.raises(
         InputError,
         match="2 of 3 queries have no prediction, for example 'a': protocol tubedetr needs all",
@@ -458,11 +460,13 @@ def test_temporal_iou_counts_frames_and_is_symmetric(a: Span, b: Span) -> None:
 
 def sampled_one_by_one(segment: Span, fps: float) -> list[int]:
     """TubeDETR's rule, a frame at a time."""
-    kept = [segment[0]]
+    sampled = [segment[0]]
     for frame in range(*segment):
-        if int(kept[-1] * (5 / fps)) < int(frame * (5 / fps)):
-            kept.append(frame)
-    return kept if len(kept) <= 200 else [kept[j * len(kept) // 200] for j in range(200)]
+        if int(sampled[-1] * (5 / fps)) < int(frame * (5 / fps)):
+            sampled.append(frame)
+    return (
+        sampled if len(sampled) <= 200 else [sampled[j * len(sampled) // 200] for j in range(200)]
+    )
 
 
 @given(
@@ -472,8 +476,8 @@ def sampled_one_by_one(segment: Span, fps: float) -> list[int]:
 def test_sampled_frames_are_those_of_the_plain_loop(videos: list[tuple[int, int, float]]) -> None:
     segments = np.array([(begin, begin + length) for begin, length, _ in videos])
     owners, frames = sample_tubedetr_frames(segments, np.array([fps for *_, fps in videos]))
-    for place, (begin, length, fps) in enumerate(videos):
-        assert frames[owners == place].tolist() == sampled_one_by_one((begin, begin + length), fps)
+    for index, (begin, length, fps) in enumerate(videos):
+        assert frames[owners == index].tolist() == sampled_one_by_one((begin, begin + length), fps)
 
 
 def test_sampled_frames_by_hand() -> None:
@@ -509,37 +513,39 @@ def pairs(draw: st.DrawFn) -> Pair:
     return Pair(segment, draw(rates), span, truth, draw(some_spans), rows)
 
 
-def truths_of(made: list[Pair], vidstg: bool = False) -> GroundTruthTubes:
+def truths_of(pair_list: list[Pair], vidstg: bool = False) -> GroundTruthTubes:
     columns = [
         (
             np.array(sorted(pair.truth), np.int64),
             np.array([pair.truth[n] for n in sorted(pair.truth)]).reshape(-1, 4),
         )
-        for pair in made
+        for pair in pair_list
     ]
     tubes = replace(
-        Tubes.from_rows(map(str, range(len(made))), [pair.span for pair in made], columns),
+        Tubes.from_rows(
+            map(str, range(len(pair_list))), [pair.span for pair in pair_list], columns
+        ),
         framewise=True,
     )
     return GroundTruthTubes(
         tubes,
-        np.array([pair.fps for pair in made]),
-        np.array([pair.segment for pair in made]).reshape(-1, 2),
+        np.array([pair.fps for pair in pair_list]),
+        np.array([pair.segment for pair in pair_list]).reshape(-1, 2),
         vidstg,
     )
 
 
-def predicted_of(made: Mapping[int, Pair], framewise: bool) -> Tubes:
-    found = [
+def predicted_of(pair_by_id: Mapping[int, Pair], framewise: bool) -> Tubes:
+    predictions = [
         Prediction(
             id=str(n),
             span=pair.said,
             score=1.0,
             boxes=[(frame, *box) for frame, box in pair.rows.items()],
         )
-        for n, pair in made.items()
+        for n, pair in pair_by_id.items()
     ]
-    return replace(Tubes.from_predictions(found), framewise=framewise)
+    return replace(Tubes.from_predictions(predictions), framewise=framewise)
 
 
 def box_at(pair: Pair, frame: int, framewise: bool) -> tuple[Any, bool]:
@@ -570,44 +576,46 @@ def frame_by_frame(
     begin, end = pair.span
     if protocol == "stcat":
         end = min(end, pair.segment[1] - 1) if vidstg else end - 1
-    true, said = set(range(begin, end)), set(range(*pair.said))
+    true, pred_frames = set(range(begin, end)), set(range(*pair.said))
     counted = (
         set(sampled_one_by_one(pair.segment, pair.fps))
         if protocol == "tubedetr"
         else set(range(100))
     )
     boxed = set(pair.truth) & counted
-    found = {frame: box_at(pair, frame, framewise) for frame in boxed}
-    overlaps = {frame: overlap(found[frame][0], pair.truth[frame]) for frame in boxed}
-    shared = {frame for frame in boxed & true & said if found[frame][1]}
-    judged = len(((true | said) & counted) - ((true & counted) - boxed))
-    t_iou = len(true & said) / len(true | said)
+    pred_by_frame = {frame: box_at(pair, frame, framewise) for frame in boxed}
+    overlaps = {frame: overlap(pred_by_frame[frame][0], pair.truth[frame]) for frame in boxed}
+    shared = {frame for frame in boxed & true & pred_frames if pred_by_frame[frame][1]}
+    denominator = len(((true | pred_frames) & counted) - ((true & counted) - boxed))
+    t_iou = len(true & pred_frames) / len(true | pred_frames)
     if protocol == "official":
-        judged = max(true | said) + 1 - min(true | said)
-        t_iou = len(shared) / judged if pair.truth else t_iou
+        denominator = max(true | pred_frames) + 1 - min(true | pred_frames)
+        t_iou = len(shared) / denominator if pair.truth else t_iou
     if not pair.truth:
         return math.nan, t_iou, math.nan
-    v_iou = sum(overlaps[frame] for frame in shared) / judged if judged else 0.0
+    v_iou = sum(overlaps[frame] for frame in shared) / denominator if denominator else 0.0
     return v_iou, t_iou, sum(overlaps.values()) / len(boxed) if boxed else 0.0
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @given(
-    made=st.lists(pairs(), min_size=1, max_size=4), framewise=st.booleans(), vidstg=st.booleans()
+    pair_list=st.lists(pairs(), min_size=1, max_size=4),
+    framewise=st.booleans(),
+    vidstg=st.booleans(),
 )
 @quick
 def test_every_protocol_agrees_with_its_sums_frame_by_frame(
-    protocol: str, made: list[Pair], framewise: bool, vidstg: bool
+    protocol: str, pair_list: list[Pair], framewise: bool, vidstg: bool
 ) -> None:
-    found = score_tubes(
-        truths_of(made, vidstg), predicted_of(dict(enumerate(made)), framewise), protocol
+    scores = score_tubes(
+        truths_of(pair_list, vidstg), predicted_of(dict(enumerate(pair_list)), framewise), protocol
     )
-    for place, pair in enumerate(made):
-        one = [getattr(found, key)[place] for key in ("vIoU", "tIoU", "sIoU")]
-        assert one == pytest.approx(
+    for index, pair in enumerate(pair_list):
+        values = [getattr(scores, key)[index] for key in ("vIoU", "tIoU", "sIoU")]
+        assert values == pytest.approx(
             frame_by_frame(pair, protocol, framewise, vidstg), abs=CLOSE, nan_ok=True
         )
-        assert all(math.isnan(value) or 0 <= value <= 1 + CLOSE for value in one)
+        assert all(math.isnan(value) or 0 <= value <= 1 + CLOSE for value in values)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -626,13 +634,13 @@ def test_the_truth_itself_scores_1(
     """
     begin, end = span[0], span[0] + span[1]
     solid = (box[0], box[1], box[2] + 1, box[3] + 1)
-    said = (begin, end - 1) if protocol == "stcat" else (begin, end)
+    pred = (begin, end - 1) if protocol == "stcat" else (begin, end)
     boxes = dict.fromkeys(range(begin, end), solid)
     pair = Pair(
-        segment=(begin, end), fps=fps, span=(begin, end), truth=boxes, said=said, rows=boxes
+        segment=(begin, end), fps=fps, span=(begin, end), truth=boxes, said=pred, rows=boxes
     )
-    found = score_tubes(truths_of([pair]), predicted_of({0: pair}, framewise), protocol)
-    assert [found.vIoU[0], found.tIoU[0], found.sIoU[0]] == pytest.approx([1, 1, 1])
+    scores = score_tubes(truths_of([pair]), predicted_of({0: pair}, framewise), protocol)
+    assert [scores.vIoU[0], scores.tIoU[0], scores.sIoU[0]] == pytest.approx([1, 1, 1])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -642,23 +650,23 @@ def test_many_queries_at_once_are_each_alone(protocol: str, framewise: bool) -> 
     prediction, in another order.
     """
     random = np.random.default_rng(3)
-    made = [random_pair(random) for _ in range(2 * CHUNK_SIZE + 9)]
-    answered = [n for n in range(len(made)) if protocol == "tubedetr" or n % 7]
-    together = score_tubes(
-        truths_of(made),
-        predicted_of({n: made[n] for n in random.permutation(answered).tolist()}, framewise),
+    pair_list = [random_pair(random) for _ in range(2 * CHUNK_SIZE + 9)]
+    answered = [n for n in range(len(pair_list)) if protocol == "tubedetr" or n % 7]
+    all_scores = score_tubes(
+        truths_of(pair_list),
+        predicted_of({n: pair_list[n] for n in random.permutation(answered).tolist()}, framewise),
         protocol,
     )
-    left = [n for n in range(len(made)) if protocol != "stcat" or n in answered]
-    assert together.ids == tuple(map(str, left))
+    left = [n for n in range(len(pair_list)) if protocol != "stcat" or n in answered]
+    assert all_scores.ids == tuple(map(str, left))
     for row, n in enumerate(left):
         alone = score_tubes(
-            truths_of([made[n]]),
-            predicted_of({0: made[n]} if n in answered else {}, framewise),
+            truths_of([pair_list[n]]),
+            predicted_of({0: pair_list[n]} if n in answered else {}, framewise),
             protocol,
         )
         for key in ("vIoU", "tIoU", "sIoU"):
-            np.testing.assert_array_equal(getattr(together, key)[row], getattr(alone, key)[0])
+            np.testing.assert_array_equal(getattr(all_scores, key)[row], getattr(alone, key)[0])
         if n not in answered:
             assert (alone.tIoU[0], np.nan_to_num(alone.vIoU[0]), np.nan_to_num(alone.sIoU[0])) == (
                 0,
@@ -688,10 +696,10 @@ def random_pair(random: np.random.Generator) -> Pair:
 
 
 def test_scores_of_records_take_the_protocol() -> None:
-    found = score_queries(
+    scores = score_queries(
         [query_of()],
         tracks_of(range(100, 160)),
         [Prediction(id="q", span=(100, 159), score=1.0, boxes=[(100, *BOX)])],
         "stcat",
     )
-    assert [(one.id, one.vIoU, one.tIoU, one.sIoU) for one in found] == [("q", 1, 1, 1)]
+    assert [(score.id, score.vIoU, score.tIoU, score.sIoU) for score in scores] == [("q", 1, 1, 1)]

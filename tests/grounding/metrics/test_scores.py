@@ -71,22 +71,22 @@ def test_the_example_of_a_five_fps_grid() -> None:
     """
     grid = range(102, 157, 6)
     prediction = predict((102, 157), [(frame, 100, 100, 200, 180) for frame in grid])
-    (one,) = score_queries([make_query()], make_tracks(range(300)), [prediction])
+    (score,) = score_queries([make_query()], make_tracks(range(300)), [prediction])
     assert len(grid) == 10
-    assert one.tIoU == pytest.approx(55 / 60)
-    assert one.vIoU == pytest.approx(0.8 * 55 / 60)
-    assert one.vIoU == pytest.approx(0.733, abs=5e-4)
-    assert one.sIoU == pytest.approx(0.8)
+    assert score.tIoU == pytest.approx(55 / 60)
+    assert score.vIoU == pytest.approx(0.8 * 55 / 60)
+    assert score.vIoU == pytest.approx(0.733, abs=5e-4)
+    assert score.sIoU == pytest.approx(0.8)
 
 
 def test_a_late_prediction_by_hand() -> None:
     """Truth [100, 160), predicted [130, 190): 30 shared of 90; boxes exact inside: vIoU = tIoU =
     1/3, sIoU = 1.
     """
-    (one,) = score_queries(
+    (score,) = score_queries(
         [make_query()], make_tracks(range(100, 160)), [predict((130, 190), [(130, *BOX)])]
     )
-    assert (one.tIoU, one.vIoU, one.sIoU) == (
+    assert (score.tIoU, score.vIoU, score.sIoU) == (
         pytest.approx(1 / 3),
         pytest.approx(1 / 3),
         pytest.approx(1.0),
@@ -98,27 +98,29 @@ def test_truth_frames_without_a_box_leave_both_sums() -> None:
     shared of 70 − 20.
     """
     boxed = np.concatenate([range(100, 110), range(130, 160)])
-    (one,) = score_queries([make_query()], make_tracks(boxed), [predict((110, 170), [(110, *BOX)])])
-    assert one.vIoU == pytest.approx(30 / 50)
-    assert one.tIoU == pytest.approx(50 / 70)
-    assert one.sIoU == pytest.approx(1.0)
+    (score,) = score_queries(
+        [make_query()], make_tracks(boxed), [predict((110, 170), [(110, *BOX)])]
+    )
+    assert score.vIoU == pytest.approx(30 / 50)
+    assert score.tIoU == pytest.approx(50 / 70)
+    assert score.sIoU == pytest.approx(1.0)
 
 
 def test_boxes_outside_the_true_span_are_not_truth() -> None:
-    (one,) = score_queries(
+    (score,) = score_queries(
         [make_query()], make_tracks(range(0, 300)), [predict((0, 300), [(0, *BOX)])]
     )
-    assert one.vIoU == pytest.approx(60 / 300)
+    assert score.vIoU == pytest.approx(60 / 300)
 
 
 def test_a_prediction_without_boxes_is_judged_in_time_only() -> None:
-    (one,) = score_queries([make_query()], make_tracks(range(300)), [predict((100, 160), [])])
-    assert (one.tIoU, one.vIoU, one.sIoU) == (1.0, 0.0, 0.0)
+    (score,) = score_queries([make_query()], make_tracks(range(300)), [predict((100, 160), [])])
+    assert (score.tIoU, score.vIoU, score.sIoU) == (1.0, 0.0, 0.0)
 
 
 def test_a_query_without_a_prediction_scores_zero() -> None:
-    (one,) = score_queries([make_query()], make_tracks(range(300)), [])
-    assert (one.tIoU, one.vIoU, one.sIoU) == (0.0, 0.0, 0.0)
+    (score,) = score_queries([make_query()], make_tracks(range(300)), [])
+    assert (score.tIoU, score.vIoU, score.sIoU) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("track", [None, "elsewhere"])
@@ -143,9 +145,9 @@ def test_queries_without_truth_are_not_judged() -> None:
 
 def test_boxes_are_interpolated_between_samples_and_held_outside() -> None:
     prediction = predict((0, 20), [(20, 10, 10, 30, 30), (10, 0, 0, 20, 20)])
-    wanted = np.array([0, 10, 15, 20, 99])
+    requested = np.array([0, 10, 15, 20, 99])
     expected = [[0, 0, 20, 20], [0, 0, 20, 20], [5, 5, 25, 25], [10, 10, 30, 30], [10, 10, 30, 30]]
-    np.testing.assert_array_equal(prediction_boxes(prediction, wanted), expected)
+    np.testing.assert_array_equal(prediction_boxes(prediction, requested), expected)
 
 
 def test_thresholds_are_strict() -> None:
@@ -202,7 +204,8 @@ def test_strangers_are_refused_and_named() -> None:
     check_known_ids(tubes, "abcd")
     with pytest.raises(
         InputError,
-        match=r"2 predictions name no query of these, for example 'b': is this the right index and split\?",
+        match=r"2 predictions name no query of these, for example 'b': "
+        r"is this the right index and split\?",
     ):
         check_known_ids(tubes, "ad")
 
@@ -210,13 +213,13 @@ def test_strangers_are_refused_and_named() -> None:
 def test_what_was_judged_becomes_records() -> None:
     """NaN, a truth without boxes, is None; the numbers stay to the last bit."""
     nan, third = float("nan"), 1 / 3
-    judged = ScoreArrays(
+    score_arrays = ScoreArrays(
         ("a", "b"),
         vIoU=np.array([third, nan]),
         tIoU=np.array([0.5, 1.0]),
         sIoU=np.array([1.0, nan]),
     )
-    assert build_scores(judged) == [
+    assert build_scores(score_arrays) == [
         Score(id="a", vIoU=third, tIoU=0.5, sIoU=1.0),
         Score(id="b", vIoU=None, tIoU=1.0, sIoU=None),
     ]
@@ -233,7 +236,7 @@ def test_the_means_have_one_order() -> None:
 def test_a_protocol_may_leave_queries_out() -> None:
     queries, tracks = [make_query(name="a"), make_query(name="b")], make_tracks(range(100, 160))
     predictions = [predict((100, 159), [(100, *BOX)], name="b")]
-    assert [one.id for one in score_queries(queries, tracks, predictions)] == ["a", "b"]
+    assert [score.id for score in score_queries(queries, tracks, predictions)] == ["a", "b"]
     assert score_queries(queries, tracks, predictions, "stcat") == [
         Score(id="b", vIoU=1.0, tIoU=1.0, sIoU=1.0)
     ]
@@ -273,12 +276,12 @@ frame_sets = st.sets(st.integers(0, 299), min_size=1, max_size=20).map(sorted)
 def test_scores_stay_in_bounds(true_span, true_frames, true_box, span, frames, data) -> None:
     rows = [(frame, *data.draw(boxes)) for frame in frames]
     tracks = make_tracks(np.array(true_frames), true_box)
-    (one,) = score_queries([make_query(true_span)], tracks, [predict(span, rows)])
-    assert 0 <= one.tIoU <= 1
-    if one.vIoU is not None and one.sIoU is not None:
-        assert 0 <= one.vIoU <= 1 + 1e-12
-        assert 0 <= one.sIoU <= 1 + 1e-12
-    assert one.tIoU == temporal_iou(span, true_span) == temporal_iou(true_span, span)
+    (score,) = score_queries([make_query(true_span)], tracks, [predict(span, rows)])
+    assert 0 <= score.tIoU <= 1
+    if score.vIoU is not None and score.sIoU is not None:
+        assert 0 <= score.vIoU <= 1 + 1e-12
+        assert 0 <= score.sIoU <= 1 + 1e-12
+    assert score.tIoU == temporal_iou(span, true_span) == temporal_iou(true_span, span)
 
 
 @given(spans, st.data())
@@ -289,8 +292,8 @@ def test_the_truth_itself_scores_one(span, data) -> None:
     rows = [
         (int(frame), *map(float, box)) for frame, box in zip(frames, tracks["t"][1], strict=True)
     ]
-    (one,) = score_queries([make_query(span)], tracks, [predict(span, rows)])
-    assert (one.tIoU, one.vIoU, one.sIoU) == (1.0, pytest.approx(1.0), pytest.approx(1.0))
+    (score,) = score_queries([make_query(span)], tracks, [predict(span, rows)])
+    assert (score.tIoU, score.vIoU, score.sIoU) == (1.0, pytest.approx(1.0), pytest.approx(1.0))
 
 
 @given(frame_sets, st.data())
@@ -305,16 +308,16 @@ def test_interpolation_is_exact_at_samples(frames, data) -> None:
 def test_vectors_agree_with_counting_frame_by_frame(true_span, true_frames, span, box) -> None:
     """The sums written out one frame at a time, as the protocol reads."""
     query, tracks = make_query(true_span), make_tracks(np.array(true_frames), BOX)
-    (one,) = score_queries([query], tracks, [predict(span, [(span[0], *box)])])
+    (score,) = score_queries([query], tracks, [predict(span, [(span[0], *box)])])
     boxed = {frame for frame in true_frames if true_span[0] <= frame < true_span[1]}
     true, predicted = set(range(*true_span)), set(range(*span))
-    judged = (true | predicted) - (true - boxed)
+    score_arrays = (true | predicted) - (true - boxed)
     overlap = box_iou(box, BOX)
     if boxed:
-        assert one.vIoU == pytest.approx(overlap * len(boxed & predicted) / len(judged))
-        assert one.sIoU == pytest.approx(overlap)
+        assert score.vIoU == pytest.approx(overlap * len(boxed & predicted) / len(score_arrays))
+        assert score.sIoU == pytest.approx(overlap)
     else:
-        assert one.vIoU is None
+        assert score.vIoU is None
 
 
 def box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:

@@ -85,38 +85,38 @@ def make_query(
     )
 
 
-def together(queries: list[ModelInputs]) -> ModelInputs:
+def collate(queries: list[ModelInputs]) -> ModelInputs:
     """Queries in one batch, padded with 9 rather than zeros: what masks hide must not matter."""
 
-    def padded(tensors: list[Tensor]) -> Tensor:
+    def pad_and_stack(tensors: list[Tensor]) -> Tensor:
         shape = torch.tensor([tensor.shape for tensor in tensors]).amax(0).tolist()
-        whole = torch.full(
+        batch = torch.full(
             (len(tensors), *shape[1:]),
             0 if tensors[0].dtype == torch.bool else 9,
             dtype=tensors[0].dtype,
         )
-        for place, tensor in zip(whole, tensors, strict=True):
-            place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
-        return whole
+        for slot, tensor in zip(batch, tensors, strict=True):
+            slot[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
+        return batch
 
     batch = ModelInputs(
         **{
-            field.name: padded([getattr(query, field.name) for query in queries])
+            field.name: pad_and_stack([getattr(query, field.name) for query in queries])
             for field in fields(ModelInputs)
             if field.name != "video_indices"
         }
     )
-    filled = [torch.tensor(query.motion.shape[2:4]).flip(0).repeat(2) for query in queries]
+    motion_sizes = [torch.tensor(query.motion.shape[2:4]).flip(0).repeat(2) for query in queries]
     rows, columns = batch.motion.shape[2:4]
     return replace(
         batch,
         picture_in_square=batch.picture_in_square
-        * torch.stack(filled)
+        * torch.stack(motion_sizes)
         / torch.tensor([columns, rows] * 2),
     )
 
 
-def three(swin: bool = False, frames: int = FRAMES) -> list[ModelInputs]:
+def make_three_queries(swin: bool = False, frames: int = FRAMES) -> list[ModelInputs]:
     """Queries with maps and sentences of different sizes."""
     return [
         make_query(seed, size, words, swin, frames)
@@ -127,18 +127,26 @@ def three(swin: bool = False, frames: int = FRAMES) -> list[ModelInputs]:
 def make_targets(count: int, boxes: Tensor | None = None, boxed: Tensor | None = None) -> Targets:
     """Boxes of all frames, or those given, and a span about the segment's middle."""
     random = torch.Generator().manual_seed(4)
-    some = torch.rand(count, FRAMES, 4, generator=random) * 0.3 + 0.35 if boxes is None else boxes
-    where = torch.ones(count, FRAMES, dtype=torch.bool) if boxed is None else boxed
+    target_boxes = (
+        torch.rand(count, FRAMES, 4, generator=random) * 0.3 + 0.35 if boxes is None else boxes
+    )
+    box_mask = torch.ones(count, FRAMES, dtype=torch.bool) if boxed is None else boxed
     inside = torch.tensor([0.0, 1.0, 1.0, 0.0]).expand(count, FRAMES)
     return Targets(
-        some, where, torch.tensor([[0.2, 0.7]]).expand(count, 2), inside, inside, some, where
+        target_boxes,
+        box_mask,
+        torch.tensor([[0.2, 0.7]]).expand(count, 2),
+        inside,
+        inside,
+        target_boxes,
+        box_mask,
     )
 
 
-def of_query(out: CgstvgOutputs, number: int) -> dict[str, Tensor]:
+def outputs_of_query(out: CgstvgOutputs, index: int) -> dict[str, Tensor]:
     """What stages answer of one query."""
     return {
-        name: getattr(out, name)[:, number]
+        name: getattr(out, name)[:, index]
         for name in (
             "boxes",
             "start_logits",
@@ -152,9 +160,9 @@ def of_query(out: CgstvgOutputs, number: int) -> dict[str, Tensor]:
     }
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+def assert_same(results: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, expected_value in expected.items():
+        torch.testing.assert_close(results[name], expected_value, atol=1e-5, rtol=1e-5)
 
 
 # Shapes and ranges
@@ -165,7 +173,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("swin", [False, True])
 def test_outputs_have_their_shapes_and_ranges(stages: int, box_head: str, swin: bool) -> None:
     model = make_model(num_stages=stages, box_head=box_head)
-    out = model(together(three(swin)))
+    out = model(collate(make_three_queries(swin)))
     cells = 8 * 8
     assert out.boxes.shape == (stages, 3, FRAMES, 4)
     assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
@@ -192,7 +200,7 @@ def test_outputs_have_their_shapes_and_ranges(stages: int, box_head: str, swin: 
 
 def test_without_context_nothing_is_said_of_it() -> None:
     model = make_model(context=False)
-    out = model(together(three()))
+    out = model(collate(make_three_queries()))
     assert out.boxes.shape == (STAGES, 3, FRAMES, 4)
     assert out.box_confidence.numel() == out.context_mask.numel() == 0
     assert not [
@@ -201,17 +209,17 @@ def test_without_context_nothing_is_said_of_it() -> None:
 
 
 def test_of_when_it_says_the_last_stage_s_probabilities() -> None:
-    out = make_model()(together(three()))
-    answers = out.span_predictions()
-    assert len(answers) == 3
-    for number, answer in enumerate(answers):
+    out = make_model()(collate(make_three_queries()))
+    predictions = out.span_predictions()
+    assert len(predictions) == 3
+    for index, prediction in enumerate(predictions):
         np.testing.assert_allclose(
-            answer.start, out.start_logits[-1, number].detach().softmax(-1), rtol=1e-5
+            prediction.start, out.start_logits[-1, index].detach().softmax(-1), rtol=1e-5
         )
         np.testing.assert_allclose(
-            answer.end, out.end_logits[-1, number].detach().softmax(-1), rtol=1e-5
+            prediction.end, out.end_logits[-1, index].detach().softmax(-1), rtol=1e-5
         )
-        assert (answer.start.sum(), answer.end.sum()) == pytest.approx((1, 1))
+        assert (prediction.start.sum(), prediction.end.sum()) == pytest.approx((1, 1))
 
 
 # A batch is its queries
@@ -240,55 +248,65 @@ def test_a_batch_gives_what_its_queries_give_alone(swin: bool, changes: dict[str
     """Other map sizes, squares and numbers of words, padded with 9: the same outputs (tolerance
     1e-5).
     """
-    model, queries = make_model(**changes), three(swin)
+    model, queries = make_model(**changes), make_three_queries(swin)
     with torch.no_grad():
-        batch, singles = model(together(queries)), [model(query) for query in queries]
-    for number, (query, single) in enumerate(zip(queries, singles, strict=True)):
+        batch, single_outputs = model(collate(queries)), [model(query) for query in queries]
+    for index, (query, single_output) in enumerate(zip(queries, single_outputs, strict=True)):
         rows, columns = query.map_size[0].tolist()
         for name in ("boxes", "start_logits", "end_logits", "inside_logits") + (
             ("box_confidence", "context_mask") if model.config.context else ()
         ):
             torch.testing.assert_close(
-                getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
+                getattr(batch, name)[:, index],
+                getattr(single_output, name)[:, 0],
+                atol=1e-5,
+                rtol=1e-5,
             )
         for name in ("box_attention", "temporal_attention"):
-            mine = getattr(batch, name)[:, number].unflatten(-1, (8, 8))
-            assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
-            alone = getattr(single, name)[:, 0].unflatten(-1, (rows, columns))
-            torch.testing.assert_close(mine[..., :rows, :columns], alone, atol=1e-5, rtol=1e-5)
+            query_weights = getattr(batch, name)[:, index].unflatten(-1, (8, 8))
+            assert query_weights.sum() == pytest.approx(
+                float(query_weights[..., :rows, :columns].sum())
+            )
+            single_weights = getattr(single_output, name)[:, 0].unflatten(-1, (rows, columns))
+            torch.testing.assert_close(
+                query_weights[..., :rows, :columns], single_weights, atol=1e-5, rtol=1e-5
+            )
 
 
 def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
-    shared_is_apart: Callable[..., None],
+    assert_sharing_changes_nothing: Callable[..., None],
 ) -> None:
-    shared_is_apart(
-        make_model(), three(), together, ("boxes", "start_logits", "end_logits", "inside_logits")
+    assert_sharing_changes_nothing(
+        make_model(),
+        make_three_queries(),
+        collate,
+        ("boxes", "start_logits", "end_logits", "inside_logits"),
     )
 
 
 def test_what_temporal_queries_hear_is_the_motion() -> None:
     """Of the weights over appearance cells, motion cells and words, those in the middle."""
     model, query = make_model(num_stages=1), make_query(0, WIDE, 4)
-    attention, found = model.temporal_blocks[0].memory_attention.attention, []
-    weighed = attention.with_weights
+    layer, results = model.temporal_blocks[0].memory_attention.attention, []
+    with_weights = layer.with_weights
 
-    def noted(*given: Any) -> Any:
-        found.append(weighed(*given))
-        return found[0]
+    def record_call(*args: Any) -> Any:
+        results.append(with_weights(*args))
+        return results[0]
 
-    with mock.patch.object(attention, "with_weights", noted), torch.no_grad():
-        heard = model(query).temporal_attention[0]
-    cells = heard.shape[-1]
+    with mock.patch.object(layer, "with_weights", record_call), torch.no_grad():
+        attention = model(query).temporal_attention[0]
+    cells = attention.shape[-1]
     torch.testing.assert_close(
-        heard, found[0][1][:, 0, cells : 2 * cells].unflatten(0, heard.shape[:2])
+        attention, results[0][1][:, 0, cells : 2 * cells].unflatten(0, attention.shape[:2])
     )
 
 
 def test_in_that_batch_some_context_is_kept_and_some_dropped() -> None:
     with torch.no_grad():
-        kept = make_model()(together(three())).context_mask[:-1]
-    assert kept.any()
-    assert not kept.all()
+        context_mask = make_model()(collate(make_three_queries())).context_mask[:-1]
+    assert context_mask.any()
+    assert not context_mask.all()
 
 
 # Frames
@@ -297,15 +315,18 @@ def test_in_that_batch_some_context_is_kept_and_some_dropped() -> None:
 @pytest.mark.parametrize("query_positions", ["learned", "boxes"])
 @pytest.mark.parametrize("swin", [False, True])
 def test_other_numbers_of_frames_than_in_training_work(query_positions: str, swin: bool) -> None:
-    model, queries = make_model(query_positions=query_positions), three(swin, frames=7)
+    model, queries = make_model(query_positions=query_positions), make_three_queries(swin, frames=7)
     with torch.no_grad():
-        batch, singles = model(together(queries)), [model(query) for query in queries]
+        batch, single_outputs = model(collate(queries)), [model(query) for query in queries]
     assert batch.boxes.shape == (STAGES, 3, 7, 4)
-    assert [answer.start.shape for answer in batch.span_predictions()] == [(7,)] * 3
-    for number, single in enumerate(singles):
+    assert [prediction.start.shape for prediction in batch.span_predictions()] == [(7,)] * 3
+    for index, single_output in enumerate(single_outputs):
         for name in ("boxes", "start_logits", "end_logits"):
             torch.testing.assert_close(
-                getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
+                getattr(batch, name)[:, index],
+                getattr(single_output, name)[:, 0],
+                atol=1e-5,
+                rtol=1e-5,
             )
 
 
@@ -315,9 +336,9 @@ def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> Non
     """
     model, tau = make_model(), torch.tensor([[0.1, 0.2, 0.3, 0.45, 0.5, 0.8, 0.9]])
     query = replace(make_query(0, WIDE, 4, frames=7), frame_positions=tau)
-    seen: list[Tensor] = []
+    positions_seen: list[Tensor] = []
     handle = model.spatial_blocks[0].register_forward_pre_hook(
-        lambda module, args: seen.append(args[1])
+        lambda module, args: positions_seen.append(args[1])
     )
     with torch.no_grad():
         model(query)
@@ -331,14 +352,16 @@ def test_a_frame_s_learned_position_is_that_of_its_place_in_the_segment() -> Non
         [0, 0, 0.3, 0.7],
         [0, 0, 0, 1],
     ]
-    torch.testing.assert_close(seen[0][0], torch.tensor(shares) @ model.spatial_query.detach())
+    torch.testing.assert_close(
+        positions_seen[0][0], torch.tensor(shares) @ model.spatial_query.detach()
+    )
 
 
 @pytest.mark.parametrize("refinement", ["none", "both"])
 def test_frames_taken_twice_give_what_they_give_once(refinement: str) -> None:
     """Every average over frames, the context's too, stays as it is."""
     model, query = make_model(refinement=refinement, temporal_context=True), make_query(0, WIDE, 4)
-    twice = replace(
+    repeated_query = replace(
         query,
         **{
             name: getattr(query, name).repeat_interleave(2, 1)
@@ -346,10 +369,10 @@ def test_frames_taken_twice_give_what_they_give_once(refinement: str) -> None:
         },
     )
     with torch.no_grad():
-        once, doubled = model(query), model(twice)
+        outputs, repeated_outputs = model(query), model(repeated_query)
     for name in ("boxes", "start_logits", "end_logits", "box_confidence"):
         torch.testing.assert_close(
-            getattr(doubled, name)[:, :, ::2], getattr(once, name), atol=1e-5, rtol=1e-5
+            getattr(repeated_outputs, name)[:, :, ::2], getattr(outputs, name), atol=1e-5, rtol=1e-5
         )
 
 
@@ -363,9 +386,11 @@ def test_the_context_is_what_lies_in_the_boxes_appearance_and_motion_apart() -> 
         memory = model.encode(query)
         context = model.instance_context(memory, boxes, logits, None)
         count = WIDE[0] * WIDE[1]
-        parts = (memory.states[:, :count], memory.states[:, count : 2 * count])
+        states_by_kind = (memory.states[:, :count], memory.states[:, count : 2 * count])
         weights = roi_align_weights(boxes[0], torch.tensor([WIDE]).expand(FRAMES, 2), WIDE)
-        appearance, motion = (torch.einsum("ts,tsd->td", weights, part) for part in parts)
+        appearance, motion = (
+            torch.einsum("ts,tsd->td", weights, states) for states in states_by_kind
+        )
         tokens = model.instance_context.fuse_motion(torch.cat([appearance, motion], -1))
         quality = (
             model.instance_context.appearance_confidence(appearance).sigmoid()
@@ -375,10 +400,15 @@ def test_the_context_is_what_lies_in_the_boxes_appearance_and_motion_apart() -> 
     torch.testing.assert_close(context.box_confidence[0], quality, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("in_time", [False, True])
-def test_what_the_context_says_of_when_only_the_temporal_blocks_can_hear(in_time: bool) -> None:
+@pytest.mark.parametrize("temporal_context", [False, True])
+def test_what_the_context_says_of_when_only_the_temporal_blocks_can_hear(
+    temporal_context: bool,
+) -> None:
     """Boxes hear it in any case, but for those of the first stage."""
-    model, queries = make_model(temporal_context=in_time, refinement="none"), together(three())
+    model, queries = (
+        make_model(temporal_context=temporal_context, refinement="none"),
+        collate(make_three_queries()),
+    )
     with torch.no_grad():
         all_kept = model(queries)
         with mock.patch.object(
@@ -387,25 +417,25 @@ def test_what_the_context_says_of_when_only_the_temporal_blocks_can_hear(in_time
             side_effect=lambda temporal, spatial: torch.zeros_like(temporal, dtype=torch.bool),
         ):
             none_kept = model(queries)
-    for name, heard in (
+    for name, affected in (
         ("boxes", True),
-        ("start_logits", in_time),
-        ("end_logits", in_time),
-        ("inside_logits", in_time),
+        ("start_logits", temporal_context),
+        ("end_logits", temporal_context),
+        ("inside_logits", temporal_context),
     ):
         before, after = getattr(all_kept, name), getattr(none_kept, name)
         torch.testing.assert_close(before[0], after[0])
         assert [
-            not torch.allclose(one, other, atol=1e-5)
-            for one, other in zip(before[1:], after[1:], strict=True)
-        ] == [heard] * 2
+            not torch.allclose(before_stage, changed, atol=1e-5)
+            for before_stage, changed in zip(before[1:], after[1:], strict=True)
+        ] == [affected] * 2
 
 
 # ICR
 
 
 @pytest.mark.parametrize(
-    ("refinement", "kept"),
+    ("refinement", "context_mask"),
     [
         ("none", [1, 1, 1, 1, 1]),
         ("temporal", [1, 0, 1, 0, 0]),
@@ -415,7 +445,7 @@ def test_what_the_context_says_of_when_only_the_temporal_blocks_can_hear(in_time
         ("product", [0, 1, 0, 0, 1]),  # roots of the products: .612 .707 .5 .25 .625
     ],
 )
-def test_icr_drops_what_is_under_its_threshold(refinement: str, kept: list[int]) -> None:
+def test_icr_drops_what_is_under_its_threshold(refinement: str, context_mask: list[int]) -> None:
     """θ_t .75, θ_s .5, for one level .625; what equals a threshold is kept."""
     icr = InstanceContext(
         CgstvgConfig.model_validate(
@@ -432,7 +462,7 @@ def test_icr_drops_what_is_under_its_threshold(refinement: str, kept: list[int])
         torch.tensor([[0.75, 0.5, 1.0, 0.25, 0.625]]),
         torch.tensor([[0.5, 1.0, 0.25, 0.25, 0.625]]),
     )
-    assert icr.select_context(temporal, spatial).int().tolist() == [kept]
+    assert icr.select_context(temporal, spatial).int().tolist() == [context_mask]
 
 
 def test_the_paper_s_thresholds_are_the_default() -> None:
@@ -446,7 +476,7 @@ def test_a_stage_s_confidences_refine_its_context(refinement: str) -> None:
     """s^t is the logit's sigmoid."""
     model = make_model(refinement=refinement, single_threshold=0.3)
     with torch.no_grad():
-        out = model(together(three()))
+        out = model(collate(make_three_queries()))
         assert torch.equal(
             out.context_mask,
             model.instance_context.select_context(out.inside_logits.sigmoid(), out.box_confidence),
@@ -454,8 +484,8 @@ def test_a_stage_s_confidences_refine_its_context(refinement: str) -> None:
     assert 0 < int(out.context_mask.sum()) < out.context_mask.numel()
 
 
-@pytest.mark.parametrize("kept", [[True, False, True, False], [False, False, False, True]])
-def test_every_query_looks_at_kept_frames_alone_and_at_no_others(kept: list[bool]) -> None:
+@pytest.mark.parametrize("context_mask", [[True, False, True, False], [False, False, False, True]])
+def test_every_query_looks_at_kept_frames_alone_and_at_no_others(context_mask: list[bool]) -> None:
     """Another token of one frame changes what all frames' queries take from the context, or that of
     none.
     """
@@ -465,25 +495,27 @@ def test_every_query_looks_at_kept_frames_alone_and_at_no_others(kept: list[bool
     tokens, queries, positions = torch.randn(
         3, 1, FRAMES, 16, generator=torch.Generator().manual_seed(6)
     )
-    which = torch.tensor([kept])
+    context_mask_row = torch.tensor([context_mask])
     with torch.no_grad():
         memory = model.encode(make_query(0, WIDE, 4))
         before = attention.attend_context(
             queries,
             positions,
             memory,
-            InstanceContextOutputs(tokens, which, torch.zeros(1, FRAMES)),
+            InstanceContextOutputs(tokens, context_mask_row, torch.zeros(1, FRAMES)),
         )
         for frame in range(FRAMES):
-            other = tokens.clone()
-            other[:, frame] += 1
+            changed = tokens.clone()
+            changed[:, frame] += 1
             after = attention.attend_context(
                 queries,
                 positions,
                 memory,
-                InstanceContextOutputs(other, which, torch.zeros(1, FRAMES)),
+                InstanceContextOutputs(changed, context_mask_row, torch.zeros(1, FRAMES)),
             )
-            assert ((after - before).abs().amax(-1) > 1e-4).tolist() == [[kept[frame]] * FRAMES]
+            assert ((after - before).abs().amax(-1) > 1e-4).tolist() == [
+                [context_mask[frame]] * FRAMES
+            ]
 
 
 # Nothing kept
@@ -493,46 +525,57 @@ ALL_SOME = SECOND_HAS_NONE | torch.tensor([[0], [1], [0]], dtype=torch.bool)
 LATER = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
 
 
-def run(model: Cgstvg, kept: list[Tensor], without: int | None = None) -> CgstvgOutputs:
-    """The three queries, with `kept` `[B, T]` after each stage; stage `without` has no attention to
-    the context.
+def run_with_masks(
+    model: Cgstvg, context_mask: list[Tensor], ablated_stage: int | None = None
+) -> CgstvgOutputs:
+    """The three queries, with `context_mask` `[B, T]` after each stage.
+
+    Stage `ablated_stage` has no attention to the context.
     """
     with ExitStack() as stack:
         stack.enter_context(
-            mock.patch.object(model.instance_context, "select_context", side_effect=kept)
+            mock.patch.object(model.instance_context, "select_context", side_effect=context_mask)
         )
-        if without is not None:
+        if ablated_stage is not None:
             for blocks in (model.spatial_blocks, model.temporal_blocks):
-                stack.enter_context(mock.patch.object(blocks[without], "context_attention", None))
-        return model(together(three()))
+                stack.enter_context(
+                    mock.patch.object(blocks[ablated_stage], "context_attention", None)
+                )
+        return model(collate(make_three_queries()))
 
 
-@pytest.mark.parametrize("in_time", [False, True])
+@pytest.mark.parametrize("temporal_context", [False, True])
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_query_with_nothing_kept_does_without_context_and_the_others_do_not_notice(
-    in_time: bool, stage: int
+    temporal_context: bool, stage: int
 ) -> None:
-    model = make_model(temporal_context=in_time)
-    found, without = [LATER] * STAGES, [LATER] * STAGES
-    found[stage - 1], without[stage - 1] = SECOND_HAS_NONE, ALL_SOME
+    model = make_model(temporal_context=temporal_context)
+    results, ablated_stage = [LATER] * STAGES, [LATER] * STAGES
+    results[stage - 1], ablated_stage[stage - 1] = SECOND_HAS_NONE, ALL_SOME
     with torch.no_grad():
-        out, ablated, usual = run(model, found), run(model, found, stage), run(model, without)
+        out, ablated, unmasked = (
+            run_with_masks(model, results),
+            run_with_masks(model, results, stage),
+            run_with_masks(model, ablated_stage),
+        )
     assert all(torch.isfinite(getattr(out, field.name)).all() for field in fields(CgstvgOutputs))
-    assert_same(of_query(out, 1), of_query(ablated, 1))
-    assert not torch.allclose(out.boxes[stage, 1], usual.boxes[stage, 1], atol=1e-4)
-    for number in (0, 2):
-        assert_same(of_query(out, number), of_query(usual, number))
-        assert not torch.allclose(out.boxes[stage, number], ablated.boxes[stage, number], atol=1e-4)
+    assert_same(outputs_of_query(out, 1), outputs_of_query(ablated, 1))
+    assert not torch.allclose(out.boxes[stage, 1], unmasked.boxes[stage, 1], atol=1e-4)
+    for index in (0, 2):
+        assert_same(outputs_of_query(out, index), outputs_of_query(unmasked, index))
+        assert not torch.allclose(out.boxes[stage, index], ablated.boxes[stage, index], atol=1e-4)
 
 
-@pytest.mark.parametrize("in_time", [False, True])
-def test_with_nothing_kept_gradients_are_those_of_a_stage_without_context(in_time: bool) -> None:
-    kept = [SECOND_HAS_NONE, LATER, LATER]
-    found = []
-    for without in (None, 1):
-        model = make_model(temporal_context=in_time)
+@pytest.mark.parametrize("temporal_context", [False, True])
+def test_with_nothing_kept_gradients_are_those_of_a_stage_without_context(
+    temporal_context: bool,
+) -> None:
+    context_mask = [SECOND_HAS_NONE, LATER, LATER]
+    results = []
+    for ablated_stage in (None, 1):
+        model = make_model(temporal_context=temporal_context)
         parameters = dict(model.named_parameters())
-        out = of_query(run(model, kept, without), 1)
+        out = outputs_of_query(run_with_masks(model, context_mask, ablated_stage), 1)
         torch.cat(
             [
                 out[name].square().flatten()
@@ -545,14 +588,14 @@ def test_with_nothing_kept_gradients_are_those_of_a_stage_without_context(in_tim
                 )
             ]
         ).sum().backward()
-        found.append(
+        results.append(
             {
                 name: torch.zeros(()) if parameter.grad is None else parameter.grad
                 for name, parameter in parameters.items()
             }
         )
-    ours, ablated = found
-    for name, gradient in ours.items():
+    gradients, ablated = results
+    for name, gradient in gradients.items():
         assert torch.isfinite(gradient).all(), name
         if ".1.context_attention." in name:
             assert not gradient.any(), name
@@ -560,13 +603,13 @@ def test_with_nothing_kept_gradients_are_those_of_a_stage_without_context(in_tim
             torch.testing.assert_close(
                 gradient, ablated[name].expand_as(gradient), atol=1e-4, rtol=1e-4
             )
-    assert ours["spatial_blocks.2.context_attention.attention.in_proj_weight"].any()
+    assert gradients["spatial_blocks.2.context_attention.attention.in_proj_weight"].any()
 
 
 def test_with_nothing_kept_at_all_forward_and_gradients_are_finite() -> None:
     model = make_model()
-    nothing = [torch.zeros(3, FRAMES, dtype=torch.bool)] * STAGES
-    out, targets = run(model, nothing), make_targets(3)
+    empty_masks = [torch.zeros(3, FRAMES, dtype=torch.bool)] * STAGES
+    out, targets = run_with_masks(model, empty_masks), make_targets(3)
     loss = cgstvg_loss(out, targets, CgstvgLossConfig(), LossNormalizers.from_targets(targets))[
         "loss"
     ]
@@ -598,7 +641,7 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
     of first and last, that of the box head's keys.
     """
     model, targets = make_model(dropout=0.0, refinement="none", **changes).train(), make_targets(3)
-    out = model(together(three()), targets)
+    out = model(collate(make_three_queries()), targets)
     cgstvg_loss(out, targets, CgstvgLossConfig(), LossNormalizers.from_targets(targets))[
         "loss"
     ].backward()
@@ -606,13 +649,13 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
         name: 0.0 if parameter.grad is None else float(parameter.grad.abs().max())
         for name, parameter in model.named_parameters()
     }
-    without = {
+    ablated_stage = {
         f"{block}.0.frame_attention.attention.in_proj_weight"
         for block in ("spatial_blocks", "temporal_blocks")
     } | {"boundary_head.layers.1.bias"}
     if changes.get("box_head") == "attention":
-        without.add("box_head.key.bias")
-    assert {name for name, norm in norms.items() if norm < 1e-5} == without
+        ablated_stage.add("box_head.key.bias")
+    assert {name for name, norm in norms.items() if norm < 1e-5} == ablated_stage
 
 
 def test_what_is_kept_and_where_the_boxes_are_passes_no_gradient() -> None:
@@ -620,7 +663,7 @@ def test_what_is_kept_and_where_the_boxes_are_passes_no_gradient() -> None:
     boxes or its s^t.
     """
     model = make_model(query_positions="boxes", refinement="both")
-    query = together(three())
+    query = collate(make_three_queries())
     memory = model.encode(query)
     boxes, inside = (
         torch.full((3, FRAMES, 4), 0.5, requires_grad=True),
@@ -636,24 +679,24 @@ def test_what_is_kept_and_where_the_boxes_are_passes_no_gradient() -> None:
 # Truth
 
 
-def close(out: CgstvgOutputs, targets: Targets, least: float) -> Tensor:
+def near_truth(out: CgstvgOutputs, targets: Targets, min_iou: float) -> Tensor:
     """Which boxes of each stage have that GIoU with a true one, `[K, B, T]`, by torchvision."""
     truth = box_convert(targets.boxes, "cxcywh", "xyxy").flatten(0, 1)
     stages = [
         generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy").flatten(0, 1), truth).diagonal()
         for boxes in out.boxes
     ]
-    return (torch.stack(stages).unflatten(1, targets.box_mask.shape) >= least) & targets.box_mask
+    return (torch.stack(stages).unflatten(1, targets.box_mask.shape) >= min_iou) & targets.box_mask
 
 
-@pytest.mark.parametrize("least", [-0.3, 0.0, 0.7])
-def test_in_training_the_context_can_be_that_of_boxes_near_the_truth(least: float) -> None:
+@pytest.mark.parametrize("min_iou", [-0.3, 0.0, 0.7])
+def test_in_training_the_context_can_be_that_of_boxes_near_the_truth(min_iou: float) -> None:
     """True boxes are those of the first stage in frame 0, near them in frame 1, in a corner in
     frame 2; frame 3 is not boxed. What ICR says does not count.
     """
     model, queries = (
-        make_model(dropout=0.0, teacher_iou=least, theta_t=1.0).train(),
-        together(three()),
+        make_model(dropout=0.0, teacher_iou=min_iou, theta_t=1.0).train(),
+        collate(make_three_queries()),
     )
     with torch.no_grad():
         truth = model(queries, make_targets(3)).boxes[0].clone()
@@ -663,29 +706,29 @@ def test_in_training_the_context_can_be_that_of_boxes_near_the_truth(least: floa
             3, truth, torch.tensor([[True, True, True, False]]).expand(3, FRAMES)
         )
         out = model(queries, targets)
-    assert torch.equal(out.context_mask, close(out, targets, least))
+    assert torch.equal(out.context_mask, near_truth(out, targets, min_iou))
     assert 0 < int(out.context_mask.sum()) < STAGES * int(targets.box_mask.sum())
 
 
 def test_in_training_without_it_the_truth_is_not_looked_at() -> None:
-    model, queries = make_model(dropout=0.0).train(), together(three())
+    model, queries = make_model(dropout=0.0).train(), collate(make_three_queries())
     with torch.no_grad():
-        told, untold = model(queries, make_targets(3)), model(queries)
-    for number in range(3):
-        assert_same(of_query(told, number), of_query(untold, number))
+        with_truth, without_truth = model(queries, make_targets(3)), model(queries)
+    for index in range(3):
+        assert_same(outputs_of_query(with_truth, index), outputs_of_query(without_truth, index))
 
 
-@pytest.mark.parametrize("least", [-1.0, 0.5])
-def test_predictions_need_no_truth(least: float) -> None:
+@pytest.mark.parametrize("min_iou", [-1.0, 0.5])
+def test_predictions_need_no_truth(min_iou: float) -> None:
     """Told the truth or not, they are the same, and those of the confidences."""
-    model, queries = make_model(teacher_iou=least), together(three())
+    model, queries = make_model(teacher_iou=min_iou), collate(make_three_queries())
     with torch.no_grad():
-        told, untold = model(queries, make_targets(3)), model(queries)
+        with_truth, without_truth = model(queries, make_targets(3)), model(queries)
     for field in fields(CgstvgOutputs):
-        assert torch.equal(getattr(told, field.name), getattr(untold, field.name))
+        assert torch.equal(getattr(with_truth, field.name), getattr(without_truth, field.name))
     assert torch.equal(
-        untold.context_mask,
-        (untold.inside_logits.sigmoid() >= 0.3) & (untold.box_confidence >= 0.25),
+        without_truth.context_mask,
+        (without_truth.inside_logits.sigmoid() >= 0.3) & (without_truth.box_confidence >= 0.25),
     )
 
 
@@ -696,7 +739,10 @@ def test_predictions_need_no_truth(least: float) -> None:
             {"hidden_dim": 20, "num_heads": 8},
             "hidden_dim must be a multiple of 4 .* and of num_heads, not 20 with num_heads 8",
         ),
-        ({"hidden_dim": 18, "num_heads": 2}, "hidden_dim must be a multiple of 4 .*, not 18 with num_heads 2"),
+        (
+            {"hidden_dim": 18, "num_heads": 2},
+            "hidden_dim must be a multiple of 4 .*, not 18 with num_heads 2",
+        ),
         ({"refinement": "either"}, r"refinement: .*'product' \(got 'either'\)"),
         ({"clips": 4}, "unknown key 'clips'; the keys are box_head, context"),
     ],

@@ -80,32 +80,32 @@ def make_query(seed: int, size: tuple[int, int], words: int, frames: int = FRAME
     )
 
 
-def together(queries: list[ModelInputs]) -> ModelInputs:
+def collate(queries: list[ModelInputs]) -> ModelInputs:
     """Queries in one batch, padded with 9 rather than zeros: what masks and sizes hide must not
     matter.
     """
 
-    def padded(tensors: list[Tensor]) -> Tensor:
+    def pad_and_stack(tensors: list[Tensor]) -> Tensor:
         shape = torch.tensor([tensor.shape for tensor in tensors]).amax(0).tolist()
-        whole = torch.full(
+        full = torch.full(
             (len(tensors), *shape[1:]),
             0 if tensors[0].dtype == torch.bool else 9,
             dtype=tensors[0].dtype,
         )
-        for place, tensor in zip(whole, tensors, strict=True):
-            place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
-        return whole
+        for slot, tensor in zip(full, tensors, strict=True):
+            slot[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
+        return full
 
     return ModelInputs(
         **{
-            field.name: padded([getattr(query, field.name) for query in queries])
+            field.name: pad_and_stack([getattr(query, field.name) for query in queries])
             for field in fields(ModelInputs)
             if field.name != "video_indices"
         }
     )
 
 
-def three(frames: int = FRAMES) -> list[ModelInputs]:
+def make_three_queries(frames: int = FRAMES) -> list[ModelInputs]:
     """Queries with pictures and sentences of different sizes."""
     return [
         make_query(seed, size, words, frames)
@@ -117,20 +117,26 @@ def make_targets(count: int, inside: Tensor = INSIDE) -> Targets:
     """Boxes of all frames, and a span about the segment's middle."""
     random = torch.Generator().manual_seed(4)
     boxes = torch.rand(count, FRAMES, 4, generator=random) * 0.3 + 0.35
-    where, frames = torch.ones(count, FRAMES, dtype=torch.bool), inside.expand(count, FRAMES)
+    box_mask, frames = torch.ones(count, FRAMES, dtype=torch.bool), inside.expand(count, FRAMES)
     return Targets(
-        boxes, where, torch.tensor([[0.2, 0.7]]).expand(count, 2), frames, frames, boxes, where
+        boxes,
+        box_mask,
+        torch.tensor([[0.2, 0.7]]).expand(count, 2),
+        frames,
+        frames,
+        boxes,
+        box_mask,
     )
 
 
-def loss_of(model: Costa, out: CostaOutputs, targets: Targets, **weights: Any) -> Tensor:
+def compute_loss(model: Costa, out: CostaOutputs, targets: Targets, **weights: Any) -> Tensor:
     return costa_loss(
         out, targets, CostaLossConfig(**weights), LossNormalizers.from_targets(targets)
     )["loss"]
 
 
 @cache
-def encoder_of(kind: str) -> AppearanceEncoder:
+def get_encoder(kind: str) -> AppearanceEncoder:
     return AppearanceEncoder(kind).eval().requires_grad_(False)
 
 
@@ -144,63 +150,72 @@ def test_both_networks_have_maps_of_one_size_after_every_stage_and_all_frames(
     size: tuple[int, int], kind: str, connection: Any
 ) -> None:
     """Odd sizes too; beside ResNet-101, whose stem pools, and the tiny one, whose does not."""
-    image = encoder_of(kind)
+    image = get_encoder(kind)
     trunk = R3dTrunk(8, image.stage_channels, image.has_stem_pooling, connection)
-    met: list[tuple[torch.Size, torch.Size, torch.Size]] = []
+    shapes: list[tuple[torch.Size, torch.Size, torch.Size]] = []
     for joint in trunk.lateral_connections:
         joint.register_forward_hook(
-            lambda module, given, found: met.append((given[0].shape, given[1].shape, found.shape))
+            lambda module, received, result: shapes.append(
+                (received[0].shape, received[1].shape, result.shape)
+            )
         )
-    videos, still = torch.rand(2, 3, 3, *size), list[Tensor]()
+    videos, image_features = torch.rand(2, 3, 3, *size), list[Tensor]()
     x = image.stem(videos.flatten(0, 1))
     for stage in image.stages:
-        still.append(x := stage(x))
-    y = trunk(videos.transpose(1, 2), still)
-    for (moving, seen, joined), width, channels in zip(
-        met, (8, 16, 32, 64), image.stage_channels, strict=True
+        image_features.append(x := stage(x))
+    y = trunk(videos.transpose(1, 2), image_features)
+    for (video, image_shape, fused), width, channels in zip(
+        shapes, (8, 16, 32, 64), image.stage_channels, strict=True
     ):
-        assert moving == joined == (2, width, 3, *seen[2:])
-        assert seen[:2] == (6, channels)
-    assert y.shape == (2, 3, *still[-1].shape[2:], 64)
+        assert video == fused == (2, width, 3, *image_shape[2:])
+        assert image_shape[:2] == (6, channels)
+    assert y.shape == (2, 3, *image_features[-1].shape[2:], 64)
 
 
 def test_a_stage_is_the_sum_of_both_networks_normed() -> None:
     joint = LateralConnection(8, 3, "sum")
-    moving, still = torch.randn(2, 8, 5, 2, 3), torch.randn(10, 3, 2, 3)
+    video, image_features = torch.randn(2, 8, 5, 2, 3), torch.randn(10, 3, 2, 3)
     bring, layer_norm = joint.project_image, nn.functional.layer_norm
     assert bring is not None
-    frames = moving.transpose(1, 2).flatten(0, 1)
-    expected = sum(layer_norm(part.permute(0, 2, 3, 1), [8]) for part in (frames, bring(still)))
-    torch.testing.assert_close(joint(moving, still).permute(0, 2, 3, 4, 1).flatten(0, 1), expected)
+    frames = video.transpose(1, 2).flatten(0, 1)
+    expected = sum(
+        layer_norm(event_part.permute(0, 2, 3, 1), [8])
+        for event_part in (frames, bring(image_features))
+    )
+    torch.testing.assert_close(
+        joint(video, image_features).permute(0, 2, 3, 4, 1).flatten(0, 1), expected
+    )
 
 
 def test_the_hadamard_product_and_the_concatenation_are_of_plain_features() -> None:
-    moving, still = torch.randn(2, 8, 5, 2, 3), torch.randn(10, 3, 2, 3)
+    video, image_features = torch.randn(2, 8, 5, 2, 3), torch.randn(10, 3, 2, 3)
     product, chain = LateralConnection(8, 3, "hadamard"), LateralConnection(8, 3, "concat")
     assert product.project_image is not None
     assert chain.project_image is not None
     assert chain.reduce is not None
     torch.testing.assert_close(
-        product(moving, still),
-        moving * product.project_image(still).unflatten(0, (2, 5)).transpose(1, 2),
+        product(video, image_features),
+        video * product.project_image(image_features).unflatten(0, (2, 5)).transpose(1, 2),
     )
-    both = torch.cat([moving, chain.project_image(still).unflatten(0, (2, 5)).transpose(1, 2)], 1)
-    torch.testing.assert_close(chain(moving, still), chain.reduce(both))
+    concatenated = torch.cat(
+        [video, chain.project_image(image_features).unflatten(0, (2, 5)).transpose(1, 2)], 1
+    )
+    torch.testing.assert_close(chain(video, image_features), chain.reduce(concatenated))
 
 
 def test_the_trunk_sees_motion_and_the_2_d_network_does_not() -> None:
     """Another second frame changes the first one's maps, but not those of the 2-D network alone."""
     query = make_query(0, WIDE, 4)
-    other = query.appearance.clone()
-    other[:, 1] = 255 - other[:, 1]
-    for used, told in (("both", True), ("3d", True), ("2d", False)):
-        model = make_model(backbones=used)
+    changed = query.appearance.clone()
+    changed[:, 1] = 255 - changed[:, 1]
+    for backbones, event_mask in (("both", True), ("3d", True), ("2d", False)):
+        model = make_model(backbones=backbones)
         with torch.no_grad():
             before, after = (
                 model.encode_images(pictures, query.map_size)[0][0, 0]
-                for pictures in (query.appearance, other)
+                for pictures in (query.appearance, changed)
             )
-        assert torch.allclose(before, after, atol=1e-6) != told
+        assert torch.allclose(before, after, atol=1e-6) != event_mask
 
 
 def test_the_2_d_network_alone_gives_its_c5_maps() -> None:
@@ -219,10 +234,10 @@ def test_videos_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     sizes = torch.tensor([WIDE] * 3)
     with torch.no_grad():
-        whole = model.encode_images(pictures, sizes)[0]
+        full = model.encode_images(pictures, sizes)[0]
         monkeypatch.setattr(grounding.models.costa, "MAX_CONVOLUTION_PIXELS", 1)
         torch.testing.assert_close(
-            model.encode_images(pictures, sizes)[0], whole, atol=1e-4, rtol=1e-4
+            model.encode_images(pictures, sizes)[0], full, atol=1e-4, rtol=1e-4
         )
 
 
@@ -232,7 +247,7 @@ def test_videos_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("box_head", ["mlp", "attention"])
 def test_outputs_have_their_shapes_and_ranges(box_head: str) -> None:
     with torch.no_grad():
-        out = make_model(box_head=box_head)(together(three()))
+        out = make_model(box_head=box_head)(collate(make_three_queries()))
     cells = 4 * 5
     assert out.boxes.shape == (LAYERS, 3, FRAMES, 4)
     assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
@@ -255,13 +270,13 @@ def test_outputs_have_their_shapes_and_ranges(box_head: str) -> None:
 
 
 def test_of_when_it_says_the_last_layer_s_probabilities() -> None:
-    out = make_model()(together(three()))
-    for number, answer in enumerate(out.span_predictions()):
+    out = make_model()(collate(make_three_queries()))
+    for index, prediction in enumerate(out.span_predictions()):
         np.testing.assert_allclose(
-            answer.start, out.start_logits[-1, number].detach().softmax(-1), rtol=1e-5
+            prediction.start, out.start_logits[-1, index].detach().softmax(-1), rtol=1e-5
         )
         np.testing.assert_allclose(
-            answer.end, out.end_logits[-1, number].detach().softmax(-1), rtol=1e-5
+            prediction.end, out.end_logits[-1, index].detach().softmax(-1), rtol=1e-5
         )
 
 
@@ -283,30 +298,37 @@ def test_a_batch_gives_what_its_queries_give_alone(frames: int, changes: dict[st
     """Other picture sizes and numbers of words, padded with 9, and other numbers of frames than in
     training (tolerance 1e-5).
     """
-    model, queries = make_model(**changes), three(frames)
+    model, queries = make_model(**changes), make_three_queries(frames)
     with torch.no_grad():
-        batch, singles = model(together(queries)), [model(query) for query in queries]
-    for number, single in enumerate(singles):
+        batch, single_outputs = model(collate(queries)), [model(query) for query in queries]
+    for index, single_output in enumerate(single_outputs):
         for name in ("boxes", "start_logits", "end_logits"):
             torch.testing.assert_close(
-                getattr(batch, name)[:, number], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
+                getattr(batch, name)[:, index],
+                getattr(single_output, name)[:, 0],
+                atol=1e-5,
+                rtol=1e-5,
             )
         for name in ("encoder_presence_logits", "decoder_presence_logits", "event_mask"):
             torch.testing.assert_close(
-                getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5
+                getattr(batch, name)[index], getattr(single_output, name)[0], atol=1e-5, rtol=1e-5
             )
-        rows, columns = model.encode_images(queries[number].appearance, queries[number].map_size)[
-            1
-        ][0].tolist()
+        rows, columns = model.encode_images(queries[index].appearance, queries[index].map_size)[1][
+            0
+        ].tolist()
         for name in ("box_attention", "temporal_attention"):
-            mine = getattr(batch, name)[:, number].unflatten(-1, (4, 5))
-            assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
-            alone = getattr(single, name)[:, 0].unflatten(-1, (rows, columns))
-            torch.testing.assert_close(mine[..., :rows, :columns], alone, atol=1e-5, rtol=1e-5)
+            query_weights = getattr(batch, name)[:, index].unflatten(-1, (4, 5))
+            assert query_weights.sum() == pytest.approx(
+                float(query_weights[..., :rows, :columns].sum())
+            )
+            single_weights = getattr(single_output, name)[:, 0].unflatten(-1, (rows, columns))
+            torch.testing.assert_close(
+                query_weights[..., :rows, :columns], single_weights, atol=1e-5, rtol=1e-5
+            )
 
 
 def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
-    shared_is_apart: Callable[..., None],
+    assert_sharing_changes_nothing: Callable[..., None],
 ) -> None:
     names = (
         "boxes",
@@ -315,8 +337,8 @@ def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
         "encoder_presence_logits",
         "decoder_presence_logits",
     )
-    shared_is_apart(
-        make_model(), three(), together, names, tolerance=1e-4
+    assert_sharing_changes_nothing(
+        make_model(), make_three_queries(), collate, names, tolerance=1e-4
     )  # its gradients are sums of many, in another order
 
 
@@ -331,8 +353,8 @@ def test_the_likeliest_frames_are_those_of_the_best_pair_in_order() -> None:
     last = torch.tensor(
         [[0.10, 0.55, 0.25, 0.10], [0.1, 0.1, 0.1, 0.7], [0.0, 0.0, 0.0, 1.0]]
     ).log()
-    found = most_likely_span(first, last)  # products: [1, 1] .11 beats [3, 3] .06 and [1, 2] .05
-    assert found.int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]]
+    result = most_likely_span(first, last)  # products: [1, 1] .11 beats [3, 3] .06 and [1, 2] .05
+    assert result.int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]]
 
 
 def test_it_is_the_best_of_all_pairs() -> None:
@@ -350,17 +372,23 @@ def test_it_is_the_best_of_all_pairs() -> None:
 def test_the_event_part_places_frames_in_time_inside_the_span_alone() -> None:
     model = make_model()
     tau = torch.rand(2, 3, FRAMES).sort(-1).values
-    told, cls = (
+    event_mask, cls = (
         torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool),
         torch.randn(3, FRAMES, 16),
     )
     event = model.event_token
     assert event is not None
-    parts = [model.embed_event(told, cls, sinusoidal_time(one, 16)) for one in tau]
-    for part, one in zip(parts, tau, strict=True):
-        torch.testing.assert_close(part[told], event.weight[1] + sinusoidal_time(one, 16)[told])
-        torch.testing.assert_close(part[~told], event.weight[0].expand(int((~told).sum()), -1))
-    assert not torch.allclose(parts[0][told], parts[1][told])
+    event_parts = [
+        model.embed_event(event_mask, cls, sinusoidal_time(positions, 16)) for positions in tau
+    ]
+    for event_part, positions in zip(event_parts, tau, strict=True):
+        torch.testing.assert_close(
+            event_part[event_mask], event.weight[1] + sinusoidal_time(positions, 16)[event_mask]
+        )
+        torch.testing.assert_close(
+            event_part[~event_mask], event.weight[0].expand(int((~event_mask).sum()), -1)
+        )
+    assert not torch.allclose(event_parts[0][event_mask], event_parts[1][event_mask])
 
 
 def test_without_entanglement_spatial_queries_begin_as_cls() -> None:
@@ -372,13 +400,18 @@ def test_without_entanglement_spatial_queries_begin_as_cls() -> None:
     )
 
 
-@pytest.mark.parametrize(("beta", "true"), [(0.0, False), (1.0, True)])
-def test_in_training_beta_says_how_often_the_span_is_the_true_one(beta: float, true: bool) -> None:
-    model, queries = make_model(teacher_forcing_rate=beta, dropout=0.0).train(), together(three())
+@pytest.mark.parametrize(("beta", "uses_truth"), [(0.0, False), (1.0, True)])
+def test_in_training_beta_says_how_often_the_span_is_the_true_one(
+    beta: float, uses_truth: bool
+) -> None:
+    model, queries = (
+        make_model(teacher_forcing_rate=beta, dropout=0.0).train(),
+        collate(make_three_queries()),
+    )
     with torch.no_grad():
         out = model(queries, make_targets(3))
     predicted = most_likely_span(out.start_logits[-1], out.end_logits[-1])
-    assert torch.equal(out.event_mask, INSIDE.bool().expand(3, -1) if true else predicted)
+    assert torch.equal(out.event_mask, INSIDE.bool().expand(3, -1) if uses_truth else predicted)
     assert not torch.equal(predicted, INSIDE.bool().expand(3, -1))
 
 
@@ -389,24 +422,25 @@ def test_beta_is_drawn_for_every_query_by_torch_s_generator() -> None:
     first[:, 0], last[:, 0] = 9, 9
     targets = make_targets(2000)
     torch.manual_seed(3)
-    told = model.select_span(first, last, targets)
-    true = (told == INSIDE.bool()).all(1)
-    assert float(true.float().mean()) == pytest.approx(0.9, abs=0.03)
-    assert (told[~true] == torch.tensor([True, False, False, False])).all()
+    event_mask = model.select_span(first, last, targets)
+    uses_truth = (event_mask == INSIDE.bool()).all(1)
+    assert float(uses_truth.float().mean()) == pytest.approx(0.9, abs=0.03)
+    assert (event_mask[~uses_truth] == torch.tensor([True, False, False, False])).all()
     torch.manual_seed(3)
-    assert torch.equal(model.select_span(first, last, targets), told)
+    assert torch.equal(model.select_span(first, last, targets), event_mask)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
 def test_predictions_need_no_truth(beta: float) -> None:
     """Told the truth or not, they are the same."""
-    model, queries = make_model(teacher_forcing_rate=beta), together(three())
+    model, queries = make_model(teacher_forcing_rate=beta), collate(make_three_queries())
     with torch.no_grad():
-        told, untold = model(queries, make_targets(3)), model(queries)
+        event_mask, without_truth = model(queries, make_targets(3)), model(queries)
     for field in fields(CostaOutputs):
-        assert torch.equal(getattr(told, field.name), getattr(untold, field.name))
+        assert torch.equal(getattr(event_mask, field.name), getattr(without_truth, field.name))
     assert torch.equal(
-        untold.event_mask, most_likely_span(untold.start_logits[-1], untold.end_logits[-1])
+        without_truth.event_mask,
+        most_likely_span(without_truth.start_logits[-1], without_truth.end_logits[-1]),
     )
 
 
@@ -415,18 +449,20 @@ def test_boxes_know_the_span_where_decoding_is_entangled(entangled: bool) -> Non
     """Another true span moves them, and nothing of when."""
     model, queries = (
         make_model(entangled_queries=entangled, teacher_forcing_rate=1.0, dropout=0.0).train(),
-        together(three()),
+        collate(make_three_queries()),
     )
     with torch.no_grad():
-        one, other = (model(queries, make_targets(3, inside)) for inside in (INSIDE, 1 - INSIDE))
-    assert torch.allclose(one.boxes, other.boxes, atol=1e-6) != entangled
+        positions, changed = (
+            model(queries, make_targets(3, inside)) for inside in (INSIDE, 1 - INSIDE)
+        )
+    assert torch.allclose(positions.boxes, changed.boxes, atol=1e-6) != entangled
     for name in (
         "start_logits",
         "end_logits",
         "encoder_presence_logits",
         "decoder_presence_logits",
     ):
-        assert torch.equal(getattr(one, name), getattr(other, name))
+        assert torch.equal(getattr(positions, name), getattr(changed, name))
 
 
 # Decoders
@@ -436,15 +472,15 @@ def test_boxes_know_the_span_where_decoding_is_entangled(entangled: bool) -> Non
 def test_anchors_move_layer_by_layer(box_head: str) -> None:
     """Each layer is given the anchors that the last one left, at first those of [CLS]."""
     model = make_model(box_head=box_head)
-    given: list[Tensor] = []
+    received: list[Tensor] = []
     for layer in model.spatial_decoder.layers:
-        layer.register_forward_pre_hook(lambda module, args: given.append(args[1]))
+        layer.register_forward_pre_hook(lambda module, args: received.append(args[1]))
     with torch.no_grad():
-        query = together(three())
+        query = collate(make_three_queries())
         out = model(query)
         cls = model.encode(query)[1]
         first = model.spatial_decoder.initial_anchor(cls).sigmoid()
-    for anchors, positions in zip((first, *out.boxes[:-1]), given, strict=True):
+    for anchors, positions in zip((first, *out.boxes[:-1]), received, strict=True):
         torch.testing.assert_close(sinusoidal_box(anchors, 8), positions)
     assert (out.boxes[1] - out.boxes[0]).abs().max() > 1e-3
 
@@ -456,7 +492,7 @@ def test_without_a_move_anchors_stay() -> None:
     for parameter in move.layers[-1].parameters():
         nn.init.zeros_(parameter)
     with torch.no_grad():
-        query = together(three())
+        query = collate(make_three_queries())
         anchors = model.spatial_decoder.initial_anchor(model.encode(query)[1]).sigmoid()
         for boxes in model(query).boxes:
             torch.testing.assert_close(boxes, anchors, atol=1e-5, rtol=1e-5)
@@ -482,7 +518,7 @@ def test_a_query_looks_at_its_own_frame_s_tokens(decoder: str) -> None:
         layer.frame_attention.attend_frames = lambda queries, positions: queries
     event = torch.randn(1, FRAMES, 16, generator=torch.Generator().manual_seed(5))
 
-    def answer(memory: CostaMemory, cls: Tensor) -> Tensor:
+    def prediction(memory: CostaMemory, cls: Tensor) -> Tensor:
         return (
             model.temporal_decoder(cls, memory)[0][-1, ..., None]
             if decoder == "temporal"
@@ -491,11 +527,11 @@ def test_a_query_looks_at_its_own_frame_s_tokens(decoder: str) -> None:
 
     with torch.no_grad():
         memory, cls = model.encode(query)
-        before = answer(memory, cls)
+        before = prediction(memory, cls)
         for frame in range(FRAMES):
-            after = answer(changed_frame(memory, frame), cls)
+            after = prediction(changed_frame(memory, frame), cls)
             assert ((after - before).abs().amax(-1) > 1e-4)[0].tolist() == [
-                place == frame for place in range(FRAMES)
+                slot == frame for slot in range(FRAMES)
             ]
 
 
@@ -512,12 +548,12 @@ def test_fusion_mixes_frames_by_its_temporal_layers_alone(temporal_fusion: bool)
         make_model(backbones="2d", temporal_fusion=temporal_fusion),
         make_query(0, WIDE, 4),
     )
-    other = query.appearance.clone()
-    other[:, 1] = 255 - other[:, 1]
+    changed = query.appearance.clone()
+    changed[:, 1] = 255 - changed[:, 1]
     with torch.no_grad():
         before, after = (
             model.encode(replace(query, appearance=pictures))[1][0, 0]
-            for pictures in (query.appearance, other)
+            for pictures in (query.appearance, changed)
         )
     assert torch.allclose(before, after, atol=1e-6) != temporal_fusion
 
@@ -534,21 +570,21 @@ def test_gradients_reach_every_parameter_that_can_learn(changes: dict[str, Any])
         make_model(dropout=0.0, teacher_forcing_rate=1.0, **changes).train(),
         make_targets(3),
     )
-    loss_of(model, model(together(three()), targets), targets).backward()
-    should = {
+    compute_loss(model, model(collate(make_three_queries()), targets), targets).backward()
+    trainable = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     norms = {
         name: 0.0 if parameter.grad is None else float(parameter.grad.abs().max())
-        for name, parameter in should.items()
+        for name, parameter in trainable.items()
     }
-    without = {"temporal_decoder.boundary_head.layers.1.bias"}
+    untrained = {"temporal_decoder.boundary_head.layers.1.bias"}
     if changes.get("box_head") == "attention":
-        without.add("spatial_decoder.box_head.key.bias")
+        untrained.add("spatial_decoder.box_head.key.bias")
     assert {name for name, norm in norms.items() if norm < 1e-5} - {
         "temporal_decoder.boundary_head.layers.0.bias"
-    } == without
-    learning = {name.split(".")[2] for name in should if name.startswith("image_encoder.")}
+    } == untrained
+    learning = {name.split(".")[2] for name in trainable if name.startswith("image_encoder.")}
     assert learning == (set() if changes.get("backbones") == "3d" else set(TRAINABLE_PREFIXES))
 
 
@@ -560,13 +596,13 @@ def test_a_step_lowers_the_loss(changes: dict[str, Any]) -> None:
         CostaConfig(**{**TINY, "dropout": 0.0, "teacher_forcing_rate": 1.0, **changes}),
         AppearanceEncoder("tiny"),
     ).train()
-    queries, targets = together(three()), make_targets(3)
+    queries, targets = collate(make_three_queries()), make_targets(3)
     optimiser = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad], 1e-3
     )
     losses = []
     for _ in range(4):
-        loss = loss_of(model, model(queries, targets), targets)
+        loss = compute_loss(model, model(queries, targets), targets)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -576,15 +612,15 @@ def test_a_step_lowers_the_loss(changes: dict[str, Any]) -> None:
 
 def test_a_frozen_image_encoder_has_no_gradient_and_never_changes() -> None:
     model, targets = make_model(train_image_encoder=False).train(), make_targets(3)
-    before = {name: value.clone() for name, value in model.image_encoder.state_dict().items()}
-    loss_of(model, model(together(three()), targets), targets).backward()
+    before = {name: tensor.clone() for name, tensor in model.image_encoder.state_dict().items()}
+    compute_loss(model, model(collate(make_three_queries()), targets), targets).backward()
     assert all(
         parameter.grad is None and not parameter.requires_grad
         for parameter in model.image_encoder.parameters()
     )
     assert not any(module.training for module in model.image_encoder.modules())
-    for name, value in model.image_encoder.state_dict().items():
-        assert torch.equal(value, before[name])
+    for name, tensor in model.image_encoder.state_dict().items():
+        assert torch.equal(tensor, before[name])
     assert model.r3d is not None
     assert all(parameter.grad is not None for parameter in model.r3d.parameters())
 
@@ -594,11 +630,11 @@ def test_the_first_anchors_learn_and_later_ones_pass_no_gradient() -> None:
     alone have one.
     """
     model = make_model(dropout=0.0).train()
-    given: list[bool] = []
+    received: list[bool] = []
     for layer in model.spatial_decoder.layers:
-        layer.register_forward_pre_hook(lambda module, args: given.append(args[1].requires_grad))
-    out = model(together(three()), make_targets(3))
-    assert given == [True, False]
+        layer.register_forward_pre_hook(lambda module, args: received.append(args[1].requires_grad))
+    out = model(collate(make_three_queries()), make_targets(3))
+    assert received == [True, False]
     out.boxes[0].sum().backward()
     anchor = model.spatial_decoder.initial_anchor.layers[0].weight.grad
     assert anchor is not None
@@ -609,27 +645,27 @@ def test_recomputed_layers_give_the_same_gradients_from_less() -> None:
     """In training, dropout and β included: the same gradients, and a fraction of what is kept for
     them.
     """
-    model, queries, targets = make_model(), together(three()), make_targets(3)
+    model, queries, targets = make_model(), collate(make_three_queries()), make_targets(3)
 
     def gradients() -> tuple[list[Tensor], int]:
-        kept: list[int] = []
+        saved_bytes: list[int] = []
         model.train().zero_grad()
         torch.manual_seed(7)
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor
+            lambda tensor: saved_bytes.append(tensor.nbytes) or tensor, lambda tensor: tensor
         ):
             out = model(queries, targets)
-        loss_of(model, out, targets).backward()
+        compute_loss(model, out, targets).backward()
         return [
             parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
-        ], sum(kept)
+        ], sum(saved_bytes)
 
-    whole, much = gradients()
+    full, bytes_stored = gradients()
     model.enable_activation_checkpointing()
-    again, little = gradients()
-    for ours, theirs in zip(again, whole, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    assert little < 0.6 * much
+    recomputed, bytes_recomputed = gradients()
+    for recomputed_gradient, stored_gradient in zip(recomputed, full, strict=True):
+        torch.testing.assert_close(recomputed_gradient, stored_gradient)
+    assert bytes_recomputed < 0.6 * bytes_stored
 
 
 def test_a_text_encoder_that_trains_reads_tokens() -> None:
@@ -639,18 +675,18 @@ def test_a_text_encoder_that_trains_reads_tokens() -> None:
     inputs = replace(query, text=tokens[..., None], text_mask=mask)
     model.train()
     targets = make_targets(1)
-    loss_of(model, model(inputs, targets), targets).backward()
-    learnt = [
+    compute_loss(model, model(inputs, targets), targets).backward()
+    trained = [
         parameter
         for parameter in text.roberta.encoder.parameters()
         if parameter.grad is not None and parameter.grad.abs().max() > 0
     ]
-    assert len(learnt) > 10
+    assert len(trained) > 10
     model.eval()
     cached = Costa((3, 0, text.channels), model.config, model.image_encoder).eval()
     state = {
-        name: value
-        for name, value in model.state_dict().items()
+        name: tensor
+        for name, tensor in model.state_dict().items()
         if not name.startswith("text_encoder.")
     }
     cached.load_state_dict(state)
@@ -670,7 +706,10 @@ def test_a_text_encoder_that_trains_reads_tokens() -> None:
             {"hidden_dim": 24, "num_heads": 16},
             "hidden_dim must be a multiple of 8 .* and of num_heads, not 24 with num_heads 16",
         ),
-        ({"hidden_dim": 20, "num_heads": 2}, "hidden_dim must be a multiple of 8 .*, not 20 with num_heads 2"),
+        (
+            {"hidden_dim": 20, "num_heads": 2},
+            "hidden_dim must be a multiple of 8 .*, not 20 with num_heads 2",
+        ),
         ({"r3d_width": 12}, "r3d_width must be a multiple of 8 .*, not 12"),
         ({"connection": "mean"}, r"connection: .*'hadamard' \(got 'mean'\)"),
         ({"teacher_forcing_rate": 1.5}, "teacher_forcing_rate: .*less than or equal to 1"),
@@ -691,8 +730,8 @@ def test_at_the_papers_size_it_has_a_hundredth_more_parameters_than_the_paper_st
         count[
             next(
                 (
-                    part
-                    for part in (
+                    event_part
+                    for event_part in (
                         "r3d.lateral_connections",
                         "r3d",
                         "image_encoder",
@@ -700,12 +739,12 @@ def test_at_the_papers_size_it_has_a_hundredth_more_parameters_than_the_paper_st
                         "al_encoder",
                         "al_decoder",
                     )
-                    if part in name
+                    if event_part in name
                 ),
                 "rest",
             )
         ] += parameter.numel()
-    found = {part: round(number / 1e6, 1) for part, number in count.items()}
+    result = {event_part: round(index / 1e6, 1) for event_part, index in count.items()}
     expected = {
         "r3d": 33.2,
         "r3d.lateral_connections": 1.4,
@@ -715,5 +754,5 @@ def test_at_the_papers_size_it_has_a_hundredth_more_parameters_than_the_paper_st
         "al_decoder": 20.3,
         "rest": 0.4,
     }
-    assert found == expected
+    assert result == expected
     assert sum(count.values()) == pytest.approx(235.0e6, rel=0.011)

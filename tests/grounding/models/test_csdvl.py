@@ -68,24 +68,26 @@ def make_query(seed: int, size: tuple[int, int], words: int) -> ModelInputs:
     )
 
 
-def together(queries: list[ModelInputs]) -> ModelInputs:
+def collate(queries: list[ModelInputs]) -> ModelInputs:
     """Queries in one batch, padded with 9 rather than zeros: what masks hide must not matter."""
 
-    def padded(tensors: list[Tensor], dims: tuple[int, ...], value: float = 9.0) -> Tensor:
+    def pad_and_stack(
+        tensors: list[Tensor], dims: tuple[int, ...], fill_value: float = 9.0
+    ) -> Tensor:
         shape = [
             max(tensor.shape[dim] for tensor in tensors) if dim in dims else tensors[0].shape[dim]
             for dim in range(tensors[0].dim())
         ]
-        whole = torch.full((len(tensors), *shape[1:]), value, dtype=tensors[0].dtype)
-        for place, tensor in zip(whole, tensors, strict=True):
-            place[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
-        return whole
+        batch = torch.full((len(tensors), *shape[1:]), fill_value, dtype=tensors[0].dtype)
+        for slot, tensor in zip(batch, tensors, strict=True):
+            slot[tuple(slice(side) for side in tensor.shape[1:])] = tensor[0]
+        return batch
 
-    spread = {"appearance": (2, 3), "text": (1,), "text_mask": (1,)}
+    padded_dims = {"appearance": (2, 3), "text": (1,), "text_mask": (1,)}
     values = {
-        field.name: padded(
+        field.name: pad_and_stack(
             [getattr(query, field.name) for query in queries],
-            spread.get(field.name, ()),
+            padded_dims.get(field.name, ()),
             9.0 * (field.name != "text_mask"),
         )
         for field in fields(ModelInputs)
@@ -118,7 +120,7 @@ def other_motion(inputs: ModelInputs) -> ModelInputs:
     )
 
 
-def changed(model: Csdvl, inputs: ModelInputs, change: Change) -> dict[str, bool]:
+def changed_outputs(model: Csdvl, inputs: ModelInputs, change: Change) -> dict[str, bool]:
     """Which outputs a change of the input changes."""
     with torch.no_grad():
         before, after = model(inputs), model(change(inputs))
@@ -135,7 +137,7 @@ def changed(model: Csdvl, inputs: ModelInputs, change: Change) -> dict[str, bool
 @pytest.mark.parametrize("clip_pool", ["mean", "attention"])
 def test_outputs_have_their_shapes_and_ranges(box_head: str, clip_pool: str) -> None:
     model = make_model(box_head=box_head, clip_pooling=clip_pool)
-    out = model(together([make_query(0, WIDE, 4), make_query(1, SMALL, 2), make_query(2, WIDE, 3)]))
+    out = model(collate([make_query(0, WIDE, 4), make_query(1, SMALL, 2), make_query(2, WIDE, 3)]))
     rows, columns = WIDE
     assert out.boxes.shape == (2, 3, FRAMES, 4)
     assert ((out.boxes[..., 2:] > 0) & (out.boxes[..., 2:] < 1)).all()
@@ -159,7 +161,7 @@ def test_the_guide_keeps_what_the_words_take() -> None:
 
 
 def test_cell_centres_are_shares_of_the_picture() -> None:
-    out = make_model()(together([make_query(0, WIDE, 4), make_query(1, SMALL, 2)]))
+    out = make_model()(collate([make_query(0, WIDE, 4), make_query(1, SMALL, 2)]))
     centres = out.cell_centers.unflatten(1, WIDE)
     torch.testing.assert_close(centres[0, 0, 0], torch.tensor([1 / 16, 1 / 8]))
     torch.testing.assert_close(centres[1, 2, 4], torch.tensor([4.5 / 5, 2.5 / 3]))
@@ -169,45 +171,52 @@ def test_cell_centres_are_shares_of_the_picture() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ours", [False, True])
-def test_a_batch_gives_what_its_queries_give_alone(kind: str, ours: bool) -> None:
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_a_batch_gives_what_its_queries_give_alone(kind: str, from_scratch: bool) -> None:
     """Other map sizes, other squares, other numbers of words, padded with 9: the same outputs
     (tolerance 1e-5).
     """
     extras = (
         {"box_head": "attention", "clip_pooling": "attention", "guidance_scale": "num_cells"}
-        if ours
+        if from_scratch
         else {}
     )
     model = make_model(collaboration=kind, alpha=0.7, **extras)
     queries = [make_query(0, WIDE, 4), make_query(1, TALL, 7), make_query(2, SMALL, 1)]
     with torch.no_grad():
-        batch = model(together(queries))
-        singles = [model(query) for query in queries]
-    for number, (query, single) in enumerate(zip(queries, singles, strict=True)):
+        batch = model(collate(queries))
+        single_outputs = [model(query) for query in queries]
+    for index, (query, single_output) in enumerate(zip(queries, single_outputs, strict=True)):
         rows, columns = query.map_size[0].tolist()
         for name in ("proposal_logits", "frame_logits", "clip_logits"):
             torch.testing.assert_close(
-                getattr(batch, name)[number], getattr(single, name)[0], atol=1e-5, rtol=1e-5
+                getattr(batch, name)[index], getattr(single_output, name)[0], atol=1e-5, rtol=1e-5
             )
-        torch.testing.assert_close(batch.boxes[:, number], single.boxes[:, 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            batch.boxes[:, index], single_output.boxes[:, 0], atol=1e-5, rtol=1e-5
+        )
         for name in ("guidance", "box_attention"):
-            mine = getattr(batch, name)[:, number]
+            query_weights = getattr(batch, name)[:, index]
             torch.testing.assert_close(
-                mine[..., :rows, :columns], getattr(single, name)[:, 0], atol=1e-5, rtol=1e-5
+                query_weights[..., :rows, :columns],
+                getattr(single_output, name)[:, 0],
+                atol=1e-5,
+                rtol=1e-5,
             )
-            assert mine.sum() == pytest.approx(float(mine[..., :rows, :columns].sum()))
+            assert query_weights.sum() == pytest.approx(
+                float(query_weights[..., :rows, :columns].sum())
+            )
 
 
 def test_what_is_shared_is_answered_and_learned_from_as_if_it_were_not(
-    shared_is_apart: Callable[..., None],
+    assert_sharing_changes_nothing: Callable[..., None],
 ) -> None:
     model = make_model(alpha=0.7, box_head="attention", clip_pooling="attention")
     queries = [make_query(0, WIDE, 4), make_query(1, WIDE, 7), make_query(2, TALL, 1)]
-    shared_is_apart(
+    assert_sharing_changes_nothing(
         model,
         queries,
-        together,
+        collate,
         ("boxes", "proposal_logits", "frame_logits", "clip_logits", "guidance"),
     )
 
@@ -225,11 +234,13 @@ def test_a_batch_gives_what_its_queries_give_alone_in_ablations(changes: dict[st
     model = make_model(**changes)
     queries = [make_query(0, WIDE, 4), make_query(1, TALL, 7)]
     with torch.no_grad():
-        batch, singles = model(together(queries)), [model(query) for query in queries]
-    for number, single in enumerate(singles):
-        torch.testing.assert_close(batch.boxes[:, number], single.boxes[:, 0], atol=1e-5, rtol=1e-5)
+        batch, single_outputs = model(collate(queries)), [model(query) for query in queries]
+    for index, single_output in enumerate(single_outputs):
         torch.testing.assert_close(
-            batch.proposal_logits[number], single.proposal_logits[0], atol=1e-5, rtol=1e-5
+            batch.boxes[:, index], single_output.boxes[:, 0], atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            batch.proposal_logits[index], single_output.proposal_logits[0], atol=1e-5, rtol=1e-5
         )
 
 
@@ -245,12 +256,12 @@ def test_proposals_hear_the_appearance_only_from_static_to_dynamic(
     kind: str, dynamic_space: bool, query: ModelInputs
 ) -> None:
     model = make_model(collaboration=kind, dynamic_spatial_tokens=dynamic_space)
-    heard = HEARS.get(kind, (True, True))[0]
-    assert changed(model, query, other_appearance) == {
+    changes = HEARS.get(kind, (True, True))[0]
+    assert changed_outputs(model, query, other_appearance) == {
         "boxes": True,
         "frame_logits": True,
-        "proposal_logits": heard,
-        "clip_logits": heard,
+        "proposal_logits": changes,
+        "clip_logits": changes,
     }
 
 
@@ -260,10 +271,10 @@ def test_boxes_hear_the_motion_only_from_dynamic_to_static(
     kind: str, dynamic_space: bool, query: ModelInputs
 ) -> None:
     model = make_model(collaboration=kind, dynamic_spatial_tokens=dynamic_space)
-    heard = HEARS.get(kind, (True, True))[1]
-    assert changed(model, query, other_motion) == {
-        "boxes": heard,
-        "frame_logits": heard,
+    changes = HEARS.get(kind, (True, True))[1]
+    assert changed_outputs(model, query, other_motion) == {
+        "boxes": changes,
+        "frame_logits": changes,
         "proposal_logits": True,
         "clip_logits": True,
     }
@@ -292,30 +303,30 @@ def test_both_directions_read_the_states_before_the_block(query: ModelInputs) ->
     """In one layer boxes cannot hear other frames through the guided clips: those go into the next
     layer.
     """
-    loud = {
+    strong_guidance = {
         "collaboration": "full",
         "query_self_attention": False,
         "alpha": 4.0,
         "guidance_scale": "num_cells",
     }
-    assert not boxes_of_frame_0_change(make_model(num_layers=1, **loud), query)
-    assert boxes_of_frame_0_change(make_model(num_layers=2, **loud), query)
+    assert not boxes_of_frame_0_change(make_model(num_layers=1, **strong_guidance), query)
+    assert boxes_of_frame_0_change(make_model(num_layers=2, **strong_guidance), query)
 
 
 def test_a_frame_hears_only_its_own_clip_in_the_block(query: ModelInputs) -> None:
     """The block alone: clip 0's features reach frames of clip 0 and, without mixing, no others."""
     model = make_model(collaboration="d2s", query_self_attention=False)
     query = replace(query, frame_positions=torch.tensor([[0.1, 0.2, 0.4, 0.6, 0.9]]))
-    clips, queries, weights, place = block_inputs(model, query)
-    other = clips.clone()
-    other[:, 0] += 1
+    clips, queries, weights, slot = block_inputs(model, query)
+    changed_clips = clips.clone()
+    changed_clips[:, 0] += 1
     block = model.collaboration[0]
-    moved = (
-        (block(other, queries, weights, place)[1] - block(clips, queries, weights, place)[1])
+    difference = (
+        (block(changed_clips, queries, weights, slot)[1] - block(clips, queries, weights, slot)[1])
         .abs()
         .sum(-1)[0]
     )
-    assert (moved > 1e-4).tolist() == [True, True, False, False, False]
+    assert (difference > 1e-4).tolist() == [True, True, False, False, False]
 
 
 def test_the_collaboration_block_takes_in_place_as_well_as_content(query: ModelInputs) -> None:
@@ -323,49 +334,49 @@ def test_the_collaboration_block_takes_in_place_as_well_as_content(query: ModelI
     what they hear.
     """
     model = make_model(collaboration="d2s", query_self_attention=False)
-    clips, queries, weights, place = block_inputs(model, query)
-    swapped = clips[:, :, torch.arange(clips.shape[2]).flip(0)]
+    clips, queries, weights, slot = block_inputs(model, query)
+    swapped_clips = clips[:, :, torch.arange(clips.shape[2]).flip(0)]
     block = model.collaboration[0]
     assert not torch.allclose(
-        block(swapped, queries, weights, place)[1],
-        block(clips, queries, weights, place)[1],
+        block(swapped_clips, queries, weights, slot)[1],
+        block(clips, queries, weights, slot)[1],
         atol=1e-4,
     )
 
 
 def block_inputs(model: Csdvl, inputs: ModelInputs) -> tuple[Any, ...]:
     """What the first collaboration block is given."""
-    seen: list[tuple[Any, ...]] = []
+    recorded: list[tuple[Any, ...]] = []
     handle = model.collaboration[0].register_forward_pre_hook(
-        lambda module, args: seen.append(args)
+        lambda module, args: recorded.append(args)
     )
     with torch.no_grad():
         model(inputs)
     handle.remove()
-    return seen[0]
+    return recorded[0]
 
 
 @pytest.mark.parametrize("kind", ["sum", "fc_sum", "concat_fc"])
 def test_symmetric_blocks_by_hand(kind: str, query: ModelInputs) -> None:
     model = make_model(collaboration=kind)
-    clips, queries, weights, place = block_inputs(model, query)
+    clips, queries, weights, slot = block_inputs(model, query)
     block = model.collaboration[0]
-    spread = torch.stack([queries[:, frames].mean(1) for frames in frames_by_clip(query)], 1)[
+    padded_dims = torch.stack([queries[:, frames].mean(1) for frames in frames_by_clip(query)], 1)[
         :, :, None
     ].expand_as(clips)
-    own = (query.frame_positions[0] * CLIPS).long()
-    pooled = clips.mean(2)[:, own]
+    frames_in_clip = (query.frame_positions[0] * CLIPS).long()
+    pooled = clips.mean(2)[:, frames_in_clip]
     if kind == "sum":
-        expected = clips + spread, queries + pooled
+        expected = clips + padded_dims, queries + pooled
     elif kind == "fc_sum":
-        expected = clips + block.dynamic_fusion(spread), queries + block.static_fusion(pooled)
+        expected = clips + block.dynamic_fusion(padded_dims), queries + block.static_fusion(pooled)
     else:
         expected = (
-            block.dynamic_fusion(torch.cat([clips, spread], -1)),
+            block.dynamic_fusion(torch.cat([clips, padded_dims], -1)),
             block.static_fusion(torch.cat([queries, pooled], -1)),
         )
-    for found, wanted in zip(block(clips, queries, weights, place), expected, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    for result, expected_output in zip(block(clips, queries, weights, slot), expected, strict=True):
+        torch.testing.assert_close(result, expected_output, atol=1e-5, rtol=1e-5)
 
 
 def frames_by_clip(query: ModelInputs) -> list[list[int]]:
@@ -373,8 +384,10 @@ def frames_by_clip(query: ModelInputs) -> list[list[int]]:
     tau = query.frame_positions[0]
     chosen = []
     for clip in range(CLIPS):
-        own = [frame for frame in range(FRAMES) if clip / CLIPS <= tau[frame] < (clip + 1) / CLIPS]
-        chosen.append(own or [int((tau - (clip + 0.5) / CLIPS).abs().argmin())])
+        frames_in_clip = [
+            frame for frame in range(FRAMES) if clip / CLIPS <= tau[frame] < (clip + 1) / CLIPS
+        ]
+        chosen.append(frames_in_clip or [int((tau - (clip + 0.5) / CLIPS).abs().argmin())])
     return chosen
 
 
@@ -388,10 +401,10 @@ def guide_again(model: Csdvl, query: ModelInputs, alpha: float) -> Tensor:
     attention = model.decoder[0].cross_attn
     with mock.patch.object(attention, "with_weights", wraps=attention.with_weights) as called:
         model(query)
-    asked, keys = called.call_args.args[:2]
+    decoder_queries, keys = called.call_args.args[:2]
     wq, wk, _ = attention.in_proj_weight.chunk(3)
     bq, bk, _ = attention.in_proj_bias.chunk(3)
-    q, k = (asked @ wq.T + bq) * alpha, keys @ wk.T + bk
+    q, k = (decoder_queries @ wq.T + bq) * alpha, keys @ wk.T + bk
     width = q.shape[-1] // attention.num_heads
     heads = [
         (q[..., i * width : (i + 1) * width] @ k[..., i * width : (i + 1) * width].transpose(1, 2))
@@ -422,41 +435,42 @@ def test_equation_2_by_another_way(size: tuple[int, int], gain: str) -> None:
     model = make_model(collaboration="s2d", alpha=2.0, guidance_scale=gain)
     rows, columns = size
     with torch.no_grad():
-        clips, queries, weights, place = block_inputs(model, query)
+        clips, queries, weights, slot = block_inputs(model, query)
         side = max(size)
-        top, left = (side - rows) // 2, (side - columns) // 2
+        top_padding, left_padding = (side - rows) // 2, (side - columns) // 2
         square = functional.pad(
-            guide_again(model, query, 2.0), (left, side - columns - left, top, side - rows - top)
+            guide_again(model, query, 2.0),
+            (left_padding, side - columns - left_padding, top_padding, side - rows - top_padding),
         )
         small = functional.interpolate(square[None], (4, 4), mode="bilinear", align_corners=False)[
             0
-        ].flatten(1)[:, place.motion_cell_indices]
-        averaged = torch.stack([small[frames].mean(0) for frames in frames_by_clip(query)])[
+        ].flatten(1)[:, slot.motion_cell_indices]
+        per_clip = torch.stack([small[frames].mean(0) for frames in frames_by_clip(query)])[
             None, :, :, None
         ]
         block = model.collaboration[0]
         strength = rows * columns if gain == "num_cells" else 1
         expected = block.norm_guidance(
-            clips + strength * averaged * block.guidance_projection(clips)
+            clips + strength * per_clip * block.guidance_projection(clips)
         )
         torch.testing.assert_close(
-            block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5
+            block(clips, queries, weights, slot)[0], expected, atol=1e-5, rtol=1e-5
         )
 
 
 def test_without_space_the_guide_is_its_mean_over_the_picture(query: ModelInputs) -> None:
     with torch.no_grad():
         model = make_model(collaboration="s2d", dynamic_spatial_tokens=False)
-        clips, queries, weights, place = block_inputs(model, query)
+        clips, queries, weights, slot = block_inputs(model, query)
         assert clips.shape[2] == 1
         mean = guide_again(model, query, 0.1).mean((1, 2))
-        averaged = torch.stack([mean[frames].mean() for frames in frames_by_clip(query)])[
+        per_clip = torch.stack([mean[frames].mean() for frames in frames_by_clip(query)])[
             None, :, None, None
         ]
         block = model.collaboration[0]
-        expected = block.norm_guidance(clips + averaged * block.guidance_projection(clips))
+        expected = block.norm_guidance(clips + per_clip * block.guidance_projection(clips))
         torch.testing.assert_close(
-            block(clips, queries, weights, place)[0], expected, atol=1e-5, rtol=1e-5
+            block(clips, queries, weights, slot)[0], expected, atol=1e-5, rtol=1e-5
         )
 
 
@@ -484,13 +498,15 @@ def gradients(
     random = torch.Generator().manual_seed(0)
     model.zero_grad()
     out = model(inputs)
-    parts = [
+    weighted_outputs = [
         torch.where(valid_proposal_mask(CLIPS), out.proposal_logits, 0.0)
         if name == "proposal_logits"
         else getattr(out, name)
         for name in names
     ]
-    total = sum((part * torch.randn(part.shape, generator=random)).sum() for part in parts)
+    total = sum(
+        (output * torch.randn(output.shape, generator=random)).sum() for output in weighted_outputs
+    )
     assert isinstance(total, Tensor)
     total.backward()
     return {
@@ -513,16 +529,16 @@ softmax sees no common bias.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ours", [False, True])
-def test_gradients_reach_every_parameter(kind: str, ours: bool) -> None:
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_gradients_reach_every_parameter(kind: str, from_scratch: bool) -> None:
     model = make_model(
         collaboration=kind,
         alpha=1.0,
-        **({"box_head": "attention", "clip_pooling": "attention"} if ours else {}),
+        **({"box_head": "attention", "clip_pooling": "attention"} if from_scratch else {}),
     )
-    reached = gradients(model, together([make_query(0, WIDE, 4), make_query(1, TALL, 7)]))
+    trained = gradients(model, collate([make_query(0, WIDE, 4), make_query(1, TALL, 7)]))
     names = {name for name, _ in model.named_parameters()}
-    assert names - reached - FLAT == {name for name in names if name.startswith(LAST_WORDS)}
+    assert names - trained - FLAT == {name for name in names if name.startswith(LAST_WORDS)}
 
 
 def test_gradients_flow_through_the_guide_unless_it_is_detached(query: ModelInputs) -> None:
@@ -541,9 +557,11 @@ def test_gradients_flow_through_the_guide_unless_it_is_detached(query: ModelInpu
 
 def test_detaching_changes_no_output(query: ModelInputs) -> None:
     with torch.no_grad():
-        ours, theirs = (make_model(detach_guidance=detach)(query) for detach in (False, True))
-    assert torch.equal(ours.proposal_logits, theirs.proposal_logits)
-    assert torch.equal(ours.boxes, theirs.boxes)
+        from_scratch, detached = (
+            make_model(detach_guidance=detach)(query) for detach in (False, True)
+        )
+    assert torch.equal(from_scratch.proposal_logits, detached.proposal_logits)
+    assert torch.equal(from_scratch.boxes, detached.boxes)
 
 
 # Ablations
@@ -560,10 +578,10 @@ def test_the_dynamic_stream_alone_answers_with_the_whole_picture(query: ModelInp
         for name, _ in model.named_parameters()
         if name.startswith(("encoder", "decoder", "collaboration", "box_head"))
     ]
-    assert changed(model, query, other_appearance) == dict.fromkeys(
+    assert changed_outputs(model, query, other_appearance) == dict.fromkeys(
         ("boxes", "frame_logits", "proposal_logits", "clip_logits"), False
     )
-    assert changed(model, query, other_motion)["proposal_logits"]
+    assert changed_outputs(model, query, other_motion)["proposal_logits"]
 
 
 def permuted_picture(inputs: ModelInputs) -> ModelInputs:
@@ -589,12 +607,12 @@ def test_without_space_the_order_of_motion_cells_is_nothing(query: ModelInputs) 
 def test_words_attend_to_pooled_clips_or_to_all_cells(query: ModelInputs) -> None:
     for pools, keys in ((True, CLIPS), (False, CLIPS * 8)):
         model = make_model(text_attends_pooled_clips=pools)
-        seen: list[int] = []
+        recorded: list[int] = []
         model.dynamic_layers[0].attend["to_clips"].register_forward_pre_hook(
-            lambda module, args, seen=seen: seen.append(args[1].shape[1])
+            lambda module, args, recorded=recorded: recorded.append(args[1].shape[1])
         )
         model(query)
-        assert seen == [keys]
+        assert recorded == [keys]
 
 
 @pytest.mark.parametrize("mask_padding", [True, False])
@@ -605,8 +623,8 @@ def test_padding_of_the_square_is_heard_only_unmasked(
     motion = query.motion.clone()
     motion[:, :, [0, 3]] += 5
     model = make_model(mask_padding=mask_padding, clip_pooling="attention")
-    heard = changed(model, query, lambda inputs: replace(inputs, motion=motion))
-    assert set(heard.values()) == {not mask_padding}
+    changes = changed_outputs(model, query, lambda inputs: replace(inputs, motion=motion))
+    assert set(changes.values()) == {not mask_padding}
 
 
 def test_with_attention_a_clip_is_heard_from_the_cells_it_chooses(query: ModelInputs) -> None:

@@ -46,26 +46,26 @@ cells.
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (4, 4), (16, 16), (5, 7)])
 def test_placing_is_padding_and_resizing(height: int, width: int, rows: int, columns: int) -> None:
     maps = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    found = to_square_grid(
+    result = to_square_grid(
         maps,
         torch.tensor([[height, width]]),
         torch.tensor([square_of(height, width)]),
         rows,
         columns,
     )
-    torch.testing.assert_close(found[0], padded_and_resized(maps[0], rows, columns), **TOLERANCE)
+    torch.testing.assert_close(result[0], padded_and_resized(maps[0], rows, columns), **TOLERANCE)
 
 
 def test_batch_padding_is_not_looked_at() -> None:
     random = torch.Generator().manual_seed(0)
     padded = torch.full((len(SHAPES), 2, 20, 20), 1e3)
     maps = [torch.rand(2, *shape, generator=random) for shape in SHAPES]
-    for place, one in zip(padded, maps, strict=True):
-        place[:, : one.shape[1], : one.shape[2]] = one
+    for slot, item in zip(padded, maps, strict=True):
+        slot[:, : item.shape[1], : item.shape[2]] = item
     squares = torch.tensor([square_of(*shape) for shape in SHAPES])
-    found = to_square_grid(padded, torch.tensor(SHAPES), squares, 8, 8)
-    for got, one in zip(found, maps, strict=True):
-        torch.testing.assert_close(got, padded_and_resized(one, 8, 8), atol=1e-5, rtol=1e-5)
+    result = to_square_grid(padded, torch.tensor(SHAPES), squares, 8, 8)
+    for resized, item in zip(result, maps, strict=True):
+        torch.testing.assert_close(resized, padded_and_resized(item, 8, 8), atol=1e-5, rtol=1e-5)
 
 
 def test_a_picture_that_fills_no_whole_cells_is_placed_between_them() -> None:
@@ -73,13 +73,13 @@ def test_a_picture_that_fills_no_whole_cells_is_placed_between_them() -> None:
     gives the same ramp.
     """
     ramp = torch.arange(16.0).expand(1, 1, 9, 16)
-    found = to_square_grid(ramp, torch.tensor([[9, 16]]), torch.tensor([square_of(9, 16)]), 16, 16)[
-        0, 0
-    ]
-    torch.testing.assert_close(found[4:12], torch.arange(16.0).expand(8, 16), **TOLERANCE)
-    torch.testing.assert_close(found[[3, 12]], 0.5 * torch.arange(16.0).expand(2, 16), **TOLERANCE)
-    assert not found[:3].any()
-    assert not found[13:].any()
+    result = to_square_grid(
+        ramp, torch.tensor([[9, 16]]), torch.tensor([square_of(9, 16)]), 16, 16
+    )[0, 0]
+    torch.testing.assert_close(result[4:12], torch.arange(16.0).expand(8, 16), **TOLERANCE)
+    torch.testing.assert_close(result[[3, 12]], 0.5 * torch.arange(16.0).expand(2, 16), **TOLERANCE)
+    assert not result[:3].any()
+    assert not result[13:].any()
 
 
 def ramps_over_the_square(height: int, width: int, side: int) -> Tensor:
@@ -130,7 +130,7 @@ def test_a_ramp_over_the_square_comes_back_as_the_picture_s(
     height: int, width: int, side: int, first: tuple[float, float], last: tuple[float, float]
 ) -> None:
     maps = ramps_over_the_square(height, width, side)
-    found = from_square_grid(
+    result = from_square_grid(
         maps,
         torch.tensor([square_of(height, width)]),
         torch.tensor([[height, width]]),
@@ -138,10 +138,13 @@ def test_a_ramp_over_the_square_comes_back_as_the_picture_s(
         width,
     )[0, 0]
     torch.testing.assert_close(
-        found[..., 0], held(width, first[0], last[0]).expand(height, -1), atol=1e-4, rtol=0
+        result[..., 0], held(width, first[0], last[0]).expand(height, -1), atol=1e-4, rtol=0
     )
     torch.testing.assert_close(
-        found[..., 1], held(height, first[1], last[1])[:, None].expand(-1, width), atol=1e-4, rtol=0
+        result[..., 1],
+        held(height, first[1], last[1])[:, None].expand(-1, width),
+        atol=1e-4,
+        rtol=0,
     )
 
 
@@ -151,42 +154,42 @@ def test_taking_from_a_map_of_the_whole_picture_is_torch_s_resizing(
     height: int, width: int, rows: int, columns: int
 ) -> None:
     maps = torch.rand(1, 2, rows, columns, 3, generator=torch.Generator().manual_seed(0))
-    found = from_square_grid(
+    result = from_square_grid(
         maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[height, width]]), height, width
     )
     expected = functional.interpolate(
         maps[0].permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False
     )
-    torch.testing.assert_close(found[0].permute(0, 3, 1, 2), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result[0].permute(0, 3, 1, 2), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 7), (5, 10), (9, 16)])
 def test_a_map_of_the_whole_picture_with_the_same_cells_stays(rows: int, columns: int) -> None:
     maps = torch.rand(1, 2, rows, columns, 3, generator=torch.Generator().manual_seed(0))
-    found = from_square_grid(
+    result = from_square_grid(
         maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[rows, columns]]), rows, columns
     )
-    torch.testing.assert_close(found, maps, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result, maps, atol=1e-5, rtol=0)
 
 
 def test_taken_from_one_batch_each_map_is_its_own_and_its_padding_zero() -> None:
     """Maps of the whole picture, 3×5 and 6×4 cells in one batch, brought to maps of 4×8 and 6×3."""
     random = torch.Generator().manual_seed(0)
-    own = [torch.rand(1, 2, *shape, 3, generator=random) for shape in ((3, 5), (6, 4))]
+    originals = [torch.rand(1, 2, *shape, 3, generator=random) for shape in ((3, 5), (6, 4))]
     padded = torch.full((2, 2, 6, 5, 3), 1e3)
-    padded[0, :, :3], padded[1, :, :, :4] = own[0][0], own[1][0]
+    padded[0, :, :3], padded[1, :, :, :4] = originals[0][0], originals[1][0]
     squares, sizes = (
         torch.tensor([[0, 0, 1, 3 / 6], [0, 0, 4 / 5, 1]]),
         torch.tensor([[4, 8], [6, 3]]),
     )
-    found = from_square_grid(padded, squares, sizes, 6, 8)
-    for got, maps, (height, width) in zip(found, own, sizes.tolist(), strict=True):
+    result = from_square_grid(padded, squares, sizes, 6, 8)
+    for crop, maps, (height, width) in zip(result, originals, sizes.tolist(), strict=True):
         alone = from_square_grid(
             maps, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[height, width]]), height, width
         )[0]
-        torch.testing.assert_close(got[:, :height, :width], alone, atol=1e-4, rtol=0)
-        assert not got[:, height:].any()
-        assert not got[:, :, width:].any()
+        torch.testing.assert_close(crop[:, :height, :width], alone, atol=1e-4, rtol=0)
+        assert not crop[:, height:].any()
+        assert not crop[:, :, width:].any()
 
 
 def test_what_is_taken_along_one_axis_by_hand() -> None:

@@ -27,13 +27,13 @@ def test_boxes_and_weights_have_their_shapes(
     head: type[MLPBoxHead] | type[AttentionBoxHead], cells: Cells
 ) -> None:
     torch.manual_seed(0)
-    own = head(D)
-    seen = own.prepare(*cells)
-    boxes, weights = own(torch.randn(3, D), seen)
+    box_head = head(D)
+    proposals = box_head.prepare(*cells)
+    boxes, weights = box_head(torch.randn(3, D), proposals)
     assert boxes.shape == (3, 4)
-    assert seen.boxes.shape == ((3, CELLS, 4) if head is AttentionBoxHead else (0,))
+    assert proposals.boxes.shape == ((3, CELLS, 4) if head is AttentionBoxHead else (0,))
     if head is AttentionBoxHead:
-        torch.testing.assert_close(torch.einsum("ns,nsc->nc", weights, seen.boxes), boxes)
+        torch.testing.assert_close(torch.einsum("ns,nsc->nc", weights, proposals.boxes), boxes)
     assert weights.shape == (3, CELLS)
     torch.testing.assert_close(weights.sum(-1), torch.ones(3))
     assert (weights[~cells[2]] == 0).all()
@@ -65,9 +65,9 @@ def test_attention_on_one_cell_gives_that_cell_s_box(cells: Cells, cell: int) ->
     head = AttentionBoxHead(D)
     query, positions = one_hot(head, cell)
     memory, _, mask, centres = (part[:1] for part in cells)
-    seen = head.prepare(memory, positions, mask, centres)
-    boxes, weights = head(query, seen)
-    torch.testing.assert_close(seen.boxes[0, cell], boxes[0])
+    proposals = head.prepare(memory, positions, mask, centres)
+    boxes, weights = head(query, proposals)
+    torch.testing.assert_close(proposals.boxes[0, cell], boxes[0])
     offset, size = head.mlp(memory[0, cell]).split(2)
     torch.testing.assert_close(weights[0], torch.eye(CELLS)[cell])
     torch.testing.assert_close(

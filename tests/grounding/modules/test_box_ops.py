@@ -58,9 +58,9 @@ def ramps() -> Tensor:
 
 def padded(maps: Tensor, rows: int, columns: int) -> Tensor:
     """Maps in the corner of larger ones that are full of what must not be seen."""
-    whole = torch.full((*maps.shape[:2], rows, columns), 1e3)
-    whole[:, :, : maps.shape[2], : maps.shape[3]] = maps
-    return whole
+    padded_map = torch.full((*maps.shape[:2], rows, columns), 1e3)
+    padded_map[:, :, : maps.shape[2], : maps.shape[3]] = maps
+    return padded_map
 
 
 def centres_of(rows: int, columns: int) -> Tensor:
@@ -157,8 +157,8 @@ def test_maps_of_one_batch_have_their_own_sizes() -> None:
 )
 def test_boxes_are_cut_at_the_picture(box: list[float], cut: list[float]) -> None:
     maps = torch.randn(1, 3, ROWS, COLUMNS, generator=torch.Generator().manual_seed(3))
-    found, expected = (roi_tokens(maps, torch.tensor([one]), SIZE) for one in (box, cut))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    result, expected = (roi_tokens(maps, torch.tensor([item]), SIZE) for item in (box, cut))
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_boxes_get_no_gradient_and_maps_get_it_where_the_box_lies() -> None:
@@ -227,46 +227,46 @@ def test_corners_are_torchvision_s() -> None:
 
 
 def test_iou_is_torchvision_s() -> None:
-    ours, theirs = (cxcywh_to_xyxy(random_boxes(40, seed)) for seed in (0, 1))
-    found = box_iou(ours, theirs)
-    assert 0 < int((found > 0).sum()) < 40
-    torch.testing.assert_close(found, ops.box_iou(ours, theirs).diagonal())
+    pred, target = (cxcywh_to_xyxy(random_boxes(40, seed)) for seed in (0, 1))
+    result = box_iou(pred, target)
+    assert 0 < int((result > 0).sum()) < 40
+    torch.testing.assert_close(result, ops.box_iou(pred, target).diagonal())
 
 
 def test_giou_is_torchvision_s_for_whole_layers_of_boxes() -> None:
-    ours, theirs = (cxcywh_to_xyxy(random_boxes(40, seed)) for seed in (0, 1))
-    expected = ops.generalized_box_iou(ours, theirs).diagonal()
+    pred, target = (cxcywh_to_xyxy(random_boxes(40, seed)) for seed in (0, 1))
+    expected = ops.generalized_box_iou(pred, target).diagonal()
     assert (expected < 0).any()
     torch.testing.assert_close(
-        generalized_box_iou(ours.view(2, 5, 4, 4), theirs.view(2, 5, 4, 4)), expected.view(2, 5, 4)
+        generalized_box_iou(pred.view(2, 5, 4, 4), target.view(2, 5, 4, 4)), expected.view(2, 5, 4)
     )
 
 
 def test_of_boxes_without_area_every_overlap_and_its_gradient_is_a_number() -> None:
     point, box = torch.tensor([[0.3, 0.3, 0.3, 0.3]]), torch.tensor([[0.1, 0.1, 0.2, 0.2]])
-    for ours, theirs in (
+    for pred, target in (
         (point, point),
         (point, box),
         (box, torch.zeros(1, 4)),
         (torch.zeros(1, 4), torch.zeros(1, 4)),
     ):
         for overlap in (box_iou, generalized_box_iou):
-            told = ours.clone().requires_grad_()
-            overlap(told, theirs).sum().backward()
-            assert told.grad is not None
-            assert torch.isfinite(told.grad).all()
+            leaf = pred.clone().requires_grad_()
+            overlap(leaf, target).sum().backward()
+            assert leaf.grad is not None
+            assert torch.isfinite(leaf.grad).all()
     assert generalized_box_iou(point, point).item() == 0
 
 
 def test_iou_by_hand() -> None:
     """Halves of each other; a corner shared (.01 of .07); side by side; and two without area."""
-    ours = torch.tensor(
+    pred = torch.tensor(
         [[0.0, 0.0, 0.2, 0.4], [0.0, 0.0, 0.2, 0.2], [0.0, 0.0, 0.5, 0.5], [0.3, 0.3, 0.3, 0.3]]
     )
-    theirs = torch.tensor(
+    target = torch.tensor(
         [[0.0, 0.0, 0.2, 0.2], [0.1, 0.1, 0.3, 0.3], [0.5, 0.0, 1.0, 0.5], [0.3, 0.3, 0.3, 0.3]]
     )
-    torch.testing.assert_close(box_iou(ours, theirs), torch.tensor([1 / 2, 1 / 7, 0, 0]))
+    torch.testing.assert_close(box_iou(pred, target), torch.tensor([1 / 2, 1 / 7, 0, 0]))
 
 
 def test_a_box_of_no_area_takes_what_is_at_its_place() -> None:

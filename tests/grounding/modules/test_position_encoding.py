@@ -21,14 +21,14 @@ def detr(mask: Tensor, features: int) -> Tensor:
     """DETR's PositionEmbeddingSine(normalize=True) for a padding mask `[B, H, W]` → `[B, H, W,
     2·features]`.
     """
-    there = (~mask).float()
-    y, x = there.cumsum(1), there.cumsum(2)
+    valid = (~mask).float()
+    y, x = valid.cumsum(1), valid.cumsum(2)
     y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
     x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
     wave = torch.tensor([10000 ** (2 * (i // 2) / features) for i in range(features)])
     halves = []
-    for place in (y, x):
-        phase = place[..., None] / wave
+    for normalized in (y, x):
+        phase = normalized[..., None] / wave
         halves.append(
             torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), dim=4).flatten(3)
         )

@@ -50,9 +50,9 @@ def test_the_iou_map_by_a_loop(span: tuple[float, float]) -> None:
 
 
 def test_the_true_cell_has_iou_one() -> None:
-    found = proposal_iou_map(torch.tensor([[0.25, 0.75], [0.0, 0.25]]), 4)
-    assert found[0, 1, 2] == pytest.approx(1.0)
-    assert found[1, 0, 0] == pytest.approx(1.0)
+    iou = proposal_iou_map(torch.tensor([[0.25, 0.75], [0.0, 0.25]]), 4)
+    assert iou[0, 1, 2] == pytest.approx(1.0)
+    assert iou[1, 0, 0] == pytest.approx(1.0)
 
 
 def constant_head(kernel: int) -> ProposalHead:
@@ -96,10 +96,10 @@ def test_invalid_cells_stay_zero_between_convolutions() -> None:
     """
     torch.manual_seed(0)
     head = ProposalHead(3, 4, 3, 2)
-    seen = []
-    head.convs[1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    inputs = []
+    head.convs[1].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     head(torch.randn(2, 5, 3))
-    assert not seen[0].permute(2, 3, 0, 1)[~valid_proposal_mask(5)].any()
+    assert not inputs[0].permute(2, 3, 0, 1)[~valid_proposal_mask(5)].any()
 
 
 def test_any_number_of_clips_fits() -> None:

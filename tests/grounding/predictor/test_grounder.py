@@ -82,28 +82,34 @@ def test_the_features_are_the_stores_own(
     tiny_run: Any, grounder: Grounder, queries: list[Query]
 ) -> None:
     stored = GroundingDataset.from_store(tiny_run.store, "test", 4, 8)
-    seen = grounder.encode_video(tiny_run.root / queries[0].path)
+    features_of_video = grounder.encode_video(tiny_run.root / queries[0].path)
     for name in ("appearance", "motion"):
-        own, other = seen.features[name], getattr(stored, name)
-        np.testing.assert_array_equal(own.read(seen.video.path), other.read(queries[0].video))
+        own, other = features_of_video.features[name], getattr(stored, name)
         np.testing.assert_array_equal(
-            own.columns(seen.video.path)["frame"], other.columns(queries[0].video)["frame"]
+            own.read(features_of_video.video.path), other.read(queries[0].video)
         )
-        assert own.shape(seen.video.path) == other.shape(queries[0].video)
+        np.testing.assert_array_equal(
+            own.columns(features_of_video.video.path)["frame"],
+            other.columns(queries[0].video)["frame"],
+        )
+        assert own.shape(features_of_video.video.path) == other.shape(queries[0].video)
 
 
 def test_a_video_is_looked_at_once_for_all_sentences(
     tiny_run: Any, grounder: Grounder, queries: list[Query]
 ) -> None:
-    counted: list[tuple[int, int]] = []
-    seen = grounder.encode_video(
-        tiny_run.root / queries[0].path, progress=lambda done, total: counted.append((done, total))
+    progress_calls: list[tuple[int, int]] = []
+    features_of_video = grounder.encode_video(
+        tiny_run.root / queries[0].path,
+        progress=lambda done, total: progress_calls.append((done, total)),
     )
-    assert counted[0] == (0, counted[0][1])
-    assert counted[-1] == (counted[0][1], counted[0][1])
-    np.testing.assert_allclose(seen.frame_edges, np.arange(seen.video.frame_count + 1) / 10)
-    together = grounder.ground_encoded(seen, ["the red circle spins.", "what falls?"])
-    alone = grounder.ground_encoded(seen, ["the red circle spins."])
+    assert progress_calls[0] == (0, progress_calls[0][1])
+    assert progress_calls[-1] == (progress_calls[0][1], progress_calls[0][1])
+    np.testing.assert_allclose(
+        features_of_video.frame_edges, np.arange(features_of_video.video.frame_count + 1) / 10
+    )
+    together = grounder.ground_encoded(features_of_video, ["the red circle spins.", "what falls?"])
+    alone = grounder.ground_encoded(features_of_video, ["the red circle spins."])
     assert together.queries[0].score == pytest.approx(alone.queries[0].score, abs=1e-3)
     assert [answer.text for answer in together.queries] == ["the red circle spins.", "what falls?"]
 
@@ -165,16 +171,16 @@ def test_several_runs_answer_together(
 def test_a_second_look_may_be_asked_for(
     tiny_run: Any, queries: list[Query], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[SegmentPrediction] = []
+    refined_segments: list[SegmentPrediction] = []
     monkeypatch.setattr(
         grounding.inference.predict,
         "refine_segment",
-        lambda features, first, between: looked.append(first),
+        lambda features, first, between: refined_segments.append(first),
     )
     Grounder(tiny_run.run, device="cpu", refine_boundaries=True).ground(
         tiny_run.root / queries[0].path, ["what falls?", "what spins?"]
     )
-    assert len(looked) == 2
+    assert len(refined_segments) == 2
 
 
 def test_other_videos_than_shapes_are_doubted(
@@ -189,6 +195,24 @@ def test_sentences_must_say_something(grounder: Grounder) -> None:
         validate_sentences([])
     with pytest.raises(InputError, match="sentence 2 of 2 is empty"):
         grounder.ground(Path("not even opened.mp4"), ["a dog jumps.", " \t"])
+
+
+def test_a_single_sentence_and_paths_may_be_strings(
+    tiny_run: Any, grounder: Grounder, queries: list[Query], tmp_path: Path
+) -> None:
+    """A string is one sentence, not a sequence of letters."""
+    video = tiny_run.root / queries[0].path
+    expected = grounder.ground(video, ["the red circle spins."])
+    assert validate_sentences(" what falls? ") == ["what falls?"]
+    with pytest.raises(InputError, match="sentence 1 of 1 is empty"):
+        validate_sentences(" ")
+    from_strings = Grounder(str(tiny_run.run), device="cpu")
+    assert from_strings.ensemble.runs == (tiny_run.run,)
+    assert from_strings.ground(str(video), "the red circle spins.") == expected
+    for cache_dir in (None, str(tmp_path / "cache")):
+        features = from_strings.encode_video(str(video), cache_dir)
+        assert from_strings.ground_encoded(features, "the red circle spins.") == expected
+    assert from_strings.domain_warning(str(video)) == ""
 
 
 def test_a_missing_video_is_named(grounder: Grounder, tmp_path: Path) -> None:
@@ -231,7 +255,7 @@ def reduced(
 
     @cache
     def make(asked: str) -> tuple[Path, Path]:
-        place = tmp_path_factory.mktemp("reduced")
+        folder = tmp_path_factory.mktemp("reduced")
         settings = {
             "backbones": "tiny",
             "weights": "tiny",
@@ -242,11 +266,11 @@ def reduced(
         config = ExtractConfig.model_validate(
             settings | {"reduce": {"appearance": asked, "motion": asked}}
         )
-        extract(tiny_run.index, tiny_run.root, "shapes", place / "store", config)
+        extract(tiny_run.index, tiny_run.root, "shapes", folder / "store", config)
         training = load(CsdvlTrainConfig, "train", tiny_run.run / "config.yaml", ["max_steps=1"])
-        prepare_run_dir(place / "store", place / "run", training)
-        train(place / "store", place / "run", training)
-        return place / "store", place / "run"
+        prepare_run_dir(folder / "store", folder / "run", training)
+        train(folder / "store", folder / "run", training)
+        return folder / "store", folder / "run"
 
     return make
 
@@ -268,15 +292,18 @@ def test_a_run_on_reduced_features_reduces_what_it_is_asked_about(
 ) -> None:
     """Bit for bit what the store's reader gives, though the store is no longer there."""
     store, run = reduced(asked)
-    seen = Grounder(run, device="cpu").encode_video(tiny_run.root / queries[0].path)
+    features_of_video = Grounder(run, device="cpu").encode_video(tiny_run.root / queries[0].path)
     for name, width in zip(("appearance", "motion"), channels, strict=True):
-        own, other = seen.features[name], Store(store).open(name)
-        assert own.shape(seen.video.path) == other.shape(queries[0].video)
-        assert own.shape(seen.video.path)[-1] == width
-        assert own.read(seen.video.path).dtype == np.float16
-        np.testing.assert_array_equal(own.read(seen.video.path), other.read(queries[0].video))
+        own, other = features_of_video.features[name], Store(store).open(name)
+        assert own.shape(features_of_video.video.path) == other.shape(queries[0].video)
+        assert own.shape(features_of_video.video.path)[-1] == width
+        assert own.read(features_of_video.video.path).dtype == np.float16
         np.testing.assert_array_equal(
-            own.columns(seen.video.path)["frame"], other.columns(queries[0].video)["frame"]
+            own.read(features_of_video.video.path), other.read(queries[0].video)
+        )
+        np.testing.assert_array_equal(
+            own.columns(features_of_video.video.path)["frame"],
+            other.columns(queries[0].video)["frame"],
         )
 
 
@@ -317,7 +344,8 @@ def test_a_run_without_its_projection_is_refused(
         (run / "basis" / "motion.safetensors").write_bytes(content)
     with pytest.raises(
         InputError,
-        match=rf"motion.safetensors {problem}: put motion/basis.safetensors of its store there, or train again",
+        match=rf"motion.safetensors {problem}: put motion/basis.safetensors of its "
+        rf"store there, or train again",
     ):
         Grounder(run)
 
@@ -359,13 +387,20 @@ def test_a_run_on_other_features_forgets_old_projections(
 
 
 @pytest.mark.parametrize(
-    ("recorded", "kind"),
+    ("provenance_values", "kind"),
     [({"slowfast": "kinetics"}, "kinetics"), ({"slowfast": "ava"}, "ava"), ({}, "ava")],
 )
-def test_motion_is_built_as_recorded(tmp_path: Path, recorded: dict[str, str], kind: str) -> None:
+def test_motion_is_built_as_recorded(
+    tmp_path: Path, provenance_values: dict[str, str], kind: str
+) -> None:
     digest = load_backbone("motion", "tiny", "random:0", kind).digest
-    about = {"backbone": "tiny", "weights": "random:0", "weights_digest": digest, **recorded}
-    assert load_recorded_encoder(tmp_path, "motion", about, torch.device("cpu")).kind == kind
+    about = {
+        "backbone": "tiny",
+        "weights": "random:0",
+        "weights_digest": digest,
+        **provenance_values,
+    }
+    assert load_recorded_encoder(tmp_path, "motion", about, torch.device("cpu")).variant == kind
 
 
 def test_sentences_are_tokenised_as_recorded(tmp_path: Path) -> None:

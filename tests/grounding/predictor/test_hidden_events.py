@@ -35,7 +35,7 @@ pytestmark = pytest.mark.soak
 
 class Spliced:
     """Clips of a store's product, one after the other, read as one video's
-    (`grounding.data.sources.Product`).
+    (`grounding.data.sources.FeatureSource`).
     """
 
     def __init__(self, product: ProductReader, made: ConcatenatedScenes) -> None:
@@ -77,7 +77,7 @@ def grounder(tmp_path_factory: pytest.TempPathFactory) -> Grounder:
         return Grounder(Path(named), device="cpu", num_frames=36)
     run, given = (
         tmp_path_factory.mktemp("hidden") / "run",
-        {"absent": ABSENT, "seed": 0, "device": "cpu"},
+        {"negative_rate": ABSENT, "seed": 0, "device": "cpu"},
     )
     config = validate(
         CsdvlTrainConfig, apply_preset(given, "shapes", "csdvl", ROOT / "store"), "test"

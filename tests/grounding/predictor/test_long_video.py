@@ -91,7 +91,8 @@ def test_one_long_segment_does_not_make_long_windows() -> None:
 def test_older_runs_say_it_by_what_they_were_judged_on(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"does not say how long the segments were .* with --window SECONDS, or train it again",
+        match=r"does not record the lengths of its training segments.* with --window "
+        r"SECONDS, or train the run again",
     ):
         get_window_seconds(tmp_path, {}, 5.0)
     rows = [[frame, 0.0, 0.0, 1.0, 1.0] for frame in range(0, 60, 2)]
@@ -120,23 +121,30 @@ def test_a_video_of_one_window_is_answered_as_before(
     assert grounder.ground(clips[0], SENTENCES) == wide.ground(clips[0], SENTENCES)
 
 
-def alone(seen: VideoFeatures, window: Span) -> VideoFeatures:
-    """The frames of a window as a video of their own: its features, counted from its first frame."""
+def extract_window(video_features: VideoFeatures, window: Span) -> VideoFeatures:
+    """Return a window as a video of its own, with frames counted from the window's first frame."""
     begin, end = window
     features = {}
-    for name, product in seen.features.items():
+    for name, product in video_features.features.items():
         frames, facts = (
-            product.columns(seen.key)["frame"],
-            product.facts(seen.key) | {"frame_count": end - begin},
+            product.columns(video_features.key)["frame"],
+            product.facts(video_features.key) | {"frame_count": end - begin},
         )
         rows = np.flatnonzero((frames >= begin) & (frames < end))
         entry = Entry(
-            seen.key, seen.key, product.read(seen.key, rows), {"frame": frames[rows] - begin}, facts
+            video_features.key,
+            video_features.key,
+            product.read(video_features.key, rows),
+            {"frame": frames[rows] - begin},
+            facts,
         )
         features[name] = InMemorySource([entry])
-    edges = seen.frame_edges[begin : end + 1] - seen.frame_edges[begin]
+    edges = video_features.frame_edges[begin : end + 1] - video_features.frame_edges[begin]
     return VideoFeatures(
-        seen.video.model_copy(update={"frame_count": end - begin}), seen.key, {**features}, edges
+        video_features.video.model_copy(update={"frame_count": end - begin}),
+        video_features.key,
+        {**features},
+        edges,
     )
 
 
@@ -144,16 +152,19 @@ def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, long_vid
     """The answer about all of it is the surest of those about its windows, each alone, moved to
     where the window begins.
     """
-    seen = grounder.encode_video(long_video)
-    windows = plan_windows(seen.frame_edges, grounder.window_seconds)
-    apart = [grounder.ground_encoded(alone(seen, window), SENTENCES).queries for window in windows]
-    for place, answer in enumerate(grounder.ground_encoded(seen, SENTENCES).queries):
-        scores = [own[place].score for own in apart]
+    video_features = grounder.encode_video(long_video)
+    windows = plan_windows(video_features.frame_edges, grounder.window_seconds)
+    results_by_window = [
+        grounder.ground_encoded(extract_window(video_features, window), SENTENCES).queries
+        for window in windows
+    ]
+    for place, answer in enumerate(grounder.ground_encoded(video_features, SENTENCES).queries):
+        scores = [own[place].score for own in results_by_window]
         assert len(set(scores)) > 1
         assert answer.score == pytest.approx(max(scores), abs=2e-6)
         moved = [
             (own[place], begin)
-            for own, (begin, _) in zip(apart, windows, strict=True)
+            for own, (begin, _) in zip(results_by_window, windows, strict=True)
             if own[place].score > max(scores) - 2e-6
         ]
         assert any(
@@ -204,12 +215,12 @@ def test_what_is_kept_is_not_decoded_again(
     )
     moved = shutil.copy(long_video, tmp_path / "renamed.mp4")
     counted: list[tuple[int, int]] = []
-    seen = grounder.encode_video(moved, tmp_path / "kept")
-    again = grounder.ground_encoded(
-        seen, SENTENCES, progress=lambda done, total: counted.append((done, total))
+    video_features = grounder.encode_video(moved, tmp_path / "kept")
+    repeated = grounder.ground_encoded(
+        video_features, SENTENCES, progress=lambda done, total: counted.append((done, total))
     )
-    assert again.queries == first.queries
-    assert again.video.path == str(moved)
+    assert repeated.queries == first.queries
+    assert repeated.video.path == str(moved)
     assert counted[0] == (0, 7)
     assert counted[-1] == (7, 7)
 
@@ -241,7 +252,8 @@ def test_what_is_kept_for_other_runs_is_refused(
     for video in (clips[0], clips[1]):
         with pytest.raises(
             InputError,
-            match=r"kept keeps appearance features made for a run with other .*: name another folder with --keep",
+            match=r"kept holds appearance features of a run with other .*: name "
+            r"another folder with --keep",
         ):
             Grounder(run, device="cpu").encode_video(video, tmp_path / "kept")
 
@@ -266,7 +278,7 @@ def test_a_video_that_fails_leaves_nothing(
 
 
 @pytest.fixture(scope="module")
-def pictured(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store_with_frames(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run's store, with pictures."""
     store = tmp_path_factory.mktemp("pictured") / "store"
     provenance = {
@@ -297,7 +309,7 @@ SMALL = {"hidden_dim": 8, "num_heads": 2, "ffn_dim": 8, "num_frames": 3}
 SYSTEMS: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
     "cgstvg": (
         CgstvgTrainConfig,
-        {"model": {**SMALL, "num_layers": 1, "num_stages": 2, "motion": "motion"}},
+        {"model": {**SMALL, "num_layers": 1, "num_stages": 2, "motion_product": "motion"}},
     ),
     "costa": (
         CostaTrainConfig,
@@ -311,14 +323,14 @@ SYSTEMS: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_other_systems_answer_about_a_long_video(
-    pictured: Path, long_video: Path, clips: list[Path], tmp_path: Path, system: str
+    store_with_frames: Path, long_video: Path, clips: list[Path], tmp_path: Path, system: str
 ) -> None:
-    kind, settings = SYSTEMS[system]
-    config = kind.model_validate(
+    config_class, settings = SYSTEMS[system]
+    config = config_class.model_validate(
         {**settings, "system": system, "max_steps": 1, "batch": 2, "device": "cpu"}
     )
-    prepare_run_dir(pictured, tmp_path / "run", config)
-    train(pictured, tmp_path / "run", config)
+    prepare_run_dir(store_with_frames, tmp_path / "run", config)
+    train(store_with_frames, tmp_path / "run", config)
     grounder = Grounder(tmp_path / "run", device="cpu")
     streamed = grounder.ground(long_video, SENTENCES, top_k=2)
     assert len(streamed.queries[0].others) == 1
@@ -345,7 +357,10 @@ def test_what_is_hidden_happens_nowhere_else(tiny_run: Any, tmp_path: Path) -> N
     for clip, scene in scenes.items():
         for thing in scene.objects:
             for event in thing.events:
-                text = f"the {thing.color} {thing.shape} {PHRASES[event.motion][2 if event.motion != 'left' else 1]}."
+                text = (
+                    f"the {thing.color} {thing.shape} "
+                    f"{PHRASES[event.motion][2 if event.motion != 'left' else 1]}."
+                )
                 if event.motion in ("spin", "left", "still"):
                     said = {
                         "id": f"{clip}-{len(queries)}",

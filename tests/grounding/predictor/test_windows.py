@@ -71,13 +71,13 @@ class Stream:
     """
 
     def __init__(self) -> None:
-        self.about = {"size": [8, 6]}
+        self.initial_facts = {"size": [8, 6]}
         own = {
             "appearance": np.arange(0, 200, 2),
             "motion": np.arange(2, 200, 5),
             "frames": np.arange(0, 200, 2).repeat(2),
         }
-        self.makers = {
+        self.builders = {
             name: SimpleNamespace(columns=lambda b, e, f=frames: {"frame": f[b:e]})
             for name, frames in own.items()
         }
@@ -105,15 +105,15 @@ class Stream:
 REDUCTIONS: dict[str, Any] = dict.fromkeys(("appearance", "motion", "frames"))
 
 
-@pytest.mark.parametrize("together", [1, 3, 100])
-def test_streamed_and_kept_features_are_the_same(together: int) -> None:
+@pytest.mark.parametrize("windows_per_batch", [1, 3, 100])
+def test_streamed_and_kept_features_are_the_same(windows_per_batch: int) -> None:
     stream, windows = Stream(), plan_windows(even(200), 3.0)
     whole = {
         name: InMemorySource([Entry("v", "v", stream.rows(name), {"frame": stream.frames[name]})])
         for name in stream.frames
     }
-    streamed = list(stream_window_batches("v", stream, REDUCTIONS, windows, together))  # type: ignore[arg-type]
-    kept = list(read_window_batches("v", whole, windows, together))
+    streamed = list(stream_window_batches("v", stream, REDUCTIONS, windows, windows_per_batch))  # type: ignore[arg-type]
+    kept = list(read_window_batches("v", whole, windows, windows_per_batch))
     assert [stretch.windows for stretch in streamed] == [stretch.windows for stretch in kept]
     assert [window for stretch in kept for window in stretch.windows] == windows
     for one, other in zip(streamed, kept, strict=True):
@@ -141,13 +141,15 @@ def test_a_stretch_has_the_rows_of_its_windows_and_one_frame_more_on_either_side
 def test_a_stretch_comes_before_the_video_ends_and_what_it_needed_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    held: dict[int, int] = {}
+    max_rows: dict[int, int] = {}
 
     def append(
         self: Any, rows: np.ndarray, columns: dict[str, np.ndarray], plain: Any = RowBuffer.append
     ) -> None:
         plain(self, rows, columns)
-        held[id(self)] = max(held.get(id(self), 0), sum(len(block) for block, _ in self._blocks))
+        max_rows[id(self)] = max(
+            max_rows.get(id(self), 0), sum(len(block) for block, _ in self._blocks)
+        )
 
     monkeypatch.setattr(RowBuffer, "append", append)
     stream = Stream()
@@ -157,7 +159,7 @@ def test_a_stretch_comes_before_the_video_ends_and_what_it_needed_is_dropped(
     ]  # type: ignore[arg-type]
     assert given[0] <= 24
     assert given == sorted(given)
-    motion, appearance, frames = sorted(held.values())
+    motion, appearance, frames = sorted(max_rows.values())
     assert appearance <= 30
     assert motion <= 15
     assert frames <= 60
@@ -216,7 +218,9 @@ def test_no_more_than_are_needed_are_remembered(
 # Which windows are the best
 
 
-def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> SegmentPrediction:
+def build_segment_prediction(
+    level: float, sure: float, segment: tuple[int, int] = (0, 8)
+) -> SegmentPrediction:
     """What CG-STVG or CoSTA says of a window of four frames: its event is of the middle two, with
     the probability `sure` at each end.
     """
@@ -231,20 +235,22 @@ def look_at(level: float, sure: float, segment: tuple[int, int] = (0, 8)) -> Seg
         "size": (8, 8),
         "segment": segment,
     }
-    look = SegmentPrediction.__new__(SegmentPrediction)
-    look.query, look.passes, look.frame_indices = (
-        Query.model_validate(query),
-        [],
-        np.linspace(*segment, 5)[:-1].astype(int),
+    segment_prediction = SegmentPrediction.__new__(SegmentPrediction)
+    segment_prediction.query = Query.model_validate(query)
+    segment_prediction.passes = []
+    segment_prediction.frame_indices = np.linspace(*segment, 5)[:-1].astype(int)
+    segment_prediction.refined = None
+    segment_prediction.box_sums, segment_prediction.box_counts = (
+        np.full((4, 4), 0.5),
+        np.ones(4, int),
     )
-    look.box_sums, look.box_counts = np.full((4, 4), 0.5), np.ones(4, int)
     rest = (1 - sure) / 3
     answer = BoundaryPrediction(
         np.array([rest, sure, rest, rest]), np.array([rest, rest, sure, rest]), level
     )
-    look.span_scores = answer.init_scores(segment, look.frame_indices)
-    look.span_scores.add(answer, look.frame_indices)
-    return look
+    segment_prediction.span_scores = answer.init_scores(segment, segment_prediction.frame_indices)
+    segment_prediction.span_scores.add(answer, segment_prediction.frame_indices)
+    return segment_prediction
 
 
 def test_windows_are_compared_by_what_was_there_before_it_was_made_to_sum_to_one() -> None:
@@ -252,7 +258,8 @@ def test_windows_are_compared_by_what_was_there_before_it_was_made_to_sum_to_one
     event is louder.
     """
     (faint, doubtful), (clear, answer) = (
-        decode_ranked_tube(look_at(*one), None, False) for one in ((0.0, 0.9), (5.0, 0.6))
+        decode_ranked_tube(build_segment_prediction(*one), False)
+        for one in ((0.0, 0.9), (5.0, 0.6))
     )
     assert doubtful.score == pytest.approx(0.81)
     assert answer.score == pytest.approx(0.36)
@@ -263,8 +270,10 @@ def test_a_second_look_sharpens_an_answer_and_leaves_its_place_among_the_windows
     """It is of a part of the window, and what it makes sum to one is another sum; some windows have
     none.
     """
-    first, closer = look_at(5.0, 0.6), look_at(50.0, 0.9, (2, 6))
-    plain, sharpened = (decode_ranked_tube(first, second, False) for second in (None, closer))
+    segment_prediction = build_segment_prediction(5.0, 0.6)
+    plain = decode_ranked_tube(segment_prediction, False)
+    segment_prediction.refined = build_segment_prediction(50.0, 0.9, (2, 6))
+    sharpened = decode_ranked_tube(segment_prediction, False)
     assert sharpened[0] == plain[0]
     assert sharpened[1].score != plain[1].score
-    assert sharpened[1] == decode_tube(first, closer, False)
+    assert sharpened[1] == decode_tube(segment_prediction, False)

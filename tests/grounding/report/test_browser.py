@@ -50,13 +50,13 @@ def block(frame: int) -> tuple[int, int, int, int]:
     return 4 + 2 * frame, 20, 34 + 2 * frame, 60
 
 
-def footage(path: str) -> VideoSource:
-    def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        for number in numbers:
-            picture = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
-            x1, y1, x2, y2 = block(number)
-            picture[y1:y2, x1:x2] = 255
-            yield picture
+def open_block_video(path: str) -> VideoSource:
+    def read(frame_indices: Sequence[int]) -> Iterator[np.ndarray]:
+        for frame_index in frame_indices:
+            image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+            x1, y1, x2, y2 = block(frame_index)
+            image[y1:y2, x1:x2] = 255
+            yield image
 
     return VideoSource(path, np.arange(FRAMES + 1) / FPS, "1", read)
 
@@ -83,8 +83,8 @@ def make_query(number: int, **changes: Any) -> Query:
     return Query.model_validate({**values, **rest, **kinds, **changes})
 
 
-def predicted(query: Query, shift: float) -> Prediction:
-    """The block at every fifth frame, `shift` pixels lower."""
+def predict_block(query: Query, shift: float) -> Prediction:
+    """Return the block at every fifth frame, `shift` pixels lower."""
     rows = [
         (frame, *(side + (shift if i % 2 else 0) for i, side in enumerate(block(frame))))
         for frame in range(0, FRAMES, 5)
@@ -92,21 +92,21 @@ def predicted(query: Query, shift: float) -> Prediction:
     return Prediction(id=query.id, span=(12, 44), score=0.5, boxes=rows)
 
 
-def judged(
+def make_run_results(
     folder: Path, name: str, queries: list[Query], tracks: Tracks, predictions: list[Prediction]
 ) -> RunResults:
     scores = score_queries(queries, tracks, predictions)
     return RunResults(
         folder,
         name,
-        {one.id: one for one in predictions},
-        {one.id: one for one in scores},
+        {prediction.id: prediction for prediction in predictions},
+        {score.id: score for score in scores},
         summarize(scores),
     )
 
 
-class Saw:
-    """Stands for a network: A is hot in the cell of the block, the proposal map in one cell."""
+class FakeRecorder:
+    """Stand-in for a model: A is hot in the cell of the block, the proposal map in one cell."""
 
     def __init__(self, queries: list[Query]) -> None:
         self.dataset = SimpleNamespace(queries=queries)
@@ -133,38 +133,38 @@ def write(folder: Path, runs: int) -> Path:
     for video in ("v0", "v1"):
         tracks.add(video, np.arange(FRAMES), np.array([block(frame) for frame in range(FRAMES)]))
     names = ["first", EVIL][:runs]
-    lower = [
+    extra_shifts = [
         4 * max(0, number - 3) for number in range(len(queries))
     ]  # from the fifth query on ever worse
-    shown = [
-        judged(
+    run_results = [
+        make_run_results(
             folder,
             name,
             queries,
             tracks,
             [
-                predicted(query, 6 + 9 * run + more)
-                for query, more in zip(queries, lower, strict=True)
+                predict_block(query, 6 + 9 * run + extra_shift)
+                for query, extra_shift in zip(queries, extra_shifts, strict=True)
             ],
         )
         for run, name in enumerate(names)
     ]
 
-    def some(path: str) -> VideoSource:
-        found = footage(path)
+    def open_video(path: str) -> VideoSource:
+        video = open_block_video(path)
         return (
-            found
+            video
             if path != "broken.mp4"
-            else VideoSource(path, found.frame_edges[:20], "1", found.decode_frames)
+            else VideoSource(path, video.frame_edges[:20], "1", video.decode_frames)
         )
 
     return write_report(
         folder / f"report{runs}",
         ground_truth_for_split(queries, tracks, "test"),
-        shown,
-        some,
+        run_results,
+        open_video,
         ReportConfig(),
-        [Saw(queries)] * runs,
+        [FakeRecorder(queries)] * runs,
     )
 
 
@@ -173,8 +173,8 @@ class Opened:
     """A page with what went wrong on it, and what it asked for."""
 
     page: Any
-    wrong: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     def go(self, view: str) -> None:
         self.page.goto(re.sub("#.*", "", self.page.url) + f"#{view}")
@@ -183,7 +183,8 @@ class Opened:
         """Show a query by its place in the list, its video ready."""
         self.go(f"queries/{number}")
         self.page.wait_for_function(
-            f"stvg.player && stvg.list.selected.at === {number} && stvg.player.video.readyState >= 2"
+            f"stvg.player && stvg.list.selected.at === {number}"
+            " && stvg.player.video.readyState >= 2"
         )
 
     def seek(self, frame: int) -> np.ndarray:
@@ -230,30 +231,30 @@ def compared(browser: Any, reports: dict[int, Path]) -> Iterator[Opened]:
 
 
 def open_page(browser: Any, index: Path) -> Iterator[Opened]:
-    one = Opened(browser.new_page(viewport={"width": 1500, "height": 900}))
-    one.page.set_default_timeout(120_000)
-    one.page.on(
+    opened = Opened(browser.new_page(viewport={"width": 1500, "height": 900}))
+    opened.page.set_default_timeout(120_000)
+    opened.page.on(
         "console",
         lambda message: (
-            one.wrong.append(message.text) if message.type in ("error", "warning") else None
+            opened.errors.append(message.text) if message.type in ("error", "warning") else None
         ),
     )
-    one.page.on("pageerror", lambda error: one.wrong.append(str(error)))
-    one.page.on("request", lambda request: one.asked.append(request.url))
-    one.page.goto(index.as_uri())
-    yield one
-    hacked = one.page.evaluate("window.hacked")
-    one.page.close()
+    opened.page.on("pageerror", lambda error: opened.errors.append(str(error)))
+    opened.page.on("request", lambda request: opened.requests.append(request.url))
+    opened.page.goto(index.as_uri())
+    yield opened
+    hacked = opened.page.evaluate("window.hacked")
+    opened.page.close()
     assert hacked is None
-    assert one.wrong == []
+    assert opened.errors == []
     beside = index.parent.as_uri()
-    assert [url for url in one.asked if not url.startswith((beside, "data:", "blob:"))] == []
+    assert [url for url in opened.requests if not url.startswith((beside, "data:", "blob:"))] == []
 
 
-def drawn_box(screen: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, ...]:
-    """The outline of one colour, xyxy in pixels of the video."""
-    rows, columns = np.nonzero((np.abs(screen - colour) < 40).all(-1))
-    assert len(rows) > 100, f"nothing of colour {colour} is drawn"
+def drawn_box(screen: np.ndarray, color: tuple[int, int, int]) -> tuple[float, ...]:
+    """The outline of one color, xyxy in pixels of the video."""
+    rows, columns = np.nonzero((np.abs(screen - color) < 40).all(-1))
+    assert len(rows) > 100, f"nothing of color {color} is drawn"
     scale = screen.shape[1] / SIZE[0]
     return tuple(
         float(edge) / scale
@@ -278,7 +279,8 @@ def test_every_view_opens_from_disk(opened: Opened) -> None:
         assert page.locator(".view:visible").count() == 1
     opened.go("gallery")
     page.wait_for_function(
-        "[...document.querySelectorAll('.strip img')].slice(0, 2).every(image => image.naturalWidth > 0)"
+        "[...document.querySelectorAll('.strip img')].slice(0, 2)"
+        ".every(image => image.naturalWidth > 0)"
     )
     page.locator(".strip a").first.click()
     page.wait_for_selector("#detail h2")
@@ -341,7 +343,10 @@ def test_a_frame_that_was_shown_before_a_seek_does_not_undo_it(opened: Opened) -
     """
     opened.page.evaluate("""() => {
         const ask = HTMLVideoElement.prototype.requestVideoFrameCallback;
-        HTMLVideoElement.prototype.requestVideoFrameCallback = function (tell) { window.tell = tell; return ask.call(this, tell); };
+        HTMLVideoElement.prototype.requestVideoFrameCallback = function (tell) {
+            window.tell = tell;
+            return ask.call(this, tell);
+        };
     }""")
     opened.query(2)
     told = opened.page.evaluate("""() => {
@@ -365,8 +370,7 @@ def test_a_box_is_drawn_only_inside_its_span(opened: Opened) -> None:
         screen = opened.seek(frame)
         assert (
             tuple(
-                bool((np.abs(screen - colour) < 40).all(-1).sum() > 50)
-                for colour in (GREEN, YELLOW)
+                bool((np.abs(screen - color) < 40).all(-1).sum() > 50) for color in (GREEN, YELLOW)
             )
             == drawn
         ), frame
@@ -410,7 +414,7 @@ def test_a_video_that_cannot_be_read_is_said_to_be(opened: Opened) -> None:
     opened.page.locator("#queries tbody tr").click()
     opened.page.wait_for_selector("#detail .trouble")
     assert (
-        "broken.mp4 has 19 frames, the index says more"
+        "broken.mp4 has 19 frames, but the index has more"
         in opened.page.locator("#detail .trouble").text_content()
     )
     assert opened.page.locator(".lane i").count() == 2
@@ -424,13 +428,16 @@ def test_queries_are_sorted_and_filtered(opened: Opened) -> None:
     assert texts == sorted(texts, key=str.lower) or texts[1:] == [
         f"block number {n}" for n in (0, 1, 2, 3, 4, 5, 7)
     ]
-    numbers = "[...document.querySelectorAll('#queries tbody tr')].map(row => stvg.queries[row.dataset.at].scores[0][0])"
+    read_scores = (
+        "[...document.querySelectorAll('#queries tbody tr')]"
+        ".map(row => stvg.queries[row.dataset.at].scores[0][0])"
+    )
     page.locator("#queries th button", has_text="vIoU").click()
-    falling = page.evaluate(numbers)
+    falling = page.evaluate(read_scores)
     assert falling == sorted(falling, reverse=True)
     assert len(set(falling)) > 2
     page.locator("#queries th button", has_text="vIoU").click()
-    assert page.evaluate(numbers) == falling[::-1]
+    assert page.evaluate(read_scores) == falling[::-1]
     page.get_by_label("Tag").select_option("odd")
     assert page.locator("#shown").text_content() == "4 of 8"
     page.get_by_label("Form").select_option("declarative")
@@ -447,7 +454,8 @@ def test_a_query_left_while_its_maps_are_decoded_does_not_come_back(opened: Open
     page = opened.page
     page.evaluate("""() => {
         const decoded = stvg.maps.decoded;
-        stvg.maps.decoded = map => new Promise(done => setTimeout(() => decoded(map).then(done), 600));
+        stvg.maps.decoded = map => new Promise(
+            done => setTimeout(() => decoded(map).then(done), 600));
     }""")
     opened.go("queries/3")
     page.wait_for_function("stvg.list.selected.at === 3")
@@ -471,17 +479,17 @@ def test_two_runs_stand_side_by_side(compared: Opened) -> None:
         pytest.approx(edge, abs=1) for edge in (x1, y1 + 15, x2, y2 + 15)
     )
     rows = compared.page.locator(".side table").first.locator("tbody tr")
-    ours, theirs, gain = (
+    score, other_score, gain = (
         float(rows.nth(place).locator("td").first.text_content().replace("−", "-"))
         for place in range(3)
     )
-    assert gain == pytest.approx(ours - theirs, abs=0.0011)
+    assert gain == pytest.approx(score - other_score, abs=0.0011)
     assert gain > 0.1
     assert compared.page.locator(".map canvas").count() == 2
 
 
 @pytest.fixture
-def many(browser: Any, reports: dict[int, Path], tmp_path: Path) -> Iterator[Opened]:
+def long_list(browser: Any, reports: dict[int, Path], tmp_path: Path) -> Iterator[Opened]:
     """The list of 2,000 queries, held to the same; every tenth sentence is long."""
     folder = shutil.copytree(reports[1].parent, tmp_path / "many")
     row = {
@@ -510,13 +518,13 @@ def many(browser: Any, reports: dict[int, Path], tmp_path: Path) -> Iterator[Ope
             number,
             {"size": SIZE, "truth": [], "answers": [None], "seen": [None]},
         )
-    for one in open_page(browser, folder / "index.html"):
-        one.go("queries")
-        yield one
+    for opened in open_page(browser, folder / "index.html"):
+        opened.go("queries")
+        yield opened
 
 
-def test_thousands_of_queries_open_with_few_rows(many: Opened) -> None:
-    page = many.page
+def test_thousands_of_queries_open_with_few_rows(long_list: Opened) -> None:
+    page = long_list.page
     assert page.locator("#shown").text_content() == "2000 of 2000"
     assert page.locator("#queries tbody tr").count() < 300
     page.fill("#search", "sentence 1999")
@@ -527,11 +535,11 @@ def test_thousands_of_queries_open_with_few_rows(many: Opened) -> None:
     assert page.locator("#none").is_hidden()
 
 
-def test_every_row_is_reached_by_scrolling(many: Opened) -> None:
+def test_every_row_is_reached_by_scrolling(long_list: Opened) -> None:
     """Page by page no row is left out; by one long pull of the bar the last one is reached, and the
     first one again.
     """
-    page = many.page
+    page = long_list.page
     seen: list[int] = []
     for _ in range(30):
         seen += (rows := in_view(page))
@@ -547,19 +555,24 @@ def test_every_row_is_reached_by_scrolling(many: Opened) -> None:
         assert page.locator("#queries tbody tr").count() < 300
 
 
-def test_a_query_far_down_is_shown_in_the_list_and_left_by_the_arrows(many: Opened) -> None:
-    many.go("queries/1500")
-    many.page.wait_for_function("stvg.list.selected?.at === 1500")
-    assert 1500 in in_view(many.page)
-    many.page.keyboard.press("ArrowDown")
-    many.page.wait_for_function("stvg.list.selected?.at === 1501")
-    assert many.page.locator("tr[aria-selected]").get_attribute("data-at") == "1501"
+def test_a_query_far_down_is_shown_in_the_list_and_left_by_the_arrows(long_list: Opened) -> None:
+    long_list.go("queries/1500")
+    long_list.page.wait_for_function("stvg.list.selected?.at === 1500")
+    assert 1500 in in_view(long_list.page)
+    long_list.page.keyboard.press("ArrowDown")
+    long_list.page.wait_for_function("stvg.list.selected?.at === 1501")
+    assert long_list.page.locator("tr[aria-selected]").get_attribute("data-at") == "1501"
 
 
 def in_view(page: Any) -> list[int]:
-    """Which queries' rows are in the list's pane, from its top."""
+    """Return the queries whose rows are in the list's pane, from its top."""
     return page.evaluate("""() => {
-      const pane = document.querySelector(".rows").getBoundingClientRect(), head = document.querySelector("#queries th").offsetHeight;
-      const inside = row => { const at = row.getBoundingClientRect(); return at.bottom > pane.top + head && at.top < pane.bottom; };
-      return [...document.querySelectorAll("#queries tbody tr")].filter(inside).map(row => Number(row.dataset.at));
+      const pane = document.querySelector(".rows").getBoundingClientRect();
+      const head = document.querySelector("#queries th").offsetHeight;
+      const inside = row => {
+        const at = row.getBoundingClientRect();
+        return at.bottom > pane.top + head && at.top < pane.bottom;
+      };
+      const rows = [...document.querySelectorAll("#queries tbody tr")];
+      return rows.filter(inside).map(row => Number(row.dataset.at));
     }""")

@@ -1,4 +1,4 @@
-"""The report's folder: everything is there, text stays text, unreadable videos leave a note."""
+"""The report's folder: it is complete, text stays text, unreadable videos leave a note."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def predict(query: Query, begin: int) -> Prediction:
     return Prediction(id=query.id, span=(begin, begin + 40), score=0.5, boxes=[(begin, *BOX)])
 
 
-def grey(path: str) -> VideoSource:
-    def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        return (np.full((90, 160, 3), 128, np.uint8) for _ in numbers)
+def open_gray_video(path: str) -> VideoSource:
+    def read(frame_indices: Sequence[int]) -> Iterator[np.ndarray]:
+        return (np.full((90, 160, 3), 128, np.uint8) for _ in frame_indices)
 
     return VideoSource(path, np.arange(101) / 25, "stamp", read)
 
@@ -84,7 +84,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
     def script(self, name: str) -> Any:
-        """What a script of the folder hands to the page: its arguments."""
+        """Return the arguments that a script of the folder hands to the page."""
         content = (self.path.parent / name).read_text(encoding="utf-8")
         return json.loads("[" + re.fullmatch(r"stvg\.\w+\((.*)\);\n", content)[1] + "]")
 
@@ -112,7 +112,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def judged(
+def make_run_results(
     run: Path, queries: list[Query], tracks: Tracks, predictions: list[Prediction]
 ) -> RunResults:
     scores = score_queries(queries, tracks, predictions)
@@ -120,31 +120,33 @@ def judged(
     return RunResults(
         run,
         run.name,
-        {one.id: one for one in predictions},
-        {one.id: one for one in scores},
+        {prediction.id: prediction for prediction in predictions},
+        {score.id: score for score in scores},
         metrics,
     )
 
 
-def write(
+def write_page(
     run: Path,
     out: Path,
     queries: list[Query],
     tracks: Tracks,
     predictions: list[Prediction],
-    footage=grey,
+    open_video=open_gray_video,
     config=None,
-    **more: Any,
+    **options: Any,
 ) -> Page:
-    exam = ground_truth_for_split(queries, tracks, "test", more.pop("dataset", None))
-    shown = [judged(run, queries, tracks, predictions), *more.pop("others", [])]
-    return Page(write_report(out, exam, shown, footage, config or ReportConfig(), **more))
+    ground_truth = ground_truth_for_split(queries, tracks, "test", options.pop("dataset", None))
+    runs = [make_run_results(run, queries, tracks, predictions), *options.pop("others", [])]
+    return Page(
+        write_report(out, ground_truth, runs, open_video, config or ReportConfig(), **options)
+    )
 
 
 def test_the_folder_holds_everything(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(12, form="declarative", tags=("look-alike",))
     predictions = [predict(q, 20 + 4 * i) for i, q in enumerate(queries[:-1])]
-    page = write(run, tmp_path / "out", queries, tracks, predictions)
+    page = write_page(run, tmp_path / "out", queries, tracks, predictions)
     assert len(page.pictures) == 12
     for source in page.sources:
         assert (tmp_path / "out" / source).is_file()
@@ -187,7 +189,7 @@ def test_whatever_the_data_says_is_text(run: Path, tmp_path: Path) -> None:
         query.model_copy(update={"id": f"{EVIL}/../../{number}"})
         for number, query in enumerate(queries)
     ]
-    page = write(run, tmp_path / "out", evil, tracks, [predict(query, 20) for query in evil])
+    page = write_page(run, tmp_path / "out", evil, tracks, [predict(query, 20) for query in evil])
     assert page.tags.count("script") == 6
     assert EVIL in page.text
     assert page.script("data.js")[0]["queries"][0]["text"] == EVIL
@@ -213,7 +215,7 @@ def test_a_video_that_cannot_be_read_leaves_a_note(run: Path, tmp_path: Path) ->
         raise VideoError("open", "missing", f"{path} does not exist")
 
     queries, tracks = make_queries(2)
-    page = write(run, tmp_path / "out", queries, tracks, [], broken)
+    page = write_page(run, tmp_path / "out", queries, tracks, [], broken)
     assert "No picture: missing (open): v0.mp4 does not exist" in page.text
     assert page.pictures == []
     assert page.script("data.js")[0]["videos"] == [
@@ -223,51 +225,61 @@ def test_a_video_that_cannot_be_read_leaves_a_note(run: Path, tmp_path: Path) ->
 
 def test_a_video_shorter_than_the_index_says_leaves_a_note(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(1)
-    page = write(
+    page = write_page(
         run,
         tmp_path / "out",
         queries,
         tracks,
         [],
-        lambda path: replace(grey(path), frame_edges=np.arange(31) / 25),
+        lambda path: replace(open_gray_video(path), frame_edges=np.arange(31) / 25),
     )
     assert page.script("data.js")[0]["videos"] == [
-        {"trouble": "changed (decode): v0.mp4 has 30 frames, the index says more"}
+        {"trouble": "changed (decode): v0.mp4 has 30 frames, but the index has more"}
     ]
 
 
 def test_videos_are_made_once_and_the_others_go(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(3)
-    made = lambda: {
-        path.name: path.stat().st_ino for path in (tmp_path / "out" / "videos").iterdir()
-    }
-    write(run, tmp_path / "out", queries, tracks, [])
-    first = made()
-    write(run, tmp_path / "out", queries, tracks, [])
-    assert made() == first
-    page = write(
+    videos_dir = tmp_path / "out" / "videos"
+
+    def list_videos() -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in videos_dir.iterdir()}
+
+    write_page(run, tmp_path / "out", queries, tracks, [])
+    first = list_videos()
+    write_page(run, tmp_path / "out", queries, tracks, [])
+    assert list_videos() == first
+    page = write_page(
         run, tmp_path / "out", queries, tracks, [], config=ReportConfig(videos=1, gallery_size=1)
     )
-    assert len(made()) == 1
-    assert made().items() < first.items()
+    assert len(list_videos()) == 1
+    assert list_videos().items() < first.items()
     assert [video.get("trouble") for video in page.script("data.js")[0]["videos"]] == [
         None,
         *["only 1 videos are shown (report.videos)"] * 2,
     ]
-    write(
-        run, tmp_path / "out", queries, tracks, [], lambda path: replace(grey(path), fingerprint="other")
+    write_page(
+        run,
+        tmp_path / "out",
+        queries,
+        tracks,
+        [],
+        lambda path: replace(open_gray_video(path), fingerprint="other"),
     )
-    assert not made().keys() & first.keys()
+    assert not list_videos().keys() & first.keys()
 
 
 def test_a_videos_frames_have_their_own_times(run: Path, tmp_path: Path) -> None:
-    """Only what is asked about is in it: frames 10 to 90; a variable rate is told frame by frame."""
+    """The video holds the queried frames 10 to 90; a variable rate is listed frame by frame."""
     import av
 
     queries, tracks = make_queries(2, segment=(10, 90), path="v.mp4", video="v")
     edges = np.concatenate([np.arange(60) / 25, 60 / 25 + np.arange(41) / 10])
-    for footage, varies in ((grey, False), (lambda path: replace(grey(path), frame_edges=edges), True)):
-        page = write(run, tmp_path / "out", queries, tracks, [], footage)
+    for open_video, varies in (
+        (open_gray_video, False),
+        (lambda path: replace(open_gray_video(path), frame_edges=edges), True),
+    ):
+        page = write_page(run, tmp_path / "out", queries, tracks, [], open_video)
         (video,) = page.script("data.js")[0]["videos"]
         assert (video["first"], video["count"], "starts" in video) == (10, 80, varies)
         with av.open(str(tmp_path / "out" / video["file"])) as container:
@@ -286,7 +298,9 @@ def test_large_videos_are_made_smaller_and_small_ones_not_larger(run: Path, tmp_
 
     queries, tracks = make_queries(1)
     for side, size in ((480, (160, 90)), (40, (40, 22))):
-        page = write(run, tmp_path / "out", queries, tracks, [], config=ReportConfig(max_side=side))
+        page = write_page(
+            run, tmp_path / "out", queries, tracks, [], config=ReportConfig(max_side=side)
+        )
         with av.open(
             str(tmp_path / "out" / page.script("data.js")[0]["videos"][0]["file"])
         ) as container:
@@ -296,8 +310,8 @@ def test_large_videos_are_made_smaller_and_small_ones_not_larger(run: Path, tmp_
 
 def test_old_pictures_do_not_stay(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(3)
-    write(run, tmp_path / "out", queries, tracks, [])
-    write(run, tmp_path / "out", queries[:1], tracks, [])
+    write_page(run, tmp_path / "out", queries, tracks, [])
+    write_page(run, tmp_path / "out", queries[:1], tracks, [])
     assert [path.name for path in (tmp_path / "out" / "strips").iterdir()] == ["000.jpg"]
     assert [path.name for path in (tmp_path / "out" / "queries").iterdir()] == ["0.js"]
 
@@ -305,15 +319,19 @@ def test_old_pictures_do_not_stay(run: Path, tmp_path: Path) -> None:
 def test_a_bare_run_without_boxes_or_curves_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     queries, tracks = make_queries(2, truth=Truth(span=(20, 60)))
-    page = write(tmp_path / "run", tmp_path / "out", queries, tracks, [predict(queries[0], 20)])
+    page = write_page(
+        tmp_path / "run", tmp_path / "out", queries, tracks, [predict(queries[0], 20)]
+    )
     assert "This run has no curves" in page.text
     assert "0 with boxes" in page.text
 
 
 def test_two_runs_are_compared_with_intervals(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(12)
-    other = judged(tmp_path / "other", queries, tracks, [predict(query, 40) for query in queries])
-    page = write(
+    other = make_run_results(
+        tmp_path / "other", queries, tracks, [predict(query, 40) for query in queries]
+    )
+    page = write_page(
         run,
         tmp_path / "out",
         queries,
@@ -323,10 +341,10 @@ def test_two_runs_are_compared_with_intervals(run: Path, tmp_path: Path) -> None
     )
     assert "shapes minus other" in page.text
     table = page.text[page.text.index("shapes minus other") :]
-    ours, theirs, gain, low, high = map(
+    score, other_score, gain, low, high = map(
         float, re.findall(r"[-−+]?\d+\.\d", table.replace("−", "-").replace("+", ""))[:5]
     )
-    assert gain == pytest.approx(ours - theirs, abs=0.11)
+    assert gain == pytest.approx(score - other_score, abs=0.11)
     assert low < gain < high
     assert "far better than other" in page.text
     data = page.script("data.js")[0]
@@ -340,7 +358,7 @@ def test_two_runs_are_compared_with_intervals(run: Path, tmp_path: Path) -> None
 
 def test_the_published_table_has_this_run_in_it(run: Path, tmp_path: Path) -> None:
     queries, tracks = make_queries(2, split="test")
-    page = write(
+    page = write_page(
         run,
         tmp_path / "out",
         queries,
@@ -353,16 +371,16 @@ def test_the_published_table_has_this_run_in_it(run: Path, tmp_path: Path) -> No
     assert page.text.count("100.0") > 4
     assert (
         "Published results"
-        not in write(run, tmp_path / "out", queries, tracks, [], dataset="shapes").text
+        not in write_page(run, tmp_path / "out", queries, tracks, [], dataset="shapes").text
     )
 
 
 def write_run(folder: Path, queries: list[Query], tracks: Tracks) -> Path:
-    one = judged(folder, queries, tracks, [predict(query, 20) for query in queries])
-    write_json(folder / "metrics.json", {**one.metrics, "val_m_vIoU": 0.25})
-    write_jsonl(folder / "predictions" / "test.jsonl", one.predictions.values())
+    results = make_run_results(folder, queries, tracks, [predict(query, 20) for query in queries])
+    write_json(folder / "metrics.json", {**results.metrics, "val_m_vIoU": 0.25})
+    write_jsonl(folder / "predictions" / "test.jsonl", results.predictions.values())
     write_json(
-        folder / "scores" / "test.json", [score.model_dump() for score in one.scores.values()]
+        folder / "scores" / "test.json", [score.model_dump() for score in results.scores.values()]
     )
     return folder
 
@@ -370,7 +388,7 @@ def write_run(folder: Path, queries: list[Query], tracks: Tracks) -> Path:
 def test_two_runs_of_one_name_are_told_apart_and_others_refused(tmp_path: Path) -> None:
     queries, tracks = make_queries(2)
     first, second = (write_run(tmp_path / name / "shapes", queries, tracks) for name in "ab")
-    assert [one.name for one in load_run_pair(first, second, "test")] == [str(first), str(second)]
+    assert [run.name for run in load_run_pair(first, second, "test")] == [str(first), str(second)]
     third = write_run(tmp_path / "c", queries[:1], tracks)
     assert RunResults.from_run(third, "test").name == "c"
     with pytest.raises(
@@ -382,14 +400,14 @@ def test_two_runs_of_one_name_are_told_apart_and_others_refused(tmp_path: Path) 
 
 
 def with_scores(
-    values: dict[str, float], sure: dict[str, float] | None = None, name: str = "run"
+    values: dict[str, float], confidences: dict[str, float] | None = None, name: str = "run"
 ) -> RunResults:
     scores = {key: Score(id=key, vIoU=value, tIoU=0.5, sIoU=0.5) for key, value in values.items()}
-    answers = {
+    predictions = {
         key: Prediction(id=key, span=(0, 1), score=value, boxes=[])
-        for key, value in (sure or {}).items()
+        for key, value in (confidences or {}).items()
     }
-    return RunResults(Path(name), name, answers, scores, {})
+    return RunResults(Path(name), name, predictions, scores, {})
 
 
 def test_the_gallery_shows_the_best_the_middle_and_the_surest_failures() -> None:
@@ -419,10 +437,13 @@ def test_the_gallery_shows_a_query_once_and_calls_nothing_near_that_is_far() -> 
 
 
 def test_the_gallery_shows_where_two_runs_differ_most() -> None:
-    ours, theirs = {"won": 0.9, "lost": 0.2, "same": 0.5}, {"won": 0.1, "lost": 0.8, "same": 0.5}
+    scores, other_scores = (
+        {"won": 0.9, "lost": 0.2, "same": 0.5},
+        {"won": 0.1, "lost": 0.8, "same": 0.5},
+    )
     groups = {
         group.title: group.query_ids
-        for group in select_gallery(with_scores(ours), with_scores(theirs, name="other"), 7)
+        for group in select_gallery(with_scores(scores), with_scores(other_scores, name="other"), 7)
     }
     assert groups == {
         "near 0.5": ["same"],
@@ -433,11 +454,11 @@ def test_the_gallery_shows_where_two_runs_differ_most() -> None:
 
 def test_strip_frames_cover_both_spans_inside_the_segment() -> None:
     (query,), _ = make_queries(1)
-    numbers = select_strip_frames(query, [predict(query, 58)])
-    assert len(numbers) == 8
-    assert numbers == sorted(set(numbers))
-    assert 0 <= numbers[0] < 20
-    assert 97 < numbers[-1] < 100
+    frame_indices = select_strip_frames(query, [predict(query, 58)])
+    assert len(frame_indices) == 8
+    assert frame_indices == sorted(set(frame_indices))
+    assert 0 <= frame_indices[0] < 20
+    assert 97 < frame_indices[-1] < 100
     short = query.model_copy(update={"segment": (20, 22), "truth": Truth(span=(20, 21))})
     assert select_strip_frames(short, [None]) == [20, 21]
 
@@ -501,7 +522,13 @@ def test_a_sweep_is_shown_with_its_pictures(run: Path, tmp_path: Path) -> None:
     sweep.mkdir()
     for name in ("table", "curves", "table-odd"):
         (sweep / f"{name}.png").write_bytes(name.encode())
-    claim = {"higher": "full", "lower": EVIL, "metric": "m_vIoU", "source": "a paper", "seen": "yes"}
+    claim = {
+        "higher": "full",
+        "lower": EVIL,
+        "metric": "m_vIoU",
+        "source": "a paper",
+        "seen": "yes",
+    }
     claim |= {"difference": 0.1, "low": 0.05, "high": 0.15}
     table = {
         "title": EVIL,
@@ -513,7 +540,7 @@ def test_a_sweep_is_shown_with_its_pictures(run: Path, tmp_path: Path) -> None:
     }
     table |= {"codes": ["a"], "groups": {"all": {"queries": 480, "videos": 60}}, "claims": [claim]}
     (sweep / "table.json").write_text(json.dumps(table))
-    page = write(run, tmp_path / "out", queries, tracks, [], sweep_dir=sweep)
+    page = write_page(run, tmp_path / "out", queries, tracks, [], sweep_dir=sweep)
     assert page.text.count(EVIL) >= 2
     assert "480 queries about 60 videos. 2 seeds (0, 1), 3 or 4 steps each" in page.text
     assert "The runs differ in their steps (3, 4)." in page.text
@@ -526,7 +553,8 @@ def test_a_sweep_is_shown_with_its_pictures(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "sweep" / "table-odd.png").read_bytes() == b"table-odd"
     assert page.tags.count("script") == 6
     assert not any(
-        "sweep" in source for source in write(run, tmp_path / "out", queries, tracks, []).sources
+        "sweep" in source
+        for source in write_page(run, tmp_path / "out", queries, tracks, []).sources
     )
 
 
@@ -535,7 +563,7 @@ def test_a_sweep_that_is_not_finished(run: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"sweep holds no table\.json: let stvg-sweep --out .* finish first"
     ):
-        write(run, tmp_path / "out", queries, tracks, [], sweep_dir=tmp_path / "sweep")
+        write_page(run, tmp_path / "out", queries, tracks, [], sweep_dir=tmp_path / "sweep")
     (tmp_path / "table.json").write_text("{")
     with pytest.raises(InputError, match=r"table\.json is damaged"):
-        write(run, tmp_path / "out", queries, tracks, [], sweep_dir=tmp_path)
+        write_page(run, tmp_path / "out", queries, tracks, [], sweep_dir=tmp_path)

@@ -65,8 +65,8 @@ def test_begin_and_end_are_where_parabolas_are_highest() -> None:
     ],
 )
 def test_the_edges_of_a_map_and_flat_tops(scores: np.ndarray, span: tuple[float, float]) -> None:
-    found = highest_span(scores, subframe_boundaries=True)
-    assert found[:2] == pytest.approx(tuple(edge / len(scores) for edge in span), abs=1e-6)
+    result = highest_span(scores, subframe_boundaries=True)
+    assert result[:2] == pytest.approx(tuple(edge / len(scores) for edge in span), abs=1e-6)
 
 
 def test_proposals_are_averaged_and_found_in_frames_of_the_video() -> None:
@@ -136,11 +136,11 @@ def test_the_event_begins_where_its_first_frames_interval_does_and_ends_where_it
     assert scores.best_span(subframe_boundaries=False) == (105.5, 125.5, pytest.approx(0.42))
 
 
-@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("index", [0, 1, 3])
 @pytest.mark.parametrize("between", [False, True])
-def test_an_event_may_be_one_frame_long(place: int, between: bool) -> None:
-    certain = np.eye(4)[place]
-    begin, end = [(100, 105.5), (105.5, 115.5), (115.5, 125.5), (125.5, 140)][place]
+def test_an_event_may_be_one_frame_long(index: int, between: bool) -> None:
+    certain = np.eye(4)[index]
+    begin, end = [(100, 105.5), (105.5, 115.5), (115.5, 125.5), (125.5, 140)][index]
     frames = [100, 110, 120, 130]
     assert heard((100, 140), frames, (frames, certain, certain)).best_span(between) == (
         begin,
@@ -225,19 +225,19 @@ def test_models_are_averaged() -> None:
     mean.
     """
     frames = [0, 10, 20]
-    one, other = (
+    scores, other = (
         (frames, [0.5, 0.4, 0.1], [0.0, 0.0, 1.0]),
         (frames, [0.0, 0.4, 0.6], [0.0, 0.2, 0.8]),
     )
-    assert heard((0, 30), frames, one).best_span(subframe_boundaries=False)[0] == 0
+    assert heard((0, 30), frames, scores).best_span(subframe_boundaries=False)[0] == 0
     assert heard((0, 30), frames, other).best_span(subframe_boundaries=False)[0] == 15.5
-    assert heard((0, 30), frames, one, other).best_span(subframe_boundaries=False) == (
+    assert heard((0, 30), frames, scores, other).best_span(subframe_boundaries=False) == (
         5.5,
         30,
         pytest.approx(0.4 * 0.9),
     )
-    assert heard((0, 30), frames, one, one).best_span(subframe_boundaries=True) == heard(
-        (0, 30), frames, one
+    assert heard((0, 30), frames, scores, scores).best_span(subframe_boundaries=True) == heard(
+        (0, 30), frames, scores
     ).best_span(subframe_boundaries=True)
 
 
@@ -292,7 +292,7 @@ def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_s
     random = np.random.default_rng(0)
     segment = (200, 200 + 5 * stored)
     frames, spacing = np.arange(*segment, 5), 5 * stored / 12
-    moved, kept = [], []
+    moved, errors = [], []
     for begin, end in segment[0] + spacing * random.uniform([2, 7], [5, 10], (40, 2)):
         scores = heard(segment, frames)
         for places in sampling.plan_passes(stored, 12):
@@ -305,11 +305,11 @@ def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_s
         moved += np.abs(
             np.array(scores.best_span(subframe_boundaries=True)[:2]) - (begin, end)
         ).tolist()
-        kept += np.abs(
+        errors += np.abs(
             np.array(scores.best_span(subframe_boundaries=False)[:2]) - (begin, end)
         ).tolist()
     assert max(moved) < spacing / 4
-    assert np.mean(moved) < 0.75 * np.mean(kept)
+    assert np.mean(moved) < 0.75 * np.mean(errors)
 
 
 @pytest.fixture
@@ -337,13 +337,15 @@ def test_two_looks_at_boundaries_weigh_alike_in_the_window(first: BoundaryScores
     second = heard((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
     both = first.combine_refined(second)
     assert (both.segment, both.edges.tolist()) == ((20, 60), [20, 25.5, 35.5, 45.5, 60])
-    known = np.array([0.2 * 4.5 / 10, 0.2, 0.1, 0.1])
+    probabilities = np.array([0.2 * 4.5 / 10, 0.2, 0.1, 0.1])
     np.testing.assert_allclose(
-        both.start_probabilities, (np.array([0.1, 0.2, 0.6, 0.1]) + known / known.sum()) / 2
+        both.start_probabilities,
+        (np.array([0.1, 0.2, 0.6, 0.1]) + probabilities / probabilities.sum()) / 2,
     )
-    known = np.array([0.0, 0.1, 0.3, 0.1])
+    probabilities = np.array([0.0, 0.1, 0.3, 0.1])
     np.testing.assert_allclose(
-        both.end_probabilities, (np.array([0.1, 0.1, 0.2, 0.6]) + known / known.sum()) / 2
+        both.end_probabilities,
+        (np.array([0.1, 0.1, 0.2, 0.6]) + probabilities / probabilities.sum()) / 2,
     )
 
 
@@ -355,9 +357,13 @@ def test_what_the_first_look_believes_outside_the_window_does_not_count(
     surer = BoundaryScores(first.segment, first.edges, first.start.copy(), first.end.copy(), 1)
     surer.start[0] /= 4
     surer.end[-1] /= 4
-    for of in (lambda scores: scores.start_probabilities, lambda scores: scores.end_probabilities):
+    for get_probabilities in (
+        lambda scores: scores.start_probabilities,
+        lambda scores: scores.end_probabilities,
+    ):
         np.testing.assert_allclose(
-            of(surer.combine_refined(second)), of(first.combine_refined(second))
+            get_probabilities(surer.combine_refined(second)),
+            get_probabilities(first.combine_refined(second)),
         )
 
 
@@ -373,7 +379,7 @@ def test_where_the_first_look_gives_the_window_nothing_the_second_stands_alone(
 
 
 def test_two_looks_that_agree_agree_with_both() -> None:
-    """At the same edges and of the same sum, they stay as they are, whatever the number of answers."""
+    """At the same edges and of the same sum, they stay equal, whatever the number of answers."""
     frames = [0, 10, 20]
     answer = (frames, [0.2, 0.5, 0.3], [0.1, 0.4, 0.5])
     once, often = heard((0, 30), frames, answer), heard((0, 30), frames, *[answer] * 5)
@@ -429,10 +435,10 @@ def test_what_probabilities_were_divided_by_tells_clear_events_from_faint_ones()
         out = FramewiseOutputs(
             nothing, first + more, last + more, nothing, nothing, nothing, nothing, nothing
         )
-        made = BoundaryScores((0, 8), np.array([0.0, 2, 4, 6, 8]), np.zeros(4), np.zeros(4))
+        scores = BoundaryScores((0, 8), np.array([0.0, 2, 4, 6, 8]), np.zeros(4), np.zeros(4))
         for _ in range(2):
-            made.add(out.span_predictions()[0], np.array([1, 3, 5, 7]))
-        return made
+            scores.add(out.span_predictions()[0], np.array([1, 3, 5, 7]))
+        return scores
 
     faint, clear = gathered(0.0), gathered(1.0)
     assert clear.best_span(True) == pytest.approx(faint.best_span(True))

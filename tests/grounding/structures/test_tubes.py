@@ -31,18 +31,18 @@ def tubes_of(tubes: list[Rows], framewise: bool = False) -> Tubes:
         (np.array(list(tube), np.int64), np.array(list(tube.values()), np.float64).reshape(-1, 4))
         for tube in tubes
     ]
-    made = Tubes.from_rows(
+    result = Tubes.from_rows(
         [f"q{number}" for number in range(len(tubes))],
         [(number, number + 5) for number in range(len(tubes))],
         rows,
     )
-    return replace(made, framewise=framewise)
+    return replace(result, framewise=framewise)
 
 
 def at(
-    tube: Tubes, frames: list[int] | np.ndarray, place: int = 0
+    tube: Tubes, frames: list[int] | np.ndarray, index: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    return tube.boxes_at(np.full(len(frames), place), np.asarray(frames))
+    return tube.boxes_at(np.full(len(frames), index), np.asarray(frames))
 
 
 def same(a: Tubes, b: Tubes) -> bool:
@@ -72,7 +72,7 @@ def query_of(
 def test_samples_by_hand() -> None:
     """Exact at 10 and 20, half way at 15, held before and after."""
     tube = tubes_of([{20: (10, 10, 30, 30), 10: (0, 0, 20, 20)}])
-    boxes, own = at(tube, [0, 10, 15, 20, 99])
+    boxes, has_box = at(tube, [0, 10, 15, 20, 99])
     assert boxes.tolist() == [
         [0, 0, 20, 20],
         [0, 0, 20, 20],
@@ -80,15 +80,15 @@ def test_samples_by_hand() -> None:
         [10, 10, 30, 30],
         [10, 10, 30, 30],
     ]
-    assert own.all()
+    assert has_box.all()
 
 
 def test_a_frame_wise_tube_by_hand() -> None:
     """Its own boxes at 10 and 12, none in the gap, held outside (but not its own there)."""
     tube = tubes_of([{10: (0, 0, 2, 2), 12: (4, 4, 6, 6)}], framewise=True)
-    boxes, own = at(tube, [9, 10, 11, 12, 13])
+    boxes, has_box = at(tube, [9, 10, 11, 12, 13])
     assert boxes.tolist() == [[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 0, 0], [4, 4, 6, 6], [4, 4, 6, 6]]
-    assert own.tolist() == [False, True, False, True, False]
+    assert has_box.tolist() == [False, True, False, True, False]
 
 
 @given(
@@ -97,13 +97,16 @@ def test_a_frame_wise_tube_by_hand() -> None:
 )
 @quick
 def test_boxes_between_samples_are_those_of_linear_interpolation(
-    rows: Rows, wanted: list[int]
+    rows: Rows, requested: list[int]
 ) -> None:
     frames = np.array(sorted(rows))
     samples = np.array([rows[frame] for frame in frames.tolist()])
     tube = tubes_of([rows])
     np.testing.assert_allclose(
-        at(tube, wanted)[0], interpolate_boxes(frames, samples, np.array(wanted)), rtol=0, atol=1e-9
+        at(tube, requested)[0],
+        interpolate_boxes(frames, samples, np.array(requested)),
+        rtol=0,
+        atol=1e-9,
     )
     np.testing.assert_array_equal(at(tube, frames)[0], samples)
     np.testing.assert_array_equal(at(tube, [-5, 70])[0], samples[[0, -1]])
@@ -114,19 +117,19 @@ def test_boxes_between_samples_are_those_of_linear_interpolation(
 def test_many_tubes_at_once_are_each_alone(
     tubes: list[Rows], framewise: bool, data: st.DataObject
 ) -> None:
-    asked = data.draw(
+    requests = data.draw(
         st.lists(st.tuples(st.integers(0, len(tubes) - 1), st.integers(-3, 65)), max_size=25)
     )
-    boxes, own = tubes_of(tubes, framewise).boxes_at(
-        np.array([place for place, _ in asked], np.int64),
-        np.array([frame for _, frame in asked], np.int64),
+    boxes, has_box = tubes_of(tubes, framewise).boxes_at(
+        np.array([index for index, _ in requests], np.int64),
+        np.array([frame for _, frame in requests], np.int64),
     )
-    for number, (place, frame) in enumerate(asked):
-        alone, alone_own = at(tubes_of([tubes[place]], framewise), [frame])
+    for number, (index, frame) in enumerate(requests):
+        alone, alone_own = at(tubes_of([tubes[index]], framewise), [frame])
         np.testing.assert_array_equal(boxes[number], alone[0])
-        assert own[number] == alone_own[0]
-        if not tubes[place]:
-            assert not own[number]
+        assert has_box[number] == alone_own[0]
+        if not tubes[index]:
+            assert not has_box[number]
             assert not boxes[number].any()
 
 
@@ -155,12 +158,12 @@ def test_selected_tubes_keep_their_rows_and_missing_ones_are_empty(
     places = data.draw(st.lists(st.integers(-1, len(tubes) - 1), max_size=8))
     chosen = tubes_of(tubes).select(np.array(places, np.int64))
     assert len(chosen) == len(places)
-    for number, place in enumerate(places):
+    for number, index in enumerate(places):
         alone = chosen.slice(number, number + 1)
-        if place < 0:
+        if index < 0:
             assert (alone.ids, alone.spans.tolist(), len(alone.frames)) == (("",), [[0, 0]], 0)
         else:
-            assert same(alone, tubes_of(tubes).slice(place, place + 1))
+            assert same(alone, tubes_of(tubes).slice(index, index + 1))
     assert (np.diff(chosen.row_keys()) > 0).all()
 
 
@@ -184,8 +187,8 @@ def test_no_tubes_at_all() -> None:
         (0, 4),
         [0],
     )
-    boxes, own = nothing.select(np.array([-1, -1])).boxes_at(np.array([0, 1]), np.array([3, 4]))
-    assert (boxes.tolist(), own.tolist()) == ([[0, 0, 0, 0]] * 2, [False, False])
+    boxes, has_box = nothing.select(np.array([-1, -1])).boxes_at(np.array([0, 1]), np.array([3, 4]))
+    assert (boxes.tolist(), has_box.tolist()) == ([[0, 0, 0, 0]] * 2, [False, False])
 
 
 def test_predictions_are_samples_with_their_spans() -> None:

@@ -35,15 +35,19 @@ TABLE: dict[str, Any] = {
     "title": "a table",
     "system": "csdvl",
     "variants": {
-        "full": {"shows": "all of it"},
-        "none": {"shows": "less", "changes": {"model": {"collaboration": "none"}}},
-        "more_frames": {"shows": "more frames", "of": "full", "times": 2},
-        "ensemble": {"shows": "together", "of": "full", "together": True},
+        "full": {"label": "all of it"},
+        "none": {"label": "less", "changes": {"model": {"collaboration": "none"}}},
+        "more_frames": {
+            "label": "more frames",
+            "derived_from": "full",
+            "test_frames_multiplier": 2,
+        },
+        "ensemble": {"label": "together", "derived_from": "full", "ensemble_seeds": True},
     },
     "sections": [
         {"title": "part", "reference": "full", "rows": ["full", "none", "more_frames", "ensemble"]}
     ],
-    "claims": [{"more": "full", "less": "none", "metric": "m_vIoU", "source": "a paper"}],
+    "claims": [{"higher": "full", "lower": "none", "metric": "m_vIoU", "source": "a paper"}],
 }
 RUNS = ["full/seed-0", "none/seed-0", "full/seed-1", "none/seed-1"]
 
@@ -101,7 +105,7 @@ def test_what_another_process_makes_is_left_to_it_and_waited_for(
         other.enter_context(lock_run_dir(sweep.get_run_dir("full", 0)))
 
         def watch(place: SweepProgress) -> None:
-            if place.activity not in order[-1:] and not place.activity.startswith("judging"):
+            if place.activity not in order[-1:] and not place.activity.startswith("evaluating"):
                 order.append(place.activity)
             if place.activity.startswith("waiting"):
                 other.close()
@@ -282,7 +286,7 @@ def test_what_cannot_work_is_said_before_training(
     with pytest.raises(InputError, match="no query is of split 'test'; the index has train, val"):
         sweep_of(store)
     blind = make_store([query_of(0, "train"), query_of(1, "test", truth=None)], "blind")
-    with pytest.raises(InputError, match="no query of split 'test' has a truth to judge by"):
+    with pytest.raises(InputError, match="no query of split 'test' has a ground truth"):
         sweep_of(blind)
 
 
@@ -297,40 +301,44 @@ def test_tables_are_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variants": {"a/b": {"shows": "x"}}}, "variant 'a/b': a name is letters, digits and _"),
+        ({"variants": {"a/b": {"label": "x"}}}, "variant 'a/b': a name is letters, digits and _"),
         (
-            {"claims": [{"more": "fall", "less": "none", "metric": "m_vIoU", "source": "x"}]},
+            {"claims": [{"higher": "fall", "lower": "none", "metric": "m_vIoU", "source": "x"}]},
             "no variant 'fall'; the variants are full, none",
         ),
         (
-            {"variants": {"x": {"shows": "x", "of": "ensemble"}}},
-            "variant 'x' is of 'ensemble', which is not trained itself",
+            {"variants": {"x": {"label": "x", "derived_from": "ensemble"}}},
+            "variant 'x' is derived from 'ensemble', which is not trained itself",
         ),
         (
-            {"variants": {"x": {"shows": "x", "times": 2}}},
-            "need `of`, the variant whose runs answer",
+            {"variants": {"x": {"label": "x", "test_frames_multiplier": 2}}},
+            "need `derived_from`, the variant whose runs predict",
         ),
         (
-            {"variants": {"x": {"shows": "x", "of": "full", "changes": {"model": {}}}}},
-            "with `changes` or derived with `of`, not both",
+            {"variants": {"x": {"label": "x", "derived_from": "full", "changes": {"model": {}}}}},
+            "with `changes` or derived with `derived_from`, not both",
         ),
         (
-            {"variants": {"x": {"shows": "x", "changes": {"max_steps": {}}}}},
+            {"variants": {"x": {"label": "x", "changes": {"max_steps": {}}}}},
             "changes are of model and loss, not of max_steps",
         ),
         ({"variants": {"x": {}}}, "shows"),
         ({"system": None}, "variant 'full' needs a `system`, for the table has none"),
         (
-            {"variants": {"full": {"cost": {"step": 1, "memory": 1}}}},
+            {"variants": {"full": {"cost": {"step_time": 1, "memory": 1}}}},
             "variant 'none' needs a `cost`: all that are trained have one",
         ),
         (
-            {"variants": {name: {"cost": {"step": 2, "memory": 1}} for name in ("full", "none")}},
+            {
+                "variants": {
+                    name: {"cost": {"step_time": 2, "memory": 1}} for name in ("full", "none")
+                }
+            },
             "variant 'full': costs are multiples of its own, which are 1",
         ),
         (
             {"variants": {"ensemble": {"system": "costa"}}},
-            "derived with `of`, not both; `system` and `cost` are of training",
+            "derived with `derived_from`, not both; `system` and `cost` are of training",
         ),
         ({"sections": []}, "sections"),
     ],

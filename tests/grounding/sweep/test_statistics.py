@@ -52,14 +52,14 @@ TABLE = SweepTable.model_validate(
         "title": "a table",
         "system": "csdvl",
         "variants": {
-            "full": {"shows": "all of it"},
-            "none": {"shows": "less", "changes": {"model": {"collaboration": "none"}}},
+            "full": {"label": "all of it"},
+            "none": {"label": "less", "changes": {"model": {"collaboration": "none"}}},
             "alone": {
-                "shows": "time only",
+                "label": "time only",
                 "changes": {"model": {"streams": "dynamic"}},
-                "only": ["m_tIoU"],
+                "metrics": ["m_tIoU"],
             },
-            "ensemble": {"shows": "together", "of": "full", "together": True},
+            "ensemble": {"label": "together", "derived_from": "full", "ensemble_seeds": True},
         },
         "sections": [
             {
@@ -70,8 +70,8 @@ TABLE = SweepTable.model_validate(
             }
         ],
         "claims": [
-            {"more": "full", "less": "none", "metric": "m_vIoU", "source": "a paper"},
-            {"more": "full", "less": "alone", "metric": "m_vIoU", "source": "a paper"},
+            {"higher": "full", "lower": "none", "metric": "m_vIoU", "source": "a paper"},
+            {"higher": "full", "lower": "alone", "metric": "m_vIoU", "source": "a paper"},
         ],
     }
 )
@@ -80,9 +80,9 @@ TABLE = SweepTable.model_validate(
 @pytest.fixture(autouse=True)
 def _few_videos_will_do(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where a whole table is made, few draws."""
-    monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 1)
+    monkeypatch.setattr(grounding.metrics.bootstrap, "MIN_VIDEOS", 1)
     if "sweep" in request.fixturenames:
-        monkeypatch.setattr(grounding.metrics.bootstrap, "RESAMPLES", 400)
+        monkeypatch.setattr(grounding.metrics.bootstrap, "NUM_RESAMPLES", 400)
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_what_is_hard_for_both_cancels() -> None:
 
 
 def test_few_videos_and_unknown_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grounding.metrics.bootstrap, "FEWEST", 10)
+    monkeypatch.setattr(grounding.metrics.bootstrap, "MIN_VIDEOS", 10)
     stack = stack_of(np.array([[0.1, 0.3], [0.3, 0.5]]))
     stack[:, 1, 0] = np.nan  # one query's truth has no boxes
     stack[:, :, 2] = np.nan  # no query's has
@@ -304,8 +304,8 @@ def made_up(low: float, high: float) -> dict[str, Any]:
         ],
         "claims": [
             {
-                "more": "full",
-                "less": "none",
+                "higher": "full",
+                "lower": "none",
                 "metric": "m_vIoU",
                 "source": "x",
                 "difference": None,
@@ -357,13 +357,13 @@ def test_what_systems_cost_stands_beside_their_means() -> None:
         "system": "csdvl",
         "parameters": 314159,
         "steps": 1200,
-        "cost": {"step": 1.0, "memory": 1.0},
+        "cost": {"step_time": 1.0, "memory": 1.0},
     }
     table["variants"]["none"] |= {
         "system": "costa",
         "parameters": 235_000_000,
         "steps": 200,
-        "cost": {"step": 6.0, "memory": 4.25},
+        "cost": {"step_time": 6.0, "memory": 4.25},
     }
     table["variants"]["ensemble"] = {"shows": "together", "of": "full"}
     text = render_markdown(table, [])

@@ -17,10 +17,12 @@ from pipeline.errors import InputError
 def table_of(step: float | None) -> SweepTable:
     """One variant beside the unit, whose step takes `step` times as long; without costs for None."""
     costs: list[dict[str, Any]] = (
-        [{}, {}] if step is None else [{"cost": {"step": one, "memory": 1}} for one in (1, step)]
+        [{}, {}]
+        if step is None
+        else [{"cost": {"step_time": one, "memory": 1}} for one in (1, step)]
     )
     variants = {
-        name: {"shows": name, "system": name, **cost}
+        name: {"label": name, "system": name, **cost}
         for name, cost in zip(("csdvl", "cgstvg"), costs, strict=True)
     }
     section = {"title": "part", "reference": "csdvl", "rows": ["csdvl", "cgstvg"]}

@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
     "num_layers": 1,
     "num_stages": 2,
     "num_frames": 4,
-    "motion": "motion",
+    "motion_product": "motion",
     "refinement": "none",
 }
 RECIPE: dict[str, Any] = {
@@ -66,7 +66,7 @@ class Killed(BaseException):
     """Ends a run at once, as a signal would."""
 
 
-def trained(
+def train_run(
     store: Path,
     run: Path,
     kill_at: int | None = None,
@@ -96,28 +96,28 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def cg_run(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """On the store of `tiny_run`, whose motion is SlowFast's."""
-    return trained(tiny_run.store, tmp_path_factory.mktemp("runs") / "cgstvg", batch=2)
+    return train_run(tiny_run.store, tmp_path_factory.mktemp("runs") / "cgstvg", batch=2)
 
 
 def assert_asked_is_stored(
-    asked: GroundingResult, queries: list[Query], stored: list[Prediction]
+    result: GroundingResult, queries: list[Query], predictions: list[Prediction]
 ) -> None:
     """What a video was asked is what the store's features of it answer."""
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
-    for own, query, prediction in zip(asked.queries, queries, stored, strict=True):
-        other = build_query_result(query.text, [prediction], edges)
-        assert own.span_frames == other.span_frames
-        np.testing.assert_allclose(own.boxes, other.boxes, atol=0.02)
+    for tube, query, prediction in zip(result.queries, queries, predictions, strict=True):
+        expected = build_query_result(query.text, [prediction], edges)
+        assert tube.span_frames == expected.span_frames
+        np.testing.assert_allclose(tube.boxes, expected.boxes, atol=0.02)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(store: Path, tmp_path: Path) -> None:
-    whole = trained(store, tmp_path / "whole")
+    complete_run = train_run(store, tmp_path / "whole")
     with pytest.raises(Killed):
-        trained(store, tmp_path / "stopped", kill_at=3)
-    resumed = trained(store, tmp_path / "stopped")
-    assert weights(whole).keys() == weights(resumed).keys()
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(resumed)[name]), name
+        train_run(store, tmp_path / "stopped", kill_at=3)
+    resumed_run = train_run(store, tmp_path / "stopped")
+    assert weights(complete_run).keys() == weights(resumed_run).keys()
+    for name, value in weights(complete_run).items():
+        assert torch.equal(value, weights(resumed_run)[name]), name
 
 
 @pytest.mark.parametrize("truth_iou", [None, -1.0])
@@ -125,16 +125,16 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
     store: Path, tmp_path: Path, truth_iou: float | None
 ) -> None:
     model = {"dropout": 0.0, "teacher_iou": truth_iou}
-    ways: dict[str, dict[str, Any]] = {
+    variants: dict[str, dict[str, Any]] = {
         "whole": {},
         "parts": {"accumulation_steps": 2},
         "recomputed": {"activation_checkpointing": True},
     }
     moments = {}
-    for name, changes in ways.items():
-        run = trained(store, tmp_path / name, model=model, max_steps=1, **changes)
+    for name, changes in variants.items():
+        run = train_run(store, tmp_path / name, model=model, max_steps=1, **changes)
         state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)[
-            "optimiser"
+            "optimizer"
         ]["state"]
         moments[name] = [one["exp_avg"] for one in state.values()]
     torch.testing.assert_close(moments["parts"], moments["whole"], rtol=1e-4, atol=1e-6)
@@ -143,39 +143,40 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
 
 def test_video_swin_s_maps_are_the_motion(make_store: Maker, tmp_path: Path) -> None:
     store = make_store(visual=("appearance", "swin"))
-    run = trained(store, tmp_path / "run", model={"motion": "swin"})
-    answers, missing = predict_split([run], store, EvaluateConfig(split="val", device="cpu"))
-    assert (len(answers), missing) == (3, [])
-    assert all(0 <= answer.span[0] < answer.span[1] <= 100 for answer in answers)
+    run = train_run(store, tmp_path / "run", model={"motion_product": "swin"})
+    predictions, missing = predict_split([run], store, EvaluateConfig(split="val", device="cpu"))
+    assert (len(predictions), missing) == (3, [])
+    assert all(0 <= prediction.span[0] < prediction.span[1] <= 100 for prediction in predictions)
 
 
 def test_a_store_without_its_motion_is_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"has no product 'swin' .*: run stvg-extract to add it"):
-        trained(store, tmp_path / "run", model={"motion": "swin"})
+        train_run(store, tmp_path / "run", model={"motion_product": "swin"})
 
 
 def test_queries_without_truth_are_answered(
     make_store: Maker, query_of: QueryMaker, store: Path, tmp_path: Path
 ) -> None:
-    run = trained(store, tmp_path / "run", model={"teacher_iou": 0.5})
-    unknown = make_store(
+    run = train_run(store, tmp_path / "run", model={"teacher_iou": 0.5})
+    unlabeled_store = make_store(
         [query_of(0, "test", truth=None), query_of(1, "test", truth=None)], name="unknown"
     )
-    known = make_store([query_of(0, "test"), query_of(1, "test")], name="known")
-    blind, seeing = (
-        predict_split([run], path, EvaluateConfig(device="cpu"))[0] for path in (unknown, known)
+    labeled_store = make_store([query_of(0, "test"), query_of(1, "test")], name="known")
+    predictions_without_truth, predictions_with_truth = (
+        predict_split([run], path, EvaluateConfig(device="cpu"))[0]
+        for path in (unlabeled_store, labeled_store)
     )
-    assert blind == seeing
-    assert all(math.isfinite(answer.score) for answer in blind)
+    assert predictions_without_truth == predictions_with_truth
+    assert all(math.isfinite(prediction.score) for prediction in predictions_without_truth)
 
 
 def test_a_video_gives_the_tube_that_its_store_gives(tiny_run: Any, cg_run: Path) -> None:
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
-    asked = Grounder(cg_run, device="cpu").ground(
+    result = Grounder(cg_run, device="cpu").ground(
         tiny_run.root / queries[0].path, [query.text for query in queries]
     )
     assert_asked_is_stored(
-        asked, queries, predict_split([cg_run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
+        result, queries, predict_split([cg_run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
     )
 
 
@@ -187,7 +188,7 @@ class Means(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((3,), 0.01))
-        self.channels, self.stride, self.frames = 3, 16, 4
+        self.channels, self.stride, self.num_frames = 3, 16, 4
 
     def forward(self, frames: Tensor) -> Tensor:
         return (
@@ -225,29 +226,37 @@ def test_a_video_gives_the_tube_that_a_store_of_video_swin_s_maps_gives(
         store,
         ExtractConfig.model_validate({**settings, "sampling": {"short_side": 96}}),
     )
-    run = trained(store, tmp_path / "run", model={"motion": "swin"}, batch=2)
+    run = train_run(store, tmp_path / "run", model={"motion_product": "swin"}, batch=2)
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
-    asked = Grounder(run, device="cpu").ground(
+    result = Grounder(run, device="cpu").ground(
         tiny_run.root / queries[0].path, [query.text for query in queries]
     )
     assert_asked_is_stored(
-        asked, queries, predict_split([run], store, EvaluateConfig(device="cpu"))[0]
+        result, queries, predict_split([run], store, EvaluateConfig(device="cpu"))[0]
     )
 
 
 def test_runs_answer_together(tiny_run: Any, cg_run: Path, tmp_path: Path) -> None:
-    other = trained(tiny_run.store, tmp_path / "other", batch=2, seed=1)
-    alone, together = (
+    other_run = train_run(tiny_run.store, tmp_path / "other", batch=2, seed=1)
+    single_predictions, ensemble_predictions = (
         predict_split(runs, tiny_run.store, EvaluateConfig(device="cpu"))[0]
-        for runs in ([cg_run], [cg_run, other])
+        for runs in ([cg_run], [cg_run, other_run])
     )
-    assert [answer.id for answer in alone] == [answer.id for answer in together]
-    assert alone != together
-    assert predict_split([cg_run, cg_run], tiny_run.store, EvaluateConfig(device="cpu"))[0] == alone
+    assert [prediction.id for prediction in single_predictions] == [
+        prediction.id for prediction in ensemble_predictions
+    ]
+    assert single_predictions != ensemble_predictions
+    assert (
+        predict_split([cg_run, cg_run], tiny_run.store, EvaluateConfig(device="cpu"))[0]
+        == single_predictions
+    )
 
 
 def test_it_does_not_answer_together_with_csdvl(tiny_run: Any, cg_run: Path) -> None:
-    expected = r"tiny scores the proposals of 8 clips and .*cgstvg frames: scores are averaged one by one, so .* must score the same"
+    expected = (
+        r"tiny scores the proposals of 8 clips and .*cgstvg frames: scores are "
+        r"averaged one by one, so .* must score the same"
+    )
     with pytest.raises(InputError, match=expected):
         Ensemble.from_runs([tiny_run.run, cg_run], CPU)
 
@@ -255,20 +264,20 @@ def test_it_does_not_answer_together_with_csdvl(tiny_run: Any, cg_run: Path) -> 
 def test_mdetr_s_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"of MDETR CG-STVG takes the image and the text encoder alone: extract with weights mdetr:FILE",
+        match=r"CG-STVG uses only MDETR's image and text encoders: extract with weights mdetr:FILE",
     ):
-        trained(store, tmp_path / "run", initialise=str(tmp_path / "mdetr.pth"))
+        train_run(store, tmp_path / "run", init_from=str(tmp_path / "mdetr.pth"))
 
 
 @pytest.mark.parametrize("table", ["cgstvg", "cgstvg_context", "cgstvg_thresholds"])
 def test_every_ablation_of_its_tables_is_a_configuration(table: str) -> None:
-    built = {}
+    model_configs = {}
     for name, variant in load_table(table).trained_variants.items():
         config = validate(
             CgstvgTrainConfig, merge(get_preset("shapes", "cgstvg"), variant.changes), name
         )
         assert isinstance(get_system("cgstvg").build((3, 3, 3), config.model), Cgstvg)
-        built[name] = config.model
-    assert len({model.model_dump_json() for model in built.values()}) == len(
-        built
+        model_configs[name] = config.model
+    assert len({model.model_dump_json() for model in model_configs.values()}) == len(
+        model_configs
     )  # no two are the same

@@ -74,7 +74,7 @@ class Killed(BaseException):
     """Ends a run at once, as a signal would."""
 
 
-def recipe(model: dict[str, Any] | None = None, **changes: Any) -> CostaTrainConfig:
+def build_config(model: dict[str, Any] | None = None, **changes: Any) -> CostaTrainConfig:
     return validate(
         CostaTrainConfig,
         {**RECIPE, "encoders": TINY, "model": {**SMALL, **(model or {})}, **changes},
@@ -82,7 +82,7 @@ def recipe(model: dict[str, Any] | None = None, **changes: Any) -> CostaTrainCon
     )
 
 
-def trained(
+def train_run(
     store: Path,
     run: Path,
     kill_at: int | None = None,
@@ -97,22 +97,22 @@ def trained(
         if done == kill_at:
             raise Killed
 
-    config = recipe(model, **changes)
+    config = build_config(model, **changes)
     prepare_run_dir(store, run, config)
     train(store, run, config, progress)
     return run
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
+def read_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "last" / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
-def pictured(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def frames_store(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of `tiny_run`'s videos and sentences with all that CoSTA reads: pictures and token
     states.
     """
-    place = tmp_path_factory.mktemp("frames") / "store"
+    path = tmp_path_factory.mktemp("frames") / "store"
     sampling = {"fps": 5.0, "short_side": 48}
     settings = {
         "backbones": "tiny",
@@ -121,28 +121,30 @@ def pictured(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "workers": 0,
         "device": "cpu",
     }
-    extract(tiny_run.index, tiny_run.root, "shapes", place, ExtractConfig.model_validate(settings))
-    return place
+    extract(tiny_run.index, tiny_run.root, "shapes", path, ExtractConfig.model_validate(settings))
+    return path
 
 
 @pytest.fixture(scope="module")
-def costa_run(pictured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def costa_run(frames_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With token states of the store."""
-    return trained(pictured, tmp_path_factory.mktemp("runs") / "costa")
+    return train_run(frames_store, tmp_path_factory.mktemp("runs") / "costa")
 
 
 @pytest.fixture(scope="module")
-def whole_run(pictured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def end_to_end_run(frames_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a text encoder that trains too."""
-    return trained(pictured, tmp_path_factory.mktemp("runs") / "whole", encoders=BOTH)
+    return train_run(frames_store, tmp_path_factory.mktemp("runs") / "whole", encoders=BOTH)
 
 
 # Reading
 
 
-def test_it_reads_pictures_and_cached_words_and_no_motion(pictured: Path) -> None:
-    features = GroundingDataset.from_store(pictured, "train", 3, None, None, None, use_images=True)
-    query, opened = features.queries[0], Store(pictured)
+def test_it_reads_pictures_and_cached_words_and_no_motion(frames_store: Path) -> None:
+    features = GroundingDataset.from_store(
+        frames_store, "train", 3, None, None, None, use_images=True
+    )
+    query, opened = features.queries[0], Store(frames_store)
     sample = features.load_sample(query)
     pictures, words = ImageSource.from_store(opened.open("frames")), opened.open("text")
     assert features.dims == (3, 0, words.shape(query.id)[-1])
@@ -160,12 +162,12 @@ def test_it_reads_pictures_and_cached_words_and_no_motion(pictured: Path) -> Non
     assert torch.equal(truth.clip_labels, truth.frame_labels)
 
 
-def test_what_a_run_was_made_from(costa_run: Path, whole_run: Path) -> None:
-    cached, whole = read_provenance(costa_run), read_provenance(whole_run)
+def test_what_a_run_was_made_from(costa_run: Path, end_to_end_run: Path) -> None:
+    cached, end_to_end = read_provenance(costa_run), read_provenance(end_to_end_run)
     assert set(cached["products"]) == {"frames", "text"}
-    assert set(whole["products"]) == {"frames"}
-    assert cached["encoders"] == {"image": whole["encoders"]["image"], "text": None}
-    assert whole["encoders"]["text"]
+    assert set(end_to_end["products"]) == {"frames"}
+    assert cached["encoders"] == {"image": end_to_end["encoders"]["image"], "text": None}
+    assert end_to_end["encoders"]["text"]
 
 
 # Training
@@ -173,7 +175,7 @@ def test_what_a_run_was_made_from(costa_run: Path, whole_run: Path) -> None:
 
 @pytest.mark.parametrize("encoders", [TINY, BOTH])
 def test_a_resumed_run_is_the_uninterrupted_one(
-    pictured: Path, tmp_path: Path, encoders: dict[str, str]
+    frames_store: Path, tmp_path: Path, encoders: dict[str, str]
 ) -> None:
     """Dropout, β and augmentation draw what they would have drawn."""
     augment = {"flip_probability": 0.5, "min_scale": 0.7, "crop_probability": 0.5}
@@ -183,18 +185,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         "model": {"teacher_forcing_rate": 0.5},
         "augment": augment,
     }
-    whole = trained(pictured, tmp_path / "whole", **changes)
+    complete_run = train_run(frames_store, tmp_path / "whole", **changes)
     with pytest.raises(Killed):
-        trained(pictured, tmp_path / "stopped", kill_at=3, **changes)
-    resumed = trained(pictured, tmp_path / "stopped", **changes)
-    assert weights(whole).keys() == weights(resumed).keys()
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(resumed)[name]), name
+        train_run(frames_store, tmp_path / "stopped", kill_at=3, **changes)
+    resumed_run = train_run(frames_store, tmp_path / "stopped", **changes)
+    assert read_weights(complete_run).keys() == read_weights(resumed_run).keys()
+    for name, value in read_weights(complete_run).items():
+        assert torch.equal(value, read_weights(resumed_run)[name]), name
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
-    pictured: Path, tmp_path: Path, beta: float
+    frames_store: Path, tmp_path: Path, beta: float
 ) -> None:
     model = {"dropout": 0.0, "teacher_forcing_rate": beta}
     ways: dict[str, dict[str, Any]] = {
@@ -204,9 +206,9 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
     }
     moments = {}
     for name, changes in ways.items():
-        run = trained(pictured, tmp_path / name, model=model, max_steps=1, **changes)
+        run = train_run(frames_store, tmp_path / name, model=model, max_steps=1, **changes)
         state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)[
-            "optimiser"
+            "optimizer"
         ]["state"]
         moments[name] = [one["exp_avg"] for one in state.values()]
     torch.testing.assert_close(moments["parts"], moments["whole"], rtol=1e-3, atol=1e-6)
@@ -214,32 +216,37 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
 
 
 def test_augmented_training_goes_elsewhere_and_answers_the_same_pictures(
-    pictured: Path, costa_run: Path, tmp_path: Path
+    frames_store: Path, costa_run: Path, tmp_path: Path
 ) -> None:
     """Nothing is changed at validation and test."""
-    other = trained(pictured, tmp_path / "run", augment={"flip_probability": 1.0, "min_scale": 0.5})
+    other = train_run(
+        frames_store, tmp_path / "run", augment={"flip_probability": 1.0, "min_scale": 0.5}
+    )
     assert any(
-        not torch.equal(value, weights(costa_run)[name]) for name, value in weights(other).items()
+        not torch.equal(value, read_weights(costa_run)[name])
+        for name, value in read_weights(other).items()
     )
     shutil.copytree(costa_run, tmp_path / "same")
     config = tmp_path / "same" / "config.yaml"
     config.write_text(
-        config.read_text().replace("augment: null", "augment: {flip: 1.0, smallest: 0.5}")
+        config.read_text().replace(
+            "augment: null", "augment: {flip_probability: 1.0, min_scale: 0.5}"
+        )
     )
     ours, theirs = (
-        predict_split([run], pictured, EvaluateConfig(device="cpu"))[0]
+        predict_split([run], frames_store, EvaluateConfig(device="cpu"))[0]
         for run in (tmp_path / "same", costa_run)
     )
     assert ours == theirs
 
 
 def test_pictures_that_wait_for_their_device_train_and_answer_the_same(
-    pictured: Path, costa_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    frames_store: Path, costa_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for a GPU, but on the CPU: the batch is decoded when it is sent."""
-    expected = predict_split([costa_run], pictured, EvaluateConfig(device="cpu"))[0]
+    expected = predict_split([costa_run], frames_store, EvaluateConfig(device="cpu"))[0]
     part = Loader._load_batch
-    monkeypatch.setattr(grounding.data.dataset, "decodes", lambda device: True)
+    monkeypatch.setattr(grounding.data.dataset, "can_decode_jpegs", lambda device: True)
     monkeypatch.setattr(
         Loader,
         "_load_batch",
@@ -247,25 +254,25 @@ def test_pictures_that_wait_for_their_device_train_and_answer_the_same(
             part(*given)
         ),
     )
-    late = trained(pictured, tmp_path / "run")
-    for name, value in weights(costa_run).items():
-        assert torch.equal(weights(late)[name], value), name
-    assert predict_split([late], pictured, EvaluateConfig(device="cpu"))[0] == expected
+    deferred_run = train_run(frames_store, tmp_path / "run")
+    for name, value in read_weights(costa_run).items():
+        assert torch.equal(read_weights(deferred_run)[name], value), name
+    assert predict_split([deferred_run], frames_store, EvaluateConfig(device="cpu"))[0] == expected
 
 
-@pytest.mark.parametrize("tuned", [True, False])
-def test_what_learns_and_how_fast(pictured: Path, tuned: bool) -> None:
-    config = recipe({"train_image_encoder": tuned}, encoders=BOTH)
+@pytest.mark.parametrize("trains_image_encoder", [True, False])
+def test_what_learns_and_how_fast(frames_store: Path, trains_image_encoder: bool) -> None:
+    config = build_config({"train_image_encoder": trains_image_encoder}, encoders=BOTH)
     image, text = AppearanceEncoder("tiny"), load_text()
     model = Costa((3, 0, 1), config.model, image, text)
-    optimiser, _ = build_optimizer(model, config, 10)
+    optimizer, _ = build_optimizer(model, config, 10)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {
         names[id(parameter)]: group["initial_lr"]
-        for group in optimiser.param_groups
+        for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    assert any(name.startswith("image_encoder.") for name in rates) == tuned
+    assert any(name.startswith("image_encoder.") for name in rates) == trains_image_encoder
     for name, rate in rates.items():
         assert rate == (1e-3 if name.startswith(("image_encoder.", "text_encoder.")) else 1e-2)
     assert all(name in rates for name in names.values() if not name.startswith("image_encoder."))
@@ -278,88 +285,92 @@ def load_text() -> Any:
 
 
 def test_training_moves_what_learns_and_leaves_what_is_frozen(
-    pictured: Path, tmp_path: Path, costa_run: Path
+    frames_store: Path, tmp_path: Path, costa_run: Path
 ) -> None:
-    frozen = trained(pictured, tmp_path / "run", model={"train_image_encoder": False})
+    frozen = train_run(frames_store, tmp_path / "run", model={"train_image_encoder": False})
     first = AppearanceEncoder("tiny")
     first.load_state_dict(
         {
-            name.removeprefix("image."): value
-            for name, value in weights(frozen).items()
+            name.removeprefix("image_encoder."): value
+            for name, value in read_weights(frozen).items()
             if name.startswith("image_encoder.")
         }
     )
-    moved = {
+    changed_names = {
         name
-        for name, value in weights(costa_run).items()
-        if not torch.equal(value, weights(frozen)[name])
+        for name, value in read_weights(costa_run).items()
+        if not torch.equal(value, read_weights(frozen)[name])
     }
-    own = {name for name in moved if name.startswith("image_encoder.")}
-    assert own
-    assert {name.split(".")[2] for name in own} <= {"layer2", "layer3", "layer4"}
-    assert not any(".bn" in name for name in own)
-    assert any(name.startswith("trunk.") for name in moved)
+    encoder_names = {name for name in changed_names if name.startswith("image_encoder.")}
+    assert encoder_names
+    assert {name.split(".")[2] for name in encoder_names} <= {"layer2", "layer3", "layer4"}
+    assert not any(".bn" in name for name in encoder_names)
+    assert any(name.startswith("r3d.") for name in changed_names)
 
 
 # Answers
 
 
-@pytest.mark.parametrize("run_of", ["costa_run", "whole_run"])
+@pytest.mark.parametrize("run_of", ["costa_run", "end_to_end_run"])
 def test_a_video_gives_the_tube_that_its_store_gives(
-    pictured: Path, tiny_run: Any, run_of: str, request: pytest.FixtureRequest
+    frames_store: Path, tiny_run: Any, run_of: str, request: pytest.FixtureRequest
 ) -> None:
     """Its pictures go through JPEG, as the store's did."""
     run = request.getfixturevalue(run_of)
     queries = [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
-    stored, missing = predict_split([run], pictured, EvaluateConfig(device="cpu"))
+    predictions, missing = predict_split([run], frames_store, EvaluateConfig(device="cpu"))
     assert missing == []
-    asked = Grounder(run, device="cpu").ground(
+    result = Grounder(run, device="cpu").ground(
         tiny_run.root / queries[0].path, [query.text for query in queries]
     )
     edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
-    for own, query, prediction in zip(asked.queries, queries, stored, strict=True):
+    for tube, query, prediction in zip(result.queries, queries, predictions, strict=True):
         other = build_query_result(query.text, [prediction], edges)
-        assert own.span_frames == other.span_frames
-        np.testing.assert_allclose(own.boxes, other.boxes, atol=0.02)
+        assert tube.span_frames == other.span_frames
+        np.testing.assert_allclose(tube.boxes, other.boxes, atol=0.02)
 
 
-def test_a_second_look_and_other_frames_at_test_time(pictured: Path, costa_run: Path) -> None:
+def test_a_second_look_and_other_frames_at_test_time(frames_store: Path, costa_run: Path) -> None:
     for config in (
         EvaluateConfig(device="cpu", refine_boundaries=True),
         EvaluateConfig(device="cpu", frames=5),
     ):
-        answers, _ = predict_split([costa_run], pictured, config)
-        assert answers
-        assert all(math.isfinite(answer.score) for answer in answers)
+        predictions, _ = predict_split([costa_run], frames_store, config)
+        assert predictions
+        assert all(math.isfinite(prediction.score) for prediction in predictions)
 
 
 @pytest.mark.parametrize("encoders", [TINY, BOTH])
 def test_runs_answer_together_about_a_store_and_about_a_video(
-    pictured: Path, tiny_run: Any, tmp_path: Path, encoders: dict[str, str]
+    frames_store: Path, tiny_run: Any, tmp_path: Path, encoders: dict[str, str]
 ) -> None:
     """Each with its own encoders: the pictures are the same for all."""
     runs = [
-        trained(pictured, tmp_path / str(seed), encoders=encoders, seed=seed) for seed in (0, 1)
+        train_run(frames_store, tmp_path / str(seed), encoders=encoders, seed=seed)
+        for seed in (0, 1)
     ]
-    alone, both = (
-        predict_split(chosen, pictured, EvaluateConfig(device="cpu"))[0]
+    single_predictions, ensemble_predictions = (
+        predict_split(chosen, frames_store, EvaluateConfig(device="cpu"))[0]
         for chosen in (runs[:1], runs)
     )
-    assert alone != both
-    assert predict_split([runs[0], runs[0]], pictured, EvaluateConfig(device="cpu"))[0] == alone
+    assert single_predictions != ensemble_predictions
+    assert (
+        predict_split([runs[0], runs[0]], frames_store, EvaluateConfig(device="cpu"))[0]
+        == single_predictions
+    )
     query = next(query for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
-    asked = (
+    result = (
         Grounder(*runs, device="cpu").ground(tiny_run.root / query.path, [query.text]).queries[0]
     )
-    own = next(answer for answer in both if answer.id == query.id)
-    assert asked.span_frames == own.span
+    tube = next(candidate for candidate in ensemble_predictions if candidate.id == query.id)
+    assert result.span_frames == tube.span
 
 
 # Refused
 
 
 def test_it_does_not_answer_together_with_others(
-    tiny_run: Any, costa_run: Path, whole_run: Path, tmp_path: Path
+    tiny_run: Any, costa_run: Path, end_to_end_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="the runs of an ensemble must"):
         Ensemble.from_runs([tiny_run.run, costa_run], CPU)
@@ -370,7 +381,7 @@ def test_it_does_not_answer_together_with_others(
         "num_layers": 1,
         "num_stages": 1,
         "num_frames": 3,
-        "motion": "motion",
+        "motion_product": "motion",
     }
     config = CgstvgTrainConfig.model_validate({**RECIPE, "model": other})
     prepare_run_dir(tiny_run.store, tmp_path / "cgstvg", config)
@@ -382,25 +393,25 @@ def test_it_does_not_answer_together_with_others(
     with pytest.raises(InputError, match=r"does not fit run .*frames is absent"):
         Ensemble.from_runs([costa_run, tmp_path / "cgstvg"], CPU)
     with pytest.raises(
-        InputError, match="their text encoders, and so their tokenizers, are of other weights"
+        InputError, match="their text encoders, and so their tokenizers, have different weights"
     ):
-        Ensemble.from_runs([whole_run, costa_run], CPU)
+        Ensemble.from_runs([end_to_end_run, costa_run], CPU)
 
 
 def test_a_store_without_pictures_is_refused(tiny_run: Any, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"has no product 'frames'.*run stvg-extract to add it"):
-        trained(tiny_run.store, tmp_path / "run")
+        train_run(tiny_run.store, tmp_path / "run")
 
 
 def test_a_store_with_other_pictures_is_refused(
-    pictured: Path, costa_run: Path, tmp_path: Path
+    frames_store: Path, costa_run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(costa_run, tmp_path / "run")
-    about = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    about["products"]["frames"]["sampling"]["jpeg_quality"] = 50
-    (tmp_path / "run" / "provenance.json").write_text(json.dumps(about))
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    provenance["products"]["frames"]["sampling"]["jpeg_quality"] = 50
+    (tmp_path / "run" / "provenance.json").write_text(json.dumps(provenance))
     with pytest.raises(StoreError, match=r"does not fit run .*frames sampling is"):
-        predict_split([tmp_path / "run"], pictured, EvaluateConfig(device="cpu"))
+        predict_split([tmp_path / "run"], frames_store, EvaluateConfig(device="cpu"))
 
 
 def test_first_weights_that_have_changed(costa_run: Path, tmp_path: Path) -> None:
@@ -409,34 +420,38 @@ def test_first_weights_that_have_changed(costa_run: Path, tmp_path: Path) -> Non
     config.write_text(config.read_text().replace("image: tiny", "image: random:1"))
     with pytest.raises(
         InputError,
-        match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*put the same weights",
+        match=r"the run's encoder began with weights 'random:1' of digest "
+        r"\w{12}….*restore the original weights",
     ):
         load_model(tmp_path / "run")
 
 
 def test_another_choice_of_encoders_is_another_run(
-    pictured: Path, costa_run: Path, tmp_path: Path
+    frames_store: Path, costa_run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(costa_run, tmp_path / "run")
     with pytest.raises(InputError, match=r"cannot be resumed: .*encoders differ"):
         prepare_run_dir(
-            pictured, tmp_path / "run", recipe(encoders={**TINY, "image": "random:1"}), resume=True
+            frames_store,
+            tmp_path / "run",
+            build_config(encoders={**TINY, "image": "random:1"}),
+            resume=True,
         )
     with pytest.raises(InputError, match=r"cannot be resumed: .*encoders differ"):
-        prepare_run_dir(pictured, tmp_path / "run", recipe(encoders=BOTH), resume=True)
+        prepare_run_dir(frames_store, tmp_path / "run", build_config(encoders=BOTH), resume=True)
 
 
-def test_mdetr_s_checkpoint_is_refused(pictured: Path, tmp_path: Path) -> None:
+def test_mdetr_s_checkpoint_is_refused(frames_store: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"of MDETR CoSTA takes the image and the text encoder alone: encoders.image=mdetr:FILE",
+        match=r"CoSTA uses only MDETR's image and text encoders: set encoders.image=mdetr:FILE",
     ):
-        trained(pictured, tmp_path / "run", initialise=str(tmp_path / "mdetr.pth"))
+        train_run(frames_store, tmp_path / "run", init_from=str(tmp_path / "mdetr.pth"))
 
 
 def test_encoders_that_do_not_fit_the_system_are_refused() -> None:
     with pytest.raises(
-        InputError, match="encoders: costa reads pictures: name its image encoder's weights"
+        InputError, match="encoders: costa reads images: name its image encoder's weights"
     ):
         validate(CostaTrainConfig, {"encoders": None}, "section 'train'")
     with pytest.raises(
@@ -454,7 +469,7 @@ def test_a_wrong_config_is_named() -> None:
 
 
 def test_every_ablation_of_its_table_is_a_configuration() -> None:
-    built = {}
+    model_configs = {}
     for name, variant in load_table("costa").trained_variants.items():
         config = validate(
             CostaTrainConfig, merge(get_preset("shapes", "costa"), variant.changes), name
@@ -463,9 +478,9 @@ def test_every_ablation_of_its_table_is_a_configuration() -> None:
             get_system("costa").build((3, 0, 3), config.model, AppearanceEncoder("tiny"), None),
             Costa,
         )
-        built[name] = config.model
-    assert len({model.model_dump_json() for model in built.values()}) == len(
-        built
+        model_configs[name] = config.model
+    assert len({model.model_dump_json() for model in model_configs.values()}) == len(
+        model_configs
     )  # no two are the same
 
 

@@ -46,8 +46,8 @@ MODEL = {
     "num_heads": 2,
     "ffn_dim": 16,
     "num_layers": 1,
-    "frames": FRAMES,
-    "clips": CLIPS,
+    "num_frames": FRAMES,
+    "num_clips": CLIPS,
     "proposal_map_channels": 8,
     "proposal_map_layers": 1,
     "dropout": 0.0,
@@ -72,8 +72,8 @@ def recipe(**changes: Any) -> CsdvlTrainConfig:
 @pytest.fixture(scope="module")
 def store(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small store, with pictures of best quality beside the features."""
-    place = tmp_path_factory.mktemp("frames") / "store"
-    shutil.copytree(tiny_run.store, place)
+    path = tmp_path_factory.mktemp("frames") / "store"
+    shutil.copytree(tiny_run.store, path)
     settings = {
         "backbones": "tiny",
         "products": ["frames"],
@@ -81,25 +81,25 @@ def store(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "workers": 0,
         "device": "cpu",
     }
-    extract(tiny_run.index, tiny_run.root, "shapes", place, ExtractConfig.model_validate(settings))
-    return place
+    extract(tiny_run.index, tiny_run.root, "shapes", path, ExtractConfig.model_validate(settings))
+    return path
 
 
 @pytest.fixture(scope="module")
 def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
-    place = tmp_path_factory.mktemp("runs") / "run"
-    prepare_run_dir(store, place, recipe())
-    train(store, place, recipe())
-    return place
+    path = tmp_path_factory.mktemp("runs") / "run"
+    prepare_run_dir(store, path, recipe())
+    train(store, path, recipe())
+    return path
 
 
 @pytest.fixture
 def model() -> EndToEnd:
     torch.manual_seed(0)
-    made = build_model(recipe(), provenance())
-    assert isinstance(made, EndToEnd)
-    return made.eval()
+    model = build_model(recipe(), provenance())
+    assert isinstance(model, EndToEnd)
+    return model.eval()
 
 
 def provenance() -> dict[str, Any]:
@@ -133,12 +133,12 @@ def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
         )
         assert pictures.facts(video)["size"] == maps.facts(video)["size"]
         rows = np.array([3, 0, 3])
-        seen = pictures.read(video, rows)
-        assert (seen.dtype, seen.shape[1:]) == (np.uint8, pictures.shape(video)[1:])
-        np.testing.assert_array_equal(seen, pictures.read(video)[rows])
+        frames = pictures.read(video, rows)
+        assert (frames.dtype, frames.shape[1:]) == (np.uint8, pictures.shape(video)[1:])
+        np.testing.assert_array_equal(frames, pictures.read(video)[rows])
         expected = maps.read(video, rows).astype(np.float32)
-        found = encoder(torch.from_numpy(seen).permute(0, 3, 1, 2)).detach().numpy()
-        assert np.abs(found - expected).mean() < 0.1 * np.abs(expected).mean()
+        outputs = encoder(torch.from_numpy(frames).permute(0, 3, 1, 2)).detach().numpy()
+        assert np.abs(outputs - expected).mean() < 0.1 * np.abs(expected).mean()
 
 
 def test_tokens_are_the_sentences(store: Path, model: EndToEnd) -> None:
@@ -156,77 +156,78 @@ def test_tokens_are_the_sentences(store: Path, model: EndToEnd) -> None:
 def test_it_answers_what_its_network_answers_to_its_encoders_features(
     store: Path, model: EndToEnd
 ) -> None:
-    raw = raw_inputs(store, model)
-    pictures = raw.appearance.flatten(0, 1).permute(0, 3, 1, 2)
-    maps = model.image_encoder(pictures).unflatten(0, raw.appearance.shape[:2])
-    size = torch.tensor(maps.shape[2:4]).expand(len(raw.text), 2)
-    seen = replace(
-        raw,
+    inputs = raw_inputs(store, model)
+    pictures = inputs.appearance.flatten(0, 1).permute(0, 3, 1, 2)
+    maps = model.image_encoder(pictures).unflatten(0, inputs.appearance.shape[:2])
+    size = torch.tensor(maps.shape[2:4]).expand(len(inputs.text), 2)
+    encoded_inputs = replace(
+        inputs,
         appearance=maps,
         map_size=size,
-        text=model.text_encoder(raw.text[..., 0], raw.text_mask),
+        text=model.text_encoder(inputs.text[..., 0], inputs.text_mask),
     )
     with torch.no_grad():
-        found, expected = model(raw), model.network(seen)
-    torch.testing.assert_close(found.boxes, expected.boxes)
-    torch.testing.assert_close(found.proposals, expected.proposals)
+        outputs, expected = model(inputs), model.network(encoded_inputs)
+    torch.testing.assert_close(outputs.boxes, expected.boxes)
+    torch.testing.assert_close(outputs.proposal_logits, expected.proposal_logits)
 
 
 def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: EndToEnd) -> None:
-    features, seen = raw_features(store, model), []
-    shared, apart = (
+    features = raw_features(store, model)
+    batch_sizes: list[int] = []
+    shared, separate = (
         collate([features.load_sample(query) for query in features.queries[:3]]),
         raw_inputs(store, model),
     )
     handle = model.image_encoder.register_forward_pre_hook(
-        lambda _, given: seen.append(len(given[0]))
+        lambda _, arguments: batch_sizes.append(len(arguments[0]))
     )
     with torch.no_grad():
-        found, expected = model(shared), model(apart)
+        outputs, expected = model(shared), model(separate)
     handle.remove()
     assert len(shared.appearance) == 1
-    assert seen[0] == FRAMES
-    assert sum(seen[1:]) == 3 * FRAMES
-    torch.testing.assert_close(found.boxes, expected.boxes)
-    torch.testing.assert_close(found.proposals, expected.proposals)
+    assert batch_sizes[0] == FRAMES
+    assert sum(batch_sizes[1:]) == 3 * FRAMES
+    torch.testing.assert_close(outputs.boxes, expected.boxes)
+    torch.testing.assert_close(outputs.proposal_logits, expected.proposal_logits)
 
 
 def test_pictures_of_other_sizes_in_a_batch_change_nothing(store: Path, model: EndToEnd) -> None:
     """Cut to half their width, the first query's pictures are padded in the batch; its maps are
     those it has alone.
     """
-    raw = raw_inputs(store, model, count=2)
-    height, width = raw.map_size[0].tolist()
+    inputs = raw_inputs(store, model, count=2)
+    height, width = inputs.map_size[0].tolist()
     half = replace(
-        raw,
-        appearance=raw.appearance.clone(),
+        inputs,
+        appearance=inputs.appearance.clone(),
         map_size=torch.tensor([[height, width // 2], [height, width]]),
     )
     half.appearance[0, :, :, width // 2 :] = 200
     maps, cells = model.encode_images(half.appearance, half.map_size)
-    alone, size = model.encode_images(raw.appearance[:1, :, :, : width // 2], half.map_size[:1])
+    alone, size = model.encode_images(inputs.appearance[:1, :, :, : width // 2], half.map_size[:1])
     assert cells[0].tolist() == size[0].tolist() != cells[1].tolist()
     rows, columns = size[0].tolist()
     torch.testing.assert_close(maps[0, :, :rows, :columns], alone[0])
     assert (maps[0, :, :, columns:] == 0).all()
     torch.testing.assert_close(
-        maps[1], model.encode_images(raw.appearance[1:], raw.map_size[1:])[0][0]
+        maps[1], model.encode_images(inputs.appearance[1:], inputs.map_size[1:])[0][0]
     )
 
 
 def test_what_learns_and_how_fast(model: EndToEnd) -> None:
-    optimiser, _ = build_optimizer(model, recipe(), 10)
+    optimizer, _ = build_optimizer(model, recipe(), 10)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {
         names[id(parameter)]: group["initial_lr"]
-        for group in optimiser.param_groups
+        for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    learning = {
+    trained_names = {
         name for name in names.values() if name.startswith("image_encoder.") and name in rates
     }
-    assert {name.split(".")[2] for name in learning} == set(TRAINABLE_PREFIXES)
-    assert not any(".bn" in name for name in learning)
+    assert {name.split(".")[2] for name in trained_names} == set(TRAINABLE_PREFIXES)
+    assert not any(".bn" in name for name in trained_names)
     for name, rate in rates.items():
         assert rate == (1e-2 if name.startswith("image_encoder.") else 1e-3)
     assert all(name in rates for name in names.values() if not name.startswith("image_encoder."))
@@ -235,20 +236,23 @@ def test_what_learns_and_how_fast(model: EndToEnd) -> None:
 def test_training_moves_the_encoders_and_leaves_what_is_frozen(run: Path) -> None:
     trained, first = load_model(run, "last")[0], build_model(recipe(), read_provenance(run))
     before = dict(first.named_parameters())
-    moved = {name for name, now in trained.named_parameters() if not torch.equal(now, before[name])}
+    changed_names = {
+        name for name, now in trained.named_parameters() if not torch.equal(now, before[name])
+    }
     assert {
         "image_encoder.body.layer2.0.conv1.weight",
         "image_encoder.body.layer4.1.conv2.weight",
-    } <= moved
-    assert any(name.startswith("text_encoder.roberta.encoder.layer.0") for name in moved)
+    } <= changed_names
+    assert any(name.startswith("text_encoder.roberta.encoder.layer.0") for name in changed_names)
     assert not any(
         name.startswith(("image_encoder.body.conv1", "image_encoder.body.layer1")) or ".bn" in name
-        for name in moved
+        for name in changed_names
     )
-    norms, own = dict(first.named_buffers()), dict(trained.named_buffers())
+    first_buffers = dict(first.named_buffers())
+    trained_buffers = dict(trained.named_buffers())
     assert all(
-        torch.equal(own[name], value)
-        for name, value in norms.items()
+        torch.equal(trained_buffers[name], value)
+        for name, value in first_buffers.items()
         if name.startswith("image_encoder.")
     )
 
@@ -262,46 +266,48 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     longer = recipe(lr_schedule_steps=2)
     prepare_run_dir(store, tmp_path / "run", longer, resume=True)
     train(store, tmp_path / "run", longer)
-    expected, found = (
+    expected, actual = (
         load_model(which, "last")[0].state_dict() for which in (run, tmp_path / "run")
     )
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=0)
 
 
 def test_recomputed_layers_give_the_same_gradients_from_less(store: Path, model: EndToEnd) -> None:
-    """In training, dropout included: the same gradients, and a fraction of what is kept for them."""
-    raw = raw_inputs(store, model)
+    """In training with dropout: the same gradients, from a fraction of the saved tensors."""
+    inputs = raw_inputs(store, model)
 
     def gradients() -> tuple[list[torch.Tensor], int]:
-        kept: list[int] = []
+        saved_bytes: list[int] = []
         model.train().zero_grad()
         torch.manual_seed(7)
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor
+            lambda tensor: saved_bytes.append(tensor.nbytes) or tensor, lambda tensor: tensor
         ):
-            out = model(raw)
-        (out.boxes.sum() + out.proposals.sum()).backward()
+            out = model(inputs)
+        (out.boxes.sum() + out.proposal_logits.sum()).backward()
         return [
             parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
-        ], sum(kept)
+        ], sum(saved_bytes)
 
-    whole, much = gradients()
+    gradients_without, all_bytes = gradients()
     model.enable_activation_checkpointing()
-    again, little = gradients()
-    for ours, theirs in zip(again, whole, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    assert little < 0.6 * much
+    gradients_with, checkpointed_bytes = gradients()
+    for gradient, expected in zip(gradients_with, gradients_without, strict=True):
+        torch.testing.assert_close(gradient, expected)
+    assert checkpointed_bytes < 0.6 * all_bytes
 
 
 def test_pictures_are_encoded_in_parts(
     store: Path, model: EndToEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw = raw_inputs(store, model)
+    inputs = raw_inputs(store, model)
     with torch.no_grad():
-        whole = model.encode_images(raw.appearance, raw.map_size)[0]
-        monkeypatch.setattr(grounding.models.end_to_end, "TOGETHER", 5)
-        torch.testing.assert_close(model.encode_images(raw.appearance, raw.map_size)[0], whole)
+        expected_maps = model.encode_images(inputs.appearance, inputs.map_size)[0]
+        monkeypatch.setattr(grounding.models.end_to_end, "ENCODER_BATCH_SIZE", 5)
+        torch.testing.assert_close(
+            model.encode_images(inputs.appearance, inputs.map_size)[0], expected_maps
+        )
 
 
 def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_parameters(
@@ -315,18 +321,20 @@ def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_paramet
         """As the first of two processes, of which the other has no gradients."""
 
         def __init__(self) -> None:
-            self.rank, self.world = 0, 2
+            self.rank, self.world_size = 0, 2
 
-        def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
             return tensor
 
     random = torch.Generator().manual_seed(0)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.grad = torch.randn(parameter.shape, generator=random)
-    wanted = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+    expected_gradients = [
+        parameter.grad.clone() for parameter in parameters if parameter.grad is not None
+    ]
     Two().all_reduce_gradients(parameters)
-    for parameter, expected in zip(parameters, wanted, strict=True):
+    for parameter, expected in zip(parameters, expected_gradients, strict=True):
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride()
         torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=0)
@@ -339,30 +347,30 @@ def test_they_train_in_parts_and_in_low_precision(
     """Cut into two parts, the first step has the same losses; every picture of the batch is seen in
     the end.
     """
-    found = []
+    losses = []
     for accumulate in (1, 2):
-        parts = recipe(precision=precision, accumulate=accumulate, max_steps=1, log_every=1)
+        parts = recipe(precision=precision, accumulation_steps=accumulate, max_steps=1, log_every=1)
         prepare_run_dir(store, tmp_path / str(accumulate), parts)
         train(store, tmp_path / str(accumulate), parts)
         path = tmp_path / str(accumulate) / "curves" / "plots" / "metrics" / "train" / "loss.tsv"
-        found.append(float(path.read_text().split()[-1]))
-    assert found[0] == pytest.approx(found[1], rel=0.02 if precision == "bfloat16" else 1e-4)
+        losses.append(float(path.read_text().split()[-1]))
+    assert losses[0] == pytest.approx(losses[1], rel=0.02 if precision == "bfloat16" else 1e-4)
 
 
 def test_encoders_of_another_tokenizer_do_not_answer_together(
     store: Path, run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(run, tmp_path / "other")
-    about = json.loads((tmp_path / "other" / "provenance.json").read_text())
+    provenance_values = json.loads((tmp_path / "other" / "provenance.json").read_text())
     other = load_initial_encoders(EncodersConfig(backbones="tiny", image="tiny", text="random:1"))[
         1
     ]
-    about["encoders"]["text"] = other.digest
-    (tmp_path / "other" / "provenance.json").write_text(json.dumps(about))
+    provenance_values["encoders"]["text"] = other.digest
+    (tmp_path / "other" / "provenance.json").write_text(json.dumps(provenance_values))
     config = tmp_path / "other" / "config.yaml"
     config.write_text(config.read_text().replace("text: tiny", "text: random:1"))
     with pytest.raises(
-        InputError, match="their text encoders, and so their tokenizers, are of other weights"
+        InputError, match="their text encoders, and so their tokenizers, have different weights"
     ):
         predict_split([run, tmp_path / "other"], store, EvaluateConfig(device="cpu"))
 
@@ -373,7 +381,8 @@ def test_first_weights_that_have_changed(run: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("text: tiny", "text: random:1"))
     with pytest.raises(
         InputError,
-        match=r"the run's encoder began with weights 'random:1' of digest \w{12}….*put the same weights",
+        match=r"the run's encoder began with weights 'random:1' of digest "
+        r"\w{12}….*restore the original weights",
     ):
         load_model(tmp_path / "run")
 
@@ -381,19 +390,19 @@ def test_first_weights_that_have_changed(run: Path, tmp_path: Path) -> None:
 def test_a_run_is_judged_on_its_store_and_asked_about_a_video(
     store: Path, run: Path, tiny_run: Any
 ) -> None:
-    answers, missing = predict_split([run], store, EvaluateConfig(device="cpu"))
-    assert answers
+    predictions, missing = predict_split([run], store, EvaluateConfig(device="cpu"))
+    assert predictions
     assert missing == []
     query = next(
         query for query in read_jsonl(Store(store).index_path, Query) if query.split == "test"
     )
-    found = Grounder(run, device="cpu").ground(tiny_run.root / query.path, [query.text])
-    own = next(answer for answer in answers if answer.id == query.id)
-    assert found.queries[0].score == pytest.approx(own.score, abs=0.02)
-    begin, end = found.queries[0].span_frames
-    assert abs(begin - own.span[0]) + abs(end - own.span[1]) <= 3
-    boxes = {frame: box for frame, *box in own.boxes}
-    for frame, *box in found.queries[0].boxes:
+    result = Grounder(run, device="cpu").ground(tiny_run.root / query.path, [query.text])
+    prediction = next(candidate for candidate in predictions if candidate.id == query.id)
+    assert result.queries[0].score == pytest.approx(prediction.score, abs=0.02)
+    begin, end = result.queries[0].span_frames
+    assert abs(begin - prediction.span[0]) + abs(end - prediction.span[1]) <= 3
+    boxes = {frame: box for frame, *box in prediction.boxes}
+    for frame, *box in result.queries[0].boxes:
         assert frame not in boxes or np.abs(np.subtract(box, boxes[frame])).max() < 3
 
 
@@ -402,9 +411,7 @@ def test_several_runs_answer_about_a_store_but_not_about_a_video(
 ) -> None:
     shutil.copytree(run, tmp_path / "twin")
     assert predict_split([run, tmp_path / "twin"], store, EvaluateConfig(device="cpu"))[0]
-    with pytest.raises(
-        InputError, match=r"each of these runs has encoders of its own.*name one run"
-    ):
+    with pytest.raises(InputError, match=r"each of these runs has its own encoders.*name one run"):
         Grounder(run, tmp_path / "twin", device="cpu")
     with pytest.raises(InputError, match="does not fit run"):
         predict_split([run, tiny_run.run], store, EvaluateConfig(device="cpu"))
@@ -425,6 +432,6 @@ def test_other_first_weights_are_another_run(store: Path, run: Path, tmp_path: P
     other = recipe(encoders={"backbones": "tiny", "image": "random:1", "text": "tiny"})
     with pytest.raises(InputError, match="cannot be resumed: encoders differ"):
         prepare_run_dir(store, tmp_path / "run", other, resume=True)
-    about = read_provenance(run)
-    assert set(about["products"]) == {"frames", "motion"}
-    assert about["encoders"] == provenance()["encoders"]
+    provenance_values = read_provenance(run)
+    assert set(provenance_values["products"]) == {"frames", "motion"}
+    assert provenance_values["encoders"] == provenance()["encoders"]

@@ -78,15 +78,15 @@ class Size:
             "proposal_map_channels": 4,
             "proposal_map_kernel": 3,
             "proposal_map_layers": 1,
-            "frames": FRAMES,
-            "clips": CLIPS,
+            "num_frames": FRAMES,
+            "num_clips": CLIPS,
             "collaboration": "none",
         }
         widths = {
             "hidden_dim": 256 // self.by,
             "ffn_dim": 2048 // self.by,
             "num_heads": HEADS,
-            "layers": self.layers,
+            "num_layers": self.layers,
         }
         torch.manual_seed(1)
         return Csdvl(dims or self.dims, CsdvlConfig(**{**small, **widths, **changes})).eval()
@@ -184,8 +184,10 @@ class Reference:
     def __call__(
         self, maps: Tensor, padding: Tensor, words: Tensor, word_padding: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps `[n, C, H, W]`, words `[n, L, C_t]`, padding True → memory `[n, H·W + L, d]`, the decoder's outputs after each
-        layer, normed, `[layers, n, d]`, and their boxes.
+        """Return the memory `[n, H·W + L, d]`, the decoder's normed outputs after each layer
+        `[layers, n, d]`, and their boxes.
+
+        Inputs are maps `[n, C, H, W]` and words `[n, L, C_t]`; masks are True at padding.
         """
         visual = (
             functional.conv2d(maps, self.state["input_proj.weight"], self.state["input_proj.bias"])
@@ -281,8 +283,11 @@ def test_every_key_is_accounted_for(load: Load) -> None:
     assert set(report.loaded_keys) == set(state) - left
     assert set(report.ignored_keys) == left
     assert len(report.loaded_keys) == report.num_expected == 6 * 12 + 6 * 18 + 15
-    scratch = "clip_head, collaboration, dynamic, frame_head, project_motion, proposal_head"
-    expected = rf"static stream from MDETR's \S+mdetr.pth \(from scratch: {scratch}\): loaded 195 of 195, none missing, none unexpected; \d+ left"
+    scratch = "clip_head, collaboration, dynamic_layers, frame_head, project_motion, proposal_head"
+    expected = (
+        rf"static stream from MDETR's \S+mdetr.pth \(from scratch: {scratch}\): "
+        rf"loaded 195 of 195, none missing, none unexpected; \d+ left"
+    )
     assert re.match(expected, str(report))
 
 
@@ -370,7 +375,8 @@ def test_a_file_that_does_not_fit_changes_nothing(
 def test_another_network(load: Load) -> None:
     with pytest.raises(
         InputError,
-        match=r"static stream from MDETR's .* do not fit: missing \['bbox_embed.* unexpected \['layer1.weight'\]",
+        match=r"static stream from MDETR's .* do not fit: missing \['bbox_embed.* "
+        r"unexpected \['layer1.weight'\]",
     ):
         load(SMALL.model(), {"layer1.weight": torch.zeros(1)})
 
@@ -380,29 +386,33 @@ def test_another_network(load: Load) -> None:
     [
         (
             {"num_layers": 1},
-            "the model's layers=1 do not fit MDETR's weights: set model.num_layers=2, or initialise=null",
+            "the model's num_layers=1 do not fit MDETR's weights: set "
+            "model.num_layers=2, or init_from=null",
         ),
         (
             {"num_layers": 3, "ffn_dim": 24},
-            "the model's ffn=24, layers=3 do not fit MDETR's weights: set model.ffn_dim=256, model.num_layers=2, or",
+            "the model's ffn_dim=24, num_layers=3 do not fit MDETR's weights: set "
+            "model.ffn_dim=256, model.num_layers=2, or",
         ),
         (
             {"hidden_dim": 64, "num_heads": 4},
-            "the model's d=64, heads=4 do not fit MDETR's weights: set model.hidden_dim=32, model.num_heads=8, or",
+            "the model's hidden_dim=64, num_heads=4 do not fit MDETR's weights: set "
+            "model.hidden_dim=32, model.num_heads=8, or",
         ),
         (
             {"streams": "dynamic"},
-            "a model of streams=dynamic has no static stream: set model.streams=both, or initialise=null",
+            "a model of streams=dynamic has no static stream: set model.streams=both, "
+            "or init_from=null",
         ),
     ],
 )
 def test_a_model_that_does_not_fit(load: Load, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=rf"initialise \S+mdetr\.pth: {message}"):
+    with pytest.raises(InputError, match=rf"init_from \S+mdetr\.pth: {message}"):
         load(SMALL.model(**changes), SMALL.state())
 
 
 def reduced(inputs: ModelInputs, basis: Projection) -> ModelInputs:
-    """The inputs as a store reduced with the basis gives them, before rounding to half precision."""
+    """Return the inputs of a store reduced with the basis, before rounding to half precision."""
     flat = inputs.appearance.flatten(0, 3).numpy()
     return replace(
         inputs,
@@ -447,7 +457,10 @@ def test_a_store_reduced_to_principal_components(load: Load) -> None:
 
 
 def test_features_of_another_backbone(load: Load) -> None:
-    message = r"MDETR reads maps of 256 channels, and the store's backbone gives 6: extract them with --backbones full and --weights"
+    message = (
+        r"MDETR reads maps of 256 channels, and the store's backbone gives 6: "
+        r"extract them with --backbones full and --weights"
+    )
     with pytest.raises(InputError, match=message):
         load(SMALL.model((6, *SMALL.dims[1:])), SMALL.state())
     basis = Projection(

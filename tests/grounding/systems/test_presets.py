@@ -13,13 +13,35 @@ from pipeline.config import validate
 from pipeline.errors import InputError
 
 COMMON = {
-    "batch": 8, "lr": 1e-4, "lr_image": 1e-5, "lr_text": 1e-5, "weight_decay": 1e-4, "clip_norm": 0.1, "schedule": "constant",
-    "model.hidden_dim": 256, "model.num_heads": 8, "model.ffn_dim": 2048, "model.num_layers": 6, "model.dropout": 0.1,
-    "model.proposal_map_channels": 512, "model.collaboration": "full", "model.streams": "both", "model.box_head": "mlp",
-    "model.clip_pooling": "mean", "model.guidance_scale": "none", "model.mask_padding": True, "model.detach_guidance": False,
-    "loss.l1": 5, "loss.giou": 2, "loss.proposals": 5, "loss.temporal_attention": 1, "loss.temporal_attention_frame": 0.5, "loss.temporal_attention_clip": 1,
-    "loss.box_attention": 0, "loss.every_layer": True,
-}  # fmt: skip
+    "batch": 8,
+    "lr": 1e-4,
+    "lr_image": 1e-5,
+    "lr_text": 1e-5,
+    "weight_decay": 1e-4,
+    "clip_norm": 0.1,
+    "schedule": "constant",
+    "model.hidden_dim": 256,
+    "model.num_heads": 8,
+    "model.ffn_dim": 2048,
+    "model.num_layers": 6,
+    "model.dropout": 0.1,
+    "model.proposal_map_channels": 512,
+    "model.collaboration": "full",
+    "model.streams": "both",
+    "model.box_head": "mlp",
+    "model.clip_pooling": "mean",
+    "model.guidance_scale": "none",
+    "model.mask_padding": True,
+    "model.detach_guidance": False,
+    "loss.l1": 5,
+    "loss.giou": 2,
+    "loss.proposals": 5,
+    "loss.temporal_attention": 1,
+    "loss.temporal_attention_frame": 0.5,
+    "loss.temporal_attention_clip": 1,
+    "loss.box_attention": 0,
+    "loss.every_layer": True,
+}
 SHORT = {
     "model.num_frames": 48,
     "model.num_clips": 16,
@@ -47,20 +69,51 @@ multiplied out.
 
 
 CG_COMMON = {
-    "lr": 3e-4, "lr_image": 2e-5, "lr_text": 2e-5, "weight_decay": 1e-4, "optimizer": "adam", "schedule": "constant",
-    "model.hidden_dim": 256, "model.num_heads": 8, "model.num_layers": 6, "model.num_stages": 6, "model.num_frames": 64, "model.motion_product": "swin",
-    "model.context": True, "model.refinement": "both", "model.temporal_context": False, "model.box_head": "mlp",
-    "loss.box_attention": 0, "loss.cell_boxes": 0, "loss.box_confidence": 1, "loss.boundary_sigma": 2,
-}  # fmt: skip
+    "lr": 3e-4,
+    "lr_image": 2e-5,
+    "lr_text": 2e-5,
+    "weight_decay": 1e-4,
+    "optimizer": "adam",
+    "schedule": "constant",
+    "model.hidden_dim": 256,
+    "model.num_heads": 8,
+    "model.num_layers": 6,
+    "model.num_stages": 6,
+    "model.num_frames": 64,
+    "model.motion_product": "swin",
+    "model.context": True,
+    "model.refinement": "both",
+    "model.temporal_context": False,
+    "model.box_head": "mlp",
+    "loss.box_attention": 0,
+    "loss.cell_boxes": 0,
+    "loss.box_confidence": 1,
+    "loss.boundary_sigma": 2,
+}
 CG_PAPER = {
-    "model.theta_t": 0.7, "model.theta_s": 0.8, "model.teacher_iou": None, "model.query_positions": "learned", "model.region_pooling": "roi_align",
-    "loss.start": 10, "loss.end": 10, "loss.inside": 1, "loss.outside_weight": 1, "loss.l1": 5, "loss.iou": 3, "loss.smooth_l1": True,
+    "model.theta_t": 0.7,
+    "model.theta_s": 0.8,
+    "model.teacher_iou": None,
+    "model.query_positions": "learned",
+    "model.region_pooling": "roi_align",
+    "loss.start": 10,
+    "loss.end": 10,
+    "loss.inside": 1,
+    "loss.outside_weight": 1,
+    "loss.l1": 5,
+    "loss.iou": 3,
+    "loss.smooth_l1": True,
     "loss.use_giou": False,
-}  # fmt: skip
+}
 CG_CODE = {
-    "model.query_positions": "boxes", "model.region_pooling": "mean", "loss.inside": 2, "loss.outside_weight": 0.3, "loss.l1": 5,
-    "loss.smooth_l1": False, "loss.use_giou": True,
-}  # fmt: skip
+    "model.query_positions": "boxes",
+    "model.region_pooling": "mean",
+    "loss.inside": 2,
+    "loss.outside_weight": 0.3,
+    "loss.l1": 5,
+    "loss.smooth_l1": False,
+    "loss.use_giou": True,
+}
 CG_PAPERS = {
     "hcstvg-v1": {**CG_COMMON, **CG_PAPER, "batch": 16, "epochs": 90},
     "hcstvg-v2": {**CG_COMMON, **CG_PAPER, "batch": 32, "epochs": 90},
@@ -97,14 +150,40 @@ CG_PAPERS = {
 
 
 COSTA_COMMON = {
-    "lr": 1e-4, "lr_text": 5e-5, "weight_decay": 1e-4, "clip_norm": 0.1, "optimizer": "adamw", "schedule": "constant",
-    "encoders.text": None, "encoders.backbones": "full", "model.hidden_dim": 256, "model.num_heads": 8, "model.num_layers": 6, "model.num_decoder_layers": 6,
+    "lr": 1e-4,
+    "lr_text": 5e-5,
+    "weight_decay": 1e-4,
+    "clip_norm": 0.1,
+    "optimizer": "adamw",
+    "schedule": "constant",
+    "encoders.text": None,
+    "encoders.backbones": "full",
+    "model.hidden_dim": 256,
+    "model.num_heads": 8,
+    "model.num_layers": 6,
+    "model.num_decoder_layers": 6,
     "model.num_frames": 64,
-    "model.backbones": "both", "model.connection": "sum", "model.r3d_width": 64, "model.train_image_encoder": True,
-    "model.temporal_fusion": True, "model.entangled_queries": True, "model.teacher_forcing_rate": 0.9, "model.box_head": "mlp", "loss.l1": 5, "loss.start": 10,
-    "loss.end": 10, "loss.boundary_sigma": 2, "loss.encoder_presence": 2, "loss.decoder_presence": 2, "loss.outside_weight": 0.3, "loss.box_attention": 0, "loss.cell_boxes": 0,
-    "augment.flip_probability": 0.5, "augment.min_scale": 0.79, "augment.crop_probability": 0.5,
-}  # fmt: skip
+    "model.backbones": "both",
+    "model.connection": "sum",
+    "model.r3d_width": 64,
+    "model.train_image_encoder": True,
+    "model.temporal_fusion": True,
+    "model.entangled_queries": True,
+    "model.teacher_forcing_rate": 0.9,
+    "model.box_head": "mlp",
+    "loss.l1": 5,
+    "loss.start": 10,
+    "loss.end": 10,
+    "loss.boundary_sigma": 2,
+    "loss.encoder_presence": 2,
+    "loss.decoder_presence": 2,
+    "loss.outside_weight": 0.3,
+    "loss.box_attention": 0,
+    "loss.cell_boxes": 0,
+    "augment.flip_probability": 0.5,
+    "augment.min_scale": 0.79,
+    "augment.crop_probability": 0.5,
+}
 COSTA_PAPERS = {
     "hcstvg-v1": {**COSTA_COMMON, "loss.giou": 4, "lr_image": 2e-5, "epochs": 90},
     "hcstvg-v2": {**COSTA_COMMON, "loss.giou": 4, "lr_image": 2e-5, "epochs": 90},
@@ -184,7 +263,8 @@ def test_an_unknown_preset_is_refused() -> None:
     names = "hcstvg-v1, hcstvg-v2, vidstg, shapes, shapes-large"
     with pytest.raises(
         InputError,
-        match=f"there is no preset 'shape' of csdvl; its presets are {names}: name one with --preset",
+        match=f"there is no preset 'shape' of csdvl; its presets are {names}: name one "
+        f"with --preset",
     ):
         get_preset("shape")
 
@@ -192,6 +272,7 @@ def test_an_unknown_preset_is_refused() -> None:
 def test_an_unknown_system_is_refused() -> None:
     with pytest.raises(
         InputError,
-        match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, costa: name one with --model",
+        match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, "
+        "costa: name one with --model",
     ):
         get_preset("shapes", "detr")

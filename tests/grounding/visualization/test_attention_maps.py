@@ -1,4 +1,4 @@
-"""What networks see is told as they saw it: every stored frame once, in the picture's place, for
+"""Attention maps are those of the model: every stored frame once, at its place in the image, for
 all three systems.
 """
 
@@ -48,58 +48,65 @@ SMALL: dict[str, Any] = {
 }
 
 
-def witness(store: Path, frames: int, **changes: Any) -> AttentionRecorder:
-    """A network of random weights with the store's training queries, of which number 2 is about a
-    tall video.
+def make_csdvl_recorder(store: Path, frames: int, **changes: Any) -> AttentionRecorder:
+    """Return a model of random weights with the store's training queries; query 2 is about a tall
+    video.
     """
     torch.manual_seed(0)
     model = Csdvl((6, 5, 7), CsdvlConfig(**{**CSDVL, "num_frames": frames, **changes}))
     return AttentionRecorder(model.eval(), GroundingDataset.from_store(store, "train", frames, 5))
 
 
-@pytest.mark.parametrize("number", [0, 2])
-def test_a_pass_that_takes_every_frame_is_told_as_it_is(store: Path, number: int) -> None:
-    one = witness(store, 20, box_head="attention")
-    query = one.dataset.queries[number]
-    found = one.record(query)
+@pytest.mark.parametrize("query_index", [0, 2])
+def test_a_pass_that_takes_every_frame_is_told_as_it_is(store: Path, query_index: int) -> None:
+    recorder = make_csdvl_recorder(store, 20, box_head="attention")
+    query = recorder.dataset.queries[query_index]
+    attention = recorder.record(query)
     with torch.inference_mode():
-        out = one.model(collate([one.dataset.load_sample(query)]))
-    assert found.frame_indices.tolist() == list(range(0, 100, 5))
-    assert [attention.kind for attention in found.maps] == ["guide", "carriers"]
-    for attention, weights in zip(found.maps, (out.guidance, out.box_attention), strict=True):
-        assert attention.weights.shape == (2, 20, *one.dataset.map_size(query))
-        np.testing.assert_allclose(attention.weights, weights[:, 0].numpy(), atol=1e-6)
-    assert isinstance(found.span_scores, ProposalScores)
+        out = recorder.model(collate([recorder.dataset.load_sample(query)]))
+    assert attention.frame_indices.tolist() == list(range(0, 100, 5))
+    assert [attention_map.kind for attention_map in attention.maps] == ["guide", "carriers"]
+    for attention_map, weights in zip(
+        attention.maps, (out.guidance, out.box_attention), strict=True
+    ):
+        assert attention_map.weights.shape == (2, 20, *recorder.dataset.map_size(query))
+        np.testing.assert_allclose(attention_map.weights, weights[:, 0].numpy(), atol=1e-6)
+    assert isinstance(attention.span_scores, ProposalScores)
     np.testing.assert_allclose(
-        found.span_scores.total, out.proposal_logits[0].double().sigmoid().numpy(), atol=1e-6
+        attention.span_scores.total, out.proposal_logits[0].double().sigmoid().numpy(), atol=1e-6
     )
 
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_what_two_passes_saw_is_averaged(store: Path, batch: int) -> None:
-    """Seven frames at once: the twenty are seen in three passes and one more, which repeats frames."""
-    one = witness(store, 7)
-    query = one.dataset.queries[0]
-    found = AttentionRecorder(one.model, one.dataset, batch).record(query)
-    seen: dict[int, list[np.ndarray]] = {}
+    """Seven frames a pass: three passes cover the twenty, and one more repeats frames."""
+    recorder = make_csdvl_recorder(store, 7)
+    query = recorder.dataset.queries[0]
+    attention = AttentionRecorder(recorder.model, recorder.dataset, batch).record(query)
+    guidance_by_frame: dict[int, list[np.ndarray]] = {}
     with torch.inference_mode():
-        for rows in SegmentPrediction(query, one.dataset).passes:
-            sample = one.dataset.load_sample(query, rows)
-            guides = one.model(collate([sample])).guidance[:, 0].numpy()
-            for place, frame in enumerate(sample.frame_indices.tolist()):
-                seen.setdefault(frame, []).append(guides[:, place])
-    assert max(map(len, seen.values())) > 1
-    for place, frame in enumerate(found.frame_indices.tolist()):
+        for rows in SegmentPrediction(query, recorder.dataset).passes:
+            sample = recorder.dataset.load_sample(query, rows)
+            guidance = recorder.model(collate([sample])).guidance[:, 0].numpy()
+            for slot, frame in enumerate(sample.frame_indices.tolist()):
+                guidance_by_frame.setdefault(frame, []).append(guidance[:, slot])
+    assert max(map(len, guidance_by_frame.values())) > 1
+    for slot, frame in enumerate(attention.frame_indices.tolist()):
         np.testing.assert_allclose(
-            found.maps[0].weights[:, place], np.mean(seen[frame], 0), atol=1e-6
+            attention.maps[0].weights[:, slot], np.mean(guidance_by_frame[frame], 0), atol=1e-6
         )
 
 
 def test_a_layer_is_normalised_by_its_maximum_over_all_frames() -> None:
     weights = np.zeros((2, 3, 2, 2), np.float32)
     weights[0, 1, 0, 1], weights[0, 2, 1, 1], weights[1, 0, 0, 0] = 4, 1, 0.5
-    shown = AttentionMap("guide", weights).normalized
-    assert (shown[0, 1, 0, 1], shown[0, 2, 1, 1], shown[0, 0].max(), shown[1, 0, 0, 0]) == (
+    normalized = AttentionMap("guide", weights).normalized
+    assert (
+        normalized[0, 1, 0, 1],
+        normalized[0, 2, 1, 1],
+        normalized[0, 0].max(),
+        normalized[1, 0, 0, 0],
+    ) == (
         1,
         0.25,
         0,
@@ -112,12 +119,13 @@ def test_a_layer_is_normalised_by_its_maximum_over_all_frames() -> None:
 def test_only_maps_that_say_something_are_told(
     store: Path, changes: dict[str, Any], kinds: list[str]
 ) -> None:
-    found = (one := witness(store, 6, **changes)).record(one.dataset.queries[0])
-    assert [attention.kind for attention in found.maps] == kinds
-    assert all(attention.description for attention in found.maps)
+    recorder = make_csdvl_recorder(store, 6, **changes)
+    attention = recorder.record(recorder.dataset.queries[0])
+    assert [attention_map.kind for attention_map in attention.maps] == kinds
+    assert all(attention_map.description for attention_map in attention.maps)
 
 
-def cgstvg(store: Path) -> AttentionRecorder:
+def make_cgstvg_recorder(store: Path) -> AttentionRecorder:
     config = CgstvgConfig(
         **SMALL, num_stages=2, motion_product="motion", refinement="none", box_head="attention"
     )
@@ -126,9 +134,9 @@ def cgstvg(store: Path) -> AttentionRecorder:
     )
 
 
-class Noise:
-    """Pictures of 96×64 pixels, or of 64×96 for the tall video, instead of the stored maps: tiny
-    networks make 3×2 cells of them.
+class NoiseImages:
+    """Images of 96×64 pixels, or of 64×96 for the tall video, in place of the stored maps; tiny
+    models make 3×2 cells of them.
     """
 
     def __init__(self, maps: Any) -> None:
@@ -152,55 +160,64 @@ class Noise:
         return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def costa(store: Path) -> AttentionRecorder:
+def make_costa_recorder(store: Path) -> AttentionRecorder:
     image = load_backbone("appearance", "tiny", "tiny").encoder
     assert isinstance(image, AppearanceEncoder)
     config = CostaConfig(**SMALL, num_decoder_layers=2, r3d_width=8, box_head="attention")
-    opened, queries = Store(store), GroundingDataset.from_store(store, "train", 6, None).queries
-    features = GroundingDataset(
-        queries, Tracks(), Noise(opened.open("appearance")), None, opened.open("text"), 6, None
+    opened_store = Store(store)
+    queries = GroundingDataset.from_store(store, "train", 6, None).queries
+    dataset = GroundingDataset(
+        queries,
+        Tracks(),
+        NoiseImages(opened_store.open("appearance")),
+        None,
+        opened_store.open("text"),
+        6,
+        None,
     )
-    return AttentionRecorder(Costa((image.channels, 0, 7), config, image).eval(), features)
+    return AttentionRecorder(Costa((image.channels, 0, 7), config, image).eval(), dataset)
 
 
-@pytest.mark.parametrize("system", [cgstvg, costa])
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("make_recorder", [make_cgstvg_recorder, make_costa_recorder])
+@pytest.mark.parametrize("query_index", [0, 2])
 def test_networks_that_answer_by_frames_tell_where_they_look(
-    store: Path, system: Callable[[Path], AttentionRecorder], number: int
+    store: Path, make_recorder: Callable[[Path], AttentionRecorder], query_index: int
 ) -> None:
     torch.manual_seed(0)
-    one = system(store)
-    query = one.dataset.queries[number]
-    found = one.record(query)
-    assert [attention.kind for attention in found.maps] == ["heard", "carriers"]
-    assert isinstance(found.span_scores, BoundaryScores)
+    recorder = make_recorder(store)
+    query = recorder.dataset.queries[query_index]
+    attention = recorder.record(query)
+    assert [attention_map.kind for attention_map in attention.maps] == ["heard", "carriers"]
+    assert isinstance(attention.span_scores, BoundaryScores)
     assert (
-        len(found.span_scores.start_probabilities)
-        == len(found.span_scores.end_probabilities)
-        == len(found.frame_indices)
+        len(attention.span_scores.start_probabilities)
+        == len(attention.span_scores.end_probabilities)
+        == len(attention.frame_indices)
         == 20
     )
-    layers, frames, rows, columns = found.maps[0].weights.shape
+    layers, frames, rows, columns = attention.maps[0].weights.shape
     assert (layers, frames) == (2, 20)
     assert (rows < columns) == (query.size[1] < query.size[0])
-    rows_first = SegmentPrediction(query, one.dataset).passes[0]
-    sample = one.dataset.load_sample(query, rows_first)
+    first_pass = SegmentPrediction(query, recorder.dataset).passes[0]
+    sample = recorder.dataset.load_sample(query, first_pass)
     with torch.inference_mode():
-        heard = one.model(collate([sample])).temporal_attention[-1, 0]
-    place = np.searchsorted(found.frame_indices, sample.frame_indices[0])
+        temporal_attention = recorder.model(collate([sample])).temporal_attention[-1, 0]
+    slot = np.searchsorted(attention.frame_indices, sample.frame_indices[0])
     np.testing.assert_allclose(
-        found.maps[0].weights[-1, place].ravel(), heard[0].numpy(), atol=1e-6
+        attention.maps[0].weights[-1, slot].ravel(), temporal_attention[0].numpy(), atol=1e-6
     )
 
 
 def test_a_run_s_network_tells_what_it_answers(tiny_run: Any) -> None:
-    one = AttentionRecorder.from_run(tiny_run.run, tiny_run.store, "test", device="cpu")
-    for query, answer in zip(
-        one.dataset.queries, predict(one.model, one.dataset, one.dataset.queries), strict=True
+    recorder = AttentionRecorder.from_run(tiny_run.run, tiny_run.store, "test", device="cpu")
+    for query, prediction in zip(
+        recorder.dataset.queries,
+        predict(recorder.model, recorder.dataset, recorder.dataset.queries),
+        strict=True,
     ):
-        assert one.record(query).span_scores.best_span(subframe_boundaries=True)[
+        assert recorder.record(query).span_scores.best_span(subframe_boundaries=True)[
             2
-        ] == pytest.approx(answer.score, abs=1e-6)
+        ] == pytest.approx(prediction.score, abs=1e-6)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_ask(tiny_run: Any, tmp_path: Path) -> None:

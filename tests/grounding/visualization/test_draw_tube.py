@@ -1,4 +1,4 @@
-"""The drawn video: the box where it was predicted, the source's times, even sides, text that fits."""
+"""The drawn video: the predicted box, the source's times, even sides, text that fits."""
 
 from __future__ import annotations
 
@@ -17,71 +17,77 @@ BOX = (100.0, 40.0, 300.0, 200.0)
 SIZE = (512, 288)
 
 
-def make(
+def write_tube_video(
     out: Path,
     edges: np.ndarray,
     size: tuple[int, int] = SIZE,
     text: str = "the red circle spins.",
     box: tuple = BOX,
 ) -> Canvas:
-    """Grey frames with a tube over frames 2 to 5; the canvas it was drawn on."""
+    """Write gray frames with a tube over frames 2 to 5; return the canvas."""
     tube = LabeledTube(text, (2, 6), dict.fromkeys(range(2, 6), box))
-    grey = np.full((size[1], size[0], 3), 128, np.uint8)
-    draw_tube(out, (grey for _ in edges[1:]), edges, size, tube)
+    gray_frame = np.full((size[1], size[0], 3), 128, np.uint8)
+    draw_tube(out, (gray_frame for _ in edges[1:]), edges, size, tube)
     return Canvas.from_video_size(size, text)
 
 
-def pictures(path: Path) -> list[np.ndarray]:
-    facts = probe(path)
-    with open_frames(path, facts, range(facts.frame_count)) as frames:
-        return [picture for _, picture in frames]
+def read_frames(path: Path) -> list[np.ndarray]:
+    info = probe(path)
+    with open_frames(path, info, range(info.frame_count)) as frames:
+        return [frame for _, frame in frames]
 
 
 def is_yellow(pixels: np.ndarray) -> np.ndarray:
-    """`[..., 3]` → `[...]`: red and green high, blue low, as far as yuv420p leaves colours alone."""
+    """Return the mask `[...]` of yellow pixels `[..., 3]`, with a tolerance for yuv420p."""
     red, green, blue = (pixels[..., channel].astype(int) for channel in range(3))
     return (red > 180) & (green > 150) & (blue < 110)
 
 
-def yellow_in(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
-    """Where the picture's part of the canvas is yellow, `[h, w]`."""
+def find_yellow(frame: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """Return the yellow pixels of the image's part of the canvas, `[h, w]`."""
     width, height = canvas.image_size
-    return is_yellow(picture[:height, :width])
+    return is_yellow(frame[:height, :width])
 
 
 def test_the_box_is_where_and_when_it_was_predicted(tmp_path: Path) -> None:
-    canvas = make(tmp_path / "out.mp4", np.arange(11) / 10)
-    shown = [yellow_in(picture, canvas) for picture in pictures(tmp_path / "out.mp4")]
-    assert [bool(yellow.any()) for yellow in shown] == [2 <= frame < 6 for frame in range(10)]
-    for yellow in shown[2:6]:
+    canvas = write_tube_video(tmp_path / "out.mp4", np.arange(11) / 10)
+    yellow_by_frame = [find_yellow(frame, canvas) for frame in read_frames(tmp_path / "out.mp4")]
+    assert [bool(yellow.any()) for yellow in yellow_by_frame] == [
+        2 <= frame < 6 for frame in range(10)
+    ]
+    for yellow in yellow_by_frame[2:6]:
         rows, columns = np.nonzero(yellow)
-        found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-        np.testing.assert_allclose(found, BOX, atol=2)
+        corners = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        np.testing.assert_allclose(corners, BOX, atol=2)
         assert yellow[41, 100:300].mean() > 0.9
         assert yellow[40:200, 101].mean() > 0.9
         assert not yellow[60:180, 120:280].any()
 
 
 def test_small_pictures_are_enlarged_and_the_box_with_them(tmp_path: Path) -> None:
-    canvas = make(tmp_path / "out.mp4", np.arange(11) / 10, (160, 96), box=(40.0, 20.0, 80.0, 60.0))
+    canvas = write_tube_video(
+        tmp_path / "out.mp4", np.arange(11) / 10, (160, 96), box=(40.0, 20.0, 80.0, 60.0)
+    )
     assert canvas.scale == 3
-    rows, columns = np.nonzero(yellow_in(pictures(tmp_path / "out.mp4")[3], canvas))
+    rows, columns = np.nonzero(find_yellow(read_frames(tmp_path / "out.mp4")[3], canvas))
     np.testing.assert_allclose(
         (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), (120, 60, 240, 180), atol=2
     )
 
 
 def test_a_box_beyond_the_picture_is_clipped(tmp_path: Path) -> None:
-    canvas = make(tmp_path / "out.mp4", np.arange(11) / 10, box=(-50.0, -50.0, 5000.0, 5000.0))
-    yellow = yellow_in(pictures(tmp_path / "out.mp4")[3], canvas)
+    canvas = write_tube_video(
+        tmp_path / "out.mp4", np.arange(11) / 10, box=(-50.0, -50.0, 5000.0, 5000.0)
+    )
+    yellow = find_yellow(read_frames(tmp_path / "out.mp4")[3], canvas)
     assert yellow[1].mean() > 0.9
     assert yellow[-2].mean() > 0.9
 
 
 def test_the_bar_shows_the_span(tmp_path: Path) -> None:
-    canvas = make(tmp_path / "out.mp4", np.arange(11) / 10)
+    canvas = write_tube_video(tmp_path / "out.mp4", np.arange(11) / 10)
     _, top, _, bottom = canvas.time_bar
-    row = is_yellow(pictures(tmp_path / "out.mp4")[0][(top + bottom) // 2])
+    row = is_yellow(read_frames(tmp_path / "out.mp4")[0][(top + bottom) // 2])
     columns = np.flatnonzero(row)
     assert (columns.min(), columns.max()) == pytest.approx(
         (canvas.get_time_bar_x(0.2), canvas.get_time_bar_x(0.6)), abs=3
@@ -94,17 +100,17 @@ def test_the_bar_shows_the_span(tmp_path: Path) -> None:
     ids=["even", "variable"],
 )
 def test_frames_are_shown_as_long_as_in_the_source(edges: np.ndarray, tmp_path: Path) -> None:
-    make(tmp_path / "out.mp4", edges)
-    facts = probe(tmp_path / "out.mp4")
-    np.testing.assert_allclose(facts.pts_seconds, edges[:-1], atol=1e-4)
-    assert facts.duration == pytest.approx(edges[-1], abs=1e-3)
-    assert not facts.has_edit_list
+    write_tube_video(tmp_path / "out.mp4", edges)
+    info = probe(tmp_path / "out.mp4")
+    np.testing.assert_allclose(info.pts_seconds, edges[:-1], atol=1e-4)
+    assert info.duration == pytest.approx(edges[-1], abs=1e-3)
+    assert not info.has_edit_list
 
 
 def test_it_plays_everywhere(tmp_path: Path) -> None:
     import av
 
-    make(tmp_path / "out.mp4", np.arange(11) / 10)
+    write_tube_video(tmp_path / "out.mp4", np.arange(11) / 10)
     with av.open(str(tmp_path / "out.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
@@ -115,7 +121,9 @@ def test_it_plays_everywhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(511, 287), (161, 97), (97, 161), (640, 361)])
 def test_odd_sides_become_even(size: tuple[int, int], tmp_path: Path) -> None:
-    canvas = make(tmp_path / "out.mp4", np.arange(8) / 10, size, box=(20.0, 20.0, 60.0, 60.0))
+    canvas = write_tube_video(
+        tmp_path / "out.mp4", np.arange(8) / 10, size, box=(20.0, 20.0, 60.0, 60.0)
+    )
     width, height = probe(tmp_path / "out.mp4").size
     assert (width, height) == canvas.size
     assert width % 2 == height % 2 == 0
@@ -128,13 +136,17 @@ def test_frames_at_one_time_still_get_their_own() -> None:
 
 
 def test_nothing_is_left_where_frames_fail(tmp_path: Path) -> None:
-    def failing() -> object:
+    def iterate_failing_frames() -> object:
         yield np.zeros((288, 512, 3), np.uint8)
         raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError, match="no more"):
         draw_tube(
-            tmp_path / "out.mp4", failing(), np.arange(5) / 5, SIZE, LabeledTube("x", (0, 1), {})
+            tmp_path / "out.mp4",
+            iterate_failing_frames(),
+            np.arange(5) / 5,
+            SIZE,
+            LabeledTube("x", (0, 1), {}),
         )  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
@@ -154,5 +166,5 @@ def test_lines_fit_the_strip(text: str) -> None:
     lines = wrap_text(text, font, 200)
     assert 1 <= len(lines) <= MAX_LINES
     assert all(font.getlength(line) <= 200 for line in lines)
-    whole = "".join(text.split()) == "".join(lines).replace(" ", "")
-    assert whole != lines[-1].endswith("…")
+    is_complete = "".join(text.split()) == "".join(lines).replace(" ", "")
+    assert is_complete != lines[-1].endswith("…")

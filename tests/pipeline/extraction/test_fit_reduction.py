@@ -183,13 +183,15 @@ def test_the_stores_own_basis_is_used_again(
     [
         (
             {"appearance": "pca:8"},
-            r"'appearance' was made with other settings: reduction.basis is \"pca:4\" in the store, \"pca:8\" was",
+            r"'appearance' was made with other settings: reduction.basis is \"pca:4\" in the "
+            r"store, \"pca:8\" was",
         ),
         ({"appearance": "pca:4+int8"}, "reduction.int8 is false in the store, true was asked for"),
         ({"appearance": "int8"}, r"reduction.basis is \"pca:4\" in the store, null was asked for"),
         (
             {},
-            r"reduction is \{.* in the store, null was asked for. Extract into another --store, or delete",
+            r"reduction is \{.* in the store, null was asked for. Extract into another "
+            r"--store, or delete",
         ),
     ],
 )
@@ -249,7 +251,8 @@ def test_without_any_readable_video_nothing_is_fitted(data: Path, extract: Extra
         (data / f"{video}.mp4").unlink()
     with pytest.raises(
         InputError,
-        match="pca:4 for appearance cannot be fitted: none of the videos can be read; run stvg-prepare",
+        match="pca:4 for appearance cannot be fitted: none of the videos can be read; run "
+        "stvg-prepare",
     ):
         extract()
 
@@ -277,7 +280,8 @@ def test_more_directions_than_samples_are_refused(data: Path, extract: Extract) 
         ({"frames": "pca:4"}, "reduce is given for 'frames'"),
         (
             {"apearance": "pca:4"},
-            "reduce is given for 'apearance'; products that can be reduced are appearance, motion, swin",
+            "reduce is given for 'apearance'; products that can be reduced are appearance, "
+            "motion, swin",
         ),
         (
             {"motion": "mdetr:x.pth"},

@@ -328,7 +328,8 @@ if not mounted(f"size={size}k"):
     sys.exit(77)
 store = Path(disk, "store")
 first = extract()
-shutil.copytree(store, Path(disk).with_name("first"), copy_function=shutil.copy2) if store.exists() else None
+if store.exists():
+    shutil.copytree(store, Path(disk).with_name("first"), copy_function=shutil.copy2)
 mounted("remount,size=64m")
 second = extract()
 shutil.copytree(store, Path(disk).with_name("second"), copy_function=shutil.copy2)

@@ -92,7 +92,8 @@ def peaks(extraction: Extractions, folder: Path, minutes: int) -> tuple[int, int
     assert process.exitcode == 0, one.said.read_text()
     assert Store(one.store).open("appearance").shape("v")[0] == 60 * minutes
     print(
-        f"{minutes} minutes: encoder {main / 2**20:.1f} MiB, decoder {decoder / 2**20:.1f} MiB, {time.monotonic() - began:.1f} s"
+        f"{minutes} minutes: encoder {main / 2**20:.1f} MiB, decoder {decoder / 2**20:.1f} "
+        f"MiB, {time.monotonic() - began:.1f} s"
     )
     return main, decoder
 

@@ -103,7 +103,7 @@ SENTENCE = "What does the red ball hit?"
 
 
 class Moving:
-    """A decoder of pictures that need no decoding: smooth waves that move, at 10 frames a second."""
+    """Decoder stand-in that generates its frames: smooth moving waves, at 10 frames per second."""
 
     decoder, reason = "made", ""
 
@@ -167,8 +167,10 @@ def test_values_are_those_of_the_recipe(product: str, tmp_path: Path) -> None:
     tolerance = 3 if product == "frames" else 2e-3 * np.abs(wanted).max()
     same = maps.shape == shape and np.allclose(some, wanted, rtol=2e-3, atol=tolerance)
     assert same, (
-        f"what is made for {product} has changed: raise its recipe_version in pipeline/features/products.py, "
-        f"so that no store mixes both, and write down here {maps.shape}, {np.round(some, 4).tolist()}"
+        f"what is made for {product} has changed: raise its recipe_version in "
+        f"pipeline/features/products.py, "
+        f"so that no store mixes both, and write down here {maps.shape}, "
+        f"{np.round(some, 4).tolist()}"
     )
 
 
@@ -273,7 +275,10 @@ def test_a_worker_with_another_library_is_refused(
     own = provenance.version
     monkeypatch.setattr(provenance, "version", lambda name: "0.0" if name == library else own(name))
     monkeypatch.setattr(provenance.socket, "gethostname", lambda: "far")
-    message = f"the worker on far has {library} 0.0, but {product} of this store is made with {own(library)}: install the same versions"
+    message = (
+        f"the worker on far has {library} 0.0, but {product} of this store is made with "
+        f"{own(library)}: install the same versions"
+    )
     with pytest.raises(StoreError, match=message):
         check_worker_environment(job)
 

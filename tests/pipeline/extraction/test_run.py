@@ -355,7 +355,8 @@ def test_no_entry_stands_twice_when_products_lack_different_videos(
     [
         (
             {"weights": "random:1"},
-            r"product 'appearance' was made with other settings: weights is \"random:0\" in the store, \"random:1\" was",
+            r"product 'appearance' was made with other settings: weights is \"random:0\" in "
+            r"the store, \"random:1\" was",
         ),
         (
             {"sampling": {"short_side": 48}},
@@ -392,7 +393,8 @@ def test_other_backbones_are_refused(data: Path, tmp_path: Path) -> None:
     extract(data, tmp_path / "s", products=("appearance",))
     with pytest.raises(
         StoreError,
-        match=r"'appearance' was made with other settings: backbone is \"tiny\" in the store, \"full\" was asked for",
+        match=r"'appearance' was made with other settings: backbone is \"tiny\" in the store, "
+        r"\"full\" was asked for",
     ):
         extract(data, tmp_path / "s", products=("appearance",), backbones="full")
 
@@ -586,7 +588,8 @@ def test_unknown_products_and_weights_are_refused(data: Path, tmp_path: Path) ->
         extract(data, tmp_path / "s", products=("sound",))
     with pytest.raises(
         InputError,
-        match="weights are given for 'apperance'; products with weights are appearance, motion, text",
+        match="weights are given for 'apperance'; products with weights are appearance, "
+        "motion, text",
     ):
         extract(data, tmp_path / "s", weights={"apperance": "random:0"})
     with pytest.raises(InputError, match="shipped weights fit --backbones tiny only"):
@@ -610,7 +613,8 @@ def test_a_device_that_is_not_here_or_not_said_is_refused(data: Path, tmp_path: 
             attempt(data, tmp_path / "s", device="foo")
         with pytest.raises(
             InputError,
-            match=r"with --scheduler each worker would choose.*: add --set device=cpu or --set device=cuda",
+            match=r"with --scheduler each worker would choose.*: add --set device=cpu or --set "
+            r"device=cuda",
         ):
             attempt(data, tmp_path / "s", scheduler="tcp://127.0.0.1:1")
     assert not (tmp_path / "s").exists()

@@ -169,7 +169,7 @@ def test_a_video_that_fails_midway_leaves_no_trace(
 def test_the_failing_video_was_half_written(
     work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So the test above tests something: rows of `b` reach every product's shard before it fails."""
+    """Rows of `b` reach every product's shard before it fails, so the test above is meaningful."""
     written: list[tuple[str, str]] = []
     append = shards.ShardBuilder.append
 

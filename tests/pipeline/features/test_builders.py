@@ -1,4 +1,4 @@
-"""Makers give the same rows however a video comes to them, and keep no more of it than they need."""
+"""Builders return the same rows however frames arrive, and keep only the frames they need."""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ def test_reductions_are_read(text: str, asked: ReductionSpec, origin: str | None
 def test_other_reductions_are_refused(text: str) -> None:
     with pytest.raises(
         InputError,
-        match=r"reduction '.*' is unknown; allowed are pca:K \(for example pca:256\), mdetr:FILE, int8",
+        match=r"reduction '.*' is unknown; allowed are pca:K \(for example pca:256\), mdetr:FILE, "
+        r"int8",
     ):
         parse_reduction(text)
 
@@ -147,7 +148,7 @@ def test_all_directions_lose_nothing_but_rounding(cells: np.ndarray) -> None:
 
 
 def test_the_first_directions_are_the_best(cells: np.ndarray) -> None:
-    """K of them leave exactly the variance of those left out, and are the first K of a fit of more."""
+    """The error is the variance of the omitted directions; a larger fit begins with the same K."""
     whole, basis = fit_pca(cells, 16), fit_pca(cells, 5)
     np.testing.assert_array_equal(basis.matrix, whole.matrix[:5])
     back = basis.project(cells[:, None, None])[:, 0, 0] @ basis.matrix + basis.mean
@@ -268,7 +269,8 @@ def test_mdetrs_projection_is_its_convolution(checkpoint: Callable[..., Path]) -
 def test_other_checkpoints_are_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"mdetr\.pth has no input_proj \(weight \[256, 2048, 1, 1\] and bias \[256\]\): use MDETR's",
+        match=r"mdetr\.pth has no input_proj \(weight \[256, 2048, 1, 1\] and bias \[256\]\): use "
+        r"MDETR's",
     ):
         load_mdetr_projection(checkpoint({"other": torch.zeros(2)}))
     with pytest.raises(InputError, match=r"none\.pth does not exist"):
@@ -325,7 +327,8 @@ def test_a_damaged_basis_is_noticed_and_made_whole(tmp_path: Path, cells: np.nda
         path.write_bytes(damaged)
         (problem,) = Store(tmp_path).verify()
         assert str(problem) == (
-            "appearance/basis.safetensors: its bytes are not those of the manifest: restore it, or extract into another --store"
+            "appearance/basis.safetensors: its bytes are not those of the manifest: restore "
+            "it, or extract into another --store"
         )
     for content in (
         basis.file_bytes[:100],
@@ -335,7 +338,8 @@ def test_a_damaged_basis_is_noticed_and_made_whole(tmp_path: Path, cells: np.nda
         path.write_bytes(content)
         with pytest.raises(
             StoreError,
-            match=r"basis\.safetensors cannot be read .*: restore it, or extract into another --store",
+            match=r"basis\.safetensors cannot be read .*: restore it, "
+            r"or extract into another --store",
         ):
             load_stored_projection(tmp_path, "appearance")
     path.unlink()

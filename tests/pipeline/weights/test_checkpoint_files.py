@@ -117,7 +117,10 @@ def test_another_shape(load: Callable[[Any], Any], state: dict[str, Tensor]) -> 
 
 
 def test_another_architecture(load: Callable[[Any], Any]) -> None:
-    message = r"do not fit: missing \['layer1.0.downsample.* unexpected \['layer1.1.* and \d+ more, other shape .* and \d+ more"
+    message = (
+        r"do not fit: missing \['layer1.0.downsample.* unexpected \['layer1.1.* and \d+ more, "
+        r"other shape .* and \d+ more"
+    )
     with pytest.raises(InputError, match=message):
         load(resnet18(weights=None).state_dict())
 
@@ -159,7 +162,8 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, kind: str, form: 
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(
         InputError,
-        match=r"evil.pth (holds more than weights: it names \w+\.mkdir, .* was not loaded|is not a file of weights)",
+        match=r"evil.pth (holds more than weights: it names \w+\.mkdir, .* was not loaded|is not a "
+        r"file of weights)",
     ):
         read_state_dict(kind, path)
     assert not marker.exists()
@@ -172,7 +176,8 @@ def test_what_a_pickle_names_is_told(tmp_path: Path) -> None:
     torch.save({"model": Runs(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(
         InputError,
-        match=r"holds more than weights: it names \w+\.mkdir, .* so it was not loaded; save its state dict alone",
+        match=r"holds more than weights: it names \w+\.mkdir, .* so it was not loaded; save its "
+        r"state dict alone",
     ):
         read_state_dict("mdetr", tmp_path / "evil.pth")
 
@@ -259,11 +264,13 @@ def test_a_damaged_safetensors_file(tmp_path: Path) -> None:
     [
         (
             "mdetr",
-            r"is not an MDETR checkpoint: it has no model_ema or model \(it holds state_dict, epoch\)",
+            r"is not an MDETR checkpoint: it has no model_ema or model \(it holds state_dict, "
+            r"epoch\)",
         ),
         (
             "ava",
-            r"is not a checkpoint of pytorchvideo's model zoo: it has no model_state \(it holds state_dict, epoch\)",
+            r"is not a checkpoint of pytorchvideo's model zoo: it has no model_state \(it "
+            r"holds state_dict, epoch\)",
         ),
         ("kinetics", r"it has no model_state"),
     ],
@@ -291,7 +298,8 @@ def test_one_slowfast_is_not_taken_for_the_other(
     torch.save({"model_state": state}, path)
     with pytest.raises(
         InputError,
-        match=rf"holds a network of kind '{true}', not '{kind}', by its names .* write {true}:{re.escape(str(path))}",
+        match=rf"holds a network of kind '{true}', not '{kind}', by its names .* write "
+        rf"{true}:{re.escape(str(path))}",
     ):
         load_backbone("motion", "tiny", f"{kind}:{path}")
     assert load_backbone("motion", "tiny", f"{true}:{path}").encoder.variant == true
@@ -307,7 +315,10 @@ def test_an_mdetr_without_the_part_that_is_asked_for(tmp_path: Path) -> None:
         },
         tmp_path / "mdetr.pth",
     )
-    message = r"missing \['backbone.0.body.bn1.bias', .* and \d+ more, unexpected \['extra.weight'\], other shape \[\]"
+    message = (
+        r"missing \['backbone.0.body.bn1.bias', .* and \d+ more, unexpected \['extra.weight'\], "
+        r"other shape \[\]"
+    )
     with pytest.raises(InputError, match=message):
         load_backbone("appearance", "tiny", f"mdetr:{tmp_path / 'mdetr.pth'}")
 

@@ -92,7 +92,10 @@ UNKNOWN = [
     ],
 )
 def test_an_unknown_source_is_refused(source: str) -> None:
-    message = rf"weights '{source}' for motion: allowed are 'tiny' .*, 'ava:FILE', 'kinetics:FILE' and 'random:SEED'"
+    message = (
+        rf"weights '{source}' for motion: allowed are 'tiny' .*, 'ava:FILE', 'kinetics:FILE' and "
+        rf"'random:SEED'"
+    )
     with pytest.raises(InputError, match=message):
         load_backbone("motion", "tiny", source)
 
@@ -171,7 +174,8 @@ def test_slowfast_of_one_kind_with_weights_of_the_other_is_refused(
     kind = source.partition(":")[0]
     with pytest.raises(
         InputError,
-        match=f"weights of kind '{kind}' are for SlowFast built for '{own}', not '{asked}': set slowfast to {own}",
+        match=f"weights of kind '{kind}' are for SlowFast built for '{own}', not '{asked}': set "
+        f"slowfast to {own}",
     ):
         load_backbone("motion", "tiny", source, asked)
 
@@ -254,7 +258,8 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(
         InputError,
-        match="device 'foo' is not available: allowed are auto, cpu, and cuda on a machine with a CUDA GPU",
+        match="device 'foo' is not available: allowed are auto, cpu, and cuda on a machine with a "
+        "CUDA GPU",
     ):
         resolve_device("foo")
 
@@ -265,7 +270,8 @@ def test_a_plain_pickle_that_holds_code_is_refused_as_that(tmp_path: Path, proto
     path.write_bytes(pickle.dumps({"model": {}, "args": Path("x")}, protocol=protocol))
     with pytest.raises(
         InputError,
-        match=r"old.pth holds more than weights: it names pathlib\.\w+, and loading that could run code",
+        match=r"old.pth holds more than weights: it names pathlib\.\w+, and loading that could run "
+        r"code",
     ):
         load_backbone("appearance", "tiny", f"torchvision:{path}")
 

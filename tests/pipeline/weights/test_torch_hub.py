@@ -57,7 +57,10 @@ def test_which_weights_they_are() -> None:
     [("appearance", "resnet101-63fe2227.pth"), ("swin", "swin3d_t-7615ae03.pth")],
 )
 def test_where_to_put_an_absent_file_is_told(cache: Path, product: str, name: str) -> None:
-    message = rf"cannot be fetched \(.*no network.*\): put https://\S+/{name} at {cache / name}, or name the file: {product}=torchvision:FILE"
+    message = (
+        rf"cannot be fetched \(.*no network.*\): put https://\S+/{name} at {cache / name}, or name "
+        rf"the file: {product}=torchvision:FILE"
+    )
     with pytest.raises(InputError, match=message):
         load_backbone(product, "full", "torchvision")
 
@@ -95,6 +98,7 @@ def test_a_damaged_cached_file_is_not_used(cache: Path, monkeypatch: pytest.Monk
     (cache / name).write_bytes(b"weight")
     with pytest.raises(
         InputError,
-        match=rf"{name} is damaged or another file: its SHA-256 begins with \w{{8}}, not {name[4:12]}; delete it",
+        match=rf"{name} is damaged or another file: its SHA-256 begins with \w{{8}}, not "
+        rf"{name[4:12]}; delete it",
     ):
         get_torchvision_file("appearance")
