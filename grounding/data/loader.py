@@ -91,9 +91,8 @@ class Loader:
 
         # Threads have a current GPU of their own, so the GPU's index must be known.
         self._on_gpu = device.type == "cuda"
-        if self._on_gpu and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-        self.device = device
+        needs_index = self._on_gpu and device.index is None
+        self.device = torch.device("cuda", torch.cuda.current_device()) if needs_index else device
         self._num_readers = GPU_READER_THREADS if self._on_gpu else 1
 
         actual_batch_size = self._batch_sampler.batch_size

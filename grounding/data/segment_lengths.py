@@ -23,6 +23,18 @@ def summarize_segment_seconds(queries: Sequence[Query]) -> dict[str, float]:
         begin, end = query.segment
         seconds.append((end - begin) / query.fps)
 
+    return summarize_durations(seconds)
+
+
+def summarize_durations(seconds: Sequence[float]) -> dict[str, float]:
+    """Return the median and the longest duration.
+
+    Args:
+        seconds: Durations, in seconds.
+
+    Returns:
+        `median` and `longest`, in seconds; 0 without durations.
+    """
     durations = np.array(seconds or [0.0])
     return {
         "median": round(float(np.median(durations)), 3),
