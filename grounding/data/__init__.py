@@ -1,1 +1,1 @@
-"""Samples and batches: from the store to what a model takes."""
+"""Samples and batches: from a feature store to model inputs."""

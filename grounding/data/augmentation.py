@@ -1,7 +1,9 @@
-"""What a query's pictures become in training, drawn anew every epoch: one look for all frames, with boxes and words that are true of it.
+"""Data augmentation of images: flip, resize and crop, drawn anew for each query in each epoch.
 
-Flips, sizes and crops are near STCAT's, but for two things: a sentence changes whole words alone, and only sides (`grounding.data.text_mirroring`), and a
-crop holds every true box whole. Colours stay what they are: sentences name them.
+All frames of a sample get the same transform, and its boxes and sentence stay true. The transforms
+are near STCAT's, with two differences. A flip exchanges only whole words that name sides
+(`grounding.data.text_mirroring`), and a crop keeps every true box whole. Colors are not changed,
+because sentences name them.
 """
 
 from __future__ import annotations
@@ -31,23 +33,29 @@ log = logging.getLogger(__name__)
 
 
 class AugmentConfig(StrictModel):
-    """What is drawn for each query of an epoch; by default nothing."""
+    """Random changes of each query in each epoch; none by default."""
 
     flip_probability: float = Field(default=0.0, ge=0, le=1)
-    """How often pictures are mirrored, and the sentence's left and right with them; where these cannot be told, never."""
+    """Probability of a horizontal flip of the images, with left and right exchanged in the
+    sentence. A sentence whose left or right is ambiguous is never flipped."""
     min_scale: float = Field(default=1.0, gt=0, le=1)
-    """Pictures are brought to a size between this share of the stored one and all of it."""
+    """Images are resized to a random size between this fraction of the stored size and 1."""
     crop_probability: float = Field(default=0.0, ge=0, le=1)
-    """How often a part that holds all true boxes is cut out first; never where there are none."""
+    """Probability of a crop before resizing. The crop contains all true boxes; a sample without
+    boxes is never cropped."""
     min_crop_fraction: float = Field(default=0.6, gt=0, le=1)
-    """The share of each side that such a part has at least."""
+    """Smallest fraction of each side that a crop keeps."""
 
 
 class Augmentation:
-    """What becomes of samples: a function of seed, epoch and query, whatever the batches and processes.
+    """The augmentation of samples: a function of seed, epoch and query alone.
 
-    With `tokenize` words are tokens, made anew where sides are exchanged; without, they are cached states, and where they name a side
-    pictures are never mirrored.
+    Args:
+        config: The probabilities and limits.
+        seed: The seed of training.
+        queries: All queries of the training split.
+        tokenize: The tokenizer of a model that reads token ids. Without it text features are cached
+            token states, and a sentence that names a side is never flipped.
     """
 
     def __init__(
@@ -57,62 +65,86 @@ class Augmentation:
         queries: Sequence[Query],
         tokenize: TokenizeFunction | None,
     ) -> None:
-        self.config, self.seed = config, seed
-        exchanged = (
-            [(query, mirror_left_right(query.text)) for query in queries]
-            if config.flip_probability
-            else []
-        )
-        changed = [
-            query.model_copy(update={"text": text})
-            for query, text in exchanged
-            if text is not None and text != query.text
-        ]
-        self._flipped_text: dict[str, np.ndarray | None] = {
-            query.id: None for query, text in exchanged if text == query.text
-        }
+        self.config = config
+        self.seed = seed
+        self._flipped_text: dict[str, np.ndarray | None] = {}
+        """Query id → tokens of the mirrored sentence; None if the sentence names no side."""
+        if config.flip_probability:
+            self._mirror_sentences(queries, tokenize)
+
+    def _mirror_sentences(
+        self, queries: Sequence[Query], tokenize: TokenizeFunction | None
+    ) -> None:
+        """Prepare the mirrored sentence of each query that can be flipped."""
+        mirrored_queries = []
+        for query in queries:
+            mirrored = mirror_left_right(query.text)
+            if mirrored == query.text:
+                self._flipped_text[query.id] = None
+            elif mirrored is not None:
+                mirrored_queries.append(query.model_copy(update={"text": mirrored}))
+
         if tokenize is not None:
-            tokens = TokenSource(changed, tokenize)
-            self._flipped_text |= {query.id: tokens.read(query.id) for query in changed}
-        if left := len(exchanged) - len(self._flipped_text):
-            why = (
-                "their left or right may be no side"
-                if tokenize
-                else "they name sides, and their token states are cached"
-            )
+            tokens = TokenSource(mirrored_queries, tokenize)
+            for query in mirrored_queries:
+                self._flipped_text[query.id] = tokens.read(query.id)
+
+        num_unflippable = len(queries) - len(self._flipped_text)
+        if num_unflippable:
+            reason = "they name sides, and their token states are cached"
+            if tokenize:
+                reason = "their left or right may be no side"
             log.info(
-                "augment.flip: %d of %d sentences are never mirrored: %s", left, len(exchanged), why
+                "augment.flip: %d of %d sentences are never mirrored: %s",
+                num_unflippable,
+                len(queries),
+                reason,
             )
 
     def __call__(
         self, sample: Sample, targets: Targets, epoch: int, query_index: int
     ) -> tuple[Sample, Targets]:
-        """A sample and what is true of it, as they are in an epoch; `number` is the query's place among all."""
-        random, key = np.random.default_rng([self.seed, epoch, 2, query_index]), sample.query.id
-        size: ImageSize = sample.appearance.shape[1:3]
-        flip = random.random() < self.config.flip_probability and key in self._flipped_text
-        view = choose_image_transform(
-            self.config, size, _enclosing_box(targets, size), flip, random
-        )
-        boxes, clip_boxes = (
-            torch.from_numpy(view.apply_to_boxes(own.numpy(), size))
-            for own in (targets.boxes, targets.clip_boxes)
-        )
-        words = self._flipped_text[key] if flip else None
-        pictures = sample.appearance
-        seen = (
-            pictures.with_transform(view)
-            if isinstance(pictures, EncodedImages)
-            else view.apply_to_array(pictures)
-        )
-        # samples of one video have different transforms: they share it no longer
+        """Augment a sample.
+
+        Args:
+            sample: The sample; `appearance` holds images.
+            targets: Its targets, a batch of one.
+            epoch: The epoch.
+            query_index: Index of the query in the training split.
+
+        Returns:
+            The sample and the targets of this epoch.
+        """
+        # Draw the transform.
+        query_id = sample.query.id
+        image_size: ImageSize = sample.appearance.shape[1:3]
+        rng = np.random.default_rng([self.seed, epoch, 2, query_index])
+        flip = rng.random() < self.config.flip_probability and query_id in self._flipped_text
+        required_box = _enclosing_box(targets, image_size)
+        transform = choose_image_transform(self.config, image_size, required_box, flip, rng)
+
+        # Apply the transform to images, boxes and sentence.
+        images = sample.appearance
+        if isinstance(images, EncodedImages):
+            appearance: np.ndarray | EncodedImages = images.with_transform(transform)
+        else:
+            appearance = transform.apply_to_array(images)
+        boxes = transform.apply_to_boxes(targets.boxes.numpy(), image_size)
+        clip_boxes = transform.apply_to_boxes(targets.clip_boxes.numpy(), image_size)
+        flipped_text = self._flipped_text[query_id] if flip else None
+        text = sample.text if flipped_text is None else flipped_text
+
+        # Samples of one video have different transforms, so they no longer share its images.
         sample = replace(
             sample,
-            appearance=seen,
-            text=sample.text if words is None else words,
+            appearance=appearance,
+            text=text,
             video_key=(sample.video_key, epoch, query_index),
         )
-        return sample, replace(targets, boxes=boxes, clip_boxes=clip_boxes)
+        targets = replace(
+            targets, boxes=torch.from_numpy(boxes), clip_boxes=torch.from_numpy(clip_boxes)
+        )
+        return sample, targets
 
 
 def choose_image_transform(
@@ -122,9 +154,22 @@ def choose_image_transform(
     flip: bool,
     rng: np.random.Generator,
 ) -> ImageTransform:
-    """A look at pictures of a size; a part that is cut out holds `held`, an xyxy box in whole pixels, and fills what is seen."""
+    """Draw the transform of a sample's images.
+
+    Args:
+        config: The probabilities and limits.
+        size: Rows and columns of the images.
+        required_box: [4], xyxy in whole pixels, the box that a crop must contain; None to never
+            crop.
+        flip: Flip the images horizontally.
+        rng: Source of random numbers.
+
+    Returns:
+        The transform.
+    """
+    # Draw the crop.
     rows, columns = size
-    part = (0, 0, columns, rows)
+    crop = (0, 0, columns, rows)
     if rng.random() < config.crop_probability and required_box is not None:
         left, right = _choose_crop_interval(
             columns, required_box[0], required_box[2], config.min_crop_fraction, rng
@@ -132,10 +177,14 @@ def choose_image_transform(
         top, bottom = _choose_crop_interval(
             rows, required_box[1], required_box[3], config.min_crop_fraction, rng
         )
-        part = (left, top, right, bottom)
-    short = rng.uniform(config.min_scale, 1) * max(min(size), max(size) / MAX_LONG_SIDE_RATIO)
-    width, height = compute_appearance_size((part[2] - part[0], part[3] - part[1]), short)
-    return ImageTransform(part, (height, width), flip)
+        crop = (left, top, right, bottom)
+
+    # Draw the size, by the shorter side. That of a very long image is below its nominal length.
+    left, top, right, bottom = crop
+    nominal_short_side = max(min(size), max(size) / MAX_LONG_SIDE_RATIO)
+    short_side = rng.uniform(config.min_scale, 1) * nominal_short_side
+    width, height = compute_appearance_size((right - left, bottom - top), short_side)
+    return ImageTransform(crop, (height, width), flip)
 
 
 def _choose_crop_interval(
@@ -145,26 +194,28 @@ def _choose_crop_interval(
     min_fraction: float,
     rng: np.random.Generator,
 ) -> tuple[int, int]:
-    """A stretch `[begin, end)` of `length` pixels that holds `[first, last)`, and `least` of them."""
-    kept = max(round(rng.uniform(min_fraction, 1) * length), required_end - required_begin, 1)
-    begin = int(
-        rng.integers(max(0, required_end - kept), min(required_begin, length - kept), endpoint=True)
-    )
-    return begin, begin + kept
+    """Draw an interval [begin, end) of a side, in pixels, that contains the required one."""
+    drawn_length = round(rng.uniform(min_fraction, 1) * length)
+    crop_length = max(drawn_length, required_end - required_begin, 1)
+
+    first = max(0, required_end - crop_length)
+    last = min(required_begin, length - crop_length)
+    begin = int(rng.integers(first, last, endpoint=True))
+    return begin, begin + crop_length
 
 
 def _enclosing_box(targets: Targets, size: ImageSize) -> np.ndarray | None:
-    """What the true boxes cover of pictures of a size, xyxy in whole pixels; None without any."""
-    boxes = np.concatenate(
-        [
-            targets.boxes.numpy()[targets.box_mask.numpy()],
-            targets.clip_boxes.numpy()[targets.clip_box_mask.numpy()],
-        ]
-    )
+    """Return the box around all true boxes, [4] xyxy in whole pixels; None without boxes."""
+    frame_boxes = targets.boxes.numpy()[targets.box_mask.numpy()]
+    clip_boxes = targets.clip_boxes.numpy()[targets.clip_box_mask.numpy()]
+    boxes = np.concatenate([frame_boxes, clip_boxes])  # [n, 4]
     if not len(boxes):
         return None
-    corners = cxcywh_to_xyxy(boxes, size[::-1])
-    around = np.concatenate(
-        [np.floor(corners[:, :2].min(0) + 1e-3), np.ceil(corners[:, 2:].max(0) - 1e-3)]
-    )
-    return np.clip(around, 0, [*size[::-1]] * 2).astype(np.int64)
+
+    # Round outwards, but not because of rounding errors.
+    rows, columns = size
+    corners = cxcywh_to_xyxy(boxes, (columns, rows))
+    top_left = np.floor(corners[:, :2].min(0) + 1e-3)
+    bottom_right = np.ceil(corners[:, 2:].max(0) - 1e-3)
+    box = np.concatenate([top_left, bottom_right])
+    return np.clip(box, 0, [columns, rows, columns, rows]).astype(np.int64)

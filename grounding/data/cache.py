@@ -1,4 +1,4 @@
-"""A cache of arrays that were read, bounded in bytes."""
+"""A least-recently-used cache of arrays, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -16,38 +16,59 @@ CachedArray = TypeVar("CachedArray", np.ndarray, EncodedImages, np.ndarray | Enc
 
 
 class LRUCache:
-    """Arrays (or pictures not decoded yet) read before, the ones used longest ago forgotten first once they take more than `limit` bytes.
+    """A cache of arrays, or of encoded images, that drops the least recently used ones.
 
-    Threads may share it: what one is reading, others wait for.
+    Threads may share a cache. If one thread is loading an array, others wait for the result.
+
+    Args:
+        max_bytes: Bytes to keep. The last array is kept whatever its size.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self.cached_bytes = max_bytes, 0
+        self.max_bytes = max_bytes
+        self.cached_bytes = 0
         self._arrays: OrderedDict[Hashable, Any] = OrderedDict()
         self._pending: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, load: Callable[[], CachedArray]) -> CachedArray:
+        """Return a cached array, or load it.
+
+        Args:
+            key: The key of the array.
+            load: Loads the array; an error is raised in every thread that waits for it.
+
+        Returns:
+            The array.
+        """
+        # Look for the array, and for a thread that is loading it.
         with self._lock:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
                 return self._arrays[key]
-            if (coming := self._pending.get(key)) is None:
-                own = self._pending[key] = Future()
-        if coming is not None:
-            return coming.result()
+            pending = self._pending.get(key)
+            if pending is None:
+                future = self._pending[key] = Future()
+        if pending is not None:
+            return pending.result()
+
+        # Load the array outside the lock, so that other keys are not blocked.
         try:
-            own.set_result(load())
+            future.set_result(load())
         except BaseException as error:
-            own.set_exception(error)
+            future.set_exception(error)
+
+        # Keep the array; after an error the next caller tries again.
         with self._lock:
             del self._pending[key]
-            if own.exception() is None:
-                self._store(key, own.result())
-        return own.result()
+            if future.exception() is None:
+                self._store(key, future.result())
+        return future.result()
 
     def _store(self, key: Hashable, array: Any) -> None:
+        """Add an array and drop the least recently used ones."""
         self._arrays[key] = array
         self.cached_bytes += array.nbytes
         while self.cached_bytes > self.max_bytes and len(self._arrays) > 1:
-            self.cached_bytes -= self._arrays.popitem(last=False)[1].nbytes
+            _, dropped = self._arrays.popitem(last=False)
+            self.cached_bytes -= dropped.nbytes

@@ -1,7 +1,7 @@
-"""Samples to a batch: padded and masked, what several ask about in it once, and brought to where the network computes.
+"""Collation: samples to a padded, masked batch, and batches to the device of the model.
 
-For a GPU features are left where they were read, which is pinned memory where they come from a store, and each is copied from there to
-its place in the batch on the GPU.
+A batch for a GPU refers to the features in host memory, which is pinned if they come from a store.
+Each feature array is copied from there directly to its place in the batch on the GPU.
 """
 
 from __future__ import annotations
@@ -24,111 +24,167 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DeferredBatch:
-    """Arrays of one rank and type, each where it was read; `.to`, as of a tensor, stacks them on a device, zero-padded to the largest.
+    """Arrays that are stacked on a device later, by `to`.
 
-    They must not change before they have arrived, which `non_blocking` does not wait for.
+    Attributes:
+        arrays: Arrays of one number of dimensions and one dtype, zero-padded to the largest.
     """
 
     arrays: Sequence[np.ndarray]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
+        """Stack the arrays on a device.
+
+        Args:
+            device: The device.
+            non_blocking: Do not wait for the copies. The arrays must then stay unchanged until
+                the copies have ended.
+
+        Returns:
+            [n, …], zero-padded to the largest array along every axis.
+        """
         shape = _max_shape(self.arrays)
-        make = torch.empty if all(array.shape == shape for array in self.arrays) else torch.zeros
-        kind = torch.from_numpy(np.empty(0, self.arrays[0].dtype)).dtype
-        result = make((len(self.arrays), *shape), dtype=kind, device=device)
-        for place, array in zip(result, self.arrays, strict=True):
-            own = torch.from_numpy(np.ascontiguousarray(array))
-            place[tuple(slice(side) for side in array.shape)].copy_(own, non_blocking=non_blocking)
+        is_padded = any(array.shape != shape for array in self.arrays)
+        allocate = torch.zeros if is_padded else torch.empty
+        dtype = torch.from_numpy(np.empty(0, self.arrays[0].dtype)).dtype
+        result = allocate((len(self.arrays), *shape), dtype=dtype, device=device)
+
+        for slot, array in zip(result, self.arrays, strict=True):
+            source = torch.from_numpy(np.ascontiguousarray(array))
+            slot[_corner(array)].copy_(source, non_blocking=non_blocking)
         return result
 
 
 def collate(
     samples: Sequence[Sample], defer: bool = False, deduplicate: bool = True
 ) -> ModelInputs:
-    """Pad maps to the batch's largest and words to its longest; masks and sizes say what is real. Features stay as stored (float16).
+    """Collate samples: pad maps to the largest of the batch and sentences to the longest.
 
-    Where they are to stay `apart`, and where pictures are not decoded yet, `to_device` pads them. What several samples saw of a video
-    lies in the batch once, unless they do not `share` it: a network that trains on maps wins little by it, and batches of one shape.
+    Features keep their stored dtype (float16).
+
+    Args:
+        samples: B samples.
+        defer: Leave the features where they are; `to_device` pads them on the device. Encoded
+            images are always deferred.
+        deduplicate: Put the features of samples with equal `video_key` into the batch once. A
+            model that trains on maps gains little by it, and batches lose their one shape.
+
+    Returns:
+        The batch, on the CPU.
     """
-    seen, video = (
-        _deduplicate_videos(samples) if deduplicate else ([*samples], [*range(len(samples))])
-    )
-    rows, columns = (max(sample.motion.shape[axis] for sample in seen) for axis in (1, 2))
-    filled = np.array(
-        [[sample.motion.shape[2] / columns, sample.motion.shape[1] / rows] * 2 for sample in seen],
-        np.float32,
-    )
+    # The samples of V distinct videos, and for each of the B samples its index among these.
+    videos = list(samples)
+    video_indices = None
+    if deduplicate:
+        videos, indices = _deduplicate_videos(samples)
+        if len(videos) < len(samples):
+            video_indices = torch.tensor(indices)
+
+    # Motion maps are padded at the right and bottom, so the picture's part of them shrinks.
+    max_rows = max(sample.motion.shape[1] for sample in videos)
+    max_columns = max(sample.motion.shape[2] for sample in videos)
+    shares = []
+    for sample in videos:
+        _, rows, columns, _ = sample.motion.shape
+        shares.append([columns / max_columns, rows / max_rows] * 2)
+    pictures = np.stack([sample.picture_in_square for sample in videos])  # [V, 4]
+    picture_in_square = pictures * np.array(shares, np.float32)
+
     lengths = torch.tensor([len(sample.text) for sample in samples])
+    token_indices = torch.arange(int(lengths.max()))
     return ModelInputs(
-        appearance=_stack_or_defer([sample.appearance for sample in seen], defer),
-        map_size=torch.tensor([sample.appearance.shape[1:3] for sample in seen]),
+        appearance=_stack_or_defer([sample.appearance for sample in videos], defer),
+        map_size=torch.tensor([sample.appearance.shape[1:3] for sample in videos]),
         frame_positions=torch.from_numpy(np.stack([sample.frame_positions for sample in samples])),
-        motion=_stack_or_defer([sample.motion for sample in seen], defer),
-        picture_in_square=torch.from_numpy(
-            np.stack([sample.picture_in_square for sample in seen]) * filled
-        ),
+        motion=_stack_or_defer([sample.motion for sample in videos], defer),
+        picture_in_square=torch.from_numpy(picture_in_square),
         text=pad_and_stack([sample.text for sample in samples]),
-        text_mask=torch.arange(int(lengths.max())) < lengths[:, None],
-        video_indices=torch.tensor(video) if len(seen) < len(samples) else None,
+        text_mask=token_indices < lengths[:, None],
+        video_indices=video_indices,
     )
 
 
 def _deduplicate_videos(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
-    """Return the first sample of every `video_key`, and for each sample the index of its key among these."""
+    """Return the first sample of each `video_key`, and each sample's index among these."""
     key_indices: dict[Hashable, int] = {}
-    distinct: list[Sample] = []
+    videos: list[Sample] = []
     for sample in samples:
         if sample.video_key not in key_indices:
-            key_indices[sample.video_key] = len(distinct)
-            distinct.append(sample)
-    return distinct, [key_indices[sample.video_key] for sample in samples]
+            key_indices[sample.video_key] = len(videos)
+            videos.append(sample)
+
+    return videos, [key_indices[sample.video_key] for sample in samples]
 
 
 def join_targets(targets: Sequence[Targets]) -> Targets:
-    """Batches of one, joined."""
-    return Targets(
-        *(
-            torch.cat([getattr(target, field.name) for target in targets])
-            for field in fields(Targets)
-        )
-    )
+    """Concatenate targets along the batch axis.
+
+    Args:
+        targets: Targets of single samples, or of batches.
+
+    Returns:
+        The targets of the whole batch.
+    """
+    tensors = {}
+    for field in fields(Targets):
+        tensors[field.name] = torch.cat([getattr(target, field.name) for target in targets])
+    return Targets(**tensors)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """All that a batch dataclass holds on the device, as tensors."""
-    held = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return type(batch)(
-        **{
-            name: None if own is None else own.to(device, non_blocking=True)
-            for name, own in held.items()
-        }
-    )
+    """Copy a batch to a device, without waiting for the copies.
+
+    Args:
+        batch: A dataclass of tensors, deferred tensors and None.
+        device: The device.
+
+    Returns:
+        A dataclass of the same class, with tensors on the device.
+    """
+    values = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        values[field.name] = None if value is None else value.to(device, non_blocking=True)
+    return type(batch)(**values)
 
 
 def _stack_or_defer(arrays: Sequence[np.ndarray | EncodedImages], defer: bool) -> Any:
-    """Padded, or what pads on the device; of pictures that are not decoded yet, what decodes and pads them there."""
-    still = [own for own in arrays if isinstance(own, EncodedImages)]
-    if still:
-        return EncodedImageBatch(still)
-    read = [own for own in arrays if not isinstance(own, EncodedImages)]
-    return DeferredBatch(read) if defer else pad_and_stack(read)
+    """Return a padded tensor, or an object whose `to` pads (and decodes) on the device."""
+    encoded = [array for array in arrays if isinstance(array, EncodedImages)]
+    if encoded:
+        return EncodedImageBatch(encoded)
+
+    decoded = [array for array in arrays if not isinstance(array, EncodedImages)]
+    return DeferredBatch(decoded) if defer else pad_and_stack(decoded)
 
 
 def pad_and_stack(arrays: Sequence[np.ndarray]) -> Tensor:
-    """Stack arrays of one rank and type, zero-padded to the largest along every axis.
+    """Stack arrays, zero-padded to the largest along every axis.
 
-    NumPy does the work, on the calling thread: a loader's thread where torch has once computed has a team of threads of its
-    own, and with more threads than cores OpenMP lets all of them sleep at every wait, the network's too.
+    NumPy does the work in the calling thread. A loader thread that computes with torch gets a team
+    of OpenMP threads of its own. With more threads than cores, OpenMP lets all of them sleep at
+    every wait, the model's threads too.
+
+    Args:
+        arrays: Arrays of one number of dimensions and one dtype.
+
+    Returns:
+        [n, …].
     """
     shape = _max_shape(arrays)
     result = np.empty((len(arrays), *shape), arrays[0].dtype)
-    for place, array in zip(result, arrays, strict=True):
-        if array.shape != place.shape:
-            place[...] = 0
-        place[tuple(slice(side) for side in array.shape)] = array
+    for slot, array in zip(result, arrays, strict=True):
+        if array.shape != slot.shape:
+            slot[...] = 0
+        slot[_corner(array)] = array
     return torch.from_numpy(result)
 
 
+def _corner(array: np.ndarray) -> tuple[slice, ...]:
+    """Return the slices of an array's place in a larger one: its corner at the origin."""
+    return tuple(slice(size) for size in array.shape)
+
+
 def _max_shape(arrays: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """The shape that holds each of these."""
+    """Return the elementwise maximum of the arrays' shapes."""
     return tuple(np.max([array.shape for array in arrays], 0).tolist())

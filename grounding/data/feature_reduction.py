@@ -1,4 +1,8 @@
-"""The projections that a run's features went through: a run keeps them, so that new videos come out as the store's own did."""
+"""Reduction of stored features: the projections that a run keeps for new videos.
+
+A run keeps a copy of the projections of its store, so that features of new videos are reduced
+exactly as the store's own were.
+"""
 
 from __future__ import annotations
 
@@ -17,37 +21,67 @@ from pipeline.store.layout import PROJECTION_FILE
 from pipeline.store.quantization import SCALE_COLUMN, dequantize
 
 PROJECTIONS_FOLDER = "basis"
-"""In a run: `basis/<product>.safetensors`."""
+"""Folder of a run: `basis/<product>.safetensors`."""
 
 
 def read_projections(store: Path, products: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
-    """The files of those `products` (name → provenance) that were projected; a StoreError where one is not what it was."""
-    found = {}
+    """Read the projection files of a store.
+
+    Args:
+        store: The store.
+        products: Provenance of each product.
+
+    Returns:
+        Content of the projection file of each projected product.
+
+    Raises:
+        StoreError: If a file is missing or differs from the one that the shards were made with.
+    """
+    contents = {}
     for product, digest in _get_projection_digests(products).items():
         path = Path(store) / product / PROJECTION_FILE
-        found[product] = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(found[product]).hexdigest() != digest:
-            problem = (
-                "is not the one its shards were made with" if found[product] else "does not exist"
-            )
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != digest:
+            problem = "is not the one its shards were made with" if content else "does not exist"
             raise StoreError(f"{path} {problem}: restore it, or extract into another --store")
-    return found
+        contents[product] = content
+    return contents
 
 
 def save_projections(run: Path, projections: Mapping[str, bytes]) -> None:
-    """Put the files of `read_projections` into a run."""
+    """Write projection files into a run.
+
+    Args:
+        run: The run directory.
+        projections: Content of the file of each product, from `read_projections`.
+    """
     for product, content in projections.items():
-        (run / PROJECTIONS_FOLDER).mkdir(exist_ok=True)
-        with atomic_write(run / PROJECTIONS_FOLDER / f"{product}.safetensors") as aside:
-            aside.write_bytes(content)
+        folder = run / PROJECTIONS_FOLDER
+        folder.mkdir(exist_ok=True)
+        with atomic_write(folder / f"{product}.safetensors") as part:
+            part.write_bytes(content)
 
 
 def load_reduction(run: Path, product: str, provenance: Mapping[str, Any]) -> Reduction | None:
-    """What a run's features of a product went through; an InputError where its projection is not what it was."""
-    about = provenance.get("reduction") or {}
+    """Load the reduction of a run's features.
+
+    Args:
+        run: The run directory.
+        product: Name of the product.
+        provenance: Provenance of the product.
+
+    Returns:
+        The reduction; None if the features were stored as extracted.
+
+    Raises:
+        InputError: If the projection file is missing or differs from that of the training.
+    """
+    settings = provenance.get("reduction") or {}
     digest = _get_projection_digests({product: provenance}).get(product)
     if digest is None:
-        return Reduction(None, about["int8"]) if about else None
+        return Reduction(None, settings["int8"]) if settings else None
+
+    # Check the file that the run keeps.
     path = run / PROJECTIONS_FOLDER / f"{product}.safetensors"
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != digest:
@@ -55,28 +89,36 @@ def load_reduction(run: Path, product: str, provenance: Mapping[str, Any]) -> Re
         raise InputError(
             f"{path} {problem}: put {product}/{PROJECTION_FILE} of its store there, or train again"
         )
+
     tensors = load(content)
-    return Reduction(
-        Projection(tensors["mean"], tensors["matrix"], tensors["bias"], about["basis"]),
-        about["int8"],
-    )
+    projection = Projection(tensors["mean"], tensors["matrix"], tensors["bias"], settings["basis"])
+    return Reduction(projection, settings["int8"])
 
 
 def apply_reduction(rows: np.ndarray, reduction: Reduction | None) -> np.ndarray:
-    """Maps `[n, h, w, C]` as a store with this reduction gives them back, `[n, h, w, K]` float16, to the last bit."""
+    """Reduce maps as a store would, to the last bit.
+
+    Args:
+        rows: [n, h, w, C], maps as extracted.
+        reduction: The reduction; None to return the maps unchanged.
+
+    Returns:
+        [n, h, w, K], float16, as read from a store with this reduction.
+    """
     if reduction is None:
         return rows
-    small, columns = reduction.apply(rows)
-    return (
-        dequantize(small, columns[SCALE_COLUMN], np.empty(small.shape, np.float16))
-        if SCALE_COLUMN in columns
-        else small
-    )
+
+    reduced, columns = reduction.apply(rows)
+    if SCALE_COLUMN not in columns:
+        return reduced
+    return dequantize(reduced, columns[SCALE_COLUMN], np.empty(reduced.shape, np.float16))
 
 
 def _get_projection_digests(products: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Of each projected product, the digest its provenance records."""
-    reductions = {name: made_from.get("reduction") or {} for name, made_from in products.items()}
-    return {
-        name: about["basis_digest"] for name, about in reductions.items() if "basis_digest" in about
-    }
+    """Return the recorded digest of each projected product's projection file."""
+    digests = {}
+    for product, provenance in products.items():
+        settings = provenance.get("reduction") or {}
+        if "basis_digest" in settings:
+            digests[product] = settings["basis_digest"]
+    return digests

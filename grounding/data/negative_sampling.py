@@ -1,14 +1,14 @@
-"""Sentences of which nothing in the video is true, for training: what is asked of many videos, or of a long one's windows, is true of few.
+"""Negative queries for training: videos paired with a sentence of another video.
 
-Of a sentence that is not true a network learns only that nothing answers it. Without, scores of two windows say little about which of them
-shows the event: nothing that was learned from had a window without it.
+At test time most videos, and most windows of a long video, do not contain the event. For a negative
+pair the target is an empty span. Without negatives, scores of different windows are not comparable:
+every training window contained its event.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -20,18 +20,25 @@ from grounding.structures.targets import Targets
 from pipeline.records import Query
 
 MAX_CANDIDATES = 16
-"""Sentences that one is chosen from, at most."""
+"""Largest number of sentences that a negative is chosen from."""
 NUM_DRAWS = 4 * MAX_CANDIDATES
-"""Queries that are drawn to find them."""
+"""Queries drawn to find the candidates."""
 
 
 class NegativeSentenceSampler:
-    """Gives this share of the samples another video's sentence: a function of seed, epoch and query, whatever the batches and processes.
+    """Replaces the sentence of some samples: a function of seed, epoch and query alone.
 
-    That sentence was written of another video and differs from all that were written of this one; that it is true here, too, is not
-    known to be wrong, only rare. Of one to `MOST` that are drawn it is the one that shares the most words with the query's own: what
-    is alike but for a colour or a movement is what scores must tell apart, and what has nothing in common is there as well. Where
-    pictures may be `flipped`, what was written of this one is not asked with its left and right exchanged either.
+    A candidate belongs to another video and differs from all sentences of this video. It may still
+    be true here, but rarely is. Of 1 to `MAX_CANDIDATES` drawn candidates, the negative is the one
+    that shares most words with the query's own sentence. So negatives are hard, where only a color
+    or a movement differs, and easy, where nothing agrees.
+
+    Args:
+        rate: Fraction of samples that become negatives.
+        seed: Seed of training.
+        dataset: The features.
+        queries: All queries of the training split.
+        allow_flip: Images may be flipped: mirrored sentences of this video are no candidates.
     """
 
     def __init__(
@@ -42,44 +49,86 @@ class NegativeSentenceSampler:
         queries: Sequence[Query],
         allow_flip: bool = False,
     ) -> None:
-        self.rate, self.seed, self.dataset, self.queries = rate, seed, dataset, queries
+        self.rate = rate
+        self.seed = seed
+        self.dataset = dataset
+        self.queries = queries
         self._video_sentences: dict[str, set[str]] = {}
         for query in queries:
-            own = self._video_sentences.setdefault(query.video, set())
-            own.add(query.text)
-            if allow_flip and (told := mirror_left_right(query.text)):
-                own.add(told)
+            sentences = self._video_sentences.setdefault(query.video, set())
+            sentences.add(query.text)
+            mirrored = mirror_left_right(query.text) if allow_flip else None
+            if mirrored:
+                sentences.add(mirrored)
 
     def __call__(
         self, sample: Sample, targets: Targets, epoch: int, query_index: int
     ) -> tuple[Sample, Targets]:
-        """A sample and what is true of it, as they are in an epoch; `number` is the query's place among all."""
-        random = np.random.default_rng([self.seed, epoch, 3, query_index])
-        if random.random() >= self.rate:
+        """Keep a sample, or turn it into a negative.
+
+        Args:
+            sample: The sample.
+            targets: Its targets, a batch of one.
+            epoch: The epoch.
+            query_index: Index of the query in the training split.
+
+        Returns:
+            The sample and the targets of this epoch.
+        """
+        rng = np.random.default_rng([self.seed, epoch, 3, query_index])
+        if rng.random() >= self.rate:
             return sample, targets
-        drawn = (
-            self.queries[place] for place in random.integers(len(self.queries), size=NUM_DRAWS)
-        )
-        own = self._video_sentences[sample.query.video]
-        foreign = list(
-            islice(
-                (query for query in drawn if query.text not in own),
-                int(random.integers(1, MAX_CANDIDATES + 1)),
-            )
-        )
-        if not foreign:  # where videos share most of their sentences
+
+        # Draw the candidates. There are none where videos share most of their sentences.
+        candidates = self._draw_candidates(sample.query, rng)
+        if not candidates:
             return sample, targets
-        words = set(sample.query.text.lower().split())
-        nearest = max(foreign, key=lambda query: len(words & set(query.text.lower().split())))
-        return replace(sample, text=self.dataset.text_features(nearest)), empty_targets(targets)
+
+        # Choose the candidate that shares most words with the query.
+        words = _split_words(sample.query)
+
+        def count_shared_words(query: Query) -> int:
+            return len(words & _split_words(query))
+
+        negative = max(candidates, key=count_shared_words)
+        sample = replace(sample, text=self.dataset.text_features(negative))
+        return sample, empty_targets(targets)
+
+    def _draw_candidates(self, query: Query, rng: np.random.Generator) -> list[Query]:
+        """Draw at most `MAX_CANDIDATES` queries whose sentences are not of this video."""
+        draws = rng.integers(len(self.queries), size=NUM_DRAWS)
+        max_candidates = int(rng.integers(1, MAX_CANDIDATES + 1))
+
+        candidates: list[Query] = []
+        video_sentences = self._video_sentences[query.video]
+        for index in draws:
+            candidate = self.queries[index]
+            if candidate.text not in video_sentences:
+                candidates.append(candidate)
+            if len(candidates) == max_candidates:
+                break
+        return candidates
+
+
+def _split_words(query: Query) -> set[str]:
+    """Return the words of a query's sentence, in lower case."""
+    return set(query.text.lower().split())
 
 
 def empty_targets(targets: Targets) -> Targets:
-    """What is true of a video and a sentence of something else: a span without length, and no frame, clip or box in it."""
+    """Return the targets of a negative: an empty span, without frames, clips and boxes.
+
+    Args:
+        targets: The targets of the query's own sentence.
+
+    Returns:
+        The targets of the negative, of equal shapes.
+    """
     return replace(
         targets,
-        **{
-            name: torch.zeros_like(getattr(targets, name))
-            for name in ("span", "box_mask", "frame_labels", "clip_labels", "clip_box_mask")
-        },
+        span=torch.zeros_like(targets.span),
+        box_mask=torch.zeros_like(targets.box_mask),
+        frame_labels=torch.zeros_like(targets.frame_labels),
+        clip_labels=torch.zeros_like(targets.clip_labels),
+        clip_box_mask=torch.zeros_like(targets.clip_box_mask),
     )

@@ -1,4 +1,4 @@
-"""Work that is done before its result is asked for, by threads, in order."""
+"""Ordered prefetching with a thread pool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 GPU_READER_THREADS = 4
-"""Threads that read for a GPU; a CPU has the network to run meanwhile and gets one."""
+"""Reader threads for models on a GPU. On a CPU the model runs on the same cores: one thread."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -19,12 +19,24 @@ def prefetch(
     function: Callable[[Item], Result],
     items: Iterator[Item],
 ) -> Iterator[Future[Result]]:
-    """The work on each item, in order, with that on the `count` next ones under way. What was given is not held here."""
-    waiting: deque[Future[Result]] = deque()
+    """Apply a function to items in a thread pool, a few items ahead of their use.
+
+    Args:
+        executor: The thread pool.
+        depth: Number of items that are submitted beyond the one that is yielded.
+        function: The function.
+        items: The items. No reference to an item is kept after its submission.
+
+    Yields:
+        The futures in the order of the items.
+    """
+    pending: deque[Future[Result]] = deque()
     for item in items:
-        waiting.append(executor.submit(function, item))
+        pending.append(executor.submit(function, item))
+        # An item may hold large arrays: only the pool keeps it alive.
         del item
-        if len(waiting) > depth:
-            yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()
+        if len(pending) > depth:
+            yield pending.popleft()
+
+    while pending:
+        yield pending.popleft()

@@ -13,20 +13,29 @@ from pipeline.records import Query
 
 @dataclass(frozen=True)
 class Sample:
-    """One query, not yet padded. Features are as stored (float16); for encoders that train, pictures (uint8) and ids (int64)."""
+    """One query with its features, without padding.
+
+    Features are as stored (float16). For models that train their encoders, `appearance` holds
+    images (uint8) and `text` holds token ids (int64).
+
+    Attributes:
+        query: The query.
+        frame_indices: [T_s], int, the sampled frames of the video.
+        appearance: [T_s, H, W, C].
+        frame_positions: [T_s], positions of the frames in the segment, in [0, 1).
+        motion: [T_d, h, w, C], of clips or of the sampled frames; [0, 1, 1, 0] for a model
+            that reads no motion.
+        picture_in_square: [4], xyxy, the picture's part of the motion maps, in [0, 1].
+        text: [L, C].
+        video_key: Identifies the appearance and motion rows. Samples of one dataset with equal
+            keys have equal appearance and motion.
+    """
 
     query: Query
     frame_indices: np.ndarray
-    """`[T_s]` int: the frames that were taken."""
     appearance: np.ndarray | EncodedImages
-    """`[T_s, H, W, C]`."""
     frame_positions: np.ndarray
-    """`[T_s]` the frames' places in the segment."""
     motion: np.ndarray
-    """`[T_d, h, w, C]`, of clips, or of the frames that were taken; for a network that reads none `[0, 1, 1, 0]`."""
     picture_in_square: np.ndarray
-    """`[4]` where the picture lies in the motion maps."""
     text: np.ndarray
-    """`[L, C]`."""
     video_key: Hashable
-    """Identifies the appearance and motion rows: samples of one dataset with equal keys share them."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from grounding.data.segment_lengths import _summarize_durations
+from grounding.data.segment_lengths import summarize_durations
 from pipeline.errors import InputError
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Prediction
@@ -38,7 +38,7 @@ def get_window_seconds(run: Path, provenance: Mapping[str, Any], grid_fps: float
         for path in sorted((run / "predictions").glob("*.jsonl")):
             for prediction in read_jsonl(path, Prediction):
                 seconds.append(len(prediction.boxes) / grid_fps)
-        lengths = _summarize_durations(seconds)
+        lengths = summarize_durations(seconds)
 
     if not lengths["longest"]:
         raise InputError(

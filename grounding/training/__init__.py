@@ -1,1 +1,1 @@
-"""Training: the loop, its state, the run directory, distributed processes."""
+"""Training: the loop, its state, the run directory, and distributed processes."""

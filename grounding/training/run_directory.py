@@ -149,7 +149,7 @@ def _can_resume(
     old_provenance: Mapping[str, Any],
     resume: bool,
 ) -> bool:
-    """Return True if the run's checkpoint can be resumed; with `resume` a difference is an error."""
+    """Return True if the run can be resumed; with `resume`, raise if settings differ."""
     # Compare the settings. Encoders are compared by the digests in the provenance.
     settings = config.model_dump(mode="json")
     old_settings = configuration.read_section(run / CONFIG_FILE, "train")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during training: the step that runs is finished and saved first."""
+"""SIGTERM and Ctrl-C during training: the current step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -13,33 +13,42 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulShutdown:
-    """Context in which the first of `SIGNALS` only sets `asked` to its number; leaving it hands that signal to whoever
-    handled it before.
+    """Context manager that delays the first SIGINT or SIGTERM.
 
-    A second one is handed on at once, unless the process is one of `several`: torchrun repeats what the terminal has
-    already sent to all of them. Signals that are ignored stay so; outside the main thread all are left alone.
+    The first signal only sets `received_signal`. On leaving, the signal is handed on to the handler
+    that was installed before. A second signal is handed on at once, unless the training is
+    distributed: torchrun repeats a signal that the terminal has already sent to all processes.
+    Ignored signals stay ignored. Outside the main thread all signals are left alone.
+
+    Args:
+        is_distributed: This process is one of several that torchrun started.
+
+    Attributes:
+        received_signal: Number of the signal received; 0 before.
     """
 
     def __init__(self, is_distributed: bool = False) -> None:
         self.received_signal = 0
-        self._is_distributed, self._immediate = is_distributed, False
+        self._is_distributed = is_distributed
+        self._immediate = False
         self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> GracefulShutdown:
+        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         try:
-            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self._previous_handlers = {
-                number: signal.signal(number, self._handle_signal) for number in heard
+                number: signal.signal(number, self._handle_signal) for number in handled
             }
-        except ValueError:  # not the main thread
+        except ValueError:
+            # Python sets signal handlers only in the main thread.
             self._previous_handlers = {}
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._restore_handlers()
         if error is None and self.received_signal:
@@ -47,7 +56,11 @@ class GracefulShutdown:
 
     @contextmanager
     def deliver_immediately(self) -> Iterator[None]:
-        """Meanwhile signals are handed on without delay: nothing would be lost."""
+        """Hand signals on without delay while the context lasts, because nothing would be lost.
+
+        Yields:
+            Nothing. A signal received earlier is handed on before.
+        """
         self._immediate = True
         try:
             if self.received_signal:
@@ -57,18 +70,22 @@ class GracefulShutdown:
             self._immediate = False
 
     def _handle_signal(self, signal_number: int, frame: FrameType | None) -> None:
-        if self._immediate or (self.received_signal and not self._is_distributed):
+        """Record a signal, or hand it on at once."""
+        is_repeated = self.received_signal and not self._is_distributed
+        if self._immediate or is_repeated:
             self._forward_signal(signal_number, frame)
         self.received_signal = signal_number
 
     def _forward_signal(self, signal_number: int, frame: FrameType | None) -> None:
-        before = self._previous_handlers.get(signal_number)
+        """Restore the previous handlers and hand a signal on to its own."""
+        handler = self._previous_handlers.get(signal_number)
         self._restore_handlers()
-        if callable(before):
-            before(signal_number, frame)
-        elif before == signal.SIG_DFL:
+        if callable(handler):
+            handler(signal_number, frame)
+        elif handler == signal.SIG_DFL:
             os.kill(os.getpid(), signal_number)
 
     def _restore_handlers(self) -> None:
-        for number, before in self._previous_handlers.items():
-            signal.signal(number, before)
+        """Install the handlers that were there before."""
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)

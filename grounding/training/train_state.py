@@ -1,4 +1,4 @@
-"""All that training changes, saved and loaded whole: a resumed run is the uninterrupted one."""
+"""The training state, saved and loaded as a whole: a resumed run equals the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,19 @@ from pipeline.errors import InputError
 
 @dataclass
 class TrainState:
-    """Random numbers are no part of it: each part of each step seeds its own."""
+    """All that training changes.
+
+    Random number generators are not part of it: each micro-batch of each step seeds its own.
+
+    Attributes:
+        model: The model that is trained.
+        ema_model: The exponential moving average of its weights.
+        optimizer: The optimizer.
+        lr_scheduler: The learning rate schedules of the optimizer's groups.
+        step: The number of steps taken.
+        validated_step: The last validated step.
+        best_metric: The best validation metric so far; −1 before the first validation.
+    """
 
     model: nn.Module
     ema_model: AveragedModel
@@ -30,27 +42,43 @@ class TrainState:
     lr_scheduler: LambdaLR
     step: int = 0
     validated_step: int = 0
-    """The last step that was validated."""
     best_metric: float = -1.0
 
     @classmethod
     def create(cls, model: nn.Module, config: TrainConfig, lr_schedule_steps: int) -> TrainState:
-        """That of a model before its first step."""
-        ema = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
-        )
-        return cls(model, ema, *build_optimizer(model, config, lr_schedule_steps))
+        """Build the state of a model before its first step.
+
+        Args:
+            model: The model with its initial weights, on its device.
+            config: The training configuration.
+            lr_schedule_steps: The number of steps that the learning rate schedules run over.
+
+        Returns:
+            The state.
+        """
+        average = get_ema_multi_avg_fn(config.ema_decay)
+        ema_model = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        optimizer, lr_scheduler = build_optimizer(model, config, lr_schedule_steps)
+        return cls(model, ema_model, optimizer, lr_scheduler)
 
     def save(self, folder: Path) -> None:
-        """Write EMA weights (`model.safetensors`) and everything else (`state.pt`); the folder is replaced as a whole."""
-        aside = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        """Write the EMA weights (`model.safetensors`) and the whole state (`state.pt`).
+
+        The folder is replaced as a whole: a complete checkpoint exists at every moment.
+
+        Args:
+            folder: The checkpoint's folder.
+        """
+        # Write into a folder beside the checkpoint.
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        ema_weights = self.ema_model.module.state_dict()
         save_file(
-            {key: value.contiguous() for key, value in self.ema_model.module.state_dict().items()},
-            aside / "model.safetensors",
+            {name: weight.contiguous() for name, weight in ema_weights.items()},
+            part / "model.safetensors",
         )
-        whole = {
+        state = {
             "model": self.model.state_dict(),
             "ema": self.ema_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -59,33 +87,46 @@ class TrainState:
             "judged": self.validated_step,
             "best": self.best_metric,
         }
-        torch.save(whole, aside / "state.pt")
-        for path in aside.iterdir():
+        torch.save(state, part / "state.pt")
+
+        # The files are on the disk before they replace a complete checkpoint.
+        for path in part.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+
+        # Without `folder`, an earlier kill left `old` as the only complete checkpoint. It stays
+        # until the new one is in place.
         old = folder.with_name(f".{folder.name}.old")
-        if folder.exists():  # else an earlier kill left `old` as the only whole one: it stays until the new one is in place
+        if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
-        aside.rename(folder)
+        part.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
 
     def load(self, folder: Path) -> None:
-        """Take up a saved state; one that was being replaced when the run was killed is found beside it."""
+        """Load a saved state into this one.
+
+        Args:
+            folder: The checkpoint's folder. If the run was killed while replacing the folder, the
+                previous checkpoint beside it is loaded.
+
+        Raises:
+            InputError: If `state.pt` is missing or damaged.
+        """
         if not folder.exists():
             folder = folder.with_name(f".{folder.name}.old")
+
         try:
-            whole = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+            state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
             raise InputError(
                 f"{folder / 'state.pt'} is damaged: delete {folder.parent.parent} and train again"
             ) from None
-        self.model.load_state_dict(whole["model"])
-        self.ema_model.load_state_dict(whole["ema"])
-        self.optimizer.load_state_dict(whole["optimizer"])
-        self.lr_scheduler.load_state_dict(whole["schedule"])
-        self.step, self.validated_step, self.best_metric = (
-            whole["step"],
-            whole["judged"],
-            whole["best"],
-        )
+
+        self.model.load_state_dict(state["model"])
+        self.ema_model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["schedule"])
+        self.step = state["step"]
+        self.validated_step = state["judged"]
+        self.best_metric = state["best"]

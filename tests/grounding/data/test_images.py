@@ -150,7 +150,7 @@ def test_a_gpu_without_a_decoder_is_named_once(
     (said,) = caplog.messages
     assert (
         said
-        == "pictures are decoded on the CPU, for torchvision cannot on cuda: compiled without nvJPEG"
+        == "images are decoded on the CPU: torchvision cannot decode them on cuda: compiled without nvJPEG"
     )
 
 

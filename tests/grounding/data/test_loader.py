@@ -336,7 +336,7 @@ def test_an_error_of_a_thread_is_raised_in_the_loop(
     )[1]
     features.queries[bad] = features.queries[bad].model_copy(update={"truth": None})
     seen = 0
-    with (
+    with (  # noqa: PT012
         pytest.raises(InputError, match=f"query train-{bad} has no truth to learn from"),
         loader(features) as batches,
     ):

@@ -213,7 +213,7 @@ def test_recomputing_keeps_less(store: Path) -> None:
         ):
             kept = model(inputs)
         held.append(sum(tensors.values()))
-        assert kept.proposals.requires_grad
+        assert kept.proposal_logits.requires_grad
     assert held[1] < 0.5 * held[0]
 
 
@@ -284,7 +284,7 @@ def test_a_gradient_that_is_not_a_number_names_the_batch(
     """The root of nothing is nothing, but its slope is not a number."""
     rootless = replace(
         SYSTEMS["csdvl"],
-        loss=lambda out, targets, weights, totals: {"loss": (0 * out.proposals.sum()).sqrt()},
+        loss=lambda out, targets, weights, totals: {"loss": (0 * out.proposal_logits.sum()).sqrt()},
     )
     monkeypatch.setitem(SYSTEMS, "csdvl", rootless)
     with pytest.raises(
