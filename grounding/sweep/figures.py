@@ -250,7 +250,7 @@ def _list_curve_names(
     systems = {variant.get("system") for variant in table["variants"].values()}
     candidates = CURVE_NAMES[1:] if len(systems) > 1 else CURVE_NAMES
 
-    shown_variants = []
+    shown_variants: list[str] = []
     for _, variants in sections:
         shown_variants.extend(variants)
 
