@@ -67,6 +67,7 @@ def evaluate(
         str,
         typer.Option(
             "--protocol",
+            metavar="NAME",
             help="Evaluation protocol: every-frame, official, tubedetr or stcat.",
         ),
     ] = "every-frame",

@@ -55,7 +55,8 @@ def extract(
         Path, typer.Option("--store", metavar="DIR", help="The feature store to fill.")
     ] = Path("store"),
     backbones: Annotated[
-        str | None, typer.Option("--backbones", help="Size of the encoders: full or tiny.")
+        str | None,
+        typer.Option("--backbones", metavar="SIZE", help="Size of the encoders: full or tiny."),
     ] = None,
     weights: Annotated[
         list[str] | None,
@@ -69,12 +70,15 @@ def extract(
     ] = None,
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="File format of visual products: zarr or hdf5."),
+        typer.Option(
+            "--format", metavar="FORMAT", help="File format of visual products: zarr or hdf5."
+        ),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
             "--workers",
+            metavar="N",
             min=0,
             help="Number of worker processes. With 0, this process does all work.",
         ),

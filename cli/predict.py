@@ -75,6 +75,7 @@ def predict(
         int,
         typer.Option(
             "--top",
+            metavar="N",
             min=1,
             help="Maximum number of tubes per sentence, each of another event. A window gives "
             "one tube.",

@@ -29,28 +29,40 @@ def pretrain_tiny(
         ),
     ],
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Seed of the scenes and of training.")
+        int, typer.Option("--seed", metavar="N", min=0, help="Seed of the scenes and of training.")
     ] = 1,
     scenes: Annotated[
         int,
         typer.Option(
-            "--scenes", min=2, help="Scenes to generate. One tenth is held out for validation."
+            "--scenes",
+            metavar="N",
+            min=2,
+            help="Scenes to generate. One tenth is held out for validation.",
         ),
     ] = 500,
     appearance_steps: Annotated[
         int,
-        typer.Option("--appearance-steps", min=1, help="Training steps, each of 32 frames."),
+        typer.Option(
+            "--appearance-steps", metavar="N", min=1, help="Training steps, each of 32 frames."
+        ),
     ] = 1100,
     motion_steps: Annotated[
-        int, typer.Option("--motion-steps", min=1, help="Training steps, each of 24 clips.")
+        int,
+        typer.Option(
+            "--motion-steps", metavar="N", min=1, help="Training steps, each of 24 clips."
+        ),
     ] = 800,
     text_steps: Annotated[
-        int, typer.Option("--text-steps", min=1, help="Training steps, each of 64 sentences.")
+        int,
+        typer.Option(
+            "--text-steps", metavar="N", min=1, help="Training steps, each of 64 sentences."
+        ),
     ] = 600,
     workers: Annotated[
         int | None,
         typer.Option(
             "--workers",
+            metavar="N",
             min=1,
             help="Processes that generate scenes.",
             show_default="number of cores",

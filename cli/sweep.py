@@ -61,6 +61,7 @@ def sweep(
         int,
         typer.Option(
             "--seeds",
+            metavar="N",
             help="Number of seeds for each variant. The first is the setting `seed`.",
         ),
     ] = 3,
@@ -68,6 +69,7 @@ def sweep(
         str | None,
         typer.Option(
             "--preset",
+            metavar="NAME",
             help="Preset that the variants change. Default: the preset of the store's data set.",
         ),
     ] = None,

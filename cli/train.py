@@ -44,6 +44,7 @@ def train(
         str | None,
         typer.Option(
             "--model",
+            metavar="NAME",
             help="System: csdvl, stvgformer, cgstvg or costa.",
             show_default="csdvl",
         ),
@@ -52,6 +53,7 @@ def train(
         str | None,
         typer.Option(
             "--preset",
+            metavar="NAME",
             help="Training settings: shapes, vidstg, hcstvg-v1 or hcstvg-v2. "
             "csdvl and stvgformer also have shapes-large. cgstvg also has vidstg-code, "
             "hcstvg-v1-code and hcstvg-v2-code, the settings of its released code. "

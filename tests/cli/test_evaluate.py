@@ -31,7 +31,7 @@ def _few_videos_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
+def prediction_files(tmp_path: Path) -> Path:
     """A folder with `index.jsonl` (train and test), its tracks, and `predictions.jsonl`."""
     tracks = Tracks()
     tracks.add("t", np.arange(10, 30), np.tile([10.0, 10.0, 50.0, 50.0], (20, 1)))
@@ -59,7 +59,7 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def place(tiny_run: Any, tmp_path: Path) -> Path:
+def workspace(tiny_run: Any, tmp_path: Path) -> Path:
     """A folder with a `store` and a `run` of one's own."""
     shutil.copytree(tiny_run.store, tmp_path / "store")
     shutil.copytree(tiny_run.run, tmp_path / "run")
@@ -70,77 +70,87 @@ def call(command: object, *arguments: object) -> Result:
     return CliRunner().invoke(command.app, [str(argument) for argument in arguments])  # type: ignore[attr-defined]
 
 
-def evaluate(place: Path, *arguments: object) -> Result:
-    return call(cli.evaluate, "--run", place / "run", "--features", place / "store", *arguments)
+def evaluate(workspace: Path, *arguments: object) -> Result:
+    return call(
+        cli.evaluate, "--run", workspace / "run", "--features", workspace / "store", *arguments
+    )
 
 
-def test_files_alone_are_judged_without_torch(files: Path) -> None:
-    given = [
+def test_files_alone_are_judged_without_torch(prediction_files: Path) -> None:
+    options = [
         "--truth",
-        str(files / "index.jsonl"),
+        str(prediction_files / "index.jsonl"),
         "--predictions",
-        str(files / "predictions.jsonl"),
+        str(prediction_files / "predictions.jsonl"),
         "--json",
-        str(files / "out.json"),
+        str(prediction_files / "out.json"),
     ]
-    code = "import sys; from cli.evaluate import app; app(standalone_mode=False); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code, *given], check=True, cwd=files)
-    assert json.loads((files / "out.json").read_text())["m_vIoU"] == pytest.approx(0.75)
+    code = (
+        "import sys; from cli.evaluate import app; app(standalone_mode=False);"
+        " sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, *options], check=True, cwd=prediction_files)
+    assert json.loads((prediction_files / "out.json").read_text())["m_vIoU"] == pytest.approx(0.75)
 
 
-def test_a_run_answers_and_is_judged(place: Path) -> None:
-    result = evaluate(place, "--json", place / "out.json")
+def test_a_run_answers_and_is_judged(workspace: Path) -> None:
+    result = evaluate(workspace, "--json", workspace / "out.json")
     assert result.exit_code == 0, result.stderr
-    metrics = json.loads((place / "run" / "metrics.json").read_text())
+    metrics = json.loads((workspace / "run" / "metrics.json").read_text())
     assert list(metrics)[:5] == ["m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"]
     assert {"baseline_m_vIoU", "random_m_vIoU", "declarative_m_vIoU", "look-alike_m_vIoU"} <= set(
         metrics
     )
-    assert json.loads((place / "out.json").read_text()) == {**metrics, "protocol": "every-frame"}
-    summary = json.loads((place / "run" / "summary.json").read_text())
+    assert json.loads((workspace / "out.json").read_text()) == {
+        **metrics,
+        "protocol": "every-frame",
+    }
+    summary = json.loads((workspace / "run" / "summary.json").read_text())
     assert summary.pop("missing_predictions") == metrics["unanswered"] == 0
     assert summary.items() <= metrics.items()
     assert {"m_vIoU", "m_tIoU", "baseline_m_vIoU", "look-alike_m_vIoU"} <= set(summary)
     queries = [
         query
-        for query in read_jsonl(place / "store" / "index.jsonl", Query)
+        for query in read_jsonl(workspace / "store" / "index.jsonl", Query)
         if query.split == "test"
     ]
-    answers = list(read_jsonl(place / "run" / "predictions" / "test.jsonl", Prediction))
+    answers = list(read_jsonl(workspace / "run" / "predictions" / "test.jsonl", Prediction))
     assert [answer.id for answer in answers] == [query.id for query in queries]
-    scores = json.loads((place / "run" / "scores" / "test.json").read_text())
+    scores = json.loads((workspace / "run" / "scores" / "test.json").read_text())
     assert [score["id"] for score in scores] == [query.id for query in queries]
     assert metrics["m_tIoU"] == pytest.approx(np.mean([score["tIoU"] for score in scores]))
     assert "predicting: " in result.stderr
-    assert "exit code 0" in (place / "run" / "log.txt").read_text()
+    assert "exit code 0" in (workspace / "run" / "log.txt").read_text()
     assert "warning" not in result.stderr
 
 
-def test_the_table_has_the_baselines_and_the_groups(place: Path) -> None:
-    shown = evaluate(place).stdout
+def test_the_table_has_the_baselines_and_the_groups(workspace: Path) -> None:
+    printed = evaluate(workspace).stdout
     for name in ("this", "best constant", "random", "declarative", "interrogative"):
-        assert name in shown
+        assert name in printed
 
 
-def test_another_split_and_more_frames(place: Path) -> None:
-    assert evaluate(place).exit_code == 0
+def test_another_split_and_more_frames(workspace: Path) -> None:
+    assert evaluate(workspace).exit_code == 0
     assert (
-        evaluate(place, "--set", "split=val", "--set", "frames=12", "--set", "batch=2").exit_code
+        evaluate(
+            workspace, "--set", "split=val", "--set", "frames=12", "--set", "batch=2"
+        ).exit_code
         == 0
     )
-    metrics = json.loads((place / "run" / "metrics.json").read_text())
+    metrics = json.loads((workspace / "run" / "metrics.json").read_text())
     assert {"m_vIoU", "val_m_vIoU", "val_baseline_m_vIoU"} <= set(metrics)
-    many = list(read_jsonl(place / "run" / "predictions" / "val.jsonl", Prediction))
-    assert evaluate(place, "--set", "split=val").exit_code == 0
-    few = list(read_jsonl(place / "run" / "predictions" / "val.jsonl", Prediction))
-    assert [[row[0] for row in answer.boxes] for answer in many] == [
-        [row[0] for row in answer.boxes] for answer in few
+    many_frames = list(read_jsonl(workspace / "run" / "predictions" / "val.jsonl", Prediction))
+    assert evaluate(workspace, "--set", "split=val").exit_code == 0
+    few_frames = list(read_jsonl(workspace / "run" / "predictions" / "val.jsonl", Prediction))
+    assert [[row[0] for row in answer.boxes] for answer in many_frames] == [
+        [row[0] for row in answer.boxes] for answer in few_frames
     ]
-    assert many != few
+    assert many_frames != few_frames
 
 
 def test_a_second_look_and_spans_at_clips_edges_are_options(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight clips of 50 frames; thirteen are stored, so that a second look can be taken, here at
     all but the last frame.
@@ -156,8 +166,8 @@ def test_a_second_look_and_spans_at_clips_edges_are_options(
         "refine_boundaries=true",
         "subframe_boundaries=false",
     ):
-        assert evaluate(place, "--set", setting).exit_code == 0
-        answers = list(read_jsonl(place / "run" / "predictions" / "test.jsonl", Prediction))
+        assert evaluate(workspace, "--set", setting).exit_code == 0
+        answers = list(read_jsonl(workspace / "run" / "predictions" / "test.jsonl", Prediction))
         spans[setting] = {edge for answer in answers for edge in answer.span}
         scores.add(tuple(answer.score for answer in answers))
     assert len(scores) == 2  # the second look's; where the span lies between clips changes no score
@@ -168,67 +178,67 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_several_runs_answer_together_and_are_left_alone(place: Path) -> None:
+def test_several_runs_answer_together_and_are_left_alone(workspace: Path) -> None:
     """Two of the same are the one. What they answer is written where it is asked for, and can be
     judged again.
     """
-    shutil.copytree(place / "run", place / "twin")
-    before = contents(place / "run"), contents(place / "twin")
-    written = ("--save", place / "tubes.jsonl", "--json", place / "out.json")
-    result = evaluate(place, "--run", place / "twin", *written)
+    shutil.copytree(workspace / "run", workspace / "twin")
+    before = contents(workspace / "run"), contents(workspace / "twin")
+    written = ("--save", workspace / "tubes.jsonl", "--json", workspace / "out.json")
+    result = evaluate(workspace, "--run", workspace / "twin", *written)
     assert result.exit_code == 0, result.stderr
-    assert (contents(place / "run"), contents(place / "twin")) == before
-    together, tubes = (
-        json.loads((place / "out.json").read_text()),
-        (place / "tubes.jsonl").read_bytes(),
+    assert (contents(workspace / "run"), contents(workspace / "twin")) == before
+    ensemble_metrics, tubes = (
+        json.loads((workspace / "out.json").read_text()),
+        (workspace / "tubes.jsonl").read_bytes(),
     )
-    assert evaluate(place, *written).exit_code == 0
-    assert json.loads((place / "out.json").read_text()) == together
+    assert evaluate(workspace, *written).exit_code == 0
+    assert json.loads((workspace / "out.json").read_text()) == ensemble_metrics
     assert (
-        (place / "tubes.jsonl").read_bytes()
+        (workspace / "tubes.jsonl").read_bytes()
         == tubes
-        == (place / "run" / "predictions" / "test.jsonl").read_bytes()
+        == (workspace / "run" / "predictions" / "test.jsonl").read_bytes()
     )
-    again = (
+    options = (
         "--predictions",
-        place / "tubes.jsonl",
+        workspace / "tubes.jsonl",
         "--features",
-        place / "store",
+        workspace / "store",
         "--compare",
-        place / "run",
+        workspace / "run",
     )
-    assert call(cli.evaluate, *again, "--json", place / "again.json").exit_code == 0
-    found = json.loads((place / "again.json").read_text())
-    assert found["m_tIoU"] == together["m_tIoU"]
-    assert found["m_tIoU_difference"]["mean"] == 0
+    assert call(cli.evaluate, *options, "--json", workspace / "again.json").exit_code == 0
+    result_json = json.loads((workspace / "again.json").read_text())
+    assert result_json["m_tIoU"] == ensemble_metrics["m_tIoU"]
+    assert result_json["m_tIoU_difference"]["mean"] == 0
 
 
-def test_runs_that_do_not_fit_together_are_refused(place: Path) -> None:
-    shutil.copytree(place / "run", place / "twin")
-    about = json.loads((place / "twin" / "provenance.json").read_text())
-    about["products"]["motion"]["weights"] = "random:1"
-    (place / "twin" / "provenance.json").write_text(json.dumps(about))
-    result = evaluate(place, "--run", place / "twin")
+def test_runs_that_do_not_fit_together_are_refused(workspace: Path) -> None:
+    shutil.copytree(workspace / "run", workspace / "twin")
+    provenance = json.loads((workspace / "twin" / "provenance.json").read_text())
+    provenance["products"]["motion"]["weights"] = "random:1"
+    (workspace / "twin" / "provenance.json").write_text(json.dumps(provenance))
+    result = evaluate(workspace, "--run", workspace / "twin")
     assert result.exit_code == 2
     assert "motion weights is 'random:1', not 'tiny'" in result.stderr
     assert "the runs of an ensemble must fit one store" in result.stderr
 
 
-def test_queries_without_features_score_0_and_are_named(place: Path) -> None:
-    queries = list(read_jsonl(place / "store" / "index.jsonl", Query))
-    lost = next(query for query in queries if query.split == "test").model_copy(
+def test_queries_without_features_score_0_and_are_named(workspace: Path) -> None:
+    queries = list(read_jsonl(workspace / "store" / "index.jsonl", Query))
+    lost_query = next(query for query in queries if query.split == "test").model_copy(
         update={"id": "lost", "video": "broken"}
     )
-    write_jsonl(place / "index.jsonl", [*queries, lost])
-    with StoreWriter(place / "store", "shapes", "data") as writer:
-        writer.set_index(place / "index.jsonl", place / "store" / "tracks.npz")
-    result = evaluate(place)
+    write_jsonl(workspace / "index.jsonl", [*queries, lost_query])
+    with StoreWriter(workspace / "store", "shapes", "data") as writer:
+        writer.set_index(workspace / "index.jsonl", workspace / "store" / "tracks.npz")
+    result = evaluate(workspace)
     assert result.exit_code == 0, result.stderr
     assert "queries score 0" in result.stderr
     assert "has no features of video broken" in result.stderr.replace("\n", " ")
-    scores = json.loads((place / "run" / "scores" / "test.json").read_text())
+    scores = json.loads((workspace / "run" / "scores" / "test.json").read_text())
     assert scores[-1] == {"id": "lost", "vIoU": 0.0, "tIoU": 0.0, "sIoU": 0.0}
-    assert "queries without features: lost" in (place / "run" / "log.txt").read_text()
+    assert "queries without features: lost" in (workspace / "run" / "log.txt").read_text()
 
 
 def set_provenance(store: Path, product: str, **values: Any) -> None:
@@ -237,63 +247,72 @@ def set_provenance(store: Path, product: str, **values: Any) -> None:
     (store / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_store_made_otherwise_is_refused(place: Path) -> None:
+def test_a_store_made_otherwise_is_refused(workspace: Path) -> None:
     set_provenance(
-        place / "store",
+        workspace / "store",
         "motion",
         weights="random:1",
         sampling={"clip_stride_seconds": 1.0, "clip_seconds": 0.8},
     )
-    result = evaluate(place)
+    result = evaluate(workspace)
     assert result.exit_code == 2
     assert (
-        "motion sampling is {'clip_stride_seconds': 1.0, 'clip_seconds': 0.8}, not {'clip_seconds': 0.8, 'clip_stride_seconds': 0.4, 'pool_motion_2x2': False}"
+        "motion sampling is {'clip_stride_seconds': 1.0, 'clip_seconds': 0.8}, not"
+        " {'clip_seconds': 0.8, 'clip_stride_seconds': 0.4, 'pool_motion_2x2': False}"
         in result.stderr
     )
     assert "motion weights is 'random:1', not 'tiny'" in result.stderr
     assert "appearance" not in result.stderr
 
 
-def test_a_store_without_a_product_is_refused(place: Path) -> None:
-    manifest = json.loads((place / "store" / "manifest.json").read_text())
+def test_a_store_without_a_product_is_refused(workspace: Path) -> None:
+    manifest = json.loads((workspace / "store" / "manifest.json").read_text())
     del manifest["products"]["text"]
-    (place / "store" / "manifest.json").write_text(json.dumps(manifest))
-    result = evaluate(place)
+    (workspace / "store" / "manifest.json").write_text(json.dumps(manifest))
+    result = evaluate(workspace)
     assert (result.exit_code, "text is absent" in result.stderr) == (2, True)
 
 
-def test_a_store_of_other_widths_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_other_widths_is_refused(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from grounding.data.dataset import GroundingDataset
 
     monkeypatch.setattr(GroundingDataset, "dims", (128, 384, 65))
-    result = evaluate(place)
+    result = evaluate(workspace)
     assert result.exit_code == 2
     assert "has features of (128, 384, 65) channels" in result.stderr
     assert "was trained on (128, 384, 64)" in result.stderr
 
 
-def test_other_library_versions_are_no_obstacle(place: Path) -> None:
-    about = json.loads((place / "run" / "provenance.json").read_text())
-    about["products"]["motion"]["versions"] = {"torch": "9.9.9"}
-    (place / "run" / "provenance.json").write_text(json.dumps(about))
-    assert evaluate(place).exit_code == 0
+def test_other_library_versions_are_no_obstacle(workspace: Path) -> None:
+    provenance = json.loads((workspace / "run" / "provenance.json").read_text())
+    provenance["products"]["motion"]["versions"] = {"torch": "9.9.9"}
+    (workspace / "run" / "provenance.json").write_text(json.dumps(provenance))
+    assert evaluate(workspace).exit_code == 0
 
 
-def test_a_run_without_a_checkpoint_is_refused(place: Path) -> None:
-    shutil.rmtree(place / "run" / "checkpoints")
-    result = evaluate(place)
+def test_a_run_without_a_checkpoint_is_refused(workspace: Path) -> None:
+    shutil.rmtree(workspace / "run" / "checkpoints")
+    result = evaluate(workspace)
     assert (result.exit_code, "has no checkpoint yet" in result.stderr) == (2, True)
 
 
-def test_files_are_judged_without_a_run(files: Path) -> None:
-    answers, index = files / "predictions.jsonl", files / "index.jsonl"
+def test_files_are_judged_without_a_run(prediction_files: Path) -> None:
+    answers, index = prediction_files / "predictions.jsonl", prediction_files / "index.jsonl"
     result = call(
-        cli.evaluate, "--truth", index, "--predictions", answers, "--json", files / "out.json"
+        cli.evaluate,
+        "--truth",
+        index,
+        "--predictions",
+        answers,
+        "--json",
+        prediction_files / "out.json",
     )
     assert result.exit_code == 0, result.stderr
-    metrics = json.loads((files / "out.json").read_text())
+    metrics = json.loads((prediction_files / "out.json").read_text())
     assert metrics["m_vIoU"] == metrics["m_tIoU"] == 0.75
-    assert {path.name for path in files.iterdir()} == {
+    assert {path.name for path in prediction_files.iterdir()} == {
         "index.jsonl",
         "tracks.npz",
         "predictions.jsonl",
@@ -314,12 +333,14 @@ def test_files_are_judged_without_a_run(files: Path) -> None:
         (["--predictions", "nothing.jsonl", "--truth", "none.jsonl"], "none.jsonl does not exist"),
         (
             ["--predictions", "p", "--save", "out"],
-            "--save out writes the predictions of runs: name a run (--run DIR), or leave out --save",
+            "--save out writes the predictions of runs: name a run (--run DIR), or leave"
+            " out --save",
         ),
         (["--run", "r", "--run", "s"], "r is not a run directory (no provenance.json)"),
         (
             ["--predictions", "p", "--set", "speed=1"],
-            "unknown key 'speed'; the keys are batch, device, first_frame, frames, refine_boundaries, seed, split, subframe_boundaries",
+            "unknown key 'speed'; the keys are batch, device, first_frame, frames,"
+            " refine_boundaries, seed, split, subframe_boundaries",
         ),
         (
             ["--predictions", "p", "--set", "frames=0"],
@@ -353,45 +374,46 @@ TRUE_SPANS = {"a": (10, 30), "b": (0, 12), "c": (25, 50), "d": (5, 6)}
 
 
 @pytest.fixture
-def four(tmp_path: Path) -> Path:
+def four_queries(tmp_path: Path) -> Path:
     """A folder with four queries of split `val`, two of each video, `index.jsonl`, and
     `ours.jsonl`, `other.jsonl`: ours are better.
     """
     tracks, queries = Tracks(), []
-    for number, (name, span) in enumerate(TRUE_SPANS.items()):
+    for index, (name, span) in enumerate(TRUE_SPANS.items()):
         tracks.add(
             name, np.arange(*span), np.tile([10.0, 10.0, 50.0, 50.0], (span[1] - span[0], 1))
         )
         values = {
             "id": name,
-            "video": f"v{number // 2}",
+            "video": f"v{index // 2}",
             "path": "v.mp4",
             "fps": 25.0,
             "frame_count": 50,
             "size": (100, 100),
         }
-        rest = {
+        query_values = {
             "segment": (0, 50),
             "text": "x",
             "split": "val",
             "truth": Truth(span=span, track=name),
         }
-        queries.append(Query.model_validate({**values, **rest}))
+        queries.append(Query.model_validate({**values, **query_values}))
     write_jsonl(tmp_path / "index.jsonl", queries)
     tracks.save(tmp_path / "tracks.npz")
-    for file, late in (("ours", 0), ("other", 3)):
-        made = [
+    for file, delay in (("ours", 0), ("other", 3)):
+        predictions = [
             Prediction(
                 id=name,
-                span=(begin + late, end + late),
+                span=(begin + delay, end + delay),
                 score=1.0,
-                boxes=[(begin + late, *FOUR_BOXES[name]), (end + late - 1, 10 + late, 10, 49, 50)][
-                    : end - begin
-                ],
+                boxes=[
+                    (begin + delay, *FOUR_BOXES[name]),
+                    (end + delay - 1, 10 + delay, 10, 49, 50),
+                ][: end - begin],
             )
             for name, (begin, end) in TRUE_SPANS.items()
         ]
-        write_jsonl(tmp_path / f"{file}.jsonl", made)
+        write_jsonl(tmp_path / f"{file}.jsonl", predictions)
     return tmp_path
 
 
@@ -401,56 +423,78 @@ def judge_files(
     """What `--json` holds (nothing where the command failed), and the result."""
     out = folder / "out.json"
     out.unlink(missing_ok=True)
-    files = ("--truth", folder / truth, "--predictions", folder / predictions, "--json", out)
-    result = call(cli.evaluate, *files, "--set", "split=val", *arguments)
+    prediction_files = (
+        "--truth",
+        folder / truth,
+        "--predictions",
+        folder / predictions,
+        "--json",
+        out,
+    )
+    result = call(cli.evaluate, *prediction_files, "--set", "split=val", *arguments)
     return (json.loads(out.read_text()) if out.exists() else {}), result
 
 
-def test_intervals_stand_beside_the_means(four: Path) -> None:
-    metrics, result = judge_files(four, "ours.jsonl")
+def test_intervals_stand_beside_the_means(four_queries: Path) -> None:
+    metrics, result = judge_files(four_queries, "ours.jsonl")
     assert result.exit_code == 0, result.stderr
     for name in ("m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"):
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
     assert "95 % interval" in result.stdout
     assert f"{metrics['m_vIoU_low']:.3f}–{metrics['m_vIoU_high']:.3f}" in result.stdout
-    assert metrics == judge_files(four, "ours.jsonl")[0]
+    assert metrics == judge_files(four_queries, "ours.jsonl")[0]
 
 
-def test_a_run_is_compared_with_a_file(four: Path) -> None:
-    metrics, result = judge_files(four, "ours.jsonl", "--compare", four / "other.jsonl")
+def test_a_run_is_compared_with_a_file(four_queries: Path) -> None:
+    metrics, result = judge_files(
+        four_queries, "ours.jsonl", "--compare", four_queries / "other.jsonl"
+    )
     assert result.exit_code == 0, result.stderr
-    other, _ = judge_files(four, "other.jsonl")
+    other, _ = judge_files(four_queries, "other.jsonl")
     for name in ("m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"):
-        found = metrics[f"{name}_difference"]
-        assert set(found) == {"ours", "other", "mean", "low", "high", "p", "better", "worse"}
-        assert (found["ours"], found["other"]) == (
+        result_json = metrics[f"{name}_difference"]
+        assert set(result_json) == {"ours", "other", "mean", "low", "high", "p", "better", "worse"}
+        assert (result_json["ours"], result_json["other"]) == (
             pytest.approx(metrics[name]),
             pytest.approx(other[name]),
         )
-        assert found["mean"] == pytest.approx(metrics[name] - other[name])
-        assert found["low"] <= found["mean"] <= found["high"]
+        assert result_json["mean"] == pytest.approx(metrics[name] - other[name])
+        assert result_json["low"] <= result_json["mean"] <= result_json["high"]
     assert (metrics["m_tIoU_difference"]["better"], metrics["m_tIoU_difference"]["worse"]) == (4, 0)
     assert "compared with" in result.stdout
     assert not [key for key in other if key.endswith("_difference")]
 
 
-def test_a_run_is_compared_with_a_runs_folder(four: Path) -> None:
-    (four / "run" / "predictions").mkdir(parents=True)
-    shutil.copy(four / "other.jsonl", four / "run" / "predictions" / "val.jsonl")
-    by_folder, _ = judge_files(four, "ours.jsonl", "--compare", four / "run")
-    assert by_folder == judge_files(four, "ours.jsonl", "--compare", four / "other.jsonl")[0]
+def test_a_run_is_compared_with_a_runs_folder(four_queries: Path) -> None:
+    (four_queries / "run" / "predictions").mkdir(parents=True)
+    shutil.copy(four_queries / "other.jsonl", four_queries / "run" / "predictions" / "val.jsonl")
+    by_folder, _ = judge_files(four_queries, "ours.jsonl", "--compare", four_queries / "run")
+    assert (
+        by_folder
+        == judge_files(four_queries, "ours.jsonl", "--compare", four_queries / "other.jsonl")[0]
+    )
     nothing, result = judge_files(
-        four, "ours.jsonl", "--compare", four / "run", "--set", "split=test"
+        four_queries, "ours.jsonl", "--compare", four_queries / "run", "--set", "split=test"
     )
     assert (nothing, result.exit_code) == ({}, 2)
 
 
-def test_a_run_is_compared_with_itself(place: Path) -> None:
-    assert evaluate(place).exit_code == 0
-    assert evaluate(place, "--compare", place / "run", "--json", place / "out.json").exit_code == 0
-    found = json.loads((place / "out.json").read_text())["m_tIoU_difference"]
-    assert (found["mean"], found["p"], found["better"], found["worse"]) == (0, 1, 0, 0)
-    assert "m_tIoU_difference" not in json.loads((place / "run" / "metrics.json").read_text())
+def test_a_run_is_compared_with_itself(workspace: Path) -> None:
+    assert evaluate(workspace).exit_code == 0
+    assert (
+        evaluate(
+            workspace, "--compare", workspace / "run", "--json", workspace / "out.json"
+        ).exit_code
+        == 0
+    )
+    result_json = json.loads((workspace / "out.json").read_text())["m_tIoU_difference"]
+    assert (result_json["mean"], result_json["p"], result_json["better"], result_json["worse"]) == (
+        0,
+        1,
+        0,
+        0,
+    )
+    assert "m_tIoU_difference" not in json.loads((workspace / "run" / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -464,20 +508,29 @@ def test_a_run_is_compared_with_itself(place: Path) -> None:
         ("{", "none.jsonl, line 1"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(four: Path, content: str | None, message: str) -> None:
+def test_what_cannot_be_compared_is_refused(
+    four_queries: Path, content: str | None, message: str
+) -> None:
     if content is not None:
-        (four / "none.jsonl").write_text(content)
-    metrics, result = judge_files(four, "ours.jsonl", "--compare", four / "none.jsonl")
+        (four_queries / "none.jsonl").write_text(content)
+    metrics, result = judge_files(
+        four_queries, "ours.jsonl", "--compare", four_queries / "none.jsonl"
+    )
     assert (metrics, result.exit_code) == ({}, 2)
     assert message in result.stderr
 
 
-def test_runs_that_left_out_other_queries_are_not_compared(four: Path) -> None:
-    lines = (four / "other.jsonl").read_text().splitlines(keepends=True)
-    (four / "part.jsonl").write_text("".join(lines[1:]))
-    assert judge_files(four, "ours.jsonl", "--compare", four / "part.jsonl")[1].exit_code == 0
+def test_runs_that_left_out_other_queries_are_not_compared(four_queries: Path) -> None:
+    lines = (four_queries / "other.jsonl").read_text().splitlines(keepends=True)
+    (four_queries / "part.jsonl").write_text("".join(lines[1:]))
+    assert (
+        judge_files(four_queries, "ours.jsonl", "--compare", four_queries / "part.jsonl")[
+            1
+        ].exit_code
+        == 0
+    )
     _, result = judge_files(
-        four, "ours.jsonl", "--compare", four / "part.jsonl", "--protocol", "stcat"
+        four_queries, "ours.jsonl", "--compare", four_queries / "part.jsonl", "--protocol", "stcat"
     )
     assert result.exit_code == 2
     assert (
@@ -489,21 +542,23 @@ def test_runs_that_left_out_other_queries_are_not_compared(four: Path) -> None:
 @pytest.mark.parametrize("first_frame", [0, 1])
 @pytest.mark.parametrize("predictions", ["ours.jsonl", "other.jsonl"])
 def test_the_challenges_file_of_a_run_is_judged_the_same(
-    four: Path, predictions: str, first_frame: int
+    four_queries: Path, predictions: str, first_frame: int
 ) -> None:
     counted = ("--protocol", "official", "--set", f"first_frame={first_frame}")
-    samples, result = judge_files(four, predictions, "--challenge", four / "sent.json", *counted)
-    assert f"wrote 4 tubes to {four / 'sent.json'}" in result.stdout.replace("\n", "")
+    sample_metrics, result = judge_files(
+        four_queries, predictions, "--challenge", four_queries / "sent.json", *counted
+    )
+    assert f"wrote 4 tubes to {four_queries / 'sent.json'}" in result.stdout.replace("\n", "")
     assert (
-        json.loads((four / "sent.json").read_text())["a"]["st_frame"]
+        json.loads((four_queries / "sent.json").read_text())["a"]["st_frame"]
         == (10 if predictions == "ours.jsonl" else 13) + first_frame
     )
-    sent, _ = judge_files(four, "sent.json", *counted)
-    assert sent.pop("protocol") == samples.pop("protocol") == "official"
-    assert sent == pytest.approx(samples, rel=0, abs=1e-12)
+    challenge_metrics, _ = judge_files(four_queries, "sent.json", *counted)
+    assert challenge_metrics.pop("protocol") == sample_metrics.pop("protocol") == "official"
+    assert challenge_metrics == pytest.approx(sample_metrics, rel=0, abs=1e-12)
 
 
-def test_boxes_beyond_the_span_leave_the_official_scores_alone(four: Path) -> None:
+def test_boxes_beyond_the_span_leave_the_official_scores_alone(four_queries: Path) -> None:
     """The challenge's file has the span's boxes only: vIoU and tIoU, all that the script computes,
     need no others.
     """
@@ -513,31 +568,36 @@ def test_boxes_beyond_the_span_leave_the_official_scores_alone(four: Path) -> No
         )
         for name, span in TRUE_SPANS.items()
     ]
-    write_jsonl(four / "wide.jsonl", wide)
-    samples, _ = judge_files(
-        four, "wide.jsonl", "--challenge", four / "sent.json", "--protocol", "official"
+    write_jsonl(four_queries / "wide.jsonl", wide)
+    sample_metrics, _ = judge_files(
+        four_queries,
+        "wide.jsonl",
+        "--challenge",
+        four_queries / "sent.json",
+        "--protocol",
+        "official",
     )
-    sent, _ = judge_files(four, "sent.json", "--protocol", "official")
+    challenge_metrics, _ = judge_files(four_queries, "sent.json", "--protocol", "official")
     for name in ("m_vIoU", "m_tIoU", "vIoU@0.3", "vIoU@0.5"):
-        assert sent[name] == pytest.approx(samples[name], rel=0, abs=1e-12)
+        assert challenge_metrics[name] == pytest.approx(sample_metrics[name], rel=0, abs=1e-12)
 
 
 @pytest.mark.parametrize("protocol", ["tubedetr", "stcat"])
 def test_the_challenges_file_as_truth_lacks_what_some_protocols_need(
-    four: Path, protocol: str
+    four_queries: Path, protocol: str
 ) -> None:
-    judge_files(four, "ours.jsonl", "--challenge", four / "sent.json")
-    _, result = judge_files(four, "sent.json", "--protocol", protocol, truth="sent.json")
+    judge_files(four_queries, "ours.jsonl", "--challenge", four_queries / "sent.json")
+    _, result = judge_files(four_queries, "sent.json", "--protocol", protocol, truth="sent.json")
     assert result.exit_code == 2
     assert (
-        f"protocol {protocol} needs an index as truth (what stvg-prepare writes), not the challenge's file"
-        in result.stderr
+        f"protocol {protocol} needs an index as truth (what stvg-prepare writes), not the"
+        f" challenge's file" in result.stderr
     )
 
 
-def test_published_results_stand_beside_those_of_their_data_set(four: Path) -> None:
-    (four / "defects.json").write_text('{"dataset": "hcstvg-v2"}')
-    metrics, result = judge_files(four, "ours.jsonl")
+def test_published_results_stand_beside_those_of_their_data_set(four_queries: Path) -> None:
+    (four_queries / "defects.json").write_text('{"dataset": "hcstvg-v2"}')
+    metrics, result = judge_files(four_queries, "ours.jsonl")
     assert result.exit_code == 0, result.stderr
     for word in ("hcstvg-v2, val", "CSDVL", "TubeDETR", "not stated", "this run"):
         assert word in result.stdout
@@ -550,44 +610,47 @@ def test_published_results_stand_beside_those_of_their_data_set(four: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("beside", "split"), [(None, "val"), ("shapes", "val"), ("hcstvg-v1", "val"), ("vidstg", "val")]
+    ("dataset_name", "split"),
+    [(None, "val"), ("shapes", "val"), ("hcstvg-v1", "val"), ("vidstg", "val")],
 )
 def test_nothing_is_shown_of_other_data_sets_and_splits(
-    four: Path, beside: str | None, split: str
+    four_queries: Path, dataset_name: str | None, split: str
 ) -> None:
-    if beside:
-        (four / "defects.json").write_text(json.dumps({"dataset": beside}))
-    _, result = judge_files(four, "ours.jsonl")
+    if dataset_name:
+        (four_queries / "defects.json").write_text(json.dumps({"dataset": dataset_name}))
+    _, result = judge_files(four_queries, "ours.jsonl")
     assert result.exit_code == 0, result.stderr
     assert "CSDVL" not in result.stdout
     assert "this run" not in result.stdout
 
 
 def test_a_protocol_that_needs_all_predictions_is_left_out_of_the_published_table(
-    four: Path,
+    four_queries: Path,
 ) -> None:
-    (four / "defects.json").write_text('{"dataset": "hcstvg-v2"}')
-    (four / "part.jsonl").write_text((four / "ours.jsonl").read_text().splitlines()[0])
-    _, result = judge_files(four, "part.jsonl")
+    (four_queries / "defects.json").write_text('{"dataset": "hcstvg-v2"}')
+    (four_queries / "part.jsonl").write_text(
+        (four_queries / "ours.jsonl").read_text().splitlines()[0]
+    )
+    _, result = judge_files(four_queries, "part.jsonl")
     assert result.exit_code == 0, result.stderr
-    shown = " ".join(result.stdout.split())
+    printed = " ".join(result.stdout.split())
     assert (
-        "not evaluated under tubedetr: 3 of 4 queries have no prediction, for example 'b': protocol tubedetr needs all"
-        in shown
+        "not evaluated under tubedetr: 3 of 4 queries have no prediction, for example 'b':"
+        " protocol tubedetr needs all" in printed
     )
     assert "tubedetr" not in [
         line.split()[-1]
         for line in result.stdout.splitlines()
         if line.strip().startswith("this run")
     ]
-    _, result = judge_files(four, "part.jsonl", "--protocol", "tubedetr")
+    _, result = judge_files(four_queries, "part.jsonl", "--protocol", "tubedetr")
     assert (result.exit_code, "3 of 4 queries have no prediction" in result.stderr) == (2, True)
 
 
-def test_stcat_without_any_prediction_has_no_mean(four: Path) -> None:
-    (four / "nothing.jsonl").write_text("")
-    assert judge_files(four, "nothing.jsonl")[0]["m_tIoU"] == 0
-    _, result = judge_files(four, "nothing.jsonl", "--protocol", "stcat")
+def test_stcat_without_any_prediction_has_no_mean(four_queries: Path) -> None:
+    (four_queries / "nothing.jsonl").write_text("")
+    assert judge_files(four_queries, "nothing.jsonl")[0]["m_tIoU"] == 0
+    _, result = judge_files(four_queries, "nothing.jsonl", "--protocol", "stcat")
     assert result.exit_code == 2
     assert (
         "none of the 4 queries has a prediction, and protocol stcat leaves such queries out"
@@ -595,55 +658,55 @@ def test_stcat_without_any_prediction_has_no_mean(four: Path) -> None:
     )
 
 
-def test_a_runs_own_files_are_judged_by_every_frame(place: Path) -> None:
-    assert evaluate(place).exit_code == 0
-    plain = json.loads((place / "run" / "metrics.json").read_text())
-    scores = (place / "run" / "scores" / "test.json").read_text()
+def test_a_runs_own_files_are_judged_by_every_frame(workspace: Path) -> None:
+    assert evaluate(workspace).exit_code == 0
+    run_metrics = json.loads((workspace / "run" / "metrics.json").read_text())
+    scores = (workspace / "run" / "scores" / "test.json").read_text()
     result = evaluate(
-        place,
+        workspace,
         "--protocol",
         "stcat",
         "--json",
-        place / "out.json",
+        workspace / "out.json",
         "--challenge",
-        place / "sent.json",
+        workspace / "sent.json",
     )
     assert result.exit_code == 0, result.stderr
-    assert json.loads((place / "run" / "metrics.json").read_text()) == plain
-    assert (place / "run" / "scores" / "test.json").read_text() == scores
-    asked = json.loads((place / "out.json").read_text())
-    assert asked.pop("protocol") == "stcat"
-    assert asked.keys() == plain.keys()
-    assert asked["m_tIoU"] != plain["m_tIoU"]
-    assert list(json.loads((place / "sent.json").read_text())) == [
+    assert json.loads((workspace / "run" / "metrics.json").read_text()) == run_metrics
+    assert (workspace / "run" / "scores" / "test.json").read_text() == scores
+    stcat_metrics = json.loads((workspace / "out.json").read_text())
+    assert stcat_metrics.pop("protocol") == "stcat"
+    assert stcat_metrics.keys() == run_metrics.keys()
+    assert stcat_metrics["m_tIoU"] != run_metrics["m_tIoU"]
+    assert list(json.loads((workspace / "sent.json").read_text())) == [
         score["id"] for score in json.loads(scores)
     ]
 
 
-def test_the_report_of_a_run_without_videos_still_opens(place: Path) -> None:
+def test_the_report_of_a_run_without_videos_still_opens(workspace: Path) -> None:
     assert (
         call(
             cli.report,
             "--run",
-            place / "run",
+            workspace / "run",
             "--features",
-            place / "store",
+            workspace / "store",
             "--out",
-            place / "out",
+            workspace / "out",
         ).exit_code
         == 2
     )
-    assert evaluate(place).exit_code == 0
+    assert evaluate(workspace).exit_code == 0
     result = call(
         cli.report,
         "--run",
-        place / "run",
+        workspace / "run",
         "--features",
-        place / "store",
+        workspace / "store",
         "--out",
-        place / "out",
+        workspace / "out",
         "--root",
-        place,
+        workspace,
     )
     assert result.exit_code == 0, result.stderr
-    assert "No picture" in (place / "out" / "index.html").read_text(encoding="utf-8")
+    assert "No picture" in (workspace / "out" / "index.html").read_text(encoding="utf-8")

@@ -28,12 +28,12 @@ def call(*arguments: object) -> Result:
 
 def test_two_challenge_files_are_judged_without_an_index(tmp_path: Path) -> None:
     truth = write(tmp_path / "truth.json", {"a": GOOD, "b": {**GOOD, "ed_frame": 4}})
-    said = write(tmp_path / "said.json", {"a": GOOD, "b": GOOD})
+    predictions = write(tmp_path / "said.json", {"a": GOOD, "b": GOOD})
     result = call(
         "--truth",
         truth,
         "--predictions",
-        said,
+        predictions,
         "--protocol",
         "official",
         "--json",
@@ -49,7 +49,14 @@ def test_two_challenge_files_are_judged_without_an_index(tmp_path: Path) -> None
     for absent in ("random", "best constant", "by form and by tag", "split"):
         assert absent not in result.stdout
     result = call(
-        "--truth", truth, "--predictions", said, "--compare", truth, "--json", tmp_path / "out.json"
+        "--truth",
+        truth,
+        "--predictions",
+        predictions,
+        "--compare",
+        truth,
+        "--json",
+        tmp_path / "out.json",
     )
     assert result.exit_code == 0, result.stderr
     assert json.loads((tmp_path / "out.json").read_text())["m_tIoU_difference"]["worse"] == 1
@@ -102,36 +109,36 @@ def index(tmp_path: Path) -> Path:
 def test_predicted_frames_beyond_all_bounds_are_refused(
     index: Path, changes: dict, tmp_path: Path
 ) -> None:
-    said = write(
+    predictions = write(
         tmp_path / "p.jsonl",
         {"id": "a", "span": [0, 10], "score": 1.0, "boxes": [[0, 0, 0, 1, 1]], **changes},
     )
-    result = call("--truth", index, "--predictions", said)
+    result = call("--truth", index, "--predictions", predictions)
     assert result.exit_code == 2
     assert "p.jsonl" in result.stderr
 
 
 def test_a_repeated_box_names_its_file(index: Path, tmp_path: Path) -> None:
-    said = write(
+    predictions = write(
         tmp_path / "p.jsonl",
         {"id": "a", "span": [0, 10], "score": 1.0, "boxes": [[0, 0, 0, 1, 1]] * 2},
     )
-    assert "p.jsonl" in call("--truth", index, "--predictions", said).stderr
+    assert "p.jsonl" in call("--truth", index, "--predictions", predictions).stderr
 
 
 def test_inverted_boxes_do_not_raise_the_score_above_one(index: Path, tmp_path: Path) -> None:
-    said = write(
+    predictions = write(
         tmp_path / "p.jsonl",
         {"id": "a", "span": [10, 30], "score": 1.0, "boxes": [[10, 50, 50, 10, 10]]},
     )
-    result = call("--truth", index, "--predictions", said, "--json", tmp_path / "o.json")
+    result = call("--truth", index, "--predictions", predictions, "--json", tmp_path / "o.json")
     assert json.loads((tmp_path / "o.json").read_text())["m_vIoU"] == 0, result.stderr
 
 
 def test_queries_without_a_prediction_are_counted_and_said(tmp_path: Path) -> None:
     truth = write(tmp_path / "truth.json", {"a": GOOD, "b": GOOD, "c": GOOD})
-    said = write(tmp_path / "said.json", {"b": GOOD})
-    result = call("--truth", truth, "--predictions", said, "--json", tmp_path / "out.json")
+    predictions = write(tmp_path / "said.json", {"b": GOOD})
+    result = call("--truth", truth, "--predictions", predictions, "--json", tmp_path / "out.json")
     assert result.exit_code == 0
     assert "2 of 3 queries have no prediction, for example 'a': they score 0" in result.stderr
     assert json.loads((tmp_path / "out.json").read_text())["unanswered"] == 2
@@ -188,12 +195,14 @@ def test_a_name_that_says_another_kind_of_file_is_explained(
 
 
 def test_tubes_are_written_for_cvat_and_for_fiftyone(index: Path, tmp_path: Path) -> None:
-    said = write(tmp_path / "p.jsonl", {"id": "a", "span": [10, 30], "score": 0.5, "boxes": []})
+    predictions = write(
+        tmp_path / "p.jsonl", {"id": "a", "span": [10, 30], "score": 0.5, "boxes": []}
+    )
     files = (
         "--truth",
         index,
         "--predictions",
-        said,
+        predictions,
         "--cvat",
         tmp_path / "cvat",
         "--fiftyone",

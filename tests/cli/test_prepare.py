@@ -18,7 +18,8 @@ from pipeline.records import Query
 def test_shapes_are_made_and_indexed(tmp_path: Path) -> None:
     config = tmp_path / "params.yaml"
     config.write_text(
-        "prepare: {workers: 1, shapes: {train_videos: 1, val_videos: 1, test_videos: 1, seconds: [5, 5]}}\n"
+        "prepare: {workers: 1, shapes: {train_videos: 1, val_videos: 1, test_videos: 1,"
+        " seconds: [5, 5]}}\n"
     )
     index = tmp_path / "index" / "index.jsonl"
     arguments = [

@@ -98,8 +98,8 @@ def test_a_run_without_checkpoint_is_shown_without_maps(
     refused = report(bare, tiny_run, tmp_path / "out")
     assert refused.exit_code == 2
     assert (
-        "has no checkpoint yet: let stvg-train write one; or leave out the attention maps with --set attention_maps=false"
-        in refused.stderr.replace("\n", " ")
+        "has no checkpoint yet: let stvg-train write one; or leave out the attention maps"
+        " with --set attention_maps=false" in refused.stderr.replace("\n", " ")
     )
     assert report(bare, tiny_run, tmp_path / "out", "--set", "attention_maps=false").exit_code == 0
     assert script(tmp_path / "out" / "queries" / "0.js")[1]["seen"] == []

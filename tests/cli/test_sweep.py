@@ -112,11 +112,11 @@ def test_a_table_is_made_and_made_again_from_what_is_there(
     assert json.loads((out / "table.json").read_text()) == table
     # a run of the sweep is an ordinary one
     shutil.copytree(out / "none" / "seed-1", tmp_path / "run")
-    judged = CliRunner().invoke(
+    evaluated = CliRunner().invoke(
         cli.evaluate.app,
         ["--run", str(tmp_path / "run"), "--features", str(tiny_run.store), "--set", "device=cpu"],
     )
-    assert judged.exit_code == 0, judged.stderr
+    assert evaluated.exit_code == 0, evaluated.stderr
     assert (tmp_path / "run" / "scores" / "test.json").read_text() == (
         out / "none" / "seed-1" / "scores" / "test.json"
     ).read_text()
@@ -136,7 +136,7 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
         "device": "cpu",
     }
     extract(tiny_run.index, tiny_run.root, "shapes", store, ExtractConfig.model_validate(settings))
-    small = [
+    small_settings = [
         "max_steps=6",
         "batch=2",
         "device=cpu",
@@ -146,7 +146,7 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
         "model.num_frames=3",
     ]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluate": {"device": "cpu"}}))
-    more = [part for one in small for part in ("--set", one)]
+    options = [part for one in small_settings for part in ("--set", one)]
     result = call(
         *(
             "--table",
@@ -160,16 +160,16 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
             "--config",
             str(tmp_path / "params.yaml"),
         ),
-        *more,
+        *options,
     )
     assert result.exit_code == 0, result.stderr
     assert not any(
         wrong in result.stderr for wrong in ("differ in their steps", "versions of the code")
     ), "all is as planned"
-    planned = load_table("systems").variants
+    variants = load_table("systems").variants
     steps = {
         name: max(1, round(6 / variant.cost.step_time))
-        for name, variant in planned.items()
+        for name, variant in variants.items()
         if variant.cost
     }
     assert list(steps) == ["csdvl", "cgstvg", "costa"]
@@ -179,9 +179,9 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
     )
     table = json.loads((out / "table.json").read_text())
     parameters = {}
-    known = ("system", "parameters", "steps", "cost", "groups")
+    shared_keys = ("system", "parameters", "steps", "cost", "groups")
     csdvl, stvgformer = (table["variants"][name] for name in ("csdvl", "stvgformer"))
-    assert all(csdvl[key] == stvgformer[key] for key in known), "they are the same runs"
+    assert all(csdvl[key] == stvgformer[key] for key in shared_keys), "they are the same runs"
     for name in steps:
         run, system = out / name / "seed-1", table["variants"][name]
         assert (
@@ -201,12 +201,12 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
     assert "train/loss" not in [axes.get_title() for axes in figure.axes], (
         "losses of different systems are not of one kind"
     )
-    ends = {line.get_label(): line.get_xdata()[-1] for line in figure.axes[0].lines}
-    assert ends == pytest.approx(
-        {name: steps[name] * planned[name].cost.step_time for name in steps}
+    last_times = {line.get_label(): line.get_xdata()[-1] for line in figure.axes[0].lines}
+    assert last_times == pytest.approx(
+        {name: steps[name] * variants[name].cost.step_time for name in steps}
     )
-    page = tmp_path / "page"
-    shown = CliRunner().invoke(
+    report_dir = tmp_path / "page"
+    reported = CliRunner().invoke(
         cli.report.app,
         [
             "--run",
@@ -216,13 +216,13 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
             "--sweep",
             str(out),
             "--out",
-            str(page),
+            str(report_dir),
             "--set",
             "gallery_size=0",
         ],
     )
-    assert shown.exit_code == 0, shown.stderr
-    text = (page / "index.html").read_text()
+    assert reported.exit_code == 0, reported.stderr
+    text = (report_dir / "index.html").read_text()
     assert "<th>parameters</th><th>steps</th>" in text
     assert f"<td>{parameters['costa'] / 1e6:.2f} M</td>" in text
     assert "what the paper says" not in text
@@ -264,11 +264,12 @@ def test_stopped_by_sigterm_it_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("options", "message"),
     [
         (
             ["--table", "other"],
-            "there is no table 'other'; the tables are csdvl, cgstvg, cgstvg_context, cgstvg_thresholds, costa, systems, small:"
+            "there is no table 'other'; the tables are csdvl, cgstvg, cgstvg_context,"
+            " cgstvg_thresholds, costa, systems, small:"
             " name one with",
         ),
         (["--seeds", "1"], "--seeds 1: a table over seeds needs at least 2"),
@@ -276,8 +277,8 @@ def test_stopped_by_sigterm_it_goes_on(
         (["--set", "nothing=1"], "unknown key 'nothing'"),
     ],
 )
-def test_what_cannot_work_is_said(arguments: list[str], more: list[str], message: str) -> None:
-    result = call(*arguments, *more)
+def test_what_cannot_work_is_said(arguments: list[str], options: list[str], message: str) -> None:
+    result = call(*arguments, *options)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
 

@@ -94,8 +94,8 @@ def test_an_unexpected_error_without_a_log_file_points_at_debug() -> None:
     code, _, err = run("1 / 0")
     assert code == 1
     assert (
-        err
-        == "error: unexpected ZeroDivisionError: division by zero (run again with --debug to see the traceback)\n"
+        err == "error: unexpected ZeroDivisionError: division by zero (run again with --debug"
+        " to see the traceback)\n"
     )
 
 
@@ -133,7 +133,10 @@ def test_a_stopped_command_cleans_up(number: signal.Signals, code: int, tmp_path
 
 
 def test_a_forked_child_dies_of_sigterm_as_ever() -> None:
-    body = "import os, signal; pid = os.fork(); os.kill(os.getpid(), signal.SIGTERM) if pid == 0 else print('child', os.waitpid(pid, 0)[1])"
+    body = (
+        "import os, signal; pid = os.fork(); os.kill(os.getpid(), signal.SIGTERM) if"
+        " pid == 0 else print('child', os.waitpid(pid, 0)[1])"
+    )
     code, out, _ = run(body)
     assert (code, out) == (0, f"begun\nchild {int(signal.SIGTERM)}\ncleaned up\n")
 

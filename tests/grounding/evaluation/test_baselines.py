@@ -104,7 +104,7 @@ def test_without_boxes_the_span_is_chosen_by_time() -> None:
 
 
 def test_a_train_split_without_truth_is_refused() -> None:
-    with pytest.raises(InputError, match="needs a train split with truth"):
+    with pytest.raises(InputError, match="needs a train split with ground truth"):
         choose_constant([], Tracks())
 
 

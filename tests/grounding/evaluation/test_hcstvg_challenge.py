@@ -1,4 +1,4 @@
-"""The challenge's file: what is written is read again, and what is no such file is refused by name."""
+"""The challenge's file: written is read again, and another file is refused by name."""
 
 from __future__ import annotations
 

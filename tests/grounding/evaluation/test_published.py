@@ -352,7 +352,8 @@ def test_a_data_set_without_published_rows_shows_the_run_alone() -> None:
             r"tables\.0\.dataset: Input should be 'vidstg'.*got 'mars'",
         ),
         (
-            "tables: [{dataset: vidstg, split: test, rows: [{method: A, venue: B, scores: {AP: 1}, source: C}]}]",
+            "tables: [{dataset: vidstg, split: test, rows: [{method: A, venue: B, scores:"
+            " {AP: 1}, source: C}]}]",
             "scores.*'m_tIoU'",
         ),
     ],

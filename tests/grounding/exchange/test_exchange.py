@@ -41,7 +41,7 @@ def quiet(done: int, total: int) -> None:
 
 
 @pytest.fixture
-def exam(query_of: QueryMaker) -> GroundTruth:
+def ground_truth(query_of: QueryMaker) -> GroundTruth:
     """Two queries about a video, one about another; the second's truth has boxes at 30, 31 and 34
     only, the third's has none.
     """
@@ -57,15 +57,17 @@ def exam(query_of: QueryMaker) -> GroundTruth:
 
 
 @pytest.fixture
-def videos(exam: GroundTruth) -> list[AnnotatedVideo]:
+def videos(ground_truth: GroundTruth) -> list[AnnotatedVideo]:
     rows = [(30, 0.0, 0.0, 32.0, 18.0), (34, 8.0, 0.0, 40.0, 18.0), (60, 0.0, 0.0, 1.0, 1.0)]
     said = [
         Prediction(id="test-0", span=(31, 36), score=0.25, boxes=rows),
         Prediction(id="test-1", span=(90, 100), score=1, boxes=[]),
     ]
     tubes = Tubes.from_predictions(said)
-    scores = score_predictions(exam, tubes, "every-frame")
-    return list(iterate_annotated_videos(exam, tubes, scores, {one.id: one.score for one in said}))
+    scores = score_predictions(ground_truth, tubes, "every-frame")
+    return list(
+        iterate_annotated_videos(ground_truth, tubes, scores, {one.id: one.score for one in said})
+    )
 
 
 def test_a_video_shows_the_tubes_of_all_its_queries(videos: list[AnnotatedVideo]) -> None:
@@ -125,7 +127,7 @@ def test_cvat_gets_a_file_per_video_and_the_labels(
     assert (empty.source, empty.tracks) == ("v0.MKV", {})
 
 
-def test_cvat_and_back_is_the_same_truth(tmp_path: Path, exam: GroundTruth) -> None:
+def test_cvat_and_back_is_the_same_truth(tmp_path: Path, ground_truth: GroundTruth) -> None:
     def probe(
         folder: Path, paths: Iterable[str], progress: Any
     ) -> dict[str, VideoMetadata | VideoError]:
@@ -136,7 +138,7 @@ def test_cvat_and_back_is_the_same_truth(tmp_path: Path, exam: GroundTruth) -> N
             for path in paths
         }
 
-    shown = list(iterate_annotated_videos(exam, Tubes.from_predictions([]), [], {}))
+    shown = list(iterate_annotated_videos(ground_truth, Tubes.from_predictions([]), [], {}))
     write_cvat_folder(tmp_path / "videos" / "out", shown, quiet)
     parsed = parse(tmp_path / "videos", probe=probe)
     back = ground_truth_for_split(parsed.queries, parsed.tracks, "test")
@@ -147,7 +149,7 @@ def test_cvat_and_back_is_the_same_truth(tmp_path: Path, exam: GroundTruth) -> N
     for name in ("test-0", "test-3"):
         before, after = (
             one.true_tubes.tubes.select(np.array([one.true_tubes.tubes.ids.index(name)]))
-            for one in (exam, back)
+            for one in (ground_truth, back)
         )
         assert before.frames.tolist() == after.frames.tolist()
         assert before.boxes.tolist() == after.boxes.tolist()

@@ -57,7 +57,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def judged_store(make_store: Maker, query_of: QueryMaker) -> Path:
+def sweep_store(make_store: Maker, query_of: QueryMaker) -> Path:
     return make_store(
         [query_of(n, "train") for n in range(8)]
         + [query_of(n, "test", tags=("odd",) * (n % 2)) for n in range(4)]
@@ -96,11 +96,11 @@ def steps_taken(sweep: Sweep) -> tuple[list[int], SweepScores]:
 
 
 def test_what_another_process_makes_is_left_to_it_and_waited_for(
-    judged_store: Path, monkeypatch: pytest.MonkeyPatch
+    sweep_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first run is held by another until all others are made."""
     monkeypatch.setattr(grounding.sweep.run, "POLL_SECONDS", 0.0)
-    sweep, order = sweep_of(judged_store), list[str]()
+    sweep, order = sweep_of(sweep_store), list[str]()
     with ExitStack() as other:
         other.enter_context(lock_run_dir(sweep.get_run_dir("full", 0)))
 
@@ -123,8 +123,8 @@ def test_what_another_process_makes_is_left_to_it_and_waited_for(
     assert [len(results[name]) for name in TABLE["variants"]] == [2, 2, 2, 1]
 
 
-def test_every_run_is_made_in_order_and_judged(judged_store: Path) -> None:
-    sweep = sweep_of(judged_store)
+def test_every_run_is_made_in_order_and_judged(sweep_store: Path) -> None:
+    sweep = sweep_of(sweep_store)
     steps, results = steps_taken(sweep)
     assert sorted(set(steps)) == list(range(17))  # two variants, two seeds, four steps each
     assert {name: len(runs) for name, runs in results.items()} == {
@@ -144,8 +144,10 @@ def test_every_run_is_made_in_order_and_judged(judged_store: Path) -> None:
     assert [
         sweep.get_run_dir(*run).relative_to(sweep.out).as_posix() for run in sweep.iterate_runs()
     ][:4] == RUNS
-    kinds = [yaml.safe_load((sweep.out / run / "config.yaml").read_text())["train"] for run in RUNS]
-    assert [(kind["model"]["collaboration"], kind["seed"]) for kind in kinds] == [
+    train_sections = [
+        yaml.safe_load((sweep.out / run / "config.yaml").read_text())["train"] for run in RUNS
+    ]
+    assert [(kind["model"]["collaboration"], kind["seed"]) for kind in train_sections] == [
         ("full", 0),
         ("none", 0),
         ("full", 1),
@@ -153,23 +155,25 @@ def test_every_run_is_made_in_order_and_judged(judged_store: Path) -> None:
     ]
 
 
-def test_what_is_there_is_not_made_again(judged_store: Path) -> None:
-    sweep = sweep_of(judged_store)
+def test_what_is_there_is_not_made_again(sweep_store: Path) -> None:
+    sweep = sweep_of(sweep_store)
     _, results = steps_taken(sweep)
-    before = files_of(sweep)
+    old_files = files_of(sweep)
     assert steps_taken(sweep) == ([0] * 8, results)
-    assert files_of(sweep) == before
+    assert files_of(sweep) == old_files
 
 
-def test_more_seeds_make_only_the_new_runs(judged_store: Path) -> None:
-    steps_taken(sweep_of(judged_store))
-    before = files_of(sweep_of(judged_store))
-    more = sweep_of(judged_store, seeds=3)
+def test_more_seeds_make_only_the_new_runs(sweep_store: Path) -> None:
+    steps_taken(sweep_of(sweep_store))
+    old_files = files_of(sweep_of(sweep_store))
+    more = sweep_of(sweep_store, seeds=3)
     results = run_sweep(more)
     assert [len(results[name]) for name in TABLE["variants"]] == [3, 3, 3, 1]
-    after = files_of(more)
+    new_files = files_of(more)
     changed = {
-        Path(name).parent.as_posix() for name, time in after.items() if before.get(name) != time
+        Path(name).parent.as_posix()
+        for name, time in new_files.items()
+        if old_files.get(name) != time
     }
     assert {
         name.split("/curves")[0].split("/checkpoints")[0]
@@ -183,40 +187,40 @@ def test_more_seeds_make_only_the_new_runs(judged_store: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("at", [3, 4, 14])
-def test_a_killed_sweep_ends_as_if_it_had_not_been(judged_store: Path, at: int) -> None:
+@pytest.mark.parametrize("kill_step", [3, 4, 14])
+def test_a_killed_sweep_ends_as_if_it_had_not_been(sweep_store: Path, kill_step: int) -> None:
     """Step 4 is the end of the first run, before it is judged; 14 lies between two checkpoints of
     the last.
     """
 
     def kill(place: SweepProgress) -> None:
-        if place.finished_steps == at:
+        if place.finished_steps == kill_step:
             raise Killed
 
-    sweep = sweep_of(judged_store)
+    sweep = sweep_of(sweep_store)
     with pytest.raises(Killed):
         run_sweep(sweep, kill)
     steps, results = steps_taken(sweep)
-    assert min(step for step in steps if step) >= at - 1, "what was trained is trained again"
-    whole = plan_sweep(
+    assert min(step for step in steps if step) >= kill_step - 1, "what was trained is trained again"
+    complete_sweep = plan_sweep(
         sweep.table,
-        judged_store,
-        judged_store.parent / "whole",
+        sweep_store,
+        sweep_store.parent / "whole",
         lambda system: TINY,
         EvaluateConfig(device="cpu"),
         2,
     )
-    assert run_sweep(whole) == results
+    assert run_sweep(complete_sweep) == results
     for run in RUNS:
         ours, other = (
             load_file(folder / run / "checkpoints" / "last" / "model.safetensors")
-            for folder in (sweep.out, whole.out)
+            for folder in (sweep.out, complete_sweep.out)
         )
         assert all(bool((ours[key] == other[key]).all()) for key in other)
 
 
-def test_scores_that_somebody_else_wrote_are_made_again(judged_store: Path) -> None:
-    sweep = sweep_of(judged_store)
+def test_scores_that_somebody_else_wrote_are_made_again(sweep_store: Path) -> None:
+    sweep = sweep_of(sweep_store)
     results = run_sweep(sweep)
     path = sweep.get_run_dir("none", 1) / "scores" / "test.json"
     path.write_text("[]")
@@ -225,69 +229,73 @@ def test_scores_that_somebody_else_wrote_are_made_again(judged_store: Path) -> N
 
 
 def test_derived_variants_ask_the_runs_they_name(
-    judged_store: Path, monkeypatch: pytest.MonkeyPatch
+    sweep_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    predicted_runs = []
 
     def note(runs: Any, store: Path, settings: EvaluateConfig, *rest: Any) -> Any:
-        asked.append(([run.relative_to(sweep.out).as_posix() for run in runs], settings.frames))
+        predicted_runs.append(
+            ([run.relative_to(sweep.out).as_posix() for run in runs], settings.frames)
+        )
         return predict_split(runs, store, settings, *rest)
 
     monkeypatch.setattr(grounding.sweep.run, "predict_split", note)
-    sweep = sweep_of(judged_store)
+    sweep = sweep_of(sweep_store)
     run_sweep(sweep)
-    assert asked[:4] == [([run], None) for run in RUNS]
-    assert asked[4:] == [
+    assert predicted_runs[:4] == [([run], None) for run in RUNS]
+    assert predicted_runs[4:] == [
         (["full/seed-0"], 8),
         (["full/seed-1"], 8),
         (["full/seed-0", "full/seed-1"], None),
     ]
 
 
-def test_other_settings_need_another_folder(judged_store: Path) -> None:
-    run_sweep(sweep_of(judged_store))
+def test_other_settings_need_another_folder(sweep_store: Path) -> None:
+    run_sweep(sweep_of(sweep_store))
     with pytest.raises(
         InputError, match=r"full/seed-0 cannot be resumed: lr differ.*another --out than .*sweep"
     ):
-        run_sweep(sweep_of(judged_store, lr=1e-3))
+        run_sweep(sweep_of(sweep_store, lr=1e-3))
     with pytest.raises(
         InputError, match=r"full/seed-0 was trained with max_steps 4, not 5.*another --out"
     ):
-        run_sweep(sweep_of(judged_store, max_steps=5))
+        run_sweep(sweep_of(sweep_store, max_steps=5))
     with pytest.raises(InputError, match=r"none/seed-0 cannot be resumed: model differ"):
         run_sweep(
             sweep_of(
-                judged_store,
+                sweep_store,
                 changes={"variants": {"none": {"changes": {"model": {"collaboration": "s2d"}}}}},
             )
         )
-    before = (
-        (sweep_of(judged_store).out / "full/seed-0/checkpoints/last/model.safetensors")
+    old_files = (
+        (sweep_of(sweep_store).out / "full/seed-0/checkpoints/last/model.safetensors")
         .stat()
         .st_mtime_ns
     )
-    run_sweep(sweep_of(judged_store, log_every=3))  # changes nothing that is learned
+    run_sweep(sweep_of(sweep_store, log_every=3))  # changes nothing that is learned
     assert (
-        sweep_of(judged_store).out / "full/seed-0/checkpoints/last/model.safetensors"
-    ).stat().st_mtime_ns == before
+        sweep_of(sweep_store).out / "full/seed-0/checkpoints/last/model.safetensors"
+    ).stat().st_mtime_ns == old_files
 
 
 def test_what_cannot_work_is_said_before_training(
-    judged_store: Path, store: Path, make_store: Maker, query_of: QueryMaker
+    sweep_store: Path, store: Path, make_store: Maker, query_of: QueryMaker
 ) -> None:
     with pytest.raises(InputError, match="--seeds 1: a table over seeds needs at least 2"):
-        sweep_of(judged_store, seeds=1)
+        sweep_of(sweep_store, seeds=1)
     with pytest.raises(InputError, match=r"variant 'none': unknown key 'model\.nothing'"):
         sweep_of(
-            judged_store, changes={"variants": {"none": {"changes": {"model": {"nothing": 1}}}}}
+            sweep_store, changes={"variants": {"none": {"changes": {"model": {"nothing": 1}}}}}
         )
     with pytest.raises(InputError, match="variant 'more_frames': unknown key 'nothing'"):
-        sweep_of(judged_store, changes={"variants": {"more_frames": {"evaluate": {"nothing": 1}}}})
+        sweep_of(sweep_store, changes={"variants": {"more_frames": {"evaluate": {"nothing": 1}}}})
     with pytest.raises(InputError, match="no query is of split 'test'; the index has train, val"):
         sweep_of(store)
-    blind = make_store([query_of(0, "train"), query_of(1, "test", truth=None)], "blind")
+    store_without_truth = make_store(
+        [query_of(0, "train"), query_of(1, "test", truth=None)], "blind"
+    )
     with pytest.raises(InputError, match="no query of split 'test' has a ground truth"):
-        sweep_of(blind)
+        sweep_of(store_without_truth)
 
 
 def test_tables_are_named() -> None:
@@ -322,7 +330,7 @@ def test_tables_are_named() -> None:
             {"variants": {"x": {"label": "x", "changes": {"max_steps": {}}}}},
             "changes are of model and loss, not of max_steps",
         ),
-        ({"variants": {"x": {}}}, "shows"),
+        ({"variants": {"x": {}}}, "label"),
         ({"system": None}, "variant 'full' needs a `system`, for the table has none"),
         (
             {"variants": {"full": {"cost": {"step_time": 1, "memory": 1}}}},
@@ -376,8 +384,8 @@ def test_shipped_tables_fit_their_system_and_the_published_results(name: str) ->
         assert section.reference in section.rows
         if section.published is not None:
             assert all(section.published.scores(variant) for variant in section.published.names)
-    shown = {row for section in table.sections for row in section.rows}
-    assert shown == set(table.variants)
+    shown_variants = {row for section in table.sections for row in section.rows}
+    assert shown_variants == set(table.variants)
 
 
 def test_published_figures_are_the_papers() -> None:

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 
 
 def table_of(step: float | None) -> SweepTable:
-    """One variant beside the unit, whose step takes `step` times as long; without costs for None."""
+    """One variant beside the unit; its step takes `step` times as long. None: no costs."""
     costs: list[dict[str, Any]] = (
         [{}, {}]
         if step is None
