@@ -128,8 +128,9 @@ def write_index(folder: Path, queries: Sequence[Query]) -> Path:
 
 
 class RolledFeatures:
-    """A product in memory (`grounding.data.sources.FeatureSource`), with rolled copies of the same
-    rows as entries.
+    """A product in memory whose entries are rolled copies of the same rows.
+
+    Implements `grounding.data.sources.FeatureSource`.
 
     Args:
         keys: Keys of the entries. Entry i is rolled by i rows.
