@@ -1,8 +1,9 @@
-"""Measure how dense the code is and how it names things: `python -m benchmarks.code_style [FOLDER
-...]`.
+"""Measure the density, names and documentation of code.
 
-Prints one column per folder. The figures are a thermometer, not a gate: code that a reader likes
-goes before a figure.
+    python -m benchmarks.code_style [FOLDER ...]
+
+Prints one column per folder. The figures indicate a trend and gate nothing: readable code goes
+before a figure.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ EVERYDAY_WORDS = frozenset(
         "next",
     ]
 )
-"""Bare everyday words that say nothing about the thing they name."""
+"""Everyday words that carry no information as the whole name of a variable."""
 
 RELATIVE_WORDS = re.compile(r"\b(what|which|that|where)\b", re.IGNORECASE)
 SECTIONS = re.compile(r"^\s*(Args|Arguments|Returns|Yields|Raises|Attributes):", re.MULTILINE)
@@ -138,7 +139,12 @@ class Counts:
 
 
 def count_file(path: Path, counts: Counts) -> None:
-    """Add one source file to the counts."""
+    """Add one source file to the counts.
+
+    Args:
+        path: Path of the file.
+        counts: Counts to update.
+    """
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
     tree = ast.parse(source)
@@ -150,8 +156,9 @@ def count_file(path: Path, counts: Counts) -> None:
     counts.long_lines += sum(len(line) > LONG_LINE for line in lines)
     counts.comment_lines += len(comment_lines)
 
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and number not in comment_lines and number not in docstring_lines:
+    for line_number, line in enumerate(lines, start=1):
+        is_text = line_number in comment_lines or line_number in docstring_lines
+        if line.strip() and not is_text:
             counts.code_lines += 1
             counts.code_characters += len(line)
 
@@ -196,9 +203,7 @@ def _count_node(node: ast.AST, counts: Counts) -> None:
 
 
 def _names_bound(node: ast.AST) -> Iterator[str]:
-    """Yield the names that a node binds: variables, parameters, functions, classes, attributes of
-    self.
-    """
+    """Yield the names of variables, parameters, functions, classes and attributes a node binds."""
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         yield node.id
     elif isinstance(node, ast.arg):
@@ -223,21 +228,29 @@ def _count_function(function: Function, lines: list[str], counts: Counts) -> Non
     if not body:
         return
 
-    first, last = body[0].lineno, function.end_lineno or body[-1].lineno
-    inside = lines[first - 1 : last]
-    written = [line for line in inside if line.strip()]
+    first_line = body[0].lineno
+    last_line = function.end_lineno or body[-1].lineno
+    body_lines = lines[first_line - 1 : last_line]
+    filled_lines = [line for line in body_lines if line.strip()]
 
-    if len(inside) >= 12:
-        counts.function_lines += len(inside)
-        counts.blank_function_lines += len(inside) - len(written)
+    if len(body_lines) >= 12:
+        counts.function_lines += len(body_lines)
+        counts.blank_function_lines += len(body_lines) - len(filled_lines)
 
-    if len(inside) >= 8:
+    if len(body_lines) >= 8:
         nodes = sum(1 for statement in body for _ in ast.walk(statement))
-        counts.nodes_per_line.append(nodes / len(written))
+        counts.nodes_per_line.append(nodes / len(filled_lines))
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Return the figures of all Python files beneath a folder."""
+    """Measure all Python files of a folder and its sub-folders.
+
+    Args:
+        folder: Path of the folder.
+
+    Returns:
+        Figures by name.
+    """
     counts = Counts()
     for path in sorted(folder.rglob("*.py")):
         count_file(path, counts)

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class _NoModuleTracker(nullcontext[None]):
-    """Replacement of the counter's module tracker, which fails for trainable networks in inference
-    mode: all operations count for the root module.
+    """Replacement of the module tracker, which fails for trainable networks in inference mode.
+
+    All operations count for the root module.
     """
 
     parents = ("Global",)
@@ -59,8 +60,9 @@ def _conv_flops(
     *other_args: Any,
     out_shape: Size,
 ) -> int:
-    """Count `aten::convolution`. Tensors are given as their shapes: inputs `[N, C, …]`, weight
-    `[C_out, C_in per group, …]`.
+    """Count `aten::convolution`.
+
+    Tensors are given as shapes: inputs `[N, C, …]`, weight `[C_out, C_in per group, …]`.
     """
     return 2 * _count_products(inputs, weight, out_shape, stride, padding, dilation, transposed)
 
@@ -96,8 +98,9 @@ def _conv_backward_flops(  # noqa: PLR0913  (torch's signature)
     output_mask: Sequence[bool],
     out_shape: Any,
 ) -> int:
-    """Count `aten::convolution_backward`: the products of the forward pass, once for each gradient
-    in `output_mask` (input, weight, bias).
+    """Count `aten::convolution_backward`.
+
+    Each gradient of input and weight that `output_mask` requests takes the forward products once.
     """
     products = _count_products(inputs, weight, gradient, stride, padding, dilation, transposed)
     num_gradients = sum(output_mask[:2])

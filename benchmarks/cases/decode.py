@@ -22,12 +22,14 @@ FrameOpener = Callable[[], Any]
 
 @dataclass
 class Decode(Case):
-    """Reading whole videos in order, opening included, with PyAV and with decord (where it is
-    trusted with the file), in the process that reads and in a child process that is reused, as
-    extraction does; for a consumer that only takes the pictures, and for one that computes for 2 ms
-    after each: the child decodes meanwhile. One thread a decoder. All give the same pictures, to
-    the bit. The floor is writing the pictures; what the codec must compute is not in it. Where the
-    time goes is said of the process that reads: of a child's it is what it waits.
+    """Decoding speed of each decoder, in the process and in a child process.
+
+    Reading whole videos in order, opening included, with PyAV and with decord (where it is trusted
+    with the file), in the process that reads and in a child process that is reused, as extraction
+    does; for a consumer that only takes the pictures, and for one that computes for 2 ms after
+    each: the child decodes meanwhile. One thread a decoder. All give the same pictures, to the bit.
+    The floor is writing the pictures; what the codec must compute is not in it. Where the time goes
+    is said of the process that reads: of a child's it is what it waits.
     """
 
     packages = ("numpy", "av", "decord")
@@ -52,6 +54,7 @@ class Decode(Case):
         super().__exit__(*error)
 
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         for path in self.paths:
             digests = {
                 name: compute_digest(read)
@@ -60,6 +63,7 @@ class Decode(Case):
             assert len(set(digests.values())) == 1, f"{path}: {digests}"
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         return [
             group
             for path in self.paths

@@ -269,7 +269,9 @@ class Fixture:
 
 @dataclass
 class EndToEndStep(Case):
-    """A whole training step of CSDVL (preset `hcstvg-v1`) on batches that the loader reads from the
+    """Training steps on stored features, against steps that run the backbones.
+
+    A whole training step of CSDVL (preset `hcstvg-v1`) on batches that the loader reads from the
     store, against the same step on the same queries' decoded pictures and clips, with ResNet-101
     and SlowFast R50 before the same network: frozen, as their libraries give them and as quick as
     extraction makes them, and with the image encoder training, as the paper's does. The second of
@@ -295,6 +297,7 @@ class EndToEndStep(Case):
 
     @torch.inference_mode()
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         made = self.fixture
         with made.build_loader(self.work_dir / "store") as loader:
             (part,) = next(iter(loader))
@@ -304,6 +307,7 @@ class EndToEndStep(Case):
             torch.testing.assert_close(network(raw).boxes, expected, rtol=1e-2, atol=1e-3)
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         made = self.fixture
         store = self.work_dir / "store"
         least = {

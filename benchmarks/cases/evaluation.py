@@ -21,7 +21,9 @@ NUM_CHECKED = 20
 
 @dataclass
 class Evaluation(Case):
-    """`score_tubes` on arrays under each protocol, against a plain loop over the frames of the same
+    """Evaluation at the size of VidSTG's test split.
+
+    `score_tubes` on arrays under each protocol, against a plain loop over the frames of the same
     boxes (timed on twenty queries and multiplied), with which it agrees to 1e-9; and a whole
     `stvg-eval` on files, which also draws intervals, judges baselines and prints the published
     table, against reading both files with `json.loads`. One thread. The floor is reading the boxes.
@@ -69,6 +71,7 @@ class Evaluation(Case):
         return self
 
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         from grounding.metrics.protocols import score_tubes
 
         judged = score_tubes(self.truth_tubes, self.predicted_tubes)
@@ -79,6 +82,7 @@ class Evaluation(Case):
         assert json.loads((self.work_dir / "out.json").read_text())["queries"] == self.num_queries
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         from grounding.metrics.protocols import PROTOCOLS, score_tubes
 
         size = self.true_boxes.nbytes + self.predicted_boxes.nbytes

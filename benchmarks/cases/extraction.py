@@ -48,14 +48,16 @@ GPU_WORKLOADS = (ExtractionWorkload("full", 96, 20, (640, 360), 320, "cuda"),)
 
 @dataclass
 class Extraction(Case):
-    """Appearance and motion of made videos through a whole extraction (random weights, as many
-    workers of one thread as there are cores, each with a decoder in a child process; starting Dask,
-    checks and the manifest counted), against its parts: every frame decoded and dropped, and the
-    networks on pictures at hand, on as many processes that have begun and hold the networks; all
-    processor time spread over the cores; and the usual way on as many processes, which begin too,
-    one decode pass and one `.npy` file per video and product. The longest of the parts is what no
-    schedule can beat. Both ways of the first round give the same features, to the bit (to 1 % on a
-    GPU). The floor is the networks' operations, and writing the pictures that are decoded.
+    """Whole extraction, against its stages and against one pass per product.
+
+    Appearance and motion of made videos through a whole extraction (random weights, as many workers
+    of one thread as there are cores, each with a decoder in a child process; starting Dask, checks
+    and the manifest counted), against its parts: every frame decoded and dropped, and the networks
+    on pictures at hand, on as many processes that have begun and hold the networks; all processor
+    time spread over the cores; and the usual way on as many processes, which begin too, one decode
+    pass and one `.npy` file per video and product. The longest of the parts is what no schedule can
+    beat. Both ways of the first round give the same features, to the bit (to 1 % on a GPU). The
+    floor is the networks' operations, and writing the pictures that are decoded.
     """
 
     packages = ("torch", "torchvision", "decord", "av", "dask")
@@ -101,6 +103,7 @@ class Extraction(Case):
                     )  # type: ignore[arg-type]
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         return [
             Comparison(
                 clips.title, self._build_measurements(clips, place[1], self.seconds[clips.title])

@@ -42,7 +42,9 @@ CATEGORIES = ("adult", "child", "dog", "ball/sports_ball", "bicycle", "guitar", 
 
 @dataclass
 class Index(Case):
-    """`pipeline.datasets.prepare.prepare` on a training split drawn from a seed and written as
+    """Index preparation at the size of VidSTG, in time and memory.
+
+    `pipeline.datasets.prepare.prepare` on a training split drawn from a seed and written as
     VidSTG's files: as many videos and sentences as VidSTG's; then a share of them with VidOR's
     boxes of two to seven objects in each of 150 to 1,800 frames. No videos are there, so none is
     probed. First, `json.loads` of the same annotation files. Every index is checked: all sentences,
@@ -77,6 +79,7 @@ class Index(Case):
         return self
 
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         for name, (videos, sentences) in self.subsets.items():
             run_in_spawned_process(run_prepare, self.work_dir / name)
             lines = [
@@ -95,6 +98,7 @@ class Index(Case):
             assert all((line["truth"]["track"] is not None) == (name == "with") for line in lines)
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         return [
             Comparison(
                 f"{sentences:,} queries of {videos:,} videos, {name} boxes",

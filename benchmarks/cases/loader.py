@@ -35,7 +35,9 @@ COLD_READ, CACHED_READ, IN_MEMORY, COLLATE_ONLY = (
 
 @dataclass
 class LoaderStep(Case):
-    """Whole training steps of CSDVL with one batch that is on the device already, against the same
+    """Training steps with the loader, against steps on a resident batch.
+
+    Whole training steps of CSDVL with one batch that is on the device already, against the same
     with batches from the store through the loader: with nothing of it in the process' memory (the
     system's cache is warm), and with all of it, as in later epochs over a store that fits. Features
     are random, of real shapes, every query about a video of its own. Both ways give the same batch,
@@ -86,6 +88,7 @@ class LoaderStep(Case):
         return self
 
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         with self._build_loader(self._open_features()) as loader:
             read = next(iter(loader))
         assert [part.query_ids for part in read] == [part.query_ids for part in self.resident_batch]
@@ -96,6 +99,7 @@ class LoaderStep(Case):
                     torch.testing.assert_close(*given, rtol=0, atol=0, msg=f"{held}.{own.name}")
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         known = self._open_features()
         seconds: dict[str, list[float]] = {
             name: [] for name in (IN_MEMORY, COLD_READ, CACHED_READ, COLLATE_ONLY)

@@ -27,12 +27,16 @@ is timed.
 
 @dataclass
 class LongVideo(Case):
-    """Seconds per minute of video, and the peak memory of the whole process, libraries and networks included, for a short and a long
-    video: asked about as it is decoded, its features dropped window by window (streamed); looked at once and kept on disk; and one more
-    sentence about what is kept. A run of one step (CSDVL, preset `shapes`, tiny backbones, N_short 96) answers in windows of
-    `window` seconds. Wanted of the long one: at most 1.05 times the short one's memory, and at most 1.25 its time per minute.
-    Streamed and kept answers about the short one are checked to be the same first. The floor is the networks' operations on the short
-    one, and writing the pictures; for what is kept, reading the features instead.
+    """Time and memory of grounding in short and long videos.
+
+    Seconds per minute of video, and the peak memory of the whole process, libraries and networks
+    included, for a short and a long video: asked about as it is decoded, its features dropped
+    window by window (streamed); looked at once and kept on disk; and one more sentence about what
+    is kept. A run of one step (CSDVL, preset `shapes`, tiny backbones, N_short 96) answers in
+    windows of `window` seconds. Wanted of the long one: at most 1.05 times the short one's memory,
+    and at most 1.25 its time per minute. Streamed and kept answers about the short one are checked
+    to be the same first. The floor is the networks' operations on the short one, and writing the
+    pictures; for what is kept, reading the features instead.
     """
 
     packages = ("torch", "numpy", "av", "decord")
@@ -55,6 +59,7 @@ class LongVideo(Case):
         return self
 
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         from grounding.predictor.grounder import Grounder
 
         grounder, path = Grounder(self.work_dir / "run", device="cpu"), self.videos[self.minutes[0]]
@@ -64,6 +69,7 @@ class LongVideo(Case):
         ) == grounder.ground(path, SENTENCES)
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         return [
             Comparison(title, self._build_measurements(work, title == CACHED_QUERY))
             for title, work in VARIANTS.items()

@@ -22,7 +22,9 @@ PRODUCTS = ("appearance", "motion")
 
 @dataclass
 class Memory(Case):
-    """Peak memory of a whole process that streams a video's features (tiny backbones), and its time
+    """Peak memory of decoding and extraction, by length of the video.
+
+    Peak memory of a whole process that streams a video's features (tiny backbones), and its time
     for a second of video, networks at hand, for videos of growing length, against the shortest:
     neither must grow with the video. The floor is the networks' operations on the shortest, and
     writing the pictures. And the memory of the process that decodes a 720p video for a consumer
@@ -57,6 +59,7 @@ class Memory(Case):
             np.testing.assert_array_equal(rows, whole[product][0])
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         from benchmarks.flops import (
             count_flops,
         )  # takes torch, which the processes that decode are to be without

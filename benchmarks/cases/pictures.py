@@ -31,9 +31,12 @@ JPEG_QUALITY, BATCH_SIZE = 90, 8
 
 @dataclass
 class ImagePassRead(Case):
-    """A pass of 64 pictures of about the bytes of real ones, which lies in memory: opened by Pillow, picture by picture, against
-    `grounding.data.sources.Pictures`, and where there is a GPU its decoder on eight passes at once. One thread. On the CPU both give the same
-    pictures, to the bit; the GPU's differ by less than two grey levels on the mean. The floor is writing the pictures.
+    """Reading and decoding of the images of a forward pass.
+
+    A pass of 64 pictures of about the bytes of real ones, which lies in memory: opened by Pillow,
+    picture by picture, against `grounding.data.sources.Pictures`, and where there is a GPU its
+    decoder on eight passes at once. One thread. On the CPU both give the same pictures, to the bit;
+    the GPU's differ by less than two grey levels on the mean. The floor is writing the pictures.
     """
 
     packages = ("torch", "torchvision", "pillow")
@@ -60,12 +63,14 @@ class ImagePassRead(Case):
         return self
 
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         expected = self._read_with_pillow()
         np.testing.assert_array_equal(self.variants[IMAGE_SOURCE](), expected)
         if GPU_DECODER in self.variants:
             assert np.abs(self.variants[GPU_DECODER]().astype(int) - expected).mean() < 2
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         seconds = time_interleaved(self.variants, self.rounds)
         if GPU_DECODER in seconds:
             seconds[GPU_DECODER] = [own / BATCH_SIZE for own in seconds[GPU_DECODER]]

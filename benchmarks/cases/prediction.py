@@ -40,7 +40,9 @@ NUM_TOKENS = 20
 
 @dataclass
 class PredictionLatency(Case):
-    """An answer about a 20 s video at 5 maps a second. From cached features: CSDVL of the preset
+    """Latency of grounding, from cached features and from a video file.
+
+    An answer about a 20 s video at 5 maps a second. From cached features: CSDVL of the preset
     `hcstvg-v1`, one sentence, against several about the same video; sentences alone and together
     get the same tubes. From the file: a run of one step is asked (`Grounder`), from the mp4 and
     again about the video it has seen; both answer alike. On a GPU with the full backbones and
@@ -110,6 +112,7 @@ class PredictionLatency(Case):
         super().__exit__(*error)
 
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         together = self._predict(self.num_sentences)
         for query, answer in zip(self.queries, together, strict=True):
             (alone,) = predict(self.network, self.features, [query])
@@ -123,6 +126,7 @@ class PredictionLatency(Case):
         )
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         title = f"{self.seconds} s of {self.size[0]}×{self.size[1]}"
         return [
             Comparison(

@@ -36,11 +36,13 @@ HEAVY_MODULES = (
 
 @dataclass
 class Start(Case):
-    """Whole processes, against a Python that does nothing: every command's `--help`, which is
-    checked to print its usage and must take less than half a second, and imports of the heaviest
-    parts, which a command pays once its arguments are known to be good. The floor is reading the
-    compiled modules and the extension modules that the process imports, each once; of the libraries
-    that those link, which are mapped and not read, nothing is in it. Where the time goes is said of
+    """Start-up time of the commands and of heavy imports.
+
+    Whole processes, against a Python that does nothing: every command's `--help`, which is checked
+    to print its usage and must take less than half a second, and imports of the heaviest parts,
+    which a command pays once its arguments are known to be good. The floor is reading the compiled
+    modules and the extension modules that the process imports, each once; of the libraries that
+    those link, which are mapped and not read, nothing is in it. Where the time goes is said of
     importing alone, by package.
     """
 
@@ -56,10 +58,12 @@ class Start(Case):
     imports: tuple[str, ...] = HEAVY_MODULES
 
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         for command in self.commands:
             assert "Usage" in run_program(build_help_program(command)), command
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         helps = {
             f"{command} --help": partial(run_program, build_help_program(command))
             for command in self.commands

@@ -26,7 +26,9 @@ reader gives without copying again.
 
 @dataclass
 class StoreRead(Case):
-    """Random frames of maps of real size, from files whose pages are cached, read by a plain
+    """Random reads from a store, against a memory map.
+
+    Random frames of maps of real size, from files whose pages are cached, read by a plain
     `numpy.memmap`, by our reader from both formats, and by zarr-python. All give the same numbers.
     Ours compares the checksum of every frame, which a memory map cannot, and uses the memory of
     results that are gone again, where NumPy asks the system for fresh pages. `bytes_read`: what it
@@ -74,6 +76,7 @@ class StoreRead(Case):
         return self
 
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         for draw in (self._sample_one_video, self._sample_many_videos):
             pick = draw(np.random.default_rng(0))
             expected = np.concatenate(self.readers["numpy.memmap"](pick))
@@ -81,6 +84,7 @@ class StoreRead(Case):
                 np.testing.assert_array_equal(np.concatenate(read(pick)), expected)
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         draws = {
             f"{self.num_selected} frames of one video": self._sample_one_video,
             f"{self.num_selected} frames, each of a random video": self._sample_many_videos,

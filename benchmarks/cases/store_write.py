@@ -25,7 +25,9 @@ KINDS: tuple[ShardKind, ...] = ("zarr", "hdf5")
 
 @dataclass
 class StoreWrite(Case):
-    """Maps of real size written into a new store, in both formats (checksums, an index of chunks,
+    """Writing of features into a store, against plain files.
+
+    Maps of real size written into a new store, in both formats (checksums, an index of chunks,
     synced to the disk, a manifest), against one `.npy` file for each video, each synced too. All
     are read back and hold the same numbers.
     """
@@ -48,6 +50,7 @@ class StoreWrite(Case):
         return self
 
     def check_agreement(self) -> None:
+        """Check that all variants agree."""
         plain = write_plain(self.work_dir / "plain", self.features)
         stores = [Store(self._write_store(kind)).open("appearance") for kind in KINDS]
         for query in self.queries:
@@ -57,6 +60,7 @@ class StoreWrite(Case):
                 )
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         ways = {
             ".npy files": lambda: write_plain(
                 self.work_dir / f"{next(self.folder_counter)}", self.features

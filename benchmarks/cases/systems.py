@@ -124,7 +124,9 @@ def get_sizes(device: str) -> tuple[SystemsSize, ...]:
 
 @dataclass
 class Systems(Case):
-    """Whole training steps (forward, loss, backward, clipping, optimiser, moving average) of each
+    """Training steps of all systems, against CSDVL.
+
+    Whole training steps (forward, loss, backward, clipping, optimiser, moving average) of each
     system's presets `hcstvg-v1` and `shapes` from features at hand (CoSTA: from pictures; with
     `hcstvg-v1` its ResNet-101 trains), against CSDVL's. A step is on the preset's own batch.
     Memory: what a step takes at its peak beyond what was there before. A query's boxes alone and in
@@ -172,6 +174,7 @@ class Systems(Case):
             assert not torch.equal(boxes[0], boxes[1])
 
     def measure(self) -> list[Comparison]:
+        """Measure all variants."""
         return [self._measure_size(size) for size in self.sizes]
 
     def _measure_size(self, size: SystemsSize) -> Comparison:
