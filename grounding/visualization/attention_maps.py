@@ -37,8 +37,8 @@ from pipeline.store import Store
 
 ATTENTION_DESCRIPTIONS: dict[AttentionKind, str] = {
     "guide": "static to dynamic attention, A of eq. (2)",
-    "heard": "where the temporal queries look",
-    "carriers": "cells that carry the box",
+    "heard": "attention of the temporal queries",
+    "carriers": "weights of the cells that make the box",
 }
 """Descriptions of the kinds of attention, in display order."""
 
