@@ -1,12 +1,10 @@
-"""What each way of storing features takes on disk, and how far what is read is from what was
-computed.
+"""Measure the disk space and the error of each feature reduction.
 
-.venv/bin/python -m benchmarks.reduction_costs VIDEO … # a minute; writes
-benchmarks/results/reductions.md
+    .venv/bin/python -m benchmarks.reduction_costs VIDEO …
 
-Frames of natural videos go through the full-size appearance backbone (random weights) and are
-stored in every way there is. It is no part of `make bench`: it needs natural videos, and measures
-no time.
+Takes a minute and writes benchmarks/results/reductions.md. Frames of natural videos pass the
+full-size appearance backbone (random weights) and are stored with each reduction. `make bench` does
+not include this script, because it needs natural videos and measures no time.
 """
 
 from __future__ import annotations
@@ -27,14 +25,15 @@ RESULT_FILE = Path(__file__).parent / "results" / "reductions.md"
 
 
 def main() -> None:
+    """Measure the reductions on the videos of the command line, write and print the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("videos", type=Path, nargs="+", help="natural videos")
     parser.add_argument("--frames", type=int, default=24, help="frames of each that are encoded")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        rows = measure_reductions(Path(place), arguments.videos, arguments.frames)
+    with tempfile.TemporaryDirectory() as work_dir:
+        rows = measure_reductions(Path(work_dir), arguments.videos, arguments.frames)
     RESULT_FILE.write_text(
         format_reductions_page(rows, arguments.videos, arguments.frames), encoding="utf-8"
     )
@@ -42,8 +41,15 @@ def main() -> None:
 
 
 def measure_reductions(work_dir: Path, videos: list[Path], frames: int) -> list[str]:
-    """Table rows: bytes per frame on disk of every option, and how far the features read are from
-    those computed.
+    """Measure all reductions.
+
+    Args:
+        work_dir: Folder of the stores.
+        videos: Paths of the videos.
+        frames: Number of frames of each video.
+
+    Returns:
+        Table rows with the bytes per frame on disk and the relative error of each reduction.
     """
     maps = {path.name: encode_frames(path, frames) for path in videos}
     cells = np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in maps.values()])
@@ -68,12 +74,13 @@ def measure_reductions(work_dir: Path, videos: list[Path], frames: int) -> list[
             entries = [
                 Entry(video, video, *reduction.apply(features)) for video, features in maps.items()
             ]
-            made = origin_digest("zarr", provenance)
+            origin = origin_digest("zarr", provenance)
             writer.publish_shard(
                 "appearance",
                 "s",
-                write_shard(store, "appearance", "s", "zarr", entries, [*maps], made),
+                write_shard(store, "appearance", "s", "zarr", entries, [*maps], origin),
             )
+
         assert Store(store).verify() == []
         reader = Store(store).open("appearance")
         error = compute_relative_error(
@@ -86,6 +93,7 @@ def measure_reductions(work_dir: Path, videos: list[Path], frames: int) -> list[
             for row in entry.rows
         )
         stored = sum(entry.rows.nbytes for entry in entries)
+
         rows.append(
             f"| {name} | {contents.bytes_per_row:,.0f} | {error:.2%} | {packed / stored:.2f} |"
         )
@@ -93,8 +101,14 @@ def measure_reductions(work_dir: Path, videos: list[Path], frames: int) -> list[
 
 
 def encode_frames(path: Path, frames: int) -> np.ndarray:
-    """Appearance maps `[n, H, W, C]` float16 of frames spread over a video, by ResNet-101 with
-    random weights.
+    """Compute appearance maps of frames spread over a video, by ResNet-101 with random weights.
+
+    Args:
+        path: Path of the video.
+        frames: Number of frames.
+
+    Returns:
+        `[n, H, W, C]` float16, the maps.
     """
     import torch
 
@@ -103,45 +117,69 @@ def encode_frames(path: Path, frames: int) -> np.ndarray:
     from pipeline.weights.load import load_backbone
 
     encoder = load_backbone("appearance", "full", "random:0").encoder
-    facts = probe(path)
-    wanted = np.unique(np.linspace(0, facts.frame_count - 1, frames).round().astype(np.int64))
-    size = compute_appearance_size(facts.size, 320)
+    metadata = probe(path)
+    frame_indices = np.unique(
+        np.linspace(0, metadata.frame_count - 1, frames).round().astype(np.int64)
+    )
+    size = compute_appearance_size(metadata.size, 320)
     rows = []
-    with torch.inference_mode(), open_frames(path, facts, wanted) as decoded:
+    with torch.inference_mode(), open_frames(path, metadata, frame_indices) as decoded:
         for _, rgb in decoded:
-            picture = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-            rows.append(encoder(resize(picture[None], size)).half().numpy())
+            image = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+            rows.append(encoder(resize(image[None], size)).half().numpy())
     return np.concatenate(rows)
 
 
 def compute_relative_error(
     maps: dict[str, np.ndarray], reconstructions: dict[str, np.ndarray], reduction: Reduction
 ) -> float:
-    """‖read − computed‖ ÷ ‖computed‖ over all numbers, both less the mean of their channel;
-    projections are taken back.
+    """Compute ‖read − computed‖ ÷ ‖computed‖, with channel means subtracted from both.
+
+    Args:
+        maps: Computed maps `[n, H, W, C]` by video.
+        reconstructions: Maps read from the store, by video; projected ones are projected back.
+        reduction: Reduction of the store.
+
+    Returns:
+        The relative error over all values.
     """
     mean = np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in maps.values()]).mean(
         0, dtype=np.float64
     )
-    off, whole = 0.0, 0.0
+
+    error = 0.0
+    total = 0.0
     for video, rows in maps.items():
-        found = (
-            reconstructions[video]
-            if reduction.projection is None
-            else reconstructions[video] @ reduction.projection.matrix + reduction.projection.mean
-        )
-        off += float(((found - rows) ** 2).sum(dtype=np.float64))
-        whole += float(((rows - mean) ** 2).sum())
-    return float(np.sqrt(off / whole))
+        restored = reconstructions[video]
+        if reduction.projection is not None:
+            restored = restored @ reduction.projection.matrix + reduction.projection.mean
+
+        error += float(((restored - rows) ** 2).sum(dtype=np.float64))
+        total += float(((rows - mean) ** 2).sum())
+    return float(np.sqrt(error / total))
 
 
 def format_reductions_page(rows: list[str], videos: list[Path], frames: int) -> str:
+    """Format the page of the results.
+
+    Args:
+        rows: Table rows.
+        videos: Paths of the videos.
+        frames: Number of frames of each video.
+
+    Returns:
+        Markdown text.
+    """
+    video_names = ", ".join(path.name for path in videos)
     return f"""# Bytes per frame
 
-{frames} frames of each of {", ".join(path.name for path in videos)}, short side 320, through ResNet-101 with random
-weights; random weights keep what a picture has, not what a trained network makes of it, so errors with trained ones differ. Bytes
-are those on disk, checksums and tables included. The error is ‖read − computed‖ ÷ ‖computed − channel means‖, for `pca` after
-projecting back, on the frames the basis was fitted on. There is no compressed option: the last column says what zstd (level 3) would
+{frames} frames of each of {video_names}, short side 320, through ResNet-101 with random
+weights; random weights keep what a picture has, not what a trained network makes of it, so errors \
+with trained ones differ. Bytes
+are those on disk, checksums and tables included. The error is ‖read − computed‖ ÷ ‖computed − \
+channel means‖, for `pca` after
+projecting back, on the frames the basis was fitted on. There is no compressed option: the last \
+column says what zstd (level 3) would
 make of each row.
 
 | stored as | bytes per frame | error | zstd would leave |

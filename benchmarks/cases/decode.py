@@ -1,4 +1,4 @@
-"""How fast each decoder gives frames, here and in a process of its own."""
+"""Decoding speed of each decoder, in the process and in a child process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.video import ProcessDecoder, VideoMetadata, open_frames, probe
 
 WORK_SECONDS = 0.002
 FrameOpener = Callable[[], Any]
-"""Opens a stream of all frames of one video: a context manager, iterator of `(number, picture)`."""
+"""Opens all frames of one video: a context manager that iterates over (index, frame)."""
 
 
 @dataclass
@@ -71,49 +71,72 @@ class Decode(Case):
             for group in self._measure_video(path, work)
         ]
 
-    def _measure_video(self, path: Path, work: float) -> list[Comparison]:
-        facts = probe(path)
-        reads = {
-            name: partial(consume, read, work, facts.frame_count)
-            for name, read in build_readers(path, facts, self.process_decoder).items()
-        }
-        pixels = facts.frame_count * facts.size[0] * facts.size[1] * 3
-        tops = {} if work else {name: profile_python(read) for name, read in reads.items()}
-        found = {
-            name: Measurement(
-                own,
-                LowerBound(bytes=pixels),
-                hotspots=tops.get(name, []),
-                extra={"frames_per_second": facts.frame_count / min(own)},
+    def _measure_video(self, path: Path, work_seconds: float) -> list[Comparison]:
+        """Measure all decoders of one video, with a consumer that works after each frame."""
+        metadata = probe(path)
+        width, height = metadata.size
+        num_frames = metadata.frame_count
+
+        readers = {}
+        for name, opener in build_readers(path, metadata, self.process_decoder).items():
+            readers[name] = partial(consume, opener, work_seconds, num_frames)
+
+        hotspots = {}
+        if not work_seconds:
+            hotspots = {name: profile_python(reader) for name, reader in readers.items()}
+
+        lower_bound = LowerBound(bytes=num_frames * width * height * 3)
+        measurements = {}
+        for name, seconds in time_interleaved(readers, self.rounds).items():
+            measurements[name] = Measurement(
+                seconds,
+                lower_bound,
+                hotspots=hotspots.get(name, []),
+                extra={"frames_per_second": num_frames / min(seconds)},
             )
-            for name, own in time_interleaved(reads, self.rounds).items()
-        }
-        title = f"{path.name}, {facts.size[0]}×{facts.size[1]}, {facts.frame_count} frames"
-        return [Comparison(f"{title}, {work * 1e3:.0f} ms of work each" if work else title, found)]
+
+        title = f"{path.name}, {width}×{height}, {num_frames} frames"
+        if work_seconds:
+            title += f", {work_seconds * 1e3:.0f} ms of work each"
+        return [Comparison(title, measurements)]
 
 
 def build_readers(
     path: Path, metadata: VideoMetadata, process_decoder: ProcessDecoder
 ) -> dict[str, FrameOpener]:
-    """The decoder that is chosen for the file first, in this process; then in the child; then the
-    other one.
+    """Return the decoders of a video.
+
+    Args:
+        path: Path of the video.
+        metadata: The video's metadata.
+        process_decoder: Decoder in a child process.
+
+    Returns:
+        Openers by name: the default decoder of the file in this process, the same in the child
+        process, and PyAV if it is not the default.
     """
-    wanted = range(metadata.frame_count)
-    with open_frames(path, metadata, wanted) as frames:
+    frame_indices = range(metadata.frame_count)
+    with open_frames(path, metadata, frame_indices) as frames:
         chosen = frames.decoder
-    ways: dict[str, FrameOpener] = {
-        chosen: lambda: open_frames(path, metadata, wanted),
-        f"child {chosen}": lambda: process_decoder.frames(path, metadata, wanted),
+
+    openers: dict[str, FrameOpener] = {
+        chosen: lambda: open_frames(path, metadata, frame_indices),
+        f"child {chosen}": lambda: process_decoder.frames(path, metadata, frame_indices),
     }
-    return (
-        ways
-        if chosen == "pyav"
-        else ways | {"pyav": lambda: open_frames(path, metadata, wanted, "pyav")}
-    )
+    if chosen != "pyav":
+        openers["pyav"] = lambda: open_frames(path, metadata, frame_indices, "pyav")
+
+    return openers
 
 
 def consume(read: FrameOpener, work_seconds: float, expected: int) -> None:
-    """Read all frames, computing for `work` seconds after each."""
+    """Read all frames, and stay busy for a while after each.
+
+    Args:
+        read: Opener of the frames.
+        work_seconds: Busy time after each frame.
+        expected: Expected number of frames.
+    """
     count = 0
     with read() as frames:
         for _ in frames:
@@ -125,9 +148,17 @@ def consume(read: FrameOpener, work_seconds: float, expected: int) -> None:
 
 
 def compute_digest(read: FrameOpener) -> str:
-    """SHA-256 of all numbers and pictures."""
-    found = hashlib.sha256()
+    """Compute the SHA-256 digest of all frames and their indices.
+
+    Args:
+        read: Opener of the frames.
+
+    Returns:
+        The digest in hexadecimal.
+    """
+    digest = hashlib.sha256()
     with read() as frames:
-        for number, picture in frames:
-            found.update(number.to_bytes(8, "little") + picture.tobytes())
-    return found.hexdigest()
+        for frame_index, frame in frames:
+            digest.update(frame_index.to_bytes(8, "little") + frame.tobytes())
+
+    return digest.hexdigest()

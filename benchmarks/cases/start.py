@@ -1,4 +1,4 @@
-"""How long commands take to begin: `--help` of each, and what importing the heavy libraries costs."""
+"""Start-up time of the commands: `--help` of each, and imports of heavy libraries."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ CLI_DIR = Path(cli.__file__).parent
 EMPTY_PROGRAM = "python that does nothing"
 COUNT_BYTES_CODE = """
 import os, sys
-about = [getattr(module, '__dict__', {}) for module in [*sys.modules.values()]]  # some of torch's make up whatever they are asked for
-files = {own.get('__cached__') or own.get('__file__') for own in about}
-print(sum(os.path.getsize(file) for file in files if isinstance(file, str) and os.path.isfile(file)))
+# `__dict__`, because some modules of torch invent every attribute
+variables = [getattr(module, '__dict__', {}) for module in [*sys.modules.values()]]
+paths = {names.get('__cached__') or names.get('__file__') for names in variables}
+files = [path for path in paths if isinstance(path, str) and os.path.isfile(path)]
+print(sum(os.path.getsize(file) for file in files))
 """
-"""Prints the bytes of the files that the modules so far lie in."""
-IMPORT_TIME_LINE = re.compile(r"import time: +(?P<own>\d+) \| +\d+ \| +(?P<name>\S+)")
+"""Program that prints the bytes of the files of all imported modules."""
+IMPORT_TIME_LINE = re.compile(r"import time: +(?P<microseconds>\d+) \| +\d+ \| +(?P<name>\S+)")
 """A line of `-X importtime`: microseconds of a module itself, then with what it imports."""
 HEAVY_MODULES = (
     "torch",
@@ -92,34 +94,69 @@ class Start(Case):
 
 
 def build_help_program(command: str) -> str:
+    """Return a program that runs a command with `--help`.
+
+    Args:
+        command: Module of the command in `cli`.
+
+    Returns:
+        Python code.
+    """
     return f"import sys; sys.argv = ['command', '--help']; from cli.{command} import main; main()"
 
 
 def count_imported_bytes(program: str) -> int:
-    """Of the files that the modules a program imports lie in: compiled, or machine code."""
+    """Count the bytes of the compiled files of all modules that a program imports.
+
+    Args:
+        program: Python code.
+
+    Returns:
+        Number of bytes.
+    """
     return int(
         run_program(f"try: {program}\nexcept SystemExit: pass\n{COUNT_BYTES_CODE}").splitlines()[-1]
     )
 
 
 def profile_imports(program: str) -> list[tuple[str, float]]:
-    """The packages (their first two names) whose modules take most of the time of importing,
-    without what they import of others.
+    """Profile the imports of a program.
+
+    Args:
+        program: Python code.
+
+    Returns:
+        Pairs (first two names of a package, share of the import time without nested imports).
     """
     times: defaultdict[str, float] = defaultdict(float)
     for line in run_python("-X", "importtime", "-c", program).stderr.splitlines():
-        found = IMPORT_TIME_LINE.fullmatch(line)
-        if found:
-            times[".".join(found["name"].split(".")[:2])] += int(found["own"])
+        match = IMPORT_TIME_LINE.fullmatch(line)
+        if match:
+            times[".".join(match["name"].split(".")[:2])] += int(match["microseconds"])
     return compute_top_shares(times)
 
 
 def run_program(program: str) -> str:
-    """What a fresh Python prints."""
+    """Run a program in a fresh Python process.
+
+    Args:
+        program: Python code.
+
+    Returns:
+        Its standard output.
+    """
     return run_python("-c", program).stdout
 
 
 def run_python(*args: str) -> subprocess.CompletedProcess[str]:
+    """Run a fresh Python process.
+
+    Args:
+        *args: Arguments of the interpreter.
+
+    Returns:
+        The finished process with its output.
+    """
     return subprocess.run(
         [sys.executable, *args], capture_output=True, text=True, check=True, cwd=CLI_DIR.parent
     )

@@ -1,4 +1,4 @@
-"""What random reads from the store cost, against a memory map of the same numbers."""
+"""Random reads from a store, against a memory map of the same values."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from pipeline.store import ProductReader, ShardKind, Store
 
 KINDS: tuple[ShardKind, ...] = ("zarr", "hdf5")
 FrameSelection = tuple[np.ndarray, np.ndarray]
-"""Numbers of videos, and of a frame in each."""
+"""Video indices `[n]` and frame indices `[n]`."""
 SelectionReader = Callable[[FrameSelection], list[np.ndarray]]
-"""The frames of a pick, in one array if they are of one video, else in one array each: what a
-reader gives without copying again.
+"""Reads the frames of a selection without a second copy.
+
+Returns one array for a selection of one video, else one array per frame.
 """
 
 
@@ -48,7 +49,7 @@ class StoreRead(Case):
         queries = make_queries(
             [f"v{number}" for number in range(self.num_videos)], 5 * self.num_frames, (576, 320)
         )
-        made = build_rolled_features(
+        product = build_rolled_features(
             queries, {"appearance": (self.num_frames, *self.shape)}, {"appearance": 5}
         )["appearance"]
         plain = np.lib.format.open_memmap(
@@ -57,16 +58,18 @@ class StoreRead(Case):
             np.float16,
             (self.num_videos * self.num_frames, *self.shape),
         )
-        for number, entry in enumerate(made.entries()):
-            plain[number * self.num_frames : (number + 1) * self.num_frames] = entry.rows
+        for video_index, entry in enumerate(product.entries()):
+            plain[video_index * self.num_frames : (video_index + 1) * self.num_frames] = entry.rows
         plain.flush()
         mapped = np.load(self.work_dir / "rows.npy", mmap_mode="r")
         stores = {
-            kind: fill_store(self.work_dir / kind, queries, {"appearance": made.entries()}, kind)
+            kind: fill_store(self.work_dir / kind, queries, {"appearance": product.entries()}, kind)
             for kind in KINDS
         }
         self.readers: dict[str, SelectionReader] = {
-            "numpy.memmap": lambda pick: [mapped[rows] for rows in self._get_row_indices(pick)]
+            "numpy.memmap": lambda selection: [
+                mapped[rows] for rows in self._get_row_indices(selection)
+            ]
         }
         self.readers |= {
             f"store, {kind}": build_selection_reader(Store(path).open("appearance"))
@@ -78,10 +81,10 @@ class StoreRead(Case):
     def check_agreement(self) -> None:
         """Check that all variants agree."""
         for draw in (self._sample_one_video, self._sample_many_videos):
-            pick = draw(np.random.default_rng(0))
-            expected = np.concatenate(self.readers["numpy.memmap"](pick))
+            selection = draw(np.random.default_rng(0))
+            expected = np.concatenate(self.readers["numpy.memmap"](selection))
             for read in self.readers.values():
-                np.testing.assert_array_equal(np.concatenate(read(pick)), expected)
+                np.testing.assert_array_equal(np.concatenate(read(selection)), expected)
 
     def measure(self) -> list[Comparison]:
         """Measure all variants."""
@@ -94,38 +97,39 @@ class StoreRead(Case):
     def _build_measurements(
         self, draw: Callable[[np.random.Generator], FrameSelection]
     ) -> dict[str, Measurement]:
+        """Time all readers on the same random selections."""
         random = np.random.default_rng(0)
         size = 2 * self.num_selected * int(np.prod(self.shape))
         seconds: dict[str, list[float]] = {name: [] for name in self.readers}
-        for turn in range(self.rounds):
-            pick = draw(random)
-            who = {
+        for round_index in range(self.rounds):
+            selection = draw(random)
+            readers = {
                 name: read
                 for name, read in self.readers.items()
-                if turn < self.zarr_rounds or not name.startswith("zarr-python")
+                if round_index < self.zarr_rounds or not name.startswith("zarr-python")
             }
-            for name, own in time_interleaved(
-                {name: partial(read, pick) for name, read in who.items()},
+            for name, round_seconds in time_interleaved(
+                {name: partial(read, selection) for name, read in readers.items()},
                 1,
                 warmup_rounds=0,
-                first_index=turn,
+                first_index=round_index,
             ).items():
-                seconds[name] += own
-        pick = draw(random)
-        asked = {
-            name: count_read_bytes(partial(read, pick)) / size
+                seconds[name] += round_seconds
+        selection = draw(random)
+        read_bytes = {
+            name: count_read_bytes(partial(read, selection)) / size
             for name, read in self.readers.items()
             if name != "numpy.memmap"
         }
         top = profile_python(lambda: [self.readers["store, zarr"](draw(random)) for _ in range(20)])
         return {
             name: Measurement(
-                own,
+                round_seconds,
                 LowerBound(bytes=2 * size),
                 hotspots=top if name == "store, zarr" else [],
-                extra={"bytes_read": asked.get(name)},
+                extra={"bytes_read": read_bytes.get(name)},
             )
-            for name, own in seconds.items()
+            for name, round_seconds in seconds.items()
         }
 
     def _sample_one_video(self, random: np.random.Generator) -> FrameSelection:
@@ -138,28 +142,42 @@ class StoreRead(Case):
             self.num_frames, size=self.num_selected
         )
 
-    def _get_row_indices(self, pick: FrameSelection) -> list[np.ndarray]:
-        """Rows of the plain array, one index for each array that is wanted."""
-        rows = pick[0] * self.num_frames + pick[1]
-        return [rows] if is_single_video(pick) else [*rows[:, None]]
+    def _get_row_indices(self, selection: FrameSelection) -> list[np.ndarray]:
+        """Return row indices of the plain array, one index array per array to return."""
+        rows = selection[0] * self.num_frames + selection[1]
+        return [rows] if is_single_video(selection) else [*rows[:, None]]
 
     def _build_zarr_reader(self, store: Path) -> SelectionReader:
         shard = next((store / "appearance").glob("*.zarr"))
         array = zarr.open_group(shard, mode="r")["rows_float16_" + "x".join(map(str, self.shape))]
         assert isinstance(array, zarr.Array)
-        return lambda pick: [np.asarray(array.oindex[pick[0] * self.num_frames + pick[1]])]
+        return lambda selection: [
+            np.asarray(array.oindex[selection[0] * self.num_frames + selection[1]])
+        ]
 
 
 def is_single_video(selection: FrameSelection) -> bool:
+    """Return True if all frames of a selection belong to the same video.
+
+    Args:
+        selection: Video indices and frame indices.
+    """
     return bool((selection[0] == selection[0][0]).all())
 
 
 def build_selection_reader(reader: ProductReader) -> SelectionReader:
-    """Read a pick as training does: one call for each video in it."""
+    """Build a reader that reads as training does, with one call per video.
 
-    def read(pick: FrameSelection) -> list[np.ndarray]:
-        videos, frames = pick
-        if is_single_video(pick):
+    Args:
+        reader: Reader of the product.
+
+    Returns:
+        A function that reads a selection.
+    """
+
+    def read(selection: FrameSelection) -> list[np.ndarray]:
+        videos, frames = selection
+        if is_single_video(selection):
             return [reader.read(f"v{videos[0]}", frames)]
         return [
             reader.read(f"v{video}", frame[None])
@@ -170,8 +188,13 @@ def build_selection_reader(reader: ProductReader) -> SelectionReader:
 
 
 def count_read_bytes(function: Callable[[], object]) -> int:
-    """Bytes a read asks the system for, from the page cache or from disk, when it has been made
-    before.
+    """Count the bytes that a repeated call reads from the page cache or from disk.
+
+    Args:
+        function: Function that reads.
+
+    Returns:
+        Number of bytes of the second call.
     """
     function()
     before = _get_total_read_bytes()
@@ -180,5 +203,6 @@ def count_read_bytes(function: Callable[[], object]) -> int:
 
 
 def _get_total_read_bytes() -> int:
+    """Return the bytes that this process has read so far."""
     lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith("rchar")).split()[1])

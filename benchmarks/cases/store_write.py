@@ -1,4 +1,4 @@
-"""What writing features into the store costs."""
+"""Writing of features into a store, against plain files."""
 
 from __future__ import annotations
 
@@ -66,24 +66,28 @@ class StoreWrite(Case):
                 self.work_dir / f"{next(self.folder_counter)}", self.features
             )
         }
-        found = time_interleaved(
+        seconds = time_interleaved(
             ways | {f"store, {kind}": partial(self._write_store, kind) for kind in KINDS},
             self.rounds,
         )
         size = 2 * self.num_videos * self.num_frames * int(np.prod(self.shape))
         top = {f"store, {kind}": profile_python(partial(self._write_store, kind)) for kind in KINDS}
-        title = f"{self.num_videos} × {self.num_frames} maps of {'×'.join(map(str, self.shape))}, {size >> 20} MiB"
+        shape = "×".join(map(str, self.shape))
+        title = f"{self.num_videos} × {self.num_frames} maps of {shape}, {size >> 20} MiB"
         return [
             Comparison(
                 title,
                 {
-                    name: Measurement(own, LowerBound(bytes=2 * size), hotspots=top.get(name, []))
-                    for name, own in found.items()
+                    name: Measurement(
+                        rounds, LowerBound(bytes=2 * size), hotspots=top.get(name, [])
+                    )
+                    for name, rounds in seconds.items()
                 },
             )
         ]
 
     def _write_store(self, kind: ShardKind) -> Path:
+        """Write a new store and return its path."""
         return fill_store(
             self.work_dir / f"{next(self.folder_counter)}",
             self.queries,
@@ -93,6 +97,15 @@ class StoreWrite(Case):
 
 
 def write_plain(folder: Path, features: RolledFeatures) -> Path:
+    """Write one `.npy` file per entry, synced to the disk.
+
+    Args:
+        folder: Folder to create.
+        features: The entries.
+
+    Returns:
+        The folder.
+    """
     folder.mkdir()
     for entry in features.entries():
         with (folder / f"{entry.key}.npy").open("wb") as file:
