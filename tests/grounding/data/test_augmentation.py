@@ -252,7 +252,8 @@ def test_what_has_no_boxes_is_not_cut(make_store: Maker, query_of: QueryMaker) -
 def test_what_reads_cached_features_cannot_be_augmented(kind: type[CsdvlTrainConfig]) -> None:
     with pytest.raises(
         InputError,
-        match=r"augment: (csdvl|cgstvg) reads cached features, which are of the pictures as they are: augment=null",
+        match=r"augment: (csdvl|cgstvg) reads cached features, which are of unaugmented frames: "
+        r"set augment=null",
     ):
         validate(kind, {"augment": {"flip_probability": 0.5}}, "section 'train'")
 
