@@ -114,7 +114,7 @@ SMALL, REAL = Size(8, 2), Size(1, 6)
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    """Save a state as MDETR saves its averaged weights, and initialise a model from it."""
+    """Save a state as MDETR saves its averaged weights, and initialize a model from it."""
 
     def load(
         model: Csdvl, state: Mapping[str, Tensor], basis: Projection | None = None
