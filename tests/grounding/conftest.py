@@ -32,10 +32,10 @@ StoreMaker = Callable[..., Path]
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     """Tiny networks are faster on one thread, most of all where cores are shared."""
-    before = torch.get_num_threads()
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(num_threads)
 
 
 def make_query(number: int, split: str, **changes: Any) -> Query:
@@ -50,18 +50,18 @@ def make_query(number: int, split: str, **changes: Any) -> Query:
         "fps": FPS,
         "frame_count": FRAME_COUNT,
     }
-    rest = {
+    more_values = {
         "size": SIZES[video],
         "segment": (0, FRAME_COUNT),
         "text": "x",
         "split": split,
         "truth": Truth(span=(30, 60), track=video),
     }
-    return Query.model_validate({**values, **rest, **changes})
+    return Query.model_validate({**values, **more_values, **changes})
 
 
 def make_tracks() -> Tracks:
-    """A box that moves right by a tenth of a pixel per frame, in every video."""
+    """Return tracks of a box that moves right by a tenth of a pixel per frame, in every video."""
     tracks, frames = Tracks(), np.arange(20, 80)
     for video in SIZES:
         left = 5 + frames / 10
@@ -85,16 +85,18 @@ def _visual(product: str, video: str, random: np.random.Generator) -> Entry:
 def _pictures(video: str) -> Entry:
     """What it shows is its true box, grey on black."""
     frames, (width, height) = np.arange(0, FRAME_COUNT, GRID), SIZES[video]
-    known, boxes = make_tracks()[video]
-    maker = JpegBuilder((width, height), frames, 100)
+    track_frames, boxes = make_tracks()[video]
+    builder = JpegBuilder((width, height), frames, 100)
     rows = []
     for number, (left, top, right, bottom) in zip(
-        frames.tolist(), interpolate_boxes(known, boxes, frames).round().astype(int), strict=True
+        frames.tolist(),
+        interpolate_boxes(track_frames, boxes, frames).round().astype(int),
+        strict=True,
     ):
         picture = torch.zeros(3, height, width, dtype=torch.uint8)
-        picture[:, top:bottom, left:right] = 200 if number in known else 0
-        rows += maker.add_frame(number, picture)
-    columns = maker.columns()
+        picture[:, top:bottom, left:right] = 200 if number in track_frames else 0
+        rows += builder.add_frame(number, picture)
+    columns = builder.columns()
     facts = {"size": [width, height], "fps": FPS, "frame_count": FRAME_COUNT}
     return Entry(
         video, video, np.concatenate(rows), columns | {"second": columns["frame"] / FPS}, facts
@@ -122,11 +124,11 @@ def build_store(
     may also hold `swin` and `frames`.
     """
     path, random = folder / name, np.random.default_rng(5)
-    known = queries or [make_query(n, "train") for n in range(8)] + [
+    all_queries = queries or [make_query(n, "train") for n in range(8)] + [
         make_query(n, "val") for n in range(3)
     ]
     (folder / "index").mkdir(exist_ok=True)
-    write_jsonl(folder / "index" / "index.jsonl", known)
+    write_jsonl(folder / "index" / "index.jsonl", all_queries)
     make_tracks().save(folder / "index" / "tracks.npz")
     entries = {
         product: [
@@ -135,24 +137,30 @@ def build_store(
         ]
         for product in visual
     }
-    entries["text"] = [_words(query, random) for query in known]
+    entries["text"] = [_words(query, random) for query in all_queries]
     with StoreWriter(path, "shapes", "data") as writer:
         writer.set_index(folder / "index" / "index.jsonl", folder / "index" / "tracks.npz")
-        for product, of_product in entries.items():
-            kept = [
+        for product, product_entries in entries.items():
+            selected = [
                 entry
-                for entry in of_product
+                for entry in product_entries
                 if entry.key not in without and f"{product}/{entry.key}" not in without
             ]
-            for entry in kept:
+            for entry in selected:
                 entry.rows[...] = (fill or {}).get(f"{product}/{entry.key}", entry.rows)
             kind: ShardKind = "hdf5" if product == "text" else "zarr"
-            made: dict[str, Any] = {"made": "by a test"} | (
+            provenance: dict[str, Any] = {"made": "by a test"} | (
                 {"sampling": {"short_side": min(SIZES["v0"])}} if product == "frames" else {}
             )
-            writer.open_product(product, kind, made)
+            writer.open_product(product, kind, provenance)
             info = write_shard(
-                path, product, "00000-0123abcd", kind, kept, list(SIZES), origin_digest(kind, made)
+                path,
+                product,
+                "00000-0123abcd",
+                kind,
+                selected,
+                list(SIZES),
+                origin_digest(kind, provenance),
             )
             writer.publish_shard(product, "00000-0123abcd", info)
     return path

@@ -56,14 +56,14 @@ def loader(
     )
 
 
-def taken(loader: Loader, steps: int) -> list[list[Batch]]:
+def take_steps(loader: Loader, steps: int) -> list[list[Batch]]:
     with loader:
         return list(islice(loader, steps))
 
 
 def samples(steps: list[list[Batch]]) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
     """Pictures without padding and boxes of every query of every step."""
-    found = {}
+    result = {}
     for number, parts in enumerate(steps):
         for part in parts:
             for name, seen, size, boxes in zip(
@@ -73,11 +73,11 @@ def samples(steps: list[list[Batch]]) -> dict[tuple[int, str], tuple[torch.Tenso
                 part.targets.boxes,
                 strict=True,
             ):
-                found[number, name] = (seen[:, : size[0], : size[1]], boxes)
-    return found
+                result[number, name] = (seen[:, : size[0], : size[1]], boxes)
+    return result
 
 
-def drawn(
+def augment_epochs(
     query: Query, config: dict[str, float], tokenize: Any = None, text: np.ndarray | None = None
 ) -> list[tuple[Sample, Targets]]:
     """What becomes of black pictures with a white left half and a box there, in forty epochs."""
@@ -107,7 +107,7 @@ def test_true_boxes_are_around_what_is_seen(features: GroundingDataset) -> None:
     pixel; what is padding stays black.
     """
     sizes = set()
-    for parts in taken(loader(features), 12):
+    for parts in take_steps(loader(features), 12):
         for part in parts:
             inputs, targets = part.inputs, part.targets
             for seen, (rows, columns), boxes, boxed in zip(
@@ -123,8 +123,8 @@ def test_true_boxes_are_around_what_is_seen(features: GroundingDataset) -> None:
                 assert not seen[:, :, columns:].any()
                 corners = cxcywh_to_xyxy(boxes[boxed].numpy(), (columns, rows))
                 for picture, expected in zip(seen[boxed].numpy(), corners, strict=True):
-                    found = np.argwhere(picture[..., 0] > 100)
-                    (top, left), (bottom, right) = found.min(0), found.max(0) + 1
+                    result = np.argwhere(picture[..., 0] > 100)
+                    (top, left), (bottom, right) = result.min(0), result.max(0) + 1
                     np.testing.assert_allclose([left, top, right, bottom], expected, atol=1.2)
             assert torch.equal(targets.boxes, targets.clip_boxes)
             assert (inputs.picture_in_square == torch.tensor([0, 0, 1, 1])).all()
@@ -136,7 +136,7 @@ def test_a_pass_is_seen_in_one_way(features: GroundingDataset) -> None:
     pixel a frame, or left in a mirror.
     """
     ways = set()
-    for _, boxes in samples(taken(loader(features, flip_probability=0.5), 4)).values():
+    for _, boxes in samples(take_steps(loader(features, flip_probability=0.5), 4)).values():
         steps = torch.diff(boxes[0:1, 1:4, 0] if boxes.ndim == 3 else boxes[1:4, 0]).sign()
         assert len(steps.unique()) == 1
         ways.add(float(steps.flatten()[0]))
@@ -147,10 +147,10 @@ def test_a_pass_is_seen_in_one_way(features: GroundingDataset) -> None:
 def test_parts_of_a_batch_are_augmented_as_the_whole(
     features: GroundingDataset, world: int, accumulate: int
 ) -> None:
-    whole = samples(taken(loader(features), 4))
+    whole = samples(take_steps(loader(features), 4))
     parts: dict[Any, Any] = {}
     for rank in range(world):
-        parts |= samples(taken(loader(features, 0, rank, world, accumulate), 4))
+        parts |= samples(take_steps(loader(features, 0, rank, world, accumulate), 4))
     assert_same(parts, whole)
 
 
@@ -158,25 +158,25 @@ def test_parts_of_a_batch_are_augmented_as_the_whole(
 def test_a_loader_that_starts_anywhere_augments_alike(
     features: GroundingDataset, start: int
 ) -> None:
-    later = samples(taken(loader(features, start), 5 - start))
-    whole = samples(taken(loader(features), 5))
+    later = samples(take_steps(loader(features, start), 5 - start))
+    whole = samples(take_steps(loader(features), 5))
     assert_same(
         {(step + start, name): seen for (step, name), seen in later.items()},
         {k: v for k, v in whole.items() if k[0] >= start},
     )
 
 
-def assert_same(ours: dict[Any, Any], theirs: dict[Any, Any]) -> None:
-    assert ours.keys() == theirs.keys()
-    for key, (pictures, boxes) in theirs.items():
-        assert torch.equal(ours[key][0], pictures), key
-        assert torch.equal(ours[key][1], boxes), key
+def assert_same(result: dict[Any, Any], expected_result: dict[Any, Any]) -> None:
+    assert result.keys() == expected_result.keys()
+    for key, (pictures, boxes) in expected_result.items():
+        assert torch.equal(result[key][0], pictures), key
+        assert torch.equal(result[key][1], boxes), key
 
 
 def test_every_epoch_and_every_seed_draws_anew(query_of: QueryMaker) -> None:
-    seen = drawn(query_of(0, "train", text=PLAIN), ALL)
+    seen = augment_epochs(query_of(0, "train", text=PLAIN), ALL)
     assert len({sample.appearance.tobytes() for sample, _ in seen}) > 35
-    again = drawn(query_of(0, "train", text=PLAIN), ALL)
+    again = augment_epochs(query_of(0, "train", text=PLAIN), ALL)
     assert [sample.appearance.tobytes() for sample, _ in again] == [
         sample.appearance.tobytes() for sample, _ in seen
     ]
@@ -185,7 +185,9 @@ def test_every_epoch_and_every_seed_draws_anew(query_of: QueryMaker) -> None:
 def test_half_are_mirrored_with_their_boxes(query_of: QueryMaker) -> None:
     """White is where the box is."""
     sides = []
-    for sample, truth in drawn(query_of(0, "train", text=PLAIN), {"flip_probability": 0.5}):
+    for sample, truth in augment_epochs(
+        query_of(0, "train", text=PLAIN), {"flip_probability": 0.5}
+    ):
         right = bool(sample.appearance[0, 0, -1, 0])
         assert truth.boxes[0, 0, 0] == truth.clip_boxes[0, 0, 0] == (0.75 if right else 0.25)
         sides.append(right)
@@ -202,10 +204,10 @@ def tokenized(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
 def test_tokens_are_those_of_the_mirrored_sentence(
     query_of: QueryMaker, text: str, other: str
 ) -> None:
-    own = tokenized([text])[0][0, :, None].numpy()
+    tokens = tokenized([text])[0][0, :, None].numpy()
     ways = set()
-    for sample, _ in drawn(
-        query_of(0, "train", text=text), {"flip_probability": 0.5}, tokenized, own
+    for sample, _ in augment_epochs(
+        query_of(0, "train", text=text), {"flip_probability": 0.5}, tokenized, tokens
     ):
         right = bool(sample.appearance[0, 0, -1, 0])
         np.testing.assert_array_equal(
@@ -221,7 +223,7 @@ def test_what_has_no_mirrored_words_is_never_mirrored(
 ) -> None:
     """With cached token states that is all that names a side; and it is said."""
     with caplog.at_level(logging.INFO):
-        seen = drawn(query_of(0, "train", text=text), {"flip_probability": 1.0}, tokenize)
+        seen = augment_epochs(query_of(0, "train", text=text), {"flip_probability": 1.0}, tokenize)
     assert not any(sample.appearance[0, 0, -1, 0] for sample, _ in seen)
     assert "augment.flip: 1 of 1 sentences are never mirrored" in caplog.text
 
@@ -229,9 +231,9 @@ def test_what_has_no_mirrored_words_is_never_mirrored(
 def test_the_shipped_tokenizer_gives_the_mirrored_sentence_s_tokens(query_of: QueryMaker) -> None:
     encoder = TextEncoder("tiny")
     ids, mask = encoder.tokenize([LEFT, RIGHT])
-    own, other = (row[kept, None].numpy() for row, kept in zip(ids, mask, strict=True))
-    for sample, _ in drawn(
-        query_of(0, "train", text=LEFT), {"flip_probability": 1.0}, encoder.tokenize, own
+    tokens, other = (row[kept, None].numpy() for row, kept in zip(ids, mask, strict=True))
+    for sample, _ in augment_epochs(
+        query_of(0, "train", text=LEFT), {"flip_probability": 1.0}, encoder.tokenize, tokens
     ):
         np.testing.assert_array_equal(sample.text, other)
 
@@ -244,7 +246,7 @@ def test_what_has_no_boxes_is_not_cut(make_store: Maker, query_of: QueryMaker) -
     features = GroundingDataset.from_store(
         store, "train", FRAMES, None, None, None, use_images=True
     )
-    for seen, _ in samples(taken(loader(features), 6)).values():
+    for seen, _ in samples(take_steps(loader(features), 6)).values():
         assert seen.shape[2] / seen.shape[1] == pytest.approx(64 / 36, rel=0.06)
 
 

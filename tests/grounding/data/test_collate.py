@@ -24,8 +24,8 @@ def features(store: Path) -> GroundingDataset:
 
 def assert_same(one: ModelInputs, other: ModelInputs) -> None:
     for field in fields(ModelInputs):
-        own, its = getattr(one, field.name), getattr(other, field.name)
-        assert own is its is None or torch.equal(own, its), field.name
+        value, other_value = getattr(one, field.name), getattr(other, field.name)
+        assert value is other_value is None or torch.equal(value, other_value), field.name
 
 
 def test_a_batch_is_padded_and_says_what_is_real(features: GroundingDataset) -> None:
@@ -93,17 +93,21 @@ def test_features_stay_in_half_precision(features: GroundingDataset) -> None:
 
 
 def test_targets_join_in_order(features: GroundingDataset) -> None:
-    alone = [features.targets(features.load_sample(features.queries[number])) for number in (0, 2)]
-    joined = join_targets(alone)
+    single_targets = [
+        features.targets(features.load_sample(features.queries[number])) for number in (0, 2)
+    ]
+    joined = join_targets(single_targets)
     assert joined.boxes.shape == (2, FRAMES, 4)
-    torch.testing.assert_close(joined.clip_boxes[1:], alone[1].clip_boxes)
+    torch.testing.assert_close(joined.clip_boxes[1:], single_targets[1].clip_boxes)
 
 
 def test_a_batch_moves_to_a_device_whole(features: GroundingDataset) -> None:
     query = features.queries[0]
     for samples in ([features.load_sample(query)], [features.load_sample(query)] * 2):
-        moved = to_device(collate(samples), torch.device("meta"))
-        assert {own.device.type for own in vars(moved).values() if own is not None} == {"meta"}
+        device_batch = to_device(collate(samples), torch.device("meta"))
+        assert {
+            value.device.type for value in vars(device_batch).values() if value is not None
+        } == {"meta"}
 
 
 def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -> None:
@@ -115,16 +119,16 @@ def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -
     assert inputs.video_indices is not None
     assert inputs.video_indices.tolist() == [0, 1, 0, 2]
     assert {
-        len(own)
-        for own in (inputs.appearance, inputs.map_size, inputs.motion, inputs.picture_in_square)
+        len(value)
+        for value in (inputs.appearance, inputs.map_size, inputs.motion, inputs.picture_in_square)
     } == {3}
-    assert {len(own) for own in (inputs.frame_positions, inputs.text, inputs.text_mask)} == {4}
-    apart = collate([replace(sample, video_key=number) for number, sample in enumerate(samples)])
-    assert apart.video_indices is None
+    assert {len(value) for value in (inputs.frame_positions, inputs.text, inputs.text_mask)} == {4}
+    separate = collate([replace(sample, video_key=number) for number, sample in enumerate(samples)])
+    assert separate.video_indices is None
     for name in ("appearance", "map_size", "motion", "picture_in_square"):
         assert torch.equal(
             inputs.expand_to_queries(getattr(inputs, name)),
-            apart.expand_to_queries(getattr(apart, name)),
+            separate.expand_to_queries(getattr(separate, name)),
         )
 
 
@@ -148,11 +152,13 @@ def test_what_is_padded_on_the_device_is_what_is_padded_before(
 
 def test_what_is_apart_is_not_copied_before_it_moves(features: GroundingDataset) -> None:
     samples = [features.load_sample(features.queries[number]) for number in (0, 1)]
-    waiting = collate(samples, defer=True)
-    assert [id(own) for own in waiting.appearance.arrays] == [
+    deferred = collate(samples, defer=True)
+    assert [id(value) for value in deferred.appearance.arrays] == [
         id(sample.appearance) for sample in samples
     ]  # type: ignore[attr-defined]
-    assert [id(own) for own in waiting.motion.arrays] == [id(sample.motion) for sample in samples]  # type: ignore[attr-defined]
+    assert [id(value) for value in deferred.motion.arrays] == [
+        id(sample.motion) for sample in samples
+    ]  # type: ignore[attr-defined]
 
 
 def test_mirrored_pictures_are_padded_on_the_device_too(features: GroundingDataset) -> None:

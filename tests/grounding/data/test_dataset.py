@@ -214,10 +214,10 @@ def test_motion_that_is_not_of_the_square_is_of_the_whole_picture(
 ) -> None:
     products = features.appearance, features.motion, features.text
     for squared, expected in ((True, [14 / 64, 0, 50 / 64, 1]), (False, [0, 0, 1, 1])):
-        own = GroundingDataset(
+        variant = GroundingDataset(
             features.queries, tracks, *products, FRAMES, None, motion_in_square=squared
         )
-        assert own.load_sample(own.queries[2]).picture_in_square.tolist() == expected
+        assert variant.load_sample(variant.queries[2]).picture_in_square.tolist() == expected
 
 
 def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(
@@ -346,12 +346,14 @@ def test_any_product_with_the_reader_s_methods_will_do(
 
     query = query_of(1, "train")
     products: list[FeatureSource] = [InMemory(name) for name in ("appearance", "motion", "text")]
-    ours = GroundingDataset([query], tracks, *products, num_frames=FRAMES, num_clips=CLIPS)
-    theirs = GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
+    in_memory = GroundingDataset([query], tracks, *products, num_frames=FRAMES, num_clips=CLIPS)
+    stored = GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
     np.testing.assert_array_equal(
-        ours.load_sample(query).appearance, theirs.load_sample(query).appearance
+        in_memory.load_sample(query).appearance, stored.load_sample(query).appearance
     )
-    np.testing.assert_array_equal(ours.load_sample(query).motion, theirs.load_sample(query).motion)
+    np.testing.assert_array_equal(
+        in_memory.load_sample(query).motion, stored.load_sample(query).motion
+    )
 
 
 def test_recent_arrays_are_read_once_and_the_oldest_forgotten() -> None:
@@ -399,8 +401,8 @@ def test_an_array_larger_than_the_limit_is_still_given() -> None:
 
 def test_bins_and_rows_agree(features: GroundingDataset) -> None:
     query = features.queries[0]
-    chosen = features.load_sample(query, np.array([3, 3, 0, 19]))
-    assert chosen.frame_indices.tolist() == [15, 15, 0, 95]
+    chosen_sample = features.load_sample(query, np.array([3, 3, 0, 19]))
+    assert chosen_sample.frame_indices.tolist() == [15, 15, 0, 95]
     assert (
         features.load_sample(query).frame_indices.tolist()
         == (sample_bin_centers(20, FRAMES) * 5).tolist()

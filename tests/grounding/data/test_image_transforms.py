@@ -18,19 +18,19 @@ BOX = (40, 25, 92, 61)
 @pytest.fixture
 def pictures() -> np.ndarray:
     """Two pictures of noise, in which a box is red."""
-    made = np.random.default_rng(0).integers(0, 90, (2, ROWS, COLUMNS, 3), dtype=np.uint8)
-    made[:, BOX[1] : BOX[3], BOX[0] : BOX[2]] = (250, 0, 0)
-    return made
+    images = np.random.default_rng(0).integers(0, 90, (2, ROWS, COLUMNS, 3), dtype=np.uint8)
+    images[:, BOX[1] : BOX[3], BOX[0] : BOX[2]] = (250, 0, 0)
+    return images
 
 
-def red(picture: np.ndarray) -> np.ndarray:
+def red_box(picture: np.ndarray) -> np.ndarray:
     """The xyxy box around all that is red, in pixels."""
-    found = np.argwhere((picture[..., 0] > 140) & (picture[..., 1] < 60))
-    (top, left), (bottom, right) = found.min(0), found.max(0) + 1
+    red_pixels = np.argwhere((picture[..., 0] > 140) & (picture[..., 1] < 60))
+    (top, left), (bottom, right) = red_pixels.min(0), red_pixels.max(0) + 1
     return np.array([left, top, right, bottom])
 
 
-def draws(count: int, **config: float) -> list[ImageTransform]:
+def draw_transforms(count: int, **config: float) -> list[ImageTransform]:
     random = np.random.default_rng(1)
     settings = AugmentConfig.model_validate(config)
     return [
@@ -42,45 +42,52 @@ def draws(count: int, **config: float) -> list[ImageTransform]:
 def test_the_box_bounds_what_it_bounded(pictures: np.ndarray) -> None:
     """To a pixel, in every view that is drawn: cut, resized, mirrored."""
     box = xyxy_to_cxcywh(np.array(BOX), (COLUMNS, ROWS))
-    views = draws(60, min_scale=0.5, crop_probability=0.8, min_crop_fraction=0.3)
-    for view in views:
-        seen = view.apply_to_array(pictures)
-        assert seen.shape == (2, *view.size, 3)
-        moved = cxcywh_to_xyxy(view.apply_to_boxes(box[None], (ROWS, COLUMNS))[0], view.size[::-1])
-        for picture in seen:
-            np.testing.assert_allclose(red(picture), moved, atol=1)
-    assert len({view.crop for view in views}) > 40
-    assert len({view.size for view in views}) > 40
+    transforms = draw_transforms(60, min_scale=0.5, crop_probability=0.8, min_crop_fraction=0.3)
+    for transform in transforms:
+        transformed = transform.apply_to_array(pictures)
+        assert transformed.shape == (2, *transform.size, 3)
+        transformed_box = cxcywh_to_xyxy(
+            transform.apply_to_boxes(box[None], (ROWS, COLUMNS))[0], transform.size[::-1]
+        )
+        for picture in transformed:
+            np.testing.assert_allclose(red_box(picture), transformed_box, atol=1)
+    assert len({transform.crop for transform in transforms}) > 40
+    assert len({transform.size for transform in transforms}) > 40
 
 
 def test_a_mirrored_picture_is_the_picture_in_a_mirror(pictures: np.ndarray) -> None:
-    view = ImageTransform((0, 0, COLUMNS, ROWS), (ROWS, COLUMNS), True)
-    np.testing.assert_array_equal(view.apply_to_array(pictures), pictures[:, :, ::-1])
+    transform = ImageTransform((0, 0, COLUMNS, ROWS), (ROWS, COLUMNS), True)
+    np.testing.assert_array_equal(transform.apply_to_array(pictures), pictures[:, :, ::-1])
     np.testing.assert_allclose(
-        view.apply_to_boxes(np.array([[0.2, 0.3, 0.1, 0.2]]), (ROWS, COLUMNS)),
+        transform.apply_to_boxes(np.array([[0.2, 0.3, 0.1, 0.2]]), (ROWS, COLUMNS)),
         [[0.8, 0.3, 0.1, 0.2]],
     )
 
 
 def test_arrays_and_tensors_are_seen_alike(pictures: np.ndarray) -> None:
     """Pillow and torch round a grey level apart."""
-    for view in draws(20, min_scale=0.5, crop_probability=0.8, min_crop_fraction=0.3):
-        ours, theirs = (
-            view.apply_to_array(pictures),
-            view.apply_to_tensor(torch.from_numpy(pictures)).numpy(),
+    for transform in draw_transforms(
+        20, min_scale=0.5, crop_probability=0.8, min_crop_fraction=0.3
+    ):
+        array_result, tensor_result = (
+            transform.apply_to_array(pictures),
+            transform.apply_to_tensor(torch.from_numpy(pictures)).numpy(),
         )
-        assert theirs.dtype == np.uint8
-        assert np.abs(ours.astype(int) - theirs).max() <= 1
+        assert tensor_result.dtype == np.uint8
+        assert np.abs(array_result.astype(int) - tensor_result).max() <= 1
 
 
 def test_a_part_holds_what_it_must_and_as_much_as_is_asked() -> None:
-    for view in draws(200, crop_probability=1.0, min_crop_fraction=0.5):
-        left, top, right, bottom = view.crop
+    for transform in draw_transforms(200, crop_probability=1.0, min_crop_fraction=0.5):
+        left, top, right, bottom = transform.crop
         assert 0 <= left <= BOX[0] < BOX[2] <= right <= COLUMNS
         assert 0 <= top <= BOX[1] < BOX[3] <= bottom <= ROWS
         assert right - left >= COLUMNS // 2
         assert bottom - top >= ROWS // 2
-    lefts = [view.crop[0] for view in draws(200, crop_probability=1.0, min_crop_fraction=0.5)]
+    lefts = [
+        transform.crop[0]
+        for transform in draw_transforms(200, crop_probability=1.0, min_crop_fraction=0.5)
+    ]
     assert min(lefts) == 0
     assert max(lefts) > 30
 
@@ -88,22 +95,24 @@ def test_a_part_holds_what_it_must_and_as_much_as_is_asked() -> None:
 @pytest.mark.parametrize("size", [(320, 568), (320, 576), (160, 576), (568, 320), (33, 57)])
 def test_where_nothing_is_drawn_pictures_stay_as_they_are(size: tuple[int, int]) -> None:
     """Long ones too, whose shorter side is less than it would be."""
-    view = choose_image_transform(
+    transform = choose_image_transform(
         AugmentConfig(), size, np.array([1, 1, 5, 5]), False, np.random.default_rng(0)
     )
-    assert view == ImageTransform((0, 0, size[1], size[0]), size, False)
+    assert transform == ImageTransform((0, 0, size[1], size[0]), size, False)
 
 
 def test_without_boxes_nothing_is_cut_off() -> None:
-    view = choose_image_transform(
+    transform = choose_image_transform(
         AugmentConfig(crop_probability=1), (ROWS, COLUMNS), None, False, np.random.default_rng(0)
     )
-    assert view.crop == (0, 0, COLUMNS, ROWS)
+    assert transform.crop == (0, 0, COLUMNS, ROWS)
 
 
 def test_sizes_are_between_the_smallest_and_the_stored_one() -> None:
-    shorts = [min(view.size) for view in draws(300, min_scale=0.5)]
+    shorts = [min(transform.size) for transform in draw_transforms(300, min_scale=0.5)]
     assert ROWS / 2 <= min(shorts) < 0.55 * ROWS
     assert 0.95 * ROWS < max(shorts) <= ROWS
-    for view in draws(300, min_scale=0.5, crop_probability=1.0, min_crop_fraction=0.2):
-        assert max(view.size) <= 1.8 * ROWS + 1
+    for transform in draw_transforms(
+        300, min_scale=0.5, crop_probability=1.0, min_crop_fraction=0.2
+    ):
+        assert max(transform.size) <= 1.8 * ROWS + 1

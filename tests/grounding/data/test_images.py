@@ -34,36 +34,36 @@ def pictures(pictured: Path) -> ImageSource:
     return ImageSource.from_store(Store(pictured).open("frames"))
 
 
-def features_of(store: Path) -> GroundingDataset:
+def open_dataset(store: Path) -> GroundingDataset:
     return GroundingDataset.from_store(store, "train", 4, None, None, None, use_images=True)
 
 
 @pytest.fixture
-def at_once(pictured: Path) -> GroundingDataset:
-    return features_of(pictured)
+def decoded_dataset(pictured: Path) -> GroundingDataset:
+    return open_dataset(pictured)
 
 
 @pytest.fixture
-def late(
-    pictured: Path, at_once: GroundingDataset, monkeypatch: pytest.MonkeyPatch
+def encoded_dataset(
+    pictured: Path, decoded_dataset: GroundingDataset, monkeypatch: pytest.MonkeyPatch
 ) -> GroundingDataset:
     """Pictures that wait to be decoded, as for a GPU."""
     monkeypatch.setattr(grounding.data.dataset, "can_decode_jpegs", lambda device: True)
-    return features_of(pictured)
+    return open_dataset(pictured)
 
 
 def test_pictures_are_what_pillow_decodes(pictured: Path, pictures: ImageSource) -> None:
     """To the bit, in any order, also more than once."""
     product = Store(pictured).open("frames")
     rows, columns = product.read("v0"), product.columns("v0")
-    wanted = np.array([7, 2, 2, 19])
-    found = pictures.read("v0", wanted)
-    assert (found.dtype, found.shape) == (np.uint8, (4, 36, 64, 3))
-    for picture, number in zip(found, pictures.columns("v0")["frame"][wanted], strict=True):
+    rows_read = np.array([7, 2, 2, 19])
+    result = pictures.read("v0", rows_read)
+    assert (result.dtype, result.shape) == (np.uint8, (4, 36, 64, 3))
+    for picture, number in zip(result, pictures.columns("v0")["frame"][rows_read], strict=True):
         pages = np.flatnonzero(columns["frame"] == number)
         data = b"".join(rows[page, : columns["bytes"][page]].tobytes() for page in pages)
         np.testing.assert_array_equal(picture, np.array(Image.open(BytesIO(data))))
-    np.testing.assert_array_equal(pictures.read("v0")[wanted], found)
+    np.testing.assert_array_equal(pictures.read("v0")[rows_read], result)
 
 
 def test_only_the_pages_of_the_frames_wanted_are_read(
@@ -81,28 +81,30 @@ def test_only_the_pages_of_the_frames_wanted_are_read(
 
 def test_jpegs_that_wait_are_the_pictures(pictures: ImageSource) -> None:
     rows = np.array([7, 2, 2, 19])
-    waiting = pictures.read_encoded("v0", rows)
-    assert waiting.shape == (4, 36, 64, 3)
-    assert len(waiting.images) == 3
-    assert waiting.nbytes < pictures.read("v0", rows).nbytes
+    encoded = pictures.read_encoded("v0", rows)
+    assert encoded.shape == (4, 36, 64, 3)
+    assert len(encoded.images) == 3
+    assert encoded.nbytes < pictures.read("v0", rows).nbytes
     np.testing.assert_array_equal(
-        EncodedImageBatch([waiting]).to(CPU)[0].numpy(), pictures.read("v0", rows)
+        EncodedImageBatch([encoded]).to(CPU)[0].numpy(), pictures.read("v0", rows)
     )
 
 
-def test_a_batch_that_waits_is_the_batch(at_once: GroundingDataset, late: GroundingDataset) -> None:
+def test_a_batch_that_waits_is_the_batch(
+    decoded_dataset: GroundingDataset, encoded_dataset: GroundingDataset
+) -> None:
     """Wide and tall pictures, padded alike, and with the same sizes."""
-    chosen = late.queries[:3]
-    waiting = collate([late.load_sample(query) for query in chosen])
-    assert isinstance(waiting.appearance, EncodedImageBatch)
-    expected, found = (
-        collate([at_once.load_sample(query) for query in chosen]),
-        to_device(waiting, CPU),
+    first_queries = encoded_dataset.queries[:3]
+    encoded = collate([encoded_dataset.load_sample(query) for query in first_queries])
+    assert isinstance(encoded.appearance, EncodedImageBatch)
+    expected, result = (
+        collate([decoded_dataset.load_sample(query) for query in first_queries]),
+        to_device(encoded, CPU),
     )
     assert isinstance(expected.appearance, torch.Tensor)
-    assert torch.equal(found.appearance, expected.appearance)
-    assert torch.equal(found.map_size, expected.map_size)
-    assert torch.equal(found.picture_in_square, expected.picture_in_square)
+    assert torch.equal(result.appearance, expected.appearance)
+    assert torch.equal(result.map_size, expected.map_size)
+    assert torch.equal(result.picture_in_square, expected.picture_in_square)
 
 
 def test_a_view_of_what_waits_is_the_view_of_the_pictures(pictures: ImageSource) -> None:
@@ -117,23 +119,28 @@ def test_a_view_of_what_waits_is_the_view_of_the_pictures(pictures: ImageSource)
     seen = pictures.read_encoded("v0", rows).with_transform(view)
     assert seen.shape == (2, *view.size, 3)
     assert view.size != (36, 64)
-    found, expected = (
+    result, expected = (
         EncodedImageBatch([seen]).to(CPU)[0].numpy(),
         view.apply_to_array(pictures.read("v0", rows)),
     )
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.abs(result.astype(int) - expected).max() <= 1
 
 
-def test_what_waits_is_read_once(late: GroundingDataset) -> None:
-    query = late.queries[0]
-    first, again = late.load_sample(query).appearance, late.load_sample(query).appearance
+def test_what_waits_is_read_once(encoded_dataset: GroundingDataset) -> None:
+    query = encoded_dataset.queries[0]
+    first, again = (
+        encoded_dataset.load_sample(query).appearance,
+        encoded_dataset.load_sample(query).appearance,
+    )
     assert isinstance(first, EncodedImages)
     assert first is again
 
 
-def test_a_cpu_decodes_what_it_reads(at_once: GroundingDataset) -> None:
+def test_a_cpu_decodes_what_it_reads(decoded_dataset: GroundingDataset) -> None:
     assert not can_decode_jpegs(CPU)
-    assert isinstance(at_once.load_sample(at_once.queries[0]).appearance, np.ndarray)
+    assert isinstance(
+        decoded_dataset.load_sample(decoded_dataset.queries[0]).appearance, np.ndarray
+    )
 
 
 def test_a_gpu_without_a_decoder_is_named_once(
@@ -147,9 +154,9 @@ def test_a_gpu_without_a_decoder_is_named_once(
     with caplog.at_level(logging.WARNING):
         assert [can_decode_jpegs(torch.device("cuda")) for _ in range(3)] == [False] * 3
     can_decode_jpegs.cache_clear()
-    (said,) = caplog.messages
+    (message,) = caplog.messages
     assert (
-        said
+        message
         == "images are decoded on the CPU: torchvision cannot decode them on cuda: compiled without nvJPEG"
     )
 
@@ -161,37 +168,45 @@ def test_a_gpu_s_pictures_are_the_cpu_s_to_a_few_grey_levels(
     device = torch.device("cuda")
     assert can_decode_jpegs(device)
     rows = np.arange(20)
-    found = (
+    result = (
         EncodedImageBatch([pictures.read_encoded("v0", rows), pictures.read_encoded("v2", rows)])
         .to(device)
         .cpu()
         .numpy()
     )
-    for own, video in zip(found, ("v0", "v2"), strict=True):
+    for image, video in zip(result, ("v0", "v2"), strict=True):
         expected = pictures.read(video).astype(int)
-        own = own[:, : expected.shape[1], : expected.shape[2]]
-        assert np.abs(own - expected).mean() < GREY_LEVELS
+        image = image[:, : expected.shape[1], : expected.shape[2]]
+        assert np.abs(image - expected).mean() < GREY_LEVELS
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_loader_sends_what_a_gpu_decodes(pictured: Path) -> None:
     """Augmented too: the same views of the same pictures, and the same boxes to the bit."""
     device = torch.device("cuda")
-    near, far = (
+    cpu_dataset, gpu_dataset = (
         GroundingDataset.from_store(
             pictured, "train", 4, None, None, None, use_images=True, device=on
         )
         for on in (CPU, device)
     )
     config = AugmentConfig(flip_probability=0.5, min_scale=0.5, crop_probability=0.5)
-    for step, (ours, theirs) in enumerate(
-        zip(*(batches(own, on, config) for own, on in ((near, CPU), (far, device))), strict=True)
+    for step, (cpu_batch, gpu_batch) in enumerate(
+        zip(
+            *(
+                batches(dataset, on, config)
+                for dataset, on in ((cpu_dataset, CPU), (gpu_dataset, device))
+            ),
+            strict=True,
+        )
     ):
-        assert theirs.inputs.appearance.is_cuda, step
-        apart = (ours.inputs.appearance.float() - theirs.inputs.appearance.cpu().float()).abs()
-        assert apart.mean() < GREY_LEVELS
-        assert torch.equal(ours.inputs.map_size, theirs.inputs.map_size.cpu())
-        assert torch.equal(ours.targets.boxes, theirs.targets.boxes.cpu())
+        assert gpu_batch.inputs.appearance.is_cuda, step
+        difference = (
+            cpu_batch.inputs.appearance.float() - gpu_batch.inputs.appearance.cpu().float()
+        ).abs()
+        assert difference.mean() < GREY_LEVELS
+        assert torch.equal(cpu_batch.inputs.map_size, gpu_batch.inputs.map_size.cpu())
+        assert torch.equal(cpu_batch.targets.boxes, gpu_batch.targets.boxes.cpu())
 
 
 def batches(features: GroundingDataset, device: torch.device, config: AugmentConfig) -> list[Batch]:

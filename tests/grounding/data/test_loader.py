@@ -31,7 +31,7 @@ Maker = Callable[..., Path]
 QueryMaker = Callable[..., Query]
 
 
-def plan_of(
+def make_sampler(
     sources: list[int],
     sizes: list[tuple[int, int]] | None = None,
     batch: int = 4,
@@ -50,12 +50,12 @@ def plan_of(
     )
 
 
-def mixed() -> BucketBatchSampler:
+def mixed_sampler() -> BucketBatchSampler:
     """Sixty videos of five queries; 35 are wide, 15 narrow, 9 tall, and one has a size of its own.
     Twelve fit into memory.
     """
     sizes = [WIDE] * 35 + [NARROW] * 15 + [TALL] * 9 + [(10, 10)]
-    return plan_of(
+    return make_sampler(
         [source for source in range(60) for _ in range(5)],
         [size for size in sizes for _ in range(5)],
         8,
@@ -79,7 +79,7 @@ def loader(
     return Loader(features, features.queries, batch, SEED, start, rank, world, accumulate)
 
 
-def taken(loader: Loader, steps: int) -> list[list[Batch]]:
+def take_steps(loader: Loader, steps: int) -> list[list[Batch]]:
     with loader:
         return list(islice(loader, steps))
 
@@ -88,11 +88,11 @@ def ids(steps: list[list[Batch]]) -> list[list[str]]:
     return [[name for part in step for name in part.query_ids] for step in steps]
 
 
-def assert_same(one: object, other: object) -> None:
+def assert_same(first: object, other: object) -> None:
     """Every tensor of two dataclasses, to the bit."""
-    for field in fields(one):  # type: ignore[arg-type]
+    for field in fields(first):  # type: ignore[arg-type]
         torch.testing.assert_close(
-            getattr(one, field.name), getattr(other, field.name), rtol=0, atol=0
+            getattr(first, field.name), getattr(other, field.name), rtol=0, atol=0
         )
 
 
@@ -103,27 +103,30 @@ def test_an_epoch_is_as_many_steps_as_there_are_whole_batches(
     count: int, batch: int, steps: int
 ) -> None:
     assert compute_steps_per_epoch(count, batch) == steps
-    assert len(plan_of([*range(count)], batch=batch).get_epoch_batches(0)) == steps
+    assert len(make_sampler([*range(count)], batch=batch).get_epoch_batches(0)) == steps
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_an_epoch_sees_every_query_once(epoch: int) -> None:
-    drawn = mixed().get_epoch_batches(epoch).flatten().tolist()
-    assert len(drawn) == len(set(drawn)) == 296
-    whole = plan_of([*range(12)], [WIDE, TALL] * 6).get_epoch_batches(epoch)
-    assert sorted(whole.flatten().tolist()) == list(range(12))
+    indices = mixed_sampler().get_epoch_batches(epoch).flatten().tolist()
+    assert len(indices) == len(set(indices)) == 296
+    expected_batches = make_sampler([*range(12)], [WIDE, TALL] * 6).get_epoch_batches(epoch)
+    assert sorted(expected_batches.flatten().tolist()) == list(range(12))
 
 
 def test_what_sits_out_an_epoch_is_drawn_anew() -> None:
     """Also the only query whose map has its size is not the one that always does."""
-    out = [
+    left_out = [
         set(range(10))
         - set(
-            plan_of([*range(10)], [WIDE] * 9 + [TALL]).get_epoch_batches(epoch).flatten().tolist()
+            make_sampler([*range(10)], [WIDE] * 9 + [TALL])
+            .get_epoch_batches(epoch)
+            .flatten()
+            .tolist()
         )
         for epoch in range(200)
     ]
-    counts = Counter(number for left in out for number in left)
+    counts = Counter(number for left in left_out for number in left)
     assert all(20 <= counts[number] <= 60 for number in range(10))
 
 
@@ -131,23 +134,23 @@ def test_what_sits_out_an_epoch_is_drawn_anew() -> None:
 def test_one_map_size_that_fits_into_memory_is_a_plain_permutation(sources: list[int]) -> None:
     for epoch in range(3):
         np.testing.assert_array_equal(
-            plan_of(sources).get_epoch_batches(epoch),
+            make_sampler(sources).get_epoch_batches(epoch),
             shuffle_epoch(30, SEED, epoch)[:28].reshape(7, 4),
         )
 
 
 def test_one_query_per_video_is_a_plain_permutation_however_little_fits() -> None:
     np.testing.assert_array_equal(
-        plan_of([*range(30)], memory=5).get_epoch_batches(1),
+        make_sampler([*range(30)], memory=5).get_epoch_batches(1),
         shuffle_epoch(30, SEED, 1)[:28].reshape(7, 4),
     )
 
 
 @pytest.mark.parametrize("start", [1, 2, 36, 37, 38, 75])
 def test_batches_go_on_from_any_step(start: int) -> None:
-    whole = np.array(list(islice(mixed().iterate_batches(0), 80)))
+    expected_batches = np.array(list(islice(mixed_sampler().iterate_batches(0), 80)))
     np.testing.assert_array_equal(
-        list(islice(mixed().iterate_batches(start), 80 - start)), whole[start:]
+        list(islice(mixed_sampler().iterate_batches(start), 80 - start)), expected_batches[start:]
     )
 
 
@@ -171,28 +174,32 @@ def test_maps_of_one_size_go_together() -> None:
     """
     sizes = np.repeat(np.array([WIDE] * 35 + [NARROW] * 15 + [TALL] * 9 + [(10, 10)]), 5, 0)
 
-    def padded(batches: np.ndarray) -> float:
+    def padding_ratio(batches: np.ndarray) -> float:
         """Cells computed ÷ cells that are real."""
         return float((sizes[batches].max(1).prod(-1) * 8).sum() / sizes[batches].prod(-1).sum())
 
     plain = shuffle_epoch(300, SEED, 0)[:296].reshape(37, 8)
-    assert padded(mixed().get_epoch_batches(0)) < 1.05 < 1.4 < padded(plain)
+    assert padding_ratio(mixed_sampler().get_epoch_batches(0)) < 1.05 < 1.4 < padding_ratio(plain)
     assert (
-        sum(len(np.unique(sizes[batch], axis=0)) > 1 for batch in mixed().get_epoch_batches(0)) <= 4
+        sum(
+            len(np.unique(sizes[batch], axis=0)) > 1
+            for batch in mixed_sampler().get_epoch_batches(0)
+        )
+        <= 4
     )
 
 
-def reads(plan: BucketBatchSampler, sources: np.ndarray, memory: int) -> float:
+def count_reads(plan: BucketBatchSampler, sources: np.ndarray, memory: int) -> float:
     """Reads per query of an epoch, with a memory of the `memory` sources used last."""
     recent: dict[int, None] = {}
-    missed = 0
+    num_reads = 0
     for source in sources[plan.get_epoch_batches(0).flatten()].tolist():
-        missed += source not in recent
+        num_reads += source not in recent
         recent.pop(source, None)
         recent[source] = None
         if len(recent) > memory:
             del recent[next(iter(recent))]
-    return missed / plan.get_epoch_batches(0).size
+    return num_reads / plan.get_epoch_batches(0).size
 
 
 def test_one_read_serves_the_queries_of_a_video() -> None:
@@ -200,10 +207,12 @@ def test_one_read_serves_the_queries_of_a_video() -> None:
     and batches are of many videos.
     """
     sources = np.repeat(np.arange(200), 10)
-    near, far = (plan_of(sources.tolist(), batch=8, memory=memory) for memory in (20, 10**6))
-    assert reads(near, sources, 20) < 0.11
-    assert reads(far, sources, 20) > 0.85
-    of_batch = [len(set(sources[batch])) for batch in near.get_epoch_batches(0)]
+    small_cache, large_cache = (
+        make_sampler(sources.tolist(), batch=8, memory=memory) for memory in (20, 10**6)
+    )
+    assert count_reads(small_cache, sources, 20) < 0.11
+    assert count_reads(large_cache, sources, 20) > 0.85
+    of_batch = [len(set(sources[batch])) for batch in small_cache.get_epoch_batches(0)]
     assert min(of_batch) >= 3
     assert np.mean(of_batch) > 6
 
@@ -214,7 +223,7 @@ def test_videos_larger_than_memory_are_still_mixed() -> None:
         np.mean(
             [
                 len(set(sources[batch]))
-                for batch in plan_of(sources.tolist(), batch=8, memory=1).get_epoch_batches(0)
+                for batch in make_sampler(sources.tolist(), batch=8, memory=1).get_epoch_batches(0)
             ]
         )
         > 5
@@ -225,7 +234,9 @@ def test_videos_with_many_queries_come_no_earlier() -> None:
     """One video has 50 queries, 50 have one: where its window comes is even."""
     sources = [0] * 50 + [*range(1, 51)]
     places = [
-        np.mean(np.flatnonzero(plan_of(sources, memory=8).get_epoch_batches(epoch).flatten() < 50))
+        np.mean(
+            np.flatnonzero(make_sampler(sources, memory=8).get_epoch_batches(epoch).flatten() < 50)
+        )
         for epoch in range(200)
     ]
     assert 40 < np.mean(places) < 60
@@ -234,7 +245,7 @@ def test_videos_with_many_queries_come_no_earlier() -> None:
 def test_batches_are_what_samples_give(features: GroundingDataset) -> None:
     for step, (parts, numbers) in enumerate(
         zip(
-            taken(loader(features), 5),
+            take_steps(loader(features), 5),
             BucketBatchSampler.from_dataset(features, features.queries, 4, SEED).iterate_batches(0),
             strict=False,
         )
@@ -250,22 +261,25 @@ def test_batches_are_what_samples_give(features: GroundingDataset) -> None:
 def test_all_parts_together_are_the_same_batch(
     features: GroundingDataset, world: int, accumulate: int
 ) -> None:
-    whole = ids(taken(loader(features), 5))
-    parts = [taken(loader(features, 0, rank, world, accumulate), 5) for rank in range(world)]
-    for step, expected in enumerate(whole):
-        own = [part[step] for part in parts]
-        assert [len(accumulated) for accumulated in own] == [accumulate] * world
-        assert {len(batch.query_ids) for accumulated in own for batch in accumulated} == {
+    expected_batches = ids(take_steps(loader(features), 5))
+    parts = [take_steps(loader(features, 0, rank, world, accumulate), 5) for rank in range(world)]
+    for step, expected in enumerate(expected_batches):
+        rank_parts = [part[step] for part in parts]
+        assert [len(accumulated) for accumulated in rank_parts] == [accumulate] * world
+        assert {len(batch.query_ids) for accumulated in rank_parts for batch in accumulated} == {
             4 // world // accumulate
         }
         assert [
-            name for accumulated in own for batch in accumulated for name in batch.query_ids
+            name for accumulated in rank_parts for batch in accumulated for name in batch.query_ids
         ] == expected
 
 
 @pytest.mark.parametrize("start", [1, 3])
 def test_a_loader_starts_anywhere(features: GroundingDataset, start: int) -> None:
-    assert ids(taken(loader(features, start), 6 - start)) == ids(taken(loader(features), 6))[start:]
+    assert (
+        ids(take_steps(loader(features, start), 6 - start))
+        == ids(take_steps(loader(features), 6))[start:]
+    )
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(features: GroundingDataset) -> None:
@@ -294,35 +308,35 @@ def test_no_thread_is_left(features: GroundingDataset, error: type[BaseException
 def test_closing_waits_for_one_batch_at_most(
     features: GroundingDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
+    loaded_ids: list[str] = []
     sample = features.load_sample
 
     def slow(query: Query) -> object:
-        made.append(query.id)
+        loaded_ids.append(query.id)
         time.sleep(0.02)
         return sample(query)
 
     monkeypatch.setattr(features, "load_sample", slow)
     with loader(features) as batches:
         next(iter(batches))
-        before = len(made)
-    assert len(made) - before <= 4
+        before = len(loaded_ids)
+    assert len(loaded_ids) - before <= 4
 
 
 def test_only_a_few_batches_are_made_ahead(
     features: GroundingDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
+    loaded_ids: list[str] = []
     sample = features.load_sample
     monkeypatch.setattr(
-        features, "load_sample", lambda query: (made.append(query.id), sample(query))[1]
+        features, "load_sample", lambda query: (loaded_ids.append(query.id), sample(query))[1]
     )
     with loader(features) as batches:
         steps = iter(batches)
         for step in range(1, 5):
             next(steps)
             time.sleep(0.1)
-            assert len(made) <= 4 * (step + 2)
+            assert len(loaded_ids) <= 4 * (step + 2)
 
 
 def test_an_error_of_a_thread_is_raised_in_the_loop(
@@ -335,14 +349,14 @@ def test_an_error_of_a_thread_is_raised_in_the_loop(
         islice(BucketBatchSampler.from_dataset(features, queries, 4, SEED).iterate_batches(2), 1)
     )[1]
     features.queries[bad] = features.queries[bad].model_copy(update={"truth": None})
-    seen = 0
+    num_steps = 0
     with (  # noqa: PT012
         pytest.raises(InputError, match=f"query train-{bad} has no truth to learn from"),
         loader(features) as batches,
     ):
         for _ in batches:
-            seen += 1
-    assert seen == 2
+            num_steps += 1
+    assert num_steps == 2
     assert not [*threads()]
 
 
@@ -369,14 +383,16 @@ def test_batches_come_to_a_gpu_whole(
         memory, "MIN_POOLED_BYTES", 0
     )  # so that memory is used again while copies are under way
     monkeypatch.setattr("grounding.data.dataset.CACHE_BYTES", 0)
-    near = taken(loader(features, accumulate=2), 40)
+    cpu_steps = take_steps(loader(features, accumulate=2), 40)
     pinned = GroundingDataset.from_store(store, "train", FRAMES, CLIPS, device=device)
-    far = taken(Loader(pinned, pinned.queries, 4, SEED, 0, accumulation_steps=2, device=device), 40)
-    assert ids(near) == ids(far)
-    for one, other in zip(chain(*near), chain(*far), strict=True):
-        assert {own.device.type for own in vars(other.inputs).values() if own is not None} == {
-            "cuda"
-        }
-        assert_same(one.inputs, to_device(other.inputs, CPU))
-        assert_same(one.targets, to_device(other.targets, CPU))
+    gpu_steps = take_steps(
+        Loader(pinned, pinned.queries, 4, SEED, 0, accumulation_steps=2, device=device), 40
+    )
+    assert ids(cpu_steps) == ids(gpu_steps)
+    for first, other in zip(chain(*cpu_steps), chain(*gpu_steps), strict=True):
+        assert {
+            value.device.type for value in vars(other.inputs).values() if value is not None
+        } == {"cuda"}
+        assert_same(first.inputs, to_device(other.inputs, CPU))
+        assert_same(first.targets, to_device(other.targets, CPU))
     assert not [*threads()]

@@ -50,7 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def written(split: str, count: int) -> list[Query]:
+def make_queries(split: str, count: int) -> list[Query]:
     """Queries whose sentences tell their videos."""
     queries = [make_query(n, split) for n in range(count)]
     return [query.model_copy(update={"text": TEXTS[query.video]}) for query in queries]
@@ -58,10 +58,10 @@ def written(split: str, count: int) -> list[Query]:
 
 @pytest.fixture
 def features(make_store: StoreMaker) -> GroundingDataset:
-    return GroundingDataset.from_store(make_store(written("train", 8)), "train", 6, 4)
+    return GroundingDataset.from_store(make_store(make_queries("train", 8)), "train", 6, 4)
 
 
-def taken(
+def take_batches(
     features: GroundingDataset,
     share: float,
     steps: int = 40,
@@ -75,7 +75,7 @@ def taken(
         return [parts[0] for parts in islice(loader, steps)]
 
 
-def words_of(batches: list[Batch]) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
+def collect_words(batches: list[Batch]) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
     """Words and span of every query of every step."""
     return {
         (step, name): (words[mask], span)
@@ -93,33 +93,33 @@ def words_of(batches: list[Batch]) -> dict[tuple[int, str], tuple[torch.Tensor, 
 def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_true_of_it(
     features: GroundingDataset,
 ) -> None:
-    own = {query.id: query for query in features.queries}
+    by_query_id = {query.id: query for query in features.queries}
     texts = {
         query.id: torch.from_numpy(features.text_features(query)) for query in features.queries
     }
-    absent = 0
-    for batch in taken(features, 0.25):
+    num_negatives = 0
+    for batch in take_batches(features, 0.25):
         for place, name in enumerate(batch.query_ids):
             words = batch.inputs.text[place][batch.inputs.text_mask[place]]
             writers = {
-                own[other].video
+                by_query_id[other].video
                 for other, text in texts.items()
                 if text.shape == words.shape and torch.equal(text, words)
             }
             truth = batch.targets
-            held = (truth.box_mask, truth.frame_labels, truth.clip_labels, truth.clip_box_mask)
+            masks = (truth.box_mask, truth.frame_labels, truth.clip_labels, truth.clip_box_mask)
             if truth.span[place].any():
-                assert writers == {own[name].video}
-                assert all(of[place].any() for of in held)
+                assert writers == {by_query_id[name].video}
+                assert all(of[place].any() for of in masks)
             else:
-                absent += 1
-                assert (own[name].video in writers, len(writers)) == (False, 1)
-                assert not any(of[place].any() for of in held)
-    assert 50 < absent < 110  # of 320
+                num_negatives += 1
+                assert (by_query_id[name].video in writers, len(writers)) == (False, 1)
+                assert not any(of[place].any() for of in masks)
+    assert 50 < num_negatives < 110  # of 320
 
 
 def test_every_epoch_draws_anew_and_alike(features: GroundingDataset) -> None:
-    first, again = (words_of(taken(features, 0.5)) for _ in range(2))
+    first, again = (collect_words(take_batches(features, 0.5)) for _ in range(2))
     assert all(torch.equal(first[key][0], again[key][0]) for key in first)
     of_one = {
         bool(span.any()) for (_, name), (_, span) in first.items() if name == features.queries[0].id
@@ -128,24 +128,24 @@ def test_every_epoch_draws_anew_and_alike(features: GroundingDataset) -> None:
 
 
 def test_parts_are_as_the_whole_wherever_it_begins(features: GroundingDataset) -> None:
-    whole = words_of(taken(features, 0.5, 4))
-    parts = words_of(taken(features, 0.5, 4, rank=0, world=2)) | words_of(
-        taken(features, 0.5, 4, rank=1, world=2)
+    expected = collect_words(take_batches(features, 0.5, 4))
+    parts = collect_words(take_batches(features, 0.5, 4, rank=0, world=2)) | collect_words(
+        take_batches(features, 0.5, 4, rank=1, world=2)
     )
     later = {
-        (step + 2, name): found
-        for (step, name), found in words_of(taken(features, 0.5, 2, start=2)).items()
+        (step + 2, name): result
+        for (step, name), result in collect_words(take_batches(features, 0.5, 2, start=2)).items()
     }
-    assert parts.keys() == whole.keys()
-    for found in (parts, later):
-        for key, (words, span) in found.items():
-            assert torch.equal(words, whole[key][0])
-            assert torch.equal(span, whole[key][1])
+    assert parts.keys() == expected.keys()
+    for result in (parts, later):
+        for key, (words, span) in result.items():
+            assert torch.equal(words, expected[key][0])
+            assert torch.equal(span, expected[key][1])
 
 
 def test_where_every_video_has_the_same_sentences_none_is_absent(make_store: StoreMaker) -> None:
     features = GroundingDataset.from_store(make_store(), "train", 6, 4)  # all ask "x"
-    assert all(batch.targets.span.any(-1).all() for batch in taken(features, 0.9, 4))
+    assert all(batch.targets.span.any(-1).all() for batch in take_batches(features, 0.9, 4))
 
 
 @pytest.mark.parametrize("flipped", [False, True])
@@ -154,23 +154,25 @@ def test_what_a_mirror_makes_true_is_absent_only_where_nothing_is_mirrored(
 ) -> None:
     texts = {"v0": "a dog runs to the left.", "v1": "a dog runs to the right.", "v2": "a tree"}
     queries = [
-        query.model_copy(update={"text": texts[query.video]}) for query in written("train", 8)
+        query.model_copy(update={"text": texts[query.video]}) for query in make_queries("train", 8)
     ]
     features = GroundingDataset.from_store(make_store(queries), "train", 6, 4)
-    own = {query.id: query.video for query in features.queries}
+    by_query_id = {query.id: query.video for query in features.queries}
     words = {
         query.video: torch.from_numpy(features.text_features(query)) for query in features.queries
     }
-    asked = set()
-    for (_, name), (told, span) in words_of(taken(features, 0.9, flipped=flipped)).items():
+    pairs = set()
+    for (_, name), (tokens, span) in collect_words(
+        take_batches(features, 0.9, flipped=flipped)
+    ).items():
         if not span.any():
-            asked |= {
-                (own[name], video)
+            pairs |= {
+                (by_query_id[name], video)
                 for video, text in words.items()
-                if text.shape == told.shape and torch.equal(text, told)
+                if text.shape == tokens.shape and torch.equal(text, tokens)
             }
-    assert {("v0", "v2"), ("v1", "v2"), ("v2", "v0")} <= asked
-    assert (("v0", "v1") in asked, ("v1", "v0") in asked) == (not flipped, not flipped)
+    assert {("v0", "v2"), ("v1", "v2"), ("v2", "v0")} <= pairs
+    assert (("v0", "v1") in pairs, ("v1", "v0") in pairs) == (not flipped, not flipped)
 
 
 def test_no_proposal_answers_what_is_absent(features: GroundingDataset) -> None:
@@ -203,9 +205,9 @@ def test_of_batches_without_any_event_every_system_learns_when_alone(
     finite.
     """
     store = make_store(
-        written("train", 8) + written("val", 3), visual=("appearance", "motion", "frames")
+        make_queries("train", 8) + make_queries("val", 3), visual=("appearance", "motion", "frames")
     )
-    found = {}
+    result = {}
     for share in (0.0, 1 - 1e-9):
         values = {
             **MODELS[system],
@@ -222,13 +224,13 @@ def test_of_batches_without_any_event_every_system_learns_when_alone(
         prepare_run_dir(store, run, config)
         train(store, run, config)
         curves = run / "curves" / "plots" / "metrics" / "train"
-        found[share] = {
+        result[share] = {
             path.stem: [float(line.split()[1]) for line in path.read_text().splitlines()[1:]]
             for path in curves.glob("*.tsv")
         }
-    told, untold = found.values()
-    assert set(told) == set(untold)
-    assert all(told["l1"])
-    assert not any(untold["l1"])
-    assert untold["loss"] != told["loss"]
-    assert all(loss > 0 for loss in untold["loss"])
+    positive, negative = result.values()
+    assert set(positive) == set(negative)
+    assert all(positive["l1"])
+    assert not any(negative["l1"])
+    assert negative["loss"] != positive["loss"]
+    assert all(loss > 0 for loss in negative["loss"])

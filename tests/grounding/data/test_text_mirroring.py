@@ -106,12 +106,14 @@ def test_every_side_in_vidstg_s_sentences_is_exchanged() -> None:
         for kind in ("captions", "questions")
         for said in entry[kind]
     ]
-    found = [(sentence, mirror_left_right(sentence)) for sentence in sentences]
-    changed = [(sentence, other) for sentence, other in found if other != sentence]
+    pairs = [(sentence, mirror_left_right(sentence)) for sentence in sentences]
+    changed = [(sentence, other) for sentence, other in pairs if other != sentence]
     assert (len(sentences), len(changed)) == (8956, 149)
     for sentence, other in changed:
         assert other is not None, sentence
         assert mirror_left_right(other) == sentence
         sides = [re.findall(r"left|right", text) for text in (sentence, other)]
-        assert all(ours != theirs for ours, theirs in zip(*sides, strict=True)), sentence
+        assert all(
+            side_before != side_after for side_before, side_after in zip(*sides, strict=True)
+        ), sentence
         assert re.sub(r"left|right", "", sentence) == re.sub(r"left|right", "", other)

@@ -135,28 +135,28 @@ def assert_close_runs(a: Path, b: Path) -> None:
     all keys away), and AdamW makes a whole step of them in any direction: such weights are free,
     and change no output.
     """
-    ours, theirs = state_of(a), state_of(b)
+    state, other_state = state_of(a), state_of(b)
     system, model = read_provenance(a)["model"], load_model(a)[0]
-    assert (ours["step"], ours["judged"]) == (theirs["step"], theirs["judged"])
-    torch.testing.assert_close(ours["optimizer"], theirs["optimizer"], **TOLERANCE)
-    known = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (state["step"], state["judged"]) == (other_state["step"], other_state["judged"])
+    torch.testing.assert_close(state["optimizer"], other_state["optimizer"], **TOLERANCE)
+    parameter_names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_optimizer(model, recipe(system), 1)[0].param_groups
-    names = [known[id(parameter)] for group in groups for parameter in group["params"]]
-    moved = {
+    names = [parameter_names[id(parameter)] for group in groups for parameter in group["params"]]
+    trained_masks = {
         names[number]: moments["exp_avg_sq"].sqrt() > 1e-8
-        for number, moments in ours["optimizer"]["state"].items()
+        for number, moments in state["optimizer"]["state"].items()
     }
-    assert sum(int(where.sum()) for where in moved.values()) > 0.75 * sum(
-        where.numel() for where in moved.values()
+    assert sum(int(mask.sum()) for mask in trained_masks.values()) > 0.75 * sum(
+        mask.numel() for mask in trained_masks.values()
     )
-    for name, where in moved.items():
+    for name, mask in trained_masks.items():
         for kind, key in (("model", name), ("ema", f"module.{name}")):
             torch.testing.assert_close(
-                ours[kind][key][where], theirs[kind][key][where], **TOLERANCE
+                state[kind][key][mask], other_state[kind][key][mask], **TOLERANCE
             )
-    drawn = {path.relative_to(a): path for path in a.glob("curves/plots/metrics/**/*.tsv")}
-    assert len(drawn) > 10
-    for name, path in drawn.items():
+    curves = {path.relative_to(a): path for path in a.glob("curves/plots/metrics/**/*.tsv")}
+    assert len(curves) > 10
+    for name, path in curves.items():
         torch.testing.assert_close(points(path), points(b / name), atol=1e-3, rtol=1e-3)
 
 
@@ -172,16 +172,16 @@ def system(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(system: str, pictured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_run(system: str, pictured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_run(pictured, tmp_path_factory.mktemp("whole") / "run", system)
 
 
 @pytest.mark.parametrize("parts", [2, 8])
 def test_accumulated_parts_are_the_batch(
-    pictured: Path, tmp_path: Path, system: str, whole: Path, parts: int
+    pictured: Path, tmp_path: Path, system: str, full_run: Path, parts: int
 ) -> None:
     assert_close_runs(
-        train_run(pictured, tmp_path / "run", system, accumulation_steps=parts), whole
+        train_run(pictured, tmp_path / "run", system, accumulation_steps=parts), full_run
     )
 
 
@@ -191,10 +191,13 @@ def test_recomputed_layers_give_the_same_weights_to_the_bit(
 ) -> None:
     """Dropout drops the same in the second forward pass."""
     changes = {"model": {**RECIPE["model"], "dropout": dropout}, "max_steps": 2}
-    kept = train_run(store, tmp_path / "kept", **changes)
-    again = train_run(store, tmp_path / "again", activation_checkpointing=True, **changes)
-    torch.testing.assert_close(state_of(again), state_of(kept), atol=0, rtol=0)
-    assert load_model(again)[0].state_dict().keys() == load_model(kept)[0].state_dict().keys()
+    plain_run = train_run(store, tmp_path / "kept", **changes)
+    recomputed_run = train_run(store, tmp_path / "again", activation_checkpointing=True, **changes)
+    torch.testing.assert_close(state_of(recomputed_run), state_of(plain_run), atol=0, rtol=0)
+    assert (
+        load_model(recomputed_run)[0].state_dict().keys()
+        == load_model(plain_run)[0].state_dict().keys()
+    )
 
 
 def test_recomputing_keeps_less(store: Path) -> None:
@@ -202,7 +205,7 @@ def test_recomputing_keeps_less(store: Path) -> None:
     config = recipe()
     features = GroundingDataset.from_store(store, "train", 4, 4)
     inputs = collate([features.load_sample(query) for query in features.queries])
-    held = []
+    saved_bytes = []
     for recompute in (False, True):
         model = SYSTEMS["csdvl"].build(features.dims, config.model)
         if recompute:
@@ -211,25 +214,27 @@ def test_recomputing_keeps_less(store: Path) -> None:
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, own=tensors: (own.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t
         ):
-            kept = model(inputs)
-        held.append(sum(tensors.values()))
-        assert kept.proposal_logits.requires_grad
-    assert held[1] < 0.5 * held[0]
+            outputs = model(inputs)
+        saved_bytes.append(sum(tensors.values()))
+        assert outputs.proposal_logits.requires_grad
+    assert saved_bytes[1] < 0.5 * saved_bytes[0]
 
 
 def test_bfloat16_learns_nearly_the_same(
-    pictured: Path, tmp_path: Path, system: str, whole: Path
+    pictured: Path, tmp_path: Path, system: str, full_run: Path
 ) -> None:
     """The first loss agrees to bfloat16's three digits, weights and moving average stay float32,
     and it goes on.
     """
-    half = train_run(pictured, tmp_path / "half", system, precision="bfloat16")
+    bfloat16_run = train_run(pictured, tmp_path / "half", system, precision="bfloat16")
     assert {
-        value.dtype for value in state_of(half)["model"].values() if value.is_floating_point()
+        value.dtype
+        for value in state_of(bfloat16_run)["model"].values()
+        if value.is_floating_point()
     } == {torch.float32}
     losses = [
         points(run / "curves" / "plots" / "metrics" / "train" / "loss.tsv")[:, 1]
-        for run in (half, whole)
+        for run in (bfloat16_run, full_run)
     ]
     torch.testing.assert_close(*losses, atol=0, rtol=0.02)
     assert not torch.equal(*losses)
@@ -245,7 +250,7 @@ def test_every_variant_runs_in_bfloat16(
 
 
 def test_a_compiled_network_learns_the_same(
-    pictured: Path, tmp_path: Path, system: str, whole: Path, monkeypatch: pytest.MonkeyPatch
+    pictured: Path, tmp_path: Path, system: str, full_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced by torch.compile and run without a compiler of machine code; the checkpoint's names
     are the network's own.
@@ -255,7 +260,7 @@ def test_a_compiled_network_learns_the_same(
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or trace(model))
     run = train_run(pictured, tmp_path / "run", system, compile=True)
     assert len(compiled) == 1
-    torch.testing.assert_close(state_of(run), state_of(whole), **TOLERANCE)
+    torch.testing.assert_close(state_of(run), state_of(full_run), **TOLERANCE)
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(store: Path, tmp_path: Path) -> None:
@@ -298,25 +303,25 @@ def test_first_weights_are_loaded_once(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the moving average is made of them; a resumed run does not read the file again."""
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def load_pretrained(model: torch.nn.Module, path: Path, basis: object) -> str:
-        asked.append((path, basis))
+        calls.append((path, basis))
         torch.nn.init.constant_(model.object_query, 3.0)
         return "a report"
 
     monkeypatch.setitem(
         SYSTEMS, "csdvl", replace(SYSTEMS["csdvl"], load_pretrained=load_pretrained)
     )
-    (file := tmp_path / "mdetr.pth").write_bytes(b"weights")
-    run = train_run(store, tmp_path / "run", init_from=file, max_steps=1, lr=1e-9)
-    assert asked == [(file, None)]
+    (weights_file := tmp_path / "mdetr.pth").write_bytes(b"weights")
+    run = train_run(store, tmp_path / "run", init_from=weights_file, max_steps=1, lr=1e-9)
+    assert calls == [(weights_file, None)]
     for kind, name in (("model", "object_query"), ("ema", "module.object_query")):
         torch.testing.assert_close(state_of(run)[kind][name], torch.full((8,), 3.0))
-    config = recipe(init_from=file, max_steps=2, lr=1e-9)
+    config = recipe(init_from=weights_file, max_steps=2, lr=1e-9)
     prepare_run_dir(store, run, config, resume=True)
     train(store, run, config)
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
 # Several processes
@@ -343,20 +348,20 @@ def command(store: Path, run: Path, config: Path, system: str = "csdvl") -> list
 
 
 def environment(**values: Any) -> dict[str, str]:
-    kept = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("RANK", "WORLD", "LOCAL_", "MASTER_"))
     }
     return {
-        **kept,
+        **inherited,
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         **{name: str(value) for name, value in values.items()},
     }
 
 
-def started(count: int, words: list[str], folder: Path) -> list[subprocess.Popen[bytes]]:
+def start_processes(count: int, words: list[str], folder: Path) -> list[subprocess.Popen[bytes]]:
     """Processes as torchrun starts them, without torchrun; what each says is in `<rank>.txt`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -374,12 +379,12 @@ def started(count: int, words: list[str], folder: Path) -> list[subprocess.Popen
 
 
 @pytest.fixture
-def pair(store: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+def two_processes(store: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Two processes in the middle of an endless training."""
     config = config_file(
         tmp_path, accumulation_steps=2, max_steps=10**6, validate_every=10**6, checkpoint_every=1
     )
-    processes = started(2, command(store, tmp_path / "run", config), tmp_path)
+    processes = start_processes(2, command(store, tmp_path / "run", config), tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "checkpoints" / "last").exists():
         assert time.monotonic() < deadline, [path.read_text() for path in tmp_path.glob("*.txt")]
@@ -393,7 +398,7 @@ def pair(store: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]
         process.wait()
 
 
-def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, whole: Path) -> None:
+def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, full_run: Path) -> None:
     """By torchrun, two processes × two accumulated parts; one of them writes."""
     torchrun = [
         sys.executable,
@@ -405,7 +410,7 @@ def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, whol
         "-m",
         "--",
     ]
-    made = subprocess.run(
+    completed = subprocess.run(
         [
             *torchrun,
             *command(
@@ -420,10 +425,10 @@ def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, whol
         text=True,
         check=False,
     )
-    assert made.returncode == 0, made.stderr
-    assert made.stdout.count("trained") == 1
-    assert_close_runs(tmp_path / "run", whole)
-    assert read_provenance(tmp_path / "run") == read_provenance(whole)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.count("trained") == 1
+    assert_close_runs(tmp_path / "run", full_run)
+    assert read_provenance(tmp_path / "run") == read_provenance(full_run)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoints", "config.yaml", "curves", "log.txt", "provenance.json",
     ]  # fmt: skip
@@ -434,17 +439,19 @@ def test_parts_draw_their_own_random_numbers_whichever_process_has_them(
 ) -> None:
     """With dropout, two processes of one part each are one process of two parts."""
     changes = {"model": {**RECIPE["model"], "dropout": 0.5}, "max_steps": 2}
-    alone = train_run(store, tmp_path / "alone", accumulation_steps=2, **changes)
-    both = started(2, command(store, tmp_path / "run", config_file(tmp_path, **changes)), tmp_path)
-    assert [process.wait(120) for process in both] == [0, 0], (tmp_path / "0.txt").read_text()
-    assert_close_runs(tmp_path / "run", alone)
+    single = train_run(store, tmp_path / "alone", accumulation_steps=2, **changes)
+    workers = start_processes(
+        2, command(store, tmp_path / "run", config_file(tmp_path, **changes)), tmp_path
+    )
+    assert [process.wait(120) for process in workers] == [0, 0], (tmp_path / "0.txt").read_text()
+    assert_close_runs(tmp_path / "run", single)
 
 
 def test_a_process_that_dies_ends_the_others(
-    pair: list[subprocess.Popen[bytes]], tmp_path: Path
+    two_processes: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    pair[1].kill()
-    assert pair[0].wait(60) == 1
+    two_processes[1].kill()
+    assert two_processes[0].wait(60) == 1
     assert (
         "error: process 0 of 2 has lost another one, whose own message says why"
         in (tmp_path / "0.txt").read_text()
@@ -453,10 +460,10 @@ def test_a_process_that_dies_ends_the_others(
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(
-    pair: list[subprocess.Popen[bytes]], tmp_path: Path
+    two_processes: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    pair[1].send_signal(signal.SIGTERM)
-    assert [process.wait(60) for process in pair] == [143, 143]
+    two_processes[1].send_signal(signal.SIGTERM)
+    assert [process.wait(60) for process in two_processes] == [143, 143]
     assert "stopped; run the same command again to go on" in (tmp_path / "1.txt").read_text()
     assert "finished" not in read_provenance(tmp_path / "run")
 
@@ -465,21 +472,21 @@ def test_what_the_first_process_refuses_ends_the_others(store: Path, tmp_path: P
     """There is nothing to resume: the first says so, the other that it has lost the first, and none
     waits for ever.
     """
-    both = started(
+    workers = start_processes(
         2, [*command(store, tmp_path / "run", config_file(tmp_path)), "--resume"], tmp_path
     )
-    assert [process.wait(120) for process in both] == [2, 1]
+    assert [process.wait(120) for process in workers] == [2, 1]
     assert "holds no checkpoint to resume" in (tmp_path / "0.txt").read_text()
     assert "has lost another one" in (tmp_path / "1.txt").read_text()
 
 
 def test_alone_there_is_nothing_to_wait_for() -> None:
-    alone = DistributedContext()
+    single = DistributedContext()
     assert (
-        alone.rank,
-        alone.world_size,
-        alone.is_main,
-        alone.all_reduce_max(3),
-        alone.all_gather("x"),
+        single.rank,
+        single.world_size,
+        single.is_main,
+        single.all_reduce_max(3),
+        single.all_gather("x"),
     ) == (0, 1, True, 3, ["x"])
-    assert alone.all_reduce_sum(torch.ones(2)).tolist() == [1, 1]
+    assert single.all_reduce_sum(torch.ones(2)).tolist() == [1, 1]

@@ -68,12 +68,12 @@ def test_adam_takes_the_decay_for_a_gradient_and_adamw_lessens_the_weight_by_it(
 def rates(steps: int, **changes: Any) -> list[list[float]]:
     """The rates of heads, image and text encoder at every step, and after the last."""
     optimiser, schedule = build_optimizer(Trainable(), recipe(**changes), steps)
-    found = []
+    rows = []
     for _ in range(steps + 1):
-        found.append([group["lr"] for group in optimiser.param_groups])
+        rows.append([group["lr"] for group in optimiser.param_groups])
         optimiser.step()
         schedule.step()
-    return [list(column) for column in zip(*found, strict=True)]
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def test_the_text_encoder_warms_up_for_one_percent_then_falls_to_nothing() -> None:

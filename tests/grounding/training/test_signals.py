@@ -61,23 +61,23 @@ def train_run(store: Path, run: Path) -> Path:
     return run
 
 
-def state_of(run: Path) -> dict[str, Any]:
+def load_state(run: Path) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)
 
 
-def files_of(run: Path) -> dict[str, bytes]:
+def read_files(run: Path) -> dict[str, bytes]:
     """All files but the checkpoints' states, which are compared as tensors."""
     files = (path for path in run.rglob("*") if path.is_file() and path.name != "state.pt")
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
 def assert_same_runs(a: Path, b: Path) -> None:
-    assert files_of(a) == files_of(b)
-    torch.testing.assert_close(state_of(a), state_of(b), atol=0, rtol=0)
+    assert read_files(a) == read_files(b)
+    torch.testing.assert_close(load_state(a), load_state(b), atol=0, rtol=0)
 
 
 @pytest.fixture(scope="module")
-def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_run(store, tmp_path_factory.mktemp("whole") / "run")
 
 
@@ -96,7 +96,7 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def interrupted(
+def train_interrupted(
     store: Path, run: Path, owner: Any, name: str, call: int, act: Callable[[], None]
 ) -> None:
     """Train, and do something at the start of call number `call` (from 1) of a function of the
@@ -127,42 +127,42 @@ def send(number: int, times: int = 1) -> Callable[[], None]:
     ("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
 )
 def test_a_signal_lets_the_step_end_and_saves_it(
-    store: Path, tmp_path: Path, whole: Path, number: int, raised: type[BaseException]
+    store: Path, tmp_path: Path, full_run: Path, number: int, raised: type[BaseException]
 ) -> None:
     """It comes while the third step begins, in the middle of an epoch."""
     run = tmp_path / "run"
     with pytest.raises(raised):
-        interrupted(store, run, training, "train_step", 3, send(number))
-    assert state_of(run)["step"] == 3
+        train_interrupted(store, run, training, "train_step", 3, send(number))
+    assert load_state(run)["step"] == 3
     assert "finished" not in read_provenance(run)
-    assert_same_runs(train_run(store, run), whole)
+    assert_same_runs(train_run(store, run), full_run)
 
 
-def test_a_second_signal_ends_it_at_once(store: Path, tmp_path: Path, whole: Path) -> None:
+def test_a_second_signal_ends_it_at_once(store: Path, tmp_path: Path, full_run: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        interrupted(store, run, training, "train_step", 3, send(signal.SIGINT, times=2))
+        train_interrupted(store, run, training, "train_step", 3, send(signal.SIGINT, times=2))
     assert not (run / "checkpoints").exists()
-    assert_same_runs(train_run(store, run), whole)
+    assert_same_runs(train_run(store, run), full_run)
 
 
 @pytest.mark.parametrize("validation", [1, 2])
 def test_a_signal_ends_validation_at_once_and_loses_no_step(
-    store: Path, tmp_path: Path, whole: Path, validation: int
+    store: Path, tmp_path: Path, full_run: Path, validation: int
 ) -> None:
     """The resumed run validates first, once, and draws one point, after the fourth step and after
     the last.
     """
     run = tmp_path / "run"
     with pytest.raises(Terminated):
-        interrupted(store, run, training, "validate", validation, send(signal.SIGTERM))
-    assert state_of(run)["step"] == (4, 6)[validation - 1]
-    assert state_of(run)["judged"] == (0, 4)[validation - 1]
-    assert_same_runs(train_run(store, run), whole)
+        train_interrupted(store, run, training, "validate", validation, send(signal.SIGTERM))
+    assert load_state(run)["step"] == (4, 6)[validation - 1]
+    assert load_state(run)["judged"] == (0, 4)[validation - 1]
+    assert_same_runs(train_run(store, run), full_run)
 
 
 def test_killed_after_validation_draws_its_point_once(
-    store: Path, tmp_path: Path, whole: Path
+    store: Path, tmp_path: Path, full_run: Path
 ) -> None:
     """Between the curve's point and the checkpoint that knows of it."""
 
@@ -171,19 +171,21 @@ def test_killed_after_validation_draws_its_point_once(
 
     run = tmp_path / "run"
     with pytest.raises(Terminated):
-        interrupted(store, run, TrainState, "save", 2, die)
+        train_interrupted(store, run, TrainState, "save", 2, die)
     assert (run / "curves" / "plots" / "metrics" / "val" / "m_vIoU.tsv").read_text().count(
         "\n"
     ) == 2
-    assert_same_runs(train_run(store, run), whole)
+    assert_same_runs(train_run(store, run), full_run)
 
 
-def test_training_works_outside_the_main_thread(store: Path, tmp_path: Path, whole: Path) -> None:
+def test_training_works_outside_the_main_thread(
+    store: Path, tmp_path: Path, full_run: Path
+) -> None:
     """There signals are somebody else's."""
     thread = threading.Thread(target=train_run, args=(store, tmp_path / "run"))
     thread.start()
     thread.join()
-    assert_same_runs(tmp_path / "run", whole)
+    assert_same_runs(tmp_path / "run", full_run)
 
 
 def test_one_of_several_waits_whatever_is_repeated() -> None:

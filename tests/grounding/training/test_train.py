@@ -123,40 +123,40 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps without a stop: made once, not to be changed."""
     return run_training(store, tmp_path_factory.mktemp("whole") / "whole")
 
 
 @pytest.fixture
-def finished(whole: Path, tmp_path: Path) -> Path:
+def run_copy(full_run: Path, tmp_path: Path) -> Path:
     """A copy of it that may be changed."""
-    return Path(shutil.copytree(whole, tmp_path / "run"))
+    return Path(shutil.copytree(full_run, tmp_path / "run"))
 
 
 # Exactness
 
 
-def test_two_identical_runs_are_identical(store: Path, tmp_path: Path, whole: Path) -> None:
+def test_two_identical_runs_are_identical(store: Path, tmp_path: Path, full_run: Path) -> None:
     torch.rand(7)  # whatever was drawn before
-    assert_same_run(run_training(store, tmp_path / "again"), whole)
+    assert_same_run(run_training(store, tmp_path / "again"), full_run)
 
 
-def test_another_seed_is_another_run(store: Path, tmp_path: Path, whole: Path) -> None:
+def test_another_seed_is_another_run(store: Path, tmp_path: Path, full_run: Path) -> None:
     other = run_training(store, tmp_path / "other", seed=1)
     assert not torch.equal(
-        state_of(other)["model"]["object_query"], state_of(whole)["model"]["object_query"]
+        state_of(other)["model"]["object_query"], state_of(full_run)["model"]["object_query"]
     )
 
 
-def test_resumed_is_uninterrupted(store: Path, tmp_path: Path, whole: Path) -> None:
+def test_resumed_is_uninterrupted(store: Path, tmp_path: Path, full_run: Path) -> None:
     """Three steps, stop in the middle of an epoch, three more: model, EMA, optimiser, schedule,
     generators and curves.
     """
     run = run_training(store, tmp_path / "run", max_steps=3)
     assert state_of(run)["step"] == 3
     run_training(store, run, resume=True)
-    assert_same_run(run, whole)
+    assert_same_run(run, full_run)
 
 
 def test_a_longer_resume_keeps_the_schedule(store: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_longer_resume_keeps_the_schedule(store: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("kill_at", [3, 4, 5])
 @pytest.mark.parametrize("resume", [True, False])
 def test_killed_is_uninterrupted(
-    store: Path, tmp_path: Path, whole: Path, kill_at: int, resume: bool
+    store: Path, tmp_path: Path, full_run: Path, kill_at: int, resume: bool
 ) -> None:
     """What was logged after the last checkpoint is forgotten; the same command goes on by itself,
     with or without --resume.
@@ -180,17 +180,17 @@ def test_killed_is_uninterrupted(
         run_training(store, run, kill_at=kill_at)
     assert state_of(run)["step"] == 3
     run_training(store, run, resume=resume)
-    assert_same_run(run, whole)
+    assert_same_run(run, full_run)
     assert not list(tmp_path.glob("run.old*"))
 
 
 def test_killed_before_the_first_checkpoint_starts_over(
-    store: Path, tmp_path: Path, whole: Path
+    store: Path, tmp_path: Path, full_run: Path
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(Killed):
         run_training(store, run, kill_at=2)
-    assert_same_run(run_training(store, run), whole)
+    assert_same_run(run_training(store, run), full_run)
 
 
 def test_killed_twice_is_uninterrupted(store: Path, tmp_path: Path) -> None:
@@ -203,18 +203,20 @@ def test_killed_twice_is_uninterrupted(store: Path, tmp_path: Path) -> None:
     assert_same_run(run_training(store, tmp_path / "run", **often), expected)
 
 
-def test_a_finished_run_resumed_trains_no_step(store: Path, finished: Path, whole: Path) -> None:
-    run_training(store, finished, resume=True)
-    assert_same_run(finished, whole)
+def test_a_finished_run_resumed_trains_no_step(store: Path, run_copy: Path, full_run: Path) -> None:
+    run_training(store, run_copy, resume=True)
+    assert_same_run(run_copy, full_run)
 
 
-def test_logging_changes_nothing_that_is_learned(store: Path, tmp_path: Path, whole: Path) -> None:
+def test_logging_changes_nothing_that_is_learned(
+    store: Path, tmp_path: Path, full_run: Path
+) -> None:
     quiet = run_training(store, tmp_path / "quiet", log_every=4, checkpoint_every=5)
-    assert_same(state_of(quiet), state_of(whole))
+    assert_same(state_of(quiet), state_of(full_run))
 
 
 def test_a_checkpoint_killed_between_its_two_renames_is_found(
-    store: Path, tmp_path: Path, whole: Path
+    store: Path, tmp_path: Path, full_run: Path
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(Killed):
@@ -223,47 +225,51 @@ def test_a_checkpoint_killed_between_its_two_renames_is_found(
     shutil.copytree(run / "checkpoints" / ".last.old", run / "checkpoints" / ".last.part")
     assert load_model(run, "last")[0] is not None
     run_training(store, run, resume=True)
-    assert_same_run(run, whole)
+    assert_same_run(run, full_run)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best", "last"]
 
 
 def test_there_is_a_whole_checkpoint_at_every_moment(
-    store: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, full_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before each rename and removal while a checkpoint is replaced, one can be loaded; so too
     after an earlier kill.
     """
-    state = TrainState.create(load_model(whole)[0], make_config(), 6)
+    state = TrainState.create(load_model(full_run)[0], make_config(), 6)
     folder = tmp_path / "checkpoints" / "last"
     state.save(folder)
-    found: list[str] = []
+    names: list[str] = []
 
-    def looked(act: Callable[..., Any]) -> Callable[..., Any]:
-        def first_look(*args: Any, **kwargs: Any) -> Any:
-            there = folder if folder.exists() else folder.with_name(".last.old")
-            torch.load(there / "state.pt", weights_only=True)
-            found.append(there.name)
+    def check_before(act: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            folder_now = folder if folder.exists() else folder.with_name(".last.old")
+            torch.load(folder_now / "state.pt", weights_only=True)
+            names.append(folder_now.name)
             return act(*args, **kwargs)
 
-        return first_look
+        return checked
 
-    monkeypatch.setattr(Path, "rename", looked(Path.rename))
-    monkeypatch.setattr(shutil, "rmtree", looked(shutil.rmtree))
+    monkeypatch.setattr(Path, "rename", check_before(Path.rename))
+    monkeypatch.setattr(shutil, "rmtree", check_before(shutil.rmtree))
     state.save(folder)
     folder.rename(folder.with_name(".last.old"))
     state.save(folder)
-    assert {"last", ".last.old"} == set(found)
+    assert {"last", ".last.old"} == set(names)
     assert [path.name for path in folder.parent.iterdir()] == ["last"]
 
 
 # Curves
 
 
-def test_curves_hold_every_logged_step_once(whole: Path) -> None:
-    rows = (whole / "curves" / "plots" / "metrics" / "train" / "loss.tsv").read_text().splitlines()
+def test_curves_hold_every_logged_step_once(full_run: Path) -> None:
+    rows = (
+        (full_run / "curves" / "plots" / "metrics" / "train" / "loss.tsv").read_text().splitlines()
+    )
     assert rows[0] == "step\tloss"
     assert [int(row.split("\t")[0]) for row in rows[1:]] == [1, 2, 3, 4, 5, 6]
-    held = (whole / "curves" / "plots" / "metrics" / "val" / "m_vIoU.tsv").read_text().splitlines()
+    held = (
+        (full_run / "curves" / "plots" / "metrics" / "val" / "m_vIoU.tsv").read_text().splitlines()
+    )
     assert [int(row.split("\t")[0]) for row in held[1:]] == [3, 6]
 
 
@@ -333,25 +339,25 @@ def test_training_touches_nothing_of_the_repository(
 # The run directory
 
 
-def test_a_run_says_what_it_was_made_from(store: Path, whole: Path) -> None:
-    about = read_provenance(whole)
+def test_a_run_says_what_it_was_made_from(store: Path, full_run: Path) -> None:
+    about = read_provenance(full_run)
     assert about["dims"] == [6, 5, 7]
     assert about["finished"] == 6
     assert about["code"] == compute_code_digest()
     assert about["products"]["motion"] == {"made": "by a test"}
-    assert load(CsdvlTrainConfig, "train", whole / "config.yaml", []) == make_config()
+    assert load(CsdvlTrainConfig, "train", full_run / "config.yaml", []) == make_config()
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_checkpoints_hold_the_moving_average(whole: Path, which: str) -> None:
-    model, config, about = load_model(whole, which)
+def test_checkpoints_hold_the_moving_average(full_run: Path, which: str) -> None:
+    model, config, about = load_model(full_run, which)
     assert not model.training
     assert config == make_config()
-    state = state_of(whole, which)
+    state = state_of(full_run, which)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state["ema"][f"module.{name}"])
     assert not torch.equal(model.object_query, state["model"]["object_query"])
-    assert about == read_provenance(whole)
+    assert about == read_provenance(full_run)
 
 
 def test_the_moving_average_follows_the_weights(store: Path, tmp_path: Path) -> None:
@@ -371,8 +377,8 @@ def test_the_best_is_chosen_by_what_the_streams_can_do(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streams: str, best: int
 ) -> None:
     """Boxes get worse and times better; the dynamic stream alone has no boxes."""
-    seen = iter([{"m_vIoU": 0.9, "m_tIoU": 0.1}, {"m_vIoU": 0.1, "m_tIoU": 0.9}])
-    monkeypatch.setattr(training, "validate", lambda *_: next(seen))
+    metrics = iter([{"m_vIoU": 0.9, "m_tIoU": 0.1}, {"m_vIoU": 0.1, "m_tIoU": 0.9}])
+    monkeypatch.setattr(training, "validate", lambda *_: next(metrics))
     run = run_training(store, tmp_path / "run", model={**TINY["model"], "streams": streams})
     assert torch.load(run / "checkpoints" / "best" / "state.pt", weights_only=True)["step"] == best
 
@@ -444,8 +450,8 @@ def test_the_loss_goes_down(store: Path, tmp_path: Path) -> None:
 # What is refused, what is moved aside
 
 
-def test_resuming_with_other_settings_is_refused(store: Path, finished: Path) -> None:
-    run, before = finished, files_under(finished)
+def test_resuming_with_other_settings_is_refused(store: Path, run_copy: Path) -> None:
+    run, before = run_copy, files_under(run_copy)
     with pytest.raises(
         InputError,
         match="cannot be resumed: batch, lr differ from what it was started with; name another --run",
@@ -456,12 +462,12 @@ def test_resuming_with_other_settings_is_refused(store: Path, finished: Path) ->
     assert files_under(run) == before
 
 
-def test_resuming_on_another_store_is_refused(make_store: Maker, finished: Path) -> None:
+def test_resuming_on_another_store_is_refused(make_store: Maker, run_copy: Path) -> None:
     other = make_store(name="other", without=("train-0",))
     with pytest.raises(
         InputError, match="cannot be resumed: store differ from what it was started with"
     ):
-        prepare_run_dir(other, finished, make_config(), resume=True)
+        prepare_run_dir(other, run_copy, make_config(), resume=True)
 
 
 def test_resuming_nothing_is_refused(store: Path, tmp_path: Path) -> None:
@@ -471,8 +477,8 @@ def test_resuming_nothing_is_refused(store: Path, tmp_path: Path) -> None:
         prepare_run_dir(store, tmp_path / "run", make_config(), resume=True)
 
 
-def test_steps_logging_and_device_may_change(store: Path, finished: Path) -> None:
-    run = finished
+def test_steps_logging_and_device_may_change(store: Path, run_copy: Path) -> None:
+    run = run_copy
     prepare_run_dir(
         store,
         run,
@@ -484,9 +490,9 @@ def test_steps_logging_and_device_may_change(store: Path, finished: Path) -> Non
 
 
 def test_a_run_of_other_settings_is_moved_aside_not_lost(
-    store: Path, tmp_path: Path, finished: Path
+    store: Path, tmp_path: Path, run_copy: Path
 ) -> None:
-    run, before = finished, files_under(finished)
+    run, before = run_copy, files_under(run_copy)
     for number in (1, 2):
         run_training(store, run, max_steps=3, seed=number)
     assert files_under(tmp_path / "run.old-1") == before
@@ -497,12 +503,12 @@ def test_a_run_of_other_settings_is_moved_aside_not_lost(
 
 
 def test_a_finished_run_is_moved_aside_without_resume(
-    store: Path, tmp_path: Path, finished: Path
+    store: Path, tmp_path: Path, run_copy: Path
 ) -> None:
-    before = files_under(finished)
-    prepare_run_dir(store, finished, make_config())
+    before = files_under(run_copy)
+    prepare_run_dir(store, run_copy, make_config())
     assert files_under(tmp_path / "run.old-1") == before
-    assert not (finished / "checkpoints").exists()
+    assert not (run_copy / "checkpoints").exists()
 
 
 def test_a_run_of_other_code_is_moved_aside(store: Path, tmp_path: Path) -> None:
@@ -525,12 +531,12 @@ def test_a_stopped_run_of_other_length_is_moved_aside(store: Path, tmp_path: Pat
     assert not (run / "checkpoints").exists()
 
 
-def test_a_resume_to_fewer_steps_is_refused(store: Path, finished: Path) -> None:
+def test_a_resume_to_fewer_steps_is_refused(store: Path, run_copy: Path) -> None:
     with pytest.raises(
         InputError,
         match="has been trained for 6 steps already: max_steps must be at least that, not 4",
     ):
-        run_training(store, finished, resume=True, max_steps=4)
+        run_training(store, run_copy, resume=True, max_steps=4)
 
 
 def test_a_second_training_of_a_run_is_refused(tmp_path: Path) -> None:
@@ -604,23 +610,23 @@ def test_every_ablation_trains_with_the_recipe_of_shapes(
         ),
     ],
 )
-def test_a_damaged_run_is_named(finished: Path, damage: str, message: str) -> None:
-    (finished / damage).write_bytes((finished / damage).read_bytes()[:40])
+def test_a_damaged_run_is_named(run_copy: Path, damage: str, message: str) -> None:
+    (run_copy / damage).write_bytes((run_copy / damage).read_bytes()[:40])
     with pytest.raises(InputError, match=message):
-        load_model(finished)
+        load_model(run_copy)
 
 
-def test_a_damaged_state_cannot_be_resumed(store: Path, finished: Path) -> None:
-    (finished / "checkpoints" / "last" / "state.pt").write_bytes(b"not a state")
+def test_a_damaged_state_cannot_be_resumed(store: Path, run_copy: Path) -> None:
+    (run_copy / "checkpoints" / "last" / "state.pt").write_bytes(b"not a state")
     with pytest.raises(InputError, match=r"state\.pt is damaged: delete .* and train again"):
-        run_training(store, finished, resume=True, max_steps=9)
+        run_training(store, run_copy, resume=True, max_steps=9)
 
 
-def test_a_best_checkpoint_that_was_being_replaced_is_found(finished: Path) -> None:
-    best = finished / "checkpoints" / "best"
-    expected = load_model(finished)[0].state_dict()
+def test_a_best_checkpoint_that_was_being_replaced_is_found(run_copy: Path) -> None:
+    best = run_copy / "checkpoints" / "best"
+    expected = load_model(run_copy)[0].state_dict()
     best.rename(best.with_name(".best.old"))
-    assert_same(load_model(finished)[0].state_dict(), expected)
+    assert_same(load_model(run_copy)[0].state_dict(), expected)
 
 
 @pytest.mark.parametrize("entry", ["appearance/v0", "motion/v0", "text/train-3"])
@@ -666,11 +672,11 @@ def test_a_run_without_a_checkpoint_is_refused(store: Path, tmp_path: Path) -> N
         load_model(tmp_path / "run")
 
 
-def test_weights_that_do_not_fit_their_config_are_refused(finished: Path) -> None:
-    (finished / "config.yaml").write_text(
-        (finished / "config.yaml")
+def test_weights_that_do_not_fit_their_config_are_refused(run_copy: Path) -> None:
+    (run_copy / "config.yaml").write_text(
+        (run_copy / "config.yaml")
         .read_text()
         .replace("proposal_map_layers: 1", "proposal_map_layers: 2")
     )
     with pytest.raises(InputError, match=r"weights in .*best.*proposal_head\.convs\.1"):
-        load_model(finished)
+        load_model(run_copy)

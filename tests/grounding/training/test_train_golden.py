@@ -83,5 +83,5 @@ def test_the_first_losses_are_the_known_ones(store: Path, tmp_path: Path, name: 
     """To 0.01 %: kernels of other machines and versions round differently, and twenty steps carry
     that on.
     """
-    found = losses(store, tmp_path / "run", RECIPES[name])
-    assert found == pytest.approx(GOLDEN[name], rel=1e-4), found
+    result = losses(store, tmp_path / "run", RECIPES[name])
+    assert result == pytest.approx(GOLDEN[name], rel=1e-4), result
