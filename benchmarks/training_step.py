@@ -55,6 +55,7 @@ class TrainingStep:
         self.distributed = DistributedContext()
 
     def __call__(self, parts: list[Batch]) -> None:
+        """Run one step on micro-batches."""
         train_step(self.state.model, self.state, parts, self.config, self.distributed)
 
     @property

@@ -1,4 +1,4 @@
-"""The cases of the benchmark, by name: each in a file of its own."""
+"""The benchmark cases by name, one per file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ CASES = {
 
 
 def get_case_class(name: str) -> type[Case]:
-    """The class of a case; its module is imported only now."""
-    module, _, own = CASES[name].partition(":")
-    found: type[Case] = getattr(import_module(f"benchmarks.cases.{module}"), own)
-    return found
+    """Return the class of a case, importing its module.
+
+    Args:
+        name: Name of the case.
+
+    Returns:
+        The class.
+    """
+    module_name, _, class_name = CASES[name].partition(":")
+    module = import_module(f"benchmarks.cases.{module_name}")
+    case_class: type[Case] = getattr(module, class_name)
+    return case_class

@@ -1,9 +1,8 @@
-"""The headline: a training step of CSDVL from the store, against the same network fed by its
-backbones in every step.
+"""Headline case: a training step of CSDVL on stored features, against a step with its backbones.
 
-ResNet-101 sees the frames and SlowFast the clips of every query of every step: frozen, as a run
-without a store would have it, and with the image encoder training, as the paper and its peers do.
-The words' states are stored in all of them.
+In each step without a store, ResNet-101 encodes the frames and SlowFast the clips of every query.
+The backbones are frozen, as in a run without a store, or the image encoder trains, as in the paper
+and its peers. Text features are stored in all variants.
 """
 
 from __future__ import annotations
@@ -35,15 +34,22 @@ from pipeline.store import Entry
 from pipeline.weights.load import load_backbone
 
 MAP_STRIDE_FRAMES = 5
-"""Frames of the video from one stored map to the next."""
+"""Frames of the video between two stored maps."""
 ENCODER_BATCH_SIZES = {"image": 16, "motion": 4}
-"""Pictures and clips that go through a frozen backbone at once, as in extraction."""
+"""Images and clips per forward pass of a backbone, as in extraction."""
 
 
 @dataclass(frozen=True)
 class EndToEndSize:
-    """`given` is laid over the preset `hcstvg-v1`; N_short and the sides of the clips are in
-    pixels; the sentence has `words` tokens.
+    """Sizes of the inputs.
+
+    Attributes:
+        overrides: Settings merged into the preset `hcstvg-v1`.
+        short_side: N_short in pixels.
+        video_size: (width, height) in pixels.
+        clip_shape: Frames of a clip, and side of a frame in pixels.
+        num_tokens: Tokens of a sentence.
+        backbones: Size of the backbones.
     """
 
     overrides: dict[str, Any]
@@ -55,8 +61,14 @@ class EndToEndSize:
 
     @classmethod
     def for_device(cls, device: str) -> EndToEndSize:
-        """The paper's for a GPU (8 queries, bfloat16); for a CPU one query, of a quarter of the
-        frames and clips.
+        """Return the size for a device.
+
+        Args:
+            device: `cpu` or `cuda`.
+
+        Returns:
+            The paper's size for a GPU (8 queries, bfloat16). For a CPU one query with a quarter of
+            the frames and clips.
         """
         if device == "cuda":
             return cls({"batch": 8, "precision": "bfloat16"}, 320)
@@ -65,8 +77,12 @@ class EndToEndSize:
 
 @dataclass
 class BackboneInputs:
-    """What the backbones see of every video: pictures `[T_s, h, w, 3]`, clips `[T_d, 3, frames,
-    side, side]` uint8, and words.
+    """Inputs of the backbones for one video.
+
+    Attributes:
+        pictures: `[T_s, h, w, 3]` uint8.
+        clips: `[T_d, 3, frames, side, side]` uint8.
+        text_states: `[L, C]` float16.
     """
 
     pictures: Tensor
@@ -75,6 +91,15 @@ class BackboneInputs:
 
     @classmethod
     def from_size(cls, size: EndToEndSize, config: CsdvlTrainConfig) -> BackboneInputs:
+        """Build random inputs from a fixed seed.
+
+        Args:
+            size: Sizes of the inputs.
+            config: Config with the numbers of frames and clips.
+
+        Returns:
+            The inputs.
+        """
         torch.manual_seed(0)
         width, height = compute_appearance_size(size.video_size, size.short_side)
         frames, side = size.clip_shape
@@ -87,15 +112,30 @@ class BackboneInputs:
         return cls(pictures, clips, torch.randn(size.num_tokens, CHANNELS["text"]).half().numpy())
 
     def roll(self, shift: int) -> BackboneInputs:
-        """Another video: the same moments, in another order."""
+        """Return the inputs of another video, with frames and clips in another order.
+
+        Args:
+            shift: Positions to roll.
+
+        Returns:
+            The inputs.
+        """
         return BackboneInputs(
             self.pictures.roll(shift, 0), self.clips.roll(shift, 0), self.text_states
         )
 
 
 class NetworkWithBackbones(nn.Module):
-    """CSDVL with its backbones before it, of which the image encoder `learns`. Given pictures for maps, and clips
-    `[B, T_d, 3, frames, side, side]` for motion maps.
+    """CSDVL behind its backbones.
+
+    Inputs have images in place of appearance maps, and clips `[B, T_d, 3, frames, side, side]` in
+    place of motion maps.
+
+    Args:
+        network: CSDVL.
+        image_encoder: Backbone of the appearance maps.
+        motion_encoder: Backbone of the motion maps, frozen.
+        train_image_encoder: Train the image encoder.
     """
 
     def __init__(
@@ -106,22 +146,35 @@ class NetworkWithBackbones(nn.Module):
         train_image_encoder: bool,
     ) -> None:
         super().__init__()
-        self.network, self.image_encoder, self.motion_encoder, self.train_image_encoder = (
-            network,
-            image_encoder,
-            motion_encoder,
-            train_image_encoder,
-        )
+        self.network = network
+        self.image_encoder = image_encoder
+        self.motion_encoder = motion_encoder
+        self.train_image_encoder = train_image_encoder
         set_trainable(image_encoder, train_image_encoder)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> NetworkWithBackbones:
-        """The backbones' norms keep their statistics."""
+        """Set the mode of the network; the backbones' norms keep their statistics.
+
+        Args:
+            mode: True for training.
+
+        Returns:
+            This module.
+        """
         super().train(mode)
         self.image_encoder.eval()
         self.motion_encoder.eval()
         return self
 
     def forward(self, inputs: ModelInputs) -> Any:
+        """Encode images and clips, and run the network.
+
+        Args:
+            inputs: Inputs with images and clips.
+
+        Returns:
+            The network's outputs.
+        """
         pictures = inputs.appearance.permute(0, 1, 4, 2, 3)
         maps = _encode_batches(
             self.image_encoder, pictures, ENCODER_BATCH_SIZES["image"], self.train_image_encoder
@@ -133,15 +186,14 @@ class NetworkWithBackbones(nn.Module):
         return self.network(replace(inputs, appearance=maps, motion=clips, map_size=size))
 
 
-def _encode_batches(encoder: nn.Module, seen: Tensor, together: int, learns: bool) -> Tensor:
-    """What a backbone makes of `[B, T, …]`, a few at once, in float16 where it is frozen, as the
-    store would hold it.
-    """
-    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-        made = torch.cat([encoder(part) for part in seen.flatten(0, 1).split(together)]).unflatten(
-            0, seen.shape[:2]
-        )
-    return made if learns else made.half()
+def _encode_batches(encoder: nn.Module, inputs: Tensor, batch_size: int, trainable: bool) -> Tensor:
+    """Encode `[B, T, …]` in batches, in float16 for a frozen backbone, as in the store."""
+    with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
+        batches = inputs.flatten(0, 1).split(batch_size)
+        features = torch.cat([encoder(batch) for batch in batches])
+        features = features.unflatten(0, inputs.shape[:2])
+
+    return features if trainable else features.half()
 
 
 VARIANTS = {
@@ -150,14 +202,18 @@ VARIANTS = {
     "both frozen, as extraction runs them": (False, True),
     "ResNet-101 trains, SlowFast frozen": (True, False),
 }
-"""Whether the image encoder learns, and whether the backbones are made quick by
-`pipeline.encoders.optimize`.
+"""Pairs (image encoder trains, backbones optimized by `pipeline.encoders.optimize`).
+
+None stands for stored features.
 """
 
 
 class Fixture:
-    """The network, its backbones and the batches of every way; `store` holds what the backbones
-    make of the pictures.
+    """The network, its backbones, and the batches of all variants.
+
+    Args:
+        size: Sizes of the inputs.
+        device: `cpu` or `cuda`.
     """
 
     def __init__(self, size: EndToEndSize, device: str) -> None:
@@ -174,14 +230,18 @@ class Fixture:
             self.config, CHANNELS | {name: encoder.channels for name, encoder in loaded.items()}
         )
         self.queries = make_queries(
-            [f"v{number:03}" for number in range(self.config.batch)],
+            [f"v{index:03}" for index in range(self.config.batch)],
             self.config.model.num_frames * MAP_STRIDE_FRAMES,
             size.video_size,
         )
 
     @torch.inference_mode()
     def write_store(self, store: Path) -> None:
-        """Extraction in short: every video's maps and clips, in float16."""
+        """Extract the features of all videos in float16.
+
+        Args:
+            store: Path of the store.
+        """
         maps = (
             _encode_batches(
                 self.image_encoder,
@@ -207,25 +267,27 @@ class Fixture:
             store,
             self.queries,
             {
-                **{name: self._build_entries(name, own) for name, own in rows.items()},
+                **{name: self._build_entries(name, maps) for name, maps in rows.items()},
                 "text": self._build_text_entries(),
             },
         )
 
     def _build_entries(self, name: str, rows: np.ndarray) -> Iterator[Entry]:
+        """Yield rolled copies of rows as the entries of a product, one per video."""
         query = self.queries[0]
         frames = (np.arange(len(rows)) + 0.5) / len(rows) * query.frame_count
         facts = {"size": list(query.size), "fps": query.fps, "frame_count": query.frame_count}
-        for number, own in enumerate(self.queries):
+        for shift, current in enumerate(self.queries):
             yield Entry(
-                own.video,
-                own.video,
-                np.roll(rows, number, 0),
+                current.video,
+                current.video,
+                np.roll(rows, shift, 0),
                 {"frame": frames.astype(np.int64)},
                 facts,
             )
 
     def _build_text_entries(self) -> Iterator[Entry]:
+        """Yield equal text features for all queries."""
         for query in self.queries:
             yield Entry(
                 query.id,
@@ -236,6 +298,14 @@ class Fixture:
             )
 
     def build_loader(self, store: Path) -> Loader:
+        """Build the loader of a store.
+
+        Args:
+            store: Path of the store.
+
+        Returns:
+            The loader of all queries.
+        """
         model = self.config.model
         features = GroundingDataset.from_store(
             store, "train", model.num_frames, model.num_clips, device=self.device
@@ -243,10 +313,17 @@ class Fixture:
         return Loader(features, features.queries, self.config.batch, 0, 0, device=self.device)
 
     def build_raw_batch(self, batch: Batch) -> Batch:
-        """The batch with what the backbones see in the place of what they make."""
-        own = [self.backbone_inputs.roll(int(name[1:])) for name in batch.query_ids]
+        """Replace the features of a batch by the inputs of the backbones.
+
+        Args:
+            batch: Batch of stored features.
+
+        Returns:
+            Batch with images and clips.
+        """
+        backbone_inputs = [self.backbone_inputs.roll(int(name[1:])) for name in batch.query_ids]
         pictures, clips = (
-            torch.stack([getattr(raw, name) for raw in own]).to(self.device)
+            torch.stack([getattr(raw, name) for raw in backbone_inputs]).to(self.device)
             for name in ("pictures", "clips")
         )
         return Batch(
@@ -254,17 +331,28 @@ class Fixture:
         )
 
     def build_step(self, variant: str) -> TrainingStep:
-        how, network = VARIANTS[variant], copy.deepcopy(self.network)
-        if how is None:
+        """Build the training step of a variant from copies of the networks.
+
+        Args:
+            variant: Name of the variant.
+
+        Returns:
+            The step.
+        """
+        options = VARIANTS[variant]
+        network = copy.deepcopy(self.network)
+        if options is None:
             return TrainingStep(self.config, network, self.device)
-        (learns, quick), backbones = (
-            how,
-            (copy.deepcopy(self.image_encoder), copy.deepcopy(self.motion_encoder)),
-        )
-        fed = NetworkWithBackbones(
-            network, *map(optimize_for_inference, backbones) if quick else backbones, learns
-        )
-        return TrainingStep(self.config, fed, self.device)
+
+        train_image_encoder, optimize = options
+        image_encoder = copy.deepcopy(self.image_encoder)
+        motion_encoder = copy.deepcopy(self.motion_encoder)
+        if optimize:
+            image_encoder = optimize_for_inference(image_encoder)
+            motion_encoder = optimize_for_inference(motion_encoder)
+
+        combined = NetworkWithBackbones(network, image_encoder, motion_encoder, train_image_encoder)
+        return TrainingStep(self.config, combined, self.device)
 
 
 @dataclass
@@ -298,52 +386,76 @@ class EndToEndStep(Case):
     @torch.inference_mode()
     def check_agreement(self) -> None:
         """Check that all variants agree."""
-        made = self.fixture
-        with made.build_loader(self.work_dir / "store") as loader:
+        fixture = self.fixture
+        with fixture.build_loader(self.work_dir / "store") as loader:
             (part,) = next(iter(loader))
-        stored, *fed = (made.build_step(way).state.model.eval() for way in list(VARIANTS)[:3])
-        expected, raw = stored(part.inputs).boxes, made.build_raw_batch(part).inputs
+        stored, *fed = (
+            fixture.build_step(variant).state.model.eval() for variant in list(VARIANTS)[:3]
+        )
+        expected, raw = stored(part.inputs).boxes, fixture.build_raw_batch(part).inputs
         for network in fed:
             torch.testing.assert_close(network(raw).boxes, expected, rtol=1e-2, atol=1e-3)
 
     def measure(self) -> list[Comparison]:
         """Measure all variants."""
-        made = self.fixture
+        fixture = self.fixture
         store = self.work_dir / "store"
-        least = {
-            way: run_in_forked_process(
-                _measure_bound_and_peak, way, self.resolved_size, self.device, store
+        # Before this process allocates its own networks
+        bounds_and_peaks = {
+            variant: run_in_forked_process(
+                _measure_bound_and_peak, variant, self.resolved_size, self.device, store
             )
-            for way in VARIANTS
-        }  # while this process holds little
-        with made.build_loader(store) as loader:
+            for variant in VARIANTS
+        }
+
+        with fixture.build_loader(store) as loader:
             batches = iter(loader)
-            raw = [made.build_raw_batch(part) for part in next(batches)]
-            steps = {way: made.build_step(way) for way in VARIANTS}
+            raw = [fixture.build_raw_batch(part) for part in next(batches)]
+            steps = {variant: fixture.build_step(variant) for variant in VARIANTS}
             first, *others = VARIANTS
-            ways = {first: lambda: steps[first](next(batches))} | {
-                way: (lambda way=way: steps[way](raw)) for way in others
+            functions = {first: lambda: steps[first](next(batches))} | {
+                variant: (lambda variant=variant: steps[variant](raw)) for variant in others
             }
             tops = {
-                way: profile_torch(step, self.device) for way, step in ways.items()
+                variant: profile_torch(step, self.device) for variant, step in functions.items()
             }  # each has now begun
-            seconds = time_interleaved(ways, self.rounds, warmup_rounds=0, untimed_calls=1)
-        found = {
-            way: Measurement(own, *least[way], tops[way], {"parameters": steps[way].num_parameters})
-            for way, own in seconds.items()
+            seconds = time_interleaved(functions, self.rounds, warmup_rounds=0, untimed_calls=1)
+
+        measurements = {
+            variant: Measurement(
+                rounds,
+                *bounds_and_peaks[variant],
+                tops[variant],
+                {"parameters": steps[variant].num_parameters},
+            )
+            for variant, rounds in seconds.items()
         }
-        return [Comparison(self.build_title(raw[0]), found)]
+        return [Comparison(self.build_title(raw[0]), measurements)]
 
     def build_title(self, part: Batch) -> str:
-        pictures, clips = part.inputs.appearance.shape, part.inputs.motion.shape
-        return f"{pictures[0]} × {pictures[1]} frames of {pictures[3]}×{pictures[2]}, {clips[1]} clips of {clips[3]}×{clips[4]}×{clips[5]}"
+        """Describe the sizes of a batch.
+
+        Args:
+            part: Batch with images and clips.
+
+        Returns:
+            Title of the comparison.
+        """
+        batch, num_frames, height, width, _ = part.inputs.appearance.shape
+        _, num_clips, _, *clip_shape = part.inputs.motion.shape
+        frames = f"{batch} × {num_frames} frames of {width}×{height}"
+        return f"{frames}, {num_clips} clips of {'×'.join(map(str, clip_shape))}"
 
 
 def _measure_bound_and_peak(
-    way: str, size: EndToEndSize, device: str, store: Path
+    variant: str, size: EndToEndSize, device: str, store: Path
 ) -> tuple[LowerBound, int]:
-    made = Fixture(size, device)
-    with made.build_loader(store) as loader:
+    """Return the lower bound and the peak bytes of a variant's step."""
+    fixture = Fixture(size, device)
+    with fixture.build_loader(store) as loader:
         parts = next(iter(loader))
-    parts = parts if VARIANTS[way] is None else [made.build_raw_batch(part) for part in parts]
-    return measure_bound_and_peak(made.build_step(way), parts, device)
+
+    if VARIANTS[variant] is not None:
+        parts = [fixture.build_raw_batch(part) for part in parts]
+
+    return measure_bound_and_peak(fixture.build_step(variant), parts, device)

@@ -1,4 +1,4 @@
-"""How long judging takes at the size of VidSTG's test split: 10,303 queries of 600 frames."""
+"""Evaluation at the size of VidSTG's test split: 10,303 queries of 600 frames."""
 
 from __future__ import annotations
 
@@ -44,29 +44,21 @@ class Evaluation(Case):
         self.true_boxes, self.predicted_boxes = sample_boxes(
             np.random.default_rng(0), self.num_queries, self.num_frames
         )
-        names, offsets = (
-            tuple(map(str, range(self.num_queries))),
-            np.arange(self.num_queries + 1) * self.num_frames,
-        )
-        frames, whole = (
-            np.tile(np.arange(self.num_frames), self.num_queries),
-            np.tile([[0, self.num_frames]], (self.num_queries, 1)),
-        )
-        true, predicted = (
-            boxes.reshape(-1, 4) for boxes in (self.true_boxes, self.predicted_boxes)
-        )
+
+        names = tuple(map(str, range(self.num_queries)))
+        offsets = np.arange(self.num_queries + 1) * self.num_frames
+        frames = np.tile(np.arange(self.num_frames), self.num_queries)
+        true_spans = np.tile([[0, self.num_frames]], (self.num_queries, 1))
+        predicted_spans = np.tile([[self.num_frames // 6, self.num_frames]], (self.num_queries, 1))
+        true_boxes = self.true_boxes.reshape(-1, 4)
+        predicted_boxes = self.predicted_boxes.reshape(-1, 4)
+
         self.truth_tubes = GroundTruthTubes(
-            Tubes(names, whole, offsets, frames, true, framewise=True),
+            Tubes(names, true_spans, offsets, frames, true_boxes, framewise=True),
             np.full(self.num_queries, 30.0),
-            whole,
+            true_spans,
         )
-        self.predicted_tubes = Tubes(
-            names,
-            np.tile([[self.num_frames // 6, self.num_frames]], (self.num_queries, 1)),
-            offsets,
-            frames,
-            predicted,
-        )
+        self.predicted_tubes = Tubes(names, predicted_spans, offsets, frames, predicted_boxes)
         self._write_files()
         return self
 
@@ -74,10 +66,10 @@ class Evaluation(Case):
         """Check that all variants agree."""
         from grounding.metrics.protocols import score_tubes
 
-        judged = score_tubes(self.truth_tubes, self.predicted_tubes)
+        scores = score_tubes(self.truth_tubes, self.predicted_tubes)
         for query, (vIoU, sIoU) in enumerate(self._evaluate_by_loop()):
-            assert abs(judged.vIoU[query] - vIoU) < 1e-9
-            assert abs(judged.sIoU[query] - sIoU) < 1e-9
+            assert abs(scores.vIoU[query] - vIoU) < 1e-9
+            assert abs(scores.sIoU[query] - sIoU) < 1e-9
         self._run_stvg_eval()
         assert json.loads((self.work_dir / "out.json").read_text())["queries"] == self.num_queries
 
@@ -112,8 +104,8 @@ class Evaluation(Case):
             Comparison(
                 f"{self.num_queries:,} queries of {self.num_frames} frames, arrays",
                 {
-                    n: Measurement(own, LowerBound(bytes=size), hotspots=top.get(n, []))
-                    for n, own in arrays.items()
+                    name: Measurement(seconds, LowerBound(bytes=size), hotspots=top.get(name, []))
+                    for name, seconds in arrays.items()
                 },
             ),
             Comparison(
@@ -123,21 +115,21 @@ class Evaluation(Case):
         ]
 
     def _evaluate_by_loop(self) -> list[tuple[float, float]]:
-        """VIoU and sIoU of the first queries, frame by frame."""
-        found = []
-        for a, b in zip(
-            self.true_boxes[:NUM_CHECKED], self.predicted_boxes[:NUM_CHECKED], strict=True
-        ):
-            overlaps = [compute_iou(*pair) for pair in zip(a.tolist(), b.tolist(), strict=True)]
-            found.append(
-                (
-                    sum(overlaps[self.num_frames // 6 :]) / self.num_frames,
-                    sum(overlaps) / self.num_frames,
-                )
-            )
-        return found
+        """Return vIoU and sIoU of the first queries, computed frame by frame."""
+        scores = []
+        pairs = zip(self.true_boxes[:NUM_CHECKED], self.predicted_boxes[:NUM_CHECKED], strict=True)
+
+        for true, predicted in pairs:
+            frame_pairs = zip(true.tolist(), predicted.tolist(), strict=True)
+            ious = [compute_iou(*frame_pair) for frame_pair in frame_pairs]
+            vIoU = sum(ious[self.num_frames // 6 :]) / self.num_frames
+            sIoU = sum(ious) / self.num_frames
+            scores.append((vIoU, sIoU))
+
+        return scores
 
     def _run_stvg_eval(self) -> None:
+        """Run the command in a fresh process."""
         files = [
             "--truth",
             self.work_dir / "index.jsonl",
@@ -150,49 +142,59 @@ class Evaluation(Case):
         subprocess.run(command, check=True, capture_output=True)
 
     def _read_plain(self) -> None:
+        """Parse both files without validation."""
         for name in ("index.jsonl", "predictions.jsonl"):
             with (self.work_dir / name).open(encoding="utf-8") as lines:
                 for line in lines:
                     json.loads(line)
 
     def _write_files(self) -> None:
-        """The index, its tracks and the predictions as files; sentences share the boxes of four
-        objects a video.
+        """Write the index, its tracks and the predictions.
+
+        The queries of a video share the boxes of four objects.
         """
         from pipeline.io.jsonl import write_json, write_jsonl
         from pipeline.records import Query, Truth
         from pipeline.tracks import Tracks
 
-        tracks, queries, frames = Tracks(), [], self.num_frames
+        tracks = Tracks()
+        queries = []
+        frames = self.num_frames
+
         with (self.work_dir / "predictions.jsonl").open("w") as file:
-            for number in range(self.num_queries):
-                video, own = f"{number % self.num_videos}", number % (4 * self.num_videos)
-                if f"{own}" not in tracks:
-                    tracks.add(f"{own}", np.arange(frames), self.true_boxes[own])
-                about = {
-                    "id": f"q{number}",
+            for index in range(self.num_queries):
+                video = f"{index % self.num_videos}"
+                track_index = index % (4 * self.num_videos)
+                track = f"{track_index}"
+                if track not in tracks:
+                    tracks.add(track, np.arange(frames), self.true_boxes[track_index])
+
+                video_fields = {
+                    "id": f"q{index}",
                     "video": video,
                     "path": f"{video}.mp4",
                     "fps": 30.0,
                     "frame_count": frames,
                     "size": VIDEO_SIZE,
                 }
-                said = {
+                text_fields = {
                     "text": "x",
-                    "form": "declarative" if number % 2 else "interrogative",
+                    "form": "declarative" if index % 2 else "interrogative",
                     "split": "test",
                 }
-                truth = Truth(span=(0, frames), track=f"{own}")
+                truth = Truth(span=(0, frames), track=track)
                 queries.append(
-                    Query.model_validate({**about, **said, "segment": (0, frames), "truth": truth})
+                    Query.model_validate(
+                        {**video_fields, **text_fields, "segment": (0, frames), "truth": truth}
+                    )
                 )
                 rows = [
-                    [frame, *box] for frame, box in enumerate(self.predicted_boxes[number].tolist())
+                    [frame, *box] for frame, box in enumerate(self.predicted_boxes[index].tolist())
                 ]
                 file.write(
                     json.dumps(
                         {
-                            "id": f"q{number}",
+                            "id": f"q{index}",
                             "span": [frames // 6, frames],
                             "score": 0.5,
                             "boxes": rows,
@@ -208,13 +210,33 @@ class Evaluation(Case):
 def sample_boxes(
     rng: np.random.Generator, queries: int, frames: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """True and predicted boxes `[queries, frames, 4]` xyxy, the predicted ones near the true."""
+    """Sample true boxes, and predicted boxes near them.
+
+    Args:
+        rng: Random generator.
+        queries: Number of queries.
+        frames: Frames of each query.
+
+    Returns:
+        True boxes and predicted boxes `[queries, frames, 4]`, xyxy in pixels.
+    """
     corner = rng.integers(0, 200, (queries, 1, 2)) + rng.integers(0, 100, (queries, frames, 2))
     true = np.concatenate([corner, corner + np.array([180, 120])], -1).astype(np.float64)
     return true, np.round(true + rng.normal(0, 15, true.shape), 2)
 
 
 def compute_iou(a: list[float], b: list[float]) -> float:
-    both = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    """Compute the IoU of two boxes.
+
+    Args:
+        a: Box, xyxy.
+        b: Box, xyxy; an inverted box has no area.
+
+    Returns:
+        IoU in [0, 1].
+    """
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    intersection = width * height
     areas = (a[2] - a[0]) * (a[3] - a[1]) + max(0.0, b[2] - b[0]) * max(0.0, b[3] - b[1])
-    return both / (areas - both)
+    return intersection / (areas - intersection)

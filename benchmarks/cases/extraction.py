@@ -1,4 +1,4 @@
-"""How near extraction comes to what its parts need, and to the usual way of doing it."""
+"""Whole extraction, against its stages and against one decode pass per product."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ from benchmarks.timing import profile_torch
 from pipeline.extraction.cluster import MALLOC_ENVIRONMENT
 
 HAS_GPU = torch.cuda.is_available()
-FULL_RUN, PER_PRODUCT_RUN = "stvg-extract", "a decode pass and a file per video and product"
-DECODE_ONLY, ENCODE_ONLY, CPU_TIME = (
-    "decoding alone",
-    "the networks alone",
-    "all processor time, over all cores",
-)
+FULL_RUN = "stvg-extract"
+PER_PRODUCT_RUN = "a decode pass and a file per video and product"
+DECODE_ONLY = "decoding alone"
+ENCODE_ONLY = "the networks alone"
+CPU_TIME = "all processor time, over all cores"
 
 
 CPU_WORKLOADS = (
@@ -71,29 +70,31 @@ class Extraction(Case):
 
     def __enter__(self) -> Extraction:
         super().__enter__()
-        for clips in self.workloads:
-            folder = self.work_dir / clips.title
-            names = [f"{number:04d}" for number in range(clips.num_videos)]
-            self.video_paths[clips.title] = [
-                make_video(folder / "videos" / f"{name}.mp4", clips.size, FPS * clips.seconds, seed)
+        for workload in self.workloads:
+            folder = self.work_dir / workload.title
+            names = [f"{number:04d}" for number in range(workload.num_videos)]
+            self.video_paths[workload.title] = [
+                make_video(
+                    folder / "videos" / f"{name}.mp4", workload.size, FPS * workload.seconds, seed
+                )
                 for seed, name in enumerate(names)
             ]
-            write_index(folder, make_queries(names, FPS * clips.seconds, clips.size))
+            write_index(folder, make_queries(names, FPS * workload.seconds, workload.size))
         return self
 
     def check_agreement(self) -> None:
-        """What the first round gives is compared, all of it."""
+        """Check that both extractions of the first round give the same features."""
         from pipeline.store import Store
 
-        for clips, (folder, paths) in self._iterate_workloads():
-            self.seconds[clips.title] = self._run_rounds(clips, folder, paths)
+        for workload, (folder, paths) in self._iterate_workloads():
+            self.seconds[workload.title] = self._run_rounds(workload, folder, paths)
             for product in PRODUCTS:
                 reader = Store(folder / "store-0").open(product)
                 for path in paths:
                     usual = np.load(folder / "npy-0" / product / f"{path.stem}.npy")
                     tolerance = (
                         {"rtol": 1e-2, "atol": 1e-2}
-                        if clips.device == "cuda"
+                        if workload.device == "cuda"
                         else {"rtol": 0, "atol": 0}
                     )
                     np.testing.assert_allclose(
@@ -106,27 +107,36 @@ class Extraction(Case):
         """Measure all variants."""
         return [
             Comparison(
-                clips.title, self._build_measurements(clips, place[1], self.seconds[clips.title])
+                workload.title,
+                self._build_measurements(workload, place[1], self.seconds[workload.title]),
             )
-            for clips, place in self._iterate_workloads()
+            for workload, place in self._iterate_workloads()
         ]
 
     def _iterate_workloads(self) -> Iterator[tuple[ExtractionWorkload, tuple[Path, list[Path]]]]:
-        for clips in self.workloads:
-            yield clips, (self.work_dir / clips.title, self.video_paths[clips.title])
+        """Yield each workload with its folder and the paths of its videos."""
+        for workload in self.workloads:
+            yield workload, (self.work_dir / workload.title, self.video_paths[workload.title])
 
     def _run_rounds(
-        self, clips: ExtractionWorkload, folder: Path, paths: list[Path]
+        self, workload: ExtractionWorkload, folder: Path, paths: list[Path]
     ) -> dict[str, list[float]]:
+        """Return the seconds of all variants by round."""
         seconds: dict[str, list[float]] = {
             name: [] for name in (FULL_RUN, DECODE_ONLY, ENCODE_ONLY, CPU_TIME, PER_PRODUCT_RUN)
         }
-        with warm_pools(clips, self.workers) as pools:
-            for turn in range(clips.rounds):
+        with warm_pools(workload, self.workers) as pools:
+            for round_index in range(workload.rounds):
                 with measure_cpu_time() as spent:
                     seconds[FULL_RUN].append(
                         time_call(
-                            partial(run_extraction, folder, f"store-{turn}", clips, self.workers)
+                            partial(
+                                run_extraction,
+                                folder,
+                                f"store-{round_index}",
+                                workload,
+                                self.workers,
+                            )
                         )
                     )
                 seconds[CPU_TIME].append(spent[0] / CORES)
@@ -135,37 +145,45 @@ class Extraction(Case):
                         partial(
                             run_in_new_pools,
                             paths,
-                            clips,
+                            workload,
                             self.workers,
-                            str(folder / f"npy-{turn}"),
+                            str(folder / f"npy-{round_index}"),
                         )
                     )
                 )
                 for name, work in ((DECODE_ONLY, run_decoding), (ENCODE_ONLY, run_encoders)):
                     seconds[name].append(
-                        time_call(partial(run_in_pools, pools, work, paths, clips))
+                        time_call(partial(run_in_pools, pools, work, paths, workload))
                     )
         return seconds
 
     def _build_measurements(
-        self, clips: ExtractionWorkload, paths: list[Path], seconds: dict[str, list[float]]
+        self, workload: ExtractionWorkload, paths: list[Path], seconds: dict[str, list[float]]
     ) -> dict[str, Measurement]:
-        floors = {FULL_RUN: compute_lower_bound(clips, paths, self.workers)}
-        facts = {FULL_RUN: {"videos_per_second": clips.num_videos / min(seconds[FULL_RUN])}}
-        top = {FULL_RUN: profile_torch(partial(run_encoders, paths[:1], clips), clips.device)}
+        """Add the lower bound, facts and hotspots of the whole extraction to the seconds."""
+        floors = {FULL_RUN: compute_lower_bound(workload, paths, self.workers)}
+        facts = {FULL_RUN: {"videos_per_second": workload.num_videos / min(seconds[FULL_RUN])}}
+        top = {FULL_RUN: profile_torch(partial(run_encoders, paths[:1], workload), workload.device)}
         return {
             name: Measurement(
-                own, floors.get(name), hotspots=top.get(name, []), extra=facts.get(name, {})
+                rounds, floors.get(name), hotspots=top.get(name, []), extra=facts.get(name, {})
             )
-            for name, own in seconds.items()
+            for name, rounds in seconds.items()
         }
 
 
 def compute_lower_bound(
     workload: ExtractionWorkload, paths: list[Path], workers: int
 ) -> LowerBound:
-    """The networks' operations on all pictures and clips, and writing the pictures that are
-    decoded.
+    """Compute the lower bound of a whole extraction.
+
+    Args:
+        workload: The workload.
+        paths: Paths of the videos.
+        workers: Number of worker processes.
+
+    Returns:
+        Operations of the encoders, and bytes of the decoded frames.
     """
     pixels = FPS * workload.seconds * workload.size[0] * workload.size[1] * 3 * len(paths)
     return LowerBound(
@@ -176,6 +194,14 @@ def compute_lower_bound(
 
 
 def run_extraction(folder: Path, store: str, workload: ExtractionWorkload, workers: int) -> None:
+    """Run a whole extraction.
+
+    Args:
+        folder: Folder of the index and the videos.
+        store: Name of the store in the folder.
+        workload: The workload.
+        workers: Number of worker processes.
+    """
     from pipeline.extraction.run import run_extraction
 
     report = run_extraction(
@@ -187,7 +213,14 @@ def run_extraction(folder: Path, store: str, workload: ExtractionWorkload, worke
 def run_in_new_pools(
     paths: list[Path], workload: ExtractionWorkload, workers: int, folder: str
 ) -> None:
-    """The usual way, on processes that begin now."""
+    """Extract features per product, in fresh processes.
+
+    Args:
+        paths: Paths of the videos.
+        workload: The workload.
+        workers: Number of processes.
+        folder: Folder of the results.
+    """
     with start_pools(workers, {}) as pools:
         run_in_pools(pools, extract_per_product, paths, workload, folder)
 
@@ -199,18 +232,34 @@ def run_in_pools(
     workload: ExtractionWorkload,
     *extra_args: str,
 ) -> None:
-    """The work on all of these processes, with as many of the videos each."""
-    for done in [
-        pool.submit(function, paths[number :: len(pools)], workload, *extra_args)
-        for number, pool in enumerate(pools)
-    ]:
-        done.result()
+    """Run a function in all processes, and share the videos among them.
+
+    Args:
+        pools: One pool per process.
+        function: Function of paths, the workload and the extra arguments.
+        paths: Paths of the videos.
+        workload: The workload.
+        *extra_args: Further arguments.
+    """
+    futures = []
+    for index, pool in enumerate(pools):
+        pool_paths = paths[index :: len(pools)]
+        futures.append(pool.submit(function, pool_paths, workload, *extra_args))
+
+    for future in futures:
+        future.result()
 
 
 @contextmanager
 def warm_pools(workload: ExtractionWorkload, workers: int) -> Iterator[list[ProcessPoolExecutor]]:
-    """As many processes as the run has workers, which have imported what they need and made their
-    networks.
+    """Start processes that have finished their imports and built their encoders.
+
+    Args:
+        workload: The workload.
+        workers: Number of processes.
+
+    Yields:
+        One pool per process.
     """
     with start_pools(workers, MALLOC_ENVIRONMENT) as pools:
         run_in_pools(pools, run_encoders, [], workload)
@@ -219,8 +268,14 @@ def warm_pools(workload: ExtractionWorkload, workers: int) -> Iterator[list[Proc
 
 @contextmanager
 def start_pools(workers: int, memory: dict[str, str]) -> Iterator[list[ProcessPoolExecutor]]:
-    """Fresh ones, each on its own; `memory` are their settings of the allocator, which Dask leaves
-    behind.
+    """Start pools of one fresh process each.
+
+    Args:
+        workers: Number of pools.
+        memory: Environment of the allocator. It replaces the variables that Dask leaves behind.
+
+    Yields:
+        The pools.
     """
     with ExitStack() as stack:
         for name in [name for name in os.environ if name.startswith("MALLOC_")]:
@@ -234,32 +289,38 @@ def start_pools(workers: int, memory: dict[str, str]) -> Iterator[list[ProcessPo
 
 @contextmanager
 def measure_cpu_time() -> Iterator[list[float]]:
-    """Seconds of processor time of this process and all below it, also of those that end meanwhile."""
+    """Measure the CPU time of this process and its descendants, including those that end.
+
+    Yields:
+        A list whose only value is set to the CPU seconds when the block ends.
+    """
     import psutil
 
-    me, spent, over = psutil.Process(), [0.0], threading.Event()
-    seen: dict[int, float] = {}
+    this_process = psutil.Process()
+    cpu_seconds = [0.0]
+    finished = threading.Event()
+    seconds_by_pid: dict[int, float] = {}
 
-    def look() -> None:
-        for process in [me, *me.children(recursive=True)]:
+    def sample() -> None:
+        for process in [this_process, *this_process.children(recursive=True)]:
             try:
                 times = process.cpu_times()
-                seen[process.pid] = times.user + times.system
+                seconds_by_pid[process.pid] = times.user + times.system
             except psutil.Error:
                 continue
 
     def watch() -> None:
-        while not over.wait(0.1):
-            look()
+        while not finished.wait(0.1):
+            sample()
 
-    look()
-    before = sum(seen.values())  # some are there already
+    sample()
+    before = sum(seconds_by_pid.values())  # processes that run already
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        yield spent
+        yield cpu_seconds
     finally:
-        over.set()
+        finished.set()
         watcher.join()
-        look()
-        spent[0] = sum(seen.values()) - before
+        sample()
+        cpu_seconds[0] = sum(seconds_by_pid.values()) - before

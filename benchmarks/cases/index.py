@@ -1,4 +1,4 @@
-"""How long `stvg-prepare` takes for a data set of VidSTG's size, and how much memory."""
+"""Time and memory of `stvg-prepare` on a data set of VidSTG's size."""
 
 from __future__ import annotations
 
@@ -56,17 +56,15 @@ class Index(Case):
     num_videos: int = 5436
     num_sentences: int = 80684
     box_subset_divisor: int = 20
-    """One video in so many is indexed with boxes: VidOR's files of all of them would take
-    gigabytes.
-    """
+    """Number of videos per video with boxes. VidOR's files of all videos would take gigabytes."""
     rounds: int = 2
 
     def __enter__(self) -> Index:
         super().__enter__()
-        few = self.num_videos // self.box_subset_divisor
+        num_subset_videos = self.num_videos // self.box_subset_divisor
         self.subsets = {
             "without": (self.num_videos, self.num_sentences),
-            "with": (few, self.num_sentences * few // self.num_videos),
+            "with": (num_subset_videos, self.num_sentences * num_subset_videos // self.num_videos),
         }
         for name, (videos, sentences) in self.subsets.items():
             write_annotations(
@@ -108,6 +106,7 @@ class Index(Case):
         ]
 
     def _build_measurements(self, root: Path) -> dict[str, Measurement]:
+        """Measure parsing and preparation in fresh processes, in turns."""
         plain, whole = zip(
             *(
                 (
@@ -136,31 +135,62 @@ class Index(Case):
 
 
 def run_prepare(root: Path) -> tuple[float, int]:
-    """Seconds, and bytes of the process at most."""
+    """Prepare the index.
+
+    Args:
+        root: Folder of the annotations.
+
+    Returns:
+        Seconds, and bytes of this process at the peak.
+    """
     from pipeline.datasets.prepare import prepare
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     prepare("vidstg", root, root / "index" / "index.jsonl")
-    return time.perf_counter() - began, read_process_memory("VmHWM")
+    return time.perf_counter() - start, read_process_memory("VmHWM")
 
 
 def profile_prepare(root: Path) -> list[tuple[str, float]]:
+    """Profile the preparation of the index.
+
+    Args:
+        root: Folder of the annotations.
+
+    Returns:
+        Pairs (function, share of the time).
+    """
     return profile_python(lambda: run_prepare(root))
 
 
 def read_plain(root: Path) -> tuple[float, int]:
-    began = time.perf_counter()
+    """Parse all annotation files without validation.
+
+    Args:
+        root: Folder of the annotations.
+
+    Returns:
+        Seconds, and bytes of this process at the peak.
+    """
+    start = time.perf_counter()
     for folder in ("annotations", "annotation"):
         for path in (root / folder).rglob("*.json"):
             json.loads(path.read_bytes())
-    return time.perf_counter() - began, read_process_memory("VmHWM")
+    return time.perf_counter() - start, read_process_memory("VmHWM")
 
 
 def write_annotations(
     root: Path, rng: np.random.Generator, num_videos: int, num_sentences: int, with_boxes: bool
 ) -> None:
-    """VidSTG's training file of exactly so many sentences; every video has some, an entry a caption
-    and up to two questions.
+    """Write VidSTG's training file, and VidOR's files of the boxes.
+
+    Every video has sentences. An entry has a caption and up to two questions.
+
+    Args:
+        root: Folder of the annotations.
+        rng: Random generator.
+        num_videos: Number of videos.
+        num_sentences: Exact number of sentences.
+        with_boxes: Write the boxes.
     """
     frames = rng.integers(150, 1800, num_videos)
     counts = rng.choice(
@@ -188,8 +218,16 @@ def write_annotations(
 def build_entry(
     video_index: int, frame_count: int, num_sentences: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """An entry with the fields of the real file and `said` sentences; segment and truth lie
-    anywhere in the video.
+    """Build an entry with the fields of the real file.
+
+    Args:
+        video_index: Index of the video.
+        frame_count: Frames of the video.
+        num_sentences: Sentences of the entry.
+        rng: Random generator, for sentences, segment and ground truth.
+
+    Returns:
+        The entry.
     """
     objects = build_objects(video_index)
     begin, first, end, last = np.sort(rng.choice(frame_count - 1, 4, replace=False)).tolist()
@@ -199,9 +237,9 @@ def build_entry(
         {
             "description": " ".join(rng.choice(VOCABULARY, 9)) + ".",
             "type": "person",
-            "target_id": subject if place < 2 else target,
+            "target_id": subject if sentence_index < 2 else target,
         }
-        for place in range(num_sentences)
+        for sentence_index in range(num_sentences)
     ]
     return {
         "vid": str(10**9 + video_index),
@@ -224,7 +262,14 @@ def build_entry(
 
 
 def build_objects(video_index: int) -> list[dict[str, Any]]:
-    """Two to seven objects, by the video's number."""
+    """Build two to seven objects, determined by the video's index.
+
+    Args:
+        video_index: Index of the video.
+
+    Returns:
+        Objects with track id and category.
+    """
     return [
         {"tid": tid, "category": CATEGORIES[(video_index + tid) % len(CATEGORIES)]}
         for tid in range(2 + video_index % 6)
@@ -234,10 +279,19 @@ def build_objects(video_index: int) -> list[dict[str, Any]]:
 def build_trajectories(
     video_index: int, frame_count: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """VidOR's file of one video: every object has a box in every frame."""
+    """Build VidOR's file of one video, with a box of every object in every frame.
+
+    Args:
+        video_index: Index of the video.
+        frame_count: Frames of the video.
+        rng: Random generator.
+
+    Returns:
+        Content of the file.
+    """
     objects = build_objects(video_index)
     corners = rng.integers(0, 160, (frame_count, len(objects), 2)).tolist()
-    sides = [
+    trajectories = [
         [
             {
                 "tid": tid,
@@ -257,6 +311,6 @@ def build_trajectories(
         "width": 640,
         "height": 360,
         "subject/objects": objects,
-        "trajectories": sides,
+        "trajectories": trajectories,
         "relation_instances": [],
     }

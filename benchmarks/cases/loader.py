@@ -1,4 +1,4 @@
-"""What getting its batch adds to a training step of CSDVL."""
+"""Training steps of CSDVL with the loader, against steps on a resident batch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,14 @@ from grounding.systems.registry import get_preset, get_system
 from pipeline.records import Query
 
 FRAME_STRIDES = {"appearance": 5, "motion": 10}
-"""Frames between two stored rows."""
+"""Frames between two stored rows, by product."""
 TINY_SHAPES = {"appearance": (32, 6, 10, 128), "motion": (16, 8, 8, 384), "text": (8, 64)}
 FULL_SHAPES = {"appearance": (64, 10, 18, 2048), "motion": (50, 16, 16, 2304), "text": (25, 768)}
-"""Entries of a video: rows, then a row's shape."""
-COLD_READ, CACHED_READ, IN_MEMORY, COLLATE_ONLY = (
-    "from the store, read anew",
-    "from the store, read before",
-    "at hand",
-    "making a batch alone, one thread",
-)
+"""Shapes of a video's entry: rows, then the shape of a row."""
+COLD_READ = "from the store, read anew"
+CACHED_READ = "from the store, read before"
+IN_MEMORY = "at hand"
+COLLATE_ONLY = "making a batch alone, one thread"
 
 
 @dataclass
@@ -56,7 +54,7 @@ class LoaderStep(Case):
         default_factory=lambda: FULL_SHAPES if torch.cuda.is_available() else TINY_SHAPES
     )
     warmup_steps: int = 8
-    """Steps that are not timed, so that what the loader had ready before the clock is used up."""
+    """Untimed steps, which use up the batches that the loader has prefetched."""
     num_steps: int = 16
     rounds: int = 5
 
@@ -92,33 +90,43 @@ class LoaderStep(Case):
         with self._build_loader(self._open_features()) as loader:
             read = next(iter(loader))
         assert [part.query_ids for part in read] == [part.query_ids for part in self.resident_batch]
-        for one, other in zip(read, self.resident_batch, strict=True):
-            for held in ("inputs", "targets"):
-                for own in fields(getattr(one, held)):
-                    given = [getattr(getattr(part, held), own.name) for part in (one, other)]
-                    torch.testing.assert_close(*given, rtol=0, atol=0, msg=f"{held}.{own.name}")
+
+        for loaded, resident in zip(read, self.resident_batch, strict=True):
+            for group in ("inputs", "targets"):
+                actual = getattr(loaded, group)
+                expected = getattr(resident, group)
+                for tensor_field in fields(actual):
+                    name = tensor_field.name
+                    torch.testing.assert_close(
+                        getattr(actual, name),
+                        getattr(expected, name),
+                        rtol=0,
+                        atol=0,
+                        msg=f"{group}.{name}",
+                    )
 
     def measure(self) -> list[Comparison]:
         """Measure all variants."""
-        known = self._open_features()
+        cached_features = self._open_features()
         seconds: dict[str, list[float]] = {
             name: [] for name in (IN_MEMORY, COLD_READ, CACHED_READ, COLLATE_ONLY)
         }
-        for turn in range(self.rounds + 1):  # the first is not counted
+        for round_index in range(self.rounds + 1):  # round 0 is a warm-up
             with (
-                self._build_loader(self._open_features()) as anew,
-                self._build_loader(known) as before,
+                self._build_loader(self._open_features()) as cold_loader,
+                self._build_loader(cached_features) as cached_loader,
             ):
                 ways = {
                     IN_MEMORY: self._build_step_loop(lambda: self.resident_batch),
-                    COLD_READ: self._build_step_loop(self._warm_up(anew)),
-                    CACHED_READ: self._build_step_loop(self._warm_up(before)),
+                    COLD_READ: self._build_step_loop(self._warm_up(cold_loader)),
+                    CACHED_READ: self._build_step_loop(self._warm_up(cached_loader)),
                     COLLATE_ONLY: self._build_collate_loop(self._open_features()),
                 }
-                for name, own in time_interleaved(
-                    ways, 1, warmup_rounds=0, first_index=turn
+                for name, rounds in time_interleaved(
+                    ways, 1, warmup_rounds=0, first_index=round_index
                 ).items():
-                    seconds[name] += [one / self.num_steps for one in own if turn]
+                    if round_index:
+                        seconds[name] += [loop / self.num_steps for loop in rounds]
         size = count_feature_bytes(self.resident_batch[0])
         floors = {
             IN_MEMORY: self.step.compute_lower_bound(self.resident_batch),
@@ -129,76 +137,89 @@ class LoaderStep(Case):
             IN_MEMORY: profile_torch(lambda: self.step(self.resident_batch), self.device),
             COLLATE_ONLY: profile_python(self._build_collate_loop(self._open_features())),
         }
-        title = f"`{self.preset_name}`, {self.config.batch} queries a step, {size / 1e6:,.1f} MB of features"
+        queries = f"{self.config.batch} queries a step"
+        title = f"`{self.preset_name}`, {queries}, {size / 1e6:,.1f} MB of features"
         return [
             Comparison(
                 title,
                 {
-                    name: Measurement(own, floors[name], hotspots=top.get(name, []))
-                    for name, own in seconds.items()
+                    name: Measurement(rounds, floors[name], hotspots=top.get(name, []))
+                    for name, rounds in seconds.items()
                 },
             )
         ]
 
     def _open_features(self) -> GroundingDataset:
+        """Open the store with empty caches."""
         size = (self.config.model.num_frames, self.config.model.num_clips)
         return GroundingDataset.from_store(
             self.work_dir / "store", "train", *size, device=torch.device(self.device)
         )
 
     def _build_loader(self, features: GroundingDataset) -> Loader:
+        """Build a loader of all queries."""
         return Loader(
             features, self.queries, self.config.batch, 0, 0, device=torch.device(self.device)
         )
 
     def _warm_up(self, loader: Loader) -> Callable[[], list[Batch]]:
-        """What gives the loader's next batch, after those it had ready were used."""
+        """Use up the prefetched batches, and return a function that returns the next batch."""
         batches = iter(loader)
         for _ in range(self.warmup_steps):
             self.step(next(batches))
         return lambda: next(batches)
 
     def _build_step_loop(self, parts: Callable[[], list[Batch]]) -> Callable[[], None]:
-        def work() -> None:
+        """Return a function that runs the steps of one round."""
+
+        def run_steps() -> None:
             for _ in range(self.num_steps):
                 self.step(parts())
 
-        return work
+        return run_steps
 
     def _build_collate_loop(self, features: GroundingDataset) -> Callable[[], None]:
-        """Makes as many batches as there are steps, on the calling thread."""
+        """Return a function that builds the batches of one round on the calling thread."""
 
-        def work() -> None:
-            for numbers in np.arange(self.num_steps * self.config.batch).reshape(
+        def build_batches() -> None:
+            for query_indices in np.arange(self.num_steps * self.config.batch).reshape(
                 self.num_steps, -1
             ):
-                build_batch(features, [self.queries[number] for number in numbers])
+                build_batch(features, [self.queries[index] for index in query_indices])
 
-        return work
+        return build_batches
 
     def _build_first_batch(self) -> Batch:
-        """The loader's first batch, from features that were never stored."""
-        model, device = self.config.model, torch.device(self.device)
-        appearance, motion, text = (
-            self.products[name] for name in ("appearance", "motion", "text")
-        )
+        """Return the loader's first batch, built from features in memory."""
+        model = self.config.model
+        device = torch.device(self.device)
+
         features = GroundingDataset(
             self.queries,
             make_tracks(self.queries),
-            appearance,
-            motion,
-            text,
+            self.products["appearance"],
+            self.products["motion"],
+            self.products["text"],
             model.num_frames,
             model.num_clips,
         )
         order = np.random.default_rng([0, 0]).permutation(len(self.queries))[: self.config.batch]
-        batch = build_batch(features, [self.queries[number] for number in order])
+        batch = build_batch(features, [self.queries[index] for index in order])
         return Batch(
             to_device(batch.inputs, device), to_device(batch.targets, device), batch.query_ids
         )
 
 
 def build_batch(features: GroundingDataset, queries: Sequence[Query]) -> Batch:
+    """Load and collate the samples of one batch.
+
+    Args:
+        features: The dataset.
+        queries: Queries of the batch.
+
+    Returns:
+        Batch on the CPU.
+    """
     samples = [features.load_sample(query) for query in queries]
     return Batch(
         collate(samples),

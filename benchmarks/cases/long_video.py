@@ -1,4 +1,4 @@
-"""What an answer about a long video costs, window by window: it grows with the video in time alone."""
+"""Time and memory of grounding in a long video, window by window."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from pipeline.video import probe
 
 SENTENCES = [TEXT, "another one does not"]
 WorkFactory = Callable[[Path, Path, Path], Callable[[], object]]
-"""Of a run, a video and a folder for its features: all that comes before the clock, and gives what
-is timed.
-"""
+"""Prepares a run, a video and a folder of its features, and returns the function to time."""
 
 
 @dataclass
@@ -76,27 +74,29 @@ class LongVideo(Case):
         ]
 
     def _build_measurements(self, work: WorkFactory, later: bool) -> dict[str, Measurement]:
-        """By length of the video; where the time goes with the short one is found when all times
-        are, in this process.
-        """
-        short, there = self.minutes[0], self.work_dir / f"kept-{self.minutes[0]:g}"
-        found = {f"{count:g} min": self._measure_length(work, count) for count in self.minutes}
-        folders = [there if later else self.work_dir / name for name in ("counted", "profiled")]
+        """Measure each length in a fresh process, then profile the short video in this process."""
+        short = self.minutes[0]
+        cache_dir = self.work_dir / f"kept-{short:g}"
+        measurements = {
+            f"{count:g} min": self._measure_length(work, count) for count in self.minutes
+        }
+        folders = [cache_dir if later else self.work_dir / name for name in ("counted", "profiled")]
         counted, profiled = (
             work(self.work_dir / "run", self.videos[short], folder) for folder in folders
         )
         moved = (
-            count_folder_bytes(there) / short
+            count_folder_bytes(cache_dir) / short
             if later
             else FPS * 60 * self.size[0] * self.size[1] * 3
         )
         floor = LowerBound(count_flops(counted) / short, moved)
-        for way in found.values():
-            way.lower_bound = floor
-        found[f"{short:g} min"].hotspots = profile_torch(profiled, "cpu")
-        return found
+        for measurement in measurements.values():
+            measurement.lower_bound = floor
+        measurements[f"{short:g} min"].hotspots = profile_torch(profiled, "cpu")
+        return measurements
 
     def _measure_length(self, work: WorkFactory, minutes: float) -> Measurement:
+        """Measure one length in a fresh process, in seconds per minute of video."""
         seconds, peak = run_in_spawned_process(
             measure_work,
             work,
@@ -108,11 +108,31 @@ class LongVideo(Case):
 
 
 def measure_work(factory: WorkFactory, run: Path, video: Path, folder: Path) -> tuple[float, int]:
-    """Seconds, and the process' peak."""
+    """Time a prepared function in this process.
+
+    Args:
+        factory: Preparation.
+        run: Run directory.
+        video: Path of the video.
+        folder: Folder of the features.
+
+    Returns:
+        Seconds, and bytes of this process at the peak.
+    """
     return time_call(factory(run, video, folder)), read_process_memory("VmHWM")
 
 
 def prepare_streaming(run: Path, video: Path, folder: Path) -> Callable[[], object]:
+    """Prepare one sentence on a video that is decoded; features are discarded.
+
+    Args:
+        run: Run directory.
+        video: Path of the video.
+        folder: Folder of the features.
+
+    Returns:
+        The function to time.
+    """
     from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
@@ -120,6 +140,16 @@ def prepare_streaming(run: Path, video: Path, folder: Path) -> Callable[[], obje
 
 
 def prepare_caching(run: Path, video: Path, folder: Path) -> Callable[[], object]:
+    """Prepare the encoding of a video into a cache.
+
+    Args:
+        run: Run directory.
+        video: Path of the video.
+        folder: Folder of the features.
+
+    Returns:
+        The function to time.
+    """
     from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
@@ -127,11 +157,21 @@ def prepare_caching(run: Path, video: Path, folder: Path) -> Callable[[], object
 
 
 def prepare_cached_query(run: Path, video: Path, folder: Path) -> Callable[[], object]:
+    """Prepare one more sentence on cached features.
+
+    Args:
+        run: Run directory.
+        video: Path of the video.
+        folder: Folder of the features.
+
+    Returns:
+        The function to time.
+    """
     from grounding.predictor.grounder import Grounder
 
     grounder = Grounder(run, device="cpu")
-    seen = grounder.encode_video(video, folder)  # found there
-    return lambda: grounder.ground_encoded(seen, SENTENCES[1:])
+    features = grounder.encode_video(video, folder)  # reads the cache
+    return lambda: grounder.ground_encoded(features, SENTENCES[1:])
 
 
 CACHED_QUERY = "one more sentence about what is kept"

@@ -1,6 +1,4 @@
-"""How fast the pictures of a pass are read from the product `frames`, for networks whose image
-encoder trains.
-"""
+"""Reading of a pass's images from the product `frames`, for a trainable image encoder."""
 
 from __future__ import annotations
 
@@ -21,12 +19,11 @@ from pipeline.features.builders import JpegBuilder
 from pipeline.store import Entry
 
 GPU_DEVICE = torch.device("cuda")
-PILLOW, IMAGE_SOURCE, GPU_DECODER = (
-    "Pillow, one by one",
-    "`Pictures`, on the CPU",
-    "a batch of passes on the GPU, per pass",
-)
-JPEG_QUALITY, BATCH_SIZE = 90, 8
+PILLOW = "Pillow, one by one"
+IMAGE_SOURCE = "`Pictures`, on the CPU"
+GPU_DECODER = "a batch of passes on the GPU, per pass"
+JPEG_QUALITY = 90
+BATCH_SIZE = 8
 
 
 @dataclass
@@ -56,9 +53,9 @@ class ImagePassRead(Case):
             IMAGE_SOURCE: lambda: self.image_source.read("v", self.frame_indices),
         }
         if torch.cuda.is_available() and can_decode_jpegs(GPU_DEVICE):
-            waiting = [self.image_source.read_encoded("v", self.frame_indices)] * BATCH_SIZE
+            encoded_passes = [self.image_source.read_encoded("v", self.frame_indices)] * BATCH_SIZE
             self.variants[GPU_DECODER] = lambda: (
-                EncodedImageBatch(waiting).to(GPU_DEVICE)[0].cpu().numpy()
+                EncodedImageBatch(encoded_passes).to(GPU_DEVICE)[0].cpu().numpy()
             )
         return self
 
@@ -73,7 +70,7 @@ class ImagePassRead(Case):
         """Measure all variants."""
         seconds = time_interleaved(self.variants, self.rounds)
         if GPU_DECODER in seconds:
-            seconds[GPU_DECODER] = [own / BATCH_SIZE for own in seconds[GPU_DECODER]]
+            seconds[GPU_DECODER] = [batch / BATCH_SIZE for batch in seconds[GPU_DECODER]]
         floor = LowerBound(
             bytes=int(np.sum(self.entry.columns["bytes"]))
             + self.num_frames * self.height * self.width * 3
@@ -85,45 +82,47 @@ class ImagePassRead(Case):
                 title,
                 {
                     name: Measurement(
-                        own, None if name == GPU_DECODER else floor, hotspots=top.get(name, [])
+                        rounds, None if name == GPU_DECODER else floor, hotspots=top.get(name, [])
                     )
-                    for name, own in seconds.items()
+                    for name, rounds in seconds.items()
                 },
             )
         ]
 
     def _build_entry(self) -> Entry:
-        """A video of smooth noise that drifts, as extraction would store it."""
+        """Build the entry of a video of drifting smooth noise, as extraction stores it."""
         random = torch.Generator().manual_seed(0)
-        ground = functional.interpolate(
+        noise = functional.interpolate(
             torch.rand(1, 3, 30, 50, generator=random),
             (self.height + self.num_frames, self.width),
             mode="bicubic",
         )[0]
-        ground = (
-            (200 * ground + 12 * torch.rand(ground.shape, generator=random))
+        noise = (
+            (200 * noise + 12 * torch.rand(noise.shape, generator=random))
             .clamp(0, 255)
             .to(torch.uint8)
         )
-        maker = JpegBuilder((self.width, self.height), np.arange(self.num_frames), JPEG_QUALITY)
+        builder = JpegBuilder((self.width, self.height), np.arange(self.num_frames), JPEG_QUALITY)
         rows = [
             block
-            for number in range(self.num_frames)
-            for block in maker.add_frame(
-                number, ground[:, number : number + self.height].contiguous()
+            for frame_index in range(self.num_frames)
+            for block in builder.add_frame(
+                frame_index, noise[:, frame_index : frame_index + self.height].contiguous()
             )
         ]
         return Entry(
-            "v", "v", np.concatenate(rows), maker.columns(), {"size": [self.width, self.height]}
+            "v", "v", np.concatenate(rows), builder.columns(), {"size": [self.width, self.height]}
         )
 
     def _read_with_pillow(self) -> np.ndarray:
-        """All pictures `[n, h, w, 3]`, opened one by one from their joined pages."""
-        columns, found = self.entry.columns, []
-        for number in range(self.num_frames):
-            pages = np.flatnonzero(columns["frame"] == number)
+        """Decode all images `[n, h, w, 3]` one by one from their joined pages."""
+        columns = self.entry.columns
+        images = []
+
+        for frame_index in range(self.num_frames):
+            pages = np.flatnonzero(columns["frame"] == frame_index)
             data = b"".join(
                 self.entry.rows[page, : columns["bytes"][page]].tobytes() for page in pages
             )
-            found.append(np.array(Image.open(BytesIO(data))))
-        return np.stack(found)
+            images.append(np.array(Image.open(BytesIO(data))))
+        return np.stack(images)

@@ -1,4 +1,4 @@
-"""How long an answer takes: from cached features, and from the video file."""
+"""Latency of grounding, from cached features and from a video file."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ from pipeline.records import Prediction
 from pipeline.video import ProcessDecoder
 
 HAS_GPU = torch.cuda.is_available()
-MAP_STRIDE_FRAMES, CLIP_STRIDE_FRAMES = 5, 10
-"""Frames from one to the next: 5 maps a second, a clip each 0.4 s."""
+MAP_STRIDE_FRAMES = 5
+"""Frames between two maps: 5 maps per second."""
+CLIP_STRIDE_FRAMES = 10
+"""Frames between two clips: one clip per 0.4 s."""
 NUM_TOKENS = 20
 
 
@@ -66,29 +68,30 @@ class PredictionLatency(Case):
 
     def __enter__(self) -> PredictionLatency:
         super().__enter__()
-        self.process_decoder = ProcessDecoder().__enter__()  # which decodes, as for the command
+        self.process_decoder = ProcessDecoder().__enter__()  # as in the command
         config = CsdvlTrainConfig.model_validate(merge(get_preset("hcstvg-v1"), self.overrides))
         self.network = build_network(config).to(self.device).eval()
-        frames, (width, height) = (
-            self.seconds * FPS,
-            compute_appearance_size(self.size, self.short_side),
-        )
+        frames = self.seconds * FPS
+        width, height = compute_appearance_size(self.size, self.short_side)
         cells = (-(-height // CELL_STRIDE), -(-width // CELL_STRIDE))
         shapes = {
             "appearance": (frames // MAP_STRIDE_FRAMES, *cells, CHANNELS["appearance"]),
             "motion": (frames // CLIP_STRIDE_FRAMES, *SLOWFAST_GRID, CHANNELS["motion"]),
             "text": (NUM_TOKENS, CHANNELS["text"]),
         }
-        video, *_ = queries = make_queries(
-            [f"v{number}" for number in range(self.num_sentences)], frames, self.size
-        )
+
+        # One query per sentence, all about the first video
+        names = [f"v{index}" for index in range(self.num_sentences)]
+        queries = make_queries(names, frames, self.size)
+        video = queries[0]
         self.queries = [query.model_copy(update={"video": video.video}) for query in queries]
-        every = {"appearance": MAP_STRIDE_FRAMES, "motion": CLIP_STRIDE_FRAMES}
-        made = build_rolled_features(queries, shapes, every)
+
+        frame_strides = {"appearance": MAP_STRIDE_FRAMES, "motion": CLIP_STRIDE_FRAMES}
+        products = build_rolled_features(queries, shapes, frame_strides)
         parts = (
-            made["appearance"],
-            made["motion"],
-            made["text"],
+            products["appearance"],
+            products["motion"],
+            products["text"],
             config.model.num_frames,
             config.model.num_clips,
         )
@@ -113,15 +116,18 @@ class PredictionLatency(Case):
 
     def check_agreement(self) -> None:
         """Check that all variants agree."""
-        together = self._predict(self.num_sentences)
-        for query, answer in zip(self.queries, together, strict=True):
-            (alone,) = predict(self.network, self.features, [query])
-            assert alone.span == answer.span, (alone.span, answer.span)
-            boxes = (torch.tensor([row[1:] for row in one.boxes]) for one in (alone, answer))
+        joint_predictions = self._predict(self.num_sentences)
+        for query, joint in zip(self.queries, joint_predictions, strict=True):
+            (single,) = predict(self.network, self.features, [query])
+            assert single.span == joint.span, (single.span, joint.span)
+            boxes = (
+                torch.tensor([row[1:] for row in prediction.boxes])
+                for prediction in (single, joint)
+            )
             torch.testing.assert_close(*boxes, rtol=0, atol=2.0 if HAS_GPU else 0.5)
-        seen = self.grounder.encode_video(self.video_path)
+        features = self.grounder.encode_video(self.video_path)
         assert (
-            self.grounder.ground_encoded(seen, [TEXT]).queries
+            self.grounder.ground_encoded(features, [TEXT]).queries
             == self.grounder.ground(self.video_path, [TEXT]).queries
         )
 
@@ -137,6 +143,7 @@ class PredictionLatency(Case):
         ]
 
     def _measure_cached_features(self) -> dict[str, Measurement]:
+        """Measure one sentence and several, on cached features."""
         counts = {
             f"{count} sentence{'s' if count > 1 else ''}": count
             for count in (1, self.num_sentences)
@@ -149,30 +156,36 @@ class PredictionLatency(Case):
         seconds = time_interleaved(ways, self.rounds, warmup_rounds=int(HAS_GPU))
         top = {"1 sentence": profile_torch(ways["1 sentence"], self.device)}
         return {
-            name: Measurement(own, floors[name], hotspots=top.get(name, []))
-            for name, own in seconds.items()
+            name: Measurement(rounds, floors[name], hotspots=top.get(name, []))
+            for name, rounds in seconds.items()
         }
 
     def _measure_video_file(self) -> dict[str, Measurement]:
-        seen = self.grounder.encode_video(self.video_path)
+        """Measure an encoded video, and the video file."""
+        features = self.grounder.encode_video(self.video_path)
         ways: dict[str, Callable[[], object]] = {
-            "seen before": lambda: self.grounder.ground_encoded(seen, [TEXT]),
+            "seen before": lambda: self.grounder.ground_encoded(features, [TEXT]),
             "from the mp4": lambda: self.grounder.ground(self.video_path, [TEXT]),
         }
-        features = sum(2 * prod(product.shape(seen.key)) for product in seen.features.values())
-        moved = {"seen before": features, "from the mp4": self.seconds * FPS * prod(self.size) * 3}
+        feature_bytes = sum(
+            2 * prod(product.shape(features.key)) for product in features.features.values()
+        )
+        moved = {
+            "seen before": feature_bytes,
+            "from the mp4": self.seconds * FPS * prod(self.size) * 3,
+        }
         seconds = time_interleaved(ways, self.rounds)
         return {
             name: Measurement(
-                own,
+                rounds,
                 LowerBound(count_flops(ways[name]), moved[name]),
                 hotspots=profile_torch(ways[name], self.device),
             )
-            for name, own in seconds.items()
+            for name, rounds in seconds.items()
         }
 
     def _count_feature_bytes(self, sentences: int) -> int:
-        """Bytes of the video's features and of so many sentences' words."""
+        """Return the bytes of the video's features and of the sentences' text features."""
         maps, clips, words = (
             2 * prod(getattr(self.features, name).shape("v0"))
             for name in ("appearance", "motion", "text")
@@ -180,5 +193,6 @@ class PredictionLatency(Case):
         return maps + clips + sentences * words
 
     def _predict(self, sentences: int) -> list[Prediction]:
+        """Predict the tubes of the first sentences."""
         with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return predict(self.network, self.features, self.queries[:sentences])

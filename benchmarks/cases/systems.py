@@ -1,4 +1,4 @@
-"""Training steps of the systems beside each other.
+"""Training steps of all systems, side by side.
 
 Each system's preset for HC-STVG v1 on full-size features, or pictures for CoSTA, whose image
 encoder is a part of it: on a GPU 8 queries in bfloat16; on a CPU one without dropout, and without
@@ -38,8 +38,9 @@ PAPER_SHORT_SIDES = {"csdvl": 320, "cgstvg": 420, "costa": 320}
 
 @dataclass(frozen=True)
 class SystemsSize:
-    """What steps see: `given` is laid over each system's preset; `short` is N_short of each system
-    that is measured.
+    """Sizes of the inputs of each system's step.
+
+    `overrides` are merged into each system's preset. `short_sides` is N_short by measured system.
     """
 
     title: str
@@ -49,23 +50,27 @@ class SystemsSize:
     video_size: tuple[int, int]
     num_tokens: int
     backbones: str
-    """Of a system that is given pictures."""
+    """Size of the image encoder, for a system that reads images."""
     channels: Mapping[str, int]
     motion_grid: tuple[int, int]
     """Rows and columns of SlowFast's maps."""
     stride: int
     """Pixels between cells of the appearance maps."""
     single_batch: bool = True
-    """A system that is given pictures takes a step's queries at once, and not one after the other.
-    """
+    """A system that reads images processes all queries of a step in one micro-batch."""
     rounds: int = 3
-    """Of one, a CPU takes minutes for each step: there the systems are not checked again at this
-    size.
-    """
+    """Number of rounds. Sizes with one round take minutes per step on a CPU and are not checked."""
 
 
 def get_sizes(device: str) -> tuple[SystemsSize, ...]:
-    """Of the papers, for a CPU less of them, and what `make demo` trains on."""
+    """Return the sizes for a device.
+
+    Args:
+        device: `cpu` or `cuda`.
+
+    Returns:
+        The papers' sizes (on a CPU reduced ones too), and that of `make demo`.
+    """
     full: dict[str, Any] = {
         "preset": "hcstvg-v1",
         "video_size": (1280, 720),
@@ -148,28 +153,33 @@ class Systems(Case):
 
     @torch.inference_mode()
     def check_agreement(self) -> None:
-        """Systems answer differently, so each is held against itself: a query's boxes alone and beside another, of other pictures and
-        fewer words, are the same.
+        """Check that batching leaves each system's boxes unchanged.
+
+        Systems predict different boxes, so each is compared with itself: a query alone, and in a
+        batch with a query of other images and fewer tokens.
         """
         checked = [size.title for size in self.sizes if size.rounds > 1] or [self.sizes[-1].title]
-        for step, parts in (own for (title, _), own in self.steps.items() if title in checked):
+        for (title, _), (step, parts) in self.steps.items():
+            if title not in checked:
+                continue
+
             inputs, network = parts[0].inputs, step.state.model.eval()
-            held = {name: value[:1] for name, value in vars(inputs).items() if value is not None}
-            alone = type(inputs)(**held)
+            fields = {name: value[:1] for name, value in vars(inputs).items() if value is not None}
+            alone = type(inputs)(**fields)
             other = {
                 name: getattr(alone, name).roll(1, 1) for name in ("appearance", "motion", "text")
             }
             other["text_mask"] = alone.text_mask & (
                 torch.arange(alone.text.shape[1], device=alone.text.device) > 0
             )
-            beside = type(inputs)(
+            pair = type(inputs)(
                 **{
                     name: torch.cat([value, other.get(name, value)])
                     for name, value in vars(alone).items()
                     if value is not None
                 }
             )
-            boxes = network(beside).boxes[-1]
+            boxes = network(pair).boxes[-1]
             torch.testing.assert_close(network(alone).boxes[-1, 0], boxes[0], rtol=1e-3, atol=1e-3)
             assert not torch.equal(boxes[0], boxes[1])
 
@@ -178,10 +188,13 @@ class Systems(Case):
         return [self._measure_size(size) for size in self.sizes]
 
     def _measure_size(self, size: SystemsSize) -> Comparison:
-        least = {
+        """Measure the steps of all systems at one size."""
+        # Before this process allocates more
+        bounds_and_peaks = {
             name: run_in_forked_process(_measure_bound_and_peak, name, size, self.device)
             for name in size.short_sides
-        }  # while this process holds little
+        }
+
         steps = {name: self.steps[size.title, name] for name in size.short_sides}
         ways = {name: partial(step, parts) for name, (step, parts) in steps.items()}
         tops = {
@@ -196,14 +209,25 @@ class Systems(Case):
         return Comparison(
             size.title,
             {
-                name: Measurement(own, *least[name], tops[name], _describe_step(*steps[name]))
-                for name, own in seconds.items()
+                name: Measurement(
+                    rounds, *bounds_and_peaks[name], tops[name], _describe_step(*steps[name])
+                )
+                for name, rounds in seconds.items()
             },
         )
 
 
 def build_step(name: str, size: SystemsSize, device: str) -> tuple[TrainingStep, list[Batch]]:
-    """A system's step with what it is made on."""
+    """Build a system's training step and its micro-batches.
+
+    Args:
+        name: Name of the system.
+        size: Sizes of the inputs.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        The step, and its micro-batches.
+    """
     config: TrainConfig = get_system(name).config_class.model_validate(
         merge(get_preset(size.preset, name), _select_overrides(name, size))
     )
@@ -225,24 +249,25 @@ def build_step(name: str, size: SystemsSize, device: str) -> tuple[TrainingStep,
 
 
 def _select_overrides(name: str, size: SystemsSize) -> dict[str, Any]:
-    """The settings without those of clips where a system answers by frames; CoSTA's words are
-    stored, as the others' are.
+    """Return the overrides that a system's config has.
+
+    Systems without clips have no clip settings. CoSTA reads stored text features, like the others.
     """
     fields = type(get_system(name).config_class.model_fields["model"].default).model_fields
-    own = {
+    overrides = {
         **size.overrides,
         "model": {
             key: value for key, value in size.overrides.get("model", {}).items() if key in fields
         },
     }
-    return own | (
-        {"encoders": {"backbones": size.backbones, "image": "random:0", "text": None}}
-        if name == "costa"
-        else {}
-    )
+    if name == "costa":
+        overrides["encoders"] = {"backbones": size.backbones, "image": "random:0", "text": None}
+
+    return overrides
 
 
 def _describe_step(step: TrainingStep, parts: list[Batch]) -> dict[str, Any]:
+    """Return facts of a step for its record."""
     return {
         "parameters": step.num_parameters,
         "feature_bytes": sum(map(count_feature_bytes, parts)),
@@ -251,12 +276,16 @@ def _describe_step(step: TrainingStep, parts: list[Batch]) -> dict[str, Any]:
 
 
 def _describe_inputs(parts: list[Batch]) -> str:
-    maps, motion = parts[0].inputs.appearance.shape, parts[0].inputs.motion.shape
-    seen = f"{maps[1]} of {maps[2]}×{maps[3]}" + (
-        f", {motion[1]} of {motion[2]}×{motion[3]}" if motion[1] else ""
-    )
-    return f"batch {len(parts) * maps[0]}: {seen}"
+    """Return the batch size and the shapes of the maps, as text."""
+    batch, num_frames, height, width, _ = parts[0].inputs.appearance.shape
+    _, num_clips, motion_height, motion_width, _ = parts[0].inputs.motion.shape
+
+    shapes = f"{num_frames} of {height}×{width}"
+    if num_clips:
+        shapes += f", {num_clips} of {motion_height}×{motion_width}"
+    return f"batch {len(parts) * batch}: {shapes}"
 
 
 def _measure_bound_and_peak(name: str, size: SystemsSize, device: str) -> tuple[LowerBound, int]:
+    """Return the lower bound and the peak bytes of a system's step."""
     return measure_bound_and_peak(*build_step(name, size, device), device)

@@ -133,26 +133,28 @@ def test_a_case_agrees_and_its_findings_are_a_page(
     with build_small_case(name) as case:
         case.check_agreement()
         groups = case.measure()
-    found = [record for group in groups for record in group.to_records(RATES)]
+    records = [record for group in groups for record in group.to_records(RATES)]
     assert all(
         set(record) > {"of", "way"} and ("seconds" in record or "peak_bytes" in record)
-        for record in found
-    ), found
-    about = {
+        for record in records
+    ), records
+    case_record = {
         "compares": case.__doc__,
-        "found": found,
+        "found": records,
         "rates": {"operations": 1e9, "bytes": 1e9, "precision": "float32"},
     }
-    about |= {"where": "here", "load_before": 0.0, "date": "today", "took_seconds": 0.0}
-    written = format_page(json.loads(json.dumps({name: about})))
-    assert all(f"| {name} | {record['of']} | {record['way']} |" in written for record in found)
-    named = [line.partition(": `")[0] for line in written.splitlines() if " → " in line]
-    assert named == [
-        f"- {record['of']} → {record['way']}" for record in found if "where_the_time_goes" in record
+    case_record |= {"where": "here", "load_before": 0.0, "date": "today", "took_seconds": 0.0}
+    page = format_page(json.loads(json.dumps({name: case_record})))
+    assert all(f"| {name} | {record['of']} | {record['way']} |" in page for record in records)
+    hotspot_names = [line.partition(": `")[0] for line in page.splitlines() if " → " in line]
+    assert hotspot_names == [
+        f"- {record['of']} → {record['way']}"
+        for record in records
+        if "where_the_time_goes" in record
     ]
-    assert named
-    assert len(set(named)) == len(named)
-    assert any("floor" in record for record in found)
+    assert hotspot_names
+    assert len(set(hotspot_names)) == len(hotspot_names)
+    assert any("floor" in record for record in records)
 
 
 def test_a_floor_is_the_longer_of_computing_and_copying_shared_by_cores() -> None:

@@ -1,4 +1,4 @@
-"""The parts of an extraction: networks of shapes alone take the operations of those that compute."""
+"""Stages of extraction: shape-only encoders count the operations of the real encoders."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from benchmarks.synthetic_data import FPS, make_video
 
 
 def test_operations_are_counted_on_shapes_as_on_numbers(tmp_path: Path) -> None:
-    clips = ExtractionWorkload("tiny", 1, 1, (64, 48), 32)
-    video = make_video(tmp_path / "video.mp4", clips.size, FPS * clips.seconds)
-    assert count_video_flops(video, clips) == count_flops(lambda: run_encoders([video], clips)) > 0
+    workload = ExtractionWorkload("tiny", 1, 1, (64, 48), 32)
+    video = make_video(tmp_path / "video.mp4", workload.size, FPS * workload.seconds)
+    assert (
+        count_video_flops(video, workload)
+        == count_flops(lambda: run_encoders([video], workload))
+        > 0
+    )

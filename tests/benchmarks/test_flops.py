@@ -1,6 +1,4 @@
-"""Operations are those that must be done: a convolution's are counted against the same convolution
-of ones, whose results add them up.
-"""
+"""Operation counts, against convolutions of ones, whose outputs sum up the products."""
 
 from __future__ import annotations
 
@@ -44,41 +42,44 @@ def test_operations_of_a_convolution_are_those_on_its_input_forward_and_backward
     layer, shape = CONVOLUTIONS[name]
     for parameter in layer.parameters():
         nn.init.ones_(parameter) if parameter.ndim > 1 else nn.init.zeros_(parameter)
-    seen = torch.ones(shape, requires_grad=not first)
-    made: list[Any] = []
-    forward = count_flops(lambda: made.append(layer(seen)))
-    assert forward == 2 * made[0].sum()
+    inputs = torch.ones(shape, requires_grad=not first)
+    outputs: list[Any] = []
+    forward = count_flops(lambda: outputs.append(layer(inputs)))
+    assert forward == 2 * outputs[0].sum()
     layer.zero_grad()
-    backward = count_flops(lambda: made[0].sum().backward())
-    added_up = sum(
-        one.grad.sum()
-        for one in (layer.weight, seen)
-        if isinstance(one, torch.Tensor) and one.grad is not None
+    backward = count_flops(lambda: outputs[0].sum().backward())
+    gradient_sum = sum(
+        tensor.grad.sum()
+        for tensor in (layer.weight, inputs)
+        if isinstance(tensor, torch.Tensor) and tensor.grad is not None
     )
-    assert backward == 2 * added_up == (2 if first else 4) * made[0].sum()
+    assert backward == 2 * gradient_sum == (2 if first else 4) * outputs[0].sum()
 
 
 @pytest.mark.parametrize("name", ["2-D, stride and padding", "2-D, one channel a group", "3-D"])
 def test_those_of_a_frozen_convolution_are_the_same(name: str) -> None:
     layer, shape = CONVOLUTIONS[name]
-    quick = OneDnnConv(copy.deepcopy(layer))  # type: ignore[arg-type]
-    assert count_flops(lambda: quick(torch.ones(shape))) == count_flops(
+    optimized = OneDnnConv(copy.deepcopy(layer))  # type: ignore[arg-type]
+    assert count_flops(lambda: optimized(torch.ones(shape))) == count_flops(
         lambda: layer(torch.ones(shape))
     )
 
 
 def test_taps_are_those_that_a_loop_meets() -> None:
-    for inside, kernel, stride, padding, dilation in product(
+    for input_size, kernel, stride, padding, dilation in product(
         (1, 4, 7), (1, 2, 3), (1, 2), (0, 1, 3), (1, 2)
     ):
-        places = (inside + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        padded = [*[0] * padding, *[1] * inside, *[0] * padding]
-        met = sum(
+        output_size = (input_size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        padded = [*[0] * padding, *[1] * input_size, *[0] * padding]
+        expected = sum(
             padded[begin + tap * dilation]
-            for begin in range(0, len(padded), stride)[: max(places, 0)]
+            for begin in range(0, len(padded), stride)[: max(output_size, 0)]
             for tap in range(kernel)
         )
-        assert count_taps(inside, max(places, 0), kernel, stride, padding, dilation) == met
+        assert (
+            count_taps(input_size, max(output_size, 0), kernel, stride, padding, dilation)
+            == expected
+        )
 
 
 def test_operations_of_a_product_are_counted_forward_and_backward() -> None:
