@@ -1,4 +1,4 @@
-"""Spatio-temporal video grounding: models, training, evaluation and prediction on cached features.
+"""Spatio-temporal video grounding: models, training, evaluation and prediction.
 
 The public names below are imported when they are first used, so that `import grounding` stays light.
 
