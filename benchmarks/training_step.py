@@ -180,8 +180,8 @@ def build_random_batch(  # noqa: PLR0913  (sizes of all inputs)
         motion_cells = motion_grid
         square = picture_in_square(video_size)
 
-    num_clips = model.num_clips or model.frames
-    frame_positions = (torch.arange(model.num_frames) + 0.5) / model.frames  # [T_s]
+    num_clips = model.num_clips or model.num_frames
+    frame_positions = (torch.arange(model.num_frames) + 0.5) / model.num_frames  # [T_s]
     appearance_shape = (batch, model.num_frames, rows, columns)
 
     torch.manual_seed(0)

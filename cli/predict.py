@@ -275,7 +275,7 @@ def draw_result(out: Path, video: Path, result: QueryResult) -> None:
         video: The input video.
         result: Tube of one sentence.
     """
-    from grounding.visualization.draw_tube import LabeledTube, draw_tube
+    from grounding.visualization.tube_video import LabeledTube, draw_tube
     from pipeline.video import open_frames, probe
 
     info = probe(video)

@@ -25,8 +25,9 @@ from torch import nn
 from grounding.data.dataset import SQUARE_MOTION_PRODUCTS, GroundingDataset
 from grounding.data.feature_reduction import load_reduction
 from grounding.data.sources import FeatureSource, ImageSource, InMemorySource, TokenSource
+from grounding.inference.decode_tube import decode_ranked_tube
 from grounding.inference.ensemble import Ensemble
-from grounding.inference.predict import decode_ranked_tube, iter_segment_predictions
+from grounding.inference.predict import iter_segment_predictions
 from grounding.models.end_to_end import EndToEnd
 from grounding.predictor.feature_cache import FeatureCache
 from grounding.predictor.results import GroundingResult, TopTubes, VideoInfo, build_query_result

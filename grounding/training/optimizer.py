@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable
 
 from torch import nn
 from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from grounding.systems.config import TrainConfig
-
-LrFactor = Callable[[int], float]
-"""From the number of steps taken to the factor of the learning rate."""
+from grounding.training.lr_schedule import (
+    LrFactor,
+    constant,
+    linear_warmup_decay,
+    warmup_cosine,
+)
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> tuple[Adam, LambdaLR]:
@@ -56,56 +57,3 @@ def build_optimizer(model: nn.Module, config: TrainConfig, steps: int) -> tuple[
     optimizer_class = AdamW if config.optimizer == "adamw" else Adam
     optimizer = optimizer_class(parameter_groups, weight_decay=config.weight_decay, fused=True)
     return optimizer, LambdaLR(optimizer, schedules)
-
-
-def constant(step: int) -> float:
-    """Return 1 at every step.
-
-    Args:
-        step: The number of steps taken.
-
-    Returns:
-        The factor of the learning rate.
-    """
-    return 1.0
-
-
-def warmup_cosine(steps: int) -> LrFactor:
-    """Build a schedule of linear warm-up over 5 % of the steps, then a cosine to 0.
-
-    Args:
-        steps: The number of steps of the schedule.
-
-    Returns:
-        The schedule.
-    """
-    warmup_steps = max(1, round(0.05 * steps))
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-        return 0.5 * (1 + math.cos(math.pi * progress))
-
-    return factor
-
-
-def linear_warmup_decay(steps: int) -> LrFactor:
-    """Build a schedule of linear warm-up over 1 % of the steps, then a line to 0.
-
-    TubeDETR's code trains its text encoder this way.
-
-    Args:
-        steps: The number of steps of the schedule.
-
-    Returns:
-        The schedule.
-    """
-    warmup_steps = max(1, round(0.01 * steps))
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        return max(0.0, (steps - step) / max(1, steps - warmup_steps))
-
-    return factor

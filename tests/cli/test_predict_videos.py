@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import cli.predict
-from grounding.visualization.draw_tube import Canvas
+from grounding.visualization.tube_video import Canvas
 from pipeline.datasets.shapes.joined import concatenate_videos
 from pipeline.video import open_frames, probe
 from tests.assets.clips import WHOLE, clips_and_shared

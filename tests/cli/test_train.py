@@ -100,7 +100,7 @@ def test_cg_stvg_is_trained_judged_and_reported_alike(
         cli.report.app, [*store, "--run", str(run), "--out", "report", "--set", "gallery_size=0"]
     )
     assert reported.exit_code == 0, reported.stderr
-    assert "train/quality" in Path("report/index.html").read_text()
+    assert "train/box_confidence" in Path("report/index.html").read_text()
 
 
 def test_a_run_that_is_replaced_is_moved_aside_and_named(tiny_run: Any, tmp_path: Path) -> None:

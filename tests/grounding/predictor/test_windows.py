@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grounding.data.sources import InMemorySource
-from grounding.inference.predict import decode_ranked_tube, decode_tube
+from grounding.inference.decode_tube import decode_ranked_tube, decode_tube
 from grounding.inference.segment_prediction import SegmentPrediction
 from grounding.predictor.results import TopTubes
 from grounding.predictor.windows import (

@@ -320,9 +320,6 @@ def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_paramet
     class Two(DistributedContext):
         """As the first of two processes, of which the other has no gradients."""
 
-        def __init__(self) -> None:
-            self.rank, self.world_size = 0, 2
-
         def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
             return tensor
 
@@ -333,7 +330,7 @@ def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_paramet
     expected_gradients = [
         parameter.grad.clone() for parameter in parameters if parameter.grad is not None
     ]
-    Two().all_reduce_gradients(parameters)
+    Two(rank=0, world_size=2).all_reduce_gradients(parameters)
     for parameter, expected in zip(parameters, expected_gradients, strict=True):
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride()

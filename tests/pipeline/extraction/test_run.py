@@ -836,7 +836,7 @@ def test_weights_of_one_source_and_per_product_are_not_mixed(data: Path, tmp_pat
         data, tmp_path / "s", "--weights", "random:0", "--weights", "appearance=random:1"
     )
     assert done.exit_code == 2
-    assert "mixes one source for all with sources per product" in done.stderr
+    assert "mixes one source for all products with sources per product" in done.stderr
     assert (
         command(
             data, tmp_path / "s", "--weights", "appearance=random:1", "--weights", "text=tiny"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from grounding.visualization.draw_tube import MAX_LINES, Canvas, LabeledTube, draw_tube, wrap_text
+from grounding.visualization.tube_video import MAX_LINES, Canvas, LabeledTube, draw_tube, wrap_text
 from grounding.visualization.video_writer import compute_ticks
 from pipeline.video import open_frames, probe
 
