@@ -1,6 +1,6 @@
 """Spatio-temporal video grounding: models, training, evaluation and prediction.
 
-The public names below are imported when they are first used, so that `import grounding` stays light.
+The public names below are imported on first use, so that `import grounding` stays light.
 
     from grounding import Grounder
 
