@@ -39,8 +39,8 @@ def limited(step: float | None, **unit: Any) -> dict[str, TrainConfig]:
     return equalize_training_time(table_of(step), configs)
 
 
-@pytest.mark.parametrize("step", [0.5, 1.0, 1.1, 1.7, 3.0, 6.0, 7.3, 1000.0])
-@pytest.mark.parametrize("every", [750, 400, None])
+@pytest.mark.parametrize("step", [0.5, 1.0, 1.7, 7.3, 1000.0])
+@pytest.mark.parametrize("every", [750, None])
 def test_all_train_for_the_time_of_the_unit_and_are_validated_as_often_and_last(
     step: float, every: int | None
 ) -> None:

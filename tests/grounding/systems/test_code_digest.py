@@ -99,7 +99,7 @@ def test_a_statement_in_each_folder_that_trains_changes_it(code: Path, folder: s
 
 def test_a_changed_default_inside_a_function_changes_it(code: Path) -> None:
     digest = compute_code_digest()
-    path = code / "grounding" / "training" / "optimizer.py"
+    path = code / "grounding" / "training" / "lr_schedule.py"
     source = path.read_text()
     assert source.count("0.05") == 1
     path.write_text(source.replace("0.05", "0.06"))

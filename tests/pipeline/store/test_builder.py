@@ -73,8 +73,8 @@ def test_blocks_make_the_shard_that_whole_entries_make(
 
 
 @pytest.mark.parametrize("waiting", [0, 1 << 20])
-@pytest.mark.parametrize("place", range(5))
-@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 2, 4), (5, 5)])
+@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (5, 5)])
 def test_an_abandoned_entry_never_was(
     kind: ShardKind,
     tmp_path: Path,
