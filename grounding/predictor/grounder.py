@@ -13,7 +13,7 @@ With `cache_dir`, its features are kept in a folder for later sentences.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from grounding.predictor.windows import (
     stream_window_batches,
 )
 from grounding.systems.registry import get_tokenizer, unwrap_encoders
+from pipeline.callbacks import ProgressCallback
 from pipeline.config import validate
 from pipeline.devices import resolve_device
 from pipeline.encoders.optimize import optimize_for_inference
@@ -51,7 +52,6 @@ from pipeline.store import Entry
 from pipeline.tracks import Tracks
 from pipeline.weights.load import compute_weights_digest, load_backbone
 
-ProgressCallback = Callable[[int, int], None]
 SHAPES_MARKER_FILE = "shapes.json"
 """File at the root of a generated `shapes` data set."""
 

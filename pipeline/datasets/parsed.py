@@ -19,8 +19,6 @@ NO_SPLIT = "?"
 """Split of a defect that is found while no split is being read."""
 MAX_TEXT_LENGTH = 500
 """Characters of an entry's name or of a detail in the report; longer texts are cut."""
-
-"""Called as `progress(done, total)` after each finished unit of work."""
 ProbeResults = Mapping[str, VideoMetadata | VideoError]
 """Metadata of each video, or the error that makes it unusable, by path."""
 ProbeFunction = Callable[[Path, Iterable[str], ProgressCallback], ProbeResults]
