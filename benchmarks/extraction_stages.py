@@ -94,7 +94,7 @@ def run_decoding(paths: list[Path], workload: ExtractionWorkload) -> None:
                 np.concatenate([builder.frame_indices for builder in builders])
             )
 
-            with decoder.frames(path, stream.video_metadata, frame_indices) as frames:
+            with decoder.frames(path, stream.metadata, frame_indices) as frames:
                 for _ in frames:
                     pass
 

@@ -19,7 +19,7 @@ from numcodecs import Zstd
 
 from benchmarks.machine import describe_machine
 from pipeline.features.reduction import Reduction, fit_pca
-from pipeline.store import Entry, Store, StoreWriter, origin_digest, write_shard
+from pipeline.store import Entry, Store, StoreWriter, compute_origin_digest, write_shard
 
 RESULT_FILE = Path(__file__).parent / "results" / "reductions.md"
 
@@ -74,7 +74,7 @@ def measure_reductions(work_dir: Path, videos: list[Path], frames: int) -> list[
             entries = [
                 Entry(video, video, *reduction.apply(features)) for video, features in maps.items()
             ]
-            origin = origin_digest("zarr", provenance)
+            origin = compute_origin_digest("zarr", provenance)
             writer.publish_shard(
                 "appearance",
                 "s",

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.io.jsonl import write_jsonl
 from pipeline.records import Query, Truth
-from pipeline.store import Entry, ShardKind, StoreWriter, origin_digest, write_shard
+from pipeline.store import Entry, ShardKind, StoreWriter, compute_origin_digest, write_shard
 from pipeline.tracks import Tracks
 
 FPS = 25
@@ -250,7 +250,7 @@ def fill_store(
 
         for name, product_entries in entries.items():
             shard_kind: ShardKind = "hdf5" if name == "text" else kind
-            origin = origin_digest(shard_kind, {})
+            origin = compute_origin_digest(shard_kind, {})
 
             writer.open_product(name, shard_kind, {})
             info = write_shard(store, name, "s", shard_kind, product_entries, videos, origin)

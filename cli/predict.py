@@ -121,7 +121,7 @@ def predict(
         # Check all inputs before a model is loaded.
         file_sentences = read_sentences(queries) if queries is not None else []
         texts = validate_sentences([*(sentences or ()), *file_sentences])
-        video_paths = drawing_paths(video_out, video, len(texts))
+        video_paths = build_drawing_paths(video_out, video, len(texts))
         settings = load(EvaluateConfig, "evaluate", config, assignments or [])
 
         runs = run or [Path("runs/shapes")]
@@ -195,13 +195,13 @@ def read_sentences(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InputError(
-            f"--queries {path} cannot be read ({reason}): name a text file with one sentence per"
+            f"--queries {path} cannot be read ({reason}): give a text file with one sentence per"
             " line"
         ) from None
     return [line for line in text.splitlines() if line.strip()]
 
 
-def drawing_paths(out: Path | None, video: Path, count: int) -> list[Path]:
+def build_drawing_paths(out: Path | None, video: Path, count: int) -> list[Path]:
     """Return the video file to write for each sentence.
 
     Args:
@@ -231,7 +231,7 @@ def drawing_paths(out: Path | None, video: Path, count: int) -> list[Path]:
 
     for path in paths:
         if path.resolve() == video.resolve():
-            raise InputError(f"--video {out} would overwrite the input video: name another file")
+            raise InputError(f"--video {out} would overwrite the input video: give another file")
     return paths
 
 

@@ -192,7 +192,7 @@ def print_report(report: PrepareReport) -> None:
 
     if report.num_failures:
         counts = (
-            ("left out", report.left_out),
+            ("left out", report.num_excluded),
             ("without video", report.without_video),
             ("without boxes", report.without_boxes),
         )
@@ -236,7 +236,7 @@ def _split_count_rows(report: PrepareReport) -> list[tuple[str, ...]]:
         report.videos,
         report.without_video,
         report.without_boxes,
-        report.left_out,
+        report.num_excluded,
     )
     rows.append(("all", *map(_format_value, totals)))
     return rows

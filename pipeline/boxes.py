@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
+def box_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
     """Compute the intersection over union of boxes, row by row.
 
     Args:
@@ -28,13 +28,13 @@ def iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
         boxes_a[..., 1], boxes_b[..., 1]
     )
     intersection = np.maximum(width, 0) * np.maximum(height, 0)  # [...]
-    union = area(boxes_a) + area(boxes_b) - intersection  # [...]
+    union = box_area(boxes_a) + box_area(boxes_b) - intersection  # [...]
 
     result = np.zeros_like(intersection)
     return np.divide(intersection, union, out=result, where=union > 0)
 
 
-def area(boxes: np.ndarray) -> np.ndarray:
+def box_area(boxes: np.ndarray) -> np.ndarray:
     """Compute the area of boxes.
 
     Args:

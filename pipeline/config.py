@@ -23,6 +23,7 @@ SECTIONS = ("dataset", "prepare", "extract", "train", "evaluate", "report")
 
 RENAMED_KEYS: dict[str, dict[str, str]] = {
     "extract": {
+        "batch": "batch_size",
         "sampling.short": "sampling.short_side",
         "sampling.clip_every": "sampling.clip_stride_seconds",
         "sampling.clip_span": "sampling.clip_seconds",

@@ -164,7 +164,7 @@ def compute_pool_bins(num_items: int, count: int) -> list[tuple[int, int]]:
     return bins
 
 
-def normalized_position(frames: np.ndarray, segment: tuple[int, int]) -> np.ndarray:
+def compute_relative_positions(frames: np.ndarray, segment: tuple[int, int]) -> np.ndarray:
     """Compute the relative positions of frames in a segment.
 
     Args:

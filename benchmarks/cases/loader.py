@@ -223,6 +223,6 @@ def build_batch(features: GroundingDataset, queries: Sequence[Query]) -> Batch:
     samples = [features.load_sample(query) for query in queries]
     return Batch(
         collate(samples),
-        join_targets([features.targets(sample) for sample in samples]),
+        join_targets([features.load_targets(sample) for sample in samples]),
         [query.id for query in queries],
     )

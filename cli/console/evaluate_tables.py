@@ -10,7 +10,7 @@ from rich.text import Text
 
 from grounding.evaluation.evaluate import evaluate_published_protocols
 from grounding.evaluation.ground_truth import GroundTruth
-from grounding.evaluation.published import build_paper_table, protocols_for
+from grounding.evaluation.published import build_paper_table, get_published_protocols
 from grounding.evaluation.run import EvaluationReport
 from grounding.metrics.bootstrap import Difference
 from grounding.metrics.scores import MEAN_METRICS, Score, summarize_by
@@ -103,7 +103,7 @@ def show_differences(title: str, differences: Mapping[str, Difference]) -> None:
         p_value = MISSING_CELL if difference.p is None else f"{difference.p:.4f}"
         table.add_row(
             metric,
-            f"{difference.ours:.4f}",
+            f"{difference.current:.4f}",
             f"{difference.other:.4f}",
             f"{difference.mean:+.4f}",
             interval,
@@ -130,7 +130,7 @@ def show_published(
         scores: Scores per query.
     """
     dataset_name = ground_truth.dataset_name
-    if dataset_name is None or not protocols_for(dataset_name, split):
+    if dataset_name is None or not get_published_protocols(dataset_name, split):
         return
 
     means_by_protocol, refusals = evaluate_published_protocols(

@@ -30,7 +30,9 @@ def main() -> None:
     report = prepare("jsonl", arguments.data, index)
     print(report)
 
-    extract_config = ExtractConfig.model_validate({"backbones": "tiny", "weights": "tiny"})
+    # Without workers, this process does all work: the quickest way for a few videos.
+    settings = {"backbones": "tiny", "weights": "tiny", "workers": 0}
+    extract_config = ExtractConfig.model_validate(settings)
     run_extraction(index, arguments.data.parent, "jsonl", store, extract_config)
 
     changes = {"max_steps": arguments.steps, "validate_every": arguments.steps}

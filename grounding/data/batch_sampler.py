@@ -105,8 +105,8 @@ class BucketBatchSampler:
             segment = (query.video, query.segment)
             source_ids.append(segment_ids.setdefault(segment, len(segment_ids)))
 
-        query_bytes = [dataset.nbytes(query) for query in queries]
-        map_sizes = [dataset.map_size(query) for query in queries]
+        query_bytes = [dataset.count_bytes(query) for query in queries]
+        map_sizes = [dataset.get_map_size(query) for query in queries]
         return cls(
             np.array(source_ids), np.array(query_bytes), np.array(map_sizes), batch_size, seed
         )

@@ -187,7 +187,7 @@ class GroundingDataset:
         text_channels = self.text.shape(query.id)[-1]
         return appearance_channels, motion_channels, text_channels
 
-    def map_size(self, query: Query) -> tuple[int, int]:
+    def get_map_size(self, query: Query) -> tuple[int, int]:
         """Return the size of a query's appearance maps.
 
         Args:
@@ -199,7 +199,7 @@ class GroundingDataset:
         _, rows, columns, _ = self.appearance.shape(query.video)
         return rows, columns
 
-    def nbytes(self, query: Query) -> int:
+    def count_bytes(self, query: Query) -> int:
         """Compute the size of a query's appearance and motion in memory, stored as float16.
 
         Args:
@@ -233,13 +233,13 @@ class GroundingDataset:
         frame_indices = stored_frames[rows]  # [T_s]
 
         # Positions stay below 1, also that of a frame at the segment's end.
-        positions = sampling.normalized_position(frame_indices, query.segment)
+        positions = sampling.compute_relative_positions(frame_indices, query.segment)
         frame_positions = np.clip(positions, 0, 1 - 1e-6).astype(np.float32)
 
         # Load the features, and the keys that identify the rows read.
         appearance_key, appearance = self._load_appearance(query.video, rows)
         motion_key, motion = self._load_motion(query, frame_indices)
-        text = self.text_features(query)
+        text = self.load_text(query)
 
         square: tuple[float, ...] = FULL_FRAME
         if self.motion_in_square:
@@ -255,7 +255,7 @@ class GroundingDataset:
             video_key=(appearance_key, motion_key),
         )
 
-    def text_features(self, query: Query) -> np.ndarray:
+    def load_text(self, query: Query) -> np.ndarray:
         """Load the features of a query's sentence.
 
         Args:
@@ -325,7 +325,7 @@ class GroundingDataset:
         key = ("motion", query.video, rows.tobytes())
         return key, self._cache.get(key, lambda: motion.read(query.video, rows))
 
-    def targets(self, sample: Sample) -> Targets:
+    def load_targets(self, sample: Sample) -> Targets:
         """Compute the targets of a sample.
 
         Args:

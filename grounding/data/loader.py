@@ -146,7 +146,7 @@ class Loader:
     def _load_batch(self, query_indices: Sequence[int], epoch: int) -> Batch:
         """Load, transform and collate the samples of one micro-batch."""
         samples = [self.dataset.load_sample(self.queries[index]) for index in query_indices]
-        targets = [self.dataset.targets(sample) for sample in samples]
+        targets = [self.dataset.load_targets(sample) for sample in samples]
 
         for transform in self._transforms:
             for slot, index in enumerate(query_indices):

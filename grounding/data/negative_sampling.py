@@ -91,7 +91,7 @@ class NegativeSentenceSampler:
             return len(words & _split_words(query))
 
         negative = max(candidates, key=count_shared_words)
-        sample = replace(sample, text=self.dataset.text_features(negative))
+        sample = replace(sample, text=self.dataset.load_text(negative))
         return sample, empty_targets(targets)
 
     def _draw_candidates(self, query: Query, rng: np.random.Generator) -> list[Query]:

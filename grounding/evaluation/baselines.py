@@ -15,10 +15,10 @@ import numpy as np
 
 from grounding.metrics.protocols import temporal_iou
 from grounding.structures.tubes import ground_truth_boxes
-from pipeline.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
+from pipeline.boxes import box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
 from pipeline.errors import InputError
 from pipeline.records import Prediction, Query
-from pipeline.sampling import normalized_position, span_to_frames
+from pipeline.sampling import compute_relative_positions, span_to_frames
 from pipeline.tracks import Tracks
 
 UNIT_SIZE = (1, 1)
@@ -171,7 +171,7 @@ def build_span_candidates(queries: Sequence[Query]) -> list[tuple[float, float]]
     """
     true_spans = np.array(
         [
-            normalized_position(np.asarray(query.truth.span) - 0.5, query.segment)
+            compute_relative_positions(np.asarray(query.truth.span) - 0.5, query.segment)
             for query in queries
             if query.truth
         ]
@@ -224,7 +224,7 @@ def _compute_viou_table(
 
     # Cumulative sums over frames give the sum of IoUs of any span.
     frames, _ = ground_truth_boxes(query, tracks)
-    ious = iou(boxes[:, None], _get_relative_boxes(query, tracks)[None])  # [boxes, frames]
+    ious = box_iou(boxes[:, None], _get_relative_boxes(query, tracks)[None])  # [boxes, frames]
     sums = np.concatenate([np.zeros((len(boxes), 1)), ious.cumsum(1)], axis=1)
 
     frame_spans = np.array([span_to_frames(*span, query.segment) for span in spans])

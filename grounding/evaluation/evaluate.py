@@ -9,7 +9,11 @@ from typing import Literal
 from grounding.evaluation.baselines import predict_best_constant, predict_random
 from grounding.evaluation.config import EvaluateConfig
 from grounding.evaluation.ground_truth import GroundTruth
-from grounding.evaluation.published import MeansByProtocol, protocols_for, rows_for
+from grounding.evaluation.published import (
+    MeansByProtocol,
+    get_published_protocols,
+    get_published_rows,
+)
 from grounding.metrics.bootstrap import confidence_intervals
 from grounding.metrics.protocols import score_tubes
 from grounding.metrics.scores import Score, build_scores, check_known_ids, summarize, summarize_by
@@ -85,14 +89,14 @@ def evaluate(
     scores = score_predictions(ground_truth, predictions, protocol)
 
     metrics = summarize(scores)
-    metrics |= {"unanswered": len(missing_predictions(ground_truth, predictions))}
+    metrics |= {"unanswered": len(list_missing_predictions(ground_truth, predictions))}
     metrics |= confidence_intervals(scores, ground_truth.video_by_query, seed)
     metrics |= compute_baseline_metrics(ground_truth, protocol, seed)
     metrics |= compute_group_metrics(scores, ground_truth.queries)
     return scores, metrics
 
 
-def missing_predictions(ground_truth: GroundTruth, predictions: Tubes) -> list[str]:
+def list_missing_predictions(ground_truth: GroundTruth, predictions: Tubes) -> list[str]:
     """Return the ids of queries that have a ground truth but no prediction.
 
     Args:
@@ -161,8 +165,8 @@ def evaluate_published_protocols(
         each protocol that refused the predictions, for example because some are missing.
     """
     dataset_name = ground_truth.dataset_name or ""
-    has_forms = any(row.form is not None for row in rows_for(dataset_name, split))
-    protocols = [*scores_by_protocol, "every-frame", *protocols_for(dataset_name, split)]
+    has_forms = any(row.form is not None for row in get_published_rows(dataset_name, split))
+    protocols = [*scores_by_protocol, "every-frame", *get_published_protocols(dataset_name, split)]
 
     means_by_protocol: dict[str, dict[str, dict[str, float]]] = {}
     refusals = []

@@ -125,7 +125,7 @@ def _iterate_tables(dataset_name: str, split: str) -> Iterator[ResultTable]:
             yield table
 
 
-def rows_for(dataset_name: str, split: str) -> list[PublishedRow]:
+def get_published_rows(dataset_name: str, split: str) -> list[PublishedRow]:
     """Return the published rows of a split.
 
     Args:
@@ -142,7 +142,7 @@ def rows_for(dataset_name: str, split: str) -> list[PublishedRow]:
     return rows
 
 
-def ablations_for(dataset_name: str, split: str) -> list[PublishedAblation]:
+def get_published_ablations(dataset_name: str, split: str) -> list[PublishedAblation]:
     """Return the published ablations on a split.
 
     Args:
@@ -158,7 +158,7 @@ def ablations_for(dataset_name: str, split: str) -> list[PublishedAblation]:
     return ablations
 
 
-def protocols_for(dataset_name: str, split: str) -> tuple[str, ...]:
+def get_published_protocols(dataset_name: str, split: str) -> tuple[str, ...]:
     """Return the protocols of a split's published rows.
 
     A run that is evaluated under these protocols can be compared with the rows.
@@ -170,7 +170,7 @@ def protocols_for(dataset_name: str, split: str) -> tuple[str, ...]:
     Returns:
         Protocols, in the order of `PROTOCOLS`.
     """
-    row_protocols = {row.protocol for row in rows_for(dataset_name, split)}
+    row_protocols = {row.protocol for row in get_published_rows(dataset_name, split)}
     return tuple(protocol for protocol in PROTOCOLS if protocol in row_protocols)
 
 
@@ -206,7 +206,7 @@ def build_table_lines(dataset_name: str, split: str, run_means: MeansByProtocol)
     Returns:
         The rows.
     """
-    rows = rows_for(dataset_name, split)
+    rows = get_published_rows(dataset_name, split)
 
     # Forms of published rows come first, then the other forms of the run.
     forms: list[str] = [row.form or "" for row in rows]
@@ -262,7 +262,7 @@ def build_table_notes(dataset_name: str, split: str) -> list[str]:
         The lines.
     """
     notes = [TABLE_CAPTION]
-    for row in rows_for(dataset_name, split):
+    for row in get_published_rows(dataset_name, split):
         if row.note is not None:
             notes.append(f"* {row.method}: {row.note}")
     return notes

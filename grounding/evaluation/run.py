@@ -12,7 +12,7 @@ from typing import Any
 from grounding.evaluation.config import EvaluateConfig
 from grounding.evaluation.evaluate import (
     evaluate,
-    missing_predictions,
+    list_missing_predictions,
     predict_split,
     score_predictions,
 )
@@ -140,12 +140,12 @@ def check_options(options: EvaluationOptions) -> None:
     runs, predictions_path = options.runs, options.predictions_path
     if bool(runs) == (predictions_path is not None):
         raise InputError(
-            "name either a run (--run DIR) or a file of predictions"
+            "give either a run (--run DIR) or a file of predictions"
             " (--predictions FILE --truth FILE)"
         )
     if options.save_path is not None and not runs:
         raise InputError(
-            f"--save {options.save_path} writes the predictions of runs: name a run (--run DIR),"
+            f"--save {options.save_path} writes the predictions of runs: give a run (--run DIR),"
             " or leave out --save"
         )
 
@@ -166,7 +166,7 @@ def check_options(options: EvaluationOptions) -> None:
         and not _get_ground_truth_path(options).exists()
     ):
         raise InputError(
-            "name the ground truth: --truth FILE, an index (with tracks.npz beside it) or the"
+            "give the ground truth: --truth FILE, an index (with tracks.npz beside it) or the"
             " challenge's .json"
         )
 
@@ -270,7 +270,7 @@ def _check_no_overwrite(inputs: Sequence[Path | None], outputs: Sequence[Path | 
     for path in outputs:
         if path is not None and path.resolve() in input_paths:
             raise InputError(
-                f"{path} is an input and would be overwritten: name another file to write"
+                f"{path} is an input and would be overwritten: give another file to write"
             )
 
 
@@ -322,7 +322,7 @@ def _warn_missing_predictions(
     ground_truth: GroundTruth, tubes: Tubes, on_warning: MessageCallback
 ) -> None:
     """Warn of queries that a file of predictions lacks."""
-    missing_ids = missing_predictions(ground_truth, tubes)
+    missing_ids = list_missing_predictions(ground_truth, tubes)
     if missing_ids:
         num_queries = len(ground_truth.true_tubes.tubes)
         on_warning(

@@ -160,9 +160,9 @@ def check_output_dir(out: Path) -> None:
         InputError: The folder is not empty, or is a file.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: name a new folder")
+        raise InputError(f"{out} is a file: give a new folder")
     if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty, and corrections may lie in it: name a new folder")
+        raise InputError(f"{out} is not empty, and corrections may lie in it: give a new folder")
 
 
 def build_file_names(video_paths: Sequence[str]) -> list[str]:

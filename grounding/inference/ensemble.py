@@ -153,7 +153,7 @@ class Ensemble:
         if differences:
             raise StoreError(
                 f"store {store.path} does not fit run {self.runs[0]}: {'; '.join(differences)}:"
-                " name the store it was trained on, or train again"
+                " give the store it was trained on, or train again"
             )
 
     def check_dims(self, store: Store, dims: Sequence[int]) -> None:

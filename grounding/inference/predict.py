@@ -60,7 +60,7 @@ def predict(
 
     # Maps of one size need no padding, and queries about one video share cached features.
     def sort_key(index: int) -> tuple[tuple[int, int], str]:
-        return dataset.map_size(queries[index]), queries[index].video
+        return dataset.get_map_size(queries[index]), queries[index].video
 
     order = sorted(range(len(queries)), key=sort_key)
     segment_predictions = iter_segment_predictions(

@@ -93,7 +93,7 @@ def box_attention_loss(
 def auxiliary_box_losses(
     outputs: FramewiseOutputs,
     targets: Targets,
-    w: BoxSupervisionWeights,
+    weights: BoxSupervisionWeights,
     giou_weight: float,
     total: Tensor,
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -102,8 +102,8 @@ def auxiliary_box_losses(
     Args:
         outputs: Outputs of a frame-wise model.
         targets: Ground truth.
-        w: Weights of the losses; a weight of 0 disables a loss.
-        giou_weight: Weight of GIoU beside `w.l1`.
+        weights: Weights of the losses; a weight of 0 disables a loss.
+        giou_weight: Weight of GIoU beside `weights.l1`.
         total: Number of frames with a box in the global batch; at least 1 is used.
 
     Returns:
@@ -113,7 +113,7 @@ def auxiliary_box_losses(
     weighted = total.new_zeros(())
 
     # Attention of the box head, and of the temporal queries, to the object's cells.
-    if w.box_attention:
+    if weights.box_attention:
         losses["box_attention"] = box_attention_loss(
             outputs.box_attention, outputs.cell_centers, targets.boxes, targets.box_mask, total
         )
@@ -121,11 +121,11 @@ def auxiliary_box_losses(
             outputs.temporal_attention, outputs.cell_centers, targets.boxes, targets.box_mask, total
         )
         attention_losses = losses["box_attention"] + losses["temporal_cell_attention"]
-        weighted = weighted + w.box_attention * attention_losses
+        weighted = weighted + weights.box_attention * attention_losses
 
     # Box proposals of the object's cells.
     cell_losses, weighted_cells = supervised_cell_losses(
-        outputs.cell_boxes, outputs.cell_centers, targets, w, giou_weight, total
+        outputs.cell_boxes, outputs.cell_centers, targets, weights, giou_weight, total
     )
 
     return losses | cell_losses, weighted + weighted_cells

@@ -38,7 +38,7 @@ class Difference:
         worse: Number of queries with a lower score than in the other run.
     """
 
-    ours: float
+    current: float
     other: float
     mean: float
     low: float | None
@@ -172,7 +172,7 @@ def _build_difference(
         p = float((is_as_far.sum() + 1) / (len(valid_means) + 1))
 
     return Difference(
-        ours=float(current_scores[has_scores].mean()),
+        current=float(current_scores[has_scores].mean()),
         other=float(other_scores[has_scores].mean()),
         mean=mean,
         low=low,

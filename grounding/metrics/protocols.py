@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grounding.structures.tubes import Tubes, concatenate_ranges, encode_row_keys
-from pipeline.boxes import iou
+from pipeline.boxes import box_iou
 from pipeline.errors import InputError
 from pipeline.records import Query, Span
 from pipeline.tracks import Tracks
@@ -252,7 +252,7 @@ def _score_chunk(
     tube_indices = chunk.tubes.row_tubes[rule.box_rows]  # [m]
     frames = chunk.tubes.frames[rule.box_rows]  # [m]
     pred_boxes, has_pred_box = predicted.boxes_at(tube_indices, frames)
-    overlaps = iou(pred_boxes, chunk.tubes.boxes[rule.box_rows])  # [m]
+    overlaps = box_iou(pred_boxes, chunk.tubes.boxes[rule.box_rows])  # [m]
 
     # Rows in the true span, and rows in both spans with a box in both tubes.
     in_truth = _in_spans(tube_indices, frames, true_spans)  # [m]

@@ -164,11 +164,11 @@ class CsdvlOutputs:
 
         # The dynamic stream alone has no A.
         if self.guidance.numel():
-            maps["guide"] = self.guidance
+            maps["guidance"] = self.guidance
 
         # An MLP head has no cell boxes, and its box attention is uniform.
         if len(self.cell_boxes):
-            maps["carriers"] = self.box_attention
+            maps["box_attention"] = self.box_attention
 
         return maps
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from grounding.modules.frame_outputs import FramewiseOutputs
 from grounding.structures.span_scores import SpanPrediction
 
-AttentionKind = Literal["guide", "heard", "carriers"]
+AttentionKind = Literal["guidance", "temporal_attention", "box_attention"]
 """Kinds of attention maps.
 
-- `guide`: attention A from the static to the dynamic stream (CSDVL, eq. (2)).
-- `heard`: attention of the temporal queries.
-- `carriers`: weights of the cells that make the box.
+- `guidance`: attention A from the static to the dynamic stream (CSDVL, eq. (2)).
+- `temporal_attention`: attention of the temporal queries.
+- `box_attention`: weights of the cells that make the box.
 """
 
 
@@ -50,15 +50,16 @@ def framewise_attention_maps(outputs: FramewiseOutputs) -> dict[AttentionKind, T
         outputs: Outputs of a batch without padding of maps.
 
     Returns:
-        `heard`, and `carriers` if an attention head predicts the boxes; [K, B, T, H, W] each.
+        `temporal_attention`, and `box_attention` if an attention head predicts the boxes;
+        [K, B, T, H, W] each.
     """
     maps: dict[AttentionKind, Tensor] = {
-        "heard": _unflatten_cells(outputs.temporal_attention, outputs)
+        "temporal_attention": _unflatten_cells(outputs.temporal_attention, outputs)
     }
 
     # An MLP head has no cell boxes, and its box attention is uniform.
     if len(outputs.cell_boxes):
-        maps["carriers"] = _unflatten_cells(outputs.box_attention, outputs)
+        maps["box_attention"] = _unflatten_cells(outputs.box_attention, outputs)
 
     return maps
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 LateralFusion = Literal["sum", "concat", "hadamard"]
 
-STANDALONE_FUSIONS = (None, None, None, None)
+NO_IMAGE_STAGES = (None, None, None, None)
 """Channels, or features, of the four stages of a 2-D network that does not exist."""
 
 NORM_GROUPS = 8
@@ -165,7 +165,7 @@ class R3dTrunk(nn.Module):
         self.stages.to(memory_format=torch.channels_last_3d)
 
         self.lateral_connections = nn.ModuleList()
-        image_channels = channels or STANDALONE_FUSIONS
+        image_channels = channels or NO_IMAGE_STAGES
         for video_width, image_width in zip(self.widths, image_channels, strict=True):
             self.lateral_connections.append(LateralConnection(video_width, image_width, connection))
 
@@ -181,7 +181,7 @@ class R3dTrunk(nn.Module):
         """
         y = self.stem(videos.to(memory_format=torch.channels_last_3d))
 
-        stage_images = image_features or STANDALONE_FUSIONS
+        stage_images = image_features or NO_IMAGE_STAGES
         stages = zip(self.stages, self.lateral_connections, stage_images, strict=True)
 
         for stage, fuse, image in stages:

@@ -26,7 +26,7 @@ from pipeline.store import (
     ShardKind,
     Store,
     StoreWriter,
-    origin_digest,
+    compute_origin_digest,
 )
 
 SHARD_KIND: ShardKind = "zarr"
@@ -122,7 +122,7 @@ class FeatureCache:
                 being read.
         """
         key = compute_file_digest(video)
-        frame_edges = stream.video_metadata.edges
+        frame_edges = stream.metadata.edges
         with StoreWriter(self.folder, "asked", "") as writer, ExitStack() as stack:
             builders: dict[str, ShardBuilder] = {}
             for name, origin in self.origins.items():
@@ -130,7 +130,7 @@ class FeatureCache:
                     writer.open_product(name, SHARD_KIND, origin)
                 except ProductMismatchError:
                     self._check_no_mismatch([name])
-                digest = origin_digest(SHARD_KIND, origin)
+                digest = compute_origin_digest(SHARD_KIND, origin)
                 builder = ShardBuilder(self.folder, name, key, SHARD_KIND, [key], digest)
                 builders[name] = stack.enter_context(builder)
                 builder.begin(key, key)
@@ -157,5 +157,5 @@ class FeatureCache:
         if mismatched_products:
             raise InputError(
                 f"{self.folder} holds {' and '.join(mismatched_products)} features of a run with"
-                " other backbones, weights or sampling: name another folder with --keep"
+                " other backbones, weights or sampling: give another folder with --keep"
             )

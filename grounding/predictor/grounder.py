@@ -173,7 +173,7 @@ class Grounder:
         texts = validate_sentences(sentences)
         stream = self._open_stream(video, progress)
         video_info = build_video_info(video, stream.initial_facts)
-        frame_edges = stream.video_metadata.edges
+        frame_edges = stream.metadata.edges
 
         windows = plan_windows(frame_edges, self.window_seconds)
         window_batches = stream_window_batches(
@@ -223,14 +223,14 @@ class Grounder:
     def _encode_in_memory(self, video: str | Path, progress: ProgressCallback) -> VideoFeatures:
         """Compute the features of a video as those of a single window."""
         stream = self._open_stream(video, progress)
-        windows = [(0, stream.video_metadata.frame_count)]
+        windows = [(0, stream.metadata.frame_count)]
         window_batches = stream_window_batches(str(video), stream, self.reductions, windows, 1)
         window_batch = next(window_batches)
         return VideoFeatures(
             video=build_video_info(video, stream.initial_facts),
             key=str(video),
             features=window_batch.features,
-            frame_edges=stream.video_metadata.edges,
+            frame_edges=stream.metadata.edges,
         )
 
     def ground_encoded(
@@ -436,7 +436,7 @@ def get_trained_encoders(ensemble: Ensemble) -> dict[str, nn.Module]:
     if len(ensemble.models) > 1:
         raise InputError(
             f"{', '.join(map(str, ensemble.runs))}: each of these runs has its own encoders, and a"
-            " video is encoded once: name one run (stvg-eval evaluates several on a store)"
+            " video is encoded once: give one run (stvg-eval evaluates several on a store)"
         )
     return {"appearance": model.image_encoder, "text": model.text_encoder}
 

@@ -23,8 +23,8 @@ from grounding.report.gallery import GalleryGroup, select_gallery
 from grounding.report.page import render_page
 from grounding.report.page_data import (
     QUERIES_DIR,
-    query_details,
-    query_row,
+    build_query_details,
+    build_query_row,
     write_query_list,
     write_script,
 )
@@ -189,7 +189,9 @@ def _write_videos(
         )
 
     video_index_by_path = {path: index for index, path in enumerate(videos)}
-    rows = [query_row(query, runs, video_index_by_path[query.path]) for query in ranked_queries]
+    rows = [
+        build_query_row(query, runs, video_index_by_path[query.path]) for query in ranked_queries
+    ]
     video_records = [video.to_dict() for video in videos.values()]
     write_query_list(out, [run.name for run in runs], rows, video_records)
 
@@ -223,7 +225,7 @@ def _write_queries(
                 has_features = query.id in query_ids
                 attentions.append(recorder.record(query) if has_features else None)
 
-            details = query_details(query, ground_truth.tracks, runs, attentions)
+            details = build_query_details(query, ground_truth.tracks, runs, attentions)
             write_script(out / QUERIES_DIR / f"{index}.js", "take", index, details)
 
         report_progress(total, total)

@@ -19,7 +19,7 @@ from grounding.evaluation.published import (
     METRIC_NAMES,
     build_table_lines,
     build_table_notes,
-    protocols_for,
+    get_published_protocols,
 )
 from grounding.evaluation.results import RunResults
 from grounding.metrics.bootstrap import Difference, compare_paired
@@ -271,7 +271,7 @@ def _build_published_table(
 ) -> dict[str, Any] | None:
     """Return the published results with this run's; None if none exist for the data set's split."""
     dataset_name = ground_truth.dataset_name
-    if dataset_name is None or not protocols_for(dataset_name, split):
+    if dataset_name is None or not get_published_protocols(dataset_name, split):
         return None
 
     # This run, by the protocols of the published results.

@@ -58,7 +58,7 @@ def write_script(path: Path, function_name: str, *values: Any) -> None:
         temporary_path.write_text(script, encoding="utf-8")
 
 
-def query_row(query: Query, runs: Sequence[RunResults], video_index: int) -> dict[str, Any]:
+def build_query_row(query: Query, runs: Sequence[RunResults], video_index: int) -> dict[str, Any]:
     """Return the record of a query in the list of queries.
 
     Args:
@@ -93,7 +93,7 @@ def query_row(query: Query, runs: Sequence[RunResults], video_index: int) -> dic
     }
 
 
-def query_details(
+def build_query_details(
     query: Query,
     tracks: Tracks,
     runs: Sequence[RunResults],
@@ -214,7 +214,7 @@ def write_query_list(
     Args:
         out: The report's folder.
         runs: Names of the runs.
-        queries: Records from `query_row`.
+        queries: Records from `build_query_row`.
         videos: Records from `ReportVideo.to_dict`.
     """
     data = {"runs": list(runs), "videos": list(videos), "queries": list(queries)}

@@ -9,7 +9,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from grounding.evaluation.published import DatasetName, MetricName, ablations_for, rows_for
+from grounding.evaluation.published import (
+    DatasetName,
+    MetricName,
+    get_published_ablations,
+    get_published_rows,
+)
 from grounding.metrics.scores import MEAN_METRICS
 from pipeline.errors import InputError
 from pipeline.validation import StrictModel, format_first_error
@@ -100,11 +105,11 @@ class PublishedSource(StrictModel):
             Means in percent by metric; empty if nothing was published.
         """
         published_name = self.names.get(variant)
-        for ablation in ablations_for(self.dataset, self.split):
+        for ablation in get_published_ablations(self.dataset, self.split):
             if ablation.method == self.method and ablation.variant == published_name:
                 return _stringify_metrics(ablation.scores)
 
-        for row in rows_for(self.dataset, self.split):
+        for row in get_published_rows(self.dataset, self.split):
             if row.method == published_name:
                 return _stringify_metrics(row.scores)
         return {}
@@ -283,6 +288,6 @@ def load_table(name: str, path: Path = TABLES_PATH) -> SweepTable:
     tables = load_tables(path)
     if name not in tables:
         raise InputError(
-            f"there is no table {name!r}; the tables are {', '.join(tables)}: name one with --table"
+            f"there is no table {name!r}; the tables are {', '.join(tables)}: give one with --table"
         )
     return tables[name]

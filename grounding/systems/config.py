@@ -113,12 +113,12 @@ class TrainConfig(StrictModel):
         uses_images = self.model.uses_images
         if self.encoders is None and uses_images:
             raise ValueError(
-                f"encoders: {self.system} reads images: name its image encoder's weights,"
+                f"encoders: {self.system} reads images: give its image encoder's weights,"
                 " {backbones: …, image: …}"
             )
         if self.encoders is not None and self.encoders.text is None and not uses_images:
             raise ValueError(
-                f"encoders.text: name the weights of {self.system}'s text encoder:"
+                f"encoders.text: give the weights of {self.system}'s text encoder:"
                 " both encoders train, or neither with encoders=null"
             )
         if self.augment is not None and not uses_images:

@@ -53,7 +53,7 @@ def get_system(name: str) -> AnySystemSpec:
     except KeyError:
         raise InputError(
             f"there is no system {name!r}; the systems are {', '.join(SYSTEMS)}:"
-            " name one with --model"
+            " give one with --model"
         ) from None
 
 
@@ -74,7 +74,7 @@ def get_preset(name: str, system: str = "csdvl") -> dict[str, Any]:
     if name not in presets:
         raise InputError(
             f"there is no preset {name!r} of {system}; its presets are {', '.join(presets)}:"
-            " name one with --preset"
+            " give one with --preset"
         )
     return {"system": system, **presets[name]}
 

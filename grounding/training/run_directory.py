@@ -108,7 +108,7 @@ def _prepare_run_dir(store: Path, run: Path, config: TrainConfig, resume: bool) 
     has_checkpoint = _has_checkpoint(run)
     if has_checkpoint:
         old_provenance = read_provenance(run)
-        if not _can_resume(run, config, provenance, old_provenance, resume):
+        if not _check_resumable(run, config, provenance, old_provenance, resume):
             moved_to = _move_aside(run)
             has_checkpoint = False
     elif resume:
@@ -142,7 +142,7 @@ def _has_checkpoint(run: Path) -> bool:
     return any((run / CHECKPOINTS_FOLDER / name).exists() for name in ("last", ".last.old"))
 
 
-def _can_resume(
+def _check_resumable(
     run: Path,
     config: TrainConfig,
     provenance: Mapping[str, Any],
@@ -167,7 +167,7 @@ def _can_resume(
     if differences and resume:
         raise InputError(
             f"{run} cannot be resumed: {', '.join(sorted(differences))} differ from what it was"
-            " started with; name another --run"
+            " started with; give another --run"
         )
     if differences:
         return False
@@ -219,7 +219,7 @@ def _build_provenance(store_path: Path, config: TrainConfig) -> dict[str, Any]:
 
 
 def _move_aside(run: Path) -> Path:
-    """Rename a run that is about to be replaced, and return its new path."""
+    """Regive a run that is about to be replaced, and return its new path."""
     number = 1
     while run.with_name(f"{run.name}.old-{number}").exists():
         number += 1

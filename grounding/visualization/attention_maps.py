@@ -3,10 +3,11 @@
 `AttentionRecorder.from_run(run, store, split)` opens a run and `recorder.record(query)` runs its
 model. The kinds of attention depend on the model:
 
-- CSDVL: `guide`, A of eq. (2), which the static stream hands to the dynamic stream. With
-  `box_head=attention` also `carriers`, the weights of the cells that make the box. The dynamic
+- CSDVL: `guidance`, A of eq. (2), which the static stream hands to the dynamic stream. With
+  `box_head=attention` also `box_attention`, the weights of the cells that make the box. The dynamic
   stream alone (`streams=dynamic`) has neither.
-- CG-STVG, CoSTA: `heard`, the attention of the temporal queries, and `carriers` as above.
+- CG-STVG, CoSTA: `temporal_attention`, the attention of the temporal queries, and `box_attention`
+  as above.
 
 CSDVL predicts the event's time by a score for every proposal (`ProposalScores.mean`, the proposal
 map). The other two predict the probability of every frame to be the first and to be the last
@@ -36,9 +37,9 @@ from pipeline.records import Query
 from pipeline.store import Store
 
 ATTENTION_DESCRIPTIONS: dict[AttentionKind, str] = {
-    "guide": "static to dynamic attention, A of eq. (2)",
-    "heard": "attention of the temporal queries",
-    "carriers": "weights of the cells that make the box",
+    "guidance": "static to dynamic attention, A of eq. (2)",
+    "temporal_attention": "attention of the temporal queries",
+    "box_attention": "weights of the cells that make the box",
 }
 """Descriptions of the kinds of attention, in display order."""
 

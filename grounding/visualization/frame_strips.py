@@ -24,7 +24,7 @@ NUM_FRAMES = 8
 """Maximum number of frames of a strip."""
 THUMBNAIL_HEIGHT = 132
 """Pixels."""
-GAP = 3
+THUMBNAIL_GAP = 3
 """Pixels between two thumbnails."""
 DASH_LENGTH = 7
 """Approximate length of a dash in pixels."""
@@ -97,12 +97,12 @@ def draw_strip(
         scale = (thumbnail.width / query.size[0], thumbnail.height / query.size[1])
 
         true_box = ground_truth_box(query, tracks, frame_index)
-        _draw_outline(thumbnail, true_box, scale, TRUE_COLOR, dashed=False)
+        _draw_thumbnail_outline(thumbnail, true_box, scale, TRUE_COLOR, dashed=False)
 
         # The run's box comes last, on top of the second run's.
         for prediction, color in reversed(predictions_with_colors):
             box = predicted_box(prediction, frame_index)
-            _draw_outline(thumbnail, box, scale, color, dashed=True)
+            _draw_thumbnail_outline(thumbnail, box, scale, color, dashed=True)
 
         thumbnails.append(thumbnail)
 
@@ -112,13 +112,13 @@ def draw_strip(
 def _join_horizontally(thumbnails: Sequence[Image.Image]) -> Image.Image:
     """Paste thumbnails side by side on white."""
     total_width = sum(thumbnail.width for thumbnail in thumbnails)
-    total_width += GAP * (len(thumbnails) - 1)
+    total_width += THUMBNAIL_GAP * (len(thumbnails) - 1)
     strip = Image.new("RGB", (total_width, THUMBNAIL_HEIGHT), (255, 255, 255))
 
     left = 0
     for thumbnail in thumbnails:
         strip.paste(thumbnail, (left, 0))
-        left += thumbnail.width + GAP
+        left += thumbnail.width + THUMBNAIL_GAP
 
     return strip
 
@@ -144,7 +144,7 @@ def _make_thumbnail(frame: np.ndarray) -> Image.Image:
     return image.resize((width, THUMBNAIL_HEIGHT), Image.Resampling.BILINEAR)
 
 
-def _draw_outline(
+def _draw_thumbnail_outline(
     thumbnail: Image.Image,
     box: np.ndarray | None,
     scale: tuple[float, float],

@@ -29,7 +29,7 @@ EXPECTED_LAYOUT = """{root} {problem}. Put into one folder
   the videos, and
   what CVAT exports as 'CVAT for video 1.1' (.xml or .zip, in any folder below it),
       tubes labelled 'truth'
-and name the folder with --root."""
+and give the folder with --root."""
 
 
 def parse(

@@ -31,7 +31,7 @@ EXPECTED_LAYOUT = """{root} {problem}. Put there
       its sentences and boxes (any of them; also in annotations/ or annos/)
   video/**/*.mp4, *.mkv
       its videos (any folders below {root} will do)
-or name another folder with --root."""
+or give another folder with --root."""
 
 
 def find_annotation_files(version: str, root: Path) -> dict[str, Path]:
@@ -109,7 +109,7 @@ def _check_version(version: str, path: Path, root: Path, content: dict[str, Any]
         raise InputError(
             f"{path} is a file of HC-STVG v{other_version}: {count} of its {len(content)} entries "
             f"have the form of this version only; read it with --dataset hcstvg-v{other_version}, "
-            f"or name the folder of v{version} with --root"
+            f"or give the folder of v{version} with --root"
         )
 
 

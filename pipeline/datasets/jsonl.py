@@ -48,7 +48,7 @@ from pipeline.video import VideoMetadata
 
 EXPECTED_LAYOUT = """{path} {problem}. Write one JSON object per line, such as
   {{"video": "clips/dog.mp4", "text": "a dog runs to the left"}}
-with "video" a path relative to that file, and name the file with --root."""
+with "video" a path relative to that file, and give the file with --root."""
 NO_SENTENCES = "is not a file of sentences"
 
 

@@ -75,7 +75,7 @@ class PrepareReport:
         return result
 
     @property
-    def left_out(self) -> int:
+    def num_excluded(self) -> int:
         """Number of excluded queries; an unreadable entry counts as one query."""
         return sum(sum(counts.left_out.values()) for counts in self.split_counts.values())
 
@@ -92,7 +92,7 @@ class PrepareReport:
     @property
     def num_failures(self) -> int:
         """Number of failed queries: excluded, or in the index without their video or boxes."""
-        return self.left_out + max(self.without_video, self.without_boxes)
+        return self.num_excluded + max(self.without_video, self.without_boxes)
 
     def exit_code(self, allow_failed: float = 0) -> int:
         """Return the exit code of the command.
@@ -105,7 +105,7 @@ class PrepareReport:
         """
         limit = allow_failed
         if allow_failed < 1:
-            limit = allow_failed * (self.queries + self.left_out)
+            limit = allow_failed * (self.queries + self.num_excluded)
         return int(self.num_failures > limit)
 
 
@@ -155,15 +155,15 @@ def check_index_path(path: Path, root: Path) -> None:
             f"of another kind; change --index"
         )
     if path.exists() and not path.is_file():
-        raise InputError(f"the index {path} is a folder or a device; name a file with --index")
+        raise InputError(f"the index {path} is a folder or a device; give a file with --index")
     if path.exists() and root.exists() and path.samefile(root):
         raise InputError(
-            f"the index {path} is the data set's own file; name another file with --index"
+            f"the index {path} is the data set's own file; give another file with --index"
         )
     if path.is_file() and not _is_index(path):
         raise InputError(
             f"{path} exists and is not an index, so it is not overwritten; "
-            f"name another file with --index"
+            f"give another file with --index"
         )
 
 
@@ -321,7 +321,7 @@ def _write_files(report: PrepareReport, queries: list[Query], tracks: Tracks) ->
         "edit_lists": report.edit_lists,
         "splits": report.queries_by_split,
         "totals": totals,
-        "left_out": report.left_out,
+        "left_out": report.num_excluded,
         "without_video": report.without_video,
         "without_boxes": report.without_boxes,
         "defects": report.defects,

@@ -52,7 +52,7 @@ EXPECTED_LAYOUT = """{root} {problem}. Put there
   annotations/{{train,val,test}}_annotations.json    VidSTG's sentences (any of the three)
   annotation/{{training,validation}}/<group>/*.json   VidOR's boxes
   video/<group>/*.mp4                               VidOR's videos
-or name another folder with --root."""
+or give another folder with --root."""
 
 
 class _FrameRange(RawEntry):

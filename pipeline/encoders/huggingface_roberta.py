@@ -72,7 +72,7 @@ def read_architecture(folder: Path) -> RobertaArchitecture:
     try:
         return RobertaArchitecture.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        message = f"{folder} has no config.json: name a Hugging Face RoBERTa folder"
+        message = f"{folder} has no config.json: give a Hugging Face RoBERTa folder"
         raise InputError(message) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
@@ -163,7 +163,7 @@ class HuggingFaceTokenizer:
             raise InputError(
                 f"the tokenizer in {self.folder} has {num_entries} entries, "
                 f"the weights have {vocab_size}: "
-                "name the folder of the tokenizer that the weights were trained with"
+                "give the folder of the tokenizer that the weights were trained with"
             )
 
         own_pad_id = self.tokenizer.pad_token_id

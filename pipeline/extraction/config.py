@@ -38,7 +38,7 @@ class ExtractConfig(StrictModel):
     Dask."""
     scheduler: str | None = None
     """Address of a running Dask scheduler; by default a cluster on this machine is started."""
-    batch: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Frames per forward pass."""
     device: str = "auto"
     """Device of the encoders: `auto`, `cpu` or `cuda`."""

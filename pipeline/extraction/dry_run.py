@@ -25,7 +25,7 @@ from pipeline.features.products import PRODUCTS
 from pipeline.features.reduction import DEFAULT_CHANNELS, parse_reduction
 from pipeline.records import Query
 from pipeline.store import Product, ProductReader, Store
-from pipeline.store.layout import shard_path
+from pipeline.store.layout import get_shard_path
 from pipeline.store.writer import describe_differences
 
 
@@ -226,7 +226,7 @@ def _find_fresh_videos(
     shards = {
         shard_name: info
         for shard_name, info in product.shards.items()
-        if shard_path(store_path, name, shard_name, product.kind).exists()
+        if get_shard_path(store_path, name, shard_name, product.kind).exists()
     }
     reader = ProductReader(store_path, name, product.model_copy(update={"shards": shards}))
 

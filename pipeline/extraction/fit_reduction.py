@@ -132,7 +132,7 @@ def _fit_projection(
         encoders = {product: get_encoder(product, config)}
         try:
             stream = FeatureStream(
-                index.paths[video], sampling, encoders, config.batch, shared_decoder()
+                index.paths[video], sampling, encoders, config.batch_size, shared_decoder()
             )
             maps = np.concatenate([rows for _, rows in stream])  # [n, h, w, C]
         except VideoError:

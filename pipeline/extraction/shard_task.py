@@ -28,8 +28,14 @@ from pipeline.features.products import PRODUCTS
 from pipeline.features.reduction import Reduction, load_stored_projection, parse_reduction
 from pipeline.features.stream import FeatureStream, FrameDecoder
 from pipeline.records import Failure
-from pipeline.store import ShardBuilder, ShardInfo, has_origin, origin_digest, read_shard_info
-from pipeline.store.layout import shard_path
+from pipeline.store import (
+    ShardBuilder,
+    ShardInfo,
+    compute_origin_digest,
+    has_origin,
+    read_shard_info,
+)
+from pipeline.store.layout import get_shard_path
 from pipeline.video.process_decoder import ProcessDecoder
 from pipeline.weights.load import Backbone, load_backbone
 
@@ -62,7 +68,7 @@ def extract_shard(job: Job, on_video: VideoCallback) -> JobResult:
             if product in infos:
                 continue
             kind = get_shard_kind(product, job.config)
-            origin = origin_digest(kind, job.provenance[product])
+            origin = compute_origin_digest(kind, job.provenance[product])
             builder = ShardBuilder(
                 job.store, product, job.shard.name, kind, job.shard.videos, origin
             )
@@ -95,8 +101,8 @@ def existing_shards(job: Job) -> dict[str, ShardInfo]:
     infos = {}
     for product in job.missing:
         kind = get_shard_kind(product, job.config)
-        path = shard_path(job.store, product, job.shard.name, kind)
-        if has_origin(path, kind, origin_digest(kind, job.provenance[product])):
+        path = get_shard_path(job.store, product, job.shard.name, kind)
+        if has_origin(path, kind, compute_origin_digest(kind, job.provenance[product])):
             infos[product] = read_shard_info(path, product, kind)
     return infos
 
@@ -148,7 +154,7 @@ def _add_video(
 
     try:
         stream = FeatureStream(
-            job.paths[video], job.config.sampling, encoders, job.config.batch, shared_decoder()
+            job.paths[video], job.config.sampling, encoders, job.config.batch_size, shared_decoder()
         )
         for product, rows in stream:
             reduction = reductions[product]

@@ -95,7 +95,7 @@ class FeatureStream:
         progress: called after each decoded frame.
 
     Attributes:
-        video_metadata: metadata of the video.
+        metadata: metadata of the video.
         initial_facts: facts about the video that are known before decoding.
         builders: the feature builder of each product.
         columns: arrays with one value per row, by product and column; set by the iteration's end.
@@ -118,18 +118,18 @@ class FeatureStream:
         self.path = path
         self.decoder = decoder
         self.progress = progress
-        self.video_metadata = decoder.probe(path)
+        self.metadata = decoder.probe(path)
         self.initial_facts: dict[str, Any] = {
-            "size": list(self.video_metadata.size),
-            "fps": self.video_metadata.fps,
-            "frame_count": self.video_metadata.frame_count,
+            "size": list(self.metadata.size),
+            "fps": self.metadata.fps,
+            "frame_count": self.metadata.frame_count,
         }
         self._initial_digest = _read_digest(path)
 
         self.builders: dict[str, FeatureBuilder] = {}
         for product, encoder in encoders.items():
             self.builders[product] = _create_builder(
-                product, encoder, self.video_metadata, sampling, batch_size
+                product, encoder, self.metadata, sampling, batch_size
             )
         self.columns: dict[str, dict[str, np.ndarray]] = {}
         self.facts: dict[str, Any] = {}
@@ -141,7 +141,7 @@ class FeatureStream:
             np.concatenate([builder.frame_indices for builder in self.builders.values()])
         )
         num_frames = len(frame_indices)
-        with self.decoder.frames(self.path, self.video_metadata, frame_indices) as frames:
+        with self.decoder.frames(self.path, self.metadata, frame_indices) as frames:
             self.progress(0, num_frames)
             for num_decoded, (frame_index, pixels) in enumerate(frames, start=1):
                 image = _as_image(pixels)
@@ -158,7 +158,7 @@ class FeatureStream:
 
         for product, builder in self.builders.items():
             columns = builder.columns()
-            seconds = self.video_metadata.pts_seconds[columns["frame"]]
+            seconds = self.metadata.pts_seconds[columns["frame"]]
             self.columns[product] = columns | {"second": seconds}
 
         # Features of two files must not be mixed: check that the file is still the same.
@@ -250,7 +250,7 @@ def extract_video(
     products = {}
     for product, product_blocks in blocks.items():
         products[product] = (np.concatenate(product_blocks), stream.columns[product])
-    return ExtractedFeatures(products, stream.facts, stream.video_metadata.edges)
+    return ExtractedFeatures(products, stream.facts, stream.metadata.edges)
 
 
 def _read_digest(path: Path) -> str:

@@ -26,7 +26,7 @@ class atomic_write:  # noqa: N801 - reads as a verb: `with atomic_write(path) as
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         if self.path.is_dir():
-            raise InputError(f"{self.path} is a folder: name a file to write")
+            raise InputError(f"{self.path} is a folder: give a file to write")
 
         # Random, because hosts that share a folder also share process ids.
         name = f".{self.path.name}.{uuid4().hex[:12]}.part"
@@ -34,7 +34,7 @@ class atomic_write:  # noqa: N801 - reads as a verb: `with atomic_write(path) as
 
     def __enter__(self) -> Path:
         if self.path.exists() and not self.path.is_file():
-            raise InputError(f"{self.path} is a device or a pipe: name a file to write")
+            raise InputError(f"{self.path} is a device or a pipe: give a file to write")
 
         # Create the temporary file now, so that a caller fails before its work is done.
         try:

@@ -12,7 +12,7 @@ from pipeline.store.lock import StoreLock as StoreLock
 from pipeline.store.manifest import Manifest as Manifest
 from pipeline.store.manifest import Product as Product
 from pipeline.store.manifest import ShardInfo as ShardInfo
-from pipeline.store.manifest import origin_digest as origin_digest
+from pipeline.store.manifest import compute_origin_digest as compute_origin_digest
 from pipeline.store.reader import ProductReader as ProductReader
 from pipeline.store.reader import ProductSummary as ProductSummary
 from pipeline.store.reader import Store as Store
@@ -40,7 +40,7 @@ __all__ = [
     "StoreLock",
     "StoreWriter",
     "has_origin",
-    "origin_digest",
+    "compute_origin_digest",
     "plan_shards",
     "read_shard_info",
     "write_shard",

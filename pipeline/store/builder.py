@@ -27,8 +27,8 @@ from pipeline.store.layout import (
     ShardKind,
     ShardSink,
     ShardTable,
-    array_name,
-    shard_path,
+    get_array_name,
+    get_shard_path,
 )
 from pipeline.store.manifest import ShardInfo
 from pipeline.store.shard import (
@@ -75,7 +75,7 @@ def write_shard(
         StoreError: The disk is full.
         ValueError: An entry is invalid.
     """
-    target_path = shard_path(folder, product, name, kind)
+    target_path = get_shard_path(folder, product, name, kind)
     if has_origin(target_path, kind, origin_digest):
         return read_shard_info(target_path, product, kind)
 
@@ -135,7 +135,7 @@ class ShardBuilder:
         self._product = product
         self._kind = kind
         self._origin_digest = origin_digest
-        self._target_path = shard_path(folder, product, name, kind)
+        self._target_path = get_shard_path(folder, product, name, kind)
         temporary_name = f".{self._target_path.name}.{uuid4().hex}.part"
         self._temporary_path = self._target_path.with_name(temporary_name)
         self._videos = frozenset(videos)
@@ -210,7 +210,7 @@ class ShardBuilder:
                 f"after {entry.dtype}{list(entry.shape)}"
             )
 
-        entry.array = array_name(rows.dtype, row_shape)
+        entry.array = get_array_name(rows.dtype, row_shape)
         entry.dtype = rows.dtype.name
         entry.shape = row_shape
 

@@ -26,7 +26,7 @@ from pipeline.store.chunks import MAX_RUN_BYTES, MISSING_CHUNK, ChunkReader, spl
 from pipeline.store.layout import (
     DamageError,
     ShardTable,
-    column_name,
+    get_column_name,
     reraise_system_errors,
     sign_table,
     verify_table,
@@ -111,7 +111,7 @@ class Hdf5Sink:
         # Everything but the rows, in the order of writing.
         datasets: dict[str, np.ndarray] = {}
         for name, values in columns.items():
-            datasets[column_name(name)] = values
+            datasets[get_column_name(name)] = values
         for array, checksums in sorted(self._checksums.items()):
             datasets[_checksum_name(array)] = np.array(checksums, "<u4")
         table_json = json.dumps(sign_table(table), ensure_ascii=False).encode()
@@ -224,7 +224,7 @@ class Hdf5Source:
         """Read a column, as `ShardSource.read_column`."""
         spec = self._table.columns[name]
         try:
-            values = np.asarray(self._file[column_name(name)][...])
+            values = np.asarray(self._file[get_column_name(name)][...])
         except H5PY_ERRORS as error:
             reraise_system_errors(error)
             raise DamageError(f"column {name!r} cannot be read ({error})") from None

@@ -198,7 +198,7 @@ class ShardSource(Protocol):
         """
 
 
-def shard_path(store: Path, product: str, name: str, kind: ShardKind) -> Path:
+def get_shard_path(store: Path, product: str, name: str, kind: ShardKind) -> Path:
     """Return the path of a shard: `<store>/<product>/<name>.zarr` or `.h5`.
 
     Args:
@@ -213,7 +213,7 @@ def shard_path(store: Path, product: str, name: str, kind: ShardKind) -> Path:
     return Path(store) / product / f"{name}{SHARD_SUFFIXES[kind]}"
 
 
-def array_name(dtype: np.dtype, shape: tuple[int, ...]) -> str:
+def get_array_name(dtype: np.dtype, shape: tuple[int, ...]) -> str:
     """Return the name of the array for rows of a dtype and shape.
 
     Args:
@@ -227,7 +227,7 @@ def array_name(dtype: np.dtype, shape: tuple[int, ...]) -> str:
     return f"rows_{dtype.name}_{sides}"
 
 
-def column_name(name: str) -> str:
+def get_column_name(name: str) -> str:
     """Return the name of a column's array.
 
     Args:

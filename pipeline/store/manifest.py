@@ -41,7 +41,7 @@ class ShardInfo(StrictModel):
     dropped: tuple[str, ...] = ()
 
 
-def origin_digest(kind: ShardKind, provenance: Mapping[str, Any]) -> str:
+def compute_origin_digest(kind: ShardKind, provenance: Mapping[str, Any]) -> str:
     """Compute the digest of the settings that a product's shards were made with.
 
     Args:
@@ -84,7 +84,7 @@ class Product(StrictModel):
     @property
     def digest(self) -> str:
         """`made_from` of the product's shards."""
-        return origin_digest(self.kind, self.provenance)
+        return compute_origin_digest(self.kind, self.provenance)
 
 
 class Manifest(StrictModel):

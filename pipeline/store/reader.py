@@ -15,7 +15,13 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.store.buffer_pool import Allocator, BufferPool, allocate_numpy
-from pipeline.store.layout import DamageError, EntryLocation, ShardSource, ShardTable, shard_path
+from pipeline.store.layout import (
+    DamageError,
+    EntryLocation,
+    ShardSource,
+    ShardTable,
+    get_shard_path,
+)
 from pipeline.store.manifest import (
     Product,
     compute_manifest_digest,
@@ -23,7 +29,7 @@ from pipeline.store.manifest import (
     load_manifest,
 )
 from pipeline.store.quantization import SCALE_COLUMN, dequantize
-from pipeline.store.shard import active_entries, describe_read_error, open_source, read_table
+from pipeline.store.shard import describe_read_error, open_source, read_table, select_active_entries
 from pipeline.store.verify import SETTINGS_MISMATCH, IntegrityProblem, verify_files, verify_product
 
 MAX_OPEN_SHARDS = 64
@@ -377,7 +383,7 @@ class ProductReader:
                     raise self._build_read_error(shard, error) from None
 
                 self._tables[shard] = table
-                for location in active_entries(table, self.product.shards[shard].dropped):
+                for location in select_active_entries(table, self.product.shards[shard].dropped):
                     locations.setdefault(location.key, (shard, location))
             self._locations = locations
             return locations
@@ -431,7 +437,7 @@ class ProductReader:
 
     def _get_shard_path(self, shard: str) -> Path:
         """Return the path of a shard of the product."""
-        return shard_path(self.store, self.name, shard, self.product.kind)
+        return get_shard_path(self.store, self.name, shard, self.product.kind)
 
     @contextmanager
     def _translate_damage(self, shard: str, key: str) -> Iterator[None]:

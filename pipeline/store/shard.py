@@ -114,7 +114,7 @@ def describe_read_error(path: Path, error: OSError) -> str:
     return f"{error.filename or path} cannot be read ({reason})"
 
 
-def active_entries(table: ShardTable, dropped: Collection[str]) -> list[EntryLocation]:
+def select_active_entries(table: ShardTable, dropped: Collection[str]) -> list[EntryLocation]:
     """Return the entries of a shard without dropped ones.
 
     Args:

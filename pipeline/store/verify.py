@@ -14,7 +14,7 @@ from pipeline.store.layout import (
     EntryLocation,
     ShardSource,
     ShardTable,
-    shard_path,
+    get_shard_path,
 )
 from pipeline.store.manifest import (
     Manifest,
@@ -24,12 +24,12 @@ from pipeline.store.manifest import (
     find_changed_files,
 )
 from pipeline.store.shard import (
-    active_entries,
     count_entries,
     describe_read_error,
     list_shard_files,
     open_source,
     read_table,
+    select_active_entries,
 )
 
 BLOCK_BYTES = 32 << 20
@@ -102,7 +102,7 @@ def verify_product(store: Path, name: str, product: Product) -> Iterator[Integri
     # A fault of one shard does not end the verification of the others.
     shard_by_key: dict[str, str] = {}
     for shard_name, info in sorted(product.shards.items()):
-        path = shard_path(store, name, shard_name, product.kind)
+        path = get_shard_path(store, name, shard_name, product.kind)
         try:
             for location, detail in _verify_shard(path, product, info, shard_by_key):
                 if location is None:
@@ -140,7 +140,7 @@ def _verify_shard(
             yield None, detail
 
     # Active keys must be unique in the product.
-    for location in active_entries(table, info.dropped):
+    for location in select_active_entries(table, info.dropped):
         if location.key in shard_by_key:
             yield location, f"it is also in shard {shard_by_key[location.key]}"
         shard_by_key[location.key] = path.name
@@ -187,7 +187,7 @@ def _compare_with_manifest(path: Path, table: ShardTable, info: ShardInfo) -> It
     """Yield the differences between a readable shard and its record in the manifest."""
     keys = {location.key for location in table.entries}
     unknown_keys = set(info.dropped) - keys
-    counts = count_entries(active_entries(table, info.dropped))
+    counts = count_entries(select_active_entries(table, info.dropped))
     expected_counts = (tuple(sorted(info.videos)), info.entries, info.rows)
 
     # Counts first: they need no read of the files.

@@ -15,7 +15,7 @@ from pipeline.io.atomic import atomic_write
 from pipeline.io.jsonl import read_jsonl, write_jsonl
 from pipeline.records import Failure
 from pipeline.store.disk_errors import translate_disk_full
-from pipeline.store.layout import PROJECTION_FILE, SHARD_SUFFIXES, ShardKind, shard_path
+from pipeline.store.layout import PROJECTION_FILE, SHARD_SUFFIXES, ShardKind, get_shard_path
 from pipeline.store.lock import StoreLock
 from pipeline.store.manifest import (
     MANIFEST_NAME,
@@ -27,12 +27,12 @@ from pipeline.store.manifest import (
     save_manifest,
 )
 from pipeline.store.shard import (
-    active_entries,
     count_entries,
     read_shard_info,
     read_valid_table,
     remove_atomically,
     remove_path,
+    select_active_entries,
 )
 from pipeline.store.shard_check import check_no_damage, check_shards
 
@@ -160,7 +160,7 @@ class StoreWriter:
         # Forget shards that were deleted from disk.
         shards = {}
         for shard_name, info in stored.shards.items():
-            if shard_path(self.path, name, shard_name, kind).exists():
+            if get_shard_path(self.path, name, shard_name, kind).exists():
                 shards[shard_name] = info
         if shards != stored.shards:
             self._save_product(name, stored.model_copy(update={"shards": shards}))
@@ -231,7 +231,7 @@ class StoreWriter:
 
         self.flush()
         for name in sorted(dropped_names):
-            remove_atomically(shard_path(self.path, product, name, stored.kind))
+            remove_atomically(get_shard_path(self.path, product, name, stored.kind))
 
         shards = {}
         for name, info in stored.shards.items():
@@ -259,13 +259,13 @@ class StoreWriter:
         # New records of the shards that contain such an entry.
         changed: dict[str, ShardInfo] = {}
         for name, info in stored.shards.items():
-            path = shard_path(self.path, product, name, stored.kind)
+            path = get_shard_path(self.path, product, name, stored.kind)
             table = read_valid_table(path, product, stored.kind)
-            shard_keys = {location.key for location in active_entries(table, info.dropped)}
+            shard_keys = {location.key for location in select_active_entries(table, info.dropped)}
             newly_dropped = dropped_keys & shard_keys
             if newly_dropped:
                 dropped = tuple(sorted({*info.dropped, *newly_dropped}))
-                videos, entries, rows = count_entries(active_entries(table, dropped))
+                videos, entries, rows = count_entries(select_active_entries(table, dropped))
                 changed[name] = info.model_copy(
                     update={"videos": videos, "entries": entries, "rows": rows, "dropped": dropped}
                 )
@@ -327,7 +327,7 @@ class StoreWriter:
             return stored.shards[shard_name]
 
         # A shard that is not listed is adopted only if it was made with the product's settings.
-        path = shard_path(self.path, product, shard_name, stored.kind)
+        path = get_shard_path(self.path, product, shard_name, stored.kind)
         if not path.exists():
             return None
         if read_valid_table(path, product, stored.kind).made_from != stored.digest:

@@ -30,7 +30,7 @@ from pipeline.store.layout import (
     ArraySpec,
     DamageError,
     ShardTable,
-    column_name,
+    get_column_name,
     reraise_system_errors,
     sign_table,
     verify_table,
@@ -78,7 +78,7 @@ class ZarrSink:
 
         # A column is one chunk.
         for name, values in columns.items():
-            array = column_name(name)
+            array = get_column_name(name)
             _create_array(group, array, table.columns[name], rows_per_chunk=max(1, len(values)))
             writer = ChunkWriter(_chunk_file(self.path, array, 1))
             self._chunk_writers[array] = writer
@@ -123,7 +123,7 @@ class ZarrSource:
         spec = self._table.columns[name]
         values = np.empty(spec.shape, spec.dtype)
         if len(values):
-            path = _chunk_file(self.path, column_name(name), 1)
+            path = _chunk_file(self.path, get_column_name(name), 1)
             reader = _open_chunks(path, 1, values.nbytes)
             only_index = np.zeros(1, np.int64)
             reader.read(only_index, only_index, values.view(np.uint8)[None])

@@ -70,7 +70,7 @@ def _check_regular_file(path: Path) -> None:
         raise VideoError("open", "missing", detail) from None
 
     if not stat.S_ISREG(status.st_mode):
-        raise VideoError("open", "unreadable", f"{path} is not a file; name a video file")
+        raise VideoError("open", "unreadable", f"{path} is not a file; give a video file")
     if status.st_size == 0:
         raise VideoError("open", "empty", f"{path} has zero bytes; copy or download it again")
 

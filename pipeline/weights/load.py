@@ -102,7 +102,7 @@ def _check_size(spec: EncoderSpec, size: str, source: WeightSource) -> None:
         )
     if size != "tiny" and source.kind == "tiny":
         raise InputError(
-            "the shipped weights fit --backbones tiny only: name weights for the full backbones, "
+            "the shipped weights fit --backbones tiny only: give weights for the full backbones, "
             "for example random:0"
         )
     if size == "tiny" and source.kind == "torchvision" and source.path is None:

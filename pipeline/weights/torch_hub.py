@@ -60,5 +60,5 @@ def _download(url: str, path: Path, digest: str, product: str) -> None:
         raise InputError(
             f"torchvision's weights for {product} ({TORCHVISION_WEIGHTS[product]}) are not in "
             f"torch hub's cache and cannot be fetched ({error}): put {url} at {path}, "
-            f"or name the file: {product}=torchvision:FILE"
+            f"or give the file: {product}=torchvision:FILE"
         ) from None

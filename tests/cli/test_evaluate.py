@@ -323,8 +323,8 @@ def test_files_are_judged_without_a_run(prediction_files: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name either a run"),
-        (["--run", "r", "--predictions", "p"], "name either a run"),
+        ([], "give either a run"),
+        (["--run", "r", "--predictions", "p"], "give either a run"),
         (
             ["--run", "r", "--protocol", "best"],
             "'best' is not known; the protocols are every-frame, official, tubedetr, stcat",
@@ -333,7 +333,7 @@ def test_files_are_judged_without_a_run(prediction_files: Path) -> None:
         (["--predictions", "nothing.jsonl", "--truth", "none.jsonl"], "none.jsonl does not exist"),
         (
             ["--predictions", "p", "--save", "out"],
-            "--save out writes the predictions of runs: name a run (--run DIR), or leave"
+            "--save out writes the predictions of runs: give a run (--run DIR), or leave"
             " out --save",
         ),
         (["--run", "r", "--run", "s"], "r is not a run directory (no provenance.json)"),
@@ -453,8 +453,8 @@ def test_a_run_is_compared_with_a_file(four_queries: Path) -> None:
     other, _ = judge_files(four_queries, "other.jsonl")
     for name in ("m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"):
         result_json = metrics[f"{name}_difference"]
-        assert set(result_json) == {"ours", "other", "mean", "low", "high", "p", "better", "worse"}
-        assert (result_json["ours"], result_json["other"]) == (
+        assert set(result_json) == {"current", "other", "mean", "low", "high", "p", "better", "worse"}
+        assert (result_json["current"], result_json["other"]) == (
             pytest.approx(metrics[name]),
             pytest.approx(other[name]),
         )

@@ -175,7 +175,7 @@ def test_where_nothing_can_be_written_is_said(place: str, tmp_path: Path) -> Non
 
 def test_what_to_judge_by_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "name the ground truth: --truth FILE" in call("--predictions", "p.jsonl").stderr
+    assert "give the ground truth: --truth FILE" in call("--predictions", "p.jsonl").stderr
 
 
 @pytest.mark.parametrize(

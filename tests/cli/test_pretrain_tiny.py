@@ -16,7 +16,7 @@ from cli.pretrain_tiny import app
 from pipeline.encoders.text import TOKENIZER_FILE
 from pipeline.pretrain import assign_cells_to_objects, generate_sentences
 from pipeline.weights.load import build_encoder, load_strict
-from pipeline.weights.sources import CSDVL_PRODUCTS, TINY_WEIGHTS_DIR
+from pipeline.weights.sources import TINY_PRODUCTS, TINY_WEIGHTS_DIR
 
 STEPS = ["--appearance-steps", "2", "--motion-steps", "1", "--text-steps", "3"]
 
@@ -38,7 +38,7 @@ def test_a_few_steps_write_weights_that_load(tmp_path: Path) -> None:
         "text",
     ):
         assert f"{name}: " in done.stdout
-    for product in CSDVL_PRODUCTS:
+    for product in TINY_PRODUCTS:
         state = load_file(tmp_path / "w" / f"{product}.safetensors")
         load_strict(build_encoder(product, "tiny"), state, product)
         assert state.keys() == load_file(TINY_WEIGHTS_DIR / f"{product}.safetensors").keys()

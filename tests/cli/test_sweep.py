@@ -270,7 +270,7 @@ def test_stopped_by_sigterm_it_goes_on(
             ["--table", "other"],
             "there is no table 'other'; the tables are csdvl, cgstvg, cgstvg_context,"
             " cgstvg_thresholds, costa, systems, small:"
-            " name one with",
+            " give one with",
         ),
         (["--seeds", "1"], "--seeds 1: a table over seeds needs at least 2"),
         (["--preset", "other"], "there is no preset 'other'"),

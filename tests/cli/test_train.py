@@ -120,7 +120,7 @@ def test_a_run_that_is_replaced_is_moved_aside_and_named(tiny_run: Any, tmp_path
         (
             ("--model", "detr"),
             "there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, costa:"
-            " name one with --model",
+            " give one with --model",
         ),
         (("--preset", "x"), "there is no preset 'x' of csdvl; its presets are"),
         (("--set", "speed=1"), "section 'train': unknown key 'speed'; the keys are"),

@@ -17,7 +17,7 @@ from pipeline.boxes import interpolate_boxes
 from pipeline.features.builders import JpegBuilder
 from pipeline.io.jsonl import write_jsonl
 from pipeline.records import Query, Truth
-from pipeline.store import Entry, ShardKind, StoreWriter, origin_digest, write_shard
+from pipeline.store import Entry, ShardKind, StoreWriter, compute_origin_digest, write_shard
 from pipeline.tracks import Tracks
 
 FPS, FRAME_COUNT = 25.0, 100
@@ -160,7 +160,7 @@ def build_store(
                 kind,
                 selected,
                 list(SIZES),
-                origin_digest(kind, provenance),
+                compute_origin_digest(kind, provenance),
             )
             writer.publish_shard(product, "00000-0123abcd", info)
     return path

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert
+from torchvision.ops import box_iou as torchvision_box_iou
 
-from pipeline.boxes import area, cxcywh_to_xyxy, interpolate_boxes, iou, xyxy_to_cxcywh
+from pipeline.boxes import box_area, box_iou, cxcywh_to_xyxy, interpolate_boxes, xyxy_to_cxcywh
 
 SIZE = (640, 360)
 places = arrays(np.float64, (5, 4), elements=st.floats(0, 300))
@@ -23,31 +24,31 @@ def upright(raw: np.ndarray) -> np.ndarray:
 @given(places, places)
 def test_iou_is_torchvision_s(a: np.ndarray, b: np.ndarray) -> None:
     a, b = upright(a), upright(b)
-    expected = box_iou(torch.from_numpy(a), torch.from_numpy(b)).diagonal().numpy()
-    np.testing.assert_allclose(iou(a, b), expected, atol=1e-9)
+    expected = torchvision_box_iou(torch.from_numpy(a), torch.from_numpy(b)).diagonal().numpy()
+    np.testing.assert_allclose(box_iou(a, b), expected, atol=1e-9)
 
 
 @given(places, places)
 def test_iou_is_symmetric_and_at_most_one(a: np.ndarray, b: np.ndarray) -> None:
     a, b = upright(a), upright(b)
-    np.testing.assert_array_equal(iou(a, b), iou(b, a))
-    assert ((iou(a, b) >= 0) & (iou(a, b) <= 1)).all()
-    np.testing.assert_allclose(iou(a, a), 1)
+    np.testing.assert_array_equal(box_iou(a, b), box_iou(b, a))
+    assert ((box_iou(a, b) >= 0) & (box_iou(a, b) <= 1)).all()
+    np.testing.assert_allclose(box_iou(a, a), 1)
 
 
 def test_iou_by_hand_and_broadcast() -> None:
     """10×10 against the same moved by 5: 50 shared of 150."""
     box = np.array([0, 0, 10, 10])
     np.testing.assert_allclose(
-        iou(box, np.array([[5, 0, 15, 10], [20, 20, 30, 30]])), [50 / 150, 0]
+        box_iou(box, np.array([[5, 0, 15, 10], [20, 20, 30, 30]])), [50 / 150, 0]
     )
 
 
 def test_boxes_without_area_share_nothing() -> None:
     point, inside_out = np.array([3.0, 3, 3, 3]), np.array([9.0, 9, 1, 1])
-    assert iou(point, point) == 0
-    assert area(inside_out) == 0
-    assert iou(inside_out, inside_out) == 0
+    assert box_iou(point, point) == 0
+    assert box_area(inside_out) == 0
+    assert box_iou(inside_out, inside_out) == 0
 
 
 @given(places)

@@ -257,5 +257,5 @@ def test_not_a_number_is_not_written(tmp_path: Path) -> None:
 def test_a_folder_is_no_index_and_no_place_to_write(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         list(read_jsonl(tmp_path, Query))
-    with pytest.raises(InputError, match="is a folder: name a file to write"):
+    with pytest.raises(InputError, match="is a folder: give a file to write"):
         write_json(tmp_path, {})

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pipeline.sampling import (
     compute_clip_centers,
     compute_pool_bins,
+    compute_relative_positions,
     find_nearest_frames,
     label_clips,
     label_frames,
-    normalized_position,
     plan_passes,
     sample_bin_centers,
     sample_clip_frames,
@@ -178,7 +178,7 @@ def test_short_videos_are_stretched_evenly(available: int, count: int) -> None:
 
 def test_places_are_the_middles_of_frames() -> None:
     np.testing.assert_allclose(
-        normalized_position(np.arange(10, 14), (10, 14)), [0.125, 0.375, 0.625, 0.875]
+        compute_relative_positions(np.arange(10, 14), (10, 14)), [0.125, 0.375, 0.625, 0.875]
     )
 
 

@@ -99,7 +99,7 @@ def make_shapes(
     is_own_folder = complete_path.exists() or incomplete_path.exists()
     if root.exists() and any(root.iterdir()) and not is_own_folder:
         raise InputError(
-            f"{root} holds files that are not `shapes`: name an empty folder with --root"
+            f"{root} holds files that are not `shapes`: give an empty folder with --root"
         )
 
     # Delete files of other settings before any new file is written.

@@ -94,7 +94,7 @@ def test_features_stay_in_half_precision(features: GroundingDataset) -> None:
 
 def test_targets_join_in_order(features: GroundingDataset) -> None:
     single_targets = [
-        features.targets(features.load_sample(features.queries[number])) for number in (0, 2)
+        features.load_targets(features.load_sample(features.queries[number])) for number in (0, 2)
     ]
     joined = join_targets(single_targets)
     assert joined.boxes.shape == (2, FRAMES, 4)

@@ -223,7 +223,7 @@ def test_motion_that_is_not_of_the_square_is_of_the_whole_picture(
 def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(
     framewise: GroundingDataset,
 ) -> None:
-    targets = framewise.targets(framewise.load_sample(framewise.queries[0]))
+    targets = framewise.load_targets(framewise.load_sample(framewise.queries[0]))
     assert targets.frame_labels.tolist() == targets.clip_labels.tolist() == [[0, 1, 0, 0]]
     assert (
         targets.box_mask.tolist() == targets.clip_box_mask.tolist() == [[False, True, False, False]]
@@ -236,7 +236,7 @@ def test_what_a_query_takes_in_memory_without_clips(framewise: GroundingDataset)
     query = framewise.queries[0]
     sample = framewise.load_sample(query)
     assert (
-        framewise.nbytes(query)
+        framewise.count_bytes(query)
         == sample.appearance.nbytes + sample.motion.nbytes
         == 2 * 4 * (28 * 6 + 16 * 5)
     )
@@ -245,8 +245,8 @@ def test_what_a_query_takes_in_memory_without_clips(framewise: GroundingDataset)
 def test_what_a_query_takes_in_memory(features: GroundingDataset) -> None:
     for query in features.queries[:3]:
         sample = features.load_sample(query)
-        assert features.map_size(query) == sample.appearance.shape[1:3]
-        assert features.nbytes(query) == sample.appearance.nbytes + sample.motion.nbytes
+        assert features.get_map_size(query) == sample.appearance.shape[1:3]
+        assert features.count_bytes(query) == sample.appearance.nbytes + sample.motion.nbytes
 
 
 def test_a_sample_knows_where_its_picture_lies_in_the_square(features: GroundingDataset) -> None:
@@ -282,7 +282,7 @@ def test_what_is_true_of_a_sample(features: GroundingDataset) -> None:
     """Span [30, 60) of [0, 100), frames 10, 35, 60, 85: one is inside. At frame 35 the box is [8.5,
     18.5] × [8.5, 28.5] of 64×36.
     """
-    targets = features.targets(features.load_sample(features.queries[0]))
+    targets = features.load_targets(features.load_sample(features.queries[0]))
     torch.testing.assert_close(targets.span, torch.tensor([[0.3, 0.6]]))
     assert targets.frame_labels.tolist() == [[0, 1, 0, 0]]
     assert targets.box_mask.tolist() == [[False, True, False, False]]
@@ -305,7 +305,7 @@ def test_frames_where_the_object_has_no_box_are_not_boxed(
     query = query_of(0, "train", truth=Truth(span=(0, 100), track="v0"))
     targets = (
         features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
-    ).targets(features.load_sample(query))
+    ).load_targets(features.load_sample(query))
     assert targets.box_mask.tolist() == [[False, True, True, False]]
     assert targets.frame_labels.tolist() == [[1, 1, 1, 1]]
 
@@ -314,7 +314,7 @@ def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, query_of: Qu
     query = query_of(0, "train", truth=Truth(span=(30, 60)))
     targets = (
         features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
-    ).targets(features.load_sample(query))
+    ).load_targets(features.load_sample(query))
     assert not targets.box_mask.any()
     assert not targets.clip_box_mask.any()
     assert targets.frame_labels.any()
@@ -326,7 +326,7 @@ def test_a_query_without_truth_cannot_teach(make_store: Maker, query_of: QueryMa
     with pytest.raises(
         InputError, match="query train-0 has no truth to learn from: keep it out of split 'train'"
     ):
-        features.targets(features.load_sample(query))
+        features.load_targets(features.load_sample(query))
 
 
 def test_any_product_with_the_reader_s_methods_will_do(

@@ -254,7 +254,9 @@ def test_batches_are_what_samples_give(features: GroundingDataset) -> None:
         (part,) = parts
         assert part.query_ids == [sample.query.id for sample in samples], step
         assert_same(part.inputs, collate(samples, deduplicate=False))
-        assert_same(part.targets, join_targets([features.targets(sample) for sample in samples]))
+        assert_same(
+            part.targets, join_targets([features.load_targets(sample) for sample in samples])
+        )
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 4)])

@@ -94,9 +94,7 @@ def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_t
     features: GroundingDataset,
 ) -> None:
     by_query_id = {query.id: query for query in features.queries}
-    texts = {
-        query.id: torch.from_numpy(features.text_features(query)) for query in features.queries
-    }
+    texts = {query.id: torch.from_numpy(features.load_text(query)) for query in features.queries}
     num_negatives = 0
     for batch in take_batches(features, 0.25):
         for place, name in enumerate(batch.query_ids):
@@ -158,9 +156,7 @@ def test_what_a_mirror_makes_true_is_absent_only_where_nothing_is_mirrored(
     ]
     features = GroundingDataset.from_store(make_store(queries), "train", 6, 4)
     by_query_id = {query.id: query.video for query in features.queries}
-    words = {
-        query.video: torch.from_numpy(features.text_features(query)) for query in features.queries
-    }
+    words = {query.video: torch.from_numpy(features.load_text(query)) for query in features.queries}
     pairs = set()
     for (_, name), (tokens, span) in collect_words(
         take_batches(features, 0.9, flipped=flipped)

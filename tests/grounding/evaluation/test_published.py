@@ -20,11 +20,11 @@ from grounding.evaluation.published import (
     ProtocolName,
     PublishedResult,
     PublishedRow,
-    ablations_for,
     build_paper_table,
+    get_published_ablations,
+    get_published_protocols,
+    get_published_rows,
     load_published,
-    protocols_for,
-    rows_for,
 )
 from grounding.metrics.protocols import PROTOCOLS
 from pipeline.errors import InputError
@@ -36,8 +36,8 @@ V1, V2, CHALLENGE, VIDSTG = (
     ("vidstg", "test"),
 )
 SPLITS = (VIDSTG, V1, V2, CHALLENGE)
-ROWS = {place: rows_for(*place) for place in SPLITS}
-ABLATIONS = {place: ablations_for(*place) for place in SPLITS}
+ROWS = {place: get_published_rows(*place) for place in SPLITS}
+ABLATIONS = {place: get_published_ablations(*place) for place in SPLITS}
 RESULTS: list[PublishedResult] = [
     result for place in SPLITS for result in (*ROWS[place], *ABLATIONS[place])
 ]
@@ -259,10 +259,13 @@ def test_protocols_are_named_only_where_they_are_known() -> None:
 
 def test_protocols_to_judge_a_run_by() -> None:
     assert (
-        protocols_for(*VIDSTG) == protocols_for(*V1) == protocols_for(*V2) == ("tubedetr", "stcat")
+        get_published_protocols(*VIDSTG)
+        == get_published_protocols(*V1)
+        == get_published_protocols(*V2)
+        == ("tubedetr", "stcat")
     )
-    assert protocols_for(*CHALLENGE) == ("official",)
-    assert protocols_for("shapes", "test") == ()
+    assert get_published_protocols(*CHALLENGE) == ("official",)
+    assert get_published_protocols("shapes", "test") == ()
     assert get_args(ProtocolName) == tuple(PROTOCOLS)
 
 
@@ -270,7 +273,7 @@ def test_only_what_was_published_has_rows() -> None:
     assert tuple(dict.fromkeys(dataset for dataset, _ in SPLITS)) == DATASET_NAMES
     assert {(table.dataset, table.split) for table in load_published().tables} == set(SPLITS)
     for nothing in (("shapes", "test"), ("jsonl", "test"), ("vidstg", "val")):
-        assert rows_for(*nothing) == ablations_for(*nothing) == []
+        assert get_published_rows(*nothing) == get_published_ablations(*nothing) == []
 
 
 def test_the_corrected_figure_of_tubedetr_is_explained() -> None:

@@ -290,10 +290,10 @@ def test_corrections_are_not_written_over(videos: list[AnnotatedVideo], tmp_path
     for write in (write_cvat_folder, write_fiftyone):
         with pytest.raises(
             InputError,
-            match="is not empty, and corrections may lie in it: name a new folder",
+            match="is not empty, and corrections may lie in it: give a new folder",
         ):
             write(tmp_path, videos, quiet)
-    with pytest.raises(InputError, match=r"mine\.xml is a file: name a new folder"):
+    with pytest.raises(InputError, match=r"mine\.xml is a file: give a new folder"):
         check_output_dir(tmp_path / "mine.xml")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.xml"]
 

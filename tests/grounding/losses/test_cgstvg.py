@@ -18,7 +18,7 @@ from grounding.losses.temporal import boundary_distributions, boundary_divergenc
 from grounding.models.cgstvg import CgstvgOutputs
 from grounding.structures.span_scores import BoundaryPrediction
 from grounding.structures.targets import LossNormalizers, Targets
-from pipeline.sampling import normalized_position, sample_bin_centers
+from pipeline.sampling import compute_relative_positions, sample_bin_centers
 
 FRAMES, CELLS = 4, 6
 TRUTH, FOUND = (0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.2)
@@ -123,7 +123,7 @@ def test_a_model_that_says_its_targets_finds_the_span(stored: int) -> None:
     count, span = 16, (24, 72)
     frames = (np.arange(stored) * 120) // stored
     numbers = frames[sample_bin_centers(stored, count)]
-    tau = torch.from_numpy(normalized_position(numbers, (0, 120))).float()[None]
+    tau = torch.from_numpy(compute_relative_positions(numbers, (0, 120))).float()[None]
     targets = boundary_distributions(torch.tensor([span]) / 120, tau, 1.0)
     prediction = BoundaryPrediction(*(target[0].double().numpy() for target in targets))
     scores = prediction.init_scores((0, 120), np.unique(numbers))

@@ -143,7 +143,7 @@ def test_a_run_does_not_differ_from_itself() -> None:
             difference.better,
             difference.worse,
         ) == (0, 0, 0, 1, 0, 0)
-        assert difference.ours == difference.other
+        assert difference.current == difference.other
 
 
 def test_a_clear_improvement_is_seen_though_videos_differ_more() -> None:
@@ -162,8 +162,8 @@ def test_a_clear_improvement_is_seen_though_videos_differ_more() -> None:
     assert result.p < 0.001
     assert result.better > 110
     assert result.worse < 10
-    assert result.ours - result.other == pytest.approx(result.mean)
-    assert (result.ours, result.other) == (
+    assert result.current - result.other == pytest.approx(result.mean)
+    assert (result.current, result.other) == (
         pytest.approx(summarize(current)["m_vIoU"]),
         pytest.approx(summarize(other)["m_vIoU"]),
     )
@@ -204,13 +204,13 @@ def test_the_other_way_round_differences_are_negated() -> None:
             (-backward_difference.mean, -backward_difference.high, -backward_difference.low)
         )
         assert (
-            forward_difference.ours,
+            forward_difference.current,
             forward_difference.other,
             forward_difference.better,
             forward_difference.worse,
         ) == (
             backward_difference.other,
-            backward_difference.ours,
+            backward_difference.current,
             backward_difference.worse,
             backward_difference.better,
         )

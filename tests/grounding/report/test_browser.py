@@ -120,7 +120,7 @@ class FakeRecorder:
         return QueryAttention(
             query,
             frames,
-            (AttentionMap("guide", weights),),
+            (AttentionMap("guidance", weights),),
             ProposalScores(query.segment, scores, 1),
         )
 

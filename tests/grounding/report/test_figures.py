@@ -72,8 +72,10 @@ def test_a_query_has_its_tubes_and_its_attention_as_png_and_pdf(
         make_run_results(ground_truth, "full", (30, 60)),
         make_run_results(ground_truth, "none", (50, 90)),
     ]
-    guide = AttentionMap("guide", np.ones((1, 20, 2, 4), np.float32))
-    heard = AttentionMap("heard", np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4).repeat(20, 1))
+    guide = AttentionMap("guidance", np.ones((1, 20, 2, 4), np.float32))
+    heard = AttentionMap(
+        "temporal_attention", np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4).repeat(20, 1)
+    )
     problems = write_figures(
         tmp_path,
         ground_truth,

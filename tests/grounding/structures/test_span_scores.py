@@ -103,7 +103,7 @@ def test_two_looks_at_proposals_are_averaged_on_the_windows_clips() -> None:
     )
 
 
-def heard(
+def make_scores(
     segment: Span,
     frames: list[int] | np.ndarray,
     *answers: tuple[list[int] | np.ndarray, object, object],
@@ -127,7 +127,7 @@ def test_a_frame_stands_for_what_is_nearer_to_its_middle_than_to_anothers() -> N
 def test_the_event_begins_where_its_first_frames_interval_does_and_ends_where_its_lasts_does() -> (
     None
 ):
-    scores = heard(
+    scores = make_scores(
         (100, 140),
         [100, 110, 120, 130],
         ([100, 110, 120, 130], [0.1, 0.6, 0.2, 0.1], [0.0, 0.2, 0.7, 0.1]),
@@ -142,7 +142,7 @@ def test_an_event_may_be_one_frame_long(index: int, between: bool) -> None:
     certain = np.eye(4)[index]
     begin, end = [(100, 105.5), (105.5, 115.5), (115.5, 125.5), (125.5, 140)][index]
     frames = [100, 110, 120, 130]
-    assert heard((100, 140), frames, (frames, certain, certain)).best_span(between) == (
+    assert make_scores((100, 140), frames, (frames, certain, certain)).best_span(between) == (
         begin,
         end,
         1,
@@ -153,18 +153,20 @@ def test_an_event_may_be_one_frame_long(index: int, between: bool) -> None:
 @pytest.mark.parametrize(("segment", "frame"), [((30, 60), 40), ((31, 33), 30), ((30, 31), 30)])
 def test_one_stored_frame_is_the_whole_segment(segment: Span, frame: int, between: bool) -> None:
     """Also where the nearest one lies outside; a pass repeats it."""
-    scores = heard(segment, [frame], ([frame] * 3, [0.2, 0.5, 0.3], [0.5, 0.5, 0.0]))
+    scores = make_scores(segment, [frame], ([frame] * 3, [0.2, 0.5, 0.3], [0.5, 0.5, 0.0]))
     assert scores.best_span(between) == (*segment, pytest.approx(1))
 
 
 def test_repeated_frames_count_as_if_all_were_repeated_as_often() -> None:
     """Of five samples two frames take two each, one takes one: means, times 5/3."""
-    repeated = heard(
+    repeated = make_scores(
         (0, 30),
         [0, 10, 20],
         ([0, 0, 10, 10, 20], [0.1, 0.2, 0.3, 0.1, 0.3], [0.0, 0.1, 0.2, 0.2, 0.5]),
     )
-    once = heard((0, 30), [0, 10, 20], ([0, 10, 20], [0.25, 1 / 3, 0.5], [1 / 12, 1 / 3, 5 / 6]))
+    once = make_scores(
+        (0, 30), [0, 10, 20], ([0, 10, 20], [0.25, 1 / 3, 0.5], [1 / 12, 1 / 3, 5 / 6])
+    )
     np.testing.assert_allclose(repeated.start_probabilities, once.start_probabilities)
     np.testing.assert_allclose(repeated.end_probabilities, once.end_probabilities)
     assert repeated.best_span(subframe_boundaries=False) == (15.5, 30, pytest.approx(5 / 12))
@@ -173,7 +175,7 @@ def test_repeated_frames_count_as_if_all_were_repeated_as_often() -> None:
 def test_of_a_begin_that_is_likeliest_after_the_end_the_best_ordered_pair_is_found() -> None:
     """.6 · .9 would end before it begins; .3 · .9 is higher than .6 · .06."""
     frames = [0, 10, 20, 30]
-    scores = heard((0, 40), frames, (frames, [0.3, 0.06, 0.6, 0.04], [0.02, 0.9, 0.06, 0.02]))
+    scores = make_scores((0, 40), frames, (frames, [0.3, 0.06, 0.6, 0.04], [0.02, 0.9, 0.06, 0.02]))
     assert scores.best_span(subframe_boundaries=False) == (0, 15.5, pytest.approx(0.27))
 
 
@@ -183,7 +185,7 @@ def test_no_ordered_pair_has_a_higher_product(count: int) -> None:
     frames = np.arange(count) * 3
     for _ in range(50):
         first, last = random.dirichlet(np.full(count, 0.3), 2)
-        begin, end, score = heard((0, 3 * count), frames, (frames, first, last)).best_span(
+        begin, end, score = make_scores((0, 3 * count), frames, (frames, first, last)).best_span(
             subframe_boundaries=False
         )
         products = np.triu(np.outer(first, last))
@@ -196,7 +198,9 @@ def test_no_ordered_pair_has_a_higher_product(count: int) -> None:
 def test_where_all_frames_are_alike_the_span_is_a_span() -> None:
     frames = [0, 10, 20, 30]
     for between in (False, True):
-        assert heard((0, 40), frames, (frames, [0.25] * 4, [0.25] * 4)).best_span(between) == (
+        assert make_scores((0, 40), frames, (frames, [0.25] * 4, [0.25] * 4)).best_span(
+            between
+        ) == (
             0,
             5.5,
             0.0625,
@@ -207,7 +211,7 @@ def test_passes_are_interpolated_at_the_edges_of_all_frames_and_averaged() -> No
     """Begins at 0, 5.5, 15.5, 25.5; the first pass' are at 0 and 10.5, the second's at 0 and 20.5;
     beyond, they are held.
     """
-    scores = heard(
+    scores = make_scores(
         (0, 40),
         [0, 10, 20, 30],
         ([0, 20], [0.2, 0.8], [0.4, 0.6]),
@@ -229,16 +233,16 @@ def test_models_are_averaged() -> None:
         (frames, [0.5, 0.4, 0.1], [0.0, 0.0, 1.0]),
         (frames, [0.0, 0.4, 0.6], [0.0, 0.2, 0.8]),
     )
-    assert heard((0, 30), frames, scores).best_span(subframe_boundaries=False)[0] == 0
-    assert heard((0, 30), frames, other).best_span(subframe_boundaries=False)[0] == 15.5
-    assert heard((0, 30), frames, scores, other).best_span(subframe_boundaries=False) == (
+    assert make_scores((0, 30), frames, scores).best_span(subframe_boundaries=False)[0] == 0
+    assert make_scores((0, 30), frames, other).best_span(subframe_boundaries=False)[0] == 15.5
+    assert make_scores((0, 30), frames, scores, other).best_span(subframe_boundaries=False) == (
         5.5,
         30,
         pytest.approx(0.4 * 0.9),
     )
-    assert heard((0, 30), frames, scores, scores).best_span(subframe_boundaries=True) == heard(
-        (0, 30), frames, scores
-    ).best_span(subframe_boundaries=True)
+    assert make_scores((0, 30), frames, scores, scores).best_span(
+        subframe_boundaries=True
+    ) == make_scores((0, 30), frames, scores).best_span(subframe_boundaries=True)
 
 
 def test_boundaries_lie_where_parabolas_over_uneven_edges_are_highest() -> None:
@@ -247,7 +251,7 @@ def test_boundaries_lie_where_parabolas_over_uneven_edges_are_highest() -> None:
     edges = interval_edges(frames, (0, 64))
     assert edges[3], edges[6] == (20.5, 49)
     first, last = 0.5 - (edges[:-1] - 21) ** 2 / 5000, 0.5 - (edges[1:] - 47.5) ** 2 / 5000
-    scores = heard((0, 64), frames, (frames, first, last))
+    scores = make_scores((0, 64), frames, (frames, first, last))
     assert scores.best_span(subframe_boundaries=False)[:2] == (20.5, 49)
     assert scores.best_span(subframe_boundaries=True) == (
         pytest.approx(21),
@@ -276,7 +280,7 @@ def test_a_boundary_moves_at_most_half_way_and_only_among_spans(
     first: list[float], last: list[float], span: tuple[float, float]
 ) -> None:
     frames = [0, 10, 20, 30, 40]
-    assert heard((0, 50), frames, (frames, first, last)).best_span(subframe_boundaries=True)[
+    assert make_scores((0, 50), frames, (frames, first, last)).best_span(subframe_boundaries=True)[
         :2
     ] == pytest.approx(span)
 
@@ -294,7 +298,7 @@ def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_s
     frames, spacing = np.arange(*segment, 5), 5 * stored / 12
     moved, errors = [], []
     for begin, end in segment[0] + spacing * random.uniform([2, 7], [5, 10], (40, 2)):
-        scores = heard(segment, frames)
+        scores = make_scores(segment, frames)
         for places in sampling.plan_passes(stored, 12):
             edges = interval_edges(frames[places], segment)
             first, last = (
@@ -318,7 +322,7 @@ def first() -> BoundaryScores:
     windows below.
     """
     frames = np.arange(0, 80, 10)
-    return heard(
+    return make_scores(
         (0, 80),
         frames,
         (
@@ -334,7 +338,7 @@ def test_two_looks_at_boundaries_weigh_alike_in_the_window(first: BoundaryScores
     the first look knows all but two.
     """
     frames = [20, 30, 40, 50]
-    second = heard((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
+    second = make_scores((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
     both = first.combine_refined(second)
     assert (both.segment, both.edges.tolist()) == ((20, 60), [20, 25.5, 35.5, 45.5, 60])
     probabilities = np.array([0.2 * 4.5 / 10, 0.2, 0.1, 0.1])
@@ -353,7 +357,7 @@ def test_what_the_first_look_believes_outside_the_window_does_not_count(
     first: BoundaryScores,
 ) -> None:
     frames = [20, 30, 40, 50]
-    second = heard((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
+    second = make_scores((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
     surer = BoundaryScores(first.segment, first.edges, first.start.copy(), first.end.copy(), 1)
     surer.start[0] /= 4
     surer.end[-1] /= 4
@@ -372,7 +376,7 @@ def test_where_the_first_look_gives_the_window_nothing_the_second_stands_alone(
 ) -> None:
     frames = [60, 70]
     first.start[-3:] = 0
-    second = heard((60, 80), frames, (frames, [0.3, 0.7], [0.2, 0.8]))
+    second = make_scores((60, 80), frames, (frames, [0.3, 0.7], [0.2, 0.8]))
     np.testing.assert_allclose(
         first.combine_refined(second).start_probabilities, second.start_probabilities
     )
@@ -382,7 +386,7 @@ def test_two_looks_that_agree_agree_with_both() -> None:
     """At the same edges and of the same sum, they stay equal, whatever the number of answers."""
     frames = [0, 10, 20]
     answer = (frames, [0.2, 0.5, 0.3], [0.1, 0.4, 0.5])
-    once, often = heard((0, 30), frames, answer), heard((0, 30), frames, *[answer] * 5)
+    once, often = make_scores((0, 30), frames, answer), make_scores((0, 30), frames, *[answer] * 5)
     assert once.combine_refined(often).best_span(subframe_boundaries=True) == pytest.approx(
         once.best_span(subframe_boundaries=True)
     )
@@ -393,8 +397,8 @@ def test_the_score_of_two_looks_is_at_most_one() -> None:
     to their sum.
     """
     frames = [0, 10]
-    sure = heard((0, 20), frames, (frames, [1.0, 0.0], [1.0, 0.0]))
-    vague = heard((0, 20), frames, ([0], [1.0], [1.0]), ([10], [1.0], [1.0]))
+    sure = make_scores((0, 20), frames, (frames, [1.0, 0.0], [1.0, 0.0]))
+    vague = make_scores((0, 20), frames, ([0], [1.0], [1.0]), ([10], [1.0], [1.0]))
     assert sure.combine_refined(vague).best_span(subframe_boundaries=False) == (0, 5.5, 1.0)
 
 

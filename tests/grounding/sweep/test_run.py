@@ -301,7 +301,7 @@ def test_what_cannot_work_is_said_before_training(
 def test_tables_are_named() -> None:
     with pytest.raises(
         InputError,
-        match=r"there is no table 'other'; the tables are csdvl, cgstvg, .*: name one with --table",
+        match=r"there is no table 'other'; the tables are csdvl, cgstvg, .*: give one with --table",
     ):
         load_table("other")
 

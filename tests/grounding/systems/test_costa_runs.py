@@ -152,13 +152,13 @@ def test_it_reads_pictures_and_cached_words_and_no_motion(frames_store: Path) ->
     rows = np.searchsorted(pictures.columns(query.video)["frame"], sample.frame_indices)
     np.testing.assert_array_equal(sample.appearance, pictures.read(query.video, rows))
     np.testing.assert_array_equal(sample.text, words.read(query.id))
-    assert features.nbytes(query) == 2 * sample.appearance.size
+    assert features.count_bytes(query) == 2 * sample.appearance.size
     inputs = collate([sample, features.load_sample(features.queries[1])])
     assert inputs.video_indices is not None  # both are about one video
     assert inputs.video_indices.tolist() == [0, 0]
     assert inputs.motion.shape == (1, 0, 1, 1, 0)
     assert inputs.picture_in_square.tolist() == [[0, 0, 1, 1]]
-    truth = features.targets(sample)
+    truth = features.load_targets(sample)
     assert torch.equal(truth.clip_labels, truth.frame_labels)
 
 
@@ -451,11 +451,11 @@ def test_mdetr_s_checkpoint_is_refused(frames_store: Path, tmp_path: Path) -> No
 
 def test_encoders_that_do_not_fit_the_system_are_refused() -> None:
     with pytest.raises(
-        InputError, match="encoders: costa reads images: name its image encoder's weights"
+        InputError, match="encoders: costa reads images: give its image encoder's weights"
     ):
         validate(CostaTrainConfig, {"encoders": None}, "section 'train'")
     with pytest.raises(
-        InputError, match=r"encoders\.text: name the weights of csdvl's text encoder"
+        InputError, match=r"encoders\.text: give the weights of csdvl's text encoder"
     ):
         validate(CsdvlTrainConfig, {"encoders": TINY}, "section 'train'")
 

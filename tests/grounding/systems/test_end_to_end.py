@@ -408,7 +408,7 @@ def test_several_runs_answer_about_a_store_but_not_about_a_video(
 ) -> None:
     shutil.copytree(run, tmp_path / "twin")
     assert predict_split([run, tmp_path / "twin"], store, EvaluateConfig(device="cpu"))[0]
-    with pytest.raises(InputError, match=r"each of these runs has its own encoders.*name one run"):
+    with pytest.raises(InputError, match=r"each of these runs has its own encoders.*give one run"):
         Grounder(run, tmp_path / "twin", device="cpu")
     with pytest.raises(InputError, match="does not fit run"):
         predict_split([run, tiny_run.run], store, EvaluateConfig(device="cpu"))

@@ -273,6 +273,6 @@ def test_an_unknown_system_is_refused() -> None:
     with pytest.raises(
         InputError,
         match="there is no system 'detr'; the systems are csdvl, stvgformer, cgstvg, "
-        "costa: name one with --model",
+        "costa: give one with --model",
     ):
         get_preset("shapes", "detr")

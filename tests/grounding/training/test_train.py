@@ -454,7 +454,7 @@ def test_resuming_with_other_settings_is_refused(store: Path, run_copy: Path) ->
     run, before = run_copy, files_under(run_copy)
     with pytest.raises(
         InputError,
-        match="cannot be resumed: batch, lr differ from what it was started with; name another --run",
+        match="cannot be resumed: batch, lr differ from what it was started with; give another --run",
     ):
         prepare_run_dir(store, run, make_config(lr=1.0, batch=2), resume=True)
     with pytest.raises(InputError, match="cannot be resumed: model differ"):

@@ -65,11 +65,11 @@ def test_a_pass_that_takes_every_frame_is_told_as_it_is(store: Path, query_index
     with torch.inference_mode():
         out = recorder.model(collate([recorder.dataset.load_sample(query)]))
     assert attention.frame_indices.tolist() == list(range(0, 100, 5))
-    assert [attention_map.kind for attention_map in attention.maps] == ["guide", "carriers"]
+    assert [attention_map.kind for attention_map in attention.maps] == ["guidance", "box_attention"]
     for attention_map, weights in zip(
         attention.maps, (out.guidance, out.box_attention), strict=True
     ):
-        assert attention_map.weights.shape == (2, 20, *recorder.dataset.map_size(query))
+        assert attention_map.weights.shape == (2, 20, *recorder.dataset.get_map_size(query))
         np.testing.assert_allclose(attention_map.weights, weights[:, 0].numpy(), atol=1e-6)
     assert isinstance(attention.span_scores, ProposalScores)
     np.testing.assert_allclose(
@@ -100,7 +100,7 @@ def test_what_two_passes_saw_is_averaged(store: Path, batch: int) -> None:
 def test_a_layer_is_normalised_by_its_maximum_over_all_frames() -> None:
     weights = np.zeros((2, 3, 2, 2), np.float32)
     weights[0, 1, 0, 1], weights[0, 2, 1, 1], weights[1, 0, 0, 0] = 4, 1, 0.5
-    normalized = AttentionMap("guide", weights).normalized
+    normalized = AttentionMap("guidance", weights).normalized
     assert (
         normalized[0, 1, 0, 1],
         normalized[0, 2, 1, 1],
@@ -112,10 +112,10 @@ def test_a_layer_is_normalised_by_its_maximum_over_all_frames() -> None:
         0,
         1,
     )
-    assert not AttentionMap("guide", np.zeros((1, 1, 2, 2), np.float32)).normalized.any()
+    assert not AttentionMap("guidance", np.zeros((1, 1, 2, 2), np.float32)).normalized.any()
 
 
-@pytest.mark.parametrize(("changes", "kinds"), [({}, ["guide"]), ({"streams": "dynamic"}, [])])
+@pytest.mark.parametrize(("changes", "kinds"), [({}, ["guidance"]), ({"streams": "dynamic"}, [])])
 def test_only_maps_that_say_something_are_told(
     store: Path, changes: dict[str, Any], kinds: list[str]
 ) -> None:
@@ -187,7 +187,10 @@ def test_networks_that_answer_by_frames_tell_where_they_look(
     recorder = make_recorder(store)
     query = recorder.dataset.queries[query_index]
     attention = recorder.record(query)
-    assert [attention_map.kind for attention_map in attention.maps] == ["heard", "carriers"]
+    assert [attention_map.kind for attention_map in attention.maps] == [
+        "temporal_attention",
+        "box_attention",
+    ]
     assert isinstance(attention.span_scores, BoundaryScores)
     assert (
         len(attention.span_scores.start_probabilities)

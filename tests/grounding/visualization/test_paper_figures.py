@@ -177,7 +177,7 @@ def test_attention_is_that_of_the_nearest_frame_in_every_layer_shown(
         WINDOW,
         make_images(),
         attention_frames,
-        AttentionMap("guide", weights),
+        AttentionMap("guidance", weights),
     )
     images = [axes.images[0].get_array() for axes in list_frames(figure)]
     assert len(images) == 3 * NUM_FRAMES

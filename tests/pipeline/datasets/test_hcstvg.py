@@ -380,7 +380,7 @@ def test_the_other_versions_root_is_refused(
     root = clips(place, {f"{number}_a.mp4": entry for number, entry in enumerate(entries)})
     message = (
         rf"{place} is a file of HC-STVG v{other}: 2 of its {len(entries)} entries .* "
-        rf"read it with --dataset hcstvg-v{other}, or name"
+        rf"read it with --dataset hcstvg-v{other}, or give"
     )
 
     with pytest.raises(InputError, match=message):

@@ -78,7 +78,7 @@ def test_a_sound_data_set(root: Any, tmp_path: Path) -> None:
         lambda done, total: seen.append((done, total)),
     )
 
-    assert (report.queries, report.videos, report.queries_by_split, report.left_out) == (
+    assert (report.queries, report.videos, report.queries_by_split, report.num_excluded) == (
         2,
         2,
         {"test": 2},
@@ -150,7 +150,7 @@ def test_everything_that_can_be_wrong_is_named_and_the_rest_goes_on(
     assert [query.id for query in read_jsonl(tmp_path / "index.jsonl", Query)] == ["test-00000-c0"]
     assert list(Tracks.load(tmp_path / "tracks.npz").keys()) == ["good/1"]
     assert json.loads((tmp_path / "defects.json").read_text())["defects"] == report.defects
-    assert (report.left_out, report.num_failures) == (5, 5)
+    assert (report.num_excluded, report.num_failures) == (5, 5)
 
     kinds = ("empty span", "video empty", "video missing", "video truncated", "video unreadable")
 
@@ -215,7 +215,7 @@ def test_without_any_video_the_index_is_made_from_the_annotations(
         "no VidOR annotations": [str(tmp_path)],
         "no videos": [str(tmp_path)],
     }
-    assert (report.left_out, report.without_video, report.without_boxes) == (0, 2, 2)
+    assert (report.num_excluded, report.without_video, report.without_boxes) == (0, 2, 2)
     assert report.split_counts == {"test": SplitCounts(2, 2, {}, 2, 2)}
     assert report.checked_videos == 0
     assert (report.num_failures, report.exit_code(), report.exit_code(2)) == (2, 1, 0)
@@ -288,7 +288,7 @@ def test_totals_know_the_split_of_each_entry_left_out(root: Any, tmp_path: Path)
         "train": SplitCounts(0, 0, {"malformed entry": 1}, 0, 0),
         "val": SplitCounts(1, 1, {"malformed entry": 1, "video missing": 1}, 0, 0),
     }
-    assert (report.left_out, report.queries_by_split) == (4, {"test": 1, "val": 1})
+    assert (report.num_excluded, report.queries_by_split) == (4, {"test": 1, "val": 1})
     assert json.loads((tmp_path / "defects.json").read_text())["totals"]["train"]["left_out"] == {
         "malformed entry": 1
     }
@@ -315,7 +315,7 @@ def test_what_is_left_out_is_counted_in_queries(root: Any, tmp_path: Path) -> No
         "test": SplitCounts(1, 1, {"empty span": 3, "malformed entry": 3}, 0, 0)
     }
     assert outcome(report) == {"empty span": ["test-00001"], "malformed entry": ["test-00002"]}
-    assert (report.queries, report.left_out, report.num_failures) == (1, 6, 6)
+    assert (report.queries, report.num_excluded, report.num_failures) == (1, 6, 6)
     assert [report.exit_code(allowed) for allowed in (5, 6, 0.85, 0.86)] == [1, 0, 1, 0]
 
     summary = json.loads((tmp_path / "defects.json").read_text())
@@ -397,7 +397,7 @@ def test_an_index_goes_over_an_index_alone(tmp_path: Path) -> None:
     for name in ("root", "link"):
         with pytest.raises(
             InputError,
-            match=rf"the index \S+/{name}\.jsonl is the data set's own file; name another",
+            match=rf"the index \S+/{name}\.jsonl is the data set's own file; give another",
         ):
             check_index_path(tmp_path / f"{name}.jsonl", root)
 
@@ -410,7 +410,7 @@ def test_an_index_goes_over_an_index_alone(tmp_path: Path) -> None:
             InputError,
             match=(
                 r"sound\.jsonl exists and is not an index, so it is not overwritten; "
-                r"name another"
+                r"give another"
             ),
         ):
             prepare("jsonl", root, sound)

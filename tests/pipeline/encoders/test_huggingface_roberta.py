@@ -81,7 +81,7 @@ def test_roberta_bases_config_is_understood(tmp_path: Path) -> None:
         ({"num_hidden_layers": 2}, r"do not fit: missing \['encoder.layer.1.*unexpected \[\]"),
         (
             {"vocab_size": 299},
-            "the tokenizer in .* has 300 entries, the weights have 299: name the folder of the tokenizer",
+            "the tokenizer in .* has 300 entries, the weights have 299: give the folder of the tokenizer",
         ),
         ({"pad_token_id": 2}, "pads with id 1, the weights with 2: they do not belong together"),
     ],
@@ -104,7 +104,7 @@ def test_a_config_that_is_not_json(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("config.json", "has no config.json: name a Hugging Face RoBERTa folder"),
+        ("config.json", "has no config.json: give a Hugging Face RoBERTa folder"),
         ("model.safetensors", "has neither model.safetensors nor pytorch_model.bin"),
         (
             "merges.txt",
@@ -148,6 +148,6 @@ def test_mdetrs_text_weights_want_exactly_their_tokenizer(folder: Path, tmp_path
     torch.save({"model": {"transformer.text_encoder.a": torch.zeros(1)}}, tmp_path / "mdetr.pth")
     with pytest.raises(
         InputError,
-        match=rf"has 300 entries, the weights have {get_vocab_size()}: name the folder of the tokenizer",
+        match=rf"has 300 entries, the weights have {get_vocab_size()}: give the folder of the tokenizer",
     ):
         load_backbone("text", "tiny", f"mdetr:{tmp_path / 'mdetr.pth'}+hf:{folder}")

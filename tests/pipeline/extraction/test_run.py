@@ -626,7 +626,7 @@ def test_a_device_that_is_not_here_or_not_said_is_refused(data: Path, tmp_path: 
         {"products": ()},
         {"shard_mb": 0},
         {"workers": -1},
-        {"batch": 0},
+        {"batch_size": 0},
         {"allow_failed": -1},
         {"sampling": {"fps": 0}},
         {"format": "npz"},

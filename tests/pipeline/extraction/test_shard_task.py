@@ -19,7 +19,7 @@ from pipeline.extraction.plan import Job
 from pipeline.extraction.shard_task import extract_shard
 from pipeline.features.reduction import Reduction
 from pipeline.store import Shard
-from pipeline.store.layout import shard_path
+from pipeline.store.layout import get_shard_path
 from pipeline.store.shard import read_table
 from pipeline.weights.checkpoint_files import LoadReport
 from pipeline.weights.load import Backbone
@@ -62,7 +62,7 @@ class Work:
         base = {
             "products": PRODUCTS,
             "sampling": {"short_side": 32, "clip_seconds": 0.2},
-            "batch": 2,
+            "batch_size": 2,
             "device": "cpu",
             "weights": "random:0",
         }
@@ -264,7 +264,7 @@ def test_a_reduction_that_fails_closes_the_video(
 @pytest.mark.parametrize("kind", ["zarr", "hdf5"])
 def test_a_shard_of_other_settings_is_replaced(work: Work, tmp_path: Path, kind: Any) -> None:
     """A worker of a dead run, with other settings, put it there under the same name."""
-    work.make(work.job(tmp_path / "s", format=kind, batch=3))
+    work.make(work.job(tmp_path / "s", format=kind, batch_size=3))
     infos, _ = work.make(work.job(tmp_path / "s", format=kind), lambda product, bright: 0.5)
     wanted, _ = work.make(work.job(tmp_path / "fresh", format=kind), lambda product, bright: 0.5)
     assert infos == wanted
@@ -288,7 +288,7 @@ def test_a_shard_that_is_there_is_kept(work: Work, tmp_path: Path, kind: Any) ->
     again, failed = work.make(work.job(tmp_path / "s", format=kind), never)
     assert (again, failed) == (first, [])
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    path = shard_path(tmp_path / "s", "motion", NAME, kind)
+    path = get_shard_path(tmp_path / "s", "motion", NAME, kind)
     path.rename(tmp_path / "moved")
 
     def only_motion(product: str, bright: float) -> float:
@@ -315,7 +315,7 @@ def test_products_may_lack_different_videos(work: Work, tmp_path: Path) -> None:
         "swin": ("a", "b"),
         "frames": (),
     }
-    assert not shard_path(tmp_path / "s", "frames", NAME, "zarr").exists()
+    assert not get_shard_path(tmp_path / "s", "frames", NAME, "zarr").exists()
     assert len(work.ticks) == 3
 
 
@@ -366,7 +366,7 @@ def text_job(tmp_path: Path) -> Job:
 def test_sentences_stand_in_the_order_of_the_index(tmp_path: Path) -> None:
     infos, failed = extract_shard(text_job(tmp_path), lambda video, text: None)
     assert (failed, infos["text"].entries, infos["text"].videos) == ([], 3, ("a", "b"))
-    table = read_table(shard_path(tmp_path / "s", "text", NAME, "hdf5"), "hdf5")
+    table = read_table(get_shard_path(tmp_path / "s", "text", NAME, "hdf5"), "hdf5")
     assert [(place.key, place.video, place.facts["text"]) for place in table.entries] == [
         ("1", "b", "who sits?"),
         ("0", "b", "a dog"),

@@ -24,7 +24,7 @@ from pipeline.features.reduction import (
     sample_cells,
     sample_videos,
 )
-from pipeline.store import ShardBuilder, ShardKind, Store, StoreWriter, origin_digest
+from pipeline.store import ShardBuilder, ShardKind, Store, StoreWriter, compute_origin_digest
 
 MAPS = np.random.default_rng(0).standard_normal((7, 3, 4, 16)).astype(np.float16) * np.array(
     [1, 20, 300, 0.01] * 4, np.float16
@@ -120,7 +120,7 @@ def write_and_read(
         provenance = {"reduction": Reduction(None, int8=True).provenance}
         writer.open_product("appearance", kind, provenance)
         with ShardBuilder(
-            store, "appearance", "s", kind, ["a"], origin_digest(kind, provenance)
+            store, "appearance", "s", kind, ["a"], compute_origin_digest(kind, provenance)
         ) as shard:
             for key, count in (("a", len(rows)), ("b", 0)):
                 shard.begin(key, "a")

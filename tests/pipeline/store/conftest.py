@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.store import Entry, ShardKind, StoreWriter, origin_digest, write_shard
+from pipeline.store import Entry, ShardKind, StoreWriter, compute_origin_digest, write_shard
 
 SHARD = "00000-0123abcd"
 PROVENANCE = {"weights": {"digest": "aa"}, "fps": 5}
@@ -66,7 +66,13 @@ def make_store(tmp_path: Path) -> Maker:
             writer.open_product("appearance", kind, PROVENANCE)
             videos = [entry.video for entry in entries]
             info = write_shard(
-                path, "appearance", SHARD, kind, entries, videos, origin_digest(kind, PROVENANCE)
+                path,
+                "appearance",
+                SHARD,
+                kind,
+                entries,
+                videos,
+                compute_origin_digest(kind, PROVENANCE),
             )
             writer.publish_shard("appearance", SHARD, info)
         return path

@@ -255,12 +255,12 @@ import subprocess, sys
 from pathlib import Path
 import numpy as np
 from pipeline.errors import StoreError
-from pipeline.store import Entry, ShardBuilder, Store, StoreWriter, origin_digest, write_shard
+from pipeline.store import Entry, ShardBuilder, Store, StoreWriter, compute_origin_digest, write_shard
 disk, kind, width = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]).returncode:
     sys.exit(77)
 rows = np.random.default_rng(0).integers(0, 99, (500_000 // width, width)).astype(np.float16)
-digest = origin_digest(kind, {})
+digest = compute_origin_digest(kind, {})
 def write(name, key):
     return write_shard(disk / "store", "p", name, kind, [Entry(key, key, rows)], [key], digest)
 with StoreWriter(disk / "store", "shapes", "data") as writer:

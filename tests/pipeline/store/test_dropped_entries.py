@@ -18,10 +18,10 @@ from pipeline.store import (
     ShardKind,
     Store,
     StoreWriter,
-    origin_digest,
+    compute_origin_digest,
     write_shard,
 )
-from pipeline.store.layout import shard_path
+from pipeline.store.layout import get_shard_path
 
 FPS = {"fps": 5}
 Keys = Sequence[tuple[str, str]]
@@ -41,7 +41,13 @@ def write(store: Path, kind: ShardKind, name: str, keys: Keys, value: int = 1) -
         for count, (key, video) in enumerate(keys, start=1)
     ]
     return write_shard(
-        store, "p", name, kind, entries, [video for _, video in keys], origin_digest(kind, FPS)
+        store,
+        "p",
+        name,
+        kind,
+        entries,
+        [video for _, video in keys],
+        compute_origin_digest(kind, FPS),
     )
 
 
@@ -122,7 +128,7 @@ def test_a_key_in_two_shards_is_a_problem_unless_dropped(
         writer.publish_shard("p", name, write(tmp_path, kind, name, VIDEOS))
     leave(writer)
     assert [(problem.key, problem.detail) for problem in Store(tmp_path).verify()] == [
-        (video, f"it is also in shard {shard_path(tmp_path, 'p', 'a', kind).name}")
+        (video, f"it is also in shard {get_shard_path(tmp_path, 'p', 'a', kind).name}")
         for video, _ in VIDEOS
     ]
 
@@ -140,7 +146,7 @@ def test_a_shard_without_any_other_entry_is_deleted(
         ("v3",),
         {"v4"},
     )
-    assert list((tmp_path / "p").iterdir()) == [shard_path(tmp_path, "p", "two", kind)]
+    assert list((tmp_path / "p").iterdir()) == [get_shard_path(tmp_path, "p", "two", kind)]
     leave(writer)
     assert Store(tmp_path).verify() == []
 
@@ -204,7 +210,7 @@ def test_its_bytes_are_verified_all_the_same(
     )
     writer.drop_entries("p", ["v2"])
     leave(writer)
-    path = shard_path(tmp_path, "p", "s", kind)
+    path = get_shard_path(tmp_path, "p", "s", kind)
     file = path if path.is_file() else path / "rows_float16_3" / "c/0/0"
     content = file.read_bytes()
     last = content.rindex(np.full(3, 7, np.float16).tobytes())
@@ -245,7 +251,7 @@ def test_entries_of_a_damaged_shard_cannot_be_dropped(
 ) -> None:
     writer = opened(kind)
     writer.publish_shard("p", "s", write(tmp_path, kind, "s", VIDEOS))
-    path = shard_path(tmp_path, "p", "s", kind)
+    path = get_shard_path(tmp_path, "p", "s", kind)
     (path if path.is_file() else path / "zarr.json").write_bytes(b"")
     with pytest.raises(
         StoreError,

@@ -22,11 +22,11 @@ from pipeline.store import (
     ShardKind,
     Store,
     StoreWriter,
+    compute_origin_digest,
     has_origin,
-    origin_digest,
     write_shard,
 )
-from pipeline.store.layout import shard_path
+from pipeline.store.layout import get_shard_path
 
 OURS, THEIRS = {"fps": 5}, {"fps": 7}
 Write = Callable[[Path, ShardKind, dict[str, Any]], ShardInfo]
@@ -36,7 +36,7 @@ def whole(
     store: Path, kind: ShardKind, provenance: dict[str, Any], name: str = "s", product: str = "p"
 ) -> ShardInfo:
     """A shard of two videos whose numbers are their frames' rate."""
-    made = origin_digest(kind, provenance)
+    made = compute_origin_digest(kind, provenance)
     return write_shard(
         store, product, name, kind, entries_of(provenance, ("v1", "v2")), ["v1", "v2"], made
     )
@@ -44,7 +44,7 @@ def whole(
 
 def streamed(store: Path, kind: ShardKind, provenance: dict[str, Any]) -> ShardInfo:
     with ShardBuilder(
-        store, "p", "s", kind, ["v1", "v2"], origin_digest(kind, provenance)
+        store, "p", "s", kind, ["v1", "v2"], compute_origin_digest(kind, provenance)
     ) as shard:
         for entry in entries_of(provenance, ("v1", "v2")):
             shard.begin(entry.key, entry.video)
@@ -79,16 +79,16 @@ def test_it_is_the_digest_of_format_and_settings(kind: ShardKind) -> None:
     expected = hashlib.sha256(
         f'{{"kind":"{kind}","provenance":{{"a":{{"b":[1,2]}},"fps":5}}}}'.encode()
     ).hexdigest()
-    assert origin_digest(kind, {"fps": 5, "a": {"b": (1, 2)}}) == expected
+    assert compute_origin_digest(kind, {"fps": 5, "a": {"b": (1, 2)}}) == expected
     assert (
         Product(kind=kind, provenance={"a": {"b": [1, 2]}, "fps": 5}, shards={}).digest == expected
     )
     assert (
         len(
             {
-                origin_digest("zarr", OURS),
-                origin_digest("hdf5", OURS),
-                origin_digest("zarr", THEIRS),
+                compute_origin_digest("zarr", OURS),
+                compute_origin_digest("hdf5", OURS),
+                compute_origin_digest("zarr", THEIRS),
             }
         )
         == 3
@@ -98,11 +98,11 @@ def test_it_is_the_digest_of_format_and_settings(kind: ShardKind) -> None:
 def test_only_a_whole_shard_of_these_settings_is_made_from_them(
     kind: ShardKind, tmp_path: Path
 ) -> None:
-    path, ours = shard_path(tmp_path, "p", "s", kind), origin_digest(kind, OURS)
+    path, ours = get_shard_path(tmp_path, "p", "s", kind), compute_origin_digest(kind, OURS)
     assert not has_origin(path, kind, ours)
     whole(tmp_path, kind, OURS)
     assert has_origin(path, kind, ours)
-    assert not has_origin(path, kind, origin_digest(kind, THEIRS))
+    assert not has_origin(path, kind, compute_origin_digest(kind, THEIRS))
     damage(path)
     assert not has_origin(path, kind, ours)
 
@@ -113,7 +113,7 @@ def test_one_of_other_settings_or_damaged_makes_way(
     kind: ShardKind, tmp_path: Path, write: Write, before: str
 ) -> None:
     alone = whole(tmp_path / "alone", kind, OURS)
-    path = shard_path(tmp_path / "store", "p", "s", kind)
+    path = get_shard_path(tmp_path / "store", "p", "s", kind)
     whole(tmp_path / "store", kind, THEIRS if before == "other" else OURS)
     if before == "damaged":
         damage(path)
@@ -127,7 +127,7 @@ def test_one_that_comes_while_ours_is_written_makes_way_too(
     kind: ShardKind, tmp_path: Path
 ) -> None:
     with ShardBuilder(
-        tmp_path / "store", "p", "s", kind, ["v1", "v2"], origin_digest(kind, OURS)
+        tmp_path / "store", "p", "s", kind, ["v1", "v2"], compute_origin_digest(kind, OURS)
     ) as shard:
         for entry in entries_of(OURS, ("v1", "v2")):
             shard.begin(entry.key, entry.video)
@@ -143,7 +143,7 @@ def test_a_kill_while_one_makes_way_leaves_it_whole_or_absent(
     kind: ShardKind, tmp_path: Path, stopped: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the old one is set aside, before it is removed there, before ours takes its place."""
-    path = shard_path(tmp_path, "p", "s", kind)
+    path = get_shard_path(tmp_path, "p", "s", kind)
     whole(tmp_path, kind, THEIRS)
     before, rename, done = contents(path.parent), os.rename, 0
 
@@ -228,10 +228,10 @@ def test_all_damaged_shards_are_named_at_once(kind: ShardKind, tmp_path: Path) -
                 writer.publish_shard(product, name, whole(tmp_path, kind, OURS, name, product))
     whole(tmp_path, kind, OURS, "c", "q")
     hit = [
-        shard_path(tmp_path, product, name, kind)
+        get_shard_path(tmp_path, product, name, kind)
         for product, name in (("p", "a"), ("q", "b"), ("q", "c"))
     ]
-    for path in [*hit, shard_path(tmp_path, "r", "a", kind)]:
+    for path in [*hit, get_shard_path(tmp_path, "r", "a", kind)]:
         damage(path)
     with pytest.raises(
         StoreError,
@@ -255,7 +255,7 @@ def test_a_shard_damaged_after_that_is_named_when_it_is_adopted(
         writer.open_product("p", kind, OURS)
         assert writer.adopt_shard("p", "s") is None
         whole(tmp_path, kind, OURS)
-        damage(shard_path(tmp_path, "p", "s", kind))
+        damage(get_shard_path(tmp_path, "p", "s", kind))
         with pytest.raises(
             StoreError,
             match=r"product 'p', shard s\.\w+ is damaged: .*\. "

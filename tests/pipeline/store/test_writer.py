@@ -25,7 +25,7 @@ from pipeline.store import (
     ShardKind,
     Store,
     StoreWriter,
-    origin_digest,
+    compute_origin_digest,
     plan_shards,
     write_shard,
 )
@@ -34,7 +34,7 @@ from pipeline.store.manifest import save_manifest
 Maker = Callable[..., Path]
 SIZES = {f"v{i}": 10 for i in range(5)}
 FPS = {"fps": 5}
-MADE = {kind: origin_digest(kind, FPS) for kind in get_args(ShardKind)}
+MADE = {kind: compute_origin_digest(kind, FPS) for kind in get_args(ShardKind)}
 
 
 def entries_of(videos: tuple[str, ...]) -> Iterator[Entry]:

@@ -14,8 +14,8 @@ from pipeline.errors import InputError
 from pipeline.weights.encoder_specs import ENCODERS
 from pipeline.weights.load import build_encoder, compute_weights_digest, load_backbone, load_strict
 from pipeline.weights.sources import (
-    CSDVL_PRODUCTS,
     ENCODED_PRODUCTS,
+    TINY_PRODUCTS,
     TINY_WEIGHTS_DIR,
     WeightSource,
     parse_source,
@@ -23,7 +23,7 @@ from pipeline.weights.sources import (
 )
 
 
-@pytest.mark.parametrize("product", CSDVL_PRODUCTS)
+@pytest.mark.parametrize("product", TINY_PRODUCTS)
 def test_random_weights_are_a_function_of_the_seed(product: str) -> None:
     first, same, other = (
         load_backbone(product, "tiny", source) for source in ("random:3", "random:3", "random:4")
@@ -33,7 +33,7 @@ def test_random_weights_are_a_function_of_the_seed(product: str) -> None:
         assert torch.equal(value, same.encoder.state_dict()[key])
 
 
-@pytest.mark.parametrize("product", CSDVL_PRODUCTS)
+@pytest.mark.parametrize("product", TINY_PRODUCTS)
 def test_random_weights_leave_the_global_generator_alone(product: str) -> None:
     torch.manual_seed(11)
     wanted = torch.rand(3)
@@ -42,7 +42,7 @@ def test_random_weights_leave_the_global_generator_alone(product: str) -> None:
     assert torch.equal(torch.rand(3), wanted)
 
 
-@pytest.mark.parametrize("product", CSDVL_PRODUCTS)
+@pytest.mark.parametrize("product", TINY_PRODUCTS)
 def test_the_shipped_weights_load_and_are_frozen(product: str) -> None:
     loaded = load_backbone(product, "tiny", "tiny")
     assert loaded.source == "tiny"
@@ -206,7 +206,7 @@ def test_torchvisions_own_weights_are_full_size() -> None:
 @pytest.mark.parametrize("product", ENCODED_PRODUCTS)
 def test_the_shipped_weights_do_not_fit_full_backbones(product: str) -> None:
     with pytest.raises(
-        InputError, match="shipped weights fit --backbones tiny only: name weights for the full"
+        InputError, match="shipped weights fit --backbones tiny only: give weights for the full"
     ):
         load_backbone(product, "full", "tiny")
 

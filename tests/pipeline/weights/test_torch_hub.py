@@ -58,7 +58,7 @@ def test_which_weights_they_are() -> None:
 )
 def test_where_to_put_an_absent_file_is_told(cache: Path, product: str, name: str) -> None:
     message = (
-        rf"cannot be fetched \(.*no network.*\): put https://\S+/{name} at {cache / name}, or name "
+        rf"cannot be fetched \(.*no network.*\): put https://\S+/{name} at {cache / name}, or give "
         rf"the file: {product}=torchvision:FILE"
     )
     with pytest.raises(InputError, match=message):

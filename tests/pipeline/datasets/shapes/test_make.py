@@ -139,7 +139,7 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
 
     with pytest.raises(
-        InputError, match="holds files that are not `shapes`: name an empty folder with --root"
+        InputError, match="holds files that are not `shapes`: give an empty folder with --root"
     ):
         make_shapes(tmp_path, SMALL, workers=1)
 
