@@ -453,7 +453,16 @@ def test_a_run_is_compared_with_a_file(four_queries: Path) -> None:
     other, _ = judge_files(four_queries, "other.jsonl")
     for name in ("m_vIoU", "m_tIoU", "m_sIoU", "vIoU@0.3", "vIoU@0.5"):
         result_json = metrics[f"{name}_difference"]
-        assert set(result_json) == {"current", "other", "mean", "low", "high", "p", "better", "worse"}
+        assert set(result_json) == {
+            "current",
+            "other",
+            "mean",
+            "low",
+            "high",
+            "p",
+            "better",
+            "worse",
+        }
         assert (result_json["current"], result_json["other"]) == (
             pytest.approx(metrics[name]),
             pytest.approx(other[name]),

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import cli.evaluate
 import cli.report
 from cli.train import app
 from grounding.systems.checkpoint import load_model, read_provenance
+from tests.forked_commands import ForkedCommand, wait_until
 
 MODEL = {
     "hidden_dim": 16,
@@ -155,22 +153,17 @@ def test_a_stopped_command_saves_and_goes_on(
         validate_every=10**6,
         log_every=1,
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli.train", *arguments], stderr=subprocess.PIPE, text=True
-    )
-    drawn = run / "curves" / "plots" / "metrics" / "train" / "loss.tsv"
-    deadline = time.monotonic() + 120
-    while not drawn.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    process = ForkedCommand("cli.train", arguments, tmp_path / "output.txt")
+    loss_curve = run / "curves" / "plots" / "metrics" / "train" / "loss.tsv"
+    wait_until(loss_curve.exists, 120, [process])
     refused = CliRunner().invoke(app, arguments)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    assert "stopped; run the same command again to go on" in errors
+    assert process.wait(60) == code, process.output
+    assert "stopped; run the same command again to go on" in process.output
     assert refused.exit_code == 2
     assert f"run {run} is in use by pid {process.pid} on" in " ".join(refused.stderr.split())
     step = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)["step"]
-    rows = drawn.read_text().splitlines()[1:]
+    rows = loss_curve.read_text().splitlines()[1:]
     assert [int(row.split("\t")[0]) for row in rows] == list(range(1, step + 1))
     again = CliRunner().invoke(
         app,

@@ -15,6 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.forked_commands import get_fork_server
+
 BITS, BLOCK = 8, 16
 WIDTH, HEIGHT = BITS * BLOCK, 48
 VideoMaker = Callable[..., Path]
@@ -114,14 +116,6 @@ sys.argv = ["stvg-extract", *{arguments!r}]
 from cli.extract import main
 main()
 """
-LOADED = (
-    "cli.extract",
-    "cli.console.dataset_options",
-    "pipeline.extraction.run",
-    "pipeline.encoders.appearance",
-    "transformers.models.roberta.modeling_roberta",
-    "pytorchvideo.models.slowfast",
-)
 SETTINGS: dict[str, Any] = {
     "backbones": "tiny",
     "weights": "random:0",
@@ -150,8 +144,6 @@ class Extraction:
 
     def start(self, **settings: Any) -> Any:
         """A `multiprocessing` process that runs the command."""
-        import multiprocessing
-
         config = self.store.with_name(f"{uuid.uuid4().hex}.json")
         config.write_text(json.dumps({"extract": self.settings | settings}))
         paths = {
@@ -165,10 +157,8 @@ class Extraction:
             "jsonl",
             *(str(text) for name, path in paths.items() for text in (f"--{name}", path)),
         ]
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(list(LOADED))
         program = COMMAND.format(mark={MARK: self._mark}, said=str(self.said), arguments=arguments)
-        process = server.Process(target=exec, args=(program,))  # type: ignore[attr-defined]
+        process = get_fork_server().Process(target=exec, args=(program,))
         process.start()
         return process
 

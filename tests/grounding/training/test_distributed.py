@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -32,6 +31,7 @@ from grounding.training.run_directory import prepare_run_dir
 from grounding.training.train import NonFiniteLossError, train
 from pipeline.config import validate
 from pipeline.errors import InputError
+from tests.forked_commands import ForkedCommand, wait_until
 
 Maker = Callable[..., Path]
 SMALL: dict[str, Any] = {
@@ -334,17 +334,9 @@ def config_file(folder: Path, system: str = "csdvl", **changes: Any) -> Path:
 
 
 def command(store: Path, run: Path, config: Path, system: str = "csdvl") -> list[str]:
-    return [
-        "cli.train",
-        "--features",
-        str(store),
-        "--run",
-        str(run),
-        "--config",
-        str(config),
-        "--model",
-        system,
-    ]
+    paths = {"--features": store, "--run": run, "--config": config}
+    arguments = [text for option, path in paths.items() for text in (option, str(path))]
+    return [*arguments, "--model", system]
 
 
 def environment(**values: Any) -> dict[str, str]:
@@ -361,72 +353,67 @@ def environment(**values: Any) -> dict[str, str]:
     }
 
 
-def start_processes(count: int, words: list[str], folder: Path) -> list[subprocess.Popen[bytes]]:
-    """Processes as torchrun starts them, without torchrun; what each says is in `<rank>.txt`."""
+def start_processes(count: int, arguments: list[str], folder: Path) -> list[ForkedCommand]:
+    """Training processes as torchrun starts them; the output of each is in `<rank>.txt`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", *words],
-            env=environment(**place, RANK=rank, LOCAL_RANK=rank),
-            stdout=(folder / f"{rank}.txt").open("wb"),
-            stderr=subprocess.STDOUT,
+        ForkedCommand(
+            "cli.train",
+            arguments,
+            folder / f"{rank}.txt",
+            environment(**group, RANK=rank, LOCAL_RANK=rank),
         )
         for rank in range(count)
     ]
 
 
 @pytest.fixture
-def two_processes(store: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+def two_processes(store: Path, tmp_path: Path) -> Iterator[list[ForkedCommand]]:
     """Two processes in the middle of an endless training."""
     config = config_file(
         tmp_path, accumulation_steps=2, max_steps=10**6, validate_every=10**6, checkpoint_every=1
     )
     processes = start_processes(2, command(store, tmp_path / "run", config), tmp_path)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoints" / "last").exists():
-        assert time.monotonic() < deadline, [path.read_text() for path in tmp_path.glob("*.txt")]
-        assert all(process.poll() is None for process in processes), [
-            path.read_text() for path in tmp_path.glob("*.txt")
-        ]
-        time.sleep(0.2)
+    wait_until((tmp_path / "run" / "checkpoints" / "last").exists, 120, processes)
     yield processes
     for process in processes:
         process.kill()
-        process.wait()
 
 
-def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, full_run: Path) -> None:
-    """By torchrun, two processes × two accumulated parts; one of them writes."""
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "--",
-    ]
+def run_two_processes(store: Path, run: Path, system: str = "csdvl", **changes: Any) -> str:
+    """Train in two processes, and return what both have printed."""
+    config = config_file(run.parent, system, **changes)
+    processes = start_processes(2, command(store, run, config, system), run.parent)
+    exit_codes = [process.wait(120) for process in processes]
+    output = "".join(process.output for process in processes)
+    assert exit_codes == [0, 0], output
+    return output
+
+
+def run_torchrun(store: Path, run: Path, system: str = "csdvl", **changes: Any) -> str:
+    """Train in two processes of torchrun, and return what both have printed."""
+    config = config_file(run.parent, system, **changes)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = command(store, run, config, system)
     completed = subprocess.run(
-        [
-            *torchrun,
-            *command(
-                pictured,
-                tmp_path / "run",
-                config_file(tmp_path, system, accumulation_steps=2),
-                system,
-            ),
-        ],
+        [sys.executable, "-m", *torchrun, "-m", "--", "cli.train", *arguments],
         env=environment(),
         capture_output=True,
         text=True,
         check=False,
     )
     assert completed.returncode == 0, completed.stderr
-    assert completed.stdout.count("trained") == 1
+    return completed.stdout
+
+
+def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, full_run: Path) -> None:
+    """Two processes × two accumulated parts, CSDVL's by torchrun; one of them writes."""
+    run_processes = run_torchrun if system == "csdvl" else run_two_processes
+    output = run_processes(pictured, tmp_path / "run", system, accumulation_steps=2)
+    assert output.count("trained") == 1
     assert_close_runs(tmp_path / "run", full_run)
     assert read_provenance(tmp_path / "run") == read_provenance(full_run)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
@@ -440,15 +427,12 @@ def test_parts_draw_their_own_random_numbers_whichever_process_has_them(
     """With dropout, two processes of one part each are one process of two parts."""
     changes = {"model": {**RECIPE["model"], "dropout": 0.5}, "max_steps": 2}
     single = train_run(store, tmp_path / "alone", accumulation_steps=2, **changes)
-    workers = start_processes(
-        2, command(store, tmp_path / "run", config_file(tmp_path, **changes)), tmp_path
-    )
-    assert [process.wait(120) for process in workers] == [0, 0], (tmp_path / "0.txt").read_text()
+    run_two_processes(store, tmp_path / "run", **changes)
     assert_close_runs(tmp_path / "run", single)
 
 
 def test_a_process_that_dies_ends_the_others(
-    two_processes: list[subprocess.Popen[bytes]], tmp_path: Path
+    two_processes: list[ForkedCommand], tmp_path: Path
 ) -> None:
     two_processes[1].kill()
     assert two_processes[0].wait(60) == 1
@@ -460,7 +444,7 @@ def test_a_process_that_dies_ends_the_others(
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(
-    two_processes: list[subprocess.Popen[bytes]], tmp_path: Path
+    two_processes: list[ForkedCommand], tmp_path: Path
 ) -> None:
     two_processes[1].send_signal(signal.SIGTERM)
     assert [process.wait(60) for process in two_processes] == [143, 143]

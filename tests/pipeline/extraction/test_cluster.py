@@ -5,9 +5,6 @@ some of its own.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from pipeline.extraction.run import run_extraction
 from pipeline.io.jsonl import read_jsonl
 from pipeline.records import Failure
 from pipeline.store import Store
+from tests.forked_commands import ForkedCommand, get_fork_server, wait_until
 
 Extractions = Callable[..., Any]
 PATIENCE = 60
@@ -29,53 +27,35 @@ QUICK = ("appearance",)
 """What takes workers the least to import."""
 
 
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 @dataclass
 class Cluster:
-    """`dask scheduler` and two `dask worker`, all in another folder than the test."""
+    """A Dask scheduler and two workers, all in another folder than the test."""
 
     address: str
-    workers: list[subprocess.Popen[bytes]]
+    workers: list[ForkedCommand]
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    folder, said = tmp_path / "elsewhere", tmp_path / "cluster.txt"
+    folder, output_path = tmp_path / "elsewhere", tmp_path / "cluster.txt"
     folder.mkdir()
     with ExitStack() as stack:
 
-        def begin(what: str, *arguments: str) -> subprocess.Popen[bytes]:
-            with said.open("ab") as log:
-                command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments]
-                process = stack.enter_context(
-                    subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-                )
+        def begin(role: str, *arguments: str) -> ForkedCommand:
+            module = f"distributed.cli.dask_{role}"
+            process = ForkedCommand(module, arguments, output_path, cwd=folder)
             stack.callback(process.kill)
             return process
 
-        begin(
-            "scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--no-dashboard",
-            "--scheduler-file",
-            "file.json",
-        )
-        until((folder / "file.json").exists)
+        scheduler_options = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+        begin("scheduler", *scheduler_options, "--scheduler-file", "file.json")
+        wait_until((folder / "file.json").exists, PATIENCE)
         address = json.loads((folder / "file.json").read_text())["address"]
-        quiet = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0")
-        yield Cluster(address, [begin("worker", address, *quiet) for _ in range(2)])
+        worker_options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0")
+        yield Cluster(address, [begin("worker", address, *worker_options) for _ in range(2)])
 
 
-def decoders(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def decoders(worker: ForkedCommand) -> list[psutil.Process]:
     return psutil.Process(worker.pid).children()
 
 
@@ -84,7 +64,10 @@ def test_a_cluster_that_loses_a_worker(extraction: Extractions, cluster: Cluster
     assert here.run() == 0
     one = extraction("s", products=QUICK, workers=None, scheduler=cluster.address)
     process = one.start()
-    until(lambda: (decoders(cluster.workers[0]) and one.finished()) or not process.is_alive())
+    wait_until(
+        lambda: (decoders(cluster.workers[0]) and one.finished()) or not process.is_alive(),
+        PATIENCE,
+    )
     orphans = decoders(cluster.workers[0])
     assert process.is_alive(), one.said.read_text()
     cluster.workers[0].kill()
@@ -121,9 +104,13 @@ def test_a_video_that_kills_its_workers_costs_no_other(
     harm.write_text(DEADLY)
     config = ExtractConfig.model_validate(one.settings)
     seen: list[tuple[int, int]] = []
-    with dask.config.set(
-        {"distributed.worker.preload": [str(harm)], "distributed.scheduler.allowed-failures": 0}
-    ):
+    get_fork_server()
+    settings = {
+        "distributed.worker.preload": [str(harm)],
+        "distributed.worker.multiprocessing-method": "forkserver",
+        "distributed.scheduler.allowed-failures": 0,
+    }
+    with dask.config.set(settings):
         report = run_extraction(
             small_data / "index.jsonl",
             small_data,

@@ -1,0 +1,147 @@
+"""Commands in processes of their own that start at once, for tests that kill and signal them.
+
+The processes are forked from one server per test process. The server has imported the libraries
+that take seconds to import, and has started no threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
+from pathlib import Path
+
+PRELOADED = (
+    "cli.extract",
+    "cli.train",
+    "cli.console.dataset_options",
+    "distributed",
+    "distributed.cli.dask_scheduler",
+    "distributed.cli.dask_worker",
+    "grounding.training.train",
+    "pipeline.encoders.appearance",
+    "pipeline.extraction.run",
+    "pytorchvideo.models.slowfast",
+    "torch.distributed",
+    "transformers.models.roberta.modeling_roberta",
+)
+"""Modules that the server imports."""
+
+
+def get_fork_server() -> ForkServerContext:
+    """Start the server if it is not running, and return the context of its processes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    ensure_running()
+    return context
+
+
+class ForkedCommand:
+    """`python -m MODULE ARGUMENTS` in a forked process, with the interface of `subprocess.Popen`.
+
+    Attributes:
+        output_path: File that receives stdout and stderr.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        output_path: Path,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        self.output_path = output_path
+        output_path.touch()
+        variables = dict(os.environ if environment is None else environment)
+        self._process = get_fork_server().Process(
+            target=run_command,
+            args=(module, list(arguments), output_path, variables, cwd or Path.cwd()),
+        )
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        """Everything that the command has printed so far."""
+        return self.output_path.read_text(encoding="utf-8")
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while the process runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end of the process, and return the exit code.
+
+        Raises:
+            TimeoutError: The process still runs after `timeout` seconds.
+        """
+        self._process.join(timeout)
+        exit_code = self._process.exitcode
+        if exit_code is None:
+            raise TimeoutError(f"still running after {timeout} s:\n{self.output}")
+        return exit_code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill the process, if it runs, and wait for its end."""
+        self._process.kill()
+        self._process.join()
+
+
+def run_command(
+    module: str,
+    arguments: list[str],
+    output_path: Path,
+    environment: dict[str, str],
+    cwd: Path,
+) -> None:
+    """Run the command in the forked process, whose state becomes that of a new process."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+
+    # The server ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    output = os.open(output_path, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+
+    sys.argv = [module.replace(".", "-"), *arguments]
+    importlib.import_module(module).main()
+
+
+def wait_until(
+    condition: Callable[[], object], timeout: float, commands: Sequence[ForkedCommand] = ()
+) -> None:
+    """Wait until a function returns a true value, while all commands run.
+
+    Args:
+        condition: Function without arguments.
+        timeout: Seconds after which the test fails.
+        commands: Commands that must still run.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        outputs = [command.output for command in commands]
+        assert time.monotonic() < deadline, outputs
+        assert all(command.poll() is None for command in commands), outputs
+        time.sleep(0.02)
