@@ -5,10 +5,11 @@ runs they name.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -24,10 +25,9 @@ from grounding.systems.registry import get_preset, get_system
 from grounding.training.run_directory import lock_run_dir
 from pipeline.config import merge, validate
 from pipeline.errors import InputError
-from pipeline.records import Query
+from tests.grounding.conftest import build_store, make_query
 
 Maker = Callable[..., Path]
-QueryMaker = Callable[..., Query]
 TINY: dict[str, Any] = yaml.safe_load(
     Path(__file__).with_name("sweep_recipe.yaml").read_text(encoding="utf-8")
 )
@@ -56,12 +56,44 @@ class Killed(BaseException):
     """Ends a sweep at once."""
 
 
+def build_sweep_store(folder: Path) -> Path:
+    train_queries = [make_query(n, "train") for n in range(8)]
+    test_queries = [make_query(n, "test", tags=("odd",) * (n % 2)) for n in range(4)]
+    return build_store(folder, train_queries + test_queries)
+
+
 @pytest.fixture
-def sweep_store(make_store: Maker, query_of: QueryMaker) -> Path:
-    return make_store(
-        [query_of(n, "train") for n in range(8)]
-        + [query_of(n, "test", tags=("odd",) * (n % 2)) for n in range(4)]
-    )
+def sweep_store(tmp_path: Path) -> Path:
+    return build_sweep_store(tmp_path)
+
+
+class FinishedSweep(NamedTuple):
+    """A sweep that ran to its end.
+
+    Attributes:
+        store: Its store; the sweep lies beside it.
+        steps: Steps that it reported while it ran.
+        results: Its scores.
+    """
+
+    store: Path
+    steps: list[int]
+    results: SweepScores
+
+
+@pytest.fixture(scope="module")
+def shared_sweep(tmp_path_factory: pytest.TempPathFactory) -> FinishedSweep:
+    """Read only."""
+    store = build_sweep_store(tmp_path_factory.mktemp("finished"))
+    return FinishedSweep(store, *steps_taken(sweep_of(store)))
+
+
+@pytest.fixture
+def finished_sweep(shared_sweep: FinishedSweep, tmp_path: Path) -> FinishedSweep:
+    """A copy of the finished sweep with its store, for this test alone."""
+    folder = tmp_path / "finished"
+    shutil.copytree(shared_sweep.store.parent, folder)
+    return shared_sweep._replace(store=folder / shared_sweep.store.name)
 
 
 def sweep_of(
@@ -123,9 +155,9 @@ def test_what_another_process_makes_is_left_to_it_and_waited_for(
     assert [len(results[name]) for name in TABLE["variants"]] == [2, 2, 2, 1]
 
 
-def test_every_run_is_made_in_order_and_judged(sweep_store: Path) -> None:
-    sweep = sweep_of(sweep_store)
-    steps, results = steps_taken(sweep)
+def test_every_run_is_made_in_order_and_judged(shared_sweep: FinishedSweep) -> None:
+    sweep = sweep_of(shared_sweep.store)
+    steps, results = shared_sweep.steps, shared_sweep.results
     assert sorted(set(steps)) == list(range(17))  # two variants, two seeds, four steps each
     assert {name: len(runs) for name, runs in results.items()} == {
         "full": 2,
@@ -155,18 +187,16 @@ def test_every_run_is_made_in_order_and_judged(sweep_store: Path) -> None:
     ]
 
 
-def test_what_is_there_is_not_made_again(sweep_store: Path) -> None:
-    sweep = sweep_of(sweep_store)
-    _, results = steps_taken(sweep)
+def test_what_is_there_is_not_made_again(finished_sweep: FinishedSweep) -> None:
+    sweep = sweep_of(finished_sweep.store)
     old_files = files_of(sweep)
-    assert steps_taken(sweep) == ([0] * 8, results)
+    assert steps_taken(sweep) == ([0] * 8, finished_sweep.results)
     assert files_of(sweep) == old_files
 
 
-def test_more_seeds_make_only_the_new_runs(sweep_store: Path) -> None:
-    steps_taken(sweep_of(sweep_store))
-    old_files = files_of(sweep_of(sweep_store))
-    more = sweep_of(sweep_store, seeds=3)
+def test_more_seeds_make_only_the_new_runs(finished_sweep: FinishedSweep) -> None:
+    old_files = files_of(sweep_of(finished_sweep.store))
+    more = sweep_of(finished_sweep.store, seeds=3)
     results = run_sweep(more)
     assert [len(results[name]) for name in TABLE["variants"]] == [3, 3, 3, 1]
     new_files = files_of(more)
@@ -188,7 +218,9 @@ def test_more_seeds_make_only_the_new_runs(sweep_store: Path) -> None:
 
 
 @pytest.mark.parametrize("kill_step", [3, 4, 14])
-def test_a_killed_sweep_ends_as_if_it_had_not_been(sweep_store: Path, kill_step: int) -> None:
+def test_a_killed_sweep_ends_as_if_it_had_not_been(
+    sweep_store: Path, shared_sweep: FinishedSweep, kill_step: int
+) -> None:
     """Step 4 is the end of the first run, before it is judged; 14 lies between two checkpoints of
     the last.
     """
@@ -202,26 +234,17 @@ def test_a_killed_sweep_ends_as_if_it_had_not_been(sweep_store: Path, kill_step:
         run_sweep(sweep, kill)
     steps, results = steps_taken(sweep)
     assert min(step for step in steps if step) >= kill_step - 1, "what was trained is trained again"
-    complete_sweep = plan_sweep(
-        sweep.table,
-        sweep_store,
-        sweep_store.parent / "whole",
-        lambda system: TINY,
-        EvaluateConfig(device="cpu"),
-        2,
-    )
-    assert run_sweep(complete_sweep) == results
+    assert results == shared_sweep.results
     for run in RUNS:
-        ours, other = (
+        resumed, uninterrupted = (
             load_file(folder / run / "checkpoints" / "last" / "model.safetensors")
-            for folder in (sweep.out, complete_sweep.out)
+            for folder in (sweep.out, sweep_of(shared_sweep.store).out)
         )
-        assert all(bool((ours[key] == other[key]).all()) for key in other)
+        assert all(bool((resumed[key] == uninterrupted[key]).all()) for key in uninterrupted)
 
 
-def test_scores_that_somebody_else_wrote_are_made_again(sweep_store: Path) -> None:
-    sweep = sweep_of(sweep_store)
-    results = run_sweep(sweep)
+def test_scores_that_somebody_else_wrote_are_made_again(finished_sweep: FinishedSweep) -> None:
+    sweep, results = sweep_of(finished_sweep.store), finished_sweep.results
     path = sweep.get_run_dir("none", 1) / "scores" / "test.json"
     path.write_text("[]")
     assert steps_taken(sweep)[1] == results
@@ -250,8 +273,8 @@ def test_derived_variants_ask_the_runs_they_name(
     ]
 
 
-def test_other_settings_need_another_folder(sweep_store: Path) -> None:
-    run_sweep(sweep_of(sweep_store))
+def test_other_settings_need_another_folder(finished_sweep: FinishedSweep) -> None:
+    sweep_store = finished_sweep.store
     with pytest.raises(
         InputError, match=r"full/seed-0 cannot be resumed: lr differ.*another --out than .*sweep"
     ):
@@ -279,7 +302,7 @@ def test_other_settings_need_another_folder(sweep_store: Path) -> None:
 
 
 def test_what_cannot_work_is_said_before_training(
-    sweep_store: Path, store: Path, make_store: Maker, query_of: QueryMaker
+    sweep_store: Path, store: Path, make_store: Maker
 ) -> None:
     with pytest.raises(InputError, match="--seeds 1: a table over seeds needs at least 2"):
         sweep_of(sweep_store, seeds=1)
@@ -292,7 +315,7 @@ def test_what_cannot_work_is_said_before_training(
     with pytest.raises(InputError, match="no query is of split 'test'; the index has train, val"):
         sweep_of(store)
     store_without_truth = make_store(
-        [query_of(0, "train"), query_of(1, "test", truth=None)], "blind"
+        [make_query(0, "train"), make_query(1, "test", truth=None)], "blind"
     )
     with pytest.raises(InputError, match="no query of split 'test' has a ground truth"):
         sweep_of(store_without_truth)

@@ -107,6 +107,13 @@ def read_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "last" / "model.safetensors")
 
 
+def assert_equal_weights(run: Path, expected_run: Path) -> None:
+    weights, expected = read_weights(run), read_weights(expected_run)
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name
+
+
 @pytest.fixture(scope="module")
 def frames_store(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of `tiny_run`'s videos and sentences with all that CoSTA reads: pictures and token
@@ -189,9 +196,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     with pytest.raises(Killed):
         train_run(frames_store, tmp_path / "stopped", kill_at=3, **changes)
     resumed_run = train_run(frames_store, tmp_path / "stopped", **changes)
-    assert read_weights(complete_run).keys() == read_weights(resumed_run).keys()
-    for name, value in read_weights(complete_run).items():
-        assert torch.equal(value, read_weights(resumed_run)[name]), name
+    assert_equal_weights(resumed_run, complete_run)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
@@ -222,9 +227,10 @@ def test_augmented_training_goes_elsewhere_and_answers_the_same_pictures(
     other = train_run(
         frames_store, tmp_path / "run", augment={"flip_probability": 1.0, "min_scale": 0.5}
     )
+    other_weights = read_weights(other)
     assert any(
-        not torch.equal(value, read_weights(costa_run)[name])
-        for name, value in read_weights(other).items()
+        not torch.equal(value, other_weights[name])
+        for name, value in read_weights(costa_run).items()
     )
     shutil.copytree(costa_run, tmp_path / "same")
     config = tmp_path / "same" / "config.yaml"
@@ -255,8 +261,7 @@ def test_pictures_that_wait_for_their_device_train_and_answer_the_same(
         ),
     )
     deferred_run = train_run(frames_store, tmp_path / "run")
-    for name, value in read_weights(costa_run).items():
-        assert torch.equal(read_weights(deferred_run)[name], value), name
+    assert_equal_weights(deferred_run, costa_run)
     assert predict_split([deferred_run], frames_store, EvaluateConfig(device="cpu"))[0] == expected
 
 
@@ -288,18 +293,19 @@ def test_training_moves_what_learns_and_leaves_what_is_frozen(
     frames_store: Path, tmp_path: Path, costa_run: Path
 ) -> None:
     frozen = train_run(frames_store, tmp_path / "run", model={"train_image_encoder": False})
+    frozen_weights = read_weights(frozen)
     first = AppearanceEncoder("tiny")
     first.load_state_dict(
         {
             name.removeprefix("image_encoder."): value
-            for name, value in read_weights(frozen).items()
+            for name, value in frozen_weights.items()
             if name.startswith("image_encoder.")
         }
     )
     changed_names = {
         name
         for name, value in read_weights(costa_run).items()
-        if not torch.equal(value, read_weights(frozen)[name])
+        if not torch.equal(value, frozen_weights[name])
     }
     encoder_names = {name for name in changed_names if name.startswith("image_encoder.")}
     assert encoder_names
