@@ -26,15 +26,15 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def raw() -> list[dict[str, Any]]:
+def raw_entries() -> list[dict[str, Any]]:
     return json.loads(FILE.read_text())
 
 
 @pytest.fixture(scope="module")
-def sentences(raw: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def sentences(raw_entries: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Pairs of an entry and one of its captions or questions."""
     pairs = []
-    for entry in raw:
+    for entry in raw_entries:
         for sentence in entry["captions"] + entry["questions"]:
             pairs.append((entry, sentence))
     return pairs
@@ -129,16 +129,16 @@ def counts_of_repeats(sentences: list[tuple[dict[str, Any], dict[str, Any]]]) ->
     }
 
 
-def test_the_validation_split(raw: Any, sentences: Any) -> None:
-    expected = counts_of_sentences(raw, sentences)
-    expected |= counts_of_frames(raw)
+def test_the_validation_split(raw_entries: Any, sentences: Any) -> None:
+    expected = counts_of_sentences(raw_entries, sentences)
+    expected |= counts_of_frames(raw_entries)
     expected |= counts_of_repeats(sentences)
 
     assert load_card("vidstg")["splits"]["val"] == expected
 
 
-def test_the_example(raw: Any) -> None:
-    entry = raw[0]
+def test_the_example(raw_entries: Any) -> None:
+    entry = raw_entries[0]
     begin, last = ends(entry, "used_segment")
 
     assert load_card("vidstg")["examples"] == {

@@ -38,7 +38,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-def make_query(number: int, split: str, **changes: Any) -> Query:
+def build_query(number: int, split: str, **changes: Any) -> Query:
     """Query `<split>-<number>` about one of the three videos; its span is [30, 60) of the segment
     [0, 100).
     """
@@ -124,8 +124,8 @@ def build_store(
     may also hold `swin` and `frames`.
     """
     path, random = folder / name, np.random.default_rng(5)
-    all_queries = queries or [make_query(n, "train") for n in range(8)] + [
-        make_query(n, "val") for n in range(3)
+    all_queries = queries or [build_query(n, "train") for n in range(8)] + [
+        build_query(n, "val") for n in range(3)
     ]
     (folder / "index").mkdir(exist_ok=True)
     write_jsonl(folder / "index" / "index.jsonl", all_queries)
@@ -172,13 +172,13 @@ def make_store(tmp_path: Path) -> StoreMaker:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shapes_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store as it is by default, made once: not to be changed."""
     return build_store(tmp_path_factory.mktemp("session"))
 
 
 @pytest.fixture(scope="session")
-def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with pictures, made once: not to be changed."""
     return build_store(
         tmp_path_factory.mktemp("pictured"), visual=("appearance", "motion", "frames")
@@ -186,8 +186,8 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def query_of() -> Callable[..., Query]:
-    return make_query
+def make_query() -> Callable[..., Query]:
+    return build_query
 
 
 @pytest.fixture

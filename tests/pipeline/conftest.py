@@ -84,7 +84,7 @@ def read_number() -> Callable[[np.ndarray], int]:
 
 
 @pytest.fixture
-def cut() -> Callable[[Path, float], Path]:
+def cut_file() -> Callable[[Path, float], Path]:
     """Cut a file to a share of its bytes, in place."""
 
     def cut_file(path: Path, share: float) -> Path:
@@ -244,7 +244,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def extraction(tmp_path: Path, small_data: Path) -> Iterator[Callable[..., Extraction]]:
+def make_extraction(tmp_path: Path, small_data: Path) -> Iterator[Callable[..., Extraction]]:
     """Extractions of `small_data`, or of another folder, into stores of the test's own; nothing of
     them outlives the test.
     """
@@ -261,7 +261,7 @@ def extraction(tmp_path: Path, small_data: Path) -> Iterator[Callable[..., Extra
 
 
 @pytest.fixture(scope="session")
-def whole(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Extraction:
+def full_extraction(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Extraction:
     """The extraction of `small_data` that nobody disturbed, in one process. Read only."""
     one = Extraction(small_data, tmp_path_factory.mktemp("whole") / "store")
     assert one.run() == 0, one.said.read_text()

@@ -36,8 +36,10 @@ LEFT, RIGHT, NONE, PLAIN = "it goes left.", "it goes right.", "he left.", "it sp
 
 
 @pytest.fixture
-def features(pictured: Path) -> GroundingDataset:
-    return GroundingDataset.from_store(pictured, "train", FRAMES, None, None, None, use_images=True)
+def dataset(image_store: Path) -> GroundingDataset:
+    return GroundingDataset.from_store(
+        image_store, "train", FRAMES, None, None, None, use_images=True
+    )
 
 
 def loader(
@@ -102,12 +104,12 @@ def augment_epochs(
     return [augment(sample, truth, epoch, 0) for epoch in range(40)]
 
 
-def test_true_boxes_are_around_what_is_seen(features: GroundingDataset) -> None:
+def test_true_boxes_are_around_what_is_seen(dataset: GroundingDataset) -> None:
     """From the store through the loader: the box of a pass' every frame bounds its grey object to a
     pixel; what is padding stays black.
     """
     sizes = set()
-    for parts in take_steps(loader(features), 12):
+    for parts in take_steps(loader(dataset), 12):
         for part in parts:
             inputs, targets = part.inputs, part.targets
             for seen, (rows, columns), boxes, boxed in zip(
@@ -131,12 +133,12 @@ def test_true_boxes_are_around_what_is_seen(features: GroundingDataset) -> None:
     assert len(sizes) > 20
 
 
-def test_a_pass_is_seen_in_one_way(features: GroundingDataset) -> None:
+def test_a_pass_is_seen_in_one_way(dataset: GroundingDataset) -> None:
     """What does not move from frame to frame does not move: the box goes right by a tenth of a
     pixel a frame, or left in a mirror.
     """
     ways = set()
-    for _, boxes in samples(take_steps(loader(features, flip_probability=0.5), 4)).values():
+    for _, boxes in samples(take_steps(loader(dataset, flip_probability=0.5), 4)).values():
         steps = torch.diff(boxes[0:1, 1:4, 0] if boxes.ndim == 3 else boxes[1:4, 0]).sign()
         assert len(steps.unique()) == 1
         ways.add(float(steps.flatten()[0]))
@@ -145,21 +147,21 @@ def test_a_pass_is_seen_in_one_way(features: GroundingDataset) -> None:
 
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 4), (2, 2)])
 def test_parts_of_a_batch_are_augmented_as_the_whole(
-    features: GroundingDataset, world: int, accumulate: int
+    dataset: GroundingDataset, world: int, accumulate: int
 ) -> None:
-    whole = samples(take_steps(loader(features), 4))
+    whole = samples(take_steps(loader(dataset), 4))
     parts: dict[Any, Any] = {}
     for rank in range(world):
-        parts |= samples(take_steps(loader(features, 0, rank, world, accumulate), 4))
+        parts |= samples(take_steps(loader(dataset, 0, rank, world, accumulate), 4))
     assert_same(parts, whole)
 
 
 @pytest.mark.parametrize("start", [1, 3])
 def test_a_loader_that_starts_anywhere_augments_alike(
-    features: GroundingDataset, start: int
+    dataset: GroundingDataset, start: int
 ) -> None:
-    later = samples(take_steps(loader(features, start), 5 - start))
-    whole = samples(take_steps(loader(features), 5))
+    later = samples(take_steps(loader(dataset, start), 5 - start))
+    whole = samples(take_steps(loader(dataset), 5))
     assert_same(
         {(step + start, name): seen for (step, name), seen in later.items()},
         {k: v for k, v in whole.items() if k[0] >= start},
@@ -173,20 +175,20 @@ def assert_same(result: dict[Any, Any], expected_result: dict[Any, Any]) -> None
         assert torch.equal(result[key][1], boxes), key
 
 
-def test_every_epoch_and_every_seed_draws_anew(query_of: QueryMaker) -> None:
-    seen = augment_epochs(query_of(0, "train", text=PLAIN), ALL)
+def test_every_epoch_and_every_seed_draws_anew(make_query: QueryMaker) -> None:
+    seen = augment_epochs(make_query(0, "train", text=PLAIN), ALL)
     assert len({sample.appearance.tobytes() for sample, _ in seen}) > 35
-    again = augment_epochs(query_of(0, "train", text=PLAIN), ALL)
+    again = augment_epochs(make_query(0, "train", text=PLAIN), ALL)
     assert [sample.appearance.tobytes() for sample, _ in again] == [
         sample.appearance.tobytes() for sample, _ in seen
     ]
 
 
-def test_half_are_mirrored_with_their_boxes(query_of: QueryMaker) -> None:
+def test_half_are_mirrored_with_their_boxes(make_query: QueryMaker) -> None:
     """White is where the box is."""
     sides = []
     for sample, truth in augment_epochs(
-        query_of(0, "train", text=PLAIN), {"flip_probability": 0.5}
+        make_query(0, "train", text=PLAIN), {"flip_probability": 0.5}
     ):
         right = bool(sample.appearance[0, 0, -1, 0])
         assert truth.boxes[0, 0, 0] == truth.clip_boxes[0, 0, 0] == (0.75 if right else 0.25)
@@ -202,12 +204,12 @@ def tokenized(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(("text", "other"), [(LEFT, RIGHT), (RIGHT, LEFT), (PLAIN, PLAIN)])
 def test_tokens_are_those_of_the_mirrored_sentence(
-    query_of: QueryMaker, text: str, other: str
+    make_query: QueryMaker, text: str, other: str
 ) -> None:
     tokens = tokenized([text])[0][0, :, None].numpy()
     ways = set()
     for sample, _ in augment_epochs(
-        query_of(0, "train", text=text), {"flip_probability": 0.5}, tokenized, tokens
+        make_query(0, "train", text=text), {"flip_probability": 0.5}, tokenized, tokens
     ):
         right = bool(sample.appearance[0, 0, -1, 0])
         np.testing.assert_array_equal(
@@ -219,29 +221,32 @@ def test_tokens_are_those_of_the_mirrored_sentence(
 
 @pytest.mark.parametrize(("text", "tokenize"), [(NONE, tokenized), (NONE, None), (LEFT, None)])
 def test_what_has_no_mirrored_words_is_never_mirrored(
-    query_of: QueryMaker, text: str, tokenize: Any, caplog: pytest.LogCaptureFixture
+    make_query: QueryMaker, text: str, tokenize: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With cached token states that is all that names a side; and it is said."""
     with caplog.at_level(logging.INFO):
-        seen = augment_epochs(query_of(0, "train", text=text), {"flip_probability": 1.0}, tokenize)
+        seen = augment_epochs(
+            make_query(0, "train", text=text), {"flip_probability": 1.0}, tokenize
+        )
     assert not any(sample.appearance[0, 0, -1, 0] for sample, _ in seen)
     assert "augment.flip: 1 of 1 sentences are never mirrored" in caplog.text
 
 
-def test_the_shipped_tokenizer_gives_the_mirrored_sentence_s_tokens(query_of: QueryMaker) -> None:
+def test_the_shipped_tokenizer_gives_the_mirrored_sentence_s_tokens(make_query: QueryMaker) -> None:
     encoder = TextEncoder("tiny")
     ids, mask = encoder.tokenize([LEFT, RIGHT])
     tokens, other = (row[kept, None].numpy() for row, kept in zip(ids, mask, strict=True))
     for sample, _ in augment_epochs(
-        query_of(0, "train", text=LEFT), {"flip_probability": 1.0}, encoder.tokenize, tokens
+        make_query(0, "train", text=LEFT), {"flip_probability": 1.0}, encoder.tokenize, tokens
     ):
         np.testing.assert_array_equal(sample.text, other)
 
 
-def test_what_has_no_boxes_is_not_cut(make_store: Maker, query_of: QueryMaker) -> None:
+def test_what_has_no_boxes_is_not_cut(make_store: Maker, make_query: QueryMaker) -> None:
     """It is resized and mirrored all the same: a wide picture stays as wide."""
     store = make_store(
-        [query_of(n, "train", truth=Truth(span=(30, 60))) for n in (0, 1, 3, 4)], visual=("frames",)
+        [make_query(n, "train", truth=Truth(span=(30, 60))) for n in (0, 1, 3, 4)],
+        visual=("frames",),
     )
     features = GroundingDataset.from_store(
         store, "train", FRAMES, None, None, None, use_images=True

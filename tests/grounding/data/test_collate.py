@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def features(store: Path) -> GroundingDataset:
-    return GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
+def dataset(shapes_store: Path) -> GroundingDataset:
+    return GroundingDataset.from_store(shapes_store, "train", FRAMES, CLIPS)
 
 
 def assert_same(one: ModelInputs, other: ModelInputs) -> None:
@@ -28,8 +28,8 @@ def assert_same(one: ModelInputs, other: ModelInputs) -> None:
         assert value is other_value is None or torch.equal(value, other_value), field.name
 
 
-def test_a_batch_is_padded_and_says_what_is_real(features: GroundingDataset) -> None:
-    samples = [features.load_sample(features.queries[number]) for number in (0, 2)]
+def test_a_batch_is_padded_and_says_what_is_real(dataset: GroundingDataset) -> None:
+    samples = [dataset.load_sample(dataset.queries[number]) for number in (0, 2)]
     inputs = collate(samples)
     assert inputs.appearance.shape == (2, FRAMES, 7, 7, 6)
     assert inputs.map_size.tolist() == [[4, 7], [7, 4]]
@@ -48,12 +48,12 @@ def test_a_batch_is_padded_and_says_what_is_real(features: GroundingDataset) -> 
 
 
 def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(
-    features: GroundingDataset,
+    dataset: GroundingDataset,
 ) -> None:
     """Whole pictures on 3×5 and 6×4 cells, in a batch on 6×5: half of the rows, and four fifths of
     the columns.
     """
-    sample = features.load_sample(features.queries[0])
+    sample = dataset.load_sample(dataset.queries[0])
     maps = [np.ones((CLIPS, *shape, 5), np.float16) for shape in ((3, 5), (6, 4))]
     inputs = collate(
         [
@@ -77,9 +77,9 @@ def test_the_picture_s_place_in_padded_motion_maps_is_a_share_of_those(
         assert motion.sum() == motion[:, : round(6 * bottom), : round(5 * right)].numel()
 
 
-def test_so_it_is_in_padded_squares(features: GroundingDataset) -> None:
+def test_so_it_is_in_padded_squares(dataset: GroundingDataset) -> None:
     """A tall picture in the middle of 4×4 cells that lie in a corner of 8×8."""
-    sample = features.load_sample(features.queries[2])
+    sample = dataset.load_sample(dataset.queries[2])
     larger = replace(sample, motion=np.ones((CLIPS, 8, 8, 5), np.float16), video_key="larger")
     squares = collate([sample, larger]).picture_in_square
     torch.testing.assert_close(
@@ -87,34 +87,34 @@ def test_so_it_is_in_padded_squares(features: GroundingDataset) -> None:
     )
 
 
-def test_features_stay_in_half_precision(features: GroundingDataset) -> None:
-    inputs = collate([features.load_sample(query) for query in features.queries[:3]])
+def test_features_stay_in_half_precision(dataset: GroundingDataset) -> None:
+    inputs = collate([dataset.load_sample(query) for query in dataset.queries[:3]])
     assert {inputs.appearance.dtype, inputs.motion.dtype, inputs.text.dtype} == {torch.float16}
 
 
-def test_targets_join_in_order(features: GroundingDataset) -> None:
+def test_targets_join_in_order(dataset: GroundingDataset) -> None:
     single_targets = [
-        features.load_targets(features.load_sample(features.queries[number])) for number in (0, 2)
+        dataset.load_targets(dataset.load_sample(dataset.queries[number])) for number in (0, 2)
     ]
     joined = join_targets(single_targets)
     assert joined.boxes.shape == (2, FRAMES, 4)
     torch.testing.assert_close(joined.clip_boxes[1:], single_targets[1].clip_boxes)
 
 
-def test_a_batch_moves_to_a_device_whole(features: GroundingDataset) -> None:
-    query = features.queries[0]
-    for samples in ([features.load_sample(query)], [features.load_sample(query)] * 2):
+def test_a_batch_moves_to_a_device_whole(dataset: GroundingDataset) -> None:
+    query = dataset.queries[0]
+    for samples in ([dataset.load_sample(query)], [dataset.load_sample(query)] * 2):
         device_batch = to_device(collate(samples), torch.device("meta"))
         assert {
             value.device.type for value in vars(device_batch).values() if value is not None
         } == {"meta"}
 
 
-def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -> None:
+def test_what_several_ask_about_is_in_a_batch_once(dataset: GroundingDataset) -> None:
     """Queries 0 and 3 are about one video, 2 about another; 1 about a third that is of the first's
     size.
     """
-    samples = [features.load_sample(features.queries[number]) for number in (3, 2, 0, 1)]
+    samples = [dataset.load_sample(dataset.queries[number]) for number in (3, 2, 0, 1)]
     inputs = collate(samples)
     assert inputs.video_indices is not None
     assert inputs.video_indices.tolist() == [0, 1, 0, 2]
@@ -132,10 +132,10 @@ def test_what_several_ask_about_is_in_a_batch_once(features: GroundingDataset) -
         )
 
 
-def test_other_frames_of_a_video_are_another_look(features: GroundingDataset) -> None:
-    query = features.queries[0]
+def test_other_frames_of_a_video_are_another_look(dataset: GroundingDataset) -> None:
+    query = dataset.queries[0]
     inputs = collate(
-        [features.load_sample(query, np.arange(first, first + FRAMES)) for first in (0, 2, 0)]
+        [dataset.load_sample(query, np.arange(first, first + FRAMES)) for first in (0, 2, 0)]
     )
     assert inputs.video_indices is not None
     assert inputs.video_indices.tolist() == [0, 1, 0]
@@ -143,15 +143,15 @@ def test_other_frames_of_a_video_are_another_look(features: GroundingDataset) ->
 
 @pytest.mark.parametrize("numbers", [(0,), (0, 3, 6), (0, 2, 5)])
 def test_what_is_padded_on_the_device_is_what_is_padded_before(
-    features: GroundingDataset, numbers: tuple[int, ...]
+    dataset: GroundingDataset, numbers: tuple[int, ...]
 ) -> None:
     """Maps of one size, and of two; two queries about one video."""
-    samples = [features.load_sample(features.queries[number]) for number in numbers]
+    samples = [dataset.load_sample(dataset.queries[number]) for number in numbers]
     assert_same(to_device(collate(samples, defer=True), CPU), collate(samples))
 
 
-def test_what_is_apart_is_not_copied_before_it_moves(features: GroundingDataset) -> None:
-    samples = [features.load_sample(features.queries[number]) for number in (0, 1)]
+def test_what_is_apart_is_not_copied_before_it_moves(dataset: GroundingDataset) -> None:
+    samples = [dataset.load_sample(dataset.queries[number]) for number in (0, 1)]
     deferred = collate(samples, defer=True)
     assert [id(value) for value in deferred.appearance.arrays] == [
         id(sample.appearance) for sample in samples
@@ -161,18 +161,18 @@ def test_what_is_apart_is_not_copied_before_it_moves(features: GroundingDataset)
     ]  # type: ignore[attr-defined]
 
 
-def test_mirrored_pictures_are_padded_on_the_device_too(features: GroundingDataset) -> None:
+def test_mirrored_pictures_are_padded_on_the_device_too(dataset: GroundingDataset) -> None:
     """What a view gives need not lie in memory as it is counted."""
     samples = [
         replace(sample, appearance=sample.appearance[:, :, ::-1])
-        for sample in map(features.load_sample, features.queries[:2])
+        for sample in map(dataset.load_sample, dataset.queries[:2])
     ]
     assert_same(to_device(collate(samples, defer=True), CPU), collate(samples))
 
 
-def test_what_is_not_to_be_shared_is_there_for_each(features: GroundingDataset) -> None:
+def test_what_is_not_to_be_shared_is_there_for_each(dataset: GroundingDataset) -> None:
     inputs = collate(
-        [features.load_sample(features.queries[number]) for number in (0, 3)], deduplicate=False
+        [dataset.load_sample(dataset.queries[number]) for number in (0, 3)], deduplicate=False
     )
     assert inputs.video_indices is None
     assert torch.equal(*inputs.appearance)

@@ -29,14 +29,14 @@ QueryMaker = Callable[..., Query]
 
 
 @pytest.fixture
-def features(store: Path) -> GroundingDataset:
-    return GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
+def dataset(shapes_store: Path) -> GroundingDataset:
+    return GroundingDataset.from_store(shapes_store, "train", FRAMES, CLIPS)
 
 
-def test_a_split_s_queries_are_there_and_none_is_missing(features: GroundingDataset) -> None:
-    assert [query.id for query in features.queries] == [f"train-{n}" for n in range(8)]
-    assert features.missing_query_ids == []
-    assert features.dims == (6, 5, 7)
+def test_a_split_s_queries_are_there_and_none_is_missing(dataset: GroundingDataset) -> None:
+    assert [query.id for query in dataset.queries] == [f"train-{n}" for n in range(8)]
+    assert dataset.missing_query_ids == []
+    assert dataset.dims == (6, 5, 7)
 
 
 def test_queries_without_features_are_named(make_store: Maker) -> None:
@@ -59,16 +59,16 @@ def test_a_split_without_features_is_refused(
         GroundingDataset.from_store(make_store(without=without), split, FRAMES, CLIPS)
 
 
-def test_a_store_without_truth_needs_no_tracks(make_store: Maker, query_of: QueryMaker) -> None:
-    store = make_store([query_of(0, "train", truth=None)])
+def test_a_store_without_truth_needs_no_tracks(make_store: Maker, make_query: QueryMaker) -> None:
+    store = make_store([make_query(0, "train", truth=None)])
     (store / "tracks.npz").unlink()
     assert len(GroundingDataset.from_store(store, "train", FRAMES, CLIPS).queries) == 1
 
 
-def test_queries_without_truth_may_be_left_out(make_store: Maker, query_of: QueryMaker) -> None:
+def test_queries_without_truth_may_be_left_out(make_store: Maker, make_query: QueryMaker) -> None:
     """They are not missing either: only a query with truth whose features are not there is."""
-    queries = [query_of(n, "train", truth=None) for n in (0, 1)]
-    queries += [query_of(n, "train") for n in (2, 3)]
+    queries = [make_query(n, "train", truth=None) for n in (0, 1)]
+    queries += [make_query(n, "train") for n in (2, 3)]
     store = make_store(queries, without=("train-1", "train-3"))
     features = GroundingDataset.from_store(store, "train", FRAMES, CLIPS, with_truth=True)
     assert [query.id for query in features.queries] == ["train-2"]
@@ -76,31 +76,31 @@ def test_queries_without_truth_may_be_left_out(make_store: Maker, query_of: Quer
 
 
 def test_a_split_may_have_features_only_for_queries_without_truth(
-    make_store: Maker, query_of: QueryMaker
+    make_store: Maker, make_query: QueryMaker
 ) -> None:
-    queries = [query_of(0, "train", truth=None), query_of(1, "train")]
+    queries = [make_query(0, "train", truth=None), make_query(1, "train")]
     store = make_store(queries, without=("train-1",))
     features = GroundingDataset.from_store(store, "train", FRAMES, CLIPS, with_truth=True)
     assert features.queries == []
 
 
-def test_a_sample_takes_the_frames_at_bin_centres(features: GroundingDataset) -> None:
+def test_a_sample_takes_the_frames_at_bin_centres(dataset: GroundingDataset) -> None:
     """Twenty stored frames 0, 5 … 95 by four: places ⌊(k + ½)·5⌋ = 2, 7, 12, 17, frames 10, 35, 60,
     85.
     """
-    sample = features.load_sample(features.queries[0])
+    sample = dataset.load_sample(dataset.queries[0])
     assert sample.frame_indices.tolist() == [10, 35, 60, 85]
     np.testing.assert_allclose(
         sample.frame_positions, np.array([10.5, 35.5, 60.5, 85.5]) / 100, rtol=1e-6
     )
     np.testing.assert_array_equal(
-        sample.appearance, features.appearance.read("v0", np.array([2, 7, 12, 17]))
+        sample.appearance, dataset.appearance.read("v0", np.array([2, 7, 12, 17]))
     )
 
 
-def test_a_sample_stays_in_its_segment(make_store: Maker, query_of: QueryMaker) -> None:
+def test_a_sample_stays_in_its_segment(make_store: Maker, make_query: QueryMaker) -> None:
     """Segment [20, 60): stored frames 20 … 55, motion clips at 25, 35, 45, 55."""
-    store = make_store([query_of(0, "train", segment=(20, 60))])
+    store = make_store([make_query(0, "train", segment=(20, 60))])
     features = GroundingDataset.from_store(store, "train", 8, 2)
     sample = features.load_sample(features.queries[0])
     assert sample.frame_indices.tolist() == list(range(20, 60, 5))
@@ -111,9 +111,9 @@ def test_a_sample_stays_in_its_segment(make_store: Maker, query_of: QueryMaker) 
 
 
 def test_a_segment_between_stored_frames_takes_the_nearest(
-    make_store: Maker, query_of: QueryMaker
+    make_store: Maker, make_query: QueryMaker
 ) -> None:
-    query = query_of(0, "train", segment=(36, 39), truth=Truth(span=(36, 38), track="v0"))
+    query = make_query(0, "train", segment=(36, 39), truth=Truth(span=(36, 38), track="v0"))
     features = GroundingDataset.from_store(make_store([query]), "train", 3, 2)
     sample = features.load_sample(query)
     assert sample.frame_indices.tolist() == [35, 35, 35]
@@ -122,9 +122,9 @@ def test_a_segment_between_stored_frames_takes_the_nearest(
 
 
 @pytest.mark.parametrize("clips", [3, 4, 10, 16])
-def test_motion_is_the_mean_of_equal_bins(store: Path, clips: int) -> None:
+def test_motion_is_the_mean_of_equal_bins(shapes_store: Path, clips: int) -> None:
     """Ten stored clips brought to fewer, as many, more; summed in float32, to the bit."""
-    features = GroundingDataset.from_store(store, "train", FRAMES, clips)
+    features = GroundingDataset.from_store(shapes_store, "train", FRAMES, clips)
     stored = features.motion.read("v0").astype(np.float32)
     expected = np.stack(
         [stored[begin:end].mean(0) for begin, end in compute_pool_bins(10, clips)]
@@ -133,31 +133,33 @@ def test_motion_is_the_mean_of_equal_bins(store: Path, clips: int) -> None:
 
 
 @pytest.fixture
-def framewise(store: Path) -> GroundingDataset:
+def framewise_dataset(shapes_store: Path) -> GroundingDataset:
     """Motion at each of the frames, of clips stored at frames 5, 15 … 95."""
-    return GroundingDataset.from_store(store, "train", FRAMES, None)
+    return GroundingDataset.from_store(shapes_store, "train", FRAMES, None)
 
 
-def test_without_clips_each_frame_has_the_motion_nearest_to_it(framewise: GroundingDataset) -> None:
+def test_without_clips_each_frame_has_the_motion_nearest_to_it(
+    framewise_dataset: GroundingDataset,
+) -> None:
     """Frames 10, 35, 60, 85: the earlier one of clips 5 and 15, clip 35, the earlier one of 55 and
     65, clip 85.
     """
-    sample = framewise.load_sample(framewise.queries[0])
+    sample = framewise_dataset.load_sample(framewise_dataset.queries[0])
     np.testing.assert_array_equal(
-        sample.motion, framewise.motion.read("v0", np.array([0, 3, 5, 8]))
+        sample.motion, framewise_dataset.motion.read("v0", np.array([0, 3, 5, 8]))
     )
 
 
-def test_motion_sparser_than_the_frames_is_repeated(store: Path) -> None:
+def test_motion_sparser_than_the_frames_is_repeated(shapes_store: Path) -> None:
     """Frames 0, 5 … 95, each second one between two clips."""
-    features = GroundingDataset.from_store(store, "train", 20, None)
+    features = GroundingDataset.from_store(shapes_store, "train", 20, None)
     expected = features.motion.read("v0", np.array([0, 0, 0, *np.arange(1, 9).repeat(2), 9]))
     assert len(expected) == 20
     np.testing.assert_array_equal(features.load_sample(features.queries[0]).motion, expected)
 
 
 def test_motion_denser_than_the_frames_is_that_of_the_frames(
-    store: Path, query_of: QueryMaker, tracks: Tracks
+    shapes_store: Path, make_query: QueryMaker, tracks: Tracks
 ) -> None:
     """Motion of every frame, each row full of its frame's number."""
 
@@ -177,8 +179,8 @@ def test_motion_denser_than_the_frames_is_that_of_the_frames(
         def read(self, key: str, indices: np.ndarray | None = None) -> np.ndarray:
             return np.ones((1, 2, 3, 1), np.float16) * np.arange(100)[indices].reshape(-1, 1, 1, 1)
 
-    opened = Store(store)
-    query = query_of(0, "train", segment=(20, 60))
+    opened = Store(shapes_store)
+    query = make_query(0, "train", segment=(20, 60))
     features = GroundingDataset(
         [query], tracks, opened.open("appearance"), EveryFrame(), opened.open("text"), FRAMES, None
     )
@@ -187,22 +189,22 @@ def test_motion_denser_than_the_frames_is_that_of_the_frames(
     assert sample.motion[:, 0, 0, 0].tolist() == sample.frame_indices.tolist() == [25, 35, 45, 55]
 
 
-def test_motion_at_frames_stays_in_the_segment(make_store: Maker, query_of: QueryMaker) -> None:
+def test_motion_at_frames_stays_in_the_segment(make_store: Maker, make_query: QueryMaker) -> None:
     """Segment [20, 60): frames 20, 25 … 55; frame 20 takes the clip at 25, for that at 15, as near,
     is outside.
     """
     features = GroundingDataset.from_store(
-        make_store([query_of(0, "train", segment=(20, 60))]), "train", 8, None
+        make_store([make_query(0, "train", segment=(20, 60))]), "train", 8, None
     )
     expected = features.motion.read("v0", np.array([2, 2, 2, 3, 3, 4, 4, 5]))
     np.testing.assert_array_equal(features.load_sample(features.queries[0]).motion, expected)
 
 
-def test_motion_of_the_same_rows_is_that_of_the_same_frames(store: Path) -> None:
+def test_motion_of_the_same_rows_is_that_of_the_same_frames(shapes_store: Path) -> None:
     """Whatever the product: with that of appearance both are the same, and its maps are of the
     whole picture.
     """
-    features = GroundingDataset.from_store(store, "train", FRAMES, None, motion="appearance")
+    features = GroundingDataset.from_store(shapes_store, "train", FRAMES, None, motion="appearance")
     for query in features.queries[:3]:
         sample = features.load_sample(query, np.array([3, 3, 0, 19]))
         np.testing.assert_array_equal(sample.motion, sample.appearance)
@@ -210,20 +212,22 @@ def test_motion_of_the_same_rows_is_that_of_the_same_frames(store: Path) -> None
 
 
 def test_motion_that_is_not_of_the_square_is_of_the_whole_picture(
-    store: Path, tracks: Tracks, features: GroundingDataset
+    shapes_store: Path, tracks: Tracks, dataset: GroundingDataset
 ) -> None:
-    products = features.appearance, features.motion, features.text
+    products = dataset.appearance, dataset.motion, dataset.text
     for squared, expected in ((True, [14 / 64, 0, 50 / 64, 1]), (False, [0, 0, 1, 1])):
         variant = GroundingDataset(
-            features.queries, tracks, *products, FRAMES, None, motion_in_square=squared
+            dataset.queries, tracks, *products, FRAMES, None, motion_in_square=squared
         )
         assert variant.load_sample(variant.queries[2]).picture_in_square.tolist() == expected
 
 
 def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(
-    framewise: GroundingDataset,
+    framewise_dataset: GroundingDataset,
 ) -> None:
-    targets = framewise.load_targets(framewise.load_sample(framewise.queries[0]))
+    targets = framewise_dataset.load_targets(
+        framewise_dataset.load_sample(framewise_dataset.queries[0])
+    )
     assert targets.frame_labels.tolist() == targets.clip_labels.tolist() == [[0, 1, 0, 0]]
     assert (
         targets.box_mask.tolist() == targets.clip_box_mask.tolist() == [[False, True, False, False]]
@@ -231,36 +235,36 @@ def test_without_clips_what_is_true_of_clips_is_what_is_true_of_frames(
     torch.testing.assert_close(targets.clip_boxes, targets.boxes)
 
 
-def test_what_a_query_takes_in_memory_without_clips(framewise: GroundingDataset) -> None:
+def test_what_a_query_takes_in_memory_without_clips(framewise_dataset: GroundingDataset) -> None:
     """Of float16, four maps of 4×7 cells and 6 channels, and of 4×4 cells and 5 channels."""
-    query = framewise.queries[0]
-    sample = framewise.load_sample(query)
+    query = framewise_dataset.queries[0]
+    sample = framewise_dataset.load_sample(query)
     assert (
-        framewise.count_bytes(query)
+        framewise_dataset.count_bytes(query)
         == sample.appearance.nbytes + sample.motion.nbytes
         == 2 * 4 * (28 * 6 + 16 * 5)
     )
 
 
-def test_what_a_query_takes_in_memory(features: GroundingDataset) -> None:
-    for query in features.queries[:3]:
-        sample = features.load_sample(query)
-        assert features.get_map_size(query) == sample.appearance.shape[1:3]
-        assert features.count_bytes(query) == sample.appearance.nbytes + sample.motion.nbytes
+def test_what_a_query_takes_in_memory(dataset: GroundingDataset) -> None:
+    for query in dataset.queries[:3]:
+        sample = dataset.load_sample(query)
+        assert dataset.get_map_size(query) == sample.appearance.shape[1:3]
+        assert dataset.count_bytes(query) == sample.appearance.nbytes + sample.motion.nbytes
 
 
-def test_a_sample_knows_where_its_picture_lies_in_the_square(features: GroundingDataset) -> None:
+def test_a_sample_knows_where_its_picture_lies_in_the_square(dataset: GroundingDataset) -> None:
     wide, tall = (
-        features.load_sample(features.queries[number]).picture_in_square for number in (0, 2)
+        dataset.load_sample(dataset.queries[number]).picture_in_square for number in (0, 2)
     )
     np.testing.assert_allclose(wide, [0, 14 / 64, 1, 50 / 64])
     np.testing.assert_allclose(tall, [14 / 64, 0, 50 / 64, 1])
 
 
 def test_passes_see_every_stored_frame_of_the_segment(
-    make_store: Maker, query_of: QueryMaker
+    make_store: Maker, make_query: QueryMaker
 ) -> None:
-    query = query_of(0, "train", segment=(3, 98))
+    query = make_query(0, "train", segment=(3, 98))
     features = GroundingDataset.from_store(make_store([query]), "train", 6, CLIPS)
     passes = [
         features.load_sample(query, rows) for rows in SegmentPrediction(query, features).passes
@@ -278,11 +282,11 @@ def test_passes_see_every_stored_frame_of_the_segment(
         )
 
 
-def test_what_is_true_of_a_sample(features: GroundingDataset) -> None:
+def test_what_is_true_of_a_sample(dataset: GroundingDataset) -> None:
     """Span [30, 60) of [0, 100), frames 10, 35, 60, 85: one is inside. At frame 35 the box is [8.5,
     18.5] × [8.5, 28.5] of 64×36.
     """
-    targets = features.load_targets(features.load_sample(features.queries[0]))
+    targets = dataset.load_targets(dataset.load_sample(dataset.queries[0]))
     torch.testing.assert_close(targets.span, torch.tensor([[0.3, 0.6]]))
     assert targets.frame_labels.tolist() == [[0, 1, 0, 0]]
     assert targets.box_mask.tolist() == [[False, True, False, False]]
@@ -299,10 +303,10 @@ def test_what_is_true_of_a_sample(features: GroundingDataset) -> None:
 
 
 def test_frames_where_the_object_has_no_box_are_not_boxed(
-    make_store: Maker, query_of: QueryMaker
+    make_store: Maker, make_query: QueryMaker
 ) -> None:
     """The track holds frames [20, 80); the span [0, 100) reaches beyond."""
-    query = query_of(0, "train", truth=Truth(span=(0, 100), track="v0"))
+    query = make_query(0, "train", truth=Truth(span=(0, 100), track="v0"))
     targets = (
         features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
     ).load_targets(features.load_sample(query))
@@ -310,8 +314,8 @@ def test_frames_where_the_object_has_no_box_are_not_boxed(
     assert targets.frame_labels.tolist() == [[1, 1, 1, 1]]
 
 
-def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, query_of: QueryMaker) -> None:
-    query = query_of(0, "train", truth=Truth(span=(30, 60)))
+def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, make_query: QueryMaker) -> None:
+    query = make_query(0, "train", truth=Truth(span=(30, 60)))
     targets = (
         features := GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
     ).load_targets(features.load_sample(query))
@@ -320,8 +324,8 @@ def test_a_truth_without_boxes_teaches_time_only(make_store: Maker, query_of: Qu
     assert targets.frame_labels.any()
 
 
-def test_a_query_without_truth_cannot_teach(make_store: Maker, query_of: QueryMaker) -> None:
-    query = query_of(0, "train", truth=None)
+def test_a_query_without_truth_cannot_teach(make_store: Maker, make_query: QueryMaker) -> None:
+    query = make_query(0, "train", truth=None)
     features = GroundingDataset.from_store(make_store([query]), "train", FRAMES, CLIPS)
     with pytest.raises(
         InputError, match="query train-0 has no truth to learn from: keep it out of split 'train'"
@@ -330,13 +334,13 @@ def test_a_query_without_truth_cannot_teach(make_store: Maker, query_of: QueryMa
 
 
 def test_any_product_with_the_reader_s_methods_will_do(
-    store: Path, query_of: QueryMaker, tracks: Tracks
+    shapes_store: Path, make_query: QueryMaker, tracks: Tracks
 ) -> None:
     """Features just made, never stored (`stvg-predict`), give the same sample."""
 
     class InMemory:
         def __init__(self, name: str) -> None:
-            self.reader = Store(store).open(name)
+            self.reader = Store(shapes_store).open(name)
 
         def __contains__(self, key: object) -> bool:
             return key in self.reader
@@ -344,10 +348,10 @@ def test_any_product_with_the_reader_s_methods_will_do(
         def __getattr__(self, name: str) -> Any:
             return getattr(self.reader, name)
 
-    query = query_of(1, "train")
+    query = make_query(1, "train")
     products: list[FeatureSource] = [InMemory(name) for name in ("appearance", "motion", "text")]
     in_memory = GroundingDataset([query], tracks, *products, num_frames=FRAMES, num_clips=CLIPS)
-    stored = GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
+    stored = GroundingDataset.from_store(shapes_store, "train", FRAMES, CLIPS)
     np.testing.assert_array_equal(
         in_memory.load_sample(query).appearance, stored.load_sample(query).appearance
     )
@@ -399,11 +403,11 @@ def test_an_array_larger_than_the_limit_is_still_given() -> None:
     assert LRUCache(max_bytes=1).get("a", lambda: np.ones(9)).sum() == 9
 
 
-def test_bins_and_rows_agree(features: GroundingDataset) -> None:
-    query = features.queries[0]
-    chosen_sample = features.load_sample(query, np.array([3, 3, 0, 19]))
+def test_bins_and_rows_agree(dataset: GroundingDataset) -> None:
+    query = dataset.queries[0]
+    chosen_sample = dataset.load_sample(query, np.array([3, 3, 0, 19]))
     assert chosen_sample.frame_indices.tolist() == [15, 15, 0, 95]
     assert (
-        features.load_sample(query).frame_indices.tolist()
+        dataset.load_sample(query).frame_indices.tolist()
         == (sample_bin_centers(20, FRAMES) * 5).tolist()
     )

@@ -16,7 +16,7 @@ BOX = (40, 25, 92, 61)
 
 
 @pytest.fixture
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     """Two pictures of noise, in which a box is red."""
     images = np.random.default_rng(0).integers(0, 90, (2, ROWS, COLUMNS, 3), dtype=np.uint8)
     images[:, BOX[1] : BOX[3], BOX[0] : BOX[2]] = (250, 0, 0)
@@ -39,12 +39,12 @@ def draw_transforms(count: int, **config: float) -> list[ImageTransform]:
     ]
 
 
-def test_the_box_bounds_what_it_bounded(pictures: np.ndarray) -> None:
+def test_the_box_bounds_what_it_bounded(images: np.ndarray) -> None:
     """To a pixel, in every view that is drawn: cut, resized, mirrored."""
     box = xyxy_to_cxcywh(np.array(BOX), (COLUMNS, ROWS))
     transforms = draw_transforms(60, min_scale=0.5, crop_probability=0.8, min_crop_fraction=0.3)
     for transform in transforms:
-        transformed = transform.apply_to_array(pictures)
+        transformed = transform.apply_to_array(images)
         assert transformed.shape == (2, *transform.size, 3)
         transformed_box = cxcywh_to_xyxy(
             transform.apply_to_boxes(box[None], (ROWS, COLUMNS))[0], transform.size[::-1]
@@ -55,23 +55,23 @@ def test_the_box_bounds_what_it_bounded(pictures: np.ndarray) -> None:
     assert len({transform.size for transform in transforms}) > 40
 
 
-def test_a_mirrored_picture_is_the_picture_in_a_mirror(pictures: np.ndarray) -> None:
+def test_a_mirrored_picture_is_the_picture_in_a_mirror(images: np.ndarray) -> None:
     transform = ImageTransform((0, 0, COLUMNS, ROWS), (ROWS, COLUMNS), True)
-    np.testing.assert_array_equal(transform.apply_to_array(pictures), pictures[:, :, ::-1])
+    np.testing.assert_array_equal(transform.apply_to_array(images), images[:, :, ::-1])
     np.testing.assert_allclose(
         transform.apply_to_boxes(np.array([[0.2, 0.3, 0.1, 0.2]]), (ROWS, COLUMNS)),
         [[0.8, 0.3, 0.1, 0.2]],
     )
 
 
-def test_arrays_and_tensors_are_seen_alike(pictures: np.ndarray) -> None:
+def test_arrays_and_tensors_are_seen_alike(images: np.ndarray) -> None:
     """Pillow and torch round a grey level apart."""
     for transform in draw_transforms(
         20, min_scale=0.5, crop_probability=0.8, min_crop_fraction=0.3
     ):
         array_result, tensor_result = (
-            transform.apply_to_array(pictures),
-            transform.apply_to_tensor(torch.from_numpy(pictures)).numpy(),
+            transform.apply_to_array(images),
+            transform.apply_to_tensor(torch.from_numpy(images)).numpy(),
         )
         assert tensor_result.dtype == np.uint8
         assert np.abs(array_result.astype(int) - tensor_result).max() <= 1

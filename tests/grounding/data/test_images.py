@@ -30,8 +30,8 @@ GREY_LEVELS = 2
 
 
 @pytest.fixture
-def pictures(pictured: Path) -> ImageSource:
-    return ImageSource.from_store(Store(pictured).open("frames"))
+def image_source(image_store: Path) -> ImageSource:
+    return ImageSource.from_store(Store(image_store).open("frames"))
 
 
 def open_dataset(store: Path) -> GroundingDataset:
@@ -39,37 +39,37 @@ def open_dataset(store: Path) -> GroundingDataset:
 
 
 @pytest.fixture
-def decoded_dataset(pictured: Path) -> GroundingDataset:
-    return open_dataset(pictured)
+def decoded_dataset(image_store: Path) -> GroundingDataset:
+    return open_dataset(image_store)
 
 
 @pytest.fixture
 def encoded_dataset(
-    pictured: Path, decoded_dataset: GroundingDataset, monkeypatch: pytest.MonkeyPatch
+    image_store: Path, decoded_dataset: GroundingDataset, monkeypatch: pytest.MonkeyPatch
 ) -> GroundingDataset:
     """Pictures that wait to be decoded, as for a GPU."""
     monkeypatch.setattr(grounding.data.dataset, "can_decode_jpegs", lambda device: True)
-    return open_dataset(pictured)
+    return open_dataset(image_store)
 
 
-def test_pictures_are_what_pillow_decodes(pictured: Path, pictures: ImageSource) -> None:
+def test_pictures_are_what_pillow_decodes(image_store: Path, image_source: ImageSource) -> None:
     """To the bit, in any order, also more than once."""
-    product = Store(pictured).open("frames")
+    product = Store(image_store).open("frames")
     rows, columns = product.read("v0"), product.columns("v0")
     rows_read = np.array([7, 2, 2, 19])
-    result = pictures.read("v0", rows_read)
+    result = image_source.read("v0", rows_read)
     assert (result.dtype, result.shape) == (np.uint8, (4, 36, 64, 3))
-    for picture, number in zip(result, pictures.columns("v0")["frame"][rows_read], strict=True):
+    for picture, number in zip(result, image_source.columns("v0")["frame"][rows_read], strict=True):
         pages = np.flatnonzero(columns["frame"] == number)
         data = b"".join(rows[page, : columns["bytes"][page]].tobytes() for page in pages)
         np.testing.assert_array_equal(picture, np.array(Image.open(BytesIO(data))))
-    np.testing.assert_array_equal(pictures.read("v0")[rows_read], result)
+    np.testing.assert_array_equal(image_source.read("v0")[rows_read], result)
 
 
 def test_only_the_pages_of_the_frames_wanted_are_read(
-    pictured: Path, monkeypatch: pytest.MonkeyPatch
+    image_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    product, read = Store(pictured).open("frames"), []
+    product, read = Store(image_store).open("frames"), []
     pictures = ImageSource.from_store(product)
     inner = product.read
     monkeypatch.setattr(product, "read", lambda key, rows: (read.append(rows), inner(key, rows))[1])
@@ -79,14 +79,14 @@ def test_only_the_pages_of_the_frames_wanted_are_read(
     assert [np.unique(frame[rows]).tolist() for rows in read] == [[5, 15]] * 2
 
 
-def test_jpegs_that_wait_are_the_pictures(pictures: ImageSource) -> None:
+def test_jpegs_that_wait_are_the_pictures(image_source: ImageSource) -> None:
     rows = np.array([7, 2, 2, 19])
-    encoded = pictures.read_encoded("v0", rows)
+    encoded = image_source.read_encoded("v0", rows)
     assert encoded.shape == (4, 36, 64, 3)
     assert len(encoded.images) == 3
-    assert encoded.nbytes < pictures.read("v0", rows).nbytes
+    assert encoded.nbytes < image_source.read("v0", rows).nbytes
     np.testing.assert_array_equal(
-        EncodedImageBatch([encoded]).to(CPU)[0].numpy(), pictures.read("v0", rows)
+        EncodedImageBatch([encoded]).to(CPU)[0].numpy(), image_source.read("v0", rows)
     )
 
 
@@ -107,7 +107,7 @@ def test_a_batch_that_waits_is_the_batch(
     assert torch.equal(result.picture_in_square, expected.picture_in_square)
 
 
-def test_a_view_of_what_waits_is_the_view_of_the_pictures(pictures: ImageSource) -> None:
+def test_a_view_of_what_waits_is_the_view_of_the_pictures(image_source: ImageSource) -> None:
     rows = np.array([5, 9])
     view = choose_image_transform(
         AugmentConfig(min_scale=0.5, crop_probability=1),
@@ -116,12 +116,12 @@ def test_a_view_of_what_waits_is_the_view_of_the_pictures(pictures: ImageSource)
         True,
         np.random.default_rng(3),
     )
-    seen = pictures.read_encoded("v0", rows).with_transform(view)
+    seen = image_source.read_encoded("v0", rows).with_transform(view)
     assert seen.shape == (2, *view.size, 3)
     assert view.size != (36, 64)
     result, expected = (
         EncodedImageBatch([seen]).to(CPU)[0].numpy(),
-        view.apply_to_array(pictures.read("v0", rows)),
+        view.apply_to_array(image_source.read("v0", rows)),
     )
     assert np.abs(result.astype(int) - expected).max() <= 1
 
@@ -163,30 +163,32 @@ def test_a_gpu_without_a_decoder_is_named_once(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_s_pictures_are_the_cpu_s_to_a_few_grey_levels(
-    pictured: Path, pictures: ImageSource
+    image_store: Path, image_source: ImageSource
 ) -> None:
     device = torch.device("cuda")
     assert can_decode_jpegs(device)
     rows = np.arange(20)
     result = (
-        EncodedImageBatch([pictures.read_encoded("v0", rows), pictures.read_encoded("v2", rows)])
+        EncodedImageBatch(
+            [image_source.read_encoded("v0", rows), image_source.read_encoded("v2", rows)]
+        )
         .to(device)
         .cpu()
         .numpy()
     )
     for image, video in zip(result, ("v0", "v2"), strict=True):
-        expected = pictures.read(video).astype(int)
+        expected = image_source.read(video).astype(int)
         image = image[:, : expected.shape[1], : expected.shape[2]]
         assert np.abs(image - expected).mean() < GREY_LEVELS
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_a_loader_sends_what_a_gpu_decodes(pictured: Path) -> None:
+def test_a_loader_sends_what_a_gpu_decodes(image_store: Path) -> None:
     """Augmented too: the same views of the same pictures, and the same boxes to the bit."""
     device = torch.device("cuda")
     cpu_dataset, gpu_dataset = (
         GroundingDataset.from_store(
-            pictured, "train", 4, None, None, None, use_images=True, device=on
+            image_store, "train", 4, None, None, None, use_images=True, device=on
         )
         for on in (CPU, device)
     )

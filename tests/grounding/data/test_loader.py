@@ -64,8 +64,8 @@ def mixed_sampler() -> BucketBatchSampler:
 
 
 @pytest.fixture
-def features(store: Path) -> GroundingDataset:
-    return GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
+def dataset(shapes_store: Path) -> GroundingDataset:
+    return GroundingDataset.from_store(shapes_store, "train", FRAMES, CLIPS)
 
 
 def loader(
@@ -242,29 +242,29 @@ def test_videos_with_many_queries_come_no_earlier() -> None:
     assert 40 < np.mean(places) < 60
 
 
-def test_batches_are_what_samples_give(features: GroundingDataset) -> None:
+def test_batches_are_what_samples_give(dataset: GroundingDataset) -> None:
     for step, (parts, numbers) in enumerate(
         zip(
-            take_steps(loader(features), 5),
-            BucketBatchSampler.from_dataset(features, features.queries, 4, SEED).iterate_batches(0),
+            take_steps(loader(dataset), 5),
+            BucketBatchSampler.from_dataset(dataset, dataset.queries, 4, SEED).iterate_batches(0),
             strict=False,
         )
     ):
-        samples = [features.load_sample(features.queries[number]) for number in numbers]
+        samples = [dataset.load_sample(dataset.queries[number]) for number in numbers]
         (part,) = parts
         assert part.query_ids == [sample.query.id for sample in samples], step
         assert_same(part.inputs, collate(samples, deduplicate=False))
         assert_same(
-            part.targets, join_targets([features.load_targets(sample) for sample in samples])
+            part.targets, join_targets([dataset.load_targets(sample) for sample in samples])
         )
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 4)])
 def test_all_parts_together_are_the_same_batch(
-    features: GroundingDataset, world: int, accumulate: int
+    dataset: GroundingDataset, world: int, accumulate: int
 ) -> None:
-    expected_batches = ids(take_steps(loader(features), 5))
-    parts = [take_steps(loader(features, 0, rank, world, accumulate), 5) for rank in range(world)]
+    expected_batches = ids(take_steps(loader(dataset), 5))
+    parts = [take_steps(loader(dataset, 0, rank, world, accumulate), 5) for rank in range(world)]
     for step, expected in enumerate(expected_batches):
         rank_parts = [part[step] for part in parts]
         assert [len(accumulated) for accumulated in rank_parts] == [accumulate] * world
@@ -277,21 +277,21 @@ def test_all_parts_together_are_the_same_batch(
 
 
 @pytest.mark.parametrize("start", [1, 3])
-def test_a_loader_starts_anywhere(features: GroundingDataset, start: int) -> None:
+def test_a_loader_starts_anywhere(dataset: GroundingDataset, start: int) -> None:
     assert (
-        ids(take_steps(loader(features, start), 6 - start))
-        == ids(take_steps(loader(features), 6))[start:]
+        ids(take_steps(loader(dataset, start), 6 - start))
+        == ids(take_steps(loader(dataset), 6))[start:]
     )
 
 
-def test_a_batch_that_cannot_be_cut_is_refused(features: GroundingDataset) -> None:
+def test_a_batch_that_cannot_be_cut_is_refused(dataset: GroundingDataset) -> None:
     with pytest.raises(
         InputError,
         match="a batch of 4 queries cannot be cut into 3 processes × 1 accumulated parts: choose a batch that",
     ):
-        loader(features, world=3)
+        loader(dataset, world=3)
     with pytest.raises(InputError, match="a batch of 8 queries cannot be cut into 1 processes × 3"):
-        loader(features, accumulate=3, batch=100)
+        loader(dataset, accumulate=3, batch=100)
 
 
 def threads() -> Iterator[str]:
@@ -299,8 +299,8 @@ def threads() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_no_thread_is_left(features: GroundingDataset, error: type[BaseException]) -> None:
-    with pytest.raises(error), loader(features) as batches:  # noqa: PT012
+def test_no_thread_is_left(dataset: GroundingDataset, error: type[BaseException]) -> None:
+    with pytest.raises(error), loader(dataset) as batches:  # noqa: PT012
         for _ in batches:
             assert [*threads()]
             raise error
@@ -308,32 +308,32 @@ def test_no_thread_is_left(features: GroundingDataset, error: type[BaseException
 
 
 def test_closing_waits_for_one_batch_at_most(
-    features: GroundingDataset, monkeypatch: pytest.MonkeyPatch
+    dataset: GroundingDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded_ids: list[str] = []
-    sample = features.load_sample
+    sample = dataset.load_sample
 
     def slow(query: Query) -> object:
         loaded_ids.append(query.id)
         time.sleep(0.02)
         return sample(query)
 
-    monkeypatch.setattr(features, "load_sample", slow)
-    with loader(features) as batches:
+    monkeypatch.setattr(dataset, "load_sample", slow)
+    with loader(dataset) as batches:
         next(iter(batches))
         before = len(loaded_ids)
     assert len(loaded_ids) - before <= 4
 
 
 def test_only_a_few_batches_are_made_ahead(
-    features: GroundingDataset, monkeypatch: pytest.MonkeyPatch
+    dataset: GroundingDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded_ids: list[str] = []
-    sample = features.load_sample
+    sample = dataset.load_sample
     monkeypatch.setattr(
-        features, "load_sample", lambda query: (loaded_ids.append(query.id), sample(query))[1]
+        dataset, "load_sample", lambda query: (loaded_ids.append(query.id), sample(query))[1]
     )
-    with loader(features) as batches:
+    with loader(dataset) as batches:
         steps = iter(batches)
         for step in range(1, 5):
             next(steps)
@@ -342,10 +342,10 @@ def test_only_a_few_batches_are_made_ahead(
 
 
 def test_an_error_of_a_thread_is_raised_in_the_loop(
-    make_store: Maker, query_of: QueryMaker
+    make_store: Maker, make_query: QueryMaker
 ) -> None:
     """The query without truth comes in the third batch; the two before it are whole."""
-    queries = [query_of(number, "train") for number in range(12)]
+    queries = [make_query(number, "train") for number in range(12)]
     features = GroundingDataset.from_store(make_store(queries), "train", FRAMES, CLIPS)
     bad = next(
         islice(BucketBatchSampler.from_dataset(features, queries, 4, SEED).iterate_batches(2), 1)
@@ -378,15 +378,15 @@ def test_damage_is_raised_in_the_loop(make_store: Maker) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_batches_come_to_a_gpu_whole(
-    features: GroundingDataset, store: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: GroundingDataset, shapes_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = torch.device("cuda")
     monkeypatch.setattr(
         memory, "MIN_POOLED_BYTES", 0
     )  # so that memory is used again while copies are under way
     monkeypatch.setattr("grounding.data.dataset.CACHE_BYTES", 0)
-    cpu_steps = take_steps(loader(features, accumulate=2), 40)
-    pinned = GroundingDataset.from_store(store, "train", FRAMES, CLIPS, device=device)
+    cpu_steps = take_steps(loader(dataset, accumulate=2), 40)
+    pinned = GroundingDataset.from_store(shapes_store, "train", FRAMES, CLIPS, device=device)
     gpu_steps = take_steps(
         Loader(pinned, pinned.queries, 4, SEED, 0, accumulation_steps=2, device=device), 40
     )

@@ -21,7 +21,7 @@ from grounding.training.run_directory import prepare_run_dir
 from grounding.training.train import train
 from pipeline.config import validate
 from pipeline.records import Query
-from tests.grounding.conftest import StoreMaker, make_query
+from tests.grounding.conftest import StoreMaker, build_query
 
 TEXTS = {"v0": "a red dog", "v1": "the blue cat", "v2": "a tree"}
 SMALL: dict[str, Any] = {
@@ -52,12 +52,12 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def make_queries(split: str, count: int) -> list[Query]:
     """Queries whose sentences tell their videos."""
-    queries = [make_query(n, split) for n in range(count)]
+    queries = [build_query(n, split) for n in range(count)]
     return [query.model_copy(update={"text": TEXTS[query.video]}) for query in queries]
 
 
 @pytest.fixture
-def features(make_store: StoreMaker) -> GroundingDataset:
+def dataset(make_store: StoreMaker) -> GroundingDataset:
     return GroundingDataset.from_store(make_store(make_queries("train", 8)), "train", 6, 4)
 
 
@@ -91,12 +91,12 @@ def collect_words(batches: list[Batch]) -> dict[tuple[int, str], tuple[torch.Ten
 
 
 def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_true_of_it(
-    features: GroundingDataset,
+    dataset: GroundingDataset,
 ) -> None:
-    by_query_id = {query.id: query for query in features.queries}
-    texts = {query.id: torch.from_numpy(features.load_text(query)) for query in features.queries}
+    by_query_id = {query.id: query for query in dataset.queries}
+    texts = {query.id: torch.from_numpy(dataset.load_text(query)) for query in dataset.queries}
     num_negatives = 0
-    for batch in take_batches(features, 0.25):
+    for batch in take_batches(dataset, 0.25):
         for place, name in enumerate(batch.query_ids):
             words = batch.inputs.text[place][batch.inputs.text_mask[place]]
             writers = {
@@ -116,23 +116,23 @@ def test_the_stated_share_is_asked_with_another_videos_sentence_and_nothing_is_t
     assert 50 < num_negatives < 110  # of 320
 
 
-def test_every_epoch_draws_anew_and_alike(features: GroundingDataset) -> None:
-    first, again = (collect_words(take_batches(features, 0.5)) for _ in range(2))
+def test_every_epoch_draws_anew_and_alike(dataset: GroundingDataset) -> None:
+    first, again = (collect_words(take_batches(dataset, 0.5)) for _ in range(2))
     assert all(torch.equal(first[key][0], again[key][0]) for key in first)
     of_one = {
-        bool(span.any()) for (_, name), (_, span) in first.items() if name == features.queries[0].id
+        bool(span.any()) for (_, name), (_, span) in first.items() if name == dataset.queries[0].id
     }
     assert of_one == {True, False}
 
 
-def test_parts_are_as_the_whole_wherever_it_begins(features: GroundingDataset) -> None:
-    expected = collect_words(take_batches(features, 0.5, 4))
-    parts = collect_words(take_batches(features, 0.5, 4, rank=0, world=2)) | collect_words(
-        take_batches(features, 0.5, 4, rank=1, world=2)
+def test_parts_are_as_the_whole_wherever_it_begins(dataset: GroundingDataset) -> None:
+    expected = collect_words(take_batches(dataset, 0.5, 4))
+    parts = collect_words(take_batches(dataset, 0.5, 4, rank=0, world=2)) | collect_words(
+        take_batches(dataset, 0.5, 4, rank=1, world=2)
     )
     later = {
         (step + 2, name): result
-        for (step, name), result in collect_words(take_batches(features, 0.5, 2, start=2)).items()
+        for (step, name), result in collect_words(take_batches(dataset, 0.5, 2, start=2)).items()
     }
     assert parts.keys() == expected.keys()
     for result in (parts, later):
@@ -171,14 +171,14 @@ def test_what_a_mirror_makes_true_is_absent_only_where_nothing_is_mirrored(
     assert (("v0", "v1") in pairs, ("v1", "v0") in pairs) == (not flipped, not flipped)
 
 
-def test_no_proposal_answers_what_is_absent(features: GroundingDataset) -> None:
+def test_no_proposal_answers_what_is_absent(dataset: GroundingDataset) -> None:
     logits = torch.randn(1, 4, 4, requires_grad=True)
     proposal_loss(logits, torch.zeros(1, 2)).backward()
     assert logits.grad is not None
     assert (logits.grad[0].triu() > 0).eq(torch.ones(4, 4).triu().bool()).all()
 
 
-def test_of_an_absent_event_no_frame_is_the_first(features: GroundingDataset) -> None:
+def test_of_an_absent_event_no_frame_is_the_first(dataset: GroundingDataset) -> None:
     tau = (torch.arange(6) + 0.5)[None] / 6
     first, last = boundary_distributions(
         torch.tensor([[0.2, 0.7], [0.0, 0.0]]), tau.expand(2, -1), 1.0

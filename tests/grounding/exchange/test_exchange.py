@@ -41,7 +41,7 @@ def quiet(done: int, total: int) -> None:
 
 
 @pytest.fixture
-def ground_truth(query_of: QueryMaker) -> GroundTruth:
+def ground_truth(make_query: QueryMaker) -> GroundTruth:
     """Two queries about a video, one about another; the second's truth has boxes at 30, 31 and 34
     only, the third's has none.
     """
@@ -49,9 +49,9 @@ def ground_truth(query_of: QueryMaker) -> GroundTruth:
     tracks.add("v0", np.arange(20, 80), np.tile([16.0, 9.0, 48.0, 27.0], (60, 1)))
     tracks.add("gaps", np.array([30, 31, 34]), np.tile([0.0, 0.0, 64.0, 36.0], (3, 1)))
     queries = [
-        query_of(0, "test", text=HOSTILE, tags=("night",), form="declarative"),
-        query_of(3, "test", path="v0.mp4", truth=Truth(span=(30, 40), track="gaps")),
-        query_of(1, "test", path="sub/../v0.MKV", truth=Truth(span=(0, 100))),
+        make_query(0, "test", text=HOSTILE, tags=("night",), form="declarative"),
+        make_query(3, "test", path="v0.mp4", truth=Truth(span=(30, 40), track="gaps")),
+        make_query(1, "test", path="sub/../v0.MKV", truth=Truth(span=(0, 100))),
     ]
     return ground_truth_for_split(queries, tracks, "test")
 

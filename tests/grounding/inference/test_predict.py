@@ -63,25 +63,25 @@ def spike(i: int, j: int, value: float = 2.0) -> Callable[[ModelInputs], Tensor]
 
 
 @pytest.fixture
-def features(store: Path) -> GroundingDataset:
-    return GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
+def dataset(shapes_store: Path) -> GroundingDataset:
+    return GroundingDataset.from_store(shapes_store, "train", FRAMES, CLIPS)
 
 
-def test_the_highest_valid_cell_is_the_span(features: GroundingDataset) -> None:
+def test_the_highest_valid_cell_is_the_span(dataset: GroundingDataset) -> None:
     """Cell (1, 2) of five is [.2, .6) of 100 frames; its probability is σ(2)."""
-    (answer,) = predict(Known(spike(1, 2)), features, features.queries[:1])
+    (answer,) = predict(Known(spike(1, 2)), dataset, dataset.queries[:1])
     assert answer.id == "train-0"
     assert answer.span == (20, 60)
     assert answer.score == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
 
 
 def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(
-    features: GroundingDataset,
+    dataset: GroundingDataset,
 ) -> None:
     """The box around τ is .5 wide: in a picture of 64 it is cut at both ends; its height is a
     quarter of 36.
     """
-    (answer,) = predict(Known(flat), features, features.queries[:1])
+    (answer,) = predict(Known(flat), dataset, dataset.queries[:1])
     assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
     for frame, x1, y1, x2, y2 in answer.boxes:
         centre = (frame + 0.5) / 100 * 64
@@ -92,12 +92,12 @@ def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(
         assert (y1, y2) == (pytest.approx(13.5), pytest.approx(22.5))
 
 
-def test_boxes_and_maps_seen_twice_are_averaged(features: GroundingDataset) -> None:
+def test_boxes_and_maps_seen_twice_are_averaged(dataset: GroundingDataset) -> None:
     """The passes of one query answer with their number in the batch: probabilities and boxes are
     their mean.
     """
-    query = features.queries[0]
-    passes = SegmentPrediction(query, features).passes
+    query = dataset.queries[0]
+    passes = SegmentPrediction(query, dataset).passes
 
     class Numbered(Known):
         def forward(self, inputs: ModelInputs) -> CsdvlOutputs:
@@ -109,10 +109,10 @@ def test_boxes_and_maps_seen_twice_are_averaged(features: GroundingDataset) -> N
             logits = torch.where(torch.eye(CLIPS, dtype=torch.bool), number[:, None, None], -5.0)
             return replace(out, boxes=boxes, proposal_logits=logits)
 
-    (answer,) = predict(Numbered(flat), features, [query])
+    (answer,) = predict(Numbered(flat), dataset, [query])
     seen: dict[int, list[float]] = {}
     for number, rows in enumerate(passes):
-        for frame in features.load_sample(query, rows).frame_indices.tolist():
+        for frame in dataset.load_sample(query, rows).frame_indices.tolist():
             seen.setdefault(frame, []).append(number / 10)
     assert max(len(values) for values in seen.values()) > 1
     for frame, x1, _, _, _ in answer.boxes:
@@ -133,7 +133,7 @@ class Saying(Known):
         return replace(out, boxes=self.box.expand_as(out.boxes))
 
 
-def test_an_ensembles_boxes_and_probabilities_are_averaged(features: GroundingDataset) -> None:
+def test_an_ensembles_boxes_and_probabilities_are_averaged(dataset: GroundingDataset) -> None:
     """Cell (1, 2) has σ(2) and σ(0), cell (2, 3) σ(0) and σ(3): the second one is higher in the
     mean.
     """
@@ -141,7 +141,7 @@ def test_an_ensembles_boxes_and_probabilities_are_averaged(features: GroundingDa
         Saying(spike(1, 2, 2.0), torch.tensor([0.25, 0.5, 0.25, 0.25])),
         Saying(spike(2, 3, 3.0), torch.tensor([0.5, 0.5, 0.25, 0.75])),
     ]
-    (answer,) = predict(models, features, features.queries[:1])
+    (answer,) = predict(models, dataset, dataset.queries[:1])
     assert answer.span == (40, 80)
     assert answer.score == pytest.approx((1 / (1 + np.exp(-3)) + 0.5) / 2, abs=1e-6)
     assert {row[1:] for row in answer.boxes} == {(16.0, 9.0, 32.0, 27.0)}
@@ -165,12 +165,12 @@ def model() -> Csdvl:
 
 
 def test_predictions_lie_in_segment_and_picture(
-    make_store: Maker, query_of: QueryMaker, model: Csdvl
+    make_store: Maker, make_query: QueryMaker, model: Csdvl
 ) -> None:
     segments = [(0, 100), (20, 61), (3, 98), (29, 60), (30, 60), (30, 31)]
     store = make_store(
         [
-            query_of(number, "train", segment=segment, truth=None)
+            make_query(number, "train", segment=segment, truth=None)
             for number, segment in enumerate(segments)
         ]
     )
@@ -192,46 +192,46 @@ def test_predictions_lie_in_segment_and_picture(
 
 @pytest.mark.parametrize("refine", [False, True])
 def test_one_model_and_several_of_the_same_answer_alike(
-    features: GroundingDataset, model: Csdvl, refine: bool
+    dataset: GroundingDataset, model: Csdvl, refine: bool
 ) -> None:
-    alone = predict(model, features, features.queries, refine_boundaries=refine)
-    assert predict([model], features, features.queries, refine_boundaries=refine) == alone
-    assert predict([model, model], features, features.queries, refine_boundaries=refine) == alone
+    alone = predict(model, dataset, dataset.queries, refine_boundaries=refine)
+    assert predict([model], dataset, dataset.queries, refine_boundaries=refine) == alone
+    assert predict([model, model], dataset, dataset.queries, refine_boundaries=refine) == alone
 
 
 @pytest.mark.parametrize("refine", [False, True])
 @pytest.mark.parametrize("batch", [1, 4, 5, 100])
 def test_answers_do_not_depend_on_the_batch(
-    features: GroundingDataset, model: Csdvl, batch: int, refine: bool
+    dataset: GroundingDataset, model: Csdvl, batch: int, refine: bool
 ) -> None:
     """Boxes are rounded to hundredths of a pixel; passes of several queries, wide and tall, share a
     batch.
     """
     expected = [
-        predict(model, features, [query], refine_boundaries=refine)[0] for query in features.queries
+        predict(model, dataset, [query], refine_boundaries=refine)[0] for query in dataset.queries
     ]
-    found = predict(model, features, features.queries, batch_size=batch, refine_boundaries=refine)
+    found = predict(model, dataset, dataset.queries, batch_size=batch, refine_boundaries=refine)
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.id, ours.span) == (theirs.id, theirs.span)
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.011)
 
 
-def test_passes_share_batches_and_stay_together(features: GroundingDataset) -> None:
+def test_passes_share_batches_and_stay_together(dataset: GroundingDataset) -> None:
     """Twenty frames by six are four passes a query (or more): three queries fit two batches of
     eight.
     """
     known = Known(flat)
-    each = len(SegmentPrediction(features.queries[0], features).passes)
-    predict(known, features, features.queries[:3], batch_size=2 * each)
+    each = len(SegmentPrediction(dataset.queries[0], dataset).passes)
+    predict(known, dataset, dataset.queries[:3], batch_size=2 * each)
     assert known.calls == 2
 
 
 def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(
-    make_store: Maker, query_of: QueryMaker
+    make_store: Maker, make_query: QueryMaker
 ) -> None:
     """Two wide videos and a tall one in turns; two queries a batch."""
     features = GroundingDataset.from_store(
-        make_store([query_of(number, "train") for number in range(6)]), "train", FRAMES, CLIPS
+        make_store([make_query(number, "train") for number in range(6)]), "train", FRAMES, CLIPS
     )
     sizes: list[set[tuple[int, ...]]] = []
 
@@ -247,10 +247,10 @@ def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(
 
 
 def test_a_frame_between_stored_ones_gets_the_nearest_box(
-    make_store: Maker, query_of: QueryMaker
+    make_store: Maker, make_query: QueryMaker
 ) -> None:
     features = GroundingDataset.from_store(
-        make_store([query_of(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS
+        make_store([make_query(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS
     )
     for refine in (False, True):
         (answer,) = predict(Known(flat), features, features.queries, refine_boundaries=refine)
@@ -259,16 +259,16 @@ def test_a_frame_between_stored_ones_gets_the_nearest_box(
 
 @pytest.mark.parametrize("frames", [1, 7, 20, 96])
 def test_every_frame_is_seen_whatever_the_number_at_once(
-    store: Path, model: Csdvl, frames: int
+    shapes_store: Path, model: Csdvl, frames: int
 ) -> None:
-    features = GroundingDataset.from_store(store, "train", frames, CLIPS)
+    features = GroundingDataset.from_store(shapes_store, "train", frames, CLIPS)
     (answer,) = predict(model, features, features.queries[:1])
     assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
 
 
 @pytest.mark.parametrize("refine", [False, True])
 def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(
-    store: Path, refine: bool
+    shapes_store: Path, refine: bool
 ) -> None:
     """One frame at once makes twenty passes of one query; samples of passes before are gone when
     the next ones run.
@@ -284,7 +284,7 @@ def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(
             most = max(most, sum(one() is not None for one in held))
             return made
 
-    features = Counted.from_store(store, "train", 1, CLIPS)
+    features = Counted.from_store(shapes_store, "train", 1, CLIPS)
     predict(Known(flat), features, features.queries[:2], batch_size=4, refine_boundaries=refine)
     assert len(held) >= 40
     assert most <= 8
@@ -292,7 +292,7 @@ def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_the_next_passes_are_read_while_those_before_them_are_answered(
-    store: Path, broken: bool
+    shapes_store: Path, broken: bool
 ) -> None:
     """The network's first answer waits until samples of the second part have been read; what goes
     wrong in reading is raised.
@@ -312,7 +312,7 @@ def test_the_next_passes_are_read_while_those_before_them_are_answered(
         assert second.wait(60)
         return flat(inputs)
 
-    features = Noted.from_store(store, "train", 1, CLIPS)
+    features = Noted.from_store(shapes_store, "train", 1, CLIPS)
     raised = pytest.raises(StoreError, match="damaged") if broken else nullcontext()
     with raised:
         predict(Known(waiting), features, features.queries[:1], batch_size=4)
@@ -320,20 +320,20 @@ def test_the_next_passes_are_read_while_those_before_them_are_answered(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prediction")]
 
 
-def test_progress_counts_queries(features: GroundingDataset, model: Csdvl) -> None:
+def test_progress_counts_queries(dataset: GroundingDataset, model: Csdvl) -> None:
     seen: list[tuple[int, int]] = []
     predict(
         model,
-        features,
-        features.queries[:3],
+        dataset,
+        dataset.queries[:3],
         batch_size=1,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
-def test_predicting_puts_the_model_into_eval_mode(features: GroundingDataset, model: Csdvl) -> None:
+def test_predicting_puts_the_model_into_eval_mode(dataset: GroundingDataset, model: Csdvl) -> None:
     model.train()
-    answers = [predict(model, features, features.queries[:2]) for _ in range(2)]
+    answers = [predict(model, dataset, dataset.queries[:2]) for _ in range(2)]
     assert not model.training
     assert answers[0] == answers[1]

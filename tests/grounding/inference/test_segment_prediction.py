@@ -18,8 +18,8 @@ from grounding.structures.span_scores import (
 
 
 @pytest.fixture
-def segment_prediction(store: Path) -> SegmentPrediction:
-    features = GroundingDataset.from_store(store, "train", 3, 2)
+def segment_prediction(shapes_store: Path) -> SegmentPrediction:
+    features = GroundingDataset.from_store(shapes_store, "train", 3, 2)
     return SegmentPrediction(features.queries[0], features)
 
 

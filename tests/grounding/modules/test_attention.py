@@ -12,7 +12,7 @@ D, HEADS = 16, 4
 
 
 @pytest.fixture
-def pair() -> tuple[Attention, nn.MultiheadAttention]:
+def attention_pair() -> tuple[Attention, nn.MultiheadAttention]:
     torch.manual_seed(0)
     reference = nn.MultiheadAttention(D, HEADS, batch_first=True).eval()
     nn.init.normal_(reference.in_proj_bias)
@@ -34,9 +34,11 @@ def tokens() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_it_is_torch_s(
-    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool
+    attention_pair: tuple[Attention, nn.MultiheadAttention],
+    tokens: tuple[Tensor, ...],
+    masked: bool,
 ) -> None:
-    (attention, reference), (query, key, value, mask) = pair, tokens
+    (attention, reference), (query, key, value, mask) = attention_pair, tokens
     expected, _ = reference(query, key, value, key_padding_mask=~mask if masked else None)
     torch.testing.assert_close(
         attention(query, key, value, mask if masked else None), expected, atol=1e-6, rtol=1e-5
@@ -44,9 +46,9 @@ def test_it_is_torch_s(
 
 
 def test_a_query_that_is_the_key_is_projected_with_it(
-    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]
+    attention_pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]
 ) -> None:
-    (attention, _), (_, key, value, mask) = pair, tokens
+    (attention, _), (_, key, value, mask) = attention_pair, tokens
     torch.testing.assert_close(
         attention(key, key, value, mask),
         attention(key.clone(), key, value, mask),
@@ -57,9 +59,11 @@ def test_a_query_that_is_the_key_is_projected_with_it(
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_its_weights_are_torch_s(
-    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool
+    attention_pair: tuple[Attention, nn.MultiheadAttention],
+    tokens: tuple[Tensor, ...],
+    masked: bool,
 ) -> None:
-    (attention, reference), (query, key, value, mask) = pair, tokens
+    (attention, reference), (query, key, value, mask) = attention_pair, tokens
     _, expected = reference(
         query, key, value, key_padding_mask=~mask if masked else None, need_weights=True
     )
@@ -73,9 +77,11 @@ def test_its_weights_are_torch_s(
 
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 3.0])
 def test_the_scale_multiplies_the_logits_before_the_softmax(
-    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], scale: float
+    attention_pair: tuple[Attention, nn.MultiheadAttention],
+    tokens: tuple[Tensor, ...],
+    scale: float,
 ) -> None:
-    (attention, _), (query, key, value, mask) = pair, tokens
+    (attention, _), (query, key, value, mask) = attention_pair, tokens
     wq, wk, _ = attention.in_proj_weight.chunk(3)
     bq, bk, _ = attention.in_proj_bias.chunk(3)
     q, k, width = query @ wq.T + bq, key @ wk.T + bk, D // HEADS
@@ -92,10 +98,12 @@ def test_the_scale_multiplies_the_logits_before_the_softmax(
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_query_alone_sees_what_it_sees_among_others(
-    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...], masked: bool
+    attention_pair: tuple[Attention, nn.MultiheadAttention],
+    tokens: tuple[Tensor, ...],
+    masked: bool,
 ) -> None:
     """Values, weights at a temperature, and gradients: alone it is computed in another order."""
-    (attention, _), (query, key, value, mask) = pair, tokens
+    (attention, _), (query, key, value, mask) = attention_pair, tokens
     results = []
     for queries in (query, query[:, :1]):
         inputs = [tensor.clone().requires_grad_() for tensor in (queries, key, value)]
@@ -120,9 +128,9 @@ def test_a_query_alone_sees_what_it_sees_among_others(
 
 
 def test_masked_keys_weigh_nothing(
-    pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]
+    attention_pair: tuple[Attention, nn.MultiheadAttention], tokens: tuple[Tensor, ...]
 ) -> None:
-    (attention, _), (query, key, value, mask) = pair, tokens
+    (attention, _), (query, key, value, mask) = attention_pair, tokens
     _, weights = attention.with_weights(query, key, value, mask)
     assert (weights.transpose(1, 2)[~mask] == 0).all()
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 5))

@@ -40,22 +40,24 @@ def grounder(tiny_run: Any) -> Grounder:
 
 
 @pytest.fixture(scope="module")
-def queries(tiny_run: Any) -> list[Query]:
+def test_queries(tiny_run: Any) -> list[Query]:
     return [query for query in read_jsonl(tiny_run.index, Query) if query.split == "test"]
 
 
 def test_a_video_gives_the_tube_that_its_store_gives(
-    tiny_run: Any, grounder: Grounder, queries: list[Query]
+    tiny_run: Any, grounder: Grounder, test_queries: list[Query]
 ) -> None:
     features = GroundingDataset.from_store(
         tiny_run.store, "test", grounder.ensemble.num_frames, grounder.ensemble.num_clips
     )
     stored = predict(grounder.ensemble.models, features, features.queries)
-    asked = grounder.ground(tiny_run.root / queries[0].path, [query.text for query in queries])
-    edges = np.arange(queries[0].frame_count + 1) / queries[0].fps
+    asked = grounder.ground(
+        tiny_run.root / test_queries[0].path, [query.text for query in test_queries]
+    )
+    edges = np.arange(test_queries[0].frame_count + 1) / test_queries[0].fps
     expected = [
         build_query_result(query.text, [prediction], edges)
-        for query, prediction in zip(queries, stored, strict=True)
+        for query, prediction in zip(test_queries, stored, strict=True)
     ]
     assert [answer.span_frames for answer in asked.queries] == [
         answer.span_frames for answer in expected
@@ -68,9 +70,9 @@ def test_a_video_gives_the_tube_that_its_store_gives(
 
 
 def test_a_child_may_decode_while_networks_compute(
-    tiny_run: Any, grounder: Grounder, queries: list[Query]
+    tiny_run: Any, grounder: Grounder, test_queries: list[Query]
 ) -> None:
-    path, texts = tiny_run.root / queries[0].path, [query.text for query in queries]
+    path, texts = tiny_run.root / test_queries[0].path, [query.text for query in test_queries]
     with ProcessDecoder() as decoder:
         by_child = Grounder(tiny_run.run, device="cpu", decoder=decoder)
         assert [by_child.ground(path, texts) for _ in range(2)] == [
@@ -79,28 +81,28 @@ def test_a_child_may_decode_while_networks_compute(
 
 
 def test_the_features_are_the_stores_own(
-    tiny_run: Any, grounder: Grounder, queries: list[Query]
+    tiny_run: Any, grounder: Grounder, test_queries: list[Query]
 ) -> None:
     stored = GroundingDataset.from_store(tiny_run.store, "test", 4, 8)
-    features_of_video = grounder.encode_video(tiny_run.root / queries[0].path)
+    features_of_video = grounder.encode_video(tiny_run.root / test_queries[0].path)
     for name in ("appearance", "motion"):
         own, other = features_of_video.features[name], getattr(stored, name)
         np.testing.assert_array_equal(
-            own.read(features_of_video.video.path), other.read(queries[0].video)
+            own.read(features_of_video.video.path), other.read(test_queries[0].video)
         )
         np.testing.assert_array_equal(
             own.columns(features_of_video.video.path)["frame"],
-            other.columns(queries[0].video)["frame"],
+            other.columns(test_queries[0].video)["frame"],
         )
-        assert own.shape(features_of_video.video.path) == other.shape(queries[0].video)
+        assert own.shape(features_of_video.video.path) == other.shape(test_queries[0].video)
 
 
 def test_a_video_is_looked_at_once_for_all_sentences(
-    tiny_run: Any, grounder: Grounder, queries: list[Query]
+    tiny_run: Any, grounder: Grounder, test_queries: list[Query]
 ) -> None:
     progress_calls: list[tuple[int, int]] = []
     features_of_video = grounder.encode_video(
-        tiny_run.root / queries[0].path,
+        tiny_run.root / test_queries[0].path,
         progress=lambda done, total: progress_calls.append((done, total)),
     )
     assert progress_calls[0] == (0, progress_calls[0][1])
@@ -115,9 +117,9 @@ def test_a_video_is_looked_at_once_for_all_sentences(
 
 
 def test_every_frame_of_the_span_has_a_box(
-    tiny_run: Any, grounder: Grounder, queries: list[Query]
+    tiny_run: Any, grounder: Grounder, test_queries: list[Query]
 ) -> None:
-    answers = grounder.ground(tiny_run.root / queries[0].path, ["  the red circle spins. "])
+    answers = grounder.ground(tiny_run.root / test_queries[0].path, ["  the red circle spins. "])
     (answer,) = answers.queries
     begin, end = answer.span_frames
     assert answer.text == "the red circle spins."
@@ -125,7 +127,7 @@ def test_every_frame_of_the_span_has_a_box(
     assert answer.span_seconds == pytest.approx((begin / 10, end / 10))
     assert (answers.video.fps, answers.video.frame_count, answers.video.size) == (
         10.0,
-        queries[0].frame_count,
+        test_queries[0].frame_count,
         (160, 96),
     )
     assert (
@@ -147,29 +149,32 @@ def test_seconds_are_those_of_the_frames_and_boxes_interpolate() -> None:
     ]
 
 
-def test_more_frames_may_be_seen_at_once(tiny_run: Any, queries: list[Query]) -> None:
+def test_more_frames_may_be_seen_at_once(tiny_run: Any, test_queries: list[Query]) -> None:
     grounder = Grounder(tiny_run.run, device="cpu", num_frames=12, batch_size=1)
     assert grounder.ensemble.num_frames == 12
-    assert grounder.ground(tiny_run.root / queries[0].path, ["what falls?"]).queries[0].boxes
+    assert grounder.ground(tiny_run.root / test_queries[0].path, ["what falls?"]).queries[0].boxes
 
 
 def test_several_runs_answer_together(
-    tiny_run: Any, grounder: Grounder, queries: list[Query]
+    tiny_run: Any, grounder: Grounder, test_queries: list[Query]
 ) -> None:
     """Two of the same are the one; spans between clips are an option."""
-    video, sentences = tiny_run.root / queries[0].path, ["what falls?", "the red circle spins."]
+    video, sentences = (
+        tiny_run.root / test_queries[0].path,
+        ["what falls?", "the red circle spins."],
+    )
     once = grounder.ground(video, sentences)
     assert Grounder(tiny_run.run, tiny_run.run, device="cpu").ground(video, sentences) == once
     literal = Grounder(tiny_run.run, device="cpu", subframe_boundaries=False).ground(
         video, sentences
     )
     clips = grounder.ensemble.num_clips
-    edges = {round(k / clips * queries[0].frame_count) for k in range(clips + 1)}
+    edges = {round(k / clips * test_queries[0].frame_count) for k in range(clips + 1)}
     assert {edge for answer in literal.queries for edge in answer.span_frames} <= edges
 
 
 def test_a_second_look_may_be_asked_for(
-    tiny_run: Any, queries: list[Query], monkeypatch: pytest.MonkeyPatch
+    tiny_run: Any, test_queries: list[Query], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refined_segments: list[SegmentPrediction] = []
     monkeypatch.setattr(
@@ -178,15 +183,15 @@ def test_a_second_look_may_be_asked_for(
         lambda features, first, between: refined_segments.append(first),
     )
     Grounder(tiny_run.run, device="cpu", refine_boundaries=True).ground(
-        tiny_run.root / queries[0].path, ["what falls?", "what spins?"]
+        tiny_run.root / test_queries[0].path, ["what falls?", "what spins?"]
     )
     assert len(refined_segments) == 2
 
 
 def test_other_videos_than_shapes_are_doubted(
-    tiny_run: Any, grounder: Grounder, queries: list[Query], tmp_path: Path
+    tiny_run: Any, grounder: Grounder, test_queries: list[Query], tmp_path: Path
 ) -> None:
-    assert grounder.domain_warning(tiny_run.root / queries[0].path) == ""
+    assert grounder.domain_warning(tiny_run.root / test_queries[0].path) == ""
     assert "was trained on `shapes`" in grounder.domain_warning(tmp_path / "holiday.mp4")
 
 
@@ -198,10 +203,10 @@ def test_sentences_must_say_something(grounder: Grounder) -> None:
 
 
 def test_a_single_sentence_and_paths_may_be_strings(
-    tiny_run: Any, grounder: Grounder, queries: list[Query], tmp_path: Path
+    tiny_run: Any, grounder: Grounder, test_queries: list[Query], tmp_path: Path
 ) -> None:
     """A string is one sentence, not a sequence of letters."""
-    video = tiny_run.root / queries[0].path
+    video = tiny_run.root / test_queries[0].path
     expected = grounder.ground(video, ["the red circle spins."])
     assert validate_sentences(" what falls? ") == ["what falls?"]
     with pytest.raises(InputError, match="sentence 1 of 1 is empty"):
@@ -246,7 +251,7 @@ def test_a_run_without_a_checkpoint_is_refused(tiny_run: Any, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def reduced(
+def make_reduced_run(
     tiny_run: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Path, Path]]:
     """A store with this reduction of both visual products, and a run that took a step on it: not to
@@ -288,32 +293,42 @@ def sampling_of(store: Path) -> dict[str, Any]:
     ("asked", "channels"), [("int8", (128, 384)), ("pca:6", (6, 6)), ("pca:6+int8", (6, 6))]
 )
 def test_a_run_on_reduced_features_reduces_what_it_is_asked_about(
-    tiny_run: Any, reduced: Any, queries: list[Query], asked: str, channels: tuple[int, int]
+    tiny_run: Any,
+    make_reduced_run: Any,
+    test_queries: list[Query],
+    asked: str,
+    channels: tuple[int, int],
 ) -> None:
     """Bit for bit what the store's reader gives, though the store is no longer there."""
-    store, run = reduced(asked)
-    features_of_video = Grounder(run, device="cpu").encode_video(tiny_run.root / queries[0].path)
+    store, run = make_reduced_run(asked)
+    features_of_video = Grounder(run, device="cpu").encode_video(
+        tiny_run.root / test_queries[0].path
+    )
     for name, width in zip(("appearance", "motion"), channels, strict=True):
         own, other = features_of_video.features[name], Store(store).open(name)
-        assert own.shape(features_of_video.video.path) == other.shape(queries[0].video)
+        assert own.shape(features_of_video.video.path) == other.shape(test_queries[0].video)
         assert own.shape(features_of_video.video.path)[-1] == width
         assert own.read(features_of_video.video.path).dtype == np.float16
         np.testing.assert_array_equal(
-            own.read(features_of_video.video.path), other.read(queries[0].video)
+            own.read(features_of_video.video.path), other.read(test_queries[0].video)
         )
         np.testing.assert_array_equal(
             own.columns(features_of_video.video.path)["frame"],
-            other.columns(queries[0].video)["frame"],
+            other.columns(test_queries[0].video)["frame"],
         )
 
 
-def test_its_answer_is_that_of_its_store(tiny_run: Any, reduced: Any, queries: list[Query]) -> None:
-    store, run = reduced("pca:6+int8")
+def test_its_answer_is_that_of_its_store(
+    tiny_run: Any, make_reduced_run: Any, test_queries: list[Query]
+) -> None:
+    store, run = make_reduced_run("pca:6+int8")
     grounder = Grounder(run, device="cpu")
     features = GroundingDataset.from_store(
         store, "test", grounder.ensemble.num_frames, grounder.ensemble.num_clips
     )
-    asked = grounder.ground(tiny_run.root / queries[0].path, [query.text for query in queries])
+    asked = grounder.ground(
+        tiny_run.root / test_queries[0].path, [query.text for query in test_queries]
+    )
     for own, other in zip(
         asked.queries, predict(grounder.ensemble.models, features, features.queries), strict=True
     ):
@@ -321,13 +336,13 @@ def test_its_answer_is_that_of_its_store(tiny_run: Any, reduced: Any, queries: l
         assert own.score == pytest.approx(other.score, abs=1e-5)
 
 
-def test_a_run_keeps_the_projections_of_its_store(tiny_run: Any, reduced: Any) -> None:
-    store, run = reduced("pca:6")
+def test_a_run_keeps_the_projections_of_its_store(tiny_run: Any, make_reduced_run: Any) -> None:
+    store, run = make_reduced_run("pca:6")
     kept = {path.stem: path.read_bytes() for path in (run / "basis").iterdir()}
     assert kept == {
         name: (store / name / "basis.safetensors").read_bytes() for name in ("appearance", "motion")
     }
-    assert not (reduced("int8")[1] / "basis").exists()
+    assert not (make_reduced_run("int8")[1] / "basis").exists()
     assert not (tiny_run.run / "basis").exists()
 
 
@@ -336,9 +351,9 @@ def test_a_run_keeps_the_projections_of_its_store(tiny_run: Any, reduced: Any) -
     [(None, "does not exist"), (b"other", "is not the one the run was trained with")],
 )
 def test_a_run_without_its_projection_is_refused(
-    reduced: Any, tmp_path: Path, content: bytes | None, problem: str
+    make_reduced_run: Any, tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
-    run = shutil.copytree(reduced("pca:6")[1], tmp_path / "run")
+    run = shutil.copytree(make_reduced_run("pca:6")[1], tmp_path / "run")
     (run / "basis" / "motion.safetensors").unlink()
     if content is not None:
         (run / "basis" / "motion.safetensors").write_bytes(content)
@@ -355,10 +370,10 @@ def test_a_run_without_its_projection_is_refused(
     [(None, "does not exist"), (b"other", "is not the one its shards were made with")],
 )
 def test_no_run_is_opened_on_a_store_that_lost_its_projection(
-    reduced: Any, tmp_path: Path, content: bytes | None, problem: str
+    make_reduced_run: Any, tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
     """And nothing of the run that was there is touched."""
-    store, run = (shutil.copytree(path, tmp_path / path.name) for path in reduced("pca:6"))
+    store, run = (shutil.copytree(path, tmp_path / path.name) for path in make_reduced_run("pca:6"))
     (store / "appearance" / "basis.safetensors").unlink()
     if content is not None:
         (store / "appearance" / "basis.safetensors").write_bytes(content)
@@ -373,11 +388,11 @@ def test_no_run_is_opened_on_a_store_that_lost_its_projection(
 
 
 def test_a_run_on_other_features_forgets_old_projections(
-    tiny_run: Any, reduced: Any, tmp_path: Path
+    tiny_run: Any, make_reduced_run: Any, tmp_path: Path
 ) -> None:
     """A run directory without a checkpoint (it was killed at once) is used again."""
     run = shutil.copytree(
-        reduced("pca:6")[1], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")
+        make_reduced_run("pca:6")[1], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")
     )
     prepare_run_dir(tiny_run.store, run, load(CsdvlTrainConfig, "train", run / "config.yaml", []))
     assert not (run / "basis").exists()

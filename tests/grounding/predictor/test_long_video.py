@@ -43,15 +43,15 @@ def grounder(tiny_run: Any) -> Grounder:
 
 
 @pytest.fixture(scope="module")
-def clips(tiny_run: Any) -> list[Path]:
+def clip_paths(tiny_run: Any) -> list[Path]:
     return sorted({tiny_run.root / query.path for query in read_jsonl(tiny_run.index, Query)})
 
 
 @pytest.fixture(scope="module")
-def long_video(clips: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def long_video(clip_paths: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four clips, 20 seconds: the run's segments were of 5."""
     path = tmp_path_factory.mktemp("long") / "long.mp4"
-    concatenate_videos(path, [*clips, clips[0]])
+    concatenate_videos(path, [*clip_paths, clip_paths[0]])
     return path
 
 
@@ -114,11 +114,11 @@ def test_a_window_has_a_length(tiny_run: Any, seconds: float) -> None:
 
 
 def test_a_video_of_one_window_is_answered_as_before(
-    grounder: Grounder, tiny_run: Any, clips: list[Path]
+    grounder: Grounder, tiny_run: Any, clip_paths: list[Path]
 ) -> None:
     """A window far longer than the video changes nothing, to the last bit."""
     wide = Grounder(tiny_run.run, device="cpu", window_seconds=1000.0)
-    assert grounder.ground(clips[0], SENTENCES) == wide.ground(clips[0], SENTENCES)
+    assert grounder.ground(clip_paths[0], SENTENCES) == wide.ground(clip_paths[0], SENTENCES)
 
 
 def extract_window(video_features: VideoFeatures, window: Span) -> VideoFeatures:
@@ -226,9 +226,9 @@ def test_what_is_kept_is_not_decoded_again(
 
 
 def test_several_videos_are_kept_in_one_folder(
-    grounder: Grounder, clips: list[Path], long_video: Path, tmp_path: Path
+    grounder: Grounder, clip_paths: list[Path], long_video: Path, tmp_path: Path
 ) -> None:
-    for video in (long_video, clips[1]):
+    for video in (long_video, clip_paths[1]):
         grounder.encode_video(video, tmp_path)
     assert {product.name for product in tmp_path.iterdir() if product.is_dir()} == {
         "appearance",
@@ -237,19 +237,19 @@ def test_several_videos_are_kept_in_one_folder(
     assert [len(product.videos) for product in Store(tmp_path).products.values()] == [2, 2]
     assert Store(tmp_path).verify() == []
     assert grounder.ground_encoded(
-        grounder.encode_video(clips[1], tmp_path), SENTENCES
-    ) == grounder.ground(clips[1], SENTENCES)
+        grounder.encode_video(clip_paths[1], tmp_path), SENTENCES
+    ) == grounder.ground(clip_paths[1], SENTENCES)
 
 
 def test_what_is_kept_for_other_runs_is_refused(
-    grounder: Grounder, clips: list[Path], tiny_run: Any, tmp_path: Path
+    grounder: Grounder, clip_paths: list[Path], tiny_run: Any, tmp_path: Path
 ) -> None:
-    grounder.encode_video(clips[0], tmp_path / "kept")
+    grounder.encode_video(clip_paths[0], tmp_path / "kept")
     run = shutil.copytree(tiny_run.run, tmp_path / "run")
     provenance = json.loads((run / "provenance.json").read_text())
     provenance["products"]["appearance"]["sampling"]["fps"] = 2.0
     (run / "provenance.json").write_text(json.dumps(provenance))
-    for video in (clips[0], clips[1]):
+    for video in (clip_paths[0], clip_paths[1]):
         with pytest.raises(
             InputError,
             match=r"kept holds appearance features of a run with other .*: name "
@@ -323,7 +323,7 @@ SYSTEMS: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_other_systems_answer_about_a_long_video(
-    store_with_frames: Path, long_video: Path, clips: list[Path], tmp_path: Path, system: str
+    store_with_frames: Path, long_video: Path, clip_paths: list[Path], tmp_path: Path, system: str
 ) -> None:
     config_class, settings = SYSTEMS[system]
     config = config_class.model_validate(
@@ -341,7 +341,7 @@ def test_other_systems_answer_about_a_long_video(
         == streamed
     )
     wide = Grounder(tmp_path / "run", device="cpu", window_seconds=1000.0)
-    assert grounder.ground(clips[0], SENTENCES) == wide.ground(clips[0], SENTENCES)
+    assert grounder.ground(clip_paths[0], SENTENCES) == wide.ground(clip_paths[0], SENTENCES)
 
 
 # Joined clips

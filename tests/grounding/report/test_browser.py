@@ -217,7 +217,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> dict[int,
 
 
 @pytest.fixture
-def opened(browser: Any, reports: dict[int, Path]) -> Iterator[Opened]:
+def report_page(browser: Any, reports: dict[int, Path]) -> Iterator[Opened]:
     """The report of one run. At the end nothing may have failed, and nothing been asked for but
     files beside the page.
     """
@@ -225,7 +225,7 @@ def opened(browser: Any, reports: dict[int, Path]) -> Iterator[Opened]:
 
 
 @pytest.fixture
-def compared(browser: Any, reports: dict[int, Path]) -> Iterator[Opened]:
+def comparison_page(browser: Any, reports: dict[int, Path]) -> Iterator[Opened]:
     """The report of two runs, held to the same."""
     yield from open_page(browser, reports[2])
 
@@ -271,13 +271,13 @@ def white_block(screen: np.ndarray) -> tuple[float, float]:
     return lit.min() * SIZE[0] / screen.shape[1], (lit.max() + 1) * SIZE[0] / screen.shape[1]
 
 
-def test_every_view_opens_from_disk(opened: Opened) -> None:
-    page = opened.page
+def test_every_view_opens_from_disk(report_page: Opened) -> None:
+    page = report_page.page
     for view in ("summary", "gallery", "queries", "training"):
-        opened.go(view)
+        report_page.go(view)
         assert page.locator(f"#view-{view}").is_visible()
         assert page.locator(".view:visible").count() == 1
-    opened.go("gallery")
+    report_page.go("gallery")
     page.wait_for_function(
         "[...document.querySelectorAll('.strip img')].slice(0, 2)"
         ".every(image => image.naturalWidth > 0)"
@@ -286,9 +286,9 @@ def test_every_view_opens_from_disk(opened: Opened) -> None:
     page.wait_for_selector("#detail h2")
 
 
-def test_a_query_is_searched_and_its_video_plays(opened: Opened) -> None:
-    opened.go("queries")
-    page = opened.page
+def test_a_query_is_searched_and_its_video_plays(report_page: Opened) -> None:
+    report_page.go("queries")
+    page = report_page.page
     assert page.locator("#shown").text_content() == "8 of 8"
     page.fill("#search", "BLOCK 3")
     assert page.locator("#queries tbody tr").count() == 1
@@ -299,14 +299,16 @@ def test_a_query_is_searched_and_its_video_plays(opened: Opened) -> None:
     page.wait_for_function("stvg.player.frame > 20")
     page.evaluate("stvg.player.video.pause()")
     page.wait_for_timeout(500)
-    assert white_block(opened.screen())[0] == pytest.approx(
+    assert white_block(report_page.screen())[0] == pytest.approx(
         block(page.evaluate("stvg.player.frame"))[0], abs=1.5
     )
 
 
-def test_keys_step_after_a_button_was_pressed_and_leave_the_search_alone(opened: Opened) -> None:
-    opened.query(2)
-    page, before = opened.page, opened.page.evaluate("stvg.player.frame")
+def test_keys_step_after_a_button_was_pressed_and_leave_the_search_alone(
+    report_page: Opened,
+) -> None:
+    report_page.query(2)
+    page, before = report_page.page, report_page.page.evaluate("stvg.player.frame")
     page.get_by_text("+1", exact=True).click()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("stvg.player.frame") == before + 2
@@ -320,36 +322,36 @@ def test_keys_step_after_a_button_was_pressed_and_leave_the_search_alone(opened:
 
 
 @pytest.mark.parametrize("frame", [12, 25, 33, 43])
-def test_boxes_are_drawn_where_they_are_and_in_step(opened: Opened, frame: int) -> None:
+def test_boxes_are_drawn_where_they_are_and_in_step(report_page: Opened, frame: int) -> None:
     """The video shows its block, the truth lies around it, the prediction (between its samples too)
     six pixels lower.
     """
-    opened.query(2)
-    screen = opened.seek(frame)
+    report_page.query(2)
+    screen = report_page.seek(frame)
     x1, y1, x2, y2 = block(frame)
     assert white_block(screen) == (pytest.approx(x1, abs=1.5), pytest.approx(x2, abs=1.5))
     assert drawn_box(screen, YELLOW) == tuple(
         pytest.approx(edge, abs=1) for edge in (x1, y1 + 6, x2, y2 + 6)
     )
-    opened.page.get_by_label("first").uncheck()
-    assert drawn_box(opened.screen(), GREEN) == tuple(
+    report_page.page.get_by_label("first").uncheck()
+    assert drawn_box(report_page.screen(), GREEN) == tuple(
         pytest.approx(edge, abs=1) for edge in (x1, y1, x2, y2)
     )
 
 
-def test_a_frame_that_was_shown_before_a_seek_does_not_undo_it(opened: Opened) -> None:
+def test_a_frame_that_was_shown_before_a_seek_does_not_undo_it(report_page: Opened) -> None:
     """Browsers may tell of the video's first frame when the view already seeks the event: its boxes
     would stay at frame 0.
     """
-    opened.page.evaluate("""() => {
+    report_page.page.evaluate("""() => {
         const ask = HTMLVideoElement.prototype.requestVideoFrameCallback;
         HTMLVideoElement.prototype.requestVideoFrameCallback = function (tell) {
             window.tell = tell;
             return ask.call(this, tell);
         };
     }""")
-    opened.query(2)
-    told = opened.page.evaluate("""() => {
+    report_page.query(2)
+    told = report_page.page.evaluate("""() => {
         stvg.player.seek(33);
         const {seeking} = stvg.player.video;
         window.tell(0, {mediaTime: 0});
@@ -358,8 +360,8 @@ def test_a_frame_that_was_shown_before_a_seek_does_not_undo_it(opened: Opened) -
     assert told == [True, 33]
 
 
-def test_a_box_is_drawn_only_inside_its_span(opened: Opened) -> None:
-    opened.query(2)
+def test_a_box_is_drawn_only_inside_its_span(report_page: Opened) -> None:
+    report_page.query(2)
     for frame, drawn in (
         (11, (True, False)),
         (44, (True, False)),
@@ -367,7 +369,7 @@ def test_a_box_is_drawn_only_inside_its_span(opened: Opened) -> None:
         (49, (True, False)),
         (50, (False, False)),
     ):
-        screen = opened.seek(frame)
+        screen = report_page.seek(frame)
         assert (
             tuple(
                 bool((np.abs(screen - color) < 40).all(-1).sum() > 50) for color in (GREEN, YELLOW)
@@ -376,53 +378,53 @@ def test_a_box_is_drawn_only_inside_its_span(opened: Opened) -> None:
         ), frame
 
 
-def test_heat_lies_over_the_object(opened: Opened) -> None:
-    opened.query(2)
-    cold = opened.seek(0)
-    opened.page.get_by_label("Heat").select_option("0")
-    warm = opened.screen()
+def test_heat_lies_over_the_object(report_page: Opened) -> None:
+    report_page.query(2)
+    cold = report_page.seek(0)
+    report_page.page.get_by_label("Heat").select_option("0")
+    warm = report_page.screen()
     changed = np.abs(warm - cold).sum(-1)
     rows, columns = changed.shape
     hot, elsewhere = changed[rows // 2, columns // 12], changed[rows // 2, columns * 9 // 10]
     assert hot > 2 * elsewhere
-    assert opened.page.locator(".lanes canvas").count() == 2
+    assert report_page.page.locator(".lanes canvas").count() == 2
 
 
-def test_the_proposal_map_says_what_lies_under_the_pointer(opened: Opened) -> None:
-    opened.query(2)
-    canvas = opened.page.locator(".map canvas")
+def test_the_proposal_map_says_what_lies_under_the_pointer(report_page: Opened) -> None:
+    report_page.query(2)
+    canvas = report_page.page.locator(".map canvas")
     box = canvas.bounding_box()
     cell = {"x": box["width"] * 6.5 / 8, "y": box["height"] * 1.5 / 8}
     canvas.hover(position=cell)
-    assert opened.page.locator(".map p").text_content() == "frames [8, 53): 0.900"
+    assert report_page.page.locator(".map p").text_content() == "frames [8, 53): 0.900"
     canvas.click(position=cell)
-    opened.page.wait_for_function("stvg.player.frame === 8")
+    report_page.page.wait_for_function("stvg.player.frame === 8")
 
 
-def test_what_the_data_says_is_text(opened: Opened) -> None:
-    opened.go("queries")
-    opened.page.fill("#search", "onerror")
-    opened.page.locator("#queries tbody tr").click()
-    opened.page.wait_for_function("stvg.player && stvg.player.video.readyState >= 2")
-    assert opened.page.locator("#detail h2").text_content() == EVIL
-    assert opened.page.locator("main b", has_text=re.compile("^bold$")).count() == 0
+def test_what_the_data_says_is_text(report_page: Opened) -> None:
+    report_page.go("queries")
+    report_page.page.fill("#search", "onerror")
+    report_page.page.locator("#queries tbody tr").click()
+    report_page.page.wait_for_function("stvg.player && stvg.player.video.readyState >= 2")
+    assert report_page.page.locator("#detail h2").text_content() == EVIL
+    assert report_page.page.locator("main b", has_text=re.compile("^bold$")).count() == 0
 
 
-def test_a_video_that_cannot_be_read_is_said_to_be(opened: Opened) -> None:
-    opened.go("queries")
-    opened.page.fill("#search", "broken")
-    opened.page.locator("#queries tbody tr").click()
-    opened.page.wait_for_selector("#detail .trouble")
+def test_a_video_that_cannot_be_read_is_said_to_be(report_page: Opened) -> None:
+    report_page.go("queries")
+    report_page.page.fill("#search", "broken")
+    report_page.page.locator("#queries tbody tr").click()
+    report_page.page.wait_for_selector("#detail .trouble")
     assert (
         "broken.mp4 has 19 frames, but the index has more"
-        in opened.page.locator("#detail .trouble").text_content()
+        in report_page.page.locator("#detail .trouble").text_content()
     )
-    assert opened.page.locator(".lane i").count() == 2
+    assert report_page.page.locator(".lane i").count() == 2
 
 
-def test_queries_are_sorted_and_filtered(opened: Opened) -> None:
-    opened.go("queries")
-    page = opened.page
+def test_queries_are_sorted_and_filtered(report_page: Opened) -> None:
+    report_page.go("queries")
+    page = report_page.page
     page.locator("#queries th button", has_text="query").click()
     texts = page.locator("#queries tbody td:first-child a").all_text_contents()
     assert texts == sorted(texts, key=str.lower) or texts[1:] == [
@@ -446,20 +448,20 @@ def test_queries_are_sorted_and_filtered(opened: Opened) -> None:
     assert page.locator("#shown").text_content() == "4 of 8"
 
 
-def test_a_query_left_while_its_maps_are_decoded_does_not_come_back(opened: Opened) -> None:
+def test_a_query_left_while_its_maps_are_decoded_does_not_come_back(report_page: Opened) -> None:
     """Of a first query what was seen is at hand; a second one's takes long, and the first is chosen
     again meanwhile.
     """
-    opened.query(2)
-    page = opened.page
+    report_page.query(2)
+    page = report_page.page
     page.evaluate("""() => {
         const decoded = stvg.maps.decoded;
         stvg.maps.decoded = map => new Promise(
             done => setTimeout(() => decoded(map).then(done), 600));
     }""")
-    opened.go("queries/3")
+    report_page.go("queries/3")
     page.wait_for_function("stvg.list.selected.at === 3")
-    opened.go("queries/2")
+    report_page.go("queries/2")
     page.wait_for_function("stvg.player && stvg.list.selected.at === 2")
     page.wait_for_timeout(1500)
     assert page.locator("#detail h2").text_content() == page.evaluate("stvg.queries[2].text")
@@ -467,10 +469,10 @@ def test_a_query_left_while_its_maps_are_decoded_does_not_come_back(opened: Open
     assert page.evaluate("stvg.player.video === document.querySelector('#detail video')")
 
 
-def test_two_runs_stand_side_by_side(compared: Opened) -> None:
+def test_two_runs_stand_side_by_side(comparison_page: Opened) -> None:
     """The second run's box is fifteen pixels lower than the truth, in pink; the first one's six."""
-    compared.query(2)
-    screen = compared.seek(25)
+    comparison_page.query(2)
+    screen = comparison_page.seek(25)
     x1, y1, x2, y2 = block(25)
     assert drawn_box(screen, YELLOW) == tuple(
         pytest.approx(edge, abs=1) for edge in (x1, y1 + 6, x2, y2 + 6)
@@ -478,18 +480,18 @@ def test_two_runs_stand_side_by_side(compared: Opened) -> None:
     assert drawn_box(screen, PINK) == tuple(
         pytest.approx(edge, abs=1) for edge in (x1, y1 + 15, x2, y2 + 15)
     )
-    rows = compared.page.locator(".side table").first.locator("tbody tr")
+    rows = comparison_page.page.locator(".side table").first.locator("tbody tr")
     score, other_score, gain = (
         float(rows.nth(place).locator("td").first.text_content().replace("−", "-"))
         for place in range(3)
     )
     assert gain == pytest.approx(score - other_score, abs=0.0011)
     assert gain > 0.1
-    assert compared.page.locator(".map canvas").count() == 2
+    assert comparison_page.page.locator(".map canvas").count() == 2
 
 
 @pytest.fixture
-def long_list(browser: Any, reports: dict[int, Path], tmp_path: Path) -> Iterator[Opened]:
+def long_list_page(browser: Any, reports: dict[int, Path], tmp_path: Path) -> Iterator[Opened]:
     """The list of 2,000 queries, held to the same; every tenth sentence is long."""
     folder = shutil.copytree(reports[1].parent, tmp_path / "many")
     row = {
@@ -523,8 +525,8 @@ def long_list(browser: Any, reports: dict[int, Path], tmp_path: Path) -> Iterato
         yield opened
 
 
-def test_thousands_of_queries_open_with_few_rows(long_list: Opened) -> None:
-    page = long_list.page
+def test_thousands_of_queries_open_with_few_rows(long_list_page: Opened) -> None:
+    page = long_list_page.page
     assert page.locator("#shown").text_content() == "2000 of 2000"
     assert page.locator("#queries tbody tr").count() < 300
     page.fill("#search", "sentence 1999")
@@ -535,11 +537,11 @@ def test_thousands_of_queries_open_with_few_rows(long_list: Opened) -> None:
     assert page.locator("#none").is_hidden()
 
 
-def test_every_row_is_reached_by_scrolling(long_list: Opened) -> None:
+def test_every_row_is_reached_by_scrolling(long_list_page: Opened) -> None:
     """Page by page no row is left out; by one long pull of the bar the last one is reached, and the
     first one again.
     """
-    page = long_list.page
+    page = long_list_page.page
     seen: list[int] = []
     for _ in range(30):
         seen += (rows := in_view(page))
@@ -555,13 +557,15 @@ def test_every_row_is_reached_by_scrolling(long_list: Opened) -> None:
         assert page.locator("#queries tbody tr").count() < 300
 
 
-def test_a_query_far_down_is_shown_in_the_list_and_left_by_the_arrows(long_list: Opened) -> None:
-    long_list.go("queries/1500")
-    long_list.page.wait_for_function("stvg.list.selected?.at === 1500")
-    assert 1500 in in_view(long_list.page)
-    long_list.page.keyboard.press("ArrowDown")
-    long_list.page.wait_for_function("stvg.list.selected?.at === 1501")
-    assert long_list.page.locator("tr[aria-selected]").get_attribute("data-at") == "1501"
+def test_a_query_far_down_is_shown_in_the_list_and_left_by_the_arrows(
+    long_list_page: Opened,
+) -> None:
+    long_list_page.go("queries/1500")
+    long_list_page.page.wait_for_function("stvg.list.selected?.at === 1500")
+    assert 1500 in in_view(long_list_page.page)
+    long_list_page.page.keyboard.press("ArrowDown")
+    long_list_page.page.wait_for_function("stvg.list.selected?.at === 1501")
+    assert long_list_page.page.locator("tr[aria-selected]").get_attribute("data-at") == "1501"
 
 
 def in_view(page: Any) -> list[int]:

@@ -25,8 +25,8 @@ QueryMaker = Callable[..., Query]
 
 
 @pytest.fixture
-def ground_truth(query_of: QueryMaker, tracks: Tracks) -> GroundTruth:
-    return ground_truth_for_split([query_of(0, "test"), query_of(1, "test")], tracks, "test")
+def ground_truth(make_query: QueryMaker, tracks: Tracks) -> GroundTruth:
+    return ground_truth_for_split([make_query(0, "test"), make_query(1, "test")], tracks, "test")
 
 
 def make_run_results(ground_truth: GroundTruth, name: str, span: tuple[int, int]) -> RunResults:

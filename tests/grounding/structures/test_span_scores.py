@@ -277,12 +277,12 @@ def test_boundaries_lie_where_parabolas_over_uneven_edges_are_highest() -> None:
     ],
 )
 def test_a_boundary_moves_at_most_half_way_and_only_among_spans(
-    first: list[float], last: list[float], span: tuple[float, float]
+    first_pass: list[float], last: list[float], span: tuple[float, float]
 ) -> None:
     frames = [0, 10, 20, 30, 40]
-    assert make_scores((0, 50), frames, (frames, first, last)).best_span(subframe_boundaries=True)[
-        :2
-    ] == pytest.approx(span)
+    assert make_scores((0, 50), frames, (frames, first_pass, last)).best_span(
+        subframe_boundaries=True
+    )[:2] == pytest.approx(span)
 
 
 @pytest.mark.parametrize("width", [0.5, 0.7, 1.0, 2.0])
@@ -317,7 +317,7 @@ def test_boundaries_between_interleaved_passes_are_found_to_a_quarter_of_their_s
 
 
 @pytest.fixture
-def first() -> BoundaryScores:
+def first_pass() -> BoundaryScores:
     """A look at [0, 80), with half of its belief in a begin at the segment's, outside of the
     windows below.
     """
@@ -333,13 +333,13 @@ def first() -> BoundaryScores:
     )
 
 
-def test_two_looks_at_boundaries_weigh_alike_in_the_window(first: BoundaryScores) -> None:
+def test_two_looks_at_boundaries_weigh_alike_in_the_window(first_pass: BoundaryScores) -> None:
     """The window's begins are at 20, 25.5, 35.5, 45.5, its ends at 25.5, 35.5, 45.5, 60, of which
     the first look knows all but two.
     """
     frames = [20, 30, 40, 50]
     second = make_scores((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
-    both = first.combine_refined(second)
+    both = first_pass.combine_refined(second)
     assert (both.segment, both.edges.tolist()) == ((20, 60), [20, 25.5, 35.5, 45.5, 60])
     probabilities = np.array([0.2 * 4.5 / 10, 0.2, 0.1, 0.1])
     np.testing.assert_allclose(
@@ -354,11 +354,13 @@ def test_two_looks_at_boundaries_weigh_alike_in_the_window(first: BoundaryScores
 
 
 def test_what_the_first_look_believes_outside_the_window_does_not_count(
-    first: BoundaryScores,
+    first_pass: BoundaryScores,
 ) -> None:
     frames = [20, 30, 40, 50]
     second = make_scores((20, 60), frames, (frames, [0.1, 0.2, 0.6, 0.1], [0.1, 0.1, 0.2, 0.6]))
-    surer = BoundaryScores(first.segment, first.edges, first.start.copy(), first.end.copy(), 1)
+    surer = BoundaryScores(
+        first_pass.segment, first_pass.edges, first_pass.start.copy(), first_pass.end.copy(), 1
+    )
     surer.start[0] /= 4
     surer.end[-1] /= 4
     for get_probabilities in (
@@ -367,18 +369,18 @@ def test_what_the_first_look_believes_outside_the_window_does_not_count(
     ):
         np.testing.assert_allclose(
             get_probabilities(surer.combine_refined(second)),
-            get_probabilities(first.combine_refined(second)),
+            get_probabilities(first_pass.combine_refined(second)),
         )
 
 
 def test_where_the_first_look_gives_the_window_nothing_the_second_stands_alone(
-    first: BoundaryScores,
+    first_pass: BoundaryScores,
 ) -> None:
     frames = [60, 70]
-    first.start[-3:] = 0
+    first_pass.start[-3:] = 0
     second = make_scores((60, 80), frames, (frames, [0.3, 0.7], [0.2, 0.8]))
     np.testing.assert_allclose(
-        first.combine_refined(second).start_probabilities, second.start_probabilities
+        first_pass.combine_refined(second).start_probabilities, second.start_probabilities
     )
 
 

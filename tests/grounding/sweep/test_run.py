@@ -25,7 +25,7 @@ from grounding.systems.registry import get_preset, get_system
 from grounding.training.run_directory import lock_run_dir
 from pipeline.config import merge, validate
 from pipeline.errors import InputError
-from tests.grounding.conftest import build_store, make_query
+from tests.grounding.conftest import build_query, build_store
 
 Maker = Callable[..., Path]
 TINY: dict[str, Any] = yaml.safe_load(
@@ -57,8 +57,8 @@ class Killed(BaseException):
 
 
 def build_sweep_store(folder: Path) -> Path:
-    train_queries = [make_query(n, "train") for n in range(8)]
-    test_queries = [make_query(n, "test", tags=("odd",) * (n % 2)) for n in range(4)]
+    train_queries = [build_query(n, "train") for n in range(8)]
+    test_queries = [build_query(n, "test", tags=("odd",) * (n % 2)) for n in range(4)]
     return build_store(folder, train_queries + test_queries)
 
 
@@ -302,7 +302,7 @@ def test_other_settings_need_another_folder(finished_sweep: FinishedSweep) -> No
 
 
 def test_what_cannot_work_is_said_before_training(
-    sweep_store: Path, store: Path, make_store: Maker
+    sweep_store: Path, shapes_store: Path, make_store: Maker
 ) -> None:
     with pytest.raises(InputError, match="--seeds 1: a table over seeds needs at least 2"):
         sweep_of(sweep_store, seeds=1)
@@ -313,9 +313,9 @@ def test_what_cannot_work_is_said_before_training(
     with pytest.raises(InputError, match="variant 'more_frames': unknown key 'nothing'"):
         sweep_of(sweep_store, changes={"variants": {"more_frames": {"evaluate": {"nothing": 1}}}})
     with pytest.raises(InputError, match="no query is of split 'test'; the index has train, val"):
-        sweep_of(store)
+        sweep_of(shapes_store)
     store_without_truth = make_store(
-        [make_query(0, "train"), make_query(1, "test", truth=None)], "blind"
+        [build_query(0, "train"), build_query(1, "test", truth=None)], "blind"
     )
     with pytest.raises(InputError, match="no query of split 'test' has a ground truth"):
         sweep_of(store_without_truth)

@@ -86,9 +86,11 @@ def _few_videos_will_do(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def sweep(make_store: Maker, query_of: QueryMaker) -> Sweep:
-    queries = [query_of(n, "train") for n in range(8)] + [query_of(0, "val")]
-    queries += [query_of(n, "test", tags=("odd",) * (n % 2), form="declarative") for n in range(6)]
+def sweep(make_store: Maker, make_query: QueryMaker) -> Sweep:
+    queries = [make_query(n, "train") for n in range(8)] + [make_query(0, "val")]
+    queries += [
+        make_query(n, "test", tags=("odd",) * (n % 2), form="declarative") for n in range(6)
+    ]
     store = make_store(queries)
     return plan_sweep(
         TABLE, store, store.parent / "sweep", lambda system: TINY, EvaluateConfig(device="cpu"), 2
@@ -260,10 +262,10 @@ def test_few_videos_and_unknown_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "m_sIoU" not in found
 
 
-def test_groups_are_forms_and_tags(query_of: QueryMaker) -> None:
+def test_groups_are_forms_and_tags(make_query: QueryMaker) -> None:
     queries = [
-        query_of(0, "test", tags=("b", "a")),
-        query_of(1, "test", tags=("a",), form="interrogative"),
+        make_query(0, "test", tags=("b", "a")),
+        make_query(1, "test", tags=("a",), form="interrogative"),
     ]
     found = build_query_groups(queries, ["test-1", "test-0"])
     assert {name: rows.tolist() for name, rows in found.items()} == {

@@ -110,11 +110,11 @@ def assert_asked_is_stored(
         np.testing.assert_allclose(tube.boxes, expected.boxes, atol=0.02)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(store: Path, tmp_path: Path) -> None:
-    complete_run = train_run(store, tmp_path / "whole")
+def test_a_resumed_run_is_the_uninterrupted_one(shapes_store: Path, tmp_path: Path) -> None:
+    complete_run = train_run(shapes_store, tmp_path / "whole")
     with pytest.raises(Killed):
-        train_run(store, tmp_path / "stopped", kill_at=3)
-    resumed_run = train_run(store, tmp_path / "stopped")
+        train_run(shapes_store, tmp_path / "stopped", kill_at=3)
+    resumed_run = train_run(shapes_store, tmp_path / "stopped")
     assert weights(complete_run).keys() == weights(resumed_run).keys()
     for name, value in weights(complete_run).items():
         assert torch.equal(value, weights(resumed_run)[name]), name
@@ -122,7 +122,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(store: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("truth_iou", [None, -1.0])
 def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
-    store: Path, tmp_path: Path, truth_iou: float | None
+    shapes_store: Path, tmp_path: Path, truth_iou: float | None
 ) -> None:
     model = {"dropout": 0.0, "teacher_iou": truth_iou}
     variants: dict[str, dict[str, Any]] = {
@@ -132,7 +132,7 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
     }
     moments = {}
     for name, changes in variants.items():
-        run = train_run(store, tmp_path / name, model=model, max_steps=1, **changes)
+        run = train_run(shapes_store, tmp_path / name, model=model, max_steps=1, **changes)
         state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)[
             "optimizer"
         ]["state"]
@@ -149,19 +149,19 @@ def test_video_swin_s_maps_are_the_motion(make_store: Maker, tmp_path: Path) -> 
     assert all(0 <= prediction.span[0] < prediction.span[1] <= 100 for prediction in predictions)
 
 
-def test_a_store_without_its_motion_is_refused(store: Path, tmp_path: Path) -> None:
+def test_a_store_without_its_motion_is_refused(shapes_store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"has no product 'swin' .*: run stvg-extract to add it"):
-        train_run(store, tmp_path / "run", model={"motion_product": "swin"})
+        train_run(shapes_store, tmp_path / "run", model={"motion_product": "swin"})
 
 
 def test_queries_without_truth_are_answered(
-    make_store: Maker, query_of: QueryMaker, store: Path, tmp_path: Path
+    make_store: Maker, make_query: QueryMaker, shapes_store: Path, tmp_path: Path
 ) -> None:
-    run = train_run(store, tmp_path / "run", model={"teacher_iou": 0.5})
+    run = train_run(shapes_store, tmp_path / "run", model={"teacher_iou": 0.5})
     unlabeled_store = make_store(
-        [query_of(0, "test", truth=None), query_of(1, "test", truth=None)], name="unknown"
+        [make_query(0, "test", truth=None), make_query(1, "test", truth=None)], name="unknown"
     )
-    labeled_store = make_store([query_of(0, "test"), query_of(1, "test")], name="known")
+    labeled_store = make_store([make_query(0, "test"), make_query(1, "test")], name="known")
     predictions_without_truth, predictions_with_truth = (
         predict_split([run], path, EvaluateConfig(device="cpu"))[0]
         for path in (unlabeled_store, labeled_store)
@@ -261,12 +261,12 @@ def test_it_does_not_answer_together_with_csdvl(tiny_run: Any, cg_run: Path) -> 
         Ensemble.from_runs([tiny_run.run, cg_run], CPU)
 
 
-def test_mdetr_s_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
+def test_mdetr_s_checkpoint_is_refused(shapes_store: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
         match=r"CG-STVG uses only MDETR's image and text encoders: extract with weights mdetr:FILE",
     ):
-        train_run(store, tmp_path / "run", init_from=str(tmp_path / "mdetr.pth"))
+        train_run(shapes_store, tmp_path / "run", init_from=str(tmp_path / "mdetr.pth"))
 
 
 @pytest.mark.parametrize("table", ["cgstvg", "cgstvg_context", "cgstvg_thresholds"])

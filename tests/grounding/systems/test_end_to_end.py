@@ -70,7 +70,7 @@ def recipe(**changes: Any) -> CsdvlTrainConfig:
 
 
 @pytest.fixture(scope="module")
-def store(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_store(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small store, with pictures of best quality beside the features."""
     path = tmp_path_factory.mktemp("frames") / "store"
     shutil.copytree(tiny_run.store, path)
@@ -86,11 +86,11 @@ def store(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def end_to_end_run(image_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    prepare_run_dir(store, path, recipe())
-    train(store, path, recipe())
+    prepare_run_dir(image_store, path, recipe())
+    train(image_store, path, recipe())
     return path
 
 
@@ -119,11 +119,11 @@ def raw_inputs(store: Path, model: nn.Module, count: int = 3) -> ModelInputs:
     return collate(samples, deduplicate=False)
 
 
-def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
+def test_pictures_are_those_whose_features_are_stored(image_store: Path) -> None:
     """The image encoder gives the stored maps, as far as a JPEG of quality 100 lets it."""
     pictures, maps = (
-        ImageSource.from_store(Store(store).open("frames")),
-        Store(store).open("appearance"),
+        ImageSource.from_store(Store(image_store).open("frames")),
+        Store(image_store).open("appearance"),
     )
     encoder = load_initial_encoders(recipe().encoders)[0].encoder  # type: ignore[arg-type]
     for video in maps.keys():  # noqa: SIM118 - it is no mapping
@@ -141,9 +141,12 @@ def test_pictures_are_those_whose_features_are_stored(store: Path) -> None:
         assert np.abs(outputs - expected).mean() < 0.1 * np.abs(expected).mean()
 
 
-def test_tokens_are_the_sentences(store: Path, model: EndToEnd) -> None:
-    queries = list(read_jsonl(Store(store).index_path, Query))
-    tokens, states = TokenSource(queries, model.text_encoder.tokenize), Store(store).open("text")
+def test_tokens_are_the_sentences(image_store: Path, model: EndToEnd) -> None:
+    queries = list(read_jsonl(Store(image_store).index_path, Query))
+    tokens, states = (
+        TokenSource(queries, model.text_encoder.tokenize),
+        Store(image_store).open("text"),
+    )
     for query in queries:
         assert query.id in tokens
         np.testing.assert_array_equal(
@@ -154,9 +157,9 @@ def test_tokens_are_the_sentences(store: Path, model: EndToEnd) -> None:
 
 
 def test_it_answers_what_its_network_answers_to_its_encoders_features(
-    store: Path, model: EndToEnd
+    image_store: Path, model: EndToEnd
 ) -> None:
-    inputs = raw_inputs(store, model)
+    inputs = raw_inputs(image_store, model)
     pictures = inputs.appearance.flatten(0, 1).permute(0, 3, 1, 2)
     maps = model.image_encoder(pictures).unflatten(0, inputs.appearance.shape[:2])
     size = torch.tensor(maps.shape[2:4]).expand(len(inputs.text), 2)
@@ -172,12 +175,14 @@ def test_it_answers_what_its_network_answers_to_its_encoders_features(
     torch.testing.assert_close(outputs.proposal_logits, expected.proposal_logits)
 
 
-def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: EndToEnd) -> None:
-    features = raw_features(store, model)
+def test_pictures_that_several_ask_about_are_encoded_once(
+    image_store: Path, model: EndToEnd
+) -> None:
+    features = raw_features(image_store, model)
     batch_sizes: list[int] = []
     shared, separate = (
         collate([features.load_sample(query) for query in features.queries[:3]]),
-        raw_inputs(store, model),
+        raw_inputs(image_store, model),
     )
     handle = model.image_encoder.register_forward_pre_hook(
         lambda _, arguments: batch_sizes.append(len(arguments[0]))
@@ -192,11 +197,13 @@ def test_pictures_that_several_ask_about_are_encoded_once(store: Path, model: En
     torch.testing.assert_close(outputs.proposal_logits, expected.proposal_logits)
 
 
-def test_pictures_of_other_sizes_in_a_batch_change_nothing(store: Path, model: EndToEnd) -> None:
+def test_pictures_of_other_sizes_in_a_batch_change_nothing(
+    image_store: Path, model: EndToEnd
+) -> None:
     """Cut to half their width, the first query's pictures are padded in the batch; its maps are
     those it has alone.
     """
-    inputs = raw_inputs(store, model, count=2)
+    inputs = raw_inputs(image_store, model, count=2)
     height, width = inputs.map_size[0].tolist()
     half = replace(
         inputs,
@@ -233,8 +240,11 @@ def test_what_learns_and_how_fast(model: EndToEnd) -> None:
     assert all(name in rates for name in names.values() if not name.startswith("image_encoder."))
 
 
-def test_training_moves_the_encoders_and_leaves_what_is_frozen(run: Path) -> None:
-    trained, first = load_model(run, "last")[0], build_model(recipe(), read_provenance(run))
+def test_training_moves_the_encoders_and_leaves_what_is_frozen(end_to_end_run: Path) -> None:
+    trained, first = (
+        load_model(end_to_end_run, "last")[0],
+        build_model(recipe(), read_provenance(end_to_end_run)),
+    )
     before = dict(first.named_parameters())
     changed_names = {
         name for name, now in trained.named_parameters() if not torch.equal(now, before[name])
@@ -258,24 +268,26 @@ def test_training_moves_the_encoders_and_leaves_what_is_frozen(run: Path) -> Non
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    store: Path, run: Path, tmp_path: Path
+    image_store: Path, end_to_end_run: Path, tmp_path: Path
 ) -> None:
     part = recipe(max_steps=1, lr_schedule_steps=2)
-    prepare_run_dir(store, tmp_path / "run", part)
-    train(store, tmp_path / "run", part)
+    prepare_run_dir(image_store, tmp_path / "run", part)
+    train(image_store, tmp_path / "run", part)
     longer = recipe(lr_schedule_steps=2)
-    prepare_run_dir(store, tmp_path / "run", longer, resume=True)
-    train(store, tmp_path / "run", longer)
+    prepare_run_dir(image_store, tmp_path / "run", longer, resume=True)
+    train(image_store, tmp_path / "run", longer)
     expected, actual = (
-        load_model(which, "last")[0].state_dict() for which in (run, tmp_path / "run")
+        load_model(which, "last")[0].state_dict() for which in (end_to_end_run, tmp_path / "run")
     )
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=0, atol=0)
 
 
-def test_recomputed_layers_give_the_same_gradients_from_less(store: Path, model: EndToEnd) -> None:
+def test_recomputed_layers_give_the_same_gradients_from_less(
+    image_store: Path, model: EndToEnd
+) -> None:
     """In training with dropout: the same gradients, from a fraction of the saved tensors."""
-    inputs = raw_inputs(store, model)
+    inputs = raw_inputs(image_store, model)
 
     def gradients() -> tuple[list[torch.Tensor], int]:
         saved_bytes: list[int] = []
@@ -299,9 +311,9 @@ def test_recomputed_layers_give_the_same_gradients_from_less(store: Path, model:
 
 
 def test_pictures_are_encoded_in_parts(
-    store: Path, model: EndToEnd, monkeypatch: pytest.MonkeyPatch
+    image_store: Path, model: EndToEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = raw_inputs(store, model)
+    inputs = raw_inputs(image_store, model)
     with torch.no_grad():
         expected_maps = model.encode_images(inputs.appearance, inputs.map_size)[0]
         monkeypatch.setattr(grounding.models.end_to_end, "ENCODER_BATCH_SIZE", 5)
@@ -339,7 +351,7 @@ def test_gradients_summed_over_processes_keep_the_memory_layout_of_their_paramet
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_they_train_in_parts_and_in_low_precision(
-    store: Path, tmp_path: Path, precision: str
+    image_store: Path, tmp_path: Path, precision: str
 ) -> None:
     """Cut into two parts, the first step has the same losses; every picture of the batch is seen in
     the end.
@@ -347,17 +359,17 @@ def test_they_train_in_parts_and_in_low_precision(
     losses = []
     for accumulate in (1, 2):
         parts = recipe(precision=precision, accumulation_steps=accumulate, max_steps=1, log_every=1)
-        prepare_run_dir(store, tmp_path / str(accumulate), parts)
-        train(store, tmp_path / str(accumulate), parts)
+        prepare_run_dir(image_store, tmp_path / str(accumulate), parts)
+        train(image_store, tmp_path / str(accumulate), parts)
         path = tmp_path / str(accumulate) / "curves" / "plots" / "metrics" / "train" / "loss.tsv"
         losses.append(float(path.read_text().split()[-1]))
     assert losses[0] == pytest.approx(losses[1], rel=0.02 if precision == "bfloat16" else 1e-4)
 
 
 def test_encoders_of_another_tokenizer_do_not_answer_together(
-    store: Path, run: Path, tmp_path: Path
+    image_store: Path, end_to_end_run: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(run, tmp_path / "other")
+    shutil.copytree(end_to_end_run, tmp_path / "other")
     provenance_values = json.loads((tmp_path / "other" / "provenance.json").read_text())
     other = load_initial_encoders(EncodersConfig(backbones="tiny", image="tiny", text="random:1"))[
         1
@@ -369,11 +381,13 @@ def test_encoders_of_another_tokenizer_do_not_answer_together(
     with pytest.raises(
         InputError, match="their text encoders, and so their tokenizers, have different weights"
     ):
-        predict_split([run, tmp_path / "other"], store, EvaluateConfig(device="cpu"))
+        predict_split(
+            [end_to_end_run, tmp_path / "other"], image_store, EvaluateConfig(device="cpu")
+        )
 
 
-def test_first_weights_that_have_changed(run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "run")
+def test_first_weights_that_have_changed(end_to_end_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(end_to_end_run, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("text: tiny", "text: random:1"))
     with pytest.raises(
@@ -385,15 +399,17 @@ def test_first_weights_that_have_changed(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_judged_on_its_store_and_asked_about_a_video(
-    store: Path, run: Path, tiny_run: Any
+    image_store: Path, end_to_end_run: Path, tiny_run: Any
 ) -> None:
-    predictions, missing = predict_split([run], store, EvaluateConfig(device="cpu"))
+    predictions, missing = predict_split(
+        [end_to_end_run], image_store, EvaluateConfig(device="cpu")
+    )
     assert predictions
     assert missing == []
     query = next(
-        query for query in read_jsonl(Store(store).index_path, Query) if query.split == "test"
+        query for query in read_jsonl(Store(image_store).index_path, Query) if query.split == "test"
     )
-    result = Grounder(run, device="cpu").ground(tiny_run.root / query.path, [query.text])
+    result = Grounder(end_to_end_run, device="cpu").ground(tiny_run.root / query.path, [query.text])
     prediction = next(candidate for candidate in predictions if candidate.id == query.id)
     assert result.queries[0].score == pytest.approx(prediction.score, abs=0.02)
     begin, end = result.queries[0].span_frames
@@ -404,14 +420,16 @@ def test_a_run_is_judged_on_its_store_and_asked_about_a_video(
 
 
 def test_several_runs_answer_about_a_store_but_not_about_a_video(
-    store: Path, run: Path, tmp_path: Path, tiny_run: Any
+    image_store: Path, end_to_end_run: Path, tmp_path: Path, tiny_run: Any
 ) -> None:
-    shutil.copytree(run, tmp_path / "twin")
-    assert predict_split([run, tmp_path / "twin"], store, EvaluateConfig(device="cpu"))[0]
+    shutil.copytree(end_to_end_run, tmp_path / "twin")
+    assert predict_split(
+        [end_to_end_run, tmp_path / "twin"], image_store, EvaluateConfig(device="cpu")
+    )[0]
     with pytest.raises(InputError, match=r"each of these runs has its own encoders.*give one run"):
-        Grounder(run, tmp_path / "twin", device="cpu")
+        Grounder(end_to_end_run, tmp_path / "twin", device="cpu")
     with pytest.raises(InputError, match="does not fit run"):
-        predict_split([run, tiny_run.run], store, EvaluateConfig(device="cpu"))
+        predict_split([end_to_end_run, tiny_run.run], image_store, EvaluateConfig(device="cpu"))
 
 
 def test_a_store_without_pictures_is_refused(tiny_run: Any, tmp_path: Path) -> None:
@@ -419,16 +437,18 @@ def test_a_store_without_pictures_is_refused(tiny_run: Any, tmp_path: Path) -> N
         prepare_run_dir(tiny_run.store, tmp_path / "run", recipe())
 
 
-def test_a_split_that_is_not_there(store: Path, run: Path) -> None:
+def test_a_split_that_is_not_there(image_store: Path, end_to_end_run: Path) -> None:
     with pytest.raises(StoreError, match="has no features for any query of split 'nothing'"):
-        predict_split([run], store, EvaluateConfig(device="cpu", split="nothing"))
+        predict_split([end_to_end_run], image_store, EvaluateConfig(device="cpu", split="nothing"))
 
 
-def test_other_first_weights_are_another_run(store: Path, run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "run")
+def test_other_first_weights_are_another_run(
+    image_store: Path, end_to_end_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(end_to_end_run, tmp_path / "run")
     other = recipe(encoders={"backbones": "tiny", "image": "random:1", "text": "tiny"})
     with pytest.raises(InputError, match="cannot be resumed: encoders differ"):
-        prepare_run_dir(store, tmp_path / "run", other, resume=True)
-    provenance_values = read_provenance(run)
+        prepare_run_dir(image_store, tmp_path / "run", other, resume=True)
+    provenance_values = read_provenance(end_to_end_run)
     assert set(provenance_values["products"]) == {"frames", "motion"}
     assert provenance_values["encoders"] == provenance()["encoders"]

@@ -113,7 +113,7 @@ SMALL, REAL = Size(8, 2), Size(1, 6)
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Load:
+def load_mdetr(tmp_path: Path) -> Load:
     """Save a state as MDETR saves its averaged weights, and initialize a model from it."""
 
     def load(
@@ -265,9 +265,9 @@ def answers_of(model: Csdvl, inputs: ModelInputs) -> tuple[Tensor, Tensor, Tenso
 
 
 @pytest.mark.parametrize("size", [SMALL, REAL], ids=["small", "real"])
-def test_it_gives_what_mdetr_gives(load: Load, size: Size) -> None:
+def test_it_gives_what_mdetr_gives(load_mdetr: Load, size: Size) -> None:
     state, model, inputs = size.state(), size.model(), size.inputs()
-    load(model, state)
+    load_mdetr(model, state)
     memory, mask, queries, boxes = answers_of(model, inputs)
     true_memory, true_queries, true_boxes = reference_of(state, size.layers, inputs)
     torch.testing.assert_close(memory[mask], true_memory[mask], atol=1e-5, rtol=1e-5)
@@ -276,9 +276,9 @@ def test_it_gives_what_mdetr_gives(load: Load, size: Size) -> None:
     assert boxes.std(1).min() > 1e-3, "frames must differ, or the equality says little"
 
 
-def test_every_key_is_accounted_for(load: Load) -> None:
+def test_every_key_is_accounted_for(load_mdetr: Load) -> None:
     state, model = REAL.state(), REAL.model(collaboration="full")
-    report = load(model, state)
+    report = load_mdetr(model, state)
     left = {name for name in state if LEFT_OVER.fullmatch(name)}
     assert set(report.loaded_keys) == set(state) - left
     assert set(report.ignored_keys) == left
@@ -291,9 +291,9 @@ def test_every_key_is_accounted_for(load: Load) -> None:
     assert re.match(expected, str(report))
 
 
-def test_only_the_static_stream_changes(load: Load) -> None:
+def test_only_the_static_stream_changes(load_mdetr: Load) -> None:
     state, model, before = SMALL.state(), SMALL.model(), SMALL.model()
-    load(model, state)
+    load_mdetr(model, state)
     own = {id(parameter) for parameter in build_static_stream(model).parameters()}
     assert len(own) == 2 * 12 + 2 * 18 + 15
     for (name, parameter), old in zip(model.named_parameters(), before.parameters(), strict=True):
@@ -302,20 +302,20 @@ def test_only_the_static_stream_changes(load: Load) -> None:
     assert torch.equal(model.project_appearance.weight, state["input_proj.weight"][:, :, 0, 0])
 
 
-def test_leftovers_of_mdetr_for_other_tasks(load: Load) -> None:
+def test_leftovers_of_mdetr_for_other_tasks(load_mdetr: Load) -> None:
     heads = (
         "isfinal_embed.weight",
         "contrastive_align_projection_image.bias",
         "qa_embed.weight",
         "answer_rel_head.bias",
     )
-    report = load(SMALL.model(), SMALL.state() | {name: torch.zeros(1) for name in heads})
+    report = load_mdetr(SMALL.model(), SMALL.state() | {name: torch.zeros(1) for name in heads})
     assert set(heads) <= set(report.ignored_keys)
 
 
-def test_another_box_head_stays_as_it_is(load: Load) -> None:
+def test_another_box_head_stays_as_it_is(load_mdetr: Load) -> None:
     model, before = SMALL.model(box_head="attention"), SMALL.model(box_head="attention")
-    report = load(model, SMALL.state())
+    report = load_mdetr(model, SMALL.state())
     assert {name for name in report.ignored_keys if name.startswith("bbox_embed.")} == {
         f"bbox_embed.layers.{number}.{part}" for number in range(3) for part in ("weight", "bias")
     }
@@ -362,23 +362,23 @@ def broken(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ],
 )
 def test_a_file_that_does_not_fit_changes_nothing(
-    load: Load, change: Callable[[dict[str, Tensor]], Any], message: str
+    load_mdetr: Load, change: Callable[[dict[str, Tensor]], Any], message: str
 ) -> None:
     state, model = SMALL.state(), SMALL.model()
     change(state)
     with pytest.raises(InputError, match=message):
-        load(model, state)
+        load_mdetr(model, state)
     for old, new in zip(SMALL.model().parameters(), model.parameters(), strict=True):
         assert torch.equal(old, new)
 
 
-def test_another_network(load: Load) -> None:
+def test_another_network(load_mdetr: Load) -> None:
     with pytest.raises(
         InputError,
         match=r"static stream from MDETR's .* do not fit: missing \['bbox_embed.* "
         r"unexpected \['layer1.weight'\]",
     ):
-        load(SMALL.model(), {"layer1.weight": torch.zeros(1)})
+        load_mdetr(SMALL.model(), {"layer1.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -406,9 +406,9 @@ def test_another_network(load: Load) -> None:
         ),
     ],
 )
-def test_a_model_that_does_not_fit(load: Load, changes: dict[str, Any], message: str) -> None:
+def test_a_model_that_does_not_fit(load_mdetr: Load, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=rf"init_from \S+mdetr\.pth: {message}"):
-        load(SMALL.model(**changes), SMALL.state())
+        load_mdetr(SMALL.model(**changes), SMALL.state())
 
 
 def reduced(inputs: ModelInputs, basis: Projection) -> ModelInputs:
@@ -420,11 +420,11 @@ def reduced(inputs: ModelInputs, basis: Projection) -> ModelInputs:
     )
 
 
-def test_a_store_reduced_by_mdetr_itself(load: Load, tmp_path: Path) -> None:
+def test_a_store_reduced_by_mdetr_itself(load_mdetr: Load, tmp_path: Path) -> None:
     state, inputs, d = SMALL.state(), SMALL.inputs(), 32
-    load(whole := SMALL.model(), state)
+    load_mdetr(whole := SMALL.model(), state)
     basis = load_mdetr_projection(tmp_path / "mdetr.pth")
-    load(model := SMALL.model((d, *SMALL.dims[1:])), state, basis)
+    load_mdetr(model := SMALL.model((d, *SMALL.dims[1:])), state, basis)
     torch.testing.assert_close(model.project_appearance.weight, torch.eye(d), atol=1e-6, rtol=0)
     torch.testing.assert_close(model.project_appearance.bias, torch.zeros(d), atol=1e-6, rtol=0)
     torch.testing.assert_close(
@@ -432,7 +432,7 @@ def test_a_store_reduced_by_mdetr_itself(load: Load, tmp_path: Path) -> None:
     )
 
 
-def test_a_store_reduced_to_principal_components(load: Load) -> None:
+def test_a_store_reduced_to_principal_components(load_mdetr: Load) -> None:
     """Maps that vary in no more directions than were kept lose nothing."""
     state, inputs, kept = SMALL.state(), SMALL.inputs(), 6
     random = np.random.default_rng(0)
@@ -445,8 +445,8 @@ def test_a_store_reduced_to_principal_components(load: Load) -> None:
     ).astype(np.float32)
     inputs.appearance = torch.from_numpy(cells).reshape(inputs.appearance.shape)
     basis = fit_pca(cells, kept)
-    load(whole := SMALL.model(), state)
-    load(model := SMALL.model((kept, *SMALL.dims[1:])), state, basis)
+    load_mdetr(whole := SMALL.model(), state)
+    load_mdetr(model := SMALL.model((kept, *SMALL.dims[1:])), state, basis)
     small = reduced(inputs, basis).appearance
     torch.testing.assert_close(
         model.project_appearance(small),
@@ -456,21 +456,23 @@ def test_a_store_reduced_to_principal_components(load: Load) -> None:
     )
 
 
-def test_features_of_another_backbone(load: Load) -> None:
+def test_features_of_another_backbone(load_mdetr: Load) -> None:
     message = (
         r"MDETR reads maps of 256 channels, and the store's backbone gives 6: "
         r"extract them with --backbones full and --weights"
     )
     with pytest.raises(InputError, match=message):
-        load(SMALL.model((6, *SMALL.dims[1:])), SMALL.state())
+        load_mdetr(SMALL.model((6, *SMALL.dims[1:])), SMALL.state())
     basis = Projection(
         np.zeros(6, np.float32), np.ones((32, 6), np.float32), np.zeros(32, np.float32), "pca:32"
     )
     with pytest.raises(InputError, match=message):
-        load(SMALL.model((32, *SMALL.dims[1:])), SMALL.state(), basis)
+        load_mdetr(SMALL.model((32, *SMALL.dims[1:])), SMALL.state(), basis)
 
 
-def test_a_run_that_starts_from_it_says_so(load: Load, store: Path, tmp_path: Path) -> None:
+def test_a_run_that_starts_from_it_says_so(
+    load_mdetr: Load, shapes_store: Path, tmp_path: Path
+) -> None:
     """Two warnings, for the store's features come from no MDETR; the file's digest, which a resumed
     run keeps without the file.
     """
@@ -478,7 +480,7 @@ def test_a_run_that_starts_from_it_says_so(load: Load, store: Path, tmp_path: Pa
     state["input_proj.weight"] = torch.randn(32, 6, 1, 1, generator=random)
     state["transformer.resizer.fc.weight"] = torch.randn(32, 7, generator=random)
     file, said = tmp_path / "mdetr.pth", list[str]()
-    load(SMALL.model((6, 5, 7)), state)
+    load_mdetr(SMALL.model((6, 5, 7)), state)
     small = {
         "hidden_dim": 32,
         "ffn_dim": 256,
@@ -499,8 +501,8 @@ def test_a_run_that_starts_from_it_says_so(load: Load, store: Path, tmp_path: Pa
         "device": "cpu",
     }
     config = CsdvlTrainConfig.model_validate(values)
-    prepare_run_dir(store, tmp_path / "run", config)
-    train(store, tmp_path / "run", config, warn=said.append)
+    prepare_run_dir(shapes_store, tmp_path / "run", config)
+    train(shapes_store, tmp_path / "run", config, warn=said.append)
     assert [line.split()[4] for line in said] == ["appearance", "text"]
     assert all(
         "of MDETR's own encoder, and this run's come from 'an unknown source'" in line
@@ -510,7 +512,7 @@ def test_a_run_that_starts_from_it_says_so(load: Load, store: Path, tmp_path: Pa
     assert read_provenance(tmp_path / "run")["initialised"] == digest
     file.unlink()
     longer = config.model_copy(update={"max_steps": 2})
-    prepare_run_dir(store, tmp_path / "run", longer, resume=True)
-    train(store, tmp_path / "run", longer, warn=said.append)
+    prepare_run_dir(shapes_store, tmp_path / "run", longer, resume=True)
+    train(shapes_store, tmp_path / "run", longer, warn=said.append)
     assert len(said) == 2
     assert read_provenance(tmp_path / "run")["initialised"] == digest

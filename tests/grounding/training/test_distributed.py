@@ -172,27 +172,29 @@ def system(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def full_run(system: str, pictured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_run(pictured, tmp_path_factory.mktemp("whole") / "run", system)
+def full_run(system: str, image_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_run(image_store, tmp_path_factory.mktemp("whole") / "run", system)
 
 
 @pytest.mark.parametrize("parts", [2, 8])
 def test_accumulated_parts_are_the_batch(
-    pictured: Path, tmp_path: Path, system: str, full_run: Path, parts: int
+    image_store: Path, tmp_path: Path, system: str, full_run: Path, parts: int
 ) -> None:
     assert_close_runs(
-        train_run(pictured, tmp_path / "run", system, accumulation_steps=parts), full_run
+        train_run(image_store, tmp_path / "run", system, accumulation_steps=parts), full_run
     )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_recomputed_layers_give_the_same_weights_to_the_bit(
-    store: Path, tmp_path: Path, dropout: float
+    shapes_store: Path, tmp_path: Path, dropout: float
 ) -> None:
     """Dropout drops the same in the second forward pass."""
     changes = {"model": {**RECIPE["model"], "dropout": dropout}, "max_steps": 2}
-    plain_run = train_run(store, tmp_path / "kept", **changes)
-    recomputed_run = train_run(store, tmp_path / "again", activation_checkpointing=True, **changes)
+    plain_run = train_run(shapes_store, tmp_path / "kept", **changes)
+    recomputed_run = train_run(
+        shapes_store, tmp_path / "again", activation_checkpointing=True, **changes
+    )
     torch.testing.assert_close(state_of(recomputed_run), state_of(plain_run), atol=0, rtol=0)
     assert (
         load_model(recomputed_run)[0].state_dict().keys()
@@ -200,10 +202,10 @@ def test_recomputed_layers_give_the_same_weights_to_the_bit(
     )
 
 
-def test_recomputing_keeps_less(store: Path) -> None:
+def test_recomputing_keeps_less(shapes_store: Path) -> None:
     """Bytes held between forward and backward pass: a third without the layers' own."""
     config = recipe()
-    features = GroundingDataset.from_store(store, "train", 4, 4)
+    features = GroundingDataset.from_store(shapes_store, "train", 4, 4)
     inputs = collate([features.load_sample(query) for query in features.queries])
     saved_bytes = []
     for recompute in (False, True):
@@ -221,12 +223,12 @@ def test_recomputing_keeps_less(store: Path) -> None:
 
 
 def test_bfloat16_learns_nearly_the_same(
-    pictured: Path, tmp_path: Path, system: str, full_run: Path
+    image_store: Path, tmp_path: Path, system: str, full_run: Path
 ) -> None:
     """The first loss agrees to bfloat16's three digits, weights and moving average stay float32,
     and it goes on.
     """
-    bfloat16_run = train_run(pictured, tmp_path / "half", system, precision="bfloat16")
+    bfloat16_run = train_run(image_store, tmp_path / "half", system, precision="bfloat16")
     assert {
         value.dtype
         for value in state_of(bfloat16_run)["model"].values()
@@ -243,14 +245,14 @@ def test_bfloat16_learns_nearly_the_same(
 @pytest.mark.parametrize("collaboration", ["none", "sum", "fc_sum", "concat_fc"])
 @pytest.mark.parametrize("box_head", ["mlp", "attention"])
 def test_every_variant_runs_in_bfloat16(
-    store: Path, tmp_path: Path, collaboration: str, box_head: str
+    shapes_store: Path, tmp_path: Path, collaboration: str, box_head: str
 ) -> None:
     model = {**MODEL, "num_layers": 1, "collaboration": collaboration, "box_head": box_head}
-    train_run(store, tmp_path / "run", precision="bfloat16", model=model, max_steps=1)
+    train_run(shapes_store, tmp_path / "run", precision="bfloat16", model=model, max_steps=1)
 
 
 def test_a_compiled_network_learns_the_same(
-    pictured: Path, tmp_path: Path, system: str, full_run: Path, monkeypatch: pytest.MonkeyPatch
+    image_store: Path, tmp_path: Path, system: str, full_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced by torch.compile and run without a compiler of machine code; the checkpoint's names
     are the network's own.
@@ -258,17 +260,17 @@ def test_a_compiled_network_learns_the_same(
     compiled: list[torch.nn.Module] = []
     trace = partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or trace(model))
-    run = train_run(pictured, tmp_path / "run", system, compile=True)
+    run = train_run(image_store, tmp_path / "run", system, compile=True)
     assert len(compiled) == 1
     torch.testing.assert_close(state_of(run), state_of(full_run), **TOLERANCE)
 
 
-def test_a_batch_that_cannot_be_cut_is_refused(store: Path, tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_cut_is_refused(shapes_store: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
         match="a batch of 8 queries cannot be cut into 1 processes × 3 accumulated parts",
     ):
-        train_run(store, tmp_path / "run", accumulation_steps=3)
+        train_run(shapes_store, tmp_path / "run", accumulation_steps=3)
 
 
 @pytest.mark.parametrize(("accumulate", "named"), [(8, "train-3"), (1, "(train-[0-7](, )?){8}")])
@@ -284,7 +286,7 @@ def test_a_loss_that_is_not_a_number_names_the_queries_of_its_part(
 
 
 def test_a_gradient_that_is_not_a_number_names_the_batch(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The root of nothing is nothing, but its slope is not a number."""
     rootless = replace(
@@ -296,11 +298,11 @@ def test_a_gradient_that_is_not_a_number_names_the_batch(
         NonFiniteLossError,
         match=r"^the gradient is (nan|inf) at step 0, in the batch of (train-\d(, )?){8}: lower lr",
     ):
-        train_run(store, tmp_path / "run", accumulation_steps=2)
+        train_run(shapes_store, tmp_path / "run", accumulation_steps=2)
 
 
 def test_first_weights_are_loaded_once(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the moving average is made of them; a resumed run does not read the file again."""
     calls: list[Any] = []
@@ -314,13 +316,13 @@ def test_first_weights_are_loaded_once(
         SYSTEMS, "csdvl", replace(SYSTEMS["csdvl"], load_pretrained=load_pretrained)
     )
     (weights_file := tmp_path / "mdetr.pth").write_bytes(b"weights")
-    run = train_run(store, tmp_path / "run", init_from=weights_file, max_steps=1, lr=1e-9)
+    run = train_run(shapes_store, tmp_path / "run", init_from=weights_file, max_steps=1, lr=1e-9)
     assert calls == [(weights_file, None)]
     for kind, name in (("model", "object_query"), ("ema", "module.object_query")):
         torch.testing.assert_close(state_of(run)[kind][name], torch.full((8,), 3.0))
     config = recipe(init_from=weights_file, max_steps=2, lr=1e-9)
-    prepare_run_dir(store, run, config, resume=True)
-    train(store, run, config)
+    prepare_run_dir(shapes_store, run, config, resume=True)
+    train(shapes_store, run, config)
     assert len(calls) == 1
 
 
@@ -371,12 +373,12 @@ def start_processes(count: int, arguments: list[str], folder: Path) -> list[Fork
 
 
 @pytest.fixture
-def two_processes(store: Path, tmp_path: Path) -> Iterator[list[ForkedCommand]]:
+def two_processes(shapes_store: Path, tmp_path: Path) -> Iterator[list[ForkedCommand]]:
     """Two processes in the middle of an endless training."""
     config = config_file(
         tmp_path, accumulation_steps=2, max_steps=10**6, validate_every=10**6, checkpoint_every=1
     )
-    processes = start_processes(2, command(store, tmp_path / "run", config), tmp_path)
+    processes = start_processes(2, command(shapes_store, tmp_path / "run", config), tmp_path)
     wait_until((tmp_path / "run" / "checkpoints" / "last").exists, 120, processes)
     yield processes
     for process in processes:
@@ -409,10 +411,12 @@ def run_torchrun(store: Path, run: Path, system: str = "csdvl", **changes: Any) 
     return completed.stdout
 
 
-def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, full_run: Path) -> None:
+def test_two_processes_are_one(
+    image_store: Path, tmp_path: Path, system: str, full_run: Path
+) -> None:
     """Two processes × two accumulated parts, CSDVL's by torchrun; one of them writes."""
     run_processes = run_torchrun if system == "csdvl" else run_two_processes
-    output = run_processes(pictured, tmp_path / "run", system, accumulation_steps=2)
+    output = run_processes(image_store, tmp_path / "run", system, accumulation_steps=2)
     assert output.count("trained") == 1
     assert_close_runs(tmp_path / "run", full_run)
     assert read_provenance(tmp_path / "run") == read_provenance(full_run)
@@ -422,12 +426,12 @@ def test_two_processes_are_one(pictured: Path, tmp_path: Path, system: str, full
 
 
 def test_parts_draw_their_own_random_numbers_whichever_process_has_them(
-    store: Path, tmp_path: Path
+    shapes_store: Path, tmp_path: Path
 ) -> None:
     """With dropout, two processes of one part each are one process of two parts."""
     changes = {"model": {**RECIPE["model"], "dropout": 0.5}, "max_steps": 2}
-    single = train_run(store, tmp_path / "alone", accumulation_steps=2, **changes)
-    run_two_processes(store, tmp_path / "run", **changes)
+    single = train_run(shapes_store, tmp_path / "alone", accumulation_steps=2, **changes)
+    run_two_processes(shapes_store, tmp_path / "run", **changes)
     assert_close_runs(tmp_path / "run", single)
 
 
@@ -452,12 +456,12 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
     assert "finished" not in read_provenance(tmp_path / "run")
 
 
-def test_what_the_first_process_refuses_ends_the_others(store: Path, tmp_path: Path) -> None:
+def test_what_the_first_process_refuses_ends_the_others(shapes_store: Path, tmp_path: Path) -> None:
     """There is nothing to resume: the first says so, the other that it has lost the first, and none
     waits for ever.
     """
     workers = start_processes(
-        2, [*command(store, tmp_path / "run", config_file(tmp_path)), "--resume"], tmp_path
+        2, [*command(shapes_store, tmp_path / "run", config_file(tmp_path)), "--resume"], tmp_path
     )
     assert [process.wait(120) for process in workers] == [2, 1]
     assert "holds no checkpoint to resume" in (tmp_path / "0.txt").read_text()

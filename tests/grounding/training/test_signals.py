@@ -77,8 +77,8 @@ def assert_same_runs(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def full_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_run(store, tmp_path_factory.mktemp("whole") / "run")
+def full_run(shapes_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_run(shapes_store, tmp_path_factory.mktemp("whole") / "run")
 
 
 @pytest.fixture(autouse=True)
@@ -127,42 +127,46 @@ def send(number: int, times: int = 1) -> Callable[[], None]:
     ("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
 )
 def test_a_signal_lets_the_step_end_and_saves_it(
-    store: Path, tmp_path: Path, full_run: Path, number: int, raised: type[BaseException]
+    shapes_store: Path, tmp_path: Path, full_run: Path, number: int, raised: type[BaseException]
 ) -> None:
     """It comes while the third step begins, in the middle of an epoch."""
     run = tmp_path / "run"
     with pytest.raises(raised):
-        train_interrupted(store, run, training, "train_step", 3, send(number))
+        train_interrupted(shapes_store, run, training, "train_step", 3, send(number))
     assert load_state(run)["step"] == 3
     assert "finished" not in read_provenance(run)
-    assert_same_runs(train_run(store, run), full_run)
+    assert_same_runs(train_run(shapes_store, run), full_run)
 
 
-def test_a_second_signal_ends_it_at_once(store: Path, tmp_path: Path, full_run: Path) -> None:
+def test_a_second_signal_ends_it_at_once(
+    shapes_store: Path, tmp_path: Path, full_run: Path
+) -> None:
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train_interrupted(store, run, training, "train_step", 3, send(signal.SIGINT, times=2))
+        train_interrupted(
+            shapes_store, run, training, "train_step", 3, send(signal.SIGINT, times=2)
+        )
     assert not (run / "checkpoints").exists()
-    assert_same_runs(train_run(store, run), full_run)
+    assert_same_runs(train_run(shapes_store, run), full_run)
 
 
 @pytest.mark.parametrize("validation", [1, 2])
 def test_a_signal_ends_validation_at_once_and_loses_no_step(
-    store: Path, tmp_path: Path, full_run: Path, validation: int
+    shapes_store: Path, tmp_path: Path, full_run: Path, validation: int
 ) -> None:
     """The resumed run validates first, once, and draws one point, after the fourth step and after
     the last.
     """
     run = tmp_path / "run"
     with pytest.raises(Terminated):
-        train_interrupted(store, run, training, "validate", validation, send(signal.SIGTERM))
+        train_interrupted(shapes_store, run, training, "validate", validation, send(signal.SIGTERM))
     assert load_state(run)["step"] == (4, 6)[validation - 1]
     assert load_state(run)["judged"] == (0, 4)[validation - 1]
-    assert_same_runs(train_run(store, run), full_run)
+    assert_same_runs(train_run(shapes_store, run), full_run)
 
 
 def test_killed_after_validation_draws_its_point_once(
-    store: Path, tmp_path: Path, full_run: Path
+    shapes_store: Path, tmp_path: Path, full_run: Path
 ) -> None:
     """Between the curve's point and the checkpoint that knows of it."""
 
@@ -171,18 +175,18 @@ def test_killed_after_validation_draws_its_point_once(
 
     run = tmp_path / "run"
     with pytest.raises(Terminated):
-        train_interrupted(store, run, TrainState, "save", 2, die)
+        train_interrupted(shapes_store, run, TrainState, "save", 2, die)
     assert (run / "curves" / "plots" / "metrics" / "val" / "m_vIoU.tsv").read_text().count(
         "\n"
     ) == 2
-    assert_same_runs(train_run(store, run), full_run)
+    assert_same_runs(train_run(shapes_store, run), full_run)
 
 
 def test_training_works_outside_the_main_thread(
-    store: Path, tmp_path: Path, full_run: Path
+    shapes_store: Path, tmp_path: Path, full_run: Path
 ) -> None:
     """There signals are somebody else's."""
-    thread = threading.Thread(target=train_run, args=(store, tmp_path / "run"))
+    thread = threading.Thread(target=train_run, args=(shapes_store, tmp_path / "run"))
     thread.start()
     thread.join()
     assert_same_runs(tmp_path / "run", full_run)

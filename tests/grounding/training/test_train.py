@@ -123,9 +123,9 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def full_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_run(shapes_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps without a stop: made once, not to be changed."""
-    return run_training(store, tmp_path_factory.mktemp("whole") / "whole")
+    return run_training(shapes_store, tmp_path_factory.mktemp("whole") / "whole")
 
 
 @pytest.fixture
@@ -137,32 +137,34 @@ def run_copy(full_run: Path, tmp_path: Path) -> Path:
 # Exactness
 
 
-def test_two_identical_runs_are_identical(store: Path, tmp_path: Path, full_run: Path) -> None:
+def test_two_identical_runs_are_identical(
+    shapes_store: Path, tmp_path: Path, full_run: Path
+) -> None:
     torch.rand(7)  # whatever was drawn before
-    assert_same_run(run_training(store, tmp_path / "again"), full_run)
+    assert_same_run(run_training(shapes_store, tmp_path / "again"), full_run)
 
 
-def test_another_seed_is_another_run(store: Path, tmp_path: Path, full_run: Path) -> None:
-    other = run_training(store, tmp_path / "other", seed=1)
+def test_another_seed_is_another_run(shapes_store: Path, tmp_path: Path, full_run: Path) -> None:
+    other = run_training(shapes_store, tmp_path / "other", seed=1)
     assert not torch.equal(
         state_of(other)["model"]["object_query"], state_of(full_run)["model"]["object_query"]
     )
 
 
-def test_resumed_is_uninterrupted(store: Path, tmp_path: Path, full_run: Path) -> None:
+def test_resumed_is_uninterrupted(shapes_store: Path, tmp_path: Path, full_run: Path) -> None:
     """Three steps, stop in the middle of an epoch, three more: model, EMA, optimiser, schedule,
     generators and curves.
     """
-    run = run_training(store, tmp_path / "run", max_steps=3)
+    run = run_training(shapes_store, tmp_path / "run", max_steps=3)
     assert state_of(run)["step"] == 3
-    run_training(store, run, resume=True)
+    run_training(shapes_store, run, resume=True)
     assert_same_run(run, full_run)
 
 
-def test_a_longer_resume_keeps_the_schedule(store: Path, tmp_path: Path) -> None:
+def test_a_longer_resume_keeps_the_schedule(shapes_store: Path, tmp_path: Path) -> None:
     """Where `lr_schedule_steps` is left to `max_steps`, it stays what the run was started with."""
-    run = run_training(store, tmp_path / "run", lr_schedule_steps=None)
-    run_training(store, run, resume=True, lr_schedule_steps=None, max_steps=9)
+    run = run_training(shapes_store, tmp_path / "run", lr_schedule_steps=None)
+    run_training(shapes_store, run, resume=True, lr_schedule_steps=None, max_steps=9)
     assert read_provenance(run)["lr_schedule_steps"] == 6
     assert state_of(run)["schedule"]["_last_lr"] == [0.0]
 
@@ -170,67 +172,69 @@ def test_a_longer_resume_keeps_the_schedule(store: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("kill_at", [3, 4, 5])
 @pytest.mark.parametrize("resume", [True, False])
 def test_killed_is_uninterrupted(
-    store: Path, tmp_path: Path, full_run: Path, kill_at: int, resume: bool
+    shapes_store: Path, tmp_path: Path, full_run: Path, kill_at: int, resume: bool
 ) -> None:
     """What was logged after the last checkpoint is forgotten; the same command goes on by itself,
     with or without --resume.
     """
     run = tmp_path / "run"
     with pytest.raises(Killed):
-        run_training(store, run, kill_at=kill_at)
+        run_training(shapes_store, run, kill_at=kill_at)
     assert state_of(run)["step"] == 3
-    run_training(store, run, resume=resume)
+    run_training(shapes_store, run, resume=resume)
     assert_same_run(run, full_run)
     assert not list(tmp_path.glob("run.old*"))
 
 
 def test_killed_before_the_first_checkpoint_starts_over(
-    store: Path, tmp_path: Path, full_run: Path
+    shapes_store: Path, tmp_path: Path, full_run: Path
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(Killed):
-        run_training(store, run, kill_at=2)
-    assert_same_run(run_training(store, run), full_run)
+        run_training(shapes_store, run, kill_at=2)
+    assert_same_run(run_training(shapes_store, run), full_run)
 
 
-def test_killed_twice_is_uninterrupted(store: Path, tmp_path: Path) -> None:
+def test_killed_twice_is_uninterrupted(shapes_store: Path, tmp_path: Path) -> None:
     """A checkpoint after every step, batches of the second epoch's middle."""
     often = {"checkpoint_every": 1}
-    expected = run_training(store, tmp_path / "whole", **often)
+    expected = run_training(shapes_store, tmp_path / "whole", **often)
     for kill_at in (1, 5):
         with pytest.raises(Killed):
-            run_training(store, tmp_path / "run", kill_at=kill_at, **often)
-    assert_same_run(run_training(store, tmp_path / "run", **often), expected)
+            run_training(shapes_store, tmp_path / "run", kill_at=kill_at, **often)
+    assert_same_run(run_training(shapes_store, tmp_path / "run", **often), expected)
 
 
-def test_a_finished_run_resumed_trains_no_step(store: Path, run_copy: Path, full_run: Path) -> None:
-    run_training(store, run_copy, resume=True)
+def test_a_finished_run_resumed_trains_no_step(
+    shapes_store: Path, run_copy: Path, full_run: Path
+) -> None:
+    run_training(shapes_store, run_copy, resume=True)
     assert_same_run(run_copy, full_run)
 
 
 def test_logging_changes_nothing_that_is_learned(
-    store: Path, tmp_path: Path, full_run: Path
+    shapes_store: Path, tmp_path: Path, full_run: Path
 ) -> None:
-    quiet = run_training(store, tmp_path / "quiet", log_every=4, checkpoint_every=5)
+    quiet = run_training(shapes_store, tmp_path / "quiet", log_every=4, checkpoint_every=5)
     assert_same(state_of(quiet), state_of(full_run))
 
 
 def test_a_checkpoint_killed_between_its_two_renames_is_found(
-    store: Path, tmp_path: Path, full_run: Path
+    shapes_store: Path, tmp_path: Path, full_run: Path
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(Killed):
-        run_training(store, run, kill_at=4)
+        run_training(shapes_store, run, kill_at=4)
     (run / "checkpoints" / "last").rename(run / "checkpoints" / ".last.old")
     shutil.copytree(run / "checkpoints" / ".last.old", run / "checkpoints" / ".last.part")
     assert load_model(run, "last")[0] is not None
-    run_training(store, run, resume=True)
+    run_training(shapes_store, run, resume=True)
     assert_same_run(run, full_run)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best", "last"]
 
 
 def test_there_is_a_whole_checkpoint_at_every_moment(
-    store: Path, tmp_path: Path, full_run: Path, monkeypatch: pytest.MonkeyPatch
+    shapes_store: Path, tmp_path: Path, full_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before each rename and removal while a checkpoint is replaced, one can be loaded; so too
     after an earlier kill.
@@ -273,10 +277,10 @@ def test_curves_hold_every_logged_step_once(full_run: Path) -> None:
     assert [int(row.split("\t")[0]) for row in held[1:]] == [3, 6]
 
 
-def test_the_schedule_warms_up_and_ends_at_nothing(store: Path, tmp_path: Path) -> None:
+def test_the_schedule_warms_up_and_ends_at_nothing(shapes_store: Path, tmp_path: Path) -> None:
     """Twenty steps: 5 % is one step of warm-up, then half a cosine."""
     run = run_training(
-        store, tmp_path / "run", max_steps=20, lr_schedule_steps=20, validate_every=20
+        shapes_store, tmp_path / "run", max_steps=20, lr_schedule_steps=20, validate_every=20
     )
     rows = (run / "curves" / "plots" / "metrics" / "train" / "lr.tsv").read_text().splitlines()[1:]
     rates = [float(row.split("\t")[1]) for row in rows]
@@ -307,7 +311,7 @@ def git(*arguments: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("dvc", [False, True])
 def test_training_touches_nothing_of_the_repository(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dvc: bool
+    shapes_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dvc: bool
 ) -> None:
     """DVCLive would `dvc init` a git repository without DVC, and rewrite dvc.yaml."""
     repository = tmp_path / "repository"
@@ -324,7 +328,7 @@ def test_training_touches_nothing_of_the_repository(
     monkeypatch.chdir(repository)
     for name in [name for name in os.environ if name.startswith(("DVC", "GIT_"))]:
         monkeypatch.delenv(name)
-    run_training(store, Path("runs/r"), max_steps=1)
+    run_training(shapes_store, Path("runs/r"), max_steps=1)
     after = sorted(
         path
         for path in repository.rglob("*")
@@ -339,7 +343,7 @@ def test_training_touches_nothing_of_the_repository(
 # The run directory
 
 
-def test_a_run_says_what_it_was_made_from(store: Path, full_run: Path) -> None:
+def test_a_run_says_what_it_was_made_from(shapes_store: Path, full_run: Path) -> None:
     about = read_provenance(full_run)
     assert about["dims"] == [6, 5, 7]
     assert about["finished"] == 6
@@ -360,12 +364,13 @@ def test_checkpoints_hold_the_moving_average(full_run: Path, which: str) -> None
     assert about == read_provenance(full_run)
 
 
-def test_the_moving_average_follows_the_weights(store: Path, tmp_path: Path) -> None:
+def test_the_moving_average_follows_the_weights(shapes_store: Path, tmp_path: Path) -> None:
     """EMA .9: after one step it is the first weights; after two .9 of the first and .1 of the
     second.
     """
     first, second = (
-        state_of(run_training(store, tmp_path / str(steps), max_steps=steps)) for steps in (1, 2)
+        state_of(run_training(shapes_store, tmp_path / str(steps), max_steps=steps))
+        for steps in (1, 2)
     )
     for name, value in second["model"].items():
         expected = 0.9 * first["model"][name] + 0.1 * value
@@ -374,20 +379,20 @@ def test_the_moving_average_follows_the_weights(store: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("streams", "best"), [("both", 3), ("dynamic", 6)])
 def test_the_best_is_chosen_by_what_the_streams_can_do(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streams: str, best: int
+    shapes_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streams: str, best: int
 ) -> None:
     """Boxes get worse and times better; the dynamic stream alone has no boxes."""
     metrics = iter([{"m_vIoU": 0.9, "m_tIoU": 0.1}, {"m_vIoU": 0.1, "m_tIoU": 0.9}])
     monkeypatch.setattr(training, "validate", lambda *_: next(metrics))
-    run = run_training(store, tmp_path / "run", model={**TINY["model"], "streams": streams})
+    run = run_training(shapes_store, tmp_path / "run", model={**TINY["model"], "streams": streams})
     assert torch.load(run / "checkpoints" / "best" / "state.pt", weights_only=True)["step"] == best
 
 
 def test_without_a_val_split_there_is_no_best(
-    make_store: Maker, query_of: QueryMaker, tmp_path: Path
+    make_store: Maker, make_query: QueryMaker, tmp_path: Path
 ) -> None:
     run = run_training(
-        make_store([query_of(n, "train") for n in range(4)]), tmp_path / "run", max_steps=2
+        make_store([make_query(n, "train") for n in range(4)]), tmp_path / "run", max_steps=2
     )
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last"]
     assert (
@@ -397,29 +402,31 @@ def test_without_a_val_split_there_is_no_best(
 
 
 def test_val_queries_without_truth_are_not_judged(
-    make_store: Maker, query_of: QueryMaker, tmp_path: Path
+    make_store: Maker, make_query: QueryMaker, tmp_path: Path
 ) -> None:
-    queries = [query_of(n, "train") for n in range(4)] + [query_of(9, "val", truth=None)]
+    queries = [make_query(n, "train") for n in range(4)] + [make_query(9, "val", truth=None)]
     assert not (
         run_training(make_store(queries), tmp_path / "run", max_steps=2) / "checkpoints" / "best"
     ).exists()
 
 
 def test_truth_without_boxes_is_judged_by_time(
-    make_store: Maker, query_of: QueryMaker, tmp_path: Path
+    make_store: Maker, make_query: QueryMaker, tmp_path: Path
 ) -> None:
     timed = Truth(span=(30, 60))
-    queries = [query_of(n, "train", truth=timed) for n in range(4)] + [
-        query_of(9, "val", truth=timed)
+    queries = [make_query(n, "train", truth=timed) for n in range(4)] + [
+        make_query(9, "val", truth=timed)
     ]
     run = run_training(make_store(queries), tmp_path / "run", max_steps=3)
     assert state_of(run, "best")["best"] >= 0
 
 
-def test_epochs_say_how_many_steps_unless_max_steps_does(store: Path, tmp_path: Path) -> None:
+def test_epochs_say_how_many_steps_unless_max_steps_does(
+    shapes_store: Path, tmp_path: Path
+) -> None:
     """Eight queries in batches of three are two steps an epoch."""
     run = run_training(
-        store,
+        shapes_store,
         tmp_path / "run",
         max_steps=None,
         epochs=2,
@@ -431,9 +438,9 @@ def test_epochs_say_how_many_steps_unless_max_steps_does(store: Path, tmp_path: 
     assert [int(row.split("\t")[0]) for row in held[1:]] == [2, 4]
 
 
-def test_the_loss_goes_down(store: Path, tmp_path: Path) -> None:
+def test_the_loss_goes_down(shapes_store: Path, tmp_path: Path) -> None:
     run = run_training(
-        store,
+        shapes_store,
         tmp_path / "run",
         max_steps=40,
         schedule="constant",
@@ -450,15 +457,17 @@ def test_the_loss_goes_down(store: Path, tmp_path: Path) -> None:
 # What is refused, what is moved aside
 
 
-def test_resuming_with_other_settings_is_refused(store: Path, run_copy: Path) -> None:
+def test_resuming_with_other_settings_is_refused(shapes_store: Path, run_copy: Path) -> None:
     run, before = run_copy, files_under(run_copy)
     with pytest.raises(
         InputError,
         match="cannot be resumed: batch, lr differ from what it was started with; give another --run",
     ):
-        prepare_run_dir(store, run, make_config(lr=1.0, batch=2), resume=True)
+        prepare_run_dir(shapes_store, run, make_config(lr=1.0, batch=2), resume=True)
     with pytest.raises(InputError, match="cannot be resumed: model differ"):
-        prepare_run_dir(store, run, make_config(model={**TINY["model"], "alpha": 1.0}), resume=True)
+        prepare_run_dir(
+            shapes_store, run, make_config(model={**TINY["model"], "alpha": 1.0}), resume=True
+        )
     assert files_under(run) == before
 
 
@@ -470,17 +479,17 @@ def test_resuming_on_another_store_is_refused(make_store: Maker, run_copy: Path)
         prepare_run_dir(other, run_copy, make_config(), resume=True)
 
 
-def test_resuming_nothing_is_refused(store: Path, tmp_path: Path) -> None:
+def test_resuming_nothing_is_refused(shapes_store: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="holds no checkpoint to resume: leave out --resume to start a run there"
     ):
-        prepare_run_dir(store, tmp_path / "run", make_config(), resume=True)
+        prepare_run_dir(shapes_store, tmp_path / "run", make_config(), resume=True)
 
 
-def test_steps_logging_and_device_may_change(store: Path, run_copy: Path) -> None:
+def test_steps_logging_and_device_may_change(shapes_store: Path, run_copy: Path) -> None:
     run = run_copy
     prepare_run_dir(
-        store,
+        shapes_store,
         run,
         make_config(max_steps=9, log_every=5, checkpoint_every=1, device="auto"),
         resume=True,
@@ -490,11 +499,11 @@ def test_steps_logging_and_device_may_change(store: Path, run_copy: Path) -> Non
 
 
 def test_a_run_of_other_settings_is_moved_aside_not_lost(
-    store: Path, tmp_path: Path, run_copy: Path
+    shapes_store: Path, tmp_path: Path, run_copy: Path
 ) -> None:
     run, before = run_copy, files_under(run_copy)
     for number in (1, 2):
-        run_training(store, run, max_steps=3, seed=number)
+        run_training(shapes_store, run, max_steps=3, seed=number)
     assert files_under(tmp_path / "run.old-1") == before
     assert (
         yaml.safe_load((tmp_path / "run.old-2" / "config.yaml").read_text())["train"]["seed"] == 1
@@ -503,40 +512,40 @@ def test_a_run_of_other_settings_is_moved_aside_not_lost(
 
 
 def test_a_finished_run_is_moved_aside_without_resume(
-    store: Path, tmp_path: Path, run_copy: Path
+    shapes_store: Path, tmp_path: Path, run_copy: Path
 ) -> None:
     before = files_under(run_copy)
-    prepare_run_dir(store, run_copy, make_config())
+    prepare_run_dir(shapes_store, run_copy, make_config())
     assert files_under(tmp_path / "run.old-1") == before
     assert not (run_copy / "checkpoints").exists()
 
 
-def test_a_run_of_other_code_is_moved_aside(store: Path, tmp_path: Path) -> None:
+def test_a_run_of_other_code_is_moved_aside(shapes_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(Killed):
-        run_training(store, run, kill_at=4)
+        run_training(shapes_store, run, kill_at=4)
     (run / "provenance.json").write_text(json.dumps({**read_provenance(run), "code": "other"}))
-    prepare_run_dir(store, run, make_config())
+    prepare_run_dir(shapes_store, run, make_config())
     assert (tmp_path / "run.old-1" / "checkpoints" / "last").exists()
     assert not (run / "checkpoints").exists()
 
 
-def test_a_stopped_run_of_other_length_is_moved_aside(store: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_of_other_length_is_moved_aside(shapes_store: Path, tmp_path: Path) -> None:
     """Taken up, it would keep the schedule of the old length, and not be what starting over gives."""
     run = tmp_path / "run"
     with pytest.raises(Killed):
-        run_training(store, run, kill_at=4, lr_schedule_steps=None)
-    prepare_run_dir(store, run, make_config(lr_schedule_steps=None, max_steps=12))
+        run_training(shapes_store, run, kill_at=4, lr_schedule_steps=None)
+    prepare_run_dir(shapes_store, run, make_config(lr_schedule_steps=None, max_steps=12))
     assert (tmp_path / "run.old-1" / "checkpoints" / "last").exists()
     assert not (run / "checkpoints").exists()
 
 
-def test_a_resume_to_fewer_steps_is_refused(store: Path, run_copy: Path) -> None:
+def test_a_resume_to_fewer_steps_is_refused(shapes_store: Path, run_copy: Path) -> None:
     with pytest.raises(
         InputError,
         match="has been trained for 6 steps already: max_steps must be at least that, not 4",
     ):
-        run_training(store, run_copy, resume=True, max_steps=4)
+        run_training(shapes_store, run_copy, resume=True, max_steps=4)
 
 
 def test_a_second_training_of_a_run_is_refused(tmp_path: Path) -> None:
@@ -582,7 +591,7 @@ def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
     [{"streams": "dynamic"}, *({"collaboration": kind} for kind in get_args(CollaborationKind))],
 )
 def test_every_ablation_trains_with_the_recipe_of_shapes(
-    store: Path, tmp_path: Path, changes: dict[str, Any]
+    shapes_store: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     recipe = {
         "box_head": "attention",
@@ -591,7 +600,7 @@ def test_every_ablation_trains_with_the_recipe_of_shapes(
         **changes,
     }
     run = run_training(
-        store,
+        shapes_store,
         tmp_path / "run",
         max_steps=1,
         model={**TINY["model"], **recipe},
@@ -616,10 +625,10 @@ def test_a_damaged_run_is_named(run_copy: Path, damage: str, message: str) -> No
         load_model(run_copy)
 
 
-def test_a_damaged_state_cannot_be_resumed(store: Path, run_copy: Path) -> None:
+def test_a_damaged_state_cannot_be_resumed(shapes_store: Path, run_copy: Path) -> None:
     (run_copy / "checkpoints" / "last" / "state.pt").write_bytes(b"not a state")
     with pytest.raises(InputError, match=r"state\.pt is damaged: delete .* and train again"):
-        run_training(store, run_copy, resume=True, max_steps=9)
+        run_training(shapes_store, run_copy, resume=True, max_steps=9)
 
 
 def test_a_best_checkpoint_that_was_being_replaced_is_found(run_copy: Path) -> None:
@@ -643,17 +652,17 @@ def test_a_loss_that_is_not_a_number_names_the_batch(
 
 
 def test_a_split_without_truth_cannot_be_trained_on(
-    make_store: Maker, query_of: QueryMaker, tmp_path: Path
+    make_store: Maker, make_query: QueryMaker, tmp_path: Path
 ) -> None:
-    store = make_store([query_of(0, "train", truth=None)])
+    store = make_store([make_query(0, "train", truth=None)])
     with pytest.raises(InputError, match="no query of split 'train' has a truth to learn from"):
         run_training(store, tmp_path / "run")
 
 
 def test_a_store_without_a_train_split_is_refused(
-    make_store: Maker, query_of: QueryMaker, tmp_path: Path
+    make_store: Maker, make_query: QueryMaker, tmp_path: Path
 ) -> None:
-    store = make_store([query_of(0, "test")])
+    store = make_store([make_query(0, "test")])
     with pytest.raises(StoreError, match="has no features for any query of split 'train'"):
         run_training(store, tmp_path / "run")
 
@@ -666,8 +675,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_a_run_without_a_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
-    prepare_run_dir(store, tmp_path / "run", make_config())
+def test_a_run_without_a_checkpoint_is_refused(shapes_store: Path, tmp_path: Path) -> None:
+    prepare_run_dir(shapes_store, tmp_path / "run", make_config())
     with pytest.raises(InputError, match="has no checkpoint yet: let stvg-train write one"):
         load_model(tmp_path / "run")
 

@@ -79,9 +79,9 @@ def losses(store: Path, run: Path, recipe: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_first_losses_are_the_known_ones(store: Path, tmp_path: Path, name: str) -> None:
+def test_the_first_losses_are_the_known_ones(shapes_store: Path, tmp_path: Path, name: str) -> None:
     """To 0.01 %: kernels of other machines and versions round differently, and twenty steps carry
     that on.
     """
-    result = losses(store, tmp_path / "run", RECIPES[name])
+    result = losses(shapes_store, tmp_path / "run", RECIPES[name])
     assert result == pytest.approx(GOLDEN[name], rel=1e-4), result

@@ -58,8 +58,10 @@ def make_csdvl_recorder(store: Path, frames: int, **changes: Any) -> AttentionRe
 
 
 @pytest.mark.parametrize("query_index", [0, 2])
-def test_a_pass_that_takes_every_frame_is_told_as_it_is(store: Path, query_index: int) -> None:
-    recorder = make_csdvl_recorder(store, 20, box_head="attention")
+def test_a_pass_that_takes_every_frame_is_told_as_it_is(
+    shapes_store: Path, query_index: int
+) -> None:
+    recorder = make_csdvl_recorder(shapes_store, 20, box_head="attention")
     query = recorder.dataset.queries[query_index]
     attention = recorder.record(query)
     with torch.inference_mode():
@@ -78,9 +80,9 @@ def test_a_pass_that_takes_every_frame_is_told_as_it_is(store: Path, query_index
 
 
 @pytest.mark.parametrize("batch", [1, 16])
-def test_what_two_passes_saw_is_averaged(store: Path, batch: int) -> None:
+def test_what_two_passes_saw_is_averaged(shapes_store: Path, batch: int) -> None:
     """Seven frames a pass: three passes cover the twenty, and one more repeats frames."""
-    recorder = make_csdvl_recorder(store, 7)
+    recorder = make_csdvl_recorder(shapes_store, 7)
     query = recorder.dataset.queries[0]
     attention = AttentionRecorder(recorder.model, recorder.dataset, batch).record(query)
     guidance_by_frame: dict[int, list[np.ndarray]] = {}
@@ -117,9 +119,9 @@ def test_a_layer_is_normalised_by_its_maximum_over_all_frames() -> None:
 
 @pytest.mark.parametrize(("changes", "kinds"), [({}, ["guidance"]), ({"streams": "dynamic"}, [])])
 def test_only_maps_that_say_something_are_told(
-    store: Path, changes: dict[str, Any], kinds: list[str]
+    shapes_store: Path, changes: dict[str, Any], kinds: list[str]
 ) -> None:
-    recorder = make_csdvl_recorder(store, 6, **changes)
+    recorder = make_csdvl_recorder(shapes_store, 6, **changes)
     attention = recorder.record(recorder.dataset.queries[0])
     assert [attention_map.kind for attention_map in attention.maps] == kinds
     assert all(attention_map.description for attention_map in attention.maps)
@@ -181,10 +183,10 @@ def make_costa_recorder(store: Path) -> AttentionRecorder:
 @pytest.mark.parametrize("make_recorder", [make_cgstvg_recorder, make_costa_recorder])
 @pytest.mark.parametrize("query_index", [0, 2])
 def test_networks_that_answer_by_frames_tell_where_they_look(
-    store: Path, make_recorder: Callable[[Path], AttentionRecorder], query_index: int
+    shapes_store: Path, make_recorder: Callable[[Path], AttentionRecorder], query_index: int
 ) -> None:
     torch.manual_seed(0)
-    recorder = make_recorder(store)
+    recorder = make_recorder(shapes_store)
     query = recorder.dataset.queries[query_index]
     attention = recorder.record(query)
     assert [attention_map.kind for attention_map in attention.maps] == [

@@ -95,9 +95,9 @@ def test_frames_are_the_middles_of_equal_parts(window: Span, numbers: list[int])
 
 
 def test_the_window_holds_every_span_and_a_fifth_around_within_the_segment(
-    query_of: QueryMaker,
+    make_query: QueryMaker,
 ) -> None:
-    query = query_of(0, "test")  # [30, 60) of 100 frames
+    query = make_query(0, "test")  # [30, 60) of 100 frames
     assert plot_window(query, [make_run_prediction((40, 70))]) == (22, 78)
     assert plot_window(query, [make_run_prediction((40, 70)), make_run_prediction((0, 20))]) == (
         0,
@@ -107,13 +107,13 @@ def test_the_window_holds_every_span_and_a_fifth_around_within_the_segment(
         24,
         66,
     )
-    assert plot_window(query_of(0, "test", truth=None), []) == (0, 100)
+    assert plot_window(make_query(0, "test", truth=None), []) == (0, 100)
 
 
 def test_boxes_stand_where_they_are_and_only_while_they_hold(
-    query_of: QueryMaker, tracks: Tracks
+    make_query: QueryMaker, tracks: Tracks
 ) -> None:
-    query = query_of(0, "test")
+    query = make_query(0, "test")
     figure = plot_tubes(
         query,
         tracks,
@@ -147,10 +147,10 @@ def test_boxes_stand_where_they_are_and_only_while_they_hold(
 
 
 def test_a_query_without_truth_or_answer_is_drawn_without_them(
-    query_of: QueryMaker, tracks: Tracks
+    make_query: QueryMaker, tracks: Tracks
 ) -> None:
     figure = plot_tubes(
-        query_of(0, "test", truth=None),
+        make_query(0, "test", truth=None),
         tracks,
         [RunPrediction("full", None, None)],
         WINDOW,
@@ -162,7 +162,7 @@ def test_a_query_without_truth_or_answer_is_drawn_without_them(
 
 
 def test_attention_is_that_of_the_nearest_frame_in_every_layer_shown(
-    query_of: QueryMaker, tracks: Tracks
+    make_query: QueryMaker, tracks: Tracks
 ) -> None:
     """Layer l gives frame i the weight (l + 1)·i in its left half: normalized by each layer's
     maximum all layers look alike.
@@ -171,7 +171,7 @@ def test_attention_is_that_of_the_nearest_frame_in_every_layer_shown(
     weights = np.zeros((2, 10, 2, 4), np.float32)
     weights[..., :2] = np.arange(1, 3)[:, None, None, None] * np.arange(10)[:, None, None]
     figure = plot_attention(
-        query_of(0, "test"),
+        make_query(0, "test"),
         tracks,
         make_run_prediction((25, 40)),
         WINDOW,
@@ -216,10 +216,10 @@ def test_layers_are_shown_evenly_with_the_last(count: int, layers: list[int]) ->
     "text", ["costs $5 and $6 <b>\\frac{1}{2}</b> & %", "一人の男\x07\n" + "a long word " * 60]
 )
 def test_any_sentence_is_drawn(
-    text: str, query_of: QueryMaker, tracks: Tracks, tmp_path: Path
+    text: str, make_query: QueryMaker, tracks: Tracks, tmp_path: Path
 ) -> None:
     figure = plot_tubes(
-        query_of(0, "test", text=text),
+        make_query(0, "test", text=text),
         tracks,
         [make_run_prediction((25, 40), name="a very long run's name")],
         WINDOW,
@@ -232,12 +232,16 @@ def test_any_sentence_is_drawn(
 
 
 def test_the_same_figure_is_the_same_file(
-    query_of: QueryMaker, tracks: Tracks, tmp_path: Path
+    make_query: QueryMaker, tracks: Tracks, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
         save_figure(
             plot_tubes(
-                query_of(0, "test"), tracks, [make_run_prediction((25, 40))], WINDOW, make_images()
+                make_query(0, "test"),
+                tracks,
+                [make_run_prediction((25, 40))],
+                WINDOW,
+                make_images(),
             ),
             tmp_path / name,
         )

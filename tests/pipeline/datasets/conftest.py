@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.fixture
-def entry() -> Callable[..., dict[str, Any]]:
+def make_vidstg_entry() -> Callable[..., dict[str, Any]]:
     """A sound entry; keyword arguments replace its fields."""
 
     def make(**changes: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def entry() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Callable[..., Path]:
+def write_vidstg(tmp_path: Path) -> Callable[..., Path]:
     """Write `annotations/<split>_annotations.json` of each split given."""
 
     def write(**splits: Any) -> Path:
@@ -57,7 +57,7 @@ def tree(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def vidor(tmp_path: Path) -> Callable[..., None]:
+def write_vidor(tmp_path: Path) -> Callable[..., None]:
     """Write VidOR's file of one video from `{frame: [(tid, xmin, ymin, xmax, ymax)]}` over 20
     frames.
     """
@@ -86,7 +86,7 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 @pytest.fixture
-def clip() -> Callable[..., dict[str, Any]]:
+def make_hcstvg_entry() -> Callable[..., dict[str, Any]]:
     """A sound entry of HC-STVG v1 (its 480 frames at 24 fps, 100x50 pixels); keyword arguments
     replace its fields.
     """
@@ -109,7 +109,7 @@ def clip() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def clips(tmp_path: Path) -> Callable[..., Path]:
+def write_hcstvg(tmp_path: Path) -> Callable[..., Path]:
     """Write one of HC-STVG's files: `clips("annos/trainv2.json", {name: entry})`."""
 
     def write(place: str, entries: Any) -> Path:

@@ -31,11 +31,11 @@ def without(entry: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key not in keys}
 
 
-def test_an_entry_of_version_1(clips: Any, clip: Any) -> None:
+def test_an_entry_of_version_1(write_hcstvg: Any, make_hcstvg_entry: Any) -> None:
     """`st_frame` counts from 1, the tube is as long as its boxes, `img_num` is 20 seconds of
     frames, boxes are x, y, width, height.
     """
-    parsed = parse_v1(clips("train.json", {NAME: clip()}))
+    parsed = parse_v1(write_hcstvg("train.json", {NAME: make_hcstvg_entry()}))
     (query,) = parsed.queries
 
     assert (query.id, query.video, query.path, query.split) == (
@@ -61,20 +61,20 @@ def test_an_entry_of_version_1(clips: Any, clip: Any) -> None:
     assert outcome(parsed) == {}
 
 
-def test_the_first_frame_is_frame_0(clips: Any, clip: Any) -> None:
-    entry = clip(st_frame=1, st_time=0.0107, ed_time=0.12, img_num=501)
-    (query,) = parse_v1(clips("test.json", {NAME: entry})).queries
+def test_the_first_frame_is_frame_0(write_hcstvg: Any, make_hcstvg_entry: Any) -> None:
+    entry = make_hcstvg_entry(st_frame=1, st_time=0.0107, ed_time=0.12, img_num=501)
+    (query,) = parse_v1(write_hcstvg("test.json", {NAME: entry})).queries
     assert query.truth is not None
     assert (query.truth.span, query.fps, query.split) == ((0, 3), 25.05, "test")
 
 
-def test_an_entry_of_version_2(clips: Any, clip: Any) -> None:
+def test_an_entry_of_version_2(write_hcstvg: Any, make_hcstvg_entry: Any) -> None:
     """`img_size` is [height, width], with or without channels; `ed_frame` is the last frame,
     counted from 1.
     """
-    entry = without(clip(), "caption", "width", "height") | IN_V2
-    clips("trainv2.json", {"1_a.mp4": entry})
-    parsed = parse_v2(clips("valv2.json", {"2_a.mp4": entry | {"img_size": [50, 100, 3]}}))
+    entry = without(make_hcstvg_entry(), "caption", "width", "height") | IN_V2
+    write_hcstvg("trainv2.json", {"1_a.mp4": entry})
+    parsed = parse_v2(write_hcstvg("valv2.json", {"2_a.mp4": entry | {"img_size": [50, 100, 3]}}))
 
     assert [(query.text, query.size, query.split) for query in parsed.queries] == [
         ("A woman waves.", (100, 50), "train"),
@@ -85,9 +85,11 @@ def test_an_entry_of_version_2(clips: Any, clip: Any) -> None:
 
 
 @pytest.mark.parametrize("parse", [parse_v1, parse_v2])
-def test_either_words_are_read_in_either_version(clips: Any, clip: Any, parse: Any) -> None:
-    second = without(clip(), "caption", "width", "height") | IN_V2
-    parsed = parse(clips("train.json", {"1_a.mp4": clip(), "2_a.mp4": second}))
+def test_either_words_are_read_in_either_version(
+    write_hcstvg: Any, make_hcstvg_entry: Any, parse: Any
+) -> None:
+    second = without(make_hcstvg_entry(), "caption", "width", "height") | IN_V2
+    parsed = parse(write_hcstvg("train.json", {"1_a.mp4": make_hcstvg_entry(), "2_a.mp4": second}))
 
     assert not parsed.defects.num_excluded
 
@@ -99,16 +101,16 @@ def test_either_words_are_read_in_either_version(clips: Any, clip: Any, parse: A
 
 @pytest.mark.parametrize(("img_num", "fps"), [(200, 10.0), (599, 29.95), (1200, 60.0)])
 def test_the_rate_is_img_num_over_20_seconds(
-    clips: Any, clip: Any, img_num: int, fps: float
+    write_hcstvg: Any, make_hcstvg_entry: Any, img_num: int, fps: float
 ) -> None:
-    entry = clip(img_num=img_num, st_time=156 / fps, ed_time=159 / fps)
-    parsed = parse_v1(clips("train.json", {NAME: entry}))
+    entry = make_hcstvg_entry(img_num=img_num, st_time=156 / fps, ed_time=159 / fps)
+    parsed = parse_v1(write_hcstvg("train.json", {NAME: entry}))
     assert (parsed.queries[0].fps, parsed.queries[0].frame_count) == (fps, img_num)
     assert outcome(parsed) == {}
 
 
-def test_the_boxes_say_how_long_the_tube_is(clips: Any, clip: Any) -> None:
-    parsed = parse_v2(clips("train.json", {NAME: clip(ed_frame=160)}))
+def test_the_boxes_say_how_long_the_tube_is(write_hcstvg: Any, make_hcstvg_entry: Any) -> None:
+    parsed = parse_v2(write_hcstvg("train.json", {NAME: make_hcstvg_entry(ed_frame=160)}))
     assert parsed.queries[0].truth is not None
     assert parsed.queries[0].truth.span == (156, 159)
     assert outcome(parsed) == {"end frame disagrees": [(NAME, "kept")]}
@@ -130,9 +132,9 @@ def test_the_boxes_say_how_long_the_tube_is(clips: Any, clip: Any) -> None:
     ],
 )
 def test_frames_win_over_times(
-    clips: Any, clip: Any, times: dict[str, Any], reported: bool
+    write_hcstvg: Any, make_hcstvg_entry: Any, times: dict[str, Any], reported: bool
 ) -> None:
-    parsed = parse_v1(clips("train.json", {NAME: clip(**times)}))
+    parsed = parse_v1(write_hcstvg("train.json", {NAME: make_hcstvg_entry(**times)}))
     assert parsed.queries[0].truth is not None
     assert parsed.queries[0].truth.span == (156, 159)
     assert outcome(parsed) == ({"times disagree": [(NAME, "kept")]} if reported else {})
@@ -140,10 +142,12 @@ def test_frames_win_over_times(
 
 @pytest.mark.parametrize(("st_frame", "span"), [(0, (0, 2)), (479, (478, 480))])
 def test_a_tube_that_leaves_the_video_is_clipped(
-    clips: Any, clip: Any, st_frame: int, span: tuple[int, int]
+    write_hcstvg: Any, make_hcstvg_entry: Any, st_frame: int, span: tuple[int, int]
 ) -> None:
     parsed = parse_v1(
-        clips("train.json", {NAME: clip(st_frame=st_frame, st_time=None, ed_time=None)})
+        write_hcstvg(
+            "train.json", {NAME: make_hcstvg_entry(st_frame=st_frame, st_time=None, ed_time=None)}
+        )
     )
 
     assert parsed.queries[0].truth is not None
@@ -156,9 +160,9 @@ def test_a_tube_that_leaves_the_video_is_clipped(
     assert outcome(parsed) == {"span leaves the video": [(NAME, "kept")]}
 
 
-def test_boxes_are_clipped_to_the_picture(clips: Any, clip: Any) -> None:
+def test_boxes_are_clipped_to_the_picture(write_hcstvg: Any, make_hcstvg_entry: Any) -> None:
     boxes = [[-5, 2, 30, 60], [120, 2, 10, 40], [20, 20, 0, 10], [30, 5, -10, 10], [1, 2, 30, 40]]
-    parsed = parse_v2(clips("trainv2.json", {NAME: clip(bbox=boxes)}))
+    parsed = parse_v2(write_hcstvg("trainv2.json", {NAME: make_hcstvg_entry(bbox=boxes)}))
     frames, kept = parsed.tracks[NAME]
 
     assert frames.tolist() == [156, 160]
@@ -169,8 +173,12 @@ def test_boxes_are_clipped_to_the_picture(clips: Any, clip: Any) -> None:
     }
 
 
-def test_a_tube_whose_boxes_all_lie_outside_keeps_its_span(clips: Any, clip: Any) -> None:
-    parsed = parse_v1(clips("train.json", {NAME: clip(bbox=[[120, 2, 10, 40]])}))
+def test_a_tube_whose_boxes_all_lie_outside_keeps_its_span(
+    write_hcstvg: Any, make_hcstvg_entry: Any
+) -> None:
+    parsed = parse_v1(
+        write_hcstvg("train.json", {NAME: make_hcstvg_entry(bbox=[[120, 2, 10, 40]])})
+    )
     assert parsed.queries[0].truth is not None
     assert (parsed.queries[0].truth.span, parsed.queries[0].truth.track) == ((156, 157), None)
     assert outcome(parsed)["no box in the span"] == [(NAME, "kept")]
@@ -201,24 +209,31 @@ def test_a_tube_whose_boxes_all_lie_outside_keeps_its_span(clips: Any, clip: Any
     ],
 )
 def test_a_broken_entry_is_left_out_by_name(
-    clips: Any, clip: Any, changes: dict[str, Any], kind: str
+    write_hcstvg: Any, make_hcstvg_entry: Any, changes: dict[str, Any], kind: str
 ) -> None:
     parsed = parse_v1(
-        clips("train.json", {"1_a.mp4": clip(), "2_a.mp4": clip(**changes), "3_a.mp4": clip()})
+        write_hcstvg(
+            "train.json",
+            {
+                "1_a.mp4": make_hcstvg_entry(),
+                "2_a.mp4": make_hcstvg_entry(**changes),
+                "3_a.mp4": make_hcstvg_entry(),
+            },
+        )
     )
     assert [query.id for query in parsed.queries] == ["1_a.mp4", "3_a.mp4"]
     assert outcome(parsed) == {kind: [("2_a.mp4", "left out")]}
 
 
 @pytest.mark.parametrize("entry", [None, 7, [], {}, ""])
-def test_an_entry_of_any_type_is_a_defect(clips: Any, entry: Any) -> None:
-    parsed = parse_v2(clips("train.json", {NAME: entry}))
+def test_an_entry_of_any_type_is_a_defect(write_hcstvg: Any, make_vidstg_entry: Any) -> None:
+    parsed = parse_v2(write_hcstvg("train.json", {NAME: make_vidstg_entry}))
     assert not parsed.queries
     assert list(outcome(parsed).values()) == [[(NAME, "left out")]]
 
 
-def test_what_is_wrong_with_boxes_is_said(clips: Any, clip: Any) -> None:
-    parsed = parse_v1(clips("train.json", {NAME: clip(bbox=[[1, 2, 3]])}))
+def test_what_is_wrong_with_boxes_is_said(write_hcstvg: Any, make_hcstvg_entry: Any) -> None:
+    parsed = parse_v1(write_hcstvg("train.json", {NAME: make_hcstvg_entry(bbox=[[1, 2, 3]])}))
     (row,) = parsed.defects.to_list()[0]["entries"]
 
     assert row["detail"].startswith(
@@ -242,38 +257,46 @@ def test_what_is_wrong_with_boxes_is_said(clips: Any, clip: Any) -> None:
         "\ud800.mp4",
     ],
 )
-def test_a_name_that_is_not_plain_never_becomes_a_path(clips: Any, clip: Any, name: str) -> None:
-    parsed = parse_v1(clips("train.json", {name: clip(), NAME: clip()}))
+def test_a_name_that_is_not_plain_never_becomes_a_path(
+    write_hcstvg: Any, make_hcstvg_entry: Any, name: str
+) -> None:
+    parsed = parse_v1(
+        write_hcstvg("train.json", {name: make_hcstvg_entry(), NAME: make_hcstvg_entry()})
+    )
     assert [query.path for query in parsed.queries] == [f"video/{NAME}"]
     assert outcome(parsed) == {"video name is not a plain name": [(repr(name), "left out")]}
 
 
 @pytest.mark.parametrize("frame", ["last", [159], 10**400, 158.5])
-def test_an_end_frame_that_is_no_number_disagrees(clips: Any, clip: Any, frame: Any) -> None:
-    parsed = parse_v2(clips("trainv2.json", {NAME: clip(ed_frame=frame)}))
+def test_an_end_frame_that_is_no_number_disagrees(
+    write_hcstvg: Any, make_hcstvg_entry: Any, frame: Any
+) -> None:
+    parsed = parse_v2(write_hcstvg("trainv2.json", {NAME: make_hcstvg_entry(ed_frame=frame)}))
     assert parsed.queries[0].truth is not None
     assert parsed.queries[0].truth.span == (156, 159)
     assert outcome(parsed) == {"end frame disagrees": [(NAME, "kept")]}
 
 
-def test_a_name_in_two_splits_counts_once(clips: Any, clip: Any) -> None:
-    clips("train.json", {NAME: clip(caption="first")})
-    parsed = parse_v1(clips("test.json", {NAME: clip(caption="second")}))
+def test_a_name_in_two_splits_counts_once(write_hcstvg: Any, make_hcstvg_entry: Any) -> None:
+    write_hcstvg("train.json", {NAME: make_hcstvg_entry(caption="first")})
+    parsed = parse_v1(write_hcstvg("test.json", {NAME: make_hcstvg_entry(caption="second")}))
     assert [(query.split, query.text) for query in parsed.queries] == [("train", "first")]
     assert outcome(parsed) == {"repeated id": [(NAME, "left out")]}
 
 
 def test_one_video_in_two_splits_is_reported_and_kept(
-    clips: Any, clip: Any, tmp_path: Path
+    write_hcstvg: Any, make_hcstvg_entry: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "1_a.mp4").touch()
-    clips("train.json", {"1_a.mp4": clip()})
-    parsed = parse_v1(clips("test.json", {"1_a.mkv": clip()}))
+    write_hcstvg("train.json", {"1_a.mp4": make_hcstvg_entry()})
+    parsed = parse_v1(write_hcstvg("test.json", {"1_a.mkv": make_hcstvg_entry()}))
     assert [query.path for query in parsed.queries] == ["1_a.mp4", "1_a.mp4"]
     assert outcome(parsed)["video in several splits"] == [("1_a.mp4", "kept")]
 
 
-def test_videos_are_found_anywhere_below_the_root(clips: Any, clip: Any, tmp_path: Path) -> None:
+def test_videos_are_found_anywhere_below_the_root(
+    write_hcstvg: Any, make_hcstvg_entry: Any, tmp_path: Path
+) -> None:
     places = [
         "v1_video/1_a.mp4",
         "video/7/2_a.mkv",
@@ -288,7 +311,9 @@ def test_videos_are_found_anywhere_below_the_root(clips: Any, clip: Any, tmp_pat
 
     (tmp_path / "parts" / "again").symlink_to(tmp_path / "parts")
     names = ["1_a.mp4", "2_a.mkv", "3_a.mp4", "4_a.mp4", "5_a.mkv"]
-    parsed = parse_v1(clips("train.json", {name: clip(caption=name) for name in names}))
+    parsed = parse_v1(
+        write_hcstvg("train.json", {name: make_hcstvg_entry(caption=name) for name in names})
+    )
 
     assert [query.path for query in parsed.queries] == [
         "v1_video/1_a.mp4",
@@ -313,11 +338,11 @@ def test_videos_are_found_anywhere_below_the_root(clips: Any, clip: Any, tmp_pat
 
 @pytest.mark.parametrize("file", ["22_a.MP4", "parts/22_a.Mp4"])
 def test_the_case_of_an_extension_does_not_count(
-    clips: Any, clip: Any, tmp_path: Path, file: str
+    write_hcstvg: Any, make_hcstvg_entry: Any, tmp_path: Path, file: str
 ) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
-    parsed = parse_v1(clips("train.json", {"22_a.mp4": clip()}))
+    parsed = parse_v1(write_hcstvg("train.json", {"22_a.mp4": make_hcstvg_entry()}))
     assert [query.path for query in parsed.queries] == [file]
     assert outcome(parsed) == {}
 
@@ -339,17 +364,19 @@ def test_the_case_of_an_extension_does_not_count(
     ],
 )
 def test_where_annotations_may_lie(
-    clips: Any, clip: Any, place: str, parse: Any, split: str
+    write_hcstvg: Any, make_hcstvg_entry: Any, place: str, parse: Any, split: str
 ) -> None:
-    assert [query.split for query in parse(clips(place, {NAME: clip()})).queries] == [split]
+    assert [
+        query.split for query in parse(write_hcstvg(place, {NAME: make_hcstvg_entry()})).queries
+    ] == [split]
 
 
-def test_version_2s_own_names_come_first(clips: Any, clip: Any) -> None:
+def test_version_2s_own_names_come_first(write_hcstvg: Any, make_hcstvg_entry: Any) -> None:
     """Some copy the validation file to `test.json`: the file with version 2's name wins, wherever
     it lies.
     """
-    clips("test.json", {"1_a.mp4": clip()})
-    parsed = parse_v2(clips("annos/query_v2.json", {"2_a.mp4": clip()}))
+    write_hcstvg("test.json", {"1_a.mp4": make_hcstvg_entry()})
+    parsed = parse_v2(write_hcstvg("annos/query_v2.json", {"2_a.mp4": make_hcstvg_entry()}))
     assert [query.id for query in parsed.queries] == ["2_a.mp4"]
 
 
@@ -375,9 +402,9 @@ SECOND = BARE | {"st_frame": 157, "ed_frame": 157, "bbox": [[1, 2, 30, 40]]}
     ],
 )
 def test_the_other_versions_root_is_refused(
-    clips: Any, parse: Any, place: str, entries: list[Any], other: str
+    write_hcstvg: Any, parse: Any, place: str, entries: list[Any], other: str
 ) -> None:
-    root = clips(place, {f"{number}_a.mp4": entry for number, entry in enumerate(entries)})
+    root = write_hcstvg(place, {f"{number}_a.mp4": entry for number, entry in enumerate(entries)})
     message = (
         rf"{place} is a file of HC-STVG v{other}: 2 of its {len(entries)} entries .* "
         rf"read it with --dataset hcstvg-v{other}, or give"
@@ -404,24 +431,26 @@ def test_the_other_versions_root_is_refused(
     ],
 )
 def test_the_other_versions_words_alone_are_read(
-    clips: Any, parse: Any, place: str, entries: list[Any]
+    write_hcstvg: Any, parse: Any, place: str, entries: list[Any]
 ) -> None:
-    parsed = parse(clips(place, {f"{number}_a.mp4": entry for number, entry in enumerate(entries)}))
+    parsed = parse(
+        write_hcstvg(place, {f"{number}_a.mp4": entry for number, entry in enumerate(entries)})
+    )
     assert [query.truth.span for query in parsed.queries if query.truth] == [(156, 157)] * len(
         entries
     )
 
 
-def test_files_without_an_entry_are_refused(clips: Any, clip: Any) -> None:
-    clips("train.json", {})
+def test_files_without_an_entry_are_refused(write_hcstvg: Any, make_hcstvg_entry: Any) -> None:
+    write_hcstvg("train.json", {})
 
     with pytest.raises(
         InputError,
         match=r"there is no entry in \S+train\.json, \S+test\.json; download the annotations again",
     ):
-        parse_v1(clips("test.json", {}))
+        parse_v1(write_hcstvg("test.json", {}))
 
-    assert outcome(parse_v1(clips("test.json", {NAME: 7}))) == {
+    assert outcome(parse_v1(write_hcstvg("test.json", {NAME: 7}))) == {
         "malformed entry": [(NAME, "left out")]
     }
 
@@ -439,17 +468,19 @@ def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
         parse_v2(tmp_path / "nowhere")
 
 
-def test_sentences_without_truth(clips: Any, clip: Any, tmp_path: Path, make_video: Any) -> None:
+def test_sentences_without_truth(
+    write_hcstvg: Any, make_hcstvg_entry: Any, tmp_path: Path, make_video: Any
+) -> None:
     """Test sentences may say nothing else: the video says the rest, and without it they are left
     out by name.
     """
     make_video(tmp_path / "2_a.mp4")
     entries = {
-        "1_a.mp4": without(clip(), "bbox", "st_frame", "st_time", "ed_time"),
+        "1_a.mp4": without(make_hcstvg_entry(), "bbox", "st_frame", "st_time", "ed_time"),
         "2_a.mp4": "A man runs.",
         "3_a.mp4": {"English": "A man sits."},
     }
-    parsed = parse_v2(clips("queryv2.json", entries))
+    parsed = parse_v2(write_hcstvg("queryv2.json", entries))
     stated, bare = parsed.queries
 
     assert (stated.frame_count, stated.fps, stated.size, stated.truth) == (480, 24, (100, 50), None)
@@ -481,23 +512,28 @@ def test_a_folder_without_annotations_says_what_to_put_there(
         parse(tmp_path)
 
 
-def test_a_file_that_is_not_an_object_is_named(clips: Any) -> None:
+def test_a_file_that_is_not_an_object_is_named(write_hcstvg: Any) -> None:
     with pytest.raises(
         InputError, match=r"train\.json must hold an object with an entry for each video, not list"
     ):
-        parse_v1(clips("train.json", []))
+        parse_v1(write_hcstvg("train.json", []))
 
 
 @pytest.mark.parametrize(
     ("version", "file"), [("hcstvg-v1", "train.json"), ("hcstvg-v2", "trainv2.json")]
 )
 def test_from_the_folder_to_the_index(
-    clips: Any, clip: Any, tmp_path: Path, make_video: Any, version: str, file: str
+    write_hcstvg: Any,
+    make_hcstvg_entry: Any,
+    tmp_path: Path,
+    make_video: Any,
+    version: str,
+    file: str,
 ) -> None:
-    sound = clip(img_num=500, width=128, height=48, st_time=None, ed_time=None)
+    sound = make_hcstvg_entry(img_num=500, width=128, height=48, st_time=None, ed_time=None)
     make_video(tmp_path / "1_a.mp4", 500)
     (tmp_path / "2_a.mp4").write_bytes(b"")
-    root = clips(file, {"1_a.mp4": sound, "2_a.mp4": sound, "3_a.mp4": sound})
+    root = write_hcstvg(file, {"1_a.mp4": sound, "2_a.mp4": sound, "3_a.mp4": sound})
     report = prepare(version, root, tmp_path / "out" / "index.jsonl")
 
     assert {row["kind"]: [item["entry"] for item in row["entries"]] for row in report.defects} == {

@@ -111,10 +111,12 @@ FORMS = ("vidstg", "vidor", "hcstvg-v1", "hcstvg-v2", "queries", "jsonl")
 
 
 @pytest.fixture
-def forms(entry: Any, clip: Any) -> dict[str, Form]:
+def annotation_forms(make_vidstg_entry: Any, make_hcstvg_entry: Any) -> dict[str, Form]:
     """Each kind of annotations, of sound entries."""
-    asked = entry(captions=[{"description": "a dog.", "target_id": 0, "tags": ["night"]}])
-    first, sentences = clip(), "annotations/val_annotations.json"
+    asked = make_vidstg_entry(
+        captions=[{"description": "a dog.", "target_id": 0, "tags": ["night"]}]
+    )
+    first, sentences = make_hcstvg_entry(), "annotations/val_annotations.json"
     second = {
         key: value for key, value in first.items() if key not in ("caption", "width", "height")
     }
@@ -271,7 +273,7 @@ def check(parsed: ParsedDataset, form: Form, out: Path) -> None:
 
 
 @pytest.fixture
-def house(tmp_path: Path, make_video: Any) -> Path:
+def data_folder(tmp_path: Path, make_video: Any) -> Path:
     """`house/root` is the data set's place, with the films `a.mp4` and `1_a.mp4`; `house/out` is
     for what is written.
     """
@@ -291,10 +293,12 @@ def build(form: Form, root: Path, victim: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_the_sound_files_are_sound(name: str, house: Path, forms: dict[str, Form]) -> None:
-    form = forms[name]
-    build(form, house / "root", written(form.files[form.victim], form.parser == "jsonl"))
-    parsed = parse_here(form, house / "root")
+def test_the_sound_files_are_sound(
+    name: str, data_folder: Path, annotation_forms: dict[str, Form]
+) -> None:
+    form = annotation_forms[name]
+    build(form, data_folder / "root", written(form.files[form.victim], form.parser == "jsonl"))
+    parsed = parse_here(form, data_folder / "root")
 
     assert parsed is not None
     assert parsed.queries
@@ -303,21 +307,23 @@ def test_the_sound_files_are_sound(name: str, house: Path, forms: dict[str, Form
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_whatever_is_in_a_file(name: str, house: Path, forms: dict[str, Form]) -> None:
-    form = forms[name]
-    root = house / "root"
+def test_whatever_is_in_a_file(
+    name: str, data_folder: Path, annotation_forms: dict[str, Form]
+) -> None:
+    form = annotation_forms[name]
+    root = data_folder / "root"
 
     @SETTINGS
     @given(damaged(form.files[form.victim], form.parser == "jsonl"))
     def run(victim: bytes) -> None:
         build(form, root, victim)
-        before = listing(house)
+        before = listing(data_folder)
         parsed = parse_here(form, root)
 
-        assert listing(house) == before
+        assert listing(data_folder) == before
 
         if parsed is not None:
-            check(parsed, form, house / "out")
+            check(parsed, form, data_folder / "out")
         elif name == "vidor":
             pytest.fail("a file of boxes may not stop the others")
 
@@ -365,9 +371,9 @@ WHOLE = {
 @pytest.mark.parametrize("damage", WHOLE)
 @pytest.mark.parametrize("name", ["vidstg", "hcstvg-v1", "hcstvg-v2"])
 def test_a_file_that_cannot_be_read_is_an_error_with_its_place(
-    name: str, damage: str, tmp_path: Path, forms: dict[str, Form]
+    name: str, damage: str, tmp_path: Path, annotation_forms: dict[str, Form]
 ) -> None:
-    form, (content, message) = forms[name], WHOLE[damage]
+    form, (content, message) = annotation_forms[name], WHOLE[damage]
     build(form, tmp_path, content)
     with pytest.raises(InputError, match=rf"{Path(form.victim).name}(, |: | ){message}"):
         PARSERS[form.parser](tmp_path, ignore_progress)
@@ -375,9 +381,9 @@ def test_a_file_that_cannot_be_read_is_an_error_with_its_place(
 
 @pytest.mark.parametrize("damage", WHOLE)
 def test_a_file_of_boxes_that_cannot_be_read_is_a_defect(
-    damage: str, tmp_path: Path, forms: dict[str, Form]
+    damage: str, tmp_path: Path, annotation_forms: dict[str, Form]
 ) -> None:
-    form = forms["vidor"]
+    form = annotation_forms["vidor"]
     build(form, tmp_path, WHOLE[damage][0])
     parsed = PARSERS["vidstg"](tmp_path, ignore_progress)
 
@@ -389,9 +395,9 @@ def test_a_file_of_boxes_that_cannot_be_read_is_a_defect(
 
 @pytest.mark.parametrize("name", ["vidstg", "vidor", "hcstvg-v1", "hcstvg-v2"])
 def test_a_file_above_the_limit_is_refused_unread(
-    name: str, tmp_path: Path, forms: dict[str, Form]
+    name: str, tmp_path: Path, annotation_forms: dict[str, Form]
 ) -> None:
-    form = forms[name]
+    form = annotation_forms[name]
     build(form, tmp_path, b"")
     with (tmp_path / form.victim).open("wb") as file:
         file.truncate(json_files.MAX_FILE_BYTES + 1)
@@ -425,14 +431,16 @@ def test_a_line_above_the_limit_is_refused_by_number(
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_byte_order_mark_is_passed_over(name: str, house: Path, forms: dict[str, Form]) -> None:
-    form = forms[name]
+def test_a_byte_order_mark_is_passed_over(
+    name: str, data_folder: Path, annotation_forms: dict[str, Form]
+) -> None:
+    form = annotation_forms[name]
     build(
         form,
-        house / "root",
+        data_folder / "root",
         b"\xef\xbb\xbf" + written(form.files[form.victim], form.parser == "jsonl"),
     )
-    parsed = parse_here(form, house / "root")
+    parsed = parse_here(form, data_folder / "root")
 
     assert parsed is not None
     assert parsed.queries
@@ -449,10 +457,10 @@ def test_a_report_can_be_written_and_has_an_end(tmp_path: Path) -> None:
 
 
 def test_files_whose_names_are_no_text_are_passed_over(
-    tmp_path: Path, forms: dict[str, Form]
+    tmp_path: Path, annotation_forms: dict[str, Form]
 ) -> None:
     """An index is UTF-8: a video in a folder whose name is not cannot stand in it."""
-    form = forms["hcstvg-v1"]
+    form = annotation_forms["hcstvg-v1"]
     build(form, tmp_path, written(form.files[form.victim], False))
     place = os.fsencode(tmp_path) + b"/\xff"
     os.mkdir(place)

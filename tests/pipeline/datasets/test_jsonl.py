@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 
 
 @pytest.fixture
-def write(tmp_path: Path, make_video: Any) -> Any:
+def write_data_jsonl(tmp_path: Path, make_video: Any) -> Any:
     """`data.jsonl` of the given lines beside `clips/a.mp4` (40 frames of 128x48)."""
     (tmp_path / "clips").mkdir()
     make_video(tmp_path / "clips" / "a.mp4")
@@ -40,8 +40,8 @@ def defects(parsed: Any) -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def test_the_least_there_can_be(write: Any) -> None:
-    parsed = parse(write({}))
+def test_the_least_there_can_be(write_data_jsonl: Any) -> None:
+    parsed = parse(write_data_jsonl({}))
     (query,) = parsed.queries
 
     assert (query.id, query.video, query.path, query.split) == (
@@ -56,7 +56,7 @@ def test_the_least_there_can_be(write: Any) -> None:
     assert not defects(parsed)
 
 
-def test_all_there_can_be(write: Any, tmp_path: Path) -> None:
+def test_all_there_can_be(write_data_jsonl: Any, tmp_path: Path) -> None:
     tube = {"begin": 5, "boxes": [[1, 2, 30, 40], None, [2.5, 2, 30, 40]]}
     full = {
         "id": "x/../y",
@@ -67,7 +67,7 @@ def test_all_there_can_be(write: Any, tmp_path: Path) -> None:
         "text": " a dog\n",
     }
     parsed = parse(
-        write(
+        write_data_jsonl(
             "", {"video": str(tmp_path / "clips/a.mp4")}, full | {"video": "./clips/../clips/a.mp4"}
         )
     )
@@ -91,10 +91,10 @@ def test_all_there_can_be(write: Any, tmp_path: Path) -> None:
     assert boxes.tolist() == [[1, 2, 30, 40], [2.5, 2, 30, 40]]
 
 
-def test_spans_and_boxes_are_clipped_and_counted(write: Any) -> None:
+def test_spans_and_boxes_are_clipped_and_counted(write_data_jsonl: Any) -> None:
     boxes = [[-5, 2, 30, 40], [1, 2, 200, 40], [3, 3, 3, 9]]
     parsed = parse(
-        write(
+        write_data_jsonl(
             {"segment": [30, 50]},
             {"text": "a cat", "segment": [6, 20], "tube": {"begin": 5, "boxes": boxes}},
         )
@@ -147,14 +147,16 @@ def test_spans_and_boxes_are_clipped_and_counted(write: Any) -> None:
         ("[" * 100_000, "not JSON", "line 1"),
     ],
 )
-def test_a_broken_line_is_left_out_by_name(write: Any, row: Any, kind: str, entry: str) -> None:
-    parsed = parse(write(row, {}))
+def test_a_broken_line_is_left_out_by_name(
+    write_data_jsonl: Any, row: Any, kind: str, make_vidstg_entry: str
+) -> None:
+    parsed = parse(write_data_jsonl(row, {}))
     assert [query.id for query in parsed.queries] == ["2"]
-    assert defects(parsed) == {kind: [(entry, "left out")]}
+    assert defects(parsed) == {kind: [(make_vidstg_entry, "left out")]}
 
 
-def test_a_repeated_id_is_left_out(write: Any) -> None:
-    parsed = parse(write({"id": "2"}, {"text": "a cat"}))
+def test_a_repeated_id_is_left_out(write_data_jsonl: Any) -> None:
+    parsed = parse(write_data_jsonl({"id": "2"}, {"text": "a cat"}))
     assert [query.text for query in parsed.queries] == ["a dog"]
     assert defects(parsed) == {"repeated id": [("line 2", "left out")]}
 
@@ -164,9 +166,9 @@ def test_a_repeated_id_is_left_out(write: Any) -> None:
     [(3, [None, None]), (3, [None, None, [1, 2, 3, 4]]), (2, [[1, 2, 3, 4], None, None])],
 )
 def test_a_tube_without_a_box_in_its_span_keeps_the_span(
-    write: Any, begin: int, boxes: list[Any]
+    write_data_jsonl: Any, begin: int, boxes: list[Any]
 ) -> None:
-    parsed = parse(write({"segment": [3, 5], "tube": {"begin": begin, "boxes": boxes}}))
+    parsed = parse(write_data_jsonl({"segment": [3, 5], "tube": {"begin": begin, "boxes": boxes}}))
     assert parsed.queries[0].truth is not None
     assert (parsed.queries[0].truth.span, parsed.queries[0].truth.track) == ((3, 5), None)
     parsed.defects._kinds.pop("span leaves its segment", None)
@@ -226,12 +228,14 @@ def test_files_that_are_no_sentences(tmp_path: Path) -> None:
         ({"text": "a\0"}, "text: text with a NUL character (got 'a\\x00')"),
     ],
 )
-def test_what_is_wrong_with_a_line_is_said_in_plain_words(write: Any, row: Any, words: str) -> None:
-    (defect,) = parse(write(row, {})).defects.to_list()
+def test_what_is_wrong_with_a_line_is_said_in_plain_words(
+    write_data_jsonl: Any, row: Any, words: str
+) -> None:
+    (defect,) = parse(write_data_jsonl(row, {})).defects.to_list()
     assert [item["detail"] for item in defect["entries"]] == [words]
 
 
-def test_one_video_has_one_name(write: Any, tmp_path: Path) -> None:
+def test_one_video_has_one_name(write_data_jsonl: Any, tmp_path: Path) -> None:
     """However its path is written, as long as it lies beside the file or below."""
     inside = [
         "clips/a.mp4",
@@ -239,7 +243,7 @@ def test_one_video_has_one_name(write: Any, tmp_path: Path) -> None:
         f"../{tmp_path.name}/clips/a.mp4",
         str(tmp_path / "clips" / "a.mp4"),
     ]
-    parsed = parse(write(*({"video": video, "text": video} for video in inside)))
+    parsed = parse(write_data_jsonl(*({"video": video, "text": video} for video in inside)))
 
     assert {(query.video, query.path) for query in parsed.queries} == {
         ("clips/a.mp4", "clips/a.mp4")
@@ -261,23 +265,23 @@ def test_a_video_elsewhere_is_called_as_it_is_written(tmp_path: Path, make_video
     assert [query.path for query in parse(path).queries] == ["../a.mp4", str(tmp_path / "a.mp4")]
 
 
-def test_a_line_that_is_not_utf_8_is_left_out_by_number(write: Any) -> None:
-    path = write({}, {"text": "a cat"})
+def test_a_line_that_is_not_utf_8_is_left_out_by_number(write_data_jsonl: Any) -> None:
+    path = write_data_jsonl({}, {"text": "a cat"})
     path.write_bytes(path.read_bytes().replace(b"a cat", b"a \xff"))
     parsed = parse(path)
     assert [query.id for query in parsed.queries] == ["1"]
     assert defects(parsed) == {"not JSON": [("line 2", "left out")]}
 
 
-def test_any_character_may_stand_in_a_line(write: Any) -> None:
+def test_any_character_may_stand_in_a_line(write_data_jsonl: Any) -> None:
     """Line separators of Unicode end no line, a byte order mark begins none."""
-    path = write('{"video": "clips/a.mp4", "text": "a\u2028b\x85c"}')
+    path = write_data_jsonl('{"video": "clips/a.mp4", "text": "a\u2028b\x85c"}')
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert [query.text for query in parse(path).queries] == ["a\u2028b\x85c"]
 
 
 def test_tubes_of_names_with_slashes_stay_apart(
-    write: Any, tmp_path: Path, make_video: Any
+    write_data_jsonl: Any, tmp_path: Path, make_video: Any
 ) -> None:
     (tmp_path / "clips" / "b").mkdir()
     make_video(tmp_path / "clips" / "b" / "c.mp4")
@@ -285,7 +289,7 @@ def test_tubes_of_names_with_slashes_stay_apart(
         {"id": video, "video": video, "tube": {"begin": 0, "boxes": [[x, 0, 9, 9]]}}
         for x, video in enumerate(("clips/a.mp4", "clips/b/c.mp4"))
     ]
-    parsed = parse(write(*rows))
+    parsed = parse(write_data_jsonl(*rows))
     tracks = [
         parsed.tracks[query.truth.track][1].tolist()
         for query in parsed.queries
@@ -295,8 +299,8 @@ def test_tubes_of_names_with_slashes_stay_apart(
     assert tracks == [[[0, 0, 9, 9]], [[1, 0, 9, 9]]]
 
 
-def test_one_video_in_two_splits_is_reported(write: Any) -> None:
-    parsed = parse(write({"split": "train"}, {}))
+def test_one_video_in_two_splits_is_reported(write_data_jsonl: Any) -> None:
+    parsed = parse(write_data_jsonl({"split": "train"}, {}))
     assert len(parsed.queries) == 2
     assert defects(parsed) == {"video in several splits": [("clips/a.mp4", "kept")]}
 

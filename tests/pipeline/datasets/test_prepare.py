@@ -126,7 +126,7 @@ def test_a_sound_data_set(root: Any, tmp_path: Path) -> None:
 
 
 def test_everything_that_can_be_wrong_is_named_and_the_rest_goes_on(
-    root: Any, cut: Any, tmp_path: Path
+    root: Any, cut_file: Any, tmp_path: Path
 ) -> None:
     entries = [entry(vid) for vid in ("good", "missing", "zero", "short", "words")]
     entries.append(entry("good", temporal_gt={"begin_fid": 9, "end_fid": 9}))
@@ -134,7 +134,7 @@ def test_everything_that_can_be_wrong_is_named_and_the_rest_goes_on(
     videos = folder / "video" / "0001"
     (videos / "missing.mp4").unlink()
     (videos / "zero.mp4").write_bytes(b"")
-    cut(videos / "short.mp4", 0.5)
+    cut_file(videos / "short.mp4", 0.5)
     (videos / "words.mp4").write_text("not a video")
     report = prepare("vidstg", folder, tmp_path / "index.jsonl")
 

@@ -35,10 +35,14 @@ def named(parsed: ParsedDataset, kind: str) -> list[str]:
     ]
 
 
-def test_each_caption_and_question_is_a_query(tree: Any, entry: Any, vidor: Any) -> None:
-    vidor("101", {4: [(0, *BOX), (3, 5, 5, 9, 9)]})
+def test_each_caption_and_question_is_a_query(
+    write_vidstg: Any, make_vidstg_entry: Any, write_vidor: Any
+) -> None:
+    write_vidor("101", {4: [(0, *BOX), (3, 5, 5, 9, 9)]})
     caption, question = parse(
-        tree(val=[entry(vid="x", captions=[], questions=[]), entry()])
+        write_vidstg(
+            val=[make_vidstg_entry(vid="x", captions=[], questions=[]), make_vidstg_entry()]
+        )
     ).queries
 
     assert (caption.id, question.id) == ("val-00001-c0", "val-00001-q0")
@@ -52,31 +56,37 @@ def test_each_caption_and_question_is_a_query(tree: Any, entry: Any, vidor: Any)
     assert (caption.truth.track, question.truth.track) == ("101/0", "101/3")
 
 
-def test_a_span_ends_before_its_end_and_a_segment_with_it(tree: Any, entry: Any) -> None:
+def test_a_span_ends_before_its_end_and_a_segment_with_it(
+    write_vidstg: Any, make_vidstg_entry: Any
+) -> None:
     """`temporal_gt.end_fid` is exclusive, `used_segment.end_fid` inclusive: [4, 14) lies in [2, 13
     + 1).
     """
-    query = parse(tree(test=[entry()])).queries[0]
+    query = parse(write_vidstg(test=[make_vidstg_entry()])).queries[0]
     assert query.segment == (2, 14)
     assert query.truth is not None
     assert query.truth.span == (4, 14)
 
 
-def test_the_first_frame_belongs_to_segment_and_span(tree: Any, entry: Any) -> None:
+def test_the_first_frame_belongs_to_segment_and_span(
+    write_vidstg: Any, make_vidstg_entry: Any
+) -> None:
     """Both `begin_fid` are inclusive."""
-    query = parse(tree(test=[entry(used_segment={"begin_fid": 4, "end_fid": 13})])).queries[0]
+    query = parse(
+        write_vidstg(test=[make_vidstg_entry(used_segment={"begin_fid": 4, "end_fid": 13})])
+    ).queries[0]
     assert query.truth is not None
     assert (query.segment[0], query.truth.span[0]) == (4, 4)
 
 
-def test_a_truth_may_end_with_its_segment(tree: Any, entry: Any) -> None:
+def test_a_truth_may_end_with_its_segment(write_vidstg: Any, make_vidstg_entry: Any) -> None:
     """`temporal_gt.end_fid` = `used_segment.end_fid` + 1: the last frame of both is the same, and
     nothing is clipped.
     """
     parsed = parse(
-        tree(
+        write_vidstg(
             test=[
-                entry(
+                make_vidstg_entry(
                     used_segment={"begin_fid": 2, "end_fid": 13},
                     temporal_gt={"begin_fid": 4, "end_fid": 14},
                 )
@@ -91,45 +101,59 @@ def test_a_truth_may_end_with_its_segment(tree: Any, entry: Any) -> None:
 
 
 @pytest.mark.parametrize("fps", [10, 29.97, 60])
-def test_any_rate_is_kept(tree: Any, entry: Any, fps: float) -> None:
-    query = parse(tree(test=[entry(fps=fps)])).queries[0]
+def test_any_rate_is_kept(write_vidstg: Any, make_vidstg_entry: Any, fps: float) -> None:
+    query = parse(write_vidstg(test=[make_vidstg_entry(fps=fps)])).queries[0]
     assert (query.fps, query.frame_count, query.segment) == (fps, 20, (2, 14))
 
 
-def test_boxes_of_a_tall_picture_are_clipped_to_it(tree: Any, entry: Any, vidor: Any) -> None:
-    vidor("101", {4: [(0, 10, 20, 70, 90)]})
-    parsed = parse(tree(test=[entry(width=50, height=100)]))
+def test_boxes_of_a_tall_picture_are_clipped_to_it(
+    write_vidstg: Any, make_vidstg_entry: Any, write_vidor: Any
+) -> None:
+    write_vidor("101", {4: [(0, 10, 20, 70, 90)]})
+    parsed = parse(write_vidstg(test=[make_vidstg_entry(width=50, height=100)]))
     assert parsed.queries[0].size == (50, 100)
     assert parsed.tracks["101/0"][1].tolist() == [[10, 20, 50, 90]]
 
 
-def test_entries_that_disagree_on_the_picture_are_reported(tree: Any, entry: Any) -> None:
-    parsed = parse(tree(val=[entry(), entry(width=50)]))
+def test_entries_that_disagree_on_the_picture_are_reported(
+    write_vidstg: Any, make_vidstg_entry: Any
+) -> None:
+    parsed = parse(write_vidstg(val=[make_vidstg_entry(), make_vidstg_entry(width=50)]))
     assert [query.size for query in parsed.queries] == [(100, 50)] * 2 + [(50, 50)] * 2
     assert named(parsed, "picture sizes disagree") == ["101"]
 
 
-def test_one_video_in_two_splits_is_reported_and_kept(tree: Any, entry: Any) -> None:
-    parsed = parse(tree(train=[entry()], test=[entry()]))
+def test_one_video_in_two_splits_is_reported_and_kept(
+    write_vidstg: Any, make_vidstg_entry: Any
+) -> None:
+    parsed = parse(write_vidstg(train=[make_vidstg_entry()], test=[make_vidstg_entry()]))
     assert len(parsed.queries) == 4
     assert named(parsed, "video in several splits") == ["video/101.mp4"]
 
 
-def test_a_segment_is_clipped_to_the_video(tree: Any, entry: Any) -> None:
-    parsed = parse(tree(test=[entry(used_segment={"begin_fid": 0, "end_fid": 20})]))
+def test_a_segment_is_clipped_to_the_video(write_vidstg: Any, make_vidstg_entry: Any) -> None:
+    parsed = parse(
+        write_vidstg(test=[make_vidstg_entry(used_segment={"begin_fid": 0, "end_fid": 20})])
+    )
     assert parsed.queries[0].segment == (0, 20)
     assert not parsed.defects.num_excluded
 
 
-def test_a_span_that_leaves_its_segment_is_clipped_and_counted(tree: Any, entry: Any) -> None:
-    parsed = parse(tree(test=[entry(temporal_gt={"begin_fid": 1, "end_fid": 16})]))
+def test_a_span_that_leaves_its_segment_is_clipped_and_counted(
+    write_vidstg: Any, make_vidstg_entry: Any
+) -> None:
+    parsed = parse(
+        write_vidstg(test=[make_vidstg_entry(temporal_gt={"begin_fid": 1, "end_fid": 16})])
+    )
     assert parsed.queries[0].truth is not None
     assert parsed.queries[0].truth.span == (2, 14)
     assert kinds(parsed)["span leaves its segment"] == (1, 0)
 
 
-def test_boxes_come_from_either_half_of_vidor(tree: Any, entry: Any, vidor: Any) -> None:
-    vidor(
+def test_boxes_come_from_either_half_of_vidor(
+    write_vidstg: Any, make_vidstg_entry: Any, write_vidor: Any
+) -> None:
+    write_vidor(
         "101",
         {
             3: [(0, *BOX)],
@@ -139,7 +163,7 @@ def test_boxes_come_from_either_half_of_vidor(tree: Any, entry: Any, vidor: Any)
         "validation",
         "1000",
     )
-    parsed = parse(tree(test=[entry(questions=[])]))
+    parsed = parse(write_vidstg(test=[make_vidstg_entry(questions=[])]))
     frames, boxes = parsed.tracks["101/0"]
 
     assert frames.tolist() == [3, 4, 6]
@@ -150,17 +174,19 @@ def test_boxes_come_from_either_half_of_vidor(tree: Any, entry: Any, vidor: Any)
     assert not kinds(parsed)
 
 
-def test_without_vidor_spans_remain(tree: Any, entry: Any) -> None:
-    parsed = parse(tree(test=[entry()]))
+def test_without_vidor_spans_remain(write_vidstg: Any, make_vidstg_entry: Any) -> None:
+    parsed = parse(write_vidstg(test=[make_vidstg_entry()]))
     assert [query.truth.track for query in parsed.queries if query.truth] == [None, None]
     assert parsed.queries[0].path == "video/101.mp4"
     assert kinds(parsed) == {"no VidOR annotations": (1, 0)}
 
 
-def test_a_video_is_found_where_it_lies(tree: Any, entry: Any, tmp_path: Path) -> None:
+def test_a_video_is_found_where_it_lies(
+    write_vidstg: Any, make_vidstg_entry: Any, tmp_path: Path
+) -> None:
     (tmp_path / "video" / "0042").mkdir(parents=True)
     (tmp_path / "video" / "0042" / "101.mp4").touch()
-    assert parse(tree(test=[entry()])).queries[0].path == "video/0042/101.mp4"
+    assert parse(write_vidstg(test=[make_vidstg_entry()])).queries[0].path == "video/0042/101.mp4"
 
 
 @pytest.mark.parametrize(
@@ -168,11 +194,11 @@ def test_a_video_is_found_where_it_lies(tree: Any, entry: Any, tmp_path: Path) -
     [("0042/101.MP4", []), ("0042/101.mkv", ["101.mp4"]), ("0042/101.WEBM", ["101.mp4"])],
 )
 def test_a_video_is_found_whatever_its_extension(
-    tree: Any, entry: Any, tmp_path: Path, file: str, noted: list[str]
+    write_vidstg: Any, make_vidstg_entry: Any, tmp_path: Path, file: str, noted: list[str]
 ) -> None:
     (tmp_path / "video" / "0042").mkdir(parents=True)
     (tmp_path / "video" / file).touch()
-    parsed = parse(tree(test=[entry(), entry()]))
+    parsed = parse(write_vidstg(test=[make_vidstg_entry(), make_vidstg_entry()]))
 
     assert {query.path for query in parsed.queries} == {f"video/{file}"}
     assert named(parsed, "video with another extension") == noted
@@ -180,16 +206,18 @@ def test_a_video_is_found_whatever_its_extension(
 
 
 def test_boxes_are_found_in_files_of_upper_case(
-    tree: Any, entry: Any, vidor: Any, tmp_path: Path
+    write_vidstg: Any, make_vidstg_entry: Any, write_vidor: Any, tmp_path: Path
 ) -> None:
-    vidor("101", {4: [(0, *BOX)]})
+    write_vidor("101", {4: [(0, *BOX)]})
     path = tmp_path / "annotation" / "training" / "0007" / "101.json"
     path.rename(path.with_suffix(".JSON"))
-    assert list(parse(tree(test=[entry()])).tracks.keys()) == ["101/0"]
+    assert list(parse(write_vidstg(test=[make_vidstg_entry()])).tracks.keys()) == ["101/0"]
 
 
-def test_boxes_are_clipped_to_the_picture(tree: Any, entry: Any, vidor: Any) -> None:
-    vidor(
+def test_boxes_are_clipped_to_the_picture(
+    write_vidstg: Any, make_vidstg_entry: Any, write_vidor: Any
+) -> None:
+    write_vidor(
         "101",
         {
             4: [(0, -5, 2, 30, 60)],
@@ -198,7 +226,7 @@ def test_boxes_are_clipped_to_the_picture(tree: Any, entry: Any, vidor: Any) -> 
             7: [(0, *BOX)],
         },
     )
-    parsed = parse(tree(test=[entry(questions=[])]))
+    parsed = parse(write_vidstg(test=[make_vidstg_entry(questions=[])]))
     frames, boxes = parsed.tracks["101/0"]
 
     assert frames.tolist() == [4, 7]
@@ -207,25 +235,29 @@ def test_boxes_are_clipped_to_the_picture(tree: Any, entry: Any, vidor: Any) -> 
 
 
 def test_a_target_without_a_box_in_the_span_keeps_its_span(
-    tree: Any, entry: Any, vidor: Any
+    write_vidstg: Any, make_vidstg_entry: Any, write_vidor: Any
 ) -> None:
-    vidor("101", {3: [(0, *BOX)], 14: [(0, *BOX)]})
-    parsed = parse(tree(test=[entry()]))
+    write_vidor("101", {3: [(0, *BOX)], 14: [(0, *BOX)]})
+    parsed = parse(write_vidstg(test=[make_vidstg_entry()]))
     assert [query.truth.track for query in parsed.queries if query.truth] == [None, None]
     assert named(parsed, "no box in the span") == ["test-00000-c0", "test-00000-q0"]
 
 
 def test_vidor_files_that_are_broken_or_absent_are_named(
-    tree: Any, entry: Any, vidor: Any, tmp_path: Path
+    write_vidstg: Any, make_vidstg_entry: Any, write_vidor: Any, tmp_path: Path
 ) -> None:
-    vidor("101", {4: [(0, *BOX)]})
+    write_vidor("101", {4: [(0, *BOX)]})
     good = tmp_path / "annotation" / "training" / "0007" / "101.json"
     (good.parent / "102.json").write_text('{"trajectories": [')
     (good.parent / "103.json").write_text("[1, 2]")
     (good.parent / "105.json").write_text(
         '{"trajectories": [7, [{"tid": 0}], [{"tid": 0, "bbox": {"xmin": NaN}}], [null]]}'
     )
-    parsed = parse(tree(test=[entry(vid=vid) for vid in ("101", "102", "103", "104", "105")]))
+    parsed = parse(
+        write_vidstg(
+            test=[make_vidstg_entry(vid=vid) for vid in ("101", "102", "103", "104", "105")]
+        )
+    )
 
     assert len(parsed.queries) == 10
     assert named(parsed, "unreadable box file") == ["102", "103"]
@@ -237,32 +269,32 @@ def test_vidor_files_that_are_broken_or_absent_are_named(
     "side", ["NaN", "1e999", "1000001", "-1000001", "1" + "0" * 400, '"left"', "null", "[1]"]
 )
 def test_a_box_with_a_side_that_is_no_place_is_left_out(
-    tree: Any, entry: Any, vidor: Any, tmp_path: Path, side: str
+    write_vidstg: Any, make_vidstg_entry: Any, write_vidor: Any, tmp_path: Path, side: str
 ) -> None:
-    vidor("101", {4: [(0, 987654, *BOX[1:])], 5: [(0, *BOX)]})
+    write_vidor("101", {4: [(0, 987654, *BOX[1:])], 5: [(0, *BOX)]})
     path = tmp_path / "annotation" / "training" / "0007" / "101.json"
     path.write_text(path.read_text().replace("987654", side))
-    parsed = parse(tree(test=[entry(questions=[])]))
+    parsed = parse(write_vidstg(test=[make_vidstg_entry(questions=[])]))
 
     assert parsed.tracks["101/0"][0].tolist() == [5]
     assert kinds(parsed) == {"malformed box": (1, 0)}
 
 
 def test_the_kind_of_an_object_id_is_exact(
-    tree: Any, entry: Any, vidor: Any, tmp_path: Path
+    write_vidstg: Any, make_vidstg_entry: Any, write_vidor: Any, tmp_path: Path
 ) -> None:
     """1 is neither true nor 1.0."""
-    vidor("101", {4: [(0, *BOX)], 5: [(False, *BOX)], 6: [(0.0, *BOX)]})
-    parsed = parse(tree(test=[entry(questions=[])]))
+    write_vidor("101", {4: [(0, *BOX)], 5: [(False, *BOX)], 6: [(0.0, *BOX)]})
+    parsed = parse(write_vidstg(test=[make_vidstg_entry(questions=[])]))
     assert parsed.tracks["101/0"][0].tolist() == [4]
     assert kinds(parsed) == {"malformed box": (2, 0)}
 
 
-def test_tags_are_carried(tree: Any, entry: Any) -> None:
+def test_tags_are_carried(write_vidstg: Any, make_vidstg_entry: Any) -> None:
     caption = {"description": "a dog", "target_id": 0, "tags": ["look-alike"]}
-    assert parse(tree(test=[entry(captions=[caption], questions=[])])).queries[0].tags == (
-        "look-alike",
-    )
+    assert parse(write_vidstg(test=[make_vidstg_entry(captions=[caption], questions=[])])).queries[
+        0
+    ].tags == ("look-alike",)
 
 
 @pytest.mark.parametrize(
@@ -297,9 +329,13 @@ def test_tags_are_carried(tree: Any, entry: Any) -> None:
     ],
 )
 def test_a_broken_entry_is_left_out_by_name(
-    tree: Any, entry: Any, changes: dict[str, Any], kind: str
+    write_vidstg: Any, make_vidstg_entry: Any, changes: dict[str, Any], kind: str
 ) -> None:
-    parsed = parse(tree(test=[entry(), entry(**changes), entry(vid="102")]))
+    parsed = parse(
+        write_vidstg(
+            test=[make_vidstg_entry(), make_vidstg_entry(**changes), make_vidstg_entry(vid="102")]
+        )
+    )
 
     assert [query.id[:10] for query in parsed.queries] == [
         "test-00000",
@@ -326,11 +362,17 @@ def test_a_broken_entry_is_left_out_by_name(
     ],
 )
 def test_an_entry_left_out_counts_as_all_its_queries(
-    tree: Any, entry: Any, changes: dict[str, Any], kind: str
+    write_vidstg: Any, make_vidstg_entry: Any, changes: dict[str, Any], kind: str
 ) -> None:
     question = {"description": "what?", "target_id": 3}
     parsed = parse(
-        tree(test=[entry(), entry(questions=[question, question], **changes), entry(captions=7)])
+        write_vidstg(
+            test=[
+                make_vidstg_entry(),
+                make_vidstg_entry(questions=[question, question], **changes),
+                make_vidstg_entry(captions=7),
+            ]
+        )
     )
 
     assert kinds(parsed)[kind] == ((4, 4) if kind == "malformed entry" else (3, 3))
@@ -341,8 +383,10 @@ def test_an_entry_left_out_counts_as_all_its_queries(
 
 
 @pytest.mark.parametrize("raw", [7, {}, {"captions": 7, "questions": "what?"}])
-def test_an_entry_whose_queries_cannot_be_counted_is_one(tree: Any, entry: Any, raw: Any) -> None:
-    assert kinds(parse(tree(test=[entry(), raw])))["malformed entry"] == (1, 1)
+def test_an_entry_whose_queries_cannot_be_counted_is_one(
+    write_vidstg: Any, make_vidstg_entry: Any, raw: Any
+) -> None:
+    assert kinds(parse(write_vidstg(test=[make_vidstg_entry(), raw])))["malformed entry"] == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -357,28 +401,32 @@ def test_an_entry_whose_queries_cannot_be_counted_is_one(tree: Any, entry: Any, 
     ],
 )
 def test_a_broken_sentence_is_left_out_by_name(
-    tree: Any, entry: Any, sentence: Any, kind: str
+    write_vidstg: Any, make_vidstg_entry: Any, sentence: Any, kind: str
 ) -> None:
-    parsed = parse(tree(test=[entry(captions=[sentence])]))
+    parsed = parse(write_vidstg(test=[make_vidstg_entry(captions=[sentence])]))
     assert [query.id for query in parsed.queries] == ["test-00000-q0"]
     assert named(parsed, kind) == ["test-00000-c0"]
 
 
 @pytest.mark.parametrize("entries", [[None], [[]], ["x"], [7]])
-def test_an_entry_of_any_type_is_a_defect(tree: Any, entries: list[Any]) -> None:
-    parsed = parse(tree(test=entries))
+def test_an_entry_of_any_type_is_a_defect(write_vidstg: Any, entries: list[Any]) -> None:
+    parsed = parse(write_vidstg(test=entries))
     assert not parsed.queries
     assert named(parsed, "malformed entry") == ["test-00000"]
 
 
-def test_repeated_sentences_are_reported_and_kept(tree: Any, entry: Any) -> None:
-    parsed = parse(tree(test=[entry(), entry(), entry(vid="102")]))
+def test_repeated_sentences_are_reported_and_kept(
+    write_vidstg: Any, make_vidstg_entry: Any
+) -> None:
+    parsed = parse(
+        write_vidstg(test=[make_vidstg_entry(), make_vidstg_entry(), make_vidstg_entry(vid="102")])
+    )
     assert len(parsed.queries) == 6
     assert named(parsed, "repeated sentence") == ["test-00000-c0", "test-00000-q0"]
 
 
-def test_a_file_that_is_not_json_is_named_with_the_place(tree: Any, tmp_path: Path) -> None:
-    path = tree(test=[]) / "annotations" / "val_annotations.json"
+def test_a_file_that_is_not_json_is_named_with_the_place(write_vidstg: Any, tmp_path: Path) -> None:
+    path = write_vidstg(test=[]) / "annotations" / "val_annotations.json"
     path.write_text('[\n {"vid": }\n]')
 
     with pytest.raises(InputError, match=r"val_annotations.json, line 2, column 10: not JSON"):
@@ -426,17 +474,17 @@ def test_a_root_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
         parse(tmp_path / "nowhere")
 
 
-def test_files_without_an_entry_are_refused(tree: Any, entry: Any) -> None:
+def test_files_without_an_entry_are_refused(write_vidstg: Any, make_vidstg_entry: Any) -> None:
     with pytest.raises(
         InputError,
         match=(
             r"there is no entry in \S+train_annotations\.json, \S+test_annotations\.json; download"
         ),
     ):
-        parse(tree(train=[], test=[]))
+        parse(write_vidstg(train=[], test=[]))
 
-    assert len(parse(tree(train=[], test=[entry()])).queries) == 2
-    assert kinds(parse(tree(train=[], test=[7]))) == {
+    assert len(parse(write_vidstg(train=[], test=[make_vidstg_entry()])).queries) == 2
+    assert kinds(parse(write_vidstg(train=[], test=[7]))) == {
         "malformed entry": (1, 1),
         "no VidOR annotations": (0, 0),
     }

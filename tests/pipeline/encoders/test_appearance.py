@@ -14,17 +14,17 @@ SIZES = [(64, 96), (65, 33), (31, 100)]
 
 
 @pytest.fixture(scope="module")
-def full() -> AppearanceEncoder:
+def full_encoder() -> AppearanceEncoder:
     return AppearanceEncoder("full").eval()
 
 
 @pytest.fixture(scope="module")
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.rand(2, 3, 65, 33, generator=torch.Generator().manual_seed(0)) * 255
 
 
 def test_full_equals_torchvisions_body(
-    full: AppearanceEncoder, resnet: ResNet, pictures: torch.Tensor
+    full_encoder: AppearanceEncoder, resnet: ResNet, images: torch.Tensor
 ) -> None:
     theirs = resnet
     state = {
@@ -32,8 +32,8 @@ def test_full_equals_torchvisions_body(
         for key, value in theirs.state_dict().items()
         if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
     }
-    full.body.load_state_dict(state)
-    normed = (pictures / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(
+    full_encoder.body.load_state_dict(state)
+    normed = (images / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(
         IMAGENET_STD
     ).view(3, 1, 1)
     stages = [
@@ -42,20 +42,20 @@ def test_full_equals_torchvisions_body(
     ]
     with torch.inference_mode():
         wanted = nn.Sequential(*stages)(normed).permute(0, 2, 3, 1)
-        torch.testing.assert_close(full(pictures), wanted, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(full_encoder(images), wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_every_norm_of_full_is_frozen(full: AppearanceEncoder) -> None:
-    norms = [module for module in full.modules() if "norm" in type(module).__name__.lower()]
+def test_every_norm_of_full_is_frozen(full_encoder: AppearanceEncoder) -> None:
+    norms = [module for module in full_encoder.modules() if "norm" in type(module).__name__.lower()]
     assert len(norms) == 104
     assert all(isinstance(norm, FrozenBatchNorm2d) for norm in norms)
 
 
 def test_frozen_norms_are_torchvisions_and_keep_what_is_kept_for_gradients_small(
-    full: AppearanceEncoder, pictures: torch.Tensor
+    full_encoder: AppearanceEncoder, images: torch.Tensor
 ) -> None:
     """In float32 to the bit; among convolutions in bfloat16 torchvision's give float32."""
-    ours = next(norm for norm in full.modules() if isinstance(norm, FrozenBatchNorm2d))
+    ours = next(norm for norm in full_encoder.modules() if isinstance(norm, FrozenBatchNorm2d))
     theirs = FrozenBatchNorm2d(len(ours.weight))
     for name, values in theirs.state_dict().items():
         values.copy_(
@@ -69,13 +69,13 @@ def test_frozen_norms_are_torchvisions_and_keep_what_is_kept_for_gradients_small
     assert (half.dtype, theirs(x.bfloat16()).dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(half.float(), theirs(x), rtol=0.02, atol=0.02)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        assert full(pictures).dtype == torch.bfloat16
+        assert full_encoder(images).dtype == torch.bfloat16
 
 
-def test_fresh_full_weights_stay_in_float16(pictures: torch.Tensor) -> None:
+def test_fresh_full_weights_stay_in_float16(images: torch.Tensor) -> None:
     """Frozen norms do not tame fresh weights: unscaled, 33 blocks reach 3e5."""
     with torch.inference_mode():
-        maps = AppearanceEncoder("full").eval()(pictures)
+        maps = AppearanceEncoder("full").eval()(images)
     assert 0.01 < maps.std() < 10
     assert maps.abs().max() < 100
 
@@ -83,9 +83,9 @@ def test_fresh_full_weights_stay_in_float16(pictures: torch.Tensor) -> None:
 @pytest.mark.parametrize(("size", "stride", "channels"), [("full", 32, 2048), ("tiny", 16, 128)])
 @pytest.mark.parametrize("shape", SIZES)
 def test_a_map_has_a_cell_for_every_begun_stride(
-    full: AppearanceEncoder, size: str, stride: int, channels: int, shape: tuple[int, int]
+    full_encoder: AppearanceEncoder, size: str, stride: int, channels: int, shape: tuple[int, int]
 ) -> None:
-    encoder = full if size == "full" else AppearanceEncoder("tiny").eval()
+    encoder = full_encoder if size == "full" else AppearanceEncoder("tiny").eval()
     with torch.inference_mode():
         maps = encoder(torch.zeros(1, 3, *shape))
     assert maps.shape == (1, -(-shape[0] // stride), -(-shape[1] // stride), channels)
@@ -98,9 +98,9 @@ def test_pictures_are_normalised_by_imagenets_statistics() -> None:
 
 @pytest.mark.parametrize("size", ["full", "tiny"])
 def test_a_batch_equals_its_pictures_alone(
-    full: AppearanceEncoder, pictures: torch.Tensor, size: str
+    full_encoder: AppearanceEncoder, images: torch.Tensor, size: str
 ) -> None:
-    encoder = full if size == "full" else AppearanceEncoder("tiny").eval()
+    encoder = full_encoder if size == "full" else AppearanceEncoder("tiny").eval()
     with torch.inference_mode():
-        alone = torch.cat([encoder(picture[None]) for picture in pictures])
-        torch.testing.assert_close(encoder(pictures), alone, rtol=1e-3, atol=1e-4)
+        alone = torch.cat([encoder(picture[None]) for picture in images])
+        torch.testing.assert_close(encoder(images), alone, rtol=1e-3, atol=1e-4)

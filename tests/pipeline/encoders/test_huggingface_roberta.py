@@ -32,7 +32,7 @@ SMALL = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, save_tokenizer: Callable[..., None]) -> Path:
+def roberta_dir(tmp_path: Path, save_tokenizer: Callable[..., None]) -> Path:
     save_tokenizer(tmp_path / "roberta")
     RobertaModel(RobertaConfig(vocab_size=300, pad_token_id=1, **SMALL)).save_pretrained(
         tmp_path / "roberta"
@@ -86,19 +86,21 @@ def test_roberta_bases_config_is_understood(tmp_path: Path) -> None:
         ({"pad_token_id": 2}, "pads with id 1, the weights with 2: they do not belong together"),
     ],
 )
-def test_a_config_that_does_not_fit(folder: Path, values: dict[str, Any], message: str) -> None:
-    load(folder)
-    change(folder, **values)
+def test_a_config_that_does_not_fit(
+    roberta_dir: Path, values: dict[str, Any], message: str
+) -> None:
+    load(roberta_dir)
+    change(roberta_dir, **values)
     with pytest.raises(InputError, match=message):
-        load(folder)
+        load(roberta_dir)
 
 
-def test_a_config_that_is_not_json(folder: Path) -> None:
-    (folder / "config.json").write_text("{")
+def test_a_config_that_is_not_json(roberta_dir: Path) -> None:
+    (roberta_dir / "config.json").write_text("{")
     with pytest.raises(
         InputError, match=r"config\.json does not describe a RoBERTa encoder: Invalid JSON"
     ):
-        load(folder)
+        load(roberta_dir)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +115,10 @@ def test_a_config_that_is_not_json(folder: Path) -> None:
         ("vocab.json", "has no tokenizer"),
     ],
 )
-def test_a_part_that_is_absent(folder: Path, name: str, message: str) -> None:
-    (folder / name).unlink()
+def test_a_part_that_is_absent(roberta_dir: Path, name: str, message: str) -> None:
+    (roberta_dir / name).unlink()
     with pytest.raises(InputError, match=message):
-        load(folder)
+        load(roberta_dir)
 
 
 def test_a_folder_that_is_absent_or_a_file(tmp_path: Path) -> None:
@@ -131,23 +133,25 @@ def test_a_folder_that_is_absent_or_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"model": {"type": "Magic"}}'])
-def test_a_tokenizer_that_cannot_be_read(folder: Path, content: str) -> None:
-    (folder / "tokenizer.json").write_text(content)
+def test_a_tokenizer_that_cannot_be_read(roberta_dir: Path, content: str) -> None:
+    (roberta_dir / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match=r"the tokenizer in .*roberta cannot be read as RoBERTa's"):
-        load(folder)
+        load(roberta_dir)
 
 
-def test_a_spelled_special_token_is_words(folder: Path) -> None:
-    tokens, mask = load(folder).encoder.tokenize(["a <pad> </s> <mask>", "a"])
+def test_a_spelled_special_token_is_words(roberta_dir: Path) -> None:
+    tokens, mask = load(roberta_dir).encoder.tokenize(["a <pad> </s> <mask>", "a"])
     assert min(tokens[0, 1:-1].tolist()) > 4
     assert mask.sum(1).tolist() == [tokens.shape[1], 3]
 
 
-def test_mdetrs_text_weights_want_exactly_their_tokenizer(folder: Path, tmp_path: Path) -> None:
+def test_mdetrs_text_weights_want_exactly_their_tokenizer(
+    roberta_dir: Path, tmp_path: Path
+) -> None:
     """The folder's has 300 entries: too few to be the one that MDETR was trained with."""
     torch.save({"model": {"transformer.text_encoder.a": torch.zeros(1)}}, tmp_path / "mdetr.pth")
     with pytest.raises(
         InputError,
         match=rf"has 300 entries, the weights have {get_vocab_size()}: give the folder of the tokenizer",
     ):
-        load_backbone("text", "tiny", f"mdetr:{tmp_path / 'mdetr.pth'}+hf:{folder}")
+        load_backbone("text", "tiny", f"mdetr:{tmp_path / 'mdetr.pth'}+hf:{roberta_dir}")

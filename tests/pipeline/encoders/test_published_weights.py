@@ -195,7 +195,7 @@ def small_roberta(vocabulary: int, cls: type = RobertaModel) -> Any:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, save_tokenizer: Callable[..., None]) -> Path:
+def roberta_dir(tmp_path: Path, save_tokenizer: Callable[..., None]) -> Path:
     """A Hugging Face folder as `save_pretrained` writes that of `roberta-base`: a language model
     with its head.
     """
@@ -226,57 +226,60 @@ def check_folder(folder: Path) -> Any:
     return loaded
 
 
-def test_a_hugging_face_folder(folder: Path) -> None:
-    loaded = check_folder(folder)
+def test_a_hugging_face_folder(roberta_dir: Path) -> None:
+    loaded = check_folder(roberta_dir)
     assert loaded.report.ignored_keys
     assert all(name.startswith("lm_head.") for name in loaded.report.ignored_keys)
 
 
-def test_a_hugging_face_folder_with_tokenizer_json(folder: Path) -> None:
-    RobertaTokenizerFast.from_pretrained(folder).save_pretrained(folder)
-    (folder / "vocab.json").unlink()
-    (folder / "merges.txt").unlink()
-    check_folder(folder)
+def test_a_hugging_face_folder_with_tokenizer_json(roberta_dir: Path) -> None:
+    RobertaTokenizerFast.from_pretrained(roberta_dir).save_pretrained(roberta_dir)
+    (roberta_dir / "vocab.json").unlink()
+    (roberta_dir / "merges.txt").unlink()
+    check_folder(roberta_dir)
 
 
-def test_a_hugging_face_folder_of_the_model_alone(folder: Path) -> None:
+def test_a_hugging_face_folder_of_the_model_alone(roberta_dir: Path) -> None:
     """`RobertaModel` saves names without `roberta.`, with its pooler."""
-    small_roberta(300).save_pretrained(folder)
-    assert check_folder(folder).report.ignored_keys == ("pooler.dense.bias", "pooler.dense.weight")
+    small_roberta(300).save_pretrained(roberta_dir)
+    assert check_folder(roberta_dir).report.ignored_keys == (
+        "pooler.dense.bias",
+        "pooler.dense.weight",
+    )
 
 
-def test_a_hugging_face_folder_with_a_pickle(folder: Path) -> None:
+def test_a_hugging_face_folder_with_a_pickle(roberta_dir: Path) -> None:
     """The older `pytorch_model.bin`, which held the positions too."""
     model = small_roberta(300, RobertaForMaskedLM)
-    (folder / "model.safetensors").unlink()
+    (roberta_dir / "model.safetensors").unlink()
     torch.save(
         model.state_dict() | {"roberta.embeddings.position_ids": torch.arange(40)[None]},
-        folder / "pytorch_model.bin",
+        roberta_dir / "pytorch_model.bin",
     )
-    loaded = load_backbone("text", "full", f"hf:{folder}")
+    loaded = load_backbone("text", "full", f"hf:{roberta_dir}")
     assert "roberta.embeddings.position_ids" in loaded.report.ignored_keys
     save_file(
         {name: value.clone() for name, value in model.roberta.state_dict().items()},
-        folder / "model.safetensors",
+        roberta_dir / "model.safetensors",
     )
-    assert load_backbone("text", "full", f"hf:{folder}").digest == loaded.digest
+    assert load_backbone("text", "full", f"hf:{roberta_dir}").digest == loaded.digest
 
 
 @pytest.mark.parametrize("change", ["tokenizer", "heads"])
-def test_the_digest_covers_what_else_decides_the_states(folder: Path, change: str) -> None:
-    before = load_backbone("text", "full", f"hf:{folder}").digest
+def test_the_digest_covers_what_else_decides_the_states(roberta_dir: Path, change: str) -> None:
+    before = load_backbone("text", "full", f"hf:{roberta_dir}").digest
     if change == "tokenizer":
-        merges = (folder / "merges.txt").read_text().splitlines()
-        (folder / "merges.txt").write_text("\n".join([merges[0], *merges[:0:-1]]))
+        merges = (roberta_dir / "merges.txt").read_text().splitlines()
+        (roberta_dir / "merges.txt").write_text("\n".join([merges[0], *merges[:0:-1]]))
     else:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 8}))
-    assert load_backbone("text", "full", f"hf:{folder}").digest != before
+        config = json.loads((roberta_dir / "config.json").read_text())
+        (roberta_dir / "config.json").write_text(json.dumps(config | {"num_attention_heads": 8}))
+    assert load_backbone("text", "full", f"hf:{roberta_dir}").digest != before
 
 
-def test_long_sentences_are_cut_where_the_positions_end(folder: Path) -> None:
+def test_long_sentences_are_cut_where_the_positions_end(roberta_dir: Path) -> None:
     """40 positions, of which RoBERTa leaves the first two unused."""
-    encoder: Any = load_backbone("text", "full", f"hf:{folder}").encoder
+    encoder: Any = load_backbone("text", "full", f"hf:{roberta_dir}").encoder
     tokens, mask = encoder.tokenize(["circle " * 100, "a"])
     assert tokens.shape == (2, 38)
     assert (tokens[0, 0], tokens[0, -1]) == (0, 2)
@@ -285,7 +288,7 @@ def test_long_sentences_are_cut_where_the_positions_end(folder: Path) -> None:
 
 
 def test_mdetrs_roberta_with_a_folders_tokenizer(
-    folder: Path, tmp_path: Path, save_tokenizer: Callable[..., None]
+    roberta_dir: Path, tmp_path: Path, save_tokenizer: Callable[..., None]
 ) -> None:
     """At the tiny size: names, the averaged weights, the tokenizer. Of the folder nothing but the
     tokenizer is read.

@@ -11,14 +11,14 @@ from pipeline.encoders.swin import WINDOW_FRAMES, SwinEncoder, split_frame_windo
 
 
 @pytest.fixture(scope="module")
-def theirs() -> SwinTransformer3d:
+def torchvision_swin() -> SwinTransformer3d:
     torch.manual_seed(0)
     return swin3d_t(weights=None).eval()
 
 
 @pytest.fixture(scope="module")
-def encoder(theirs: SwinTransformer3d) -> SwinEncoder:
-    return filled(SwinEncoder(), theirs)
+def encoder(torchvision_swin: SwinTransformer3d) -> SwinEncoder:
+    return filled(SwinEncoder(), torchvision_swin)
 
 
 def filled(encoder: SwinEncoder, theirs: SwinTransformer3d) -> SwinEncoder:
@@ -43,10 +43,12 @@ def their_maps(model: SwinTransformer3d, pictures: Tensor) -> Tensor:
     )
 
 
-def test_at_the_librarys_stride_it_is_the_librarys_network(theirs: SwinTransformer3d) -> None:
+def test_at_the_librarys_stride_it_is_the_librarys_network(
+    torchvision_swin: SwinTransformer3d,
+) -> None:
     with torch.inference_mode():
-        wanted = their_maps(theirs, frames(10))
-        maps = filled(SwinEncoder(time_stride=2), theirs)(frames(10))
+        wanted = their_maps(torchvision_swin, frames(10))
+        maps = filled(SwinEncoder(time_stride=2), torchvision_swin)(frames(10))
     assert wanted.shape == (1, 5, 3, 4, 768)
     torch.testing.assert_close(maps, wanted, rtol=1e-4, atol=1e-5)
 

@@ -26,33 +26,35 @@ SENTENCES = ["the red circle moves to the left.", "what spins?", "", "ein Hund l
 
 
 @pytest.fixture(scope="module")
-def tiny() -> TextEncoder:
+def tiny_encoder() -> TextEncoder:
     return TextEncoder("tiny").eval()
 
 
-def test_states_equal_transformers(tiny: TextEncoder) -> None:
-    theirs = RobertaModel(tiny.roberta.config, add_pooling_layer=False).eval()
-    theirs.load_state_dict(tiny.roberta.state_dict())
+def test_states_equal_transformers(tiny_encoder: TextEncoder) -> None:
+    theirs = RobertaModel(tiny_encoder.roberta.config, add_pooling_layer=False).eval()
+    theirs.load_state_dict(tiny_encoder.roberta.state_dict())
     tokens, mask = tokenize(SENTENCES)
     with torch.inference_mode():
         wanted = theirs(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
-        torch.testing.assert_close(tiny(tokens, mask)[mask], wanted[mask])
+        torch.testing.assert_close(tiny_encoder(tokens, mask)[mask], wanted[mask])
 
 
-def test_an_encoder_without_its_own_tokenizer_takes_the_shipped_one(tiny: TextEncoder) -> None:
+def test_an_encoder_without_its_own_tokenizer_takes_the_shipped_one(
+    tiny_encoder: TextEncoder,
+) -> None:
     assert all(
         torch.equal(ours, shipped)
-        for ours, shipped in zip(tiny.tokenize(SENTENCES), tokenize(SENTENCES), strict=True)
+        for ours, shipped in zip(tiny_encoder.tokenize(SENTENCES), tokenize(SENTENCES), strict=True)
     )
-    assert tiny.fingerprint() == TOKENIZER_FILE.read_bytes()
+    assert tiny_encoder.fingerprint() == TOKENIZER_FILE.read_bytes()
 
 
-def test_padding_does_not_change_states(tiny: TextEncoder) -> None:
+def test_padding_does_not_change_states(tiny_encoder: TextEncoder) -> None:
     tokens, mask = tokenize(SENTENCES)
     with torch.inference_mode():
-        together = tiny(tokens, mask)
+        together = tiny_encoder(tokens, mask)
         for row, text in enumerate(SENTENCES):
-            alone = tiny(*tokenize([text]))[0]
+            alone = tiny_encoder(*tokenize([text]))[0]
             torch.testing.assert_close(together[row, mask[row]], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -103,5 +105,5 @@ def test_padding_is_robertas() -> None:
     assert (BOS, PAD, EOS) == (0, 1, 2)
 
 
-def test_every_id_is_in_the_tiny_vocabulary(tiny: TextEncoder) -> None:
-    assert get_vocab_size() == tiny.roberta.config.vocab_size
+def test_every_id_is_in_the_tiny_vocabulary(tiny_encoder: TextEncoder) -> None:
+    assert get_vocab_size() == tiny_encoder.roberta.config.vocab_size

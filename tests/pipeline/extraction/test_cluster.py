@@ -59,10 +59,10 @@ def decoders(worker: ForkedCommand) -> list[psutil.Process]:
     return psutil.Process(worker.pid).children()
 
 
-def test_a_cluster_that_loses_a_worker(extraction: Extractions, cluster: Cluster) -> None:
-    here = extraction("here", products=QUICK)
+def test_a_cluster_that_loses_a_worker(make_extraction: Extractions, cluster: Cluster) -> None:
+    here = make_extraction("here", products=QUICK)
     assert here.run() == 0
-    one = extraction("s", products=QUICK, workers=None, scheduler=cluster.address)
+    one = make_extraction("s", products=QUICK, workers=None, scheduler=cluster.address)
     process = one.start()
     wait_until(
         lambda: (decoders(cluster.workers[0]) and one.finished()) or not process.is_alive(),
@@ -92,7 +92,7 @@ shard_task.FeatureStream = Deadly
 
 
 def test_a_video_that_kills_its_workers_costs_no_other(
-    extraction: Extractions, tmp_path: Path, small_data: Path
+    make_extraction: Extractions, tmp_path: Path, small_data: Path
 ) -> None:
     """`v3` shares its shard; shards that were made, or waited, on a worker that died may be made
     again.
@@ -100,7 +100,7 @@ def test_a_video_that_kills_its_workers_costs_no_other(
     import dask
     import distributed  # noqa: F401 - its defaults are there before they are changed
 
-    one, harm = extraction("s", products=QUICK, workers=1), tmp_path / "harm.py"
+    one, harm = make_extraction("s", products=QUICK, workers=1), tmp_path / "harm.py"
     harm.write_text(DEADLY)
     config = ExtractConfig.model_validate(one.settings)
     seen: list[tuple[int, int]] = []
@@ -151,7 +151,9 @@ def test_a_video_that_kills_its_workers_costs_no_other(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_workers_give_the_same_bytes(extraction: Extractions, whole: Any, workers: int) -> None:
-    one = extraction("s", workers=workers)
+def test_workers_give_the_same_bytes(
+    make_extraction: Extractions, full_extraction: Any, workers: int
+) -> None:
+    one = make_extraction("s", workers=workers)
     assert one.run() == 0, one.said.read_text()
-    assert one.files() == whole.files()
+    assert one.files() == full_extraction.files()

@@ -15,7 +15,7 @@ from pipeline.features.stream import compute_file_digest
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seen, "MIN_CACHED_FILES", 1)
 
 

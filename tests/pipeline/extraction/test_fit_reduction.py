@@ -40,7 +40,7 @@ Extract = Callable[..., list[str]]
 
 
 @pytest.fixture
-def data(tmp_path: Path, make_video: Callable[..., Path]) -> Path:
+def data_dir(tmp_path: Path, make_video: Callable[..., Path]) -> Path:
     """Three videos of different lengths with their index."""
     folder = tmp_path / "data"
     folder.mkdir()
@@ -66,14 +66,19 @@ def write_index(folder: Path, videos: tuple[str, ...], seconds: float = 0.5) -> 
 
 
 @pytest.fixture
-def extract(data: Path, tmp_path: Path) -> Extract:
+def run_and_list_messages(data_dir: Path, tmp_path: Path) -> Extract:
     """Extract into `store` and give what the run said about fitting."""
 
     def extract_into(store: str = "s", **changes: Any) -> list[str]:
         said: list[str] = []
         config = ExtractConfig.model_validate(BASE | changes)
         run_extraction(
-            data / "index.jsonl", data, "jsonl", tmp_path / store, config, on_message=said.append
+            data_dir / "index.jsonl",
+            data_dir,
+            "jsonl",
+            tmp_path / store,
+            config,
+            on_message=said.append,
         )
         return [line for line in said if line.startswith("fitting")]
 
@@ -102,9 +107,9 @@ def width(store: Path) -> int:
     ],
 )
 def test_the_store_holds_the_maps_after_their_projection(
-    data: Path, tmp_path: Path, extract: Extract, product: str, asked: str
+    data_dir: Path, tmp_path: Path, run_and_list_messages: Extract, product: str, asked: str
 ) -> None:
-    said = extract(products=[product], reduce={product: asked})
+    said = run_and_list_messages(products=[product], reduce={product: asked})
     basis, int8 = load_stored_projection(tmp_path / "s", product), asked.endswith("int8")
     assert said == (
         []
@@ -115,35 +120,37 @@ def test_the_store_holds_the_maps_after_their_projection(
     opened = Store(tmp_path / "s")
     assert opened.products[product].provenance["reduction"] == Reduction(basis, int8).provenance
     for video in VIDEOS:
-        rows, columns = Reduction(basis, int8).apply(maps_of(data, product, video))
+        rows, columns = Reduction(basis, int8).apply(maps_of(data_dir, product, video))
         wanted = (rows * columns["scale"][:, None, None, None]).astype(np.float16) if int8 else rows
         np.testing.assert_array_equal(opened.open(product).read(video), wanted)
     assert opened.verify() == []
 
 
 def test_the_basis_is_that_of_every_videos_cells(
-    data: Path, tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, tmp_path: Path, run_and_list_messages: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chosen, and seen, by their ids: the order of the videos in the index does not matter."""
     monkeypatch.setattr(fitting, "MIN_STRIDE_SECONDS", 0.2)
     monkeypatch.setattr(fitting, "MAX_CELLS_PER_VIDEO", 10)
-    extract()
-    cells = {video: sample_cells(maps_of(data, "appearance", video), video, 10) for video in VIDEOS}
+    run_and_list_messages()
+    cells = {
+        video: sample_cells(maps_of(data_dir, "appearance", video), video, 10) for video in VIDEOS
+    }
     order = fitting.sample_videos(VIDEOS, 3)
     found = load_stored_projection(tmp_path / "s", "appearance")
     assert found is not None
     assert (
         found.file_bytes == fit_pca(np.concatenate([cells[video] for video in order]), 4).file_bytes
     )
-    write_index(data, VIDEOS[::-1])
-    extract("other")
+    write_index(data_dir, VIDEOS[::-1])
+    run_and_list_messages("other")
     again = load_stored_projection(tmp_path / "other", "appearance")
     assert again is not None
     assert again.file_bytes == found.file_bytes
 
 
 def test_few_videos_and_few_maps_are_looked_at(
-    data: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, run_and_list_messages: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory is bounded: a video of ten hours gives no more maps than one of two minutes."""
     looked: list[tuple[str, float, float]] = []
@@ -155,26 +162,26 @@ def test_few_videos_and_few_maps_are_looked_at(
     fitting_stream = fitting.FeatureStream
     monkeypatch.setattr(fitting, "FeatureStream", stream)
     monkeypatch.setattr(fitting, "MAX_FIT_VIDEOS", 2)
-    extract()
+    run_and_list_messages()
     assert looked == [(video, 0.5, 2.0) for video in fitting.sample_videos(VIDEOS, 2)]
-    write_index(data, VIDEOS, seconds=36000)
+    write_index(data_dir, VIDEOS, seconds=36000)
     looked.clear()
-    extract("long")
+    run_and_list_messages("long")
     assert looked == [(video, 64 / 36000, 36000 / 64) for video in fitting.sample_videos(VIDEOS, 2)]
 
 
 def test_the_stores_own_basis_is_used_again(
-    data: Path, tmp_path: Path, extract: Extract, make_video: Callable[..., Path]
+    data_dir: Path, tmp_path: Path, run_and_list_messages: Extract, make_video: Callable[..., Path]
 ) -> None:
-    write_index(data, ("a",))
-    assert extract() == ["fitting pca:4 for appearance on up to 32 videos"]
+    write_index(data_dir, ("a",))
+    assert run_and_list_messages() == ["fitting pca:4 for appearance on up to 32 videos"]
     before = (tmp_path / "s" / "appearance" / "basis.safetensors").read_bytes()
-    write_index(data, VIDEOS)
+    write_index(data_dir, VIDEOS)
     for changes in ({}, {"replace": True}):
-        assert extract(**changes) == []
+        assert run_and_list_messages(**changes) == []
         assert (tmp_path / "s" / "appearance" / "basis.safetensors").read_bytes() == before
     basis = load_stored_projection(tmp_path / "s", "appearance")
-    wanted, _ = Reduction(basis, int8=False).apply(maps_of(data, "appearance", "c"))
+    wanted, _ = Reduction(basis, int8=False).apply(maps_of(data_dir, "appearance", "c"))
     np.testing.assert_array_equal(Store(tmp_path / "s").open("appearance").read("c"), wanted)
 
 
@@ -196,16 +203,16 @@ def test_the_stores_own_basis_is_used_again(
     ],
 )
 def test_another_reduction_is_refused_or_made_anew(
-    tmp_path: Path, extract: Extract, reduce: dict[str, str], message: str
+    tmp_path: Path, run_and_list_messages: Extract, reduce: dict[str, str], message: str
 ) -> None:
-    extract()
+    run_and_list_messages()
     before = (tmp_path / "s" / "manifest.json").read_bytes()
     with pytest.raises(StoreError, match=message):
-        extract(reduce=reduce)
+        run_and_list_messages(reduce=reduce)
     assert (tmp_path / "s" / "manifest.json").read_bytes() == before
     assert width(tmp_path / "s") == 4
-    extract(reduce=reduce, replace=True)
-    extract("fresh", reduce=reduce)
+    run_and_list_messages(reduce=reduce, replace=True)
+    run_and_list_messages("fresh", reduce=reduce)
     for video in VIDEOS:
         rows = [Store(tmp_path / store).open("appearance").read(video) for store in ("s", "fresh")]
         np.testing.assert_array_equal(*rows)
@@ -215,12 +222,12 @@ def test_another_reduction_is_refused_or_made_anew(
     )
 
 
-def test_replacing_the_weights_fits_anew(tmp_path: Path, extract: Extract) -> None:
-    extract()
-    assert extract(weights="random:1", replace=True) == [
+def test_replacing_the_weights_fits_anew(tmp_path: Path, run_and_list_messages: Extract) -> None:
+    run_and_list_messages()
+    assert run_and_list_messages(weights="random:1", replace=True) == [
         "fitting pca:4 for appearance on up to 32 videos"
     ]
-    extract("fresh", weights="random:1")
+    run_and_list_messages("fresh", weights="random:1")
     contents = [
         (tmp_path / store / "appearance" / "basis.safetensors").read_bytes()
         for store in ("s", "fresh")
@@ -229,45 +236,49 @@ def test_replacing_the_weights_fits_anew(tmp_path: Path, extract: Extract) -> No
 
 
 def test_videos_that_cannot_be_read_are_passed_over(
-    data: Path, tmp_path: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, tmp_path: Path, run_and_list_messages: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many: the next one takes the place of the one that fails."""
     monkeypatch.setattr(fitting, "MAX_FIT_VIDEOS", 1)
     bad, good = fitting.sample_videos(VIDEOS, 3)[:2]
-    (data / f"{bad}.mp4").write_bytes(b"not a video")
-    extract()
+    (data_dir / f"{bad}.mp4").write_bytes(b"not a video")
+    run_and_list_messages()
     basis = load_stored_projection(tmp_path / "s", "appearance")
     assert basis is not None
     assert sorted(Store(tmp_path / "s").open("appearance").keys()) == sorted({*VIDEOS} - {bad})
-    write_index(data, (good,))
-    extract("good")
+    write_index(data_dir, (good,))
+    run_and_list_messages("good")
     other = load_stored_projection(tmp_path / "good", "appearance")
     assert other is not None
     assert other.file_bytes == basis.file_bytes
 
 
-def test_without_any_readable_video_nothing_is_fitted(data: Path, extract: Extract) -> None:
+def test_without_any_readable_video_nothing_is_fitted(
+    data_dir: Path, run_and_list_messages: Extract
+) -> None:
     for video in VIDEOS:
-        (data / f"{video}.mp4").unlink()
+        (data_dir / f"{video}.mp4").unlink()
     with pytest.raises(
         InputError,
         match="pca:4 for appearance cannot be fitted: none of the videos can be read; run "
         "stvg-prepare",
     ):
-        extract()
+        run_and_list_messages()
 
 
-def test_more_directions_than_samples_are_refused(data: Path, extract: Extract) -> None:
-    write_index(data, ("a",))
+def test_more_directions_than_samples_are_refused(
+    data_dir: Path, run_and_list_messages: Extract
+) -> None:
+    write_index(data_dir, ("a",))
     with pytest.raises(
         InputError, match=r"pca:100 of 8 samples with 128 channels: K must lie in \[1, 8\]"
     ):
-        extract(reduce={"appearance": "pca:100"})
-    write_index(data, VIDEOS)
+        run_and_list_messages(reduce={"appearance": "pca:100"})
+    write_index(data_dir, VIDEOS)
     with pytest.raises(
         InputError, match=r"pca:256 of 24 samples with 128 channels: K must lie in \[1, 24\]"
     ):
-        extract(reduce={"appearance": "pca"})
+        run_and_list_messages(reduce={"appearance": "pca"})
 
 
 @pytest.mark.parametrize(
@@ -292,13 +303,15 @@ def test_more_directions_than_samples_are_refused(data: Path, extract: Extract) 
     ],
 )
 def test_reductions_that_make_no_sense_are_refused(
-    extract: Extract, reduce: dict[str, str], message: str
+    run_and_list_messages: Extract, reduce: dict[str, str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        extract(products=["appearance", "motion", "text"], reduce=reduce)
+        run_and_list_messages(products=["appearance", "motion", "text"], reduce=reduce)
 
 
-def test_mdetrs_own_projection_is_stored(data: Path, tmp_path: Path, extract: Extract) -> None:
+def test_mdetrs_own_projection_is_stored(
+    data_dir: Path, tmp_path: Path, run_and_list_messages: Extract
+) -> None:
     """y = W·x + b, as MDETR's `input_proj` gives it."""
     random = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(8, 128, 1, 1, generator=random), torch.randn(8, generator=random)
@@ -306,10 +319,10 @@ def test_mdetrs_own_projection_is_stored(data: Path, tmp_path: Path, extract: Ex
         {"model": {"input_proj.weight": weight, "input_proj.bias": bias}}, tmp_path / "mdetr.pth"
     )
     reduce = {"appearance": f"mdetr:{tmp_path / 'mdetr.pth'}"}
-    assert extract(reduce=reduce) == []
+    assert run_and_list_messages(reduce=reduce) == []
     opened = Store(tmp_path / "s")
     assert opened.products["appearance"].provenance["reduction"]["basis"] == "mdetr"
-    maps = torch.from_numpy(maps_of(data, "appearance", "b")).float().permute(0, 3, 1, 2)
+    maps = torch.from_numpy(maps_of(data_dir, "appearance", "b")).float().permute(0, 3, 1, 2)
     wanted = torch.nn.functional.conv2d(maps, weight, bias).permute(0, 2, 3, 1)
     np.testing.assert_allclose(
         opened.open("appearance").read("b"), wanted.half().numpy(), rtol=2e-3, atol=2e-3
@@ -321,41 +334,43 @@ def test_mdetrs_own_projection_is_stored(data: Path, tmp_path: Path, extract: Ex
     with pytest.raises(
         StoreError, match=r"reduction.basis_digest is .* in the store, .* was asked for"
     ):
-        extract(reduce=reduce)
+        run_and_list_messages(reduce=reduce)
 
 
-def test_a_damaged_basis_stops_the_run(tmp_path: Path, extract: Extract) -> None:
-    extract()
+def test_a_damaged_basis_stops_the_run(tmp_path: Path, run_and_list_messages: Extract) -> None:
+    run_and_list_messages()
     path = tmp_path / "s" / "appearance" / "basis.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(
         StoreError,
         match=r"basis.safetensors cannot be read .*: restore it, or extract into another --store",
     ):
-        extract()
+        run_and_list_messages()
     assert [problem.shard for problem in Store(tmp_path / "s").verify()] == ["basis.safetensors"]
 
 
-def test_a_lost_basis_is_fitted_again(tmp_path: Path, extract: Extract) -> None:
-    extract()
+def test_a_lost_basis_is_fitted_again(tmp_path: Path, run_and_list_messages: Extract) -> None:
+    run_and_list_messages()
     path = tmp_path / "s" / "appearance" / "basis.safetensors"
     before = path.read_bytes()
     path.unlink()
-    assert len(extract()) == 1
+    assert len(run_and_list_messages()) == 1
     assert path.read_bytes() == before
 
 
-def test_a_basis_without_a_product_is_not_trusted(tmp_path: Path, extract: Extract) -> None:
+def test_a_basis_without_a_product_is_not_trusted(
+    tmp_path: Path, run_and_list_messages: Extract
+) -> None:
     """Killed after the basis was written and before the manifest told of it; then the weights are
     others.
     """
-    extract()
+    run_and_list_messages()
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     for shard in (tmp_path / "s" / "appearance").glob("*.zarr"):
         shard.rename(tmp_path / shard.name)
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest | {"products": {}}))
-    extract(weights="random:1")
-    extract("fresh", weights="random:1")
+    run_and_list_messages(weights="random:1")
+    run_and_list_messages("fresh", weights="random:1")
     contents = [
         (tmp_path / store / "appearance" / "basis.safetensors").read_bytes()
         for store in ("s", "fresh")

@@ -80,25 +80,31 @@ def workers(one: Any) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def seconds(small_data: Path, whole: Any, tmp_path_factory: pytest.TempPathFactory) -> float:
+def extraction_seconds(
+    small_data: Path, full_extraction: Any, tmp_path_factory: pytest.TempPathFactory
+) -> float:
     """How long an extraction takes."""
     began = time.monotonic()
-    assert type(whole)(small_data, tmp_path_factory.mktemp("timed") / "s").run() == 0
+    assert type(full_extraction)(small_data, tmp_path_factory.mktemp("timed") / "s").run() == 0
     return time.monotonic() - began
 
 
 @pytest.mark.parametrize(("seed", "wanted"), [(0, 4), pytest.param(1, 40, marks=pytest.mark.soak)])
 def test_killed_at_random_moments_it_ends_the_same(
-    extraction: Extractions, whole: Any, seconds: float, seed: int, wanted: int
+    make_extraction: Extractions,
+    full_extraction: Any,
+    extraction_seconds: float,
+    seed: int,
+    wanted: int,
 ) -> None:
     """Also while its decoder is stopped. No finished shard is made again."""
     random = np.random.default_rng(seed)
     kills, stores = 0, 0
     while kills < wanted:
-        one, finished, code = extraction(f"s{stores}"), {}, None
+        one, finished, code = make_extraction(f"s{stores}"), {}, None
         while code != 0:
             process = one.start()
-            process.join(float(random.uniform(0, seconds)) if kills < wanted else None)
+            process.join(float(random.uniform(0, extraction_seconds)) if kills < wanted else None)
             for decoder in at_work(one) if random.random() < 0.5 else []:
                 decoder.suspend()
             kills += kill(process)
@@ -107,22 +113,22 @@ def test_killed_at_random_moments_it_ends_the_same(
             assert code in (0, -signal.SIGKILL), one.said.read_text()
             assert finished.items() <= one.finished().items()
             finished = one.finished()
-        assert one.files() == whole.files()
+        assert one.files() == full_extraction.files()
         assert leftovers(one) == []
         stores += 1
 
 
 @pytest.mark.parametrize(("seed", "wanted"), [(0, 1), pytest.param(1, 24, marks=pytest.mark.soak)])
-def test_killed_with_its_workers(extraction: Extractions, seed: int, wanted: int) -> None:
+def test_killed_with_its_workers(make_extraction: Extractions, seed: int, wanted: int) -> None:
     """Two workers: now and then one of them is killed, then the first process, some time after the
     first decoder began.
     """
-    random, here = np.random.default_rng(seed), extraction("here", products=("appearance",))
+    random, here = np.random.default_rng(seed), make_extraction("here", products=("appearance",))
     assert here.run() == 0
     kills, stores = 0, 0
     while kills < wanted:
         one, finished, code = (
-            extraction(f"s{stores}", products=("appearance",), workers=2),
+            make_extraction(f"s{stores}", products=("appearance",), workers=2),
             {},
             None,
         )
@@ -152,10 +158,10 @@ def test_killed_with_its_workers(extraction: Extractions, seed: int, wanted: int
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("count", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_stopped_by_a_signal_it_keeps_what_is_finished(
-    extraction: Extractions, whole: Any, number: int, count: int
+    make_extraction: Extractions, full_extraction: Any, number: int, count: int
 ) -> None:
     """Ctrl-C reaches the workers too."""
-    one = extraction("s", workers=count)
+    one = make_extraction("s", workers=count)
     process = one.start()
     until(one.finished, process)
     finished = one.finished()
@@ -173,13 +179,13 @@ def test_stopped_by_a_signal_it_keeps_what_is_finished(
     assert finished
     assert one.run(workers=0) == 0
     assert finished.items() <= one.finished().items()
-    assert one.files() == whole.files()
+    assert one.files() == full_extraction.files()
 
 
 def test_a_second_run_is_refused_until_the_first_is_dead(
-    extraction: Extractions, whole: Any
+    make_extraction: Extractions, full_extraction: Any
 ) -> None:
-    one = extraction("s")
+    one = make_extraction("s")
     process = one.start()
     until(one.finished, process)
     os.kill(process.pid, signal.SIGSTOP)
@@ -190,17 +196,17 @@ def test_a_second_run_is_refused_until_the_first_is_dead(
     assert "): wait until it ends, or stop it" in said
     assert kill(process)
     assert one.run() == 0, one.said.read_text()
-    assert one.files() == whole.files()
+    assert one.files() == full_extraction.files()
 
 
 @pytest.mark.parametrize(("seed", "wanted"), [(0, 2), pytest.param(1, 20, marks=pytest.mark.soak)])
 def test_a_decoder_killed_from_outside_costs_one_video(
-    extraction: Extractions, whole: Any, seed: int, wanted: int
+    make_extraction: Extractions, full_extraction: Any, seed: int, wanted: int
 ) -> None:
     random = np.random.default_rng(seed)
     kills, stores = 0, 0
     while kills < wanted:
-        one = extraction(f"s{stores}")
+        one = make_extraction(f"s{stores}")
         process = one.start()
         until(lambda: at_work(one), process)  # noqa: B023
         process.join(float(random.uniform(0, 0.7)))
@@ -218,7 +224,7 @@ def test_a_decoder_killed_from_outside_costs_one_video(
         assert len(failed) <= 1
         assert one.run() == 0
         for product in ("appearance", "motion", "text"):
-            made, good = (Store(path).open(product) for path in (one.store, whole.store))
+            made, good = (Store(path).open(product) for path in (one.store, full_extraction.store))
             keys = sorted(good.keys())
             assert sorted(made.keys()) == keys
             for key in keys:
@@ -243,7 +249,7 @@ worker.main()
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def impatient_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A decoder that is given up after a second."""
     with ProcessDecoder(frame_timeout=1, probe_timeout=5) as child:
         monkeypatch.setattr("pipeline.extraction.shard_task.shared_decoder", lambda: child)
@@ -251,7 +257,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def harmed(monkeypatch: pytest.MonkeyPatch) -> None:
+def harmed_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoders begun from now on hang in `v2.avi`, holding the interpreter's lock, and crash in
     `v5.avi`.
     """
@@ -276,11 +282,11 @@ def index_of(folder: Path, paths: list[Path]) -> Path:
     return folder / "index.jsonl"
 
 
-@pytest.mark.usefixtures("one_thread", "harmed", "impatient")
+@pytest.mark.usefixtures("one_thread", "harmed_decoders", "impatient_decoder")
 def test_a_decoder_that_hangs_or_crashes_takes_no_other_video_along(
-    extraction: Extractions, tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch
+    make_extraction: Extractions, tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, one = tmp_path / "data", extraction("s", tmp_path / "data")
+    data, one = tmp_path / "data", make_extraction("s", tmp_path / "data")
     data.mkdir()
     videos = [
         make_video(data / f"v{number}.avi", 30, codec="mpeg4", first=20 * number)
@@ -349,12 +355,12 @@ print("codes", first, second)
 )
 @pytest.mark.parametrize("count", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_disk_that_runs_full(
-    extraction: Extractions, small_data: Path, tmp_path: Path, size: int, count: int
+    make_extraction: Extractions, small_data: Path, tmp_path: Path, size: int, count: int
 ) -> None:
     """On a file system of a few KiB, which grows before the second run."""
     if shutil.which("unshare") is None:
         pytest.skip("unshare is not installed")
-    here = extraction("here", products=("appearance", "motion"))
+    here = make_extraction("here", products=("appearance", "motion"))
     assert here.run() == 0
     disk, config = tmp_path / "disk", tmp_path / "config.json"
     disk.mkdir()
@@ -390,7 +396,7 @@ def test_a_disk_that_runs_full(
     assert "is full (" in done.stderr
     assert "Make room and run stvg-extract again: it goes on from there" in done.stderr
     assert count or "Traceback" not in done.stderr
-    first, second = extraction("first"), extraction("second")
+    first, second = make_extraction("first"), make_extraction("second")
     assert size < 1000 or first.finished()
     assert {
         path.relative_to(first.store): seen[1] for path, seen in first.finished().items()
@@ -416,14 +422,14 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.usefixtures("one_thread", "impatient")
+@pytest.mark.usefixtures("one_thread", "impatient_decoder")
 @pytest.mark.parametrize("count", [16, pytest.param(500, marks=pytest.mark.soak)])
 def test_each_mutant_is_in_the_store_or_in_the_ledger(
-    extraction: Extractions, tmp_path: Path, make_video: Any, count: int
+    make_extraction: Extractions, tmp_path: Path, make_video: Any, count: int
 ) -> None:
     data, one = (
         tmp_path / "data",
-        extraction("s", tmp_path / "data", products=("appearance", "motion")),
+        make_extraction("s", tmp_path / "data", products=("appearance", "motion")),
     )
     data.mkdir()
     kinds = [

@@ -100,14 +100,14 @@ def peaks(extraction: Extractions, folder: Path, minutes: int) -> tuple[int, int
 
 @pytest.mark.parametrize(("short", "long"), [(2, 10), pytest.param(5, 60, marks=pytest.mark.soak)])
 def test_memory_does_not_grow_with_the_video(
-    extraction: Extractions, tmp_path: Path, short: int, long: int
+    make_extraction: Extractions, tmp_path: Path, short: int, long: int
 ) -> None:
     """What grows with the video grows every time. decord also decodes ahead while its reader has to
     wait for a core: the best of a few tries counts.
     """
-    few = peaks(extraction, tmp_path, short)
+    few = peaks(make_extraction, tmp_path, short)
     for again in range(TRIES):
-        many = peaks(extraction, tmp_path / str(again), long)
+        many = peaks(make_extraction, tmp_path / str(again), long)
         if sum(many) <= 1.05 * sum(few) and many[0] <= 1.05 * few[0]:
             return
     pytest.fail(f"encoder and decoder held {few} bytes for {short} minutes, {many} for {long}")

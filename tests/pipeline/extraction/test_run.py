@@ -76,7 +76,7 @@ def write_index(folder: Path, queries: list[Query]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def video_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Four small videos that differ."""
     from fractions import Fraction
 
@@ -97,11 +97,11 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def data(tmp_path: Path, originals: dict[str, bytes]) -> Path:
+def data_dir(tmp_path: Path, video_files: dict[str, bytes]) -> Path:
     """A folder of four videos with an index of one sentence about each."""
     folder = tmp_path / "data"
     folder.mkdir()
-    for name, content in originals.items():
+    for name, content in video_files.items():
         (folder / f"{name}.mp4").write_bytes(content)
     write_index(folder, [query(video) for video in VIDEOS])
     return folder
@@ -176,11 +176,11 @@ def stop_after(videos: int) -> Callable[[int, int], None]:
     return progress
 
 
-def test_every_product_holds_every_video(data: Path, tmp_path: Path) -> None:
+def test_every_product_holds_every_video(data_dir: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     products = ("appearance", "motion", "text", "frames")
     report = extract(
-        data, tmp_path / "s", lambda done, total: seen.append((done, total)), products=products
+        data_dir, tmp_path / "s", lambda done, total: seen.append((done, total)), products=products
     )
     assert (report.videos, report.failures, report.shards_written, report.exit_code(0)) == (
         4,
@@ -193,13 +193,13 @@ def test_every_product_holds_every_video(data: Path, tmp_path: Path) -> None:
         assert entries(tmp_path / "s", product) == list(VIDEOS)
     store = Store(tmp_path / "s")
     assert store.verify() == []
-    assert store.index_path.read_bytes() == (data / "index.jsonl").read_bytes()
+    assert store.index_path.read_bytes() == (data_dir / "index.jsonl").read_bytes()
     assert ledger(tmp_path / "s") == {}
     config = settings()
     encoders = {
         product: get_encoder(product, config) for product in ("appearance", "motion", "frames")
     }
-    wanted = extract_video(data / "c.mp4", config.sampling, encoders)
+    wanted = extract_video(data_dir / "c.mp4", config.sampling, encoders)
     for product, (rows, columns) in wanted.products.items():
         reader = store.open(product)
         assert np.array_equal(reader.read("c"), rows)
@@ -210,42 +210,44 @@ def test_every_product_holds_every_video(data: Path, tmp_path: Path) -> None:
     assert store.open("text").facts("c-0") == {"text": "what moves in c?"}
 
 
-def test_a_second_run_does_nothing(data: Path, tmp_path: Path) -> None:
-    extract(data, tmp_path / "s")
+def test_a_second_run_does_nothing(data_dir: Path, tmp_path: Path) -> None:
+    extract(data_dir, tmp_path / "s")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("*/*")}
-    report = extract(data, tmp_path / "s")
+    report = extract(data_dir, tmp_path / "s")
     assert (report.shards_written, report.failures) == (0, [])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("*/*")} == before
 
 
 @pytest.mark.parametrize("videos", [1, 2, 3, 4])
 def test_a_stopped_run_ends_as_an_uninterrupted_one(
-    data: Path, tmp_path: Path, videos: int
+    data_dir: Path, tmp_path: Path, videos: int
 ) -> None:
-    extract(data, tmp_path / "whole")
+    extract(data_dir, tmp_path / "whole")
     with pytest.raises(StopError):
-        extract(data, tmp_path / "s", stop_after(videos))
-    extract(data, tmp_path / "s")
+        extract(data_dir, tmp_path / "s", stop_after(videos))
+    extract(data_dir, tmp_path / "s")
     assert files(tmp_path / "s") == files(tmp_path / "whole")
 
 
-def test_a_shard_that_a_killed_run_left_unlisted_is_taken_up(data: Path, tmp_path: Path) -> None:
-    extract(data, tmp_path / "s")
+def test_a_shard_that_a_killed_run_left_unlisted_is_taken_up(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    extract(data_dir, tmp_path / "s")
     whole = files(tmp_path / "s")
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     manifest["products"]["appearance"]["shards"].popitem()
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
-    assert extract(data, tmp_path / "s").shards_written == 0
+    assert extract(data_dir, tmp_path / "s").shards_written == 0
     assert files(tmp_path / "s") == whole
 
 
 def test_bad_videos_are_named_and_the_rest_goes_on(
-    data: Path, tmp_path: Path, originals: dict[str, bytes]
+    data_dir: Path, tmp_path: Path, video_files: dict[str, bytes]
 ) -> None:
-    (data / "a.mp4").unlink()
-    (data / "b.mp4").write_bytes(b"")
-    (data / "d.mp4").write_bytes(originals["d"][: len(originals["d"]) // 2])
-    report = extract(data, tmp_path / "s")
+    (data_dir / "a.mp4").unlink()
+    (data_dir / "b.mp4").write_bytes(b"")
+    (data_dir / "d.mp4").write_bytes(video_files["d"][: len(video_files["d"]) // 2])
+    report = extract(data_dir, tmp_path / "s")
     assert ledger(tmp_path / "s") == {"a": ("missing", 1), "b": ("empty", 1), "d": ("truncated", 1)}
     assert [failure.video for failure in report.failures] == ["a", "b", "d"]
     assert "a.mp4 does not exist" in report.failures[0].detail
@@ -253,73 +255,73 @@ def test_bad_videos_are_named_and_the_rest_goes_on(
         ["c"],
         list(VIDEOS),
     ]
-    assert extract(data, tmp_path / "s").shards_written == 0
+    assert extract(data_dir, tmp_path / "s").shards_written == 0
     assert {attempts for _, attempts in ledger(tmp_path / "s").values()} == {2}
 
 
 def test_a_repaired_video_lands_in_an_overlay_shard(
-    data: Path, tmp_path: Path, originals: dict[str, bytes]
+    data_dir: Path, tmp_path: Path, video_files: dict[str, bytes]
 ) -> None:
-    (data / "d.mp4").write_bytes(b"")
-    extract(data, tmp_path / "s")
+    (data_dir / "d.mp4").write_bytes(b"")
+    extract(data_dir, tmp_path / "s")
     first = set(Store(tmp_path / "s").products["appearance"].shards)
-    (data / "d.mp4").write_bytes(originals["d"])
+    (data_dir / "d.mp4").write_bytes(video_files["d"])
     seen: list[tuple[int, int]] = []
-    report = extract(data, tmp_path / "s", lambda done, total: seen.append((done, total)))
+    report = extract(data_dir, tmp_path / "s", lambda done, total: seen.append((done, total)))
     assert (report.failures, report.shards_written, seen[-1]) == ([], 1, (1, 1))
     shards = Store(tmp_path / "s").products["appearance"].shards
     assert first < set(shards)
     assert [info.videos for name, info in shards.items() if name not in first] == [("d",)]
     assert ledger(tmp_path / "s") == {}
-    assert extract(data, tmp_path / "s").shards_written == 0
+    assert extract(data_dir, tmp_path / "s").shards_written == 0
 
 
 def test_an_overlay_shard_with_a_failure_left_behind_is_retried(
-    data: Path, tmp_path: Path, originals: dict[str, bytes]
+    data_dir: Path, tmp_path: Path, video_files: dict[str, bytes]
 ) -> None:
     """Two of a shard failed, one is repaired, the run is killed before it lists the overlay: the
     other is not forgotten.
     """
     for name in ("b", "c"):
-        (data / f"{name}.mp4").write_bytes(b"")
-    extract(data, tmp_path / "s")
-    (data / "b.mp4").write_bytes(originals["b"])
-    extract(data, tmp_path / "s")
+        (data_dir / f"{name}.mp4").write_bytes(b"")
+    extract(data_dir, tmp_path / "s")
+    (data_dir / "b.mp4").write_bytes(video_files["b"])
+    extract(data_dir, tmp_path / "s")
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     product = manifest["products"]["appearance"]
     product["shards"] = {
         name: info for name, info in product["shards"].items() if info["videos"] != ["b"]
     }
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
-    extract(data, tmp_path / "s")
+    extract(data_dir, tmp_path / "s")
     assert ledger(tmp_path / "s") == {"c": ("empty", 3)}
     assert entries(tmp_path / "s", "appearance") == ["a", "b", "d"]
 
 
 def test_the_ledger_of_a_stopped_run_keeps_what_it_did_not_reach(
-    data: Path, tmp_path: Path
+    data_dir: Path, tmp_path: Path
 ) -> None:
     for name in ("a", "d"):
-        (data / f"{name}.mp4").write_bytes(b"")
-    extract(data, tmp_path / "s")
+        (data_dir / f"{name}.mp4").write_bytes(b"")
+    extract(data_dir, tmp_path / "s")
     with pytest.raises(StopError):
-        extract(data, tmp_path / "s", stop_after(1))
+        extract(data_dir, tmp_path / "s", stop_after(1))
     assert ledger(tmp_path / "s") == {"a": ("empty", 1), "d": ("empty", 1)}
 
 
-def test_failures_outlive_a_run_of_other_products(data: Path, tmp_path: Path) -> None:
-    (data / "a.mp4").unlink()
-    extract(data, tmp_path / "s", products=("appearance",))
-    report = extract(data, tmp_path / "s", products=("text",))
+def test_failures_outlive_a_run_of_other_products(data_dir: Path, tmp_path: Path) -> None:
+    (data_dir / "a.mp4").unlink()
+    extract(data_dir, tmp_path / "s", products=("appearance",))
+    report = extract(data_dir, tmp_path / "s", products=("text",))
     assert ledger(tmp_path / "s") == {"a": ("missing", 1)}
     assert len(report.failures) == 1
 
 
-def test_a_product_added_later_equals_one_made_at_once(data: Path, tmp_path: Path) -> None:
-    extract(data, tmp_path / "whole", products=("appearance", "frames"))
-    extract(data, tmp_path / "s", products=("frames",))
+def test_a_product_added_later_equals_one_made_at_once(data_dir: Path, tmp_path: Path) -> None:
+    extract(data_dir, tmp_path / "whole", products=("appearance", "frames"))
+    extract(data_dir, tmp_path / "s", products=("frames",))
     before = files(tmp_path / "s" / "frames")
-    assert extract(data, tmp_path / "s", products=("appearance", "frames")).shards_written == 2
+    assert extract(data_dir, tmp_path / "s", products=("appearance", "frames")).shards_written == 2
     assert files(tmp_path / "s" / "frames") == before
     assert {**files(tmp_path / "s"), "manifest.json": ""} == {
         **files(tmp_path / "whole"),
@@ -329,22 +331,22 @@ def test_a_product_added_later_equals_one_made_at_once(data: Path, tmp_path: Pat
 
 
 def test_no_entry_stands_twice_when_products_lack_different_videos(
-    data: Path, tmp_path: Path, originals: dict[str, bytes]
+    data_dir: Path, tmp_path: Path, video_files: dict[str, bytes]
 ) -> None:
     """`a` was missing when appearance was made: now appearance lacks one video of the shard, frames
     both.
     """
-    (data / "a.mp4").unlink()
-    extract(data, tmp_path / "s", products=("appearance",))
-    (data / "a.mp4").write_bytes(originals["a"])
-    extract(data, tmp_path / "s", products=("appearance", "frames"))
+    (data_dir / "a.mp4").unlink()
+    extract(data_dir, tmp_path / "s", products=("appearance",))
+    (data_dir / "a.mp4").write_bytes(video_files["a"])
+    extract(data_dir, tmp_path / "s", products=("appearance", "frames"))
     assert [entries(tmp_path / "s", product) for product in ("appearance", "frames")] == [
         list(VIDEOS)
     ] * 2
-    write_index(data, [query(video) for video in (*VIDEOS, "b2")])
-    (data / "b2.mp4").write_bytes(originals["a"])
-    extract(data, tmp_path / "s", products=("frames",))
-    extract(data, tmp_path / "s", products=("appearance", "frames"))
+    write_index(data_dir, [query(video) for video in (*VIDEOS, "b2")])
+    (data_dir / "b2.mp4").write_bytes(video_files["a"])
+    extract(data_dir, tmp_path / "s", products=("frames",))
+    extract(data_dir, tmp_path / "s", products=("appearance", "frames"))
     assert [entries(tmp_path / "s", product) for product in ("appearance", "frames")] == [
         sorted((*VIDEOS, "b2"))
     ] * 2
@@ -374,129 +376,131 @@ def test_no_entry_stands_twice_when_products_lack_different_videos(
     ],
 )
 def test_a_store_made_otherwise_is_refused_or_remade(
-    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+    data_dir: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    extract(data, tmp_path / "s", products=("appearance", "text", "frames"))
+    extract(data_dir, tmp_path / "s", products=("appearance", "text", "frames"))
     before = files(tmp_path / "s")
     with pytest.raises(StoreError, match=message):
-        extract(data, tmp_path / "s", **changes)
+        extract(data_dir, tmp_path / "s", **changes)
     with pytest.raises(StoreError, match=message):
-        estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(**changes))
+        estimate_run(
+            data_dir / "index.jsonl", data_dir, "jsonl", tmp_path / "s", settings(**changes)
+        )
     assert files(tmp_path / "s") == before
-    extract(data, tmp_path / "s", replace=True, **changes)
-    extract(data, tmp_path / "fresh", **changes)
+    extract(data_dir, tmp_path / "s", replace=True, **changes)
+    extract(data_dir, tmp_path / "fresh", **changes)
     for product in changes.get("products", ("appearance",)):
         assert files(tmp_path / "s" / product) == files(tmp_path / "fresh" / product)
 
 
-def test_other_backbones_are_refused(data: Path, tmp_path: Path) -> None:
-    extract(data, tmp_path / "s", products=("appearance",))
+def test_other_backbones_are_refused(data_dir: Path, tmp_path: Path) -> None:
+    extract(data_dir, tmp_path / "s", products=("appearance",))
     with pytest.raises(
         StoreError,
         match=r"'appearance' was made with other settings: backbone is \"tiny\" in the store, "
         r"\"full\" was asked for",
     ):
-        extract(data, tmp_path / "s", products=("appearance",), backbones="full")
+        extract(data_dir, tmp_path / "s", products=("appearance",), backbones="full")
 
 
-def test_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:
-    extract(data, tmp_path / "s", products=("text",))
+def test_another_data_set_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    extract(data_dir, tmp_path / "s", products=("text",))
     for attempt in (run_extraction, estimate_run):
         with pytest.raises(
             StoreError, match="holds dataset 'jsonl', not 'vidstg': extract into another --store"
         ):
-            attempt(data / "index.jsonl", data, "vidstg", tmp_path / "s", settings())
+            attempt(data_dir / "index.jsonl", data_dir, "vidstg", tmp_path / "s", settings())
 
 
 def test_a_changed_video_is_made_anew_and_nothing_beside_it(
-    data: Path, tmp_path: Path, originals: dict[str, bytes]
+    data_dir: Path, tmp_path: Path, video_files: dict[str, bytes]
 ) -> None:
     products = ("appearance", "motion", "frames")
     for (
         product
     ) in products:  # one after the other, so that a product is looked at in every shape of job
-        extract(data, tmp_path / "s", products=(product,))
+        extract(data_dir, tmp_path / "s", products=(product,))
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("*/*.zarr")}
-    (data / "a.mp4").write_bytes(originals["c"])
-    lines = told(data, tmp_path / "s", products=products)
+    (data_dir / "a.mp4").write_bytes(video_files["c"])
+    lines = told(data_dir, tmp_path / "s", products=products)
     assert {
         f"{product}: 1 videos are made anew: what they were made of has changed"
         for product in products
     } < set(lines)
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
-    extract(data, tmp_path / "fresh", products=products)
+    extract(data_dir, tmp_path / "fresh", products=products)
     for product in products:
         assert entries(tmp_path / "s", product) == list(VIDEOS)
         made, good = (Store(path).open(product) for path in (tmp_path / "s", tmp_path / "fresh"))
         assert all(np.array_equal(made.read(video), good.read(video)) for video in VIDEOS)
         assert all(made.facts(video) == good.facts(video) for video in VIDEOS)
     assert Store(tmp_path / "s").verify() == []
-    assert extract(data, tmp_path / "s", products=products).shards_written == 0
+    assert extract(data_dir, tmp_path / "s", products=products).shards_written == 0
 
 
 def test_a_video_may_change_again_and_with_its_neighbours(
-    data: Path, tmp_path: Path, originals: dict[str, bytes]
+    data_dir: Path, tmp_path: Path, video_files: dict[str, bytes]
 ) -> None:
     """Alone in its overlay, which goes; then with all others of the first shard, which goes too."""
-    extract(data, tmp_path / "s")
+    extract(data_dir, tmp_path / "s")
     for changed in ({"a": "c"}, {"a": "d"}, {"a": "b", "b": "a"}, {"b": "c", "d": "a"}):
         for name, other in changed.items():
-            (data / f"{name}.mp4").write_bytes(originals[other])
-        extract(data, tmp_path / "s")
-        extract(data, tmp_path / "fresh", replace=True)
+            (data_dir / f"{name}.mp4").write_bytes(video_files[other])
+        extract(data_dir, tmp_path / "s")
+        extract(data_dir, tmp_path / "fresh", replace=True)
         assert entries(tmp_path / "s", "appearance") == list(VIDEOS)
         made, good = (
             Store(path).open("appearance") for path in (tmp_path / "s", tmp_path / "fresh")
         )
         assert all(np.array_equal(made.read(video), good.read(video)) for video in VIDEOS)
-        assert extract(data, tmp_path / "s").shards_written == 0
+        assert extract(data_dir, tmp_path / "s").shards_written == 0
 
 
 def test_a_changed_video_that_cannot_be_decoded_is_in_the_ledger(
-    data: Path, tmp_path: Path, originals: dict[str, bytes]
+    data_dir: Path, tmp_path: Path, video_files: dict[str, bytes]
 ) -> None:
-    extract(data, tmp_path / "s")
-    (data / "a.mp4").write_bytes(b"")
+    extract(data_dir, tmp_path / "s")
+    (data_dir / "a.mp4").write_bytes(b"")
     for attempts in (1, 2):
-        assert extract(data, tmp_path / "s").shards_written == 0
+        assert extract(data_dir, tmp_path / "s").shards_written == 0
         assert ledger(tmp_path / "s") == {"a": ("empty", attempts)}
         assert entries(tmp_path / "s", "appearance") == ["b", "c", "d"]
-    (data / "a.mp4").write_bytes(originals["a"])
-    assert extract(data, tmp_path / "s").failures == []
+    (data_dir / "a.mp4").write_bytes(video_files["a"])
+    assert extract(data_dir, tmp_path / "s").failures == []
     assert entries(tmp_path / "s", "appearance") == list(VIDEOS)
 
 
 @pytest.mark.parametrize("videos", [1, 2])
 def test_stopped_while_changed_videos_are_made_anew(
-    data: Path, tmp_path: Path, originals: dict[str, bytes], videos: int
+    data_dir: Path, tmp_path: Path, video_files: dict[str, bytes], videos: int
 ) -> None:
     for name in ("whole", "s"):
-        extract(data, tmp_path / name)
+        extract(data_dir, tmp_path / name)
     for name, other in {"a": "c", "d": "b"}.items():
-        (data / f"{name}.mp4").write_bytes(originals[other])
-    extract(data, tmp_path / "whole")
+        (data_dir / f"{name}.mp4").write_bytes(video_files[other])
+    extract(data_dir, tmp_path / "whole")
     with pytest.raises(StopError):
-        extract(data, tmp_path / "s", stop_after(videos))
-    extract(data, tmp_path / "s")
+        extract(data_dir, tmp_path / "s", stop_after(videos))
+    extract(data_dir, tmp_path / "s")
     assert files(tmp_path / "s") == files(tmp_path / "whole")
 
 
-def test_a_vanished_video_keeps_its_features(data: Path, tmp_path: Path) -> None:
-    extract(data, tmp_path / "s")
-    (data / "a.mp4").unlink()
-    report = extract(data, tmp_path / "s")
+def test_a_vanished_video_keeps_its_features(data_dir: Path, tmp_path: Path) -> None:
+    extract(data_dir, tmp_path / "s")
+    (data_dir / "a.mp4").unlink()
+    report = extract(data_dir, tmp_path / "s")
     assert (report.shards_written, report.failures) == (0, [])
 
 
 def test_a_changed_video_costs_no_other_that_is_gone(
-    data: Path, tmp_path: Path, originals: dict[str, bytes]
+    data_dir: Path, tmp_path: Path, video_files: dict[str, bytes]
 ) -> None:
     """All four share a shard: deleting it would lose what cannot be made again."""
-    extract(data, tmp_path / "s", shard_mb=64)
+    extract(data_dir, tmp_path / "s", shard_mb=64)
     before = Store(tmp_path / "s").open("appearance").read("b")
-    (data / "a.mp4").write_bytes(originals["c"])
-    (data / "b.mp4").unlink()
-    report = extract(data, tmp_path / "s", shard_mb=64)
+    (data_dir / "a.mp4").write_bytes(video_files["c"])
+    (data_dir / "b.mp4").unlink()
+    report = extract(data_dir, tmp_path / "s", shard_mb=64)
     assert (report.shards_written, report.failures) == (1, [])
     after = Store(tmp_path / "s").open("appearance")
     assert np.array_equal(after.read("b"), before)
@@ -504,35 +508,35 @@ def test_a_changed_video_costs_no_other_that_is_gone(
 
 
 def test_each_video_file_is_read_once(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For all products of a run; and by later runs only if it has changed, once there are enough to
     remember them.
     """
     products = ("appearance", "frames")
-    extract(data, tmp_path / "s", products=products)
+    extract(data_dir, tmp_path / "s", products=products)
     read: list[str] = []
     digest = seen_module.compute_file_digest
     monkeypatch.setattr(
         seen_module, "compute_file_digest", lambda path: [read.append(path.stem), digest(path)][1]
     )
-    extract(data, tmp_path / "s", products=products)
+    extract(data_dir, tmp_path / "s", products=products)
     assert read == list(VIDEOS)
     assert not (tmp_path / "s" / seen_module.CACHE_FILE_NAME).exists()
     monkeypatch.setattr(seen_module, "MIN_CACHED_FILES", 4)
     for changed, later in ((0, [*VIDEOS]), (0, []), (1, ["b"])):
         read.clear()
-        os.utime(data / "b.mp4", ns=(changed, changed))
-        extract(data, tmp_path / "s", products=products)
+        os.utime(data_dir / "b.mp4", ns=(changed, changed))
+        extract(data_dir, tmp_path / "s", products=products)
         assert read == later
 
 
-def test_threads_do_not_change_a_bit(data: Path, tmp_path: Path) -> None:
+def test_threads_do_not_change_a_bit(data_dir: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            extract(data, tmp_path / str(threads))
+            extract(data_dir, tmp_path / str(threads))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -550,25 +554,25 @@ def test_threads_do_not_change_a_bit(data: Path, tmp_path: Path) -> None:
     ids=["changed", "added", "swapped", "moved to another video"],
 )
 def test_changed_sentences_are_encoded_anew(
-    data: Path, tmp_path: Path, queries: list[Query]
+    data_dir: Path, tmp_path: Path, queries: list[Query]
 ) -> None:
-    extract(data, tmp_path / "s", products=("text",))
-    write_index(data, queries)
-    extract(data, tmp_path / "fresh", products=("text",))
-    lines = told(data, tmp_path / "s", products=("text",))
+    extract(data_dir, tmp_path / "s", products=("text",))
+    write_index(data_dir, queries)
+    extract(data_dir, tmp_path / "fresh", products=("text",))
+    lines = told(data_dir, tmp_path / "s", products=("text",))
     assert (
         "text: 4 sentences in 1 shards are made anew: what they were made of has changed" in lines
         or len(queries) != 4
     )
     assert files(tmp_path / "s") == files(tmp_path / "fresh")
-    assert extract(data, tmp_path / "s", products=("text",)).shards_written == 0
+    assert extract(data_dir, tmp_path / "s", products=("text",)).shards_written == 0
 
 
-def test_fixing_a_truth_invalidates_nothing(data: Path, tmp_path: Path) -> None:
-    extract(data, tmp_path / "s")
-    write_index(data, [query(video, truth={"span": (2, 5)}) for video in VIDEOS])
-    assert extract(data, tmp_path / "s").shards_written == 0
-    assert (tmp_path / "s" / "index.jsonl").read_bytes() == (data / "index.jsonl").read_bytes()
+def test_fixing_a_truth_invalidates_nothing(data_dir: Path, tmp_path: Path) -> None:
+    extract(data_dir, tmp_path / "s")
+    write_index(data_dir, [query(video, truth={"span": (2, 5)}) for video in VIDEOS])
+    assert extract(data_dir, tmp_path / "s").shards_written == 0
+    assert (tmp_path / "s" / "index.jsonl").read_bytes() == (data_dir / "index.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -580,43 +584,43 @@ def test_allowed_failures_are_a_count_or_a_share(failed: int, allowed: float, co
     assert ExtractionReport(videos=4, failures=[failure] * failed).exit_code(allowed) == code
 
 
-def test_unknown_products_and_weights_are_refused(data: Path, tmp_path: Path) -> None:
+def test_unknown_products_and_weights_are_refused(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
         match="unknown product 'sound'; the products are appearance, motion, text, swin, frames",
     ):
-        extract(data, tmp_path / "s", products=("sound",))
+        extract(data_dir, tmp_path / "s", products=("sound",))
     with pytest.raises(
         InputError,
         match="weights are given for 'apperance'; products with weights are appearance, "
         "motion, text",
     ):
-        extract(data, tmp_path / "s", weights={"apperance": "random:0"})
+        extract(data_dir, tmp_path / "s", weights={"apperance": "random:0"})
     with pytest.raises(InputError, match="shipped weights fit --backbones tiny only"):
-        extract(data, tmp_path / "s", backbones="full", weights="tiny")
+        extract(data_dir, tmp_path / "s", backbones="full", weights="tiny")
     with pytest.raises(
         InputError,
         match="no weights are named for appearance: add --weights appearance=…, for example app",
     ):
-        extract(data, tmp_path / "s", backbones="full", weights={"text": "random:0"})
+        extract(data_dir, tmp_path / "s", backbones="full", weights={"text": "random:0"})
     assert not (tmp_path / "s").exists()
 
 
-def test_a_device_that_is_not_here_or_not_said_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_device_that_is_not_here_or_not_said_is_refused(data_dir: Path, tmp_path: Path) -> None:
     for attempt in (
         extract,
         lambda *where, **changes: estimate_run(
-            data / "index.jsonl", data, "jsonl", tmp_path / "s", settings(**changes)
+            data_dir / "index.jsonl", data_dir, "jsonl", tmp_path / "s", settings(**changes)
         ),
     ):
         with pytest.raises(InputError, match="device 'foo' is not available"):
-            attempt(data, tmp_path / "s", device="foo")
+            attempt(data_dir, tmp_path / "s", device="foo")
         with pytest.raises(
             InputError,
             match=r"with --scheduler each worker would choose.*: add --set device=cpu or --set "
             r"device=cuda",
         ):
-            attempt(data, tmp_path / "s", scheduler="tcp://127.0.0.1:1")
+            attempt(data_dir, tmp_path / "s", scheduler="tcp://127.0.0.1:1")
     assert not (tmp_path / "s").exists()
 
 
@@ -637,24 +641,24 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> Non
         settings(**changes)
 
 
-def test_an_empty_index_is_refused(data: Path, tmp_path: Path) -> None:
-    (data / "index.jsonl").write_text("")
+def test_an_empty_index_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    (data_dir / "index.jsonl").write_text("")
     with pytest.raises(InputError, match="holds no query: run stvg-prepare again"):
-        extract(data, tmp_path / "s")
+        extract(data_dir, tmp_path / "s")
 
 
-def test_an_index_without_tracks_is_refused(data: Path, tmp_path: Path) -> None:
-    (data / "tracks.npz").unlink()
+def test_an_index_without_tracks_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    (data_dir / "tracks.npz").unlink()
     with pytest.raises(InputError, match=r"tracks.npz does not exist: run stvg-prepare first"):
-        extract(data, tmp_path / "s")
+        extract(data_dir, tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
-def test_two_workers_one_of_them_killed(data: Path, tmp_path: Path) -> None:
+def test_two_workers_one_of_them_killed(data_dir: Path, tmp_path: Path) -> None:
     """Dask starts the worker anew and runs its shard again: the store is the one made in one
     process. No decoder stays behind.
     """
-    extract(data, tmp_path / "whole")
+    extract(data_dir, tmp_path / "whole")
     killed: list[int] = []
     began: set[psutil.Process] = set()
 
@@ -669,7 +673,7 @@ def test_two_workers_one_of_them_killed(data: Path, tmp_path: Path) -> None:
             killed.append(workers[0].pid)
             os.kill(workers[0].pid, signal.SIGKILL)
 
-    report = extract(data, tmp_path / "s", kill_one, workers=2)
+    report = extract(data_dir, tmp_path / "s", kill_one, workers=2)
     assert len(killed) == 1
     assert (report.failures, report.shards_written) == ([], 3)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
@@ -677,9 +681,11 @@ def test_two_workers_one_of_them_killed(data: Path, tmp_path: Path) -> None:
     assert psutil.wait_procs(began, timeout=10)[1] == []
 
 
-def test_the_survey_tells_what_a_run_will_do(data: Path, tmp_path: Path) -> None:
-    (data / "a.mp4").unlink()
-    found = estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "none" / "s", settings())
+def test_the_survey_tells_what_a_run_will_do(data_dir: Path, tmp_path: Path) -> None:
+    (data_dir / "a.mp4").unlink()
+    found = estimate_run(
+        data_dir / "index.jsonl", data_dir, "jsonl", tmp_path / "none" / "s", settings()
+    )
     assert (
         found.videos,
         found.missing_files,
@@ -690,11 +696,11 @@ def test_the_survey_tells_what_a_run_will_do(data: Path, tmp_path: Path) -> None
     assert 4 * 98304 / 4 < found.estimated_bytes < 1e6
     assert found.free_bytes > 0
     assert not (tmp_path / "none").exists()
-    assert extract(data, tmp_path / "s").shards_written == 3
+    assert extract(data_dir, tmp_path / "s").shards_written == 3
     before = files(tmp_path / "s")
     found = estimate_run(
-        data / "index.jsonl",
-        data,
+        data_dir / "index.jsonl",
+        data_dir,
         "jsonl",
         tmp_path / "s",
         settings(products=("appearance", "text", "frames")),
@@ -704,21 +710,23 @@ def test_the_survey_tells_what_a_run_will_do(data: Path, tmp_path: Path) -> None
 
 
 def test_the_survey_counts_what_has_changed_or_was_deleted(
-    data: Path, tmp_path: Path, originals: dict[str, bytes]
+    data_dir: Path, tmp_path: Path, video_files: dict[str, bytes]
 ) -> None:
     def lacking() -> tuple[int, int]:
-        found = estimate_run(data / "index.jsonl", data, "jsonl", tmp_path / "s", settings())
+        found = estimate_run(
+            data_dir / "index.jsonl", data_dir, "jsonl", tmp_path / "s", settings()
+        )
         return found.pending_videos, found.pending_shards
 
-    extract(data, tmp_path / "s")
+    extract(data_dir, tmp_path / "s")
     assert lacking() == (0, 0)
-    (data / "a.mp4").write_bytes(originals["c"])
+    (data_dir / "a.mp4").write_bytes(video_files["c"])
     assert lacking() == (1, 1)
-    write_index(data, [query(video, text="another") for video in VIDEOS])
+    write_index(data_dir, [query(video, text="another") for video in VIDEOS])
     assert lacking() == (4, 2)
     shutil.rmtree(next((tmp_path / "s" / "appearance").glob("00001*")))
     assert lacking() == (4, 3)
-    assert extract(data, tmp_path / "s").shards_written == 3
+    assert extract(data_dir, tmp_path / "s").shards_written == 3
     assert lacking() == (0, 0)
 
 
@@ -765,13 +773,13 @@ def command(data: Path, store: Path, *more: str) -> Any:
     return CliRunner().invoke(app, [*options, "--config", str(config), *more])
 
 
-def test_the_command_exits_1_where_videos_failed(data: Path, tmp_path: Path) -> None:
-    (data / "a.mp4").unlink()
-    done = command(data, tmp_path / "s")
+def test_the_command_exits_1_where_videos_failed(data_dir: Path, tmp_path: Path) -> None:
+    (data_dir / "a.mp4").unlink()
+    done = command(data_dir, tmp_path / "s")
     assert done.exit_code == 1
     assert "3 of 4 videos, 3 shards made, 1 failed" in done.stdout
-    assert f"warning: {data}/a.mp4 does not exist" in done.stderr
-    assert command(data, tmp_path / "s", "--set", "allow_failed=1").exit_code == 0
+    assert f"warning: {data_dir}/a.mp4 does not exist" in done.stderr
+    assert command(data_dir, tmp_path / "s", "--set", "allow_failed=1").exit_code == 0
     assert ledger(tmp_path / "s") == {"a": ("missing", 2)}
 
 
@@ -800,46 +808,48 @@ def test_failures_are_told_in_a_line_each_up_to_twenty(
     "options", [("--weights", "hf:nowhere"), ("--set", "device=foo"), ("--index", "nowhere.jsonl")]
 )
 def test_a_start_that_fails_on_its_input_leaves_nothing(
-    data: Path, tmp_path: Path, options: tuple[str, str]
+    data_dir: Path, tmp_path: Path, options: tuple[str, str]
 ) -> None:
-    done = command(data, tmp_path / "s", *options)
+    done = command(data_dir, tmp_path / "s", *options)
     assert done.exit_code == 2, done.stderr
     assert not (tmp_path / "s").exists()
 
 
-def test_the_log_names_every_key(data: Path, tmp_path: Path) -> None:
+def test_the_log_names_every_key(data_dir: Path, tmp_path: Path) -> None:
     assert (
-        command(data, tmp_path / "s", "--weights", "tiny", "--set", "products=[text]").exit_code
+        command(data_dir, tmp_path / "s", "--weights", "tiny", "--set", "products=[text]").exit_code
         == 0
     )
     assert "shipped text weights: loaded roberta." in (tmp_path / "s" / "log.txt").read_text()
 
 
-def test_the_dry_run_writes_nothing(data: Path, tmp_path: Path) -> None:
-    done = command(data, tmp_path / "s", "--dry-run")
+def test_the_dry_run_writes_nothing(data_dir: Path, tmp_path: Path) -> None:
+    done = command(data_dir, tmp_path / "s", "--dry-run")
     assert done.exit_code == 0
     assert "4 videos; to make: 3 shards of 4 videos, 0.0022 hours, about" in done.stdout
     assert "nothing was written" in done.stdout
     assert not (tmp_path / "s").exists()
 
 
-def test_the_command_verifies(data: Path, tmp_path: Path) -> None:
-    command(data, tmp_path / "s")
-    assert command(data, tmp_path / "s", "--verify").exit_code == 0
+def test_the_command_verifies(data_dir: Path, tmp_path: Path) -> None:
+    command(data_dir, tmp_path / "s")
+    assert command(data_dir, tmp_path / "s", "--verify").exit_code == 0
     shard = next((tmp_path / "s" / "text").glob("*.h5"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert command(data, tmp_path / "s", "--verify").exit_code == 1
+    assert command(data_dir, tmp_path / "s", "--verify").exit_code == 1
 
 
-def test_weights_of_one_source_and_per_product_are_not_mixed(data: Path, tmp_path: Path) -> None:
+def test_weights_of_one_source_and_per_product_are_not_mixed(
+    data_dir: Path, tmp_path: Path
+) -> None:
     done = command(
-        data, tmp_path / "s", "--weights", "random:0", "--weights", "appearance=random:1"
+        data_dir, tmp_path / "s", "--weights", "random:0", "--weights", "appearance=random:1"
     )
     assert done.exit_code == 2
     assert "mixes one source for all products with sources per product" in done.stderr
     assert (
         command(
-            data, tmp_path / "s", "--weights", "appearance=random:1", "--weights", "text=tiny"
+            data_dir, tmp_path / "s", "--weights", "appearance=random:1", "--weights", "text=tiny"
         ).exit_code
         == 0
     )

@@ -99,7 +99,9 @@ class Work:
 
 
 @pytest.fixture
-def work(tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Work:
+def shard_work(
+    tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Work:
     """`b` is the middle one of three videos, and has a bright end: trouble comes once much of it is
     written.
     """
@@ -149,17 +151,17 @@ def huge(of: str) -> Callable[[str, float], float]:
     ("make_trouble", "reason"), [(huge, "not-finite"), (out_of_memory, "out-of-memory")]
 )
 def test_a_video_that_fails_midway_leaves_no_trace(
-    work: Work, tmp_path: Path, of: str, kind: str, make_trouble: Any, reason: str
+    shard_work: Work, tmp_path: Path, of: str, kind: str, make_trouble: Any, reason: str
 ) -> None:
     """Of none of the products, whichever of them failed; and the videos after it are as they are
     without it.
     """
-    infos, failed = work.make(work.job(tmp_path / "s", format=kind), make_trouble(of))
+    infos, failed = shard_work.make(shard_work.job(tmp_path / "s", format=kind), make_trouble(of))
     assert [(failure.video, failure.stage, failure.reason) for failure in failed] == [
         ("b", "encode", reason)
     ]
-    assert work.ticks == [("a", False), ("b", False), ("c", False)]
-    work.make(work.job(tmp_path / "without", ("a", "c"), format=kind))
+    assert shard_work.ticks == [("a", False), ("b", False), ("c", False)]
+    shard_work.make(shard_work.job(tmp_path / "without", ("a", "c"), format=kind))
     assert files(tmp_path / "s") == files(tmp_path / "without")
     assert {product: info.videos for product, info in infos.items()} == dict.fromkeys(
         PRODUCTS, ("a", "c")
@@ -167,7 +169,7 @@ def test_a_video_that_fails_midway_leaves_no_trace(
 
 
 def test_the_failing_video_was_half_written(
-    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shard_work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of `b` reach every product's shard before it fails, so the test above is meaningful."""
     written: list[tuple[str, str]] = []
@@ -178,28 +180,28 @@ def test_the_failing_video_was_half_written(
         append(self, rows)
 
     monkeypatch.setattr(shards.ShardBuilder, "append", noted)
-    work.make(work.job(tmp_path / "s"), out_of_memory("appearance"))
+    shard_work.make(shard_work.job(tmp_path / "s"), out_of_memory("appearance"))
     assert {(product, "b") for product in PRODUCTS} <= set(written)
 
 
-def test_out_of_memory_says_what_to_do(work: Work, tmp_path: Path) -> None:
-    _, (failure,) = work.make(work.job(tmp_path / "s"), out_of_memory("motion"))
+def test_out_of_memory_says_what_to_do(shard_work: Work, tmp_path: Path) -> None:
+    _, (failure,) = shard_work.make(shard_work.job(tmp_path / "s"), out_of_memory("motion"))
     assert failure.path == str(tmp_path / "b.mp4")
     assert "does not fit into the memory of" in failure.detail
     assert "set a smaller batch" in failure.detail
 
 
-def test_a_truncated_video_leaves_no_trace(work: Work, tmp_path: Path) -> None:
+def test_a_truncated_video_leaves_no_trace(shard_work: Work, tmp_path: Path) -> None:
     content = (tmp_path / "b.mp4").read_bytes()
     (tmp_path / "b.mp4").write_bytes(content[: int(len(content) * 0.6)])
-    _, failed = work.make(work.job(tmp_path / "s"))
+    _, failed = shard_work.make(shard_work.job(tmp_path / "s"))
     assert [failure.video for failure in failed] == ["b"]
-    work.make(work.job(tmp_path / "without", ("a", "c")))
+    shard_work.make(shard_work.job(tmp_path / "without", ("a", "c")))
     assert files(tmp_path / "s") == files(tmp_path / "without")
 
 
 def test_damage_that_shows_late_leaves_no_trace(
-    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shard_work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decoder fails at `b`'s last pictures: all that was streamed until then is taken back."""
 
@@ -233,14 +235,14 @@ def test_damage_that_shows_late_leaves_no_trace(
     from pipeline.features.stream import IN_PROCESS
 
     monkeypatch.setattr(shards, "shared_decoder", Decoder)
-    _, failed = work.make(work.job(tmp_path / "s"))
+    _, failed = shard_work.make(shard_work.job(tmp_path / "s"))
     assert [(failure.video, failure.reason) for failure in failed] == [("b", "unreadable")]
-    work.make(work.job(tmp_path / "without", ("a", "c")))
+    shard_work.make(shard_work.job(tmp_path / "without", ("a", "c")))
     assert files(tmp_path / "s") == files(tmp_path / "without")
 
 
 def test_a_reduction_that_fails_closes_the_video(
-    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shard_work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stream is left in the middle: the decoder must be free for the next video."""
 
@@ -255,26 +257,30 @@ def test_a_reduction_that_fails_closes_the_video(
         "load_product_reduction",
         lambda product, *rest: Failing(None, int8=True) if product == "appearance" else None,
     )
-    _, failed = work.make(work.job(tmp_path / "s"))
+    _, failed = shard_work.make(shard_work.job(tmp_path / "s"))
     assert [failure.video for failure in failed] == ["b"]
-    work.make(work.job(tmp_path / "without", ("a", "c")))
+    shard_work.make(shard_work.job(tmp_path / "without", ("a", "c")))
     assert files(tmp_path / "s") == files(tmp_path / "without")
 
 
 @pytest.mark.parametrize("kind", ["zarr", "hdf5"])
-def test_a_shard_of_other_settings_is_replaced(work: Work, tmp_path: Path, kind: Any) -> None:
+def test_a_shard_of_other_settings_is_replaced(shard_work: Work, tmp_path: Path, kind: Any) -> None:
     """A worker of a dead run, with other settings, put it there under the same name."""
-    work.make(work.job(tmp_path / "s", format=kind, batch_size=3))
-    infos, _ = work.make(work.job(tmp_path / "s", format=kind), lambda product, bright: 0.5)
-    wanted, _ = work.make(work.job(tmp_path / "fresh", format=kind), lambda product, bright: 0.5)
+    shard_work.make(shard_work.job(tmp_path / "s", format=kind, batch_size=3))
+    infos, _ = shard_work.make(
+        shard_work.job(tmp_path / "s", format=kind), lambda product, bright: 0.5
+    )
+    wanted, _ = shard_work.make(
+        shard_work.job(tmp_path / "fresh", format=kind), lambda product, bright: 0.5
+    )
     assert infos == wanted
     assert files(tmp_path / "s") == files(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("kind", ["zarr", "hdf5"])
-def test_a_shard_that_is_there_is_kept(work: Work, tmp_path: Path, kind: Any) -> None:
+def test_a_shard_that_is_there_is_kept(shard_work: Work, tmp_path: Path, kind: Any) -> None:
     """Another run of the task was first: nothing is looked at again; what is lacking is made."""
-    first, _ = work.make(work.job(tmp_path / "s", format=kind))
+    first, _ = shard_work.make(shard_work.job(tmp_path / "s", format=kind))
     before = files(tmp_path / "s")
     stamps = {
         path: path.stat().st_mtime_ns
@@ -285,7 +291,7 @@ def test_a_shard_that_is_there_is_kept(work: Work, tmp_path: Path, kind: Any) ->
     def never(product: str, bright: float) -> float:
         raise AssertionError(product)
 
-    again, failed = work.make(work.job(tmp_path / "s", format=kind), never)
+    again, failed = shard_work.make(shard_work.job(tmp_path / "s", format=kind), never)
     assert (again, failed) == (first, [])
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     path = get_shard_path(tmp_path / "s", "motion", NAME, kind)
@@ -295,7 +301,7 @@ def test_a_shard_that_is_there_is_kept(work: Work, tmp_path: Path, kind: Any) ->
         assert product == "motion"
         return 1
 
-    again, failed = work.make(work.job(tmp_path / "s", format=kind), only_motion)
+    again, failed = shard_work.make(shard_work.job(tmp_path / "s", format=kind), only_motion)
     assert (again, failed) == (first, [])
     assert files(tmp_path / "s") == before
     assert all(
@@ -305,10 +311,10 @@ def test_a_shard_that_is_there_is_kept(work: Work, tmp_path: Path, kind: Any) ->
     )
 
 
-def test_products_may_lack_different_videos(work: Work, tmp_path: Path) -> None:
-    job = work.job(tmp_path / "s")
+def test_products_may_lack_different_videos(shard_work: Work, tmp_path: Path) -> None:
+    job = shard_work.job(tmp_path / "s")
     job.missing.update({"motion": frozenset("c"), "swin": frozenset("ab"), "frames": frozenset()})
-    infos, _ = work.make(job)
+    infos, _ = shard_work.make(job)
     assert {product: info.videos for product, info in infos.items()} == {
         "appearance": VIDEOS,
         "motion": ("c",),
@@ -316,13 +322,13 @@ def test_products_may_lack_different_videos(work: Work, tmp_path: Path) -> None:
         "frames": (),
     }
     assert not get_shard_path(tmp_path / "s", "frames", NAME, "zarr").exists()
-    assert len(work.ticks) == 3
+    assert len(shard_work.ticks) == 3
 
 
-def test_a_shard_without_any_good_video_is_not_written(work: Work, tmp_path: Path) -> None:
+def test_a_shard_without_any_good_video_is_not_written(shard_work: Work, tmp_path: Path) -> None:
     for video in VIDEOS:
         (tmp_path / f"{video}.mp4").write_bytes(b"")
-    infos, failed = work.make(work.job(tmp_path / "s"))
+    infos, failed = shard_work.make(shard_work.job(tmp_path / "s"))
     assert [(failure.video, failure.reason) for failure in failed] == [
         (video, "empty") for video in VIDEOS
     ]
@@ -332,7 +338,7 @@ def test_a_shard_without_any_good_video_is_not_written(work: Work, tmp_path: Pat
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, StvgError, RuntimeError])
 def test_other_errors_end_the_task_and_leave_nothing(
-    work: Work, tmp_path: Path, error: type[BaseException]
+    shard_work: Work, tmp_path: Path, error: type[BaseException]
 ) -> None:
     def trouble(product: str, bright: float) -> float:
         if bright > BRIGHT:
@@ -340,9 +346,11 @@ def test_other_errors_end_the_task_and_leave_nothing(
         return 1
 
     with pytest.raises(error, match="not a video's fault"):
-        work.make(work.job(tmp_path / "s"), trouble)
+        shard_work.make(shard_work.job(tmp_path / "s"), trouble)
     assert files(tmp_path / "s") == {}
-    infos, failed = work.make(work.job(tmp_path / "s"))  # and the decoder's process is free
+    infos, failed = shard_work.make(
+        shard_work.job(tmp_path / "s")
+    )  # and the decoder's process is free
     assert (failed, {info.videos for info in infos.values()}) == ([], {VIDEOS})
 
 
@@ -392,8 +400,8 @@ def test_a_video_whose_sentences_fail_leaves_none_of_them(
     assert (infos["text"].videos, infos["text"].entries) == (("a",), 1)
 
 
-def test_a_job_is_taken_apart_into_its_videos(work: Work, tmp_path: Path) -> None:
-    job = work.job(tmp_path / "s")
+def test_a_job_is_taken_apart_into_its_videos(shard_work: Work, tmp_path: Path) -> None:
+    job = shard_work.job(tmp_path / "s")
     job.missing.update({"motion": frozenset("c"), "swin": frozenset(), "frames": frozenset("ab")})
     made, parts = job.split_unfinished({})
     assert made.shard == Shard(NAME, ())
@@ -412,7 +420,7 @@ def test_a_job_is_taken_apart_into_its_videos(work: Work, tmp_path: Path) -> Non
         {"a": SAID["a"]},
     ]
     assert not any(part.sentences for part in parts)
-    infos, _ = work.make(work.job(tmp_path / "s", ("a", "b")))
+    infos, _ = shard_work.make(shard_work.job(tmp_path / "s", ("a", "b")))
     made, parts = job.split_unfinished(
         {product: infos[product] for product in ("appearance", "motion")}
     )
@@ -422,5 +430,5 @@ def test_a_job_is_taken_apart_into_its_videos(work: Work, tmp_path: Path) -> Non
         {"frames": frozenset("b")},
         {"appearance": frozenset("c"), "motion": frozenset("c")},
     ]
-    made, parts = work.job(tmp_path / "s").split_unfinished(infos)
+    made, parts = shard_work.job(tmp_path / "s").split_unfinished(infos)
     assert (made.shard.videos, [part.shard.videos for part in parts]) == (("a", "b"), [("c",)])

@@ -52,7 +52,7 @@ def write(store: Path, kind: ShardKind, name: str, keys: Keys, value: int = 1) -
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Callable[[ShardKind], StoreWriter]:
+def open_writer(tmp_path: Path) -> Callable[[ShardKind], StoreWriter]:
     def make(kind: ShardKind) -> StoreWriter:
         writer = StoreWriter(tmp_path, "shapes", "data").__enter__()
         writer.open_product("p", kind, FPS)
@@ -66,9 +66,9 @@ def leave(writer: StoreWriter) -> None:
 
 
 def test_what_was_dropped_is_nowhere_to_be_read(
-    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+    kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter]
 ) -> None:
-    writer = opened(kind)
+    writer = open_writer(kind)
     whole = write(tmp_path, kind, "s", VIDEOS)
     writer.publish_shard("p", "s", whole)
     writer.drop_entries("p", ["v2", "unknown"])
@@ -98,10 +98,10 @@ def test_what_was_dropped_is_nowhere_to_be_read(
 
 @pytest.mark.parametrize("overlay", ["a", "z"])
 def test_another_shard_may_hold_the_key(
-    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter], overlay: str
+    kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter], overlay: str
 ) -> None:
     """Whichever of the two is read first."""
-    writer = opened(kind)
+    writer = open_writer(kind)
     writer.publish_shard("p", "s", write(tmp_path, kind, "s", VIDEOS))
     writer.drop_entries("p", ["v2"])
     writer.publish_shard("p", overlay, write(tmp_path, kind, overlay, [("v2", "v2")], value=2))
@@ -113,7 +113,7 @@ def test_another_shard_may_hold_the_key(
     np.testing.assert_array_equal(reader.read("v2"), np.full((1, 3), 2, np.float16))
     assert (reader.facts("v2"), reader.columns("v2")["frame"].tolist()) == ({"value": 2}, [0])
     assert store.verify() == []
-    again = opened(kind)
+    again = open_writer(kind)
     again.drop_entries("p", ["v2"])
     assert set(again.products["p"].shards) == {"s"}
     assert again.products["p"].shards["s"].dropped == ("v2",)
@@ -121,9 +121,9 @@ def test_another_shard_may_hold_the_key(
 
 
 def test_a_key_in_two_shards_is_a_problem_unless_dropped(
-    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+    kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter]
 ) -> None:
-    writer = opened(kind)
+    writer = open_writer(kind)
     for name in ("a", "b"):
         writer.publish_shard("p", name, write(tmp_path, kind, name, VIDEOS))
     leave(writer)
@@ -134,9 +134,9 @@ def test_a_key_in_two_shards_is_a_problem_unless_dropped(
 
 
 def test_a_shard_without_any_other_entry_is_deleted(
-    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+    kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter]
 ) -> None:
-    writer = opened(kind)
+    writer = open_writer(kind)
     writer.publish_shard("p", "one", write(tmp_path, kind, "one", [("v1", "v1"), ("v2", "v2")]))
     writer.publish_shard("p", "two", write(tmp_path, kind, "two", [("v3", "v3"), ("v4", "v4")]))
     writer.drop_entries("p", ["v1"])
@@ -152,9 +152,9 @@ def test_a_shard_without_any_other_entry_is_deleted(
 
 
 def test_a_video_counts_while_one_of_its_sentences_does(
-    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+    kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter]
 ) -> None:
-    writer = opened(kind)
+    writer = open_writer(kind)
     writer.publish_shard(
         "p", "s", write(tmp_path, kind, "s", [("q0", "v1"), ("q1", "v1"), ("q2", "v2")])
     )
@@ -167,9 +167,9 @@ def test_a_video_counts_while_one_of_its_sentences_does(
 
 
 def test_it_stays_dropped(
-    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+    kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter]
 ) -> None:
-    writer = opened(kind)
+    writer = open_writer(kind)
     whole = write(tmp_path, kind, "s", VIDEOS)
     writer.publish_shard("p", "s", whole)
     writer.drop_entries("p", ["v3", "v1"])
@@ -179,7 +179,7 @@ def test_it_stays_dropped(
     assert writer.adopt_shard("p", "s") == info
     leave(writer)
     written = (tmp_path / "manifest.json").read_bytes()
-    writer = opened(kind)
+    writer = open_writer(kind)
     assert writer.adopt_shard("p", "s") == info
     for keys in ([], ["v1"], ["unknown"]):
         writer.drop_entries("p", keys)
@@ -189,9 +189,9 @@ def test_it_stays_dropped(
 
 
 def test_a_shard_made_anew_under_its_name_has_all_its_entries(
-    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+    kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter]
 ) -> None:
-    writer = opened(kind)
+    writer = open_writer(kind)
     writer.publish_shard("p", "s", write(tmp_path, kind, "s", VIDEOS))
     writer.drop_entries("p", ["v1"])
     writer.drop_shards("p", ["s"])
@@ -202,9 +202,9 @@ def test_a_shard_made_anew_under_its_name_has_all_its_entries(
 
 
 def test_its_bytes_are_verified_all_the_same(
-    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+    kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter]
 ) -> None:
-    writer = opened(kind)
+    writer = open_writer(kind)
     writer.publish_shard(
         "p", "s", write(tmp_path, kind, "s", [("v1", "v1"), ("v2", "v2")], value=7)
     )
@@ -222,7 +222,7 @@ def test_its_bytes_are_verified_all_the_same(
 def test_a_kill_amid_it_loses_no_more_than_was_dropped(
     kind: ShardKind,
     tmp_path: Path,
-    opened: Callable[[ShardKind], StoreWriter],
+    open_writer: Callable[[ShardKind], StoreWriter],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The shard is gone before the manifest forgets it, so that nobody adopts it again."""
@@ -230,7 +230,7 @@ def test_a_kill_amid_it_loses_no_more_than_was_dropped(
     def kill(*_: object) -> None:
         raise KeyboardInterrupt
 
-    writer = opened(kind)
+    writer = open_writer(kind)
     writer.publish_shard("p", "one", write(tmp_path, kind, "one", [("v1", "v1")]))
     writer.publish_shard("p", "two", write(tmp_path, kind, "two", [("v2", "v2"), ("v3", "v3")]))
     writer.flush()
@@ -239,7 +239,7 @@ def test_a_kill_amid_it_loses_no_more_than_was_dropped(
         with pytest.raises(KeyboardInterrupt):
             writer.drop_entries("p", ["v1", "v2"])
     leave(writer)
-    writer = opened(kind)
+    writer = open_writer(kind)
     assert writer.adopt_shard("p", "one") is None
     assert writer.get_completed_videos("p") == {"v2", "v3"}
     leave(writer)
@@ -247,9 +247,9 @@ def test_a_kill_amid_it_loses_no_more_than_was_dropped(
 
 
 def test_entries_of_a_damaged_shard_cannot_be_dropped(
-    kind: ShardKind, tmp_path: Path, opened: Callable[[ShardKind], StoreWriter]
+    kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter]
 ) -> None:
-    writer = opened(kind)
+    writer = open_writer(kind)
     writer.publish_shard("p", "s", write(tmp_path, kind, "s", VIDEOS))
     path = get_shard_path(tmp_path, "p", "s", kind)
     (path if path.is_file() else path / "zarr.json").write_bytes(b"")

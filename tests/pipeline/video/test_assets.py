@@ -23,7 +23,7 @@ Numbers = Callable[..., list[tuple[int, int]]]
 
 
 @pytest.fixture(scope="module")
-def child() -> Iterator[ProcessDecoder]:
+def process_decoder() -> Iterator[ProcessDecoder]:
     with ProcessDecoder() as started:
         yield started
 
@@ -34,13 +34,13 @@ def clip(request: pytest.FixtureRequest) -> Clip:
 
 
 @pytest.fixture
-def read(child: ProcessDecoder) -> Numbers:
+def read_frame_numbers(process_decoder: ProcessDecoder) -> Numbers:
     """Of each wanted frame of a clip, by a route: its number, and the number in its picture."""
 
     def read_by(route: Any, clip: Clip, wanted: list[int]) -> list[tuple[int, int]]:
         in_child = route == "child"
-        about = (clip.path, (child.probe if in_child else probe)(clip.path), wanted)
-        with child.frames(*about) if in_child else open_frames(*about, route) as frames:
+        about = (clip.path, (process_decoder.probe if in_child else probe)(clip.path), wanted)
+        with process_decoder.frames(*about) if in_child else open_frames(*about, route) as frames:
             return [(number, number_in(picture)) for number, picture in frames]
 
     return read_by
@@ -62,8 +62,10 @@ def test_there_are_ten_clips_and_they_are_small() -> None:
 
 
 @pytest.mark.parametrize("where", ["here", "child"])
-def test_facts_are_those_it_was_made_with(clip: Clip, where: str, child: ProcessDecoder) -> None:
-    facts = (child.probe if where == "child" else probe)(clip.path)
+def test_facts_are_those_it_was_made_with(
+    clip: Clip, where: str, process_decoder: ProcessDecoder
+) -> None:
+    facts = (process_decoder.probe if where == "child" else probe)(clip.path)
     assert facts.frame_count == len(clip.seconds)
     assert facts.pts_seconds == pytest.approx(np.array(clip.seconds), abs=1e-6)
     length = clip.seconds[-1] - clip.seconds[0]
@@ -77,33 +79,39 @@ def test_facts_are_those_it_was_made_with(clip: Clip, where: str, child: Process
 
 
 @pytest.mark.parametrize(("name", "route"), ROUTED)
-def test_every_frame_shows_its_picture_upright(name: str, route: str, read: Numbers) -> None:
+def test_every_frame_shows_its_picture_upright(
+    name: str, route: str, read_frame_numbers: Numbers
+) -> None:
     clip = WHOLE[name]
-    assert read(route, clip, list(range(len(clip.seconds)))) == list(enumerate(clip.numbers))
+    assert read_frame_numbers(route, clip, list(range(len(clip.seconds)))) == list(
+        enumerate(clip.numbers)
+    )
 
 
 @pytest.mark.parametrize(("name", "route"), ROUTED)
-def test_any_frames_show_their_pictures(name: str, route: str, read: Numbers) -> None:
+def test_any_frames_show_their_pictures(name: str, route: str, read_frame_numbers: Numbers) -> None:
     clip = WHOLE[name]
     last = len(clip.seconds) - 1
     random = np.random.default_rng(5)
     chosen = [sorted(random.choice(last, size, replace=False).tolist()) for size in (1, 4, 12)]
     for wanted in [*chosen, [last], [11, 12, 13], list(range(3, last, 5))]:
-        assert read(route, clip, wanted) == [(n, clip.numbers[n]) for n in wanted]
+        assert read_frame_numbers(route, clip, wanted) == [(n, clip.numbers[n]) for n in wanted]
 
 
-def test_who_reads_it_and_why(clip: Clip, child: ProcessDecoder) -> None:
+def test_who_reads_it_and_why(clip: Clip, process_decoder: ProcessDecoder) -> None:
     facts = probe(clip.path)
     with open_frames(clip.path, facts, [0]) as here:
         assert (here.decoder, here.reason) == FIRST_CHOICE[clip.name]
-    with child.frames(clip.path, facts, [0]) as there:
+    with process_decoder.frames(clip.path, facts, [0]) as there:
         assert (there.decoder, there.reason) == FIRST_CHOICE[clip.name]
 
 
 @pytest.mark.parametrize("where", ["here", "child"])
 @pytest.mark.parametrize("name", [name for name in CLIPS if name not in WHOLE])
-def test_a_clip_cut_short_is_refused(name: str, where: str, child: ProcessDecoder) -> None:
+def test_a_clip_cut_short_is_refused(
+    name: str, where: str, process_decoder: ProcessDecoder
+) -> None:
     clip = CLIPS[name]
     with pytest.raises(VideoError, match=f"{name}.*copy or download it again") as refused:
-        (child.probe if where == "child" else probe)(clip.path)
+        (process_decoder.probe if where == "child" else probe)(clip.path)
     assert (refused.value.reason, refused.value.stage) == clip.refused

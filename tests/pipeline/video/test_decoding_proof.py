@@ -146,7 +146,9 @@ def readable(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def made(tmp_path: Path, make_video: Any, read_number: Callable[[np.ndarray], int]) -> list[Case]:
+def generated_cases(
+    tmp_path: Path, make_video: Any, read_number: Callable[[np.ndarray], int]
+) -> list[Case]:
     """Every made file this PyAV can encode."""
     paths = [
         make_video(tmp_path / name, FRAMES, **options)
@@ -247,9 +249,9 @@ def check(asked: list[Request]) -> Counter[str]:
     return served
 
 
-def test_two_thousand_requests_of_made_videos(made: list[Case]) -> None:
+def test_two_thousand_requests_of_made_videos(generated_cases: list[Case]) -> None:
     routes = {"auto": 30, "pyav": 16, "child": 12}
-    served = check(requests(made, routes, np.random.default_rng(0)))
+    served = check(requests(generated_cases, routes, np.random.default_rng(0)))
     assert sum(served.values()) >= 2000
     assert (
         min(
@@ -290,8 +292,12 @@ def test_the_other_files_are_refused_with_a_reason(folder: Path) -> None:
 
 
 @pytest.mark.soak
-def test_many_requests_of_real_and_made_videos(made: list[Case]) -> None:
+def test_many_requests_of_real_and_made_videos(generated_cases: list[Case]) -> None:
     real = [real_case(path) for folder in REFUSED for path in readable(folder)]
     check(requests(real, {"auto": 20, "pyav": 20, "child": 20}, np.random.default_rng(2)))
     for seed in range(3, 8):
-        check(requests(made, {"auto": 60, "pyav": 40, "child": 60}, np.random.default_rng(seed)))
+        check(
+            requests(
+                generated_cases, {"auto": 60, "pyav": 40, "child": 60}, np.random.default_rng(seed)
+            )
+        )

@@ -66,7 +66,7 @@ Numbers = Callable[..., list[tuple[int, int]]]
 
 
 @pytest.fixture
-def numbers(read_number: Callable[[np.ndarray], int]) -> Numbers:
+def read_frame_numbers(read_number: Callable[[np.ndarray], int]) -> Numbers:
     """Of each wanted frame (default: all): its number, and the number painted on its picture."""
 
     def read(
@@ -113,7 +113,7 @@ def remux(
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("name", ["plain.mp4", "plain.mkv", "plain.mov"])
 def test_each_number_shows_its_picture(
-    tmp_path: Path, make_video: Any, numbers: Numbers, name: str, decoder: str
+    tmp_path: Path, make_video: Any, read_frame_numbers: Numbers, name: str, decoder: str
 ) -> None:
     path = make_video(tmp_path / name)
     facts = probe(path)
@@ -125,13 +125,13 @@ def test_each_number_shows_its_picture(
     )
     assert facts.fps == pytest.approx(25)
     assert facts.duration == pytest.approx(1.6)
-    assert numbers(path, decoder=decoder) == same(range(40))
+    assert read_frame_numbers(path, decoder=decoder) == same(range(40))
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("settings", ["open-gop=0", "open-gop=1", "intra-refresh=1"])
 def test_any_ascending_choice_of_frames(
-    tmp_path: Path, make_video: Any, numbers: Numbers, settings: str, decoder: str
+    tmp_path: Path, make_video: Any, read_frame_numbers: Numbers, settings: str, decoder: str
 ) -> None:
     """Also across key frames (0, 12, 24, 36), where decord's own skip would seek and go wrong
     unless groups are closed.
@@ -143,20 +143,22 @@ def test_any_ascending_choice_of_frames(
         np.sort(random.choice(40, size=size, replace=False)).tolist() for size in (1, 2, 5, 9, 20)
     ]
     for wanted in [*choices, [39], [12], [11, 12, 13, 36], list(range(5, 40, 6)), []]:
-        assert numbers(path, wanted, decoder) == same(wanted)
+        assert read_frame_numbers(path, wanted, decoder) == same(wanted)
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("name", ["uneven.mp4", "uneven.mkv"])
 def test_variable_rate_goes_by_timestamps(
-    tmp_path: Path, make_video: Any, numbers: Numbers, name: str, decoder: str
+    tmp_path: Path, make_video: Any, read_frame_numbers: Numbers, name: str, decoder: str
 ) -> None:
     path = make_video(tmp_path / name, milliseconds=UNEVEN)
     assert probe(path).pts_seconds * 1000 == pytest.approx(np.array(UNEVEN), abs=0.6)
-    assert numbers(path, decoder=decoder) == same(range(40))
+    assert read_frame_numbers(path, decoder=decoder) == same(range(40))
 
 
-def test_an_edit_list_hides_frames(tmp_path: Path, make_video: Any, numbers: Numbers) -> None:
+def test_an_edit_list_hides_frames(
+    tmp_path: Path, make_video: Any, read_frame_numbers: Numbers
+) -> None:
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
     path = remux(
         make_video(tmp_path / "whole.mp4"), tmp_path / "edited.mp4", shift=7, options=options
@@ -164,7 +166,7 @@ def test_an_edit_list_hides_frames(tmp_path: Path, make_video: Any, numbers: Num
     facts = probe(path)
     assert facts.has_edit_list
     assert facts.pts_seconds[0] == 0
-    assert numbers(path) == [(n, n + 7) for n in range(33)]
+    assert read_frame_numbers(path) == [(n, n + 7) for n in range(33)]
     with open_frames(path, facts, [0]) as reader:
         assert (reader.decoder, reader.reason) == ("pyav", "edit list")
     with open_frames(path, replace(facts, decord_unsafe_reason=""), [0]) as reader:
@@ -176,40 +178,42 @@ def test_an_edit_list_hides_frames(tmp_path: Path, make_video: Any, numbers: Num
 
 @pytest.mark.parametrize("name", ["headless.mkv", "headless.mp4"])
 def test_a_video_without_its_first_key_frame_begins_at_the_next(
-    tmp_path: Path, make_video: Any, numbers: Numbers, name: str
+    tmp_path: Path, make_video: Any, read_frame_numbers: Numbers, name: str
 ) -> None:
     path = remux(make_video(tmp_path / "whole.mp4"), tmp_path / name, first=5)
     assert probe(path).frames_counted_by_decoding
-    assert numbers(path) == [(n, n + 12) for n in range(28)]
+    assert read_frame_numbers(path) == [(n, n + 12) for n in range(28)]
 
 
-def test_a_start_later_than_zero(tmp_path: Path, make_video: Any, numbers: Numbers) -> None:
+def test_a_start_later_than_zero(
+    tmp_path: Path, make_video: Any, read_frame_numbers: Numbers
+) -> None:
     path = remux(make_video(tmp_path / "whole.mp4"), tmp_path / "late.mkv", shift=-30)
     assert probe(path).pts_seconds[0] == pytest.approx(1.2)
-    assert numbers(path) == same(range(40))
+    assert read_frame_numbers(path) == same(range(40))
 
 
 def test_other_containers_are_read_by_pyav(
-    tmp_path: Path, make_video: Any, numbers: Numbers
+    tmp_path: Path, make_video: Any, read_frame_numbers: Numbers
 ) -> None:
     """decord begins an MPEG-TS file one group of pictures late."""
     for name in ("plain.ts", "plain.avi"):
         path = make_video(tmp_path / name)
-        assert numbers(path) == same(range(40))
+        assert read_frame_numbers(path) == same(range(40))
         with open_frames(path, probe(path), [0]) as reader:
             assert reader.decoder == "pyav"
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotation_is_applied(
-    tmp_path: Path, make_video: Any, numbers: Numbers, rotation: int
+    tmp_path: Path, make_video: Any, read_frame_numbers: Numbers, rotation: int
 ) -> None:
     path = make_video(tmp_path / "turned.mp4", rotation=rotation)
     facts = probe(path)
     assert facts.rotation == rotation
     assert facts.size == ((128, 48) if rotation == 180 else (48, 128))
     for decoder in ("auto", "pyav"):
-        assert numbers(path, decoder=decoder, turned=rotation // 90) == same(range(40))
+        assert read_frame_numbers(path, decoder=decoder, turned=rotation // 90) == same(range(40))
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
@@ -232,7 +236,7 @@ def test_pictures_are_the_callers_own_or_borrowed(
 
 
 def test_pyav_goes_on_where_decord_fails(
-    tmp_path: Path, make_video: Any, numbers: Numbers, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_video: Any, read_frame_numbers: Numbers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_video(tmp_path / "plain.mp4")
     opened = frames_module._open_decord
@@ -255,7 +259,7 @@ def test_pyav_goes_on_where_decord_fails(
     with open_frames(path, facts, range(40)) as reader:
         assert [number for number, _ in reader] == list(range(40))
         assert (reader.decoder, reader.reason) == ("pyav", "decord fails before frame 6")
-    assert numbers(path, range(1, 40, 2)) == same(range(1, 40, 2))
+    assert read_frame_numbers(path, range(1, 40, 2)) == same(range(1, 40, 2))
 
 
 def test_decord_is_not_let_to_decode_a_long_video_ahead(
@@ -288,9 +292,9 @@ def test_wanted_frames_must_ascend_within_the_video(
     ],
 )
 def test_a_file_cut_short_is_refused(
-    tmp_path: Path, make_video: Any, cut: Any, name: str, options: dict[str, Any], share: float
+    tmp_path: Path, make_video: Any, cut_file: Any, name: str, options: dict[str, Any], share: float
 ) -> None:
-    path = cut(make_video(tmp_path / name, 100, **options), share)
+    path = cut_file(make_video(tmp_path / name, 100, **options), share)
     with pytest.raises(
         VideoError, match=rf"truncated \(open\): .*{name}.*copy or download it again"
     ):
@@ -298,24 +302,28 @@ def test_a_file_cut_short_is_refused(
 
 
 def test_a_cut_that_costs_no_frames_is_accepted(
-    tmp_path: Path, make_video: Any, cut: Any, numbers: Numbers
+    tmp_path: Path, make_video: Any, cut_file: Any, read_frame_numbers: Numbers
 ) -> None:
-    assert numbers(cut(make_video(tmp_path / "tail.mkv", 100), 0.97)) == same(range(100))
+    assert read_frame_numbers(cut_file(make_video(tmp_path / "tail.mkv", 100), 0.97)) == same(
+        range(100)
+    )
 
 
 def test_a_file_that_breaks_off_within_its_last_frames_fails_when_read(
-    tmp_path: Path, make_video: Any, cut: Any, numbers: Numbers
+    tmp_path: Path, make_video: Any, cut_file: Any, read_frame_numbers: Numbers
 ) -> None:
-    path = cut(make_video(tmp_path / "tail.mp4", 100, container={"movflags": "faststart"}), 0.99)
+    path = cut_file(
+        make_video(tmp_path / "tail.mp4", 100, container={"movflags": "faststart"}), 0.99
+    )
     with pytest.raises(
         VideoError,
         match=r"truncated \(decode\): .*decoding fails after \d+ frames \(the file ends \d+ bytes before",
     ):
-        numbers(path)
+        read_frame_numbers(path)
 
 
 def test_damage_is_an_error_whichever_decoder_meets_it(
-    tmp_path: Path, make_video: Any, numbers: Numbers
+    tmp_path: Path, make_video: Any, read_frame_numbers: Numbers
 ) -> None:
     import av
 
@@ -330,7 +338,7 @@ def test_damage_is_an_error_whichever_decoder_meets_it(
         with pytest.raises(
             VideoError, match=r"damaged \(decode\): .*damaged.mp4: decoding fails after \d+ frames"
         ):
-            numbers(path, decoder=decoder)
+            read_frame_numbers(path, decoder=decoder)
 
 
 def test_a_packet_without_a_picture_is_named(tmp_path: Path, make_video: Any) -> None:

@@ -142,11 +142,11 @@ def test_a_change_of_decoders_on_the_way_is_told(
 
 
 def test_errors_are_the_same(
-    tmp_path: Path, make_video: Any, cut: Any, child: ProcessDecoder
+    tmp_path: Path, make_video: Any, cut_file: Any, child: ProcessDecoder
 ) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video\n" * 100)
-    cut(make_video(tmp_path / "cut.mp4", 100), 0.5)
+    cut_file(make_video(tmp_path / "cut.mp4", 100), 0.5)
     pid = child.pid
     for name in ("absent.mp4", "empty.mp4", "text.mp4", "cut.mp4", ""):
         with pytest.raises(VideoError) as here:
@@ -158,7 +158,9 @@ def test_errors_are_the_same(
             here.value.reason,
             here.value.detail,
         )
-    path = cut(make_video(tmp_path / "tail.mp4", 100, container={"movflags": "faststart"}), 0.99)
+    path = cut_file(
+        make_video(tmp_path / "tail.mp4", 100, container={"movflags": "faststart"}), 0.99
+    )
     with pytest.raises(
         VideoError, match=r"truncated \(decode\): .*tail.mp4: decoding fails after \d+ frames"
     ):

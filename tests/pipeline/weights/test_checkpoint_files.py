@@ -47,7 +47,7 @@ class Unknown:
 
 
 @pytest.fixture
-def state() -> dict[str, Tensor]:
+def state_dict() -> dict[str, Tensor]:
     """What a `torchvision:FILE` for the tiny network holds."""
     return {
         name.removeprefix("body."): value
@@ -56,7 +56,7 @@ def state() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[[Any], Any]:
+def load_content(tmp_path: Path) -> Callable[[Any], Any]:
     """Save a content and load it as the tiny network's weights."""
 
     def load(content: Any) -> Any:
@@ -66,72 +66,76 @@ def load(tmp_path: Path) -> Callable[[Any], Any]:
     return load
 
 
-def test_what_fits_is_loaded_and_told(load: Callable[[Any], Any], state: dict[str, Tensor]) -> None:
+def test_what_fits_is_loaded_and_told(
+    load_content: Callable[[Any], Any], state_dict: dict[str, Tensor]
+) -> None:
     head = {"fc.weight": torch.zeros(1000, 128), "fc.bias": torch.zeros(1000)}
-    loaded = load(state | head)
-    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    loaded = load_content(state_dict | head)
+    counters = [name for name in state_dict if name.endswith("num_batches_tracked")]
     assert set(loaded.report.ignored_keys) == {*head, *counters}
-    assert set(loaded.report.loaded_keys) == set(state) - set(counters)
+    assert set(loaded.report.loaded_keys) == set(state_dict) - set(counters)
     for name in loaded.report.loaded_keys:
-        assert torch.equal(loaded.encoder.state_dict()[f"body.{name}"], state[name])
-    count, left = len(state) - len(counters), sorted([*head, *counters])
+        assert torch.equal(loaded.encoder.state_dict()[f"body.{name}"], state_dict[name])
+    count, left = len(state_dict) - len(counters), sorted([*head, *counters])
     assert str(loaded.report).endswith(
         f"net.pth (--backbones tiny): loaded {count} of {count}, none missing, none unexpected; "
         f"{len(left)} left over, as documented: {', '.join(left[:5])} and {len(left) - 5} more"
     )
-    assert all(name in loaded.report.format_keys() for name in state | head)
+    assert all(name in loaded.report.format_keys() for name in state_dict | head)
 
 
-def test_half_precision_is_widened(load: Callable[[Any], Any], state: dict[str, Tensor]) -> None:
-    loaded = load(
+def test_half_precision_is_widened(
+    load_content: Callable[[Any], Any], state_dict: dict[str, Tensor]
+) -> None:
+    loaded = load_content(
         {
             name: value.half() if value.is_floating_point() else value
-            for name, value in state.items()
+            for name, value in state_dict.items()
         }
     ).encoder
     assert loaded.dtype == torch.float32
     assert torch.equal(
-        loaded.state_dict()["body.conv1.weight"], state["conv1.weight"].half().float()
+        loaded.state_dict()["body.conv1.weight"], state_dict["conv1.weight"].half().float()
     )
 
 
-def test_a_missing_key(load: Callable[[Any], Any], state: dict[str, Tensor]) -> None:
-    del state["layer1.0.conv1.weight"]
+def test_a_missing_key(load_content: Callable[[Any], Any], state_dict: dict[str, Tensor]) -> None:
+    del state_dict["layer1.0.conv1.weight"]
     with pytest.raises(
         InputError, match=r"missing \['layer1.0.conv1.weight'\], unexpected \[\], other shape \[\]"
     ):
-        load(state)
+        load_content(state_dict)
 
 
-def test_an_extra_key(load: Callable[[Any], Any], state: dict[str, Tensor]) -> None:
+def test_an_extra_key(load_content: Callable[[Any], Any], state_dict: dict[str, Tensor]) -> None:
     with pytest.raises(
         InputError, match=r"missing \[\], unexpected \['layer5.weight'\], other shape \[\]"
     ):
-        load(state | {"layer5.weight": torch.zeros(1)})
+        load_content(state_dict | {"layer5.weight": torch.zeros(1)})
 
 
-def test_another_shape(load: Callable[[Any], Any], state: dict[str, Tensor]) -> None:
+def test_another_shape(load_content: Callable[[Any], Any], state_dict: dict[str, Tensor]) -> None:
     message = r"other shape \['bn1.bias'\] \(bn1.bias: \[7\] for \[64\]\)"
     with pytest.raises(InputError, match=message):
-        load(state | {"bn1.bias": torch.zeros(7)})
+        load_content(state_dict | {"bn1.bias": torch.zeros(7)})
 
 
-def test_another_architecture(load: Callable[[Any], Any]) -> None:
+def test_another_architecture(load_content: Callable[[Any], Any]) -> None:
     message = (
         r"do not fit: missing \['layer1.0.downsample.* unexpected \['layer1.1.* and \d+ more, "
         r"other shape .* and \d+ more"
     )
     with pytest.raises(InputError, match=message):
-        load(resnet18(weights=None).state_dict())
+        load_content(resnet18(weights=None).state_dict())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite(
-    load: Callable[[Any], Any], state: dict[str, Tensor], value: float
+    load_content: Callable[[Any], Any], state_dict: dict[str, Tensor], value: float
 ) -> None:
-    state["conv1.weight"][0, 0, 0, 0] = value
+    state_dict["conv1.weight"][0, 0, 0, 0] = value
     with pytest.raises(InputError, match=r"are damaged: not finite \['conv1.weight'\]"):
-        load(state)
+        load_content(state_dict)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +150,11 @@ def test_values_that_are_not_finite(
         ({"a": torch.zeros(2, device="meta")}, "entry 'a' is a Tensor, not a plain tensor"),
     ],
 )
-def test_what_is_not_a_state_dict(load: Callable[[Any], Any], content: Any, message: str) -> None:
+def test_what_is_not_a_state_dict(
+    load_content: Callable[[Any], Any], content: Any, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        load(content)
+        load_content(content)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,19 +210,19 @@ def test_settings_are_let_through_for_mdetr_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.7, 0.999])
 def test_a_truncated_file(
-    tmp_path: Path, state: dict[str, Tensor], zipped: bool, share: float
+    tmp_path: Path, state_dict: dict[str, Tensor], zipped: bool, share: float
 ) -> None:
     path = tmp_path / "net.pth"
-    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    torch.save(state_dict, path, _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match=r"net\.pth is not a file of weights, or is damaged"):
         read_state_dict("torchvision", path)
 
 
-def test_a_flipped_bit(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_a_flipped_bit(tmp_path: Path, state_dict: dict[str, Tensor]) -> None:
     path = tmp_path / "net.pth"
-    torch.save(state, path)
+    torch.save(state_dict, path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
     path.write_bytes(content)

@@ -35,7 +35,7 @@ SMALL = ShapesConfig(train_videos=2, val_videos=1, test_videos=1, sentences_per_
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shapes") / "shapes"
     make_shapes(root, SMALL, workers=1)
     return root
@@ -49,18 +49,19 @@ def contents(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_vidstgs_parser_reads_it_without_a_defect(made: Path) -> None:
-    parsed = parse(made)
+def test_vidstgs_parser_reads_it_without_a_defect(shapes_root: Path) -> None:
+    parsed = parse(shapes_root)
 
     assert parsed.defects.to_list() == []
     assert {query.split for query in parsed.queries} == set(SPLITS)
     assert len(parsed.queries) == sum(
-        len(json.loads(path.read_text())) for path in made.glob("annotations/*_annotations.json")
+        len(json.loads(path.read_text()))
+        for path in shapes_root.glob("annotations/*_annotations.json")
     )
 
 
-def test_queries_say_what_the_scene_is(made: Path, tmp_path: Path) -> None:
-    prepare("shapes", made, tmp_path / "index.jsonl")
+def test_queries_say_what_the_scene_is(shapes_root: Path, tmp_path: Path) -> None:
+    prepare("shapes", shapes_root, tmp_path / "index.jsonl")
     queries = list(read_jsonl(tmp_path / "index.jsonl", Query))
     tracks = Tracks.load(tmp_path / "tracks.npz")
 
@@ -94,10 +95,10 @@ def test_queries_say_what_the_scene_is(made: Path, tmp_path: Path) -> None:
             )
 
 
-def test_videos_are_what_the_annotations_say(made: Path) -> None:
-    for path in made.glob("annotation/*/*/*.json"):
+def test_videos_are_what_the_annotations_say(shapes_root: Path) -> None:
+    for path in shapes_root.glob("annotation/*/*/*.json"):
         said = json.loads(path.read_text())
-        facts = probe(made / "video" / said["video_path"])
+        facts = probe(shapes_root / "video" / said["video_path"])
         assert (facts.frame_count, facts.size) == (
             said["frame_count"],
             (said["width"], said["height"]),
@@ -105,9 +106,9 @@ def test_videos_are_what_the_annotations_say(made: Path) -> None:
         assert facts.fps == pytest.approx(said["fps"])
 
 
-def test_two_makes_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
+def test_two_makes_give_the_same_bytes(shapes_root: Path, tmp_path: Path) -> None:
     make_shapes(tmp_path / "again", SMALL, workers=2)
-    assert contents(tmp_path / "again") == contents(made)
+    assert contents(tmp_path / "again") == contents(shapes_root)
 
 
 def test_splits_share_no_video_and_no_seed() -> None:
@@ -127,12 +128,14 @@ def test_splits_share_no_video_and_no_seed() -> None:
     assert all(name.isdigit() for name in ids)
 
 
-def test_a_finished_make_is_kept(made: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+def test_a_finished_make_is_kept(shapes_root: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in shapes_root.rglob("*")}
     seen: list[tuple[int, int]] = []
-    make_shapes(made, SMALL, workers=1, progress=lambda done, total: seen.append((done, total)))
+    make_shapes(
+        shapes_root, SMALL, workers=1, progress=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(1, 1)]
-    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in shapes_root.rglob("*")} == before
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
@@ -146,7 +149,7 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_an_interrupted_make_goes_on(made: Path, tmp_path: Path) -> None:
+def test_an_interrupted_make_goes_on(shapes_root: Path, tmp_path: Path) -> None:
     class StopError(Exception):
         pass
 
@@ -162,7 +165,7 @@ def test_an_interrupted_make_goes_on(made: Path, tmp_path: Path) -> None:
     make_shapes(tmp_path / "s", SMALL, workers=1)
 
     assert kept.stat().st_mtime_ns == before
-    assert contents(tmp_path / "s") == contents(made)
+    assert contents(tmp_path / "s") == contents(shapes_root)
 
 
 def test_a_video_cut_short_by_a_kill_is_never_in_place(tmp_path: Path) -> None:
