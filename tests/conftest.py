@@ -62,7 +62,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     from pipeline.extraction.run import run_extraction as extract
 
     place = tmp_path_factory.mktemp("tiny")
-    made = TinyRun(
+    result = TinyRun(
         place / "shapes", place / "index" / "index.jsonl", place / "store", place / "runs" / "tiny"
     )
     counts = {
@@ -72,8 +72,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
         "sentences_per_video": 4,
         "seconds": (5.0, 5.0),
     }
-    make_shapes(made.root, ShapesConfig.model_validate(counts), workers=1)
-    prepare("shapes", made.root, made.index)
+    make_shapes(result.root, ShapesConfig.model_validate(counts), workers=1)
+    prepare("shapes", result.root, result.index)
     settings = {
         "backbones": "tiny",
         "weights": "tiny",
@@ -81,10 +81,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
         "workers": 0,
         "device": "cpu",
     }
-    extract(made.index, made.root, "shapes", made.store, ExtractConfig.model_validate(settings))
+    extract(
+        result.index, result.root, "shapes", result.store, ExtractConfig.model_validate(settings)
+    )
     config = CsdvlTrainConfig.model_validate(
         {"model": MODEL, "max_steps": 2, "batch": 2, "lr": 1e-3, "device": "cpu"}
     )
-    prepare_run_dir(made.store, made.run, config)
-    train(made.store, made.run, config)
-    return made
+    prepare_run_dir(result.store, result.run, config)
+    train(result.store, result.run, config)
+    return result

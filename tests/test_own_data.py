@@ -98,8 +98,8 @@ def test_own_data_from_video_to_tube(source: Path, tmp_path: Path) -> None:
 
     run(prepare.app, *data)
     queries = list(read_jsonl(tmp_path / "index" / "index.jsonl", Query))
-    found = [(query.video, query.frame_count, query.size, query.split) for query in queries]
-    assert found == [("hall.mp4", FRAMES, size, "train")] * 2
+    result = [(query.video, query.frame_count, query.size, query.split) for query in queries]
+    assert result == [("hall.mp4", FRAMES, size, "train")] * 2
     assert queries[0].truth is not None
     assert queries[0].truth.span == (5, 25)
     assert Tracks.load(tmp_path / "index" / "tracks.npz")["1"][1].tolist() == boxes
@@ -117,12 +117,12 @@ def test_own_data_from_video_to_tube(source: Path, tmp_path: Path) -> None:
         "--workers",
         0,
     )
-    made = Store(store)
-    assert made.verify() == []
-    shapes = {name: made.open(name).shape("hall.mp4") for name in ("appearance", "motion")}
+    output = Store(store)
+    assert output.verify() == []
+    shapes = {name: output.open(name).shape("hall.mp4") for name in ("appearance", "motion")}
     assert shapes == {"appearance": (maps, 10, 14, 2048), "motion": (3, 16, 16, 2304)}
-    assert made.open("text").shape("1")[1:] == (768,)
-    assert all(np.isfinite(made.open(name).read("hall.mp4")).all() for name in shapes)
+    assert output.open("text").shape("1")[1:] == (768,)
+    assert all(np.isfinite(output.open(name).read("hall.mp4")).all() for name in shapes)
 
     settings = [
         f"--set={text}"
@@ -141,7 +141,7 @@ def test_own_data_from_video_to_tube(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["finished"] == 2
 
-    video, answer = tmp_path / "own" / "hall.mp4", tmp_path / "tube.json"
+    video, prediction = tmp_path / "own" / "hall.mp4", tmp_path / "tube.json"
     run(
         predict.app,
         video,
@@ -150,9 +150,9 @@ def test_own_data_from_video_to_tube(source: Path, tmp_path: Path) -> None:
         "--run",
         tmp_path / "run",
         "--json",
-        answer,
+        prediction,
     )
-    tubes = json.loads(answer.read_text())
+    tubes = json.loads(prediction.read_text())
     assert tubes["video"]["size"] == list(size)
     assert [query["text"] for query in tubes["queries"]] == [
         "the man walks to the left",

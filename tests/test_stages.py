@@ -14,9 +14,14 @@ STAGES = PIPELINE["stages"]
 
 
 def file_of(module: str) -> Path | None:
-    whole = ROOT.joinpath(*module.split("."))
+    complete = ROOT.joinpath(*module.split("."))
     return next(
-        (file for file in (whole.with_suffix(".py"), whole / "__init__.py") if file.is_file()), None
+        (
+            file
+            for file in (complete.with_suffix(".py"), complete / "__init__.py")
+            if file.is_file()
+        ),
+        None,
     )
 
 
@@ -32,24 +37,24 @@ def imported(file: Path) -> set[Path]:
     names: set[str] = set()
     for node in set(ast.walk(tree)) - types:
         if isinstance(node, ast.Import):
-            names |= {one.name for one in node.names}
+            names |= {item.name for item in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{one.name}" for one in node.names)}
+            names |= {node.module, *(f"{node.module}.{item.name}" for item in node.names)}
     return {
-        found
+        result
         for name in names
-        if name.split(".")[0] in ("pipeline", "grounding", "cli") and (found := file_of(name))
+        if name.split(".")[0] in ("pipeline", "grounding", "cli") and (result := file_of(name))
     }
 
 
 def all_imported(start: Path) -> set[str]:
     """All that a file leads to, by path."""
-    found, waiting = set(), [start]
+    result, waiting = set(), [start]
     while waiting:
-        if (file := waiting.pop()) not in found:
-            found.add(file)
+        if (file := waiting.pop()) not in result:
+            result.add(file)
             waiting += imported(file)
-    return {file.relative_to(ROOT).as_posix() for file in found}
+    return {file.relative_to(ROOT).as_posix() for file in result}
 
 
 def code_of(stage: str) -> tuple[list[str], set[str]]:
@@ -75,13 +80,13 @@ def test_a_stage_depends_on_no_code_that_its_command_does_not_use(stage: str) ->
 
 def test_training_is_done_again_when_any_code_of_grounding_changes_that_it_uses() -> None:
     deps, used = code_of("train")
-    ours = {
+    current = {
         file for file in used if file.startswith("grounding/") and not file.endswith("__init__.py")
     }
     assert (
         sorted(
             file
-            for file in ours
+            for file in current
             if not any(file == dep or file.startswith(f"{dep}/") for dep in deps)
         )
         == []
@@ -101,12 +106,12 @@ def test_dvc_shows_the_summary_and_keeps_all_metrics() -> None:
 
 def test_dvc_draws_curves_that_training_writes() -> None:
     curves = "runs/${dataset.name}/curves/plots/metrics"
-    drawn = {}
+    drawing = {}
     for plot in PIPELINE["plots"]:
         for options in plot.values():
             assert options["x"] == "step"
-            drawn |= options["y"]
-    assert drawn == {
+            drawing |= options["y"]
+    assert drawing == {
         f"{curves}/train/loss.tsv": "loss",
         f"{curves}/val/m_vIoU.tsv": "m_vIoU",
     }

@@ -68,8 +68,8 @@ class Clip:
 
 def read_facts() -> dict[str, Clip]:
     """The clips by their file names."""
-    made: dict[str, Any] = json.loads((FOLDER / "facts.json").read_text("utf-8"))
-    return {name: clip_of(name, row) for name, row in made.items()}
+    result: dict[str, Any] = json.loads((FOLDER / "facts.json").read_text("utf-8"))
+    return {name: clip_of(name, row) for name, row in result.items()}
 
 
 def clip_of(name: str, row: dict[str, Any]) -> Clip:
@@ -112,7 +112,7 @@ def number_in(picture: np.ndarray) -> int:
         raise ValueError(f"blocks that are neither black nor white: {inner.round().tolist()}")
     white = inner > 128
     number = sum(1 << bit for bit in range(BITS) if white[0, bit + 1])
-    if white.tolist() != [blocks(number), [not one for one in blocks(number)]]:
+    if white.tolist() != [blocks(number), [not item for item in blocks(number)]]:
         raise ValueError(f"blocks that are no number: {white.tolist()}")
     red, blue = (picture[-BLOCK:-4, side].mean((0, 1)) for side in (slice(8, 64), slice(-64, -8)))
     if np.argmax(red) != 0 or np.argmax(blue) != 2:
@@ -126,14 +126,14 @@ def clips_and_shared(clips: Iterable[str], shared: Iterable[Any]) -> list[Any]:
     Elsewhere one parameter stands for the shared ones and is skipped. A shared one may come as a
     `pytest.param`: its marks are kept.
     """
-    found = [pytest.param(FOLDER / name, id=name or "clips") for name in clips]
+    result = [pytest.param(FOLDER / name, id=name or "clips") for name in clips]
     if not SHARED.is_dir():
         absent = pytest.mark.skip(reason=f"no real videos: {SHARED} is absent (set STVG_VIDEOS)")
-        return [*found, pytest.param(SHARED, id="shared", marks=absent)]
-    for one in shared:
-        name, marks = (one, ()) if isinstance(one, str) else (one.values[0], one.marks)
-        found.append(pytest.param(SHARED / name, id=name or "shared", marks=marks))
-    return found
+        return [*result, pytest.param(SHARED, id="shared", marks=absent)]
+    for item in shared:
+        name, marks = (item, ()) if isinstance(item, str) else (item.values[0], item.marks)
+        result.append(pytest.param(SHARED / name, id=name or "shared", marks=marks))
+    return result
 
 
 CLIPS = read_facts() if (FOLDER / "facts.json").is_file() else {}

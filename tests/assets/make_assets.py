@@ -49,15 +49,17 @@ class Plan:
         """What a reader must find."""
         if any(self.refused):
             return {"refused": self.refused}
-        shown = [float(time * self.base + self.added) for time in self.times if time >= 0]
+        displayed = [float(time * self.base + self.added) for time in self.times if time >= 0]
         return {
             "codec": self.called,
             "size": self.size,
             "rotation": self.rotation,
-            "first": len(self.times) - len(shown),
-            "has_edit_list": len(shown) < len(self.times),
-            "duration": round(len(shown) * (shown[1] - shown[0]), 6) if self.even else 0.0,
-            "seconds": [round(second, 6) for second in shown],
+            "first": len(self.times) - len(displayed),
+            "has_edit_list": len(displayed) < len(self.times),
+            "duration": round(len(displayed) * (displayed[1] - displayed[0]), 6)
+            if self.even
+            else 0.0,
+            "seconds": [round(second, 6) for second in displayed],
         }
 
 
@@ -183,9 +185,9 @@ def write_clip(plan: Plan, path: Path) -> None:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), format="rgb24")
             frame.pts, frame.time_base = time, plan.base
             container.mux(video.encode(frame))
-            while sound is not None and (heard := next(tones, None)) is not None:
-                container.mux(sound.encode(heard))
-                if heard.time > time * plan.base:
+            while sound is not None and (attention := next(tones, None)) is not None:
+                container.mux(sound.encode(attention))
+                if attention.time > time * plan.base:
                     break
         container.mux(video.encode(None))
         if sound is not None:

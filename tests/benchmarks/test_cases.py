@@ -166,24 +166,24 @@ def test_a_floor_is_the_longer_of_computing_and_copying_shared_by_cores() -> Non
 
 def test_ways_take_turns_and_the_first_rounds_are_not_counted() -> None:
     order: list[str] = []
-    found = timing.time_interleaved(
+    result = timing.time_interleaved(
         {name: lambda name=name: order.append(name) for name in "ab"}, rounds=2
     )
     assert order == ["a", "b", "b", "a", "a", "b"]
-    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2}
+    assert {name: len(seconds) for name, seconds in result.items()} == {"a": 2, "b": 2}
 
 
 def test_a_way_settles_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     monkeypatch.setattr(timing, "time_call", lambda way: called.append("timed") or way() or 1.0)
-    found = timing.time_interleaved(
+    result = timing.time_interleaved(
         {name: lambda name=name: called.append(name) for name in "ab"},
         rounds=1,
         warmup_rounds=0,
         untimed_calls=1,
     )
     assert called == ["a", "timed", "a", "b", "timed", "b"]
-    assert found == {"a": [1.0], "b": [1.0]}
+    assert result == {"a": [1.0], "b": [1.0]}
 
 
 def test_a_ratio_is_the_middle_one_of_the_rounds() -> None:

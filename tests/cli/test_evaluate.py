@@ -114,8 +114,8 @@ def test_a_run_answers_and_is_judged(workspace: Path) -> None:
         for query in read_jsonl(workspace / "store" / "index.jsonl", Query)
         if query.split == "test"
     ]
-    answers = list(read_jsonl(workspace / "run" / "predictions" / "test.jsonl", Prediction))
-    assert [answer.id for answer in answers] == [query.id for query in queries]
+    predictions = list(read_jsonl(workspace / "run" / "predictions" / "test.jsonl", Prediction))
+    assert [prediction.id for prediction in predictions] == [query.id for query in queries]
     scores = json.loads((workspace / "run" / "scores" / "test.json").read_text())
     assert [score["id"] for score in scores] == [query.id for query in queries]
     assert metrics["m_tIoU"] == pytest.approx(np.mean([score["tIoU"] for score in scores]))
@@ -143,8 +143,8 @@ def test_another_split_and_more_frames(workspace: Path) -> None:
     many_frames = list(read_jsonl(workspace / "run" / "predictions" / "val.jsonl", Prediction))
     assert evaluate(workspace, "--set", "split=val").exit_code == 0
     few_frames = list(read_jsonl(workspace / "run" / "predictions" / "val.jsonl", Prediction))
-    assert [[row[0] for row in answer.boxes] for answer in many_frames] == [
-        [row[0] for row in answer.boxes] for answer in few_frames
+    assert [[row[0] for row in prediction.boxes] for prediction in many_frames] == [
+        [row[0] for row in prediction.boxes] for prediction in few_frames
     ]
     assert many_frames != few_frames
 
@@ -167,9 +167,9 @@ def test_a_second_look_and_spans_at_clips_edges_are_options(
         "subframe_boundaries=false",
     ):
         assert evaluate(workspace, "--set", setting).exit_code == 0
-        answers = list(read_jsonl(workspace / "run" / "predictions" / "test.jsonl", Prediction))
-        spans[setting] = {edge for answer in answers for edge in answer.span}
-        scores.add(tuple(answer.score for answer in answers))
+        predictions = list(read_jsonl(workspace / "run" / "predictions" / "test.jsonl", Prediction))
+        spans[setting] = {edge for prediction in predictions for edge in prediction.span}
+        scores.add(tuple(prediction.score for prediction in predictions))
     assert len(scores) == 2  # the second look's; where the span lies between clips changes no score
     assert spans["subframe_boundaries=false"] <= {round(k / 8 * 50) for k in range(9)}
 
@@ -299,13 +299,13 @@ def test_a_run_without_a_checkpoint_is_refused(workspace: Path) -> None:
 
 
 def test_files_are_judged_without_a_run(prediction_files: Path) -> None:
-    answers, index = prediction_files / "predictions.jsonl", prediction_files / "index.jsonl"
+    predictions, index = prediction_files / "predictions.jsonl", prediction_files / "index.jsonl"
     result = call(
         cli.evaluate,
         "--truth",
         index,
         "--predictions",
-        answers,
+        predictions,
         "--json",
         prediction_files / "out.json",
     )
@@ -610,12 +610,12 @@ def test_published_results_stand_beside_those_of_their_data_set(four_queries: Pa
     assert result.exit_code == 0, result.stderr
     for word in ("hcstvg-v2, val", "CSDVL", "TubeDETR", "not stated", "this run"):
         assert word in result.stdout
-    ours = [
+    current = [
         line.split() for line in result.stdout.splitlines() if line.strip().startswith("this run")
     ]
-    assert ours[0][-1] == "every-frame"
-    assert {"tubedetr", "stcat"} <= {words[-1] for words in ours}
-    assert f"{100 * metrics['m_tIoU']:.1f}" == ours[0][2]
+    assert current[0][-1] == "every-frame"
+    assert {"tubedetr", "stcat"} <= {words[-1] for words in current}
+    assert f"{100 * metrics['m_tIoU']:.1f}" == current[0][2]
 
 
 @pytest.mark.parametrize(

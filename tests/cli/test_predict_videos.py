@@ -60,17 +60,17 @@ def assert_drawn(video: Path, out: Path, query: dict[str, Any]) -> None:
     """The drawn video is as long as the source, and on frames of the span yellow lies where the
     box's sides are.
     """
-    source, drawn, canvas = (
+    source, drawing, canvas = (
         probe(video),
         probe(out),
         Canvas.from_video_size(probe(video).size, query["text"]),
     )
-    assert drawn.frame_count == source.frame_count
-    assert drawn.duration == pytest.approx(source.duration, abs=2e-3)
-    assert (drawn.codec, drawn.size) == ("h264", canvas.size)
+    assert drawing.frame_count == source.frame_count
+    assert drawing.duration == pytest.approx(source.duration, abs=2e-3)
+    assert (drawing.codec, drawing.size) == ("h264", canvas.size)
     assert out.read_bytes().index(b"moov") < out.read_bytes().index(b"mdat")
     sampled = {row[0]: row[1:] for row in query["boxes"][:: max(1, len(query["boxes"]) // 4)]}
-    with open_frames(out, drawn, sorted(sampled)) as frames:
+    with open_frames(out, drawing, sorted(sampled)) as frames:
         for number, picture in frames:
             x1, y1, x2, y2 = (round(side * canvas.scale) for side in sampled[number])
             line = canvas.line_width
@@ -85,8 +85,8 @@ def assert_drawn(video: Path, out: Path, query: dict[str, Any]) -> None:
 @pytest.mark.parametrize("video", clips_and_shared(WHOLE, [*QUICK, *LONGER]))
 def test_a_real_video_is_answered_about_and_drawn(video: Path, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    made = ("--json", out, "--video", tmp_path / "out.mp4")
-    result = call(video, "a cup moves.", "--run", run, *made)
+    output = ("--json", out, "--video", tmp_path / "out.mp4")
+    result = call(video, "a cup moves.", "--run", run, *output)
     assert result.exit_code == 0, result.stderr
     (query,) = json.loads(out.read_text())["queries"]
     assert_drawn(video, tmp_path / "out.mp4", query)
@@ -118,9 +118,9 @@ def test_a_long_video_is_answered_about_and_kept(run: Path, tiny_run: Any, tmp_p
         tmp_path / "out.mp4",
     )
     assert plain.exit_code == 0, plain.stderr
-    answers = json.loads((tmp_path / "plain.json").read_text())
-    assert len(answers["queries"][0]["others"]) == 1
-    assert_drawn(long, tmp_path / "out.mp4", answers["queries"][0])
+    predictions = json.loads((tmp_path / "plain.json").read_text())
+    assert len(predictions["queries"][0]["others"]) == 1
+    assert_drawn(long, tmp_path / "out.mp4", predictions["queries"][0])
     kept = ["--keep", tmp_path / "kept", "--top", 2]
     first = call(long, "what spins?", "--run", run, *kept)
     assert "decoding: 150/150 frames" in first.stderr
@@ -128,6 +128,6 @@ def test_a_long_video_is_answered_about_and_kept(run: Path, tiny_run: Any, tmp_p
     assert second.exit_code == 0, second.stderr
     assert "decoding" not in second.stderr
     assert "predicting: 5/5 windows" in second.stderr
-    assert json.loads((tmp_path / "kept.json").read_text()) == answers
-    one = call(long, "what falls?", "--run", run, "--keep", tmp_path / "kept", "--window", 20)
-    assert "predicting: 1/1 windows" in one.stderr
+    assert json.loads((tmp_path / "kept.json").read_text()) == predictions
+    item = call(long, "what falls?", "--run", run, "--keep", tmp_path / "kept", "--window", 20)
+    assert "predicting: 1/1 windows" in item.stderr

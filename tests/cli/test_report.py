@@ -67,11 +67,11 @@ def test_two_runs_are_shown_with_what_their_networks_saw(
     for number, query in enumerate(data["queries"]):
         _, details = script(tmp_path / "out" / "queries" / f"{number}.js")
         assert details["seen"][0] == details["seen"][1]
-        seen = details["seen"][0]
-        assert len(seen["when"]["map"]) == 8
-        assert (seen["frames"][0], seen["frames"][-1] < query["segment"][1]) == (0, True)
-        assert seen["maps"][0]["layers"] == 1
-        assert seen["maps"][0]["picture"].startswith("data:image/png;base64,")
+        recorded = details["seen"][0]
+        assert len(recorded["when"]["map"]) == 8
+        assert (recorded["frames"][0], recorded["frames"][-1] < query["segment"][1]) == (0, True)
+        assert recorded["maps"][0]["layers"] == 1
+        assert recorded["maps"][0]["picture"].startswith("data:image/png;base64,")
     assert "No picture" not in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
@@ -142,18 +142,18 @@ def test_a_real_videos_frames_keep_their_numbers_and_times(video: Path, tmp_path
     query = Query.model_validate(
         {**values, "segment": (0, facts.frame_count), "text": "x", "split": "test"}
     )
-    shown = encode_videos(
+    displayed = encode_videos(
         [query], cli.report.make_video_opener(folder), tmp_path, 480, None, lambda done, total: None
     )[name]
-    with av.open(str(tmp_path / shown.file)) as container:
-        made = [
+    with av.open(str(tmp_path / displayed.file)) as container:
+        result = [
             (frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)
         ]
-    np.testing.assert_allclose([time for time, _ in made], facts.edges[:-1], atol=1e-3)
+    np.testing.assert_allclose([time for time, _ in result], facts.edges[:-1], atol=1e-3)
     with open_frames(facts.path, facts, range(facts.frame_count)) as frames:
-        for (number, picture), (_, ours) in zip(frames, made, strict=True):
-            seen, source = (
-                np.asarray(Image.fromarray(one).resize((16, 9), Image.Resampling.BOX)).astype(int)
-                for one in (ours, picture)
+        for (number, picture), (_, current) in zip(frames, result, strict=True):
+            recorded, source = (
+                np.asarray(Image.fromarray(item).resize((16, 9), Image.Resampling.BOX)).astype(int)
+                for item in (current, picture)
             )
-            assert np.abs(seen - source).mean() < 5, number
+            assert np.abs(recorded - source).mean() < 5, number

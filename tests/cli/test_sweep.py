@@ -146,7 +146,7 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
         "model.num_frames=3",
     ]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluate": {"device": "cpu"}}))
-    options = [part for one in small_settings for part in ("--set", one)]
+    options = [part for item in small_settings for part in ("--set", item)]
     result = call(
         *(
             "--table",
@@ -231,8 +231,8 @@ def test_four_systems_train_for_the_same_time(tiny_run: Any, tmp_path: Path) -> 
 def test_stopped_by_sigterm_it_goes_on(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tmp_path / "whole"
-    assert call(*arguments, "--out", str(whole)).exit_code == 0
+    complete = tmp_path / "whole"
+    assert call(*arguments, "--out", str(complete)).exit_code == 0
     steps: list[int] = []
 
     @contextmanager
@@ -257,10 +257,10 @@ def test_stopped_by_sigterm_it_goes_on(
     assert min(step for step in steps if step) >= 4, (
         "the first run, of three steps, and one or two of the second are done"
     )
-    ours, other = (
-        json.loads((folder / "table.json").read_text()) for folder in (tmp_path / "out", whole)
+    current, other = (
+        json.loads((folder / "table.json").read_text()) for folder in (tmp_path / "out", complete)
     )
-    assert ours == other
+    assert current == other
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,9 @@ def test_the_second_version_is_read_by_its_own_names(tmp_path: Path) -> None:
     rows = compare_with_card(
         load_card("hcstvg-v2"), get_parser("hcstvg-v2")(tmp_path, ignore_progress)
     )
-    found = {(row.scope, row.statistic): row.actual for row in rows}
+    result = {(row.scope, row.statistic): row.actual for row in rows}
 
-    assert found == {
+    assert result == {
         **{
             (split, number): 1
             for split in (*names, "test")

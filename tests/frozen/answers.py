@@ -162,10 +162,10 @@ def main() -> None:
     known = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     if sys.argv[1] == "small":
         with tempfile.TemporaryDirectory() as folder:
-            found = small_answers(Path(folder))
+            result = small_answers(Path(folder))
     else:
-        found = demo_answers(Path(sys.argv[2]))
-    known[sys.argv[1]] = {"machine": machine(), **found}
+        result = demo_answers(Path(sys.argv[2]))
+    known[sys.argv[1]] = {"machine": machine(), **result}
     FILE.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -170,23 +170,23 @@ class Extraction:
 
     def descendants(self) -> list[psutil.Process]:
         """The processes that live and descend from any run."""
-        found = []
+        result = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if (
                     process.environ().get(MARK) == self._mark
                     and process.status() != psutil.STATUS_ZOMBIE
                 ):
-                    found.append(process)
-        return found
+                    result.append(process)
+        return result
 
     def running(self, what: str) -> list[psutil.Process]:
         """Those of them whose command names it."""
-        found = []
+        result = []
         for process in self.descendants():
             with suppress(psutil.Error):  # it may have ended since
-                found += [process] if what in " ".join(process.cmdline()) else []
-        return found
+                result += [process] if what in " ".join(process.cmdline()) else []
+        return result
 
     def decoders(self) -> list[psutil.Process]:
         return self.running("pipeline.video.worker")
@@ -248,21 +248,21 @@ def make_extraction(tmp_path: Path, small_data: Path) -> Iterator[Callable[..., 
     """Extractions of `small_data`, or of another folder, into stores of the test's own; nothing of
     them outlives the test.
     """
-    made: list[Extraction] = []
+    result: list[Extraction] = []
 
     def extraction_into(name: str, data: Path = small_data, **settings: Any) -> Extraction:
-        made.append(Extraction(data, tmp_path / name, **settings))
-        return made[-1]
+        result.append(Extraction(data, tmp_path / name, **settings))
+        return result[-1]
 
     yield extraction_into
-    for one in made:
-        for process in one.descendants():
+    for item in result:
+        for process in item.descendants():
             process.kill()
 
 
 @pytest.fixture(scope="session")
 def full_extraction(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Extraction:
     """The extraction of `small_data` that nobody disturbed, in one process. Read only."""
-    one = Extraction(small_data, tmp_path_factory.mktemp("whole") / "store")
-    assert one.run() == 0, one.said.read_text()
-    return one
+    item = Extraction(small_data, tmp_path_factory.mktemp("whole") / "store")
+    assert item.run() == 0, item.said.read_text()
+    return item

@@ -72,8 +72,8 @@ def test_the_whole_picture_is_the_unit_box() -> None:
 
 def test_between_samples_boxes_are_linear_and_outside_held() -> None:
     boxes = np.array([[0, 0, 10, 10], [40, 20, 50, 30]])
-    found = interpolate_boxes(np.array([10, 14]), boxes, np.array([3, 10, 11, 14, 99]))
-    np.testing.assert_array_equal(found, [boxes[0], boxes[0], [10, 5, 20, 15], boxes[1], boxes[1]])
+    result = interpolate_boxes(np.array([10, 14]), boxes, np.array([3, 10, 11, 14, 99]))
+    np.testing.assert_array_equal(result, [boxes[0], boxes[0], [10, 5, 20, 15], boxes[1], boxes[1]])
 
 
 @given(st.sets(st.integers(0, 100), min_size=5, max_size=5), places)

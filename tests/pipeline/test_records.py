@@ -131,9 +131,9 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, bad: bytes, mess
 
 def test_what_is_wrong_is_said_in_one_short_line(tmp_path: Path) -> None:
     (tmp_path / "index.jsonl").write_text(line(text=["x" * 1000]))
-    with pytest.raises(InputError, match=r"text: .*\(got .{77}\.\.\.\)$") as found:
+    with pytest.raises(InputError, match=r"text: .*\(got .{77}\.\.\.\)$") as result:
         list(read_jsonl(tmp_path / "index.jsonl", Query))
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(result.value)
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_tracks_survive_their_file(
     assert len(read) == len(boxes)
     for key in boxes:
         assert key in read
-        for found, written in zip(read[key], tracks[key], strict=True):
-            assert found.dtype == written.dtype
-            np.testing.assert_array_equal(found, written)
+        for result, written in zip(read[key], tracks[key], strict=True):
+            assert result.dtype == written.dtype
+            np.testing.assert_array_equal(result, written)
 
 
 def test_the_same_tracks_give_the_same_file(tmp_path: Path) -> None:

@@ -60,10 +60,10 @@ def test_a_video_without_frames_has_no_grid() -> None:
 def test_the_grid_is_the_frames_nearest_to_its_times(gaps: list[int], fps: float) -> None:
     seconds = times(gaps)
     grid = sample_grid(seconds, fps)
-    wanted = seconds[0] + np.arange(math.floor((seconds[-1] - seconds[0]) * fps + 1e-6) + 1) / fps
+    expected = seconds[0] + np.arange(math.floor((seconds[-1] - seconds[0]) * fps + 1e-6) + 1) / fps
     assert grid[0] == 0
     assert (np.diff(grid) > 0).all()
-    assert set(grid.tolist()) == {brute_nearest(seconds, time) for time in wanted}
+    assert set(grid.tolist()) == {brute_nearest(seconds, time) for time in expected}
 
 
 @given(milliseconds, st.lists(st.integers(-500, 40_000), min_size=1, max_size=20))
@@ -171,8 +171,8 @@ def test_pool_bins_are_partitions_or_single_items(available: int, count: int) ->
 @given(counts, counts)
 def test_short_videos_are_stretched_evenly(available: int, count: int) -> None:
     begins = [begin for begin, _ in compute_pool_bins(min(available, count), max(available, count))]
-    wanted = np.arange(len(begins)) * min(available, count) / max(available, count)
-    assert (np.abs(np.array(begins) - wanted) <= 1).all()
+    expected = np.arange(len(begins)) * min(available, count) / max(available, count)
+    assert (np.abs(np.array(begins) - expected) <= 1).all()
     assert begins == sorted(begins)
 
 

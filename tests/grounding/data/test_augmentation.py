@@ -68,14 +68,14 @@ def samples(steps: list[list[Batch]]) -> dict[tuple[int, str], tuple[torch.Tenso
     result = {}
     for number, parts in enumerate(steps):
         for part in parts:
-            for name, seen, size, boxes in zip(
+            for name, recorded, size, boxes in zip(
                 part.query_ids,
                 part.inputs.appearance,
                 part.inputs.map_size,
                 part.targets.boxes,
                 strict=True,
             ):
-                result[number, name] = (seen[:, : size[0], : size[1]], boxes)
+                result[number, name] = (recorded[:, : size[0], : size[1]], boxes)
     return result
 
 
@@ -112,7 +112,7 @@ def test_true_boxes_are_around_what_is_seen(dataset: GroundingDataset) -> None:
     for parts in take_steps(loader(dataset), 12):
         for part in parts:
             inputs, targets = part.inputs, part.targets
-            for seen, (rows, columns), boxes, boxed in zip(
+            for recorded, (rows, columns), boxes, boxed in zip(
                 inputs.appearance,
                 inputs.map_size.tolist(),
                 targets.boxes,
@@ -121,10 +121,10 @@ def test_true_boxes_are_around_what_is_seen(dataset: GroundingDataset) -> None:
             ):
                 sizes.add((rows, columns))
                 assert boxed.any()
-                assert not seen[:, rows:].any()
-                assert not seen[:, :, columns:].any()
+                assert not recorded[:, rows:].any()
+                assert not recorded[:, :, columns:].any()
                 corners = cxcywh_to_xyxy(boxes[boxed].numpy(), (columns, rows))
-                for picture, expected in zip(seen[boxed].numpy(), corners, strict=True):
+                for picture, expected in zip(recorded[boxed].numpy(), corners, strict=True):
                     result = np.argwhere(picture[..., 0] > 100)
                     (top, left), (bottom, right) = result.min(0), result.max(0) + 1
                     np.testing.assert_allclose([left, top, right, bottom], expected, atol=1.2)
@@ -149,11 +149,11 @@ def test_a_pass_is_seen_in_one_way(dataset: GroundingDataset) -> None:
 def test_parts_of_a_batch_are_augmented_as_the_whole(
     dataset: GroundingDataset, world: int, accumulate: int
 ) -> None:
-    whole = samples(take_steps(loader(dataset), 4))
+    complete = samples(take_steps(loader(dataset), 4))
     parts: dict[Any, Any] = {}
     for rank in range(world):
         parts |= samples(take_steps(loader(dataset, 0, rank, world, accumulate), 4))
-    assert_same(parts, whole)
+    assert_same(parts, complete)
 
 
 @pytest.mark.parametrize("start", [1, 3])
@@ -161,10 +161,10 @@ def test_a_loader_that_starts_anywhere_augments_alike(
     dataset: GroundingDataset, start: int
 ) -> None:
     later = samples(take_steps(loader(dataset, start), 5 - start))
-    whole = samples(take_steps(loader(dataset), 5))
+    complete = samples(take_steps(loader(dataset), 5))
     assert_same(
-        {(step + start, name): seen for (step, name), seen in later.items()},
-        {k: v for k, v in whole.items() if k[0] >= start},
+        {(step + start, name): recorded for (step, name), recorded in later.items()},
+        {k: v for k, v in complete.items() if k[0] >= start},
     )
 
 
@@ -176,11 +176,11 @@ def assert_same(result: dict[Any, Any], expected_result: dict[Any, Any]) -> None
 
 
 def test_every_epoch_and_every_seed_draws_anew(make_query: QueryMaker) -> None:
-    seen = augment_epochs(make_query(0, "train", text=PLAIN), ALL)
-    assert len({sample.appearance.tobytes() for sample, _ in seen}) > 35
+    recorded = augment_epochs(make_query(0, "train", text=PLAIN), ALL)
+    assert len({sample.appearance.tobytes() for sample, _ in recorded}) > 35
     again = augment_epochs(make_query(0, "train", text=PLAIN), ALL)
     assert [sample.appearance.tobytes() for sample, _ in again] == [
-        sample.appearance.tobytes() for sample, _ in seen
+        sample.appearance.tobytes() for sample, _ in recorded
     ]
 
 
@@ -225,10 +225,10 @@ def test_what_has_no_mirrored_words_is_never_mirrored(
 ) -> None:
     """With cached token states that is all that names a side; and it is said."""
     with caplog.at_level(logging.INFO):
-        seen = augment_epochs(
+        recorded = augment_epochs(
             make_query(0, "train", text=text), {"flip_probability": 1.0}, tokenize
         )
-    assert not any(sample.appearance[0, 0, -1, 0] for sample, _ in seen)
+    assert not any(sample.appearance[0, 0, -1, 0] for sample, _ in recorded)
     assert "augment.flip: 1 of 1 sentences are never mirrored" in caplog.text
 
 
@@ -251,8 +251,8 @@ def test_what_has_no_boxes_is_not_cut(make_store: Maker, make_query: QueryMaker)
     features = GroundingDataset.from_store(
         store, "train", FRAMES, None, None, None, use_images=True
     )
-    for seen, _ in samples(take_steps(loader(features), 6)).values():
-        assert seen.shape[2] / seen.shape[1] == pytest.approx(64 / 36, rel=0.06)
+    for recorded, _ in samples(take_steps(loader(features), 6)).values():
+        assert recorded.shape[2] / recorded.shape[1] == pytest.approx(64 / 36, rel=0.06)
 
 
 @pytest.mark.parametrize("kind", [CsdvlTrainConfig, CgstvgTrainConfig])

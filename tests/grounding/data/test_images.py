@@ -116,11 +116,11 @@ def test_a_view_of_what_waits_is_the_view_of_the_pictures(image_source: ImageSou
         True,
         np.random.default_rng(3),
     )
-    seen = image_source.read_encoded("v0", rows).with_transform(view)
-    assert seen.shape == (2, *view.size, 3)
+    recorded = image_source.read_encoded("v0", rows).with_transform(view)
+    assert recorded.shape == (2, *view.size, 3)
     assert view.size != (36, 64)
     result, expected = (
-        EncodedImageBatch([seen]).to(CPU)[0].numpy(),
+        EncodedImageBatch([recorded]).to(CPU)[0].numpy(),
         view.apply_to_array(image_source.read("v0", rows)),
     )
     assert np.abs(result.astype(int) - expected).max() <= 1

@@ -150,13 +150,13 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(index: Path) -
 
 def test_an_exam_of_records_is_that_of_their_files(index: Path) -> None:
     read = load_ground_truth(index, "test")
-    made: GroundTruth = ground_truth_for_split(
+    result: GroundTruth = ground_truth_for_split(
         [*read.queries, *read.train_queries], read.tracks, "test", "vidstg"
     )
-    assert (made.queries, made.train_queries, made.dataset_name) == (
+    assert (result.queries, result.train_queries, result.dataset_name) == (
         read.queries,
         read.train_queries,
         "vidstg",
     )
-    assert made.true_tubes.end_is_last
-    np.testing.assert_array_equal(made.true_tubes.tubes.boxes, read.true_tubes.tubes.boxes)
+    assert result.true_tubes.end_is_last
+    np.testing.assert_array_equal(result.true_tubes.tubes.boxes, read.true_tubes.tubes.boxes)

@@ -159,7 +159,7 @@ def test_any_text_is_an_id_and_never_a_path(name: str, tmp_path: Path) -> None:
     path = tmp_path / "inner" / "a.json"
     write_challenge(path, predicted(Prediction(id=name, span=(0, 1), score=1.0, boxes=[])))
     assert read_challenge(path).ids == (name,)
-    assert [found.name for found in tmp_path.rglob("*")] == ["inner", "a.json"]
+    assert [result.name for result in tmp_path.rglob("*")] == ["inner", "a.json"]
 
 
 def entry(**changes: Any) -> str:

@@ -164,15 +164,15 @@ def test_an_ablation_has_the_figures_its_paper_prints(
     place: tuple[str, str], method: str, expected: dict[str, tuple[float | None, ...]]
 ) -> None:
     """(m_vIoU, m_tIoU, m_sIoU), as far as listed here; every variant is listed."""
-    found = {row.variant: row.scores for row in ABLATIONS[place] if row.method == method}
-    assert found.keys() == expected.keys()
+    output = {row.variant: row.scores for row in ABLATIONS[place] if row.method == method}
+    assert output.keys() == expected.keys()
     for variant, values in expected.items():
         known = {
             metric: value
             for metric, value in zip(("m_vIoU", "m_tIoU", "m_sIoU"), values, strict=False)
             if value is not None
         }
-        assert {metric: found[variant][metric] for metric in known} == pytest.approx(
+        assert {metric: output[variant][metric] for metric in known} == pytest.approx(
             known, abs=UNROUNDED
         ), variant
 

@@ -66,7 +66,9 @@ def videos(ground_truth: GroundTruth) -> list[AnnotatedVideo]:
     tubes = Tubes.from_predictions(said)
     scores = score_predictions(ground_truth, tubes, "every-frame")
     return list(
-        iterate_annotated_videos(ground_truth, tubes, scores, {one.id: one.score for one in said})
+        iterate_annotated_videos(
+            ground_truth, tubes, scores, {item.id: item.score for item in said}
+        )
     )
 
 
@@ -108,7 +110,7 @@ def test_cvat_gets_a_file_per_video_and_the_labels(
         "v0.xml",
     ]
     (video,) = read_cvat(tmp_path / "out" / "v0.xml")
-    assert [one.label for one in video.tracks.values()] == ["truth", "prediction", "truth"]
+    assert [item.label for item in video.tracks.values()] == ["truth", "prediction", "truth"]
     about = video.tracks["1"].attributes
     assert (about["sentence"], about["score"], about["vIoU"]) == (
         HOSTILE,
@@ -138,8 +140,8 @@ def test_cvat_and_back_is_the_same_truth(tmp_path: Path, ground_truth: GroundTru
             for path in paths
         }
 
-    shown = list(iterate_annotated_videos(ground_truth, Tubes.from_predictions([]), [], {}))
-    write_cvat_folder(tmp_path / "videos" / "out", shown, quiet)
+    displayed = list(iterate_annotated_videos(ground_truth, Tubes.from_predictions([]), [], {}))
+    write_cvat_folder(tmp_path / "videos" / "out", displayed, quiet)
     parsed = parse(tmp_path / "videos", probe=probe)
     back = ground_truth_for_split(parsed.queries, parsed.tracks, "test")
     assert [(query.id, query.segment, query.tags) for query in back.queries] == [
@@ -148,8 +150,8 @@ def test_cvat_and_back_is_the_same_truth(tmp_path: Path, ground_truth: GroundTru
     ]
     for name in ("test-0", "test-3"):
         before, after = (
-            one.true_tubes.tubes.select(np.array([one.true_tubes.tubes.ids.index(name)]))
-            for one in (ground_truth, back)
+            item.true_tubes.tubes.select(np.array([item.true_tubes.tubes.ids.index(name)]))
+            for item in (ground_truth, back)
         )
         assert before.frames.tolist() == after.frames.tolist()
         assert before.boxes.tolist() == after.boxes.tolist()
@@ -167,7 +169,7 @@ def test_fiftyone_gets_fractions_from_the_top_left_and_frames_from_1(
 ) -> None:
     write_fiftyone(tmp_path / "out", videos, quiet)
     _, samples, frames = read(tmp_path / "out")
-    assert [(one["filepath"], one["tags"]) for one in samples] == [
+    assert [(item["filepath"], item["tags"]) for item in samples] == [
         ("v0.mp4", ["test"]),
         ("sub/../v0.MKV", ["test"]),
     ]
@@ -196,17 +198,17 @@ def test_fiftyone_gets_fractions_from_the_top_left_and_frames_from_1(
         "test",
     )
     assert said["tIoU"] == pytest.approx(5 / 30)
-    numbers = [one["frame_number"] for one in frames]
+    numbers = [item["frame_number"] for item in frames]
     assert numbers == list(range(31, 61))  # of the second video no frame has a box
     first = frames[0]
-    assert [one["bounding_box"] for one in first["truth"]["detections"]] == [
+    assert [item["bounding_box"] for item in first["truth"]["detections"]] == [
         [0.25, 0.25, 0.5, 0.5],
         [0, 0, 1, 1],
     ]
-    assert [one["index"] for one in first["truth"]["detections"]] == [0, 2]
+    assert [item["index"] for item in first["truth"]["detections"]] == [0, 2]
     assert (first["prediction"]["detections"], first["_sample_id"]) == ([], samples[0]["_id"])
     assert frames[3]["prediction"]["detections"][0]["bounding_box"] == [6 / 64, 0, 0.5, 0.5]
-    assert [one["query"] for one in frames[3]["truth"]["detections"]] == [
+    assert [item["query"] for item in frames[3]["truth"]["detections"]] == [
         "test-0"
     ]  # the other has no box at its frame 33
 
@@ -219,13 +221,13 @@ def test_every_document_of_fiftyone_has_an_id_of_its_own_that_stays(
     assert read(tmp_path / "one") == read(tmp_path / "two")
     _, samples, frames = read(tmp_path / "one")
     labels = [
-        one
+        item
         for document in (*samples, *frames)
         for kind in ("truth", "prediction")
-        for one in document[kind]["detections"]
+        for item in document[kind]["detections"]
     ]
-    ids = [one["_id"]["$oid"] for one in (*samples, *frames, *labels)]
-    assert all(len(one) == 24 and int(one, 16) for one in ids)
+    ids = [item["_id"]["$oid"] for item in (*samples, *frames, *labels)]
+    assert all(len(item) == 24 and int(item, 16) for item in ids)
     assert len(set(ids)) == len(ids)
 
 

@@ -76,9 +76,9 @@ def test_all_that_asks_an_ensemble_computes_as_it_says(
 
     def forward(network: Csdvl, inputs: ModelInputs) -> Any:
         assert inside
-        return answer(network, inputs)
+        return prediction(network, inputs)
 
-    answer = Csdvl.forward
+    prediction = Csdvl.forward
     monkeypatch.setattr(Ensemble, "autocast", computing)
     monkeypatch.setattr(Csdvl, "forward", forward)
     query = next(query for query in read_jsonl(tiny_run.index, Query) if query.split == "test")
@@ -151,8 +151,8 @@ def test_what_differs_is_named_and_versions_may() -> None:
         )
         == []
     )
-    found = {"motion": {"weights": "b", "int8": True}}
-    assert describe_product_differences(expected, found) == [
+    result = {"motion": {"weights": "b", "int8": True}}
+    assert describe_product_differences(expected, result) == [
         "motion int8 is True, not None",
         "motion weights is 'b', not 'a'",
         "text is absent",

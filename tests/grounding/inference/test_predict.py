@@ -69,10 +69,10 @@ def dataset(shapes_store: Path) -> GroundingDataset:
 
 def test_the_highest_valid_cell_is_the_span(dataset: GroundingDataset) -> None:
     """Cell (1, 2) of five is [.2, .6) of 100 frames; its probability is σ(2)."""
-    (answer,) = predict(Known(spike(1, 2)), dataset, dataset.queries[:1])
-    assert answer.id == "train-0"
-    assert answer.span == (20, 60)
-    assert answer.score == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
+    (prediction,) = predict(Known(spike(1, 2)), dataset, dataset.queries[:1])
+    assert prediction.id == "train-0"
+    assert prediction.span == (20, 60)
+    assert prediction.score == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
 
 
 def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(
@@ -81,9 +81,9 @@ def test_every_stored_frame_has_one_box_and_the_last_layer_says_which(
     """The box around τ is .5 wide: in a picture of 64 it is cut at both ends; its height is a
     quarter of 36.
     """
-    (answer,) = predict(Known(flat), dataset, dataset.queries[:1])
-    assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
-    for frame, x1, y1, x2, y2 in answer.boxes:
+    (prediction,) = predict(Known(flat), dataset, dataset.queries[:1])
+    assert [row[0] for row in prediction.boxes] == list(range(0, 100, 5))
+    for frame, x1, y1, x2, y2 in prediction.boxes:
         centre = (frame + 0.5) / 100 * 64
         assert (x1, x2) == (
             pytest.approx(max(0, centre - 16), abs=0.01),
@@ -109,16 +109,16 @@ def test_boxes_and_maps_seen_twice_are_averaged(dataset: GroundingDataset) -> No
             logits = torch.where(torch.eye(CLIPS, dtype=torch.bool), number[:, None, None], -5.0)
             return replace(out, boxes=boxes, proposal_logits=logits)
 
-    (answer,) = predict(Numbered(flat), dataset, [query])
-    seen: dict[int, list[float]] = {}
+    (prediction,) = predict(Numbered(flat), dataset, [query])
+    recorded: dict[int, list[float]] = {}
     for number, rows in enumerate(passes):
         for frame in dataset.load_sample(query, rows).frame_indices.tolist():
-            seen.setdefault(frame, []).append(number / 10)
-    assert max(len(values) for values in seen.values()) > 1
-    for frame, x1, _, _, _ in answer.boxes:
-        assert x1 == pytest.approx(max(0.0, (np.mean(seen[frame]) - 0.25) * 64), abs=0.01)
+            recorded.setdefault(frame, []).append(number / 10)
+    assert max(len(values) for values in recorded.values()) > 1
+    for frame, x1, _, _, _ in prediction.boxes:
+        assert x1 == pytest.approx(max(0.0, (np.mean(recorded[frame]) - 0.25) * 64), abs=0.01)
     numbers = torch.arange(len(passes)) / 10
-    assert answer.score == pytest.approx(float(numbers.sigmoid().mean()), abs=1e-6)
+    assert prediction.score == pytest.approx(float(numbers.sigmoid().mean()), abs=1e-6)
 
 
 class Saying(Known):
@@ -141,10 +141,10 @@ def test_an_ensembles_boxes_and_probabilities_are_averaged(dataset: GroundingDat
         Saying(spike(1, 2, 2.0), torch.tensor([0.25, 0.5, 0.25, 0.25])),
         Saying(spike(2, 3, 3.0), torch.tensor([0.5, 0.5, 0.25, 0.75])),
     ]
-    (answer,) = predict(models, dataset, dataset.queries[:1])
-    assert answer.span == (40, 80)
-    assert answer.score == pytest.approx((1 / (1 + np.exp(-3)) + 0.5) / 2, abs=1e-6)
-    assert {row[1:] for row in answer.boxes} == {(16.0, 9.0, 32.0, 27.0)}
+    (prediction,) = predict(models, dataset, dataset.queries[:1])
+    assert prediction.span == (40, 80)
+    assert prediction.score == pytest.approx((1 / (1 + np.exp(-3)) + 0.5) / 2, abs=1e-6)
+    assert {row[1:] for row in prediction.boxes} == {(16.0, 9.0, 32.0, 27.0)}
 
 
 @pytest.fixture
@@ -175,19 +175,19 @@ def test_predictions_lie_in_segment_and_picture(
         ]
     )
     features = GroundingDataset.from_store(store, "train", FRAMES, CLIPS)
-    for query, answer in zip(
+    for query, prediction in zip(
         features.queries, predict(model, features, features.queries), strict=True
     ):
         begin, end = query.segment
-        assert begin <= answer.span[0] < answer.span[1] <= end
-        assert [row[0] for row in answer.boxes] == [
+        assert begin <= prediction.span[0] < prediction.span[1] <= end
+        assert [row[0] for row in prediction.boxes] == [
             frame for frame in range(0, 100, 5) if begin <= frame < end
         ]
-        corners = np.array(answer.boxes)[:, 1:]
+        corners = np.array(prediction.boxes)[:, 1:]
         assert (corners >= 0).all()
         assert (corners <= [*query.size, *query.size]).all()
         assert (corners[:, 2:] > corners[:, :2]).all()
-        assert 0 <= answer.score <= 1
+        assert 0 <= prediction.score <= 1
 
 
 @pytest.mark.parametrize("refine", [False, True])
@@ -210,10 +210,10 @@ def test_answers_do_not_depend_on_the_batch(
     expected = [
         predict(model, dataset, [query], refine_boundaries=refine)[0] for query in dataset.queries
     ]
-    found = predict(model, dataset, dataset.queries, batch_size=batch, refine_boundaries=refine)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours.id, ours.span) == (theirs.id, theirs.span)
-        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.011)
+    result = predict(model, dataset, dataset.queries, batch_size=batch, refine_boundaries=refine)
+    for current, reference in zip(result, expected, strict=True):
+        assert (current.id, current.span) == (reference.id, reference.span)
+        np.testing.assert_allclose(current.boxes, reference.boxes, atol=0.011)
 
 
 def test_passes_share_batches_and_stay_together(dataset: GroundingDataset) -> None:
@@ -240,8 +240,8 @@ def test_what_shares_a_batch_is_of_one_size_and_answers_keep_their_order(
         return flat(inputs)
 
     each = len(SegmentPrediction(features.queries[0], features).passes)
-    answers = predict(Known(logits), features, features.queries, batch_size=2 * each)
-    assert [answer.id for answer in answers] == [query.id for query in features.queries]
+    predictions = predict(Known(logits), features, features.queries, batch_size=2 * each)
+    assert [prediction.id for prediction in predictions] == [query.id for query in features.queries]
     assert sorted(map(len, sizes)) == [1, 1, 1]
     assert len(set.union(*sizes)) == 2
 
@@ -253,8 +253,8 @@ def test_a_frame_between_stored_ones_gets_the_nearest_box(
         make_store([make_query(0, "train", segment=(31, 33), truth=None)]), "train", FRAMES, CLIPS
     )
     for refine in (False, True):
-        (answer,) = predict(Known(flat), features, features.queries, refine_boundaries=refine)
-        assert (answer.span[0], [row[0] for row in answer.boxes]) == (31, [30])
+        (prediction,) = predict(Known(flat), features, features.queries, refine_boundaries=refine)
+        assert (prediction.span[0], [row[0] for row in prediction.boxes]) == (31, [30])
 
 
 @pytest.mark.parametrize("frames", [1, 7, 20, 96])
@@ -262,8 +262,8 @@ def test_every_frame_is_seen_whatever_the_number_at_once(
     shapes_store: Path, model: Csdvl, frames: int
 ) -> None:
     features = GroundingDataset.from_store(shapes_store, "train", frames, CLIPS)
-    (answer,) = predict(model, features, features.queries[:1])
-    assert [row[0] for row in answer.boxes] == list(range(0, 100, 5))
+    (prediction,) = predict(model, features, features.queries[:1])
+    assert [row[0] for row in prediction.boxes] == list(range(0, 100, 5))
 
 
 @pytest.mark.parametrize("refine", [False, True])
@@ -279,10 +279,10 @@ def test_no_more_samples_are_held_than_run_at_once_and_as_many_to_come(
     class Counted(GroundingDataset):
         def load_sample(self, query: Query, rows: np.ndarray | None = None) -> Sample:
             nonlocal most
-            made = super().load_sample(query, rows)
-            held.append(weakref.ref(made))
-            most = max(most, sum(one() is not None for one in held))
-            return made
+            result = super().load_sample(query, rows)
+            held.append(weakref.ref(result))
+            most = max(most, sum(item() is not None for item in held))
+            return result
 
     features = Counted.from_store(shapes_store, "train", 1, CLIPS)
     predict(Known(flat), features, features.queries[:2], batch_size=4, refine_boundaries=refine)
@@ -321,19 +321,19 @@ def test_the_next_passes_are_read_while_those_before_them_are_answered(
 
 
 def test_progress_counts_queries(dataset: GroundingDataset, model: Csdvl) -> None:
-    seen: list[tuple[int, int]] = []
+    recorded: list[tuple[int, int]] = []
     predict(
         model,
         dataset,
         dataset.queries[:3],
         batch_size=1,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda done, total: recorded.append((done, total)),
     )
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert recorded == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_predicting_puts_the_model_into_eval_mode(dataset: GroundingDataset, model: Csdvl) -> None:
     model.train()
-    answers = [predict(model, dataset, dataset.queries[:2]) for _ in range(2)]
+    predictions = [predict(model, dataset, dataset.queries[:2]) for _ in range(2)]
     assert not model.training
-    assert answers[0] == answers[1]
+    assert predictions[0] == predictions[1]

@@ -112,7 +112,7 @@ def features_of(
     )
     frames, starts = np.arange(0, FRAME_COUNT, EVERY), np.arange(0, FRAME_COUNT, clip_frames)
     motion = (starts + clip_frames / 2).astype(np.float16)[:, None, None, None]
-    made = [
+    result = [
         Entry(
             "v",
             "v",
@@ -126,7 +126,7 @@ def features_of(
     return GroundingDataset(
         [query],
         Tracks(),
-        *(InMemorySource([entry]) for entry in made),
+        *(InMemorySource([entry]) for entry in result),
         num_frames=FRAMES,
         num_clips=clips,
     )
@@ -138,14 +138,14 @@ def ask(
     refine_boundaries: bool = True,
     subframe_boundaries: bool = False,
 ) -> Prediction:
-    (answer,) = predict(
+    (prediction,) = predict(
         model,
         features,
         features.queries,
         refine_boundaries=refine_boundaries,
         subframe_boundaries=subframe_boundaries,
     )
-    return answer
+    return prediction
 
 
 def test_the_second_look_finds_the_boundary_on_the_finer_grid() -> None:
@@ -155,30 +155,30 @@ def test_the_second_look_finds_the_boundary_on_the_finer_grid() -> None:
     model, features = Knowing((150, 180)), features_of(5)
     assert ask(model, features, refine_boundaries=False).span == (140, 180)
     model.windows.clear()
-    answer = ask(model, features)
-    assert answer.span == (150, 180)
+    prediction = ask(model, features)
+    assert prediction.span == (150, 180)
     assert sorted(set(model.windows)) == [(100, 260), (120, 200)]
-    assert answer.score == pytest.approx((1 + (30 / 40 + 20 / 30) / 2) / 2, abs=1e-5)
+    assert prediction.score == pytest.approx((1 + (30 / 40 + 20 / 30) / 2) / 2, abs=1e-5)
 
 
 def test_a_truth_between_fine_clips_is_found_to_half_a_clip() -> None:
     for begin in range(145, 156):
-        found = ask(Knowing((begin, begin + 32)), features_of(5), subframe_boundaries=True)
-        assert abs(found.span[0] - begin) <= 5
-        assert abs(found.span[1] - begin - 32) <= 5
+        result = ask(Knowing((begin, begin + 32)), features_of(5), subframe_boundaries=True)
+        assert abs(result.span[0] - begin) <= 5
+        assert abs(result.span[1] - begin - 32) <= 5
 
 
 def test_boxes_of_both_looks_are_averaged() -> None:
     """Each stored frame is seen once by each look: at τ of the segment, and in the window at τ of
     the window.
     """
-    answer = ask(Knowing((150, 180)), features_of(5))
-    assert [row[0] for row in answer.boxes] == list(range(*SEGMENT, EVERY))
-    for frame, x1, *_ in answer.boxes:
-        seen = [(frame + 0.5 - 100) / 160] + (
+    prediction = ask(Knowing((150, 180)), features_of(5))
+    assert [row[0] for row in prediction.boxes] == list(range(*SEGMENT, EVERY))
+    for frame, x1, *_ in prediction.boxes:
+        recorded = [(frame + 0.5 - 100) / 160] + (
             [(frame + 0.5 - 120) / 80] if 120 <= frame < 200 else []
         )
-        assert x1 == pytest.approx(100 * np.mean(seen), abs=0.01)
+        assert x1 == pytest.approx(100 * np.mean(recorded), abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -243,14 +243,14 @@ def test_first_and_last_frames_are_found_closer_by_the_second_look(truth: tuple[
     assert set(model.windows) == {SEGMENT}
     assert np.subtract(once.span, truth) == pytest.approx([6, 6], abs=1.5)
     model.windows.clear()
-    answer = ask(model, features, subframe_boundaries=True)
+    prediction = ask(model, features, subframe_boundaries=True)
     assert set(model.windows) == {SEGMENT, expand_span(once.span, SEGMENT, 40)}
     apart = (model.windows[-1][1] - model.windows[-1][0]) / FRAMES
-    late = np.subtract(answer.span, truth)
+    late = np.subtract(prediction.span, truth)
     assert (late < 6 - 1.5).all()
     assert (late > 0.3 * apart - 1.5).all()
-    assert 0 < answer.score < 1
-    assert [row[0] for row in answer.boxes] == list(range(*SEGMENT, EVERY))
+    assert 0 < prediction.score < 1
+    assert [row[0] for row in prediction.boxes] == list(range(*SEGMENT, EVERY))
 
 
 def test_where_all_frames_are_seen_at_once_there_is_no_second_look_at_them() -> None:

@@ -59,8 +59,8 @@ def test_a_video_gives_the_tube_that_its_store_gives(
         build_query_result(query.text, [prediction], edges)
         for query, prediction in zip(test_queries, stored, strict=True)
     ]
-    assert [answer.span_frames for answer in asked.queries] == [
-        answer.span_frames for answer in expected
+    assert [response.span_frames for response in asked.queries] == [
+        response.span_frames for response in expected
     ]
     for own, other in zip(asked.queries, expected, strict=True):
         assert own.text == other.text
@@ -113,36 +113,42 @@ def test_a_video_is_looked_at_once_for_all_sentences(
     together = grounder.ground_encoded(features_of_video, ["the red circle spins.", "what falls?"])
     alone = grounder.ground_encoded(features_of_video, ["the red circle spins."])
     assert together.queries[0].score == pytest.approx(alone.queries[0].score, abs=1e-3)
-    assert [answer.text for answer in together.queries] == ["the red circle spins.", "what falls?"]
+    assert [prediction.text for prediction in together.queries] == [
+        "the red circle spins.",
+        "what falls?",
+    ]
 
 
 def test_every_frame_of_the_span_has_a_box(
     tiny_run: Any, grounder: Grounder, test_queries: list[Query]
 ) -> None:
-    answers = grounder.ground(tiny_run.root / test_queries[0].path, ["  the red circle spins. "])
-    (answer,) = answers.queries
-    begin, end = answer.span_frames
-    assert answer.text == "the red circle spins."
-    assert [row[0] for row in answer.boxes] == list(range(begin, end))
-    assert answer.span_seconds == pytest.approx((begin / 10, end / 10))
-    assert (answers.video.fps, answers.video.frame_count, answers.video.size) == (
+    predictions = grounder.ground(
+        tiny_run.root / test_queries[0].path, ["  the red circle spins. "]
+    )
+    (prediction,) = predictions.queries
+    begin, end = prediction.span_frames
+    assert prediction.text == "the red circle spins."
+    assert [row[0] for row in prediction.boxes] == list(range(begin, end))
+    assert prediction.span_seconds == pytest.approx((begin / 10, end / 10))
+    assert (predictions.video.fps, predictions.video.frame_count, predictions.video.size) == (
         10.0,
         test_queries[0].frame_count,
         (160, 96),
     )
     assert (
-        GroundingResult.model_validate_json(json.dumps(answers.model_dump(mode="json"))) == answers
+        GroundingResult.model_validate_json(json.dumps(predictions.model_dump(mode="json")))
+        == predictions
     )
 
 
 def test_seconds_are_those_of_the_frames_and_boxes_interpolate() -> None:
     edges = np.array([0, 0.1, 0.2, 1.2, 1.3, 1.4])
     rows = [(1, 0.0, 0.0, 10.0, 10.0), (3, 20.0, 0.0, 30.0, 10.0)]
-    answer = build_query_result(
+    prediction = build_query_result(
         "x", [Prediction(id="0", span=(2, 5), score=0.5, boxes=rows)], edges
     )
-    assert answer.span_seconds == (0.2, 1.4)
-    assert answer.boxes == [
+    assert prediction.span_seconds == (0.2, 1.4)
+    assert prediction.boxes == [
         (2, 10.0, 0.0, 20.0, 10.0),
         (3, 20.0, 0.0, 30.0, 10.0),
         (4, 20.0, 0.0, 30.0, 10.0),
@@ -170,7 +176,7 @@ def test_several_runs_answer_together(
     )
     clips = grounder.ensemble.num_clips
     edges = {round(k / clips * test_queries[0].frame_count) for k in range(clips + 1)}
-    assert {edge for answer in literal.queries for edge in answer.span_frames} <= edges
+    assert {edge for prediction in literal.queries for edge in prediction.span_frames} <= edges
 
 
 def test_a_second_look_may_be_asked_for(
@@ -433,20 +439,20 @@ def test_sentences_are_tokenised_as_recorded(tmp_path: Path) -> None:
     RobertaModel(
         RobertaConfig(vocab_size=270, max_position_embeddings=66, **small), add_pooling_layer=False
     ).save_pretrained(folder)
-    made = ByteLevelBPETokenizer()
+    result = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    made.train_from_iterator(
+    result.train_from_iterator(
         ["hum hum hum hum"],
         vocab_size=270,
         min_frequency=1,
         special_tokens=special,
         show_progress=False,
     )
-    made.save_model(str(folder))
+    result.save_model(str(folder))
     digest = load_backbone("text", "full", f"hf:{folder}").digest
     about = {"backbone": "full", "weights": f"hf:{folder}", "weights_digest": digest}
     ((states, tokens),) = encode_texts(
         ["hum the zoo"], load_recorded_encoder(tmp_path, "text", about, torch.device("cpu"))
     )
-    assert tokens.tolist() == [0, *made.encode("hum the zoo").ids, 2]
+    assert tokens.tolist() == [0, *result.encode("hum the zoo").ids, 2]
     assert states.shape == (len(tokens), 16)

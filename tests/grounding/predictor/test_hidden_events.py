@@ -40,12 +40,12 @@ class Spliced:
 
     def __init__(self, product: ProductReader, made: ConcatenatedScenes) -> None:
         self._product, self._clips = product, made.clips
-        shown = [
+        displayed = [
             product.columns(clip)["frame"] + begin
             for clip, begin in zip(made.clips, made.first_frames, strict=True)
         ]
-        self._frames = np.concatenate(shown)
-        self._begins = np.cumsum([0, *map(len, shown)])
+        self._frames = np.concatenate(displayed)
+        self._begins = np.cumsum([0, *map(len, displayed)])
 
     def __contains__(self, key: object) -> bool:
         return key == "hour"
@@ -91,17 +91,17 @@ def hours(grounder: Grounder) -> Iterator[tuple[VideoFeatures, HiddenEvent]]:
     store = Store(ROOT / "store")
     queries = [query for query in read_jsonl(store.index_path, Query) if query.split == "test"]
     for seed in range(HOURS):
-        made = concatenate_scenes(ROOT / "data" / "shapes", queries, seed, SECONDS)
-        products = {name: Spliced(store.open(name), made) for name in grounder.visual_products}
+        result = concatenate_scenes(ROOT / "data" / "shapes", queries, seed, SECONDS)
+        products = {name: Spliced(store.open(name), result) for name in grounder.visual_products}
         count = (
-            made.first_frames[-1]
-            + products["appearance"]._product.facts(made.clips[-1])["frame_count"]
+            result.first_frames[-1]
+            + products["appearance"]._product.facts(result.clips[-1])["frame_count"]
         )
         facts = products["appearance"].facts("hour") | {"frame_count": count}
         edges = np.arange(count + 1) / facts["fps"]
         yield (
             VideoFeatures(build_video_info(Path("hour"), facts), "hour", {**products}, edges),
-            made.hidden_events[0],
+            result.hidden_events[0],
         )
 
 
@@ -114,10 +114,12 @@ def test_an_event_hidden_in_an_hour_is_found_far_more_often_than_by_chance(
     are seen in one pass, which takes a third of the time.
     """
     places: list[int | None] = []
-    for seen, hidden in hours(grounder):
-        answer = grounder.ground_encoded(seen, [hidden.query.text], top_k=TOP).queries[0]
-        found = [tiou(tube.span_frames, hidden.span) > 0.3 for tube in (answer, *answer.others)]
-        places.append(found.index(True) + 1 if any(found) else None)
+    for recorded, hidden in hours(grounder):
+        prediction = grounder.ground_encoded(recorded, [hidden.query.text], top_k=TOP).queries[0]
+        result = [
+            tiou(tube.span_frames, hidden.span) > 0.3 for tube in (prediction, *prediction.others)
+        ]
+        places.append(result.index(True) + 1 if any(result) else None)
         print(f"{hidden.query.text} at {hidden.span[0] / 10:.0f} s: {places[-1]}")
     among = {
         best: sum(place is not None and place <= best for place in places) for best in (1, 10, TOP)

@@ -158,18 +158,18 @@ def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, long_vid
         grounder.ground_encoded(extract_window(video_features, window), SENTENCES).queries
         for window in windows
     ]
-    for place, answer in enumerate(grounder.ground_encoded(video_features, SENTENCES).queries):
+    for place, prediction in enumerate(grounder.ground_encoded(video_features, SENTENCES).queries):
         scores = [own[place].score for own in results_by_window]
         assert len(set(scores)) > 1
-        assert answer.score == pytest.approx(max(scores), abs=2e-6)
+        assert prediction.score == pytest.approx(max(scores), abs=2e-6)
         moved = [
             (own[place], begin)
             for own, (begin, _) in zip(results_by_window, windows, strict=True)
             if own[place].score > max(scores) - 2e-6
         ]
         assert any(
-            answer.span_frames == (own.span_frames[0] + begin, own.span_frames[1] + begin)
-            and np.allclose(answer.boxes, np.add(own.boxes, [begin, 0, 0, 0, 0]), atol=0.02)
+            prediction.span_frames == (own.span_frames[0] + begin, own.span_frames[1] + begin)
+            and np.allclose(prediction.boxes, np.add(own.boxes, [begin, 0, 0, 0, 0]), atol=0.02)
             for own, begin in moved
         )
 
@@ -177,18 +177,18 @@ def test_each_window_is_asked_as_a_video_of_its_own(grounder: Grounder, long_vid
 def test_the_best_tubes_of_a_long_video_are_in_order_and_whole(
     grounder: Grounder, long_video: Path
 ) -> None:
-    answers = grounder.ground(long_video, SENTENCES, top_k=7)
-    for answer in answers.queries:
-        tubes = [answer, *answer.others]
+    predictions = grounder.ground(long_video, SENTENCES, top_k=7)
+    for prediction in predictions.queries:
+        tubes = [prediction, *prediction.others]
         assert [tube.score for tube in tubes] == sorted(
             (tube.score for tube in tubes), reverse=True
         )
         assert all(0 <= tube.span_frames[0] < tube.span_frames[1] <= 200 for tube in tubes)
         for tube in tubes:
-            assert tube.text == answer.text
+            assert tube.text == prediction.text
             assert [row[0] for row in tube.boxes] == list(range(*tube.span_frames))
             assert tube.span_seconds == pytest.approx([edge / 10 for edge in tube.span_frames])
-    assert len(answers.queries[0].others) >= 2
+    assert len(predictions.queries[0].others) >= 2
 
 
 def test_streamed_in_memory_and_kept_answers_are_the_same(
@@ -355,10 +355,10 @@ def test_what_is_hidden_happens_nowhere_else(tiny_run: Any, tmp_path: Path) -> N
     scenes = build_all_scenes(config)
     queries = []
     for clip, scene in scenes.items():
-        for thing in scene.objects:
-            for event in thing.events:
+        for item in scene.objects:
+            for event in item.events:
                 text = (
-                    f"the {thing.color} {thing.shape} "
+                    f"the {item.color} {item.shape} "
                     f"{PHRASES[event.motion][2 if event.motion != 'left' else 1]}."
                 )
                 if event.motion in ("spin", "left", "still"):
@@ -386,30 +386,31 @@ def test_what_is_hidden_happens_nowhere_else(tiny_run: Any, tmp_path: Path) -> N
                         )
                     )
     queries = [query for query in queries if query.split == "test"]
-    made = concatenate_scenes(shapes, queries, seed=1, seconds=300.0, num_hidden=3)
-    assert concatenate_scenes(shapes, queries, seed=1, seconds=300.0, num_hidden=3) == made
-    assert {SPLITS[int(clip[0]) - 1] for clip in made.clips} == {"test"}
+    result = concatenate_scenes(shapes, queries, seed=1, seconds=300.0, num_hidden=3)
+    assert concatenate_scenes(shapes, queries, seed=1, seconds=300.0, num_hidden=3) == result
+    assert {SPLITS[int(clip[0]) - 1] for clip in result.clips} == {"test"}
     assert (
-        made.clips != concatenate_scenes(shapes, queries, seed=2, seconds=300.0, num_hidden=3).clips
+        result.clips
+        != concatenate_scenes(shapes, queries, seed=2, seconds=300.0, num_hidden=3).clips
     )
-    lengths = [scenes[clip].frame_count for clip in made.clips]
-    assert list(made.first_frames) == np.cumsum([0, *lengths[:-1]]).tolist()
+    lengths = [scenes[clip].frame_count for clip in result.clips]
+    assert list(result.first_frames) == np.cumsum([0, *lengths[:-1]]).tolist()
     assert sum(lengths) >= 3000
-    assert len(made.hidden_events) == 3
-    for own in made.hidden_events:
-        place = int(np.searchsorted(made.first_frames, own.span[0], "right")) - 1
-        assert made.clips[place] == own.query.video
-        assert made.clips.count(own.query.video) == 1
+    assert len(result.hidden_events) == 3
+    for own in result.hidden_events:
+        place = int(np.searchsorted(result.first_frames, own.span[0], "right")) - 1
+        assert result.clips[place] == own.query.video
+        assert result.clips.count(own.query.video) == 1
         assert own.query.truth is not None
-        assert own.span == tuple(edge + made.first_frames[place] for edge in own.query.truth.span)
+        assert own.span == tuple(edge + result.first_frames[place] for edge in own.query.truth.span)
         looks = tuple(own.query.text.split()[1:3])
         motion = {"rotates.": "spin", "left.": "left", "place.": "still"}[
             own.query.text.split()[-1]
         ]
         doers = [
             clip
-            for clip in made.clips
-            for thing in scenes[clip].objects
-            if thing.color_and_shape == looks and motion in thing.motions
+            for clip in result.clips
+            for item in scenes[clip].objects
+            if item.color_and_shape == looks and motion in item.motions
         ]
         assert set(doers) == {own.query.video}

@@ -52,7 +52,7 @@ def test_windows_cover_every_frame_at_any_rate(lengths: list[float], seconds: fl
     assert windows[-1][1] == len(lengths)
     assert all(begin < end for begin, end in windows)
     assert all(
-        one[0] <= other[0] <= one[1] and one[1] <= other[1] for one, other in pairwise(windows)
+        item[0] <= other[0] <= item[1] and item[1] <= other[1] for item, other in pairwise(windows)
     )
 
 
@@ -90,16 +90,16 @@ class Stream:
     def __iter__(self) -> Any:
         for number in range(200):
             for name, block, late in (("appearance", 4, 0), ("motion", 3, 6), ("frames", 2, 0)):
-                made = self.given[name]
+                result = self.given[name]
                 while (
-                    made + block <= len(self.frames[name])
-                    and self.frames[name][made + block - 1] + late <= number
+                    result + block <= len(self.frames[name])
+                    and self.frames[name][result + block - 1] + late <= number
                 ):
-                    yield name, self.rows(name)[made : made + block]
-                    made = self.given[name] = made + block
-        for name, made in self.given.items():
-            if made < len(self.frames[name]):
-                yield name, self.rows(name)[made:]
+                    yield name, self.rows(name)[result : result + block]
+                    result = self.given[name] = result + block
+        for name, result in self.given.items():
+            if result < len(self.frames[name]):
+                yield name, self.rows(name)[result:]
 
 
 REDUCTIONS: dict[str, Any] = dict.fromkeys(("appearance", "motion", "frames"))
@@ -108,21 +108,22 @@ REDUCTIONS: dict[str, Any] = dict.fromkeys(("appearance", "motion", "frames"))
 @pytest.mark.parametrize("windows_per_batch", [1, 3, 100])
 def test_streamed_and_kept_features_are_the_same(windows_per_batch: int) -> None:
     stream, windows = Stream(), plan_windows(even(200), 3.0)
-    whole = {
+    complete = {
         name: InMemorySource([Entry("v", "v", stream.rows(name), {"frame": stream.frames[name]})])
         for name in stream.frames
     }
     streamed = list(stream_window_batches("v", stream, REDUCTIONS, windows, windows_per_batch))  # type: ignore[arg-type]
-    kept = list(read_window_batches("v", whole, windows, windows_per_batch))
+    kept = list(read_window_batches("v", complete, windows, windows_per_batch))
     assert [stretch.windows for stretch in streamed] == [stretch.windows for stretch in kept]
     assert [window for stretch in kept for window in stretch.windows] == windows
-    for one, other in zip(streamed, kept, strict=True):
+    for item, other in zip(streamed, kept, strict=True):
         for name in stream.frames:
             np.testing.assert_array_equal(
-                one.features[name].columns("v")["frame"], other.features[name].columns("v")["frame"]
+                item.features[name].columns("v")["frame"],
+                other.features[name].columns("v")["frame"],
             )
             np.testing.assert_array_equal(
-                one.features[name].read("v"), other.features[name].read("v")
+                item.features[name].read("v"), other.features[name].read("v")
             )
 
 
@@ -174,14 +175,14 @@ def prediction(begin: int, end: int, score: float) -> Prediction:
 
 def test_of_those_that_found_the_same_the_best_counts() -> None:
     best = TopTubes(3)
-    for one in (
+    for item in (
         prediction(0, 20, 0.3),
         prediction(5, 20, 0.9),
         prediction(40, 60, 0.5),
         prediction(58, 70, 0.4),
         prediction(58, 62, 0.1),
     ):
-        best.add(one.score, one)
+        best.add(item.score, item)
     assert [own.span for own in best.select()] == [(5, 20), (40, 60), (58, 70)]
 
 
@@ -208,9 +209,9 @@ def test_no_more_than_are_needed_are_remembered(
     """
     few, all_of_them = TopTubes(count), TopTubes(1000)
     for place, (begin, length, score) in enumerate(windows):
-        one = prediction(place * 30 + begin, place * 30 + begin + length, score / 20)
-        few.add(one.score, one)
-        all_of_them.add(one.score, one)
+        item = prediction(place * 30 + begin, place * 30 + begin + length, score / 20)
+        few.add(item.score, item)
+        all_of_them.add(item.score, item)
     assert few.select() == all_of_them.select()[:count]
     assert len(few._heap) <= 5 * count
 
@@ -245,11 +246,11 @@ def build_segment_prediction(
         np.ones(4, int),
     )
     rest = (1 - sure) / 3
-    answer = BoundaryPrediction(
+    response = BoundaryPrediction(
         np.array([rest, sure, rest, rest]), np.array([rest, rest, sure, rest]), level
     )
-    segment_prediction.span_scores = answer.init_scores(segment, segment_prediction.frame_indices)
-    segment_prediction.span_scores.add(answer, segment_prediction.frame_indices)
+    segment_prediction.span_scores = response.init_scores(segment, segment_prediction.frame_indices)
+    segment_prediction.span_scores.add(response, segment_prediction.frame_indices)
     return segment_prediction
 
 
@@ -257,12 +258,12 @@ def test_windows_are_compared_by_what_was_there_before_it_was_made_to_sum_to_one
     """A window that shows nothing may be as sure of its frames as one that shows the event; the
     event is louder.
     """
-    (faint, doubtful), (clear, answer) = (
-        decode_ranked_tube(build_segment_prediction(*one), False)
-        for one in ((0.0, 0.9), (5.0, 0.6))
+    (faint, doubtful), (clear, response) = (
+        decode_ranked_tube(build_segment_prediction(*item), False)
+        for item in ((0.0, 0.9), (5.0, 0.6))
     )
     assert doubtful.score == pytest.approx(0.81)
-    assert answer.score == pytest.approx(0.36)
+    assert response.score == pytest.approx(0.36)
     assert clear - faint == pytest.approx(5 + np.log(0.36 / 0.81))
 
 

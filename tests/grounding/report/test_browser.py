@@ -351,18 +351,18 @@ def test_a_frame_that_was_shown_before_a_seek_does_not_undo_it(report_page: Open
         };
     }""")
     report_page.query(2)
-    told = report_page.page.evaluate("""() => {
+    messages = report_page.page.evaluate("""() => {
         stvg.player.seek(33);
         const {seeking} = stvg.player.video;
         window.tell(0, {mediaTime: 0});
         return [seeking, stvg.player.frame];
     }""")
-    assert told == [True, 33]
+    assert messages == [True, 33]
 
 
 def test_a_box_is_drawn_only_inside_its_span(report_page: Opened) -> None:
     report_page.query(2)
-    for frame, drawn in (
+    for frame, drawing in (
         (11, (True, False)),
         (44, (True, False)),
         (9, (False, False)),
@@ -374,7 +374,7 @@ def test_a_box_is_drawn_only_inside_its_span(report_page: Opened) -> None:
             tuple(
                 bool((np.abs(screen - color) < 40).all(-1).sum() > 50) for color in (GREEN, YELLOW)
             )
-            == drawn
+            == drawing
         ), frame
 
 
@@ -542,14 +542,14 @@ def test_every_row_is_reached_by_scrolling(long_list_page: Opened) -> None:
     first one again.
     """
     page = long_list_page.page
-    seen: list[int] = []
+    recorded: list[int] = []
     for _ in range(30):
-        seen += (rows := in_view(page))
+        recorded += (rows := in_view(page))
         page.evaluate("document.querySelector('.rows').scrollTop += 400")
         page.wait_for_timeout(60)
         assert rows == list(range(rows[0], rows[-1] + 1))
-    assert sorted(set(seen)) == list(range(max(seen) + 1))
-    assert max(seen) > 130
+    assert sorted(set(recorded)) == list(range(max(recorded) + 1))
+    assert max(recorded) > 130
     for pull, end in (("1e9", 1999), ("0", 0)):
         page.evaluate(f"document.querySelector('.rows').scrollTop = {pull}")
         page.wait_for_timeout(200)

@@ -73,7 +73,7 @@ def test_a_query_has_its_tubes_and_its_attention_as_png_and_pdf(
         make_run_results(ground_truth, "none", (50, 90)),
     ]
     guide = AttentionMap("guidance", np.ones((1, 20, 2, 4), np.float32))
-    heard = AttentionMap(
+    attention = AttentionMap(
         "temporal_attention", np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4).repeat(20, 1)
     )
     problems = write_figures(
@@ -81,7 +81,7 @@ def test_a_query_has_its_tubes_and_its_attention_as_png_and_pdf(
         ground_truth,
         runs,
         open_video,
-        [make_recorder(ground_truth, guide), make_recorder(ground_truth, heard)],
+        [make_recorder(ground_truth, guide), make_recorder(ground_truth, attention)],
     )
     stems = {Path(name).stem for name in list_figures(tmp_path)}
     (number,) = {

@@ -71,13 +71,13 @@ def test_the_edges_of_a_map_and_flat_tops(scores: np.ndarray, span: tuple[float,
 
 def test_proposals_are_averaged_and_found_in_frames_of_the_video() -> None:
     """Five clips of four frames from frame 50 on; what stands below the diagonal is no proposal."""
-    answers = [
+    predictions = [
         ProposalPrediction(map_of(5, c12=0.9, c30=1.0)),
         ProposalPrediction(map_of(5, c23=0.95, c12=0.5, c30=1.0)),
     ]
-    scores = answers[0].init_scores((50, 70), np.arange(50, 70))
-    for answer in answers:
-        scores.add(answer, np.arange(50, 70))
+    scores = predictions[0].init_scores((50, 70), np.arange(50, 70))
+    for prediction in predictions:
+        scores.add(prediction, np.arange(50, 70))
     assert scores.best_span(subframe_boundaries=False) == (54, 62, pytest.approx(0.7))
     np.testing.assert_array_equal(scores.mean == -1, np.tril(np.ones((5, 5)), -1) > 0)
 
@@ -387,8 +387,11 @@ def test_where_the_first_look_gives_the_window_nothing_the_second_stands_alone(
 def test_two_looks_that_agree_agree_with_both() -> None:
     """At the same edges and of the same sum, they stay equal, whatever the number of answers."""
     frames = [0, 10, 20]
-    answer = (frames, [0.2, 0.5, 0.3], [0.1, 0.4, 0.5])
-    once, often = make_scores((0, 30), frames, answer), make_scores((0, 30), frames, *[answer] * 5)
+    prediction = (frames, [0.2, 0.5, 0.3], [0.1, 0.4, 0.5])
+    once, often = (
+        make_scores((0, 30), frames, prediction),
+        make_scores((0, 30), frames, *[prediction] * 5),
+    )
     assert once.combine_refined(often).best_span(subframe_boundaries=True) == pytest.approx(
         once.best_span(subframe_boundaries=True)
     )

@@ -127,25 +127,25 @@ def test_the_numbers_are_those_of_the_scores(sweep: Sweep) -> None:
     for group in ("all", "odd"):
         for name in ("full", "none"):
             runs = [scores_in(sweep.out / name / f"seed-{seed}", group == "odd") for seed in (0, 1)]
-            found = table["variants"][name]["groups"][group]
-            assert list(found) == list(MEAN_METRICS)
-            for mean, one in found.items():
+            result = table["variants"][name]["groups"][group]
+            assert list(result) == list(MEAN_METRICS)
+            for mean, item in result.items():
                 seeds = [run[mean].mean() for run in runs]
-                assert one["seeds"] == pytest.approx(seeds)
-                assert one["mean"] == pytest.approx(np.mean(seeds))
-                assert one["spread"] == pytest.approx(abs(seeds[0] - seeds[1]) / np.sqrt(2))
-                assert one["low"] <= one["mean"] <= one["high"]
+                assert item["seeds"] == pytest.approx(seeds)
+                assert item["mean"] == pytest.approx(np.mean(seeds))
+                assert item["spread"] == pytest.approx(abs(seeds[0] - seeds[1]) / np.sqrt(2))
+                assert item["low"] <= item["mean"] <= item["high"]
     rows = {row["variant"]: row for row in table["sections"][0]["rows"]}
     assert "differences" not in rows["full"]
     variants = table["variants"]
     for name in ("none", "ensemble"):
-        for mean, one in rows[name]["differences"]["odd"].items():
-            ours, other = (
+        for mean, item in rows[name]["differences"]["odd"].items():
+            current, other = (
                 variants[name]["groups"]["odd"][mean],
                 variants["full"]["groups"]["odd"][mean],
             )
-            assert one["mean"] == pytest.approx(ours["mean"] - other["mean"])
-            assert one["seeds"] == pytest.approx(np.subtract(ours["seeds"], other["seeds"]))
+            assert item["mean"] == pytest.approx(current["mean"] - other["mean"])
+            assert item["seeds"] == pytest.approx(np.subtract(current["seeds"], other["seeds"]))
     together = scores_in(sweep.out / "ensemble" / "all-seeds")
     assert variants["ensemble"]["groups"]["all"]["m_vIoU"]["seeds"] == pytest.approx(
         [together["m_vIoU"].mean()]
@@ -161,7 +161,9 @@ def test_the_numbers_are_those_of_the_scores(sweep: Sweep) -> None:
     )
     assert (table["claims"][1]["difference"], table["claims"][1]["seen"]) == (None, "unclear")
     papers = next(
-        one for one in load_published().tables if (one.dataset, one.split) == ("hcstvg-v2", "val")
+        item
+        for item in load_published().tables
+        if (item.dataset, item.split) == ("hcstvg-v2", "val")
     )
     assert rows["full"]["published"] == next(
         row.scores for row in papers.rows if row.method == "CSDVL"
@@ -205,7 +207,7 @@ def test_files(sweep: Sweep) -> None:
     ]  # `alone` has no boxes
     assert figure.axes[1].lines[0].get_xdata().tolist() == [2, 4]
     dots = [line for line in plot_table(table).axes[1].lines if line.get_marker() == "o"]
-    means = [100 * one["groups"]["all"]["m_tIoU"]["mean"] for one in table["variants"].values()]
+    means = [100 * item["groups"]["all"]["m_tIoU"]["mean"] for item in table["variants"].values()]
     assert [float(dot.get_xdata()[0]) for dot in dots] == pytest.approx(means)
 
 
@@ -222,29 +224,29 @@ def test_seeds_that_agree_leave_the_interval_of_videos() -> None:
         for n, value in enumerate(values.tolist())
     ]
     known = confidence_intervals(
-        scores, {one.id: video for one, video in zip(scores, videos, strict=True)}
+        scores, {item.id: video for item, video in zip(scores, videos, strict=True)}
     )
-    found = compute_estimates(stack_of(np.stack([values] * 3)), videos, 0.0)["m_tIoU"]
-    assert (found["low"], found["high"], found["spread"]) == pytest.approx(
+    result = compute_estimates(stack_of(np.stack([values] * 3)), videos, 0.0)["m_tIoU"]
+    assert (result["low"], result["high"], result["spread"]) == pytest.approx(
         (known["m_tIoU_low"], known["m_tIoU_high"], 0.0)
     )
 
 
 def test_videos_that_agree_leave_student_s_t_of_the_seeds() -> None:
     seeds = np.array([0.4, 0.5, 0.6])
-    found = compute_estimates(
+    result = compute_estimates(
         stack_of(np.repeat(seeds[:, None], 40, 1)), [f"v{n}" for n in range(40)], 0.0
     )["m_vIoU"]
     half = 4.303 * 0.1 / np.sqrt(3)  # t of 2 degrees of freedom at 97.5 %
-    assert (found["mean"], found["spread"]) == pytest.approx((0.5, 0.1))
-    assert (found["low"], found["high"]) == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)
+    assert (result["mean"], result["spread"]) == pytest.approx((0.5, 0.1))
+    assert (result["low"], result["high"]) == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)
 
 
 def test_what_is_hard_for_both_cancels() -> None:
     random = np.random.default_rng(0)
     hard = random.uniform(0, 0.8, (1, 60)).repeat(2, 0)
-    ours, other = stack_of(hard + 0.1), stack_of(hard)
-    difference = compute_estimates(ours - other, [f"v{n}" for n in range(60)], -1.0)["m_vIoU"]
+    current, other = stack_of(hard + 0.1), stack_of(hard)
+    difference = compute_estimates(current - other, [f"v{n}" for n in range(60)], -1.0)["m_vIoU"]
     assert (difference["mean"], difference["low"], difference["high"]) == pytest.approx(
         (0.1, 0.1, 0.1)
     )
@@ -255,11 +257,11 @@ def test_few_videos_and_unknown_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = stack_of(np.array([[0.1, 0.3], [0.3, 0.5]]))
     stack[:, 1, 0] = np.nan  # one query's truth has no boxes
     stack[:, :, 2] = np.nan  # no query's has
-    found = compute_estimates(stack, ["a", "b"], 0.0)
-    assert found["m_vIoU"]["seeds"] == pytest.approx([0.1, 0.3])
-    assert found["m_tIoU"]["mean"] == pytest.approx(0.3)
-    assert (found["m_tIoU"]["low"], found["m_tIoU"]["high"]) == (None, None)
-    assert "m_sIoU" not in found
+    result = compute_estimates(stack, ["a", "b"], 0.0)
+    assert result["m_vIoU"]["seeds"] == pytest.approx([0.1, 0.3])
+    assert result["m_tIoU"]["mean"] == pytest.approx(0.3)
+    assert (result["m_tIoU"]["low"], result["m_tIoU"]["high"]) == (None, None)
+    assert "m_sIoU" not in result
 
 
 def test_groups_are_forms_and_tags(make_query: QueryMaker) -> None:
@@ -267,8 +269,8 @@ def test_groups_are_forms_and_tags(make_query: QueryMaker) -> None:
         make_query(0, "test", tags=("b", "a")),
         make_query(1, "test", tags=("a",), form="interrogative"),
     ]
-    found = build_query_groups(queries, ["test-1", "test-0"])
-    assert {name: rows.tolist() for name, rows in found.items()} == {
+    result = build_query_groups(queries, ["test-1", "test-0"])
+    assert {name: rows.tolist() for name, rows in result.items()} == {
         "all": [True, True],
         "a": [True, True],
         "b": [False, True],
@@ -278,10 +280,14 @@ def test_groups_are_forms_and_tags(make_query: QueryMaker) -> None:
 
 def made_up(low: float, high: float) -> dict[str, Any]:
     """A table of one section with one difference, in the form of `table.json`."""
-    one = {"mean": (low + high) / 2, "low": low, "high": high, "seeds": [0.1, 0.2], "spread": 0.1}
+    item = {"mean": (low + high) / 2, "low": low, "high": high, "seeds": [0.1, 0.2], "spread": 0.1}
     rows = [
         {"variant": "full", "published": {"m_vIoU": 38.7}},
-        {"variant": "none", "published": {"m_vIoU": 36.4}, "differences": {"all": {"m_vIoU": one}}},
+        {
+            "variant": "none",
+            "published": {"m_vIoU": 36.4},
+            "differences": {"all": {"m_vIoU": item}},
+        },
     ]
     return {
         "title": "made up",
@@ -293,7 +299,7 @@ def made_up(low: float, high: float) -> dict[str, Any]:
         "codes": ["a"],
         "groups": {"all": {"queries": 480, "videos": 60}},
         "variants": {
-            name: {"shows": name, "of": None, "runs": [], "groups": {"all": {"m_vIoU": one}}}
+            name: {"shows": name, "of": None, "runs": [], "groups": {"all": {"m_vIoU": item}}}
             for name in ("full", "none")
         },
         "sections": [
@@ -320,8 +326,8 @@ def made_up(low: float, high: float) -> dict[str, Any]:
 
 
 def test_text_is_in_percent() -> None:
-    one = {"mean": -0.03141, "low": -0.05, "high": 0.0004}
-    assert format_difference(one) == "-3.1 [-5.0, +0.0]"
+    item = {"mean": -0.03141, "low": -0.05, "high": 0.0004}
+    assert format_difference(item) == "-3.1 [-5.0, +0.0]"
     assert format_mean({"mean": 0.62, "low": None, "high": None}) == "62.0"
     assert (format_mean(None), format_difference(None)) == ("–", "–")
     section = made_up(-0.1, 0.1)["sections"][0]

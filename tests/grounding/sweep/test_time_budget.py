@@ -19,7 +19,7 @@ def table_of(step: float | None) -> SweepTable:
     costs: list[dict[str, Any]] = (
         [{}, {}]
         if step is None
-        else [{"cost": {"step_time": one, "memory": 1}} for one in (1, step)]
+        else [{"cost": {"step_time": item, "memory": 1}} for item in (1, step)]
     )
     variants = {
         name: {"label": name, "system": name, **cost}
@@ -44,8 +44,8 @@ def limited(step: float | None, **unit: Any) -> dict[str, TrainConfig]:
 def test_all_train_for_the_time_of_the_unit_and_are_validated_as_often_and_last(
     step: float, every: int | None
 ) -> None:
-    found = limited(step, max_steps=1500, validate_every=every)
-    unit, own = found["csdvl"], found["cgstvg"]
+    result = limited(step, max_steps=1500, validate_every=every)
+    unit, own = result["csdvl"], result["cgstvg"]
     assert (unit.max_steps, own.lr_schedule_steps) == (1500, None)
     assert own.max_steps is not None
     assert own.validate_every is not None
@@ -55,11 +55,11 @@ def test_all_train_for_the_time_of_the_unit_and_are_validated_as_often_and_last(
 
 
 def test_without_costs_all_stay_as_they_are() -> None:
-    found = limited(None, max_steps=1500)
+    result = limited(None, max_steps=1500)
     assert (
-        found["cgstvg"].max_steps,
-        found["cgstvg"].validate_every,
-        found["cgstvg"].lr_schedule_steps,
+        result["cgstvg"].max_steps,
+        result["cgstvg"].validate_every,
+        result["cgstvg"].lr_schedule_steps,
     ) == (77, 7, 70)
 
 

@@ -136,7 +136,7 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
         state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)[
             "optimizer"
         ]["state"]
-        moments[name] = [one["exp_avg"] for one in state.values()]
+        moments[name] = [item["exp_avg"] for item in state.values()]
     torch.testing.assert_close(moments["parts"], moments["whole"], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(moments["recomputed"], moments["whole"], rtol=0, atol=0)
 

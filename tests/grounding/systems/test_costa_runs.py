@@ -215,7 +215,7 @@ def test_parts_of_a_batch_and_recomputed_layers_give_its_gradient(
         state = torch.load(run / "checkpoints" / "last" / "state.pt", weights_only=True)[
             "optimizer"
         ]["state"]
-        moments[name] = [one["exp_avg"] for one in state.values()]
+        moments[name] = [item["exp_avg"] for item in state.values()]
     torch.testing.assert_close(moments["parts"], moments["whole"], rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(moments["recomputed"], moments["whole"], rtol=0, atol=0)
 
@@ -239,11 +239,11 @@ def test_augmented_training_goes_elsewhere_and_answers_the_same_pictures(
             "augment: null", "augment: {flip_probability: 1.0, min_scale: 0.5}"
         )
     )
-    ours, theirs = (
+    current, expected = (
         predict_split([run], frames_store, EvaluateConfig(device="cpu"))[0]
         for run in (tmp_path / "same", costa_run)
     )
-    assert ours == theirs
+    assert current == expected
 
 
 def test_pictures_that_wait_for_their_device_train_and_answer_the_same(

@@ -216,10 +216,10 @@ class Reference:
                 f"{layer}.norm1",
                 query + self.attend(f"{layer}.self_attn", query + asked, query + asked, query),
             )
-            seen = self.attend(
+            recorded = self.attend(
                 f"{layer}.cross_attn_image", query + asked, memory + at, memory, hidden
             )
-            query = self.feed(layer, "norm4", self.norm(f"{layer}.norm3", query + seen))
+            query = self.feed(layer, "norm4", self.norm(f"{layer}.norm3", query + recorded))
             outputs.append(self.norm("transformer.decoder.norm", query)[:, 0])
         out = torch.stack(outputs)
         box = self.linear(
@@ -422,13 +422,13 @@ def reduced(inputs: ModelInputs, basis: Projection) -> ModelInputs:
 
 def test_a_store_reduced_by_mdetr_itself(load_mdetr: Load, tmp_path: Path) -> None:
     state, inputs, d = SMALL.state(), SMALL.inputs(), 32
-    load_mdetr(whole := SMALL.model(), state)
+    load_mdetr(complete := SMALL.model(), state)
     basis = load_mdetr_projection(tmp_path / "mdetr.pth")
     load_mdetr(model := SMALL.model((d, *SMALL.dims[1:])), state, basis)
     torch.testing.assert_close(model.project_appearance.weight, torch.eye(d), atol=1e-6, rtol=0)
     torch.testing.assert_close(model.project_appearance.bias, torch.zeros(d), atol=1e-6, rtol=0)
     torch.testing.assert_close(
-        model(reduced(inputs, basis)).boxes, whole(inputs).boxes, atol=1e-5, rtol=0
+        model(reduced(inputs, basis)).boxes, complete(inputs).boxes, atol=1e-5, rtol=0
     )
 
 
@@ -445,12 +445,12 @@ def test_a_store_reduced_to_principal_components(load_mdetr: Load) -> None:
     ).astype(np.float32)
     inputs.appearance = torch.from_numpy(cells).reshape(inputs.appearance.shape)
     basis = fit_pca(cells, kept)
-    load_mdetr(whole := SMALL.model(), state)
+    load_mdetr(complete := SMALL.model(), state)
     load_mdetr(model := SMALL.model((kept, *SMALL.dims[1:])), state, basis)
     small = reduced(inputs, basis).appearance
     torch.testing.assert_close(
         model.project_appearance(small),
-        whole.project_appearance(inputs.appearance),
+        complete.project_appearance(inputs.appearance),
         atol=1e-4,
         rtol=1e-4,
     )

@@ -242,8 +242,10 @@ def test_every_preset_is_a_valid_config_of_its_system(system: str, name: str) ->
 
 def test_stvgformer_is_csdvl_s_network() -> None:
     for name in PAPERS:
-        ours, theirs = (config_of(name, system).model_dump() for system in ("csdvl", "stvgformer"))
-        assert {**ours, "system": "stvgformer"} == theirs
+        current, expected = (
+            config_of(name, system).model_dump() for system in ("csdvl", "stvgformer")
+        )
+        assert {**current, "system": "stvgformer"} == expected
 
 
 def test_shapes_large_is_of_the_papers_size() -> None:

@@ -103,22 +103,22 @@ def test_what_is_left_out_is_named(root: Path) -> None:
     write(root, track(), name="gone.xml", source="gone.mp4")
     (root / "other.xml").write_text("<html/>")
     parsed = parse(root)
-    found = defects(parsed)
+    result = defects(parsed)
 
     assert [query.id for query in parsed.queries] == ["c"]
-    assert found["still a prediction"] == [
+    assert result["still a prediction"] == [
         ("done/a.xml, track 0", "label it 'truth' in CVAT once it is correct")
     ]
-    assert found["unreadable query"] == [
+    assert result["unreadable query"] == [
         ("done/a.xml, track 1", "the attribute 'query' is not a JSON object: [1")
     ]
-    assert [entry for entry, _ in found["empty sentence"]] == ["done/a.xml, track 2"]
-    assert [entry for entry, _ in found["malformed line"]] == ["done/a.xml, track 4"]
-    assert found["repeated id"] == [
+    assert [entry for entry, _ in result["empty sentence"]] == ["done/a.xml, track 2"]
+    assert [entry for entry, _ in result["malformed line"]] == ["done/a.xml, track 4"]
+    assert result["repeated id"] == [
         ("z.xml, track 0", "id 'c' is already used by an earlier entry")
     ]
-    assert [entry for entry, _ in found["video missing"]] == ["gone.xml, track 0"]
-    assert [entry for entry, _ in found["not CVAT's tracks"]] == ["other.xml"]
+    assert [entry for entry, _ in result["video missing"]] == ["gone.xml, track 0"]
+    assert [entry for entry, _ in result["not CVAT's tracks"]] == ["other.xml"]
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def parsed() -> ParsedDataset:
     """Two entries of one video and one of another, in two splits; the first has a caption and a
     question.
     """
-    found = ParsedDataset(Path())
-    found.queries = [
+    result = ParsedDataset(Path())
+    result.queries = [
         query("test-00000-c0", (10, 50), form="declarative", text="a dog runs."),
         query("test-00000-q0", (10, 50)),
         query("test-00001-q0", (0, 50)),
@@ -79,12 +79,12 @@ def parsed() -> ParsedDataset:
         ),
         query("val-00000-q0", None, split="val"),
     ]
-    found.queries[2] = found.queries[2].model_copy(
+    result.queries[2] = result.queries[2].model_copy(
         update={"truth": Truth(span=(0, 50), track="v/1")}
     )
-    found.tracks.add("v/1", np.array([0, 1]), np.array([[1, 2, 3.5, 4], [1, 2, 3, 4]]))
+    result.tracks.add("v/1", np.array([0, 1]), np.array([[1, 2, 3.5, 4], [1, 2, 3, 4]]))
 
-    return found
+    return result
 
 
 def test_each_number_of_a_split(parsed: ParsedDataset) -> None:
@@ -119,12 +119,12 @@ def test_each_number_of_a_split(parsed: ParsedDataset) -> None:
 
 
 def test_without_truth_there_are_no_spans_to_count(parsed: ParsedDataset) -> None:
-    found = summarize_dataset(parsed)["val"]
+    result = summarize_dataset(parsed)["val"]
 
     assert [
-        found[name] for name in ("with truth", "span seconds", "span ends with its segment")
+        result[name] for name in ("with truth", "span seconds", "span ends with its segment")
     ] == [0, [], 0]
-    assert math.isnan(found["mean span seconds"])
+    assert math.isnan(result["mean span seconds"])
 
     stated = {"splits": {"val": {"mean span seconds": 9.7}}}
 
@@ -155,20 +155,20 @@ def test_numbers_of_all_splits_together(parsed: ParsedDataset) -> None:
 
 def test_a_repeat_in_another_segment_contradicts_nothing(parsed: ParsedDataset) -> None:
     parsed.queries = [query("a", (0, 10)), query("b", (60, 70), segment=(50, 100))]
-    found = summarize_dataset(parsed)["test"]
+    result = summarize_dataset(parsed)["test"]
     names = (
         "repeated sentences",
         "repeated with another span",
         "repeated in one segment with another span",
     )
 
-    assert [found[name] for name in names] == [1, 1, 0]
+    assert [result[name] for name in names] == [1, 1, 0]
 
 
 def test_an_example_states_its_span_and_boxes(parsed: ParsedDataset) -> None:
-    found = describe_query(parsed.queries[2], parsed.tracks)
+    result = describe_query(parsed.queries[2], parsed.tracks)
 
-    assert found == {
+    assert result == {
         "split": "test",
         "text": "who runs so fast",
         "fps": 10,
@@ -291,10 +291,10 @@ def test_the_prose_of_a_card_states_no_other_numbers(path: Path) -> None:
     prose = re.sub(
         r"```.*?```|`[^`]*`|\"[^\"]*\"", "", path.read_text(), flags=re.DOTALL
     )  # code, names, what others said
-    found = set(re.findall(r"(?<![\w.])\d+(?:[.,]\d+)*(?!-based)\b", prose))
-    years = {number for number in found if re.fullmatch(r"(19|20)\d\d", number)}
+    result = set(re.findall(r"(?<![\w.])\d+(?:[.,]\d+)*(?!-based)\b", prose))
+    years = {number for number in result if re.fullmatch(r"(19|20)\d\d", number)}
 
-    assert found - years <= numbers_in(STATED.get(path.stem, {}))
+    assert result - years <= numbers_in(STATED.get(path.stem, {}))
 
 
 def test_every_data_set_has_a_card() -> None:

@@ -122,11 +122,11 @@ def annotation_forms(make_vidstg_entry: Any, make_hcstvg_entry: Any) -> dict[str
     }
     second |= {"English": "A man.", "img_size": [50, 100], "ed_frame": 159}
     boxes = "annotation/training/1/101.json"
-    found = {sentences: [asked], boxes: {"trajectories": [[{"tid": 0, "bbox": BOX}]] * 20}}
+    result = {sentences: [asked], boxes: {"trajectories": [[{"tid": 0, "bbox": BOX}]] * 20}}
 
     return {
         "vidstg": Form("vidstg", {sentences: [asked, asked]}, sentences),
-        "vidor": Form("vidstg", found, boxes),
+        "vidor": Form("vidstg", result, boxes),
         "hcstvg-v1": Form(
             "hcstvg-v1", {"train.json": {"1_a.mp4": first, "2_a.mkv": first}}, "train.json"
         ),

@@ -69,13 +69,13 @@ def outcome(report: PrepareReport) -> dict[str, list[str]]:
 
 
 def test_a_sound_data_set(root: Any, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    recorded: list[tuple[int, int]] = []
     index = tmp_path / "out" / "index.jsonl"
     report = prepare(
         "vidstg",
         root([entry("a"), entry("b")], ["a", "b"]),
         index,
-        lambda done, total: seen.append((done, total)),
+        lambda done, total: recorded.append((done, total)),
     )
 
     assert (report.queries, report.videos, report.queries_by_split, report.num_excluded) == (
@@ -85,7 +85,7 @@ def test_a_sound_data_set(root: Any, tmp_path: Path) -> None:
         0,
     )
     assert (report.num_failures, report.exit_code(), report.defects) == (0, 0, [])
-    assert seen == [(1, 2), (2, 2), (1, 2), (2, 2)]
+    assert recorded == [(1, 2), (2, 2), (1, 2), (2, 2)]
 
     queries = list(read_jsonl(index, Query))
 
@@ -238,10 +238,10 @@ def test_own_sentences(tmp_path: Path, make_video: Any) -> None:
 def test_an_edit_list_is_counted(tmp_path: Path, make_video: Any) -> None:
     import av
 
-    whole = make_video(tmp_path / "whole.mp4", FRAMES)
+    complete = make_video(tmp_path / "whole.mp4", FRAMES)
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
     with (
-        av.open(str(whole)) as old,
+        av.open(str(complete)) as old,
         av.open(str(tmp_path / "edited.mp4"), "w", options=options) as new,
     ):
         copy = new.add_stream_from_template(old.streams.video[0])

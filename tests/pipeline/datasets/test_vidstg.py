@@ -346,7 +346,7 @@ def test_a_broken_entry_is_left_out_by_name(
     assert named(parsed, kind) == ["test-00001"]
 
     sentences = (changes.get(key, [{}]) for key in ("captions", "questions"))
-    lost = sum(len(found) for found in sentences if isinstance(found, list)) or 1
+    lost = sum(len(result) for result in sentences if isinstance(result, list)) or 1
 
     assert kinds(parsed)[kind] == (lost, lost)
 

@@ -55,18 +55,18 @@ def save_tokenizer() -> Callable[..., None]:
         from tokenizers import ByteLevelBPETokenizer
 
         folder.mkdir(parents=True, exist_ok=True)
-        made = ByteLevelBPETokenizer()
+        result = ByteLevelBPETokenizer()
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         words = [f"{number * 7919:x}" for number in range(500)]
-        made.train_from_iterator(
+        result.train_from_iterator(
             [*SENTENCES, *words] * 2,
             vocab_size=entries,
             min_frequency=1,
             special_tokens=special,
             show_progress=False,
         )
-        assert made.get_vocab_size() == entries
-        made.save_model(str(folder))
+        assert result.get_vocab_size() == entries
+        result.save_model(str(folder))
 
     return save
 
@@ -80,7 +80,7 @@ def slowfast() -> Callable[[str], nn.Module]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from pytorchvideo.models.hub import slowfast as zoo
-        made: nn.Module = zoo.slowfast_r50_detection() if kind == "ava" else zoo.slowfast_r50()
-        return with_statistics(made, "norm_c")
+        result: nn.Module = zoo.slowfast_r50_detection() if kind == "ava" else zoo.slowfast_r50()
+        return with_statistics(result, "norm_c")
 
     return build

@@ -26,10 +26,10 @@ def images() -> torch.Tensor:
 def test_full_equals_torchvisions_body(
     full_encoder: AppearanceEncoder, resnet: ResNet, images: torch.Tensor
 ) -> None:
-    theirs = resnet
+    expected = resnet
     state = {
         key: value
-        for key, value in theirs.state_dict().items()
+        for key, value in expected.state_dict().items()
         if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
     }
     full_encoder.body.load_state_dict(state)
@@ -37,12 +37,12 @@ def test_full_equals_torchvisions_body(
         IMAGENET_STD
     ).view(3, 1, 1)
     stages = [
-        getattr(theirs, name)
+        getattr(expected, name)
         for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     ]
     with torch.inference_mode():
-        wanted = nn.Sequential(*stages)(normed).permute(0, 2, 3, 1)
-        torch.testing.assert_close(full_encoder(images), wanted, rtol=1e-3, atol=1e-4)
+        target = nn.Sequential(*stages)(normed).permute(0, 2, 3, 1)
+        torch.testing.assert_close(full_encoder(images), target, rtol=1e-3, atol=1e-4)
 
 
 def test_every_norm_of_full_is_frozen(full_encoder: AppearanceEncoder) -> None:
@@ -55,19 +55,19 @@ def test_frozen_norms_are_torchvisions_and_keep_what_is_kept_for_gradients_small
     full_encoder: AppearanceEncoder, images: torch.Tensor
 ) -> None:
     """In float32 to the bit; among convolutions in bfloat16 torchvision's give float32."""
-    ours = next(norm for norm in full_encoder.modules() if isinstance(norm, FrozenBatchNorm2d))
-    theirs = FrozenBatchNorm2d(len(ours.weight))
-    for name, values in theirs.state_dict().items():
+    current = next(norm for norm in full_encoder.modules() if isinstance(norm, FrozenBatchNorm2d))
+    expected = FrozenBatchNorm2d(len(current.weight))
+    for name, values in expected.state_dict().items():
         values.copy_(
             torch.rand(values.shape, generator=torch.Generator().manual_seed(len(name))) + 0.5
         )
-    fresh = type(ours)(len(ours.weight))
-    fresh.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, len(ours.weight), 5, 4)
-    assert torch.equal(fresh(x), theirs(x))
+    fresh = type(current)(len(current.weight))
+    fresh.load_state_dict(expected.state_dict())
+    x = torch.randn(2, len(current.weight), 5, 4)
+    assert torch.equal(fresh(x), expected(x))
     half = fresh(x.bfloat16())
-    assert (half.dtype, theirs(x.bfloat16()).dtype) == (torch.bfloat16, torch.float32)
-    torch.testing.assert_close(half.float(), theirs(x), rtol=0.02, atol=0.02)
+    assert (half.dtype, expected(x.bfloat16()).dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(half.float(), expected(x), rtol=0.02, atol=0.02)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert full_encoder(images).dtype == torch.bfloat16
 

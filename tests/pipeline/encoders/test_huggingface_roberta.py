@@ -58,8 +58,8 @@ def test_roberta_bases_config_is_understood(tmp_path: Path) -> None:
         ' "num_hidden_layers": 12, "pad_token_id": 1, "type_vocab_size": 1, "vocab_size": 50265}'
     )
     with torch.device("meta"):
-        told, own = TextEncoder("full", read_architecture(tmp_path)), TextEncoder("full")
-    assert told.roberta.config.to_dict() == own.roberta.config.to_dict()
+        messages, own = TextEncoder("full", read_architecture(tmp_path)), TextEncoder("full")
+    assert messages.roberta.config.to_dict() == own.roberta.config.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def test_picture_in_square_says_where_the_padded_picture_is(size: tuple[int, int
     width, height = size
     square = pad_to_square(torch.ones(1, 1, height, width))[0, 0]
     rows, columns = square.any(1).nonzero()[:, 0], square.any(0).nonzero()[:, 0]
-    wanted = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-    assert [share * max(size) for share in picture_in_square(size)] == pytest.approx(wanted)
+    expected = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    assert [share * max(size) for share in picture_in_square(size)] == pytest.approx(expected)
 
 
 def test_an_odd_margin_is_half_a_pixel_off_at_most() -> None:
@@ -74,8 +74,8 @@ def test_resize_keeps_a_flat_picture_flat() -> None:
 def test_bytes_are_resized_as_pillow_does(size: tuple[int, int]) -> None:
     """The published weights were trained on pictures that Pillow had resized."""
     pixels = np.random.default_rng(0).integers(0, 256, (120, 214, 3), np.uint8)
-    wanted = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-    found = (
+    expected = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    result = (
         resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], size)[0].permute(1, 2, 0).numpy()
     )
-    assert np.abs(found.astype(int) - wanted).max() <= 1
+    assert np.abs(result.astype(int) - expected).max() <= 1

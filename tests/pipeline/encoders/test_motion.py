@@ -38,12 +38,12 @@ def test_full_equals_pytorchvideos_blocks_by_hand() -> None:
         from pytorchvideo.models.slowfast import create_slowfast
 
         dilations = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 2, 2))
-        theirs = create_slowfast(
+        expected = create_slowfast(
             model_depth=50,
             stage_conv_b_dilations=(dilations, dilations),
             stage_spatial_strides=((1, 2, 2, 1), (1, 2, 2, 1)),
         ).eval()
-    blocks = nn.ModuleList(list(theirs.blocks)[:5])
+    blocks = nn.ModuleList(list(expected.blocks)[:5])
     blocks.load_state_dict(ava.blocks.state_dict())
     pictures = clips(ava, 64)
     fast = (pictures / 255 - KINETICS_MEAN) / KINETICS_STD
@@ -51,8 +51,8 @@ def test_full_equals_pytorchvideos_blocks_by_hand() -> None:
     with torch.inference_mode():
         for block in blocks:
             paths = block(paths)
-        wanted = torch.cat([paths[0].mean(2), paths[1].mean(2)], 1).permute(0, 2, 3, 1)
-        torch.testing.assert_close(ava(pictures), wanted, rtol=1e-4, atol=1e-5)
+        target = torch.cat([paths[0].mean(2), paths[1].mean(2)], 1).permute(0, 2, 3, 1)
+        torch.testing.assert_close(ava(pictures), target, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "cells"), [("ava", 16), ("kinetics", 8)])

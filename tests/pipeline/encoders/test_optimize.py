@@ -77,9 +77,9 @@ def test_maps_are_what_they_were_to_rounding(product: str, kind: str) -> None:
     encoder = encoder_with_statistics(product, kind)
     quick = optimize_for_inference(deepcopy(encoder))
     with torch.inference_mode():
-        wanted = encoder(given(encoder))
-        near(quick(given(encoder)), wanted)
-    assert wanted.std() > 0.01
+        expected = encoder(given(encoder))
+        near(quick(given(encoder)), expected)
+    assert expected.std() > 0.01
     assert not [module for module in quick.modules() if "norm" in type(module).__name__.lower()]
     assert not [module for module in quick.modules() if isinstance(module, CONVOLUTIONS[product])]
 
@@ -89,7 +89,7 @@ def test_a_batch_equals_its_parts_alone_and_the_input_is_not_modified(product: s
     quick = optimize_for_inference(encoder_with_statistics(product, "tiny"))
     inputs = given(quick, 3)
     with torch.inference_mode():
-        near(quick(inputs), torch.cat([quick(one[None]) for one in inputs]))
+        near(quick(inputs), torch.cat([quick(item[None]) for item in inputs]))
     assert torch.equal(inputs, given(quick, 3))
 
 

@@ -140,19 +140,19 @@ def test_pytorchvideos_slowfast(
     """Before its pooling and head, built as the source's: the maps of AVA's network are twice as
     fine.
     """
-    theirs = slowfast(kind)
+    expected = slowfast(kind)
     path = tmp_path / "slowfast.pyth"
-    torch.save({"model_state": theirs.state_dict()}, path)
+    torch.save({"model_state": expected.state_dict()}, path)
     loaded = load_backbone("motion", "full", f"{kind}:{path}")
     clips = torch.rand(1, 3, 32, 64, 64, generator=torch.Generator().manual_seed(0)) * 255
     fast = (clips / 255 - 0.45) / 0.225
     paths = [fast[:, :, torch.linspace(0, 31, 8).long()], fast]
     with torch.inference_mode():
-        for block in (theirs.model if kind == "ava" else theirs).blocks[:5]:
+        for block in (expected.model if kind == "ava" else expected).blocks[:5]:
             paths = block(list(paths))
-        wanted = torch.cat([path.mean(2) for path in paths], 1).permute(0, 2, 3, 1)
-        torch.testing.assert_close(loaded.encoder(clips), wanted, rtol=1e-4, atol=1e-5)
-    assert wanted.shape[1:] == ((4, 4, 2304) if kind == "ava" else (2, 2, 2304))
+        target = torch.cat([path.mean(2) for path in paths], 1).permute(0, 2, 3, 1)
+        torch.testing.assert_close(loaded.encoder(clips), target, rtol=1e-4, atol=1e-5)
+    assert target.shape[1:] == ((4, 4, 2304) if kind == "ava" else (2, 2, 2304))
     head = (
         {"detection_head.proj.weight", "detection_head.proj.bias"}
         if kind == "ava"
@@ -164,16 +164,20 @@ def test_pytorchvideos_slowfast(
 
 def test_torchvisions_video_swin(tmp_path: Path) -> None:
     torch.manual_seed(5)
-    theirs = swin3d_t(weights=None)
-    torch.save(theirs.state_dict(), tmp_path / "swin.pth")
+    expected = swin3d_t(weights=None)
+    torch.save(expected.state_dict(), tmp_path / "swin.pth")
     loaded = load_backbone("swin", "full", f"torchvision:{tmp_path / 'swin.pth'}")
-    ours = SwinEncoder().eval()
-    ours.body.load_state_dict(
-        {name: value for name, value in theirs.state_dict().items() if not name.startswith("head.")}
+    current = SwinEncoder().eval()
+    current.body.load_state_dict(
+        {
+            name: value
+            for name, value in expected.state_dict().items()
+            if not name.startswith("head.")
+        }
     )
     frames = torch.rand(1, 3, 3, 40, 40) * 255
     with torch.inference_mode():
-        assert torch.equal(loaded.encoder(frames), ours(frames))
+        assert torch.equal(loaded.encoder(frames), current(frames))
     assert loaded.report.ignored_keys == ("head.bias", "head.weight")
 
 
@@ -206,21 +210,27 @@ def roberta_dir(tmp_path: Path, save_tokenizer: Callable[..., None]) -> Path:
 
 def their_states(folder: Path, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
     tokenizer = RobertaTokenizerFast.from_pretrained(folder)
-    made = tokenizer(texts, padding=True, return_tensors="pt", split_special_tokens=True)
+    result = tokenizer(texts, padding=True, return_tensors="pt", split_special_tokens=True)
     model = RobertaModel.from_pretrained(folder, add_pooling_layer=False).eval()
     with torch.inference_mode():
-        return made["input_ids"], made["attention_mask"].bool(), model(**made).last_hidden_state
+        return (
+            result["input_ids"],
+            result["attention_mask"].bool(),
+            model(**result).last_hidden_state,
+        )
 
 
 def check_folder(folder: Path) -> Any:
     """The encoder tokenises and encodes as transformers does from this folder."""
     loaded = load_backbone("text", "full", f"hf:{folder}")
     tokens, mask, states = their_states(folder, SENTENCES)
-    ours = loaded.encoder.tokenize(SENTENCES)
-    assert torch.equal(ours[0], tokens)
-    assert torch.equal(ours[1], mask)
+    current = loaded.encoder.tokenize(SENTENCES)
+    assert torch.equal(current[0], tokens)
+    assert torch.equal(current[1], mask)
     with torch.inference_mode():
-        torch.testing.assert_close(loaded.encoder(*ours)[mask], states[mask], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            loaded.encoder(*current)[mask], states[mask], rtol=1e-5, atol=1e-5
+        )
     assert loaded.encoder.channels == 32
     assert len(loaded.report.loaded_keys) == loaded.report.num_expected == 37
     return loaded
@@ -307,10 +317,10 @@ def test_mdetrs_roberta_with_a_folders_tokenizer(
     path = save_mdetr(tmp_path / "mdetr.pth", state)
     loaded = load_backbone("text", "tiny", f"mdetr:{path}+hf:{tmp_path / 'tokenizer'}")
     tokens, mask = loaded.encoder.tokenize(SENTENCES)
-    theirs = RobertaTokenizerFast.from_pretrained(tmp_path / "tokenizer")(
+    expected = RobertaTokenizerFast.from_pretrained(tmp_path / "tokenizer")(
         SENTENCES, padding=True, split_special_tokens=True
     )
-    assert tokens.tolist() == theirs["input_ids"]
+    assert tokens.tolist() == expected["input_ids"]
     with torch.inference_mode():
         assert torch.equal(loaded.encoder(tokens, mask), encoder(tokens, mask))
     assert set(loaded.report.ignored_keys) == {*MDETR_REST, *extra, "backbone.0.body.conv1.weight"}

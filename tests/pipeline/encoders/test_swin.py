@@ -47,10 +47,10 @@ def test_at_the_librarys_stride_it_is_the_librarys_network(
     torchvision_swin: SwinTransformer3d,
 ) -> None:
     with torch.inference_mode():
-        wanted = their_maps(torchvision_swin, frames(10))
+        expected = their_maps(torchvision_swin, frames(10))
         maps = filled(SwinEncoder(time_stride=2), torchvision_swin)(frames(10))
-    assert wanted.shape == (1, 5, 3, 4, 768)
-    torch.testing.assert_close(maps, wanted, rtol=1e-4, atol=1e-5)
+    assert expected.shape == (1, 5, 3, 4, 768)
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_at_stride_one_it_is_the_librarys_network_with_that_stride(encoder: SwinEncoder) -> None:
@@ -60,9 +60,9 @@ def test_at_stride_one_it_is_the_librarys_network_with_that_stride(encoder: Swin
     model.patch_embed.proj.stride = model.patch_embed.tuple_patch_size = (1, 4, 4)
     pictures = frames(9)
     with torch.inference_mode():
-        wanted = their_maps(model, torch.cat([pictures, pictures[:, :, -1:]], 2))
-        assert wanted.shape[1] == 9
-        torch.testing.assert_close(encoder(pictures), wanted, rtol=1e-4, atol=1e-5)
+        expected = their_maps(model, torch.cat([pictures, pictures[:, :, -1:]], 2))
+        assert expected.shape[1] == 9
+        torch.testing.assert_close(encoder(pictures), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9])

@@ -31,20 +31,22 @@ def tiny_encoder() -> TextEncoder:
 
 
 def test_states_equal_transformers(tiny_encoder: TextEncoder) -> None:
-    theirs = RobertaModel(tiny_encoder.roberta.config, add_pooling_layer=False).eval()
-    theirs.load_state_dict(tiny_encoder.roberta.state_dict())
+    expected = RobertaModel(tiny_encoder.roberta.config, add_pooling_layer=False).eval()
+    expected.load_state_dict(tiny_encoder.roberta.state_dict())
     tokens, mask = tokenize(SENTENCES)
     with torch.inference_mode():
-        wanted = theirs(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
-        torch.testing.assert_close(tiny_encoder(tokens, mask)[mask], wanted[mask])
+        target = expected(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        torch.testing.assert_close(tiny_encoder(tokens, mask)[mask], target[mask])
 
 
 def test_an_encoder_without_its_own_tokenizer_takes_the_shipped_one(
     tiny_encoder: TextEncoder,
 ) -> None:
     assert all(
-        torch.equal(ours, shipped)
-        for ours, shipped in zip(tiny_encoder.tokenize(SENTENCES), tokenize(SENTENCES), strict=True)
+        torch.equal(current, shipped)
+        for current, shipped in zip(
+            tiny_encoder.tokenize(SENTENCES), tokenize(SENTENCES), strict=True
+        )
     )
     assert tiny_encoder.fingerprint() == TOKENIZER_FILE.read_bytes()
 

@@ -62,19 +62,19 @@ def decoders(worker: ForkedCommand) -> list[psutil.Process]:
 def test_a_cluster_that_loses_a_worker(make_extraction: Extractions, cluster: Cluster) -> None:
     here = make_extraction("here", products=QUICK)
     assert here.run() == 0
-    one = make_extraction("s", products=QUICK, workers=None, scheduler=cluster.address)
-    process = one.start()
+    extraction = make_extraction("s", products=QUICK, workers=None, scheduler=cluster.address)
+    process = extraction.start()
     wait_until(
-        lambda: (decoders(cluster.workers[0]) and one.finished()) or not process.is_alive(),
+        lambda: (decoders(cluster.workers[0]) and extraction.finished()) or not process.is_alive(),
         PATIENCE,
     )
     orphans = decoders(cluster.workers[0])
-    assert process.is_alive(), one.said.read_text()
+    assert process.is_alive(), extraction.said.read_text()
     cluster.workers[0].kill()
     process.join(PATIENCE)
-    assert process.exitcode == 0, one.said.read_text()
+    assert process.exitcode == 0, extraction.said.read_text()
     assert psutil.wait_procs(orphans, timeout=10)[1] == []
-    assert one.files() == here.files()
+    assert extraction.files() == here.files()
 
 
 DEADLY = """
@@ -100,10 +100,10 @@ def test_a_video_that_kills_its_workers_costs_no_other(
     import dask
     import distributed  # noqa: F401 - its defaults are there before they are changed
 
-    one, harm = make_extraction("s", products=QUICK, workers=1), tmp_path / "harm.py"
+    extraction, harm = make_extraction("s", products=QUICK, workers=1), tmp_path / "harm.py"
     harm.write_text(DEADLY)
-    config = ExtractConfig.model_validate(one.settings)
-    seen: list[tuple[int, int]] = []
+    config = ExtractConfig.model_validate(extraction.settings)
+    recorded: list[tuple[int, int]] = []
     get_fork_server()
     settings = {
         "distributed.worker.preload": [str(harm)],
@@ -115,9 +115,9 @@ def test_a_video_that_kills_its_workers_costs_no_other(
             small_data / "index.jsonl",
             small_data,
             "jsonl",
-            one.store,
+            extraction.store,
             config,
-            lambda done, total: seen.append((done, total)),
+            lambda done, total: recorded.append((done, total)),
         )
     assert len(report.failures) == 1, report.failures
     (failure,) = report.failures
@@ -126,25 +126,25 @@ def test_a_video_that_kills_its_workers_costs_no_other(
         f"{small_data}/v2.mp4: the worker process died each time this video was encoded"
         in failure.detail
     )
-    assert list(read_jsonl(one.store / "failures.jsonl", Failure)) == report.failures
+    assert list(read_jsonl(extraction.store / "failures.jsonl", Failure)) == report.failures
     held = [
         video
-        for info in Store(one.store).products["appearance"].shards.values()
+        for info in Store(extraction.store).products["appearance"].shards.values()
         for video in info.videos
     ]
     assert sorted(held) == [f"v{number}" for number in (0, 1, 3, 4, 5, 6, 7)]
-    assert seen[-1] == (8, 8)
+    assert recorded[-1] == (8, 8)
     assert (
         run_extraction(
             small_data / "index.jsonl",
             small_data,
             "jsonl",
-            one.store,
+            extraction.store,
             config.model_copy(update={"workers": 0}),
         ).failures
         == []
     )
-    assert sorted(Store(one.store).open("appearance").keys()) == [
+    assert sorted(Store(extraction.store).open("appearance").keys()) == [
         f"v{number}" for number in range(8)
     ]
 
@@ -154,6 +154,6 @@ def test_a_video_that_kills_its_workers_costs_no_other(
 def test_workers_give_the_same_bytes(
     make_extraction: Extractions, full_extraction: Any, workers: int
 ) -> None:
-    one = make_extraction("s", workers=workers)
-    assert one.run() == 0, one.said.read_text()
-    assert one.files() == full_extraction.files()
+    extraction = make_extraction("s", workers=workers)
+    assert extraction.run() == 0, extraction.said.read_text()
+    assert extraction.files() == full_extraction.files()

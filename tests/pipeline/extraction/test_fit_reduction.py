@@ -121,8 +121,10 @@ def test_the_store_holds_the_maps_after_their_projection(
     assert opened.products[product].provenance["reduction"] == Reduction(basis, int8).provenance
     for video in VIDEOS:
         rows, columns = Reduction(basis, int8).apply(maps_of(data_dir, product, video))
-        wanted = (rows * columns["scale"][:, None, None, None]).astype(np.float16) if int8 else rows
-        np.testing.assert_array_equal(opened.open(product).read(video), wanted)
+        expected = (
+            (rows * columns["scale"][:, None, None, None]).astype(np.float16) if int8 else rows
+        )
+        np.testing.assert_array_equal(opened.open(product).read(video), expected)
     assert opened.verify() == []
 
 
@@ -137,16 +139,17 @@ def test_the_basis_is_that_of_every_videos_cells(
         video: sample_cells(maps_of(data_dir, "appearance", video), video, 10) for video in VIDEOS
     }
     order = fitting.sample_videos(VIDEOS, 3)
-    found = load_stored_projection(tmp_path / "s", "appearance")
-    assert found is not None
+    result = load_stored_projection(tmp_path / "s", "appearance")
+    assert result is not None
     assert (
-        found.file_bytes == fit_pca(np.concatenate([cells[video] for video in order]), 4).file_bytes
+        result.file_bytes
+        == fit_pca(np.concatenate([cells[video] for video in order]), 4).file_bytes
     )
     write_index(data_dir, VIDEOS[::-1])
     run_and_list_messages("other")
     again = load_stored_projection(tmp_path / "other", "appearance")
     assert again is not None
-    assert again.file_bytes == found.file_bytes
+    assert again.file_bytes == result.file_bytes
 
 
 def test_few_videos_and_few_maps_are_looked_at(
@@ -181,8 +184,8 @@ def test_the_stores_own_basis_is_used_again(
         assert run_and_list_messages(**changes) == []
         assert (tmp_path / "s" / "appearance" / "basis.safetensors").read_bytes() == before
     basis = load_stored_projection(tmp_path / "s", "appearance")
-    wanted, _ = Reduction(basis, int8=False).apply(maps_of(data_dir, "appearance", "c"))
-    np.testing.assert_array_equal(Store(tmp_path / "s").open("appearance").read("c"), wanted)
+    expected, _ = Reduction(basis, int8=False).apply(maps_of(data_dir, "appearance", "c"))
+    np.testing.assert_array_equal(Store(tmp_path / "s").open("appearance").read("c"), expected)
 
 
 @pytest.mark.parametrize(
@@ -323,9 +326,9 @@ def test_mdetrs_own_projection_is_stored(
     opened = Store(tmp_path / "s")
     assert opened.products["appearance"].provenance["reduction"]["basis"] == "mdetr"
     maps = torch.from_numpy(maps_of(data_dir, "appearance", "b")).float().permute(0, 3, 1, 2)
-    wanted = torch.nn.functional.conv2d(maps, weight, bias).permute(0, 2, 3, 1)
+    expected = torch.nn.functional.conv2d(maps, weight, bias).permute(0, 2, 3, 1)
     np.testing.assert_allclose(
-        opened.open("appearance").read("b"), wanted.half().numpy(), rtol=2e-3, atol=2e-3
+        opened.open("appearance").read("b"), expected.half().numpy(), rtol=2e-3, atol=2e-3
     )
     torch.save(
         {"model": {"input_proj.weight": weight + 1, "input_proj.bias": bias}},

@@ -101,20 +101,20 @@ def test_killed_at_random_moments_it_ends_the_same(
     random = np.random.default_rng(seed)
     kills, stores = 0, 0
     while kills < wanted:
-        one, finished, code = make_extraction(f"s{stores}"), {}, None
+        extraction, finished, code = make_extraction(f"s{stores}"), {}, None
         while code != 0:
-            process = one.start()
+            process = extraction.start()
             process.join(float(random.uniform(0, extraction_seconds)) if kills < wanted else None)
-            for decoder in at_work(one) if random.random() < 0.5 else []:
+            for decoder in at_work(extraction) if random.random() < 0.5 else []:
                 decoder.suspend()
             kills += kill(process)
-            nothing_left(one)
+            nothing_left(extraction)
             code = process.exitcode
-            assert code in (0, -signal.SIGKILL), one.said.read_text()
-            assert finished.items() <= one.finished().items()
-            finished = one.finished()
-        assert one.files() == full_extraction.files()
-        assert leftovers(one) == []
+            assert code in (0, -signal.SIGKILL), extraction.said.read_text()
+            assert finished.items() <= extraction.finished().items()
+            finished = extraction.finished()
+        assert extraction.files() == full_extraction.files()
+        assert leftovers(extraction) == []
         stores += 1
 
 
@@ -127,31 +127,31 @@ def test_killed_with_its_workers(make_extraction: Extractions, seed: int, wanted
     assert here.run() == 0
     kills, stores = 0, 0
     while kills < wanted:
-        one, finished, code = (
+        extraction, finished, code = (
             make_extraction(f"s{stores}", products=("appearance",), workers=2),
             {},
             None,
         )
         while code != 0:
-            process = one.start(workers=2 if kills < wanted else 0)
+            process = extraction.start(workers=2 if kills < wanted else 0)
             if kills < wanted:
-                until(one.decoders, process)
+                until(extraction.decoders, process)
                 process.join(float(random.uniform(0, 1)))
-                victims = workers(one)
+                victims = workers(extraction)
                 if kills % 3 == 1 and process.is_alive() and victims:
                     victims[int(random.integers(len(victims)))].kill()
                     kills += 1
                     process.join(float(random.uniform(0, 3)))
                 if kills < wanted:
                     kills += kill(process)
-                    nothing_left(one)
+                    nothing_left(extraction)
             process.join()
             code = process.exitcode
-            assert code in (0, -signal.SIGKILL), one.said.read_text()
-            assert finished.items() <= one.finished().items()
-            finished = one.finished()
-        assert one.files() == here.files()
-        assert leftovers(one) == []
+            assert code in (0, -signal.SIGKILL), extraction.said.read_text()
+            assert finished.items() <= extraction.finished().items()
+            finished = extraction.finished()
+        assert extraction.files() == here.files()
+        assert leftovers(extraction) == []
         stores += 1
 
 
@@ -161,42 +161,44 @@ def test_stopped_by_a_signal_it_keeps_what_is_finished(
     make_extraction: Extractions, full_extraction: Any, number: int, count: int
 ) -> None:
     """Ctrl-C reaches the workers too."""
-    one = make_extraction("s", workers=count)
-    process = one.start()
-    until(one.finished, process)
-    finished = one.finished()
+    extraction = make_extraction("s", workers=count)
+    process = extraction.start()
+    until(extraction.finished, process)
+    finished = extraction.finished()
     os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
     process.join(PATIENCE)
-    assert process.exitcode == 128 + number, one.said.read_text()
-    assert "stopped; run the same command again to go on" in one.said.read_text()
-    assert count or "Traceback" not in one.said.read_text()
-    nothing_left(one)
-    assert Store(one.store).verify() == []
-    assert count or leftovers(one) == []
+    assert process.exitcode == 128 + number, extraction.said.read_text()
+    assert "stopped; run the same command again to go on" in extraction.said.read_text()
+    assert count or "Traceback" not in extraction.said.read_text()
+    nothing_left(extraction)
+    assert Store(extraction.store).verify() == []
+    assert count or leftovers(extraction) == []
     finished = {
-        path: seen for path, seen in one.finished().items() if path in finished or count == 0
+        path: recorded
+        for path, recorded in extraction.finished().items()
+        if path in finished or count == 0
     }
     assert finished
-    assert one.run(workers=0) == 0
-    assert finished.items() <= one.finished().items()
-    assert one.files() == full_extraction.files()
+    assert extraction.run(workers=0) == 0
+    assert finished.items() <= extraction.finished().items()
+    assert extraction.files() == full_extraction.files()
 
 
 def test_a_second_run_is_refused_until_the_first_is_dead(
     make_extraction: Extractions, full_extraction: Any
 ) -> None:
-    one = make_extraction("s")
-    process = one.start()
-    until(one.finished, process)
+    extraction = make_extraction("s")
+    process = extraction.start()
+    until(extraction.finished, process)
     os.kill(process.pid, signal.SIGSTOP)
-    assert one.run() == 2
-    said = one.said.read_text()
-    assert f"error: store {one.store} is in use by pid {process.pid} on " in said
-    assert f"(stvg-extract --dataset jsonl --root {one.data}/own.jsonl" in said
+    assert extraction.run() == 2
+    said = extraction.said.read_text()
+    assert f"error: store {extraction.store} is in use by pid {process.pid} on " in said
+    assert f"(stvg-extract --dataset jsonl --root {extraction.data}/own.jsonl" in said
     assert "): wait until it ends, or stop it" in said
     assert kill(process)
-    assert one.run() == 0, one.said.read_text()
-    assert one.files() == full_extraction.files()
+    assert extraction.run() == 0, extraction.said.read_text()
+    assert extraction.files() == full_extraction.files()
 
 
 @pytest.mark.parametrize(("seed", "wanted"), [(0, 2), pytest.param(1, 20, marks=pytest.mark.soak)])
@@ -206,30 +208,32 @@ def test_a_decoder_killed_from_outside_costs_one_video(
     random = np.random.default_rng(seed)
     kills, stores = 0, 0
     while kills < wanted:
-        one = make_extraction(f"s{stores}")
-        process = one.start()
-        until(lambda: at_work(one), process)  # noqa: B023
+        extraction = make_extraction(f"s{stores}")
+        process = extraction.start()
+        until(lambda: at_work(extraction), process)  # noqa: B023
         process.join(float(random.uniform(0, 0.7)))
-        for decoder in at_work(one):
+        for decoder in at_work(extraction):
             decoder.kill()
             kills += 1
         process.join()
         failed = {
             failure.video: failure.reason
-            for failure in read_jsonl(one.store / "failures.jsonl", Failure)
+            for failure in read_jsonl(extraction.store / "failures.jsonl", Failure)
         }
         assert (process.exitcode, set(failed.values())) in ((0, set()), (1, {"crashed"})), (
-            one.said.read_text()
+            extraction.said.read_text()
         )
         assert len(failed) <= 1
-        assert one.run() == 0
+        assert extraction.run() == 0
         for product in ("appearance", "motion", "text"):
-            made, good = (Store(path).open(product) for path in (one.store, full_extraction.store))
+            result, good = (
+                Store(path).open(product) for path in (extraction.store, full_extraction.store)
+            )
             keys = sorted(good.keys())
-            assert sorted(made.keys()) == keys
+            assert sorted(result.keys()) == keys
             for key in keys:
-                assert np.array_equal(made.read(key), good.read(key))
-        assert leftovers(one) == []
+                assert np.array_equal(result.read(key), good.read(key))
+        assert leftovers(extraction) == []
         stores += 1
 
 
@@ -286,7 +290,7 @@ def index_of(folder: Path, paths: list[Path]) -> Path:
 def test_a_decoder_that_hangs_or_crashes_takes_no_other_video_along(
     make_extraction: Extractions, tmp_path: Path, make_video: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, one = tmp_path / "data", make_extraction("s", tmp_path / "data")
+    data, extraction = tmp_path / "data", make_extraction("s", tmp_path / "data")
     data.mkdir()
     videos = [
         make_video(data / f"v{number}.avi", 30, codec="mpeg4", first=20 * number)
@@ -294,18 +298,18 @@ def test_a_decoder_that_hangs_or_crashes_takes_no_other_video_along(
     ]
     index = index_of(data, videos)
     config = ExtractConfig.model_validate(
-        one.settings | {"products": ("appearance", "motion"), "shard_mb": 2}
+        extraction.settings | {"products": ("appearance", "motion"), "shard_mb": 2}
     )
-    report = run_extraction(index, data, "jsonl", one.store, config)
+    report = run_extraction(index, data, "jsonl", extraction.store, config)
     assert {failure.video: failure.reason for failure in report.failures} == {
         "v2": "hung",
         "v5": "crashed",
     }
-    assert report.failures == list(read_jsonl(one.store / "failures.jsonl", Failure))
+    assert report.failures == list(read_jsonl(extraction.store / "failures.jsonl", Failure))
     assert "SIGSEGV" in report.failures[1].detail
     held = {
         video
-        for info in Store(one.store).products["motion"].shards.values()
+        for info in Store(extraction.store).products["motion"].shards.values()
         for video in info.videos
     }
     assert held == {f"v{number}" for number in (0, 1, 3, 4, 6, 7)}
@@ -313,9 +317,14 @@ def test_a_decoder_that_hangs_or_crashes_takes_no_other_video_along(
     fewer = index_of(data, [video for video in videos if video.stem in held])
     run_extraction(fewer, data, "jsonl", tmp_path / "fewer", config)
     for product in ("appearance", "motion"):
-        made, good = (Store(path).open(product) for path in (one.store, tmp_path / "fewer"))
-        assert all(np.array_equal(made.read(video), good.read(video)) for video in held)
-    assert run_extraction(index_of(data, videos), data, "jsonl", one.store, config).failures == []
+        result, good = (
+            Store(path).open(product) for path in (extraction.store, tmp_path / "fewer")
+        )
+        assert all(np.array_equal(result.read(video), good.read(video)) for video in held)
+    assert (
+        run_extraction(index_of(data, videos), data, "jsonl", extraction.store, config).failures
+        == []
+    )
 
 
 ON_SMALL_DISK = """
@@ -399,9 +408,9 @@ def test_a_disk_that_runs_full(
     first, second = make_extraction("first"), make_extraction("second")
     assert size < 1000 or first.finished()
     assert {
-        path.relative_to(first.store): seen[1] for path, seen in first.finished().items()
+        path.relative_to(first.store): recorded[1] for path, recorded in first.finished().items()
     }.items() <= {
-        path.relative_to(second.store): seen[1] for path, seen in second.finished().items()
+        path.relative_to(second.store): recorded[1] for path, recorded in second.finished().items()
     }.items()
     assert leftovers(second) == []
     assert second.files() == here.files()
@@ -427,7 +436,7 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
 def test_each_mutant_is_in_the_store_or_in_the_ledger(
     make_extraction: Extractions, tmp_path: Path, make_video: Any, count: int
 ) -> None:
-    data, one = (
+    data, extraction = (
         tmp_path / "data",
         make_extraction("s", tmp_path / "data", products=("appearance", "motion")),
     )
@@ -450,13 +459,17 @@ def test_each_mutant_is_in_the_store_or_in_the_ledger(
         paths.append(data / f"m{number:03d}.{suffix}")
         paths[-1].write_bytes(mutated(contents[suffix], random))
     report = run_extraction(
-        index_of(data, paths), data, "jsonl", one.store, ExtractConfig.model_validate(one.settings)
+        index_of(data, paths),
+        data,
+        "jsonl",
+        extraction.store,
+        ExtractConfig.model_validate(extraction.settings),
     )
     failed = [failure.video for failure in report.failures]
     for product in ("appearance", "motion"):
-        assert sorted([*failed, *Store(one.store).open(product).keys()]) == sorted(
+        assert sorted([*failed, *Store(extraction.store).open(product).keys()]) == sorted(
             path.stem for path in paths
         )
-    assert Store(one.store).verify() == []
+    assert Store(extraction.store).verify() == []
     assert "sane" not in failed
     assert count // 8 < len(failed) < count, Counter(failure.reason for failure in report.failures)

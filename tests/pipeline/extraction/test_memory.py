@@ -79,18 +79,18 @@ def peaks(extraction: Extractions, folder: Path, minutes: int) -> tuple[int, int
     }
     write_jsonl(data / "index.jsonl", [Query(id="v-0", video="v", path="v.mp4", **common)])
     Tracks().save(data / "tracks.npz")
-    one = extraction(
+    item = extraction(
         str(data / "store"), data, sampling=SAMPLING, products=("appearance", "motion", "frames")
     )
     began = time.monotonic()
-    process = one.start()
+    process = item.start()
     main, decoder = 0, 0
     while process.is_alive():
         main = max(main, peak(process))
-        decoder = max([decoder, *map(peak, one.decoders())])
+        decoder = max([decoder, *map(peak, item.decoders())])
         process.join(0.02)
-    assert process.exitcode == 0, one.said.read_text()
-    assert Store(one.store).open("appearance").shape("v")[0] == 60 * minutes
+    assert process.exitcode == 0, item.said.read_text()
+    assert Store(item.store).open("appearance").shape("v")[0] == 60 * minutes
     print(
         f"{minutes} minutes: encoder {main / 2**20:.1f} MiB, decoder {decoder / 2**20:.1f} "
         f"MiB, {time.monotonic() - began:.1f} s"

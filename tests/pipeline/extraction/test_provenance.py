@@ -162,10 +162,10 @@ def made(product: str, folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_values_are_those_of_the_recipe(product: str, tmp_path: Path) -> None:
     maps = made(product, tmp_path).astype(np.float64)
-    shape, wanted = GOLDEN[product]
-    some = maps.reshape(-1)[:: max(1, maps.size // len(wanted))][: len(wanted)]
-    tolerance = 3 if product == "frames" else 2e-3 * np.abs(wanted).max()
-    same = maps.shape == shape and np.allclose(some, wanted, rtol=2e-3, atol=tolerance)
+    shape, expected = GOLDEN[product]
+    some = maps.reshape(-1)[:: max(1, maps.size // len(expected))][: len(expected)]
+    tolerance = 3 if product == "frames" else 2e-3 * np.abs(expected).max()
+    same = maps.shape == shape and np.allclose(some, expected, rtol=2e-3, atol=tolerance)
     assert same, (
         f"what is made for {product} has changed: raise its recipe_version in "
         f"pipeline/features/products.py, "

@@ -177,10 +177,13 @@ def stop_after(videos: int) -> Callable[[int, int], None]:
 
 
 def test_every_product_holds_every_video(data_dir: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    recorded: list[tuple[int, int]] = []
     products = ("appearance", "motion", "text", "frames")
     report = extract(
-        data_dir, tmp_path / "s", lambda done, total: seen.append((done, total)), products=products
+        data_dir,
+        tmp_path / "s",
+        lambda done, total: recorded.append((done, total)),
+        products=products,
     )
     assert (report.videos, report.failures, report.shards_written, report.exit_code(0)) == (
         4,
@@ -188,7 +191,7 @@ def test_every_product_holds_every_video(data_dir: Path, tmp_path: Path) -> None
         7,
         0,
     )
-    assert seen == [*((done, 4) for done in range(5)), (4, 4)]
+    assert recorded == [*((done, 4) for done in range(5)), (4, 4)]
     for product in products:
         assert entries(tmp_path / "s", product) == list(VIDEOS)
     store = Store(tmp_path / "s")
@@ -199,14 +202,14 @@ def test_every_product_holds_every_video(data_dir: Path, tmp_path: Path) -> None
     encoders = {
         product: get_encoder(product, config) for product in ("appearance", "motion", "frames")
     }
-    wanted = extract_video(data_dir / "c.mp4", config.sampling, encoders)
-    for product, (rows, columns) in wanted.products.items():
+    expected = extract_video(data_dir / "c.mp4", config.sampling, encoders)
+    for product, (rows, columns) in expected.products.items():
         reader = store.open(product)
         assert np.array_equal(reader.read("c"), rows)
         assert all(
             np.array_equal(reader.columns("c")[name], values) for name, values in columns.items()
         )
-        assert reader.facts("c") == wanted.facts
+        assert reader.facts("c") == expected.facts
     assert store.open("text").facts("c-0") == {"text": "what moves in c?"}
 
 
@@ -233,12 +236,12 @@ def test_a_shard_that_a_killed_run_left_unlisted_is_taken_up(
     data_dir: Path, tmp_path: Path
 ) -> None:
     extract(data_dir, tmp_path / "s")
-    whole = files(tmp_path / "s")
+    complete = files(tmp_path / "s")
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     manifest["products"]["appearance"]["shards"].popitem()
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
     assert extract(data_dir, tmp_path / "s").shards_written == 0
-    assert files(tmp_path / "s") == whole
+    assert files(tmp_path / "s") == complete
 
 
 def test_bad_videos_are_named_and_the_rest_goes_on(
@@ -266,9 +269,9 @@ def test_a_repaired_video_lands_in_an_overlay_shard(
     extract(data_dir, tmp_path / "s")
     first = set(Store(tmp_path / "s").products["appearance"].shards)
     (data_dir / "d.mp4").write_bytes(video_files["d"])
-    seen: list[tuple[int, int]] = []
-    report = extract(data_dir, tmp_path / "s", lambda done, total: seen.append((done, total)))
-    assert (report.failures, report.shards_written, seen[-1]) == ([], 1, (1, 1))
+    recorded: list[tuple[int, int]] = []
+    report = extract(data_dir, tmp_path / "s", lambda done, total: recorded.append((done, total)))
+    assert (report.failures, report.shards_written, recorded[-1]) == ([], 1, (1, 1))
     shards = Store(tmp_path / "s").products["appearance"].shards
     assert first < set(shards)
     assert [info.videos for name, info in shards.items() if name not in first] == [("d",)]
@@ -431,9 +434,9 @@ def test_a_changed_video_is_made_anew_and_nothing_beside_it(
     extract(data_dir, tmp_path / "fresh", products=products)
     for product in products:
         assert entries(tmp_path / "s", product) == list(VIDEOS)
-        made, good = (Store(path).open(product) for path in (tmp_path / "s", tmp_path / "fresh"))
-        assert all(np.array_equal(made.read(video), good.read(video)) for video in VIDEOS)
-        assert all(made.facts(video) == good.facts(video) for video in VIDEOS)
+        result, good = (Store(path).open(product) for path in (tmp_path / "s", tmp_path / "fresh"))
+        assert all(np.array_equal(result.read(video), good.read(video)) for video in VIDEOS)
+        assert all(result.facts(video) == good.facts(video) for video in VIDEOS)
     assert Store(tmp_path / "s").verify() == []
     assert extract(data_dir, tmp_path / "s", products=products).shards_written == 0
 
@@ -449,10 +452,10 @@ def test_a_video_may_change_again_and_with_its_neighbours(
         extract(data_dir, tmp_path / "s")
         extract(data_dir, tmp_path / "fresh", replace=True)
         assert entries(tmp_path / "s", "appearance") == list(VIDEOS)
-        made, good = (
+        result, good = (
             Store(path).open("appearance") for path in (tmp_path / "s", tmp_path / "fresh")
         )
-        assert all(np.array_equal(made.read(video), good.read(video)) for video in VIDEOS)
+        assert all(np.array_equal(result.read(video), good.read(video)) for video in VIDEOS)
         assert extract(data_dir, tmp_path / "s").shards_written == 0
 
 
@@ -683,29 +686,29 @@ def test_two_workers_one_of_them_killed(data_dir: Path, tmp_path: Path) -> None:
 
 def test_the_survey_tells_what_a_run_will_do(data_dir: Path, tmp_path: Path) -> None:
     (data_dir / "a.mp4").unlink()
-    found = estimate_run(
+    result = estimate_run(
         data_dir / "index.jsonl", data_dir, "jsonl", tmp_path / "none" / "s", settings()
     )
     assert (
-        found.videos,
-        found.missing_files,
-        found.pending_videos,
-        found.pending_shards,
-        found.pending_seconds,
+        result.videos,
+        result.missing_files,
+        result.pending_videos,
+        result.pending_shards,
+        result.pending_seconds,
     ) == (4, 1, 4, 3, 8)
-    assert 4 * 98304 / 4 < found.estimated_bytes < 1e6
-    assert found.free_bytes > 0
+    assert 4 * 98304 / 4 < result.estimated_bytes < 1e6
+    assert result.free_bytes > 0
     assert not (tmp_path / "none").exists()
     assert extract(data_dir, tmp_path / "s").shards_written == 3
     before = files(tmp_path / "s")
-    found = estimate_run(
+    result = estimate_run(
         data_dir / "index.jsonl",
         data_dir,
         "jsonl",
         tmp_path / "s",
         settings(products=("appearance", "text", "frames")),
     )
-    assert (found.pending_videos, found.pending_shards) == (4, 3)
+    assert (result.pending_videos, result.pending_shards) == (4, 3)
     assert files(tmp_path / "s") == before
 
 
@@ -713,10 +716,10 @@ def test_the_survey_counts_what_has_changed_or_was_deleted(
     data_dir: Path, tmp_path: Path, video_files: dict[str, bytes]
 ) -> None:
     def lacking() -> tuple[int, int]:
-        found = estimate_run(
+        result = estimate_run(
             data_dir / "index.jsonl", data_dir, "jsonl", tmp_path / "s", settings()
         )
-        return found.pending_videos, found.pending_shards
+        return result.pending_videos, result.pending_shards
 
     extract(data_dir, tmp_path / "s")
     assert lacking() == (0, 0)
@@ -745,15 +748,15 @@ def test_the_survey_counts_what_has_changed_or_was_deleted(
 def test_sizes_are_those_of_reduced_maps_and_the_plan_is_not(
     product: str, changes: dict[str, Any], share: float
 ) -> None:
-    about, whole = (
+    about, complete = (
         query("a"),
         settings(**{key: value for key, value in changes.items() if key == "backbones"}),
     )
     assert estimate_stored_bytes(about, product, settings(**changes), 3) == pytest.approx(
-        share * estimate_product_bytes(about, product, whole, 3), rel=0.01
+        share * estimate_product_bytes(about, product, complete, 3), rel=0.01
     )
     assert estimate_product_bytes(about, product, settings(**changes), 3) == pytest.approx(
-        estimate_product_bytes(about, product, whole, 3)
+        estimate_product_bytes(about, product, complete, 3)
     )
 
 

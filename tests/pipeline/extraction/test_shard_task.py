@@ -270,10 +270,10 @@ def test_a_shard_of_other_settings_is_replaced(shard_work: Work, tmp_path: Path,
     infos, _ = shard_work.make(
         shard_work.job(tmp_path / "s", format=kind), lambda product, bright: 0.5
     )
-    wanted, _ = shard_work.make(
+    expected, _ = shard_work.make(
         shard_work.job(tmp_path / "fresh", format=kind), lambda product, bright: 0.5
     )
-    assert infos == wanted
+    assert infos == expected
     assert files(tmp_path / "s") == files(tmp_path / "fresh")
 
 
@@ -403,8 +403,8 @@ def test_a_video_whose_sentences_fail_leaves_none_of_them(
 def test_a_job_is_taken_apart_into_its_videos(shard_work: Work, tmp_path: Path) -> None:
     job = shard_work.job(tmp_path / "s")
     job.missing.update({"motion": frozenset("c"), "swin": frozenset(), "frames": frozenset("ab")})
-    made, parts = job.split_unfinished({})
-    assert made.shard == Shard(NAME, ())
+    result, parts = job.split_unfinished({})
+    assert result.shard == Shard(NAME, ())
     assert [part.shard.videos for part in parts] == [("a",), ("b",), ("c",)]
     assert [sorted(part.missing) for part in parts] == [
         ["appearance", "frames"],
@@ -421,14 +421,14 @@ def test_a_job_is_taken_apart_into_its_videos(shard_work: Work, tmp_path: Path) 
     ]
     assert not any(part.sentences for part in parts)
     infos, _ = shard_work.make(shard_work.job(tmp_path / "s", ("a", "b")))
-    made, parts = job.split_unfinished(
+    result, parts = job.split_unfinished(
         {product: infos[product] for product in ("appearance", "motion")}
     )
-    assert made.shard == Shard(NAME, ())
+    assert result.shard == Shard(NAME, ())
     assert [part.missing for part in parts] == [
         {"frames": frozenset("a")},
         {"frames": frozenset("b")},
         {"appearance": frozenset("c"), "motion": frozenset("c")},
     ]
-    made, parts = shard_work.job(tmp_path / "s").split_unfinished(infos)
-    assert (made.shard.videos, [part.shard.videos for part in parts]) == (("a", "b"), [("c",)])
+    result, parts = shard_work.job(tmp_path / "s").split_unfinished(infos)
+    assert (result.shard.videos, [part.shard.videos for part in parts]) == (("a", "b"), [("c",)])

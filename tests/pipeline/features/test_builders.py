@@ -122,11 +122,14 @@ def test_every_row_comes_once_and_has_its_frame(make: Callable[[], FeatureBuilde
 
 @pytest.mark.parametrize("make", [appearance, motion, swin, jpeg])
 def test_frames_that_are_not_wanted_change_nothing(make: Callable[[], FeatureBuilder]) -> None:
-    all_of_them, wanted = make(), make()
-    whole, alone = blocks_of(all_of_them), blocks_of(wanted, numbers=wanted.frame_indices.tolist())
-    assert all(np.array_equal(a, b) for a, b in zip(whole, alone, strict=True))
+    all_of_them, expected = make(), make()
+    complete, alone = (
+        blocks_of(all_of_them),
+        blocks_of(expected, numbers=expected.frame_indices.tolist()),
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(complete, alone, strict=True))
     for name, values in all_of_them.columns().items():
-        np.testing.assert_array_equal(values, wanted.columns()[name])
+        np.testing.assert_array_equal(values, expected.columns()[name])
     last = int(all_of_them.frame_indices[-1])
     assert all_of_them.add_frame(last, picture_of(0)) == []
 
@@ -228,9 +231,9 @@ def test_jpegs_are_whole_and_their_colours_halved(quality: int) -> None:
             DeprecationWarning,
         )  # of all of them
         rows = np.concatenate(blocks_of(maker, smooth))
-        found = dict(decode_jpegs(rows, maker.columns()))
-    assert list(found) == GRID.tolist()
-    for number, picture in found.items():
+        result = dict(decode_jpegs(rows, maker.columns()))
+    assert list(result) == GRID.tolist()
+    for number, picture in result.items():
         assert (picture.shape, picture.dtype) == ((120, 160, 3), np.uint8)
         assert (
             np.abs(picture.astype(float) - smooth(number).permute(1, 2, 0).numpy()).mean()

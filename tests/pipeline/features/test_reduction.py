@@ -103,9 +103,9 @@ def test_the_reader_gives_float16_in_any_order(tmp_path: Path, kind: ShardKind) 
     expected = (rows.astype(np.float32) * columns["scale"][:, None, None, None]).astype(np.float16)
     np.testing.assert_array_equal(write_and_read(tmp_path, kind, rows, columns), expected)
     reader = Store(tmp_path).open("appearance")
-    for wanted in ([5, 0, 5, 2], [], [6]):
+    for target in ([5, 0, 5, 2], [], [6]):
         np.testing.assert_array_equal(
-            reader.read("a", np.array(wanted, np.int64)), expected[wanted]
+            reader.read("a", np.array(target, np.int64)), expected[target]
         )
     np.testing.assert_array_equal(reader.read("b"), expected[:0])
     assert reader.shape("a") == MAPS.shape
@@ -149,10 +149,10 @@ def test_all_directions_lose_nothing_but_rounding(cells: np.ndarray) -> None:
 
 def test_the_first_directions_are_the_best(cells: np.ndarray) -> None:
     """The error is the variance of the omitted directions; a larger fit begins with the same K."""
-    whole, basis = fit_pca(cells, 16), fit_pca(cells, 5)
-    np.testing.assert_array_equal(basis.matrix, whole.matrix[:5])
+    complete, basis = fit_pca(cells, 16), fit_pca(cells, 5)
+    np.testing.assert_array_equal(basis.matrix, complete.matrix[:5])
     back = basis.project(cells[:, None, None])[:, 0, 0] @ basis.matrix + basis.mean
-    left = whole.project(cells[:, None, None])[:, 0, 0][:, 5:]
+    left = complete.project(cells[:, None, None])[:, 0, 0][:, 5:]
     np.testing.assert_allclose(
         ((cells - back) ** 2).sum(), (left.astype(np.float64) ** 2).sum(), rtol=1e-3
     )
@@ -296,10 +296,14 @@ def test_a_basis_lies_in_the_store_and_is_part_of_the_provenance(
     basis, other = fit_pca(cells, 5), fit_pca(cells[:300], 5)
     assert load_stored_projection(tmp_path, "appearance") is None
     open_reduced(tmp_path, basis)
-    found = load_stored_projection(tmp_path, "appearance")
-    assert found is not None
-    assert (found.file_bytes, found.digest, found.name) == (basis.file_bytes, basis.digest, "pca:5")
-    np.testing.assert_array_equal(found.project(MAPS), basis.project(MAPS))
+    result = load_stored_projection(tmp_path, "appearance")
+    assert result is not None
+    assert (result.file_bytes, result.digest, result.name) == (
+        basis.file_bytes,
+        basis.digest,
+        "pca:5",
+    )
+    np.testing.assert_array_equal(result.project(MAPS), basis.project(MAPS))
     assert Store(tmp_path).verify() == []
     with pytest.raises(StoreError, match=r"made with other settings: reduction\.basis_digest is"):
         open_reduced(tmp_path, other)

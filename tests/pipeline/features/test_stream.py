@@ -60,19 +60,19 @@ def pictures_of(path: Path) -> dict[int, torch.Tensor]:
 
 def test_rows_and_columns(make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]) -> None:
     path = make_video(tmp_path / "v.mp4", 40)
-    made = extract_video(path, SAMPLING, encoders)
-    maps, columns = made.products["appearance"]
+    result = extract_video(path, SAMPLING, encoders)
+    maps, columns = result.products["appearance"]
     assert (maps.shape, maps.dtype) == ((8, 2, 4, 128), np.float16)
     assert columns["frame"].tolist() == [0, 5, 10, 15, 20, 25, 30, 35]
     assert columns["second"] == pytest.approx(columns["frame"] / 25)
-    maps, columns = made.products["motion"]
+    maps, columns = result.products["motion"]
     assert (maps.shape, maps.dtype) == ((4, 8, 8, 384), np.float16)
     assert columns["frame"].tolist() == [5, 15, 25, 35]
-    pages, columns = made.products["frames"]
+    pages, columns = result.products["frames"]
     assert (pages.shape[1], pages.dtype) == (JPEG_ROW_BYTES, np.uint8)
     assert set(columns) == {"frame", "bytes", "second"}
     assert len(columns["bytes"]) == len(pages)
-    assert made.facts == {
+    assert result.facts == {
         "size": [128, 48],
         "fps": pytest.approx(25),
         "frame_count": 40,
@@ -80,7 +80,7 @@ def test_rows_and_columns(make_video: Any, tmp_path: Path, encoders: dict[str, n
         "decoder": "decord",
         "why": "first choice",
     }
-    entry = made.build_entry("motion", "video")
+    entry = result.build_entry("motion", "video")
     assert (entry.key, entry.video, entry.rows.shape[0]) == ("video", "video", 4)
 
 
@@ -93,7 +93,7 @@ def test_equals_one_frame_at_a_time(
         if uneven
         else make_video(tmp_path / "v.mp4", 40)
     )
-    made = extract_video(path, SAMPLING, encoders, batch_size=3)
+    result = extract_video(path, SAMPLING, encoders, batch_size=3)
     facts, pictures = probe(path), pictures_of(path)
     numbers = sample_grid(facts.pts_seconds, SAMPLING.fps)
     centres = compute_clip_centers(facts.pts_seconds, SAMPLING.clip_stride_seconds)
@@ -109,10 +109,10 @@ def test_equals_one_frame_at_a_time(
             ).tolist()
             squares = [resize(pad_to_square(pictures[number]), (128, 128)) for number in chosen]
             clips.append(encoders["motion"](torch.stack(squares, 2))[0])
-    rows, columns = made.products["appearance"]
+    rows, columns = result.products["appearance"]
     assert columns["frame"].tolist() == numbers.tolist()
     np.testing.assert_allclose(rows, torch.stack(maps).numpy(), rtol=2e-3, atol=2e-3)
-    rows, columns = made.products["motion"]
+    rows, columns = result.products["motion"]
     assert columns["frame"].tolist() == find_nearest_frames(facts.pts_seconds, centres).tolist()
     np.testing.assert_allclose(rows, torch.stack(clips).numpy(), rtol=2e-3, atol=2e-3)
 
@@ -121,8 +121,8 @@ def test_batches_do_not_matter(
     make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]
 ) -> None:
     path = make_video(tmp_path / "v.mp4", 30)
-    one, many = (extract_video(path, SAMPLING, encoders, batch_size=batch) for batch in (1, 16))
-    for product, (rows, columns) in one.products.items():
+    item, many = (extract_video(path, SAMPLING, encoders, batch_size=batch) for batch in (1, 16))
+    for product, (rows, columns) in item.products.items():
         np.testing.assert_allclose(rows, many.products[product][0], rtol=2e-3, atol=2e-3)
         assert all(
             np.array_equal(values, many.products[product][1][name])
@@ -148,11 +148,11 @@ def test_a_variable_rate_goes_by_timestamps(
     path = make_video(tmp_path / "v.mp4", 40, milliseconds=UNEVEN)
     _, columns = extract_video(path, SAMPLING, {"frames": encoders["frames"]}).products["frames"]
     numbers, first = np.unique(columns["frame"], return_index=True)
-    wanted = [
+    expected = [
         int(np.abs(np.array(UNEVEN) - 200 * k).argmin()) for k in range(UNEVEN[-1] // 200 + 1)
     ]
-    assert numbers.tolist() == wanted
-    assert columns["second"][first] == pytest.approx(np.array(UNEVEN)[wanted] / 1000, abs=1e-3)
+    assert numbers.tolist() == expected
+    assert columns["second"][first] == pytest.approx(np.array(UNEVEN)[expected] / 1000, abs=1e-3)
 
 
 def test_clips_at_the_edges_clamp(make_video: Any, tmp_path: Path) -> None:
@@ -173,11 +173,11 @@ def test_clips_at_the_edges_clamp(make_video: Any, tmp_path: Path) -> None:
 def test_one_frame_is_a_video(
     make_video: Any, tmp_path: Path, encoders: dict[str, nn.Module]
 ) -> None:
-    made = extract_video(make_video(tmp_path / "v.mp4", 1), SAMPLING, encoders)
+    result = extract_video(make_video(tmp_path / "v.mp4", 1), SAMPLING, encoders)
     assert {
-        product: columns["frame"][:1].tolist() for product, (_, columns) in made.products.items()
+        product: columns["frame"][:1].tolist() for product, (_, columns) in result.products.items()
     } == {key: [0] for key in encoders}
-    assert [len(made.products[product][0]) for product in ("appearance", "motion")] == [1, 1]
+    assert [len(result.products[product][0]) for product in ("appearance", "motion")] == [1, 1]
 
 
 def replace_sampling(**changes: float) -> SamplingConfig:
@@ -212,12 +212,12 @@ def test_jpeg_frames_round_trip(
     ).products["frames"]
     assert len(rows) > len(np.unique(columns["frame"]))
     pictures = pictures_of(path)
-    found = dict(decode_jpegs(rows, columns))
-    assert list(found) == [0, 5, 10, 15]
-    for number, picture in found.items():
+    result = dict(decode_jpegs(rows, columns))
+    assert list(result) == [0, 5, 10, 15]
+    for number, picture in result.items():
         assert (picture.shape, picture.dtype) == ((338, 900, 3), np.uint8)
-        wanted = resize(pictures[number], (900, 338))[0]
-        assert np.abs(picture.astype(float) - wanted.permute(1, 2, 0).numpy()).mean() < 3
+        expected = resize(pictures[number], (900, 338))[0]
+        assert np.abs(picture.astype(float) - expected.permute(1, 2, 0).numpy()).mean() < 3
 
 
 def test_features_outside_float16_are_a_failure(make_video: Any, tmp_path: Path) -> None:

@@ -48,15 +48,15 @@ def test_a_track_is_what_cvats_importer_takes(tmp_path: Path) -> None:
         "64",
         "36",
     ]
-    (one,) = root.findall("track")
-    assert (one.get("id"), one.get("label")) == ("0", "truth")
-    assert rows(one) == [
+    (entry,) = root.findall("track")
+    assert (entry.get("id"), entry.get("label")) == ("0", "truth")
+    assert rows(entry) == [
         (3, "0", "1"),
         (4, "0", "0"),
         (5, "0", "1"),
         (6, "1", "1"),
     ]  # gone after frame 5, or CVAT would show it to the end
-    first = one.find("box")
+    first = entry.find("box")
     assert first is not None
     assert [first.get(name) for name in ("xtl", "ytl", "xbr", "ybr", "occluded")] == [
         "3.00",
@@ -65,7 +65,7 @@ def test_a_track_is_what_cvats_importer_takes(tmp_path: Path) -> None:
         "12.35",
         "0",
     ]
-    for box in one.iter("box"):  # CVAT takes a track's attributes from its last box
+    for box in entry.iter("box"):  # CVAT takes a track's attributes from its last box
         assert {item.get("name"): item.text for item in box} == {
             "sentence": "a dog",
             "score": "0.5",
@@ -96,12 +96,12 @@ def test_the_labels_of_a_task_are_those_of_its_file(tmp_path: Path) -> None:
     )
     for label in build_cvat_labels():
         assert [
-            (one["name"], one["input_type"], one["mutable"]) for one in label["attributes"]
+            (item["name"], item["input_type"], item["mutable"]) for item in label["attributes"]
         ] == [(name, "text", False) for name in ATTRIBUTES]
     assert [
-        one.findtext("input_type")
-        for one in root.iter("attribute")
-        if one.find("input_type") is not None
+        item.findtext("input_type")
+        for item in root.iter("attribute")
+        if item.find("input_type") is not None
     ] == ["text"] * 8
 
 
@@ -134,10 +134,10 @@ def test_what_is_written_is_read_from_a_file_and_from_a_zip(tmp_path: Path) -> N
             {},
             ["0", "1"],
         )
-        for own, found in zip(tracks, video.tracks.values(), strict=True):
-            assert (found.label, found.attributes) == (own.label, own.attributes)
-            assert found.frames.tolist() == own.frames.tolist()
-            assert np.abs(found.boxes - own.boxes).max() <= 0.0051
+        for own, result in zip(tracks, video.tracks.values(), strict=True):
+            assert (result.label, result.attributes) == (own.label, own.attributes)
+            assert result.frames.tolist() == own.frames.tolist()
+            assert np.abs(result.boxes - own.boxes).max() <= 0.0051
 
 
 def xml(boxes: str, rest: str = "") -> str:
@@ -158,10 +158,10 @@ def read(tmp_path: Path, content: str | bytes, name: str = "a.xml") -> Any:
 
 
 def test_boxes_between_keyframes_are_interpolated_and_held_before_an_end(tmp_path: Path) -> None:
-    found = read(tmp_path, xml(box(8, 8, 1) + box(2, 2) + box(4, 6))).tracks["7"]  # in any order
-    assert found.frames.tolist() == [2, 3, 4, 5, 6, 7]
-    assert found.boxes[:, 0].tolist() == [2, 4, 6, 6, 6, 6]
-    assert found.keyframes.tolist() == [True, False, True, False, False, False]
+    result = read(tmp_path, xml(box(8, 8, 1) + box(2, 2) + box(4, 6))).tracks["7"]  # in any order
+    assert result.frames.tolist() == [2, 3, 4, 5, 6, 7]
+    assert result.boxes[:, 0].tolist() == [2, 4, 6, 6, 6, 6]
+    assert result.keyframes.tolist() == [True, False, True, False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -96,14 +96,14 @@ def test_a_line_above_the_limit_is_refused_before_it_is_read_whole(
 ) -> None:
     monkeypatch.setattr(json_files, "MAX_LINE_BYTES", 100)
     path.write_bytes(b"[1]\n" + b"x" * 99 + b"\n" + b"y" * 101)
-    found = read_lines(path)
-    assert [next(found)[0], next(found)[0]] == [1, 2]
+    result = read_lines(path)
+    assert [next(result)[0], next(result)[0]] == [1, 2]
     with pytest.raises(
         InputError,
         match=r"a\.json, line 3 is longer than 100 bytes: it is not a line of records; "
         "write the file again",
     ):
-        next(found)
+        next(result)
 
 
 def test_a_huge_line_takes_no_memory(path: Path) -> None:

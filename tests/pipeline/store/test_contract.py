@@ -46,10 +46,10 @@ def test_any_order_and_repeats(kind: ShardKind, sample: list[Entry], make_store:
     random = np.random.default_rng(0)
     for entry in sample[:3]:
         for count in (0, 1, 5, 60):
-            wanted = random.integers(0, len(entry.rows), count)
-            np.testing.assert_array_equal(reader.read(entry.key, wanted), entry.rows[wanted])
-        for wanted in (np.arange(len(entry.rows))[::-1], random.permutation(len(entry.rows))):
-            np.testing.assert_array_equal(reader.read(entry.key, wanted), entry.rows[wanted])
+            expected = random.integers(0, len(entry.rows), count)
+            np.testing.assert_array_equal(reader.read(entry.key, expected), entry.rows[expected])
+        for expected in (np.arange(len(entry.rows))[::-1], random.permutation(len(entry.rows))):
+            np.testing.assert_array_equal(reader.read(entry.key, expected), entry.rows[expected])
 
 
 def from_ones(size: int) -> np.ndarray:
@@ -210,14 +210,14 @@ def test_an_entry_out_of_place_is_refused(
 
 
 def test_entries_that_clash_are_refused(kind: ShardKind, tmp_path: Path) -> None:
-    one = Entry("a", "a", np.zeros((1, 2)), {"frame": np.zeros(1, np.int64)})
+    item = Entry("a", "a", np.zeros((1, 2)), {"frame": np.zeros(1, np.int64)})
     other = Entry("b", "a", np.zeros((1, 2)), {"frame": np.zeros(1, np.int32)})
     with pytest.raises(ValueError, match="entry 'a' is begun twice"):
-        write_shard(tmp_path, "text", "00000-0123abcd", kind, [one, one], ["a"], "of this")
+        write_shard(tmp_path, "text", "00000-0123abcd", kind, [item, item], ["a"], "of this")
     with pytest.raises(
         ValueError, match="entry 'b': column 'frame' is int32, but int64 in the entries before"
     ):
-        write_shard(tmp_path, "text", "00000-0123abcd", kind, [one, other], ["a"], "of this")
+        write_shard(tmp_path, "text", "00000-0123abcd", kind, [item, other], ["a"], "of this")
 
 
 def test_importing_the_store_stays_light() -> None:

@@ -276,11 +276,11 @@ def test_verify_names_what_the_machine_refuses_and_goes_on(
     path = make_store(kind, sample)
     second = [Entry("late", "late", sample[0].rows)]
     with StoreWriter(path, "shapes", "data") as writer:
-        made = writer.products["appearance"].digest
+        result = writer.products["appearance"].digest
         writer.publish_shard(
             "appearance",
             "00001-0123abcd",
-            write_shard(path, "appearance", "00001-0123abcd", kind, second, ["late"], made),
+            write_shard(path, "appearance", "00001-0123abcd", kind, second, ["late"], result),
         )
     content = next(
         file

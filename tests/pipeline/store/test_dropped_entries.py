@@ -69,8 +69,8 @@ def test_what_was_dropped_is_nowhere_to_be_read(
     kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter]
 ) -> None:
     writer = open_writer(kind)
-    whole = write(tmp_path, kind, "s", VIDEOS)
-    writer.publish_shard("p", "s", whole)
+    complete = write(tmp_path, kind, "s", VIDEOS)
+    writer.publish_shard("p", "s", complete)
     writer.drop_entries("p", ["v2", "unknown"])
     assert writer.get_completed_videos("p") == {"v1", "v3"}
     leave(writer)
@@ -79,13 +79,13 @@ def test_what_was_dropped_is_nowhere_to_be_read(
         videos=("v1", "v3"),
         entries=2,
         rows=4,
-        bytes=whole.bytes,
-        digest=whole.digest,
+        bytes=complete.bytes,
+        digest=complete.digest,
         dropped=("v2",),
     )
     assert store.products["p"].shards == {"s": info}
     assert store.summarize() == [
-        ProductSummary("p", shards=1, videos=2, entries=2, rows=4, bytes=whole.bytes)
+        ProductSummary("p", shards=1, videos=2, entries=2, rows=4, bytes=complete.bytes)
     ]
     reader = store.open("p")
     assert (reader.keys(), len(reader), "v2" in reader) == (["v1", "v3"], 2, False)
@@ -170,12 +170,12 @@ def test_it_stays_dropped(
     kind: ShardKind, tmp_path: Path, open_writer: Callable[[ShardKind], StoreWriter]
 ) -> None:
     writer = open_writer(kind)
-    whole = write(tmp_path, kind, "s", VIDEOS)
-    writer.publish_shard("p", "s", whole)
+    complete = write(tmp_path, kind, "s", VIDEOS)
+    writer.publish_shard("p", "s", complete)
     writer.drop_entries("p", ["v3", "v1"])
     info = writer.products["p"].shards["s"]
     assert (info.dropped, info.entries) == (("v1", "v3"), 1)
-    writer.publish_shard("p", "s", whole)
+    writer.publish_shard("p", "s", complete)
     assert writer.adopt_shard("p", "s") == info
     leave(writer)
     written = (tmp_path / "manifest.json").read_bytes()

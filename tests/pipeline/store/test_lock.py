@@ -91,12 +91,12 @@ def second_writer(store: Path) -> str:
 
 def test_a_second_process_is_told_who_the_first_is(tmp_path: Path) -> None:
     with StoreWriter(tmp_path, "shapes", "data"):
-        told = second_writer(tmp_path)
+        messages = second_writer(tmp_path)
     assert re.fullmatch(
         rf"store {tmp_path} is in use by pid {os.getpid()} "
         rf"on {re.escape(socket.gethostname())} since 20\S+ "
         rf"\({re.escape(shlex.join(sys.argv))}\): wait until it ends, or stop it\n",
-        told,
+        messages,
     )
     assert second_writer(tmp_path) == "got it\n"
 

@@ -36,9 +36,9 @@ def whole(
     store: Path, kind: ShardKind, provenance: dict[str, Any], name: str = "s", product: str = "p"
 ) -> ShardInfo:
     """A shard of two videos whose numbers are their frames' rate."""
-    made = compute_origin_digest(kind, provenance)
+    result = compute_origin_digest(kind, provenance)
     return write_shard(
-        store, product, name, kind, entries_of(provenance, ("v1", "v2")), ["v1", "v2"], made
+        store, product, name, kind, entries_of(provenance, ("v1", "v2")), ["v1", "v2"], result
     )
 
 
@@ -98,13 +98,13 @@ def test_it_is_the_digest_of_format_and_settings(kind: ShardKind) -> None:
 def test_only_a_whole_shard_of_these_settings_is_made_from_them(
     kind: ShardKind, tmp_path: Path
 ) -> None:
-    path, ours = get_shard_path(tmp_path, "p", "s", kind), compute_origin_digest(kind, OURS)
-    assert not has_origin(path, kind, ours)
+    path, current = get_shard_path(tmp_path, "p", "s", kind), compute_origin_digest(kind, OURS)
+    assert not has_origin(path, kind, current)
     whole(tmp_path, kind, OURS)
-    assert has_origin(path, kind, ours)
+    assert has_origin(path, kind, current)
     assert not has_origin(path, kind, compute_origin_digest(kind, THEIRS))
     damage(path)
-    assert not has_origin(path, kind, ours)
+    assert not has_origin(path, kind, current)
 
 
 @pytest.mark.parametrize("write", [whole, streamed])

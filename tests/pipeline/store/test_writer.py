@@ -217,16 +217,16 @@ def test_what_was_published_before_a_kill_is_adopted(
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "twice"), kind], cwd=root)
     assert killed.returncode == 9
     assert Store(tmp_path / "twice").products["motion"].shards == {}
-    made, really = [], write_shard
+    result, really = [], write_shard
 
     def noted(*given: Any) -> Any:
-        made.append(given[2])
+        result.append(given[2])
         return really(*given)
 
     monkeypatch.setattr(sys.modules[__name__], "write_shard", noted)
     extract(tmp_path / "twice", kind)
     monkeypatch.undo()
-    assert made == [plan_shards(SIZES, 20)[2].name]
+    assert result == [plan_shards(SIZES, 20)[2].name]
     (tmp_path / "twice" / "lock.json").unlink(missing_ok=True)
     assert contents(tmp_path / "once") == contents(tmp_path / "twice")
 

@@ -94,8 +94,8 @@ def test_any_frames_show_their_pictures(name: str, route: str, read_frame_number
     last = len(clip.seconds) - 1
     random = np.random.default_rng(5)
     chosen = [sorted(random.choice(last, size, replace=False).tolist()) for size in (1, 4, 12)]
-    for wanted in [*chosen, [last], [11, 12, 13], list(range(3, last, 5))]:
-        assert read_frame_numbers(route, clip, wanted) == [(n, clip.numbers[n]) for n in wanted]
+    for expected in [*chosen, [last], [11, 12, 13], list(range(3, last, 5))]:
+        assert read_frame_numbers(route, clip, expected) == [(n, clip.numbers[n]) for n in expected]
 
 
 def test_who_reads_it_and_why(clip: Clip, process_decoder: ProcessDecoder) -> None:

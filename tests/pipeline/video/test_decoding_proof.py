@@ -105,14 +105,14 @@ def write_sized(path: Path, pictures: list[np.ndarray]) -> Path:
             stream.disposition = av.stream.Disposition(stream is streams[best])
         for number, picture in enumerate(pictures):
             for stream in streams:
-                shown = picture if stream is streams[best] else pictures[-1 - number]
+                displayed = picture if stream is streams[best] else pictures[-1 - number]
                 room = (
-                    (0, stream.height - shown.shape[0]),
-                    (0, stream.width - shown.shape[1]),
+                    (0, stream.height - displayed.shape[0]),
+                    (0, stream.width - displayed.shape[1]),
                     (0, 0),
                 )
                 frame = av.VideoFrame.from_ndarray(
-                    np.pad(shown, room, constant_values=96), format="rgb24"
+                    np.pad(displayed, room, constant_values=96), format="rgb24"
                 )
                 frame.pts = number
                 container.mux(stream.encode(frame))
@@ -141,8 +141,8 @@ def readable(folder: Path) -> list[Path]:
     """The videos of a folder that are not refused; none where there is no such folder."""
     if folder == FOLDER:
         return [clip.path for clip in WHOLE.values()]
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in found if path.name not in REFUSED[folder]]
+    result = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in result if path.name not in REFUSED[folder]]
 
 
 @pytest.fixture
@@ -221,13 +221,13 @@ def requests(
     cases: list[Case], routes: dict[Any, int], random: np.random.Generator
 ) -> list[Request]:
     """`routes` says how many requests of each file go which way; all in one random order."""
-    found = [
-        (case, route, wanted)
+    result = [
+        (case, route, expected)
         for case in cases
         for route, count in routes.items()
-        for wanted, _ in zip(subsets(case, random), range(count), strict=False)
+        for expected, _ in zip(subsets(case, random), range(count), strict=False)
     ]
-    return [found[place] for place in random.permutation(len(found))]
+    return [result[place] for place in random.permutation(len(result))]
 
 
 def check(asked: list[Request]) -> Counter[str]:
@@ -235,15 +235,15 @@ def check(asked: list[Request]) -> Counter[str]:
     served: Counter[str] = Counter()
     faults = []
     with ProcessDecoder() as child:
-        for case, route, wanted in asked:
-            about = (case.path, case.facts, wanted)
+        for case, route, expected in asked:
+            about = (case.path, case.facts, expected)
             with child.frames(*about) if route == "child" else open_frames(*about, route) as stream:
                 read = list(stream)
             served[f"{route} {stream.decoder}"] += 1
             wrong = case.wrong(read)
-            if [number for number, _ in read] != wanted.tolist() or wrong:
+            if [number for number, _ in read] != expected.tolist() or wrong:
                 faults.append(
-                    f"{case.path.name} by {route} ({stream.decoder}, {stream.reason}): {wrong} of {wanted.tolist()} are wrong"
+                    f"{case.path.name} by {route} ({stream.decoder}, {stream.reason}): {wrong} of {expected.tolist()} are wrong"
                 )
     assert not faults
     return served

@@ -142,8 +142,8 @@ def test_any_ascending_choice_of_frames(
     choices = [
         np.sort(random.choice(40, size=size, replace=False)).tolist() for size in (1, 2, 5, 9, 20)
     ]
-    for wanted in [*choices, [39], [12], [11, 12, 13, 36], list(range(5, 40, 6)), []]:
-        assert read_frame_numbers(path, wanted, decoder) == same(wanted)
+    for expected in [*choices, [39], [12], [11, 12, 13, 36], list(range(5, 40, 6)), []]:
+        assert read_frame_numbers(path, expected, decoder) == same(expected)
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
@@ -435,10 +435,10 @@ def test_real_videos_are_read_whole(path: Path) -> None:
 @pytest.mark.parametrize("path", clips_and_shared(SAME_CLIPS, SAME))
 def test_both_decoders_show_the_same(path: Path) -> None:
     facts = probe(path)
-    wanted = range(0, facts.frame_count, 3)
-    about = (path, facts, wanted)
-    with open_frames(*about, "decord") as one, open_frames(*about, "pyav") as other:
-        for (number, a), (same_number, b) in zip(one, other, strict=True):
+    expected = range(0, facts.frame_count, 3)
+    about = (path, facts, expected)
+    with open_frames(*about, "decord") as item, open_frames(*about, "pyav") as other:
+        for (number, a), (same_number, b) in zip(item, other, strict=True):
             assert number == same_number
             assert np.abs(a.astype(int) - b).mean() < 1
 

@@ -108,10 +108,10 @@ def test_it_gives_what_the_decoders_give(
     facts, here = child.probe(path), probe(path)
     assert repr(facts) == repr(here)
     assert np.array_equal(facts.pts_seconds, here.pts_seconds)
-    for wanted in (range(100), [3], range(0, 100, 7), []):
+    for expected in (range(100), [3], range(0, 100, 7), []):
         with (
-            child.frames(path, facts, wanted) as stream,
-            open_frames(path, facts, wanted) as reader,
+            child.frames(path, facts, expected) as stream,
+            open_frames(path, facts, expected) as reader,
         ):
             assert (stream.decoder, stream.reason) == (reader.decoder, reader.reason)
             assert stream.decoder == decoder
@@ -491,7 +491,7 @@ def end_of(child: ProcessDecoder, path: Path) -> str:
 
 @pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.soak)])
 def test_mutants_give_frames_or_an_error(tmp_path: Path, make_video: Any, count: int) -> None:
-    whole = [
+    complete = [
         make_video(tmp_path / name, 60, **options)
         for name, options in {
             "a.mp4": {},
@@ -508,13 +508,13 @@ def test_mutants_give_frames_or_an_error(tmp_path: Path, make_video: Any, count:
     ended: Counter[str] = Counter()
     with ProcessDecoder(frame_timeout=10, probe_timeout=10) as child:
         for number in range(count):
-            source = whole[number % len(whole)]
+            source = complete[number % len(complete)]
             path = tmp_path / f"mutant{number}{source.suffix}"
             path.write_bytes(mutated(source.read_bytes(), random))
             ended[end_of(child, path)] += 1
             path.unlink()
         assert [
-            found for found, _ in child.frames(whole[0], child.probe(whole[0]), range(60))
+            result for result, _ in child.frames(complete[0], child.probe(complete[0]), range(60))
         ] == list(range(60))
     assert set(ended) <= {
         "decord",

@@ -214,8 +214,8 @@ def test_a_truncated_file(
 ) -> None:
     path = tmp_path / "net.pth"
     torch.save(state_dict, path, _use_new_zipfile_serialization=zipped)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
+    complete = path.read_bytes()
+    path.write_bytes(complete[: int(share * len(complete))])
     with pytest.raises(InputError, match=r"net\.pth is not a file of weights, or is damaged"):
         read_state_dict("torchvision", path)
 

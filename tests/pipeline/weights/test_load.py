@@ -36,10 +36,10 @@ def test_random_weights_are_a_function_of_the_seed(product: str) -> None:
 @pytest.mark.parametrize("product", TINY_PRODUCTS)
 def test_random_weights_leave_the_global_generator_alone(product: str) -> None:
     torch.manual_seed(11)
-    wanted = torch.rand(3)
+    expected = torch.rand(3)
     torch.manual_seed(11)
     load_backbone(product, "tiny", "random:5")
-    assert torch.equal(torch.rand(3), wanted)
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("product", TINY_PRODUCTS)
@@ -59,8 +59,14 @@ def test_the_shipped_weights_load_and_are_frozen(product: str) -> None:
 
 def test_the_shipped_weights_say_how_they_were_made() -> None:
     text = (TINY_WEIGHTS_DIR / "README.md").read_text()
-    for told in ("stvg-pretrain-tiny", "--seed 1", "--scenes 500", "Labels", "belong to no split"):
-        assert told in text
+    for messages in (
+        "stvg-pretrain-tiny",
+        "--seed 1",
+        "--scenes 500",
+        "Labels",
+        "belong to no split",
+    ):
+        assert messages in text
 
 
 UNKNOWN = [

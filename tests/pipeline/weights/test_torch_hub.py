@@ -68,14 +68,14 @@ def test_where_to_put_an_absent_file_is_told(cache: Path, product: str, name: st
 def test_a_whole_cached_file_is_loaded(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = swin3d_t(weights=None)
-    torch.save(theirs.state_dict(), tmp_path / "made.pth")
+    expected = swin3d_t(weights=None)
+    torch.save(expected.state_dict(), tmp_path / "made.pth")
     name = publish(monkeypatch, "swin", (tmp_path / "made.pth").read_bytes())
     cache.mkdir(parents=True)
     (tmp_path / "made.pth").rename(cache / name)
     loaded = load_backbone("swin", "full", "torchvision")
     assert loaded.source == "torchvision"
-    assert torch.equal(loaded.encoder.state_dict()["body.norm.weight"], theirs.norm.weight)
+    assert torch.equal(loaded.encoder.state_dict()["body.norm.weight"], expected.norm.weight)
     assert loaded.digest == load_backbone("swin", "full", f"torchvision:{cache / name}").digest
 
 

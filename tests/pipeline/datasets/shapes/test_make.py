@@ -68,30 +68,30 @@ def test_queries_say_what_the_scene_is(shapes_root: Path, tmp_path: Path) -> Non
     for split, index in (("train", 1), ("test", 0)):
         scene = make_scene(scene_seed(SMALL.seed, split, index))
         own = [query for query in queries if query.video == video_id(split, index)]
-        wanted = {
+        expected = {
             entry[key][0]["description"]: entry
             for entry in build_entries(scene, video_id(split, index), 3)
             for key in ("captions", "questions")
             if entry[key]
         }
-        assert {query.text for query in own} == set(wanted)
+        assert {query.text for query in own} == set(expected)
         for query in own:
             assert query.truth is not None
             assert query.truth.track is not None
-            thing = int(query.truth.track.rpartition("/")[2])
-            event = next(e for e in scene.objects[thing].events if e.begin == query.truth.span[0])
+            item = int(query.truth.track.rpartition("/")[2])
+            event = next(e for e in scene.objects[item].events if e.begin == query.truth.span[0])
             assert query.truth.span == (event.begin, event.end)
             assert (query.object, query.split, query.frame_count) == (
-                scene.objects[thing].shape,
+                scene.objects[item].shape,
                 split,
                 scene.frame_count,
             )
-            said = wanted[query.text]
+            said = expected[query.text]
             assert list(query.tags) == (said["captions"] or said["questions"])[0]["tags"]
             frames, boxes = tracks[query.truth.track]
             assert frames.tolist() == list(range(scene.frame_count))
             np.testing.assert_allclose(
-                boxes, render.compute_boxes(scene, scene.objects[thing]), atol=0.5
+                boxes, render.compute_boxes(scene, scene.objects[item]), atol=0.5
             )
 
 
@@ -130,11 +130,11 @@ def test_splits_share_no_video_and_no_seed() -> None:
 
 def test_a_finished_make_is_kept(shapes_root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in shapes_root.rglob("*")}
-    seen: list[tuple[int, int]] = []
+    recorded: list[tuple[int, int]] = []
     make_shapes(
-        shapes_root, SMALL, workers=1, progress=lambda done, total: seen.append((done, total))
+        shapes_root, SMALL, workers=1, progress=lambda done, total: recorded.append((done, total))
     )
-    assert seen == [(1, 1)]
+    assert recorded == [(1, 1)]
     assert {path: path.stat().st_mtime_ns for path in shapes_root.rglob("*")} == before
 
 
@@ -180,10 +180,10 @@ def test_a_video_cut_short_by_a_kill_is_never_in_place(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_made_anew(tmp_path: Path) -> None:
-    one = ShapesConfig(train_videos=1, val_videos=0, test_videos=0)
-    make_shapes(tmp_path / "s", one.model_copy(update={"seed": 5, "train_videos": 2}), workers=1)
-    make_shapes(tmp_path / "s", one, workers=1)
-    make_shapes(tmp_path / "fresh", one, workers=1)
+    item = ShapesConfig(train_videos=1, val_videos=0, test_videos=0)
+    make_shapes(tmp_path / "s", item.model_copy(update={"seed": 5, "train_videos": 2}), workers=1)
+    make_shapes(tmp_path / "s", item, workers=1)
+    make_shapes(tmp_path / "fresh", item, workers=1)
     assert contents(tmp_path / "s") == contents(tmp_path / "fresh")
 
 

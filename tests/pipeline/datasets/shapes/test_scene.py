@@ -27,47 +27,47 @@ EVENTS = [
 
 
 def doing(motion: str) -> list[tuple[Scene, SceneObject, Event]]:
-    found = [row for row in EVENTS if row[2].motion == motion]
-    assert len(found) > 50
-    return found
+    result = [row for row in EVENTS if row[2].motion == motion]
+    assert len(result) > 50
+    return result
 
 
 def test_a_scene_is_a_function_of_its_seed() -> None:
     for seed in (0, 7):
         first, second, other = make_scene(seed), make_scene(seed), make_scene(seed + 1)
-        for one, two in zip(first.objects, second.objects, strict=True):
-            assert (one.color_and_shape, one.events) == (two.color_and_shape, two.events)
+        for item, two in zip(first.objects, second.objects, strict=True):
+            assert (item.color_and_shape, item.events) == (two.color_and_shape, two.events)
             for name in ("centers", "sizes", "angles", "opacity"):
-                assert np.array_equal(getattr(one, name), getattr(two, name))
+                assert np.array_equal(getattr(item, name), getattr(two, name))
         assert not np.array_equal(first.objects[0].centers, other.objects[0].centers)
 
 
 def test_a_scene_leaves_the_global_generator_alone() -> None:
     np.random.seed(3)
-    wanted = np.random.random()
+    expected = np.random.random()
     np.random.seed(3)
     make_scene(5)
-    assert np.random.random() == wanted
+    assert np.random.random() == expected
 
 
 @pytest.mark.parametrize(("size", "fps"), [((160, 96), 10), ((96, 160), 10), ((320, 240), 25)])
 def test_objects_stay_inside(size: tuple[int, int], fps: int) -> None:
     for seed in range(30):
         scene = make_scene(seed, size, fps)
-        for thing in scene.objects:
-            reach = thing.sizes[:, None] / 2
-            assert (thing.centers - reach >= -1e-9).all()
-            assert (thing.centers + reach <= np.array(size) + 1e-9).all()
+        for item in scene.objects:
+            reach = item.sizes[:, None] / 2
+            assert (item.centers - reach >= -1e-9).all()
+            assert (item.centers + reach <= np.array(size) + 1e-9).all()
 
 
 def test_events_fill_the_video_in_turn() -> None:
     for scene in SCENES:
         assert 50 <= scene.frame_count <= 70
-        for thing in scene.objects:
-            edges = [thing.events[0].begin, *(event.end for event in thing.events)]
-            assert edges == [0, *(event.begin for event in thing.events[1:]), scene.frame_count]
-            assert all(event.end - event.begin >= 11 for event in thing.events)
-            assert len(thing.motions) == len(thing.events) <= 3
+        for item in scene.objects:
+            edges = [item.events[0].begin, *(event.end for event in item.events)]
+            assert edges == [0, *(event.begin for event in item.events[1:]), scene.frame_count]
+            assert all(event.end - event.begin >= 11 for event in item.events)
+            assert len(item.motions) == len(item.events) <= 3
 
 
 @pytest.mark.parametrize("motion", list(DIRECTIONS))
@@ -77,8 +77,8 @@ def test_a_direction_is_where_the_object_goes(motion: str) -> None:
     """
     direction, going = np.array(DIRECTIONS[motion]), []
 
-    for _, thing, event in doing(motion):
-        steps = np.diff(thing.centers[event.begin : event.end], axis=0)
+    for _, item, event in doing(motion):
+        steps = np.diff(item.centers[event.begin : event.end], axis=0)
         along = steps @ direction
         assert (along >= -1e-9).all()
         assert np.abs(steps - along[:, None] * direction).max() < 1e-9
@@ -91,26 +91,26 @@ def test_a_direction_is_where_the_object_goes(motion: str) -> None:
 @pytest.mark.parametrize("motion", [motion for motion in MOTIONS if motion not in DIRECTIONS])
 def test_other_motions_stay_in_place(motion: str) -> None:
     """A growing object may be pushed off the picture's edge, no other moves."""
-    for _, thing, event in doing(motion):
-        path = thing.centers[event.begin : event.end]
+    for _, item, event in doing(motion):
+        path = item.centers[event.begin : event.end]
         assert np.ptp(path, axis=0).max() < (10 if motion == "grow" else 1e-9)
 
 
 def test_only_what_grows_changes_its_size() -> None:
-    for _, thing, event in EVENTS:
-        ratio = np.diff(thing.sizes[event.begin : event.end])
+    for _, item, event in EVENTS:
+        ratio = np.diff(item.sizes[event.begin : event.end])
         assert (ratio > 0).all() if event.motion == "grow" else np.abs(ratio).max() < 1e-9
 
-    for _, thing, event in doing("grow"):
+    for _, item, event in doing("grow"):
         assert (
-            1.6 < thing.sizes[event.end - 1] / thing.sizes[max(event.begin - 1, 0)] < 1.75
+            1.6 < item.sizes[event.end - 1] / item.sizes[max(event.begin - 1, 0)] < 1.75
             or event.begin == 0
         )
 
 
 def test_only_what_spins_turns() -> None:
-    for scene, thing, event in EVENTS:
-        turns = np.diff(thing.angles[event.begin : event.end])
+    for scene, item, event in EVENTS:
+        turns = np.diff(item.angles[event.begin : event.end])
         assert (
             0.25 < abs(turns.mean()) * 10 / scene.fps < 0.43
             if event.motion == "spin"
@@ -119,15 +119,15 @@ def test_only_what_spins_turns() -> None:
 
 
 def test_only_what_blinks_fades() -> None:
-    for scene, thing, event in EVENTS:
-        shown = thing.opacity[event.begin : event.end]
+    for scene, item, event in EVENTS:
+        displayed = item.opacity[event.begin : event.end]
         if event.motion == "blink":
-            assert set(np.unique(shown)) == {0.25, 1.0}
-            changes = np.flatnonzero(np.diff(shown))
+            assert set(np.unique(displayed)) == {0.25, 1.0}
+            changes = np.flatnonzero(np.diff(displayed))
             half = round(BLINK_SECONDS / 2 * scene.fps)
             assert set(np.diff(changes)) <= {half - 1, half, half + 1}
         else:
-            assert (shown == 1).all()
+            assert (displayed == 1).all()
 
 
 def test_twins_share_no_motion() -> None:
@@ -150,11 +150,11 @@ def test_most_rivals_do_not_overlap_in_time() -> None:
 
     for scene in SCENES:
         for a, b in combinations(scene.objects, 2):
-            for one in a.events if a.color_and_shape != b.color_and_shape else ():
+            for item in a.events if a.color_and_shape != b.color_and_shape else ():
                 for other in b.events:
-                    if one.motion == other.motion:
+                    if item.motion == other.motion:
                         rivals += 1
-                        overlapping += min(one.end, other.end) > max(one.begin, other.begin)
+                        overlapping += min(item.end, other.end) > max(item.begin, other.begin)
 
     assert rivals > 300
     assert overlapping / rivals < 0.18
@@ -162,8 +162,8 @@ def test_most_rivals_do_not_overlap_in_time() -> None:
 
 def test_every_box_lies_in_the_picture_and_has_an_area() -> None:
     for scene in SCENES[:100]:
-        for thing in scene.objects:
-            tube = compute_boxes(scene, thing)
+        for item in scene.objects:
+            tube = compute_boxes(scene, item)
             assert tube.shape == (scene.frame_count, 4)
             assert (tube >= 0).all()
             assert (tube <= [160, 96, 160, 96]).all()
