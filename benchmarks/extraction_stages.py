@@ -197,7 +197,7 @@ def _run_stream(
     config = build_config(workload)
     for path in paths:
         decoder: Any = StillDecoder()
-        for _ in FeatureStream(path, config.sampling, encoders, config.batch, decoder):
+        for _ in FeatureStream(path, config.sampling, encoders, config.batch_size, decoder):
             pass
 
 
@@ -245,6 +245,6 @@ def extract_per_product(paths: list[Path], workload: ExtractionWorkload, folder:
         product_dir.mkdir(parents=True, exist_ok=True)
 
         for path in paths:
-            features = extract_video(path, config.sampling, {product: encoder}, config.batch)
+            features = extract_video(path, config.sampling, {product: encoder}, config.batch_size)
             rows, _ = features.products[product]
             np.save(product_dir / f"{path.stem}.npy", rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import time
@@ -19,12 +20,16 @@ from pathlib import Path
 
 PRELOADED = (
     "cli.extract",
-    "cli.train",
     "cli.console.dataset_options",
+    "cli.prepare",
+    "cli.train",
     "distributed",
     "distributed.cli.dask_scheduler",
     "distributed.cli.dask_worker",
+    "grounding.predictor.grounder",
     "grounding.training.train",
+    "pipeline.datasets.prepare",
+    "pipeline.datasets.shapes.make",
     "pipeline.encoders.appearance",
     "pipeline.extraction.run",
     "pytorchvideo.models.slowfast",
@@ -44,6 +49,8 @@ def get_fork_server() -> ForkServerContext:
 
 class ForkedCommand:
     """`python -m MODULE ARGUMENTS` in a forked process, with the interface of `subprocess.Popen`.
+
+    A program's file may stand in place of the module.
 
     Attributes:
         output_path: File that receives stdout and stderr.
@@ -126,7 +133,10 @@ def run_command(
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
 
     sys.argv = [module.replace(".", "-"), *arguments]
-    importlib.import_module(module).main()
+    if module.endswith(".py"):
+        runpy.run_path(module, run_name="__main__")
+    else:
+        importlib.import_module(module).main()
 
 
 def wait_until(

@@ -15,6 +15,7 @@ import yaml
 
 from benchmarks.import_graph import PACKAGES, format_mermaid
 from tests.conftest import TinyRun
+from tests.forked_commands import ForkedCommand
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -100,22 +101,24 @@ def test_the_larger_shapes_store_as_many_frames_as_a_pass_of_its_preset_takes() 
     assert stored >= get_preset(params["train"]["preset"])["model"]["num_frames"]
 
 
-def run_example(name: str, *arguments: str) -> str:
+def run_example(output_path: Path, name: str, *arguments: str) -> str:
     """Run a program of `docs/examples` and return what it prints."""
-    program = [sys.executable, str(DOCS / "examples" / name), *arguments]
-    done = subprocess.run(program, capture_output=True, text=True, check=False, env=None, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    program = str(DOCS / "examples" / name)
+    process = ForkedCommand(program, arguments, output_path, cwd=ROOT)
+    assert process.wait(120) == 0, process.output
+    return process.output
 
 
-def test_the_example_that_grounds_a_video_runs(tiny_run: TinyRun) -> None:
+def test_the_example_that_grounds_a_video_runs(tiny_run: TinyRun, tmp_path: Path) -> None:
     video = next((tiny_run.root / "video").rglob("*.mp4"))
-    output = run_example("ground_video.py", str(video), "what falls?", "--run", str(tiny_run.run))
+    arguments = (str(video), "what falls?", "--run", str(tiny_run.run))
+    output = run_example(tmp_path / "output.txt", "ground_video.py", *arguments)
     assert re.search(r"^what falls\?: [\d.]+ s to [\d.]+ s, score [\d.]+$", output, re.MULTILINE)
 
 
 def test_the_example_that_reads_a_store_runs(tiny_run: TinyRun) -> None:
-    output = run_example("read_store.py", str(tiny_run.store))
+    program = [sys.executable, str(DOCS / "examples" / "read_store.py"), str(tiny_run.store)]
+    output = subprocess.run(program, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert "three maps: (3, " in output
 
 
@@ -134,5 +137,6 @@ def test_the_example_that_trains_runs(tiny_run: TinyRun, tmp_path: Path) -> None
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
 
-    run_example("train_on_jsonl.py", str(data), str(tmp_path / "out"), "--steps", "2")
+    arguments = (str(data), str(tmp_path / "out"), "--steps", "2")
+    run_example(tmp_path / "output.txt", "train_on_jsonl.py", *arguments)
     assert (tmp_path / "out" / "run" / "checkpoints" / "best" / "model.safetensors").is_file()

@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.forked_commands import ForkedCommand
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FILE = Path(__file__).with_name("answers.json")
@@ -120,8 +122,15 @@ def small_store(folder: Path) -> Path:
         "--index",
         str(index),
     )
-    command("prepare", *place, *counts, "--set", "workers=1")
-    command("extract", *place, "--store", str(store), "--set", "device=cpu", "--set", "workers=0")
+    extract_options = ("--store", str(store), "--set", "device=cpu", "--set", "workers=0")
+    commands = {
+        "cli.prepare": (*place, *counts, "--set", "workers=1"),
+        "cli.extract": (*place, *extract_options),
+    }
+    for module, arguments in commands.items():
+        process = ForkedCommand(module, arguments, folder / f"{module}.txt")
+        if process.wait():
+            raise AssertionError(process.output)
     return store
 
 

@@ -77,8 +77,8 @@ def make_costa_outputs(has_cell_boxes: bool) -> CostaOutputs:
 @pytest.mark.parametrize(
     ("has_static_stream", "has_cell_boxes", "kinds"),
     [
-        (True, True, ["guide", "carriers"]),
-        (True, False, ["guide"]),
+        (True, True, ["guidance", "box_attention"]),
+        (True, False, ["guidance"]),
         (False, False, []),
     ],
     ids=["attention head", "MLP head", "dynamic stream alone"],
@@ -89,7 +89,7 @@ def test_csdvl_shows_its_guidance_and_box_attention(
     outputs = make_csdvl_outputs(has_static_stream, has_cell_boxes)
     maps = outputs.attention_maps()
     assert list(maps) == kinds
-    fields = {"guide": outputs.guidance, "carriers": outputs.box_attention}
+    fields = {"guidance": outputs.guidance, "box_attention": outputs.box_attention}
     for kind, weights in maps.items():
         assert torch.equal(weights, fields[kind])
 
@@ -102,8 +102,13 @@ def test_framewise_models_show_temporal_and_box_attention_as_maps(
     """Rows of cells become maps of the picture's rows and columns."""
     outputs = make_outputs(has_cell_boxes)
     maps = outputs.attention_maps()
-    assert list(maps) == (["heard", "carriers"] if has_cell_boxes else ["heard"])
-    fields = {"heard": outputs.temporal_attention, "carriers": outputs.box_attention}
+    assert list(maps) == (
+        ["temporal_attention", "box_attention"] if has_cell_boxes else ["temporal_attention"]
+    )
+    fields = {
+        "temporal_attention": outputs.temporal_attention,
+        "box_attention": outputs.box_attention,
+    }
     for kind, weights in maps.items():
         assert weights.shape == (LAYERS, QUERIES, FRAMES, ROWS, COLUMNS)
         assert torch.equal(weights.flatten(3), fields[kind])

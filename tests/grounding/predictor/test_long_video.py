@@ -252,7 +252,7 @@ def test_what_is_kept_for_other_runs_is_refused(
     for video in (clip_paths[0], clip_paths[1]):
         with pytest.raises(
             InputError,
-            match=r"kept holds appearance features of a run with other .*: name "
+            match=r"kept holds appearance features of a run with other .*: give "
             r"another folder with --keep",
         ):
             Grounder(run, device="cpu").encode_video(video, tmp_path / "kept")

@@ -265,7 +265,7 @@ def test_an_unknown_preset_is_refused() -> None:
     names = "hcstvg-v1, hcstvg-v2, vidstg, shapes, shapes-large"
     with pytest.raises(
         InputError,
-        match=f"there is no preset 'shape' of csdvl; its presets are {names}: name one "
+        match=f"there is no preset 'shape' of csdvl; its presets are {names}: give one "
         f"with --preset",
     ):
         get_preset("shape")

@@ -4,6 +4,8 @@ matter.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -20,14 +22,21 @@ from pipeline.datasets.shapes.scene import (
     make_scene,
 )
 
-SCENES = [make_scene(seed) for seed in range(300)]
-EVENTS = [
-    (scene, thing, event) for scene in SCENES for thing in scene.objects for event in thing.events
-]
+
+@cache
+def make_scenes() -> list[Scene]:
+    return [make_scene(seed) for seed in range(300)]
+
+
+def iterate_events() -> Iterator[tuple[Scene, SceneObject, Event]]:
+    for scene in make_scenes():
+        for scene_object in scene.objects:
+            for event in scene_object.events:
+                yield scene, scene_object, event
 
 
 def doing(motion: str) -> list[tuple[Scene, SceneObject, Event]]:
-    result = [row for row in EVENTS if row[2].motion == motion]
+    result = [row for row in iterate_events() if row[2].motion == motion]
     assert len(result) > 50
     return result
 
@@ -61,7 +70,7 @@ def test_objects_stay_inside(size: tuple[int, int], fps: int) -> None:
 
 
 def test_events_fill_the_video_in_turn() -> None:
-    for scene in SCENES:
+    for scene in make_scenes():
         assert 50 <= scene.frame_count <= 70
         for item in scene.objects:
             edges = [item.events[0].begin, *(event.end for event in item.events)]
@@ -97,7 +106,7 @@ def test_other_motions_stay_in_place(motion: str) -> None:
 
 
 def test_only_what_grows_changes_its_size() -> None:
-    for _, item, event in EVENTS:
+    for _, item, event in iterate_events():
         ratio = np.diff(item.sizes[event.begin : event.end])
         assert (ratio > 0).all() if event.motion == "grow" else np.abs(ratio).max() < 1e-9
 
@@ -109,7 +118,7 @@ def test_only_what_grows_changes_its_size() -> None:
 
 
 def test_only_what_spins_turns() -> None:
-    for scene, item, event in EVENTS:
+    for scene, item, event in iterate_events():
         turns = np.diff(item.angles[event.begin : event.end])
         assert (
             0.25 < abs(turns.mean()) * 10 / scene.fps < 0.43
@@ -119,7 +128,7 @@ def test_only_what_spins_turns() -> None:
 
 
 def test_only_what_blinks_fades() -> None:
-    for scene, item, event in EVENTS:
+    for scene, item, event in iterate_events():
         displayed = item.opacity[event.begin : event.end]
         if event.motion == "blink":
             assert set(np.unique(displayed)) == {0.25, 1.0}
@@ -133,12 +142,12 @@ def test_only_what_blinks_fades() -> None:
 def test_twins_share_no_motion() -> None:
     twins = [
         (a, b)
-        for scene in SCENES
+        for scene in make_scenes()
         for a, b in combinations(scene.objects, 2)
         if a.color_and_shape == b.color_and_shape
     ]
 
-    assert 0.65 < len(twins) / len(SCENES) < 0.85
+    assert 0.65 < len(twins) / len(make_scenes()) < 0.85
     assert not any(a.motions & b.motions for a, b in twins)
 
 
@@ -148,7 +157,7 @@ def test_most_rivals_do_not_overlap_in_time() -> None:
     """
     rivals = overlapping = 0
 
-    for scene in SCENES:
+    for scene in make_scenes():
         for a, b in combinations(scene.objects, 2):
             for item in a.events if a.color_and_shape != b.color_and_shape else ():
                 for other in b.events:
@@ -161,7 +170,7 @@ def test_most_rivals_do_not_overlap_in_time() -> None:
 
 
 def test_every_box_lies_in_the_picture_and_has_an_area() -> None:
-    for scene in SCENES[:100]:
+    for scene in make_scenes()[:100]:
         for item in scene.objects:
             tube = compute_boxes(scene, item)
             assert tube.shape == (scene.frame_count, 4)

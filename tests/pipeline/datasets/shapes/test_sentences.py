@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
@@ -29,11 +30,20 @@ SAID = {
     "blink": "blinks|flashes|flickers",
     "grow": "grows|gets bigger|becomes larger",
 }
-SCENES = [make_scene(seed) for seed in range(300)]
-WRITTEN: list[tuple[Scene, Sentence]] = []
-for _scene in SCENES:
-    for _sentence in write_sentences(_scene, 8, np.random.default_rng([_scene.seed, 2])):
-        WRITTEN.append((_scene, _sentence))
+
+
+@cache
+def make_scenes() -> list[Scene]:
+    return [make_scene(seed) for seed in range(300)]
+
+
+@cache
+def write_all_sentences() -> list[tuple[Scene, Sentence]]:
+    pairs = []
+    for scene in make_scenes():
+        for sentence in write_sentences(scene, 8, np.random.default_rng([scene.seed, 2])):
+            pairs.append((scene, sentence))
+    return pairs
 
 
 def parse_sentence(text: str) -> tuple[str | None, str | None, str]:
@@ -63,13 +73,13 @@ def find_events(scene: Scene, text: str) -> list[tuple[int, Event]]:
 
 
 def test_each_sentence_is_true_of_one_object_and_one_time() -> None:
-    assert len(WRITTEN) > 1500
-    for scene, sentence in WRITTEN:
+    assert len(write_all_sentences()) > 1500
+    for scene, sentence in write_all_sentences():
         assert find_events(scene, sentence.text) == [(sentence.object_index, sentence.event)]
 
 
 def test_tags_name_the_difficulty() -> None:
-    for scene, sentence in WRITTEN:
+    for scene, sentence in write_all_sentences():
         color, shape, motion = parse_sentence(sentence.text)
         has_look_alike = has_same_motion = False
         for index, scene_object in enumerate(scene.objects):
@@ -85,15 +95,15 @@ def test_tags_name_the_difficulty() -> None:
 
 
 def test_shares_of_tags_are_near_the_target() -> None:
-    counts = Counter(sentence.tags for _, sentence in WRITTEN)
+    counts = Counter(sentence.tags for _, sentence in write_all_sentences())
     assert set(counts) == set(TAG_SHARES)
     assert sum(TAG_SHARES.values()) == pytest.approx(1)
     for tags, share in TAG_SHARES.items():
-        assert counts[tags] / len(WRITTEN) == pytest.approx(share, abs=0.1)
+        assert counts[tags] / len(write_all_sentences()) == pytest.approx(share, abs=0.1)
 
 
 def test_a_declarative_names_both_looks_and_a_question_does_not() -> None:
-    for scene, sentence in WRITTEN:
+    for scene, sentence in write_all_sentences():
         color, shape, _ = parse_sentence(sentence.text)
         if sentence.form == "declarative":
             assert (color, shape) == scene.objects[sentence.object_index].color_and_shape
@@ -104,9 +114,9 @@ def test_a_declarative_names_both_looks_and_a_question_does_not() -> None:
 
 
 def test_no_sentence_of_a_scene_repeats_another() -> None:
-    for scene in SCENES[:50]:
+    for scene in make_scenes()[:50]:
         keys = []
-        for other, sentence in WRITTEN:
+        for other, sentence in write_all_sentences():
             if other is scene:
                 keys.append((sentence.object_index, sentence.event.motion, sentence.form))
 
