@@ -219,7 +219,7 @@ def _build_provenance(store_path: Path, config: TrainConfig) -> dict[str, Any]:
 
 
 def _move_aside(run: Path) -> Path:
-    """Regive a run that is about to be replaced, and return its new path."""
+    """Rename a run that is about to be replaced, and return its new path."""
     number = 1
     while run.with_name(f"{run.name}.old-{number}").exists():
         number += 1

@@ -277,12 +277,12 @@ def test_boundaries_lie_where_parabolas_over_uneven_edges_are_highest() -> None:
     ],
 )
 def test_a_boundary_moves_at_most_half_way_and_only_among_spans(
-    first_pass: list[float], last: list[float], span: tuple[float, float]
+    first: list[float], last: list[float], span: tuple[float, float]
 ) -> None:
     frames = [0, 10, 20, 30, 40]
-    assert make_scores((0, 50), frames, (frames, first_pass, last)).best_span(
-        subframe_boundaries=True
-    )[:2] == pytest.approx(span)
+    assert make_scores((0, 50), frames, (frames, first, last)).best_span(subframe_boundaries=True)[
+        :2
+    ] == pytest.approx(span)
 
 
 @pytest.mark.parametrize("width", [0.5, 0.7, 1.0, 2.0])

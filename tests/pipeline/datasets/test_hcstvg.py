@@ -226,8 +226,8 @@ def test_a_broken_entry_is_left_out_by_name(
 
 
 @pytest.mark.parametrize("entry", [None, 7, [], {}, ""])
-def test_an_entry_of_any_type_is_a_defect(write_hcstvg: Any, make_vidstg_entry: Any) -> None:
-    parsed = parse_v2(write_hcstvg("train.json", {NAME: make_vidstg_entry}))
+def test_an_entry_of_any_type_is_a_defect(write_hcstvg: Any, entry: Any) -> None:
+    parsed = parse_v2(write_hcstvg("train.json", {NAME: entry}))
     assert not parsed.queries
     assert list(outcome(parsed).values()) == [[(NAME, "left out")]]
 

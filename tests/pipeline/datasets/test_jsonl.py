@@ -148,11 +148,11 @@ def test_spans_and_boxes_are_clipped_and_counted(write_data_jsonl: Any) -> None:
     ],
 )
 def test_a_broken_line_is_left_out_by_name(
-    write_data_jsonl: Any, row: Any, kind: str, make_vidstg_entry: str
+    write_data_jsonl: Any, row: Any, kind: str, entry: str
 ) -> None:
     parsed = parse(write_data_jsonl(row, {}))
     assert [query.id for query in parsed.queries] == ["2"]
-    assert defects(parsed) == {kind: [(make_vidstg_entry, "left out")]}
+    assert defects(parsed) == {kind: [(entry, "left out")]}
 
 
 def test_a_repeated_id_is_left_out(write_data_jsonl: Any) -> None:
