@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
@@ -17,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
+
+import psutil
 
 PRELOADED = (
     "cli.extract",
@@ -45,6 +48,12 @@ def get_fork_server() -> ForkServerContext:
     context.set_forkserver_preload(list(PRELOADED))
     ensure_running()
     return context
+
+
+def list_forked_processes() -> list[psutil.Process]:
+    """Return the live processes that were forked from the server."""
+    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    return psutil.Process(server._forkserver_pid).children()
 
 
 class ForkedCommand:

@@ -109,7 +109,7 @@ SMALL_SIZES: dict[str, dict[str, Any]] = {
         "backbones": "tiny",
         "preset_name": "shapes",
     },
-    "long-video": {"minutes": (0.2, 0.3), "size": (64, 48)},
+    "long-video": {"minutes": (0.1, 0.15), "size": (64, 48)},
     "pictures": {"num_frames": 3, "height": 32, "width": 48, "rounds": 1},
     "evaluation": {"num_queries": 24, "num_frames": 12, "num_videos": 4, "rounds": 1},
 }

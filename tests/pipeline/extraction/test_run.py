@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
+import distributed  # noqa: F401 - its settings exist before they are changed
 import numpy as np
 import psutil
 import pytest
@@ -33,6 +35,7 @@ from pipeline.io.jsonl import read_jsonl, write_jsonl
 from pipeline.records import Failure, Query
 from pipeline.store import Store
 from pipeline.tracks import Tracks
+from tests.forked_commands import get_fork_server, list_forked_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VIDEOS = ("a", "b", "c", "d")
@@ -666,17 +669,15 @@ def test_two_workers_one_of_them_killed(data_dir: Path, tmp_path: Path) -> None:
     began: set[psutil.Process] = set()
 
     def kill_one(done: int, total: int) -> None:
-        workers = [
-            child
-            for child in psutil.Process().children(recursive=True)
-            if "spawn_main" in " ".join(child.cmdline())
-        ]
+        workers = list_forked_processes()
         began.update(process for worker in workers for process in (worker, *worker.children()))
         if done and not killed:
             killed.append(workers[0].pid)
             os.kill(workers[0].pid, signal.SIGKILL)
 
-    report = extract(data_dir, tmp_path / "s", kill_one, workers=2)
+    get_fork_server()
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        report = extract(data_dir, tmp_path / "s", kill_one, workers=2)
     assert len(killed) == 1
     assert (report.failures, report.shards_written) == ([], 3)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
