@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets import ParsedDataset, ProgressCallback, get_parser, ignore_progress
-from pipeline.datasets.parsed import NO_SPLIT
+from pipeline.datasets.parsed import NO_SPLIT, ProbeResults
 from pipeline.datasets.video_checks import fit_to_video, log_edit_lists, probe_videos
 from pipeline.errors import InputError, VideoError
 from pipeline.io.jsonl import write_json, write_jsonl
 from pipeline.io.strict_json import parse_json, read_lines
 from pipeline.records import FORMAT, Query
 from pipeline.tracks import Tracks
-from pipeline.video import VideoMetadata
-
-ProbeResults = dict[str, VideoMetadata | VideoError]
-"""Metadata of each video, or the error that makes it unusable, by path."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +192,7 @@ def write_index(
         The report.
     """
     # Probe the videos that the parser has not probed.
-    probe_results: ProbeResults = dict(parsed_dataset.probe_results)
+    probe_results = dict(parsed_dataset.probe_results)
     query_paths = {query.path for query in parsed_dataset.queries}
     missing_paths = query_paths - set(probe_results)
     probe_results |= probe_videos(parsed_dataset.folder, missing_paths, progress)
