@@ -170,18 +170,25 @@ def test_a_run_on_shapes_warns_about_other_videos(run: Path, video: Path, tmp_pa
         (["--queries", "blank.txt"], "no sentence"),
         (["--queries", "latin.txt"], "--queries latin.txt cannot be read (it is not UTF-8)"),
         (["what?", "--video", "out.avi"], "--video out.avi must end in .mp4"),
-        (["what?", "--video", "gone.mp4"], "would overwrite the input video"),
+        (["what?", "--video", "film.mp4"], "would overwrite the input video"),
         (["what?", "--set", "speed=1"], "unknown key 'speed'"),
         (["what?", "--run", "nothing"], "nothing is not a run directory (no provenance.json)"),
     ],
 )
 def test_wrong_usage_is_explained(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    run: Path,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(video, "film.mp4")
+    shutil.copytree(run, "runs/shapes")
     Path("blank.txt").write_text("\n \n")
     Path("latin.txt").write_bytes(b"caf\xe9\n")
-    result = call("gone.mp4", *arguments)
+    result = call("film.mp4", *arguments)
     assert result.exit_code == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
