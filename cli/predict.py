@@ -109,7 +109,15 @@ def predict(
     --config and --set take these keys of section 'evaluate': frames, batch, device,
     refine_boundaries, subframe_boundaries.
     """
+    from pipeline.video.container import check_regular_file
     from pipeline.video.process_decoder import ProcessDecoder
+
+    # Check the paths first: importing the models' libraries takes seconds.
+    runs = run or [Path("runs/shapes")]
+    check_regular_file(video)
+    for run_dir in runs:
+        check_run_dir(run_dir)
+    file_sentences = read_sentences(queries) if queries is not None else []
 
     # The decoder's process starts while libraries and models are loaded.
     with ProcessDecoder() as decoder:
@@ -118,13 +126,11 @@ def predict(
         from pipeline.config import load
         from pipeline.io.jsonl import write_json
 
-        # Check all inputs before a model is loaded.
-        file_sentences = read_sentences(queries) if queries is not None else []
+        # Check all other inputs before a model is loaded.
         texts = validate_sentences([*(sentences or ()), *file_sentences])
         video_paths = build_drawing_paths(video_out, video, len(texts))
         settings = load(EvaluateConfig, "evaluate", config, assignments or [])
 
-        runs = run or [Path("runs/shapes")]
         grounder = Grounder(
             *runs,
             device=settings.device,
@@ -150,6 +156,24 @@ def predict(
 
     for index, path in enumerate(video_paths):
         draw_result(path, video, result.queries[index])
+
+
+def check_run_dir(run: Path) -> None:
+    """Check that a directory is a run, without loading anything of it.
+
+    Args:
+        run: Run directory.
+
+    Raises:
+        InputError: The directory has no `provenance.json`.
+    """
+    from pipeline.errors import InputError
+
+    if not (run / "provenance.json").is_file():
+        raise InputError(
+            f"{run} is not a run directory (no provenance.json): train one with"
+            f" stvg-train --run {run}, or give another with --run"
+        )
 
 
 def ground_sentences(

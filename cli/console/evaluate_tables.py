@@ -24,13 +24,15 @@ OUTPUT_WIDTH = 120
 
 
 def show_report(report: EvaluationReport) -> None:
-    """Print all tables of an evaluation.
+    """Print all tables of an evaluation; none if there is no ground truth.
 
     Args:
         report: Report of the evaluation.
     """
     options = report.options
     ground_truth = report.ground_truth
+    if ground_truth.is_unlabeled:
+        return
 
     show_metrics(report.title, report.metrics, report.scores, ground_truth.queries)
     if report.differences:

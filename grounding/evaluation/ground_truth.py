@@ -38,6 +38,11 @@ class GroundTruth:
     dataset_name: str | None = None
 
     @property
+    def is_unlabeled(self) -> bool:
+        """True if the split has queries and none has a ground truth, as in HC-STVG v2's test."""
+        return bool(self.queries) and not len(self.true_tubes.tubes)
+
+    @property
     def query_ids(self) -> list[str]:
         """Ids of all queries, with or without ground truth."""
         if self.queries:

@@ -187,6 +187,14 @@ def load_checked_ground_truth(options: EvaluationOptions) -> GroundTruth:
     settings = options.settings
     path = _get_ground_truth_path(options)
     ground_truth = load_ground_truth(path, settings.split, settings.first_frame)
+    if ground_truth.is_unlabeled:
+        if options.compare_path is not None:
+            raise InputError(
+                f"--compare {options.compare_path}: no query of split {settings.split!r} in {path}"
+                " has a ground truth, so nothing can be compared; leave out --compare"
+            )
+        return ground_truth
+
     check_protocol(options.protocol, ground_truth.true_tubes)
     return ground_truth
 
@@ -229,10 +237,18 @@ def run_evaluation(
         _warn_missing_predictions(ground_truth, tubes, on_warning)
 
     # Score them, and compare them with another run.
-    scores, metrics = evaluate(ground_truth, tubes, options.protocol, settings.seed)
+    scores: list[Score] = []
+    metrics: dict[str, float] = {}
     differences: dict[str, Difference] = {}
-    if options.compare_path is not None:
-        differences = _compare_with(options, options.compare_path, ground_truth, scores)
+    if ground_truth.is_unlabeled:
+        on_warning(
+            f"nothing was scored: none of the {len(ground_truth.queries)} queries of split"
+            f" {settings.split!r} has a ground truth"
+        )
+    else:
+        scores, metrics = evaluate(ground_truth, tubes, options.protocol, settings.seed)
+        if options.compare_path is not None:
+            differences = _compare_with(options, options.compare_path, ground_truth, scores)
 
     if options.challenge_path is not None:
         write_challenge(options.challenge_path, tubes, settings.first_frame)
@@ -309,9 +325,14 @@ def _write_run_files(
     on_message: MessageCallback,
 ) -> None:
     """Write the result files of a single run, and the predictions to `save_path`."""
-    if len(options.runs) == 1:
+    split = options.settings.split
+    if len(options.runs) == 1 and ground_truth.is_unlabeled:
+        path = options.runs[0] / "predictions" / f"{split}.jsonl"
+        write_jsonl(path, predictions)
+        on_message(f"wrote {len(predictions)} tubes to {path}")
+    elif len(options.runs) == 1:
         scores, metrics = evaluate(ground_truth, tubes, seed=options.settings.seed)
-        write_results(options.runs[0], options.settings.split, predictions, scores, metrics)
+        write_results(options.runs[0], split, predictions, scores, metrics)
 
     if options.save_path is not None:
         write_jsonl(options.save_path, predictions)

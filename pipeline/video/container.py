@@ -40,7 +40,7 @@ def open_container(path: Path) -> InputContainer:
     """
     import av
 
-    _check_regular_file(path)
+    check_regular_file(path)
 
     # Opening decodes a frame where the header says little, so the pixel limit is needed here too.
     options = {"max_pixels": str(2 * MAX_PIXELS)}
@@ -57,8 +57,15 @@ def open_container(path: Path) -> InputContainer:
         raise VideoError("open", "unreadable", detail) from None
 
 
-def _check_regular_file(path: Path) -> None:
-    """Raise a VideoError unless the path is a regular file with content."""
+def check_regular_file(path: Path) -> None:
+    """Check that a path is a regular file with content.
+
+    Args:
+        path: The path of a video.
+
+    Raises:
+        VideoError: There is no file, it is not a regular one, or it is empty.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -21,7 +21,7 @@ import grounding.inference.refine
 import grounding.metrics.bootstrap
 from pipeline.io.jsonl import read_jsonl, write_jsonl
 from pipeline.records import Prediction, Query, Truth
-from pipeline.store import StoreWriter
+from pipeline.store import Store, StoreWriter
 from pipeline.tracks import Tracks
 
 
@@ -74,6 +74,49 @@ def evaluate(workspace: Path, *arguments: object) -> Result:
     return call(
         cli.evaluate, "--run", workspace / "run", "--features", workspace / "store", *arguments
     )
+
+
+def remove_ground_truth(store: Path) -> int:
+    """Remove the ground truth of split `test` from a store, and return its number of queries."""
+    queries = list(read_jsonl(store / "index.jsonl", Query))
+    index = store.parent / "unlabeled.jsonl"
+    write_jsonl(
+        index,
+        [
+            query.model_copy(update={"truth": None}) if query.split == "test" else query
+            for query in queries
+        ],
+    )
+    manifest = Store(store).manifest
+    with StoreWriter(store, manifest.dataset, manifest.root) as writer:
+        writer.set_index(index, store / "tracks.npz")
+    return sum(query.split == "test" for query in queries)
+
+
+def test_queries_without_ground_truth_are_answered_and_not_scored(workspace: Path) -> None:
+    """A submission to a challenge, whose test split has no public labels."""
+    num_queries = remove_ground_truth(workspace / "store")
+    metrics = workspace / "run" / "metrics.json"
+    metrics_before = metrics.read_text() if metrics.exists() else None
+    challenge, saved = workspace / "submission.json", workspace / "saved.jsonl"
+
+    result = evaluate(workspace, "--challenge", challenge, "--save", saved)
+    assert result.exit_code == 0, result.stderr
+    message = f"nothing was scored: none of the {num_queries} queries of split 'test' has a ground"
+    assert message in " ".join(result.stderr.split())
+    assert len(json.loads(challenge.read_text())) == num_queries
+
+    predictions = list(read_jsonl(saved, Prediction))
+    assert len(predictions) == num_queries
+    assert list(read_jsonl(workspace / "run/predictions/test.jsonl", Prediction)) == predictions
+    assert (metrics.read_text() if metrics.exists() else None) == metrics_before
+
+
+def test_queries_without_ground_truth_cannot_be_compared(workspace: Path) -> None:
+    remove_ground_truth(workspace / "store")
+    result = evaluate(workspace, "--compare", workspace / "run")
+    assert result.exit_code == 2
+    assert "so nothing can be compared; leave out --compare" in " ".join(result.stderr.split())
 
 
 def test_files_alone_are_judged_without_torch(prediction_files: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,36 @@ def test_tubes_are_written_and_drawn(run: Path, video: Path, tmp_path: Path) -> 
         )
     assert "decoding: " in result.stderr
     assert "exit code 0" in (run / "log.txt").read_text()
+
+
+CHECK_PATHS = """
+import sys
+from typer.testing import CliRunner
+from cli.predict import app
+missing_video, video, missing_run, run = sys.argv[1:]
+for arguments in ([missing_video, "x", "--run", run], [video, "x", "--run", missing_run]):
+    result = CliRunner().invoke(app, arguments)
+    print(result.exit_code, result.stderr.replace("\\n", " "))
+print("torch" in sys.modules)
+"""
+
+
+def test_paths_are_checked_before_the_libraries_of_models_are_imported(
+    run: Path, video: Path, tmp_path: Path
+) -> None:
+    paths = (tmp_path / "absent.mp4", video, tmp_path / "absent", run)
+    output = subprocess.run(
+        [sys.executable, "-c", CHECK_PATHS, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    video_line, run_line, torch_line = output.splitlines()
+    assert video_line.startswith("2 error: ")
+    assert "absent.mp4 does not exist; put the video there or correct its path" in video_line
+    assert run_line.startswith("2 error: ")
+    assert "is not a run directory (no provenance.json): train one with stvg-train" in run_line
+    assert torch_line == "False"
 
 
 def test_the_video_is_decoded_by_a_process_of_its_own(
@@ -138,18 +170,25 @@ def test_a_run_on_shapes_warns_about_other_videos(run: Path, video: Path, tmp_pa
         (["--queries", "blank.txt"], "no sentence"),
         (["--queries", "latin.txt"], "--queries latin.txt cannot be read (it is not UTF-8)"),
         (["what?", "--video", "out.avi"], "--video out.avi must end in .mp4"),
-        (["what?", "--video", "gone.mp4"], "would overwrite the input video"),
+        (["what?", "--video", "film.mp4"], "would overwrite the input video"),
         (["what?", "--set", "speed=1"], "unknown key 'speed'"),
         (["what?", "--run", "nothing"], "nothing is not a run directory (no provenance.json)"),
     ],
 )
 def test_wrong_usage_is_explained(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    run: Path,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(video, "film.mp4")
+    shutil.copytree(run, "runs/shapes")
     Path("blank.txt").write_text("\n \n")
     Path("latin.txt").write_bytes(b"caf\xe9\n")
-    result = call("gone.mp4", *arguments)
+    result = call("film.mp4", *arguments)
     assert result.exit_code == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
