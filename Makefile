@@ -11,6 +11,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # DVC's own caches stay inside the clone: they are pickled, so they are not shared with other users of the machine.
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/site-cache
 export DVC_NO_ANALYTICS := 1
+# Bytecode is kept, whatever the shell says: the demo and the tests start many processes, and each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test bench environment lint types contracts tests browser soak style graph clean
 
