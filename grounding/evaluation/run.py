@@ -31,6 +31,9 @@ from pipeline.records import Prediction
 ProgressFactory = Callable[[str, str], AbstractContextManager[ProgressCallback]]
 """Called as `show_progress(label, unit)`; opens a display and gives its callback."""
 
+RESULTS_PROTOCOL = "every-frame"
+"""Protocol of the result files in a run."""
+
 MAX_NAMED_VIDEOS = 20
 """Videos without features that a warning names."""
 
@@ -230,7 +233,7 @@ def run_evaluation(
     if options.runs:
         predictions = _predict_runs(options, ground_truth, show_progress, on_warning)
         tubes = Tubes.from_predictions(predictions)
-        _write_run_files(options, ground_truth, predictions, tubes, on_message)
+        _save_predictions(options, ground_truth, predictions, on_message)
     else:
         assert options.predictions_path is not None
         tubes = read_tubes(options.predictions_path, settings.first_frame)
@@ -246,7 +249,7 @@ def run_evaluation(
             f" {settings.split!r} has a ground truth"
         )
     else:
-        scores, metrics = evaluate(ground_truth, tubes, options.protocol, settings.seed)
+        scores, metrics = _score(options, ground_truth, tubes, predictions)
         if options.compare_path is not None:
             differences = _compare_with(options, options.compare_path, ground_truth, scores)
 
@@ -317,26 +320,40 @@ def _predict_runs(
     return predictions
 
 
-def _write_run_files(
+def _save_predictions(
     options: EvaluationOptions,
     ground_truth: GroundTruth,
     predictions: list[Prediction],
-    tubes: Tubes,
     on_message: MessageCallback,
 ) -> None:
-    """Write the result files of a single run, and the predictions to `save_path`."""
-    split = options.settings.split
-    if len(options.runs) == 1 and ground_truth.is_unlabeled:
-        path = options.runs[0] / "predictions" / f"{split}.jsonl"
+    """Write the predictions of runs to `save_path`, and into a run if they cannot be scored."""
+    paths = []
+    if ground_truth.is_unlabeled and len(options.runs) == 1:
+        paths.append(options.runs[0] / "predictions" / f"{options.settings.split}.jsonl")
+    if options.save_path is not None:
+        paths.append(options.save_path)
+
+    for path in paths:
         write_jsonl(path, predictions)
         on_message(f"wrote {len(predictions)} tubes to {path}")
-    elif len(options.runs) == 1:
-        scores, metrics = evaluate(ground_truth, tubes, seed=options.settings.seed)
-        write_results(options.runs[0], split, predictions, scores, metrics)
 
-    if options.save_path is not None:
-        write_jsonl(options.save_path, predictions)
-        on_message(f"wrote {len(predictions)} tubes to {options.save_path}")
+
+def _score(
+    options: EvaluationOptions,
+    ground_truth: GroundTruth,
+    tubes: Tubes,
+    predictions: Sequence[Prediction] | None,
+) -> tuple[list[Score], dict[str, float]]:
+    """Return the scores and metrics of the protocol, and write the result files of a single run."""
+    settings = options.settings
+    if predictions is None or len(options.runs) != 1:
+        return evaluate(ground_truth, tubes, options.protocol, settings.seed)
+
+    scores, metrics = evaluate(ground_truth, tubes, RESULTS_PROTOCOL, settings.seed)
+    write_results(options.runs[0], settings.split, predictions, scores, metrics)
+    if options.protocol == RESULTS_PROTOCOL:
+        return scores, metrics
+    return evaluate(ground_truth, tubes, options.protocol, settings.seed)
 
 
 def _warn_missing_predictions(
