@@ -109,6 +109,7 @@ def predict(
     --config and --set take these keys of section 'evaluate': frames, batch, device,
     refine_boundaries, subframe_boundaries.
     """
+    from grounding.systems.provenance import read_provenance
     from pipeline.video.container import check_regular_file
     from pipeline.video.process_decoder import ProcessDecoder
 
@@ -116,7 +117,7 @@ def predict(
     runs = run or [Path("runs/shapes")]
     check_regular_file(video)
     for run_dir in runs:
-        check_run_dir(run_dir)
+        read_provenance(run_dir)
     file_sentences = read_sentences(queries) if queries is not None else []
 
     # The decoder's process starts while libraries and models are loaded.
@@ -156,24 +157,6 @@ def predict(
 
     for index, path in enumerate(video_paths):
         draw_result(path, video, result.queries[index])
-
-
-def check_run_dir(run: Path) -> None:
-    """Check that a directory is a run, without loading anything of it.
-
-    Args:
-        run: Run directory.
-
-    Raises:
-        InputError: The directory has no `provenance.json`.
-    """
-    from pipeline.errors import InputError
-
-    if not (run / "provenance.json").is_file():
-        raise InputError(
-            f"{run} is not a run directory (no provenance.json): train one with"
-            f" stvg-train --run {run}, or give another with --run"
-        )
 
 
 def ground_sentences(

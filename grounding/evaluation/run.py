@@ -23,6 +23,7 @@ from grounding.metrics.bootstrap import Difference, compare_paired
 from grounding.metrics.protocols import check_protocol
 from grounding.metrics.scores import Score
 from grounding.structures.tubes import Tubes
+from grounding.systems.provenance import read_provenance
 from pipeline.callbacks import MessageCallback, ProgressCallback
 from pipeline.errors import InputError
 from pipeline.io.jsonl import read_jsonl, write_json, write_jsonl
@@ -152,12 +153,8 @@ def check_options(options: EvaluationOptions) -> None:
             " or leave out --save"
         )
 
-    if runs:
-        # This import loads torch, which an evaluation of files does not need.
-        from grounding.systems.checkpoint import read_provenance
-
-        for run in runs:
-            read_provenance(run)
+    for run in runs:
+        read_provenance(run)
 
     _check_no_overwrite(
         [options.ground_truth_path, predictions_path, options.compare_path],

@@ -26,8 +26,9 @@ from grounding.metrics.scores import Score, read_scores
 from grounding.structures.tubes import Tubes
 from grounding.sweep.tables import SweepTable, Variant
 from grounding.sweep.time_budget import equalize_training_time
-from grounding.systems.checkpoint import CONFIG_FILE, compute_code_digest, read_provenance
+from grounding.systems.checkpoint import CONFIG_FILE, compute_code_digest
 from grounding.systems.config import TrainConfig
+from grounding.systems.provenance import PROVENANCE_FILE, read_provenance
 from grounding.systems.registry import get_system
 from grounding.training.run_directory import (
     RESUMABLE_KEYS,
@@ -485,7 +486,7 @@ def _is_evaluated(sweep: Sweep, run_dir: Path, origin: Mapping[str, Any]) -> boo
 
 def _is_finished(run_dir: Path) -> bool:
     """Return True if a run was trained to its end."""
-    return (run_dir / "provenance.json").exists() and "finished" in read_provenance(run_dir)
+    return (run_dir / PROVENANCE_FILE).exists() and "finished" in read_provenance(run_dir)
 
 
 def _read_evaluation_record(run_dir: Path) -> dict[str, Any]:

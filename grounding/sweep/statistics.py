@@ -31,7 +31,8 @@ from grounding.metrics.bootstrap import PERCENTILES, bootstrap_means, stack_scor
 from grounding.metrics.scores import MEAN_METRICS, Score
 from grounding.sweep.run import Sweep, SweepScores
 from grounding.sweep.tables import Claim, Section
-from grounding.systems.checkpoint import load_model, read_provenance
+from grounding.systems.checkpoint import load_model
+from grounding.systems.provenance import read_provenance
 from pipeline.records import Query
 
 ALL_QUERIES = "all"

@@ -1,11 +1,10 @@
-"""Reading a run directory: config, provenance and model weights; digest of the training code."""
+"""Reading a run directory: config and model weights; digest of the training code."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from grounding.systems.config import TrainConfig
+from grounding.systems.provenance import read_provenance
 from grounding.systems.registry import build_model, get_system
 from pipeline import config as configuration
 from pipeline import sampling
@@ -88,30 +88,6 @@ def _dump_syntax_tree(source: str) -> str:
 def _is_bare_constant(statement: ast.stmt) -> bool:
     """Return True for a constant that stands alone as a statement, such as a docstring."""
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def read_provenance(run: Path) -> dict[str, Any]:
-    """Read the provenance of a run: its system, data set, features and code.
-
-    Args:
-        run: Run directory.
-
-    Returns:
-        The content of `provenance.json`.
-
-    Raises:
-        InputError: The directory is not a run, or the file is damaged.
-    """
-    path = run / "provenance.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(
-            f"{run} is not a run directory (no provenance.json):"
-            f" train one with stvg-train --run {run}"
-        ) from None
-    except ValueError:
-        raise InputError(f"{path} is damaged: train the run again") from None
 
 
 def load_model(

@@ -14,8 +14,9 @@ import torch
 from grounding.data.dataset import GroundingDataset
 from grounding.data.feature_reduction import PROJECTIONS_FOLDER, read_projections, save_projections
 from grounding.data.segment_lengths import summarize_segment_seconds
-from grounding.systems.checkpoint import CONFIG_FILE, compute_code_digest, read_provenance
+from grounding.systems.checkpoint import CONFIG_FILE, compute_code_digest
 from grounding.systems.config import TrainConfig
+from grounding.systems.provenance import PROVENANCE_FILE, read_provenance
 from grounding.systems.registry import load_initial_encoders
 from grounding.training.curve_logger import CurveLogger
 from grounding.training.distributed import SINGLE_PROCESS, DistributedContext
@@ -26,7 +27,6 @@ from pipeline.io.jsonl import write_json
 from pipeline.store import Store
 from pipeline.store.lock import ExclusiveLock
 
-PROVENANCE_FILE = "provenance.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 RESUMABLE_KEYS = {"max_steps", "log_every", "checkpoint_every", "device"}
 """Configuration keys that may differ when a run is resumed."""

@@ -25,8 +25,8 @@ from grounding.inference.predict import predict
 from grounding.metrics.scores import score_queries, summarize
 from grounding.modules.activation_checkpointing import enable_activation_checkpointing
 from grounding.structures.targets import LossNormalizers
-from grounding.systems.checkpoint import read_provenance
 from grounding.systems.config import TrainConfig
+from grounding.systems.provenance import read_provenance
 from grounding.systems.registry import build_model, get_system, get_tokenizer, unwrap_encoders
 from grounding.training.distributed import SINGLE_PROCESS, DistributedContext
 from grounding.training.run_directory import CHECKPOINTS_FOLDER, RunWriter

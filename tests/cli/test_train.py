@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 import cli.evaluate
 import cli.report
 from cli.train import app
-from grounding.systems.checkpoint import load_model, read_provenance
+from grounding.systems.checkpoint import load_model
+from grounding.systems.provenance import read_provenance
 from tests.forked_commands import ForkedCommand, wait_until
 
 MODEL = {

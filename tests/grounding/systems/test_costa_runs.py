@@ -29,9 +29,10 @@ from grounding.predictor.grounder import Grounder
 from grounding.predictor.results import build_query_result
 from grounding.sweep.tables import load_table
 from grounding.systems.cgstvg import CgstvgTrainConfig
-from grounding.systems.checkpoint import load_model, read_provenance
+from grounding.systems.checkpoint import load_model
 from grounding.systems.costa import CostaTrainConfig
 from grounding.systems.csdvl import CsdvlTrainConfig
+from grounding.systems.provenance import read_provenance
 from grounding.systems.registry import get_preset, get_system
 from grounding.training.optimizer import build_optimizer
 from grounding.training.run_directory import prepare_run_dir

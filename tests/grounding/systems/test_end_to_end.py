@@ -25,9 +25,10 @@ from grounding.models.end_to_end import EndToEnd
 from grounding.modules.freezing import TRAINABLE_PREFIXES
 from grounding.predictor.grounder import Grounder
 from grounding.structures.inputs import ModelInputs
-from grounding.systems.checkpoint import load_model, read_provenance
+from grounding.systems.checkpoint import load_model
 from grounding.systems.config import EncodersConfig
 from grounding.systems.csdvl import CsdvlTrainConfig
+from grounding.systems.provenance import read_provenance
 from grounding.systems.registry import build_model, get_tokenizer, load_initial_encoders
 from grounding.training.distributed import DistributedContext
 from grounding.training.optimizer import build_optimizer

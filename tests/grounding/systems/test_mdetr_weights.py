@@ -22,9 +22,9 @@ from torch.nn import functional
 
 from grounding.models.csdvl import Csdvl, CsdvlConfig, TokenGeometry
 from grounding.structures.inputs import ModelInputs
-from grounding.systems.checkpoint import read_provenance
 from grounding.systems.csdvl import CsdvlTrainConfig
 from grounding.systems.mdetr_weights import build_static_stream, initialize_from_mdetr
+from grounding.systems.provenance import read_provenance
 from grounding.training.run_directory import prepare_run_dir
 from grounding.training.train import train
 from pipeline.errors import InputError

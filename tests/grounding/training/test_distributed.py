@@ -22,8 +22,9 @@ import yaml
 from grounding.data.collate import collate
 from grounding.data.dataset import GroundingDataset
 from grounding.modules.activation_checkpointing import checkpoint_layers
-from grounding.systems.checkpoint import load_model, read_provenance
+from grounding.systems.checkpoint import load_model
 from grounding.systems.config import TrainConfig
+from grounding.systems.provenance import read_provenance
 from grounding.systems.registry import SYSTEMS
 from grounding.training.distributed import DistributedContext
 from grounding.training.optimizer import build_optimizer

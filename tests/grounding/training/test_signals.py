@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from grounding.systems.checkpoint import read_provenance
 from grounding.systems.csdvl import CsdvlTrainConfig
+from grounding.systems.provenance import read_provenance
 from grounding.training import train as training
 from grounding.training.run_directory import prepare_run_dir
 from grounding.training.signals import SIGNALS, GracefulShutdown

@@ -18,8 +18,9 @@ import yaml
 from torch import Tensor
 
 from grounding.models.csdvl import CollaborationKind
-from grounding.systems.checkpoint import compute_code_digest, load_model, read_provenance
+from grounding.systems.checkpoint import compute_code_digest, load_model
 from grounding.systems.csdvl import CsdvlTrainConfig
+from grounding.systems.provenance import read_provenance
 from grounding.training import train as training
 from grounding.training.curve_logger import CurveLogger
 from grounding.training.run_directory import lock_run_dir, prepare_run_dir
