@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -63,6 +64,7 @@ class ForkedCommand:
 
     Attributes:
         output_path: File that receives stdout and stderr.
+        process: The process, as `multiprocessing` shows it.
     """
 
     def __init__(
@@ -74,19 +76,13 @@ class ForkedCommand:
         cwd: Path | None = None,
     ) -> None:
         self.output_path = output_path
-        output_path.touch()
-        variables = dict(os.environ if environment is None else environment)
-        self._process = get_fork_server().Process(
-            target=run_command,
-            args=(module, list(arguments), output_path, variables, cwd or Path.cwd()),
-        )
-        self._process.start()
+        self.process = start_command(module, arguments, output_path, environment, cwd)
 
     @property
     def pid(self) -> int:
         """Process id."""
-        assert self._process.pid is not None
-        return self._process.pid
+        assert self.process.pid is not None
+        return self.process.pid
 
     @property
     def output(self) -> str:
@@ -95,7 +91,7 @@ class ForkedCommand:
 
     def poll(self) -> int | None:
         """Return the exit code, None while the process runs."""
-        return self._process.exitcode
+        return self.process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end of the process, and return the exit code.
@@ -103,8 +99,8 @@ class ForkedCommand:
         Raises:
             TimeoutError: The process still runs after `timeout` seconds.
         """
-        self._process.join(timeout)
-        exit_code = self._process.exitcode
+        self.process.join(timeout)
+        exit_code = self.process.exitcode
         if exit_code is None:
             raise TimeoutError(f"still running after {timeout} s:\n{self.output}")
         return exit_code
@@ -115,11 +111,40 @@ class ForkedCommand:
 
     def kill(self) -> None:
         """Kill the process, if it runs, and wait for its end."""
-        self._process.kill()
-        self._process.join()
+        self.process.kill()
+        self.process.join()
 
 
-def run_command(
+def start_command(
+    module: str,
+    arguments: Sequence[str],
+    output_path: Path,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> BaseProcess:
+    """Fork a process that runs a command.
+
+    Args:
+        module: Module with a function `main`, or the file of a program.
+        arguments: Arguments of the command.
+        output_path: File to which stdout and stderr are appended.
+        environment: Environment variables; by default those of this process.
+        cwd: Working directory; by default that of this process.
+
+    Returns:
+        The started process, the leader of a session of its own.
+    """
+    output_path.touch()
+    variables = dict(os.environ if environment is None else environment)
+    process = get_fork_server().Process(
+        target=_run_command,
+        args=(module, list(arguments), output_path, variables, cwd or Path.cwd()),
+    )
+    process.start()
+    return process
+
+
+def _run_command(
     module: str,
     arguments: list[str],
     output_path: Path,
@@ -127,6 +152,7 @@ def run_command(
     cwd: Path,
 ) -> None:
     """Run the command in the forked process, whose state becomes that of a new process."""
+    os.setsid()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
@@ -141,7 +167,8 @@ def run_command(
     sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
 
-    sys.argv = [module.replace(".", "-"), *arguments]
+    # The console script of `cli.extract` is `stvg-extract`.
+    sys.argv = [module.replace("cli.", "stvg-"), *arguments]
     if module.endswith(".py"):
         runpy.run_path(module, run_name="__main__")
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.forked_commands import get_fork_server
+from tests.forked_commands import start_command
 
 BITS, BLOCK = 8, 16
 WIDTH, HEIGHT = BITS * BLOCK, 48
@@ -106,16 +107,6 @@ def one_thread() -> Iterator[None]:
 
 
 MARK = "STVG_TEST_RUN"
-COMMAND = """
-import os, sys
-os.setsid()
-os.environ.update({mark!r})
-said = os.open({said!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-os.dup2(said, 1), os.dup2(said, 2)
-sys.argv = ["stvg-extract", *{arguments!r}]
-from cli.extract import main
-main()
-"""
 SETTINGS: dict[str, Any] = {
     "backbones": "tiny",
     "weights": "random:0",
@@ -157,10 +148,7 @@ class Extraction:
             "jsonl",
             *(str(text) for name, path in paths.items() for text in (f"--{name}", path)),
         ]
-        program = COMMAND.format(mark={MARK: self._mark}, said=str(self.said), arguments=arguments)
-        process = get_fork_server().Process(target=exec, args=(program,))
-        process.start()
-        return process
+        return start_command("cli.extract", arguments, self.said, os.environ | {MARK: self._mark})
 
     def run(self, **settings: Any) -> int:
         """The exit code of a run that nobody disturbs."""
