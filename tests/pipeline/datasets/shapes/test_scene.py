@@ -5,7 +5,6 @@ matter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -21,11 +20,7 @@ from pipeline.datasets.shapes.scene import (
     SceneObject,
     make_scene,
 )
-
-
-@cache
-def make_scenes() -> list[Scene]:
-    return [make_scene(seed) for seed in range(300)]
+from tests.pipeline.datasets.shapes.scenes import make_scenes
 
 
 def iterate_events() -> Iterator[tuple[Scene, SceneObject, Event]]:

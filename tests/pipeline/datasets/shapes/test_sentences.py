@@ -16,9 +16,9 @@ from pipeline.datasets.shapes.scene import (
     Event,
     Scene,
     SceneObject,
-    make_scene,
 )
 from pipeline.datasets.shapes.sentences import PHRASES, TAG_SHARES, Sentence, write_sentences
+from tests.pipeline.datasets.shapes.scenes import make_scenes
 
 SAID = {
     "left": "moves to the left|goes left|slides leftwards",
@@ -30,11 +30,6 @@ SAID = {
     "blink": "blinks|flashes|flickers",
     "grow": "grows|gets bigger|becomes larger",
 }
-
-
-@cache
-def make_scenes() -> list[Scene]:
-    return [make_scene(seed) for seed in range(300)]
 
 
 @cache
