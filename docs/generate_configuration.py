@@ -46,7 +46,7 @@ UNITS = {
     "frames": "frames",
     "num_clips": "clips",
     "TrainConfig.batch": "queries",
-    "ExtractConfig.batch": "frames",
+    "ExtractConfig.batch_size": "frames",
     "EvaluateConfig.batch": "passes",
     "epochs": "passes over the split",
     "max_steps": "steps",

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from benchmarks.import_graph import PACKAGES, format_mermaid
+from grounding.systems.config import TrainConfig
 from tests.conftest import TinyRun
 from tests.forked_commands import ForkedCommand
 
@@ -41,6 +42,17 @@ def test_the_configuration_page_is_what_the_code_generates() -> None:
     """Run `python docs/generate_configuration.py` after a change of a configuration class."""
     script = load_script(DOCS / "generate_configuration.py")
     assert (DOCS / "configuration.md").read_text(encoding="utf-8") == script.generate()
+
+
+def test_units_of_a_class_are_of_its_fields() -> None:
+    """A renamed field would lose its unit on the page without a word."""
+    script = load_script(DOCS / "generate_configuration.py")
+    keys = [key.split(".") for key in script.UNITS if "." in key]
+    assert keys
+    for class_name, field in keys:
+        config_class = getattr(script, class_name, TrainConfig)
+        assert config_class.__name__ == class_name
+        assert field in config_class.model_fields, f"{class_name}.{field}"
 
 
 def test_every_key_has_a_meaning() -> None:
