@@ -12,7 +12,7 @@ from pipeline.weights.encoder_specs import ENCODERS
 TINY_WEIGHTS_DIR = Path(__file__).parents[1] / "encoders" / "tiny"
 """Directory of the shipped weights of the tiny encoders."""
 TINY_PRODUCTS = tuple(spec.name for spec in ENCODERS.values() if spec.has_tiny_size)
-"""Products that CSDVL reads: those with a tiny encoder."""
+"""Products with a tiny encoder."""
 ENCODED_PRODUCTS = tuple(ENCODERS)
 """Products computed by an encoder."""
 TOKENIZER_SEPARATOR = "+hf:"
